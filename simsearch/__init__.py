@@ -1,0 +1,47 @@
+"""Image-similarity search: AlexNet's last hidden layer, and the nearest neighbours in it.
+
+    import simsearch
+
+    engine = simsearch.build("photos/", index="indexes/photos")
+    for match in engine.search("cat.jpg", k=6):
+        print(match.path, match.distance)
+
+Importing this package imports nothing heavy; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Engine": "simsearch.engine",
+    "Match": "simsearch.engine",
+    "Summary": "simsearch.sync",
+    "build": "simsearch.api",
+    "errors": "simsearch.errors",
+    "open": "simsearch.api",
+}
+
+__all__ = ["Engine", "Match", "Summary", "__version__", "build", "errors", "open"]
+
+if TYPE_CHECKING:
+    from simsearch import errors
+    from simsearch.api import build, open
+    from simsearch.engine import Engine, Match
+    from simsearch.sync import Summary
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(_HOME[name])
+    value = module if name == "errors" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,130 @@
+"""Zip and tar archives as sources. Members are read in place; nothing is ever extracted to disk."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import threading
+import zipfile
+import zlib
+from typing import TYPE_CHECKING
+
+from simsearch.errors import ImageError, UsageError
+from simsearch.images import EXTENSIONS, LARGEST_BYTES, looks_like_image
+from simsearch.sources import Entry, Listing, Source, excluded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import IO
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def _claims(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in EXTENSIONS
+
+
+class ZipSource(Source):
+    """A .zip file; a member's stamp is its CRC-32, so that re-zipping unchanged images changes nothing."""
+
+    kind = "zip"
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        try:
+            self._archive = zipfile.ZipFile(root)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UsageError(f"{root} cannot be read as a zip archive: {error}") from error
+
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        found = Listing()
+        for member in sorted(self._archive.infolist(), key=lambda member: member.filename):
+            path = member.filename
+            if member.is_dir() or _hidden(path) or excluded(path, exclude):
+                continue
+            if _claims(path) or self._sniff(member):
+                found.entries.append(Entry(path, member.file_size, member.CRC))
+            else:
+                found.skipped += 1
+        return found
+
+    def _sniff(self, member: zipfile.ZipInfo) -> bool:
+        try:
+            with self._archive.open(member) as file:
+                return looks_like_image(file.read(32))
+        except (OSError, RuntimeError, zipfile.BadZipFile, NotImplementedError, zlib.error):
+            return False
+
+    def read(self, path: str) -> bytes:
+        try:
+            if self._archive.getinfo(path).file_size > LARGEST_BYTES:
+                raise ImageError(f"too large: the limit is {LARGEST_BYTES:,} bytes")
+            with self._archive.open(path) as file:
+                return file.read(LARGEST_BYTES + 1)
+        except KeyError:
+            raise ImageError("no such member in the archive") from None
+        except (OSError, RuntimeError, zipfile.BadZipFile, NotImplementedError, zlib.error, EOFError) as error:
+            raise ImageError(f"cannot be read from the archive: {error}") from error
+
+    def close(self) -> None:
+        self._archive.close()
+
+
+class TarSource(Source):
+    """A .tar file, plain or compressed. Members are listed in the archive's order, in which reading is quickest."""
+
+    kind = "tar"
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._lock = threading.Lock()
+        try:
+            self._archive = tarfile.open(root)  # noqa: SIM115, closed by close()
+        except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+            raise UsageError(f"{root} cannot be read as a tar archive: {error}") from error
+        self._members: dict[str, tarfile.TarInfo] | None = None
+
+    def _index(self) -> dict[str, tarfile.TarInfo]:
+        if self._members is None:
+            try:
+                self._members = {member.name: member for member in self._archive.getmembers() if member.isfile()}
+            except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+                raise UsageError(f"{self.root} is damaged: {error}") from error
+        return self._members
+
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        found = Listing()
+        with self._lock:
+            for path, member in self._index().items():
+                if _hidden(path.removeprefix("./")) or excluded(path, exclude):
+                    continue
+                if _claims(path) or looks_like_image(self._open(member).read(32)):
+                    found.entries.append(Entry(path, member.size, int(member.mtime)))
+                else:
+                    found.skipped += 1
+        return found
+
+    def _open(self, member: tarfile.TarInfo) -> IO[bytes]:
+        file = self._archive.extractfile(member)
+        if file is None:
+            raise ImageError("not a regular file")
+        return file
+
+    def read(self, path: str) -> bytes:
+        with self._lock:
+            member = self._index().get(path)
+            if member is None:
+                raise ImageError("no such member in the archive")
+            if member.size > LARGEST_BYTES:
+                raise ImageError(f"too large: the limit is {LARGEST_BYTES:,} bytes")
+            try:
+                return self._open(member).read()
+            except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+                raise ImageError(f"cannot be read from the archive: {error}") from error
+
+    def close(self) -> None:
+        self._archive.close()

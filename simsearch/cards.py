@@ -1,0 +1,55 @@
+"""The model cards, as `simsearch models` shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simsearch.models import BUILTIN, DEFAULT, find
+
+
+def facts() -> list[dict[str, Any]]:
+    """Every built-in model as plain JSON values."""
+    rows = []
+    for name in BUILTIN:
+        weights = find(name)
+        card = weights.card
+        rows.append({
+            "name": name, "default": name == DEFAULT, "architecture": card.architecture,
+            "dimension": weights.config.dimension, "classes": len(card.classes), "bytes": weights.path.stat().st_size,
+            "sha256": weights.sha256, "recipe": card.recipe.to_dict(), "arguments": card.arguments,
+            "description": card.description, "training": card.training, "metrics": card.metrics,
+        })  # fmt: skip
+    return rows
+
+
+def brief() -> str:
+    """A line a model."""
+    from simsearch.output import size, table
+
+    rows = [("name", "features", "file", "")]
+    for row in facts():
+        mark = "default; " if row["default"] else ""
+        rows.append((row["name"], str(row["dimension"]), size(row["bytes"]), mark + row["description"].split(". ")[0]))
+    rows.append(("torchvision/NAME", "", "", "any classifier of torchvision with its official weights, fetched once"))
+    rows.append(("FILE.safetensors", "", "", "weights that simsearch wrote"))
+    return "\n".join(table(rows))
+
+
+def verbose() -> str:
+    """All that the cards say."""
+    blocks = []
+    for row in facts():
+        recipe = row["recipe"]
+        lines = [
+            f"{row['name']}{' (default)' if row['default'] else ''}",
+            f"  {row['description']}",
+            f"  architecture: {row['architecture']}, {row['arguments']}",
+            f"  features:     {row['dimension']} (last hidden layer after its ReLU), {row['classes']} classes",
+            f"  recipe:       shorter side {recipe['resize']}, centre {recipe['crop']}, {recipe['interpolation']},"
+            f" mean {[round(value, 1) for value in recipe['mean']]}",
+            f"  file:         {row['bytes']:,} bytes, sha256 {row['sha256']}",
+            *(f"  training:     {key}: {value}" for key, value in row["training"].items()),
+            *(f"  score:        {key}: {value}" for key, value in row["metrics"].items()),
+        ]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)

@@ -1,0 +1,361 @@
+"""`simsearch VERB`: each verb parses, calls the Python API once, and prints. Heavy imports wait inside the verbs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from simsearch import __version__
+from simsearch.console import DAMAGED, NO_MATCH, Main, progress
+
+if TYPE_CHECKING:
+    from simsearch.engine import Engine, Match
+    from simsearch.report import Row
+    from simsearch.sync import Summary
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+version = click.version_option(__version__, prog_name="simsearch")
+index = click.option(
+    "-i", "--index", "index_path", metavar="PATH", envvar="SIMSEARCH_INDEX", default="indexes/default",
+    show_default=True, help="The index; also $SIMSEARCH_INDEX.",
+)  # fmt: skip
+device = click.option(
+    "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda or cuda:N."
+)
+root = click.option(
+    "--root", "roots", multiple=True, metavar="[OLD=]NEW", help="Where the images are now, if they have moved."
+)
+known_model = click.option("--model", metavar="NAME|FILE", help="The index's model, where its weights have moved.")
+form = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@version
+@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+def main(debug: bool) -> None:
+    """Finds the pictures most like a picture.
+
+    \b
+    simsearch build photos/             make an index of a folder, or bring it up to date
+    simsearch query cat.jpg             the six indexed pictures most like cat.jpg
+    """
+
+
+def _engine(path: str, *, model: str | None = None, device: str = "auto", roots: Sequence[str] = ()) -> Engine:
+    from simsearch.engine import Engine
+
+    return Engine(path, model=model, device=device, roots=_roots(roots))
+
+
+def _roots(pairs: Sequence[str]) -> dict[str, str]:
+    """`OLD=NEW` by recorded root; a bare NEW stands for all others."""
+    split = [pair.rpartition("=") for pair in pairs]
+    return {old: str(Path(new).absolute()) for old, _, new in split}
+
+
+def sources_and_options(command: Command) -> Command:
+    """What `build` and `add` share."""
+    for option in (
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out matching paths or names; repeatable."),
+        click.option("--labels", type=click.Choice(["auto", "folder", "none"]), default="auto", show_default=True,
+                     help="Label images by the folder they sit in: auto if all sit in one."),
+        click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images computed at once."),
+        click.option("--workers", type=click.IntRange(1), metavar="N", help="Images decoded at once."),
+        device, index, form, version,
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("source", nargs=-1)
+@click.option("--model", metavar="NAME|FILE", help="Model of a new index; `simsearch models` lists them.")
+@click.option("--no-prune", is_flag=True, help="Keep items whose image is gone.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@root
+@sources_and_options
+def build(
+    source: tuple[str, ...], model: str | None, no_prune: bool, dry_run: bool, roots: tuple[str, ...],
+    index_path: str, device: str, form: str, **options: Any,
+) -> None:  # fmt: skip
+    """Makes an index from SOURCEs or brings it in step with them.
+
+    A SOURCE is a folder, a .zip or .tar archive, a .csv or .jsonl manifest (columns path, label, any others), a
+    .parquet file with image bytes, a single image, or torchvision/NAME. New and changed images are computed, moved
+    ones recognised by their content, and gone ones removed from the index. Without SOURCE, all sources that the
+    index knows are brought up to date. An interrupted build continues where it was.
+    """
+    from simsearch import api, sync
+
+    chosen = sync.Options(prune=not no_prune, **options)
+    if dry_run:
+        _say(api.plan(source, index_path, model, chosen), index_path, form, dry_run=True)
+        return
+    with progress("indexing") as callback:
+        chosen = sync.Options(prune=not no_prune, progress=callback, **options)
+        engine, summary = api.build_with_summary(
+            source, index_path, model, device=device, options=chosen, roots=_roots(roots)
+        )
+    engine.close()
+    _say(summary, index_path, form)
+
+
+@main.command()
+@click.argument("path", nargs=-1, required=True)
+@known_model
+@sources_and_options
+def add(path: tuple[str, ...], model: str | None, index_path: str, device: str, form: str, **options: Any) -> None:
+    """Adds images, folders or other sources to an index; nothing is removed from it."""
+    with _engine(index_path, model=model, device=device) as engine, progress("indexing") as callback:
+        summary = engine.add(path, progress=callback, **options)
+    _say(summary, index_path, form)
+
+
+def _say(summary: Summary, index_path: str, form: str, dry_run: bool = False) -> None:
+    import dataclasses
+    import json
+
+    if form == "json":
+        click.echo(json.dumps(dataclasses.asdict(summary)))
+        return
+    for folder, reason in summary.unread:
+        click.echo(f"note: {folder} could not be listed: {reason}", err=True)
+    if dry_run:
+        click.echo(f"{index_path}: would read {summary.to_read:,} images, remove {summary.removed:,},"
+                   f" leave {summary.unchanged:,}; nothing was changed")  # fmt: skip
+        return
+    changes = {"added": summary.added, "updated": summary.updated, "moved": summary.moved, "removed": summary.removed,
+               "unchanged": summary.unchanged, "failed": summary.failed}  # fmt: skip
+    told = ", ".join(f"{count:,} {name}" for name, count in changes.items() if count)
+    rate = f" ({summary.computed / summary.seconds:,.0f} images/s)" if summary.computed > 20 else ""
+    click.echo(f"{index_path}: {summary.items:,} items; {told or 'no images'}; {summary.seconds:.1f} s{rate}")
+    if summary.failed:
+        click.echo(f"note: `simsearch info --failures -i {index_path}` says why images failed", err=True)
+
+
+@main.command()
+@click.argument("name", metavar="PATH|ID|GLOB", nargs=-1, required=True)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@index
+@version
+def remove(name: tuple[str, ...], yes: bool, index_path: str) -> None:
+    """Removes items from an index by path, folder, id:N or glob. The image files are never touched."""
+    from simsearch import output
+    from simsearch.errors import UsageError
+
+    with _engine(index_path, device="cpu") as engine:
+        items = engine.find(name)
+        if not yes:
+            for item in items[:20]:
+                click.echo(f"id:{item.id}  {output.printable(item.path)}")
+            if len(items) > 20:
+                click.echo(f"and {len(items) - 20:,} more")
+            if not sys.stdin.isatty():
+                raise UsageError(f"{len(items):,} items would be removed", hint="--yes confirms it")
+            if not click.confirm(f"Remove {len(items):,} items from {index_path}?"):
+                click.echo("nothing was removed")
+                return
+        count = engine.remove([item.id for item in items])
+        click.echo(f"{index_path}: {len(engine):,} items; {count:,} removed")
+
+
+@main.command()
+@click.argument("image", nargs=-1, required=True)
+@click.option("-k", "--top-k", "k", type=click.IntRange(1), default=6, show_default=True, help="Matches a query.")
+@click.option("--max-distance", type=click.FloatRange(0), metavar="D", help="Only matches at most this far.")
+@click.option("--filter", "filters", multiple=True, metavar="COND",
+              help="Only items that meet a condition: label=cat, path~GLOB, year>2000; repeatable.")  # fmt: skip
+@click.option("--crop", metavar="X,Y,W,H", help="Search by this part of the query, in pixels.")
+@click.option("--plus", multiple=True, metavar="IMAGE", help="Also be like this picture; repeatable.")
+@click.option("--minus", multiple=True, metavar="IMAGE", help="Be unlike this picture; repeatable.")
+@click.option("--exact", is_flag=True, help="Do not search approximately, even if the index could.")
+@click.option("--dedup", is_flag=True, help="One match for each group of near-identical ones.")
+@click.option("--flip", is_flag=True, help="A mirrored picture counts as the same.")
+@click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv", "paths"]), default=None,
+              help="How to print matches.  [default: table]")  # fmt: skip
+@click.option("-0", "--print0", is_flag=True, help="Print paths, each closed by a NUL.")
+@click.option("--relative", is_flag=True, help="Print paths as stored, relative to their source.")
+@click.option(
+    "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a report in one HTML file."
+)
+@click.option("--montage", type=click.Path(path_type=Path), metavar="FILE", help="Write a picture: a row a query.")
+@root
+@known_model
+@device
+@index
+@version
+def query(
+    image: tuple[str, ...], k: int, form: str | None, print0: bool, relative: bool, html_file: Path | None,
+    montage: Path | None, roots: tuple[str, ...], model: str | None, index_path: str, device: str, **options: Any,
+) -> None:  # fmt: skip
+    """Finds the indexed pictures most like each IMAGE: a path, id:N, an http(s) URL, or - for standard input.
+
+    Exits 1 if no match was found.
+    """
+    from dataclasses import replace
+
+    from simsearch import output, queries, report
+    from simsearch.errors import UsageError
+
+    if print0 and form not in {None, "paths"}:
+        raise UsageError(f"--print0 prints paths, not {form}")
+    if montage:
+        report.montage_format(montage)
+    pictures = [queries.picture(text) for text in image]
+    chosen = queries.options(**options)
+    with _engine(index_path, model=model, device=device, roots=roots) as engine:
+        answers = []
+        for start in range(0, len(image), 64):
+            clock = time.perf_counter()
+            found = engine.search_many(pictures[start : start + 64], k, **chosen)
+            took = 1000 * (time.perf_counter() - clock) / len(found)
+            for name, matches in zip(image[start : start + 64], found, strict=True):
+                if relative:
+                    matches = [replace(match, path=match.relative) for match in matches]
+                answers.append(output.Answer(name, engine.meta.model, True, took, matches))
+        text = output.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
+        click.echo(text, nl=False)
+        if montage or html_file:
+            rows = _rows(engine, pictures, answers)
+            if montage:
+                report.save_montage(rows, montage)
+                click.echo(f"note: wrote {montage}", err=True)
+            if html_file:
+                facts = {"index": index_path, "model": engine.meta.model, "items": f"{len(engine):,}"}
+                report.save_html(rows, html_file, "Most similar pictures", facts)
+                click.echo(f"note: wrote {html_file}", err=True)
+    if not any(answer.matches for answer in answers):
+        raise click.exceptions.Exit(NO_MATCH)
+
+
+def _rows(engine: Engine, pictures: Sequence[Any], answers: Sequence[Any]) -> list[Row]:
+    """Queries and matches with their images, for reports."""
+    from simsearch import report
+
+    def tile(match: Match) -> report.Picture:
+        return report.Picture(
+            engine.thumbnail(match.id), match.path, match.label, match.id, match.distance, match.similarity
+        )
+
+    return [
+        report.Row(report.Picture(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
+        for picture, answer in zip(pictures, answers, strict=True)
+    ]
+
+
+@main.command()
+@click.option("--failures", is_flag=True, help="List the images that could not be indexed, and why.")
+@form
+@root
+@index
+@version
+def info(failures: bool, form: str, roots: tuple[str, ...], index_path: str) -> None:
+    """Says what is in an index."""
+    import json
+
+    from simsearch import output
+
+    with _engine(index_path, device="cpu", roots=roots) as engine:
+        if failures:
+            listed = engine.failures()
+            if form == "json":
+                click.echo(json.dumps([{"path": path, "reason": reason} for path, reason in listed], indent=1))
+            else:
+                for path, reason in listed:
+                    click.echo(f"{output.printable(path)}: {reason}")
+                click.echo(f"{len(listed):,} failures", err=True)
+            return
+        facts = engine.info()
+    if form == "json":
+        click.echo(json.dumps(facts, indent=1))
+        return
+    search = facts["search"]
+    lines = [
+        ("items", f"{facts['items']:,}"), ("failures", f"{facts['failures']:,}"),
+        ("labels", f"{facts['labels']:,}"), ("model", facts["model"]), ("weights", facts["weights_sha256"]),
+        ("recipe", f"shorter side {facts['recipe']['resize']}, centre {facts['recipe']['crop']}"),
+        ("features", f"{facts['dimension']:,} x {facts['storage']}, {facts['metric']}, by {facts['engine']}"),
+        ("search", f"{search['kind']}, recall {search['recall']:.3f}"), ("size", output.size(facts["bytes"])),
+        *(("source", f"{source['kind']} {source['root']} ({source['items']:,})") for source in facts["sources"]),
+    ]  # fmt: skip
+    for line in output.table(lines):
+        click.echo(line)
+
+
+@main.command()
+@form
+@index
+@version
+def verify(form: str, index_path: str) -> None:
+    """Checks that the files of an index agree, byte for byte; exits 3 if they do not."""
+    import dataclasses
+    import json
+
+    from simsearch.verify import verify as check
+
+    with _engine(index_path, device="cpu") as engine, progress("verifying") as callback:
+        verdict = check(engine, callback)
+    if form == "json":
+        click.echo(json.dumps(dataclasses.asdict(verdict)))
+    elif not verdict.problems:
+        click.echo(f"{index_path}: ok, {verdict.items:,} items, {verdict.checked:,} rows of features checked")
+    for problem in verdict.problems:
+        click.echo(f"error: {problem}", err=True)
+    if verdict.problems:
+        raise click.exceptions.Exit(DAMAGED)
+
+
+@main.command()
+@click.option("--format", "form", type=click.Choice(["npy"]), default="npy", show_default=True)
+@click.option(
+    "-o", "--output", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to."
+)
+@root
+@index
+@version
+def export(form: str, folder: Path, roots: tuple[str, ...], index_path: str) -> None:
+    """Writes the features (features.npy, one float32 row an item) and what they belong to (items.jsonl)."""
+    from simsearch.export import export_npy
+
+    with _engine(index_path, device="cpu", roots=roots) as engine, progress("exporting") as callback:
+        count = export_npy(engine, folder, callback)
+    click.echo(f"{folder}: {count:,} items")
+
+
+@main.command()
+@click.option("--verbose", is_flag=True, help="Print each model's card.")
+@form
+@version
+def models(verbose: bool, form: str) -> None:
+    """Lists the models that an index can be built with."""
+    import json
+
+    from simsearch import cards
+
+    if form == "json":
+        click.echo(json.dumps(cards.facts(), indent=1))
+        return
+    click.echo(cards.verbose() if verbose else cards.brief())
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("-n", "--count", type=click.IntRange(1), default=600, show_default=True, help="Pictures.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@version
+def sample(directory: Path, count: int, seed: int) -> None:
+    """Draws labelled pictures into DIRECTORY, a folder a kind, for trying things without any data."""
+    from simsearch import sample as drawing
+
+    with progress("drawing") as callback:
+        written = drawing.write(directory, count, seed, callback)
+    click.echo(f"{directory}: {written:,} pictures of {len(drawing.KINDS)} kinds")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The command line's manners: errors, exit codes, progress."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simsearch.errors import IndexDamagedError, SimsearchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NO_MATCH, BAD_INPUT, DAMAGED, INTERRUPTED = 1, 2, 3, 130
+"""Exit codes; 0 is success."""
+
+
+class Main(click.Group):
+    """A command group that reports errors as one line, and knows `--debug` in any place."""
+
+    def main(self, args: Any = None, **extra: Any) -> Any:  # type: ignore[override]
+        arguments = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in arguments
+        arguments = [argument for argument in arguments if argument != "--debug"]
+        for stream in (sys.stdout, sys.stderr):  # paths may hold bytes that are no UTF-8
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="surrogateescape")
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(arguments, **extra)
+            sys.stdout.flush()
+        except Exception as error:
+            if debug and not isinstance(error, click.ClickException):
+                raise
+            code = report(error)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            code = INTERRUPTED
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def report(error: Exception) -> int:
+    """Prints an error and its hint to stderr and returns the exit code."""
+    if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return BAD_INPUT
+    if isinstance(error, click.UsageError):
+        _complain(error.format_message(), f"{error.ctx.command_path} --help" if error.ctx else None)
+    elif isinstance(error, click.ClickException):
+        _complain(error.format_message(), None)
+    elif isinstance(error, SimsearchError):
+        _complain(str(error), error.hint)
+        return DAMAGED if isinstance(error, IndexDamagedError) else BAD_INPUT
+    elif isinstance(error, OSError) and error.strerror:
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, None)
+    else:
+        _complain(f"{type(error).__name__}: {error}", "this should not happen; --debug shows where")
+    return BAD_INPUT
+
+
+def _complain(message: str, hint: str | None) -> None:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, total) that draws a bar on a terminal and prints at most a line a second elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                   TimeRemainingColumn())  # fmt: skip
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=None, rate="")
+            start = time.monotonic()
+
+            def draw(done: int, total: int) -> None:
+                rate = done / max(time.monotonic() - start, 1e-3)
+                bar.update(task, completed=done, total=total, rate=f"{rate:,.0f}/s")
+
+            yield draw
+        return
+    state = {"told": time.monotonic(), "start": time.monotonic()}
+
+    def tell(done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - state["told"] >= 1 and done:
+            state["told"] = now
+            click.echo(f"{what}: {done:,} of {total:,}, {done / (now - state['start']):,.0f}/s", err=True)
+
+    yield tell

@@ -1,0 +1,115 @@
+"""torchvision's data sets as sources: `torchvision/CIFAR10`, `torchvision/Imagenette:val`."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from simsearch import cache
+from simsearch.errors import ImageError, UsageError
+from simsearch.sources import Entry, Listing, Source, excluded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
+
+PREFIX = "torchvision/"
+
+
+class DatasetSource(Source):
+    """A data set by its class name in `torchvision.datasets`, with an optional split after a colon.
+
+    Files are kept under `$SIMSEARCH_DATASETS`, else in the cache, and downloaded if they are not there. Images are
+    addressed by their number in the data set and handed on as PNG, losslessly.
+    """
+
+    kind = "dataset"
+    labelled = True
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.name, _, self.split = root.removeprefix(PREFIX).partition(":")
+        self._opened: Any = None
+        self._lock = threading.Lock()
+
+    def _dataset(self) -> Any:
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
+
+    def _open(self) -> Any:
+        import torchvision
+
+        known = torchvision.datasets.__all__
+        if self.name not in known:
+            near = [name for name in known if name.lower() == self.name.lower()]
+            hint = f"did you mean {PREFIX}{near[0]}?" if near else "see torchvision.datasets for the names"
+            raise UsageError(f"torchvision has no data set {self.name!r}", hint=hint)
+        kind = getattr(torchvision.datasets, self.name)
+        folder = os.environ.get("SIMSEARCH_DATASETS") or str(cache.directory() / "datasets")
+        arguments = self._arguments(inspect.signature(kind).parameters)
+        folder = os.path.join(folder, self.name)
+        os.makedirs(folder, exist_ok=True)
+        try:  # what is there already is not downloaded again, which some data sets refuse to do
+            return kind(folder, **{**arguments, **({"download": False} if "download" in arguments else {})})
+        except (RuntimeError, OSError):
+            pass
+        try:
+            return kind(folder, **arguments)
+        except (RuntimeError, OSError, ImportError, ValueError, TypeError) as error:
+            hint = f"put its files into {folder} where there is no network"
+            raise UsageError(f"the data set {self.root} cannot be opened: {error}", hint=hint) from error
+
+    def _arguments(self, accepted: Any) -> dict[str, Any]:
+        arguments: dict[str, Any] = {}
+        if "download" in accepted:
+            arguments["download"] = True
+        if self.name == "Imagenette":
+            arguments["size"] = "160px"
+        if not self.split:
+            return arguments
+        if "split" in accepted:
+            return {**arguments, "split": self.split}
+        if "train" in accepted and self.split in {"train", "test"}:
+            return {**arguments, "train": self.split == "train"}
+        raise UsageError(f"the data set {self.name} has no split {self.split!r}")
+
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        found = Listing()
+        data = self._dataset()
+        names = getattr(data, "classes", None) or getattr(data, "categories", None)
+        width = len(str(max(0, len(data) - 1)))
+        for number in range(len(data)):
+            image, target = data[number]
+            path = f"{number:0{width}d}"
+            if excluded(path, exclude):
+                continue
+            label = None
+            if isinstance(target, int) or (hasattr(target, "ndim") and target.ndim == 0):
+                label = _class_name(names, int(target))
+            stamp = int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:7], "little")
+            found.entries.append(Entry(path, len(image.tobytes()), stamp, label))
+        return found
+
+    def read(self, path: str) -> bytes:
+        data = self._dataset()
+        try:
+            image: Image.Image = data[int(path)][0]
+        except (ValueError, IndexError):
+            raise ImageError(f"the data set has no image {path!r}") from None
+        out = io.BytesIO()
+        image.save(out, "PNG", compress_level=1)
+        return out.getvalue()
+
+
+def _class_name(names: Any, target: int) -> str:
+    if not names or not 0 <= target < len(names):
+        return str(target)
+    name = names[target]
+    return str(name[0] if isinstance(name, tuple | list) else name)

@@ -1,0 +1,179 @@
+"""Bytes into upright RGB pictures. Content decides what a file is, never its name.
+
+This is the one place where Pillow's many exceptions become ImageError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from simsearch.errors import ImageError, MissingExtraError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EXTENSIONS = frozenset(
+    "." + name
+    for names in (
+        "apng avif avifs bmp cr2 dib gif heic heif icns ico j2k jfif jp2 jpe jpeg jpf jpg jpx mpo",
+        "pbm pcx pgm png pnm ppm psd qoi tga tif tiff webp xbm xpm",
+    )
+    for name in names.split()
+)
+"""A file with one of these names is taken for an image, and reported if it is none."""
+
+LARGEST_PIXELS = 178_956_970
+"""Pictures of more pixels are refused as decompression bombs: twice Pillow's own warning level."""
+
+LARGEST_BYTES = 1 << 30
+"""Files of more bytes are not read."""
+
+_ORIENTATION = 0x0112  # EXIF tag
+_SIGNATURES = (
+    b"\xff\xd8\xff",  # JPEG
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF87a",
+    b"GIF89a",
+    b"BM",
+    b"II*\x00",  # TIFF, little-endian
+    b"MM\x00*",  # TIFF, big-endian
+    b"II+\x00",  # BigTIFF
+    b"MM\x00+",
+    b"\x00\x00\x00\x0cjP  ",  # JPEG 2000
+    b"\xff\x4f\xff\x51",
+    b"8BPS",  # Photoshop
+    b"qoif",
+)
+_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heif", b"hevc", b"mif1", b"msf1")
+
+
+class Decoded(NamedTuple):
+    """An upright RGB image, and the width and height of the original (the image may be decoded at a smaller scale)."""
+
+    image: Image.Image
+    width: int
+    height: int
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Whether a file that begins with `head` (32 bytes suffice) is an image of a known format."""
+    if head.startswith(b"BM"):
+        return (
+            len(head) >= 18
+            and head[6:10] == b"\0\0\0\0"
+            and head[14:18] in {b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0"}
+        )
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return True
+    if head[4:8] == b"ftyp":
+        return head[8:12] in _BRANDS
+    return head.startswith(_SIGNATURES)
+
+
+def decode(data: bytes, shorter_side: int | None = None) -> Decoded:
+    """Decodes the first frame of an image file into upright RGB.
+
+    shorter_side: the pixels that are needed; a JPEG much larger is decoded at a half, a quarter or an eighth of its
+    size, never below twice of what is needed. Raises ImageError with a reason fit for a list of failures.
+    """
+    if not data:
+        raise ImageError("empty file")
+    if data[4:8] == b"ftyp" and data[8:12] in _BRANDS and not data[8:12].startswith(b"avi"):
+        _register_heif()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > LARGEST_PIXELS:
+                raise ImageError(_too_large(image.width, image.height))
+            return _upright(image, shorter_side)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError("not an image, or of an unknown format") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too large: over {LARGEST_PIXELS:,} pixels, the limit against decompression bombs") from error
+    except MemoryError as error:
+        raise ImageError("too large for the memory at hand") from error
+    except Exception as error:  # hostile bytes make Pillow's decoders raise nearly anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ImageError(f"cannot be decoded: {reason}") from error
+
+
+def from_array(array: NDArray[np.uint8]) -> Image.Image:
+    """An (H, W, 3) or (H, W) uint8 array as an RGB image. Raises ImageError for another shape or dtype."""
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {3, 4})):
+        raise ImageError(f"an image array is (H, W, 3) uint8, not {array.shape} {array.dtype}")
+    if 0 in array.shape:
+        raise ImageError(f"an image array of shape {array.shape} holds no pixels")
+    return to_rgb(Image.fromarray(array))
+
+
+def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """Cuts out (x, y, width, height) in pixels of the upright image. Raises ImageError if that leaves the image."""
+    x, y, width, height = box
+    if width <= 0 or height <= 0 or x < 0 or y < 0 or x + width > image.width or y + height > image.height:
+        size = f"{image.width}x{image.height}"
+        raise ImageError(f"crop {x},{y},{width},{height} does not lie within the {size} image")
+    return image.crop((x, y, x + width, y + height))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to 8-bit RGB: alpha over white, more than 8 bits scaled down, palettes and CMYK converted."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in {"I", "F"}:
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image, shorter_side: int | None) -> Decoded:
+    width, height = image.size
+    if shorter_side is not None and image.format in {"JPEG", "MPO"}:
+        scale = 2 * shorter_side / min(width, height)
+        if scale < 1:
+            image.draft(None, (int(width * scale) + 1, int(height * scale) + 1))
+    image.load()
+    orientation = 1
+    with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    upright = image
+    if orientation in range(2, 9):
+        with contextlib.suppress(Exception):
+            upright = ImageOps.exif_transpose(image)
+        if orientation >= 5:
+            width, height = height, width
+    rgb = to_rgb(upright)
+    return Decoded(rgb.copy() if rgb is image else rgb, width, height)
+
+
+def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """32-bit integers or floats to 0..255: by 255 if they lie in 0..1, by 1 up to 255, else by the range they fill."""
+    array = np.nan_to_num(values.astype(np.float64))
+    top = float(array.max(initial=0.0))
+    if np.issubdtype(values.dtype, np.floating) and top <= 1:
+        array = array * 255
+    elif top > 255:
+        array = array * (255 / (65535 if top <= 65535 else top))
+    return np.clip(array, 0, 255).astype(np.uint8)
+
+
+def _too_large(width: int, height: int) -> str:
+    return f"too large: {width}x{height} is over {LARGEST_PIXELS:,} pixels, the limit against decompression bombs"
+
+
+def _register_heif() -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        error = MissingExtraError("HEIC", "heif")
+        raise ImageError(f"{error}: {error.hint}", hint=error.hint) from None
+    pillow_heif.register_heif_opener()

@@ -1,0 +1,179 @@
+"""Tables that name images (CSV, JSON lines) or hold them (Parquet), with labels and metadata."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from simsearch.errors import ImageError, MissingExtraError, UsageError
+from simsearch.sources import Entry, Listing, Source, excluded, read_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+
+
+class ManifestSource(Source):
+    """A .csv or .jsonl file with a `path` for each image (relative to the file's folder), and what else is known.
+
+    `label` becomes the label; all other columns become metadata. Numbers in a CSV become numbers.
+    """
+
+    kind = "manifest"
+    labelled = True
+
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        found = Listing()
+        seen: set[str] = set()
+        for number, row in self._rows():
+            path = row.pop("path", None)
+            if not isinstance(path, str) or not path:
+                raise UsageError(f"{self.root}, line {number}: there is no 'path'")
+            if path in seen or excluded(path, exclude):
+                continue
+            seen.add(path)
+            label = row.pop("label", None)
+            metadata = {key: value for key, value in row.items() if value is not None}
+            size, stamp, problem = 0, 0, None
+            try:
+                facts = os.stat(self.display(path))
+                size, stamp = facts.st_size, facts.st_mtime_ns
+            except OSError as error:
+                problem = error.strerror or str(error)
+            text = None if label is None or label == "" else str(label)
+            found.entries.append(Entry(path, size, stamp, text, metadata or None, problem))
+        return found
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        try:
+            with open(self.root, encoding="utf-8-sig", newline="") as file:
+                if self.root.lower().endswith(".csv"):
+                    reader = csv.DictReader(file)
+                    if "path" not in (reader.fieldnames or ()):
+                        raise UsageError(f"{self.root}: the first line names no column 'path'")
+                    for row in reader:
+                        row.pop(None, None)
+                        yield reader.line_num, {key: _typed(key, value) for key, value in row.items()}
+                    return
+                for number, line in enumerate(file, 1):
+                    if not line.strip():
+                        continue
+                    value = json.loads(line)
+                    if not isinstance(value, dict):
+                        raise UsageError(f"{self.root}, line {number}: not a JSON object")
+                    yield number, value
+        except OSError as error:
+            raise UsageError(f"{self.root} cannot be read: {error.strerror}") from error
+        except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+            raise UsageError(f"{self.root} cannot be read: {error}") from error
+
+    def read(self, path: str) -> bytes:
+        return read_file(self.display(path))
+
+
+def _typed(column: str, text: str | None) -> Any:
+    if text is None or text == "":
+        return None
+    if column in {"path", "label"} or not _NUMBER.fullmatch(text):
+        return text
+    return float(text) if any(mark in text for mark in ".eE") else int(text)
+
+
+class ParquetSource(Source):
+    """A .parquet file with image bytes: a binary column, or a struct with `bytes` as Hugging Face writes it.
+
+    The column is `image`, else the first of a fitting type. `label` (or `class`) becomes the label, and columns of
+    plain values metadata. An image's path is its `path` column where that is unique, else `row-<number>`.
+    """
+
+    kind = "parquet"
+    labelled = True
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise MissingExtraError("reading Parquet", "parquet") from None
+        try:
+            self._file = pyarrow.parquet.ParquetFile(root, memory_map=True)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UsageError(f"{root} cannot be read as Parquet: {error}") from error
+        schema = self._file.schema_arrow
+        fitting = [field.name for field in schema if self._holds_bytes(pyarrow, field.type)]
+        if not fitting:
+            raise UsageError(f"{root}: no column holds image bytes", hint=f"its columns: {', '.join(schema.names)}")
+        self._column = "image" if "image" in fitting else fitting[0]
+        self._plain = [
+            field.name for field in schema
+            if field.name != self._column and not pyarrow.types.is_nested(field.type)
+            and not pyarrow.types.is_binary(field.type) and not pyarrow.types.is_large_binary(field.type)
+        ]  # fmt: skip
+        self._rows: dict[str, int] = {}
+        self._group: tuple[int, Any] = (-1, None)
+
+    @staticmethod
+    def _holds_bytes(pyarrow: Any, kind: Any) -> bool:
+        types = pyarrow.types
+        if types.is_struct(kind):
+            return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        found = Listing()
+        paths = self._paths()
+        row = 0
+        path: str
+        for batch in self._file.iter_batches(batch_size=1024, columns=[*self._plain, self._column]):
+            columns = {name: batch.column(batch.schema.get_field_index(name)) for name in batch.schema.names}
+            for i in range(batch.num_rows):
+                values = {name: columns[name][i].as_py() for name in self._plain}
+                data = self._bytes(columns[self._column][i].as_py())
+                path, row = paths[row], row + 1
+                values.pop("path", None)
+                label = values.pop("label", values.pop("class", None))
+                if excluded(path, exclude):
+                    continue
+                metadata = {k: v for k, v in values.items() if isinstance(v, str | int | float | bool)}
+                stamp = int.from_bytes(hashlib.sha256(data).digest()[:7], "little")
+                text = None if label is None else str(label)
+                found.entries.append(Entry(path, len(data), stamp, text, metadata or None))
+        return found
+
+    def _paths(self) -> list[str]:
+        count = self._file.metadata.num_rows
+        if "path" in self._plain:
+            values = [str(v) for v in self._file.read(columns=["path"]).column("path").to_pylist()]
+            if len(set(values)) == count:
+                return values
+        return [f"row-{number:08d}" for number in range(count)]
+
+    @staticmethod
+    def _bytes(value: Any) -> bytes:
+        data = value.get("bytes") if isinstance(value, dict) else value
+        return data or b""
+
+    def read(self, path: str) -> bytes:
+        if not self._rows:
+            self._rows = {path: row for row, path in enumerate(self._paths())}
+        if path not in self._rows:
+            raise ImageError("no such row in the table")
+        row = self._rows[path]
+        for number in range(self._file.metadata.num_row_groups):
+            count = self._file.metadata.row_group(number).num_rows
+            if row < count:
+                group = self._group
+                if group[0] != number:
+                    group = self._group = (number, self._file.read_row_group(number, [self._column]).column(0))
+                return self._bytes(group[1][row].as_py())
+            row -= count
+        raise ImageError("no such row in the table")
+
+    def close(self) -> None:
+        self._file.close()

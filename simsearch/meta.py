@@ -1,0 +1,109 @@
+"""`meta.json`, what an index says of itself, and the writer's lock.
+
+The facts that never change (model, dimension, storage) are written when the index is made. Counts and calibration are
+brought up to date after a commit; `generation` says after which one, so that a reader knows when they lag behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simsearch.errors import IndexDamagedError, IndexLockedError, IndexNotFoundError, UsageError
+from simsearch.recipe import Recipe
+from simsearch.shards import ROWS_PER_SHARD, sync_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The content of `meta.json`."""
+
+    model: str
+    weights_sha256: str
+    recipe: dict[str, Any]
+    dimension: int
+    engine: str
+    format: int = FORMAT
+    metric: str = "euclidean"
+    storage: str = "float16"
+    rows_per_shard: int = ROWS_PER_SHARD
+    created: str = ""
+    simsearch: str = ""
+    generation: int = 0
+    items: int = 0
+    rows: int = 0
+    failures: int = 0
+    search: dict[str, Any] = field(default_factory=lambda: {"kind": "exact", "recall": 1.0, "parameters": {}})
+    distances: list[float] = field(default_factory=list)
+    """Quantiles of distances between random pairs of items; see `simsearch.calibration`."""
+    distances_of: int = 0
+    """The number of items when they were measured."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Meta:
+        """Raises IndexNotFoundError, IndexDamagedError, or UsageError for a format of the future."""
+        path = folder / "meta.json"
+        try:
+            values = json.loads(path.read_bytes())
+            if not isinstance(values, dict):
+                raise ValueError("not a JSON object")
+            if values.get("format") != FORMAT:
+                message = f"{folder} has index format {values.get('format')!r}, this version reads {FORMAT}"
+                raise UsageError(message, hint="upgrade simsearch, or build the index again")
+            meta = cls(**{key: values[key] for key in values if key in {f.name for f in fields(cls)}})
+            Recipe.from_dict(meta.recipe)
+        except FileNotFoundError:
+            hint = f"make one: simsearch build SOURCE -i {folder}"
+            raise IndexNotFoundError(f"there is no index at {folder}", hint=hint) from None
+        except NotADirectoryError:
+            raise IndexNotFoundError(f"{folder} is not a folder, so no index either") from None
+        except OSError as error:
+            raise IndexDamagedError(f"{path}: {error.strerror}") from error
+        except (ValueError, TypeError) as error:
+            raise IndexDamagedError(f"{path}: {error}") from error
+        if meta.dimension <= 0 or meta.rows_per_shard <= 0 or meta.storage != "float16":
+            raise IndexDamagedError(f"{path}: dimension, rows_per_shard or storage is out of range")
+        return meta
+
+    def write(self, folder: Path) -> None:
+        """Replaces the file in one atomic, durable step."""
+        partial = folder / ".meta.json.partial"
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, folder / "meta.json")
+        sync_folder(folder)
+
+
+@contextlib.contextmanager
+def writer_lock(folder: Path) -> Iterator[None]:
+    """Holds the index's writer lock, which the system releases when the process dies. Raises IndexLockedError."""
+    path = folder / "writer.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UsageError(f"the index {folder} cannot be written: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            who = f"process {holder}" if holder else "another process"
+            raise IndexLockedError(f"{who} is writing to {folder}", hint="wait for it; reading is possible") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,123 @@
+"""The model registry: names that stand for a network, its weights and its recipe.
+
+A name is one of `BUILTIN`, or `torchvision/<name>` for a network and the official weights of torchvision, or the path
+of a `.safetensors` file that simsearch wrote. Importing this module imports neither torch nor ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from simsearch.errors import UsageError, WeightsError
+from simsearch.models.graphs import AlexNetConfig
+from simsearch.models.weights import Card, read_card, sha256
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from simsearch.recipe import Recipe
+
+DEFAULT = "alexnet"
+
+TORCHVISION = "torchvision/"
+"""Names with this beginning are torchvision's networks."""
+
+FEW = 32
+"""Up to this many images are not worth the start of CUDA, nor rearranging the weights for speed."""
+
+BUILTIN: dict[str, str] = {
+    "alexnet": "alexnet.safetensors",
+}
+"""Names of the weights inside the package, and their files under `simsearch/weights/`."""
+
+ARCHITECTURES: dict[str, type[AlexNetConfig]] = {
+    "alexnet": AlexNetConfig,
+}
+"""Networks that a weights file may name, and the configuration of each."""
+
+
+class Model(Protocol):
+    """What the engine needs of a model; any object with these members will do.
+
+    name: how to get it again from `load`. weights_sha256: identifies the weights. dimension: D.
+    engine: what computes, such as "onnxruntime-cpu". distances: see `Card`; may be empty.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def weights_sha256(self) -> str: ...
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def distances(self) -> tuple[float, ...]: ...
+
+    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) uint8 RGB from `recipe.pixels` -> (B, D) float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A weights file found by name: where it is, what it says of itself, and its SHA-256."""
+
+    name: str
+    path: Path
+    card: Card
+    sha256: str
+
+    @property
+    def config(self) -> AlexNetConfig:
+        """The network's configuration. Raises WeightsError where the header's arguments do not fit."""
+        try:
+            return ARCHITECTURES[self.card.architecture](**self.card.arguments)
+        except KeyError:
+            known = ", ".join(ARCHITECTURES)
+            raise WeightsError(f"{self.path}: architecture {self.card.architecture!r} is none of {known}") from None
+        except TypeError as error:
+            raise WeightsError(f"{self.path}: {error}") from error
+
+
+def find(name: str) -> WeightsFile:
+    """The weights file that `name` stands for (a built-in name or a path). Raises UsageError for anything else."""
+    if name in BUILTIN:
+        path = Path(__file__).parent.parent / "weights" / BUILTIN[name]
+    elif name.endswith(".safetensors") or os.sep in name:
+        path = Path(name).expanduser().resolve()
+        name = str(path)
+    else:
+        raise UsageError(
+            f"no model is called {name!r}",
+            hint=f"one of {', '.join(BUILTIN)}, torchvision/<name>, or the path of a .safetensors file",
+        )
+    if not path.is_file():
+        raise UsageError(f"no weights file at {path}")
+    return WeightsFile(name, path, read_card(path), sha256(path))
+
+
+def load(name: str = DEFAULT, device: str = "auto", *, images: int | None = None) -> Model:
+    """Loads a model by name, ready to compute.
+
+    device: "auto", "cpu", "cuda" or "cuda:N". "auto" takes a GPU if there is one and the work is worth its start-up.
+    images: how many are expected, if known; a handful is done sooner without preparing for many.
+    """
+    from simsearch.models import runtime
+
+    few = images is not None and images <= FEW
+    chosen = runtime.choose_device(device, few)
+    if name.startswith(TORCHVISION) and not name.endswith(".safetensors"):
+        from simsearch.models.torchvision_models import TorchvisionModel
+
+        return TorchvisionModel(name, chosen)
+    weights = find(name)
+    if chosen == "cpu":
+        return runtime.OnnxModel(weights, few=few)
+    return runtime.TorchModel(weights, chosen)

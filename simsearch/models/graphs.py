@@ -1,0 +1,177 @@
+"""The networks as ONNX graphs, built without torch, for ONNX Runtime on the CPU.
+
+Each builder writes the same network as its torch module, with the recipe's mean and deviation in front: the input is
+`pixels` (B, S, S, 3) uint8, the outputs are `features` (B, D) float32 and `logits` (B, C) float32.
+A test compares the two on real images.
+
+The protocol buffer fields are those of onnx.proto (ONNX 1.x, operator set 17).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from simsearch.recipe import Recipe
+
+VERSION = 1
+"""Part of the cached graph's file name: raise it whenever a builder changes."""
+
+_FLOAT, _UINT8, _INT64 = 1, 2, 7  # TensorProto.DataType
+_OPERATOR_SET = 17
+_IR_VERSION = 8
+
+
+@dataclass(frozen=True)
+class AlexNetConfig:
+    """What can vary in `simsearch.models.alexnet.AlexNet`; the defaults are the paper's."""
+
+    num_classes: int = 1000
+    image_size: int = 224
+    channels: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
+    hidden: int = 4096
+    groups: int = 2
+    dropout: float = 0.5
+
+    @property
+    def flat(self) -> int:
+        """Inputs of the first hidden layer: channels times positions after the last pooling."""
+        side = (self.image_size + 2 * 2 - 11) // 4 + 1
+        for _ in range(3):
+            side = (side - 3) // 2 + 1
+        return self.channels[4] * side * side
+
+    @property
+    def dimension(self) -> int:
+        return self.hidden
+
+
+class Stored(dict[str, tuple[tuple[int, ...], int, int]]):
+    """Where each float32 tensor lies in a .safetensors file: shape, first byte, number of bytes."""
+
+
+class Graph:
+    """A chain of ONNX nodes. Each method adds one and makes its output the input of the next."""
+
+    def __init__(self, name: str, stored: Stored, location: str) -> None:
+        self.name, self.stored, self.location = name, stored, location
+        self.nodes: list[bytes] = []
+        self.initializers: list[bytes] = []
+        self.last = "pixels"
+
+    def add(self, operator: str, *constants: str, output: str | None = None, **attributes: Any) -> None:
+        """Appends a node that reads the last output and `constants`."""
+        output = output or f"x{len(self.nodes)}"
+        fields = [_text(1, name) for name in (self.last, *constants)]
+        fields += [_text(2, output), _text(3, output), _text(4, operator)]
+        fields += [_message(5, _attribute(key, value)) for key, value in attributes.items()]
+        self.nodes.append(b"".join(fields))
+        self.last = output
+
+    def constant(self, name: str, array: np.ndarray[Any, np.dtype[np.float32]]) -> str:
+        """A small float32 or int64 tensor kept in the graph itself."""
+        kind = _INT64 if array.dtype == np.int64 else _FLOAT
+        dims = b"".join(_integer(1, size) for size in array.shape)
+        raw = _bytes(9, np.ascontiguousarray(array).tobytes())
+        self.initializers.append(dims + _integer(2, kind) + _text(8, name) + raw)
+        return name
+
+    def weight(self, name: str) -> str:
+        """A tensor that stays in the weights file, from where the runtime maps it."""
+        shape, first, size = self.stored[name]
+        entries = {"location": self.location, "offset": str(first), "length": str(size)}
+        external = b"".join(_message(13, _text(1, key) + _text(2, value)) for key, value in entries.items())
+        dims = b"".join(_integer(1, n) for n in shape)
+        self.initializers.append(dims + _integer(2, _FLOAT) + _text(8, name) + external + _integer(14, 1))
+        return name
+
+    def model(self, side: int, outputs: dict[str, int]) -> bytes:
+        """The finished ModelProto. outputs: name and width of each."""
+        graph = b"".join(_message(1, node) for node in self.nodes) + _text(2, self.name)
+        graph += b"".join(_message(5, tensor) for tensor in self.initializers)
+        graph += _message(11, _value("pixels", _UINT8, (None, side, side, 3)))
+        graph += b"".join(_message(12, _value(name, _FLOAT, (None, width))) for name, width in outputs.items())
+        operators = _message(8, _text(1, "") + _integer(2, _OPERATOR_SET))
+        return _integer(1, _IR_VERSION) + _text(2, "simsearch") + _message(7, graph) + operators
+
+
+def alexnet(config: AlexNetConfig, recipe: Recipe, stored: Stored, location: str) -> bytes:
+    """The ONNX model of `simsearch.models.alexnet.AlexNet(config)`, its weights in the file `location`."""
+    graph = Graph("alexnet", stored, location)
+    graph.add("Cast", to=_FLOAT)
+    graph.add("Transpose", perm=(0, 3, 1, 2))
+    graph.add("Sub", graph.constant("mean", np.array(recipe.mean, np.float32).reshape(1, 3, 1, 1)))
+    graph.add("Div", graph.constant("deviation", np.array(recipe.deviation, np.float32).reshape(1, 3, 1, 1)))
+
+    def convolution(layer: int, kernel: int, stride: int, padding: int, groups: int) -> None:
+        weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
+        graph.add("Conv", *weights, kernel_shape=(kernel, kernel), strides=(stride, stride),
+                  pads=(padding,) * 4, group=groups)  # fmt: skip
+        graph.add("Relu")
+
+    def normalisation() -> None:
+        # ONNX multiplies alpha by the mean of the n squares, the paper by their sum.
+        graph.add("LRN", size=5, alpha=5 * 1e-4, beta=0.75, bias=2.0)
+
+    def pooling() -> None:
+        graph.add("MaxPool", kernel_shape=(3, 3), strides=(2, 2))
+
+    convolution(0, 11, 4, 2, 1)
+    normalisation()
+    pooling()
+    convolution(4, 5, 1, 2, config.groups)
+    normalisation()
+    pooling()
+    convolution(8, 3, 1, 1, 1)
+    convolution(10, 3, 1, 1, config.groups)
+    convolution(12, 3, 1, 1, config.groups)
+    pooling()
+    graph.add("Flatten", axis=1)
+    graph.add("Gemm", graph.weight("hidden.1.weight"), graph.weight("hidden.1.bias"), transB=1)
+    graph.add("Relu")
+    graph.add("Gemm", graph.weight("hidden.4.weight"), graph.weight("hidden.4.bias"), transB=1)
+    graph.add("Relu", output="features")
+    graph.add("Gemm", graph.weight("classifier.weight"), graph.weight("classifier.bias"), output="logits", transB=1)
+    return graph.model(config.image_size, {"features": config.hidden, "logits": config.num_classes})
+
+
+def _varint(value: int) -> bytes:
+    value &= (1 << 64) - 1  # negative integers are sent as 64-bit two's complement
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _integer(number: int, value: int) -> bytes:
+    return _varint(number << 3) + _varint(value)
+
+
+def _bytes(number: int, value: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+_message = _bytes
+
+
+def _text(number: int, value: str) -> bytes:
+    return _bytes(number, value.encode())
+
+
+def _attribute(name: str, value: float | int | Sequence[int]) -> bytes:
+    if isinstance(value, float):
+        return _text(1, name) + _varint(2 << 3 | 5) + struct.pack("<f", value) + _integer(20, 1)
+    if isinstance(value, int):
+        return _text(1, name) + _integer(3, value) + _integer(20, 2)
+    return _text(1, name) + b"".join(_integer(8, item) for item in value) + _integer(20, 7)
+
+
+def _value(name: str, kind: int, shape: Sequence[int | None]) -> bytes:
+    dims = b"".join(_message(1, _text(2, "batch") if size is None else _integer(1, size)) for size in shape)
+    return _text(1, name) + _message(2, _message(1, _integer(1, kind) + _message(2, dims)))

@@ -1,0 +1,193 @@
+"""Running a network: ONNX Runtime on the CPU, which starts in a fraction of a second, and torch on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch import cache
+from simsearch.errors import DeviceError, WeightsError
+from simsearch.models import graphs
+from simsearch.models.weights import read_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from simsearch.models import WeightsFile
+    from simsearch.models.graphs import AlexNetConfig
+    from simsearch.recipe import Recipe
+
+_BUILDERS = {"alexnet": graphs.alexnet}
+
+
+def choose_device(device: str, few: bool = False) -> str:
+    """Resolves "auto" and checks that the device exists: "cpu", "cuda" or "cuda:N".
+
+    few: only a handful of images will be computed, for which "auto" does not wake a GPU.
+    Raises DeviceError. torch is imported only if a GPU driver is present or was asked for.
+    """
+    if device == "cpu":
+        return "cpu"
+    if device == "auto":
+        if few or not Path("/dev/nvidiactl").exists():
+            return "cpu"
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number.isdecimal() or device == "cuda"):
+        raise DeviceError(f"no device is called {device!r}", hint="auto, cpu, cuda or cuda:N")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise DeviceError(f"device {device!r}: there is no usable GPU", hint="--device cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise DeviceError(f"device {device!r}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    return device
+
+
+class OnnxModel:
+    """A network on the CPU through ONNX Runtime, in float32.
+
+    The compressed weights are decoded once per weights file and kept dense in the cache, from where the runtime maps
+    them. Safe for several threads. `few` trades speed for a start without copying the weights.
+    """
+
+    engine = "onnxruntime-cpu"
+
+    def __init__(self, weights: WeightsFile, *, few: bool = False) -> None:
+        self.name, self.weights_sha256 = weights.name, weights.sha256
+        self.recipe, self.classes = weights.card.recipe, weights.card.classes
+        self.distances = weights.card.distances
+        config = weights.config
+        self.dimension = config.dimension
+        _check_recipe(self.recipe, config)
+        self._weights, self.few = weights, few
+        self._session: Any = None
+        self._lock = threading.Lock()
+
+    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) uint8 -> (B, D) float32, the last hidden layer after its ReLU."""
+        return self._run("features", pixels)
+
+    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) uint8 -> (B, C) float32."""
+        return self._run("logits", pixels)
+
+    def _run(self, output: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with self._lock:
+            if self._session is None:
+                self._session = self._open()
+        if not len(pixels):
+            return np.zeros((0, self.dimension), np.float32)
+        result: NDArray[np.float32] = self._session.run([output], {"pixels": pixels})[0]
+        return result
+
+    def _open(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if self.few:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        folder = cache.folder(f"{self.weights_sha256[:32]}-v{graphs.VERSION}", self._fill)
+        for attempt in (1, 2):
+            try:
+                path = str(folder / "network.onnx")
+                return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # onnxruntime raises its own classes, and RuntimeError for missing files
+                if attempt == 2:
+                    raise WeightsError(f"{self.name}: ONNX Runtime cannot open the network: {error}") from error
+                folder.mkdir(exist_ok=True)
+                self._fill(folder)  # a cache that was cut short or tampered with
+        raise AssertionError("unreachable")
+
+    def _fill(self, folder: Path) -> None:
+        """Writes the dense weights and the graph that refers to them."""
+        import safetensors.numpy
+
+        dense = folder / "dense.safetensors"
+        partial = folder / ".dense.partial"
+        safetensors.numpy.save_file(read_tensors(self._weights.path), partial)
+        partial.replace(dense)
+        with dense.open("rb") as file:
+            start = struct.unpack("<Q", file.read(8))[0]
+            header = json.loads(file.read(start))
+        stored = graphs.Stored()
+        for name, facts in header.items():
+            if name != "__metadata__":
+                first, last = facts["data_offsets"]
+                stored[name] = (tuple(facts["shape"]), 8 + start + first, last - first)
+        try:
+            model = _BUILDERS[self._weights.card.architecture](self._weights.config, self.recipe, stored, dense.name)
+        except KeyError as error:
+            raise WeightsError(f"{self._weights.path}: tensor {error} is missing") from error
+        (folder / "network.onnx").write_bytes(model)
+
+
+class TorchModel:
+    """The same network in torch, for CUDA; float32, so that its features agree with the CPU's."""
+
+    def __init__(self, weights: WeightsFile, device: str) -> None:
+        import torch
+
+        from simsearch.models.alexnet import AlexNet
+
+        self.name, self.weights_sha256 = weights.name, weights.sha256
+        self.recipe, self.classes = weights.card.recipe, weights.card.classes
+        self.distances = weights.card.distances
+        self.engine = f"torch-{device.partition(':')[0]}"
+        config = weights.config
+        self.dimension = config.dimension
+        _check_recipe(self.recipe, config)
+        self._device = torch.device(device)
+        self._network = AlexNet(config)
+        tensors = {name: torch.from_numpy(array) for name, array in read_tensors(weights.path).items()}
+        try:
+            self._network.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise WeightsError(f"{weights.path}: {error}") from error
+        self._network.eval().to(self._device)
+        self._mean = torch.tensor(self.recipe.mean, device=self._device)
+        self._deviation = torch.tensor(self.recipe.deviation, device=self._device)
+
+    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) uint8 -> (B, D) float32, the last hidden layer after its ReLU."""
+        return self._run(self._network.features, pixels)
+
+    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) uint8 -> (B, C) float32."""
+        return self._run(self._network, pixels)
+
+    def _run(self, function: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode(), full_precision(self._device):
+            x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
+            x = ((x.float() - self._mean) / self._deviation).permute(0, 3, 1, 2)
+            result: NDArray[np.float32] = function(x).float().cpu().numpy()
+        return result
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Any:
+    """Keeps cuDNN from rounding float32 to TF32, whose 10-bit mantissa would not agree with the CPU's features."""
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def _check_recipe(recipe: Recipe, config: AlexNetConfig) -> None:
+    if recipe.crop != config.image_size:
+        raise WeightsError(f"the recipe cuts {recipe.crop} pixels but the network takes {config.image_size}")

@@ -1,0 +1,112 @@
+"""The forms in which results are printed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simsearch.engine import Match
+
+FORMATS = ("table", "json", "jsonl", "csv", "paths")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One query and its matches. took_ms: wall-clock milliseconds, its share of the batch it was answered in."""
+
+    query: str
+    model: str
+    exact: bool
+    took_ms: float
+    matches: Sequence[Match]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of the contract."""
+        matches = [
+            {
+                "rank": match.rank, "id": match.id, "path": match.path, "label": match.label,
+                "distance": match.distance, "similarity": match.similarity, "metadata": match.metadata,
+            }
+            for match in self.matches
+        ]  # fmt: skip
+        return {"query": self.query, "model": self.model, "metric": "euclidean", "exact": self.exact,
+                "took_ms": round(self.took_ms, 3), "matches": matches}  # fmt: skip
+
+
+def render(answers: Sequence[Answer], form: str, end: str = "\n") -> str:
+    """All answers as text, in one of FORMATS; `end` closes each path of "paths"."""
+    if form == "json":
+        return json.dumps([answer.to_dict() for answer in answers], indent=1) + "\n"
+    if form == "jsonl":
+        return "".join(json.dumps(answer.to_dict()) + "\n" for answer in answers)
+    if form == "csv":
+        return _csv(answers)
+    if form == "paths":
+        return "".join(match.path + end for answer in answers for match in answer.matches)
+    blocks = []
+    for answer in answers:
+        lines = [f"{answer.query}: no match"]
+        if answer.matches:
+            rows = [("rank", "distance", "similarity", "id", "label", "path")]
+            for m in answer.matches:
+                numbers = str(m.rank), f"{m.distance:.4g}", f"{m.similarity:.2%}", str(m.id)
+                rows.append((*numbers, printable(m.label or "-"), printable(m.path)))
+            lines = [printable(answer.query), *table(rows, right=4)]
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def table(rows: Iterable[Sequence[str]], right: int = 0) -> list[str]:
+    """Rows as lines with aligned columns, two spaces apart; the first `right` columns are flush right."""
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column < right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def printable(text: str) -> str:
+    """A name that cannot disturb the terminal: control characters become escapes."""
+    return "".join(
+        c if c.isprintable() or 0xDC80 <= ord(c) <= 0xDCFF else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def size(number: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
+        number /= 1024
+    return f"{number:,.1f} TiB"
+
+
+def _csv(answers: Sequence[Answer]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["query", "rank", "id", "path", "label", "distance", "similarity", "metadata"])
+    for answer in answers:
+        for m in answer.matches:
+            metadata = json.dumps(m.metadata) if m.metadata else ""
+            writer.writerow(
+                [
+                    answer.query,
+                    m.rank,
+                    m.id,
+                    m.path,
+                    m.label or "",
+                    f"{m.distance:.6g}",
+                    f"{m.similarity:.6g}",
+                    metadata,
+                ]
+            )
+    return out.getvalue()

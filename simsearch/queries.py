@@ -1,0 +1,67 @@
+"""What the command line's words mean as arguments of `Engine.search_many`."""
+
+from __future__ import annotations
+
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+from simsearch.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from simsearch.engine import Picture, PictureOptions
+
+_LARGEST_DOWNLOAD = 64 << 20
+_TIMEOUT = 20.0
+
+
+def picture(text: str) -> Picture | int:
+    """`id:N`, `-` for standard input, an http(s) URL, or a path. Raises UsageError, ImageError."""
+    if text == "-":
+        return sys.stdin.buffer.read()
+    if text.startswith("id:"):
+        if not text[3:].isdecimal():
+            raise UsageError(f"{text!r} is not the id of an item", hint="id:N with a whole number N")
+        return int(text[3:])
+    if urllib.parse.urlsplit(text).scheme in {"http", "https"}:
+        return _fetch(text)
+    return text
+
+
+def options(
+    *, filters: Sequence[str], crop: str | None, plus: Sequence[str], minus: Sequence[str], **rest: Any
+) -> PictureOptions:
+    """The options of a search from those of the command line."""
+    given: PictureOptions = {
+        "where": list(filters),
+        "crop": _box(crop) if crop else None,
+        "plus": [picture(text) for text in plus],
+        "minus": [picture(text) for text in minus],
+    }
+    given.update(rest)  # type: ignore[typeddict-item]
+    return given
+
+
+def _box(text: str) -> tuple[int, int, int, int]:
+    parts = text.split(",")
+    try:
+        x, y, width, height = (int(part) for part in parts)
+    except ValueError:
+        raise UsageError(f"--crop {text!r} is not X,Y,W,H", hint="four whole numbers, in pixels") from None
+    return x, y, width, height
+
+
+def _fetch(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "simsearch"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+            data: bytes = response.read(_LARGEST_DOWNLOAD + 1)
+    except (OSError, ValueError) as error:  # URLError is an OSError
+        raise ImageError(f"{url}: {getattr(error, 'reason', error)}") from error
+    if len(data) > _LARGEST_DOWNLOAD:
+        raise ImageError(f"{url}: over {_LARGEST_DOWNLOAD >> 20} MiB")
+    return data

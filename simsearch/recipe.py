@@ -1,0 +1,84 @@
+"""The recipe: the preprocessing that belongs to a network's weights.
+
+Krizhevsky et al. 2012, section 2: scale the shorter side to 256 pixels, cut out the centre, subtract the training
+mean. Query and index must go through the same recipe, so it travels in the weights' header and in the index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from simsearch.errors import WeightsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
+FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an image becomes a network's input.
+
+    resize: pixels of the scaled image's shorter side. crop: side of the square cut from its centre.
+    mean, deviation: per channel (R, G, B), on the 0 to 255 scale; the input is (pixel - mean) / deviation.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    deviation: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= self.resize:
+            raise WeightsError(f"recipe: crop {self.crop} does not fit into resize {self.resize}")
+        if self.interpolation not in FILTERS:
+            raise WeightsError(f"recipe: interpolation {self.interpolation!r} is none of {', '.join(FILTERS)}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Reads what `to_dict` wrote; an unknown key is refused, since ignoring it would change the features."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise WeightsError(f"recipe: unknown key {sorted(unknown)[0]!r}", hint="a newer simsearch may know it")
+        converted: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**converted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        return asdict(self)
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """An RGB image as the (crop, crop, 3) uint8 array that the network sees, before mean and deviation."""
+        return centre_crop(shorter_side(image, self.resize, FILTERS[self.interpolation]), self.crop)
+
+
+def shorter_side(image: Image.Image, pixels: int, resample: Image.Resampling) -> Image.Image:
+    """Scales the image so that its shorter side has `pixels` pixels, keeping its proportions."""
+    width, height = image.size
+    scale = pixels / min(width, height)
+    size = (max(pixels, round(width * scale)), max(pixels, round(height * scale)))
+    # A panorama of 20,000 x 10 pixels would become one of 512,000 x 256: cut its middle out first.
+    longest = 64 * min(width, height)
+    if max(size) > 64 * pixels:
+        left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+        image = image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+        return shorter_side(image, pixels, resample)
+    return image if size == image.size else image.resize(size, resample)
+
+
+def centre_crop(image: Image.Image, side: int) -> Pixels:
+    """The (side, side, 3) uint8 square at the image's centre."""
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.uint8)

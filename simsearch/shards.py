@@ -1,0 +1,128 @@
+"""The features on disk: append-only float16 files, the only copy that an index keeps.
+
+Row r lies in file r // rows_per_shard. Each file begins with a page that says what it is; after it the rows follow
+without gaps, little-endian. A writer appends and syncs, then commits in SQLite how many rows there are; what lies
+beyond that is left from an interrupted write and is overwritten by the next one. Readers map the files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simsearch.errors import IndexDamagedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+PREAMBLE = 4096
+"""Bytes before the first row: one page, so that rows are aligned for mapping."""
+
+ROWS_PER_SHARD = 8192
+"""64 MiB at D = 4096: small enough that one query is shared among the cores file by file."""
+_MAGIC = b"simsearch features\n"
+
+
+class Shards:
+    """The feature files of one index. dimension: D. Reading is safe for several threads."""
+
+    def __init__(self, folder: Path, dimension: int, rows_per_shard: int = ROWS_PER_SHARD) -> None:
+        self.folder, self.dimension, self.rows_per_shard = folder, dimension, rows_per_shard
+        self.row_bytes = 2 * dimension
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}.f16"
+
+    def spans(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """Splits the rows first..last-1 by file: (shard, first row within it, last row within it + 1)."""
+        while first < last:
+            shard, start = divmod(first, self.rows_per_shard)
+            stop = min(self.rows_per_shard, start + last - first)
+            yield shard, start, stop
+            first += stop - start
+
+    def write(self, first: int, features: NDArray[np.float16]) -> int:
+        """Writes (n, D) float16 at row `first`, syncs, and returns the CRC-32 of the bytes."""
+        data = np.ascontiguousarray(features, dtype="<f2")
+        done, checksum = 0, 0
+        for shard, start, stop in self.spans(first, first + len(data)):
+            part = data[done : done + stop - start].tobytes()
+            done += stop - start
+            checksum = zlib.crc32(part, checksum)
+            path = self.path(shard)
+            fresh = not path.exists()
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            with open(descriptor, "r+b", buffering=0) as file:
+                if start == 0:
+                    facts = {"dtype": "<f2", "dimension": self.dimension, "shard": shard}
+                    file.write((_MAGIC + json.dumps(facts).encode() + b"\n").ljust(PREAMBLE, b"\0"))
+                file.seek(PREAMBLE + start * self.row_bytes)
+                view = memoryview(part)
+                while view:
+                    view = view[file.write(view) :]
+                os.fsync(file.fileno())
+            if fresh:
+                sync_folder(self.folder)
+        return checksum
+
+    def map(self, shard: int, rows: int) -> NDArray[np.float16]:
+        """The first `rows` rows of a file, mapped read-only: (rows, D) float16. Raises IndexDamagedError."""
+        path = self.path(shard)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise IndexDamagedError(f"{path}: {error.strerror}") from error
+        if size < PREAMBLE + rows * self.row_bytes:
+            raise IndexDamagedError(f"{path} has {size:,} bytes, too few for {rows:,} rows")
+        return np.memmap(path, "<f2", "r", offset=PREAMBLE, shape=(rows, self.dimension))
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """The given rows, in that order: (n, D) float16."""
+        out = np.empty((len(rows), self.dimension), np.float16)
+        shards = rows // self.rows_per_shard
+        for shard in np.unique(shards):
+            chosen = np.flatnonzero(shards == shard)
+            within = rows[chosen] % self.rows_per_shard
+            out[chosen] = self.map(int(shard), int(within.max()) + 1)[within]
+        return out
+
+    def checksum(self, first: int, count: int) -> int:
+        """The CRC-32 of `count` rows from row `first`."""
+        value = 0
+        for shard, start, stop in self.spans(first, first + count):
+            rows = self.map(shard, stop)
+            for begin in range(start, stop, 2048):
+                value = zlib.crc32(rows[begin : min(begin + 2048, stop)].tobytes(), value)
+        return value
+
+    def check_preamble(self, shard: int) -> str | None:
+        """What is wrong with a file's first page, or None."""
+        with self.path(shard).open("rb") as file:
+            page = file.read(PREAMBLE)
+        try:
+            facts = json.loads(page.removeprefix(_MAGIC).split(b"\n")[0])
+        except ValueError:
+            facts = {}
+        if not page.startswith(_MAGIC) or facts != {"dtype": "<f2", "dimension": self.dimension, "shard": shard}:
+            return f"{self.path(shard)} does not begin as the feature file {shard} of dimension {self.dimension}"
+        return None
+
+    def bytes(self) -> int:
+        """The size of all files."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.f16"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names of new files in a folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

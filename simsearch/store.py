@@ -1,0 +1,345 @@
+"""The items of an index in SQLite, whose commit is the index's commit.
+
+Rows of features are written and synced first, then one transaction records the items that own them, so a process that
+dies at any moment leaves a state that was committed. Readers never wait: the database is in write-ahead-log mode and
+each operation sees one snapshot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.errors import IndexDamagedError, ItemNotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.filters import Condition
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sources (
+    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, root BLOB NOT NULL, relative BLOB NOT NULL, options TEXT NOT NULL,
+    UNIQUE (kind, root));
+CREATE TABLE IF NOT EXISTS items (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, source INTEGER NOT NULL REFERENCES sources, path BLOB NOT NULL,
+    label TEXT, metadata TEXT, digest BLOB NOT NULL, size INTEGER NOT NULL, stamp INTEGER NOT NULL,
+    width INTEGER NOT NULL, height INTEGER NOT NULL, row INTEGER NOT NULL UNIQUE,
+    UNIQUE (source, path));
+CREATE INDEX IF NOT EXISTS items_by_digest ON items (digest);
+CREATE INDEX IF NOT EXISTS items_by_label ON items (label);
+CREATE TABLE IF NOT EXISTS failures (
+    source INTEGER NOT NULL REFERENCES sources, path BLOB NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (source, path)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blocks (first INTEGER PRIMARY KEY, rows INTEGER NOT NULL, crc32 INTEGER NOT NULL);
+INSERT OR IGNORE INTO state VALUES ('rows', 0), ('generation', 0);
+"""
+_COLUMNS = "id, source, path, label, metadata, digest, size, stamp, width, height, row"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One indexed image. path is relative to its source's root; row is where its features lie."""
+
+    id: int
+    source: int
+    path: str
+    label: str | None
+    metadata: dict[str, Any]
+    digest: bytes
+    size: int
+    stamp: int
+    width: int
+    height: int
+    row: int
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A source as recorded: its absolute root, and the same relative to the index, for when both have moved."""
+
+    id: int
+    kind: str
+    root: str
+    relative: str
+    options: dict[str, Any]
+
+
+@dataclass
+class Changes:
+    """What one transaction applies. Rows named by items must have been written to the shards before."""
+
+    inserted: list[Item] = field(default_factory=list)  # id 0: assigned here
+    updated: list[Item] = field(default_factory=list)  # replaced as a whole, by id
+    deleted: list[int] = field(default_factory=list)
+    failed: list[tuple[int, str, str]] = field(default_factory=list)  # source, path, reason
+    cleared: list[tuple[int, str]] = field(default_factory=list)  # failures that are no more
+    blocks: list[tuple[int, int, int]] = field(default_factory=list)  # first row, rows, CRC-32
+
+    def __bool__(self) -> bool:
+        return any((self.inserted, self.updated, self.deleted, self.failed, self.cleared, self.blocks))
+
+
+class Store:
+    """The database `items.sqlite`. Use from any number of threads; writing is for the holder of the writer lock."""
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self.path = path
+        self._idle: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        self._immutable = False
+        if not create and not path.exists():
+            raise IndexDamagedError(f"{path} is missing")
+        if create:
+            with self._mapped(), self._connection() as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(_SCHEMA)
+
+    # -- connections
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = self._connect()
+        try:
+            yield connection
+        finally:
+            if connection.in_transaction:
+                connection.rollback()
+            with self._lock:
+                self._idle.append(connection)
+
+    def _connect(self) -> sqlite3.Connection:
+        name = "file:" + _quote(self.path)
+        if not self._immutable and not os.access(self.path.parent, os.W_OK):
+            # Without write access SQLite cannot share a log with writers; and where nothing can be written,
+            # nothing changes.
+            self._immutable = not self.path.with_name(self.path.name + "-wal").exists()
+        suffix = "?immutable=1" if self._immutable else ""
+        connection = sqlite3.connect(name + suffix, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA case_sensitive_like = ON")
+        return connection
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """SQLite's errors as ours."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise IndexDamagedError(f"{self.path}: {error}") from error
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Reader]:
+        """One snapshot of the database."""
+        with self._mapped(), self._connection() as connection:
+            connection.execute("BEGIN")
+            yield Reader(connection, self.path)
+
+    def close(self) -> None:
+        """Closes all idle connections."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    # -- writing
+
+    def apply(self, changes: Changes) -> None:
+        """Commits `changes` as a whole, durably."""
+        with self._mapped(), self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("DELETE FROM items WHERE id = ?", [(number,) for number in changes.deleted])
+            connection.executemany(
+                "UPDATE items SET source=?, path=?, label=?, metadata=?, digest=?, size=?, stamp=?, width=?, height=?,"
+                " row=? WHERE id=?",
+                [(*_values(item), item.id) for item in changes.updated],
+            )
+            connection.executemany(
+                "INSERT INTO items (source, path, label, metadata, digest, size, stamp, width, height, row)"
+                " VALUES (?,?,?,?,?,?,?,?,?,?)",
+                [_values(item) for item in changes.inserted],
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO failures VALUES (?,?,?)",
+                [(source, os.fsencode(path), text(reason)) for source, path, reason in changes.failed],
+            )
+            connection.executemany(
+                "DELETE FROM failures WHERE source=? AND path=?",
+                [(source, os.fsencode(path)) for source, path in changes.cleared],
+            )
+            connection.executemany("INSERT INTO blocks VALUES (?,?,?)", changes.blocks)
+            rows = sum(block[1] for block in changes.blocks)
+            connection.execute("UPDATE state SET value = value + ? WHERE key = 'rows'", (rows,))
+            connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
+            connection.execute("COMMIT")
+
+    def add_source(self, kind: str, root: str, index: Path, options: dict[str, Any]) -> SourceRow:
+        """Finds or records a source, with the options last given for it."""
+        relative = os.path.relpath(root, index) if os.path.isabs(root) else root
+        with self._mapped(), self._connection() as connection:
+            connection.execute(
+                "INSERT INTO sources (kind, root, relative, options) VALUES (?,?,?,?)"
+                " ON CONFLICT (kind, root) DO UPDATE SET options = excluded.options, relative = excluded.relative",
+                (kind, os.fsencode(root), os.fsencode(relative), json.dumps(options)),
+            )
+            found = connection.execute(
+                "SELECT id FROM sources WHERE kind=? AND root=?", (kind, os.fsencode(root))
+            ).fetchone()
+        return SourceRow(found[0], kind, root, relative, options)
+
+    def relocate(self, source: int, root: str, index: Path) -> None:
+        """Points a source to where its images are now."""
+        with self._mapped(), self._connection() as connection:
+            try:
+                connection.execute(
+                    "UPDATE sources SET root=?, relative=? WHERE id=?",
+                    (os.fsencode(root), os.fsencode(os.path.relpath(root, index)), source),
+                )
+            except sqlite3.IntegrityError:
+                raise UsageError(f"{root} is already another source of this index") from None
+
+    def absorb(self, narrow: int, broad: int, prefix: str) -> None:
+        """Hands the items of a source inside another one to it; prefix: the relative path between their roots."""
+        start = os.fsencode(prefix + "/")
+        with self._mapped(), self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for table in ("items", "failures"):
+                connection.execute(
+                    f"UPDATE OR REPLACE {table} SET source = ?, path = CAST(? || path AS BLOB) WHERE source = ?",
+                    (broad, start, narrow),
+                )
+            connection.execute("DELETE FROM sources WHERE id = ?", (narrow,))
+            connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
+            connection.execute("COMMIT")
+
+
+class Reader:
+    """Questions to one snapshot of the database."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection, self._path = connection, path
+
+    def state(self, key: str) -> int:
+        """'rows': how many rows of features are committed. 'generation': grows with every change."""
+        found = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+        if found is None:
+            raise IndexDamagedError(f"{self._path}: the state {key!r} is missing")
+        return int(found[0])
+
+    def count(self) -> int:
+        """The number of items."""
+        return int(self._connection.execute("SELECT count(*) FROM items").fetchone()[0])
+
+    def sources(self) -> list[SourceRow]:
+        rows = self._connection.execute("SELECT id, kind, root, relative, options FROM sources ORDER BY id")
+        return [SourceRow(r[0], r[1], os.fsdecode(r[2]), os.fsdecode(r[3]), json.loads(r[4])) for r in rows]
+
+    def failures(self) -> list[tuple[int, str, str]]:
+        """(source, path, reason) of every image that could not be indexed."""
+        rows = self._connection.execute("SELECT source, path, reason FROM failures ORDER BY source, path")
+        return [(row[0], os.fsdecode(row[1]), row[2]) for row in rows]
+
+    def failure_count(self) -> int:
+        return int(self._connection.execute("SELECT count(*) FROM failures").fetchone()[0])
+
+    def label_count(self) -> int:
+        """The number of different labels."""
+        return int(self._connection.execute("SELECT count(DISTINCT label) FROM items").fetchone()[0])
+
+    def counts(self) -> dict[int, int]:
+        """The number of items of each source."""
+        return dict(self._connection.execute("SELECT source, count(*) FROM items GROUP BY source").fetchall())
+
+    def blocks(self) -> list[tuple[int, int, int]]:
+        return self._connection.execute("SELECT first, rows, crc32 FROM blocks ORDER BY first").fetchall()
+
+    def item(self, number: int) -> Item:
+        """Raises ItemNotFoundError."""
+        found = self._connection.execute(f"SELECT {_COLUMNS} FROM items WHERE id = ?", (number,)).fetchone()
+        if found is None:
+            raise ItemNotFoundError(f"the index has no item {number}")
+        return _item(found)
+
+    def items(self, source: int | None = None) -> Iterator[Item]:
+        """All items by id, or those of one source."""
+        condition, parameters = ("", ()) if source is None else ("WHERE source = ?", (source,))
+        for row in self._connection.execute(f"SELECT {_COLUMNS} FROM items {condition} ORDER BY id", parameters):
+            yield _item(row)
+
+    def items_at(self, rows: Sequence[int]) -> dict[int, Item]:
+        """The items that own the given rows, by row."""
+        found: dict[int, Item] = {}
+        for start in range(0, len(rows), 500):
+            part = [int(row) for row in rows[start : start + 500]]
+            marks = ",".join("?" * len(part))
+            for values in self._connection.execute(f"SELECT {_COLUMNS} FROM items WHERE row IN ({marks})", part):
+                found[values[-1]] = _item(values)
+        return found
+
+    def rows(self, conditions: Iterable[Condition] = ()) -> NDArray[np.int64]:
+        """The rows of the items that meet all conditions, ascending."""
+        parts, parameters = [], []
+        for condition in conditions:
+            expression, values = condition.sql()
+            parts.append(expression)
+            parameters += values
+        where = " WHERE " + " AND ".join(parts) if parts else ""
+        try:
+            cursor = self._connection.execute(f"SELECT row FROM items{where}", parameters)
+            found = np.fromiter((row[0] for row in cursor), np.int64)
+        except sqlite3.OperationalError as error:
+            raise UsageError(f"a filter cannot be used: {error}") from error
+        found.sort()
+        return found
+
+    def ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The id and the row of every item, by id."""
+        pairs = np.array(self._connection.execute("SELECT id, row FROM items ORDER BY id").fetchall(), np.int64)
+        pairs = pairs.reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
+
+    def contents(self) -> dict[bytes, tuple[int, int, int]]:
+        """For the SHA-256 of each indexed file, the row of its features and the image's width and height."""
+        rows = self._connection.execute("SELECT digest, row, width, height FROM items")
+        return {digest: (row, width, height) for digest, row, width, height in rows}
+
+    def integrity(self) -> list[str]:
+        """What SQLite finds wrong with its own file."""
+        found = [row[0] for row in self._connection.execute("PRAGMA integrity_check(10)")]
+        return [] if found == ["ok"] else found
+
+
+def _item(values: Sequence[Any]) -> Item:
+    number, source, path, label, metadata, *rest = values
+    return Item(number, source, os.fsdecode(path), label, json.loads(metadata) if metadata else {}, *rest)
+
+
+def _values(item: Item) -> tuple[Any, ...]:
+    metadata = json.dumps(item.metadata) if item.metadata else None
+    label = None if item.label is None else text(item.label)
+    place = item.source, os.fsencode(item.path), label, metadata
+    return (*place, item.digest, item.size, item.stamp, item.width, item.height, item.row)
+
+
+def text(value: str) -> str:
+    """A label taken from a file name may hold bytes that are no UTF-8, which a TEXT column cannot."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _quote(path: Path) -> str:
+    from urllib.parse import quote
+
+    return quote(os.fsencode(path.absolute()))

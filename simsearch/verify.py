@@ -1,0 +1,81 @@
+"""Whether the files of an index agree with each other, byte for byte."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from simsearch.errors import IndexDamagedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from simsearch.engine import Engine
+    from simsearch.store import Reader
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """problems: one line each, empty if all is well. checked: rows of features whose checksum was computed."""
+
+    items: int
+    rows: int
+    checked: int
+    problems: tuple[str, ...]
+
+
+def verify(engine: Engine, progress: Callable[[int, int], None] = lambda done, total: None) -> Verdict:
+    """Checks database, feature files and `meta.json` against each other. progress: rows checked and their number.
+
+    Reads all features once; readers and a writer may go on meanwhile.
+    """
+    with engine.store.reading() as reader:
+        problems = [f"items.sqlite: {line}" for line in reader.integrity()]
+        items, rows = reader.count(), reader.state("rows")
+        problems += _check_rows(engine, reader, items, rows)
+        checked, done = 0, 0
+        progress(0, rows)
+        for first, count, expected in reader.blocks():
+            if first != done:
+                problems.append(f"features: rows {done} to {first} have no checksum")
+            done = first + count
+            try:
+                found = engine.shards.checksum(first, count)
+            except IndexDamagedError as error:
+                problems.append(str(error))
+                continue
+            checked += count
+            if found != expected:
+                last = first + count - 1
+                problems.append(
+                    f"features: rows {first} to {last} have checksum {found:08x}, recorded was {expected:08x}"
+                )
+            progress(done, rows)
+        if done != rows:
+            problems.append(f"features: {rows} rows are recorded, checksums cover {done}")
+        for shard in range(-(-rows // engine.shards.rows_per_shard)):
+            problems += _check_shard(engine, shard)
+    return Verdict(items, rows, checked, tuple(dict.fromkeys(problems)))
+
+
+def _check_shard(engine: Engine, shard: int) -> list[str]:
+    try:
+        problem = engine.shards.check_preamble(shard)
+    except OSError as error:
+        problem = f"{engine.shards.path(shard)}: {error.strerror}"
+    return [problem] if problem else []
+
+
+def _check_rows(engine: Engine, reader: Reader, items: int, rows: int) -> list[str]:
+    problems = []
+    owned = reader.rows()
+    if len(owned) and int(owned[-1]) >= rows:
+        problems.append(f"items.sqlite: an item owns row {int(owned[-1])}, but only {rows} are recorded")
+    known = {source.id for source in reader.sources()}
+    orphans = sum(item.source not in known for item in reader.items())
+    if orphans:
+        problems.append(f"items.sqlite: {orphans} items belong to no source")
+    meta = engine.meta
+    if meta.generation == reader.state("generation") and (meta.items, meta.rows) != (items, rows):
+        problems.append(f"meta.json counts {meta.items} items and {meta.rows} rows, the database {items} and {rows}")
+    return problems
