@@ -6,12 +6,11 @@ import os
 import tarfile
 import threading
 import zipfile
-import zlib
 from typing import TYPE_CHECKING
 
 from simsearch.errors import ImageError, UsageError
 from simsearch.images import EXTENSIONS, LARGEST_BYTES, looks_like_image
-from simsearch.sources import Entry, Listing, Source, excluded
+from simsearch.sources import Entry, Listing, Source, excluded, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,14 +36,14 @@ class ZipSource(Source):
         super().__init__(root)
         try:
             self._archive = zipfile.ZipFile(root)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise UsageError(f"{root} cannot be read as a zip archive: {error}") from error
+        except Exception as error:  # hostile bytes make the readers of archives raise nearly anything
+            raise UsageError(f"{root} cannot be read as a zip archive: {first_line(error)}") from error
+        self._members = {member.filename: member for member in self._archive.infolist()}  # of two alike, the last
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
         found = Listing()
-        for member in sorted(self._archive.infolist(), key=lambda member: member.filename):
-            path = member.filename
-            if member.is_dir() or _hidden(path) or excluded(path, exclude):
+        for path, member in sorted(self._members.items()):
+            if not path or member.is_dir() or _hidden(path) or excluded(path, exclude):
                 continue
             if _claims(path) or self._sniff(member):
                 found.entries.append(Entry(path, member.file_size, member.CRC))
@@ -56,19 +55,20 @@ class ZipSource(Source):
         try:
             with self._archive.open(member) as file:
                 return looks_like_image(file.read(32))
-        except (OSError, RuntimeError, zipfile.BadZipFile, NotImplementedError, zlib.error):
+        except Exception:
             return False
 
     def read(self, path: str) -> bytes:
+        member = self._members.get(path)
+        if member is None:
+            raise ImageError("no such member in the archive")
+        if member.file_size > LARGEST_BYTES:
+            raise ImageError(f"too large: the limit is {LARGEST_BYTES:,} bytes")
         try:
-            if self._archive.getinfo(path).file_size > LARGEST_BYTES:
-                raise ImageError(f"too large: the limit is {LARGEST_BYTES:,} bytes")
-            with self._archive.open(path) as file:
+            with self._archive.open(member) as file:
                 return file.read(LARGEST_BYTES + 1)
-        except KeyError:
-            raise ImageError("no such member in the archive") from None
-        except (OSError, RuntimeError, zipfile.BadZipFile, NotImplementedError, zlib.error, EOFError) as error:
-            raise ImageError(f"cannot be read from the archive: {error}") from error
+        except Exception as error:
+            raise ImageError(f"cannot be read from the archive: {first_line(error)}") from error
 
     def close(self) -> None:
         self._archive.close()
@@ -84,29 +84,36 @@ class TarSource(Source):
         self._lock = threading.Lock()
         try:
             self._archive = tarfile.open(root)  # noqa: SIM115, closed by close()
-        except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-            raise UsageError(f"{root} cannot be read as a tar archive: {error}") from error
+        except Exception as error:
+            raise UsageError(f"{root} cannot be read as a tar archive: {first_line(error)}") from error
         self._members: dict[str, tarfile.TarInfo] | None = None
 
     def _index(self) -> dict[str, tarfile.TarInfo]:
         if self._members is None:
             try:
-                self._members = {member.name: member for member in self._archive.getmembers() if member.isfile()}
-            except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-                raise UsageError(f"{self.root} is damaged: {error}") from error
+                files = [member for member in self._archive.getmembers() if member.isfile()]
+            except Exception as error:
+                raise UsageError(f"{self.root} is damaged: {first_line(error)}") from error
+            self._members = {member.name.removeprefix("./"): member for member in files}
         return self._members
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
         found = Listing()
         with self._lock:
             for path, member in self._index().items():
-                if _hidden(path.removeprefix("./")) or excluded(path, exclude):
+                if _hidden(path) or excluded(path, exclude):
                     continue
-                if _claims(path) or looks_like_image(self._open(member).read(32)):
+                if _claims(path) or self._sniff(member):
                     found.entries.append(Entry(path, member.size, int(member.mtime)))
                 else:
                     found.skipped += 1
         return found
+
+    def _sniff(self, member: tarfile.TarInfo) -> bool:
+        try:
+            return looks_like_image(self._open(member).read(32))
+        except Exception:
+            return False
 
     def _open(self, member: tarfile.TarInfo) -> IO[bytes]:
         file = self._archive.extractfile(member)
@@ -116,15 +123,18 @@ class TarSource(Source):
 
     def read(self, path: str) -> bytes:
         with self._lock:
-            member = self._index().get(path)
+            try:
+                member = self._index().get(path)
+            except UsageError as error:
+                raise ImageError(str(error)) from error
             if member is None:
                 raise ImageError("no such member in the archive")
             if member.size > LARGEST_BYTES:
                 raise ImageError(f"too large: the limit is {LARGEST_BYTES:,} bytes")
             try:
                 return self._open(member).read()
-            except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-                raise ImageError(f"cannot be read from the archive: {error}") from error
+            except Exception as error:
+                raise ImageError(f"cannot be read from the archive: {first_line(error)}") from error
 
     def close(self) -> None:
         self._archive.close()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from simsearch.errors import UsageError
+from simsearch.store import text
 
 _SYNTAX = re.compile(r"\s*([^=!<>~]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 _COLUMNS = {
@@ -33,11 +36,11 @@ class Condition:
     value: Any
 
     @classmethod
-    def parse(cls, text: str) -> Condition:
+    def parse(cls, written: str) -> Condition:
         """Reads one `--filter`. Raises UsageError."""
-        match = _SYNTAX.fullmatch(text)
+        match = _SYNTAX.fullmatch(written)
         if not match:
-            raise UsageError(f"filter {text!r} is not FIELD=VALUE", hint="operators: = != < > <= >= and ~ for a glob")
+            raise UsageError(f"filter {written!r} is not FIELD=VALUE", hint="operators: = != < > <= >= and ~ for a glob")
         return cls(match[1], match[2], match[3])
 
     def sql(self) -> tuple[str, list[Any]]:
@@ -45,20 +48,20 @@ class Condition:
         parameters: list[Any] = []
         column = _COLUMNS.get(self.field)
         if column is None:
-            name = self.field.removeprefix("metadata.").replace('"', '""')
+            name = text(self.field.removeprefix("metadata.").replace('"', '""'))
             column = "json_extract(metadata, ?)"
             parameters.append(f'$."{name}"')
         operator = _SQL[self.operator]
+        if self.field == "path":  # may hold bytes that are no UTF-8, which only a BLOB can
+            return f"{column} {operator} CAST(? AS TEXT)", [os.fsencode(str(self.value))]
         if self.operator == "~":
-            return f"{column} {operator} ?", [*parameters, str(self.value)]
+            return f"{column} {operator} ?", [*parameters, text(str(self.value))]
         number = _number(self.value)
-        if number is None or (self.field in {"label", "path"}):
-            value = self.value if self.value is None or isinstance(self.value, str) else str(self.value)
-            return f"{column} {operator} ?", [*parameters, value]
+        if number is None or self.field == "label":
+            return f"{column} {operator} ?", [*parameters, None if self.value is None else text(str(self.value))]
         if self.operator in {"=", "!="}:  # "2000" equals both the number and the text
             both = f"({column} IS ? OR {column} IS ?)"
-            text = self.value if isinstance(self.value, str) else str(self.value)
-            return ("NOT " if self.operator == "!=" else "") + both, [*parameters, number, *parameters, text]
+            return ("NOT " if self.operator == "!=" else "") + both, [*parameters, number, *parameters, str(self.value)]
         numeric = f"typeof({column}) IN ('integer', 'real') AND {column} {operator} ?"
         return f"({numeric})", [*parameters, *parameters, number]
 
@@ -71,22 +74,18 @@ def conditions(where: Where | None) -> list[Condition]:
         return [Condition.parse(where)]
     if isinstance(where, Mapping):
         return [Condition(str(field), "=", value) for field, value in where.items()]
-    return [Condition.parse(text) for text in where]
+    return [Condition.parse(written) for written in where]
 
 
 def _number(value: Any) -> float | int | None:
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, int | float):
-        return value
-    if not isinstance(value, str):
+    """The number that a value is or spells, as SQLite can hold it."""
+    if not isinstance(value, int | float | str):
         return None
-    try:
-        return int(value)
-    except ValueError:
-        pass
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if number == number and abs(number) != float("inf") else None
+    for kind in (float,) if isinstance(value, float) else (int, float):
+        try:
+            number = kind(value)
+            if math.isfinite(number) and (kind is float or abs(number) < 2**63):
+                return number
+        except (ValueError, OverflowError):
+            continue
+    return None

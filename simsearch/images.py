@@ -10,7 +10,7 @@ import io
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from simsearch.errors import ImageError, MissingExtraError
 
@@ -34,6 +34,15 @@ LARGEST_BYTES = 1 << 30
 """Files of more bytes are not read."""
 
 _ORIENTATION = 0x0112  # EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SIGNATURES = (
     b"\xff\xd8\xff",  # JPEG
     b"\x89PNG\r\n\x1a\n",
@@ -83,10 +92,12 @@ def decode(data: bytes, shorter_side: int | None = None) -> Decoded:
     """
     if not data:
         raise ImageError("empty file")
-    if data[4:8] == b"ftyp" and data[8:12] in _BRANDS and not data[8:12].startswith(b"avi"):
+    if data[4:8] == b"ftyp" and data[8:12] in _BRANDS and not {b"avif", b"avis"} & _brands(data):
         _register_heif()
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
+                raise ImageError("not an image, or of an unknown format")
             if image.width * image.height > LARGEST_PIXELS:
                 raise ImageError(_too_large(image.width, image.height))
             return _upright(image, shorter_side)
@@ -145,13 +156,12 @@ def _upright(image: Image.Image, shorter_side: int | None) -> Decoded:
     orientation = 1
     with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
         orientation = image.getexif().get(_ORIENTATION, 1)
-    upright = image
-    if orientation in range(2, 9):
-        with contextlib.suppress(Exception):
-            upright = ImageOps.exif_transpose(image)
+    rgb = to_rgb(image)
+    # Not by ImageOps.exif_transpose: it also writes the EXIF anew, which fails where that is damaged.
+    if orientation in _TURNS:
         if orientation >= 5:
             width, height = height, width
-    rgb = to_rgb(upright)
+        return Decoded(rgb.transpose(_TURNS[orientation]), width, height)
     return Decoded(rgb.copy() if rgb is image else rgb, width, height)
 
 
@@ -164,6 +174,12 @@ def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     elif top > 255:
         array = array * (255 / (65535 if top <= 65535 else top))
     return np.clip(array, 0, 255).astype(np.uint8)
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """The brands of an ISO media file: AVIF is at times called by the general name mif1, and says more after it."""
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    return {data[start : start + 4] for start in (8, *range(16, end, 4))}
 
 
 def _too_large(width: int, height: int) -> str:

@@ -71,6 +71,8 @@ class FlatIndex:
         k = min(k, available)
         if k == 0 or not len(queries):
             return [Neighbours(np.zeros(0, np.int64), np.zeros(0))] * len(queries)
+        if permitted is not None and not 0 <= permitted[0] <= permitted[-1] < self.rows:
+            raise IndexDamagedError(f"items own rows {permitted[0]} to {permitted[-1]}, but there are {self.rows}")
         if permitted is not None and len(permitted) <= DIRECT:
             features = self.shards.read(permitted)
             return [_nearest(query, permitted, features, k) for query in queries]
@@ -81,6 +83,9 @@ class FlatIndex:
             distances, rows = self._scan(queries[pending], width, permitted)
             rest = []
             for place, number in enumerate(pending):
+                if not np.isfinite(distances[place]).all():
+                    found[number] = self._measure(queries[number], k, permitted)
+                    continue
                 near = rows[place][rows[place] >= 0]
                 result = _nearest(queries[number], near, self.shards.read(near), k)
                 limit = distances[place, -1]
@@ -90,6 +95,15 @@ class FlatIndex:
                     found[number] = result
             pending, width = rest, min(available, 4 * width)
         return [result for result in found if result is not None]
+
+    def _measure(self, query: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> Neighbours:
+        """The answer without FAISS, for a query so far away that float32 cannot hold its squared distances."""
+        rows = np.arange(self.rows) if permitted is None else permitted
+        best = Neighbours(rows[:0], np.zeros(0))
+        for start in range(0, len(rows), DIRECT):
+            part = np.concatenate([best.rows, rows[start : start + DIRECT]])
+            best = _nearest(query, part, self.shards.read(part), k)
+        return best
 
     def _scan(
         self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None

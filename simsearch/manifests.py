@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 from typing import TYPE_CHECKING, Any
 
 from simsearch.errors import ImageError, MissingExtraError, UsageError
-from simsearch.sources import Entry, Listing, Source, excluded, read_file
+from simsearch.sources import Entry, Listing, Source, excluded, file_stamp, first_line, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,10 +43,12 @@ class ManifestSource(Source):
             size, stamp, problem = 0, 0, None
             try:
                 facts = os.stat(self.display(path))
-                size, stamp = facts.st_size, facts.st_mtime_ns
-            except OSError as error:
-                problem = error.strerror or str(error)
-            text = None if label is None or label == "" else str(label)
+                size, stamp = facts.st_size, file_stamp(facts)
+            except UnicodeEncodeError:
+                raise UsageError(f"{self.root}, line {number}: the path {path!r} cannot name a file") from None
+            except (OSError, ValueError) as error:
+                problem = getattr(error, "strerror", None) or str(error)
+            text = None if label is None or label == "" else _valid(str(label))
             found.entries.append(Entry(path, size, stamp, text, metadata or None, problem))
         return found
 
@@ -63,13 +66,17 @@ class ManifestSource(Source):
                 for number, line in enumerate(file, 1):
                     if not line.strip():
                         continue
-                    value = json.loads(line)
+                    try:
+                        value = json.loads(line, parse_float=_number, parse_constant=lambda name: None)
+                    except (ValueError, RecursionError) as error:
+                        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                        raise UsageError(f"{self.root}, line {number}: {reason}") from error
                     if not isinstance(value, dict):
                         raise UsageError(f"{self.root}, line {number}: not a JSON object")
                     yield number, value
         except OSError as error:
             raise UsageError(f"{self.root} cannot be read: {error.strerror}") from error
-        except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, csv.Error) as error:
             raise UsageError(f"{self.root} cannot be read: {error}") from error
 
     def read(self, path: str) -> bytes:
@@ -81,7 +88,21 @@ def _typed(column: str, text: str | None) -> Any:
         return None
     if column in {"path", "label"} or not _NUMBER.fullmatch(text):
         return text
-    return float(text) if any(mark in text for mark in ".eE") else int(text)
+    return _number(text)
+
+
+def _number(text: str) -> Any:
+    """As a number, unless it is too large for one: JSON, in which metadata are kept, knows no infinity."""
+    try:
+        number = float(text) if any(mark in text for mark in ".eE") else int(text)
+    except ValueError:  # thousands of digits
+        return text
+    return number if math.isfinite(number) else text
+
+
+def _valid(text: str) -> str:
+    """JSON can write halves of a character, which no database takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 class ParquetSource(Source):
@@ -103,17 +124,16 @@ class ParquetSource(Source):
             raise MissingExtraError("reading Parquet", "parquet") from None
         try:
             self._file = pyarrow.parquet.ParquetFile(root, memory_map=True)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UsageError(f"{root} cannot be read as Parquet: {error}") from error
-        schema = self._file.schema_arrow
+            schema = self._file.schema_arrow
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            raise UsageError(f"{root} cannot be read as Parquet: {first_line(error)}") from error
         fitting = [field.name for field in schema if self._holds_bytes(pyarrow, field.type)]
         if not fitting:
             raise UsageError(f"{root}: no column holds image bytes", hint=f"its columns: {', '.join(schema.names)}")
         self._column = "image" if "image" in fitting else fitting[0]
         self._plain = [
             field.name for field in schema
-            if field.name != self._column and not pyarrow.types.is_nested(field.type)
-            and not pyarrow.types.is_binary(field.type) and not pyarrow.types.is_large_binary(field.type)
+            if field.name != self._column and self._holds_plain(pyarrow, field.type)
         ]  # fmt: skip
         self._rows: dict[str, int] = {}
         self._group: tuple[int, Any] = (-1, None)
@@ -125,7 +145,20 @@ class ParquetSource(Source):
             return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
+    @staticmethod
+    def _holds_plain(pyarrow: Any, kind: Any) -> bool:
+        types = pyarrow.types
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        tests = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
+        return any(test(kind) for test in tests)
+
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        try:
+            return self._listing(exclude)
+        except Exception as error:  # damaged pages make Arrow raise nearly anything
+            raise UsageError(f"{self.root} is damaged: {first_line(error)}") from error
+
+    def _listing(self, exclude: Sequence[str]) -> Listing:
         found = Listing()
         paths = self._paths()
         row = 0
@@ -140,7 +173,8 @@ class ParquetSource(Source):
                 label = values.pop("label", values.pop("class", None))
                 if excluded(path, exclude):
                     continue
-                metadata = {k: v for k, v in values.items() if isinstance(v, str | int | float | bool)}
+                known = {key: value for key, value in values.items() if value is not None}
+                metadata = {k: v for k, v in known.items() if isinstance(v, str) or math.isfinite(v)}
                 stamp = int.from_bytes(hashlib.sha256(data).digest()[:7], "little")
                 text = None if label is None else str(label)
                 found.entries.append(Entry(path, len(data), stamp, text, metadata or None))
@@ -157,9 +191,17 @@ class ParquetSource(Source):
     @staticmethod
     def _bytes(value: Any) -> bytes:
         data = value.get("bytes") if isinstance(value, dict) else value
-        return data or b""
+        return data if isinstance(data, bytes) else b""
 
     def read(self, path: str) -> bytes:
+        try:
+            return self._read(path)
+        except ImageError:
+            raise
+        except Exception as error:
+            raise ImageError(f"cannot be read from the table: {first_line(error)}") from error
+
+    def _read(self, path: str) -> bytes:
         if not self._rows:
             self._rows = {path: row for row, path in enumerate(self._paths())}
         if path not in self._rows:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FORMAT = 1
+_KINDS: dict[str, type] = {"str": str, "int": int, "dict[str, Any]": dict, "list[float]": list}
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,21 @@ class Meta:
             values = json.loads(path.read_bytes())
             if not isinstance(values, dict):
                 raise ValueError("not a JSON object")
-            if values.get("format") != FORMAT:
-                message = f"{folder} has index format {values.get('format')!r}, this version reads {FORMAT}"
+            if values["format"] != FORMAT:
+                message = f"{folder} has index format {values['format']!r}, this version reads {FORMAT}"
                 raise UsageError(message, hint="upgrade simsearch, or build the index again")
-            meta = cls(**{key: values[key] for key in values if key in {f.name for f in fields(cls)}})
+            known = {f.name: _KINDS[str(f.type)] for f in fields(cls)}
+            for key in known.keys() & values.keys():
+                if not isinstance(values[key], known[key]):
+                    raise ValueError(f"{key} is {values[key]!r}")
+            meta = cls(**{key: values[key] for key in known.keys() & values.keys()})
             Recipe.from_dict(meta.recipe)
+            if meta.dimension <= 0 or meta.rows_per_shard <= 0 or meta.storage != "float16":
+                raise ValueError("dimension, rows_per_shard or storage is out of range")
+            if not meta.search.keys() >= {"kind", "recall", "parameters"} or not all(
+                isinstance(distance, int | float) for distance in meta.distances
+            ):
+                raise ValueError("search or distances is not as simsearch writes it")
         except FileNotFoundError:
             hint = f"make one: simsearch build SOURCE -i {folder}"
             raise IndexNotFoundError(f"there is no index at {folder}", hint=hint) from None
@@ -69,10 +80,10 @@ class Meta:
             raise IndexNotFoundError(f"{folder} is not a folder, so no index either") from None
         except OSError as error:
             raise IndexDamagedError(f"{path}: {error.strerror}") from error
+        except KeyError as error:
+            raise IndexDamagedError(f"{path}: {error} is missing") from error
         except (ValueError, TypeError) as error:
             raise IndexDamagedError(f"{path}: {error}") from error
-        if meta.dimension <= 0 or meta.rows_per_shard <= 0 or meta.storage != "float16":
-            raise IndexDamagedError(f"{path}: dimension, rows_per_shard or storage is out of range")
         return meta
 
     def write(self, folder: Path) -> None:

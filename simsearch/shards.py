@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simsearch.errors import IndexDamagedError
+from simsearch.errors import IndexDamagedError, SimsearchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,28 +49,40 @@ class Shards:
             first += stop - start
 
     def write(self, first: int, features: NDArray[np.float16]) -> int:
-        """Writes (n, D) float16 at row `first`, syncs, and returns the CRC-32 of the bytes."""
+        """Writes (n, D) float16 at row `first`, syncs, and returns the CRC-32 of the bytes.
+
+        Raises SimsearchError if the disk does not take them.
+        """
         data = np.ascontiguousarray(features, dtype="<f2")
         done, checksum = 0, 0
         for shard, start, stop in self.spans(first, first + len(data)):
             part = data[done : done + stop - start].tobytes()
             done += stop - start
             checksum = zlib.crc32(part, checksum)
-            path = self.path(shard)
-            fresh = not path.exists()
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            with open(descriptor, "r+b", buffering=0) as file:
-                if start == 0:
-                    facts = {"dtype": "<f2", "dimension": self.dimension, "shard": shard}
-                    file.write((_MAGIC + json.dumps(facts).encode() + b"\n").ljust(PREAMBLE, b"\0"))
-                file.seek(PREAMBLE + start * self.row_bytes)
-                view = memoryview(part)
-                while view:
-                    view = view[file.write(view) :]
-                os.fsync(file.fileno())
-            if fresh:
-                sync_folder(self.folder)
+            try:
+                self._write(shard, start, part)
+            except OSError as error:
+                raise SimsearchError(f"{self.path(shard)} cannot be written: {error.strerror}") from error
         return checksum
+
+    def _write(self, shard: int, start: int, data: bytes) -> None:
+        """Puts bytes from row `start` of a file on and syncs it."""
+        descriptor = os.open(self.path(shard), os.O_RDWR | os.O_CREAT, 0o666)
+        with open(descriptor, "r+b", buffering=0) as file:
+            if start == 0:
+                file.write(self._preamble(shard))
+            file.seek(PREAMBLE + start * self.row_bytes)
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            os.fsync(file.fileno())
+        if start == 0:
+            sync_folder(self.folder)
+
+    def _preamble(self, shard: int) -> bytes:
+        """The first page of a file."""
+        facts = {"dtype": "<f2", "dimension": self.dimension, "shard": shard}
+        return (_MAGIC + json.dumps(facts).encode() + b"\n").ljust(PREAMBLE, b"\0")
 
     def map(self, shard: int, rows: int) -> NDArray[np.float16]:
         """The first `rows` rows of a file, mapped read-only: (rows, D) float16. Raises IndexDamagedError."""
@@ -106,11 +118,7 @@ class Shards:
         """What is wrong with a file's first page, or None."""
         with self.path(shard).open("rb") as file:
             page = file.read(PREAMBLE)
-        try:
-            facts = json.loads(page.removeprefix(_MAGIC).split(b"\n")[0])
-        except ValueError:
-            facts = {}
-        if not page.startswith(_MAGIC) or facts != {"dtype": "<f2", "dimension": self.dimension, "shard": shard}:
+        if page != self._preamble(shard):
             return f"{self.path(shard)} does not begin as the feature file {shard} of dimension {self.dimension}"
         return None
 

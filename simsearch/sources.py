@@ -99,7 +99,7 @@ class FolderSource(Source):
         if self.only is not None:
             for path in sorted(self.only):
                 self._file(self.display(path), path, found, named=True)
-        elif os.path.isdir(start):
+        elif os.path.isdir(start) or not self.within:  # a root that is gone is no image that is gone
             self._walk(start, self.within, exclude, found, set())
         else:
             self._file(start, self.within, found, named=True)
@@ -128,7 +128,7 @@ class FolderSource(Source):
                 path = f"{relative}/{child.name}" if relative else child.name
                 if child.name.startswith(".") or excluded(path, exclude):
                     continue
-                if child.is_dir():
+                if _is_folder(child):
                     below.append((child.path, path))
                 else:
                     self._file(child.path, path, found)
@@ -151,12 +151,19 @@ class FolderSource(Source):
                 found.skipped += 1
             return
         if claims:
-            found.entries.append(Entry(path, facts.st_size, facts.st_mtime_ns))
+            found.entries.append(Entry(path, facts.st_size, file_stamp(facts)))
         else:
             found.skipped += 1
 
     def read(self, path: str) -> bytes:
         return read_file(self.display(path))
+
+
+def _is_folder(child: os.DirEntry[str]) -> bool:
+    try:
+        return child.is_dir()
+    except OSError:  # a link to itself, for one
+        return False
 
 
 def display(kind: str, root: str, path: str) -> str:
@@ -171,21 +178,30 @@ def display(kind: str, root: str, path: str) -> str:
 def read_file(path: str) -> bytes:
     """A regular file's bytes. Raises ImageError with the reason."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise ImageError("not a regular file")
             if facts.st_size > LARGEST_BYTES:
                 raise ImageError(f"too large: {facts.st_size:,} bytes, the limit is {LARGEST_BYTES:,}")
             return file.read()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise ImageError(_reason(error)) from error
 
 
+def file_stamp(facts: os.stat_result) -> int:
+    """A file's mtime in ns, in the 63 bits that a database has for it (enough until the year 2262)."""
+    return facts.st_mtime_ns & (2**63 - 1)
+
+
 def excluded(path: str, globs: Sequence[str]) -> bool:
-    """Whether a relative path, or its last part, matches one of the globs."""
-    name = path.rsplit("/", 1)[-1]
-    return any(fnmatch.fnmatchcase(path, glob) or fnmatch.fnmatchcase(name, glob) for glob in globs)
+    """Whether a relative path, a folder on its way, or the name of either matches one of the globs."""
+    parts = path.split("/") if globs else []
+    for count, name in enumerate(parts, 1):
+        start = "/".join(parts[:count])
+        if any(fnmatch.fnmatchcase(start, glob) or fnmatch.fnmatchcase(name, glob) for glob in globs):
+            return True
+    return False
 
 
 def folder_labels(entries: Sequence[Entry], forced: bool) -> list[str | None]:
@@ -244,6 +260,9 @@ def read_path(path: str) -> bytes:
     container, separator, member = path.partition(SEPARATOR)
     if not separator or os.path.exists(path):
         return read_file(os.path.expanduser(path))
+    while not os.path.isfile(os.path.expanduser(container)) and SEPARATOR in member:  # a folder called "wow!"
+        further, _, member = member.partition(SEPARATOR)
+        container += SEPARATOR + further
     try:
         source = resolve(container)
     except UsageError as error:
@@ -254,5 +273,15 @@ def read_path(path: str) -> bytes:
         source.close()
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def first_line(error: Exception) -> str:
+    """What another library says of a failure, in one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a pipe too without waiting for somebody to write to it."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch.errors import IndexDamagedError, ItemNotFoundError, UsageError
+from simsearch.errors import IndexDamagedError, ItemNotFoundError, SimsearchError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,6 +45,9 @@ CREATE TABLE IF NOT EXISTS blocks (first INTEGER PRIMARY KEY, rows INTEGER NOT N
 INSERT OR IGNORE INTO state VALUES ('rows', 0), ('generation', 0);
 """
 _COLUMNS = "id, source, path, label, metadata, digest, size, stamp, width, height, row"
+_LARGEST = 2**63 - 1  # SQLite's integers
+_REFUSED = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR_WRITE}
+"""What SQLite says when it is the disk or another process that does not let it write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +138,13 @@ class Store:
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:
-        """SQLite's errors as ours."""
+        """SQLite's errors as ours. Its message about a damaged schema need not be UTF-8."""
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+            if code in _REFUSED or code & 0xFF in _REFUSED:
+                raise SimsearchError(f"{self.path} cannot be written: {error}") from error
             raise IndexDamagedError(f"{self.path}: {error}") from error
 
     @contextlib.contextmanager
@@ -245,7 +251,10 @@ class Reader:
 
     def sources(self) -> list[SourceRow]:
         rows = self._connection.execute("SELECT id, kind, root, relative, options FROM sources ORDER BY id")
-        return [SourceRow(r[0], r[1], os.fsdecode(r[2]), os.fsdecode(r[3]), json.loads(r[4])) for r in rows]
+        try:
+            return [SourceRow(r[0], r[1], os.fsdecode(r[2]), os.fsdecode(r[3]), json.loads(r[4])) for r in rows]
+        except (TypeError, ValueError) as error:
+            raise IndexDamagedError(f"{self._path}: a source cannot be read: {error}") from error
 
     def failures(self) -> list[tuple[int, str, str]]:
         """(source, path, reason) of every image that could not be indexed."""
@@ -268,6 +277,8 @@ class Reader:
 
     def item(self, number: int) -> Item:
         """Raises ItemNotFoundError."""
+        if abs(number) > _LARGEST:
+            raise ItemNotFoundError(f"the index has no item {number}")
         found = self._connection.execute(f"SELECT {_COLUMNS} FROM items WHERE id = ?", (number,)).fetchone()
         if found is None:
             raise ItemNotFoundError(f"the index has no item {number}")
@@ -280,13 +291,16 @@ class Reader:
             yield _item(row)
 
     def items_at(self, rows: Sequence[int]) -> dict[int, Item]:
-        """The items that own the given rows, by row."""
+        """The items that own the given rows, by row. Raises IndexDamagedError if one has no owner."""
         found: dict[int, Item] = {}
         for start in range(0, len(rows), 500):
             part = [int(row) for row in rows[start : start + 500]]
             marks = ",".join("?" * len(part))
             for values in self._connection.execute(f"SELECT {_COLUMNS} FROM items WHERE row IN ({marks})", part):
                 found[values[-1]] = _item(values)
+        for row in rows:
+            if row not in found:
+                raise IndexDamagedError(f"{self._path}: no item owns row {row} of the features")
         return found
 
     def rows(self, conditions: Iterable[Condition] = ()) -> NDArray[np.int64]:
@@ -302,6 +316,8 @@ class Reader:
             found = np.fromiter((row[0] for row in cursor), np.int64)
         except sqlite3.OperationalError as error:
             raise UsageError(f"a filter cannot be used: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise IndexDamagedError(f"{self._path}: an item owns no row: {error}") from error
         found.sort()
         return found
 
@@ -324,7 +340,10 @@ class Reader:
 
 def _item(values: Sequence[Any]) -> Item:
     number, source, path, label, metadata, *rest = values
-    return Item(number, source, os.fsdecode(path), label, json.loads(metadata) if metadata else {}, *rest)
+    try:
+        return Item(number, source, os.fsdecode(path), label, json.loads(metadata) if metadata else {}, *rest)
+    except (TypeError, ValueError) as error:
+        raise IndexDamagedError(f"items.sqlite: item {number} cannot be read: {error}") from error
 
 
 def _values(item: Item) -> tuple[Any, ...]:

@@ -32,7 +32,10 @@ def verify(engine: Engine, progress: Callable[[int, int], None] = lambda done, t
     with engine.store.reading() as reader:
         problems = [f"items.sqlite: {line}" for line in reader.integrity()]
         items, rows = reader.count(), reader.state("rows")
-        problems += _check_rows(engine, reader, items, rows)
+        try:
+            problems += _check_rows(engine, reader, items, rows)
+        except IndexDamagedError as error:
+            problems.append(str(error))
         checked, done = 0, 0
         progress(0, rows)
         for first, count, expected in reader.blocks():

@@ -1,0 +1,94 @@
+"""What several test modules need: a model that is quick and can be checked by hand, pictures, and tiny weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simsearch.recipe import Recipe
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CLASSES = ("amber", "blue", "green", "rose")
+EACH = 6
+
+
+class Colours:
+    """A fake model: the mean colour of the four quarters of a 16 x 16 picture, 0 to 1.
+
+    computed: how many images went through it.
+    """
+
+    name = "colours"
+    weights_sha256 = "c0" * 32
+    dimension = 12
+    engine = "numpy"
+    recipe = Recipe(resize=16, crop=16)
+    distances: tuple[float, ...] = ()
+
+    def __init__(self) -> None:
+        self.computed = 0
+
+    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.computed += len(pixels)
+        cells = pixels.reshape(-1, 2, 8, 2, 8, 3).mean((2, 4)) / 255  # (B, 2, 2, 3)
+        features: NDArray[np.float32] = cells.reshape(-1, self.dimension).astype(np.float32)
+        return features
+
+
+def draw(path: Path, seed: int, kind: str = "PNG") -> Path:
+    """A picture of four quarters of random colours; another seed gives another picture."""
+    colours = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(colours.repeat(8, 0).repeat(8, 1)).save(path, kind)
+    return path
+
+
+@pytest.fixture
+def colours() -> Colours:
+    return Colours()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """24 different pictures in a folder of four classes: photos/amber/0.png to photos/rose/5.png."""
+    folder = tmp_path / "photos"
+    for number, name in enumerate(CLASSES):
+        for each in range(EACH):
+            draw(folder / name / f"{each}.png", EACH * number + each)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps what tests derive out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIMSEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("SIMSEARCH_INDEX", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a small random AlexNet, which the command line can use: 63 x 63 pixels, 32 features."""
+    import torch
+
+    from simsearch.models.alexnet import AlexNet
+    from simsearch.models.graphs import AlexNetConfig
+    from simsearch.models.weights import Card, write
+
+    arguments = {"num_classes": 5, "image_size": 63, "channels": (8, 16, 16, 16, 16), "hidden": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = AlexNet(AlexNetConfig(**arguments))  # type: ignore[arg-type]
+        network.initialise(2**0.5)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    write(path, Card("alexnet", arguments, Recipe(72, 63), tuple("abcde")), tensors, {})
+    return path

@@ -1,0 +1,123 @@
+"""The architecture: imports point down only, names are complete, and starting up is cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import simsearch
+from simsearch import errors
+
+PACKAGE = Path(simsearch.__file__).parent
+
+LAYERS = [
+    {"cli", "console", "output", "queries", "cards", "report", "__main__"},
+    {"train", "api", "sample"},
+    {"engine", "sync", "verify", "export"},
+    {"snapshot"},
+    {"extract", "index", "store", "calibration"},
+    {"shards", "meta", "filters"},
+    {"models.torchvision_models"},
+    {"models.runtime", "models.alexnet"},
+    {"models"},
+    {"models.weights", "models.graphs"},
+    {"models.compress"},
+    {"archives", "manifests", "datasets"},
+    {"sources", "sample_objects"},
+    {"images", "recipe", "cache", "sample_scenes"},
+    {"sample_canvas"},
+    {"errors"},
+]
+RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
+# Looked up by name when it is needed: the package's lazy names, a source's class, a model's runtime.
+LATE = {("sources", "archives"), ("sources", "manifests"), ("sources", "datasets"), ("models", "models.runtime"),
+        ("models", "models.torchvision_models"), ("engine", "sync"), ("sync", "engine")}  # fmt: skip
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        if name != "__init__":
+            yield name, path
+
+
+def imports(path):
+    """(module of simsearch, whether it is imported when this one is)."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "simsearch":
+            base = node.module.removeprefix("simsearch").lstrip(".")
+            for alias in node.names:
+                joined = f"{base}.{alias.name}".lstrip(".")
+                target = joined if joined in RANK else base
+                if target:
+                    yield target, id(node) in top, id(node) in typing_only
+
+
+def test_every_module_has_a_layer():
+    assert {name for name, _ in modules()} - set(RANK) == set()
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(n, p, id=n) for n, p in modules()])
+def test_imports_point_down(name, path):
+    for target, _, typing_only in imports(path):
+        if target == name or typing_only or (name, target) in LATE:
+            continue
+        assert RANK[target] >= RANK[name], f"{name} imports {target}, which lies above it"
+
+
+def test_late_imports_are_late():
+    for name, path in modules():
+        for target, at_top, typing_only in imports(path):
+            if (name, target) in LATE and not typing_only:
+                assert not at_top or RANK[target] >= RANK[name]
+
+
+def test_all_is_what_is_visible():
+    assert sorted(simsearch.__all__) == sorted(dir(simsearch))
+    for name in simsearch.__all__:
+        assert getattr(simsearch, name) is not None
+    with pytest.raises(AttributeError):
+        _ = simsearch.nothing
+
+
+def test_errors_all_and_tree():
+    defined = {n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, Exception)}
+    assert sorted(defined) == sorted(errors.__all__)
+    for name in defined:
+        assert issubclass(getattr(errors, name), errors.SimsearchError)
+        assert name in (errors.__doc__ or "")
+
+
+def loaded_after(code):
+    probe = f"import sys\n{code}\nprint(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert not {"torch", "faiss", "numpy", "PIL", "onnxruntime"} & loaded_after("import simsearch")
+
+
+def test_help_imports_nothing_heavy():
+    code = "from simsearch.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass"
+    assert not {"torch", "faiss", "numpy", "PIL", "onnxruntime", "rich"} & loaded_after(code)
+
+
+def test_no_printing_and_exiting_below_the_command_line():
+    for name, path in modules():
+        if RANK[name] == 0:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"print", "sys.exit", "exit"}, f"{name} calls {called}"
