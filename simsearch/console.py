@@ -105,3 +105,14 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
             click.echo(f"{what}: {done:,} of {total:,}, {done / (now - state['start']):,.0f}/s", err=True)
 
     yield tell
+
+
+def help_texts() -> dict[str, str]:
+    """The `--help` of each command, 100 columns wide, by its name: what the README shows."""
+    from simsearch.cli import main
+
+    texts = {}
+    for name, command in sorted(main.commands.items()):
+        with click.Context(command, info_name=f"simsearch {name}", max_content_width=100, terminal_width=100) as context:
+            texts[name] = command.get_help(context) + "\n"
+    return texts

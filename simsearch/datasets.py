@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import io
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from simsearch import cache
 from simsearch.errors import ImageError, UsageError
-from simsearch.sources import Entry, Listing, Source, excluded
+from simsearch.sources import Entry, Listing, Source, excluded, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,19 +53,22 @@ class DatasetSource(Source):
             hint = f"did you mean {PREFIX}{near[0]}?" if near else "see torchvision.datasets for the names"
             raise UsageError(f"torchvision has no data set {self.name!r}", hint=hint)
         kind = getattr(torchvision.datasets, self.name)
+        accepted = _accepted(kind)
+        if "root" not in accepted:
+            raise UsageError(f"torchvision's {self.name} is no data set that is kept in files")
         folder = os.environ.get("SIMSEARCH_DATASETS") or str(cache.directory() / "datasets")
-        arguments = self._arguments(inspect.signature(kind).parameters)
+        arguments = self._arguments(accepted)
         folder = os.path.join(folder, self.name)
-        os.makedirs(folder, exist_ok=True)
-        try:  # what is there already is not downloaded again, which some data sets refuse to do
-            return kind(folder, **{**arguments, **({"download": False} if "download" in arguments else {})})
-        except (RuntimeError, OSError):
-            pass
         try:
+            os.makedirs(folder, exist_ok=True)
+            # what is there already is not downloaded again, which some data sets refuse to do
+            with contextlib.suppress(RuntimeError, OSError):
+                return kind(folder, **{**arguments, **({"download": False} if "download" in arguments else {})})
             return kind(folder, **arguments)
-        except (RuntimeError, OSError, ImportError, ValueError, TypeError) as error:
-            hint = f"put its files into {folder} where there is no network"
-            raise UsageError(f"the data set {self.root} cannot be opened: {error}", hint=hint) from error
+        except Exception as error:  # a wrong split, a missing package, no network: each data set has its own
+            missing = isinstance(error, RuntimeError | OSError)
+            hint = f"put its files into {folder} where there is no network" if missing else None
+            raise UsageError(f"the data set {self.root} cannot be opened: {first_line(error)}", hint=hint) from error
 
     def _arguments(self, accepted: Any) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
@@ -86,26 +90,49 @@ class DatasetSource(Source):
         names = getattr(data, "classes", None) or getattr(data, "categories", None)
         width = len(str(max(0, len(data) - 1)))
         for number in range(len(data)):
-            image, target = data[number]
             path = f"{number:0{width}d}"
             if excluded(path, exclude):
+                continue
+            try:
+                image, target = data[number]
+                pixels = image.tobytes()
+            except (TypeError, ValueError, AttributeError):  # pairs of images, films, tensors
+                raise UsageError(f"the data set {self.root} does not hold single images") from None
+            except Exception as error:
+                found.entries.append(Entry(path, 0, 0, problem=first_line(error)))
                 continue
             label = None
             if isinstance(target, int) or (hasattr(target, "ndim") and target.ndim == 0):
                 label = _class_name(names, int(target))
-            stamp = int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:7], "little")
-            found.entries.append(Entry(path, len(image.tobytes()), stamp, label))
+            stamp = int.from_bytes(hashlib.sha256(pixels).digest()[:7], "little")
+            found.entries.append(Entry(path, len(pixels), stamp, label))
         return found
 
     def read(self, path: str) -> bytes:
-        data = self._dataset()
+        try:
+            data = self._dataset()
+        except UsageError as error:
+            raise ImageError(str(error), hint=error.hint) from error
         try:
             image: Image.Image = data[int(path)][0]
         except (ValueError, IndexError):
             raise ImageError(f"the data set has no image {path!r}") from None
+        except Exception as error:
+            raise ImageError(f"cannot be read from the data set: {first_line(error)}") from error
         out = io.BytesIO()
         image.save(out, "PNG", compress_level=1)
         return out.getvalue()
+
+
+def _accepted(kind: Any) -> set[str]:
+    """The names of a class's arguments, with those that it hands on to its bases."""
+    names: set[str] = set()
+    for base in kind.__mro__ if inspect.isclass(kind) else ():
+        parameters = inspect.signature(base).parameters if base is not object else {}
+        names |= set(parameters)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
 
 
 def _class_name(names: Any, target: int) -> str:

@@ -98,6 +98,7 @@ class Engine:
         roots: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(path)
+        models.check_device(device)
         self.device, self.roots = device, dict(roots or {})
         self.meta = Meta.read(self.path)
         self.shards = Shards(self.path / "features", self.meta.dimension, self.meta.rows_per_shard)

@@ -36,11 +36,11 @@ class Condition:
     value: Any
 
     @classmethod
-    def parse(cls, written: str) -> Condition:
+    def parse(cls, clause: str) -> Condition:
         """Reads one `--filter`. Raises UsageError."""
-        match = _SYNTAX.fullmatch(written)
+        match = _SYNTAX.fullmatch(clause)
         if not match:
-            raise UsageError(f"filter {written!r} is not FIELD=VALUE", hint="operators: = != < > <= >= and ~ for a glob")
+            raise UsageError(f"filter {clause!r} is not FIELD=VALUE", hint="operators: = != < > <= >= and ~ for a glob")
         return cls(match[1], match[2], match[3])
 
     def sql(self) -> tuple[str, list[Any]]:
@@ -74,7 +74,7 @@ def conditions(where: Where | None) -> list[Condition]:
         return [Condition.parse(where)]
     if isinstance(where, Mapping):
         return [Condition(str(field), "=", value) for field, value in where.items()]
-    return [Condition.parse(written) for written in where]
+    return [Condition.parse(clause) for clause in where]
 
 
 def _number(value: Any) -> float | int | None:

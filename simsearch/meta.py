@@ -74,6 +74,8 @@ class Meta:
             ):
                 raise ValueError("search or distances is not as simsearch writes it")
         except FileNotFoundError:
+            if next((folder / "features").glob("*.f16"), None):
+                raise IndexDamagedError(f"{path} is missing, though there are features") from None
             hint = f"make one: simsearch build SOURCE -i {folder}"
             raise IndexNotFoundError(f"there is no index at {folder}", hint=hint) from None
         except NotADirectoryError:

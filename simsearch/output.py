@@ -54,7 +54,7 @@ def render(answers: Sequence[Answer], form: str, end: str = "\n") -> str:
         if answer.matches:
             rows = [("rank", "distance", "similarity", "id", "label", "path")]
             for m in answer.matches:
-                numbers = str(m.rank), f"{m.distance:.4g}", f"{m.similarity:.2%}", str(m.id)
+                numbers = str(m.rank), distance(m.distance), f"{m.similarity:.2%}", str(m.id)
                 rows.append((*numbers, printable(m.label or "-"), printable(m.path)))
             lines = [printable(answer.query), *table(rows, right=4)]
         blocks.append("\n".join(lines) + "\n")
@@ -79,6 +79,11 @@ def printable(text: str) -> str:
     return "".join(
         c if c.isprintable() or 0xDC80 <= ord(c) <= 0xDCFF else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def distance(number: float) -> str:
+    """Four digits; what is left of nothing after float32 arithmetic is shown as nothing."""
+    return "0" if number < 1e-3 else f"{number:.4g}"
 
 
 def size(number: float) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePath
 from PIL import Image, ImageDraw, ImageFont
 
 from simsearch.errors import UsageError
+from simsearch.output import distance
 
 __all__ = ["Picture", "Row", "html", "montage", "montage_format", "save_html", "save_montage", "write_atomically"]
 
@@ -115,7 +116,7 @@ def _draw_picture(canvas: Image.Image, picture: Picture, corner: tuple[int, int]
     else:
         canvas.paste(fitted, (x + (side - fitted.width) // 2, y + (side - fitted.height) // 2))
     name = _name(picture.path)
-    first = name if picture.distance is None else _distance(picture.distance)
+    first = name if picture.distance is None else distance(picture.distance)
     second = picture.label or ("" if picture.distance is None else name)
     for line, (words, colour) in enumerate([(first, INK), (second, FAINT)]):
         place = (x + side // 2, y + side + layout.gap // 2 + line * layout.line)
@@ -159,7 +160,7 @@ def _figure(picture: Picture, rank: int, side: int) -> str:
     alt += f"{picture.label}, {picture.path}" if picture.label else picture.path
     lines = [f'<span class="badge">{rank or "query"}</span>']
     if picture.distance is not None:
-        lines.append(f"<span><small>distance</small> {_distance(picture.distance)}</span>")
+        lines.append(f"<span><small>distance</small> {distance(picture.distance)}</span>")
     if picture.similarity is not None:
         percent = f"{min(max(picture.similarity, 0.0), 1.0) * 100:.1f}%"
         bar = f'<span class="bar" aria-hidden="true"><span style="width: {percent}"></span></span>'
@@ -238,10 +239,6 @@ def _fitted(image: Image.Image | None, side: int) -> Image.Image | None:
     pixels = image if image.mode == "RGB" else image.convert("RGB")  # convert copies, also where nothing changes
     return pixels.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
-
-def _distance(distance: float) -> str:
-    """Four significant digits."""
-    return f"{distance:#.4g}".rstrip(".")
 
 
 def _name(path: str) -> str:

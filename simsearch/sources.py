@@ -275,7 +275,7 @@ def read_path(path: str) -> bytes:
 
 def first_line(error: Exception) -> str:
     """What another library says of a failure, in one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return str(error).strip().partition("\n")[0].rstrip(": ") or type(error).__name__
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -72,7 +72,7 @@ def test_normalisation_is_the_formula_of_section_3_3():
         energy = (x[:, low : high + 1] ** 2).sum(1)
         expected[:, i] = x[:, i] / (2 + 1e-4 * energy) ** 0.75
     torch.testing.assert_close(local_response_norm(x), expected)
-    torch.testing.assert_close(local_response_norm(x, beta=0.5), x * (x / expected / x).pow(-2 / 3), rtol=1e-6, atol=0)
+    torch.testing.assert_close(local_response_norm(x, beta=0.5), x * (x / expected).pow(-2 / 3), rtol=1e-6, atol=0)
 
 
 def test_normalisation_against_torch():

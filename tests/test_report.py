@@ -150,7 +150,7 @@ def test_html_shows_everything_known_of_a_match() -> None:
 
 @pytest.mark.parametrize(
     ("distance", "shown"),
-    [(0.0, "0.000"), (0.123456, "0.1235"), (85.0, "85.00"), (1234.4, "1234"), (float("inf"), "inf")],
+    [(0.0, "0"), (1e-6, "0"), (0.123456, "0.1235"), (85.0, "85"), (1234.4, "1234"), (float("inf"), "inf")],
 )
 def test_distances_have_four_significant_digits(distance: float, shown: str) -> None:
     assert f"</small> {shown}</span>" in page(row(Picture(None, "m.jpg", distance=distance)))

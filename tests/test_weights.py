@@ -44,7 +44,7 @@ def test_an_empty_tensor_of_zeros():
 def test_five_bits_lose_little():
     tensor = sparse((256, 256), 0.3)
     decoded = compress.decode(compress.encode(tensor, 5))
-    assert np.linalg.norm(decoded - tensor) < 0.06 * np.linalg.norm(tensor)
+    assert np.linalg.norm(decoded - tensor) < 0.08 * np.linalg.norm(tensor)
 
 
 def test_more_bits_than_a_byte_are_refused():

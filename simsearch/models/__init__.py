@@ -7,11 +7,12 @@ of a `.safetensors` file that simsearch wrote. Importing this module imports nei
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from simsearch.errors import UsageError, WeightsError
+from simsearch.errors import DeviceError, UsageError, WeightsError
 from simsearch.models.graphs import AlexNetConfig
 from simsearch.models.weights import Card, read_card, sha256
 
@@ -84,6 +85,12 @@ class WeightsFile:
             raise WeightsError(f"{self.path}: architecture {self.card.architecture!r} is none of {known}") from None
         except TypeError as error:
             raise WeightsError(f"{self.path}: {error}") from error
+
+
+def check_device(device: str) -> None:
+    """Raises DeviceError for a word that names no device; whether it is there is seen when a model is loaded."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise DeviceError(f"no device is called {device!r}", hint="auto, cpu, cuda or cuda:N")
 
 
 def find(name: str) -> WeightsFile:

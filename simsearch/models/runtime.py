@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch import cache
+from simsearch import cache, models
 from simsearch.errors import DeviceError, WeightsError
 from simsearch.models import graphs
 from simsearch.models.weights import read_tensors
@@ -41,13 +41,12 @@ def choose_device(device: str, few: bool = False) -> str:
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or not (number.isdecimal() or device == "cuda"):
-        raise DeviceError(f"no device is called {device!r}", hint="auto, cpu, cuda or cuda:N")
+    models.check_device(device)
     import torch
 
     if not torch.cuda.is_available():
         raise DeviceError(f"device {device!r}: there is no usable GPU", hint="--device cpu")
+    number = device.partition(":")[2]
     if number and int(number) >= torch.cuda.device_count():
         raise DeviceError(f"device {device!r}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
     return device
