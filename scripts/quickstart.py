@@ -64,7 +64,10 @@ def own_source() -> str:
         print(f"note: Imagenette cannot be had ({error}); drawing a sample set instead", file=sys.stderr)
     folder = INDEXES / "sample"
     if not folder.exists():
-        run("sample", str(folder))
+        partial = INDEXES / ".sample"
+        shutil.rmtree(partial, ignore_errors=True)  # of a drawing that was interrupted
+        run("sample", str(partial))
+        partial.rename(folder)
     return str(folder)
 
 

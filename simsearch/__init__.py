@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Engine": "simsearch.engine",
     "Match": "simsearch.engine",
-    "Summary": "simsearch.sync",
+    "Summary": "simsearch.planning",
     "build": "simsearch.api",
     "errors": "simsearch.errors",
     "open": "simsearch.api",
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from simsearch import errors
     from simsearch.api import build, open
     from simsearch.engine import Engine, Match
-    from simsearch.sync import Summary
+    from simsearch.planning import Summary
 
 
 def __getattr__(name: str) -> Any:

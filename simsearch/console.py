@@ -112,7 +112,9 @@ def help_texts() -> dict[str, str]:
     from simsearch.cli import main
 
     texts = {}
-    for name, command in sorted(main.commands.items()):
-        with click.Context(command, info_name=f"simsearch {name}", max_content_width=100, terminal_width=100) as context:
-            texts[name] = command.get_help(context) + "\n"
+    wide = {"max_content_width": 100, "terminal_width": 100, "help_option_names": ["-h", "--help"]}
+    with click.Context(main, info_name="simsearch", **wide) as parent:  # type: ignore[arg-type]
+        for name, command in sorted(main.commands.items()):
+            with click.Context(command, info_name=name, parent=parent) as context:
+                texts[name] = command.get_help(context) + "\n"
     return texts

@@ -240,7 +240,6 @@ def _fitted(image: Image.Image | None, side: int) -> Image.Image | None:
     return pixels.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-
 def _name(path: str) -> str:
     return PurePath(path).name or path
 

@@ -15,7 +15,7 @@ PACKAGE = Path(simsearch.__file__).parent
 LAYERS = [
     {"cli", "console", "output", "queries", "cards", "report", "__main__"},
     {"train", "api", "sample"},
-    {"engine", "sync", "verify", "export"},
+    {"engine", "sync", "planning", "verify", "export"},
     {"snapshot"},
     {"extract", "index", "store", "calibration", "filters"},
     {"shards", "meta"},

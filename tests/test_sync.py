@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLASSES, EACH, Colours, draw
 
 from simsearch import api, sync
 from simsearch.engine import Engine
@@ -22,6 +21,7 @@ from simsearch.errors import IndexLockedError, IndexNotFoundError, ModelMismatch
 from simsearch.meta import writer_lock
 from simsearch.store import Item, SourceRow, Store
 from simsearch.verify import verify
+from tests.conftest import CLASSES, EACH, Colours, draw
 
 ALL = len(CLASSES) * EACH
 _ticks = itertools.count(1)

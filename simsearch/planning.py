@@ -1,0 +1,246 @@
+"""What differs between an index and its sources: found by listing and comparing, before anything is changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from simsearch import sources
+from simsearch.errors import UsageError
+from simsearch.store import Item, SourceRow, text
+
+if TYPE_CHECKING:
+    from simsearch.engine import Engine
+    from simsearch.store import Reader
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images dealt with and their total."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to synchronise.
+
+    exclude: globs over relative paths or names. labels: "auto" takes folder names if every image sits in a folder,
+    "folder" wherever one does, "none" never. prune: remove items whose image is gone. batch_size, workers: None
+    chooses for the machine. progress: see `Progress`.
+    """
+
+    exclude: tuple[str, ...] = ()
+    labels: Literal["auto", "folder", "none"] = "auto"
+    prune: bool = True
+    dry_run: bool = False
+    batch_size: int | None = None
+    workers: int | None = None
+    progress: Progress = lambda done, total: None
+
+
+@dataclass
+class Summary:
+    """What a synchronisation did, in images. computed: how many went through the model.
+
+    to_read: in a dry run, the images that are new or changed. unread: folders that could not be listed, with reasons.
+    """
+
+    items: int = 0
+    added: int = 0
+    updated: int = 0
+    moved: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    computed: int = 0
+    to_read: int = 0
+    seconds: float = 0.0
+    unread: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Place:
+    """A source as it is, or will be, recorded.
+
+    root: where it is now. row: its record, if there is one. settings: what to record anew, if anything.
+    absorbed: narrower sources that become part of this one, each with the path from this root to its own.
+    """
+
+    kind: str
+    root: str
+    row: SourceRow | None = None
+    settings: dict[str, Any] | None = None
+    absorbed: list[tuple[SourceRow, str]] = field(default_factory=list)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings in force."""
+        if self.settings is not None:
+            return self.settings
+        return self.row.options if self.row is not None else {}
+
+
+@dataclass
+class Plan:
+    """What differs between one source, or a part of one, and the index.
+
+    fresh: images to read, each with the item known at its path. missing: items whose image is gone, or has moved.
+    healed: paths of recorded failures that are no longer there.
+    """
+
+    place: Place
+    source: sources.Source
+    fresh: list[tuple[sources.Entry, Item | None]] = field(default_factory=list)
+    relabelled: list[Item] = field(default_factory=list)
+    missing: list[Item] = field(default_factory=list)
+    unreadable: list[sources.Entry] = field(default_factory=list)
+    healed: list[str] = field(default_factory=list)
+
+
+def plans(engine: Engine, found: Sequence[sources.Source], options: Options, summary: Summary) -> list[Plan]:
+    """Compares the given sources with the index, or all that it knows if none are given; counts go to `summary`.
+
+    Raises UsageError if a source is empty though the index has many items from it (a disk that is not mounted, say).
+    """
+    with engine.store.reading() as reader:
+        known = [(row, engine.root_of(row)) for row in reader.sources()]
+        pairs = _placed(found, known, options) if found else [_again(reader, *pair) for pair in known]
+        return [_compare(reader, place, source, options, summary) for place, source in pairs]
+
+
+def _again(reader: Reader, row: SourceRow, root: str) -> tuple[Place, sources.Source]:
+    source = sources.reopen(row.kind, root)
+    if isinstance(source, sources.FolderSource) and row.options.get("partial"):
+        source.only = frozenset(item.path for item in reader.items(row.id))
+    return Place(row.kind, root, row), source
+
+
+def _placed(
+    found: Sequence[sources.Source], known: Sequence[tuple[SourceRow, str]], options: Options
+) -> list[tuple[Place, sources.Source]]:
+    """The place of each source; of sources that overlap, the widest counts."""
+    places = [Place(row.kind, root, row) for row, root in known]
+    pairs: list[tuple[Place, sources.Source]] = []
+    for source in sorted(found, key=_extent):
+        if any(_covers(other, source) for _, other in pairs):
+            continue
+        if isinstance(source, sources.FolderSource):
+            place, within = _folder_place(source, places, options)
+            source = sources.FolderSource(place.root, within)
+        else:
+            place = next((p for p in places if (p.kind, p.root) == (source.kind, source.root)), None) or Place(
+                source.kind, source.root
+            )
+            place.settings = _settings(options)
+        if not any(place is other for other in places):
+            places.append(place)
+        pairs.append((place, source))
+    return pairs
+
+
+def _folder_place(source: sources.FolderSource, places: Sequence[Place], options: Options) -> tuple[Place, str]:
+    """The place of a folder or a single file, and the path from the place's root to it."""
+    folders = [place for place in places if place.kind == source.kind]
+    for place in folders:
+        partial = place.options.get("partial", False)
+        if source.root == place.root and (source.within or partial or not place.row):
+            if not source.within:
+                place.settings = _settings(options)
+            return place, source.within
+        if source.root == place.root:
+            if options.prune:  # described anew
+                place.settings = _settings(options)
+            return place, ""
+        if not partial and below(source.root, place.root.rstrip("/")):
+            return place, os.path.normpath(os.path.join(os.path.relpath(source.root, place.root), source.within))
+    place = Place(source.kind, source.root, settings=_settings(options))
+    if source.within:
+        place.settings = {**_settings(options), "partial": True}
+    else:
+        place.absorbed = [
+            (other.row, os.path.relpath(other.root, source.root))
+            for other in folders
+            if other.row is not None and below(other.root, source.root.rstrip("/"))
+        ]
+    return place, source.within
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    return {"exclude": list(options.exclude), "labels": options.labels}
+
+
+def _extent(source: sources.Source) -> tuple[int, str]:
+    """Sorts wide folders before narrow ones and single files."""
+    within = source.within if isinstance(source, sources.FolderSource) else ""
+    return len(os.path.join(source.root, within).split(os.sep)), source.root
+
+
+def _covers(wide: sources.Source, narrow: sources.Source) -> bool:
+    if not isinstance(wide, sources.FolderSource) or not isinstance(narrow, sources.FolderSource):
+        return (wide.kind, wide.root) == (narrow.kind, narrow.root)
+    return below(*(os.path.join(source.root, source.within).rstrip("/") for source in (narrow, wide)))
+
+
+def _compare(reader: Reader, place: Place, source: sources.Source, options: Options, summary: Summary) -> Plan:
+    """Lists a source and finds what differs from the index."""
+    plan = Plan(place, source)
+    listing = source.listing((*options.exclude, *place.options.get("exclude", ())))
+    summary.skipped += listing.skipped
+    summary.unread += [(source.display(path), reason) for path, reason in listing.unread]
+    within = source.within if isinstance(source, sources.FolderSource) else ""
+    held, failed = _held(reader, place, within)
+    if held and not listing.entries and options.prune and not within:
+        raise UsageError(
+            f"{source.root} holds no images, but the index has {len(held)} from it",
+            hint="is the disk mounted? `simsearch remove` takes them out, --no-prune keeps them",
+        )
+    for entry, label in zip(listing.entries, _labels(source, listing.entries, place, options), strict=True):
+        failed.discard(entry.path)
+        item = held.get(entry.path)
+        if entry.problem is not None:
+            plan.unreadable.append(entry)
+            if entry.problem != sources.GONE:  # it may be readable again tomorrow
+                held.pop(entry.path, None)
+            continue
+        held.pop(entry.path, None)
+        if item is None or (item.size, item.stamp) != (entry.size, entry.stamp):
+            plan.fresh.append((replace(entry, label=label), item))
+            continue
+        summary.unchanged += 1
+        if (item.label, item.metadata) != (label, entry.metadata or {}):
+            plan.relabelled.append(replace(item, label=label, metadata=entry.metadata or {}))
+    unread = [path for path, _ in listing.unread]
+    plan.missing = [item for path, item in held.items() if not any(below(path, folder) for folder in unread)]
+    plan.healed = sorted(failed)
+    return plan
+
+
+def _held(reader: Reader, place: Place, within: str) -> tuple[dict[str, Item], set[str]]:
+    """What the index has of a place, or of the part of it below `within`: items by path, and failed paths."""
+    rows = [(place.row, "")] if place.row is not None else []
+    held: dict[str, Item] = {}
+    failed: set[str] = set()
+    for row, prefix in [*rows, *((row, prefix + "/") for row, prefix in place.absorbed)]:
+        held |= {prefix + item.path: replace(item, path=prefix + item.path) for item in reader.items(row.id)}
+        failed |= {prefix + path for number, path, _ in reader.failures() if number == row.id}
+    if within:
+        held = {path: item for path, item in held.items() if below(path, within)}
+        failed = {path for path in failed if below(path, within)}
+    return held, failed
+
+
+def _labels(
+    source: sources.Source, entries: Sequence[sources.Entry], place: Place, options: Options
+) -> list[str | None]:
+    """The label of each entry, by the rule asked for or else by that recorded for the source."""
+    rule = options.labels if options.labels != "auto" else place.options.get("labels", "auto")
+    if rule == "none":
+        return [None] * len(entries)
+    if source.labelled:
+        return [entry.label for entry in entries]
+    return [None if label is None else text(label) for label in sources.folder_labels(entries, rule == "folder")]
+
+
+def below(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies below it; everything lies below ""."""
+    return not folder or path == folder or path.startswith(folder + "/")
