@@ -31,7 +31,9 @@ root = click.option(
     "--root", "roots", multiple=True, metavar="[OLD=]NEW", help="Where the images are now, if they have moved."
 )
 known_model = click.option("--model", metavar="NAME|FILE", help="The index's model, where its weights have moved.")
-form = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+form = click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
+)
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -60,14 +62,15 @@ def _roots(pairs: Sequence[str]) -> dict[str, str]:
 
 def sources_and_options(command: Command) -> Command:
     """What `build` and `add` share."""
-    for option in (
+    shown = (
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out matching paths or names; repeatable."),
         click.option("--labels", type=click.Choice(["auto", "folder", "none"]), default="auto", show_default=True,
                      help="Label images by the folder they sit in: auto if all sit in one."),
         click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images computed at once."),
         click.option("--workers", type=click.IntRange(1), metavar="N", help="Images decoded at once."),
         device, index, form, version,
-    ):  # fmt: skip
+    )  # fmt: skip
+    for option in reversed(shown):
         command = option(command)
     return command
 
@@ -311,7 +314,7 @@ def verify(form: str, index_path: str) -> None:
 
 
 @main.command()
-@click.option("--format", "form", type=click.Choice(["npy"]), default="npy", show_default=True)
+@click.option("--format", "form", type=click.Choice(["npy"]), default="npy", show_default=True, help="The file format.")
 @click.option(
     "-o", "--output", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to."
 )
@@ -346,7 +349,7 @@ def models(verbose: bool, form: str) -> None:
 @main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("-n", "--count", type=click.IntRange(1), default=600, show_default=True, help="Pictures.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws other pictures.")
 @version
 def sample(directory: Path, count: int, seed: int) -> None:
     """Draws labelled pictures into DIRECTORY, a folder a kind, for trying things without any data."""

@@ -100,7 +100,7 @@ class Store:
         self.path = path
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
-        self._immutable = False
+        self._writable = os.access(path.parent, os.W_OK)
         if not create and not path.exists():
             raise IndexDamagedError(f"{path} is missing")
         if create:
@@ -121,17 +121,18 @@ class Store:
         finally:
             if connection.in_transaction:
                 connection.rollback()
-            with self._lock:
-                self._idle.append(connection)
+            if self._writable:
+                with self._lock:
+                    self._idle.append(connection)
+            else:  # it may be blind to what others write
+                connection.close()
 
     def _connect(self) -> sqlite3.Connection:
-        name = "file:" + _quote(self.path)
-        if not self._immutable and not os.access(self.path.parent, os.W_OK):
-            # Without write access SQLite cannot share a log with writers; and where nothing can be written,
-            # nothing changes.
-            self._immutable = not self.path.with_name(self.path.name + "-wal").exists()
-        suffix = "?immutable=1" if self._immutable else ""
-        connection = sqlite3.connect(name + suffix, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+        # Without write access SQLite cannot make the files that readers share with writers, and need not: where they
+        # are missing, nobody is writing.
+        alone = not self._writable and not self.path.with_name(self.path.name + "-wal").exists()
+        name = "file:" + _quote(self.path) + ("?immutable=1" if alone else "")
+        connection = sqlite3.connect(name, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA case_sensitive_like = ON")
         return connection

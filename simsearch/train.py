@@ -261,7 +261,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
-        if step % 25 == 0:
+        if step % max(1, steps // 100) == 0:
             pruner.update(step / steps)
         pruner.apply()
         now = time.monotonic()
@@ -317,7 +317,7 @@ def evaluate(network: AlexNet, data: TrainingSet, colour: Colour, batch_size: in
         pixels = torch.from_numpy(np.ascontiguousarray(data.pixels[start : start + batch_size])).to(device)
         labels = torch.from_numpy(data.labels[start : start + batch_size]).to(device)
         hidden = network.features(centre(pixels, network.config.image_size, colour))
-        guesses = network.classifier(hidden).topk(5).indices
+        guesses = network.classifier(hidden).topk(min(5, network.config.num_classes)).indices
         correct += int((guesses[:, 0] == labels).sum())
         among_five += int((guesses == labels[:, None]).any(1).sum())
         features.append(hidden.float().cpu())
