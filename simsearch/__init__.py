@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Engine": "simsearch.engine",
-    "Match": "simsearch.engine",
+    "Match": "simsearch.search",
     "Summary": "simsearch.planning",
     "build": "simsearch.api",
     "errors": "simsearch.errors",
@@ -30,8 +30,9 @@ __all__ = ["Engine", "Match", "Summary", "__version__", "build", "errors", "open
 if TYPE_CHECKING:
     from simsearch import errors
     from simsearch.api import build, open
-    from simsearch.engine import Engine, Match
+    from simsearch.engine import Engine
     from simsearch.planning import Summary
+    from simsearch.search import Match
 
 
 def __getattr__(name: str) -> Any:

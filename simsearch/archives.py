@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tarfile
 import threading
+import weakref
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,7 @@ class TarSource(Source):
             self._archive = tarfile.open(root)  # noqa: SIM115, closed by close()
         except Exception as error:
             raise UsageError(f"{root} cannot be read as a tar archive: {first_line(error)}") from error
+        self._closing = weakref.finalize(self, self._archive.close)  # a ZipFile sees to that itself
         self._members: dict[str, tarfile.TarInfo] | None = None
 
     def _index(self) -> dict[str, tarfile.TarInfo]:
@@ -137,4 +139,4 @@ class TarSource(Source):
                 raise ImageError(f"cannot be read from the archive: {first_line(error)}") from error
 
     def close(self) -> None:
-        self._archive.close()
+        self._closing()

@@ -33,7 +33,7 @@ def quantiles(features: NDArray[np.float16]) -> tuple[float, ...]:
     squared = np.einsum("nd,nd->n", x, x)
     distances = squared[:, None] + squared[None, :] - 2 * x @ x.T
     pairs = np.sqrt(np.maximum(distances[np.triu_indices(len(x), 1)], 0))
-    return tuple(round(float(value), 6) for value in np.quantile(pairs, _shares()))
+    return tuple(round(float(value), 6) for value in np.quantile(pairs, _shares(POINTS)))
 
 
 def similarity(distance: float, table: Sequence[float]) -> float:
@@ -48,14 +48,14 @@ def similarity(distance: float, table: Sequence[float]) -> float:
     if distance >= table[-1]:
         return 0.0
     # Below the nearest random pair the share falls from 1 to what one pair in the sample amounts to.
-    shares = 1.0 - np.concatenate([[0.0], np.maximum(_shares(), 1e-6)])
+    shares = 1.0 - np.concatenate([[0.0], np.maximum(_shares(len(table)), 1e-6)])
     return float(np.interp(distance, np.concatenate([[0.0], np.asarray(table)]), shares))
 
 
 def median(table: Sequence[float]) -> float:
     """The median distance of random pairs; 0 without a table."""
-    return float(np.interp(0.5, _shares(), table)) if table else 0.0
+    return float(np.interp(0.5, _shares(len(table)), table)) if table else 0.0
 
 
-def _shares() -> NDArray[np.float64]:
-    return np.linspace(0.0, 1.0, POINTS) ** 2
+def _shares(points: int) -> NDArray[np.float64]:
+    return np.linspace(0.0, 1.0, points) ** 2

@@ -14,8 +14,9 @@ from simsearch import __version__
 from simsearch.console import DAMAGED, NO_MATCH, Main, progress
 
 if TYPE_CHECKING:
-    from simsearch.engine import Engine, Match
+    from simsearch.engine import Engine
     from simsearch.report import Row
+    from simsearch.search import Match
     from simsearch.sync import Summary
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -358,6 +359,17 @@ def sample(directory: Path, count: int, seed: int) -> None:
     with progress("drawing") as callback:
         written = drawing.write(directory, count, seed, callback)
     click.echo(f"{directory}: {written:,} pictures of {len(drawing.KINDS)} kinds")
+
+
+def help_texts() -> dict[str, str]:
+    """The `--help` of each command, 100 columns wide, by its name: what the README shows."""
+    texts = {}
+    wide = {"max_content_width": 100, "terminal_width": 100, "help_option_names": ["-h", "--help"]}
+    with click.Context(main, info_name="simsearch", **wide) as parent:  # type: ignore[arg-type]
+        for name, command in sorted(main.commands.items()):
+            with click.Context(command, info_name=name, parent=parent) as context:
+                texts[name] = command.get_help(context) + "\n"
+    return texts
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ class Main(click.Group):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="surrogateescape")
         extra["standalone_mode"] = False
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of a damaged picture, its failure says enough
         try:
             code = super().main(arguments, **extra)
             sys.stdout.flush()
@@ -105,16 +107,3 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
             click.echo(f"{what}: {done:,} of {total:,}, {done / (now - state['start']):,.0f}/s", err=True)
 
     yield tell
-
-
-def help_texts() -> dict[str, str]:
-    """The `--help` of each command, 100 columns wide, by its name: what the README shows."""
-    from simsearch.cli import main
-
-    texts = {}
-    wide = {"max_content_width": 100, "terminal_width": 100, "help_option_names": ["-h", "--help"]}
-    with click.Context(main, info_name="simsearch", **wide) as parent:  # type: ignore[arg-type]
-        for name, command in sorted(main.commands.items()):
-            with click.Context(command, info_name=name, parent=parent) as context:
-                texts[name] = command.get_help(context) + "\n"
-    return texts

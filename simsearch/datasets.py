@@ -67,8 +67,8 @@ class DatasetSource(Source):
             return kind(folder, **arguments)
         except Exception as error:  # a wrong split, a missing package, no network: each data set has its own
             missing = isinstance(error, RuntimeError | OSError)
-            hint = f"put its files into {folder} where there is no network" if missing else None
-            raise UsageError(f"the data set {self.root} cannot be opened: {first_line(error)}", hint=hint) from error
+            cure = f"put its files into {folder} where there is no network" if missing else None
+            raise UsageError(f"the data set {self.root} cannot be opened: {first_line(error)}", hint=cure) from error
 
     def _arguments(self, accepted: Any) -> dict[str, Any]:
         arguments: dict[str, Any] = {}

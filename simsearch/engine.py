@@ -10,22 +10,21 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from simsearch import calibration, images, models, sources
+from simsearch import images, models, sources
 from simsearch.errors import ImageError, ModelMismatchError, UsageError
 from simsearch.extract import stored
-from simsearch.filters import Where, conditions
 from simsearch.index import FlatIndex
 from simsearch.meta import Meta
 from simsearch.recipe import Recipe
+from simsearch.search import Match, Picture, PictureOptions, Search, SearchOptions, blend
 from simsearch.shards import Shards
-from simsearch.snapshot import RecordedSource, Snapshot, blend, matcher, merge
+from simsearch.snapshot import RecordedSource, Snapshot, Sources, matcher
 from simsearch.store import Item, Reader, SourceRow, Store
 
 if TYPE_CHECKING:
@@ -33,53 +32,6 @@ if TYPE_CHECKING:
 
     from simsearch.models import Model
     from simsearch.sync import Summary
-
-Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
-"""An image to search by: a path, encoded bytes, a PIL image, or an (H, W, 3) uint8 array."""
-
-NEAR_IDENTICAL = 0.1
-"""With `dedup`, matches nearer to each other than this share of the median random pair count as one picture."""
-
-
-class SearchOptions(TypedDict, total=False):
-    """What every search accepts besides the query and k.
-
-    where: conditions on items. max_distance: the farthest match to report. dedup: one match per near-identical group.
-    exact: do not use an approximate structure, even if the index has one.
-    """
-
-    where: Where | None
-    max_distance: float | None
-    dedup: bool
-    exact: bool
-
-
-class PictureOptions(SearchOptions, total=False):
-    """What a search by pictures accepts as well.
-
-    crop: (x, y, width, height) of the upright query. flip: a mirrored picture counts as the same.
-    plus, minus: more pictures to be like and unlike; an int is an item's id.
-    """
-
-    crop: tuple[int, int, int, int] | None
-    flip: bool
-    plus: Sequence[Picture | int]
-    minus: Sequence[Picture | int]
-
-
-@dataclass(frozen=True)
-class Match:
-    """An item at a distance. rank counts from 1; path opens as printed; see `calibration` for similarity."""
-
-    rank: int
-    id: int
-    path: str
-    label: str | None
-    distance: float
-    similarity: float
-    metadata: dict[str, Any]
-    relative: str = ""
-    """The path as stored, relative to its source."""
 
 
 class Engine:
@@ -129,7 +81,10 @@ class Engine:
     def close(self) -> None:
         """Lets go of files. The engine cannot be used afterwards."""
         self.store.close()
-        self._snapshot = None
+        with self._lock:
+            snapshot, self._snapshot = self._snapshot, None
+        for source in snapshot.sources.values() if snapshot else ():
+            source.close()
 
     def __len__(self) -> int:
         """The number of items."""
@@ -173,21 +128,22 @@ class Engine:
         self, pictures: Sequence[Picture | int], k: int = 6, **options: Unpack[PictureOptions]
     ) -> list[list[Match]]:
         """`search` for several pictures at once, which is faster than one by one. An int is an item's id."""
+        _check_options(options, PictureOptions)
         crop, flip = options.pop("crop", None), options.pop("flip", False)
         plus, minus = list(options.pop("plus", ())), list(options.pop("minus", ()))
         chosen = SearchOptions(**options)  # type: ignore[typeddict-unknown-key]
         with self.store.reading() as reader:
             snapshot = self._current(reader)
-            context = self._vectors([*plus, *minus], reader, snapshot)
-            queries = self._vectors(pictures, reader, snapshot, crop)
-            mirrored = self._vectors(pictures, reader, snapshot, crop, mirror=True) if flip else None
-            results = []
-            for number, picture in enumerate(pictures):
-                variants = [queries[number]] + ([mirrored[number]] if mirrored is not None else [])
-                blends = [blend(vector, context[: len(plus)], context[len(plus) :]) for vector in variants]
-                left_out = [p for p in (picture, *plus) if isinstance(p, int)]
-                results.append(self._matches(reader, snapshot, np.stack(blends), k, left_out, chosen))
-        return results
+            context = self._vectors([*plus, *minus], reader, snapshot)[:, 0]
+            variants = self._vectors(pictures, reader, snapshot, crop, flip)
+            if len(context):
+                wanted, unwanted = context[: len(plus)], context[len(plus) :]
+                variants = np.stack([[blend(row, wanted, unwanted) for row in rows] for rows in variants])
+            named = [
+                [reader.item(int(p)).row for p in (picture, *plus) if isinstance(p, int | np.integer)]
+                for picture in pictures
+            ]
+            return self._search(reader).answers(variants, k, named, chosen)
 
     def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> list[Match]:
         """The k items nearest to item `number`, itself left out. Raises ItemNotFoundError."""
@@ -197,95 +153,63 @@ class Engine:
         self, vector: NDArray[np.floating[Any]], k: int = 6, **options: Unpack[SearchOptions]
     ) -> list[Match]:
         """The k items nearest to a (D,) feature vector."""
-        query = np.asarray(vector, np.float32).reshape(-1)
+        _check_options(options, SearchOptions)
+        try:
+            query = np.asarray(vector, np.float32).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"the vector is not made of numbers: {error}") from error
         if query.shape != (self.meta.dimension,):
             raise UsageError(f"the vector has {query.size} dimensions, the index {self.meta.dimension}")
         if not np.isfinite(query).all():
             raise UsageError("the vector has values that are not finite")
         with self.store.reading() as reader:
-            return self._matches(reader, self._current(reader), query[None], k, [], options)
+            return self._search(reader).answers(query[None, None], k, [[]], options)[0]
+
+    def _search(self, reader: Reader) -> Search:
+        return Search(reader, self._current(reader), self.shards, self.meta.distances)
 
     def features(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """The features (n, D) of pictures, rounded as the index keeps them."""
         return self._compute([self._open(picture, self.recipe.resize).image for picture in pictures])
 
-    def _matches(
-        self, reader: Reader, snapshot: Snapshot, queries: NDArray[np.float32], k: int,
-        left_out: Iterable[int], options: SearchOptions,
-    ) -> list[Match]:  # fmt: skip
-        """Searches by one query, given in one or more variants (1 or more, D) of which the nearest counts."""
-        if k < 1:
-            raise UsageError(f"k is {k}, but at least one match must be asked for")
-        farthest = options.get("max_distance")
-        if farthest is not None and not farthest >= 0:
-            raise UsageError(f"the largest distance is {farthest}, but distances are not negative")
-        wanted = conditions(options.get("where"))
-        permitted = reader.rows(wanted) if wanted else snapshot.live
-        skipped = [reader.item(number).row for number in left_out]
-        if skipped:
-            everything = np.arange(snapshot.flat.rows) if permitted is None else permitted
-            permitted = np.setdiff1d(everything, skipped, assume_unique=False)
-        available = snapshot.flat.rows if permitted is None else len(permitted)
-        width = k
-        while True:
-            found = merge(snapshot.flat.search(queries, width, permitted))
-            items = reader.items_at(found.rows.tolist())
-            order = sorted(zip(found.distances.tolist(), found.rows.tolist(), strict=True),
-                           key=lambda pair: (pair[0], items[pair[1]].id))  # fmt: skip
-            if options.get("dedup"):
-                order = self._distinct(order, items, k)
-            if len(order) >= k or width >= available:
-                break
-            width = min(available, 4 * width)
-        near = [(d, row) for d, row in order[:k] if farthest is None or d <= farthest]
-        return [self._match(rank, d, items[row], snapshot) for rank, (d, row) in enumerate(near, 1)]
-
-    def _match(self, rank: int, distance: float, item: Item, snapshot: Snapshot) -> Match:
-        path = snapshot.sources[item.source].display(item.path)
-        similarity = calibration.similarity(distance, self.meta.distances)
-        return Match(rank, item.id, path, item.label, distance, similarity, item.metadata, item.path)
-
-    def _distinct(self, order: list[tuple[float, int]], items: dict[int, Item], k: int) -> list[tuple[float, int]]:
-        """Drops what is near-identical to a better match, until k are left."""
-        same = NEAR_IDENTICAL * calibration.median(self.meta.distances)
-        kept: list[tuple[float, int]] = []
-        vectors: list[NDArray[np.float32]] = []
-        digests: set[bytes] = set()
-        for distance, row in order:
-            if len(kept) == k:
-                break
-            vector = self.shards.read(np.array([row]))[0].astype(np.float32)
-            if items[row].digest in digests or any(np.linalg.norm(other - vector) <= same for other in vectors):
-                continue
-            kept.append((distance, row))
-            vectors.append(vector)
-            digests.add(items[row].digest)
-        return kept
-
     def _vectors(
         self, pictures: Sequence[Picture | int], reader: Reader, snapshot: Snapshot,
-        crop: tuple[int, int, int, int] | None = None, *, mirror: bool = False,
+        crop: tuple[int, int, int, int] | None = None, flip: bool = False,
     ) -> NDArray[np.float32]:  # fmt: skip
-        """The (n, D) features of pictures and items; those of items come from the index unless cropped or mirrored."""
-        vectors = np.zeros((len(pictures), self.meta.dimension), np.float32)
-        decoded: list[tuple[int, Image.Image]] = []
+        """The features of pictures and items, and with `flip` of their mirror images: (n, 1 or 2, D).
+
+        Those of an item come from the index, unless a part of it or its mirror image is asked for.
+        """
+        vectors = np.zeros((len(pictures), 2 if flip else 1, self.meta.dimension), np.float32)
+        places: list[tuple[int, int]] = []
+        decoded: list[Image.Image] = []
         for number, picture in enumerate(pictures):
-            if isinstance(picture, int):
-                item = reader.item(picture)
-                if crop is None and not mirror:
-                    vectors[number] = self.shards.read(np.array([item.row]))[0]
-                    continue
+            stored_already = False
+            if isinstance(picture, int | np.integer):
+                item = reader.item(int(picture))
+                if crop is None:
+                    vectors[number, 0] = self.shards.read(np.array([item.row]))[0]
+                    stored_already = True
+                    if not flip:
+                        continue
                 picture = snapshot.sources[item.source].read(item.path)
             image = self._open(picture, None if crop else self.recipe.resize).image
             image = image if crop is None else images.crop(image, crop)
-            decoded.append((number, ImageOps.mirror(image) if mirror else image))
-        if decoded:
-            vectors[[number for number, _ in decoded]] = self._compute([image for _, image in decoded])
+            if not stored_already:
+                places.append((number, 0))
+                decoded.append(image)
+            if flip:
+                places.append((number, 1))
+                decoded.append(ImageOps.mirror(image))
+        for place, row in zip(places, self._compute(decoded), strict=True):
+            vectors[place] = row
         return vectors
 
     def _compute(self, decoded: Sequence[Image.Image]) -> NDArray[np.float32]:
+        if not decoded:
+            return np.zeros((0, self.meta.dimension), np.float32)
         model = self.load_model(expected=len(decoded))
-        rows = [np.zeros((0, self.meta.dimension), np.float32)]
+        rows = []
         for start in range(0, len(decoded), 32):
             pixels = np.stack([model.recipe.pixels(image) for image in decoded[start : start + 32]])
             rows.append(stored(model.features(pixels)).astype(np.float32))
@@ -294,7 +218,7 @@ class Engine:
     def _open(self, picture: Picture, shorter_side: int | None) -> images.Decoded:
         """Decodes a query; at its original size where no shorter side is given, as coordinates of a crop need."""
         if isinstance(picture, Image.Image):
-            rgb = images.to_rgb(ImageOps.exif_transpose(picture))
+            rgb = images.from_pil(picture)
             return images.Decoded(rgb, *rgb.size)
         if isinstance(picture, np.ndarray):
             image = images.from_array(picture)
@@ -313,7 +237,7 @@ class Engine:
         with self.store.reading() as reader:
             return reader.item(number)
 
-    def opened(self, reader: Reader) -> dict[int, sources.Source]:
+    def opened(self, reader: Reader) -> Sources:
         """The index's sources by number, as of the reader's snapshot."""
         return self._current(reader).sources
 
@@ -436,10 +360,19 @@ class Engine:
             live = None if reader.count() == rows else reader.rows()
             same = known is not None and known.flat.rows == rows
             flat = known.flat if known is not None and same else FlatIndex(self.shards, rows)
-            opened: dict[int, sources.Source] = {
-                row.id: RecordedSource(row.kind, self.root_of(row)) for row in reader.sources()
-            }
+            held = {(source.kind, source.root): source for source in known.sources.values()} if known else {}
+            opened = Sources()
+            for row in reader.sources():
+                place = row.kind, self.root_of(row)
+                opened[row.id] = held.get(place) or RecordedSource(*place)
             if known is not None:
                 self.meta = Meta.read(self.path)
             self._snapshot = Snapshot(generation, flat, live, opened)
             return self._snapshot
+
+
+def _check_options(given: Mapping[str, Any], known: type) -> None:
+    """No argument is silently ignored."""
+    unknown = set(given) - set(known.__annotations__) - set(SearchOptions.__annotations__)
+    if unknown:
+        raise UsageError(f"a search has no option {sorted(unknown)[0]!r}")

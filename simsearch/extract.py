@@ -59,7 +59,8 @@ def extract(
 ) -> Iterator[list[tuple[T, Extracted]]]:
     """Yields the results of all tasks in order, some at a time.
 
-    known: digests whose features the caller has; those images are read and hashed but not decoded.
+    known: digests whose features the caller has; those images are read and hashed but not computed. It may grow
+    with the results: of images alike, within a batch too, only the first is computed, and the others have no features.
     At most `workers` images are decoded at once and about two batches of cropped pixels wait for the model, so the
     memory needed does not depend on how many images there are.
     """
@@ -67,7 +68,7 @@ def extract(
     recipe = model.recipe
     waiting: deque[tuple[T, Future[Extracted]]] = deque()
     batch: list[tuple[T, Extracted]] = []
-    full = 0
+    full, seen = 0, set[bytes]()
     stream = iter(tasks)
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
@@ -80,11 +81,15 @@ def extract(
                 if not waiting:
                     break
                 key, future = waiting.popleft()
-                batch.append((key, future.result()))
-                full += batch[-1][1].pixels is not None
+                result = future.result()
+                if result.pixels is not None and (result.digest in known or result.digest in seen):
+                    result = replace(result, pixels=None)
+                full += result.pixels is not None
+                seen.add(result.digest)
+                batch.append((key, result))
                 if full == batch_size or len(batch) == 8 * batch_size:
                     yield _computed(model, batch)
-                    batch, full = [], 0
+                    batch, full, seen = [], 0, set()
             if batch:
                 yield _computed(model, batch)
         finally:

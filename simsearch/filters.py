@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from simsearch.errors import UsageError
-from simsearch.store import text
 
 _SYNTAX = re.compile(r"\s*([^=!<>~]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 _COLUMNS = {
@@ -89,3 +88,8 @@ def _number(value: Any) -> float | int | None:
         except (ValueError, OverflowError):
             continue
     return None
+
+
+def text(value: str) -> str:
+    """A label taken from a file name may hold bytes that are no UTF-8, which a TEXT column cannot."""
+    return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")

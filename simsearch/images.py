@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -146,12 +147,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def from_pil(image: Image.Image) -> Image.Image:
+    """A caller's PIL image as upright RGB. Raises ImageError."""
+    try:
+        return _upright(image, None).image
+    except Exception as error:
+        raise ImageError(f"the PIL image cannot be used: {error}") from error
+
+
 def _upright(image: Image.Image, shorter_side: int | None) -> Decoded:
     width, height = image.size
     if shorter_side is not None and image.format in {"JPEG", "MPO"}:
         scale = 2 * shorter_side / min(width, height)
         if scale < 1:
-            image.draft(None, (int(width * scale) + 1, int(height * scale) + 1))
+            image.draft(None, (math.ceil(width * scale - 1e-6), math.ceil(height * scale - 1e-6)))
     image.load()
     orientation = 1
     with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels

@@ -109,11 +109,11 @@ class FlatIndex:
         self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """FAISS's nearest rows of each query: squared distances and rows, (nq, width), -1 where there are none."""
+        parts = self._open()
         mask = None
         if permitted is not None:
             mask = np.zeros(self.rows, bool)
             mask[permitted] = True
-        parts = self._open()
 
         def one(part: _Part) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
             return _search_part(part, queries, width, None if mask is None else mask[part.first : part.last])
@@ -187,9 +187,10 @@ def _search_part(
 
 def _nearest(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int) -> Neighbours:
     """The k nearest of the given rows by float64 arithmetic, and those that tie with the last."""
-    difference = features.astype(np.float64)
-    difference -= query.astype(np.float64)
-    squared = np.einsum("nd,nd->n", difference, difference)
+    with np.errstate(invalid="ignore"):  # damaged rows may be infinite
+        difference = features.astype(np.float64)
+        difference -= query.astype(np.float64)
+        squared = np.einsum("nd,nd->n", difference, difference)
     order = np.lexsort((rows, squared))
     k = min(k, len(order))
     last = int(np.searchsorted(squared[order], squared[order[k - 1]], side="right"))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from simsearch import sources
 from simsearch.errors import UsageError
-from simsearch.store import Item, SourceRow, text
+from simsearch.filters import text
+from simsearch.store import Item, SourceRow
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
@@ -85,7 +86,7 @@ class Plan:
     """What differs between one source, or a part of one, and the index.
 
     fresh: images to read, each with the item known at its path. missing: items whose image is gone, or has moved.
-    healed: paths of recorded failures that are no longer there.
+    healed: paths of recorded failures that are none any more.
     """
 
     place: Place
@@ -195,15 +196,16 @@ def _compare(reader: Reader, place: Place, source: sources.Source, options: Opti
             hint="is the disk mounted? `simsearch remove` takes them out, --no-prune keeps them",
         )
     for entry, label in zip(listing.entries, _labels(source, listing.entries, place, options), strict=True):
-        failed.discard(entry.path)
         item = held.get(entry.path)
         if entry.problem is not None:
+            failed.discard(entry.path)
             plan.unreadable.append(entry)
             if entry.problem != sources.GONE:  # it may be readable again tomorrow
                 held.pop(entry.path, None)
             continue
         held.pop(entry.path, None)
         if item is None or (item.size, item.stamp) != (entry.size, entry.stamp):
+            failed.discard(entry.path)
             plan.fresh.append((replace(entry, label=label), item))
             continue
         summary.unchanged += 1
@@ -211,7 +213,7 @@ def _compare(reader: Reader, place: Place, source: sources.Source, options: Opti
             plan.relabelled.append(replace(item, label=label, metadata=entry.metadata or {}))
     unread = [path for path, _ in listing.unread]
     plan.missing = [item for path, item in held.items() if not any(below(path, folder) for folder in unread)]
-    plan.healed = sorted(failed)
+    plan.healed = sorted(path for path in failed if not any(below(path, folder) for folder in unread))
     return plan
 
 

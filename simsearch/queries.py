@@ -13,7 +13,7 @@ from simsearch.errors import ImageError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from simsearch.engine import Picture, PictureOptions
+    from simsearch.search import Picture, PictureOptions
 
 _LARGEST_DOWNLOAD = 64 << 20
 _TIMEOUT = 20.0

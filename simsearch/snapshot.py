@@ -1,4 +1,4 @@
-"""What one generation of an index holds, and the small pieces a search is put together from."""
+"""What one generation of an index holds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from simsearch import sources
-from simsearch.errors import ImageError, UsageError
-from simsearch.index import FlatIndex, Neighbours
+from simsearch.errors import ImageError, IndexDamagedError, UsageError
+from simsearch.index import FlatIndex
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
+
+
+class Sources(dict[int, sources.Source]):
+    """The sources of an index by number."""
+
+    def __missing__(self, number: int) -> sources.Source:
+        raise IndexDamagedError(f"items.sqlite: an item belongs to source {number}, which is not there")
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Snapshot:
     generation: int
     flat: FlatIndex
     live: NDArray[np.int64] | None
-    sources: dict[int, sources.Source]
+    sources: Sources
 
 
 class RecordedSource(sources.Source):
@@ -54,31 +60,14 @@ class RecordedSource(sources.Source):
     def read(self, path: str) -> bytes:
         return self._source().read(path)
 
+    def close(self) -> None:
+        with self._lock:
+            opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
+
     def display(self, path: str) -> str:
         return sources.display(self.kind, self.root, path)
-
-
-def merge(variants: list[Neighbours]) -> Neighbours:
-    """The nearest of several variants of a query, for each row."""
-    if len(variants) == 1:
-        return variants[0]
-    best: dict[int, float] = {}
-    for rows, distances in variants:
-        for row, distance in zip(rows.tolist(), distances.tolist(), strict=True):
-            best[row] = min(distance, best.get(row, np.inf))
-    order = sorted(best, key=lambda row: best[row])
-    return Neighbours(np.array(order, np.int64), np.array([best[row] for row in order]))
-
-
-def blend(query: NDArray[np.float32], plus: NDArray[np.float32], minus: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Relevance feedback (Rocchio 1971): the mean of what is wanted, moved half a step away from what is not.
-
-    Activations are not negative, so neither is the result.
-    """
-    wanted: NDArray[np.float32] = np.concatenate([query[None], plus]).mean(0, dtype=np.float32)
-    if len(minus):
-        wanted = np.maximum(wanted + np.float32(0.5) * (wanted - minus.mean(0, dtype=np.float32)), 0)
-    return wanted
 
 
 def matcher(name: str) -> Callable[[str, str], bool]:

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.errors import IndexDamagedError, ItemNotFoundError, SimsearchError, UsageError
+from simsearch.filters import Condition, text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from simsearch.filters import Condition
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -46,8 +45,8 @@ INSERT OR IGNORE INTO state VALUES ('rows', 0), ('generation', 0);
 """
 _COLUMNS = "id, source, path, label, metadata, digest, size, stamp, width, height, row"
 _LARGEST = 2**63 - 1  # SQLite's integers
-_REFUSED = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR_WRITE}
-"""What SQLite says when it is the disk or another process that does not let it write."""
+_ELSEWHERE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR}
+"""What SQLite says when not the file is at fault but the disk, its being full, or another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +133,6 @@ class Store:
         name = "file:" + _quote(self.path) + ("?immutable=1" if alone else "")
         connection = sqlite3.connect(name, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA case_sensitive_like = ON")
         return connection
 
     @contextlib.contextmanager
@@ -144,8 +142,8 @@ class Store:
             yield
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-            if code in _REFUSED or code & 0xFF in _REFUSED:
-                raise SimsearchError(f"{self.path} cannot be written: {error}") from error
+            if code & 0xFF in _ELSEWHERE and code != sqlite3.SQLITE_IOERR_SHORT_READ:
+                raise SimsearchError(f"{self.path} cannot be used: {error}") from error
             raise IndexDamagedError(f"{self.path}: {error}") from error
 
     @contextlib.contextmanager
@@ -239,6 +237,14 @@ class Reader:
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection, self._path = connection, path
 
+    @contextlib.contextmanager
+    def _legible(self, what: str) -> Iterator[None]:
+        """Values that no writer wrote as damage."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            raise IndexDamagedError(f"{self._path}: {what} cannot be read: {error}") from error
+
     def state(self, key: str) -> int:
         """'rows': how many rows of features are committed. 'generation': grows with every change."""
         found = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
@@ -252,15 +258,14 @@ class Reader:
 
     def sources(self) -> list[SourceRow]:
         rows = self._connection.execute("SELECT id, kind, root, relative, options FROM sources ORDER BY id")
-        try:
+        with self._legible("a source"):
             return [SourceRow(r[0], r[1], os.fsdecode(r[2]), os.fsdecode(r[3]), json.loads(r[4])) for r in rows]
-        except (TypeError, ValueError) as error:
-            raise IndexDamagedError(f"{self._path}: a source cannot be read: {error}") from error
 
     def failures(self) -> list[tuple[int, str, str]]:
         """(source, path, reason) of every image that could not be indexed."""
         rows = self._connection.execute("SELECT source, path, reason FROM failures ORDER BY source, path")
-        return [(row[0], os.fsdecode(row[1]), row[2]) for row in rows]
+        with self._legible("a failure"):
+            return [(row[0], os.fsdecode(row[1]), row[2]) for row in rows]
 
     def failure_count(self) -> int:
         return int(self._connection.execute("SELECT count(*) FROM failures").fetchone()[0])
@@ -274,7 +279,10 @@ class Reader:
         return dict(self._connection.execute("SELECT source, count(*) FROM items GROUP BY source").fetchall())
 
     def blocks(self) -> list[tuple[int, int, int]]:
-        return self._connection.execute("SELECT first, rows, crc32 FROM blocks ORDER BY first").fetchall()
+        """(first row, rows, CRC-32) of what was written at once, by first row."""
+        rows = self._connection.execute("SELECT first, rows, crc32 FROM blocks ORDER BY first")
+        with self._legible("a checksum"):
+            return [(int(first), int(count), int(checksum)) for first, count, checksum in rows]
 
     def item(self, number: int) -> Item:
         """Raises ItemNotFoundError."""
@@ -314,18 +322,18 @@ class Reader:
         where = " WHERE " + " AND ".join(parts) if parts else ""
         try:
             cursor = self._connection.execute(f"SELECT row FROM items{where}", parameters)
-            found = np.fromiter((row[0] for row in cursor), np.int64)
+            with self._legible("an item's row"):
+                found = np.fromiter((row[0] for row in cursor), np.int64)
         except sqlite3.OperationalError as error:
             raise UsageError(f"a filter cannot be used: {error}") from error
-        except (TypeError, ValueError) as error:
-            raise IndexDamagedError(f"{self._path}: an item owns no row: {error}") from error
         found.sort()
         return found
 
     def ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The id and the row of every item, by id."""
-        pairs = np.array(self._connection.execute("SELECT id, row FROM items ORDER BY id").fetchall(), np.int64)
-        pairs = pairs.reshape(-1, 2)
+        rows = self._connection.execute("SELECT id, row FROM items ORDER BY id").fetchall()
+        with self._legible("an item's row"):
+            pairs = np.array(rows, np.int64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
 
     def contents(self) -> dict[bytes, tuple[int, int, int]]:
@@ -352,11 +360,6 @@ def _values(item: Item) -> tuple[Any, ...]:
     label = None if item.label is None else text(item.label)
     place = item.source, os.fsencode(item.path), label, metadata
     return (*place, item.digest, item.size, item.stamp, item.width, item.height, item.row)
-
-
-def text(value: str) -> str:
-    """A label taken from a file name may hold bytes that are no UTF-8, which a TEXT column cannot."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _quote(path: Path) -> str:

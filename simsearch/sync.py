@@ -100,6 +100,8 @@ def sync(engine: Engine, found: Sequence[Source], options: Options) -> Summary:
         planned = planning.plans(engine, found, options, summary)
         summary.to_read = sum(len(plan.fresh) for plan in planned)
         if options.dry_run:
+            for plan in planned:
+                plan.source.close()
             summary.removed = sum(len(plan.missing) for plan in planned) if options.prune else 0
             summary.failed = sum(len(plan.unreadable) for plan in planned)
             summary.items = len(engine)
@@ -155,6 +157,8 @@ class _Run:
                 self.pending.deleted += gone
                 self.summary.removed += len(gone)
         finally:
+            for plan in self.plans:
+                plan.source.close()
             if not self.committing:  # else it is unknown how far that commit came
                 self._commit()
             refresh_meta(self.engine)

@@ -58,6 +58,8 @@ def verify(engine: Engine, progress: Callable[[int, int], None] = lambda done, t
             problems.append(f"features: {rows} rows are recorded, checksums cover {done}")
         for shard in range(-(-rows // engine.shards.rows_per_shard)):
             problems += _check_shard(engine, shard)
+            if not engine.shards.path(shard).exists():
+                break
     return Verdict(items, rows, checked, tuple(dict.fromkeys(problems)))
 
 
@@ -72,12 +74,17 @@ def _check_shard(engine: Engine, shard: int) -> list[str]:
 def _check_rows(engine: Engine, reader: Reader, items: int, rows: int) -> list[str]:
     problems = []
     owned = reader.rows()
-    if len(owned) and int(owned[-1]) >= rows:
-        problems.append(f"items.sqlite: an item owns row {int(owned[-1])}, but only {rows} are recorded")
+    strays = owned[(owned < 0) | (owned >= rows)]
+    if len(strays):
+        problems.append(f"items.sqlite: an item owns row {strays[0]}, but only {rows} are recorded")
     known = {source.id for source in reader.sources()}
-    orphans = sum(item.source not in known for item in reader.items())
-    if orphans:
-        problems.append(f"items.sqlite: {orphans} items belong to no source")
+    owners = {
+        "items": (item.source for item in reader.items()),
+        "failures": (source for source, _, _ in reader.failures()),
+    }
+    for what, sources in owners.items():
+        if orphans := sum(source not in known for source in sources):
+            problems.append(f"items.sqlite: {orphans} {what} belong to no source")
     meta = engine.meta
     if meta.generation == reader.state("generation") and (meta.items, meta.rows) != (items, rows):
         problems.append(f"meta.json counts {meta.items} items and {meta.rows} rows, the database {items} and {rows}")

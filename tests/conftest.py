@@ -38,7 +38,7 @@ class Colours:
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         self.computed += len(pixels)
         cells = pixels.reshape(-1, 2, 8, 2, 8, 3).mean((2, 4)) / 255  # (B, 2, 2, 3)
-        features: NDArray[np.float32] = cells.reshape(-1, self.dimension).astype(np.float32)
+        features: NDArray[np.float32] = cells.reshape(len(cells), 12).astype(np.float32)
         return features
 
 

@@ -29,9 +29,10 @@ class Wide(Colours):
 
 
 class Filler:
-    """Puts features into an index as `sync` does, without images. labels go round; metadata: {"n": the item's number}.
+    """Puts features into an index as `sync` does, without images.
 
-    rows are given in the order of `add` and `edit`; ids in the order of `add`.
+    Ids from 1 on in the order of `add`, rows in that of `add` and `edit`; labels go round, metadata is {"n": id - 1}.
+    The files depend on the arguments alone, save for `created` in `meta.json`.
     """
 
     def __init__(self, path: Path, dimension: int, rows_per_shard: int = 8192) -> None:
@@ -40,7 +41,7 @@ class Filler:
         with Engine(path, model=self.model) as engine:
             replace(engine.meta, rows_per_shard=rows_per_shard).write(path)
         self.engine = Engine(path, model=self.model)
-        self.source = self.engine.store.add_source("folder", "/nowhere", path, {}).id
+        self.source = self.engine.store.add_source("folder", "/nowhere", Path("/index"), {}).id
         self.rows = self.count = 0
 
     def add(self, features: NDArray[Any]) -> None:

@@ -11,6 +11,7 @@ from simsearch.errors import DeviceError, UsageError, WeightsError
 from simsearch.models import graphs, runtime
 from simsearch.models.alexnet import AlexNet, count, local_response_norm
 from simsearch.models.graphs import AlexNetConfig
+from simsearch.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,10 @@ def test_a_cut_cache_is_made_again(tiny_weights, tmp_path, monkeypatch):
 def test_an_unwritable_cache_does_not_matter(tiny_weights, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SIMSEARCH_CACHE", str(tmp_path / "file" / "cache"))
-    assert runtime.OnnxModel(models.find(str(tiny_weights))).features(np.zeros((1, 63, 63, 3), np.uint8)).shape == (1, 32)
+    assert runtime.OnnxModel(models.find(str(tiny_weights))).features(np.zeros((1, 63, 63, 3), np.uint8)).shape == (
+        1,
+        32,
+    )
 
 
 def test_no_images_no_features(tiny_weights):
@@ -159,7 +163,7 @@ def test_the_graph_is_a_chain_of_known_operators():
     names = [f"conv.{i}" for i in (0, 4, 8, 10, 12)] + ["hidden.1", "hidden.4", "classifier"]
     for name in names:
         stored[f"{name}.weight"] = stored[f"{name}.bias"] = ((1,), 0, 4)
-    model = graphs.alexnet(AlexNetConfig(), models.read_card.__globals__["Recipe"](), stored, "x")
+    model = graphs.alexnet(AlexNetConfig(), Recipe(), stored, "x")
     for operator in (b"LRN", b"Conv", b"MaxPool", b"Gemm", b"Flatten"):
         assert operator in model
 

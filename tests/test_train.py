@@ -34,7 +34,7 @@ def fresh():
 
 def run(data, path, config=FAST, network=None, **extra):
     network = network or fresh()
-    rows = []
+    rows: list[dict[str, float]] = []
     colour = training.train(data, network, config, path, log=rows.append, compiled=False, **extra)
     return network, colour, rows
 
@@ -47,32 +47,24 @@ def test_it_learns(data, tmp_path):
     assert scores["P@6"] > 0.8
 
 
-def test_a_resumed_run_ends_as_an_uninterrupted_one(data, tmp_path):
+def test_a_resumed_run_ends_as_an_uninterrupted_one(data, tmp_path, monkeypatch):
     whole, _, _ = run(data, tmp_path / "whole.pt")
 
     class Stop(Exception):
         pass
 
-    calls = []
-
-    def stop(row):
-        calls.append(row)
-
+    calls: list[object] = []
     original = training.augment
 
     def failing(*arguments):
-        if len(calls) == 0 and failing.left == 0:
+        calls.append(arguments)
+        if len(calls) == 11:
             raise Stop
-        failing.left -= 1
         return original(*arguments)
 
-    failing.left = 10
-    training.augment = failing
-    try:
-        with pytest.raises(Stop):
-            training.train(data, fresh(), FAST, tmp_path / "cut.pt", log=stop, compiled=False, checkpoint_seconds=0)
-    finally:
-        training.augment = original
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(training, "augment", failing)
+        training.train(data, fresh(), FAST, tmp_path / "cut.pt", compiled=False, checkpoint_seconds=0)
     resumed, _, _ = run(data, tmp_path / "cut.pt")
     for (name, one), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(one, other, msg=name)

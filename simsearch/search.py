@@ -1,0 +1,170 @@
+"""One search over one snapshot of an index: from query vectors to matches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from PIL import Image
+
+from simsearch import calibration
+from simsearch.errors import UsageError
+from simsearch.filters import Where, conditions
+from simsearch.index import Neighbours
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.shards import Shards
+    from simsearch.snapshot import Snapshot
+    from simsearch.store import Item, Reader
+
+Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
+"""An image to search by: a path, encoded bytes, a PIL image, or an (H, W, 3) uint8 array."""
+
+NEAR_IDENTICAL = 0.1
+"""With `dedup`, matches nearer to each other than this share of the median random pair count as one picture."""
+
+
+class SearchOptions(TypedDict, total=False):
+    """What every search accepts besides the query and k.
+
+    where: conditions on items. max_distance: the farthest match to report. dedup: one match per near-identical group.
+    exact: do not use an approximate structure, even if the index has one.
+    """
+
+    where: Where | None
+    max_distance: float | None
+    dedup: bool
+    exact: bool
+
+
+class PictureOptions(SearchOptions, total=False):
+    """What a search by pictures accepts as well.
+
+    crop: (x, y, width, height) of the upright query. flip: a mirrored picture counts as the same.
+    plus, minus: more pictures to be like and unlike; an int is an item's id.
+    """
+
+    crop: tuple[int, int, int, int] | None
+    flip: bool
+    plus: Sequence[Picture | int]
+    minus: Sequence[Picture | int]
+
+
+@dataclass(frozen=True)
+class Match:
+    """An item at a distance. rank counts from 1; path opens as printed; see `calibration` for similarity."""
+
+    rank: int
+    id: int
+    path: str
+    label: str | None
+    distance: float
+    similarity: float
+    metadata: dict[str, Any]
+    relative: str = ""
+    """The path as stored, relative to its source."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The means of a search. table: the quantiles of random distances that calibrate similarity."""
+
+    reader: Reader
+    snapshot: Snapshot
+    shards: Shards
+    table: Sequence[float]
+
+    def answers(
+        self, queries: NDArray[np.float32], k: int,
+        left_out: Sequence[Sequence[int]], options: SearchOptions,
+    ) -> list[list[Match]]:  # fmt: skip
+        """Searches by (nq, v, D) queries, each in v variants of which the nearest counts, without the rows left out."""
+        if k < 1:
+            raise UsageError(f"k is {k}, but at least one match must be asked for")
+        farthest = options.get("max_distance")
+        if farthest is not None and not farthest >= 0:
+            raise UsageError(f"the largest distance is {farthest}, but distances are not negative")
+        wanted = conditions(options.get("where"))
+        permitted = self.reader.rows(wanted) if wanted else self.snapshot.live
+        available = self.snapshot.flat.rows if permitted is None else len(permitted)
+        answers: list[list[Match]] = [[] for _ in queries]
+        pending = list(range(len(queries)))
+        width = k + max((len(rows) for rows in left_out), default=0)
+        while pending:
+            flat = queries[pending].reshape(-1, self.shards.dimension)
+            found = self.snapshot.flat.search(flat, width, permitted)
+            unfinished = []
+            for place, number in enumerate(pending):
+                near = merge(
+                    found[place * queries.shape[1] : (place + 1) * queries.shape[1]],
+                    left_out[number],
+                    width >= available,
+                )
+                items = self.reader.items_at(near.rows.tolist())
+                order = sorted(
+                    zip(near.distances.tolist(), near.rows.tolist(), strict=True),
+                    key=lambda pair: (pair[0], items[pair[1]].id),
+                )
+                if options.get("dedup"):
+                    order = self._distinct(order, items, k)
+                if len(order) < k and width < available:
+                    unfinished.append(number)
+                    continue
+                kept = [(d, row) for d, row in order[:k] if farthest is None or d <= farthest]
+                answers[number] = [self._match(n, d, items[row]) for n, (d, row) in enumerate(kept, 1)]
+            pending, width = unfinished, min(available, 4 * width)
+        return answers
+
+    def _match(self, rank: int, distance: float, item: Item) -> Match:
+        path = self.snapshot.sources[item.source].display(item.path)
+        similarity = calibration.similarity(distance, self.table)
+        return Match(rank, item.id, path, item.label, distance, similarity, item.metadata, item.path)
+
+    def _distinct(self, order: list[tuple[float, int]], items: dict[int, Item], k: int) -> list[tuple[float, int]]:
+        """Drops what is near-identical to a better match, until k are left."""
+        same = NEAR_IDENTICAL * calibration.median(self.table)
+        kept: list[tuple[float, int]] = []
+        vectors: list[NDArray[np.float32]] = []
+        digests: set[bytes] = set()
+        for distance, row in order:
+            if len(kept) == k:
+                break
+            vector = self.shards.read(np.array([row]))[0].astype(np.float32)
+            if items[row].digest in digests or any(np.linalg.norm(other - vector) <= same for other in vectors):
+                continue
+            kept.append((distance, row))
+            vectors.append(vector)
+            digests.add(items[row].digest)
+        return kept
+
+
+def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: bool) -> Neighbours:
+    """For each row but those left out, the nearest of several variants of a query.
+
+    complete: whether each variant lists all rows. If not, a row beyond the end of some variant's list may be nearer to
+    that variant than is known here, so what lies farther than the shortest list reaches is dropped.
+    """
+    best: dict[int, float] = {}
+    for rows, distances in variants:
+        for row, distance in zip(rows.tolist(), distances.tolist(), strict=True):
+            best[row] = min(distance, best.get(row, np.inf))
+    reach = np.inf if complete else min(float(distances[-1]) for _, distances in variants)
+    best = {row: distance for row, distance in best.items() if distance <= reach and row not in left_out}
+    order = sorted(best, key=lambda row: best[row])
+    return Neighbours(np.array(order, np.int64), np.array([best[row] for row in order]))
+
+
+def blend(query: NDArray[np.float32], plus: NDArray[np.float32], minus: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Relevance feedback (Rocchio 1971): the mean of what is wanted, moved half a step away from what is not.
+
+    Activations are not negative, so neither is the result.
+    """
+    wanted: NDArray[np.float32] = np.concatenate([query[None], plus]).mean(0, dtype=np.float32)
+    if len(minus):
+        wanted = np.maximum(wanted + np.float32(0.5) * (wanted - minus.mean(0, dtype=np.float32)), 0)
+    return wanted
