@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from simsearch import sources
+from simsearch import opening, sources
 from simsearch.errors import SimsearchError
 
 INDEXES = Path(__file__).parent.parent / "indexes"
@@ -30,7 +30,7 @@ def main() -> int:
         return 0 if len(sys.argv) == 2 else 2
     try:
         name = sys.argv[1] if len(sys.argv) == 2 else own_source()
-        source = sources.resolve(name)
+        source = opening.resolve(name)
         entries = [entry for entry in source.listing().entries if not entry.problem]
     except SimsearchError as error:
         print(f"error: {error}", *([f"hint: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)
@@ -58,7 +58,7 @@ def own_source() -> str:
     socket.setdefaulttimeout(20)
     try:
         print("fetching torchvision's Imagenette (94 MB)", file=sys.stderr)
-        sources.resolve("torchvision/Imagenette").listing()
+        opening.resolve("torchvision/Imagenette").listing()
         return "torchvision/Imagenette"
     except SimsearchError as error:
         print(f"note: Imagenette cannot be had ({error}); drawing a sample set instead", file=sys.stderr)

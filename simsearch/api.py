@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simsearch import models, sources, sync
+from simsearch import models, opening, sync
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 
@@ -42,7 +42,7 @@ def build(
 ) -> Engine:
     """Makes an index from one or more sources, or brings it in step with them, and opens it.
 
-    source: folders, archives, manifests, Parquet files, `torchvision/NAME`; see `sources.resolve`.
+    source: folders, archives, manifests, Parquet files, `torchvision/NAME`; see `opening.resolve`.
     model: for a new index the default model unless given; an existing one keeps its own, and another is refused.
     options: the fields of `sync.Options`.
     """
@@ -64,7 +64,7 @@ def build_with_summary(
 
     roots: where recorded sources are now (see `Engine`); recorded for good.
     """
-    found = [sources.resolve(os.fspath(name)) for name in names]
+    found = [opening.resolve(os.fspath(name)) for name in names]
     path = Path(index)
     fresh = False
     if not (path / "meta.json").exists():
@@ -88,7 +88,7 @@ def plan(
     names: Sequence[SourceName], index: str | os.PathLike[str], model: str | Model | None, options: sync.Options
 ) -> sync.Summary:
     """What `build` would do, without doing it."""
-    found = [sources.resolve(os.fspath(name)) for name in names]
+    found = [opening.resolve(os.fspath(name)) for name in names]
     options = replace(options, dry_run=True)
     if (Path(index) / "meta.json").exists():
         with Engine(index, model=model) as engine:

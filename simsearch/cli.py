@@ -15,7 +15,7 @@ from simsearch.console import DAMAGED, NO_MATCH, Main, progress
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
-    from simsearch.report import Row
+    from simsearch.output import Answer
     from simsearch.search import Match
     from simsearch.sync import Summary
 
@@ -203,13 +203,15 @@ def query(
     """
     from dataclasses import replace
 
-    from simsearch import output, queries, report
+    from simsearch import output, queries
     from simsearch.errors import UsageError
 
     if print0 and form not in {None, "paths"}:
         raise UsageError(f"--print0 prints paths, not {form}")
     if montage:
-        report.montage_format(montage)
+        from simsearch.report import montage_format
+
+        montage_format(montage)
     pictures = [queries.picture(text) for text in image]
     chosen = queries.options(**options)
     with _engine(index_path, model=model, device=device, roots=roots) as engine:
@@ -225,31 +227,32 @@ def query(
         text = output.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
         click.echo(text, nl=False)
         if montage or html_file:
-            rows = _rows(engine, pictures, answers)
-            if montage:
-                report.save_montage(rows, montage)
-                click.echo(f"note: wrote {montage}", err=True)
-            if html_file:
-                facts = {"index": index_path, "model": engine.meta.model, "items": f"{len(engine):,}"}
-                report.save_html(rows, html_file, "Most similar pictures", facts)
-                click.echo(f"note: wrote {html_file}", err=True)
+            _report(engine, pictures, answers, montage, html_file)
     if not any(answer.matches for answer in answers):
         raise click.exceptions.Exit(NO_MATCH)
 
 
-def _rows(engine: Engine, pictures: Sequence[Any], answers: Sequence[Any]) -> list[Row]:
-    """Queries and matches with their images, for reports."""
+def _report(
+    engine: Engine, pictures: Sequence[Any], answers: Sequence[Answer], montage: Path | None, html_file: Path | None
+) -> None:
+    """Shows queries and matches with their images, in files."""
     from simsearch import report
 
     def tile(match: Match) -> report.Picture:
-        return report.Picture(
-            engine.thumbnail(match.id), match.path, match.label, match.id, match.distance, match.similarity
-        )
+        image = engine.thumbnail(match.id)
+        return report.Picture(image, match.path, match.label, match.id, match.distance, match.similarity)
 
-    return [
+    rows = [
         report.Row(report.Picture(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
         for picture, answer in zip(pictures, answers, strict=True)
     ]
+    if montage:
+        report.save_montage(rows, montage)
+        click.echo(f"note: wrote {montage}", err=True)
+    if html_file:
+        facts = {"index": str(engine.path), "model": engine.meta.model, "items": f"{len(engine):,}"}
+        report.save_html(rows, html_file, "Most similar pictures", facts)
+        click.echo(f"note: wrote {html_file}", err=True)
 
 
 @main.command()

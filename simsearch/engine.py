@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from PIL import Image, ImageOps
 
-from simsearch import images, models, sources
+from simsearch import images, models, opening
 from simsearch.errors import ImageError, ModelMismatchError, UsageError
 from simsearch.extract import stored
 from simsearch.index import FlatIndex
@@ -225,7 +225,7 @@ class Engine:
             return images.Decoded(image, *image.size)
         name = "the image given as bytes" if isinstance(picture, bytes) else os.fspath(picture)
         try:
-            data = picture if isinstance(picture, bytes) else sources.read_path(name)
+            data = picture if isinstance(picture, bytes) else opening.read_path(name)
             return images.decode(data, shorter_side)
         except ImageError as error:
             raise ImageError(f"{name}: {error}", hint=error.hint) from error
@@ -285,7 +285,7 @@ class Engine:
         """Adds images, folders or other sources to the index; nothing is removed. See `sync.sync` for the options."""
         from simsearch import sync
 
-        found = [sources.resolve(os.fspath(path)) for path in paths]
+        found = [opening.resolve(os.fspath(path)) for path in paths]
         return sync.sync(self, found, sync.Options(prune=False, **options))
 
     def find(self, names: Iterable[str | int]) -> list[Item]:

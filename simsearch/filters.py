@@ -12,6 +12,7 @@ from typing import Any
 from simsearch.errors import UsageError
 
 _SYNTAX = re.compile(r"\s*([^=!<>~]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _COLUMNS = {
     "label": "label",
     "path": "CAST(path AS TEXT)",
@@ -92,4 +93,4 @@ def _number(value: Any) -> float | int | None:
 
 def text(value: str) -> str:
     """A label taken from a file name may hold bytes that are no UTF-8, which a TEXT column cannot."""
-    return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return _SURROGATES.sub("\ufffd", value)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from simsearch import sources
+from simsearch import opening, sources
 from simsearch.errors import UsageError
 from simsearch.filters import text
 from simsearch.store import Item, SourceRow
@@ -110,7 +110,7 @@ def plans(engine: Engine, found: Sequence[sources.Source], options: Options, sum
 
 
 def _again(reader: Reader, row: SourceRow, root: str) -> tuple[Place, sources.Source]:
-    source = sources.reopen(row.kind, root)
+    source = opening.reopen(row.kind, root)
     if isinstance(source, sources.FolderSource) and row.options.get("partial"):
         source.only = frozenset(item.path for item in reader.items(row.id))
     return Place(row.kind, root, row), source

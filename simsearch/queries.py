@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from simsearch.errors import ImageError, UsageError
@@ -27,7 +25,7 @@ def picture(text: str) -> Picture | int:
         if not text[3:].isdecimal():
             raise UsageError(f"{text!r} is not the id of an item", hint="id:N with a whole number N")
         return int(text[3:])
-    if urllib.parse.urlsplit(text).scheme in {"http", "https"}:
+    if re.match(r"https?://", text):
         return _fetch(text)
     return text
 
@@ -56,6 +54,8 @@ def _box(text: str) -> tuple[int, int, int, int]:
 
 
 def _fetch(url: str) -> bytes:
+    import urllib.request
+
     request = urllib.request.Request(url, headers={"User-Agent": "simsearch"})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:

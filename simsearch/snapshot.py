@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from simsearch import sources
+from simsearch import opening, sources
 from simsearch.errors import ImageError, IndexDamagedError, UsageError
 from simsearch.index import FlatIndex
 
@@ -49,7 +49,7 @@ class RecordedSource(sources.Source):
         with self._lock:
             if self._opened is None:
                 try:
-                    self._opened = sources.reopen(self.kind, self.root)
+                    self._opened = opening.reopen(self.kind, self.root)
                 except UsageError as error:
                     raise ImageError(str(error), hint=error.hint) from error
             return self._opened

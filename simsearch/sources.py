@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from simsearch.errors import ImageError, UsageError
+from simsearch.errors import ImageError
 from simsearch.images import EXTENSIONS, LARGEST_BYTES, looks_like_image
 
 if TYPE_CHECKING:
@@ -213,64 +213,6 @@ def folder_labels(entries: Sequence[Entry], forced: bool) -> list[str | None]:
     if not forced and not all(parents):
         return [None] * len(entries)
     return list(parents)
-
-
-def resolve(name: str) -> Source:
-    """The source that a command-line argument names. Raises UsageError if there is none."""
-    from simsearch import archives, datasets, manifests
-
-    if name.startswith(datasets.PREFIX) and not os.path.exists(name):
-        return datasets.DatasetSource(name)
-    path = os.path.abspath(os.path.expanduser(name))
-    if os.path.isdir(path):
-        return FolderSource(path)
-    if not os.path.exists(path):
-        raise UsageError(f"no file or folder at {name!r}", hint="a data set of torchvision is written torchvision/NAME")
-    lower = path.lower()
-    if lower.endswith(".zip"):
-        return archives.ZipSource(path)
-    if lower.endswith(archives.TAR_SUFFIXES):
-        return archives.TarSource(path)
-    if lower.endswith((".csv", ".jsonl", ".ndjson")):
-        return manifests.ManifestSource(path)
-    if lower.endswith(".parquet"):
-        return manifests.ParquetSource(path)
-    return FolderSource(os.path.dirname(path), within=os.path.basename(path))
-
-
-def reopen(kind: str, root: str) -> Source:
-    """The source that an index recorded."""
-    from simsearch import archives, datasets, manifests
-
-    classes: dict[str, type[Source]] = {
-        "folder": FolderSource,
-        "zip": archives.ZipSource,
-        "tar": archives.TarSource,
-        "manifest": manifests.ManifestSource,
-        "parquet": manifests.ParquetSource,
-        "dataset": datasets.DatasetSource,
-    }
-    if kind not in classes:
-        raise UsageError(f"the index has a source of unknown kind {kind!r}", hint="a newer simsearch may know it")
-    return classes[kind](root)
-
-
-def read_path(path: str) -> bytes:
-    """The bytes of an image given as printed: a file, or `container!/member`. Raises ImageError."""
-    container, separator, member = path.partition(SEPARATOR)
-    if not separator or os.path.exists(path):
-        return read_file(os.path.expanduser(path))
-    while not os.path.isfile(os.path.expanduser(container)) and SEPARATOR in member:  # a folder called "wow!"
-        further, _, member = member.partition(SEPARATOR)
-        container += SEPARATOR + further
-    try:
-        source = resolve(container)
-    except UsageError as error:
-        raise ImageError(str(error)) from error
-    try:
-        return source.read(member)
-    finally:
-        source.close()
 
 
 def first_line(error: Exception) -> str:

@@ -25,6 +25,7 @@ LAYERS = [
     {"models"},
     {"models.weights", "models.graphs"},
     {"models.compress"},
+    {"opening"},
     {"archives", "manifests", "datasets"},
     {"sources", "sample_objects"},
     {"images", "recipe", "cache", "sample_scenes"},
@@ -33,7 +34,7 @@ LAYERS = [
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 # Looked up by name when it is needed: the package's lazy names, a source's class, a model's runtime.
-LATE = {("sources", "archives"), ("sources", "manifests"), ("sources", "datasets"), ("models", "models.runtime"),
+LATE = {("models", "models.runtime"),
         ("models", "models.torchvision_models"), ("engine", "sync"), ("sync", "engine")}  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import simsearch
-from simsearch import api, images, sources, sync
+from simsearch import api, images, opening, sources, sync
 from simsearch.errors import ImageError, MissingExtraError, UsageError
 from simsearch.sources import Entry, FolderSource, Listing, Source
 from tests.models import CellModel
@@ -46,7 +46,7 @@ def put(root: Path, *names: str) -> Path:
 
 
 def listed(place: Path, exclude: Sequence[str] = ()) -> Listing:
-    source = sources.resolve(str(place))
+    source = opening.resolve(str(place))
     try:
         return source.listing(exclude)
     finally:
@@ -187,7 +187,7 @@ def test_pipe_is_skipped_and_never_waited_for(name: str, tmp_path: Path) -> None
     def use() -> None:
         refused.append(f"{len(listed(tmp_path).entries)} listed, {listed(tmp_path).skipped} skipped")
         try:
-            sources.read_path(str(tmp_path / name))
+            opening.read_path(str(tmp_path / name))
         except ImageError as error:
             refused.append(str(error))
 
@@ -253,7 +253,7 @@ def test_odd_names_are_listed_read_and_opened_as_printed(name: str, tmp_path: Pa
     (path,) = paths(listed(tmp_path))
     assert path == name
     source = FolderSource(str(tmp_path))
-    assert source.read(path) == sources.read_path(source.display(path)) == (tmp_path / name).read_bytes()
+    assert source.read(path) == opening.read_path(source.display(path)) == (tmp_path / name).read_bytes()
 
 
 def test_names_that_are_no_utf8_survive(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
@@ -295,7 +295,7 @@ def test_files_beyond_the_limit_are_not_read(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(f"simsearch.{module}.LARGEST_BYTES", 10)
     for name in ("a.png", "a.zip!/a.png", "a.tar!/a.png"):
         with pytest.raises(ImageError, match=r"^too large: .*the limit is 10"):
-            sources.read_path(str(tmp_path / name))
+            opening.read_path(str(tmp_path / name))
 
 
 # -- labels
@@ -333,22 +333,22 @@ def test_kind_of_a_source_follows_from_its_name(tmp_path: Path) -> None:
         "x.tgz": "tar", "x.tar.bz2": "tar", "x.tar.xz": "tar", "m.csv": "manifest", "m.jsonl": "manifest",
     }  # fmt: skip
     for name, kind in kinds.items():
-        source = sources.resolve(str(tmp_path / name))
+        source = opening.resolve(str(tmp_path / name))
         assert source.kind == kind, name
         assert paths(source.listing()), name
         source.close()
-        again = sources.reopen(kind, source.root)
+        again = opening.reopen(kind, source.root)
         assert type(again) is type(source)
         again.close()
 
 
 def test_source_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UsageError, match="no file or folder at 'nowhere'"):
-        sources.resolve("nowhere")
+        opening.resolve("nowhere")
     with pytest.raises(UsageError, match="no file or folder at 'a"):
-        sources.resolve("a\0b")
+        opening.resolve("a\0b")
     with pytest.raises(UsageError, match="unknown kind 'tape'"):
-        sources.reopen("tape", "/x")
+        opening.reopen("tape", "/x")
 
 
 # -- archives
@@ -387,7 +387,7 @@ def test_archive_lists_images_and_labels_them_by_folder(
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
         (match,) = engine.search(png(1), k=1)
         assert (match.path, match.label, match.distance) == (f"{place}!/data/train/dog/2.png", "dog", 0)
-        assert sources.read_path(match.path) == png(1)
+        assert opening.read_path(match.path) == png(1)
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar"])
@@ -415,7 +415,7 @@ def test_tar_of_the_current_folder_has_the_same_paths_as_any_other(tmp_path: Pat
     place = write_tar(tmp_path / "x.tar", "./cat/1.png", "./2.png")
     assert paths(listed(place)) == ["cat/1.png", "2.png"]
     assert sources.folder_labels(listed(place).entries, True) == ["cat", None]
-    assert sources.read_path(f"{place}!/2.png") == png(1)
+    assert opening.read_path(f"{place}!/2.png") == png(1)
 
 
 def test_member_whose_checksum_is_wrong_fails_alone(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
@@ -426,7 +426,7 @@ def test_member_whose_checksum_is_wrong_fails_alone(tmp_path: Path, build: Calla
     summary = build(place)
     assert (summary.items, summary.failed) == (1, 1)
     with pytest.raises(ImageError, match=r"cannot be read from the archive: Bad CRC-32"):
-        sources.read_path(f"{place}!/b.png")
+        opening.read_path(f"{place}!/b.png")
 
 
 def test_encrypted_member_fails_with_its_reason(tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_encrypted_member_fails_with_its_reason(tmp_path: Path) -> None:
     listing = listed(place)
     assert (paths(listing), listing.skipped) == (["a.png"], 1)
     with pytest.raises(ImageError, match="encrypted, password required"):
-        sources.read_path(f"{place}!/a.png")
+        opening.read_path(f"{place}!/a.png")
 
 
 def test_zip_made_anew_of_the_same_images_is_unchanged(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
@@ -454,14 +454,14 @@ def test_of_two_members_with_one_name_the_last_counts(tmp_path: Path, build: Cal
         place = write_zip(tmp_path / "x.zip", "a.png", "a.png")
     tar = write_tar(tmp_path / "x.tar", "a.png", "a.png")
     assert build(place, tar).items == 2
-    assert sources.read_path(f"{place}!/a.png") == sources.read_path(f"{tar}!/a.png") == png(1)
+    assert opening.read_path(f"{place}!/a.png") == opening.read_path(f"{tar}!/a.png") == png(1)
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz", "x.tar.xz", "x.tar.zst"])
 def test_file_that_is_no_archive_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"no archive at all " * 100)
     with pytest.raises(UsageError, match=rf"{name} cannot be read as a (zip|tar) archive: \S") as caught:
-        sources.resolve(str(tmp_path / name))
+        opening.resolve(str(tmp_path / name))
     assert "\n" not in str(caught.value)
     assert not str(caught.value).endswith(":")
 
@@ -485,7 +485,7 @@ def test_damaged_archives_are_refused_or_give_what_they_can(name: str, tmp_path:
         place.write_bytes(damaged)
         source: Source | None = None
         try:
-            source = sources.resolve(str(place))
+            source = opening.resolve(str(place))
             for entry in source.listing().entries:
                 try:
                     source.read(entry.path)
@@ -501,7 +501,7 @@ def test_damaged_archives_are_refused_or_give_what_they_can(name: str, tmp_path:
 @pytest.mark.parametrize("name", ["x.zip", "x.tar"])
 def test_archive_can_be_read_by_many_threads(name: str, tmp_path: Path) -> None:
     names = [f"{number}.png" for number in range(40)]
-    source = sources.resolve(str((write_zip if name.endswith("zip") else write_tar)(tmp_path / name, *names)))
+    source = opening.resolve(str((write_zip if name.endswith("zip") else write_tar)(tmp_path / name, *names)))
     wrong: list[str] = []
 
     def use() -> None:
@@ -521,16 +521,16 @@ def test_archive_can_be_read_by_many_threads(name: str, tmp_path: Path) -> None:
 
 def test_member_is_read_by_its_printed_path(tmp_path: Path) -> None:
     place = write_zip(tmp_path / "x.zip", "a/b.png")
-    assert sources.read_path(f"{place}!/a/b.png") == png()
+    assert opening.read_path(f"{place}!/a/b.png") == png()
     with pytest.raises(ImageError, match="no such member in the archive"):
-        sources.read_path(f"{place}!/a/c.png")
+        opening.read_path(f"{place}!/a/c.png")
 
 
 def test_folder_whose_name_ends_in_an_exclamation_mark_is_no_archive(tmp_path: Path) -> None:
     folder = put(tmp_path / "wow!", "a.png")
     write_zip(folder / "x.zip", "b/c!/d.png")
-    assert sources.read_path(f"{folder}/a.png") == png()
-    assert sources.read_path(f"{folder}/x.zip!/b/c!/d.png") == png()
+    assert opening.read_path(f"{folder}/a.png") == png()
+    assert opening.read_path(f"{folder}/x.zip!/b/c!/d.png") == png()
 
 
 @pytest.mark.parametrize(
@@ -547,7 +547,7 @@ def test_folder_whose_name_ends_in_an_exclamation_mark_is_no_archive(tmp_path: P
 def test_path_that_cannot_be_read_says_why(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "broken.zip").write_bytes(b"PK")
     with pytest.raises(ImageError, match=message):
-        sources.read_path(os.path.join(tmp_path, name))
+        opening.read_path(os.path.join(tmp_path, name))
 
 
 # -- manifests
@@ -584,7 +584,7 @@ def test_manifest_source_reads_relative_and_absolute_paths(tmp_path: Path) -> No
     elsewhere = put(tmp_path / "elsewhere", "d.png")
     text = f"path\na.png\n{elsewhere}/d.png\nelsewhere/../b/c.png\n"
     assert [entry.problem for entry in manifest(tmp_path, text).entries] == [None] * 3
-    source = sources.resolve(str(tmp_path / "m.csv"))
+    source = opening.resolve(str(tmp_path / "m.csv"))
     assert source.display("a.png") == str(tmp_path / "a.png")
     assert source.display(f"{elsewhere}/d.png") == f"{elsewhere}/d.png"
     assert source.read(f"{elsewhere}/d.png") == png()
@@ -709,7 +709,7 @@ def test_parquet_column_of_bytes_with_labels_and_metadata(tmp_path: Path, build:
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
         (match,) = engine.search(data[2], k=1, where={"n": 3})
     assert (match.path, match.label, match.distance) == (f"{place}!/row-00000002", "dog", 0)
-    assert sources.read_path(match.path) == data[2]
+    assert opening.read_path(match.path) == data[2]
     assert build(place).unchanged == 3
 
 
@@ -718,26 +718,26 @@ def test_parquet_struct_as_hugging_face_writes_it(tmp_path: Path) -> None:
     rows = [{"bytes": png(seed), "path": f"{seed}.png"} for seed in range(2)]
     place = table(tmp_path / "x.parquet", {"other": [b"1", b"2"], "image": rows, "label": [0, 1]})
     assert [entry.label for entry in listed(place).entries] == ["0", "1"]
-    assert sources.read_path(f"{place}!/row-00000001") == png(1)
+    assert opening.read_path(f"{place}!/row-00000001") == png(1)
 
 
 @needs_pyarrow
 def test_parquet_path_column_names_rows_where_it_is_unique(tmp_path: Path) -> None:
     data = [png(seed) for seed in range(2)]
     assert paths(listed(table(tmp_path / "x.parquet", {"i": data, "path": ["a/1.png", "b"]}))) == ["a/1.png", "b"]
-    assert sources.read_path(f"{tmp_path}/x.parquet!/b") == png(1)
+    assert opening.read_path(f"{tmp_path}/x.parquet!/b") == png(1)
     assert paths(listed(table(tmp_path / "y.parquet", {"i": data, "path": ["a", "a"]}))) == [
         "row-00000000",
         "row-00000001",
     ]
     with pytest.raises(ImageError, match="no such row in the table"):
-        sources.read_path(f"{tmp_path}/x.parquet!/c")
+        opening.read_path(f"{tmp_path}/x.parquet!/c")
 
 
 @needs_pyarrow
 def test_parquet_rows_are_found_in_whatever_group_they_lie(tmp_path: Path) -> None:
     data = [png(seed) for seed in range(20)]
-    source = sources.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=3)))
+    source = opening.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=3)))
     assert [source.read(entry.path) for entry in reversed(source.listing().entries)] == data[::-1]
     source.close()
 
@@ -776,7 +776,7 @@ def test_parquet_columns_that_metadata_cannot_hold_are_left_out(tmp_path: Path) 
 def test_parquet_without_images_names_its_columns(tmp_path: Path) -> None:
     place = table(tmp_path / "x.parquet", {"a": [1], "b": ["x"]})
     with pytest.raises(UsageError, match="no column holds image bytes") as caught:
-        sources.resolve(str(place))
+        opening.resolve(str(place))
     assert caught.value.hint == "its columns: a, b"
 
 
@@ -786,7 +786,7 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
     data = place.read_bytes()
     place.write_bytes(b"no parquet at all")
     with pytest.raises(UsageError, match="cannot be read as Parquet"):
-        sources.resolve(str(place))
+        opening.resolve(str(place))
     generator = np.random.default_rng(0)
     for _ in range(150):
         damaged = bytearray(data)
@@ -794,7 +794,7 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
             damaged[spot] = generator.integers(0, 256)
         place.write_bytes(damaged)
         try:
-            source = sources.resolve(str(place))
+            source = opening.resolve(str(place))
             for entry in source.listing().entries:
                 source.read(entry.path)
         except (UsageError, ImageError) as refused:
@@ -805,7 +805,7 @@ def test_parquet_without_the_extra_names_the_cure(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "x.parquet").touch()
     with pytest.raises(MissingExtraError, match=r"reading Parquet needs the \[parquet\] extra") as caught:
-        sources.resolve(str(tmp_path / "x.parquet"))
+        opening.resolve(str(tmp_path / "x.parquet"))
     assert caught.value.hint == "pip install 'simsearch[parquet]'"
 
 
@@ -846,14 +846,14 @@ def test_data_set_of_torchvision_is_a_source(
     dataset: Callable[[type], None], tmp_path: Path, build: Callable[..., sync.Summary]
 ) -> None:
     dataset(Swatches)
-    listing = sources.resolve("torchvision/CIFAR10").listing(["3"])
+    listing = opening.resolve("torchvision/CIFAR10").listing(["3"])
     assert [(entry.path, entry.label) for entry in listing.entries] == [("0", "amber"), ("1", "blue"), ("2", "amber")]
     assert build(Path("torchvision/CIFAR10"), Path("torchvision/CIFAR10:test")).items == 6
     assert (tmp_path / "datasets/CIFAR10/data").exists()
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
         (match,) = engine.search(png(101), k=1)
     assert (match.path, match.label, match.distance) == ("torchvision/CIFAR10:test!/1", "blue", 0)
-    assert images.decode(sources.read_path(match.path)).image.tobytes() == images.decode(png(101)).image.tobytes()
+    assert images.decode(opening.read_path(match.path)).image.tobytes() == images.decode(png(101)).image.tobytes()
     assert build(Path("torchvision/CIFAR10")).unchanged == 4
 
 
@@ -868,7 +868,7 @@ def test_real_data_set_is_read_from_its_files_without_a_network(
         header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in digits.shape)
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + digits.tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x0c" + bytes(range(10)) + b"\0\1")
-    source = sources.resolve("torchvision/MNIST:test")
+    source = opening.resolve("torchvision/MNIST:test")
     listing = source.listing()
     assert paths(listing) == [f"{number:02d}" for number in range(12)]
     assert (listing.entries[3].label, listing.entries[11].label) == ("3 - three", "1 - one")
@@ -882,10 +882,10 @@ def test_real_data_set_is_read_from_its_files_without_a_network(
 
 def test_unknown_data_set_has_a_hint() -> None:
     with pytest.raises(UsageError, match="torchvision has no data set 'cifar10'") as caught:
-        sources.resolve("torchvision/cifar10").listing()
+        opening.resolve("torchvision/cifar10").listing()
     assert caught.value.hint == "did you mean torchvision/CIFAR10?"
     with pytest.raises(UsageError, match="torchvision has no data set 'Nothing'") as caught:
-        sources.resolve("torchvision/Nothing").listing()
+        opening.resolve("torchvision/Nothing").listing()
     assert caught.value.hint == "see torchvision.datasets for the names"
 
 
@@ -900,7 +900,7 @@ def test_unknown_data_set_has_a_hint() -> None:
 def test_unknown_split_is_refused(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMSEARCH_DATASETS", str(tmp_path))
     with pytest.raises(UsageError, match=message) as caught:
-        sources.resolve(f"torchvision/{name}").listing()
+        opening.resolve(f"torchvision/{name}").listing()
     assert "network" not in str(caught.value.hint)
 
 
@@ -915,7 +915,7 @@ def test_data_set_that_cannot_be_had_says_where_its_files_belong(
     with pytest.raises(
         UsageError, match=r"torchvision/CIFAR10 cannot be opened: <urlopen error no network>$"
     ) as caught:
-        sources.resolve("torchvision/CIFAR10").listing()
+        opening.resolve("torchvision/CIFAR10").listing()
     assert caught.value.hint == f"put its files into {tmp_path}/datasets/CIFAR10 where there is no network"
 
 
@@ -925,7 +925,7 @@ def test_arguments_that_a_data_set_hands_on_are_its_own(dataset: Callable[[type]
             super().__init__(root, **arguments)
 
     dataset(Handing)
-    assert len(sources.resolve("torchvision/CIFAR10:test").listing().entries) == 2
+    assert len(opening.resolve("torchvision/CIFAR10:test").listing().entries) == 2
 
 
 @pytest.mark.parametrize("item", [(1, 2, 3), np.zeros((3, 3)), ("text", 0)], ids=["triple", "array", "text"])
@@ -936,9 +936,9 @@ def test_data_set_of_something_else_is_refused(dataset: Callable[[type], None], 
 
     dataset(Other)
     with pytest.raises(UsageError, match=r"torchvision/CIFAR10 does not hold single images"):
-        sources.resolve("torchvision/CIFAR10").listing()
+        opening.resolve("torchvision/CIFAR10").listing()
     with pytest.raises(UsageError, match="FakeData is no data set that is kept in files"):
-        sources.resolve("torchvision/FakeData").listing()
+        opening.resolve("torchvision/FakeData").listing()
 
 
 def test_damaged_image_of_a_data_set_is_a_failure(
@@ -954,10 +954,10 @@ def test_damaged_image_of_a_data_set_is_a_failure(
     summary = build(Path("torchvision/CIFAR10"))
     assert (summary.items, summary.failed) == (3, 1)
     with pytest.raises(ImageError, match="cannot be read from the data set: image file is truncated"):
-        sources.resolve("torchvision/CIFAR10").read("1")
+        opening.resolve("torchvision/CIFAR10").read("1")
 
 
 def test_folder_called_torchvision_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "torchvision/CIFAR10/a.png")
     monkeypatch.chdir(tmp_path)
-    assert sources.resolve("torchvision/CIFAR10").kind == "folder"
+    assert opening.resolve("torchvision/CIFAR10").kind == "folder"

@@ -17,7 +17,7 @@ import pytest
 
 from simsearch import api, sync
 from simsearch.engine import Engine
-from simsearch.errors import IndexLockedError, IndexNotFoundError, ModelMismatchError, UsageError
+from simsearch.errors import IndexLockedError, IndexNotFoundError, ModelMismatchError, SimsearchError, UsageError
 from simsearch.meta import writer_lock
 from simsearch.store import Item, SourceRow, Store
 from simsearch.verify import verify
@@ -399,6 +399,63 @@ def test_overlapping_sources_in_one_call(build: Any, photos: Path, index: Path, 
     build(*(photos / name for name in names))
     assert len(sources(index)) == 1
     assert len(ids(index)) == (1 if "blue/0.png" in names else ALL)
+
+
+@pytest.mark.xfail(reason="planning._extent: a file in a folder sorts as if it were as wide as the folder")
+def test_a_file_named_before_its_folder(build: Any, photos: Path, index: Path) -> None:
+    build(photos / "blue" / "0.png", photos / "blue")
+    assert len(ids(index)) == EACH
+
+
+@pytest.mark.xfail(reason="planning._folder_place: a partial source that becomes whole absorbs nothing")
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_order_of_overlapping_sources(photos: Path, index: Path, colours: Colours, seed: int) -> None:
+    """Folders, folders in them and single files, built and added at random: each image is indexed once, for good."""
+    names = [photos, *(photos / name for name in ("blue", "blue/deep", "blue/deep/er", "rose"))]
+    for number, name in enumerate(names):
+        for each in "xy":
+            draw(name / f"{each}.png", 2000 + 10 * number + ord(each) % 2)
+    names += [name / "x.png" for name in names] + [photos / "blue" / "y.png"]
+    random = np.random.default_rng(seed)
+    for _ in range(6):
+        shutil.rmtree(index, ignore_errors=True)
+        named: set[Path] = set()
+        for step in range(5):
+            chosen = [names[n] for n in random.choice(len(names), int(random.integers(1, 4)), replace=False)]
+            with api.build([*chosen], index, colours, prune=bool(random.integers(2))):
+                named |= set(chosen)
+            folder = names[int(random.integers(5))]
+            draw(folder / f"new-{next(_ticks)}.png", 3000 + next(_ticks))
+            if step % 2:
+                continue
+            with api.build([], index, colours) as engine, engine.store.reading() as reader:
+                opened = engine.opened(reader)
+                found = [opened[item.source].display(item.path) for item in reader.items()]
+                assert verify(engine).problems == ()
+            wanted = {str(f) for f in photos.rglob("*.png") if f in named or named & set(f.parents)}
+            assert sorted(found) == sorted(wanted)
+
+
+@pytest.mark.xfail(reason="sync._register: the broader source is recorded before, not with, what it absorbs")
+def test_failing_while_absorbing(build: Any, photos: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends while the narrower source is handed over leaves both or one, never the images of both."""
+    build(photos / "blue")
+    connect = Store._connect
+
+    def deny(action: int, table: str | None, *_: Any) -> int:
+        return sqlite3.SQLITE_DENY if (action, table) == (sqlite3.SQLITE_DELETE, "sources") else sqlite3.SQLITE_OK
+
+    def guarded(store: Store) -> sqlite3.Connection:
+        connection = connect(store)
+        connection.set_authorizer(deny)
+        return connection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_connect", guarded)
+        with pytest.raises(SimsearchError, match="not authorized"):
+            build(photos)
+    build()
+    assert len(ids(index)) in {EACH, ALL}
 
 
 def test_single_files(build: Any, photos: Path, index: Path) -> None:

@@ -1,0 +1,63 @@
+"""From names to sources: what a user types, what an index recorded, what was printed."""
+
+from __future__ import annotations
+
+import os
+
+from simsearch import archives, datasets, manifests
+from simsearch.errors import ImageError, UsageError
+from simsearch.sources import SEPARATOR, FolderSource, Source, read_file
+
+
+def resolve(name: str) -> Source:
+    """The source that a command-line argument names. Raises UsageError if there is none."""
+    if name.startswith(datasets.PREFIX) and not os.path.exists(name):
+        return datasets.DatasetSource(name)
+    path = os.path.abspath(os.path.expanduser(name))
+    if os.path.isdir(path):
+        return FolderSource(path)
+    if not os.path.exists(path):
+        raise UsageError(f"no file or folder at {name!r}", hint="a data set of torchvision is written torchvision/NAME")
+    lower = path.lower()
+    if lower.endswith(".zip"):
+        return archives.ZipSource(path)
+    if lower.endswith(archives.TAR_SUFFIXES):
+        return archives.TarSource(path)
+    if lower.endswith((".csv", ".jsonl", ".ndjson")):
+        return manifests.ManifestSource(path)
+    if lower.endswith(".parquet"):
+        return manifests.ParquetSource(path)
+    return FolderSource(os.path.dirname(path), within=os.path.basename(path))
+
+
+def reopen(kind: str, root: str) -> Source:
+    """The source that an index recorded."""
+    classes: dict[str, type[Source]] = {
+        "folder": FolderSource,
+        "zip": archives.ZipSource,
+        "tar": archives.TarSource,
+        "manifest": manifests.ManifestSource,
+        "parquet": manifests.ParquetSource,
+        "dataset": datasets.DatasetSource,
+    }
+    if kind not in classes:
+        raise UsageError(f"the index has a source of unknown kind {kind!r}", hint="a newer simsearch may know it")
+    return classes[kind](root)
+
+
+def read_path(path: str) -> bytes:
+    """The bytes of an image given as printed: a file, or `container!/member`. Raises ImageError."""
+    container, separator, member = path.partition(SEPARATOR)
+    if not separator or os.path.exists(path):
+        return read_file(os.path.expanduser(path))
+    while not os.path.isfile(os.path.expanduser(container)) and SEPARATOR in member:  # a folder called "wow!"
+        further, _, member = member.partition(SEPARATOR)
+        container += SEPARATOR + further
+    try:
+        source = resolve(container)
+    except UsageError as error:
+        raise ImageError(str(error)) from error
+    try:
+        return source.read(member)
+    finally:
+        source.close()
