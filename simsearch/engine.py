@@ -7,6 +7,7 @@ for match in engine.search("cat.jpg", k=6, where={"label": "cat"}):
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -271,7 +272,7 @@ class Engine:
                 "path": os.fspath(self.path), "items": reader.count(), "failures": reader.failure_count(),
                 "labels": reader.label_count(), "model": meta.model, "weights_sha256": meta.weights_sha256,
                 "dimension": meta.dimension, "metric": meta.metric, "storage": meta.storage, "engine": meta.engine,
-                "search": meta.search, "bytes": sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file()),
+                "search": meta.search, "bytes": _size(self.path),
                 "rows": reader.state("rows"), "recipe": meta.recipe, "created": meta.created, "format": meta.format,
                 "sources": [
                     {"kind": row.kind, "root": opened[row.id].root, "items": counts.get(row.id, 0)}
@@ -376,3 +377,12 @@ def _check_options(given: Mapping[str, Any], known: type) -> None:
     unknown = set(given) - set(known.__annotations__) - set(SearchOptions.__annotations__)
     if unknown:
         raise UsageError(f"a search has no option {sorted(unknown)[0]!r}")
+
+
+def _size(folder: Path) -> int:
+    """The bytes of all files in a folder; some may come and go meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -147,6 +147,7 @@ def _folder_place(source: sources.FolderSource, places: Sequence[Place], options
         if source.root == place.root and (source.within or partial or not place.row):
             if not source.within:
                 place.settings = _settings(options)
+                place.absorbed = _narrower(place, folders)
             return place, source.within
         if source.root == place.root:
             if options.prune:  # described anew
@@ -158,12 +159,17 @@ def _folder_place(source: sources.FolderSource, places: Sequence[Place], options
     if source.within:
         place.settings = {**_settings(options), "partial": True}
     else:
-        place.absorbed = [
-            (other.row, os.path.relpath(other.root, source.root))
-            for other in folders
-            if other.row is not None and below(other.root, source.root.rstrip("/"))
-        ]
+        place.absorbed = _narrower(place, folders)
     return place, source.within
+
+
+def _narrower(place: Place, folders: Sequence[Place]) -> list[tuple[SourceRow, str]]:
+    """The recorded sources inside a folder, each with the path to it."""
+    return [
+        (other.row, os.path.relpath(other.root, place.root))
+        for other in folders
+        if other is not place and other.row is not None and below(other.root, place.root.rstrip("/"))
+    ]
 
 
 def _settings(options: Options) -> dict[str, Any]:
@@ -173,7 +179,7 @@ def _settings(options: Options) -> dict[str, Any]:
 def _extent(source: sources.Source) -> tuple[int, str]:
     """Sorts wide folders before narrow ones and single files."""
     within = source.within if isinstance(source, sources.FolderSource) else ""
-    return len(os.path.join(source.root, within).split(os.sep)), source.root
+    return len(os.path.normpath(os.path.join(source.root, within)).split(os.sep)), source.root
 
 
 def _covers(wide: sources.Source, narrow: sources.Source) -> bool:

@@ -97,7 +97,7 @@ class FolderSource(Source):
         found = Listing()
         start = os.path.join(self.root, self.within) if self.within else self.root
         if self.only is not None:
-            for path in sorted(self.only):
+            for path in sorted(path for path in self.only if os.path.lexists(self.display(path))):
                 self._file(self.display(path), path, found, named=True)
         elif os.path.isdir(start) or not self.within:  # a root that is gone is no image that is gone
             self._walk(start, self.within, exclude, found, set())

@@ -191,10 +191,16 @@ class Store:
             connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
             connection.execute("COMMIT")
 
-    def add_source(self, kind: str, root: str, index: Path, options: dict[str, Any]) -> SourceRow:
-        """Finds or records a source, with the options last given for it."""
+    def add_source(
+        self, kind: str, root: str, index: Path, options: dict[str, Any], absorbed: Sequence[tuple[int, str]] = ()
+    ) -> SourceRow:
+        """Finds or records a source, with the options last given for it.
+
+        absorbed: narrower sources whose items become its own, each with the relative path between their roots.
+        """
         relative = os.path.relpath(root, index) if os.path.isabs(root) else root
         with self._mapped(), self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
             connection.execute(
                 "INSERT INTO sources (kind, root, relative, options) VALUES (?,?,?,?)"
                 " ON CONFLICT (kind, root) DO UPDATE SET options = excluded.options, relative = excluded.relative",
@@ -203,6 +209,9 @@ class Store:
             found = connection.execute(
                 "SELECT id FROM sources WHERE kind=? AND root=?", (kind, os.fsencode(root))
             ).fetchone()
+            for narrow, prefix in absorbed:
+                _absorb(connection, narrow, found[0], prefix)
+            connection.execute("COMMIT")
         return SourceRow(found[0], kind, root, relative, options)
 
     def relocate(self, source: int, root: str, index: Path) -> None:
@@ -215,20 +224,6 @@ class Store:
                 )
             except sqlite3.IntegrityError:
                 raise UsageError(f"{root} is already another source of this index") from None
-
-    def absorb(self, narrow: int, broad: int, prefix: str) -> None:
-        """Hands the items of a source inside another one to it; prefix: the relative path between their roots."""
-        start = os.fsencode(prefix + "/")
-        with self._mapped(), self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            for table in ("items", "failures"):
-                connection.execute(
-                    f"UPDATE OR REPLACE {table} SET source = ?, path = CAST(? || path AS BLOB) WHERE source = ?",
-                    (broad, start, narrow),
-                )
-            connection.execute("DELETE FROM sources WHERE id = ?", (narrow,))
-            connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
-            connection.execute("COMMIT")
 
 
 class Reader:
@@ -345,6 +340,18 @@ class Reader:
         """What SQLite finds wrong with its own file."""
         found = [row[0] for row in self._connection.execute("PRAGMA integrity_check(10)")]
         return [] if found == ["ok"] else found
+
+
+def _absorb(connection: sqlite3.Connection, narrow: int, broad: int, prefix: str) -> None:
+    """Hands the items of a source inside another one to it."""
+    start = os.fsencode(prefix + "/")
+    for table in ("items", "failures"):
+        connection.execute(
+            f"UPDATE OR REPLACE {table} SET source = ?, path = CAST(? || path AS BLOB) WHERE source = ?",
+            (broad, start, narrow),
+        )
+    connection.execute("DELETE FROM sources WHERE id = ?", (narrow,))
+    connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
 
 
 def _item(values: Sequence[Any]) -> Item:

@@ -262,17 +262,13 @@ class _Run:
 def _register(engine: Engine, place: Place) -> int:
     """Records a planned source, and where it is now, and returns its number."""
     index = engine.path.absolute()
-    if place.row is not None:
-        if place.root != place.row.root:
-            engine.store.relocate(place.row.id, place.root, index)
-        if place.settings is not None and place.settings != place.row.options:
-            engine.store.add_source(place.kind, place.root, index, place.settings)
-        return place.row.id
-    row = engine.store.add_source(place.kind, place.root, index, place.settings or {})
-    place.row = row
-    for other, prefix in place.absorbed:
-        engine.store.absorb(other.id, row.id, prefix)
-    return row.id
+    if place.row is not None and place.root != place.row.root:
+        engine.store.relocate(place.row.id, place.root, index)
+    if place.row is None or place.absorbed or (place.settings is not None and place.settings != place.row.options):
+        absorbed = [(other.id, prefix) for other, prefix in place.absorbed]
+        place.row = engine.store.add_source(place.kind, place.root, index, place.options, absorbed)
+        place.absorbed = []
+    return place.row.id
 
 
 def refresh_meta(engine: Engine) -> None:
