@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from simsearch import cache
 from simsearch.errors import ImageError, UsageError
-from simsearch.sources import Entry, Listing, Source, excluded, first_line
+from simsearch.sources import Entry, Listing, Source, excluded, file_stamp, first_line, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,11 +88,20 @@ class DatasetSource(Source):
         found = Listing()
         data = self._dataset()
         names = getattr(data, "classes", None) or getattr(data, "categories", None)
+        files = _files(data)
         width = len(str(max(0, len(data) - 1)))
+        label: str | None
         for number in range(len(data)):
             path = f"{number:0{width}d}"
             if excluded(path, exclude):
                 continue
+            if files:
+                file, target = files[number]
+                with contextlib.suppress(OSError):
+                    facts = os.stat(file)
+                    label = _class_name(names, int(target))
+                    found.entries.append(Entry(path, facts.st_size, file_stamp(facts), label))
+                    continue
             try:
                 image, target = data[number]
                 pixels = image.tobytes()
@@ -114,14 +123,27 @@ class DatasetSource(Source):
         except UsageError as error:
             raise ImageError(str(error), hint=error.hint) from error
         try:
+            if files := _files(data):
+                return read_file(files[int(path)][0])
             image: Image.Image = data[int(path)][0]
+        except ImageError:
+            raise
         except (ValueError, IndexError):
             raise ImageError(f"the data set has no image {path!r}") from None
         except Exception as error:
             raise ImageError(f"cannot be read from the data set: {first_line(error)}") from error
         out = io.BytesIO()
-        image.save(out, "PNG", compress_level=1)
+        (image if image.mode != "CMYK" else image.convert("RGB")).save(out, "PNG", compress_level=1)
         return out.getvalue()
+
+
+def _files(data: Any) -> list[tuple[str, int]]:
+    """The files of a data set that keeps a list of (file, class), as folder-like ones do; else nothing."""
+    pairs = getattr(data, "_samples", None) or getattr(data, "samples", None)
+    if not isinstance(pairs, list) or len(pairs) != len(data):
+        return []
+    fitting = isinstance(pairs[0], tuple) and len(pairs[0]) == 2 and isinstance(pairs[0][0], str | os.PathLike)
+    return pairs if fitting and os.path.isfile(pairs[0][0]) and isinstance(pairs[0][1], int) else []
 
 
 def _accepted(kind: Any) -> set[str]:

@@ -961,3 +961,27 @@ def test_folder_called_torchvision_is_a_folder(tmp_path: Path, monkeypatch: pyte
     put(tmp_path, "torchvision/CIFAR10/a.png")
     monkeypatch.chdir(tmp_path)
     assert opening.resolve("torchvision/CIFAR10").kind == "folder"
+
+
+def test_a_data_set_of_files_is_read_without_decoding_it_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    for label in ("cat", "dog"):
+        (tmp_path / "Folders" / label).mkdir(parents=True)
+        (tmp_path / "Folders" / label / "0.png").write_bytes(png())
+
+    def never(path: str) -> None:
+        raise AssertionError("decoded")
+
+    class Folders(torchvision.datasets.ImageFolder):  # type: ignore[misc]
+        def __init__(self, root: str) -> None:
+            super().__init__(root, loader=never)
+
+    monkeypatch.setattr(torchvision.datasets, "Folders", Folders, raising=False)
+    monkeypatch.setattr(torchvision.datasets, "__all__", (*torchvision.datasets.__all__, "Folders"))
+    monkeypatch.setenv("SIMSEARCH_DATASETS", str(tmp_path))
+    source = opening.resolve("torchvision/Folders")
+    assert [(entry.path, entry.label, entry.size) for entry in source.listing().entries] == [
+        ("0", "cat", len(png())), ("1", "dog", len(png())),
+    ]  # fmt: skip
+    assert source.read("1") == png()
