@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
 """An image to search by: a path, encoded bytes, a PIL image, or an (H, W, 3) uint8 array."""
 
-NEAR_IDENTICAL = 0.1
-"""With `dedup`, matches nearer to each other than this share of the median random pair count as one picture."""
+NEAR_IDENTICAL = 0.25
+"""With `dedup`, matches nearer to each other than this share of the median random pair count as one picture.
+
+Measured with the shipped `alexnet` on 100 of its training images: of copies saved as JPEG at quality 50, scaled to 75 %,
+cropped by 5 % or brightened by 10 %, nine in ten are nearer than 0.23; of different images none is nearer than 0.47.
+"""
 
 
 class SearchOptions(TypedDict, total=False):

@@ -141,7 +141,8 @@ def similarity_loss(features: Tensor, teacher: Tensor, temperature: float) -> Te
     features = features.float()
     squared = features.square().sum(1)
     distances = squared[:, None] + squared[None, :] - 2 * features @ features.T
-    student = -distances / (2 * squared.mean().detach().clamp(min=1e-6)) / temperature
+    # The unit is part of the gradient: held constant, it would let the loss shrink all features to nothing.
+    student = -distances / (2 * squared.mean().clamp(min=1e-6)) / temperature
     unit = F.normalize(teacher.float(), dim=1)
     target = unit @ unit.T / temperature
     itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
