@@ -47,7 +47,10 @@ def build(
     options: the fields of `sync.Options`.
     """
     names = [source] if isinstance(source, str | os.PathLike) else list(source)
-    engine, _ = build_with_summary(names, index, model, device=device, options=sync.Options(**options))
+    chosen = sync.Options(**options)
+    if chosen.dry_run:
+        raise UsageError("a dry run builds no index that could be opened", hint="see simsearch.api.plan")
+    engine, _ = build_with_summary(names, index, model, device=device, options=chosen)
     return engine
 
 

@@ -23,11 +23,11 @@ ENOUGH = 64
 
 
 def quantiles(features: NDArray[np.float16]) -> tuple[float, ...]:
-    """Quantiles of the distances between all pairs of (n, D) features, ascending; empty for n < 2.
+    """Quantiles of the distances between all pairs of different (n, D) features, ascending; empty for n < 2.
 
     The lowest ones, where matches lie, are spaced more closely than the others.
     """
-    x = features.astype(np.float64)
+    x = np.unique(features, axis=0).astype(np.float64)
     if len(x) < 2:
         return ()
     squared = np.einsum("nd,nd->n", x, x)

@@ -155,12 +155,12 @@ def remove(name: tuple[str, ...], yes: bool, index_path: str) -> None:
     with _engine(index_path, device="cpu") as engine:
         items = engine.find(name)
         if not yes:
-            for item in items[:20]:
-                click.echo(f"id:{item.id}  {output.printable(item.path)}")
+            for item, path in zip(items[:20], engine.paths(items[:20]), strict=True):
+                click.echo(f"id:{item.id}  {output.printable(path)}")
             if len(items) > 20:
                 click.echo(f"and {len(items) - 20:,} more")
             if not sys.stdin.isatty():
-                raise UsageError(f"{len(items):,} items would be removed", hint="--yes confirms it")
+                raise UsageError(f"to be removed: {len(items):,}; nothing was", hint="--yes confirms it")
             if not click.confirm(f"Remove {len(items):,} items from {index_path}?"):
                 click.echo("nothing was removed")
                 return
@@ -212,6 +212,11 @@ def query(
         from simsearch.report import montage_format
 
         montage_format(montage)
+    for file in (montage, html_file):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UsageError(f"{file} cannot be written: its folder does not exist")
+    if [*image, *options["plus"], *options["minus"]].count("-") > 1:
+        raise UsageError("standard input can be read only once, but - is given several times")
     pictures = [queries.picture(text) for text in image]
     chosen = queries.options(**options)
     with _engine(index_path, model=model, device=device, roots=roots) as engine:
@@ -225,7 +230,7 @@ def query(
                     matches = [replace(match, path=match.relative) for match in matches]
                 answers.append(output.Answer(name, engine.meta.model, True, took, matches))
         text = output.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
-        click.echo(text, nl=False)
+        click.echo(text, nl=False, color=True)  # a path is printed as it is, whatever it holds
         if montage or html_file:
             _report(engine, pictures, answers, montage, html_file)
     if not any(answer.matches for answer in answers):
@@ -275,7 +280,7 @@ def info(failures: bool, form: str, roots: tuple[str, ...], index_path: str) -> 
             else:
                 for path, reason in listed:
                     click.echo(f"{output.printable(path)}: {reason}")
-                click.echo(f"{len(listed):,} failures", err=True)
+                click.echo(f"{len(listed):,} in all", err=True)
             return
         facts = engine.info()
     if form == "json":
@@ -361,7 +366,7 @@ def sample(directory: Path, count: int, seed: int) -> None:
 
     with progress("drawing") as callback:
         written = drawing.write(directory, count, seed, callback)
-    click.echo(f"{directory}: {written:,} pictures of {len(drawing.KINDS)} kinds")
+    click.echo(f"{directory}: {written:,} pictures of {min(count, len(drawing.KINDS))} kinds")
 
 
 def help_texts() -> dict[str, str]:

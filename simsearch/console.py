@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,15 +31,16 @@ class Main(click.Group):
         arguments = [argument for argument in arguments if argument != "--debug"]
         for stream in (sys.stdout, sys.stderr):  # paths may hold bytes that are no UTF-8
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="surrogateescape")
+                unicode = "utf" in (stream.encoding or "").lower()
+                stream.reconfigure(errors="surrogateescape" if unicode else "backslashreplace")
         extra["standalone_mode"] = False
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of a damaged picture, its failure says enough
         try:
             code = super().main(arguments, **extra)
             sys.stdout.flush()
         except Exception as error:
-            if debug and not isinstance(error, click.ClickException):
-                raise
+            if debug and not isinstance(error, click.ClickException | click.exceptions.Exit):
+                traceback.print_exception(error)
             code = report(error)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)

@@ -8,11 +8,12 @@ for match in engine.search("cat.jpg", k=6, where={"label": "cat"}):
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -33,6 +34,22 @@ if TYPE_CHECKING:
 
     from simsearch.models import Model
     from simsearch.sync import Summary
+
+
+Name = str | int | os.PathLike[str]
+"""What stands for items: an id, `id:N`, a path, a folder, an archive, or a glob."""
+
+_Single = (str, int, os.PathLike)
+
+
+class AddOptions(TypedDict, total=False):
+    """The options of `Engine.add`; see `planning.Options`."""
+
+    exclude: tuple[str, ...]
+    labels: Literal["auto", "folder", "none"]
+    batch_size: int | None
+    workers: int | None
+    progress: Callable[[int, int], None]
 
 
 class Engine:
@@ -65,11 +82,14 @@ class Engine:
             self._model_name = model
             if not model.startswith(models.TORCHVISION):
                 self._check(model, models.find(model).sha256)
+            elif model != self.meta.model:
+                self._check(model, models.load(model, "cpu").weights_sha256)
         elif model is not None:
             self._check(model.name, model.weights_sha256)
             self._model = model
         with self.store.reading() as reader:
             reader.state("rows")
+            self._check_roots(self.roots, reader.sources())
 
     # -- opening and closing
 
@@ -131,7 +151,8 @@ class Engine:
         """`search` for several pictures at once, which is faster than one by one. An int is an item's id."""
         _check_options(options, PictureOptions)
         crop, flip = options.pop("crop", None), options.pop("flip", False)
-        plus, minus = list(options.pop("plus", ())), list(options.pop("minus", ()))
+        plus, minus = _listed(options.pop("plus", ())), _listed(options.pop("minus", ()))
+        pictures = _listed(pictures)
         chosen = SearchOptions(**options)  # type: ignore[typeddict-unknown-key]
         with self.store.reading() as reader:
             snapshot = self._current(reader)
@@ -148,6 +169,8 @@ class Engine:
 
     def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> list[Match]:
         """The k items nearest to item `number`, itself left out. Raises ItemNotFoundError."""
+        if not isinstance(number, int | np.integer):
+            raise UsageError(f"{number!r} is not the id of an item")
         return self.search_many([int(number)], k, **options)[0]
 
     def search_by_vector(
@@ -184,8 +207,8 @@ class Engine:
         vectors = np.zeros((len(pictures), 2 if flip else 1, self.meta.dimension), np.float32)
         places: list[tuple[int, int]] = []
         decoded: list[Image.Image] = []
-        for number, picture in enumerate(pictures):
-            stored_already = False
+        for number, given in enumerate(pictures):
+            stored_already, picture, name = False, given, None
             if isinstance(picture, int | np.integer):
                 item = reader.item(int(picture))
                 if crop is None:
@@ -193,8 +216,20 @@ class Engine:
                     stored_already = True
                     if not flip:
                         continue
-                picture = snapshot.sources[item.source].read(item.path)
-            image = self._open(picture, None if crop else self.recipe.resize).image
+                name = snapshot.sources[item.source].display(item.path)
+                try:
+                    picture = snapshot.sources[item.source].read(item.path)
+                except ImageError as error:
+                    raise ImageError(f"{name}: {error}", hint=error.hint) from error
+            elif crop is None and not isinstance(picture, Image.Image | np.ndarray):
+                picture, name = self._read(picture)
+                row = reader.row_of(hashlib.sha256(picture).digest())
+                if row is not None:  # the index has this very file
+                    vectors[number, 0] = self.shards.read(np.array([row]))[0]
+                    stored_already = True
+                    if not flip:
+                        continue
+            image = self._open(picture, None if crop else self.recipe.resize, name).image
             image = image if crop is None else images.crop(image, crop)
             if not stored_already:
                 places.append((number, 0))
@@ -216,7 +251,20 @@ class Engine:
             rows.append(stored(model.features(pixels)).astype(np.float32))
         return np.concatenate(rows)
 
-    def _open(self, picture: Picture, shorter_side: int | None) -> images.Decoded:
+    def _read(self, picture: Any) -> tuple[bytes, str]:
+        """The bytes of a picture given as bytes or by its path, and what to call it."""
+        if isinstance(picture, bytes | bytearray | memoryview):
+            return bytes(picture), getattr(picture, "name", "the image given as bytes")
+        try:
+            name = os.fspath(picture)
+        except TypeError:
+            raise UsageError(f"an image cannot be given as {type(picture).__name__}") from None
+        try:
+            return opening.read_path(name), name
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}", hint=error.hint) from error
+
+    def _open(self, picture: Picture, shorter_side: int | None, name: str | None = None) -> images.Decoded:
         """Decodes a query; at its original size where no shorter side is given, as coordinates of a crop need."""
         if isinstance(picture, Image.Image):
             rgb = images.from_pil(picture)
@@ -224,12 +272,11 @@ class Engine:
         if isinstance(picture, np.ndarray):
             image = images.from_array(picture)
             return images.Decoded(image, *image.size)
-        name = "the image given as bytes" if isinstance(picture, bytes) else os.fspath(picture)
+        data, found = self._read(picture)
         try:
-            data = picture if isinstance(picture, bytes) else opening.read_path(name)
             return images.decode(data, shorter_side)
         except ImageError as error:
-            raise ImageError(f"{name}: {error}", hint=error.hint) from error
+            raise ImageError(f"{name or found}: {error}", hint=error.hint) from error
 
     # -- items
 
@@ -241,6 +288,12 @@ class Engine:
     def opened(self, reader: Reader) -> Sources:
         """The index's sources by number, as of the reader's snapshot."""
         return self._current(reader).sources
+
+    def paths(self, items: Iterable[Item]) -> list[str]:
+        """Each item's path, as it opens."""
+        with self.store.reading() as reader:
+            opened = self.opened(reader)
+            return [opened[item.source].display(item.path) for item in items]
 
     def read(self, number: int) -> bytes:
         """The bytes of an item's image file. Raises ItemNotFoundError, ImageError."""
@@ -282,20 +335,23 @@ class Engine:
 
     # -- changing
 
-    def add(self, paths: Iterable[str | os.PathLike[str]], **options: Any) -> Summary:
-        """Adds images, folders or other sources to the index; nothing is removed. See `sync.sync` for the options."""
+    def add(
+        self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **options: Unpack[AddOptions]
+    ) -> Summary:
+        """Adds one or more images, folders or other sources to the index; nothing is removed from it."""
         from simsearch import sync
 
-        found = [opening.resolve(os.fspath(path)) for path in paths]
+        found = [opening.resolve(os.fspath(path)) for path in ([paths] if isinstance(paths, _Single) else paths)]
         return sync.sync(self, found, sync.Options(prune=False, **options))
 
-    def find(self, names: Iterable[str | int]) -> list[Item]:
+    def find(self, names: Name | Iterable[Name]) -> list[Item]:
         """The items that ids (7 or "id:7"), paths, folders or globs mean, by id. Raises UsageError for one in vain."""
         found: dict[int, Item] = {}
         with self.store.reading() as reader:
             opened = self._current(reader).sources
             rest: list[str] = []
-            for name in names:
+            for given in [names] if isinstance(names, _Single) else names:
+                name = given if isinstance(given, int) else os.fspath(given)
                 if isinstance(name, int) or name.removeprefix("id:").isdecimal():
                     number = name if isinstance(name, int) else int(name.removeprefix("id:"))
                     found[number] = reader.item(number)
@@ -317,7 +373,7 @@ class Engine:
                         )
         return [found[number] for number in sorted(found)]
 
-    def remove(self, names: Iterable[str | int]) -> int:
+    def remove(self, names: Name | Iterable[Name]) -> int:
         """Removes items by id, path, folder or glob, and returns how many. The images themselves are not touched."""
         from simsearch import sync
 
@@ -330,14 +386,21 @@ class Engine:
         with writer_lock(self.path):
             with self.store.reading() as reader:
                 known = reader.sources()
-            unknown = set(roots) - {row.root for row in known} - {""}
-            if unknown:
-                hint = f"its sources: {', '.join(row.root for row in known)}"
-                raise UsageError(f"the index has no source {sorted(unknown)[0]}", hint=hint)
+            self._check_roots(roots, known)
             for row in known:
                 if root := roots.get(row.root, roots.get("")):
                     self.store.relocate(row.id, os.path.abspath(root), self.path.absolute())
-            self._snapshot = None
+
+    def _check_roots(self, roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
+        """Each must name a recorded source (or, as "", the only one) and a place that exists."""
+        hint = f"its sources: {', '.join(row.root for row in known)}"
+        for old, new in roots.items():
+            if old and old not in {row.root for row in known}:
+                raise UsageError(f"the index has no source {old}", hint=hint)
+            if not old and len(known) > 1:
+                raise UsageError(f"{new} could stand for {len(known)} sources: write OLD=NEW", hint=hint)
+            if not os.path.exists(new):
+                raise UsageError(f"no file or folder at {new}")
 
     def root_of(self, row: SourceRow) -> str:
         """Where a source is: as given by `root`, where it was, or where it would be had it moved with the index."""
@@ -386,3 +449,9 @@ def _size(folder: Path) -> int:
         with contextlib.suppress(OSError):
             total += path.stat().st_size if path.is_file() else 0
     return total
+
+
+def _listed(pictures: Any) -> list[Any]:
+    """One picture or several as a list: a string, bytes or array is one."""
+    single = isinstance(pictures, str | bytes | bytearray | memoryview | int | os.PathLike | Image.Image | np.ndarray)
+    return [pictures] if single else list(pictures)

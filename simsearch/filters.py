@@ -21,7 +21,14 @@ _COLUMNS = {
     "height": "height",
     "bytes": "size",
 }
+_PATHS = (
+    "CAST(path AS TEXT)",
+    "(SELECT CAST(root AS TEXT) || CASE kind WHEN 'folder' THEN '/' ELSE '!/' END FROM sources WHERE id = items.source)"
+    " || CAST(path AS TEXT)",
+)
 _SQL = {"=": "IS", "!=": "IS NOT", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "~": "GLOB"}
+
+_OPERATORS = "operators: = != < > <= >= and ~ for a glob"
 
 Where = Mapping[str, Any] | Iterable[str]
 """What `Engine.search(where=...)` takes: {"label": "cat"}, or conditions as on the command line."""
@@ -40,7 +47,9 @@ class Condition:
         """Reads one `--filter`. Raises UsageError."""
         match = _SYNTAX.fullmatch(clause)
         if not match:
-            raise UsageError(f"filter {clause!r} is not FIELD=VALUE", hint="operators: = != < > <= >= and ~ for a glob")
+            raise UsageError(f"filter {clause!r} is not FIELD=VALUE", hint=_OPERATORS)
+        if match[3][:1] in {"=", "<", ">"}:
+            raise UsageError(f"filter {clause!r} has no operator {match[2] + match[3][0]!r}", hint=_OPERATORS)
         return cls(match[1], match[2], match[3])
 
     def sql(self) -> tuple[str, list[Any]]:
@@ -52,8 +61,10 @@ class Condition:
             column = "json_extract(metadata, ?)"
             parameters.append(f'$."{name}"')
         operator = _SQL[self.operator]
-        if self.field == "path":  # may hold bytes that are no UTF-8, which only a BLOB can
-            return f"{column} {operator} CAST(? AS TEXT)", [os.fsencode(str(self.value))]
+        if self.field == "path":  # as stored or as printed; may hold bytes that are no UTF-8, which only a BLOB can
+            either = " OR ".join(f"{path} {_SQL[self.operator.lstrip('!')]} CAST(? AS TEXT)" for path in _PATHS)
+            negation = "NOT " if self.operator == "!=" else ""
+            return f"{negation}({either})", [os.fsencode(str(self.value))] * len(_PATHS)
         if self.operator == "~":
             return f"{column} {operator} ?", [*parameters, text(str(self.value))]
         number = _number(self.value)
@@ -73,12 +84,19 @@ def conditions(where: Where | None) -> list[Condition]:
     if isinstance(where, str):
         return [Condition.parse(where)]
     if isinstance(where, Mapping):
+        for field, value in where.items():
+            if not isinstance(value, str | int | float | None):
+                raise UsageError(f"filter {field!r}: {value!r} is neither text nor a number")
         return [Condition(str(field), "=", value) for field, value in where.items()]
-    return [Condition.parse(clause) for clause in where]
+    if not isinstance(where, Iterable):
+        raise UsageError(f"{where!r} is no list of conditions")
+    return [Condition.parse(str(clause)) for clause in where]
 
 
 def _number(value: Any) -> float | int | None:
     """The number that a value is or spells, as SQLite can hold it."""
+    if value in ("true", "false"):  # as SQLite reads them from JSON
+        return int(value == "true")
     if not isinstance(value, int | float | str):
         return None
     for kind in (float,) if isinstance(value, float) else (int, float):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import operator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -126,7 +127,10 @@ def from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     """Cuts out (x, y, width, height) in pixels of the upright image. Raises ImageError if that leaves the image."""
-    x, y, width, height = box
+    try:
+        x, y, width, height = (operator.index(number) for number in box)
+    except (TypeError, ValueError):
+        raise ImageError(f"a crop is four whole numbers (x, y, width, height), not {box!r}") from None
     if width <= 0 or height <= 0 or x < 0 or y < 0 or x + width > image.width or y + height > image.height:
         size = f"{image.width}x{image.height}"
         raise ImageError(f"crop {x},{y},{width},{height} does not lie within the {size} image")

@@ -78,6 +78,8 @@ class Meta:
                 raise IndexDamagedError(f"{path} is missing, though there are features") from None
             hint = f"make one: simsearch build SOURCE -i {folder}"
             raise IndexNotFoundError(f"there is no index at {folder}", hint=hint) from None
+        except PermissionError as error:
+            raise UsageError(f"{path}: {error.strerror}") from error
         except NotADirectoryError:
             raise IndexNotFoundError(f"{folder} is not a folder, so no index either") from None
         except OSError as error:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from simsearch import archives, datasets, manifests
 from simsearch.errors import ImageError, UsageError
+from simsearch.images import EXTENSIONS, looks_like_image
 from simsearch.sources import SEPARATOR, FolderSource, Source, read_file
 
 
 def resolve(name: str) -> Source:
     """The source that a command-line argument names. Raises UsageError if there is none."""
+    if not name:
+        raise UsageError("an empty name is no source", hint="write . for the current folder")
     if name.startswith(datasets.PREFIX) and not os.path.exists(name):
         return datasets.DatasetSource(name)
     path = os.path.abspath(os.path.expanduser(name))
@@ -27,6 +31,11 @@ def resolve(name: str) -> Source:
         return manifests.ManifestSource(path)
     if lower.endswith(".parquet"):
         return manifests.ParquetSource(path)
+    if os.path.splitext(lower)[1] not in EXTENSIONS and os.path.isfile(path):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if not looks_like_image(file.read(32)):
+                kinds = "a folder, .zip, .tar, .csv, .jsonl, .parquet, or an image"
+                raise UsageError(f"{name!r} is neither a source nor an image", hint=f"a source is {kinds}")
     return FolderSource(os.path.dirname(path), within=os.path.basename(path))
 
 

@@ -37,6 +37,16 @@ class Options:
     workers: int | None = None
     progress: Progress = lambda done, total: None
 
+    def __post_init__(self) -> None:
+        exclude: Any = self.exclude
+        if isinstance(exclude, str):
+            object.__setattr__(self, "exclude", (exclude,))
+        if self.labels not in ("auto", "folder", "none"):
+            raise UsageError(f"labels is {self.labels!r}", hint="auto, folder or none")
+        for name, value in (("batch_size", self.batch_size), ("workers", self.workers)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}, but must be at least 1")
+
 
 @dataclass
 class Summary:
@@ -105,7 +115,12 @@ def plans(engine: Engine, found: Sequence[sources.Source], options: Options, sum
     """
     with engine.store.reading() as reader:
         known = [(row, engine.root_of(row)) for row in reader.sources()]
-        pairs = _placed(found, known, options) if found else [_again(reader, *pair) for pair in known]
+        counts = reader.counts()
+
+        def kept(row: SourceRow, root: str) -> bool:
+            return bool(counts.get(row.id)) or row.kind == "dataset" or os.path.exists(root)
+
+        pairs = _placed(found, known, options) if found else [_again(reader, *pair) for pair in known if kept(*pair)]
         return [_compare(reader, place, source, options, summary) for place, source in pairs]
 
 
@@ -196,10 +211,13 @@ def _compare(reader: Reader, place: Place, source: sources.Source, options: Opti
     summary.unread += [(source.display(path), reason) for path, reason in listing.unread]
     within = source.within if isinstance(source, sources.FolderSource) else ""
     held, failed = _held(reader, place, within)
-    if held and not listing.entries and options.prune and not within:
+    partial = place.options.get("partial", False)
+    if held and not listing.entries and options.prune and not within and not partial:
+        reasons = "; ".join(f"{source.display(path)}: {reason}" for path, reason in listing.unread)
         raise UsageError(
             f"{source.root} holds no images, but the index has {len(held)} from it",
-            hint="is the disk mounted? `simsearch remove` takes them out, --no-prune keeps them",
+            hint=(reasons and reasons + "; ")
+            + "is the disk mounted? `simsearch remove` takes them out, --no-prune keeps them",
         )
     for entry, label in zip(listing.entries, _labels(source, listing.entries, place, options), strict=True):
         item = held.get(entry.path)

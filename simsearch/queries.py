@@ -17,15 +17,27 @@ _LARGEST_DOWNLOAD = 64 << 20
 _TIMEOUT = 20.0
 
 
+class Named(bytes):
+    """Bytes that know where they come from, for messages."""
+
+    name: str
+
+    @classmethod
+    def of(cls, data: bytes, name: str) -> Named:
+        named = cls(data)
+        named.name = name
+        return named
+
+
 def picture(text: str) -> Picture | int:
     """`id:N`, `-` for standard input, an http(s) URL, or a path. Raises UsageError, ImageError."""
     if text == "-":
-        return sys.stdin.buffer.read()
+        return Named.of(sys.stdin.buffer.read(), "standard input")
     if text.startswith("id:"):
         if not text[3:].isdecimal():
             raise UsageError(f"{text!r} is not the id of an item", hint="id:N with a whole number N")
         return int(text[3:])
-    if re.match(r"https?://", text):
+    if re.match(r"https?://", text, re.IGNORECASE):
         return _fetch(text)
     return text
 
@@ -64,4 +76,4 @@ def _fetch(url: str) -> bytes:
         raise ImageError(f"{url}: {getattr(error, 'reason', error)}") from error
     if len(data) > _LARGEST_DOWNLOAD:
         raise ImageError(f"{url}: over {_LARGEST_DOWNLOAD >> 20} MiB")
-    return data
+    return Named.of(data, url)

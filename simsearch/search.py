@@ -28,8 +28,8 @@ Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
 NEAR_IDENTICAL = 0.25
 """With `dedup`, matches nearer to each other than this share of the median random pair count as one picture.
 
-Measured with the shipped `alexnet` on 100 of its training images: of copies saved as JPEG at quality 50, scaled to 75 %,
-cropped by 5 % or brightened by 10 %, nine in ten are nearer than 0.23; of different images none is nearer than 0.47.
+Measured with the shipped `alexnet` on 100 of its training images: of copies saved as JPEG at quality 50, scaled to
+75 %, cropped by 5 % or brightened by 10 %, nine in ten are nearer than 0.23; different images are all beyond 0.47.
 """
 
 
@@ -88,9 +88,13 @@ class Search:
         left_out: Sequence[Sequence[int]], options: SearchOptions,
     ) -> list[list[Match]]:  # fmt: skip
         """Searches by (nq, v, D) queries, each in v variants of which the nearest counts, without the rows left out."""
+        if not isinstance(k, int | np.integer) or isinstance(k, bool):
+            raise UsageError(f"k is {k!r}, not a whole number")
         if k < 1:
             raise UsageError(f"k is {k}, but at least one match must be asked for")
         farthest = options.get("max_distance")
+        if farthest is not None and not isinstance(farthest, int | float | np.number):
+            raise UsageError(f"the largest distance is {farthest!r}, not a number")
         if farthest is not None and not farthest >= 0:
             raise UsageError(f"the largest distance is {farthest}, but distances are not negative")
         wanted = conditions(options.get("where"))

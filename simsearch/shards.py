@@ -67,7 +67,8 @@ class Shards:
 
     def _write(self, shard: int, start: int, data: bytes) -> None:
         """Puts bytes from row `start` of a file on and syncs it."""
-        descriptor = os.open(self.path(shard), os.O_RDWR | os.O_CREAT, 0o666)
+        # Only the first row makes a file: one that is gone must not come back without the rows it had.
+        descriptor = os.open(self.path(shard), os.O_RDWR | (os.O_CREAT if start == 0 else 0), 0o666)
         with open(descriptor, "r+b", buffering=0) as file:
             if start == 0:
                 file.write(self._preamble(shard))
@@ -121,10 +122,6 @@ class Shards:
         if page != self._preamble(shard):
             return f"{self.path(shard)} does not begin as the feature file {shard} of dimension {self.dimension}"
         return None
-
-    def bytes(self) -> int:
-        """The size of all files."""
-        return sum(path.stat().st_size for path in self.folder.glob("*.f16"))
 
 
 def sync_folder(folder: Path) -> None:

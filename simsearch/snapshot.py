@@ -71,10 +71,20 @@ class RecordedSource(sources.Source):
 
 
 def matcher(name: str) -> Callable[[str, str], bool]:
-    """Whether a name (a path, a folder or a glob) means an item, given as printed and relative to its source."""
+    """Whether a name (a path, a folder, an archive or a glob) means an item, given as printed and as stored."""
+    if not name:
+        raise UsageError("an empty name means no item", hint="a path, id:N, or a glob in quotes")
     full = os.path.abspath(os.path.expanduser(name))
-    if glob.has_magic(name) and not os.path.exists(name):
-        return lambda shown, relative: (
-            any(fnmatch.fnmatchcase(path, name) for path in (shown, relative)) or (fnmatch.fnmatchcase(shown, full))
-        )
-    return lambda shown, relative: name in {shown, relative} or shown == full or shown.startswith(full + os.sep)
+    inside = full + os.sep, full + sources.SEPARATOR
+
+    def plain(shown: str, relative: str) -> bool:
+        return name in {shown, relative} or shown == full or shown.startswith(inside)
+
+    if not glob.has_magic(name) or os.path.exists(name):
+        return plain
+    return lambda shown, relative: (
+        plain(shown, relative)
+        or fnmatch.fnmatchcase(shown, name)
+        or fnmatch.fnmatchcase(relative, name)
+        or fnmatch.fnmatchcase(shown, full)
+    )

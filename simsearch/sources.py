@@ -121,7 +121,7 @@ class FolderSource(Source):
             except OSError as error:
                 found.unread.append((relative, error.strerror or str(error)))
                 continue
-            if any(child.name == "items.sqlite" for child in children):
+            if {"items.sqlite", "meta.json", "features"} <= {child.name for child in children}:
                 continue  # an index inside its own source
             below = []
             for child in children:

@@ -45,7 +45,9 @@ INSERT OR IGNORE INTO state VALUES ('rows', 0), ('generation', 0);
 """
 _COLUMNS = "id, source, path, label, metadata, digest, size, stamp, width, height, row"
 _LARGEST = 2**63 - 1  # SQLite's integers
-_ELSEWHERE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR}
+_ELSEWHERE = {
+    getattr(sqlite3, f"SQLITE_{name}") for name in ("CANTOPEN", "PERM", "AUTH", "FULL", "BUSY", "READONLY", "IOERR")
+}
 """What SQLite says when not the file is at fault but the disk, its being full, or another process."""
 
 
@@ -99,6 +101,7 @@ class Store:
         self.path = path
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
+        self._closed = False
         self._writable = os.access(path.parent, os.W_OK)
         if not create and not path.exists():
             raise IndexDamagedError(f"{path} is missing")
@@ -112,6 +115,8 @@ class Store:
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            if self._closed:
+                raise UsageError(f"the index {self.path.parent} has been closed")
             connection = self._idle.pop() if self._idle else None
         if connection is None:
             connection = self._connect()
@@ -120,10 +125,11 @@ class Store:
         finally:
             if connection.in_transaction:
                 connection.rollback()
-            if self._writable:
-                with self._lock:
+            with self._lock:
+                reusable = self._writable and not self._closed  # without write access, blind to what others write
+                if reusable:
                     self._idle.append(connection)
-            else:  # it may be blind to what others write
+            if not reusable:
                 connection.close()
 
     def _connect(self) -> sqlite3.Connection:
@@ -142,7 +148,8 @@ class Store:
             yield
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-            if code & 0xFF in _ELSEWHERE and code != sqlite3.SQLITE_IOERR_SHORT_READ:
+            denied = code & 0xFF != sqlite3.SQLITE_CANTOPEN or not os.access(self.path, os.R_OK)
+            if code & 0xFF in _ELSEWHERE and denied and code != sqlite3.SQLITE_IOERR_SHORT_READ:
                 raise SimsearchError(f"{self.path} cannot be used: {error}") from error
             raise IndexDamagedError(f"{self.path}: {error}") from error
 
@@ -154,8 +161,9 @@ class Store:
             yield Reader(connection, self.path)
 
     def close(self) -> None:
-        """Closes all idle connections."""
+        """Closes all idle connections; no more are opened."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
@@ -217,6 +225,8 @@ class Store:
     def relocate(self, source: int, root: str, index: Path) -> None:
         """Points a source to where its images are now."""
         with self._mapped(), self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
             try:
                 connection.execute(
                     "UPDATE sources SET root=?, relative=? WHERE id=?",
@@ -224,6 +234,18 @@ class Store:
                 )
             except sqlite3.IntegrityError:
                 raise UsageError(f"{root} is already another source of this index") from None
+            connection.execute("COMMIT")
+
+    def forget(self, number: int) -> None:
+        """Removes a source that no item belongs to."""
+        with self._mapped(), self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("DELETE FROM failures WHERE source = ?", (number,))
+            connection.execute(
+                "DELETE FROM sources WHERE id = ? AND NOT EXISTS (SELECT 1 FROM items WHERE source = ?)",
+                (number, number),
+            )
+            connection.execute("COMMIT")
 
 
 class Reader:
@@ -306,6 +328,11 @@ class Reader:
             if row not in found:
                 raise IndexDamagedError(f"{self._path}: no item owns row {row} of the features")
         return found
+
+    def row_of(self, digest: bytes) -> int | None:
+        """The row of a file's features by its SHA-256, if the index has it."""
+        found = self._connection.execute("SELECT row FROM items WHERE digest = ? LIMIT 1", (digest,)).fetchone()
+        return None if found is None else int(found[0])
 
     def rows(self, conditions: Iterable[Condition] = ()) -> NDArray[np.int64]:
         """The rows of the items that meet all conditions, ascending."""

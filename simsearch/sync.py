@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ def sync(engine: Engine, found: Sequence[Source], options: Options) -> Summary:
     """
     start = time.monotonic()
     summary = Summary()
-    with writer_lock(engine.path):
+    with contextlib.nullcontext() if options.dry_run else writer_lock(engine.path):
         planned = planning.plans(engine, found, options, summary)
         summary.to_read = sum(len(plan.fresh) for plan in planned)
         if options.dry_run:
@@ -139,11 +140,14 @@ class _Run:
         self.features: list[NDArray[np.float16]] = []
         with engine.store.reading() as reader:
             self.row = reader.state("rows")
+            for shard, _, stop in engine.shards.spans(0, self.row):
+                engine.shards.map(shard, stop)  # damage is noticed before anything is added to it
             self.known = reader.contents()
         self.missing: dict[bytes, list[Item]] = {}
         for plan in plans:
             for item in plan.missing:
                 self.missing.setdefault(item.digest, []).append(item)
+        self.elsewhere = _of_gone_sources(engine, plans)
         self.committed = time.monotonic()
 
     def finish(self) -> None:
@@ -162,6 +166,7 @@ class _Run:
             if not self.committing:  # else it is unknown how far that commit came
                 self._commit()
             refresh_meta(self.engine)
+        _forget_gone_sources(self.engine)
         self.summary.items = len(self.engine)
 
     def _settle(self, plan: Plan) -> None:
@@ -214,7 +219,7 @@ class _Run:
         elif item is not None:
             self.summary.updated += 1
             self.pending.updated.append(replace(self._place(new, result), id=item.id))
-        elif candidates := self.missing.get(result.digest):
+        elif candidates := self.missing.get(result.digest) or self.elsewhere.get(result.digest):
             self.summary.moved += 1
             self._keep(new, candidates.pop())
         else:
@@ -257,6 +262,31 @@ class _Run:
         self.pending, self.features = Changes(), []
         self.committed = time.monotonic()
         self.committing = False
+
+
+def _of_gone_sources(engine: Engine, plans: Sequence[Plan]) -> dict[bytes, list[Item]]:
+    """Items of sources that are no longer where they were: what is found again elsewhere has moved."""
+    planned = {plan.place.row.id for plan in plans if plan.place.row is not None}
+    items: dict[bytes, list[Item]] = {}
+    with engine.store.reading() as reader:
+        for row in reader.sources():
+            if row.id not in planned and row.kind != "dataset" and not os.path.exists(engine.root_of(row)):
+                for item in reader.items(row.id):
+                    items.setdefault(item.digest, []).append(item)
+    return items
+
+
+def _forget_gone_sources(engine: Engine) -> None:
+    """Sources that are gone, and of which nothing is left in the index, need not be looked at again."""
+    with engine.store.reading() as reader:
+        counts = reader.counts()
+        gone = [
+            row.id
+            for row in reader.sources()
+            if not counts.get(row.id) and row.kind != "dataset" and not os.path.exists(engine.root_of(row))
+        ]
+    for number in gone:
+        engine.store.forget(number)
 
 
 def _register(engine: Engine, place: Place) -> int:

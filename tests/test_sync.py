@@ -17,7 +17,14 @@ import pytest
 
 from simsearch import api, sync
 from simsearch.engine import Engine
-from simsearch.errors import IndexLockedError, IndexNotFoundError, ModelMismatchError, SimsearchError, UsageError
+from simsearch.errors import (
+    IndexDamagedError,
+    IndexLockedError,
+    IndexNotFoundError,
+    ModelMismatchError,
+    SimsearchError,
+    UsageError,
+)
 from simsearch.meta import writer_lock
 from simsearch.store import Item, SourceRow, Store
 from simsearch.verify import verify
@@ -786,3 +793,108 @@ def test_meta_counts_follow(build: Any, photos: Path, index: Path) -> None:
     with sqlite3.connect(index / "items.sqlite") as connection:
         assert meta["generation"] == connection.execute("SELECT value FROM state WHERE key='generation'").fetchone()[0]
     connection.close()
+
+
+# -- what a review found
+
+
+def test_a_renamed_folder_is_not_indexed_twice(build: Any, photos: Path, index: Path) -> None:
+    build(photos)
+    before = set(ids(index).values())
+    photos.rename(photos.with_name("renamed"))
+    assert told(build(photos.with_name("renamed"))) == {"moved": ALL}
+    assert set(ids(index).values()) == before
+    assert len(sources(index)) == 1
+    assert told(build()) == {"unchanged": ALL}
+
+
+def test_a_gone_source_that_was_emptied_is_forgotten(build: Any, photos: Path, index: Path, tmp_path: Path) -> None:
+    build(photos)
+    draw(tmp_path / "more" / "x.png", 980)
+    build(tmp_path / "more")
+    with Engine(index, model=Colours()) as engine:
+        engine.remove(str(tmp_path / "more"))
+    (tmp_path / "more" / "x.png").unlink()
+    (tmp_path / "more").rmdir()
+    assert told(build()) == {"unchanged": ALL}
+    assert len(sources(index)) == 1
+
+
+def test_a_single_file_that_is_gone_is_no_unmounted_disk(build: Any, photos: Path, index: Path) -> None:
+    build(photos / "blue" / "0.png")
+    (photos / "blue" / "0.png").unlink()
+    assert build().removed == 1
+
+
+def test_lost_features_are_noticed_before_anything_is_added(build: Any, photos: Path, index: Path) -> None:
+    build(photos)
+    (index / "features" / "000000.f16").unlink()
+    draw(photos / "blue" / "new.png", 981)
+    for _ in range(2):
+        with pytest.raises(IndexDamagedError):
+            build(photos)
+    assert not (index / "features" / "000000.f16").exists()
+
+
+def test_a_file_called_like_a_database_hides_nothing(build: Any, photos: Path, index: Path) -> None:
+    (photos / "blue" / "items.sqlite").touch()
+    assert build(photos).added == ALL
+
+
+def test_a_lone_string_is_one_name(build: Any, photos: Path, index: Path) -> None:
+    build(photos, exclude="*0.png")
+    left = len(ids(index))
+    assert 0 < left < ALL
+    with Engine(index, model=Colours()) as engine:
+        with pytest.raises(UsageError, match="empty name"):
+            engine.remove("")
+        assert engine.add(photos / "blue" / "0.png").added == 1  # named, so wanted
+        assert engine.remove("id:1") == 1
+        assert engine.remove(2) == 1
+        found = engine.search_many(str(photos / "blue" / "1.png"), 1, plus=str(photos / "blue" / "1.png"))
+        assert len(found) == 1
+        with pytest.raises(UsageError):
+            engine.search(None)  # type: ignore[arg-type]
+        for k in ("2", 2.5, None, True):
+            with pytest.raises(UsageError):
+                engine.search(photos / "blue" / "1.png", k)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="closed"):
+        len(engine)
+
+
+def test_an_indexed_file_is_at_distance_nought(build: Any, photos: Path, index: Path) -> None:
+    build(photos)
+    with Engine(index, model=Colours()) as engine:
+        for path in sorted(photos.rglob("*.png")):
+            match = engine.search(path, 1, max_distance=0)[0]
+            assert match.path == str(path)
+            assert (match.distance, match.similarity) == (0, 1)
+
+
+def test_copies_do_not_spoil_similarity(build: Any, photos: Path, index: Path) -> None:
+    for number in range(4):
+        shutil.copytree(photos, photos.with_name(f"copy{number}"))
+        build(photos.with_name(f"copy{number}"))
+    with Engine(index, model=Colours()) as engine:
+        assert engine.meta.distances[0] > 0
+
+
+def test_roots_must_be_there(build: Any, photos: Path, index: Path, tmp_path: Path) -> None:
+    build(photos)
+    for roots in ({"": str(tmp_path / "typo")}, {"/unknown": str(photos)}):
+        with pytest.raises(UsageError):
+            Engine(index, model=Colours(), roots=roots)
+        with pytest.raises(UsageError):
+            build(roots=roots)
+    assert told(build()) == {"unchanged": ALL}
+
+
+def test_filters_by_printed_path(build: Any, photos: Path, index: Path) -> None:
+    build(photos)
+    with Engine(index, model=Colours()) as engine:
+        for where in ([f"path={photos}/blue/1.png"], ["path=blue/1.png"], [f"path~{photos}/blue/1*"]):
+            assert [match.relative for match in engine.search_by_id(1, 9, where=where)] == ["blue/1.png"]
+        assert len(engine.search_by_id(1, 99, where=[f"path!={photos}/blue/1.png"])) == ALL - 2
+        for bad in (["year==3"], ["year=>3"], {"label": ["a"]}, 5):
+            with pytest.raises(UsageError):
+                engine.search_by_id(1, where=bad)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from simsearch.recipe import Recipe
 VERSION = 1
 """Part of the cached graph's file name: raise it whenever a builder changes."""
 
-_FLOAT, _UINT8, _INT64 = 1, 2, 7  # TensorProto.DataType
+_FLOAT, _UINT8 = 1, 2  # TensorProto.DataType
 _OPERATOR_SET = 17
 _IR_VERSION = 8
 
@@ -73,11 +73,10 @@ class Graph:
         self.last = output
 
     def constant(self, name: str, array: np.ndarray[Any, np.dtype[np.float32]]) -> str:
-        """A small float32 or int64 tensor kept in the graph itself."""
-        kind = _INT64 if array.dtype == np.int64 else _FLOAT
+        """A small float32 tensor kept in the graph itself."""
         dims = b"".join(_integer(1, size) for size in array.shape)
         raw = _bytes(9, np.ascontiguousarray(array).tobytes())
-        self.initializers.append(dims + _integer(2, kind) + _text(8, name) + raw)
+        self.initializers.append(dims + _integer(2, _FLOAT) + _text(8, name) + raw)
         return name
 
     def weight(self, name: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import struct
 import threading
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,12 +95,14 @@ class OnnxModel:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is reported below
         if self.few:
             options.add_session_config_entry("session.disable_prepacking", "1")
         folder = cache.folder(f"{self.weights_sha256[:32]}-v{graphs.VERSION}", self._fill)
         for attempt in (1, 2):
             try:
+                if not self.few and _checksum(folder / "dense.safetensors") != (folder / "dense.crc32").read_text():
+                    raise OSError("the cached weights have changed")
                 path = str(folder / "network.onnx")
                 return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime raises its own classes, and RuntimeError for missing files
@@ -115,6 +119,8 @@ class OnnxModel:
         dense = folder / "dense.safetensors"
         partial = folder / ".dense.partial"
         safetensors.numpy.save_file(read_tensors(self._weights.path), partial)
+        checksum = _checksum(partial)
+        _sync(partial)
         partial.replace(dense)
         with dense.open("rb") as file:
             start = struct.unpack("<Q", file.read(8))[0]
@@ -129,6 +135,9 @@ class OnnxModel:
         except KeyError as error:
             raise WeightsError(f"{self._weights.path}: tensor {error} is missing") from error
         (folder / "network.onnx").write_bytes(model)
+        (folder / "dense.crc32").write_text(checksum)
+        for name in ("network.onnx", "dense.crc32"):
+            _sync(folder / name)
 
 
 class TorchModel:
@@ -185,6 +194,20 @@ def full_precision(device: torch.device) -> Any:
         return
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
+
+
+def _checksum(path: Path) -> str:
+    """The CRC-32 of a file: before many images are computed, the cached weights are checked."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _check_recipe(recipe: Recipe, config: AlexNetConfig) -> None:
