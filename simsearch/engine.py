@@ -56,7 +56,8 @@ class Engine:
     """An open index. Safe for many threads; what other processes commit is seen by the next search.
 
     path: the index. model: its model, where the recorded one is not to be loaded by name: a name, a path or a Model.
-    device: see `models.load`. Raises IndexNotFoundError, IndexDamagedError, ModelMismatchError.
+    device: see `models.load`. roots: where sources are now, by their recorded root; "" stands for the only one.
+    Raises IndexNotFoundError, IndexDamagedError, ModelMismatchError.
     """
 
     def __init__(
@@ -92,6 +93,9 @@ class Engine:
             self._check_roots(self.roots, reader.sources())
 
     # -- opening and closing
+
+    def __repr__(self) -> str:
+        return f"<simsearch.Engine {os.fspath(self.path)!r}, model {self.meta.model}>"
 
     def __enter__(self) -> Engine:
         return self
@@ -139,6 +143,12 @@ class Engine:
 
     def search(self, image: Picture, k: int = 6, **options: Unpack[PictureOptions]) -> list[Match]:
         """The k items nearest to a picture, nearest first; ties go to the lower id.
+
+        options, all by keyword (`search.PictureOptions`):
+        where: conditions on items, {"label": "cat"} or ["year>2000", "path~*/2023/*"].
+        max_distance: the farthest match to report. crop: (x, y, width, height) of the upright query, in pixels.
+        plus, minus: more pictures or ids to be like and unlike. flip: a mirrored picture counts as the same.
+        dedup: one match per group of near-identical ones. exact: never search approximately.
 
         Fewer than k only if the index holds fewer that meet the conditions. Raises ImageError if the picture cannot
         be read, UsageError for unusable options.
@@ -380,7 +390,7 @@ class Engine:
         return sync.remove(self, self.find(names))
 
     def relocate(self, roots: Mapping[str, str]) -> None:
-        """Records where sources are now; see `roots` of the constructor. Raises UsageError for an unknown one."""
+        """Records where sources are now, for good; see `roots` of the class. Raises UsageError for an unknown one."""
         from simsearch.meta import writer_lock
 
         with writer_lock(self.path):

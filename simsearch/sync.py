@@ -122,9 +122,16 @@ def remove(engine: Engine, items: Sequence[Item]) -> int:
 
 def discard(path: Path) -> None:
     """Deletes an index that `create` has just made and that turned out to be a mistake; nothing else in its folder."""
-    for child in sorted(path.iterdir()):
-        if child.name == "meta.json" or _ours(child):
-            shutil.rmtree(child) if child.is_dir() else child.unlink()
+    with writer_lock(path):
+        store = Store(path / "items.sqlite")
+        with store.reading() as reader:
+            used = reader.count() > 0  # by another process meanwhile
+        store.close()
+        if used:
+            return
+        for child in sorted(path.iterdir()):
+            if child.name == "meta.json" or _ours(child):
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
     with contextlib.suppress(OSError):
         path.rmdir()
 

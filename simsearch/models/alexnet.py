@@ -10,7 +10,7 @@ At S = 224 with 1000 classes (`count` derives all of this from the layers, a tes
 - 60,965,224 parameters ("60 million").
 - 659,272 neurons ("650,000"): the outputs of the five convolutions and three linear layers. The paper's own list in
   section 3.5 gives 253,440 for the first layer, where 55 x 55 x 96 = 290,400.
-- 724,406,816 connections, one for each weight applied at each output position, bias not counted; 671,269,152 when
+- 724,406,816 connections, one for each weight applied at each output position, bias not counted; 670,279,808 when
   taps that fall on zero padding are left out. The lecture's "630 million" is of that size; neither count yields it.
 """
 

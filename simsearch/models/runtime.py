@@ -175,13 +175,20 @@ class TorchModel:
         return self._run(self._network, pixels)
 
     def _run(self, function: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        import torch
+        return run_torch(function, pixels, self._mean, self._deviation)
 
-        with torch.inference_mode(), full_precision(self._device):
-            x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
-            x = ((x.float() - self._mean) / self._deviation).permute(0, 3, 1, 2)
-            result: NDArray[np.float32] = function(x).float().cpu().numpy()
-        return result
+
+def run_torch(
+    function: Any, pixels: NDArray[np.uint8], mean: torch.Tensor, deviation: torch.Tensor
+) -> NDArray[np.float32]:
+    """(B, S, S, 3) uint8 through a torch network on the device of `mean`: (B, D) float32."""
+    import torch
+
+    with torch.inference_mode(), full_precision(mean.device):
+        x = torch.from_numpy(np.ascontiguousarray(pixels)).to(mean.device)
+        x = ((x.float() - mean) / deviation).permute(0, 3, 1, 2)
+        result: NDArray[np.float32] = function(x).flatten(1).float().cpu().numpy()
+    return result
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.errors import UsageError
-from simsearch.models.runtime import full_precision
+from simsearch.models.runtime import run_torch
 from simsearch.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,20 +45,13 @@ class TorchvisionModel:
         self.weights_sha256 = _digest(network)
         self.dimension = cut_classifier(network)
         self.recipe = recipe_of(choice.transforms())
-        self._device = torch.device(device)
-        self._network = network.eval().to(self._device)
-        self._mean = torch.tensor(self.recipe.mean, device=self._device)
-        self._deviation = torch.tensor(self.recipe.deviation, device=self._device)
+        self._network = network.eval().to(device)
+        self._mean = torch.tensor(self.recipe.mean, device=device)
+        self._deviation = torch.tensor(self.recipe.deviation, device=device)
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, S, S, 3) uint8 -> (B, D) float32, what the network's last linear layer reads."""
-        import torch
-
-        with torch.inference_mode(), full_precision(self._device):
-            x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
-            x = ((x.float() - self._mean) / self._deviation).permute(0, 3, 1, 2)
-            result: NDArray[np.float32] = self._network(x).flatten(1).float().cpu().numpy()
-        return result
+        return run_torch(self._network, pixels, self._mean, self._deviation)
 
 
 def cut_classifier(network: nn.Module) -> int:
