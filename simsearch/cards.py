@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from simsearch.models import BUILTIN, DEFAULT, find
 
 
-def facts() -> list[dict[str, Any]]:
-    """Every built-in model as plain JSON values."""
+def facts(model: str | None = None) -> list[dict[str, Any]]:
+    """Every built-in model, or only the one named, as plain JSON values."""
     rows = []
-    for name in BUILTIN:
+    for name in [model] if model else BUILTIN:
         weights = find(name)
         card = weights.card
         rows.append({
@@ -35,20 +36,35 @@ def brief() -> str:
     return "\n".join(table(rows))
 
 
-def verbose() -> str:
+def draw_filters(model: str | None, path: Path) -> int:
+    """Draws the first layer's kernels into a PNG file and returns how many there are. Raises UsageError."""
+    from simsearch import pictures
+    from simsearch.errors import UsageError
+    from simsearch.files import write_atomically
+    from simsearch.models.weights import read_tensors
+
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"{path}: kernels are drawn as PNG", hint=f"{path.with_suffix('.png')}")
+    tensors = read_tensors(find(model or DEFAULT).path)
+    first = next(name for name in ("conv.0.weight", "layers.0.weight") if name in tensors)
+    write_atomically(path, pictures.png(pictures.kernels(tensors[first])))
+    return len(tensors[first])
+
+
+def verbose(model: str | None = None) -> str:
     """All that the cards say."""
     blocks = []
-    for row in facts():
+    for row in facts(model):
         recipe = row["recipe"]
         lines = [
             f"{row['name']}{' (default)' if row['default'] else ''}",
             f"  {row['description']}",
             f"  architecture: {row['architecture']}, {row['arguments']}",
-            f"  features:     {row['dimension']} (last hidden layer after its ReLU), {row['classes']} classes",
+            f"  features:     {row['dimension']} (last hidden layer), {row['classes']} classes",
             f"  recipe:       shorter side {recipe['resize']}, centre {recipe['crop']}, {recipe['interpolation']},"
             f" mean {[round(value, 1) for value in recipe['mean']]}",
             f"  file:         {row['bytes']:,} bytes, sha256 {row['sha256']}",
-            *(f"  training:     {key}: {value}" for key, value in row["training"].items()),
+            *(f"  training:     {key}: {value}" for key, value in row["training"].items() if key != "settings"),
             *(f"  score:        {key}: {value}" for key, value in row["metrics"].items()),
         ]
         blocks.append("\n".join(lines))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from simsearch import __version__
+from simsearch import cli_models
+from simsearch.cli_models import device, form, version
 from simsearch.console import DAMAGED, NO_MATCH, Main, progress
 
 if TYPE_CHECKING:
@@ -20,21 +21,14 @@ if TYPE_CHECKING:
     from simsearch.sync import Summary
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-version = click.version_option(__version__, prog_name="simsearch")
 index = click.option(
     "-i", "--index", "index_path", metavar="PATH", envvar="SIMSEARCH_INDEX", default="indexes/default",
     show_default=True, help="The index; also $SIMSEARCH_INDEX.",
 )  # fmt: skip
-device = click.option(
-    "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda or cuda:N."
-)
 root = click.option(
     "--root", "roots", multiple=True, metavar="[OLD=]NEW", help="Where the images are now, if they have moved."
 )
 known_model = click.option("--model", metavar="NAME|FILE", help="The index's model, where its weights have moved.")
-form = click.option(
-    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
-)
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -340,22 +334,6 @@ def export(form: str, folder: Path, roots: tuple[str, ...], index_path: str) -> 
 
 
 @main.command()
-@click.option("--verbose", is_flag=True, help="Print each model's card.")
-@form
-@version
-def models(verbose: bool, form: str) -> None:
-    """Lists the models that an index can be built with."""
-    import json
-
-    from simsearch import cards
-
-    if form == "json":
-        click.echo(json.dumps(cards.facts(), indent=1))
-        return
-    click.echo(cards.verbose() if verbose else cards.brief())
-
-
-@main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("-n", "--count", type=click.IntRange(1), default=600, show_default=True, help="Pictures.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws other pictures.")
@@ -369,15 +347,23 @@ def sample(directory: Path, count: int, seed: int) -> None:
     click.echo(f"{directory}: {written:,} pictures of {min(count, len(drawing.KINDS))} kinds")
 
 
+for _command in (cli_models.train, cli_models.classify, cli_models.evaluation, cli_models.models):
+    main.add_command(_command)
+
+
 def help_texts() -> dict[str, str]:
     """The `--help` of each command, 100 columns wide, by its name: what the README shows."""
-    texts = {}
     wide = {"max_content_width": 100, "terminal_width": 100, "help_option_names": ["-h", "--help"]}
     with click.Context(main, info_name="simsearch", **wide) as parent:  # type: ignore[arg-type]
-        for name, command in sorted(main.commands.items()):
-            with click.Context(command, info_name=name, parent=parent) as context:
-                texts[name] = command.get_help(context) + "\n"
-    return texts
+        return dict(_help_of(main, parent, ""))
+
+
+def _help_of(group: click.Group, parent: click.Context, prefix: str) -> Iterator[tuple[str, str]]:
+    for name, command in sorted(group.commands.items()):
+        with click.Context(command, info_name=name, parent=parent) as context:
+            yield prefix + name, command.get_help(context) + "\n"
+            if isinstance(command, click.Group):
+                yield from _help_of(command, context, f"{prefix}{name} ")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -109,3 +110,84 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
             click.echo(f"{what}: {done:,} of {total:,}, {done / (now - state['start']):,.0f}/s", err=True)
 
     yield tell
+
+
+Log = dict[str, Any]
+
+
+@contextmanager
+def training() -> Iterator[tuple[Callable[[int, int], None], Callable[[Log], None], Callable[[], bool]]]:
+    """For a training: how to show decoding and the log's rows, and whether the user has asked to stop.
+
+    The first Ctrl-C (or SIGTERM) lets the step be finished and a checkpoint be written; a second one is an interrupt.
+    """
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        click.echo("stopping after this step (once more: at once)", err=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    told = -1.0
+
+    def plain(row: Log) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if row["event"] == "step" and now - told < 1 and row["step"] < row["steps"]:
+            return
+        told = now
+        if text := _said(row):
+            click.echo(text, err=True)
+
+    try:
+        with _lively() if sys.stderr.isatty() else _still(plain) as show, progress("decoding") as decoding:
+            yield decoding, show, lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _still(plain: Callable[[Log], None]) -> Iterator[Callable[[Log], None]]:
+    yield plain
+
+
+@contextmanager
+def _lively() -> Iterator[Callable[[Log], None]]:
+    """A bar for steps; epochs and notes scroll by above it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        bar.stop()  # decoding has a bar of its own, and there can be only one
+        task = bar.add_task("", total=None)
+
+        def show(row: Log) -> None:
+            if row["event"] == "step":
+                bar.start()
+                bar.update(task, completed=row["step"], total=row["steps"], description=_numbers(row))
+            elif text := _said(row):
+                console.print(text, highlight=False, markup=False)
+
+        yield show
+
+
+def _numbers(row: Log) -> str:
+    return (f"epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  top-1 {row['top1']:.1%}  top-5 {row['top5']:.1%}"
+            f"  {row['rate']:,.0f} images/s")  # fmt: skip
+
+
+def _said(row: Log) -> str:
+    """A row of the training log as a line."""
+    if row["event"] == "step":
+        minutes, seconds = divmod(row["left"], 60)
+        return f"step {row['step']:,} of {row['steps']:,}  {_numbers(row)}  {minutes:,}:{seconds:02} left"
+    if row["event"] == "epoch":
+        return f"epoch {row['epoch']}: validation top-1 {row['top1']:.1%}, top-5 {row['top5']:.1%}"
+    if row["event"] == "resume":
+        return f"continuing after step {row['step']:,}"
+    return f"note: {row['text']}" if row["event"] == "note" else ""

@@ -204,7 +204,7 @@ class Engine:
 
     def features(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """The features (n, D) of pictures, rounded as the index keeps them."""
-        return self._compute([self._open(picture, self.recipe.resize).image for picture in pictures])
+        return self._compute([opening.open_picture(picture, self.recipe.resize).image for picture in pictures])
 
     def _vectors(
         self, pictures: Sequence[Picture | int], reader: Reader, snapshot: Snapshot,
@@ -232,14 +232,14 @@ class Engine:
                 except ImageError as error:
                     raise ImageError(f"{name}: {error}", hint=error.hint) from error
             elif crop is None and not isinstance(picture, Image.Image | np.ndarray):
-                picture, name = self._read(picture)
+                picture, name = opening.read_picture(picture)
                 row = reader.row_of(hashlib.sha256(picture).digest())
                 if row is not None:  # the index has this very file
                     vectors[number, 0] = self.shards.read(np.array([row]))[0]
                     stored_already = True
                     if not flip:
                         continue
-            image = self._open(picture, None if crop else self.recipe.resize, name).image
+            image = opening.open_picture(picture, None if crop else self.recipe.resize, name).image
             image = image if crop is None else images.crop(image, crop)
             if not stored_already:
                 places.append((number, 0))
@@ -260,33 +260,6 @@ class Engine:
             pixels = np.stack([model.recipe.pixels(image) for image in decoded[start : start + 32]])
             rows.append(stored(model.features(pixels)).astype(np.float32))
         return np.concatenate(rows)
-
-    def _read(self, picture: Any) -> tuple[bytes, str]:
-        """The bytes of a picture given as bytes or by its path, and what to call it."""
-        if isinstance(picture, bytes | bytearray | memoryview):
-            return bytes(picture), getattr(picture, "name", "the image given as bytes")
-        try:
-            name = os.fspath(picture)
-        except TypeError:
-            raise UsageError(f"an image cannot be given as {type(picture).__name__}") from None
-        try:
-            return opening.read_path(name), name
-        except ImageError as error:
-            raise ImageError(f"{name}: {error}", hint=error.hint) from error
-
-    def _open(self, picture: Picture, shorter_side: int | None, name: str | None = None) -> images.Decoded:
-        """Decodes a query; at its original size where no shorter side is given, as coordinates of a crop need."""
-        if isinstance(picture, Image.Image):
-            rgb = images.from_pil(picture)
-            return images.Decoded(rgb, *rgb.size)
-        if isinstance(picture, np.ndarray):
-            image = images.from_array(picture)
-            return images.Decoded(image, *image.size)
-        data, found = self._read(picture)
-        try:
-            return images.decode(data, shorter_side)
-        except ImageError as error:
-            raise ImageError(f"{name or found}: {error}", hint=error.hint) from error
 
     # -- items
 
@@ -315,7 +288,7 @@ class Engine:
         """A picture or item in RGB, for showing; None if it cannot be read (any more)."""
         try:
             data = self.read(picture) if isinstance(picture, int) else picture
-            return self._open(data, shorter_side).image
+            return opening.open_picture(data, shorter_side).image
         except ImageError:
             return None
 

@@ -10,6 +10,7 @@ SimsearchError                  the root: `except simsearch.errors.SimsearchErro
 ├── IndexDamagedError           the index's files contradict each other
 ├── IndexLockedError            another process is writing to the index
 ├── ItemNotFoundError           no item has that id
+├── TrainingInterruptedError    a training was asked to stop, and left a checkpoint
 └── DeviceError                 the device asked for is not there
 
 Each carries `hint`, one line on what to do about it, or None.
@@ -27,6 +28,7 @@ __all__ = [
     "MissingExtraError",
     "ModelMismatchError",
     "SimsearchError",
+    "TrainingInterruptedError",
     "UsageError",
     "WeightsError",
 ]
@@ -81,3 +83,7 @@ class ItemNotFoundError(SimsearchError):
 
 class DeviceError(SimsearchError):
     """A device that is not there or cannot be used."""
+
+
+class TrainingInterruptedError(SimsearchError):
+    """A training was asked to stop; its checkpoint continues it."""

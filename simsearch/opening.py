@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Any
 
-from simsearch import archives, datasets, manifests
+import numpy as np
+from PIL import Image
+
+from simsearch import archives, datasets, images, manifests
 from simsearch.errors import ImageError, UsageError
 from simsearch.images import EXTENSIONS, looks_like_image
 from simsearch.sources import SEPARATOR, FolderSource, Source, read_file
@@ -70,3 +74,36 @@ def read_path(path: str) -> bytes:
         return source.read(member)
     finally:
         source.close()
+
+
+def read_picture(picture: Any) -> tuple[bytes, str]:
+    """The bytes of a picture given as bytes or by its path, and what to call it. Raises ImageError, UsageError."""
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return bytes(picture), getattr(picture, "name", "the image given as bytes")
+    try:
+        name = os.fspath(picture)
+    except TypeError:
+        raise UsageError(f"an image cannot be given as {type(picture).__name__}") from None
+    try:
+        return read_path(name), name
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}", hint=error.hint) from error
+
+
+def open_picture(picture: Any, shorter_side: int | None, name: str | None = None) -> images.Decoded:
+    """Decodes a picture given as a path, bytes, PIL image or (H, W, 3) uint8 array.
+
+    shorter_side: the pixels that are needed; None for the original size, as coordinates of a crop need. name: what to
+    call it in errors. Raises ImageError, UsageError.
+    """
+    if isinstance(picture, Image.Image):
+        rgb = images.from_pil(picture)
+        return images.Decoded(rgb, *rgb.size)
+    if isinstance(picture, np.ndarray):
+        image = images.from_array(picture)
+        return images.Decoded(image, *image.size)
+    data, found = read_picture(picture)
+    try:
+        return images.decode(data, shorter_side)
+    except ImageError as error:
+        raise ImageError(f"{name or found}: {error}", hint=error.hint) from error

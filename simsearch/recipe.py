@@ -30,7 +30,8 @@ FILTERS = {
 class Recipe:
     """How an image becomes a network's input.
 
-    resize: pixels of the scaled image's shorter side. crop: side of the square cut from its centre.
+    resize: pixels of the scaled image's shorter side. crop: side of the square cut from its centre; where it is the
+    larger of the two, black surrounds the image (LeNet-5 sees digits of 28 pixels on 32).
     mean, deviation: per channel (R, G, B), on the 0 to 255 scale; the input is (pixel - mean) / deviation.
     """
 
@@ -41,7 +42,7 @@ class Recipe:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= self.resize:
+        if not (0 < self.crop <= 2 * self.resize):
             raise WeightsError(f"recipe: crop {self.crop} does not fit into resize {self.resize}")
         if self.interpolation not in FILTERS:
             raise WeightsError(f"recipe: interpolation {self.interpolation!r} is none of {', '.join(FILTERS)}")

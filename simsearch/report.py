@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
-import secrets
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from pathlib import Path, PurePath
 from PIL import Image, ImageDraw, ImageFont
 
 from simsearch.errors import UsageError
+from simsearch.files import write_atomically
 from simsearch.output import distance
 
 __all__ = ["Picture", "Row", "html", "montage", "montage_format", "save_html", "save_montage", "write_atomically"]
@@ -208,26 +207,6 @@ def montage_format(path: Path) -> str:
 def save_html(rows: Sequence[Row], path: Path, title: str, facts: Mapping[str, str]) -> None:
     """The page as a UTF-8 file. UsageError where it cannot be written."""
     write_atomically(path, html(rows, title, facts).encode("utf-8"))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Leaves all of `data` at `path`, or what was there before; a link stays one. UsageError: no way to write there."""
-    target = Path(os.path.realpath(path))
-    temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        if path.exists() and not path.is_file():  # replacing a device, or /dev/stdout, would remove it
-            raise UsageError(f"cannot write {path}: it is not a regular file")
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        hint = f"create the folder {path.parent} first" if isinstance(error, FileNotFoundError) else None
-        raise UsageError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
 
 
 def _fitted(image: Image.Image | None, side: int) -> Image.Image | None:

@@ -1,8 +1,12 @@
-"""The training loop: one network, from decoded pixels to a dense checkpoint.
+"""The training loop: any network here, on one GPU, several, or the CPU.
 
-Sources: Krizhevsky et al. 2012, section 4 (patches, reflections, PCA colour) and section 5 (SGD with momentum);
-Zhu & Gupta 2017 (pruning gradually while training); the similarity matching follows Tung & Mori, ICCV 2019, with
-Euclidean distances in the student because that is what the index will search by.
+Where the work happens differs by objects, not by branches: a `World` of one process averages nothing, `autocast` may
+be disabled, `torch.compile` may be the identity. `torchrun --nproc-per-node N -m simsearch train ...` makes the world
+larger; the batch is then shared out and the gradients averaged, so the result is that of one process.
+
+Sources: Krizhevsky et al. 2012, section 5 (SGD with momentum, division by 10 when validation stalls); the similarity
+matching follows Tung & Mori, ICCV 2019, with Euclidean distances in the student because that is what an index
+searches by.
 
 Shape letters: N training images, P side of the stored images, B batch, S side of the network's input, C classes,
 D width of the last hidden layer, T width of the teacher's features.
@@ -14,121 +18,364 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import distributed, nn
 
-from simsearch.errors import SimsearchError
-from simsearch.models.alexnet import AlexNet
+from simsearch import augment
+from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
+from simsearch.presets import TrainConfig
+from simsearch.pruning import Compressor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from simsearch.augment import Colour
+    from simsearch.models.network import Network
+    from simsearch.trainset import TrainingSet
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run. The defaults suit a few passes over 70,000 images, not the paper's 90 over 1.2 million."""
-
-    epochs: int = 5
-    batch_size: int = 128
-    learning_rate: float = 0.02  # at its peak; cosine to zero after a linear warm-up
-    warmup: float = 0.08  # share of the steps
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    dropout: float = 0.25  # the paper's 0.5 is for long trainings
-    smallest_patch: float = 0.3  # least share of the image's area that a random patch shows
-    colour_deviation: float = 0.1  # PCA colour (section 4.1)
-    teacher_weight: float = 0.0  # 0: labels alone
-    label_weight: float = 1.0
-    temperature: float = 0.1  # of the two similarity matrices
-    prune_from: float = 0.35  # share of the steps after which pruning sets in
-    prune_until: float = 0.8
-    keep_convolution: float = 0.6  # share of the weights kept in the convolutions after the first,
-    keep_hidden: float = 0.2  # in the two hidden layers,
-    keep_classifier: float = 0.5  # and in the last one
-    seed: int = 0
+EVERY = 50
+"""Steps between two rows of the log."""
 
 
 @dataclass(frozen=True)
-class TrainingSet:
-    """Decoded images: pixels (N, P, P, 3) uint8, labels (N,) int64, class names, teacher (N, T) or None."""
+class World:
+    """The processes that train together; `rank` is this one's number."""
 
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
-    teacher: NDArray[np.float16] | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.pixels) != len(self.labels):
-            raise SimsearchError(f"{len(self.pixels)} images but {len(self.labels)} labels")
-        if self.teacher is not None and len(self.teacher) != len(self.pixels):
-            raise SimsearchError(f"{len(self.pixels)} images but {len(self.teacher)} teacher rows")
-
-
-@dataclass(frozen=True)
-class Colour:
-    """Statistics of the training pixels on the 0 to 255 scale: mean (3,), deviation (3,), and the covariance's
-    eigenvectors (3, 3, in columns) each times the root of its eigenvalue."""
-
-    mean: Tensor
-    deviation: Tensor
-    axes: Tensor
+    rank: int = 0
+    size: int = 1
 
     @classmethod
-    def of(cls, pixels: NDArray[np.uint8]) -> Colour:
-        """Measures them on up to 2,000 images spread evenly over the set."""
-        sample = pixels[:: max(1, len(pixels) // 2000)].reshape(-1, 3).astype(np.float64)
-        values, vectors = np.linalg.eigh(np.cov(sample.T))
-        axes = vectors * np.sqrt(np.maximum(values, 0))
-        return cls(*(torch.tensor(x, dtype=torch.float32) for x in (sample.mean(0), sample.std(0), axes)))
+    def join(cls, device: torch.device) -> World:
+        """The world that torchrun describes in the environment, or one of a single process."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        if not distributed.is_initialized():
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(distributed.get_rank(), distributed.get_world_size())
 
-    def to(self, device: torch.device) -> Colour:
-        return Colour(self.mean.to(device), self.deviation.to(device), self.axes.to(device))
+    def total(self, numbers: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            distributed.all_reduce(numbers)
+        return numbers
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is up in any process."""
+        return bool(self.total(torch.tensor(float(flag), device=device))) if self.size > 1 else flag
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
 
 
-def augment(pixels: Tensor, side: int, colour: Colour, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Random patches, reflections and colours: (B, P, P, 3) uint8 -> (B, 3, S, S) float32, normalised.
+@dataclass
+class State:
+    """All that changes while training, besides network and optimizer: what makes a resumed run the same."""
 
-    A patch has a random area and an aspect ratio between 3/4 and 4/3 (Szegedy et al. 2015), cut and scaled in one
-    bilinear resampling. The random numbers are drawn on the CPU so that every device trains on the same patches.
+    step: int = 0
+    best: float = math.inf  # validation error
+    stalled: int = 0  # epochs since
+    reductions: int = 0
+    window: list[float] = field(default_factory=lambda: [0.0] * 4)  # sums since the last row of the log
+    averaged: int = 0
+    seconds: float = 0.0
+
+
+class Outputs(nn.Module):
+    """A network with both outputs: (B, 3, S, S) -> (B, D) and (B, C)."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network.features(x)
+        return features, self.network.classifier(features)
+
+
+class Training:
+    """One training: a network, its optimizer and its place in the schedule, and how to save and restore them."""
+
+    def __init__(self, network: Network, config: TrainConfig, steps_per_epoch: int, device: torch.device) -> None:
+        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.config, self.steps_per_epoch, self.device = config, steps_per_epoch, device
+        self.steps = config.epochs * steps_per_epoch
+        self.state = State()
+        self.window = torch.zeros(
+            4, dtype=torch.float64, device=device
+        )  # loss, top-1, top-5, images since the last row
+        for layer in network.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = config.dropout
+        named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        groups = [{"params": [p for n, p in named if n.endswith("weight")], "weight_decay": config.weight_decay},
+                  {"params": [p for n, p in named if not n.endswith("weight")], "weight_decay": 0.0}]  # fmt: skip
+        groups = [group for group in groups if group["params"]]
+        if config.optimizer == "sgd":
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, fused=True
+            )
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        self.compressor = Compressor(network, config)
+        self.average: dict[str, Tensor] = {}
+
+    @property
+    def epoch(self) -> int:
+        return self.state.step // self.steps_per_epoch
+
+    @property
+    def done(self) -> bool:
+        return self.state.step >= self.steps or self.state.reductions > self.config.reductions
+
+    def learning_rate(self) -> float:
+        """The rate of the step to come."""
+        config, progress = self.config, self.state.step / self.steps
+        if config.schedule == "plateau":
+            return config.learning_rate * 0.1**self.state.reductions
+        if progress < config.warmup:
+            return config.learning_rate * progress / config.warmup
+        if config.schedule == "constant":
+            return config.learning_rate
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
+
+    def judge(self, error: float) -> None:
+        """After an epoch: has validation stalled? (section 5: divide by 10 when it stopped improving)"""
+        state = self.state
+        if error < state.best:
+            state.best, state.stalled = error, 0
+            return
+        state.stalled += 1
+        if self.config.schedule == "plateau" and state.stalled >= self.config.patience:
+            state.stalled, state.reductions = 0, state.reductions + 1
+
+    def gather_average(self) -> None:
+        """After an epoch: takes part of it into the mean of the last ones."""
+        if self.epoch <= self.config.epochs * (1 - self.config.average):
+            return
+        self.state.averaged += 1
+        for name, value in self.network.state_dict().items():
+            mean = self.average.setdefault(name, torch.zeros_like(value, dtype=torch.float32))
+            mean += (value.float() - mean) / self.state.averaged
+
+    def take_average(self) -> None:
+        """At the end: the mean becomes the network."""
+        if self.average:
+            self.network.load_state_dict(self.average)
+
+    def save(self, path: Path, facts: dict[str, Any]) -> None:
+        """Writes the checkpoint in one atomic step. facts: plain values that a resumed run must share."""
+        self.state.window = self.window.tolist()
+        plain = {"config": asdict(self.config), "state": asdict(self.state), "facts": facts}
+        content = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+                   "compressor": self.compressor.state(), "average": self.average,
+                   "plain": json.dumps(plain)}  # fmt: skip
+        partial = path.with_name(path.name + ".partial")
+        torch.save(content, partial)
+        os.replace(partial, path)
+
+    def restore(self, path: Path, facts: dict[str, Any]) -> None:
+        """Takes up where a checkpoint was left. Raises UsageError where it belongs to another training."""
+        content, plain = read_checkpoint(path)
+        for name, value in {**asdict(self.config), **facts}.items():
+            was = {**plain["config"], **plain["facts"]}.get(name)
+            if was != json.loads(json.dumps(value)):
+                shown = f"{name} {was!r}, not {value!r}" if len(repr((was, value))) < 200 else f"another {name}"
+                raise UsageError(f"{path} was trained with {shown}", hint="remove it to start over")
+        self.network.load_state_dict(content["network"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.compressor.restore(content["compressor"])
+        self.average = content["average"]
+        self.state = State(**plain["state"])
+        self.window += torch.tensor(self.state.window, device=self.device)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint's tensors, and its plain values: config, state, facts. Raises UsageError. Nothing is unpickled."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return content, json.loads(content["plain"])
+    except Exception as error:  # torch raises many kinds for a file that is none of its own
+        raise UsageError(
+            f"{path} is not a checkpoint: {type(error).__name__}", hint="remove it to start over"
+        ) from error
+
+
+def train(
+    data: TrainingSet,
+    network: Network,
+    config: TrainConfig,
+    checkpoint: Path,
+    colour: Colour,
+    *,
+    validation: TrainingSet | None = None,
+    device: torch.device | None = None,
+    resume: bool = False,
+    facts: dict[str, Any] | None = None,
+    log: Callable[[dict[str, Any]], None] = lambda row: None,
+    stop: Callable[[], bool] = lambda: False,
+    checkpoint_seconds: float = 180.0,
+) -> None:
+    """Trains `network` in place, keeping a checkpoint; with `resume` it continues from there if the file exists.
+
+    Every batch depends only on the seed and the step, so a resumed run has the losses that an uninterrupted one would
+    have had. `log` gets rows with an `event`: "resume" (step), "step" (every 50: step, epoch, loss, top1 and top5 as
+    shares, rate in images/s, learning_rate, left in seconds), "epoch" (with validation: top1, top5), "note" (text).
+    When `stop` turns true, a checkpoint is written and TrainingInterruptedError raised. Raises SimsearchError where the
+    loss is no number any more or the memory does not suffice; the last checkpoint remains.
     """
-    batch, device = len(pixels), pixels.device
+    device, facts = device or torch.device("cpu"), facts or {}
+    world = World.join(device)
+    batch = min(config.batch_size, len(data))
+    if batch % world.size:
+        raise UsageError(f"a batch of {batch} images cannot be shared by {world.size} processes evenly")
+    training = Training(network, config, max(1, len(data) // batch), device)
+    if resume and checkpoint.exists():
+        training.restore(checkpoint, facts)
+        log({"event": "resume", "step": training.state.step})
+    forward = _prepared(training, world, log)
+    mixed = _arithmetic(config, device)
+    colour, state = colour.to(device), training.state
+    began = saved = time.monotonic()
+    earlier = state.seconds
+    rate = _Rate(batch, state.step)
 
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(batch, generator=generator) * (high - low) + low
+    def save() -> None:
+        state.seconds = earlier + time.monotonic() - began
+        if world.rank == 0:
+            training.save(checkpoint, facts)
 
-    area, ratio = uniform(config.smallest_patch, 1), torch.exp(uniform(-math.log(4 / 3), math.log(4 / 3)))
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    flip = torch.where(uniform(-1, 1) < 0, -1.0, 1.0)
-    theta = torch.zeros(batch, 2, 3)
-    theta[:, 0, 0], theta[:, 0, 2] = width * flip, (1 - width) * uniform(-1, 1)
-    theta[:, 1, 1], theta[:, 1, 2] = height, (1 - height) * uniform(-1, 1)
-    shift = torch.randn(batch, 3, generator=generator) * config.colour_deviation
-    grid = F.affine_grid(theta.to(device), [batch, 3, side, side], align_corners=False)
-    x = F.grid_sample(pixels.permute(0, 3, 1, 2).float(), grid, padding_mode="border", align_corners=False)
-    x = x + (shift.to(device) @ colour.axes.T)[:, :, None, None]
-    return normalise(x, colour)
+    try:
+        for pixels, labels, teacher, views in _batches(data, training, world, batch):
+            network.train()
+            for group in training.optimizer.param_groups:
+                group["lr"] = training.learning_rate()
+            torch.manual_seed((config.seed * 1_000_003 + state.step) * world.size + world.rank)  # dropout
+            with mixed():
+                features, logits = forward(augment.apply(views, pixels, config.image_size, colour))
+            loss = _loss(network, config, features, logits.float(), labels, teacher)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if config.clip:
+                nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+            training.optimizer.step()
+            training.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            training.compressor.after(state.step, training.steps)
+            _count(training.window, loss.detach(), logits.detach(), labels)
+            at_end = state.step % training.steps_per_epoch == 0
+            if state.step % EVERY == 0 or at_end:
+                log(_row(training, world, rate))
+            if at_end:
+                if validation is not None:
+                    scores = accuracy(network, validation, colour, world=world, mixed=mixed)
+                    log({"event": "epoch", "step": state.step, "epoch": training.epoch, **scores})
+                    training.judge(1 - scores["top1"])
+                training.gather_average()
+            stopping = world.any(stop(), device)
+            if time.monotonic() - saved > checkpoint_seconds or stopping or training.done:
+                _check(float(loss.detach()), training)
+                save()
+                saved = time.monotonic()
+            if stopping:
+                raise TrainingInterruptedError(
+                    f"stopped at step {state.step:,} of {training.steps:,}", hint="--resume continues"
+                )
+    except RuntimeError as error:  # OutOfMemoryError is one; the CPU's allocator has no class of its own
+        if "memory" not in str(error).lower():
+            raise
+        hint = f"--set batch_size={max(1, batch // 2)}"
+        raise SimsearchError(f"a batch of {batch} does not fit into the memory of {device}", hint=hint) from error
+    training.take_average()
+    network.eval()
 
 
-def centre(pixels: Tensor, side: int, colour: Colour) -> Tensor:
-    """The centre patches, as at inference: (B, P, P, 3) uint8 -> (B, 3, S, S) float32, normalised."""
-    start = (pixels.shape[1] - side) // 2
-    patch = pixels[:, start : start + side, start : start + side]
-    return normalise(patch.permute(0, 3, 1, 2).float(), colour)
+def _prepared(training: Training, world: World, log: Callable[[dict[str, Any]], None]) -> Callable[[Tensor], Any]:
+    """The forward pass as it is called: averaging gradients over the world, compiled."""
+    outputs: nn.Module = Outputs(training.network)
+    if world.size > 1:
+        cuda = training.device.type == "cuda"
+        outputs = nn.parallel.DistributedDataParallel(outputs, device_ids=[training.device.index] if cuda else None)
+    if not training.config.compile:
+        return outputs
+    if training.device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        log({"event": "note", "text": "no C++ compiler was found; training goes on uncompiled, and slower"})
+        return outputs
+    compiled: Callable[[Tensor], Any] = torch.compile(outputs)
+    return compiled
 
 
-def normalise(x: Tensor, colour: Colour) -> Tensor:
-    x = (x - colour.mean[:, None, None]) / colour.deviation[:, None, None]
-    return x.contiguous(memory_format=torch.channels_last)
+def _arithmetic(config: TrainConfig, device: torch.device) -> Callable[[], Any]:
+    """A context in which the network computes; a new one for each use."""
+    if config.precision == "float32":
+        return contextlib.nullcontext
+    torch.set_float32_matmul_precision("high")
+    if not has_bf16(device):
+        return contextlib.nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is fast on the device; without it, float32 is the quicker choice."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def _batches(data: TrainingSet, training: Training, world: World, batch: int) -> Iterator[tuple[Any, ...]]:
+    """This process's share of each batch until training is done: pixels, labels and teacher on the device, views.
+
+    While one batch is computed, a thread gathers the next.
+    """
+    config, device, per_epoch = training.config, training.device, training.steps_per_epoch
+    share = batch // world.size
+    mine = slice(world.rank * share, (world.rank + 1) * share)
+    stored = data.pixels.shape[1]
+    orders: dict[int, NDArray[np.int64]] = {}
+
+    def gather(step: int) -> tuple[Any, ...]:
+        epoch, place = divmod(step, per_epoch)
+        if epoch not in orders:
+            orders.clear()
+            orders[epoch] = np.random.default_rng((config.seed, epoch)).permutation(len(data))
+        rows = np.sort(orders[epoch][place * batch : (place + 1) * batch])[mine]
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        views = augment.draw(batch, stored, config.image_size, config, generator)[mine]
+        arrays = [data.pixels[rows], data.labels[rows]] + ([] if data.teacher is None else [data.teacher[rows]])
+        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        if device.type == "cuda":
+            tensors = [tensor.pin_memory() for tensor in tensors]
+        return (*tensors, *([None] * (3 - len(tensors))), views)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        ahead = pool.submit(gather, training.state.step)
+        while not training.done:
+            *tensors, views = ahead.result()
+            ahead = pool.submit(gather, training.state.step + 1)
+            yield (*(x if x is None else x.to(device, non_blocking=True) for x in tensors), views)
+
+
+def _loss(
+    network: Network, config: TrainConfig, features: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor | None
+) -> Tensor:
+    """The mean loss over a batch, a scalar."""
+    loss: Tensor = config.label_weight * network.loss(logits, labels, config.label_smoothing)
+    if config.teacher_weight and teacher is not None:
+        loss = loss + config.teacher_weight * similarity_loss(features, teacher, config.temperature)
+    if config.norm_weight:
+        loss = loss + config.norm_weight * length_loss(features)
+    return loss
 
 
 def similarity_loss(features: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -147,182 +394,77 @@ def similarity_loss(features: Tensor, teacher: Tensor, temperature: float) -> Te
     target = unit @ unit.T / temperature
     itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
     student, target = student.masked_fill(itself, -1e4), target.masked_fill(itself, -1e4)
-    return F.kl_div(student.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
+    loss: Tensor = F.kl_div(student.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
+    return loss
 
 
-class Pruner:
-    """Gradual magnitude pruning: the share of weights kept falls along a cubic from 1 to its final value."""
-
-    def __init__(self, network: AlexNet, config: TrainConfig) -> None:
-        self.config = config
-        self.final: dict[str, float] = {}
-        for name, _ in network.named_parameters():
-            if not name.endswith("weight") or name == "conv.0.weight":
-                continue  # biases and the first layer's kernels are few and precious
-            part = name.split(".")[0]
-            keep = {"conv": config.keep_convolution, "hidden": config.keep_hidden}.get(part, config.keep_classifier)
-            self.final[name] = keep
-        self.parameters = dict(network.named_parameters())
-        self.masks: dict[str, Tensor] = {}
-
-    def update(self, progress: float) -> None:
-        """Chooses the weights to keep at `progress` (share of the training done, 0 to 1)."""
-        span = self.config.prune_until - self.config.prune_from
-        done = min(1.0, (progress - self.config.prune_from) / span)
-        if done <= 0:
-            return
-        for name, final in self.final.items():
-            weight = self.parameters[name].detach()
-            keep = final + (1 - final) * (1 - done) ** 3
-            count = max(1, round(keep * weight.numel()))
-            threshold = weight.abs().flatten().kthvalue(weight.numel() - count + 1).values
-            self.masks[name] = weight.abs() >= threshold
-
-    def apply(self) -> None:
-        """Sets the pruned weights to zero."""
-        with torch.no_grad():
-            for name, mask in self.masks.items():
-                self.parameters[name].mul_(mask)
+def length_loss(features: Tensor) -> Tensor:
+    """The relative variance of the lengths of (B, D) features: 0 where all are as long, so that Euclidean
+    distance orders pictures as the cosine does, which knows nothing of contrast."""
+    lengths = features.float().norm(dim=1)
+    variation: Tensor = lengths.var() / lengths.mean().square().clamp(min=1e-6)
+    return variation
 
 
-def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
-    if progress < config.warmup:
-        return config.learning_rate * progress / config.warmup
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
+def _count(window: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    one, five = best[:, 0].sum(), best.sum()
+    window += torch.stack([loss.double() * len(labels), one, five, torch.full_like(one, len(labels))])
 
 
-def train(
-    data: TrainingSet,
-    network: AlexNet,
-    config: TrainConfig,
-    checkpoint: Path,
-    *,
-    device: torch.device | None = None,
-    log: Callable[[dict[str, Any]], None] = lambda row: None,
-    compiled: bool = True,
-    checkpoint_seconds: float = 240.0,
-) -> Colour:
-    """Trains `network` in place and leaves its state in `checkpoint`; continues from there if the file exists.
+class _Rate:
+    """Images a second since the last row."""
 
-    Every batch depends only on the seed and the step, so a resumed run sees what an uninterrupted one would have.
-    `log` gets a row of step, steps, loss, rate (images/s) and learning rate every 50 steps.
-    Returns the colour statistics, of which the recipe needs mean and deviation.
-    """
-    device = device or torch.device("cpu")
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.config = replace(network.config, dropout=config.dropout)
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.Dropout):
-            layer.p = config.dropout
-    colour = Colour.of(data.pixels).to(device)
-    decay = [p for n, p in network.named_parameters() if n.endswith("weight")]
-    biases = [p for n, p in network.named_parameters() if not n.endswith("weight")]
-    optimizer = torch.optim.SGD(
-        [{"params": decay, "weight_decay": config.weight_decay}, {"params": biases, "weight_decay": 0.0}],
-        lr=config.learning_rate, momentum=config.momentum, nesterov=True, fused=True,
-    )  # fmt: skip
-    pruner = Pruner(network, config)
+    def __init__(self, batch: int, step: int) -> None:
+        self.batch, self.step, self.time = batch, step, time.monotonic()
 
-    def outputs(x: Tensor) -> tuple[Tensor, Tensor]:
-        features = network.features(x)
-        return features, network.classifier(features)
-
-    forward = torch.compile(outputs) if compiled else outputs
-    steps_per_epoch = len(data.labels) // config.batch_size
-    if steps_per_epoch == 0:
-        raise SimsearchError(f"{len(data.labels)} images are fewer than one batch of {config.batch_size}")
-    steps = config.epochs * steps_per_epoch
-    first = _resume(checkpoint, network, optimizer, config)
-    network.train()
-    mixed = torch.autocast(device.type, torch.bfloat16) if _has_bf16(device) else contextlib.nullcontext()
-    order: NDArray[np.int64] = np.zeros(0, np.int64)
-    saved = told = time.monotonic()
-    losses: list[Tensor] = []
-    for step in range(first, steps):
-        epoch, place = divmod(step, steps_per_epoch)
-        if place == 0 or not len(order):
-            order = np.random.default_rng((config.seed, epoch)).permutation(len(data.labels))
-        rows = np.sort(order[place * config.batch_size : (place + 1) * config.batch_size])
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        pixels = torch.from_numpy(data.pixels[rows]).to(device, non_blocking=True)
-        labels = torch.from_numpy(data.labels[rows]).to(device, non_blocking=True)
-        x = augment(pixels, network.config.image_size, colour, config, generator)
-        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
-        with mixed:
-            features, logits = forward(x)
-        loss = config.label_weight * F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-        if data.teacher is not None and config.teacher_weight > 0:
-            teacher = torch.from_numpy(data.teacher[rows]).to(device)
-            loss = loss + config.teacher_weight * similarity_loss(features, teacher, config.temperature)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step / steps)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-        if step % max(1, steps // 100) == 0:
-            pruner.update(step / steps)
-        pruner.apply()
+    def __call__(self, step: int) -> float:
         now = time.monotonic()
-        if len(losses) == 50 or step + 1 == steps:
-            mean = torch.stack(losses).mean().item()
-            if not math.isfinite(mean):
-                raise SimsearchError(f"the loss became {mean} at step {step}", hint="lower the learning rate")
-            rate = len(losses) * config.batch_size / max(now - told, 1e-9)
-            log({"step": step + 1, "steps": steps, "loss": round(mean, 4), "rate": round(rate, 1),
-                 "learning_rate": round(learning_rate(config, step / steps), 6)})  # fmt: skip
-            losses, told = [], now
-        if now - saved > checkpoint_seconds or step + 1 == steps:
-            _save(checkpoint, network, optimizer, config, step + 1)
-            saved = now
-    network.eval()
-    return colour
+        rate = (step - self.step) * self.batch / max(now - self.time, 1e-9)
+        self.time, self.step = now, step
+        return rate
 
 
-def _has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is fast on the device; without it, float32 is the quicker choice."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+def _row(training: Training, world: World, rate: _Rate) -> dict[str, Any]:
+    """A row of the log over the steps since the last one, which starts a new window."""
+    state = training.state
+    sums = world.total(training.window).tolist()
+    training.window.zero_()
+    loss, one, five = (value / sums[3] for value in sums[:3])
+    _check(loss, training)
+    speed = rate(state.step)
+    left = (training.steps - state.step) * rate.batch / speed
+    return {"event": "step", "step": state.step, "steps": training.steps,
+            "epoch": round(state.step / training.steps_per_epoch, 3), "loss": round(loss, 5), "top1": round(one, 4),
+            "top5": round(five, 4), "rate": round(speed, 1), "learning_rate": training.optimizer.param_groups[0]["lr"],
+            "left": round(left)}  # fmt: skip
 
 
-def _resume(path: Path, network: AlexNet, optimizer: torch.optim.Optimizer, config: TrainConfig) -> int:
-    """Restores a checkpoint in place and returns its step; 0 where there is none."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if json.loads(state["config"]) != asdict(config):
-        raise SimsearchError(f"{path} was trained with other settings", hint="remove it to start over")
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+def _check(loss: float, training: Training) -> None:
+    if not math.isfinite(loss):
+        rate = training.config.learning_rate
+        raise SimsearchError(
+            f"the loss became {loss} by step {training.state.step}", hint=f"--set learning_rate={rate / 3:.2g}"
+        )
 
 
-def _save(path: Path, network: AlexNet, optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
-    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-             "config": json.dumps(asdict(config))}  # fmt: skip
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
-@torch.inference_mode()
-def evaluate(network: AlexNet, data: TrainingSet, colour: Colour, batch_size: int = 256) -> dict[str, float]:
-    """Top-1 and top-5 accuracy, and P@6 by label under Euclidean distance, over the centre patches of `data`."""
+@torch.no_grad()
+def accuracy(
+    network: Network, data: TrainingSet, colour: Colour, *, world: World | None = None,
+    mixed: Callable[[], Any] = contextlib.nullcontext, batch_size: int = 256,
+) -> dict[str, float]:  # fmt: skip
+    """Shares of images whose label is the first, or among the first five, of the guesses from the centre patch."""
+    world = world or World()
     network.eval()
     device = next(network.parameters()).device
-    features, correct, among_five = [], 0, 0
-    for start in range(0, len(data.labels), batch_size):
+    side = network.config.image_size
+    right = torch.zeros(2, device=device)
+    for start in range(world.rank * batch_size, len(data), world.size * batch_size):
         pixels = torch.from_numpy(np.ascontiguousarray(data.pixels[start : start + batch_size])).to(device)
         labels = torch.from_numpy(data.labels[start : start + batch_size]).to(device)
-        hidden = network.features(centre(pixels, network.config.image_size, colour))
-        guesses = network.classifier(hidden).topk(min(5, network.config.num_classes)).indices
-        correct += int((guesses[:, 0] == labels).sum())
-        among_five += int((guesses == labels[:, None]).any(1).sum())
-        features.append(hidden.float().cpu())
-    x, labels = torch.cat(features), torch.from_numpy(data.labels)
-    near = torch.cdist(x, x).fill_diagonal_(float("inf")).topk(6, largest=False).indices
-    precision = (labels[near] == labels[:, None]).float().mean().item()
-    return {"top1": correct / len(labels), "top5": among_five / len(labels), "P@6": precision}
+        with mixed():
+            logits = network(augment.centre(pixels, side, colour)).float()
+        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        right += torch.stack([best[:, 0].sum(), best.sum()])
+    one, five = (world.total(right) / len(data)).tolist()
+    return {"top1": one, "top5": five}

@@ -80,7 +80,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from simsearch.models.alexnet import AlexNet
-    from simsearch.models.graphs import AlexNetConfig
+    from simsearch.models.configs import AlexNetConfig
     from simsearch.models.weights import Card, write
 
     arguments = {"num_classes": 5, "image_size": 63, "channels": (8, 16, 16, 16, 16), "hidden": 32}

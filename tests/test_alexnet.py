@@ -10,7 +10,7 @@ from simsearch import models
 from simsearch.errors import DeviceError, UsageError, WeightsError
 from simsearch.models import graphs, runtime
 from simsearch.models.alexnet import AlexNet, count, local_response_norm
-from simsearch.models.graphs import AlexNetConfig
+from simsearch.models.configs import AlexNetConfig
 from simsearch.recipe import Recipe
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
@@ -342,5 +343,9 @@ def test_every_command_is_documented():
     for name, help in help_texts().items():
         assert f"`simsearch {name}" in text or f"| `{name}" in text, f"{name} is missing from the README's table"
         assert help in text, f"the README's help of {name} is out of date: run scripts/reference"
-        for option in main.commands[name].params:
+        command: click.Command = main
+        for word in name.split():
+            assert isinstance(command, click.Group)
+            command = command.commands[word]
+        for option in command.params:
             assert getattr(option, "help", "argument") or option.param_type_name == "argument", f"{name} {option.name}"

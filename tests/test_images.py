@@ -493,8 +493,8 @@ def test_recipe_takes_the_middle_of_a_panorama_without_blowing_it_up(
 
 
 def test_recipe_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(WeightsError, match="crop 20 does not fit into resize 10"):
-        Recipe(resize=10, crop=20)
+    with pytest.raises(WeightsError, match="crop 21 does not fit into resize 10"):
+        Recipe(resize=10, crop=21)
     with pytest.raises(WeightsError, match="'nearest' is none of bilinear"):
         Recipe(interpolation="nearest")
     with pytest.raises(WeightsError, match="unknown key 'flip'"):

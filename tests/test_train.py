@@ -1,17 +1,32 @@
-"""The training loop, on a network small enough for a test."""
+"""The training loop, on networks small enough for a test."""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from simsearch import augment, fit
 from simsearch import train as training
-from simsearch.errors import SimsearchError
+from simsearch.augment import Colour
+from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
+from simsearch.evaluate import retrieval
 from simsearch.models.alexnet import AlexNet
-from simsearch.models.graphs import AlexNetConfig
-from simsearch.train import Colour, Pruner, TrainConfig, TrainingSet
+from simsearch.models.configs import AlexNetConfig
+from simsearch.presets import PRESETS, TrainConfig, change, settings
+from simsearch.pruning import BITS, Compressor
+from simsearch.trainset import TrainingSet
 
 SMALL = AlexNetConfig(num_classes=3, image_size=63, channels=(8, 8, 8, 8, 8), hidden=16)
-FAST = TrainConfig(epochs=4, batch_size=16, learning_rate=0.02, dropout=0.1, keep_hidden=0.5)
+FAST = TrainConfig(
+    image_size=63, epochs=4, batch_size=16, learning_rate=0.02, schedule="cosine", warmup=0.08, nesterov=True,
+    label_smoothing=0.1, clip=5.0, dropout=0.1, gain=2**0.5, patches="scaled",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -34,64 +49,119 @@ def fresh():
 
 def run(data, path, config=FAST, network=None, **extra):
     network = network or fresh()
-    rows: list[dict[str, float]] = []
-    colour = training.train(data, network, config, path, log=rows.append, compiled=False, **extra)
-    return network, colour, rows
+    rows: list[dict[str, object]] = []
+    training.train(data, network, config, path, Colour.of(data.pixels), log=rows.append, **extra)
+    return network, rows
+
+
+def precision(network, data):
+    return retrieval(fit.features_of(network, data, Colour.of(data.pixels)), data.labels)["P@6"].mean()
+
+
+def same(one, other):
+    for (name, first), second in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0, msg=name)
+
+
+def losses(rows):
+    return [row["loss"] for row in rows if row["event"] == "step"]
 
 
 def test_it_learns(data, tmp_path):
-    network, colour, rows = run(data, tmp_path / "c.pt")
-    assert rows[-1]["step"] == rows[-1]["steps"] == 24
-    scores = training.evaluate(network, data, colour)
-    assert scores["top1"] > 0.9
-    assert scores["P@6"] > 0.8
+    network, rows = run(data, tmp_path / "c", validation=data)
+    last = [row for row in rows if row["event"] == "step"][-1]
+    assert last["step"] == last["steps"] == 24
+    assert [row["epoch"] for row in rows if row["event"] == "epoch"] == [1, 2, 3, 4]
+    assert rows[-1]["top1"] == training.accuracy(network, data, Colour.of(data.pixels))["top1"] > 0.9
+    assert precision(network, data) > 0.8
 
 
-def test_a_resumed_run_ends_as_an_uninterrupted_one(data, tmp_path, monkeypatch):
-    whole, _, _ = run(data, tmp_path / "whole.pt")
-
-    class Stop(Exception):
-        pass
-
-    calls: list[object] = []
-    original = training.augment
-
-    def failing(*arguments):
-        calls.append(arguments)
-        if len(calls) == 11:
-            raise Stop
-        return original(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(training, "augment", failing)
-        training.train(data, fresh(), FAST, tmp_path / "cut.pt", compiled=False, checkpoint_seconds=0)
-    resumed, _, _ = run(data, tmp_path / "cut.pt")
-    for (name, one), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
-        torch.testing.assert_close(one, other, msg=name)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("at", [3, 6, 11, 20])
+def test_a_resumed_run_is_exactly_an_uninterrupted_one(data, tmp_path, at, optimizer):
+    config = replace(FAST, optimizer=optimizer, keep_hidden=0.5, prune_until=0.6, share_from=0.7, average=0.5)
+    config = replace(config, learning_rate=0.02 if optimizer == "sgd" else 0.002)
+    whole, rows = run(data, tmp_path / "whole", config, validation=data)
+    steps = iter(range(1, 100))
+    with pytest.raises(TrainingInterruptedError):
+        run(data, tmp_path / "cut", config, validation=data, stop=lambda: next(steps) == at)
+    resumed, more = run(data, tmp_path / "cut", config, validation=data, resume=True)
+    assert more[0] == {"event": "resume", "step": at}
+    same(whole, resumed)
+    assert losses(more) == losses(rows)[-len(losses(more)) :]
+    scores = [row["top1"] for row in rows if row["event"] == "epoch"]
+    again = [row["top1"] for row in more if row["event"] == "epoch"]
+    assert again == scores[len(scores) - len(again) :]
 
 
-def test_other_settings_do_not_resume(data, tmp_path):
-    run(data, tmp_path / "c.pt")
-    with pytest.raises(SimsearchError, match="other settings"):
-        run(data, tmp_path / "c.pt", TrainConfig(epochs=1, batch_size=16))
+def test_the_paper_s_schedule_falls_when_validation_stalls(data, tmp_path):
+    config = replace(FAST, schedule="plateau", epochs=40, patience=2, reductions=2, learning_rate=1e-6, warmup=0.0)
+    _, rows = run(data, tmp_path / "c", config, validation=data)
+    rates = [row["learning_rate"] for row in rows if row["event"] == "step"]
+    assert len({round(math.log10(rate)) for rate in rates}) == 3
+    assert rates == sorted(rates, reverse=True)
+    assert rows[-1]["epoch"] < 40  # "reduced ... prior to termination"
 
 
-def test_pruning_keeps_the_share_it_should(data, tmp_path):
-    network, _, _ = run(data, tmp_path / "c.pt")
+def test_a_training_of_other_settings_is_not_resumed(data, tmp_path):
+    run(data, tmp_path / "c", facts={"classes": ["r"]})
+    with pytest.raises(UsageError, match="epochs 4, not 1"):
+        run(data, tmp_path / "c", replace(FAST, epochs=1), resume=True, facts={"classes": ["r"]})
+    with pytest.raises(UsageError, match=r"classes \['r'\], not \['x'\]"):
+        run(data, tmp_path / "c", resume=True, facts={"classes": ["x"]})
+    (tmp_path / "c").write_bytes(b"nothing of the kind")
+    with pytest.raises(UsageError, match="is not a checkpoint"):
+        run(data, tmp_path / "c", resume=True)
+
+
+def test_a_loss_that_is_no_number_is_an_error_and_leaves_the_last_checkpoint(data, tmp_path):
+    steps = iter(range(1, 100))
+    with pytest.raises(TrainingInterruptedError):
+        run(data, tmp_path / "c", stop=lambda: next(steps) == 2)
+    before = (tmp_path / "c").read_bytes()
+    bad = fresh()
+    with torch.no_grad():
+        bad.classifier.weight.fill_(float("nan"))
+    with pytest.raises(SimsearchError, match="the loss became nan") as error:
+        run(data, tmp_path / "c", network=bad)
+    assert "learning_rate=" in str(error.value.hint)
+    assert (tmp_path / "c").read_bytes() == before
+
+
+def test_out_of_memory_names_a_smaller_batch(data, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(augment, "apply", full)
+    with pytest.raises(SimsearchError, match="a batch of 16 does not fit") as error:
+        run(data, tmp_path / "c")
+    assert error.value.hint == "--set batch_size=8"
+
+
+def test_fewer_images_than_a_batch_are_one_batch(data, tmp_path):
+    _, rows = run(data, tmp_path / "c", replace(FAST, batch_size=500))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+def test_pruning_and_sharing_keep_what_they_should(data, tmp_path):
+    config = replace(FAST, epochs=8, keep_hidden=0.5, keep_convolution=0.8, prune_until=0.5, share_from=0.7)
+    network, _ = run(data, tmp_path / "c", config)
     for name, parameter in network.named_parameters():
-        kept = (parameter != 0).float().mean().item()
+        values = parameter[parameter != 0].unique()
         if name.startswith("hidden") and name.endswith("weight"):
-            assert kept == pytest.approx(FAST.keep_hidden, abs=0.01)
+            assert (parameter != 0).float().mean().item() == pytest.approx(0.5, abs=0.01)
+            assert len(values) <= 2 ** BITS["hidden"] - 1
         if name == "conv.0.weight" or name.endswith("bias"):
-            assert kept > 0.9
+            assert (parameter != 0).float().mean().item() > 0.9
+    assert training.accuracy(network, data, Colour.of(data.pixels))["top1"] > 0.9
 
 
 def test_pruning_grows_along_a_cubic():
-    pruner = Pruner(fresh(), FAST)
+    compressor = Compressor(fresh(), replace(FAST, keep_hidden=0.5, prune_from=0.35, prune_until=0.8))
     shares = []
-    for progress in (0.0, 0.35, 0.5, 0.65, 0.8, 1.0):
-        pruner.update(progress)
-        mask = pruner.masks.get("hidden.4.weight")
+    for step in (0, 35, 50, 65, 80, 100):
+        compressor.after(step, 100)
+        mask = compressor.masks.get("hidden.4.weight")
         shares.append(1.0 if mask is None else mask.float().mean().item())
     assert shares[0] == shares[1] == 1
     assert shares == sorted(shares, reverse=True)
@@ -99,9 +169,20 @@ def test_pruning_grows_along_a_cubic():
 
 
 def test_a_teacher_shapes_the_distances(data, tmp_path):
-    config = TrainConfig(epochs=6, batch_size=16, learning_rate=0.02, dropout=0.0, teacher_weight=1.0, label_weight=0.0)
-    network, colour, _ = run(data, tmp_path / "c.pt", config)
-    assert training.evaluate(network, data, colour)["P@6"] > 0.9
+    config = replace(FAST, epochs=6, dropout=0.0, teacher_weight=1.0, label_weight=0.0)
+    network, _ = run(data, tmp_path / "c", config)
+    assert precision(network, data) > 0.9
+
+
+def test_lengths_become_equal(data, tmp_path):
+    colour = Colour.of(data.pixels)
+
+    def variation(network):
+        return training.length_loss(torch.from_numpy(fit.features_of(network, data, colour))).item()
+
+    with_it, _ = run(data, tmp_path / "a", replace(FAST, norm_weight=5.0))
+    without, _ = run(data, tmp_path / "b")
+    assert variation(with_it) < variation(without)
 
 
 def test_similarity_loss_is_zero_where_student_and_teacher_agree():
@@ -111,23 +192,146 @@ def test_similarity_loss_is_zero_where_student_and_teacher_agree():
     assert training.similarity_loss(unit, unit.flip(0), 0.1).item() > 0.1
 
 
-def test_patches_are_seeded_and_normalised(data):
+def views(config, seed, batch=32):
+    return augment.draw(batch, 72, 63, config, torch.Generator().manual_seed(seed))
+
+
+def test_scaled_patches_are_seeded_and_normalised(data):
     colour = Colour.of(data.pixels)
     pixels = torch.from_numpy(data.pixels[:32])
 
     def augmented(seed):
-        return training.augment(pixels, 63, colour, FAST, torch.Generator().manual_seed(seed))
+        return augment.apply(views(FAST, seed), pixels, 63, colour)
 
     assert augmented(1).shape == (32, 3, 63, 63)
     assert torch.equal(augmented(1), augmented(1))
     assert not torch.equal(augmented(1), augmented(2))
-    centred = training.centre(torch.from_numpy(data.pixels), 63, colour)
+    centred = augment.centre(torch.from_numpy(data.pixels), 63, colour)
     assert centred.mean().abs() < 0.05
     assert centred.std().item() == pytest.approx(1, abs=0.05)
 
 
-def test_sizes_must_agree(data, tmp_path):
+def test_the_paper_s_patches_are_pieces_of_the_picture():
+    plain = replace(TrainConfig(), image_size=63, colour=0.0)
+    random = np.random.default_rng(0)
+    pixels = torch.from_numpy(random.integers(0, 256, (64, 72, 72, 3), dtype=np.uint8))
+    seen = augment.apply(views(plain, 0, 64), pixels, 63, Colour.fixed(0.0, 1.0)).permute(0, 2, 3, 1)
+    corners, flips = set(), set()
+    for picture, patch in zip(pixels.float(), seen, strict=True):
+        places = [
+            (y, x, flip)
+            for y in range(10)
+            for x in range(10)
+            for flip in (False, True)
+            if torch.equal(picture[y : y + 63, x : x + 63], patch.flip(1) if flip else patch)
+        ]
+        assert len(places) == 1
+        corners.add(places[0][:2])
+        flips.add(places[0][2])
+    assert flips == {False, True}
+    assert len(corners) > 30
+    assert {0, 9} <= {y for y, _ in corners}
+
+
+def test_exact_patches_agree_with_interpolated_ones():
+    plain = replace(TrainConfig(), image_size=63, colour=0.0)
+    pixels = torch.randint(0, 256, (16, 72, 72, 3), dtype=torch.uint8)
+    drawn = views(plain, 3, 16)
+    exact = augment.apply(drawn, pixels, 63, Colour.fixed(0.0, 1.0))
+    resampled = augment.apply(replace(drawn, exact=False), pixels, 63, Colour.fixed(0.0, 1.0))
+    torch.testing.assert_close(exact, resampled, rtol=0, atol=0.05)
+
+
+def test_colour_jitter_moves_along_the_principal_components():
+    """Section 4.1: [p1, p2, p3] [a1 l1, ...] with a of deviation 0.1 is added to every pixel of an image."""
+    jitter = replace(TrainConfig(), image_size=63, reflections=False)
+    pixels = torch.full((4000, 72, 72, 3), 100, dtype=torch.uint8)[:, :63, :63]
+    axes = torch.tensor([[3.0, 0.0, 0.0], [0.0, 20.0, 0.0], [0.0, 0.0, 50.0]])
+    colour = Colour(torch.zeros(3), torch.ones(3), axes)
+    drawn = augment.draw(4000, 63, 63, jitter, torch.Generator().manual_seed(0))
+    added = augment.apply(drawn, pixels, 63, colour) - 100
+    assert added.std((2, 3)).max() < 1e-4
+    np.testing.assert_allclose(added[:, :, 0, 0].std(0), [0.3, 2.0, 5.0], rtol=0.1)
+
+
+def test_sizes_must_agree(data):
     with pytest.raises(SimsearchError, match="95 labels"):
         TrainingSet(data.pixels, data.labels[:95], data.classes)
-    with pytest.raises(SimsearchError, match="fewer than one batch"):
-        run(data, tmp_path / "c.pt", TrainConfig(batch_size=128))
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from simsearch.augment import Colour
+from tests.test_train import FAST, fresh
+from simsearch.train import World, train
+from simsearch.trainset import TrainingSet
+from dataclasses import replace
+with np.load(sys.argv[1]) as file:
+    data = TrainingSet(file["pixels"], file["labels"], ("r", "g", "b"))
+network = fresh()
+rows = []
+config = replace(FAST, dropout=0.0, keep_hidden=0.5)
+train(data, network, config, Path(sys.argv[2]), Colour.of(data.pixels), validation=data, log=rows.append)
+world = World.join(torch.device("cpu"))
+torch.save({"network": network.state_dict(), "losses": [r["loss"] for r in rows if r["event"] == "step"],
+            "top1": [r["top1"] for r in rows if r["event"] == "epoch"]}, f"{sys.argv[2]}.{world.rank}of{world.size}")
+"""
+
+
+def test_two_processes_train_the_same_network_as_one(data, tmp_path):
+    np.savez(tmp_path / "data.npz", pixels=data.pixels, labels=data.labels)
+    (tmp_path / "worker.py").write_text(WORKER)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    arguments = [str(tmp_path / "worker.py"), str(tmp_path / "data.npz"), str(tmp_path / "out")]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(port),
+    ]
+    for command in (launch + arguments, arguments):
+        done = subprocess.run([sys.executable, *command], env=environment, timeout=300, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+    one, first, second = (torch.load(tmp_path / f"out.{name}") for name in ("0of1", "0of2", "1of2"))
+    assert one["losses"] == pytest.approx(first["losses"], abs=2e-4)
+    assert one["top1"] == first["top1"] == second["top1"]
+    for name, value in one["network"].items():
+        torch.testing.assert_close(first["network"][name], second["network"][name], rtol=0, atol=0)
+        torch.testing.assert_close(first["network"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_batch_must_be_shared_evenly(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.World, "join", lambda device: training.World(0, 3))
+    with pytest.raises(UsageError, match="16 images cannot be shared by 3 processes"):
+        run(data, tmp_path / "c")
+
+
+def test_settings_are_checked():
+    assert settings("alexnet", None, []) == TrainConfig()
+    assert settings("alexnet", "fast", ["epochs=3", "schedule=plateau"]).epochs == 3
+    assert change(TrainConfig(), ["dropout=0"]).dropout == 0.0
+    for text, message in (
+        ("epoch=3", "no setting is called 'epoch'"), ("epochs", "not key=value"), ("epochs=0", "epochs is 0"),
+        ("epochs=2.5", "not a whole number"), ("epochs=many", "not a whole number"), ("compile=1", "not true or false"),
+        ("schedule=step", "schedule is 'step'"), ("dropout=1", "dropout is 1.0"), ("learning_rate=0", "learning_rate"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            change(TrainConfig(), [text])
+    with pytest.raises(UsageError, match="no preset 'slow'"):
+        settings("alexnet", "slow", [])
+
+
+def test_the_default_preset_is_the_paper_s():
+    paper = PRESETS["alexnet"]["paper"]
+    assert (paper.momentum, paper.weight_decay, paper.batch_size, paper.learning_rate) == (0.9, 5e-4, 128, 0.01)
+    assert (paper.dropout, paper.colour, paper.image_size, paper.reflections) == (0.5, 0.1, 224, True)
+    assert (paper.schedule, paper.reductions, paper.patches, paper.gain) == ("plateau", 3, "fixed", 0.0)

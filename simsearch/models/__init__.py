@@ -10,10 +10,10 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from simsearch.errors import DeviceError, UsageError, WeightsError
-from simsearch.models.graphs import AlexNetConfig
+from simsearch.models.configs import AlexNetConfig, Config, ConvNet4Config, LeNet5Config
 from simsearch.models.weights import Card, read_card, sha256
 
 if TYPE_CHECKING:
@@ -35,8 +35,10 @@ BUILTIN: dict[str, str] = {
 }
 """Names of the weights inside the package, and their files under `simsearch/weights/`."""
 
-ARCHITECTURES: dict[str, type[AlexNetConfig]] = {
+ARCHITECTURES: dict[str, Any] = {
     "alexnet": AlexNetConfig,
+    "lenet5": LeNet5Config,
+    "convnet4": ConvNet4Config,
 }
 """Networks that a weights file may name, and the configuration of each."""
 
@@ -76,15 +78,16 @@ class WeightsFile:
     sha256: str
 
     @property
-    def config(self) -> AlexNetConfig:
+    def config(self) -> Config:
         """The network's configuration. Raises WeightsError where the header's arguments do not fit."""
         try:
-            return ARCHITECTURES[self.card.architecture](**self.card.arguments)
+            found: Config = ARCHITECTURES[self.card.architecture](**self.card.arguments)
         except KeyError:
             known = ", ".join(ARCHITECTURES)
             raise WeightsError(f"{self.path}: architecture {self.card.architecture!r} is none of {known}") from None
         except TypeError as error:
             raise WeightsError(f"{self.path}: {error}") from error
+        return found
 
 
 def check_device(device: str) -> None:

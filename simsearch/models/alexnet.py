@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simsearch.models.graphs import AlexNetConfig
+from simsearch.models.configs import AlexNetConfig
+from simsearch.models.network import Network
 
 
 def local_response_norm(x: Tensor, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> Tensor:
@@ -53,7 +54,7 @@ class LocalResponseNorm(nn.Module):
         return local_response_norm(x)
 
 
-class AlexNet(nn.Module):
+class AlexNet(Network):
     """The network of figure 2: five convolutions, three linear layers, split in two halves as on the paper's two GPUs.
 
     Input (B, 3, S, S) float, RGB with the training mean subtracted; output (B, C) logits.
@@ -110,17 +111,12 @@ class AlexNet(nn.Module):
             assert layer.bias is not None
             nn.init.constant_(layer.bias, 1.0 if gain is None and name in biased else 0.0)
         if gain is not None:
-            nn.init.normal_(self.classifier.weight, std=0.01)
+            nn.init.normal_(self.classifier.get_parameter("weight"), std=0.01)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, 4096): the last hidden layer after its ReLU, hence non-negative (section 6.1)."""
         hidden: Tensor = self.hidden(self.conv(x).flatten(1))
         return hidden
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, C) logits; softmax turns them into the class probabilities."""
-        logits: Tensor = self.classifier(self.features(x))
-        return logits
 
 
 class Counts(NamedTuple):

@@ -78,11 +78,15 @@ def decode(encoded: Encoded) -> NDArray[np.float32]:
 def k_means(values: NDArray[np.float32], k: int, rounds: int = 30) -> NDArray[np.float32]:
     """The k centres of one-dimensional k-means, ascending, from centres spread evenly over the range.
 
-    Even spreading keeps a centre for the rare large weights, which matter most (Han et al., section 3.2).
+    Even spreading keeps a centre for the rare large weights, which matter most (Han et al., section 3.2). Where there
+    are no more than k different values, as after training with shared weights, they are the centres.
     """
     ordered = np.sort(values.astype(np.float64))
     if not len(ordered):
         return np.zeros(k, np.float32)
+    distinct = ordered[np.concatenate([[True], np.diff(ordered) > 0])]
+    if len(distinct) <= k:
+        return np.pad(distinct, (0, k - len(distinct)), mode="edge").astype(np.float32)
     totals = np.concatenate([[0.0], np.cumsum(ordered)])
     centres = np.linspace(ordered[0], ordered[-1], k)
     for _ in range(rounds):

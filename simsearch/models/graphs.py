@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from simsearch.models.configs import AlexNetConfig, ConvNet4Config, LeNet5Config
+from simsearch.models.tables import LUMA
 from simsearch.recipe import Recipe
 
 VERSION = 2
@@ -24,30 +25,6 @@ VERSION = 2
 _FLOAT, _UINT8 = 1, 2  # TensorProto.DataType
 _OPERATOR_SET = 17
 _IR_VERSION = 8
-
-
-@dataclass(frozen=True)
-class AlexNetConfig:
-    """What can vary in `simsearch.models.alexnet.AlexNet`; the defaults are the paper's."""
-
-    num_classes: int = 1000
-    image_size: int = 224
-    channels: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
-    hidden: int = 4096
-    groups: int = 2
-    dropout: float = 0.5
-
-    @property
-    def flat(self) -> int:
-        """Inputs of the first hidden layer: channels times positions after the last pooling."""
-        side = (self.image_size + 2 * 2 - 11) // 4 + 1
-        for _ in range(3):
-            side = (side - 3) // 2 + 1
-        return self.channels[4] * side * side
-
-    @property
-    def dimension(self) -> int:
-        return self.hidden
 
 
 class Stored(dict[str, tuple[tuple[int, ...], int, int]]):
@@ -98,13 +75,19 @@ class Graph:
         return _integer(1, _IR_VERSION) + _text(2, "simsearch") + _message(7, graph) + operators
 
 
-def alexnet(config: AlexNetConfig, recipe: Recipe, stored: Stored, location: str) -> bytes:
-    """The ONNX model of `simsearch.models.alexnet.AlexNet(config)`, its weights in the file `location`."""
-    graph = Graph("alexnet", stored, location)
+def _begin(name: str, recipe: Recipe, stored: Stored, location: str) -> Graph:
+    """A graph that has turned pixels into the network's (B, 3, S, S) input."""
+    graph = Graph(name, stored, location)
     graph.add("Cast", to=_FLOAT)
     graph.add("Transpose", perm=(0, 3, 1, 2))
     graph.add("Sub", graph.constant("mean", np.array(recipe.mean, np.float32).reshape(1, 3, 1, 1)))
     graph.add("Div", graph.constant("deviation", np.array(recipe.deviation, np.float32).reshape(1, 3, 1, 1)))
+    return graph
+
+
+def alexnet(config: AlexNetConfig, recipe: Recipe, stored: Stored, location: str) -> bytes:
+    """The ONNX model of `simsearch.models.alexnet.AlexNet(config)`, its weights in the file `location`."""
+    graph = _begin("alexnet", recipe, stored, location)
 
     def convolution(layer: int, kernel: int, stride: int, padding: int, groups: int) -> None:
         weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
@@ -148,6 +131,60 @@ def alexnet(config: AlexNetConfig, recipe: Recipe, stored: Stored, location: str
     graph.add("Relu", output="features")
     graph.add("Gemm", graph.weight("classifier.weight"), graph.weight("classifier.bias"), output="logits", transB=1)
     return graph.model(config.image_size, {"features": config.hidden, "logits": config.num_classes})
+
+
+def lenet5(config: LeNet5Config, recipe: Recipe, stored: Stored, location: str) -> bytes:
+    """The ONNX model of `simsearch.models.lenet.LeNet5(config)`."""
+    graph = _begin("lenet5", recipe, stored, location)
+
+    def scalar(value: float) -> str:
+        return graph.constant(f"c{len(graph.nodes)}", np.array(value, np.float32))
+
+    def squash(output: str | None = None) -> None:
+        graph.add("Mul", scalar(2 / 3))
+        graph.add("Tanh")
+        graph.add("Mul", scalar(1.7159), output=output)
+
+    def convolution(layer: int) -> None:
+        weights = graph.weight(f"layers.{layer}.weight"), graph.weight(f"layers.{layer}.bias")
+        graph.add("Conv", *weights, kernel_shape=(5, 5))
+        squash()
+
+    def subsampling(layer: int) -> None:
+        graph.add("AveragePool", kernel_shape=(2, 2), strides=(2, 2))
+        graph.add("Mul", scalar(4.0))
+        graph.add("Mul", graph.weight(f"layers.{layer}.weight"))
+        graph.add("Add", graph.weight(f"layers.{layer}.bias"))
+        squash()
+
+    graph.add("Conv", graph.constant("luma", np.array(LUMA, np.float32).reshape(1, 3, 1, 1)), kernel_shape=(1, 1))
+    convolution(0)
+    subsampling(2)
+    convolution(4)
+    subsampling(6)
+    convolution(8)
+    graph.add("Flatten", axis=1)
+    graph.add("Gemm", graph.weight("layers.11.weight"), graph.weight("layers.11.bias"), transB=1)
+    squash("features")
+    graph.add("ReduceSumSquare", axes=(1,), keepdims=1)  # minus the squared distance to each code of 84 signs
+    squares, graph.last = graph.last, "features"
+    graph.add("Gemm", graph.weight("classifier.codes"), alpha=2.0, transB=1)
+    graph.add("Sub", squares)
+    graph.add("Sub", scalar(float(config.dimension)), output="logits")
+    return graph.model(config.image_size, {"features": config.dimension, "logits": config.num_classes})
+
+
+def convnet4(config: ConvNet4Config, recipe: Recipe, stored: Stored, location: str) -> bytes:
+    """The ONNX model of `simsearch.models.convnet.ConvNet4(config)`."""
+    graph = _begin("convnet4", recipe, stored, location)
+    for layer in (0, 3, 6):
+        weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
+        graph.add("Conv", *weights, kernel_shape=(5, 5), pads=(2, 2, 2, 2))
+        graph.add({"relu": "Relu", "tanh": "Tanh"}[config.activation])
+        graph.add("MaxPool", kernel_shape=(3, 3), strides=(2, 2))
+    graph.add("Flatten", output="features", axis=1)
+    graph.add("Gemm", graph.weight("classifier.weight"), graph.weight("classifier.bias"), output="logits", transB=1)
+    return graph.model(config.image_size, {"features": config.dimension, "logits": config.num_classes})
 
 
 def _varint(value: int) -> bytes:

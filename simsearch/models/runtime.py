@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.models import WeightsFile
-    from simsearch.models.graphs import AlexNetConfig
+    from simsearch.models.configs import Config
     from simsearch.recipe import Recipe
 
-_BUILDERS = {"alexnet": graphs.alexnet}
+_BUILDERS: dict[str, Any] = {"alexnet": graphs.alexnet, "lenet5": graphs.lenet5, "convnet4": graphs.convnet4}
 
 
 def choose_device(device: str, few: bool = False) -> str:
@@ -66,7 +66,7 @@ class OnnxModel:
     def __init__(self, weights: WeightsFile, *, few: bool = False) -> None:
         self.name, self.weights_sha256 = weights.name, weights.sha256
         self.recipe, self.classes = weights.card.recipe, weights.card.classes
-        self.distances = weights.card.distances
+        self.distances, self.labels = weights.card.distances, weights.card.labels
         config = weights.config
         self.dimension = config.dimension
         _check_recipe(self.recipe, config)
@@ -146,17 +146,17 @@ class TorchModel:
     def __init__(self, weights: WeightsFile, device: str) -> None:
         import torch
 
-        from simsearch.models.alexnet import AlexNet
+        from simsearch.models.networks import make
 
         self.name, self.weights_sha256 = weights.name, weights.sha256
         self.recipe, self.classes = weights.card.recipe, weights.card.classes
-        self.distances = weights.card.distances
+        self.distances, self.labels = weights.card.distances, weights.card.labels
         self.engine = f"torch-{device.partition(':')[0]}"
         config = weights.config
         self.dimension = config.dimension
         _check_recipe(self.recipe, config)
         self._device = torch.device(device)
-        self._network = AlexNet(config)
+        self._network = make(weights.card.architecture, config)
         tensors = {name: torch.from_numpy(array) for name, array in read_tensors(weights.path).items()}
         try:
             self._network.load_state_dict(tensors)
@@ -217,6 +217,6 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _check_recipe(recipe: Recipe, config: AlexNetConfig) -> None:
+def _check_recipe(recipe: Recipe, config: Config) -> None:
     if recipe.crop != config.image_size:
         raise WeightsError(f"the recipe cuts {recipe.crop} pixels but the network takes {config.image_size}")

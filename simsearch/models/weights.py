@@ -37,6 +37,7 @@ class Card:
 
     architecture: a key of `simsearch.models.ARCHITECTURES`; arguments: those of its configuration.
     training and metrics are free-form summaries, shown by `simsearch models --verbose`.
+    labels: what the classes were called in the training data, where those are not their names (WordNet ids, say).
     distances: quantiles of the distances between random pairs of training images, for `similarity` in small indexes.
     """
 
@@ -48,6 +49,7 @@ class Card:
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     distances: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def sha256(path: Path) -> str:
@@ -69,6 +71,7 @@ def read_card(path: Path) -> Card:
             training=header.get("training", {}),
             metrics=header.get("metrics", {}),
             distances=tuple(header.get("distances", ())),
+            labels=tuple(header.get("labels", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: the header is incomplete: {error}") from error
@@ -117,6 +120,7 @@ def write(path: Path, card: Card, tensors: Mapping[str, NDArray[np.float32]], bi
         "training": card.training,
         "metrics": card.metrics,
         "distances": card.distances,
+        "labels": card.labels,
         "encoding": encoding,
     }
     partial = path.with_name(f".{path.name}.{os.getpid()}")
