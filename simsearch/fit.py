@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -133,13 +132,13 @@ def fit(
     journal = Journal(job.beside(".jsonl") if not world.rank else None, job.resume and checkpoint.exists(), log)
     facts = {"architecture": job.architecture, "classes": list(data.classes), "images": len(data),
              "start": start.sha256 if start else None, "freeze": job.freeze}  # fmt: skip
-    began = time.monotonic()
     try:
-        train(data, network, job.config, checkpoint, colour, validation=validation, device=device, resume=job.resume,
-              facts=facts, log=journal, stop=stop)  # fmt: skip
+        seconds = train(
+            data, network, job.config, checkpoint, colour, validation=validation, device=device, resume=job.resume,
+            facts=facts, log=journal, stop=stop,
+        )  # fmt: skip
     finally:
         journal.draw(job.beside(".png"))
-    seconds = time.monotonic() - began
     card = weights.Card(job.architecture, arguments, recipe, _named(job, data.classes), labels=data.classes)
     card = replace(card, training=_story(job, data, validation, start, seconds))
     outcome = Outcome(job.output, len(data), len(data.classes), {}, seconds, 0)

@@ -113,9 +113,8 @@ class Training:
         self.config, self.steps_per_epoch, self.device = config, steps_per_epoch, device
         self.steps = config.epochs * steps_per_epoch
         self.state = State()
-        self.window = torch.zeros(
-            4, dtype=torch.float64, device=device
-        )  # loss, top-1, top-5, images since the last row
+        # Sums of loss, top-1, top-5 and images since the last row of the log.
+        self.window = torch.zeros(4, dtype=torch.float64, device=device)
         for layer in network.modules():
             if isinstance(layer, nn.Dropout):
                 layer.p = config.dropout
@@ -197,7 +196,7 @@ class Training:
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.compressor.restore(content["compressor"])
-        self.average = content["average"]
+        self.average = {name: value.to(self.device) for name, value in content["average"].items()}
         self.state = State(**plain["state"])
         self.window += torch.tensor(self.state.window, device=self.device)
 
@@ -227,14 +226,15 @@ def train(
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = 180.0,
-) -> None:
+) -> float:
     """Trains `network` in place, keeping a checkpoint; with `resume` it continues from there if the file exists.
 
     Every batch depends only on the seed and the step, so a resumed run has the losses that an uninterrupted one would
     have had. `log` gets rows with an `event`: "resume" (step), "step" (every 50: step, epoch, loss, top1 and top5 as
     shares, rate in images/s, learning_rate, left in seconds), "epoch" (with validation: top1, top5), "note" (text).
-    When `stop` turns true, a checkpoint is written and TrainingInterruptedError raised. Raises SimsearchError where the
-    loss is no number any more or the memory does not suffice; the last checkpoint remains.
+    Returns the seconds it took, all runs together. When `stop` turns true, a checkpoint is written and
+    TrainingInterruptedError raised. Raises SimsearchError where the loss is no number any more or the memory does not
+    suffice; the last checkpoint remains.
     """
     device, facts = device or torch.device("cpu"), facts or {}
     world = World.join(device)
@@ -299,6 +299,7 @@ def train(
         raise SimsearchError(f"a batch of {batch} does not fit into the memory of {device}", hint=hint) from error
     training.take_average()
     network.eval()
+    return state.seconds
 
 
 def _prepared(training: Training, world: World, log: Callable[[dict[str, Any]], None]) -> Callable[[Tensor], Any]:
@@ -320,7 +321,8 @@ def _arithmetic(config: TrainConfig, device: torch.device) -> Callable[[], Any]:
     """A context in which the network computes; a new one for each use."""
     if config.precision == "float32":
         return contextlib.nullcontext
-    torch.set_float32_matmul_precision("high")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     if not has_bf16(device):
         return contextlib.nullcontext
     return lambda: torch.autocast(device.type, torch.bfloat16)
