@@ -1,0 +1,71 @@
+"""The scripts under scripts/reproduce, each once through at a tiny size."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPTS = Path(__file__).parent.parent / "scripts" / "reproduce"
+
+
+def run(script, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """Drawn digits in MNIST's files: a bar whose place is the label."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 300), ("t10k", 60)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        images = random.integers(0, 40, (count, 28, 28), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[4 + 2 * label : 6 + 2 * label, 4:24] = 250
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+            (tmp_path / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+    return tmp_path
+
+
+def test_lenet5(mnist):
+    work = mnist / "work"
+    arguments = (mnist, "--work", work, "--seeds", 2, "--set", "epochs=2", "--set", "batch_size=20")
+    out = run("lenet5", *arguments)
+    assert out.count("of 60 wrong") == 4
+    assert "distorted: mean" in out
+    assert "index of 60 digits, 84 features each" in out
+    assert Image.open(work / "robustness.png").size[0] == 720
+    assert out.count("error in %") == 4
+    again = run("lenet5", *arguments)  # finished seeds are kept
+    kept = [line.split("(")[0] for line in out.splitlines() if "wrong" in line]
+    assert kept == [line.split("(")[0] for line in again.splitlines() if "wrong" in line]
+
+
+def test_relu_vs_tanh(tmp_path):
+    random = np.random.default_rng(0)
+    for number in range(256):
+        folder = tmp_path / "pictures" / ("red", "blue")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 150, (32, 32, 3), dtype=np.uint8)
+        pixels[:, :, (number % 2) * 2] += 60
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    work = tmp_path / "work"
+    out = run("relu_vs_tanh", tmp_path / "pictures", "--work", work, "--seeds", 2, "--rates", 0.01, 0.05, "--most", 30)
+    assert "the paper says 6" in out
+    assert (work / "relu_vs_tanh.png").stat().st_size > 1000
+    runs = [json.loads(path.read_text()) for path in work.glob("*.json")]
+    assert {one["unit"] for one in runs} == {"relu", "tanh"}
+    for one in runs:
+        if one["epochs"] is not None:
+            assert one["errors"][-1] <= 25 < one["errors"][-2]
+            assert len(one["errors"]) - 2 <= one["epochs"] <= len(one["errors"]) - 1
