@@ -44,7 +44,8 @@ def test_lenet5(mnist):
     assert out.count("of 60 wrong") == 4
     assert "distorted: mean" in out
     assert "index of 60 digits, 84 features each" in out
-    assert Image.open(work / "robustness.png").size[0] == 720
+    with Image.open(work / "robustness.png") as figure:
+        assert figure.width == 720
     assert out.count("error in %") == 4
     again = run("lenet5", *arguments)  # finished seeds are kept
     kept = [line.split("(")[0] for line in out.splitlines() if "wrong" in line]
