@@ -92,8 +92,9 @@ _LENET = replace(
     reflections=False, colour=0.0,
 )  # fmt: skip
 _CONVNET = replace(
-    _PAPER, image_size=32, epochs=60, schedule="constant", weight_decay=0.0, dropout=0.0, reflections=False, colour=0.0
-)
+    _PAPER, image_size=32, epochs=60, schedule="constant", gain=1.0, weight_decay=0.0, dropout=0.0, reflections=False,
+    colour=0.0,
+)  # fmt: skip
 
 PRESETS: dict[str, dict[str, TrainConfig]] = {
     "alexnet": {

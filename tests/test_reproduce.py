@@ -63,7 +63,7 @@ def test_relu_vs_tanh(tmp_path):
     work = tmp_path / "work"
     out = run("relu_vs_tanh", tmp_path / "pictures", "--work", work, "--seeds", 2, "--rates", 0.01, 0.05, "--most", 30)
     assert "the paper says 6" in out
-    assert (work / "relu_vs_tanh.png").stat().st_size > 1000
+    assert (work / "relu_vs_tanh-paper.png").stat().st_size > 1000
     runs = [json.loads(path.read_text()) for path in work.glob("*.json")]
     assert {one["unit"] for one in runs} == {"relu", "tanh"}
     for one in runs:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -283,21 +282,10 @@ torch.save({"network": network.state_dict(), "losses": [r["loss"] for r in rows 
 def test_two_processes_train_the_same_network_as_one(data, tmp_path):
     np.savez(tmp_path / "data.npz", pixels=data.pixels, labels=data.labels)
     (tmp_path / "worker.py").write_text(WORKER)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     arguments = [str(tmp_path / "worker.py"), str(tmp_path / "data.npz"), str(tmp_path / "out")]
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-addr",
-        "127.0.0.1",
-        "--master-port",
-        str(port),
-    ]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", *rendezvous]
     for command in (launch + arguments, arguments):
         done = subprocess.run([sys.executable, *command], env=environment, timeout=300, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]

@@ -40,13 +40,14 @@ class ConvNet4(Network):
         self.initialise()
 
     def initialise(self, gain: float | None = None) -> None:
-        """Gaussian with deviation gain / sqrt(fan in), 1 where nothing is said, 0.01 in the last layer; biases 0."""
+        """Gaussian with deviation 0.01 (section 5), or with gain / sqrt(fan in) but for the last layer; biases 0."""
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.normal_(layer.weight, std=(gain or 1.0) / layer.weight[0].numel() ** 0.5)
+                last = layer is self.classifier
+                std = 0.01 if gain is None or last else gain / layer.weight[0].numel() ** 0.5
+                nn.init.normal_(layer.weight, std=std)
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.classifier.get_parameter("weight"), std=0.01)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, 3, 32, 32) -> (B, 576)."""
