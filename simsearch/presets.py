@@ -88,8 +88,8 @@ _FAST = replace(
     dropout=0.25, gain=2**0.5, patches="scaled", precision="auto", compile=True,
 )  # fmt: skip
 _LENET = replace(
-    _PAPER, image_size=32, epochs=20, learning_rate=0.003, schedule="cosine", weight_decay=0.0, dropout=0.0,
-    reflections=False, colour=0.0,
+    _PAPER, image_size=32, epochs=20, batch_size=32, learning_rate=0.001, schedule="cosine", weight_decay=0.01,
+    dropout=0.0, reflections=False, colour=0.0,
 )  # fmt: skip
 _CONVNET = replace(
     _PAPER, image_size=32, epochs=60, schedule="constant", gain=1.0, weight_decay=0.0, dropout=0.0, reflections=False,
@@ -104,7 +104,10 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
     },
     "lenet5": {
         "paper": _LENET,
-        "distorted": replace(_LENET, epochs=40, learning_rate=0.005, shift=0.07, rotation=10.0, shear=0.15, zoom=0.12),
+        "distorted": replace(
+            _LENET, epochs=40, batch_size=128, learning_rate=0.005, weight_decay=0.0,
+            shift=0.07, rotation=10.0, shear=0.15, zoom=0.12,
+        ),
     },
     "convnet4": {"paper": _CONVNET},
 }

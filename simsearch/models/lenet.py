@@ -16,8 +16,9 @@ from simsearch.models.configs import LeNet5Config
 from simsearch.models.network import Network
 from simsearch.models.tables import C3_TABLE, LUMA, codes
 
-RUBBISH = 0.1
-"""The constant j of the loss: how near an image of no class would be to a class of its own."""
+RUBBISH = 10.0
+"""The constant j of the loss: how near an image of no class would be to a class of its own. The paper only says that it
+is positive; of 0.1, 3, 10, 20 and 1000 this gave the fewest errors on 10,000 training images held out."""
 
 
 class Squash(nn.Module):
