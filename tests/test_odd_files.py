@@ -22,7 +22,6 @@ from simsearch.verify import verify
 from tests.models import CellModel
 
 GOOD, ODD = 100, 200
-WEIGHTS = Path(simsearch.__file__).parent / "weights" / models.BUILTIN["alexnet"]
 UNREADABLE = "unreadable.jpg"
 Turn = Image.Transpose
 STORED_BY = (
@@ -321,7 +320,7 @@ def test_orientation_would_change_the_features_were_it_not_undone() -> None:
     assert similar(model.features(both)) < 0.95
 
 
-@pytest.mark.skipif(not WEIGHTS.is_file(), reason="the built-in weights are not in the package")
-def test_orientation_does_not_change_the_features_of_alexnet() -> None:
-    model = models.load("alexnet", "cpu", images=8)
+@pytest.mark.parametrize("name", models.BUILTIN)
+def test_orientation_does_not_change_the_features_of_what_ships(name: str) -> None:
+    model = models.load(name, "cpu", images=8)
     assert similar(features(model, sample.draw("cat", 0))) >= 0.99

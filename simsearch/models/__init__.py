@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from simsearch.recipe import Recipe
 
-DEFAULT = "alexnet"
+DEFAULT = "alexnet-distilled"
 
 TORCHVISION = "torchvision/"
 """Names with this beginning are torchvision's networks."""
@@ -31,6 +31,7 @@ FEW = 32
 """Up to this many images are not worth the start of CUDA, nor rearranging the weights for speed."""
 
 BUILTIN: dict[str, str] = {
+    "alexnet-distilled": "alexnet-distilled.safetensors",
     "alexnet": "alexnet.safetensors",
 }
 """Names of the weights inside the package, and their files under `simsearch/weights/`."""
