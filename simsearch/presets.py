@@ -105,8 +105,15 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
     "lenet5": {
         "paper": _LENET,
         "distorted": replace(
-            _LENET, epochs=40, batch_size=128, learning_rate=0.005, weight_decay=0.0,
-            shift=0.07, rotation=10.0, shear=0.15, zoom=0.12,
+            _LENET,
+            epochs=40,
+            batch_size=128,
+            learning_rate=0.005,
+            weight_decay=0.0,
+            shift=0.07,
+            rotation=10.0,
+            shear=0.15,
+            zoom=0.12,
         ),
     },
     "convnet4": {"paper": _CONVNET},
