@@ -71,7 +71,7 @@ class _Part(NamedTuple):
 
 
 class _Scanned(NamedTuple):
-    """The rows that float32 finds nearest: squared distances, ascending, and rows, (nq, width); -1 where there are none.
+    """What float32 finds nearest: squared distances, ascending, and rows, (nq, width); -1 where there are none.
 
     slack: (nq,) by how much rounding may have moved a squared distance, beyond the relative ROUNDING.
     """
