@@ -25,7 +25,8 @@ class Projection:
 
     def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """(n, D) features to (n, d)."""
-        projected: NDArray[np.float32] = (np.asarray(features, np.float32) - self.mean) @ self.axes
+        x: Any = np.asarray(features, np.float32)
+        projected: NDArray[np.float32] = (x - self.mean) @ self.axes
         return projected
 
 

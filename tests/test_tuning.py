@@ -104,10 +104,10 @@ def test_deleting_or_damaging_the_structure_loses_nothing(filled: Filler) -> Non
 
 def test_a_second_tune_replaces_the_first_and_readers_notice(filled: Filler) -> None:
     with Engine(filled.path, model=filled.model) as reader:
-        assert reader.exact
+        assert [reader.exact] == [True]
         tune(filled.engine, 0.9)
         reader.search_by_vector(np.zeros(D, np.float32))
-        assert reader.exact is False
+        assert [reader.exact] == [False]
         first = {path.name for path in (filled.path / "derived").iterdir()}
         tune(filled.engine, 0.9)
         assert len(first) == 1 and first != {path.name for path in (filled.path / "derived").iterdir()}
