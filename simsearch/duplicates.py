@@ -1,8 +1,8 @@
-"""Groups of near-identical items, found exactly and without comparing all pairs.
+"""Groups of near-identical items, found exactly without measuring all pairs.
 
 Features are projected on their principal components. An orthonormal projection never lengthens a distance, so items
 farther apart there than the threshold need not be compared; along the first component, sorted, that leaves out all
-but a window. What is left is measured in float64. Memory does not grow with the number of pairs.
+but a window of short vectors. What is left is measured in float64. Memory does not grow with the number of pairs.
 """
 
 from __future__ import annotations
@@ -178,10 +178,14 @@ def _linked(flat: FlatIndex, rows: NDArray[np.int64], reach: float, progress: Pr
 def _near(
     z: NDArray[np.float32], left: NDArray[np.int64], right: NDArray[np.int64], farthest: float
 ) -> NDArray[np.int64]:
-    """The pairs (n, 2) of places at most so far apart after projection."""
-    a, b = z[left].astype(np.float64), z[right].astype(np.float64)
-    squared = np.einsum("nd,nd->n", a, a)[:, None] + np.einsum("nd,nd->n", b, b) - 2 * a @ b.T
-    i, j = np.nonzero(squared <= farthest**2 * (1 + 1e-9) + 1e-9)
+    """The pairs (n, 2) of places at most so far apart after projection, and a few more by rounding."""
+    # |a - b|^2 <= f^2 is a.b - |b|^2 / 2 >= (|a|^2 - f^2) / 2: one product and one comparison.
+    a, b = z[left], z[right]
+    own, others = np.einsum("nd,nd->n", a, a), np.einsum("nd,nd->n", b, b)
+    ones, halves = np.ones((len(a), 1), np.float32), -others[:, None] / 2
+    product = np.concatenate([a, ones], 1) @ np.concatenate([b, halves], 1).T  # (left, right)
+    slack = 1e-5 * max(float(own.max()), float(others.max()))
+    i, j = np.nonzero(product >= ((own - farthest**2) / 2 - slack).astype(np.float32)[:, None])
     pairs = np.stack([left[i], right[j]], 1)
     different: NDArray[np.int64] = pairs[pairs[:, 0] != pairs[:, 1]]
     return different
