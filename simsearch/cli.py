@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from simsearch import cli_models
+from simsearch import cli_models, cli_search
 from simsearch.cli_models import device, form, version
 from simsearch.console import DAMAGED, NO_MATCH, Main, progress
 
@@ -75,11 +75,13 @@ def sources_and_options(command: Command) -> Command:
 @click.option("--model", metavar="NAME|FILE", help="Model of a new index; `simsearch models` lists them.")
 @click.option("--no-prune", is_flag=True, help="Keep items whose image is gone.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--recall", type=click.FloatRange(0, 1, min_open=True), metavar="R",
+              help="Afterwards, choose how to search, as `tune --recall R` does.")  # fmt: skip
 @root
 @sources_and_options
 def build(
-    source: tuple[str, ...], model: str | None, no_prune: bool, dry_run: bool, roots: tuple[str, ...],
-    index_path: str, device: str, form: str, **options: Any,
+    source: tuple[str, ...], model: str | None, no_prune: bool, dry_run: bool, recall: float | None,
+    roots: tuple[str, ...], index_path: str, device: str, form: str, **options: Any,
 ) -> None:  # fmt: skip
     """Makes an index from SOURCEs or brings it in step with them.
 
@@ -99,8 +101,10 @@ def build(
         engine, summary = api.build_with_summary(
             source, index_path, model, device=device, options=chosen, roots=_roots(roots)
         )
-    engine.close()
-    _say(summary, index_path, form)
+    with engine:
+        _say(summary, index_path, form)
+        if recall is not None:
+            cli_search.choose(engine, recall, None, index_path)
 
 
 @main.command()
@@ -222,7 +226,8 @@ def query(
             for name, matches in zip(image[start : start + 64], found, strict=True):
                 if relative:
                     matches = [replace(match, path=match.relative) for match in matches]
-                answers.append(output.Answer(name, engine.meta.model, True, took, matches))
+                exact = bool(options["exact"]) or engine.exact
+                answers.append(output.Answer(name, engine.meta.model, exact, took, matches))
         text = output.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
         click.echo(text, nl=False, color=True)  # a path is printed as it is, whatever it holds
         if montage or html_file:
@@ -317,7 +322,8 @@ def verify(form: str, index_path: str) -> None:
 
 
 @main.command()
-@click.option("--format", "form", type=click.Choice(["npy"]), default="npy", show_default=True, help="The file format.")
+@click.option("--format", "form", type=click.Choice(["npy", "parquet"]), default="npy", show_default=True,
+              help="The file format; parquet needs pip install 'simsearch[parquet]'.")  # fmt: skip
 @click.option(
     "-o", "--output", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to."
 )
@@ -325,11 +331,14 @@ def verify(form: str, index_path: str) -> None:
 @index
 @version
 def export(form: str, folder: Path, roots: tuple[str, ...], index_path: str) -> None:
-    """Writes the features (features.npy, one float32 row an item) and what they belong to (items.jsonl)."""
-    from simsearch.export import export_npy
+    """Writes the features and what they belong to.
+
+    npy: features.npy (one float32 row an item) and items.jsonl. parquet: items.parquet, with float16 features.
+    """
+    from simsearch.export import export_npy, export_parquet
 
     with _engine(index_path, device="cpu", roots=roots) as engine, progress("exporting") as callback:
-        count = export_npy(engine, folder, callback)
+        count = (export_parquet if form == "parquet" else export_npy)(engine, folder, callback)
     click.echo(f"{folder}: {count:,} items")
 
 
@@ -347,7 +356,10 @@ def sample(directory: Path, count: int, seed: int) -> None:
     click.echo(f"{directory}: {written:,} pictures of {min(count, len(drawing.KINDS))} kinds")
 
 
-for _command in (cli_models.train, cli_models.classify, cli_models.evaluation, cli_models.models):
+for _command in (
+    cli_models.train, cli_models.classify, cli_models.evaluation, cli_models.models,
+    cli_search.duplicates, cli_search.merge, cli_search.tune,
+):  # fmt: skip
     main.add_command(_command)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from simsearch import images, models, opening
-from simsearch.errors import ImageError, ModelMismatchError, UsageError
+from simsearch.errors import ImageError, IndexDamagedError, ModelMismatchError, UsageError
 from simsearch.extract import stored
 from simsearch.index import FlatIndex
 from simsearch.meta import Meta
@@ -28,6 +28,7 @@ from simsearch.search import Match, Picture, PictureOptions, Search, SearchOptio
 from simsearch.shards import Shards
 from simsearch.snapshot import RecordedSource, Snapshot, Sources, matcher
 from simsearch.store import Item, Reader, SourceRow, Store
+from simsearch.structure import Structure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,6 +78,7 @@ class Engine:
         self.recipe = Recipe.from_dict(self.meta.recipe)
         self._lock = threading.RLock()
         self._snapshot: Snapshot | None = None
+        self._structure: tuple[str, Structure | None] = ("", None)
         self._model: Model | None = None
         self._model_name = self.meta.model
         if isinstance(model, str):
@@ -200,7 +202,25 @@ class Engine:
             return self._search(reader).answers(query[None, None], k, [[]], options)[0]
 
     def _search(self, reader: Reader) -> Search:
-        return Search(reader, self._current(reader), self.shards, self.meta.distances)
+        snapshot = self._current(reader)
+        return Search(reader, snapshot, self.shards, self.meta.distances, self._approximate())
+
+    def _approximate(self) -> Structure | None:
+        """The search structure that `tune` chose, loaded on first use; None if there is none, or it is gone."""
+        with self._lock:
+            parameters = self.meta.search["parameters"]
+            name = parameters.get("folder", "") if isinstance(parameters, dict) else ""
+            if self._structure[0] != name:
+                loaded = None
+                with contextlib.suppress(IndexDamagedError):  # derived data: what is gone costs time, not answers
+                    loaded = Structure.load(self.path / "derived" / Path(name).name, parameters)
+                self._structure = name, loaded
+            return self._structure[1] if name else None
+
+    @property
+    def exact(self) -> bool:
+        """Whether every search is exact: no structure was chosen by `tune`, or its files are gone."""
+        return self._approximate() is None
 
     def features(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """The features (n, D) of pictures, rounded as the index keeps them."""
@@ -267,6 +287,10 @@ class Engine:
         """The item with that id. Raises ItemNotFoundError."""
         with self.store.reading() as reader:
             return reader.item(number)
+
+    def snapshot(self, reader: Reader) -> Snapshot:
+        """What the index holds, as of the reader's snapshot."""
+        return self._current(reader)
 
     def opened(self, reader: Reader) -> Sources:
         """The index's sources by number, as of the reader's snapshot."""
@@ -412,8 +436,7 @@ class Engine:
             for row in reader.sources():
                 place = row.kind, self.root_of(row)
                 opened[row.id] = held.get(place) or RecordedSource(*place)
-            if known is not None:
-                self.meta = Meta.read(self.path)
+            self.meta = Meta.read(self.path)
             self._snapshot = Snapshot(generation, flat, live, opened)
             return self._snapshot
 

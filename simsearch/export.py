@@ -1,20 +1,24 @@
-"""Handing the features on: NumPy for everybody."""
+"""Handing the features on: NumPy for everybody, Parquet for data frames and databases."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simsearch.errors import UsageError
+from simsearch.errors import MissingExtraError, UsageError
+from simsearch.filters import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from simsearch.engine import Engine
+    from simsearch.store import Item
 
 _ROWS = 2048
 
@@ -49,3 +53,48 @@ def export_npy(engine: Engine, folder: Path, progress: Callable[[int, int], None
     except OSError as error:
         raise UsageError(f"cannot export to {folder}: {error.strerror}") from error
     return len(rows)
+
+
+def export_parquet(
+    engine: Engine, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> int:
+    """Writes `items.parquet`, a row an item by id, and returns N.
+
+    Columns: id, path, label, metadata (JSON), features (a list of D float16 values, as the index keeps them).
+    Raises MissingExtraError without pyarrow. The file appears under its name only when it is complete.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("writing Parquet", "parquet") from None
+    dimension = engine.meta.dimension
+    columns = [("id", pyarrow.int64()), ("path", pyarrow.string()), ("label", pyarrow.string()),
+               ("metadata", pyarrow.string()), ("features", pyarrow.list_(pyarrow.float16(), dimension))]  # fmt: skip
+    facts = {"simsearch": json.dumps({"model": engine.meta.model, "weights_sha256": engine.meta.weights_sha256})}
+    schema = pyarrow.schema(columns, metadata=facts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / ".items.parquet.partial"
+        with engine.store.reading() as reader, pyarrow.parquet.ParquetWriter(partial, schema) as writer:
+            total, opened, done = reader.count(), engine.opened(reader), 0
+            for items in _chunks(reader.items()):
+                features = engine.shards.read(np.array([item.row for item in items], np.int64))
+                values = pyarrow.array(features.reshape(-1), pyarrow.float16())
+                paths = [text(opened[item.source].display(item.path)) for item in items]
+                cells = [[item.id for item in items], paths, [item.label for item in items],
+                         [json.dumps(item.metadata) for item in items]]  # fmt: skip
+                arrays = [pyarrow.array(cell, kind) for cell, (_, kind) in zip(cells, columns[:-1], strict=True)]
+                arrays.append(pyarrow.FixedSizeListArray.from_arrays(values, dimension))
+                writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
+                done += len(items)
+                progress(done, total)
+        os.replace(partial, folder / "items.parquet")
+    except OSError as error:
+        raise UsageError(f"cannot export to {folder}: {error.strerror or error}") from error
+    return int(total)
+
+
+def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
+    while chunk := list(itertools.islice(items, _ROWS)):
+        yield chunk

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from simsearch.shards import Shards
     from simsearch.snapshot import Snapshot
     from simsearch.store import Item, Reader
+    from simsearch.structure import Structure
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
 """An image to search by: a path, encoded bytes, a PIL image, or an (H, W, 3) uint8 array."""
@@ -76,12 +77,16 @@ class Match:
 
 @dataclass(frozen=True)
 class Search:
-    """The means of a search. table: the quantiles of random distances that calibrate similarity."""
+    """The means of a search. table: the quantiles of random distances that calibrate similarity.
+
+    structure: names candidates, unless an exact search is asked for; None: all searches are exact.
+    """
 
     reader: Reader
     snapshot: Snapshot
     shards: Shards
     table: Sequence[float]
+    structure: Structure | None = None
 
     def answers(
         self, queries: NDArray[np.float32], k: int,
@@ -105,7 +110,10 @@ class Search:
         width = k + max((len(rows) for rows in left_out), default=0)
         while pending:
             flat = queries[pending].reshape(-1, self.shards.dimension)
-            found = self.snapshot.flat.search(flat, width, permitted)
+            if self.structure is None or options.get("exact"):
+                found = self.snapshot.flat.search(flat, width, permitted)
+            else:
+                found = self.structure.search(self.snapshot.flat, flat, width, permitted)
             unfinished = []
             for place, number in enumerate(pending):
                 near = merge(

@@ -86,7 +86,9 @@ def _holds_items(path: Path) -> bool:
 
 
 def _ours(path: Path) -> bool:
-    return path.name in {"features", "writer.lock", ".meta.json.partial"} or path.name.startswith("items.sqlite")
+    return path.name in {"features", "derived", "writer.lock", ".meta.json.partial"} or path.name.startswith(
+        "items.sqlite"
+    )
 
 
 def sync(engine: Engine, found: Sequence[Source], options: Options) -> Summary:
@@ -313,8 +315,9 @@ def refresh_meta(engine: Engine) -> None:
     with engine.store.reading() as reader:
         generation, items, rows = reader.state("generation"), reader.count(), reader.state("rows")
         failures = reader.failure_count()
-        meta = engine.meta
+        meta = Meta.read(engine.path)  # another process may have tuned it
         if (meta.generation, meta.items) == (generation, items):
+            engine.meta = meta
             return
         distances, measured = meta.distances, meta.distances_of
         grown = not 0.8 * measured <= items <= 1.25 * measured

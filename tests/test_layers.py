@@ -13,16 +13,17 @@ from simsearch import errors
 PACKAGE = Path(simsearch.__file__).parent
 
 LAYERS = [
-    {"cli", "cli_models", "console", "output", "queries", "cards", "report", "__main__"},
+    {"cli", "cli_models", "cli_search", "console", "output", "queries", "cards", "report", "__main__"},
     {"fit"},
-    {"train", "evaluate", "pictures", "api", "sample"},
+    {"train", "evaluate", "pictures", "api", "sample", "duplicates", "merging", "tuning"},
     {"augment", "pruning", "trainset"},
     {"presets"},
     {"engine", "sync", "planning", "verify", "export"},
     {"search"},
     {"snapshot"},
+    {"structure"},
     {"extract", "index", "store", "calibration", "filters"},
-    {"shards", "meta"},
+    {"shards", "meta", "projection"},
     {"models.torchvision_models"},
     {"models.runtime"},
     {"models.networks"},

@@ -1,0 +1,180 @@
+"""The verbs about whole indexes: `duplicates`, `merge` and `tune`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simsearch.cli_models import device, form, version
+from simsearch.console import NO_MATCH, progress
+
+if TYPE_CHECKING:
+    from simsearch.duplicates import Member, Threshold
+    from simsearch.engine import Engine
+    from simsearch.tuning import Choice
+
+index = click.option(
+    "-i", "--index", "index_path", metavar="PATH", envvar="SIMSEARCH_INDEX", default="indexes/default",
+    show_default=True, help="The index; also $SIMSEARCH_INDEX.",
+)  # fmt: skip
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@click.command()
+@click.option("--max-distance", type=click.FloatRange(0), metavar="D",
+              help="What counts as near-identical.  [default: measured on changed copies]")  # fmt: skip
+@click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv", "paths"]), default="table",
+              show_default=True, help="How to print groups; paths leaves out the first of each.")  # fmt: skip
+@click.option(
+    "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a report in one HTML file."
+)
+@device
+@index
+@version
+def duplicates(max_distance: float | None, form: str, html_file: Path | None, device: str, index_path: str) -> None:
+    """Finds groups of near-identical items: copies, and pictures linked by chains of near-identical ones.
+
+    Exits 1 if there are none.
+    """
+    from simsearch import duplicates as near
+    from simsearch.engine import Engine
+    from simsearch.errors import UsageError
+
+    if html_file is not None and not html_file.absolute().parent.is_dir():
+        raise UsageError(f"{html_file} cannot be written: its folder does not exist")
+    with Engine(index_path, device=device) as engine:
+        limit = near.threshold(engine) if max_distance is None else near.Threshold(max_distance)
+        with progress("comparing") as callback:
+            groups = near.groups(engine, limit.distance, callback)
+        _print_groups(groups, form)
+        click.echo(_told(groups, limit), err=True)
+        if html_file:
+            _report(engine, groups, limit, html_file)
+    if not groups:
+        raise click.exceptions.Exit(NO_MATCH)
+
+
+def _told(groups: list[list[Member]], limit: Threshold) -> str:
+    copies = ", ".join(f"{name} {share:.0%}" for name, share in limit.copies.items())
+    found = f"{len(groups):,} groups of {sum(map(len, groups)):,} items within {limit.distance:.4g}"
+    return found + (f"; of changed copies within it: {copies}" if copies else "")
+
+
+def _print_groups(groups: list[list[Member]], form: str) -> None:
+    import csv
+    import json
+    import sys
+
+    from simsearch import output
+
+    listed = [
+        [{"id": m.item.id, "path": m.path, "label": m.item.label, "distance": m.distance} for m in group]
+        for group in groups
+    ]
+    if form == "json":
+        click.echo(json.dumps(listed, indent=1))
+    elif form == "jsonl":
+        for entries in listed:
+            click.echo(json.dumps(entries))
+    elif form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["group", "id", "path", "label", "distance"])
+        writer.writerows([n, *member.values()] for n, entries in enumerate(listed, 1) for member in entries)
+    elif form == "paths":
+        for group in groups:
+            for member in group[1:]:
+                click.echo(member.path, color=True)
+    else:
+        for number, group in enumerate(groups, 1):
+            rows = [
+                (output.distance(m.distance), str(m.item.id), output.printable(m.item.label or "-"),
+                 output.printable(m.path)) for m in group
+            ]  # fmt: skip
+            lines = output.table([("distance", "id", "label", "path"), *rows], right=2)
+            click.echo("\n".join([f"group {number}: {len(group):,} items", *lines, ""]))
+
+
+def _report(engine: Engine, groups: list[list[Member]], limit: Threshold, file: Path) -> None:
+    from simsearch import report
+
+    def tile(member: Member, first: bool) -> report.Picture:
+        image = engine.thumbnail(member.item.id)
+        return report.Picture(image, member.path, member.item.label, member.item.id, None if first else member.distance)
+
+    rows = [report.Row(tile(group[0], True), [tile(member, False) for member in group[1:]]) for group in groups]
+    facts = {"index": str(engine.path), "model": engine.meta.model, "largest distance": f"{limit.distance:.4g}"}
+    report.save_html(rows, file, "Near-identical pictures", facts)
+    click.echo(f"note: wrote {file}", err=True)
+
+
+@click.command()
+@click.argument("other", nargs=-1, required=True)
+@index
+@version
+def merge(other: tuple[str, ...], index_path: str) -> None:
+    """Takes the items of OTHER indexes of the same model in, with their features; OTHER stays as it is."""
+    from simsearch.engine import Engine
+    from simsearch.merging import merge as take_in
+
+    with Engine(index_path, device="cpu") as engine:
+        for path in other:
+            with Engine(path, device="cpu") as source, progress("merging") as callback:
+                merged = take_in(engine, source, callback)
+            click.echo(f"{index_path}: {len(engine):,} items; {merged.added:,} from {path}, {merged.known:,} known")
+
+
+@click.command()
+@click.option("--recall", type=click.FloatRange(0, 1, min_open=True), default=0.99, show_default=True, metavar="R",
+              help="The share of the 10 true neighbours that must be found; 1 goes back to exact search.")  # fmt: skip
+@click.option("--memory", metavar="BYTES", help="What the structure may take: 500M, 2G.  [default: any]")
+@form
+@index
+@version
+def tune(recall: float, memory: str | None, form: str, index_path: str) -> None:
+    """Chooses the fastest way to search that reaches a recall, by measurement on items it has not seen.
+
+    Until it is done, and if it is interrupted, searches go on as before. Items added later are searched exactly.
+    """
+    from simsearch.engine import Engine
+
+    with Engine(index_path, device="cpu") as engine:
+        choose(engine, recall, _bytes(memory), index_path, form)
+
+
+def choose(engine: Engine, recall: float, memory: int | None, index_path: str, form: str = "text") -> None:
+    """Tunes an open index and says what came of it."""
+    import dataclasses
+    import json
+
+    from simsearch.tuning import tune as chosen
+
+    with progress("tuning") as callback:
+        choice = chosen(engine, recall, memory, callback)
+    click.echo(json.dumps(dataclasses.asdict(choice)) if form == "json" else f"{index_path}: {_chosen(choice)}")
+
+
+def _chosen(choice: Choice) -> str:
+    from simsearch import output
+
+    if choice.kind == "exact":
+        return "exact search"
+    facts: dict[str, Any] = choice.parameters
+    return (f"{choice.kind} of {facts['dimensions']} components, {facts['candidates']} candidates, effort"
+            f" {facts['effort']}; recall {choice.recall:.4f} ({choice.low:.4f} to {choice.high:.4f},"
+            f" {choice.queries} queries), {1000 * choice.seconds:.2f} ms a query instead of"
+            f" {1000 * choice.exact_seconds:.2f} ms, {output.size(choice.memory)}")  # fmt: skip
+
+
+def _bytes(text: str | None) -> int | None:
+    """`500M` as a number of bytes."""
+    from simsearch.errors import UsageError
+
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise UsageError(f"--memory {text!r} is no number of bytes", hint="500M, 2G, or a plain number")
+    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -1,0 +1,234 @@
+"""Groups of near-identical items, found exactly without measuring all pairs.
+
+Features are projected on their principal components. An orthonormal projection never lengthens a distance, so items
+farther apart there than the threshold need not be compared; along the first component, sorted, that leaves out all
+but a window of short vectors. What is left is measured in float64. Memory does not grow with the number of pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from simsearch import calibration, opening, projection
+from simsearch.errors import ImageError, SimsearchError, UsageError
+from simsearch.search import NEAR_IDENTICAL
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.engine import Engine
+    from simsearch.index import FlatIndex
+    from simsearch.store import Item
+
+Progress = Callable[[int, int], None]
+
+COMPONENTS = 64
+SAMPLE = 8192
+"""Rows whose principal components are taken."""
+
+BLOCK, WINDOW, PAIRS = 512, 8192, 1024
+"""Rows compared at once with so many others, and pairs measured at once."""
+
+ORIGINALS = 32
+"""Pictures whose copies calibrate the threshold."""
+
+FARTHEST = 0.35
+"""No calibrated threshold exceeds this share of the median random pair; see `search.NEAR_IDENTICAL`."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """An item of a group. distance: to the group's first item, that of the lowest id."""
+
+    item: Item
+    path: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """distance: what counts as near-identical. copies: for each change of a picture, the share of copies within it."""
+
+    distance: float
+    copies: dict[str, float] = field(default_factory=dict)
+
+
+def _jpeg(image: Image.Image) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=50)
+    return Image.open(buffer).convert("RGB")
+
+
+def _cropped(image: Image.Image) -> Image.Image:
+    x, y = round(image.width * 0.025), round(image.height * 0.025)
+    return image.crop((x, y, image.width - x, image.height - y))
+
+
+def _smaller(image: Image.Image) -> Image.Image:
+    return image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)), Image.Resampling.LANCZOS)
+
+
+COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "JPEG 50": _jpeg,
+    "scaled to 75 %": _smaller,
+    "cropped by 5 %": _cropped,
+    "brighter by 10 %": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+    "rotated by 2 degrees": lambda image: image.rotate(2, Image.Resampling.BICUBIC),
+    "mirrored": ImageOps.mirror,
+}
+FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
+"""The changes that the threshold is set by; those that change every pixel's place are only reported."""
+
+
+def threshold(engine: Engine, seed: int = 0) -> Threshold:
+    """What 90 % of slightly changed copies of the index's own pictures are nearer than.
+
+    Where pictures or model cannot be read, it is the share of the median random pair that `dedup` uses.
+    """
+    median = calibration.median(engine.meta.distances)
+    fallback = Threshold(NEAR_IDENTICAL * median)
+    with engine.store.reading() as reader:
+        ids, _ = reader.ids()
+    originals: list[Image.Image] = []
+    for number in np.random.default_rng(seed).permutation(ids)[: 2 * ORIGINALS]:
+        try:
+            originals.append(opening.open_picture(engine.read(int(number)), None).image)
+        except ImageError:
+            continue
+        if len(originals) == ORIGINALS:
+            break
+    if not originals:
+        return fallback
+    try:
+        base = engine.features(originals).astype(np.float64)
+        found = {
+            name: np.linalg.norm(engine.features([change(image) for image in originals]) - base, axis=1)
+            for name, change in COPIES.items()
+        }
+    except SimsearchError:  # the model's weights are not here
+        return fallback
+    distance = float(np.quantile(np.concatenate([found[name] for name in FAITHFUL]), 0.9))
+    if median:
+        distance = min(distance, FARTHEST * median)
+    return Threshold(distance, {name: float((d <= distance).mean()) for name, d in found.items()})
+
+
+def groups(engine: Engine, max_distance: float, progress: Progress = lambda done, total: None) -> list[list[Member]]:
+    """Items linked by chains of steps of at most `max_distance`, largest group first, each by id.
+
+    progress: items compared and their number. Raises UsageError for a distance that is none.
+    """
+    if not max_distance >= 0:
+        raise UsageError(f"the largest distance is {max_distance}, but distances are not negative")
+    with engine.store.reading() as reader:
+        snapshot = engine.snapshot(reader)
+        ids, rows = reader.ids()
+        root = _linked(snapshot.flat, rows, float(max_distance), progress)
+        order = np.argsort(root, kind="stable")
+        starts = np.flatnonzero(np.diff(root[order], prepend=-1))
+        found = []
+        for places in np.split(order, starts[1:]):
+            if len(places) < 2:
+                continue
+            near = snapshot.flat.read(rows[places]).astype(np.float64)
+            distances = np.linalg.norm(near - near[0], axis=1)
+            items = [reader.item(int(number)) for number in ids[places]]
+            paths = [snapshot.sources[item.source].display(item.path) for item in items]
+            found.append([Member(*each) for each in zip(items, paths, distances.tolist(), strict=True)])
+    return sorted(found, key=lambda group: (-len(group), group[0].item.id))
+
+
+def _linked(flat: FlatIndex, rows: NDArray[np.int64], reach: float, progress: Progress) -> NDArray[np.int64]:
+    """For each of (n,) rows the first place of its group."""
+    links = _Links(len(rows))
+    if len(rows) < 2:
+        return links.roots()
+    random = np.random.default_rng(0)
+    sample = np.sort(random.choice(rows, min(SAMPLE, len(rows)), replace=False))
+    onto = projection.principal(flat.read(sample), COMPONENTS)
+    z = np.empty((len(rows), onto.axes.shape[1]), np.float32)
+    first: dict[bytes, int] = {}
+    for start in range(0, len(rows), BLOCK):
+        features = flat.read(rows[start : start + BLOCK])
+        z[start : start + BLOCK] = onto(features)
+        for place, row in enumerate(features, start):  # rows alike to the bit are linked here
+            links.join(first.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), place), place)
+    unique = np.fromiter(first.values(), np.int64)
+    order = unique[np.argsort(z[unique, 0], kind="stable")]
+    along = z[order, 0].astype(np.float64)
+    rounding = 1e-5 * float(np.linalg.norm(onto.mean) + np.sqrt(np.einsum("nd,nd->n", z, z).max()))
+    farthest = reach * (1 + 1e-4) + rounding
+    for start in range(0, len(order), BLOCK):
+        stop = min(start + BLOCK, len(order))
+        end = int(np.searchsorted(along, along[stop - 1] + farthest, side="right"))
+        for other in range(start, end, WINDOW):
+            pairs = _near(z, order[start:stop], order[other : min(other + WINDOW, end)], farthest)
+            _measure(flat, rows, pairs, reach, links)
+        progress(stop, len(order))
+    return links.roots()
+
+
+def _near(
+    z: NDArray[np.float32], left: NDArray[np.int64], right: NDArray[np.int64], farthest: float
+) -> NDArray[np.int64]:
+    """The pairs (n, 2) of places at most so far apart after projection, and a few more by rounding."""
+    # |a - b|^2 <= f^2 is a.b - |b|^2 / 2 >= (|a|^2 - f^2) / 2: one product and one comparison.
+    a, b = z[left], z[right]
+    own, others = np.einsum("nd,nd->n", a, a), np.einsum("nd,nd->n", b, b)
+    ones, halves = np.ones((len(a), 1), np.float32), -others[:, None] / 2
+    product = np.concatenate([a, ones], 1) @ np.concatenate([b, halves], 1).T  # (left, right)
+    slack = 1e-5 * max(float(own.max()), float(others.max()))
+    i, j = np.nonzero(product >= ((own - farthest**2) / 2 - slack).astype(np.float32)[:, None])
+    pairs = np.stack([left[i], right[j]], 1)
+    different: NDArray[np.int64] = pairs[pairs[:, 0] != pairs[:, 1]]
+    return different
+
+
+def _measure(flat: FlatIndex, rows: NDArray[np.int64], pairs: NDArray[np.int64], reach: float, links: _Links) -> None:
+    """Links those pairs that are really that near, some at a time; what is linked already needs no measuring."""
+    while len(pairs):
+        root = links.roots()
+        pairs = pairs[root[pairs[:, 0]] != root[pairs[:, 1]]]
+        some, pairs = pairs[:PAIRS], pairs[PAIRS:]
+        if not len(some):
+            return
+        difference = flat.read(rows[some[:, 0]]).astype(np.float64) - flat.read(rows[some[:, 1]])
+        near = np.sqrt(np.einsum("nd,nd->n", difference, difference)) <= reach
+        for a, b in some[near].tolist():
+            links.join(a, b)
+
+
+class _Links:
+    """A union-find over places; a set's root is its lowest place."""
+
+    def __init__(self, count: int) -> None:
+        self.parent = list(range(count))
+        self._roots: NDArray[np.int64] | None = None
+
+    def find(self, place: int) -> int:
+        while self.parent[place] != place:
+            self.parent[place] = self.parent[self.parent[place]]
+            place = self.parent[place]
+        return place
+
+    def join(self, a: int, b: int) -> None:
+        a, b = self.find(a), self.find(b)
+        if a != b:
+            self.parent[max(a, b)] = min(a, b)
+            self._roots = None
+
+    def roots(self) -> NDArray[np.int64]:
+        """The root of every place."""
+        if self._roots is None:
+            root: NDArray[np.int64] = np.array(self.parent, np.int64)
+            while (higher := root[root]).tobytes() != root.tobytes():
+                root = higher
+            self._roots = root
+        return self._roots

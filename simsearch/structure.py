@@ -1,0 +1,203 @@
+"""Approximate search: a small structure over projected features names candidates, the exact features rank them.
+
+The structure is derived data in `derived/<name>/`: the projection, FAISS's index over the projected features, and the
+row of each of its entries. Rows written after it was made are scanned exactly; rows that are gone are never returned.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.errors import IndexDamagedError
+from simsearch.projection import Projection
+from simsearch.shards import sync_folder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.index import FlatIndex, Neighbours
+
+K = 10
+"""The recall that is promised is that of so many neighbours; for more, candidates grow in proportion."""
+
+NARROW = 0.25
+"""A filter that permits a smaller share of the entries is answered by an exact scan."""
+
+LINKS, CONSTRUCTION = 32, 80
+"""HNSW's links of a node, and how widely it looks for them."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """kind: hnsw, ivf, sq8 or rabitq. dimensions: of the projection. candidates: ranked exactly.
+
+    effort: HNSW's list of candidates (efSearch) or IVF's visited lists (nprobe); 0 for kinds that scan.
+    """
+
+    kind: str
+    dimensions: int
+    candidates: int
+    effort: int
+
+    def bytes_for(self, entries: int) -> int:
+        """Resident memory of so many entries, about: codes, links, lists, and each one's row."""
+        each = {
+            "hnsw": self.dimensions + 8 * LINKS + 24,
+            "ivf": self.dimensions + 8,
+            "sq8": self.dimensions,
+            "rabitq": self.dimensions // 8 + 8,
+        }
+        centroids = 4 * self.dimensions * lists(entries) if self.kind == "ivf" else 0
+        return entries * (each[self.kind] + 8) + centroids
+
+
+def lists(entries: int) -> int:
+    """IVF's number of lists."""
+    return int(min(max(4 * entries**0.5, 8), max(entries // 16, 1), 8192))
+
+
+def make(setting: Setting, entries: int) -> Any:
+    """An empty FAISS index of that kind for about so many entries."""
+    import faiss
+
+    d, eight = setting.dimensions, faiss.ScalarQuantizer.QT_8bit
+    if setting.kind == "hnsw":
+        index = faiss.IndexHNSWSQ(d, eight, LINKS)
+        index.hnsw.efConstruction = CONSTRUCTION
+    elif setting.kind == "ivf":
+        quantizer = faiss.IndexFlatL2(d)
+        index = faiss.IndexIVFScalarQuantizer(quantizer, d, lists(entries), eight, faiss.METRIC_L2, False)
+        index.cp.min_points_per_centroid = 1
+    elif setting.kind == "sq8":
+        index = faiss.IndexScalarQuantizer(d, eight)
+    else:
+        index = faiss.IndexRaBitQ(d)
+    return index
+
+
+class Structure:
+    """Searches by `index` over the features that `projection` makes of `rows`. Safe for many threads.
+
+    rows: (n,) the feature row of each entry, all below `covered`, how many rows there were when it was made.
+    """
+
+    def __init__(
+        self, setting: Setting, projection: Projection, index: Any, rows: NDArray[np.int64], covered: int
+    ) -> None:
+        self.setting, self.projection, self.index, self.rows, self.covered = setting, projection, index, rows, covered
+        self._bits: tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None, int] = (None, None, len(rows))
+
+    def search(
+        self, flat: FlatIndex, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None,
+        setting: Setting | None = None,
+    ) -> list[Neighbours]:  # fmt: skip
+        """About the k nearest permitted rows to each of (nq, D) queries, measured exactly, k where there are as many.
+
+        setting: other candidates and effort than the structure's own, for tuning.
+        """
+        setting = setting or self.setting
+        bits, allowed = self._allowed(flat.rows, permitted)
+        wanted = setting.candidates * -(-k // K)
+        if allowed < NARROW * len(self.rows) or 2 * wanted > allowed:
+            return flat.search(queries, k, permitted)
+        entries = self._candidates(queries, wanted, bits, setting)
+        fresh = self._fresh(flat, permitted)
+        newer = flat.search(queries, k, fresh) if len(fresh) else None
+        answers = []
+        for number, query in enumerate(queries):
+            rows = self.rows[entries[number][entries[number] >= 0]]
+            if newer is not None:
+                rows = np.concatenate([rows, newer[number].rows])
+            enough = len(rows) >= k and np.isfinite(query).all()
+            answers.append(flat.rank(query, rows, k) if enough else flat.search(query[None], k, permitted)[0])
+        return answers
+
+    def _fresh(self, flat: FlatIndex, permitted: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """The permitted rows that came after the structure."""
+        if permitted is None:
+            return np.arange(self.covered, flat.rows)
+        return permitted[np.searchsorted(permitted, self.covered) :]
+
+    def _allowed(self, rows: int, permitted: NDArray[np.int64] | None) -> tuple[NDArray[np.uint8] | None, int]:
+        """Which entries may be found, as FAISS's bitmap (None for all), and how many."""
+        if permitted is None:
+            return None, len(self.rows)
+        known, bits, count = self._bits
+        if known is not permitted:
+            mask = np.zeros(max(rows, self.covered), bool)
+            mask[permitted] = True
+            chosen = mask[self.rows]
+            count = int(chosen.sum())
+            bits = None if count == len(chosen) else np.packbits(chosen, bitorder="little")
+            self._bits = permitted, bits, count
+        return bits, count
+
+    def _candidates(
+        self, queries: NDArray[np.float32], wanted: int, bits: NDArray[np.uint8] | None, setting: Setting
+    ) -> NDArray[np.int64]:
+        """FAISS's nearest entries, (nq, wanted); -1 where there are none."""
+        import faiss
+
+        selector = None if bits is None else faiss.IDSelectorBitmap(bits)
+        if setting.kind == "hnsw":
+            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(setting.effort, wanted))
+        elif setting.kind == "ivf":
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=setting.effort)
+        elif setting.kind == "rabitq":
+            parameters = faiss.RaBitQSearchParameters(sel=selector, qb=8, centered=False)
+        else:
+            parameters = faiss.SearchParameters(sel=selector)
+        projected = np.ascontiguousarray(self.projection(queries)[:, : setting.dimensions])
+        entries: NDArray[np.int64] = self.index.search(projected, wanted, params=parameters)[1]
+        return entries
+
+    # -- files
+
+    def save(self, folder: Path) -> tuple[str, dict[str, Any]]:
+        """Writes the files under a new name in `folder`, and returns it and what `load` must be given."""
+        import faiss
+
+        name = secrets.token_hex(8)
+        partial = folder / f".{name}"
+        partial.mkdir(parents=True)
+        try:
+            arrays: dict[str, NDArray[Any]] = {
+                "rows": self.rows,
+                "mean": self.projection.mean,
+                "axes": self.projection.axes,
+            }
+            for part, array in arrays.items():
+                np.save(partial / f"{part}.npy", array)
+            faiss.write_index(self.index, str(partial / "index.faiss"))
+            for path in partial.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            sync_folder(partial)
+            os.replace(partial, folder / name)
+            sync_folder(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return name, {**asdict(self.setting), "covered": self.covered}
+
+    @classmethod
+    def load(cls, folder: Path, parameters: dict[str, Any]) -> Structure:
+        """Reads what `save` wrote. Raises IndexDamagedError."""
+        import faiss
+
+        try:
+            rows, mean, axes = (np.load(folder / f"{part}.npy") for part in ("rows", "mean", "axes"))
+            index = faiss.read_index(str(folder / "index.faiss"))
+            setting = Setting(**{name: parameters[name] for name in Setting.__dataclass_fields__})
+            if (index.ntotal, index.d) != (len(rows), setting.dimensions) or mean.shape != axes.shape[:1]:
+                raise ValueError("its parts do not belong together")
+            return cls(setting, Projection(mean, axes), index, rows, int(parameters["covered"]))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error

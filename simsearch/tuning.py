@@ -1,0 +1,253 @@
+"""Choosing how to search: the fastest structure that reaches a recall within a memory, by measurement.
+
+Items are held out, so that no structure holds the queries it is measured with. Half of them choose; the other half
+measure what is recorded. Kinds race on a part of the index; the winner is made from all of it, the held-out items are
+added, and it replaces its predecessor in one step. Until then nothing is changed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch import projection, structure, sync
+from simsearch.errors import UsageError
+from simsearch.meta import Meta, writer_lock
+from simsearch.store import Changes
+from simsearch.structure import K, Setting, Structure
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.engine import Engine
+    from simsearch.index import FlatIndex, Neighbours
+
+Progress = Callable[[int, int], None]
+
+QUERIES = 400
+"""Items held out; half of them choose, half measure."""
+
+TIMED = 25
+"""Queries that are timed, one by one."""
+
+SAMPLE, RACE, BLOCK = 16_384, 32_768, 2048
+"""Rows to learn from, rows to race on, rows projected or added at once."""
+
+DIMENSIONS = 256
+"""Principal components at most."""
+
+LEAST = 2_000
+"""Below so many items an exact scan takes a few milliseconds, and nothing is worth choosing."""
+
+KINDS = (("hnsw", 128), ("hnsw", 256), ("ivf", 128), ("ivf", 256), ("sq8", 128), ("sq8", 256), ("rabitq", 256))
+CANDIDATES = (20, 40, 80, 160, 320)
+EFFORTS = {"hnsw": (40, 80, 160, 320, 640), "ivf": (4, 8, 16, 32, 64, 128), "sq8": (0,), "rabitq": (0,)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen. recall, low, high: of 10 neighbours, with its 95 % confidence interval, on `queries` items.
+
+    seconds: of one query. memory: bytes of the structure. tried: what each kind reached in the race.
+    """
+
+    kind: str
+    recall: float
+    low: float
+    high: float
+    queries: int
+    seconds: float
+    exact_seconds: float
+    memory: int
+    parameters: dict[str, Any]
+    tried: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Field:
+    """What candidates are measured on. queries: (nq, D); truth: the distance of each one's K-th true neighbour."""
+
+    flat: FlatIndex
+    rows: NDArray[np.int64]
+    queries: NDArray[np.float32]
+    truth: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, flat: FlatIndex, rows: NDArray[np.int64], queries: NDArray[np.float32]) -> _Field:
+        found = flat.search(queries, K, rows)
+        return cls(flat, rows, queries, np.array([each.distances[K - 1] for each in found]))
+
+    def recalls(self, found: list[Neighbours], part: slice) -> NDArray[np.float64]:
+        """Of each query the share of its K that are as near as the true K-th; ties count either way."""
+        limits = self.truth[part] * (1 + 1e-9)
+        return np.array([
+            np.count_nonzero(each.distances[:K] <= limit) / K for each, limit in zip(found, limits, strict=True)
+        ])  # fmt: skip
+
+
+def tune(
+    engine: Engine, recall: float, memory: int | None = None, progress: Progress = lambda done, total: None
+) -> Choice:
+    """Chooses, makes and records the fastest structure of at least `recall` (of 10 neighbours) within `memory` bytes.
+
+    Exact search stays, or comes back, where nothing is faster, where the index is small, or for a recall of 1.
+    progress: rows dealt with and their number. Raises UsageError, IndexLockedError.
+    """
+    if not 0 < recall <= 1:
+        raise UsageError(f"the recall {recall} is not between 0 and 1")
+    if memory is not None and memory < 1:
+        raise UsageError(f"the memory is {memory} bytes, but must be at least 1")
+    with engine.store.reading() as reader:
+        snapshot = engine.snapshot(reader)
+        rows = reader.rows()
+    flat = snapshot.flat
+    if len(rows) < LEAST or recall == 1:
+        return _record(engine, None, _exact(0.0))
+    random = np.random.default_rng(0)
+    shuffled = random.permutation(rows)
+    count = min(QUERIES, len(rows) // 10)
+    held, entries = shuffled[:count], np.sort(shuffled[count:])
+    queries = flat.read(held).astype(np.float32)
+    onto = projection.principal(
+        flat.read(np.sort(random.choice(entries, min(SAMPLE, len(entries)), replace=False))), 256
+    )
+    projected = _project(flat, entries, onto, progress)
+    seconds, _ = _timed(lambda query: flat.search(query, K, entries), queries)
+    tried, ranking = _race(flat, entries, projected, onto, queries, recall, memory)
+    whole = _Field.of(flat, entries, queries)
+    for setting in ranking:
+        made = _build(setting, onto, projected, entries, flat.rows, progress)
+        choice = _measured(made, whole, recall)
+        if choice is None or choice.seconds >= seconds:
+            continue
+        made.setting = Setting(**{name: choice.parameters[name] for name in Setting.__dataclass_fields__})
+        made.index.add(np.ascontiguousarray(onto(queries)[:, : setting.dimensions]))
+        made.rows = np.concatenate([made.rows, held])
+        made = Structure(made.setting, onto, made.index, made.rows, made.covered)
+        return _record(engine, made, replace(choice, exact_seconds=seconds, tried=tuple(tried)))
+    return _record(engine, None, replace(_exact(seconds), tried=tuple(tried)))
+
+
+def _exact(seconds: float) -> Choice:
+    return Choice("exact", 1.0, 1.0, 1.0, 0, seconds, seconds, 0, {})
+
+
+def _project(
+    flat: FlatIndex, rows: NDArray[np.int64], onto: projection.Projection, progress: Progress
+) -> NDArray[np.float32]:
+    projected = np.empty((len(rows), onto.axes.shape[1]), np.float32)
+    for start in range(0, len(rows), BLOCK):
+        projected[start : start + BLOCK] = onto(flat.read(rows[start : start + BLOCK]))
+        progress(min(start + BLOCK, len(rows)), 2 * len(rows))
+    return projected
+
+
+def _build(
+    setting: Setting, onto: projection.Projection, projected: NDArray[np.float32], rows: NDArray[np.int64],
+    covered: int, progress: Progress = lambda done, total: None,
+) -> Structure:  # fmt: skip
+    """A structure over (n, d or more) projected features, which belong to `rows`."""
+    index = structure.make(setting, len(rows))
+    some = np.random.default_rng(1).choice(len(rows), min(4 * SAMPLE, len(rows)), replace=False)
+    index.train(np.ascontiguousarray(projected[np.sort(some), : setting.dimensions]))
+    for start in range(0, len(rows), BLOCK):
+        index.add(np.ascontiguousarray(projected[start : start + BLOCK, : setting.dimensions]))
+        progress(len(rows) + min(start + BLOCK, len(rows)), 2 * len(rows))
+    return Structure(setting, onto, index, rows, covered)
+
+
+def _race(
+    flat: FlatIndex, entries: NDArray[np.int64], projected: NDArray[np.float32], onto: projection.Projection,
+    queries: NDArray[np.float32], recall: float, memory: int | None,
+) -> tuple[list[dict[str, Any]], list[Setting]]:  # fmt: skip
+    """What each kind reaches on a part of the index, and the settings that reach the recall, fastest first."""
+    some = np.sort(np.random.default_rng(2).choice(len(entries), min(RACE, len(entries)), replace=False))
+    part = _Field.of(flat, entries[some], queries)
+    share = len(entries) / len(some)
+    growth = {"hnsw": np.log(len(entries)) / np.log(len(some)), "ivf": share**0.5, "sq8": share, "rabitq": share}
+    tried, able = [], []
+    for kind, dimensions in KINDS:
+        setting = Setting(kind, min(dimensions, onto.axes.shape[1]), CANDIDATES[0], EFFORTS[kind][0])
+        if memory is not None and setting.bytes_for(len(entries)) > memory:
+            continue
+        choice = _measured(_build(setting, onto, projected[some], part.rows, flat.rows), part, recall)
+        facts: dict[str, Any] = {"kind": kind, "dimensions": setting.dimensions, "reached": choice is not None}
+        if choice is not None:
+            expected = choice.seconds * float(growth[kind])
+            facts |= {"recall": choice.recall, "seconds": choice.seconds, "expected_seconds": expected}
+            able.append((expected, replace(setting, candidates=choice.parameters["candidates"],
+                                           effort=choice.parameters["effort"])))  # fmt: skip
+        tried.append(facts)
+    return tried, [setting for _, setting in sorted(able, key=lambda pair: pair[0])]
+
+
+def _settings(start: Setting) -> Iterator[Setting]:
+    """Ever more candidates and effort, the cheaper first."""
+    pairs = [(c, e) for c in CANDIDATES for e in EFFORTS[start.kind] if c >= start.candidates and e >= start.effort]
+    for candidates, effort in sorted(pairs, key=lambda pair: 4 * pair[0] + pair[1]):
+        yield replace(start, candidates=candidates, effort=effort)
+
+
+def _measured(made: Structure, field: _Field, recall: float) -> Choice | None:
+    """The cheapest setting that reaches the recall with the choosing half, as the other half measures it; or None."""
+    half = len(field.queries) // 2
+    choosing, measuring = slice(0, half), slice(half, None)
+    for setting in _settings(made.setting):
+        found = made.search(field.flat, field.queries[choosing], K, field.rows, setting)
+        if field.recalls(found, choosing).mean() < recall:
+            continue
+        found = made.search(field.flat, field.queries[measuring], K, field.rows, setting)
+        shares = field.recalls(found, measuring)
+        low, high = interval(shares)
+        if shares.mean() < recall:
+            continue
+        seconds, _ = _timed(lambda query, s=setting: made.search(field.flat, query, K, field.rows, s), field.queries)  # type: ignore[misc]
+        parameters = {"dimensions": setting.dimensions, "candidates": setting.candidates, "effort": setting.effort,
+                      "kind": setting.kind}  # fmt: skip
+        return Choice(setting.kind, float(shares.mean()), low, high, len(shares), seconds, 0.0,
+                      setting.bytes_for(len(made.rows)), parameters)  # fmt: skip
+    return None
+
+
+def interval(shares: NDArray[np.float64]) -> tuple[float, float]:
+    """A 95 % confidence interval of the mean of (n,) shares; after n times 1, its lower end is 1 - 3/n."""
+    mean, n = float(shares.mean()), len(shares)
+    error = 1.96 * float(shares.std(ddof=1)) / n**0.5 if n > 1 else 1.0
+    if error == 0:
+        error = 3 / n
+    return max(0.0, mean - error), min(1.0, mean + error)
+
+
+def _timed(search: Callable[[NDArray[np.float32]], Any], queries: NDArray[np.float32]) -> tuple[float, int]:
+    """The median seconds of one query, and how many were timed."""
+    search(queries[:1])
+    took = []
+    for query in queries[:TIMED]:
+        clock = time.perf_counter()
+        search(query[None])
+        took.append(time.perf_counter() - clock)
+    return float(np.median(took)), len(took)
+
+
+def _record(engine: Engine, made: Structure | None, choice: Choice) -> Choice:
+    """Puts the new structure in the place of the old one; readers go on with what they hold."""
+    derived = engine.path / "derived"
+    with writer_lock(engine.path):
+        search: dict[str, Any] = {"kind": choice.kind, "recall": choice.recall, "parameters": {}}
+        if made is not None:
+            name, parameters = made.save(derived)
+            search["parameters"] = {**parameters, "folder": name}
+            search |= {"low": choice.low, "high": choice.high, "queries": choice.queries, "k": K,
+                       "memory": choice.memory}  # fmt: skip
+        replace(Meta.read(engine.path), search=search).write(engine.path)
+        engine.store.apply(Changes())  # a new generation, which readers notice
+        sync.refresh_meta(engine)
+        for path in derived.iterdir() if derived.is_dir() else ():
+            if path.name != search["parameters"].get("folder"):
+                shutil.rmtree(path, ignore_errors=True)
+    return replace(choice, parameters=search["parameters"])

@@ -1,0 +1,165 @@
+"""Near-identical groups, merging, and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simsearch import api, duplicates
+from simsearch.cli import main
+from simsearch.engine import Engine
+from simsearch.errors import ModelMismatchError, UsageError
+from simsearch.export import export_npy, export_parquet
+from simsearch.merging import merge
+from simsearch.verify import verify
+from tests.conftest import Colours, draw
+from tests.filler import Filler
+
+
+def expected(features: np.ndarray, reach: float) -> list[list[int]]:
+    """The groups, ids from 1, by comparing all pairs."""
+    x = features.astype(np.float64)
+    near = np.linalg.norm(x[:, None] - x[None], axis=2) <= reach
+    group = np.arange(len(x))
+    while True:
+        lowest = np.array([group[near[i]].min() for i in range(len(x))])
+        if (lowest == group).all():
+            break
+        group = lowest
+    found = [(1 + np.flatnonzero(group == g)).tolist() for g in np.unique(group)]
+    return sorted((g for g in found if len(g) > 1), key=lambda g: (-len(g), g[0]))
+
+
+@pytest.mark.parametrize("reach", [0.0, 0.5, 3.0, 8.0])
+def test_groups_are_those_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach: float) -> None:
+    monkeypatch.setattr(duplicates, "BLOCK", 32)
+    monkeypatch.setattr(duplicates, "WINDOW", 64)
+    monkeypatch.setattr(duplicates, "PAIRS", 16)
+    random = np.random.default_rng(1)
+    features = np.maximum(random.normal(0, 2, (400, 80)), 0)
+    copies = random.integers(0, 400, 120)
+    features[random.integers(0, 400, 120)] = features[copies] + random.normal(0, 0.05, (120, 80))
+    features[:40] = features[40]
+    features = features.astype(np.float16)
+    filler = Filler(tmp_path / "index", 80, rows_per_shard=128)
+    filler.add(features)
+    found = duplicates.groups(filler.engine, reach)
+    assert [[member.item.id for member in group] for group in found] == expected(features, reach)
+    for group in found:
+        first = features[group[0].item.id - 1].astype(np.float64)
+        for member in group:
+            distance = np.linalg.norm(features[member.item.id - 1].astype(np.float64) - first)
+            assert member.distance == pytest.approx(distance)
+
+
+def test_removed_items_are_in_no_group(tmp_path: Path) -> None:
+    filler = Filler(tmp_path / "index", 4)
+    assert duplicates.groups(filler.engine, 1) == []
+    filler.add(np.ones((3, 4)))
+    filler.remove([2])
+    assert [[m.item.id for m in group] for group in duplicates.groups(filler.engine, 0)] == [[1, 3]]
+    filler.remove([1])
+    assert duplicates.groups(filler.engine, 5) == []
+    with pytest.raises(UsageError, match="not negative"):
+        duplicates.groups(filler.engine, -1)
+
+
+def test_copies_are_found_by_the_calibrated_threshold(tmp_path: Path, photos: Path, colours: Colours) -> None:
+    for name in ("amber/0", "rose/3"):
+        image = Image.open(photos / f"{name}.png")
+        image.resize((14, 14)).resize((16, 16)).save(photos / f"{name}-copy.png")
+    with api.build(photos, tmp_path / "index", colours) as engine:
+        limit = duplicates.threshold(engine)
+        assert set(limit.copies) == set(duplicates.COPIES)
+        assert 0 < limit.distance < 0.5
+        found = duplicates.groups(engine, limit.distance)
+        pairs = [sorted(Path(member.path).stem for member in group) for group in found]
+        assert sorted(pairs) == [["0", "0-copy"], ["3", "3-copy"]]
+
+
+def test_threshold_without_the_pictures(tmp_path: Path, photos: Path, colours: Colours) -> None:
+    with api.build(photos, tmp_path / "index", colours) as engine:
+        photos.rename(tmp_path / "elsewhere")
+        limit = duplicates.threshold(engine)
+        assert limit.copies == {} and limit.distance >= 0
+
+
+def test_duplicates_from_the_command_line(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    filler = Filler(tmp_path / "index", 4)
+    filler.add(np.array([[0, 0, 0, 0], [9, 0, 0, 0], [0, 0, 0, 1], [0, 5, 0, 0]]))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(["duplicates", "-i", str(filler.path), *arguments])
+        out = capsysbinary.readouterr()
+        return int(end.value.code or 0), out.out.decode(), out.err.decode()
+
+    code, out, err = run("--max-distance", "1", "--format", "json")
+    assert code == 0 and [[m["id"] for m in group] for group in json.loads(out)] == [[1, 3]]
+    assert "1 groups of 2 items" in err
+    assert json.loads(run("--max-distance", "1", "--format", "jsonl")[1])[1]["distance"] == 1
+    assert run("--max-distance", "1", "--format", "paths")[1] == "/nowhere/000002\n"
+    rows = list(csv.DictReader(io.StringIO(run("--max-distance", "1", "--format", "csv")[1])))
+    assert [(row["group"], row["id"]) for row in rows] == [("1", "1"), ("1", "3")]
+    report = tmp_path / "report.html"
+    assert "group 1: 2 items" in run("--max-distance", "1", "--html", str(report))[1]
+    assert "Near-identical pictures" in report.read_text()
+    assert run("--max-distance", "0.5")[0] == 1
+    assert run("--html", str(tmp_path / "none" / "report.html"))[0] == 2
+
+
+def test_merge(tmp_path: Path, photos: Path, colours: Colours) -> None:
+    draw(tmp_path / "more" / "new.png", 77)
+    with (
+        api.build(photos / "amber", tmp_path / "one", colours) as one,
+        api.build([photos / "amber", photos / "blue", tmp_path / "more"], tmp_path / "two", colours) as two,
+    ):
+        before = colours.computed
+        merged = merge(one, two)
+        assert (merged.added, merged.known) == (7, 6) and len(one) == 13
+        assert merge(one, two).added == 0
+        assert colours.computed == before
+        assert verify(one).problems == ()
+        wanted = {match.path: match.distance for match in two.search(photos / "blue" / "1.png", 13)}
+        found = {match.path: match.distance for match in one.search(photos / "blue" / "1.png", 13)}
+        assert found == pytest.approx(wanted)
+        assert api.build([], tmp_path / "one", colours) and len(one) == 13
+        with pytest.raises(UsageError, match="into itself"):
+            merge(one, one)
+        filler = Filler(tmp_path / "other", 5)
+        with pytest.raises(ModelMismatchError, match="model"):
+            merge(one, filler.engine)
+
+
+def test_merge_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = Filler(tmp_path / "one", 4), Filler(tmp_path / "two", 4)
+    one.add(np.ones((2, 4)))
+    two.add(np.zeros((5, 4)))
+    with pytest.raises(SystemExit) as end:
+        main(["merge", str(two.path), "-i", str(one.path)])
+    assert not end.value.code
+    assert "5 items; 3 from" in capsys.readouterr().out
+    with Engine(one.path, model=one.model) as engine:
+        assert len(engine) == 5 and verify(engine).problems == ()
+
+
+def test_parquet_holds_what_npy_holds(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    filler = Filler(tmp_path / "index", 6)
+    assert export_parquet(filler.engine, tmp_path / "empty") == 0
+    filler.add(np.random.default_rng(0).normal(0, 1, (50, 6)))
+    filler.remove([3, 9])
+    assert export_npy(filler.engine, tmp_path / "out") == export_parquet(filler.engine, tmp_path / "out") == 48
+    table = parquet.read_table(tmp_path / "out" / "items.parquet")
+    features = np.array(table.column("features").to_pylist(), np.float32)
+    np.testing.assert_array_equal(features, np.load(tmp_path / "out" / "features.npy"))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    for name in ("id", "path", "label"):
+        assert table.column(name).to_pylist() == [line[name] for line in lines]
+    assert [json.loads(text) for text in table.column("metadata").to_pylist()] == [line["metadata"] for line in lines]
