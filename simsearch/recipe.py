@@ -62,7 +62,7 @@ class Recipe:
 
     def pixels(self, image: Image.Image) -> Pixels:
         """An RGB image as the (crop, crop, 3) uint8 array that the network sees, before mean and deviation."""
-        return centre_crop(shorter_side(image, self.resize, FILTERS[self.interpolation]), self.crop)
+        return scaled_centre(image, self.resize, self.crop, FILTERS[self.interpolation])
 
 
 def shorter_side(image: Image.Image, pixels: int, resample: Image.Resampling) -> Image.Image:
@@ -83,3 +83,19 @@ def centre_crop(image: Image.Image, side: int) -> Pixels:
     """The (side, side, 3) uint8 square at the image's centre."""
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.uint8)
+
+
+def scaled_centre(image: Image.Image, pixels: int, side: int, resample: Image.Resampling) -> Pixels:
+    """`centre_crop` of `shorter_side`, computing only the pixels that the crop keeps: (side, side, 3) uint8.
+
+    Pillow keeps the box in single precision, so that now and then a value is one level off.
+    """
+    width, height = image.size
+    scale = pixels / min(width, height)
+    columns, rows = max(pixels, round(width * scale)), max(pixels, round(height * scale))
+    if side > pixels or max(columns, rows) > 64 * pixels or (columns, rows) == image.size:
+        return centre_crop(shorter_side(image, pixels, resample), side)
+    left, top = (columns - side) // 2, (rows - side) // 2
+    right, bottom = min(width, (left + side) * width / columns), min(height, (top + side) * height / rows)
+    box = (left * width / columns, top * height / rows, right, bottom)
+    return np.asarray(image.resize((side, side), resample, box=box), dtype=np.uint8)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from simsearch import images
 from simsearch.errors import ImageError, WeightsError
-from simsearch.recipe import Recipe
+from simsearch.recipe import FILTERS, Recipe, centre_crop, shorter_side
 
 # In a program that does not turn warnings into errors, what Pillow only warns of is no reason to give a file up.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -481,9 +481,9 @@ def test_recipe_takes_the_middle_of_a_panorama_without_blowing_it_up(
     image.paste((255, 0, 0), (left - 2 * side, top - 2 * side, left + 3 * side, top + 3 * side))
     resize, scaled = Image.Image.resize, []
 
-    def recorded(self: Image.Image, size: tuple[int, int], *arguments: Any) -> Image.Image:
+    def recorded(self: Image.Image, size: tuple[int, int], *arguments: Any, **options: Any) -> Image.Image:
         scaled.append(size)
-        return resize(self, size, *arguments)
+        return resize(self, size, *arguments, **options)
 
     monkeypatch.setattr(Image.Image, "resize", recorded)
     pixels = Recipe(resize=16, crop=16).pixels(image)
@@ -590,3 +590,16 @@ def test_crop_cuts_out_x_y_width_height() -> None:
 def test_crop_that_leaves_the_image_is_refused(box: tuple[int, int, int, int]) -> None:
     with pytest.raises(ImageError, match=r"crop .* does not lie within the 10x8 image"):
         images.crop(picture(10, 8), box)
+
+
+@pytest.mark.parametrize(
+    "size", [(400, 533), (533, 400), (146, 200), (147, 146), (128, 128), (1000, 31), (4000, 60), (20_000, 10)]
+)
+@pytest.mark.parametrize(("resize", "crop"), [(146, 128), (256, 224), (32, 32), (28, 32)])
+def test_scaling_only_the_centre_is_scaling_and_cutting(size: tuple[int, int], resize: int, crop: int) -> None:
+    array = np.random.default_rng(sum(size)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(array)
+    whole = centre_crop(shorter_side(image, resize, FILTERS["bilinear"]), crop)
+    part = Recipe(resize, crop).pixels(image)
+    assert part.shape == whole.shape
+    assert np.abs(part.astype(int) - whole.astype(int)).max() <= 1
