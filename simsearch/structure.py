@@ -103,6 +103,8 @@ class Structure:
         setting: other candidates and effort than the structure's own, for tuning.
         """
         setting = setting or self.setting
+        if self.covered > flat.rows:  # made since this reader's snapshot was taken, of rows that it does not know
+            return flat.search(queries, k, permitted)
         bits, allowed = self._allowed(flat.rows, permitted)
         wanted = setting.candidates * -(-k // K)
         if allowed < NARROW * len(self.rows) or 2 * wanted > allowed:

@@ -13,6 +13,7 @@ from simsearch import projection, sync, tuning
 from simsearch.cli import main
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, UsageError
+from simsearch.index import FlatIndex
 from simsearch.meta import Meta
 from simsearch.structure import Setting, Structure
 from simsearch.tuning import interval, tune
@@ -216,6 +217,17 @@ def test_batches_are_as_exact_as_single_queries(tmp_path: Path) -> None:
             alone = snapshot.flat.search(query[None], k, snapshot.live)[0]
             assert sorted(found.rows) == sorted(alone.rows)
             np.testing.assert_array_equal(found.distances, alone.distances)
+
+
+def test_a_structure_newer_than_what_a_reader_sees_is_not_used(filled: Filler) -> None:
+    tune(filled.engine, 0.9)
+    made = filled.engine._approximate()
+    assert made is not None
+    earlier = FlatIndex(filled.engine.shards, 2000)
+    query = earlier.read(np.array([7])).astype(np.float32)
+    (found,) = made.search(earlier, query, 10, None)
+    (exact,) = earlier.search(query, 10, None)
+    assert found.rows.tolist() == exact.rows.tolist() and max(found.rows) < 2000
 
 
 def test_a_build_keeps_what_another_process_tuned(filled: Filler) -> None:
