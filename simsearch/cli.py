@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from simsearch import cli_models
+from simsearch import cli_models, cli_serve
 from simsearch.cli_models import device, form, version
 from simsearch.console import DAMAGED, NO_MATCH, Main, progress
 
@@ -347,7 +347,8 @@ def sample(directory: Path, count: int, seed: int) -> None:
     click.echo(f"{directory}: {written:,} pictures of {min(count, len(drawing.KINDS))} kinds")
 
 
-for _command in (cli_models.train, cli_models.classify, cli_models.evaluation, cli_models.models):
+for _command in (cli_models.train, cli_models.classify, cli_models.evaluation, cli_models.models,
+                 cli_serve.serve, cli_serve.completion):  # fmt: skip
     main.add_command(_command)
 
 

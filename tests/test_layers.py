@@ -13,7 +13,12 @@ from simsearch import errors
 PACKAGE = Path(simsearch.__file__).parent
 
 LAYERS = [
-    {"cli", "cli_models", "console", "output", "queries", "cards", "report", "__main__"},
+    {"cli", "cli_models", "console", "output", "queries", "cards", "report", "__main__", "cli_serve"},
+    {"serving"},
+    {"server"},
+    {"reference", "batching", "uploads"},
+    {"gate", "served", "fetch"},
+    {"metrics", "settings"},
     {"fit"},
     {"train", "evaluate", "pictures", "api", "sample"},
     {"augment", "pruning", "trainset"},
