@@ -20,7 +20,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--api-key", metavar="KEY|@FILE", envvar="SIMSEARCH_API_KEY",
-              help="Ask for this key; @FILE: one a line. Also $SIMSEARCH_API_KEY, which others do not see.")  # fmt: skip
+              help="Ask for this key; @FILE: a line each. $SIMSEARCH_API_KEY keeps it out of `ps`.")  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without a key.")
 @click.option("--writable", is_flag=True, help="Allow adding and removing items.")
 @click.option("--allow-urls", is_flag=True, help="Allow searching by http(s) URL; public addresses only.")

@@ -13,10 +13,10 @@ from simsearch import errors
 PACKAGE = Path(simsearch.__file__).parent
 
 LAYERS = [
-    {"cli", "cli_models", "console", "output", "queries", "cards", "report", "__main__", "cli_serve"},
+    {"cli", "cli_models", "console", "queries", "cards", "report", "__main__", "cli_serve"},
     {"serving"},
     {"server"},
-    {"reference", "batching", "uploads"},
+    {"reference", "batching", "uploads", "output"},
     {"gate", "served", "fetch"},
     {"metrics", "settings"},
     {"fit"},
