@@ -47,10 +47,15 @@ class Refused(Exception):  # noqa: N818
 
 
 class Gate:
-    """ASGI middleware around the whole app. open_to_all: paths that need no key."""
+    """ASGI middleware around the whole app. guarded: whether a path needs a key.
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, guarded: Callable[[str], bool]) -> None:
+    closing: whether the process is about to stop, so that clients are told to send no more on their connection.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics,
+                 guarded: Callable[[str], bool], closing: Callable[[], bool]) -> None:  # fmt: skip
         self.app, self.settings, self.metrics, self.guarded = app, settings, metrics, guarded
+        self.closing = closing
         self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,6 +75,8 @@ class Gate:
                 status = message["status"]
                 present = {name for name, _ in message["headers"]}
                 extra = {**_HEADERS, "x-request-id": request_id}
+                if self.closing():
+                    extra["connection"] = "close"
                 message["headers"] = [
                     *message["headers"],
                     *((n.encode(), v.encode()) for n, v in extra.items() if n.encode() not in present),

@@ -117,7 +117,7 @@ class Service:
         if self.settings.cors:
             app.add_middleware(CORSMiddleware, allow_origins=list(self.settings.cors), allow_methods=["*"],
                                allow_headers=["authorization", "content-type", "x-api-key"])  # fmt: skip
-        app.add_middleware(Gate, self.settings, self.metrics, _guarded)
+        app.add_middleware(Gate, self.settings, self.metrics, _guarded, lambda: self.draining)
         return app
 
     @contextlib.asynccontextmanager

@@ -47,10 +47,6 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0)
         for server in self.servers:
             server.close()
-        for connection in list(self.server_state.connections):
-            cycle = getattr(connection, "cycle", None)
-            if cycle is not None and not cycle.response_complete:
-                cycle.keep_alive = False
         end = asyncio.get_running_loop().time() + IDLE
         while self.server_state.connections and asyncio.get_running_loop().time() < end and not self.force_exit:
             await asyncio.sleep(0.02)

@@ -23,7 +23,10 @@ def site(tmp_path_factory, tiny_weights):
     simsearch.build(folder / "drawn", folder / "index", model=str(tiny_weights)).close()
     command = [sys.executable, "-m", "simsearch", "serve", "-i", str(folder / "index"), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        yield re.search(r"http://\S+", server.stderr.readline())[0], sorted((folder / "drawn").rglob("*.jpg"))
+        assert server.stderr is not None
+        found = re.search(r"http://\S+", server.stderr.readline())
+        assert found is not None
+        yield found[0], sorted((folder / "drawn").rglob("*.jpg"))
         server.terminate()
         server.stderr.read()
 
@@ -57,6 +60,7 @@ def test_search_click_crop_and_filter(page, site):
     page.keyboard.press("Enter")
     playwright.expect(page.locator("#shown")).to_have_attribute("alt", re.compile(r"The query: .+\.jpg"))
     playwright.expect(results).to_have_count(3)
+    page.locator("#shown").scroll_into_view_if_needed()
     box = page.locator("#shown").bounding_box()
     page.mouse.move(box["x"] + 10, box["y"] + 10)
     page.mouse.down()
@@ -70,6 +74,7 @@ def test_search_click_crop_and_filter(page, site):
     page.fill("#filter", "nonsense")
     page.press("#filter", "Enter")
     playwright.expect(status).to_contain_text("is not FIELD=VALUE")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.click("#clear")
     playwright.expect(page.locator("#go")).to_be_disabled()
 
