@@ -21,11 +21,12 @@ _HOME = {
     "Match": "simsearch.search",
     "Summary": "simsearch.planning",
     "build": "simsearch.api",
+    "create_app": "simsearch.server",
     "errors": "simsearch.errors",
     "open": "simsearch.api",
 }
 
-__all__ = ["Engine", "Match", "Summary", "__version__", "build", "errors", "open"]
+__all__ = ["Engine", "Match", "Summary", "__version__", "build", "create_app", "errors", "open"]
 
 if TYPE_CHECKING:
     from simsearch import errors
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from simsearch.engine import Engine
     from simsearch.planning import Summary
     from simsearch.search import Match
+    from simsearch.server import create_app
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from simsearch import cli_models, cli_search
+from simsearch import cli_models, cli_search, cli_serve
 from simsearch.cli_models import device, form, version
 from simsearch.console import DAMAGED, NO_MATCH, Main, progress
 
@@ -358,7 +358,7 @@ def sample(directory: Path, count: int, seed: int) -> None:
 
 for _command in (
     cli_models.train, cli_models.classify, cli_models.evaluation, cli_models.models,
-    cli_search.duplicates, cli_search.merge, cli_search.tune,
+    cli_search.duplicates, cli_search.merge, cli_search.tune, cli_serve.serve, cli_serve.completion,
 ):  # fmt: skip
     main.add_command(_command)
 

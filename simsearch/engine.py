@@ -201,6 +201,30 @@ class Engine:
         with self.store.reading() as reader:
             return self._search(reader).answers(query[None, None], k, [[]], options)[0]
 
+    def search_by_vectors(
+        self, vectors: NDArray[np.float32], k: int = 6, *,
+        without: Sequence[int | None] = (), **options: Unpack[SearchOptions],
+    ) -> list[list[Match]]:  # fmt: skip
+        """The k items nearest to each of (n, D) float32 features in one scan; `without`: for each, an id left out."""
+        _check_options(options, SearchOptions)
+        if vectors.ndim != 2 or vectors.shape[1] != self.meta.dimension:
+            raise UsageError(f"the vectors have shape {vectors.shape}, the index {self.meta.dimension} dimensions")
+        if not np.isfinite(vectors).all():
+            raise UsageError("the vectors have values that are not finite")
+        with self.store.reading() as reader:
+            named = [[] if n is None else [reader.item(n).row] for n in without] or [[] for _ in vectors]
+            return self._search(reader).answers(vectors[:, None], k, named, options)
+
+    def stored_features(self, what: int | bytes) -> NDArray[np.float32] | None:
+        """The (D,) features that the index has of an item, by id, or of a file, by its SHA-256 or None."""
+        with self.store.reading() as reader:
+            row = reader.row_of(what) if isinstance(what, bytes) else reader.item(what).row
+            return None if row is None else self.shards.read(np.array([row]))[0].astype(np.float32)
+
+    def features_of_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(n, S, S, 3) uint8 from `recipe.pixels` -> (n, D) features, rounded as the index keeps them."""
+        return stored(self.load_model().features(pixels)).astype(np.float32)
+
     def _search(self, reader: Reader) -> Search:
         snapshot = self._current(reader)
         return Search(reader, snapshot, self.shards, self.meta.distances, self._approximate())

@@ -4,6 +4,7 @@ SimsearchError                  the root: `except simsearch.errors.SimsearchErro
 ├── UsageError                  a wrong argument: a bad filter, an unknown model, a missing source
 │   └── MissingExtraError       an optional package is needed; the hint is the line that installs it
 ├── ImageError                  an image that cannot be read or decoded
+│   └── ImageTooLargeError      it has more pixels than are allowed
 ├── WeightsError                a weights file that is not one, or does not fit
 │   └── ModelMismatchError      the model at hand is not the one that made the index
 ├── IndexNotFoundError          there is no index at that path
@@ -21,6 +22,7 @@ from __future__ import annotations
 __all__ = [
     "DeviceError",
     "ImageError",
+    "ImageTooLargeError",
     "IndexDamagedError",
     "IndexLockedError",
     "IndexNotFoundError",
@@ -55,6 +57,10 @@ class MissingExtraError(UsageError):
 
 class ImageError(SimsearchError):
     """An image that cannot be read or decoded."""
+
+
+class ImageTooLargeError(ImageError):
+    """An image of more pixels than are allowed."""
 
 
 class WeightsError(SimsearchError):

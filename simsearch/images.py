@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from simsearch.errors import ImageError, MissingExtraError
+from simsearch.errors import ImageError, ImageTooLargeError, MissingExtraError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,11 +86,12 @@ def looks_like_image(head: bytes) -> bool:
     return head.startswith(_SIGNATURES)
 
 
-def decode(data: bytes, shorter_side: int | None = None) -> Decoded:
+def decode(data: bytes, shorter_side: int | None = None, largest: int = LARGEST_PIXELS) -> Decoded:
     """Decodes the first frame of an image file into upright RGB.
 
     shorter_side: the pixels that are needed; a JPEG much larger is decoded at a half, a quarter or an eighth of its
-    size, never below twice of what is needed. Raises ImageError with a reason fit for a list of failures.
+    size, never below twice of what is needed. largest: pixels of the original, beyond which it is refused.
+    Raises ImageError with a reason fit for a list of failures.
     """
     if not data:
         raise ImageError("empty file")
@@ -100,15 +101,16 @@ def decode(data: bytes, shorter_side: int | None = None) -> Decoded:
         with Image.open(io.BytesIO(data)) as image:
             if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
                 raise ImageError("not an image, or of an unknown format")
-            if image.width * image.height > LARGEST_PIXELS:
-                raise ImageError(_too_large(image.width, image.height))
+            if image.width * image.height > largest:
+                raise ImageTooLargeError(_too_large(image.width, image.height, largest))
             return _upright(image, shorter_side)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         raise ImageError("not an image, or of an unknown format") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"too large: over {LARGEST_PIXELS:,} pixels, the limit against decompression bombs") from error
+        message = f"too large: over {LARGEST_PIXELS:,} pixels, the limit against decompression bombs"
+        raise ImageTooLargeError(message) from error
     except MemoryError as error:
         raise ImageError("too large for the memory at hand") from error
     except Exception as error:  # hostile bytes make Pillow's decoders raise nearly anything
@@ -195,8 +197,8 @@ def _brands(data: bytes) -> set[bytes]:
     return {data[start : start + 4] for start in (8, *range(16, end, 4))}
 
 
-def _too_large(width: int, height: int) -> str:
-    return f"too large: {width}x{height} is over {LARGEST_PIXELS:,} pixels, the limit against decompression bombs"
+def _too_large(width: int, height: int, largest: int) -> str:
+    return f"too large: {width}x{height} is over {largest:,} pixels, the limit against decompression bombs"
 
 
 def _register_heif() -> None:

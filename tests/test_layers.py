@@ -13,7 +13,12 @@ from simsearch import errors
 PACKAGE = Path(simsearch.__file__).parent
 
 LAYERS = [
-    {"cli", "cli_models", "cli_search", "console", "output", "queries", "cards", "report", "__main__"},
+    {"cli", "cli_models", "console", "queries", "cards", "report", "__main__", "cli_search", "cli_serve"},
+    {"serving"},
+    {"server"},
+    {"reference", "batching", "uploads", "output"},
+    {"gate", "served", "fetch"},
+    {"telemetry", "settings"},
     {"fit"},
     {"train", "evaluate", "pictures", "api", "sample", "duplicates", "merging", "tuning"},
     {"augment", "pruning", "trainset"},

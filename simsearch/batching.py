@@ -1,0 +1,139 @@
+"""Concurrent searches answered together: one pass through the network and one scan for all that wait.
+
+Nobody waits for a batch to fill: whoever finds the worker free is computed at once, and what arrives meanwhile makes
+the next batch. So a lone request is as fast as without, and under load batches form by themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.engine import Engine
+from simsearch.errors import SimsearchError
+from simsearch.search import Match, SearchOptions
+from simsearch.served import ServedIndex
+from simsearch.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass
+class Job:
+    """One search: either pixels (S, S, 3) uint8 or an item's id; data is the file that the pixels come from."""
+
+    k: int
+    options: SearchOptions
+    pixels: NDArray[np.uint8] | None = None
+    digest: bytes | None = None
+    number: int | None = None
+    vector: NDArray[np.float32] | None = None
+    born: float = field(default_factory=time.perf_counter)
+    done: Future[list[Match]] = field(default_factory=Future)
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Jobs with the same key can be answered by one scan."""
+        return self.k, repr(sorted(self.options.items(), key=lambda pair: pair[0]))
+
+
+class Batcher:
+    """One worker thread for an index, started with the first job. size: the most jobs at once."""
+
+    def __init__(self, served: ServedIndex, size: int, metrics: Metrics) -> None:
+        self.served, self.size, self.metrics = served, size, metrics
+        self._waiting: deque[Job] = deque()
+        self._ready = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, job: Job) -> Future[list[Match]]:
+        """Puts a job in line. Its result may be any SimsearchError."""
+        with self._ready:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name=f"search-{self.served.name}", daemon=True)
+                self._thread.start()
+            self._waiting.append(job)
+            self.metrics.queue.labels(self.served.name).set(len(self._waiting))
+            self._ready.notify()
+        return job.done
+
+    def _work(self) -> None:
+        while True:
+            with self._ready:
+                while not self._waiting:
+                    if not self._ready.wait(timeout=60) and not self._waiting:
+                        self._thread = None  # started again by the next job
+                        return
+                jobs = [self._waiting.popleft() for _ in range(min(self.size, len(self._waiting)))]
+                self.metrics.queue.labels(self.served.name).set(len(self._waiting))
+            jobs = [job for job in jobs if job.done.set_running_or_notify_cancel()]
+            if jobs:
+                self._answer(jobs)
+
+    def _answer(self, jobs: Sequence[Job]) -> None:
+        now = time.perf_counter()
+        for job in jobs:
+            self.metrics.phases.labels("queue").observe(now - job.born)
+        self.metrics.batch.observe(len(jobs))
+        try:
+            answers = self.served.use(lambda engine: self._answers(engine, jobs))
+        except Exception as error:
+            if len(jobs) > 1:  # whose fault it is, each finds out alone
+                for job in jobs:
+                    self._answer([job])
+                return
+            jobs[0].done.set_exception(error)
+            return
+        for job, answer in zip(jobs, answers, strict=True):
+            if isinstance(answer, Exception):
+                job.done.set_exception(answer)
+            else:
+                job.done.set_result(answer)
+
+    def _answers(self, engine: Engine, jobs: Sequence[Job]) -> list[list[Match] | Exception]:
+        start = time.perf_counter()
+        found: list[NDArray[np.float32] | Exception | None] = [_known(engine, job) for job in jobs]
+        missing = [place for place, vector in enumerate(found) if vector is None]
+        if missing:
+            stack = np.stack([jobs[place].pixels for place in missing])  # type: ignore[misc]
+            for place, row in zip(missing, engine.features_of_pixels(stack), strict=True):
+                found[place] = row
+        computed = time.perf_counter()
+        results: list[Any] = list(found)
+        groups: dict[tuple[int, str], list[int]] = {}
+        for place, vector in enumerate(found):
+            if not isinstance(vector, Exception):
+                groups.setdefault(jobs[place].key, []).append(place)
+        for places in groups.values():
+            first = jobs[places[0]]
+            vectors = np.stack([results[place] for place in places])
+            without = [jobs[place].number for place in places]
+            try:
+                answers = engine.search_by_vectors(vectors, first.k, without=without, **first.options)
+            except SimsearchError as error:
+                answers = [error] * len(places)  # type: ignore[list-item]
+            for place, answer in zip(places, answers, strict=True):
+                results[place] = answer
+        self.metrics.phases.labels("compute").observe(computed - start)
+        self.metrics.phases.labels("search").observe(time.perf_counter() - computed)
+        return results
+
+
+def _known(engine: Engine, job: Job) -> NDArray[np.float32] | Exception | None:
+    """The job's vector if it need not be computed."""
+    try:
+        if job.vector is not None:
+            return job.vector
+        if job.pixels is None:
+            return engine.stored_features(job.number)  # type: ignore[arg-type]
+        return engine.stored_features(job.digest) if job.digest else None
+    except SimsearchError as error:
+        return error

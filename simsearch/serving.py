@@ -1,0 +1,82 @@
+"""Running the HTTP service as a process: uvicorn, logs as JSON lines, and a stop that finishes what was begun."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from simsearch.errors import UsageError
+from simsearch.gate import JsonLines
+
+IDLE = 1.0
+"""Seconds that an open connection has, at the end, to send the request that may be on its way."""
+
+GRACE = 35
+"""Seconds for requests to be finished at the end."""
+
+
+class Server(uvicorn.Server):
+    """Stops by refusing new connections, answering those that are open, and only then closing them."""
+
+    asked = 0
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.force_exit = self.should_exit and number == signal.SIGINT
+        self.asked, self.should_exit = number, True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.service.draining = True  # type: ignore[union-attr]
+        for _ in range(10):  # takes in what waits to be accepted
+            await asyncio.sleep(0)
+        for server in self.servers:
+            server.close()
+        end = asyncio.get_running_loop().time() + IDLE
+        while self.server_state.connections and asyncio.get_running_loop().time() < end and not self.force_exit:
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
+
+
+def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT. say: told the URL. Raises UsageError, KeyboardInterrupt."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name in ("simsearch.serve", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO if name == "simsearch.serve" else logging.WARNING)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}", hint="--port names another") from error
+    for served in app.state.service.indexes.values():
+        served.engine.load_model()
+        served.check()
+    shown = f"[{host}]" if family == socket.AF_INET6 else host
+    say(f"http://{shown}:{listener.getsockname()[1]}/")
+    config = uvicorn.Config(app, http="h11", ws="none", access_log=False, log_config=None, server_header=False,
+                            proxy_headers=False, timeout_graceful_shutdown=GRACE, timeout_keep_alive=20)  # fmt: skip
+    server = Server(config)
+    server.run(sockets=[listener])
+    if server.asked == signal.SIGINT:
+        raise KeyboardInterrupt

@@ -1,0 +1,300 @@
+"""The HTTP service: answers, limits, keys, and hostile input, each with its status."""
+
+import io
+import ipaddress
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import simsearch
+from simsearch import sync
+from simsearch.errors import ImageError, UsageError
+from simsearch.fetch import fetch, public
+
+httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
+import asyncio  # noqa: E402
+
+
+class Client:
+    """Calls an app in this process."""
+
+    def __init__(self, app, base="http://127.0.0.1"):
+        self.app, self.base = app, base
+
+    def __call__(self, method, path, **options):
+        async def go():
+            transport = httpx.ASGITransport(app=self.app)
+            async with httpx.AsyncClient(transport=transport, base_url=self.base) as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(go())
+
+    def search(self, **body):
+        return self("POST", "/v1/search", json=body)
+
+
+@pytest.fixture
+def engine(tmp_path, photos, colours):
+    with simsearch.build(photos, tmp_path / "index", model=colours) as engine:
+        yield engine
+
+
+@pytest.fixture
+def client(engine):
+    return Client(simsearch.create_app(engine))
+
+
+def upload(data, name="q.png"):
+    return {"image": (name, data, "image/png")}
+
+
+def code(response):
+    return response.status_code, response.json()["error"]["code"]
+
+
+def png(size=(16, 16)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_answers_are_those_of_the_engine(client, engine, photos):
+    data = (photos / "blue" / "3.png").read_bytes()
+    found = client("POST", "/v1/search", files=upload(data), data={"k": "4", "filter": "label=blue"})
+    assert found.status_code == 200
+    expected = engine.search(data, k=4, where={"label": "blue"})
+    assert [(m["id"], m["distance"]) for m in found.json()["matches"]] == [(m.id, m.distance) for m in expected]
+    assert set(found.json()) == {"query", "model", "metric", "exact", "took_ms", "matches"}
+    by_id = client.search(id=5, k=3, crop=[0, 0, 8, 8]).json()
+    assert [m["id"] for m in by_id["matches"]] == [m.id for m in engine.search_by_id(5, 3, crop=(0, 0, 8, 8))]
+    vector = engine.features([data])[0]
+    assert client.search(vector=vector.tolist(), k=1).json()["matches"][0]["distance"] < 1e-3
+
+
+BAD = [
+    ({"id": 999}, 404), ({"id": 2**63}, 422), ({"id": -1}, 422), ({"id": "1"}, 422), ({"id": True}, 422), ({}, 422),
+    ({"id": 1, "vector": [1]}, 422), ({"vector": [1, 2]}, 422), ({"vector": ["a"]}, 422), ({"id": 1, "k": 0}, 422),
+    ({"id": 1, "k": 10**9}, 422), ({"id": 1, "filter": ["nonsense"]}, 422), ({"id": 1, "max_distance": -1}, 422),
+    ({"id": 1, "crop": [0, 0, 0, 0]}, 422), ({"id": 1, "crop": [0, 0, 99, 99]}, 422), ({"id": 1, "unknown": 1}, 422),
+    ({"url": "http://127.0.0.1/"}, 422), ({"image": "x"}, 422), ([1], 422),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "status"), BAD)
+def test_bad_arguments(client, body, status):
+    assert client("POST", "/v1/search", json=body).status_code == status
+
+
+def test_bad_bodies(client):
+    post = lambda **options: code(client("POST", "/v1/search", **options))  # noqa: E731
+    assert post(files=upload(b"not an image")) == (422, "bad_image")
+    assert post(files=upload(b"")) == (422, "bad_image")
+    assert post(files=upload(png((64, 64))[:45])) == (422, "bad_image")
+    assert post(files=upload(bytes(50 << 20))) == (413, "too_large")
+    assert post(content=b"{", headers={"content-type": "application/json"}) == (400, "bad_json")
+    assert post(content=b"[" * 100_000, headers={"content-type": "application/json"})[0] == 400
+    assert post(content=bytes(2 << 20), headers={"content-type": "application/json"}) == (413, "too_large")
+    assert post(content=b"x", headers={"content-type": "text/plain"}) == (415, "unsupported_media_type")
+    assert post(content=b"x", headers={"content-type": "multipart/form-data"})[0] == 400
+    assert post(content=b"x", headers={"content-type": "multipart/form-data; boundary=a"})[0] in {400, 422}
+
+
+def test_a_bomb_is_refused(engine):
+    client = Client(simsearch.create_app(engine, max_pixels=10_000))
+    assert code(client("POST", "/v1/search", files=upload(png((200, 200))))) == (413, "image_too_large")
+
+
+def test_a_chunked_body_and_a_slow_one(engine):
+    client = Client(simsearch.create_app(engine, max_body=1000, body_timeout=0.05))
+
+    async def endless():
+        while True:
+            yield b"x" * 100
+
+    async def slow():
+        yield b"{"
+        await asyncio.sleep(5)
+
+    headers = {"content-type": "application/json"}
+    assert code(client("POST", "/v1/search", content=endless(), headers=headers)) == (413, "too_large")
+    assert code(client("POST", "/v1/search", content=slow(), headers=headers)) == (400, "body_too_slow")
+
+
+PATHS = ["/v1/items/..%2f..%2fetc%2fpasswd", "/v1/items/%2e%2e/image", "/v1/items//etc/passwd/image",
+         "/v1/items/1%00/image", "/v1/items/abc", "/v1/items/99999999999999999999/image", "/v1/items/-1/thumbnail",
+         "/v1/items/1/thumbnail?size=99999"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_way_to_other_files(client, path):
+    assert client("GET", path).status_code in {404, 422}
+
+
+def test_items_and_their_files(client, photos):
+    item = client("GET", "/v1/items/1")
+    assert item.json()["label"] == "amber"
+    image = client("GET", "/v1/items/1/image")
+    assert image.content == (photos / "amber" / "0.png").read_bytes()
+    assert image.headers["content-type"] == "image/png"
+    assert image.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in image.headers["content-security-policy"]
+    (photos / "amber" / "0.png").write_text("<script>alert(1)</script>")
+    assert client("GET", "/v1/items/1/image").headers["content-disposition"] == "attachment"
+    small = client("GET", "/v1/items/2/thumbnail?size=64")
+    assert small.headers["content-type"] == "image/jpeg"
+    again = client("GET", "/v1/items/2/thumbnail?size=64", headers={"if-none-match": small.headers["etag"]})
+    assert again.status_code == 304
+    (photos / "amber" / "2.png").unlink()
+    assert code(client("GET", "/v1/items/3/image")) == (404, "image_gone")
+
+
+def test_keys(engine):
+    client = Client(simsearch.create_app(engine, api_keys=("secret", "other")))
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"x-api-key": "secre"}, {"authorization": "secret"}):
+        assert code(client("GET", "/v1/items/1", headers=headers)) == (401, "unauthorized")
+        assert client("GET", "/metrics", headers=headers).status_code == 401
+    assert client("GET", "/v1/items/1", headers={"authorization": "Bearer other"}).status_code == 200
+    assert client("GET", "/v1/items/1", headers={"x-api-key": "secret"}).status_code == 200
+    assert client("GET", "/health").status_code == client("GET", "/ready").status_code == 200
+
+
+def test_hosts_and_other_sites(engine):
+    client = Client(simsearch.create_app(engine, hosts=("127.0.0.1",)))
+    assert client("GET", "/health", headers={"host": "127.0.0.1:8000"}).status_code == 200
+    assert code(client("GET", "/health", headers={"host": "evil.example"})) == (400, "bad_host")
+    assert code(client("POST", "/v1/search", json={"id": 1}, headers={"origin": "http://evil.example"})) == (
+        400, "cross_origin")  # fmt: skip
+    assert "access-control-allow-origin" not in client("GET", "/health", headers={"origin": "http://a.b"}).headers
+
+
+def test_request_ids(client):
+    assert client("GET", "/health", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert client("GET", "/health", headers={"x-request-id": "a b\tc" * 90}).headers["x-request-id"] != "a b\tc" * 90
+
+
+def test_writing(engine):
+    off = Client(simsearch.create_app(engine))
+    assert code(off("POST", "/v1/items", files=upload(png()))) == (404, "read_only")
+    assert code(off("DELETE", "/v1/items/1")) == (404, "read_only")
+    client = Client(simsearch.create_app(engine, writable=True))
+    made = client("POST", "/v1/items", files=upload(png()), data={"label": "../x", "metadata": '{"year": 2000}'})
+    assert made.status_code == 201
+    assert (made.json()["label"], made.json()["metadata"]) == ("../x", {"year": 2000})
+    assert client("POST", "/v1/items", files=upload(png())).status_code == 200
+    assert client("POST", "/v1/search", files=upload(png()), data={"k": "1"}).json()["matches"][0]["distance"] == 0
+    assert client("DELETE", f"/v1/items/{made.json()['id']}").status_code == 204
+    assert client("DELETE", f"/v1/items/{made.json()['id']}").status_code == 404
+    assert code(client("POST", "/v1/items", files=upload(b"x"))) == (422, "bad_image")
+
+
+def test_too_many_at_once(engine, monkeypatch):
+    app = simsearch.create_app(engine, in_flight=2)
+    gate = threading.Event()
+    served = app.state.service.indexes["default"]
+    use = served.use
+    monkeypatch.setattr(served, "use", lambda call: (gate.wait(10), use(call))[1])
+
+    async def go():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://h") as client:
+            first = [asyncio.create_task(client.post("/v1/search", json={"id": 1})) for _ in range(2)]
+            await asyncio.sleep(0.2)
+            third = await client.post("/v1/search", json={"id": 1})
+            gate.set()
+            return [r.status_code for r in await asyncio.gather(*first)], third
+
+    served_ones, third = asyncio.run(go())
+    assert served_ones == [200, 200]
+    assert (third.status_code, third.headers["retry-after"]) == (429, "1")
+
+
+def test_concurrent_searches_share_batches(engine, colours):
+    app = simsearch.create_app(engine)
+    random = np.random.default_rng(0)
+
+    def picture():
+        buffer = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    pictures = [picture() for _ in range(40)]
+
+    async def go():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://h") as client:
+            return await asyncio.gather(*(client.post("/v1/search", files=upload(p)) for p in pictures))
+
+    for data, response in zip(pictures, asyncio.run(go()), strict=True):
+        expected = engine.search(data)
+        assert [(m["id"], m["distance"]) for m in response.json()["matches"]] == [(m.id, m.distance) for m in expected]
+    assert "simsearch_batch_size_count" in Client(app)("GET", "/metrics").text
+
+
+def test_an_index_that_is_replaced(tmp_path, photos, colours):
+    """A link turned to another index: every answer is of one of the two, none fails."""
+    for name, labels in (("a", ("amber",)), ("b", ("blue", "green"))):
+        with simsearch.build([photos / label for label in labels], tmp_path / name, model=colours):
+            pass
+    (tmp_path / "live").symlink_to(tmp_path / "a")
+    with simsearch.open(tmp_path / "live", model=colours) as engine:
+        client = Client(simsearch.create_app(engine))
+        query = png()
+        seen = set()
+        for turn in range(20):
+            (tmp_path / "next").symlink_to(tmp_path / "ba"[turn % 2])
+            (tmp_path / "next").rename(tmp_path / "live")
+            matches = client("POST", "/v1/search", files=upload(query), data={"k": "100"}).json()["matches"]
+            seen.add(len(matches))
+            assert len(matches) == (12, 6)[turn % 2]
+        assert seen == {6, 12}
+
+
+def test_mounted_in_another_app(engine):
+    from fastapi import FastAPI
+
+    outer = FastAPI()
+    outer.mount("/similar", simsearch.create_app(engine))
+    client = Client(outer)
+    assert client("POST", "/similar/v1/search", json={"id": 1, "k": 1}).status_code == 200
+    assert "<title>simsearch" in client("GET", "/similar/").text
+    assert client("GET", "/similar/openapi.json").json()["paths"].keys() >= {"/v1/search", "/v1/items/{id}", "/ready"}
+
+
+def test_unknown_routes_and_methods(client):
+    assert code(client("GET", "/nothing")) == (404, "not_found")
+    assert code(client("PATCH", "/v1/search")) == (405, "method_not_allowed")
+    assert code(client("GET", "/v1/items/1?index=other")) == (404, "no_such_index")
+
+
+TARGETS = [
+    "http://127.0.0.1/", "http://127.1/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/",
+    "http://[::1]/", "http://[::ffff:127.0.0.1]/", "http://0/", "http://localhost/", "http://169.254.169.254/meta",
+    "http://10.0.0.1/", "http://172.16.0.1/", "http://192.168.1.1/", "http://100.64.0.1/", "http://[fe80::1]/",
+    "http://[fc00::1]/", "http://[::]/", "http://224.0.0.1/", "http://255.255.255.255/", "http://[64:ff9b::7f00:1]/",
+    "http://[2002:7f00:1::]/", "file:///etc/passwd", "ftp://example.org/", "gopher://127.0.0.1/",
+    "http://user@example.org/", "http://example.org:22/", "http://127。0。0。1/", "http:///", "http://[::1", "",
+    "http://example.org/a b", "http://example.org/\r\nX: y", "http://%31%32%37.0.0.1/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", TARGETS)
+def test_private_targets_are_refused(engine, url):
+    with pytest.raises((UsageError, ImageError)):
+        fetch(url, 1000, 1)
+    client = Client(simsearch.create_app(engine, allow_urls=True))
+    assert client.search(url=url).status_code == 422
+
+
+def test_public_addresses():
+    assert public(ipaddress.ip_address("93.184.215.14"))
+    assert public(ipaddress.ip_address("2606:2800:21f:cb07:6820:80da:af6b:8b2c"))
+
+
+def test_a_lagging_generation_is_seen(client, engine, photos):
+    """What is committed is found by the next request."""
+    before = client("GET", "/v1/indexes").json()["indexes"][0]
+    sync.remove(engine, engine.find(1))
+    after = client("GET", "/v1/indexes").json()["indexes"][0]
+    assert (after["items"], after["generation"]) == (before["items"] - 1, before["generation"] + 1)
