@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import simsearch
-from simsearch import evaluate, fit, models, pictures, trainset
+from simsearch import evaluate, fit, metrics, models, pictures, trainset
 from simsearch.cli import main
 from simsearch.errors import TrainingInterruptedError, UsageError
 from simsearch.evaluate import Share
@@ -379,7 +379,7 @@ def test_retrieval_agrees_with_a_plain_loop():
     x = random.integers(0, 3, (30, 4)).astype(np.float32)  # with many ties
     labels = random.integers(0, 4, 30)
     labels[7] = 9  # the only one
-    found = evaluate.retrieval(x, labels, k=6)
+    found = metrics.retrieval(metrics.Base(x, labels))
     for q in range(30):
         others = [i for i in range(30) if i != q]
         others.sort(key=lambda i: (((x[i] - x[q]) ** 2).sum(), i))

@@ -13,15 +13,16 @@ from simsearch import errors
 PACKAGE = Path(simsearch.__file__).parent
 
 LAYERS = [
-    {"cli", "cli_models", "console", "output", "queries", "cards", "report", "__main__"},
+    {"cli", "cli_eval", "cli_models", "console", "output", "queries", "cards", "report", "__main__"},
     {"fit"},
+    {"evaluate_search", "robustness"},
     {"train", "evaluate", "pictures", "api", "sample"},
     {"augment", "pruning", "trainset"},
     {"presets"},
     {"engine", "sync", "planning", "verify", "export"},
     {"search"},
     {"snapshot"},
-    {"extract", "index", "store", "calibration", "filters"},
+    {"extract", "index", "store", "calibration", "filters", "metrics"},
     {"shards", "meta"},
     {"models.torchvision_models"},
     {"models.runtime"},
