@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from simsearch import cli_models, cli_search, cli_serve
+from simsearch import cli_eval, cli_models, cli_search, cli_serve
 from simsearch.cli_models import device, form, version
 from simsearch.console import DAMAGED, NO_MATCH, Main, progress
 
@@ -173,8 +173,8 @@ def remove(name: tuple[str, ...], yes: bool, index_path: str) -> None:
 @click.option("--filter", "filters", multiple=True, metavar="COND",
               help="Only items that meet a condition: label=cat, path~GLOB, year>2000; repeatable.")  # fmt: skip
 @click.option("--crop", metavar="X,Y,W,H", help="Search by this part of the query, in pixels.")
-@click.option("--plus", multiple=True, metavar="IMAGE", help="Also be like this picture; repeatable.")
-@click.option("--minus", multiple=True, metavar="IMAGE", help="Be unlike this picture; repeatable.")
+@click.option("--plus", multiple=True, metavar="IMAGE[=W]", help="Also be like this picture, W times; repeatable.")
+@click.option("--minus", multiple=True, metavar="IMAGE[=W]", help="Be unlike this picture, W times; repeatable.")
 @click.option("--exact", is_flag=True, help="Do not search approximately, even if the index could.")
 @click.option("--dedup", is_flag=True, help="One match for each group of near-identical ones.")
 @click.option("--flip", is_flag=True, help="A mirrored picture counts as the same.")
@@ -213,7 +213,8 @@ def query(
     for file in (montage, html_file):
         if file is not None and not file.absolute().parent.is_dir():
             raise UsageError(f"{file} cannot be written: its folder does not exist")
-    if [*image, *options["plus"], *options["minus"]].count("-") > 1:
+    feedback = [queries.weight(text)[0] for text in (*options["plus"], *options["minus"])]
+    if [*image, *feedback].count("-") > 1:
         raise UsageError("standard input can be read only once, but - is given several times")
     pictures = [queries.picture(text) for text in image]
     chosen = queries.options(**options)
@@ -357,7 +358,7 @@ def sample(directory: Path, count: int, seed: int) -> None:
 
 
 for _command in (
-    cli_models.train, cli_models.classify, cli_models.evaluation, cli_models.models,
+    cli_models.train, cli_models.classify, cli_eval.group, cli_models.models,
     cli_search.duplicates, cli_search.merge, cli_search.tune, cli_serve.serve, cli_serve.completion,
 ):  # fmt: skip
     main.add_command(_command)

@@ -132,7 +132,7 @@ def _bars(name: str, guesses: Sequence[Guess], width: int = 30) -> str:
 @click.group("eval")
 @version
 def evaluation() -> None:
-    """Measures how good a model is."""
+    """Measures how good a model, or an index, is."""
 
 
 @evaluation.command("model")

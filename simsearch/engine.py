@@ -24,7 +24,7 @@ from simsearch.extract import stored
 from simsearch.index import FlatIndex
 from simsearch.meta import Meta
 from simsearch.recipe import Recipe
-from simsearch.search import Match, Picture, PictureOptions, Search, SearchOptions, blend
+from simsearch.search import Match, Picture, PictureOptions, Search, SearchOptions, blend, weighted
 from simsearch.shards import Shards
 from simsearch.snapshot import RecordedSource, Snapshot, Sources, matcher
 from simsearch.store import Item, Reader, SourceRow, Store
@@ -149,7 +149,8 @@ class Engine:
         options, all by keyword (`search.PictureOptions`):
         where: conditions on items, {"label": "cat"} or ["year>2000", "path~*/2023/*"].
         max_distance: the farthest match to report. crop: (x, y, width, height) of the upright query, in pixels.
-        plus, minus: more pictures or ids to be like and unlike. flip: a mirrored picture counts as the same.
+        plus, minus: more pictures or ids to be like and unlike, alone or as (picture, weight).
+        flip: a mirrored picture counts as the same.
         dedup: one match per group of near-identical ones. exact: never search approximately.
 
         Fewer than k only if the index holds fewer that meet the conditions. Raises ImageError if the picture cannot
@@ -163,7 +164,8 @@ class Engine:
         """`search` for several pictures at once, which is faster than one by one. An int is an item's id."""
         _check_options(options, PictureOptions)
         crop, flip = options.pop("crop", None), options.pop("flip", False)
-        plus, minus = _listed(options.pop("plus", ())), _listed(options.pop("minus", ()))
+        plus, more = weighted(_listed(options.pop("plus", ())))
+        minus, less = weighted(_listed(options.pop("minus", ())))
         pictures = _listed(pictures)
         chosen = SearchOptions(**options)  # type: ignore[typeddict-unknown-key]
         with self.store.reading() as reader:
@@ -172,7 +174,7 @@ class Engine:
             variants = self._vectors(pictures, reader, snapshot, crop, flip)
             if len(context):
                 wanted, unwanted = context[: len(plus)], context[len(plus) :]
-                variants = np.stack([[blend(row, wanted, unwanted) for row in rows] for rows in variants])
+                variants = np.stack([[blend(row, wanted, unwanted, more, less) for row in rows] for rows in variants])
             named = [
                 [reader.item(int(p)).row for p in (picture, *plus) if isinstance(p, int | np.integer)]
                 for picture in pictures
@@ -483,5 +485,7 @@ def _size(folder: Path) -> int:
 
 def _listed(pictures: Any) -> list[Any]:
     """One picture or several as a list: a string, bytes or array is one."""
+    if isinstance(pictures, tuple) and len(pictures) == 2 and isinstance(pictures[1], float):  # (picture, weight)
+        return [pictures]
     single = isinstance(pictures, str | bytes | bytearray | memoryview | int | os.PathLike | Image.Image | np.ndarray)
     return [pictures] if single else list(pictures)

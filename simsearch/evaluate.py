@@ -146,26 +146,3 @@ def judge(
     unknown_count = len(pictures) - len(known)
     errors = Share.of(seen - one, seen), Share.of(seen - five, seen)
     return Verdict(model.name, crops, seen, unknown_count, failed, *errors)
-
-
-def retrieval(features: NDArray[np.floating[Any]], labels: NDArray[np.int64], k: int = 6) -> dict[str, NDArray[Any]]:
-    """Every image queries once, itself left out: (N,) float64 values by name, to be averaged.
-
-    features: (N, D); Euclidean distance, ties to the lower row. P@1, P@k: the share of the nearest that carry the
-    query's label. AP: average precision over the whole ranking; NaN for an image that is the only one of its label.
-    """
-    x = features.astype(np.float64)
-    squares = np.einsum("nd,nd->n", x, x)
-    out = {name: np.zeros(len(x)) for name in ("P@1", f"P@{k}", "AP")}
-    ranks = np.arange(1, len(x))
-    for start in range(0, len(x), 512):
-        part = slice(start, start + 512)
-        distances = np.round(squares[None] + squares[part, None] - 2 * x[part] @ x.T, 9)
-        own = np.arange(len(distances))
-        distances[own, own + start] = np.inf
-        order = np.argsort(distances, axis=1, kind="stable")[:, :-1]
-        hits = labels[order] == labels[part, None]
-        out["P@1"][part], out[f"P@{k}"][part] = hits[:, 0], hits[:, :k].mean(1)
-        with np.errstate(invalid="ignore"):
-            out["AP"][part] = (hits * np.cumsum(hits, 1) / ranks).sum(1) / hits.sum(1)
-    return out

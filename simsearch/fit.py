@@ -20,8 +20,8 @@ from torch import nn
 from simsearch import augment, calibration, models, pictures, trainset
 from simsearch.augment import Colour
 from simsearch.errors import UsageError
-from simsearch.evaluate import retrieval
 from simsearch.files import write_atomically
+from simsearch.metrics import Base, retrieval
 from simsearch.models import networks, weights
 from simsearch.models.runtime import choose_device
 from simsearch.models.tables import LENET5_INPUT
@@ -264,7 +264,7 @@ def publish(
         scores = accuracy(network, data, colour)
         features = features_of(network, data.select(_some(len(data))), colour)
         labels = data.labels[_some(len(data))]
-        found = retrieval(features, labels)
+        found = retrieval(Base(features, labels))
         metrics[name] = dict(scores)
         if np.bincount(labels).mean() > 6:  # of fewer images a label, six nearest cannot all carry it
             metrics[name] |= {"P@6": float(found["P@6"].mean()), "mAP": float(np.nanmean(found["AP"]))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -49,11 +50,22 @@ def options(
     given: PictureOptions = {
         "where": list(filters),
         "crop": _box(crop) if crop else None,
-        "plus": [picture(text) for text in plus],
-        "minus": [picture(text) for text in minus],
+        "plus": [(picture(name), number) for name, number in map(weight, plus)],
+        "minus": [(picture(name), number) for name, number in map(weight, minus)],
     }
     given.update(rest)  # type: ignore[typeddict-item]
     return given
+
+
+def weight(text: str) -> tuple[str, float]:
+    """`IMAGE=W` as the image and its weight; without a number at the end, or where a file is called so, weight 1."""
+    name, equals, number = text.rpartition("=")
+    if not equals or os.path.exists(text) or re.match(r"https?://", text, re.IGNORECASE):
+        return text, 1.0
+    try:
+        return name, float(number)
+    except ValueError:
+        return text, 1.0
 
 
 def _box(text: str) -> tuple[int, int, int, int]:

@@ -51,13 +51,13 @@ class PictureOptions(SearchOptions, total=False):
     """What a search by pictures accepts as well.
 
     crop: (x, y, width, height) of the upright query. flip: a mirrored picture counts as the same.
-    plus, minus: more pictures to be like and unlike; an int is an item's id.
+    plus, minus: more pictures to be like and unlike, each alone or as (picture, weight); an int is an item's id.
     """
 
     crop: tuple[int, int, int, int] | None
     flip: bool
-    plus: Sequence[Picture | int]
-    minus: Sequence[Picture | int]
+    plus: Sequence[Picture | int | tuple[Picture | int, float]]
+    minus: Sequence[Picture | int | tuple[Picture | int, float]]
 
 
 @dataclass(frozen=True)
@@ -175,12 +175,31 @@ def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: boo
     return Neighbours(np.array(order, np.int64), np.array([best[row] for row in order]))
 
 
-def blend(query: NDArray[np.float32], plus: NDArray[np.float32], minus: NDArray[np.float32]) -> NDArray[np.float32]:
+def blend(
+    query: NDArray[np.float32], plus: NDArray[np.float32], minus: NDArray[np.float32],
+    plus_weights: Sequence[float] = (), minus_weights: Sequence[float] = (),
+) -> NDArray[np.float32]:  # fmt: skip
     """Relevance feedback (Rocchio 1971): the mean of what is wanted, moved half a step away from what is not.
 
-    Activations are not negative, so neither is the result.
+    Weights count in the mean of what is wanted, where the query has weight 1, and in that of what is not; the mean of
+    those of `minus` multiplies the step. All are 1 unless given. Activations are not negative, so neither is
+    the result.
     """
-    wanted: NDArray[np.float32] = np.concatenate([query[None], plus]).mean(0, dtype=np.float32)
+    wanted: NDArray[np.float32] = np.concatenate([query[None], plus])
+    factors = np.array([1.0, *(plus_weights or [1.0] * len(plus))], np.float32)
+    wanted = (wanted * factors[:, None]).sum(0) / factors.sum()
     if len(minus):
-        wanted = np.maximum(wanted + np.float32(0.5) * (wanted - minus.mean(0, dtype=np.float32)), 0)
+        factors = np.array(minus_weights or [1.0] * len(minus), np.float32)
+        unwanted = (minus * factors[:, None]).sum(0) / factors.sum()
+        wanted = np.maximum(wanted + np.float32(0.5) * factors.mean() * (wanted - unwanted), 0)
     return wanted
+
+
+def weighted(given: Sequence[Any]) -> tuple[list[Any], list[float]]:
+    """Pictures and their weights, of which some may be given as (picture, weight). Raises UsageError."""
+    pairs = [pair if isinstance(pair, tuple) else (pair, 1.0) for pair in given]
+    for pair in pairs:
+        number = pair[1] if len(pair) == 2 else None
+        if isinstance(number, bool) or not isinstance(number, int | float | np.number) or not 0 < number < np.inf:
+            raise UsageError(f"the weight of a picture is {number!r}, not a number above 0")
+    return [picture for picture, _ in pairs], [float(number) for _, number in pairs]

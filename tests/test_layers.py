@@ -13,13 +13,14 @@ from simsearch import errors
 PACKAGE = Path(simsearch.__file__).parent
 
 LAYERS = [
-    {"cli", "cli_models", "console", "queries", "cards", "report", "__main__", "cli_search", "cli_serve"},
+    {"cli", "cli_models", "console", "queries", "cards", "report", "__main__", "cli_search", "cli_serve", "cli_eval"},
     {"serving"},
     {"server"},
     {"reference", "batching", "uploads", "output"},
     {"gate", "served", "fetch"},
     {"telemetry", "settings"},
     {"fit"},
+    {"evaluate_search", "robustness"},
     {"train", "evaluate", "pictures", "api", "sample", "duplicates", "merging", "tuning"},
     {"augment", "pruning", "trainset"},
     {"presets"},
@@ -27,7 +28,7 @@ LAYERS = [
     {"search"},
     {"snapshot"},
     {"structure"},
-    {"extract", "index", "store", "calibration", "filters"},
+    {"extract", "index", "store", "calibration", "filters", "metrics"},
     {"shards", "meta", "projection"},
     {"models.torchvision_models"},
     {"models.runtime"},

@@ -14,7 +14,7 @@ from simsearch import augment, fit
 from simsearch import train as training
 from simsearch.augment import Colour
 from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
-from simsearch.evaluate import retrieval
+from simsearch.metrics import Base, retrieval
 from simsearch.models.alexnet import AlexNet
 from simsearch.models.configs import AlexNetConfig
 from simsearch.presets import PRESETS, TrainConfig, change, settings
@@ -54,7 +54,7 @@ def run(data, path, config=FAST, network=None, **extra):
 
 
 def precision(network, data):
-    return retrieval(fit.features_of(network, data, Colour.of(data.pixels)), data.labels)["P@6"].mean()
+    return retrieval(Base(fit.features_of(network, data, Colour.of(data.pixels)), data.labels))["P@6"].mean()
 
 
 def same(one, other):

@@ -118,6 +118,12 @@ class AlexNet(Network):
         hidden: Tensor = self.hidden(self.conv(x).flatten(1))
         return hidden
 
+    def activations(self, x: Tensor) -> dict[str, Tensor]:
+        """conv5 (B, 256, H, W) before the last pooling, fc6 and features (B, 4096), each after its ReLU."""
+        conv5 = self.conv[:-1](x)
+        fc6 = self.hidden[:3](self.conv[-1](conv5).flatten(1))
+        return {"conv5": conv5, "fc6": fc6, "features": self.hidden[3:](fc6)}
+
 
 class Counts(NamedTuple):
     """What `count` counts; see the module's header for how."""

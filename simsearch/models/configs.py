@@ -31,10 +31,16 @@ class AlexNetConfig:
     @property
     def flat(self) -> int:
         """Inputs of the first hidden layer: channels times positions after the last pooling."""
-        side = (self.image_size + 2 * 2 - 11) // 4 + 1
-        for _ in range(3):
-            side = (side - 3) // 2 + 1
+        side = (self.map_side - 3) // 2 + 1
         return self.channels[4] * side * side
+
+    @property
+    def map_side(self) -> int:
+        """Side of the last convolution's maps, before the last pooling."""
+        side = (self.image_size + 2 * 2 - 11) // 4 + 1
+        for _ in range(2):
+            side = (side - 3) // 2 + 1
+        return side
 
     @property
     def dimension(self) -> int:

@@ -19,7 +19,7 @@ from simsearch.models.configs import AlexNetConfig, ConvNet4Config, LeNet5Config
 from simsearch.models.tables import LUMA
 from simsearch.recipe import Recipe
 
-VERSION = 2
+VERSION = 3
 """Part of the cached graph's file name: raise it whenever a builder changes."""
 
 _FLOAT, _UINT8 = 1, 2  # TensorProto.DataType
@@ -65,12 +65,13 @@ class Graph:
         self.initializers.append(dims + _integer(2, _FLOAT) + _text(8, name) + external + _integer(14, 1))
         return name
 
-    def model(self, side: int, outputs: dict[str, int]) -> bytes:
-        """The finished ModelProto. outputs: name and width of each."""
+    def model(self, side: int, outputs: dict[str, int | tuple[int, ...]]) -> bytes:
+        """The finished ModelProto. outputs: name of each, and its width or its shape without the batch."""
         graph = b"".join(_message(1, node) for node in self.nodes) + _text(2, self.name)
         graph += b"".join(_message(5, tensor) for tensor in self.initializers)
         graph += _message(11, _value("pixels", _UINT8, (None, side, side, 3)))
-        graph += b"".join(_message(12, _value(name, _FLOAT, (None, width))) for name, width in outputs.items())
+        shapes = {name: (size,) if isinstance(size, int) else size for name, size in outputs.items()}
+        graph += b"".join(_message(12, _value(name, _FLOAT, (None, *shape))) for name, shape in shapes.items())
         operators = _message(8, _text(1, "") + _integer(2, _OPERATOR_SET))
         return _integer(1, _IR_VERSION) + _text(2, "simsearch") + _message(7, graph) + operators
 
@@ -89,11 +90,11 @@ def alexnet(config: AlexNetConfig, recipe: Recipe, stored: Stored, location: str
     """The ONNX model of `simsearch.models.alexnet.AlexNet(config)`, its weights in the file `location`."""
     graph = _begin("alexnet", recipe, stored, location)
 
-    def convolution(layer: int, kernel: int, stride: int, padding: int, groups: int) -> None:
+    def convolution(layer: int, kernel: int, stride: int, padding: int, groups: int, output: str | None = None) -> None:
         weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
         graph.add("Conv", *weights, kernel_shape=(kernel, kernel), strides=(stride, stride),
                   pads=(padding,) * 4, group=groups)  # fmt: skip
-        graph.add("Relu")
+        graph.add("Relu", output=output)
 
     def normalisation(channels: int) -> None:
         # x / (2 + 1e-4 * sum of 5 adjacent squares)^(3/4). The sum is a 1x1 convolution by a band matrix, and the power
@@ -122,15 +123,22 @@ def alexnet(config: AlexNetConfig, recipe: Recipe, stored: Stored, location: str
     pooling()
     convolution(8, 3, 1, 1, 1)
     convolution(10, 3, 1, 1, config.groups)
-    convolution(12, 3, 1, 1, config.groups)
+    convolution(12, 3, 1, 1, config.groups, "conv5")
     pooling()
     graph.add("Flatten", axis=1)
     graph.add("Gemm", graph.weight("hidden.1.weight"), graph.weight("hidden.1.bias"), transB=1)
-    graph.add("Relu")
+    graph.add("Relu", output="fc6")
     graph.add("Gemm", graph.weight("hidden.4.weight"), graph.weight("hidden.4.bias"), transB=1)
     graph.add("Relu", output="features")
     graph.add("Gemm", graph.weight("classifier.weight"), graph.weight("classifier.bias"), output="logits", transB=1)
-    return graph.model(config.image_size, {"features": config.hidden, "logits": config.num_classes})
+    maps = (config.channels[4], config.map_side, config.map_side)
+    widths: dict[str, int | tuple[int, ...]] = {
+        "features": config.hidden,
+        "logits": config.num_classes,
+        "conv5": maps,
+        "fc6": config.hidden,
+    }
+    return graph.model(config.image_size, widths)
 
 
 def lenet5(config: LeNet5Config, recipe: Recipe, stored: Stored, location: str) -> bytes:

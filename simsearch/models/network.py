@@ -18,6 +18,10 @@ class Network(nn.Module):
         """(B, 3, S, S) float, normalised by the recipe -> (B, D)."""
         raise NotImplementedError
 
+    def activations(self, x: Tensor) -> dict[str, Tensor]:
+        """What can be searched by, by name: `features`, and for some networks earlier layers as well."""
+        return {"features": self.features(x)}
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, C) logits; softmax turns them into the class probabilities."""
         logits: Tensor = self.classifier(self.features(x))

@@ -8,13 +8,14 @@ import os
 import struct
 import threading
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simsearch import cache, models
-from simsearch.errors import DeviceError, WeightsError
+from simsearch.errors import DeviceError, UsageError, WeightsError
 from simsearch.models import graphs
 from simsearch.models.weights import read_tensors
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from simsearch.models import WeightsFile
     from simsearch.models.configs import Config
     from simsearch.recipe import Recipe
+
+LAYERS: dict[str, tuple[str, ...]] = {"alexnet": ("features", "fc6", "conv5")}
+"""What networks give out by name, besides their logits; the others have `features` alone."""
 
 _BUILDERS: dict[str, Any] = {"alexnet": graphs.alexnet, "lenet5": graphs.lenet5, "convnet4": graphs.convnet4}
 
@@ -69,6 +73,7 @@ class OnnxModel:
         self.distances, self.labels = weights.card.distances, weights.card.labels
         config = weights.config
         self.dimension = config.dimension
+        self.layers = LAYERS.get(weights.card.architecture, ("features",))
         _check_recipe(self.recipe, config)
         self._weights, self.few = weights, few
         self._session: Any = None
@@ -82,14 +87,26 @@ class OnnxModel:
         """(B, S, S, 3) uint8 -> (B, C) float32."""
         return self._run("logits", pixels)
 
+    def outputs(self, names: Sequence[str], pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Several layers at once, by name: "features", "fc6" (B, D), "conv5" (B, C, H, W), after their ReLU.
+
+        Raises UsageError for a layer that the network does not give out.
+        """
+        _check_outputs(self, names)
+        return [self._run(names[0], pixels)] if len(names) == 1 else self._started().run(names, {"pixels": pixels})
+
     def _run(self, output: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        session = self._started()
+        if not len(pixels):
+            return np.zeros((0, self.dimension), np.float32)
+        result: NDArray[np.float32] = session.run([output], {"pixels": pixels})[0]
+        return result
+
+    def _started(self) -> Any:
         with self._lock:
             if self._session is None:
                 self._session = self._open()
-        if not len(pixels):
-            return np.zeros((0, self.dimension), np.float32)
-        result: NDArray[np.float32] = self._session.run([output], {"pixels": pixels})[0]
-        return result
+            return self._session
 
     def _open(self) -> Any:
         import onnxruntime
@@ -154,6 +171,7 @@ class TorchModel:
         self.engine = f"torch-{device.partition(':')[0]}"
         config = weights.config
         self.dimension = config.dimension
+        self.layers = LAYERS.get(weights.card.architecture, ("features",))
         _check_recipe(self.recipe, config)
         self._device = torch.device(device)
         self._network = make(weights.card.architecture, config)
@@ -173,6 +191,23 @@ class TorchModel:
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, S, S, 3) uint8 -> (B, C) float32."""
         return self._run(self._network, pixels)
+
+    def outputs(self, names: Sequence[str], pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Several layers, as `OnnxModel.outputs`."""
+        _check_outputs(self, names)
+        shapes: list[Any] = []
+
+        def joined(x: Any) -> Any:
+            import torch
+
+            found = self._network.activations(x)
+            shapes[:] = [found[name].shape[1:] for name in names]
+            return torch.cat([found[name].flatten(1) for name in names], 1)
+
+        rows = self._run(joined, pixels)
+        ends = np.cumsum([shape.numel() for shape in shapes])
+        parts = np.split(rows, ends[:-1], axis=1)
+        return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _run(self, function: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return run_torch(function, pixels, self._mean, self._deviation)
@@ -215,6 +250,13 @@ def _checksum(path: Path) -> str:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _check_outputs(model: OnnxModel | TorchModel, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in model.layers:
+            hint = f"it gives out {', '.join(model.layers)}"
+            raise UsageError(f"the network of {model.name} has no layer {name!r}", hint=hint)
 
 
 def _check_recipe(recipe: Recipe, config: Config) -> None:

@@ -1,0 +1,243 @@
+"""How far a picture may be changed and still find its original: graded changes, and the original's place.
+
+Every change is drawn from the picture's number and the strength alone, so two features see the same pictures.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
+
+from simsearch import calibration
+from simsearch.errors import UsageError
+from simsearch.evaluate import Share
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.engine import Engine
+
+    Random = np.random.Generator
+    Progress = Callable[[int, int], None]
+
+
+def _shift(image: Image.Image, strength: float, random: Random) -> Image.Image:
+    x, y = (round(strength * side) * int(random.choice((-1, 1))) for side in image.size)
+    return _moved(image, (1, 0, x, 0, 1, y))
+
+
+def _rotate(image: Image.Image, strength: float, random: Random) -> Image.Image:
+    angle = np.radians(strength) * random.choice((-1, 1))
+    cosine, sine = float(np.cos(angle)), float(np.sin(angle))
+    x, y = image.width / 2, image.height / 2
+    return _moved(image, (cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y))
+
+
+def _moved(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    """An affine map of output to input pixels; what comes from outside is the picture's mean colour."""
+    pixels = np.asarray(image).reshape(-1, 3)
+    mean = tuple(int(value) for value in pixels.mean(0))
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=mean)
+
+
+def _scale(image: Image.Image, strength: float, random: Random) -> Image.Image:
+    size = tuple(max(1, round(side * strength)) for side in image.size)
+    return image.resize(size, Image.Resampling.LANCZOS)  # type: ignore[arg-type]
+
+
+def _crop(image: Image.Image, strength: float, random: Random) -> Image.Image:
+    width, height = (max(1, round(side * (1 - strength) ** 0.5)) for side in image.size)
+    x, y = (int(random.integers(0, room + 1)) for room in (image.width - width, image.height - height))
+    return image.crop((x, y, x + width, y + height))
+
+
+def _flip(image: Image.Image, strength: float, random: Random) -> Image.Image:
+    return ImageOps.mirror(image)
+
+
+def _noise(image: Image.Image, strength: float, random: Random) -> Image.Image:
+    pixels = np.asarray(image, np.float32)
+    noisy = pixels + random.normal(0, strength, pixels.shape)
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+def _blur(image: Image.Image, strength: float, random: Random) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(strength * min(image.size)))
+
+
+def _jpeg(image: Image.Image, strength: float, random: Random) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=int(strength))
+    return Image.open(buffer).convert("RGB")
+
+
+def _colour(image: Image.Image, strength: float, random: Random) -> Image.Image:
+    for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = kind(image).enhance(1 + strength * float(random.choice((-1, 1))))
+    return image
+
+
+def _text(image: Image.Image, strength: float, random: Random) -> Image.Image:
+    """A white band of this share of the height, with words as high."""
+    image = image.copy()
+    height = max(8, round(image.height * strength))
+    top = int(random.integers(0, max(1, image.height - height)))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, top, image.width, top + height), "white")
+    draw.text((4, top), "breaking news of the day " * 3, "black", font=ImageFont.load_default(max(6, 0.7 * height)))
+    return image
+
+
+Change = Callable[[Image.Image, float, "Random"], Image.Image]
+CHANGES: dict[str, tuple[Change, tuple[float, ...], str]] = {
+    "shift": (_shift, (0.02, 0.05, 0.1, 0.2), "share of each side"),
+    "rotation": (_rotate, (2, 5, 10, 20, 45, 90, 180), "degrees"),
+    "scale": (_scale, (0.75, 0.5, 0.25, 0.125), "of the size"),
+    "crop": (_crop, (0.1, 0.25, 0.5, 0.75), "share of the area cut off"),
+    "flip": (_flip, (1,), "mirrored"),
+    "noise": (_noise, (5, 10, 20, 40), "deviation, of 255"),
+    "blur": (_blur, (0.005, 0.01, 0.02, 0.04), "radius, share of the shorter side"),
+    "jpeg": (_jpeg, (75, 50, 25, 10, 5), "quality"),
+    "colour": (_colour, (0.1, 0.2, 0.4, 0.6), "change of brightness, contrast and saturation"),
+    "text": (_text, (0.05, 0.1, 0.2, 0.4), "share of the height"),
+}
+"""By name: the change, its strengths from weak to strong, and what they mean."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One change at one strength. first: how often no other item was nearer than the original. distance: the mean one
+    to the original, in units of the median distance of random pairs."""
+
+    change: str
+    strength: float
+    first: Share
+    distance: float
+
+
+def perceptual_hash(image: Image.Image) -> NDArray[np.float32]:
+    """(64,) of 0 and 1: the signs of the 8 x 8 lowest DCT frequencies of a 32 x 32 grey image against their median.
+
+    The Euclidean distance of two is the root of the Hamming distance."""
+    grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
+    angles = np.pi * np.arange(8)[:, None] * (2 * np.arange(32)[None, :] + 1) / 64
+    low = (np.cos(angles) @ grey @ np.cos(angles).T).ravel()
+    return (low > np.median(low)).astype(np.float32)
+
+
+def hashes(images: Sequence[Image.Image]) -> NDArray[np.float32]:
+    """(n, 64) perceptual hashes."""
+    return np.stack([perceptual_hash(image) for image in images])
+
+
+def measure(
+    originals: Sequence[Image.Image], rows: NDArray[np.int64], base: NDArray[np.floating[Any]],
+    features: Callable[[Sequence[Image.Image]], NDArray[np.float32]], *,
+    changes: Sequence[str] = tuple(CHANGES), seed: int = 0, progress: Progress = lambda done, total: None,
+) -> list[Point]:  # fmt: skip
+    """Changes each original and looks it up. rows: where their features are in `base` (N, D); n, N >= 1.
+
+    Items with exactly the original's features count as the original. Raises UsageError for an unknown change.
+    """
+    for name in changes:
+        if name not in CHANGES:
+            raise UsageError(f"no change is called {name!r}", hint=f"one of {', '.join(CHANGES)}")
+    sample = np.random.default_rng(seed).choice(len(base), min(512, len(base)), replace=False)
+    unit = calibration.median(calibration.quantiles(base[np.sort(sample)].astype(np.float16))) or 1.0
+    blocks = [base[n : n + 2048].astype(np.float32) for n in range(0, len(base), 2048)]
+    squares = np.concatenate([np.einsum("nd,nd->n", block, block) for block in blocks])
+    del blocks
+    jobs = [(name, strength) for name in changes for strength in CHANGES[name][1]]
+    points = []
+    for done, (name, strength) in enumerate(jobs, 1):
+        first, total = 0, 0.0
+        for start in range(0, len(originals), 32):
+            part = slice(start, start + 32)
+            made = [
+                CHANGES[name][0](image, strength, np.random.default_rng((seed, start + number)))
+                for number, image in enumerate(originals[part])
+            ]
+            for nearest, distance in _lookup(base, squares, features(made), rows[part]):
+                first += nearest
+                total += distance
+        points.append(Point(name, strength, Share.of(first, len(originals)), total / len(originals) / unit))
+        progress(done, len(jobs))
+    return points
+
+
+def _lookup(
+    base: NDArray[np.floating[Any]], squares: NDArray[np.float32], queries: NDArray[np.float32], rows: NDArray[np.int64]
+) -> list[tuple[bool, float]]:
+    """For each query, whether no row is nearer than the one at its place in `rows`, and how far that one is.
+
+    A float32 matrix product leaves out what is certainly farther; the others are measured in float64."""
+    products = np.concatenate([base[n : n + 2048].astype(np.float32) @ queries.T for n in range(0, len(base), 2048)])
+    found = []
+    for query, row, product in zip(queries, rows, products.T, strict=True):
+        length = float(query @ query)
+        squared = squares + np.float32(length) - 2 * product
+        slack = 1e-4 * (length + float(squares.max()))
+        near = np.append(np.flatnonzero(squared <= squared[row] + slack), row)
+        difference = base[near].astype(np.float64) - query
+        exact = np.einsum("nd,nd->n", difference, difference)
+        found.append((bool(exact[-1] <= exact.min()), float(np.sqrt(exact[-1]))))
+    return found
+
+
+def of_index(
+    engine: Engine, count: int = 200, changes: Sequence[str] = tuple(CHANGES), seed: int = 0, *,
+    hash_too: bool = False, progress: Progress = lambda done, total: None,
+) -> dict[str, list[Point]]:  # fmt: skip
+    """`measure` for `count` random items of an index, by the name of its model; `hash_too`: and for a perceptual hash
+    of all its items, under "perceptual hash". Raises UsageError for an index without readable images."""
+    with engine.store.reading() as reader:
+        ids, places = reader.ids()
+        base = engine.shards.read(places)
+    order = np.random.default_rng(seed).permutation(len(ids))
+    chosen: list[int] = []
+    originals: list[Image.Image] = []
+    for row in order.tolist():
+        if len(chosen) == count:
+            break
+        image = engine.thumbnail(int(ids[row]))
+        if image is not None:
+            chosen.append(row)
+            originals.append(image)
+    if not originals:
+        raise UsageError(f"no image of {engine.path} can be read")
+    rows = np.array(chosen, np.int64)
+    found = {engine.meta.model: measure(originals, rows, base, engine.features, changes=changes, seed=seed,
+                                        progress=progress)}  # fmt: skip
+    if hash_too:
+        others = [engine.thumbnail(int(number)) for number in ids]
+        readable = np.flatnonzero([image is not None for image in others])
+        table = hashes([image for image in others if image is not None])
+        found["perceptual hash"] = measure(originals, np.searchsorted(readable, rows), table, hashes, changes=changes,
+                                           seed=seed, progress=progress)  # fmt: skip
+    return found
+
+
+def draw(found: dict[str, list[Point]]) -> Image.Image:
+    """One panel a change: how often the original is first, in percent, from weak to strong; a line a feature."""
+    from simsearch import pictures
+
+    names = list(dict.fromkeys(point.change for points in found.values() for point in points))
+    panels = []
+    for name in names:
+        series = {}
+        for feature, points in found.items():
+            share = [100 * point.first.value for point in points if point.change == name]
+            series[feature] = [(float(step), value) for step, value in enumerate(share, 1)]
+        words = f"{name}: " + ", ".join(f"{value:g}" for value in CHANGES[name][1])
+        panels.append(pictures.plot(series, words, CHANGES[name][2] + ", from weak to strong", "first, %",
+                                    width=520, height=300, lowest=0.0))  # fmt: skip
+    columns = min(2, len(panels))
+    sheet = Image.new("RGB", (520 * columns, 300 * -(-len(panels) // columns)), "white")
+    for number, panel in enumerate(panels):
+        sheet.paste(panel, (520 * (number % columns), 300 * (number // columns)))
+    return sheet
