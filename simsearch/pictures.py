@@ -72,7 +72,7 @@ def plot(
     draw.text((8, top - 12), y_label, INK, font=font, anchor="lm")
     if line is not None:
         draw.line([place(x_low, line), place(x_high, line)], INK)
-    for number, (name, pairs) in enumerate(series.items()):
+    for number, pairs in enumerate(series.values()):
         colour = LINES[number % len(LINES)]
         path = [place(x, y) for x, y in pairs if math.isfinite(y)]
         if len(path) > 1:
@@ -80,9 +80,14 @@ def plot(
         elif path:
             x, y = path[0]
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
+    # The legend stands where the curves leave room: on the left if they rise.
+    ends = [(path[0][1], path[-1][1]) for path in series.values() if path]
+    rising = sum(last - first for first, last in ends if math.isfinite(first + last)) > 0
+    x = left + 16 if rising else right - 150
+    for number, name in enumerate(series):
         y = top + 10 + 18 * number
-        draw.line([(right - 150, y), (right - 130, y)], colour, 3)
-        draw.text((right - 124, y), name, INK, font=font, anchor="lm")
+        draw.line([(x, y), (x + 20, y)], LINES[number % len(LINES)], 3)
+        draw.text((x + 26, y), name, INK, font=font, anchor="lm")
     return image
 
 
