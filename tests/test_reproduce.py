@@ -1,4 +1,4 @@
-"""The scripts under scripts/reproduce, each once through at a tiny size."""
+"""Scripts that reproduce and measure, each once through at a tiny size."""
 
 import gzip
 import json
@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+import simsearch
+from simsearch import sample
 
 SCRIPTS = Path(__file__).parent.parent / "scripts" / "reproduce"
 
@@ -70,3 +73,16 @@ def test_relu_vs_tanh(tmp_path):
         if one["epochs"] is not None:
             assert one["errors"][-1] <= 25 < one["errors"][-2]
             assert len(one["errors"]) - 2 <= one["epochs"] <= len(one["errors"]) - 1
+
+
+def test_bench_cold(tmp_path):
+    index, folder = tmp_path / "index", tmp_path / "pictures"
+    sample.write(folder, count=4)
+    simsearch.build(folder, index).close()
+    picture = str(next(folder.rglob("*.*")))
+    script = SCRIPTS.parent / "bench" / "cold"
+    command = [sys.executable, str(script), picture, "-i", str(index), "--times", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "load alexnet-distilled" in done.stdout
+    assert "[imports: none]" in done.stdout
