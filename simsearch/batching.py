@@ -28,12 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """One search: either pixels (S, S, 3) uint8 or an item's id; data is the file that the pixels come from."""
+    """One search: by pixels (S, S, 3) uint8, cut as the model with these weights wants them, a vector or an item's id.
+
+    digest: SHA-256 of the file that the pixels come from, if they are all of it.
+    """
 
     k: int
     options: SearchOptions
     pixels: NDArray[np.uint8] | None = None
     digest: bytes | None = None
+    weights: str = ""
     number: int | None = None
     vector: NDArray[np.float32] | None = None
     born: float = field(default_factory=time.perf_counter)
@@ -134,6 +138,9 @@ def _known(engine: Engine, job: Job) -> NDArray[np.float32] | Exception | None:
             return job.vector
         if job.pixels is None:
             return engine.stored_features(job.number)  # type: ignore[arg-type]
-        return engine.stored_features(job.digest) if job.digest else None
+        stored = engine.stored_features(job.digest) if job.digest else None
+        if stored is None and job.weights != engine.meta.weights_sha256:
+            return SimsearchError("the index was replaced by one of another model meanwhile")
+        return stored
     except SimsearchError as error:
         return error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from simsearch import cli_eval, cli_models, cli_search, cli_serve
-from simsearch.cli_models import device, form, version
+from simsearch.cli_models import device, form, index, version
 from simsearch.console import DAMAGED, NO_MATCH, Main, progress
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from simsearch.sync import Summary
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-index = click.option(
-    "-i", "--index", "index_path", metavar="PATH", envvar="SIMSEARCH_INDEX", default="indexes/default",
-    show_default=True, help="The index; also $SIMSEARCH_INDEX.",
-)  # fmt: skip
 root = click.option(
     "--root", "roots", multiple=True, metavar="[OLD=]NEW", help="Where the images are now, if they have moved."
 )
@@ -358,7 +354,7 @@ def sample(directory: Path, count: int, seed: int) -> None:
 
 
 for _command in (
-    cli_models.train, cli_models.classify, cli_eval.group, cli_models.models,
+    cli_models.train, cli_models.classify, cli_eval.evaluation, cli_models.models,
     cli_search.duplicates, cli_search.merge, cli_search.tune, cli_serve.serve, cli_serve.completion,
 ):  # fmt: skip
     main.add_command(_command)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simsearch.cli_models import device, evaluation, form, version
+from simsearch.cli_models import device, form, index, version
+from simsearch.cli_models import evaluation as evaluation
 from simsearch.console import progress
 
 if TYPE_CHECKING:
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
     from simsearch.evaluate_search import Query, Verdict
     from simsearch.report import Row
 
-index = click.option(
-    "-i", "--index", "index_path", metavar="PATH", envvar="SIMSEARCH_INDEX", default="indexes/default",
-    show_default=True, help="The index; also $SIMSEARCH_INDEX.",
-)  # fmt: skip
-group = evaluation
 seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the items drawn.")
 
 

@@ -21,6 +21,10 @@ device = click.option(
 form = click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
 )
+index = click.option(
+    "-i", "--index", "index_path", metavar="PATH", envvar="SIMSEARCH_INDEX", default="indexes/default",
+    show_default=True, help="The index; also $SIMSEARCH_INDEX.",
+)  # fmt: skip
 model_option = click.option("-m", "--model", metavar="NAME|FILE", help="Which model.  [default: the default model]")
 crops = click.option(
     "--crops", type=click.Choice(["1", "10"]), default="1", show_default=True,

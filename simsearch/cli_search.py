@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simsearch.cli_models import device, form, version
+from simsearch.cli_models import device, form, index, version
 from simsearch.console import NO_MATCH, progress
 
 if TYPE_CHECKING:
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from simsearch.engine import Engine
     from simsearch.tuning import Choice
 
-index = click.option(
-    "-i", "--index", "index_path", metavar="PATH", envvar="SIMSEARCH_INDEX", default="indexes/default",
-    show_default=True, help="The index; also $SIMSEARCH_INDEX.",
-)  # fmt: skip
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 

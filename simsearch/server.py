@@ -73,7 +73,6 @@ _STATUS: tuple[tuple[type[SimsearchError], int, str], ...] = (
     (UsageError, 422, "bad_argument"),
     (SimsearchError, 503, "unavailable"),
 )
-_FIELDS = {"k", "filter", "crop", "max_distance", "dedup", "exact"}
 
 
 def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI:
@@ -199,7 +198,7 @@ class Service:
                 data = served.use(lambda engine: engine.read(query["id"]))
             else:
                 data = query["image"]
-            recipe = engine.recipe
+            recipe, job.weights = engine.recipe, engine.meta.weights_sha256
             image = images.decode(data, None if crop else recipe.resize, self.settings.max_pixels).image
             job.pixels = recipe.pixels(images.crop(image, crop) if crop else image)
             job.digest = None if crop else hashlib.sha256(data).digest()

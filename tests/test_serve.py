@@ -10,7 +10,8 @@ from PIL import Image
 
 import simsearch
 from simsearch import sync
-from simsearch.errors import ImageError, UsageError
+from simsearch.batching import Job
+from simsearch.errors import ImageError, SimsearchError, UsageError
 from simsearch.fetch import fetch, public
 
 httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
@@ -298,3 +299,15 @@ def test_a_lagging_generation_is_seen(client, engine, photos):
     sync.remove(engine, engine.find(1))
     after = client("GET", "/v1/indexes").json()["indexes"][0]
     assert (after["items"], after["generation"]) == (before["items"] - 1, before["generation"] + 1)
+
+
+def test_pixels_cut_for_another_model_are_not_computed(engine):
+    service = simsearch.create_app(engine).state.service
+    batcher = service.batchers["default"]
+    pixels = np.zeros((engine.recipe.crop, engine.recipe.crop, 3), np.uint8)
+    own = Job(1, {}, pixels=pixels, weights=engine.meta.weights_sha256)
+    other = Job(1, {}, pixels=pixels, weights="0" * 64)
+    answers = [batcher.submit(job) for job in (own, other)]
+    assert len(answers[0].result(10)) == 1
+    with pytest.raises(SimsearchError, match="another model"):
+        answers[1].result(10)
