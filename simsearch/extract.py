@@ -22,7 +22,7 @@ import numpy as np
 
 from simsearch import images
 from simsearch.errors import ImageError
-from simsearch.machine import Budget, cores
+from simsearch.machine import Budget, cores, trim
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 DECODING_BYTES = 768 << 20
 """Memory for images in the middle of being decoded: the largest that is not refused, or many ordinary ones."""
+
+TRIMMED_BYTES = 32 << 20
+"""After images that took more, freed memory is given back to the system."""
 
 AHEAD = 4
 """Batches whose images may be decoded, or wait to be, before their turn."""
@@ -206,7 +209,9 @@ def load(
                 decoded = images.decode(data, recipe.resize)
                 pixels = recipe.pixels(decoded.image)
                 width, height = decoded.width, decoded.height
-                del decoded  # before the memory is given back
+                del decoded
+                if needed > TRIMMED_BYTES:
+                    trim()
     except ImageError as error:
         return Extracted(digest, size, problem=str(error))
     except OSError as error:  # of a stream: bytes were read before
