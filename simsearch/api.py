@@ -104,4 +104,6 @@ def plan(
 
 
 def _loaded(model: str | Model | None, device: str) -> Model:
-    return models.load(model or models.DEFAULT, device) if model is None or isinstance(model, str) else model
+    if model is None or isinstance(model, str):
+        return models.load(model or models.DEFAULT, device, threads=True)
+    return model

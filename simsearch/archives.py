@@ -7,15 +7,16 @@ import tarfile
 import threading
 import weakref
 import zipfile
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from simsearch.errors import ImageError, UsageError
 from simsearch.images import EXTENSIONS, LARGEST_BYTES, looks_like_image
-from simsearch.sources import Entry, Listing, Source, excluded, first_line
+from simsearch.sources import Entry, Listing, Source, excluded, first_line, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import IO
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
@@ -60,6 +61,12 @@ class ZipSource(Source):
             return False
 
     def read(self, path: str) -> bytes:
+        return self._read(path, lambda file: file.read(LARGEST_BYTES + 1))
+
+    def stream(self, path: str) -> IO[bytes]:
+        return self._read(path, unpacked)
+
+    def _read(self, path: str, how: Callable[[IO[bytes]], T]) -> T:
         member = self._members.get(path)
         if member is None:
             raise ImageError("no such member in the archive")
@@ -67,7 +74,7 @@ class ZipSource(Source):
             raise ImageError(f"too large: the limit is {LARGEST_BYTES:,} bytes")
         try:
             with self._archive.open(member) as file:
-                return file.read(LARGEST_BYTES + 1)
+                return how(file)
         except Exception as error:
             raise ImageError(f"cannot be read from the archive: {first_line(error)}") from error
 
@@ -124,6 +131,12 @@ class TarSource(Source):
         return file
 
     def read(self, path: str) -> bytes:
+        return self._read(path, lambda file: file.read())
+
+    def stream(self, path: str) -> IO[bytes]:
+        return self._read(path, unpacked)
+
+    def _read(self, path: str, how: Callable[[IO[bytes]], T]) -> T:
         with self._lock:
             try:
                 member = self._index().get(path)
@@ -134,7 +147,7 @@ class TarSource(Source):
             if member.size > LARGEST_BYTES:
                 raise ImageError(f"too large: the limit is {LARGEST_BYTES:,} bytes")
             try:
-                return self._open(member).read()
+                return how(self._open(member))
             except Exception as error:
                 raise ImageError(f"cannot be read from the archive: {first_line(error)}") from error
 

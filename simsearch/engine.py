@@ -126,12 +126,15 @@ class Engine:
                 hint="use the model that made the index, or build another index with this one",
             )
 
-    def load_model(self, expected: int | None = None) -> Model:
-        """The index's model, loaded on first use. expected: how many images are about to be computed."""
+    def load_model(self, expected: int | None = None, threads: bool = False) -> Model:
+        """The index's model, loaded on first use.
+
+        expected: how many images are about to be computed. threads: by several threads at once.
+        """
         with self._lock:
             many = expected is None or expected > models.FEW
             if self._model is None or (many and getattr(self._model, "few", False)):
-                model = models.load(self._model_name, self.device, images=expected)
+                model = models.load(self._model_name, self.device, images=expected, threads=threads)
                 self._check(model.name, model.weights_sha256)
                 self._model = model
             return self._model

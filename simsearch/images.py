@@ -1,6 +1,7 @@
 """Bytes into upright RGB pictures. Content decides what a file is, never its name.
 
-This is the one place where Pillow's many exceptions become ImageError.
+This is the one place where Pillow's many exceptions become ImageError. A picture of the largest size permitted takes
+four bytes a pixel while it is decoded, and is scaled down from there band by band: no second copy is ever made.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import contextlib
 import io
 import math
 import operator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -35,6 +37,12 @@ LARGEST_PIXELS = 178_956_970
 LARGEST_BYTES = 1 << 30
 """Files of more bytes are not read."""
 
+LARGE_PIXELS = 1 << 24
+"""Pictures of more pixels are scaled down while they are converted to RGB, where fewer are needed."""
+
+LARGE_BYTES = 32 << 20
+"""Files of more bytes are better decoded from where they are than from memory."""
+
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -45,6 +53,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_CANVASES = {"WEBP": 4, "AVIF": 3, "HEIF": 3, "JPEG2000": 3}
+"""How many copies of the picture the decoders of some formats keep besides."""
+
 _SIGNATURES = (
     b"\xff\xd8\xff",  # JPEG
     b"\x89PNG\r\n\x1a\n",
@@ -86,36 +97,41 @@ def looks_like_image(head: bytes) -> bool:
     return head.startswith(_SIGNATURES)
 
 
-def decode(data: bytes, shorter_side: int | None = None, largest: int = LARGEST_PIXELS) -> Decoded:
-    """Decodes the first frame of an image file into upright RGB.
+def decode(data: bytes | IO[bytes], shorter_side: int | None = None, largest: int = LARGEST_PIXELS) -> Decoded:
+    """Decodes the first frame of an image file, given as bytes or opened, into upright RGB.
 
-    shorter_side: the pixels that are needed; a JPEG much larger is decoded at a half, a quarter or an eighth of its
-    size, never below twice of what is needed. largest: pixels of the original, beyond which it is refused.
-    Raises ImageError with a reason fit for a list of failures.
+    shorter_side: the pixels that are needed. A JPEG much larger is decoded at a half, a quarter or an eighth of its
+    size, and anything over `LARGE_PIXELS` is scaled down by a whole number, never below twice of what is needed.
+    largest: pixels of the original, beyond which it is refused. Raises ImageError with a reason fit for a list of
+    failures.
     """
-    if not data:
-        raise ImageError("empty file")
-    if data[4:8] == b"ftyp" and data[8:12] in _BRANDS and not {b"avif", b"avis"} & _brands(data):
-        _register_heif()
-    try:
-        with Image.open(io.BytesIO(data)) as image:
+    with _readable():
+        image = _opened(data)
+        with image:
             if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
                 raise ImageError("not an image, or of an unknown format")
             if image.width * image.height > largest:
                 raise ImageTooLargeError(_too_large(image.width, image.height, largest))
             return _upright(image, shorter_side)
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError("not an image, or of an unknown format") from error
-    except Image.DecompressionBombError as error:
-        message = f"too large: over {LARGEST_PIXELS:,} pixels, the limit against decompression bombs"
-        raise ImageTooLargeError(message) from error
-    except MemoryError as error:
-        raise ImageError("too large for the memory at hand") from error
-    except Exception as error:  # hostile bytes make Pillow's decoders raise nearly anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ImageError(f"cannot be decoded: {reason}") from error
+
+
+def footprint(data: bytes | IO[bytes], shorter_side: int | None = None) -> int:
+    """About how many bytes `decode` will take for an image, judged by its header; 0 if that cannot be read."""
+    try:
+        image = _opened(data)
+        with image:
+            width, height = image.size
+            _draft(image, shorter_side)
+            bands = 1 if image.mode in {"1", "L", "P"} else 2 if image.mode.startswith("I;16") else 4
+            needed = image.width * image.height * bands * _CANVASES.get(image.format or "", 1)
+            if image.info.get("progressive"):  # JPEG: the coefficients of the whole picture, 16 bits each
+                needed += 2 * _samples(image, width * height)
+            return needed
+    except Exception:
+        return 0
+    finally:
+        if not isinstance(data, bytes):
+            data.seek(0)
 
 
 def from_array(array: NDArray[np.uint8]) -> Image.Image:
@@ -139,14 +155,17 @@ def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     return image.crop((x, y, x + width, y + height))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to 8-bit RGB: alpha over white, more than 8 bits scaled down, palettes and CMYK converted."""
+def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
+    """Any mode to 8-bit RGB: alpha over white, more than 8 bits scaled down, palettes and CMYK converted.
+
+    top: the largest value of a picture of 32-bit values of which this is a part.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in {"I", "F"}:
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_eight_bits(np.asarray(image), top)).convert("RGB")
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers).convert("RGB")
@@ -161,34 +180,103 @@ def from_pil(image: Image.Image) -> Image.Image:
         raise ImageError(f"the PIL image cannot be used: {error}") from error
 
 
-def _upright(image: Image.Image, shorter_side: int | None) -> Decoded:
-    width, height = image.size
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Maps what Pillow raises to ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError("not an image, or of an unknown format") from error
+    except Image.DecompressionBombError as error:
+        message = f"too large: over {LARGEST_PIXELS:,} pixels, the limit against decompression bombs"
+        raise ImageTooLargeError(message) from error
+    except MemoryError as error:
+        raise ImageError("too large for the memory at hand") from error
+    except Exception as error:  # hostile bytes make Pillow's decoders raise nearly anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ImageError(f"cannot be decoded: {reason}") from error
+
+
+def _opened(data: bytes | IO[bytes]) -> Image.Image:
+    """The image with its header read and nothing decoded."""
+    if isinstance(data, bytes):
+        head = data[:256]
+    else:
+        head = data.read(256)
+        data.seek(0)
+    if not head:
+        raise ImageError("empty file")
+    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS and not {b"avif", b"avis"} & _brands(head):
+        _register_heif()
+    return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+
+
+def _draft(image: Image.Image, shorter_side: int | None) -> None:
+    """Has a JPEG that is not yet decoded come out at the least scale that leaves twice the pixels needed."""
     if shorter_side is not None and image.format in {"JPEG", "MPO"}:
+        width, height = image.size
         scale = 2 * shorter_side / min(width, height)
         if scale < 1:
             image.draft(None, (math.ceil(width * scale - 1e-6), math.ceil(height * scale - 1e-6)))
+
+
+def _samples(image: Image.Image, pixels: int) -> int:
+    """The samples of all components of a JPEG, the coarser ones counting less."""
+    sampling: list[tuple[int, int]] = [(across, down) for _, across, down, *_ in getattr(image, "layer", [])]
+    if not sampling:
+        return 3 * pixels
+    most = max(across for across, _ in sampling) * max(down for _, down in sampling)
+    return pixels * sum(across * down for across, down in sampling) // most
+
+
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    """A decoded image in RGB at 1/factor of its size (the means of squares), without another copy of the whole."""
+    width, height = image.size
+    rows = factor * max(1, LARGE_PIXELS // 4 // width // factor)
+    result = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    top = _top(image) if image.mode in {"I", "F"} else None
+    for start in range(0, height, rows):
+        band = to_rgb(image.crop((0, start, width, min(start + rows, height))), top)
+        result.paste(band.reduce(factor), (0, start // factor))
+    return result
+
+
+def _upright(image: Image.Image, shorter_side: int | None) -> Decoded:
+    width, height = image.size
+    _draft(image, shorter_side)
     image.load()
     orientation = 1
     with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
         orientation = image.getexif().get(_ORIENTATION, 1)
-    rgb = to_rgb(image)
+    factor = min(image.size) // (2 * shorter_side) if shorter_side is not None else 1
+    large = factor > 1 and image.width * image.height > LARGE_PIXELS
+    rgb = _reduced(image, factor) if large else to_rgb(image)
     # Not by ImageOps.exif_transpose: it also writes the EXIF anew, which fails where that is damaged.
     if orientation in _TURNS:
         if orientation >= 5:
             width, height = height, width
         return Decoded(rgb.transpose(_TURNS[orientation]), width, height)
-    return Decoded(rgb.copy() if rgb is image else rgb, width, height)
+    # A decoded JPEG needs its file no more; of others it is not so sure.
+    return Decoded(rgb.copy() if rgb is image and image.format != "JPEG" else rgb, width, height)
 
 
-def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray[np.uint8]:
     """32-bit integers or floats to 0..255: by 255 if they lie in 0..1, by 1 up to 255, else by the range they fill."""
     array = np.nan_to_num(values.astype(np.float64))
-    top = float(array.max(initial=0.0))
+    top = float(array.max(initial=0.0)) if top is None else top
     if np.issubdtype(values.dtype, np.floating) and top <= 1:
         array = array * 255
     elif top > 255:
         array = array * (255 / (65535 if top <= 65535 else top))
     return np.clip(array, 0, 255).astype(np.uint8)
+
+
+def _top(image: Image.Image) -> float:
+    """The largest value of a picture of 32-bit values, found row by row."""
+    rows = (np.asarray(image.crop((0, row, image.width, row + 1))) for row in range(image.height))
+    return max(float(np.nan_to_num(row.astype(np.float64)).max(initial=0.0)) for row in rows)
 
 
 def _brands(data: bytes) -> set[bytes]:

@@ -8,10 +8,10 @@ import json
 import math
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from simsearch.errors import ImageError, MissingExtraError, UsageError
-from simsearch.sources import Entry, Listing, Source, excluded, file_stamp, first_line, read_file
+from simsearch.sources import Entry, Listing, Source, excluded, file_stamp, first_line, open_file, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,6 +81,9 @@ class ManifestSource(Source):
 
     def read(self, path: str) -> bytes:
         return read_file(self.display(path))
+
+    def stream(self, path: str) -> IO[bytes]:
+        return open_file(self.display(path))
 
 
 def _typed(column: str, text: str | None) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from simsearch import archives, datasets, images, manifests
+from simsearch import images
 from simsearch.errors import ImageError, UsageError
 from simsearch.images import EXTENSIONS, looks_like_image
 from simsearch.sources import SEPARATOR, FolderSource, Source, read_file
@@ -17,6 +17,8 @@ from simsearch.sources import SEPARATOR, FolderSource, Source, read_file
 
 def resolve(name: str) -> Source:
     """The source that a command-line argument names. Raises UsageError if there is none."""
+    from simsearch import archives, datasets, manifests  # a query by a file needs none of them
+
     if not name:
         raise UsageError("an empty name is no source", hint="write . for the current folder")
     if name.startswith(datasets.PREFIX) and not os.path.exists(name):
@@ -45,6 +47,8 @@ def resolve(name: str) -> Source:
 
 def reopen(kind: str, root: str) -> Source:
     """The source that an index recorded."""
+    from simsearch import archives, datasets, manifests
+
     classes: dict[str, type[Source]] = {
         "folder": FolderSource,
         "zip": archives.ZipSource,

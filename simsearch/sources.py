@@ -8,13 +8,17 @@ Names of files are `str` as `os.fsdecode` gives them, so that bytes which are no
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
+import io
 import os
+import shutil
 import stat
+import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from simsearch.errors import ImageError
 from simsearch.images import EXTENSIONS, LARGEST_BYTES, looks_like_image
@@ -71,6 +75,10 @@ class Source(ABC):
     @abstractmethod
     def read(self, path: str) -> bytes:
         """The bytes of one image. Raises ImageError with the reason. Safe for several threads."""
+
+    def stream(self, path: str) -> IO[bytes]:
+        """One image, opened: for one that is better not held in memory as a whole. As `read` otherwise."""
+        return io.BytesIO(self.read(path))
 
     def display(self, path: str) -> str:
         """The path as printed: it can be given back to `query`."""
@@ -158,6 +166,9 @@ class FolderSource(Source):
     def read(self, path: str) -> bytes:
         return read_file(self.display(path))
 
+    def stream(self, path: str) -> IO[bytes]:
+        return open_file(self.display(path))
+
 
 def _is_folder(child: os.DirEntry[str]) -> bool:
     try:
@@ -177,16 +188,37 @@ def display(kind: str, root: str, path: str) -> str:
 
 def read_file(path: str) -> bytes:
     """A regular file's bytes. Raises ImageError with the reason."""
+    with open_file(path) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise ImageError(_reason(error)) from error
+
+
+def open_file(path: str) -> IO[bytes]:
+    """A regular file, opened. Raises ImageError with the reason."""
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(path, "rb", opener=_without_waiting))
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise ImageError("not a regular file")
             if facts.st_size > LARGEST_BYTES:
                 raise ImageError(f"too large: {facts.st_size:,} bytes, the limit is {LARGEST_BYTES:,}")
-            return file.read()
+            stack.pop_all()
+            return file
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise ImageError(_reason(error)) from error
+
+
+def unpacked(member: IO[bytes]) -> IO[bytes]:
+    """A member of an archive as a file of its own, which has no name and is gone when it is closed."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(tempfile.TemporaryFile())
+        shutil.copyfileobj(member, file, 1 << 20)
+        file.seek(0)
+        stack.pop_all()
+        return file
 
 
 def file_stamp(facts: os.stat_result) -> int:

@@ -13,10 +13,10 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +24,7 @@ import simsearch
 from simsearch import calibration, planning
 from simsearch.errors import IndexDamagedError, UsageError
 from simsearch.extract import Extracted, Task, extract
+from simsearch.images import LARGE_BYTES
 from simsearch.meta import Meta, writer_lock
 from simsearch.planning import Options as Options
 from simsearch.planning import Place, Plan
@@ -190,10 +191,10 @@ class _Run:
         total = sum(len(plan.fresh) for plan in self.plans)
         if not total:
             return
-        model = self.engine.load_model(expected=total)
+        model = self.engine.load_model(expected=total, threads=True)
         size = self.options.batch_size or (256 if "cuda" in model.engine else 32)
         tasks = (
-            Task(functools.partial(plan.source.read, entry.path), (plan, entry, item))
+            Task(functools.partial(_reader(plan, entry), entry.path), (plan, entry, item))
             for plan in self.plans
             for entry, item in plan.fresh
         )
@@ -271,6 +272,10 @@ class _Run:
         self.pending, self.features = Changes(), []
         self.committed = time.monotonic()
         self.committing = False
+
+
+def _reader(plan: Plan, entry: Entry) -> Callable[[str], bytes | IO[bytes]]:
+    return plan.source.read if entry.size <= LARGE_BYTES else plan.source.stream
 
 
 def _of_gone_sources(engine: Engine, plans: Sequence[Plan]) -> dict[bytes, list[Item]]:

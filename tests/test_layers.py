@@ -41,7 +41,7 @@ LAYERS = [
     {"opening"},
     {"archives", "manifests", "datasets"},
     {"sources", "sample_objects"},
-    {"images", "recipe", "cache", "files", "sample_scenes"},
+    {"images", "recipe", "cache", "files", "machine", "sample_scenes"},
     {"sample_canvas"},
     {"errors"},
 ]

@@ -48,7 +48,8 @@ class Model(Protocol):
     """What the engine needs of a model; any object with these members will do.
 
     name: how to get it again from `load`. weights_sha256: identifies the weights. dimension: D.
-    engine: what computes, such as "onnxruntime-cpu". distances: see `Card`; may be empty.
+    engine: what computes, such as "onnxruntime-cpu". distances: see `Card`; may be empty. A model that profits from
+    several threads that call `features` at once says how many by an attribute `lanes`.
     """
 
     @property
@@ -114,11 +115,12 @@ def find(name: str) -> WeightsFile:
     return WeightsFile(name, path, read_card(path), sha256(path))
 
 
-def load(name: str = DEFAULT, device: str = "auto", *, images: int | None = None) -> Model:
+def load(name: str = DEFAULT, device: str = "auto", *, images: int | None = None, threads: bool = False) -> Model:
     """Loads a model by name, ready to compute.
 
     device: "auto", "cpu", "cuda" or "cuda:N". "auto" takes a GPU if there is one and the work is worth its start-up.
-    images: how many are expected, if known; a handful is done sooner without preparing for many.
+    images: how many are expected, if known; a handful is done sooner without preparing for many. threads: several
+    threads will compute at once, so on the CPU each takes no more than its share of the cores.
     """
     from simsearch.models import runtime
 
@@ -130,5 +132,5 @@ def load(name: str = DEFAULT, device: str = "auto", *, images: int | None = None
         return TorchvisionModel(name, chosen)
     weights = find(name)
     if chosen == "cpu":
-        return runtime.OnnxModel(weights, few=few)
+        return runtime.OnnxModel(weights, few=few, threads=threads and not few)
     return runtime.TorchModel(weights, chosen)

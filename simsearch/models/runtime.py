@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch import cache, models
+from simsearch import cache, machine, models
 from simsearch.errors import DeviceError, UsageError, WeightsError
 from simsearch.models import graphs
 from simsearch.models.weights import read_tensors
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 LAYERS: dict[str, tuple[str, ...]] = {"alexnet": ("features", "fc6", "conv5")}
 """What networks give out by name, besides their logits; the others have `features` alone."""
+
+MOST_LANES = 8
+"""Threads that compute at once; each holds the activations of a batch."""
 
 _BUILDERS: dict[str, Any] = {"alexnet": graphs.alexnet, "lenet5": graphs.lenet5, "convnet4": graphs.convnet4}
 
@@ -62,12 +65,13 @@ class OnnxModel:
     """A network on the CPU through ONNX Runtime, in float32.
 
     The compressed weights are decoded once per weights file and kept dense in the cache, from where the runtime maps
-    them. Safe for several threads. `few` trades speed for a start without copying the weights.
+    them. Safe for several threads. `few` trades speed for a start without copying the weights. With `threads` as many
+    as `lanes` should compute at once, each on its share of the cores; features are the same to the last bit.
     """
 
     engine = "onnxruntime-cpu"
 
-    def __init__(self, weights: WeightsFile, *, few: bool = False) -> None:
+    def __init__(self, weights: WeightsFile, *, few: bool = False, threads: bool = False) -> None:
         self.name, self.weights_sha256 = weights.name, weights.sha256
         self.recipe, self.classes = weights.card.recipe, weights.card.classes
         self.distances, self.labels = weights.card.distances, weights.card.labels
@@ -76,6 +80,7 @@ class OnnxModel:
         self.layers = LAYERS.get(weights.card.architecture, ("features",))
         _check_recipe(self.recipe, config)
         self._weights, self.few = weights, few
+        self.lanes = min(machine.cores(), MOST_LANES) if threads else 1
         self._session: Any = None
         self._lock = threading.Lock()
 
@@ -115,6 +120,9 @@ class OnnxModel:
         options.log_severity_level = 4  # what goes wrong is reported below
         if self.few:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        if self.lanes > 1:
+            options.intra_op_num_threads = machine.cores() // self.lanes
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         folder = cache.folder(f"{self.weights_sha256[:32]}-v{graphs.VERSION}", self._fill)
         for attempt in (1, 2):
             try:
