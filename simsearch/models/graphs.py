@@ -23,7 +23,7 @@ VERSION = 3
 """Part of the cached graph's file name: raise it whenever a builder changes."""
 
 _FLOAT, _UINT8 = 1, 2  # TensorProto.DataType
-_KINDS = {"float32": _FLOAT, "uint8": _UINT8, "int8": 3, "int32": 6}
+_KINDS = {"float32": _FLOAT, "uint8": _UINT8, "int8": 3, "int32": 6, "int64": 7}
 _OPERATOR_SET = 17
 _IR_VERSION = 8
 
@@ -104,15 +104,14 @@ def convolution(
     graph.add("Relu", output=output)
 
 
-def normalisation(graph: Graph, channels: int, factors: np.ndarray[Any, np.dtype[np.float32]] | None = None) -> None:
-    """Local response normalisation. factors: (channels,) that the results are divided by in passing."""
+def normalisation(graph: Graph, channels: int) -> None:
+    """Local response normalisation."""
     # x / (2 + 1e-4 * sum of 5 adjacent squares)^(3/4). The sum is a 1x1 convolution by a band matrix, and the power
     # two square roots: ONNX Runtime's own LRN takes twice the time of the convolutions before it.
     x = graph.last
     near = np.abs(np.arange(channels)[:, None] - np.arange(channels)[None, :]) <= 2
-    inside = np.ones(channels, np.float32) if factors is None else factors ** np.float32(4 / 3)
-    band = (1e-4 * near).astype(np.float32).reshape(channels, channels, 1, 1) * inside.reshape(-1, 1, 1, 1)
-    offset = np.full(channels, 2, np.float32) * inside
+    band = (1e-4 * near).astype(np.float32).reshape(channels, channels, 1, 1)
+    offset = np.full(channels, 2, np.float32)
     graph.add("Mul", x)
     graph.add("Conv", graph.constant(f"{x}.band", band), graph.constant(f"{x}.offset", offset), kernel_shape=(1, 1))
     graph.add("Sqrt")

@@ -35,9 +35,8 @@ LAYERS: dict[str, tuple[str, ...]] = {"alexnet": ("features", "fc6", "conv5")}
 _BUILDERS: dict[str, Any] = {"alexnet": graphs.alexnet, "lenet5": graphs.lenet5, "convnet4": graphs.convnet4}
 
 
-_HARMFUL = ["QDQPropagationTransformer", "QDQSelectorActionTransformer", "EnsureUniqueDQForNodeUnit"]
-"""Optimisers of ONNX Runtime that move 8-bit values into the poolings, which then take longer than convolutions, or
-convert them twice."""
+_HARMFUL = ["QDQPropagationTransformer", "QDQSelectorActionTransformer"]
+"""Optimisers of ONNX Runtime that move 8-bit values into the poolings, which then take longer than convolutions."""
 
 CALIBRATE = "simsearch models --calibrate SOURCE -m FILE measures them, for AlexNet"
 
