@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 MOST = 2048
 """Images that are measured; half of them set the ranges, the others judge."""
 
-LEAST = 64
+LEAST = 256
+"""Fewer say little: among a few images nearly any features find the same six."""
 
 _PLACES = {"pool1": "conv.3", "relu2": "conv.5", "pool2": "conv.7", "relu3": "conv.9", "relu4": "conv.11",
            "relu5": "conv.13", "fc6": "hidden.2"}  # fmt: skip

@@ -27,7 +27,7 @@ VALIDATION = CORE / "imagenette160" / "val.zip"
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [sample.draw(kind, seed) for kind in list(sample.KINDS)[:30] for seed in range(8)]
+    return [sample.draw(kind, seed) for kind in list(sample.KINDS)[:30] for seed in range(9)]
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_ranges_that_cannot_be_read_are_refused(tiny_weights, tmp_path, text, mo
 def test_calibrating_from_the_command_line(tiny_weights, tmp_path):
     path, folder = tmp_path / "w.safetensors", tmp_path / "drawn"
     shutil.copy(tiny_weights, path)
-    sample.write(folder, 80)
+    sample.write(folder, 256)
     done = run("models", "-m", path, "--calibrate", folder)
     assert done.exit_code == 0, done.output
     assert "of the six nearest with float32" in done.stdout
@@ -263,8 +263,8 @@ def test_training_readies_its_weights(pictures, tmp_path):
     network = networks.make("alexnet", AlexNetConfig(**arguments))
     network.initialise(2**0.5)
     recipe = Recipe(72, 72)
-    squares = np.stack([recipe.pixels(picture) for picture in pictures[:80]])
-    data = TrainingSet(squares, np.arange(80) % 2, ("a", "b"))
+    squares = np.stack([recipe.pixels(picture) for picture in pictures[:256]])
+    data = TrainingSet(squares, np.arange(256) % 2, ("a", "b"))
     card = weights.Card("alexnet", arguments, Recipe(72, 63), ("a", "b"))
     fit.publish(network, card, path, {"x": data}, Colour.of(squares), compress=False, trained_on=data)
     found = models.find(str(path))
