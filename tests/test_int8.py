@@ -27,7 +27,7 @@ VALIDATION = CORE / "imagenette160" / "val.zip"
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [sample.draw(kind, seed) for kind in list(sample.KINDS)[:30] for seed in range(9)]
+    return [sample.draw(kind, seed) for kind in list(sample.KINDS)[:30] for seed in range(5)]
 
 
 @pytest.fixture(scope="module")
@@ -236,10 +236,11 @@ def test_ranges_that_cannot_be_read_are_refused(tiny_weights, tmp_path, text, mo
         weights.read_card(path)
 
 
-def test_calibrating_from_the_command_line(tiny_weights, tmp_path):
+def test_calibrating_from_the_command_line(tiny_weights, tmp_path, monkeypatch):
     path, folder = tmp_path / "w.safetensors", tmp_path / "drawn"
     shutil.copy(tiny_weights, path)
-    sample.write(folder, 256)
+    sample.write(folder, 80)
+    monkeypatch.setattr(ranges, "LEAST", 80)
     done = run("models", "-m", path, "--calibrate", folder)
     assert done.exit_code == 0, done.output
     assert "of the six nearest with float32" in done.stdout
@@ -257,14 +258,15 @@ def test_calibrating_from_the_command_line(tiny_weights, tmp_path):
         assert message in done.stderr
 
 
-def test_training_readies_its_weights(pictures, tmp_path):
+def test_training_readies_its_weights(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranges, "LEAST", len(pictures))
     path = tmp_path / "w.safetensors"
     arguments: dict[str, Any] = {"num_classes": 2, "image_size": 63, "hidden": 16, "channels": (8, 16, 16, 16, 16)}
     network = networks.make("alexnet", AlexNetConfig(**arguments))
     network.initialise(2**0.5)
     recipe = Recipe(72, 72)
-    squares = np.stack([recipe.pixels(picture) for picture in pictures[:256]])
-    data = TrainingSet(squares, np.arange(256) % 2, ("a", "b"))
+    squares = np.stack([recipe.pixels(picture) for picture in pictures])
+    data = TrainingSet(squares, np.arange(len(squares)) % 2, ("a", "b"))
     card = weights.Card("alexnet", arguments, Recipe(72, 63), ("a", "b"))
     fit.publish(network, card, path, {"x": data}, Colour.of(squares), compress=False, trained_on=data)
     found = models.find(str(path))
