@@ -104,6 +104,6 @@ def plan(
 
 
 def _loaded(model: str | Model | None, device: str) -> Model:
-    if model is None or isinstance(model, str):
-        return models.load(model or models.DEFAULT, device, threads=True)
-    return model
+    """The model of a new index, which decides what it is computed in."""
+    given = model or models.DEFAULT
+    return models.load(given, device, threads=True, precision="auto") if isinstance(given, str) else given

@@ -19,6 +19,7 @@ def facts(model: str | None = None) -> list[dict[str, Any]]:
             "dimension": weights.config.dimension, "classes": len(card.classes), "bytes": weights.path.stat().st_size,
             "sha256": weights.sha256, "recipe": card.recipe.to_dict(), "arguments": card.arguments,
             "description": card.description, "training": card.training, "metrics": card.metrics,
+            "int8_agreement": card.agreement if card.ranges else None,
         })  # fmt: skip
     return rows
 
@@ -64,8 +65,15 @@ def verbose(model: str | None = None) -> str:
             f"  recipe:       shorter side {recipe['resize']}, centre {recipe['crop']}, {recipe['interpolation']},"
             f" mean {[round(value, 1) for value in recipe['mean']]}",
             f"  file:         {row['bytes']:,} bytes, sha256 {row['sha256']}",
+            *_int8(row["int8_agreement"]),
             *(f"  training:     {key}: {value}" for key, value in row["training"].items() if key != "settings"),
             *(f"  score:        {key}: {value}" for key, value in row["metrics"].items()),
         ]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def _int8(agreement: float | None) -> list[str]:
+    if agreement is None:
+        return []
+    return [f"  int8:         shares {agreement:.1%} of the six nearest training images with float32"]

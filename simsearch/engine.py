@@ -56,7 +56,8 @@ class AddOptions(TypedDict, total=False):
 class Engine:
     """An open index. Safe for many threads; what other processes commit is seen by the next search.
 
-    path: the index. model: its model, where the recorded one is not to be loaded by name: a name, a path or a Model.
+    path: the index. model: its model, where the recorded one is not to be loaded by name: a name, a path or a Model
+    (which is loaded anew where it computes in another precision than the index).
     device: see `models.load`. roots: where sources are now, by their recorded root; "" stands for the only one.
     Raises IndexNotFoundError, IndexDamagedError, ModelMismatchError.
     """
@@ -89,7 +90,9 @@ class Engine:
                 self._check(model, models.load(model, "cpu").weights_sha256)
         elif model is not None:
             self._check(model.name, model.weights_sha256)
-            self._model = model
+            self._model_name = model.name
+            if models.precision_of(model.engine) == self.precision:
+                self._model = model
         with self.store.reading() as reader:
             reader.state("rows")
             self._check_roots(self.roots, reader.sources())
@@ -119,7 +122,7 @@ class Engine:
             return reader.count()
 
     def _check(self, name: str, digest: str) -> None:
-        if digest != self.meta.weights_sha256:
+        if digest != self.meta.weights_sha256 and models.sha256_before_ranges(name) != self.meta.weights_sha256:
             raise ModelMismatchError(
                 f"the index {self.path} was made by model {self.meta.model} with weights {self.meta.weights_sha256},"
                 f" but {name} has weights {digest}",
@@ -134,10 +137,17 @@ class Engine:
         with self._lock:
             many = expected is None or expected > models.FEW
             if self._model is None or (many and getattr(self._model, "few", False)):
-                model = models.load(self._model_name, self.device, images=expected, threads=threads)
+                model = models.load(
+                    self._model_name, self.device, images=expected, threads=threads, precision=self.precision
+                )
                 self._check(model.name, model.weights_sha256)
                 self._model = model
             return self._model
+
+    @property
+    def precision(self) -> str:
+        """What the index was made in and all else is computed in: float32 or int8, which are never mixed."""
+        return models.precision_of(self.meta.engine)
 
     @property
     def engine_used(self) -> str | None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from simsearch import augment, calibration, models, pictures, trainset
+from simsearch import augment, calibration, models, pictures, ranges, trainset
 from simsearch.augment import Colour
 from simsearch.errors import UsageError
 from simsearch.files import write_atomically
@@ -144,7 +144,8 @@ def fit(
     outcome = Outcome(job.output, len(data), len(data.classes), {}, seconds, 0)
     if not world.rank:
         checks = {"validation": validation} if validation else {"training images": data.select(_some(len(data)))}
-        metrics = publish(network, card, job.output, checks, colour, compress=_compresses(job.config))
+        compress = _compresses(job.config)
+        metrics = publish(network, card, job.output, checks, colour, compress=compress, trained_on=data)
         checkpoint.unlink(missing_ok=True)
         outcome = replace(outcome, metrics=metrics, bytes=job.output.stat().st_size)
     world.wait()
@@ -246,11 +247,12 @@ def build(job: Job, classes: tuple[str, ...], start: models.WeightsFile | None) 
 @torch.no_grad()
 def publish(
     network: Network, card: weights.Card, output: Path, checks: Mapping[str, TrainingSet], colour: Colour,
-    *, compress: bool,
+    *, compress: bool, trained_on: TrainingSet | None = None,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Writes the weights, reads them back, and measures what was read; the figures go into the card.
 
-    checks: what to measure on, by name. compress: prune, share and Huffman-code (see `models.compress`).
+    checks: what to measure on, by name. compress: prune, share and Huffman-code (see `models.compress`). trained_on: on
+    some of these, the ranges that the 8-bit engine needs.
     """
     network = network.cpu().eval()
     tensors = {name: value.detach().float().numpy() for name, value in network.state_dict().items()}
@@ -276,7 +278,16 @@ def publish(
     training = {**card.training, **({"weights kept": f"{kept / total:.1%} of {total:,}"} if compress else {})}
     card = replace(card, metrics={**shown, **card.metrics}, distances=distances, training=training)
     weights.write(output, card, tensors, bits)
+    if trained_on is not None and card.architecture == "alexnet" and len(trained_on) >= ranges.LEAST:
+        some = trained_on.select(_some(len(trained_on), ranges.MOST))
+        ranges.add(output, _centres(some, card.recipe.crop))
     return metrics
+
+
+def _centres(data: TrainingSet, side: int) -> np.ndarray[Any, Any]:
+    """(N, side, side, 3) uint8, the centres of all pictures."""
+    edge = (data.pixels.shape[1] - side) // 2
+    return np.ascontiguousarray(data.pixels[:][:, edge : edge + side, edge : edge + side])
 
 
 @torch.no_grad()

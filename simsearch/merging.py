@@ -41,6 +41,11 @@ def merge(target: Engine, other: Engine, progress: Callable[[int, int], None] = 
             f" {other.path} by {theirs.model} with weights {theirs.weights_sha256}",
             hint="only indexes of one model can be merged",
         )
+    if target.precision != other.precision:
+        raise ModelMismatchError(
+            f"{target.path} was made by {ours.engine}, {other.path} by {theirs.engine}: their features differ a little",
+            hint=f"SIMSEARCH_PRECISION={target.precision} builds an index that can be merged",
+        )
     with writer_lock(target.path), other.store.reading() as reader:
         sources = _sources(target, other, reader)
         with target.store.reading() as own:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from simsearch.errors import DeviceError, UsageError, WeightsError
 from simsearch.models.configs import AlexNetConfig, Config, ConvNet4Config, LeNet5Config
-from simsearch.models.weights import Card, read_card, sha256
+from simsearch.models.weights import Card, read_card, sha256, sha256_without_ranges
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,9 @@ TORCHVISION = "torchvision/"
 
 FEW = 32
 """Up to this many images are not worth the start of CUDA, nor rearranging the weights for speed."""
+
+PRECISIONS = ("float32", "int8")
+"""What the features are computed in."""
 
 BUILTIN: dict[str, str] = {
     "alexnet-distilled": "alexnet-distilled.safetensors",
@@ -115,16 +118,37 @@ def find(name: str) -> WeightsFile:
     return WeightsFile(name, path, read_card(path), sha256(path))
 
 
-def load(name: str = DEFAULT, device: str = "auto", *, images: int | None = None, threads: bool = False) -> Model:
+def precision_of(engine: str) -> str:
+    """What an engine computes in, by its name: one of `PRECISIONS`."""
+    return "int8" if engine.endswith("-int8") else "float32"
+
+
+def sha256_before_ranges(name: str) -> str | None:
+    """The SHA-256 that a weights file had before its ranges were added; None for what is no weights file."""
+    try:
+        return sha256_without_ranges(find(name).path)
+    except (UsageError, WeightsError):
+        return None
+
+
+def load(
+    name: str = DEFAULT, device: str = "auto", *,
+    images: int | None = None, threads: bool = False, precision: str = "float32",
+) -> Model:  # fmt: skip
     """Loads a model by name, ready to compute.
 
     device: "auto", "cpu", "cuda" or "cuda:N". "auto" takes a GPU if there is one and the work is worth its start-up.
     images: how many are expected, if known; a handful is done sooner without preparing for many. threads: several
-    threads will compute at once, so on the CPU each takes no more than its share of the cores.
+    threads will compute at once, so on the CPU each takes no more than its share of the cores. precision: "float32",
+    "int8" (on the CPU, if the weights allow it), or "auto": see `runtime.choose_precision`.
     """
     from simsearch.models import runtime
 
     few = images is not None and images <= FEW
+    if precision == "int8":
+        if device.startswith("cuda"):
+            raise DeviceError(f"int8 runs on the CPU, not on {device}", hint="--device cpu")
+        device = "cpu"
     chosen = runtime.choose_device(device, few)
     if name.startswith(TORCHVISION) and not name.endswith(".safetensors"):
         from simsearch.models.torchvision_models import TorchvisionModel
@@ -132,5 +156,6 @@ def load(name: str = DEFAULT, device: str = "auto", *, images: int | None = None
         return TorchvisionModel(name, chosen)
     weights = find(name)
     if chosen == "cpu":
-        return runtime.OnnxModel(weights, few=few, threads=threads and not few)
+        precision = runtime.choose_precision(weights) if precision == "auto" else precision
+        return runtime.OnnxModel(weights, few=few, threads=threads and not few, precision=precision)
     return runtime.TorchModel(weights, chosen)

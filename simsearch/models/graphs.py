@@ -23,12 +23,13 @@ VERSION = 3
 """Part of the cached graph's file name: raise it whenever a builder changes."""
 
 _FLOAT, _UINT8 = 1, 2  # TensorProto.DataType
+_KINDS = {"float32": _FLOAT, "uint8": _UINT8, "int8": 3, "int32": 6, "int64": 7}
 _OPERATOR_SET = 17
 _IR_VERSION = 8
 
 
 class Stored(dict[str, tuple[tuple[int, ...], int, int]]):
-    """Where each float32 tensor lies in a .safetensors file: shape, first byte, number of bytes."""
+    """Where each tensor lies in a .safetensors file: shape, first byte, number of bytes."""
 
 
 class Graph:
@@ -39,30 +40,36 @@ class Graph:
         self.nodes: list[bytes] = []
         self.initializers: list[bytes] = []
         self.last = "pixels"
+        self.domains = {""}
 
-    def add(self, operator: str, *constants: str, output: str | None = None, **attributes: Any) -> None:
-        """Appends a node that reads the last output and `constants`."""
+    def add(
+        self, operator: str, *constants: str, output: str | None = None, domain: str = "", **attributes: Any
+    ) -> None:
+        """Appends a node that reads the last output and `constants`. domain: whose operator it is, if not ONNX's."""
         output = output or f"x{len(self.nodes)}"
         fields = [_text(1, name) for name in (self.last, *constants)]
         fields += [_text(2, output), _text(3, output), _text(4, operator)]
         fields += [_message(5, _attribute(key, value)) for key, value in attributes.items()]
+        fields += [_text(7, domain)] if domain else []
+        self.domains |= {domain}
         self.nodes.append(b"".join(fields))
         self.last = output
 
-    def constant(self, name: str, array: np.ndarray[Any, np.dtype[np.float32]]) -> str:
-        """A small float32 tensor kept in the graph itself."""
+    def constant(self, name: str, array: np.ndarray[Any, np.dtype[Any]]) -> str:
+        """A small tensor kept in the graph itself."""
         dims = b"".join(_integer(1, size) for size in array.shape)
         raw = _bytes(9, np.ascontiguousarray(array).tobytes())
-        self.initializers.append(dims + _integer(2, _FLOAT) + _text(8, name) + raw)
+        self.initializers.append(dims + _integer(2, _KINDS[array.dtype.name]) + _text(8, name) + raw)
         return name
 
-    def weight(self, name: str) -> str:
+    def weight(self, name: str, kind: type = np.float32) -> str:
         """A tensor that stays in the weights file, from where the runtime maps it."""
         shape, first, size = self.stored[name]
         entries = {"location": self.location, "offset": str(first), "length": str(size)}
         external = b"".join(_message(13, _text(1, key) + _text(2, value)) for key, value in entries.items())
         dims = b"".join(_integer(1, n) for n in shape)
-        self.initializers.append(dims + _integer(2, _FLOAT) + _text(8, name) + external + _integer(14, 1))
+        number = _KINDS[np.dtype(kind).name]
+        self.initializers.append(dims + _integer(2, number) + _text(8, name) + external + _integer(14, 1))
         return name
 
     def model(self, side: int, outputs: dict[str, int | tuple[int, ...]]) -> bytes:
@@ -72,11 +79,12 @@ class Graph:
         graph += _message(11, _value("pixels", _UINT8, (None, side, side, 3)))
         shapes = {name: (size,) if isinstance(size, int) else size for name, size in outputs.items()}
         graph += b"".join(_message(12, _value(name, _FLOAT, (None, *shape))) for name, shape in shapes.items())
-        operators = _message(8, _text(1, "") + _integer(2, _OPERATOR_SET))
+        versions = [(domain, 1 if domain else _OPERATOR_SET) for domain in sorted(self.domains)]
+        operators = b"".join(_message(8, _text(1, domain) + _integer(2, version)) for domain, version in versions)
         return _integer(1, _IR_VERSION) + _text(2, "simsearch") + _message(7, graph) + operators
 
 
-def _begin(name: str, recipe: Recipe, stored: Stored, location: str) -> Graph:
+def begin(name: str, recipe: Recipe, stored: Stored, location: str) -> Graph:
     """A graph that has turned pixels into the network's (B, 3, S, S) input."""
     graph = Graph(name, stored, location)
     graph.add("Cast", to=_FLOAT)
@@ -86,64 +94,75 @@ def _begin(name: str, recipe: Recipe, stored: Stored, location: str) -> Graph:
     return graph
 
 
+def convolution(
+    graph: Graph, layer: int, kernel: int, stride: int, padding: int, groups: int, output: str | None = None
+) -> None:
+    """One of AlexNet's convolutions with its ReLU."""
+    weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
+    graph.add("Conv", *weights, kernel_shape=(kernel, kernel), strides=(stride, stride), pads=(padding,) * 4,
+              group=groups)  # fmt: skip
+    graph.add("Relu", output=output)
+
+
+def normalisation(graph: Graph, channels: int) -> None:
+    """Local response normalisation."""
+    # x / (2 + 1e-4 * sum of 5 adjacent squares)^(3/4). The sum is a 1x1 convolution by a band matrix, and the power
+    # two square roots: ONNX Runtime's own LRN takes twice the time of the convolutions before it.
+    x = graph.last
+    near = np.abs(np.arange(channels)[:, None] - np.arange(channels)[None, :]) <= 2
+    band = (1e-4 * near).astype(np.float32).reshape(channels, channels, 1, 1)
+    offset = np.full(channels, 2, np.float32)
+    graph.add("Mul", x)
+    graph.add("Conv", graph.constant(f"{x}.band", band), graph.constant(f"{x}.offset", offset), kernel_shape=(1, 1))
+    graph.add("Sqrt")
+    root = graph.last
+    graph.add("Sqrt")
+    graph.add("Mul", root)
+    scale, graph.last = graph.last, x
+    graph.add("Div", scale)
+
+
+def pooling(graph: Graph) -> None:
+    """AlexNet's overlapping pooling."""
+    graph.add("MaxPool", kernel_shape=(3, 3), strides=(2, 2))
+
+
+def classifier(graph: Graph) -> None:
+    """AlexNet's last layer."""
+    graph.add("Gemm", graph.weight("classifier.weight"), graph.weight("classifier.bias"), output="logits", transB=1)
+
+
+def alexnet_outputs(config: AlexNetConfig) -> dict[str, int | tuple[int, ...]]:
+    """What AlexNet gives out, and its width or shape."""
+    maps = (config.channels[4], config.map_side, config.map_side)
+    return {"features": config.hidden, "logits": config.num_classes, "conv5": maps, "fc6": config.hidden}
+
+
 def alexnet(config: AlexNetConfig, recipe: Recipe, stored: Stored, location: str) -> bytes:
     """The ONNX model of `simsearch.models.alexnet.AlexNet(config)`, its weights in the file `location`."""
-    graph = _begin("alexnet", recipe, stored, location)
-
-    def convolution(layer: int, kernel: int, stride: int, padding: int, groups: int, output: str | None = None) -> None:
-        weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
-        graph.add("Conv", *weights, kernel_shape=(kernel, kernel), strides=(stride, stride),
-                  pads=(padding,) * 4, group=groups)  # fmt: skip
-        graph.add("Relu", output=output)
-
-    def normalisation(channels: int) -> None:
-        # x / (2 + 1e-4 * sum of 5 adjacent squares)^(3/4). The sum is a 1x1 convolution by a band matrix, and the power
-        # two square roots: ONNX Runtime's own LRN takes twice the time of the convolutions before it.
-        x = graph.last
-        near = np.abs(np.arange(channels)[:, None] - np.arange(channels)[None, :]) <= 2
-        band = (1e-4 * near).astype(np.float32).reshape(channels, channels, 1, 1)
-        offset = np.full(channels, 2, np.float32)
-        graph.add("Mul", x)
-        graph.add("Conv", graph.constant(f"{x}.band", band), graph.constant(f"{x}.offset", offset), kernel_shape=(1, 1))
-        graph.add("Sqrt")
-        root = graph.last
-        graph.add("Sqrt")
-        graph.add("Mul", root)
-        scale, graph.last = graph.last, x
-        graph.add("Div", scale)
-
-    def pooling() -> None:
-        graph.add("MaxPool", kernel_shape=(3, 3), strides=(2, 2))
-
-    convolution(0, 11, 4, 2, 1)
-    normalisation(config.channels[0])
-    pooling()
-    convolution(4, 5, 1, 2, config.groups)
-    normalisation(config.channels[1])
-    pooling()
-    convolution(8, 3, 1, 1, 1)
-    convolution(10, 3, 1, 1, config.groups)
-    convolution(12, 3, 1, 1, config.groups, "conv5")
-    pooling()
+    graph = begin("alexnet", recipe, stored, location)
+    convolution(graph, 0, 11, 4, 2, 1)
+    normalisation(graph, config.channels[0])
+    pooling(graph)
+    convolution(graph, 4, 5, 1, 2, config.groups)
+    normalisation(graph, config.channels[1])
+    pooling(graph)
+    convolution(graph, 8, 3, 1, 1, 1)
+    convolution(graph, 10, 3, 1, 1, config.groups)
+    convolution(graph, 12, 3, 1, 1, config.groups, "conv5")
+    pooling(graph)
     graph.add("Flatten", axis=1)
     graph.add("Gemm", graph.weight("hidden.1.weight"), graph.weight("hidden.1.bias"), transB=1)
     graph.add("Relu", output="fc6")
     graph.add("Gemm", graph.weight("hidden.4.weight"), graph.weight("hidden.4.bias"), transB=1)
     graph.add("Relu", output="features")
-    graph.add("Gemm", graph.weight("classifier.weight"), graph.weight("classifier.bias"), output="logits", transB=1)
-    maps = (config.channels[4], config.map_side, config.map_side)
-    widths: dict[str, int | tuple[int, ...]] = {
-        "features": config.hidden,
-        "logits": config.num_classes,
-        "conv5": maps,
-        "fc6": config.hidden,
-    }
-    return graph.model(config.image_size, widths)
+    classifier(graph)
+    return graph.model(config.image_size, alexnet_outputs(config))
 
 
 def lenet5(config: LeNet5Config, recipe: Recipe, stored: Stored, location: str) -> bytes:
     """The ONNX model of `simsearch.models.lenet.LeNet5(config)`."""
-    graph = _begin("lenet5", recipe, stored, location)
+    graph = begin("lenet5", recipe, stored, location)
 
     def scalar(value: float) -> str:
         return graph.constant(f"c{len(graph.nodes)}", np.array(value, np.float32))
@@ -184,7 +203,7 @@ def lenet5(config: LeNet5Config, recipe: Recipe, stored: Stored, location: str) 
 
 def convnet4(config: ConvNet4Config, recipe: Recipe, stored: Stored, location: str) -> bytes:
     """The ONNX model of `simsearch.models.convnet.ConvNet4(config)`."""
-    graph = _begin("convnet4", recipe, stored, location)
+    graph = begin("convnet4", recipe, stored, location)
     for layer in (0, 3, 6):
         weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
         graph.add("Conv", *weights, kernel_shape=(5, 5), pads=(2, 2, 2, 2))

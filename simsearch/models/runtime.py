@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import re
 import struct
 import threading
 import zlib
@@ -16,7 +18,7 @@ import numpy as np
 
 from simsearch import cache, machine, models
 from simsearch.errors import DeviceError, UsageError, WeightsError
-from simsearch.models import graphs
+from simsearch.models import graphs, quantised
 from simsearch.models.weights import read_tensors
 
 if TYPE_CHECKING:
@@ -34,6 +36,44 @@ MOST_LANES = 8
 """Threads that compute at once; each holds the activations of a batch."""
 
 _BUILDERS: dict[str, Any] = {"alexnet": graphs.alexnet, "lenet5": graphs.lenet5, "convnet4": graphs.convnet4}
+
+
+_HARMFUL = ["QDQPropagationTransformer", "QDQSelectorActionTransformer"]
+"""Optimisers of ONNX Runtime that move 8-bit values into the poolings, which then take longer than convolutions."""
+
+CALIBRATE = "simsearch models --calibrate SOURCE -m FILE measures them, for AlexNet"
+
+ENOUGH = 0.97
+"""From this agreement of int8 with float32 on, int8 is the choice for a new index."""
+
+
+def can_quantise(weights: WeightsFile) -> bool:
+    """Whether the network can run in int8: AlexNet, with ranges in its file."""
+    return weights.card.architecture == "alexnet" and bool(weights.card.ranges)
+
+
+def choose_precision(weights: WeightsFile) -> str:
+    """What a new index is computed in on the CPU: `$SIMSEARCH_PRECISION`, else int8 where it is good and fast.
+
+    Good is an agreement with float32 of `ENOUGH` on training images; fast is a processor with VNNI, by which it was
+    measured. Raises UsageError for another word.
+    """
+    asked = os.environ.get("SIMSEARCH_PRECISION") or "auto"
+    if asked in models.PRECISIONS:
+        return asked
+    if asked != "auto":
+        raise UsageError(f"SIMSEARCH_PRECISION is {asked!r}", hint=f"auto, {' or '.join(models.PRECISIONS)}")
+    good = can_quantise(weights) and weights.card.agreement >= ENOUGH
+    return "int8" if good and has_vnni() else "float32"
+
+
+def has_vnni() -> bool:
+    """Whether the processor multiplies 8-bit integers fast, as far as Linux says."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("ascii", "replace")
+    except OSError:
+        return False
+    return bool(re.search(r"^flags\s*:.*\bavx(512)?_vnni\b", text, re.MULTILINE))
 
 
 def choose_device(device: str, few: bool = False) -> str:
@@ -62,16 +102,22 @@ def choose_device(device: str, few: bool = False) -> str:
 
 
 class OnnxModel:
-    """A network on the CPU through ONNX Runtime, in float32.
+    """A network on the CPU through ONNX Runtime, in float32 or, where the weights have ranges, in int8.
 
     The compressed weights are decoded once per weights file and kept dense in the cache, from where the runtime maps
-    them. Safe for several threads. `few` trades speed for a start without copying the weights. With `threads` as many
-    as `lanes` should compute at once, each on its share of the cores; features are the same to the last bit.
+    them, or in `folder`. Safe for several threads. `few` trades speed for a start without copying the weights. With
+    `threads` as many as `lanes` should compute at once, each on its share of the cores; features are the same to the
+    last bit.
     """
 
-    engine = "onnxruntime-cpu"
-
-    def __init__(self, weights: WeightsFile, *, few: bool = False, threads: bool = False) -> None:
+    def __init__(
+        self, weights: WeightsFile, *,
+        few: bool = False, threads: bool = False, precision: str = "float32", folder: Path | None = None,
+    ) -> None:  # fmt: skip
+        if precision == "int8" and not can_quantise(weights):
+            raise UsageError(f"{weights.name} cannot run in int8: it has no ranges", hint=CALIBRATE)
+        self.precision = precision
+        self.engine = "onnxruntime-cpu" + ("-int8" if precision == "int8" else "")
         self.name, self.weights_sha256 = weights.name, weights.sha256
         self.recipe, self.classes = weights.card.recipe, weights.card.classes
         self.distances, self.labels = weights.card.distances, weights.card.labels
@@ -79,7 +125,7 @@ class OnnxModel:
         self.dimension = config.dimension
         self.layers = LAYERS.get(weights.card.architecture, ("features",))
         _check_recipe(self.recipe, config)
-        self._weights, self.few = weights, few
+        self._weights, self.few, self._folder = weights, few, folder
         self.lanes = min(machine.cores(), MOST_LANES) if threads else 1
         self._session: Any = None
         self._lock = threading.Lock()
@@ -123,13 +169,20 @@ class OnnxModel:
         if self.lanes > 1:
             options.intra_op_num_threads = machine.cores() // self.lanes
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        folder = cache.folder(f"{self.weights_sha256[:32]}-v{graphs.VERSION}", self._fill)
+        version = f"v{graphs.VERSION}"
+        if self.precision == "int8":
+            if not has_vnni():  # then sums could overflow in 16 bits; looking for that takes longer than the rest
+                options.add_session_config_entry("session.x64quantprecision", "1")
+            version = f"int8-v{quantised.VERSION}"
+        folder = self._folder or cache.folder(f"{self.weights_sha256[:32]}-{version}", self._fill)
         for attempt in (1, 2):
             try:
                 if not self.few and _checksum(folder / "dense.safetensors") != (folder / "dense.crc32").read_text():
                     raise OSError("the cached weights have changed")
                 path = str(folder / "network.onnx")
-                return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                return onnxruntime.InferenceSession(
+                    path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_HARMFUL
+                )
             except Exception as error:  # onnxruntime raises its own classes, and RuntimeError for missing files
                 if attempt == 2:
                     raise WeightsError(f"{self.name}: ONNX Runtime cannot open the network: {error}") from error
@@ -141,28 +194,40 @@ class OnnxModel:
         """Writes the dense weights and the graph that refers to them."""
         import safetensors.numpy
 
-        dense = folder / "dense.safetensors"
+        dense, card = folder / "dense.safetensors", self._weights.card
         partial = folder / ".dense.partial"
-        safetensors.numpy.save_file(read_tensors(self._weights.path), partial)
-        checksum = _checksum(partial)
-        _sync(partial)
-        partial.replace(dense)
-        with dense.open("rb") as file:
-            start = struct.unpack("<Q", file.read(8))[0]
-            header = json.loads(file.read(start))
-        stored = graphs.Stored()
-        for name, facts in header.items():
-            if name != "__metadata__":
-                first, last = facts["data_offsets"]
-                stored[name] = (tuple(facts["shape"]), 8 + start + first, last - first)
+        tensors: dict[str, Any] = dict(read_tensors(self._weights.path))
         try:
-            model = _BUILDERS[self._weights.card.architecture](self._weights.config, self.recipe, stored, dense.name)
+            build = _BUILDERS[card.architecture]
+            if self.precision == "int8":
+                config: Any = self._weights.config
+                half = quantised.quantise(config, tensors, card.ranges)
+                tensors = quantised.arrays(tensors, half)
+                build = functools.partial(quantised.alexnet, quantised=half)
+            safetensors.numpy.save_file(tensors, partial)
+            checksum = _checksum(partial)
+            _sync(partial)
+            partial.replace(dense)
+            model = build(self._weights.config, self.recipe, _stored(dense), dense.name)
         except KeyError as error:
             raise WeightsError(f"{self._weights.path}: tensor {error} is missing") from error
         (folder / "network.onnx").write_bytes(model)
         (folder / "dense.crc32").write_text(checksum)
         for name in ("network.onnx", "dense.crc32"):
             _sync(folder / name)
+
+
+def _stored(path: Path) -> graphs.Stored:
+    """Where the tensors of a .safetensors file lie."""
+    with path.open("rb") as file:
+        start = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(start))
+    stored = graphs.Stored()
+    for name, facts in header.items():
+        if name != "__metadata__":
+            first, last = facts["data_offsets"]
+            stored[name] = (tuple(facts["shape"]), 8 + start + first, last - first)
+    return stored
 
 
 class TorchModel:

@@ -1,7 +1,8 @@
 """Weights files: `.safetensors` whose header says everything that is needed to use them.
 
 The header's `simsearch` entry is a JSON object: format, architecture, arguments, recipe, classes, description,
-training, metrics, and how compressed tensors are encoded (`simsearch.models.compress`). Nothing is ever unpickled.
+training, metrics, and how compressed tensors are encoded (`simsearch.models.compress`). The header's `ranges`
+entry, for the 8-bit engine, may be added later. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +41,8 @@ class Card:
     training and metrics are free-form summaries, shown by `simsearch models --verbose`.
     labels: what the classes were called in the training data, where those are not their names (WordNet ids, say).
     distances: quantiles of the distances between random pairs of training images, for `similarity` in small indexes.
+    ranges: the largest activations of training images, by point and channel, for `simsearch.models.quantised`.
+    agreement: the share of their six nearest that int8 and float32 have in common; 0 where it was not measured.
     """
 
     architecture: str
@@ -50,6 +54,8 @@ class Card:
     metrics: dict[str, Any] = field(default_factory=dict)
     distances: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
+    ranges: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
+    agreement: float = 0.0
 
 
 def sha256(path: Path) -> str:
@@ -62,6 +68,7 @@ def read_card(path: Path) -> Card:
     """Reads the header alone. Raises WeightsError for a file that is not a simsearch weights file."""
     header = _header(path)
     try:
+        ranges, agreement = _ranges_from(header["ranges"])
         return Card(
             architecture=header["architecture"],
             arguments={k: tuple(v) if isinstance(v, list) else v for k, v in header["arguments"].items()},
@@ -72,9 +79,13 @@ def read_card(path: Path) -> Card:
             metrics=header.get("metrics", {}),
             distances=tuple(header.get("distances", ())),
             labels=tuple(header.get("labels", ())),
+            ranges=ranges,
+            agreement=agreement,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: the header is incomplete: {error}") from error
+    except ValueError as error:
+        raise WeightsError(f"{path}: the ranges cannot be read: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
@@ -95,7 +106,7 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def write(path: Path, card: Card, tensors: Mapping[str, NDArray[np.float32]], bits: Mapping[str, int]) -> None:
-    """Writes a weights file in one atomic step.
+    """Writes a weights file in one atomic step. The card's ranges belong to other tensors; see `add_ranges`.
 
     bits: for each tensor to compress, the bits of its shared weights; the others are stored as float16.
     """
@@ -128,6 +139,88 @@ def write(path: Path, card: Card, tensors: Mapping[str, NDArray[np.float32]], bi
     os.replace(partial, path)
 
 
+def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement: float = 0.0) -> None:
+    """Writes `Card.ranges` and `agreement` into the header, replacing what is there; the tensors stay as they are.
+
+    Values are kept in a character each, rounded up by less than a twentieth, and down to a sixteenth of the largest.
+    """
+    _header(path)  # or it is no weights file
+    header, start = _without_ranges(path)
+    beginning = '{"__metadata__":{'
+    if not header.startswith(beginning):  # as other programs write it
+        values = json.loads(header)
+        header = json.dumps({"__metadata__": values.pop("__metadata__"), **values}, separators=(",", ":"))
+    parts = [f"{agreement:.4f}", *(f"{name} {peak:.4g} {codes}" for name, (peak, codes) in _coded(ranges).items())]
+    header = f"{beginning}{_RANGES}{json.dumps(';'.join(parts))},{header.removeprefix(beginning)}"
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with path.open("rb") as old, partial.open("wb") as new:
+        old.seek(start)
+        new.write(_preamble(header))
+        shutil.copyfileobj(old, new, 1 << 20)
+    os.replace(partial, path)
+
+
+def sha256_without_ranges(path: Path) -> str:
+    """The SHA-256 of the file as it was before `add_ranges`: indexes that it made then are as good with it now."""
+    _header(path)
+    header, start = _without_ranges(path)
+    digest = hashlib.sha256(_preamble(header))
+    with path.open("rb") as file:
+        file.seek(start)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+_RANGES = '"ranges":'
+_CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_PER_OCTAVE = 16
+"""Steps of a character, within a factor of two."""
+
+
+def _coded(ranges: Mapping[str, NDArray[np.float32]]) -> dict[str, tuple[float, str]]:
+    """For each point the largest value of all and, a character a channel, how far below it the channel's lies."""
+    coded = {}
+    for name, values in ranges.items():
+        peak = float(f"{float(values.max()) * 1.0005:.4g}") or 1e-6  # rounding must not lower it
+        below = np.floor(_PER_OCTAVE * np.log2(peak / np.maximum(values, peak * 1e-6)))
+        coded[name] = peak, "".join(_CODES[int(code)] for code in np.clip(below, 0, len(_CODES) - 1))
+    return coded
+
+
+def _ranges_from(text: str) -> tuple[dict[str, NDArray[np.float32]], float]:
+    """What `add_ranges` wrote. Raises ValueError."""
+    agreement, *parts = text.split(";") if text else ["0"]
+    ranges = {}
+    for part in parts:
+        name, peak, codes = part.split(" ")
+        below = np.array([_CODES.index(code) for code in codes], np.float32)
+        ranges[name] = (float(peak) * 2 ** (-below / _PER_OCTAVE)).astype(np.float32)
+        if not np.isfinite(ranges[name]).all() or not (ranges[name] > 0).all():
+            raise ValueError(part[:60])
+    return ranges, float(agreement)
+
+
+def _without_ranges(path: Path) -> tuple[str, int]:
+    """The file's header as text, without padding and ranges, and where the tensors begin."""
+    with path.open("rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = file.read(size).decode().rstrip(" ")
+    before, found, after = header.partition('{"__metadata__":{' + _RANGES)
+    if found and not before:
+        _, end = json.JSONDecoder().raw_decode(after)
+        after = after[end:].removeprefix(",")
+        header = '{"__metadata__":{' + after
+    return header, 8 + size
+
+
+def _preamble(header: str) -> bytes:
+    """What a .safetensors file begins with: the header's length, and the header padded to a multiple of 8."""
+    raw = header.encode()
+    raw += b" " * (-len(raw) % 8)
+    return struct.pack("<Q", len(raw)) + raw
+
+
 def _header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
@@ -137,6 +230,7 @@ def _header(path: Path) -> dict[str, Any]:
                 raise WeightsError(f"{path} is not a .safetensors file")
             header = json.loads(file.read(size))
             found = json.loads(header["__metadata__"]["simsearch"])
+            found["ranges"] = header["__metadata__"].get("ranges", "")
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
