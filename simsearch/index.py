@@ -7,6 +7,7 @@ scalar-quantizer index is put into the mapping just before the first row, and `f
 One query is shared among the cores range by range, so that it is as fast as the memory. Many at once are a matrix
 product over blocks of rows decoded to float32. Either way the best candidates of float32 are measured again in
 float64, which settles their order; the search is repeated with more of them while rounding could hide a better one.
+Only the scan for a single query touches the mapping; whatever else needs rows reads them (`simsearch.rows`).
 
 Letters: nq queries, k neighbours, D dimension, n rows.
 """
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from simsearch.errors import IndexDamagedError
+from simsearch.halves import decoded
+from simsearch.rows import Rows
 from simsearch.shards import PREAMBLE, Shards
 
 if TYPE_CHECKING:
@@ -63,12 +66,6 @@ class _Part(NamedTuple):
     index: Any
     mapping: NDArray[np.uint8]
 
-    @property
-    def features(self) -> NDArray[np.float16]:
-        """The rows, where they are mapped: (last - first, D)."""
-        codes = self.mapping[-(self.last - self.first) * 2 * self.index.d :]
-        return codes.view("<f2").reshape(-1, self.index.d)
-
 
 class _Scanned(NamedTuple):
     """What float32 finds nearest: squared distances, ascending, and rows, (nq, width); -1 where there are none.
@@ -87,6 +84,7 @@ class FlatIndex:
     def __init__(self, shards: Shards, rows: int) -> None:
         self.shards, self.rows = shards, rows
         self._parts: list[_Part] | None = None
+        self._files: Rows | None = None
         self._lock = threading.Lock()
 
     def search(self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> list[Neighbours]:
@@ -126,14 +124,11 @@ class FlatIndex:
         return [result for result in found if result is not None]
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The given rows in that order, from the mapped files: (n, D) float16."""
-        parts = self._open()
-        out = np.empty((len(rows), self.shards.dimension), np.float16)
-        shards, within = np.divmod(rows, self.shards.rows_per_shard)
-        for shard in np.unique(shards):
-            chosen = np.flatnonzero(shards == shard)
-            out[chosen] = parts[shard].features[within[chosen]]
-        return out
+        """The given rows in that order: (n, D) float16."""
+        with self._lock:
+            if self._files is None:
+                self._files = Rows(self.shards, self.rows)
+        return self._files.read(rows)
 
     def rank(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Neighbours:
         """The k nearest of the given rows, measured in float64, and those that tie with the last."""
@@ -171,31 +166,27 @@ class FlatIndex:
         """Squared distances as |q|^2 - 2 q.x + |x|^2, whose rounding grows with the lengths of q and x."""
         mask = self._mask(permitted)
         lengths = np.einsum("nd,nd->n", queries, queries)
-        block = np.empty((BLOCK, self.shards.dimension), np.float32)
         best: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
         largest = 0.0
-        for part in self._open():
-            for first in range(part.first, part.last, BLOCK):
-                last = min(first + BLOCK, part.last)
-                allowed = None if mask is None else mask[first:last]
-                if allowed is not None and not allowed.any():
-                    continue
-                x = block[: last - first]
-                codes = part.features[first - part.first : last - part.first].view(np.uint8)
-                part.index.sa_decode(codes, x)
-                with np.errstate(all="ignore"):  # what float32 cannot hold is measured otherwise
-                    own = np.einsum("nd,nd->n", x, x)
-                    squared = queries @ x.T  # (nq, n)
-                    squared *= -2
-                    squared += lengths[:, None]
-                    squared += own
-                np.nan_to_num(squared, copy=False, nan=np.inf, posinf=np.inf, neginf=np.inf)
-                if allowed is not None:
-                    squared[:, ~allowed] = np.inf
-                    own = own[allowed]
-                largest = max(largest, float(own.max()))
-                rows = np.broadcast_to(np.arange(first, last), squared.shape)
-                best = [_best([*best, (squared, rows)], width)]
+        for first in range(0, self.rows, BLOCK):
+            last = min(first + BLOCK, self.rows)
+            allowed = None if mask is None else mask[first:last]
+            if allowed is not None and not allowed.any():
+                continue
+            x = decoded(self.read(np.arange(first, last)))
+            with np.errstate(all="ignore"):  # what float32 cannot hold is measured otherwise
+                own = np.einsum("nd,nd->n", x, x)
+                squared = queries @ x.T  # (nq, n)
+                squared *= -2
+                squared += lengths[:, None]
+                squared += own
+            np.nan_to_num(squared, copy=False, nan=np.inf, posinf=np.inf, neginf=np.inf)
+            if allowed is not None:
+                squared[:, ~allowed] = np.inf
+                own = own[allowed]
+            largest = max(largest, float(own.max()))
+            rows = np.broadcast_to(np.arange(first, last), squared.shape)
+            best = [_best([*best, (squared, rows)], width)]
         distances, rows = best[0]
         with np.errstate(over="ignore"):
             slack = ROUNDING / 4 * (np.sqrt(lengths.astype(np.float64)) + np.sqrt(largest)) ** 2
@@ -290,12 +281,31 @@ def _pool() -> ThreadPoolExecutor:
 
 def _nearest(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int) -> Neighbours:
     """The k nearest of the given rows by float64 arithmetic, and those that tie with the last."""
+    k = min(k, len(rows))
+    near = _within_reach(query, features, k)
+    rows, features = rows[near], features[near]
     with np.errstate(invalid="ignore"):  # damaged rows may be infinite
-        difference = features.astype(np.float64)
-        difference -= query.astype(np.float64)
+        difference = decoded(features).astype(np.float64)
+        difference -= query
         squared = np.einsum("nd,nd->n", difference, difference)
     order = np.lexsort((rows, squared))
-    k = min(k, len(order))
     last = int(np.searchsorted(squared[order], squared[order[k - 1]], side="right"))
     chosen = order[:last]
     return Neighbours(rows[chosen], np.sqrt(squared[chosen]))
+
+
+def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: int) -> NDArray[np.int64]:
+    """Those of (n, D) features that may be among the k nearest, or tie with the last: all beyond are farther."""
+    import faiss
+
+    n = len(features)
+    if n <= k + 8:
+        return np.arange(n)
+    index = faiss.IndexScalarQuantizer(features.shape[1], faiss.ScalarQuantizer.QT_fp16)
+    index.add_sa_codes(features.view(np.uint8))
+    distances, places = index.search(query[None], n)
+    if places[0, -1] < 0 or not np.isfinite(distances[0, -1]):  # more than float32 can hold
+        return np.arange(n)
+    reach = np.float64(distances[0, k - 1]) * (1 + 3 * ROUNDING) + 1e-30
+    near: NDArray[np.int64] = np.sort(places[0, : int(np.searchsorted(distances[0], reach, side="right"))])
+    return near
