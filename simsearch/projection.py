@@ -32,6 +32,10 @@ class Projection:
         projected: NDArray[np.float32] = x @ self.axes
         return projected
 
+    def first(self, dimensions: int) -> Projection:
+        """Onto the first so many axes alone."""
+        return Projection(self.mean, np.ascontiguousarray(self.axes[:, :dimensions]))
+
 
 def principal(sample: NDArray[np.floating], dimensions: int, seed: int = 0) -> Projection:
     """The first `dimensions` principal components of a (n, D) sample; fewer if n or D is smaller."""

@@ -1,4 +1,4 @@
-"""Rows of the feature files read by position, so that they count as the system's cache and not as this process's memory.
+"""Rows of the feature files read by position: they count as the system's cache and not as this process's memory.
 
 A page of a mapped file that was touched once belongs to the process until somebody else needs the room, and its
 neighbours are mapped along with it: ranking a few rows of each query would in time map the whole index.
@@ -51,7 +51,7 @@ class Rows:
         if not 0 <= rows.min() <= rows.max() < self.count:
             raise IndexDamagedError(f"rows {rows.min()} to {rows.max()} are asked for, but there are {self.count}")
         size, per_shard = self.shards.row_bytes, self.shards.rows_per_shard
-        view = memoryview(out.view(np.uint8).reshape(-1))
+        view = out.data.cast("B")
         for place, row, length in _runs(rows, per_shard):
             shard, within = divmod(row, per_shard)
             part = view[place * size : (place + length) * size]

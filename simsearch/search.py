@@ -105,15 +105,13 @@ class Search:
         wanted = conditions(options.get("where"))
         permitted = self.reader.rows(wanted) if wanted else self.snapshot.live
         available = self.snapshot.flat.rows if permitted is None else len(permitted)
+        exact = bool(options.get("exact"))
         answers: list[list[Match]] = [[] for _ in queries]
         pending = list(range(len(queries)))
         width = k + max((len(rows) for rows in left_out), default=0)
         while pending:
             flat = queries[pending].reshape(-1, self.shards.dimension)
-            if self.structure is None or options.get("exact"):
-                found = self.snapshot.flat.search(flat, width, permitted)
-            else:
-                found = self.structure.search(self.snapshot.flat, flat, width, permitted)
+            found = self._near(flat, width, permitted, exact)
             unfinished = []
             for place, number in enumerate(pending):
                 near = merge(
@@ -135,6 +133,28 @@ class Search:
                 answers[number] = [self._match(n, d, items[row]) for n, (d, row) in enumerate(kept, 1)]
             pending, width = unfinished, min(available, 4 * width)
         return answers
+
+    def neighbours(
+        self, queries: NDArray[np.float32], k: int, where: Where | None, exact: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The ids of the k items nearest to each of (nq, D) queries, and their distances; -1 and inf fill up."""
+        wanted = conditions(where)
+        found = self._near(queries, k, self.reader.rows(wanted) if wanted else self.snapshot.live, exact)
+        known = self.reader.ids_at(np.unique(np.concatenate([each.rows for each in found]))) if found else {}
+        ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
+        for number, near in enumerate(found):
+            named = np.array([known[row] for row in near.rows.tolist()], np.int64)
+            order = np.lexsort((named, near.distances))[:k]
+            ids[number, : len(order)], distances[number, : len(order)] = named[order], near.distances[order]
+        return ids, distances
+
+    def _near(
+        self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None, exact: bool
+    ) -> list[Neighbours]:
+        """The rows nearest to (nq, D) queries, by the structure if there is one and it may be used."""
+        if self.structure is None or exact:
+            return self.snapshot.flat.search(queries, k, permitted)
+        return self.structure.search(self.snapshot.flat, queries, k, permitted)
 
     def _match(self, rank: int, distance: float, item: Item) -> Match:
         path = self.snapshot.sources[item.source].display(item.path)
