@@ -164,16 +164,15 @@ class FlatIndex:
 
     def _multiply(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
         """Squared distances as |q|^2 - 2 q.x + |x|^2, whose rounding grows with the lengths of q and x."""
-        mask = self._mask(permitted)
         lengths = np.einsum("nd,nd->n", queries, queries)
         best: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
         largest = 0.0
-        for first in range(0, self.rows, BLOCK):
-            last = min(first + BLOCK, self.rows)
-            allowed = None if mask is None else mask[first:last]
-            if allowed is not None and not allowed.any():
-                continue
-            x = decoded(self.read(np.arange(first, last)))
+        for start in range(0, self.rows if permitted is None else len(permitted), BLOCK):
+            if permitted is None:
+                rows = np.arange(start, min(start + BLOCK, self.rows))
+            else:
+                rows = permitted[start : start + BLOCK]
+            x = decoded(self.read(rows))  # (n, D)
             with np.errstate(all="ignore"):  # what float32 cannot hold is measured otherwise
                 own = np.einsum("nd,nd->n", x, x)
                 squared = queries @ x.T  # (nq, n)
@@ -181,12 +180,8 @@ class FlatIndex:
                 squared += lengths[:, None]
                 squared += own
             np.nan_to_num(squared, copy=False, nan=np.inf, posinf=np.inf, neginf=np.inf)
-            if allowed is not None:
-                squared[:, ~allowed] = np.inf
-                own = own[allowed]
             largest = max(largest, float(own.max()))
-            rows = np.broadcast_to(np.arange(first, last), squared.shape)
-            best = [_best([*best, (squared, rows)], width)]
+            best = [_best([*best, (squared, np.broadcast_to(rows, squared.shape))], width)]
         distances, rows = best[0]
         with np.errstate(over="ignore"):
             slack = ROUNDING / 4 * (np.sqrt(lengths.astype(np.float64)) + np.sqrt(largest)) ** 2

@@ -46,9 +46,14 @@ LEAST = 2_000
 """Below so many items an exact scan takes a few milliseconds, and nothing is worth choosing."""
 
 KINDS = (
-    ("hnsw", 128), ("hnsw", 256), ("pq", 128), ("pq", 256), ("ivf", 128), ("ivf", 256),
-    ("sq8", 128), ("sq8", 256), ("rabitq", 256),
+    ("hnsw", 128), ("hnsw", 256), ("pq", 128), ("pq", 256), ("ivf", 128), ("sq8", 128), ("rabitq", 256),
 )  # fmt: skip
+SCANS = ("sq8", "rabitq")
+"""Kinds that look at every entry: for when no other has the recall within the memory."""
+
+CLOSE = 1.2
+"""Kinds whose times differ by no more than this factor count as equally fast."""
+
 CANDIDATES = (12, 16, 20, 30, 40, 80, 160, 320)
 EFFORTS = {
     "hnsw": (20, 40, 60, 80, 120, 160, 320, 640), "pq": (8, 16, 32, 64, 128, 256), "ivf": (4, 8, 16, 32, 64, 128, 256),
@@ -181,6 +186,8 @@ def _race(
               "sq8": share, "rabitq": share}  # fmt: skip
     tried, able = [], []
     for kind, dimensions in KINDS:
+        if kind in SCANS and able:
+            continue
         setting = Setting(kind, min(dimensions, onto.axes.shape[1]), CANDIDATES[0], EFFORTS[kind][0])
         if memory is not None and setting.bytes_for(len(entries)) > memory:
             continue
@@ -192,7 +199,12 @@ def _race(
             able.append((expected, replace(setting, candidates=choice.parameters["candidates"],
                                            effort=choice.parameters["effort"])))  # fmt: skip
         tried.append(facts)
-    return tried, [setting for _, setting in sorted(able, key=lambda pair: pair[0])]
+
+    def order(pair: tuple[float, Setting]) -> tuple[int, int]:
+        """By speed, and where that is about the same, by memory."""
+        return round(np.log(pair[0]) / np.log(CLOSE)), pair[1].bytes_for(len(entries))
+
+    return tried, [setting for _, setting in sorted(able, key=order)]
 
 
 def _settings(start: Setting) -> Iterator[Setting]:
