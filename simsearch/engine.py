@@ -263,6 +263,11 @@ class Engine:
             return self._structure[1] if name else None
 
     @property
+    def structure(self) -> Structure | None:
+        """The search structure that `tune` chose; None if every search is exact."""
+        return self._approximate()
+
+    @property
     def exact(self) -> bool:
         """Whether every search is exact: no structure was chosen by `tune`, or its files are gone."""
         return self._approximate() is None

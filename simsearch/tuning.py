@@ -184,7 +184,8 @@ def _race(
     share = len(entries) / len(some)
     growth = {"hnsw": np.log(len(entries)) / np.log(len(some)), "pq": share**0.5, "ivf": share**0.5,
               "sq8": share, "rabitq": share}  # fmt: skip
-    tried, able = [], []
+    tried: list[dict[str, Any]] = []
+    able: list[tuple[float, Setting]] = []
     for kind, dimensions in KINDS:
         if kind in SCANS and able:
             continue

@@ -54,7 +54,8 @@ def enlarged(engine: simsearch.Engine, left_out: np.ndarray, count: int, seed: i
     A mixture lies between a random real vector and one of its 10 nearest (by 64 principal components, approximately),
     at a share of 0.1 to 0.9 of the way. What is active in both stays active, what is active in one stays so with
     probability 1/2, so that the share of zeros is the parents' mean; each activation is then multiplied by a factor of
-    mean 1 and deviation 0.25 (factors and coins are stretches of 16 million drawn beforehand). No row of an enlargement is a copy, and none comes from a row left out.
+    mean 1 and deviation 0.25 (factors and coins are stretches of 16 million drawn beforehand). No mixture is a copy,
+    and none comes from a row left out.
     """
     random = np.random.default_rng(seed)
     rows = np.setdiff1d(live_rows(engine), left_out)
