@@ -130,7 +130,11 @@ class Search:
                     unfinished.append(number)
                     continue
                 kept = [(d, row) for d, row in order[:k] if farthest is None or d <= farthest]
-                answers[number] = [self._match(n, d, items[row]) for n, (d, row) in enumerate(kept, 1)]
+                near_as = calibration.similarities([distance for distance, _ in kept], self.table)
+                answers[number] = [
+                    self._match(n, distance, share, items[row])
+                    for n, ((distance, row), share) in enumerate(zip(kept, near_as, strict=True), 1)
+                ]
             pending, width = unfinished, min(available, 4 * width)
         return answers
 
@@ -156,9 +160,8 @@ class Search:
             return self.snapshot.flat.search(queries, k, permitted)
         return self.structure.search(self.snapshot.flat, queries, k, permitted)
 
-    def _match(self, rank: int, distance: float, item: Item) -> Match:
+    def _match(self, rank: int, distance: float, similarity: float, item: Item) -> Match:
         path = self.snapshot.sources[item.source].display(item.path)
-        similarity = calibration.similarity(distance, self.table)
         return Match(rank, item.id, path, item.label, distance, similarity, item.metadata, item.path)
 
     def _distinct(self, order: list[tuple[float, int]], items: dict[int, Item], k: int) -> list[tuple[float, int]]:
@@ -185,6 +188,10 @@ def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: boo
     complete: whether each variant lists all rows. If not, a row beyond the end of some variant's list may be nearer to
     that variant than is known here, so what lies farther than the shortest list reaches is dropped.
     """
+    if len(variants) == 1:
+        near = variants[0]
+        keep = slice(None) if not left_out else ~np.isin(near.rows, left_out)
+        return Neighbours(near.rows[keep], near.distances[keep])
     best: dict[int, float] = {}
     for rows, distances in variants:
         for row, distance in zip(rows.tolist(), distances.tolist(), strict=True):

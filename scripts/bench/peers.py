@@ -76,10 +76,13 @@ class Autofaiss(Faiss):
 
     def build(self, vectors: np.ndarray, folder: Path) -> None:
         import autofaiss
+        import faiss
 
-        autofaiss.build_index(np.ascontiguousarray(vectors), str(folder / "index"), str(folder / "infos.json"),
-                              metric_type="l2", max_index_memory_usage="8G", current_memory_available="12G",
-                              nb_cores=THREADS, verbose=logging.ERROR)  # fmt: skip
+        index, _ = autofaiss.build_index(
+            np.ascontiguousarray(vectors), save_on_disk=False, metric_type="l2", max_index_memory_usage="8G",
+            current_memory_available="12G", nb_cores=THREADS, verbose=logging.ERROR,
+        )  # fmt: skip
+        faiss.write_index(index, str(folder / "index"))
 
 
 class Hnswlib(Method):
@@ -171,8 +174,8 @@ class LeanVec(Method):
     def build(self, vectors: np.ndarray, folder: Path) -> None:
         import svs
 
-        raw = folder / "vectors.svs"
-        svs.np_to_svs(vectors, str(raw))
+        raw = folder / "vectors.fvecs"
+        svs.write_vecs(np.ascontiguousarray(vectors), str(raw))
         loader = svs.LeanVecLoader(svs.VectorDataLoader(str(raw), svs.DataType.float32, vectors.shape[1]), 128,
                                    svs.LeanVecKind.lvq8, svs.LeanVecKind.lvq8)  # fmt: skip
         parameters = svs.VamanaBuildParameters(alpha=1.2, graph_max_degree=32, window_size=100)
