@@ -18,6 +18,7 @@ import numpy as np
 from simsearch import projection, structure, sync
 from simsearch.errors import UsageError
 from simsearch.halves import decoded
+from simsearch.index import FlatIndex
 from simsearch.meta import Meta, writer_lock
 from simsearch.store import Changes
 from simsearch.structure import K, Setting, Structure
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.engine import Engine
-    from simsearch.index import FlatIndex, Neighbours
+    from simsearch.index import Neighbours
 
 Progress = Callable[[int, int], None]
 
@@ -38,6 +39,9 @@ TIMED = 25
 
 SAMPLE, RACE, BLOCK, ADDED = 16_384, 32_768, 2048, 8192
 """Rows to learn from, rows to race on, rows projected at once, rows added at once."""
+
+SCANNED = 65_536
+"""Rows that are scanned exactly to see how long that takes: 512 MiB at D = 4096."""
 
 DIMENSIONS = 256
 """Principal components at most."""
@@ -126,10 +130,10 @@ def tune(
     held, entries = shuffled[:count], np.sort(shuffled[count:])
     queries = decoded(flat.read(held))
     onto = projection.principal(
-        flat.read(np.sort(random.choice(entries, min(SAMPLE, len(entries)), replace=False))), 256
+        flat.read(np.sort(random.choice(entries, min(SAMPLE, len(entries)), replace=False))), DIMENSIONS
     )
     projected = _project(flat, entries, onto, progress)
-    seconds, _ = _timed(lambda query: flat.search(query, K, entries), queries)
+    seconds = _exact_seconds(flat, entries, queries)
     tried, ranking = _race(flat, entries, projected, onto, queries, recall, memory)
     whole = _Field.of(flat, entries, queries)
     for setting in ranking:
@@ -147,6 +151,14 @@ def tune(
 
 def _exact(seconds: float) -> Choice:
     return Choice("exact", 1.0, 1.0, 1.0, 0, seconds, seconds, 0, {})
+
+
+def _exact_seconds(flat: FlatIndex, entries: NDArray[np.int64], queries: NDArray[np.float32]) -> float:
+    """How long an exact scan takes for one query, from one of a part, since a scan maps all that it looks at."""
+    rows = min(flat.rows, SCANNED)
+    part, within = FlatIndex(flat.shards, rows), entries[: int(np.searchsorted(entries, rows))]
+    seconds, _ = _timed(lambda query: part.search(query, K, within), queries)
+    return seconds * len(entries) / max(1, len(within))
 
 
 def _project(
