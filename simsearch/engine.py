@@ -480,7 +480,7 @@ class Engine:
             rows = reader.state("rows")
             live = None if reader.count() == rows else reader.rows()
             same = known is not None and known.flat.rows == rows
-            flat = known.flat if known is not None and same else FlatIndex(self.shards, rows)
+            flat = known.flat if known is not None and same else self._flat(rows, known)
             held = {(source.kind, source.root): source for source in known.sources.values()} if known else {}
             opened = Sources()
             for row in reader.sources():
@@ -489,6 +489,18 @@ class Engine:
             self.meta = Meta.read(self.path)
             self._snapshot = Snapshot(generation, flat, live, opened)
             return self._snapshot
+
+    def _flat(self, rows: int, known: Snapshot | None) -> FlatIndex:
+        """All rows for exact search: on GPUs if such a device was named and they fit, else on the CPU."""
+        if not self.device.startswith("cuda"):
+            return FlatIndex(self.shards, rows)
+
+        def devices(count: int) -> list[str]:
+            from simsearch import resident
+
+            return resident.devices_for(self.device, count, self.meta.dimension)
+
+        return FlatIndex(self.shards, rows, devices, known.flat if known is not None else None)
 
 
 def _check_options(given: Mapping[str, Any], known: type) -> None:

@@ -1,36 +1,33 @@
 """Exact Euclidean nearest neighbours over the feature shards.
 
-FAISS scans the float16 rows where they lie: the shard is mapped copy-on-write, FAISS's own header for a float16
-scalar-quantizer index is put into the mapping just before the first row, and `faiss.read_index` with a
-`ZeroCopyIOReader` takes it from there. Nothing is copied at opening, and nothing reaches the file.
-
 One query is shared among the cores range by range, so that it is as fast as the memory. Many at once are a matrix
 product over blocks of rows decoded to float32. Either way the best candidates of float32 are measured again in
 float64, which settles their order; the search is repeated with more of them while rounding could hide a better one.
-Only the scan for a single query touches the mapping; whatever else needs rows reads them (`simsearch.rows`).
+Only the scan for a single query touches the mapping; whatever else needs rows reads them (`simsearch.rows`). Where the
+rows are in a GPU's memory, it names the candidates instead (`simsearch.resident`).
 
 Letters: nq queries, k neighbours, D dimension, n rows.
 """
 
 from __future__ import annotations
 
-import functools
-import mmap
 import os
-import struct
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from simsearch.errors import IndexDamagedError
 from simsearch.halves import decoded
+from simsearch.mapped import Part, open_shard, pool, search_part
 from simsearch.rows import Rows
-from simsearch.shards import PREAMBLE, Shards
+from simsearch.shards import Shards
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from simsearch.resident import Resident
 
 DIRECT = 2048
 """Up to this many permitted rows are fetched and measured one by one instead of scanning all."""
@@ -58,15 +55,6 @@ class Neighbours(NamedTuple):
     distances: NDArray[np.float64]
 
 
-class _Part(NamedTuple):
-    """Rows first to last - 1 as a FAISS index; `mapping` is what its codes lie in."""
-
-    first: int
-    last: int
-    index: Any
-    mapping: NDArray[np.uint8]
-
-
 class _Scanned(NamedTuple):
     """What float32 finds nearest: squared distances, ascending, and rows, (nq, width); -1 where there are none.
 
@@ -79,11 +67,21 @@ class _Scanned(NamedTuple):
 
 
 class FlatIndex:
-    """The first `rows` rows of some shards, searchable. Safe for many threads; later appends do not disturb it."""
+    """The first `rows` rows of some shards, searchable. Safe for many threads; later appends do not disturb it.
 
-    def __init__(self, shards: Shards, rows: int) -> None:
+    devices: names the torch devices that are to hold so many rows, if any. before: what held fewer of these rows.
+    """
+
+    def __init__(
+        self, shards: Shards, rows: int, devices: Callable[[int], Sequence[str]] | None = None,
+        before: FlatIndex | None = None,
+    ) -> None:  # fmt: skip
         self.shards, self.rows = shards, rows
-        self._parts: list[_Part] | None = None
+        self._devices = devices
+        self._before = before._resident if before is not None and before.shards is shards else None
+        self._resident: Resident | None = None
+        self._asked = False
+        self._parts: list[Part] | None = None
         self._files: Rows | None = None
         self._lock = threading.Lock()
 
@@ -106,6 +104,8 @@ class FlatIndex:
         pending = list(range(len(queries)))
         width = min(available, k + 16)
         scan = self._multiply if len(queries) >= BATCH else self._scan
+        if self._on_devices(len(queries)):
+            scan = self._by_devices
         while pending:
             scanned = scan(queries[pending], width, permitted)
             rest = []
@@ -154,11 +154,11 @@ class FlatIndex:
                 step = max(256, -(-(part.last - part.first) // pieces))
                 ranges += [(part, first, min(first + step, part.last)) for first in range(part.first, part.last, step)]
 
-        def one(span: tuple[_Part, int, int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-            return _search_part(*span, queries, width, mask)
+        def one(span: tuple[Part, int, int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            return search_part(*span, queries, width, mask)
 
         alone = len(queries) == 1 and len(ranges) > 1  # FAISS gives one query one thread
-        results = list(_pool().map(one, ranges)) if alone else [one(span) for span in ranges]
+        results = list(pool().map(one, ranges)) if alone else [one(span) for span in ranges]
         distances, rows = _best(results, width)
         return _Scanned(distances, rows, np.zeros(len(queries)))
 
@@ -187,6 +187,29 @@ class FlatIndex:
             slack = ROUNDING / 4 * (np.sqrt(lengths.astype(np.float64)) + np.sqrt(largest)) ** 2
         return _Scanned(distances, np.where(np.isfinite(distances), rows, -1), slack)
 
+    def _on_devices(self, count: int) -> bool:
+        """Whether the rows are in the devices' memory: put there by the second search, or a batch."""
+        if self._devices is None:
+            return False
+        with self._lock:
+            first, self._asked = not self._asked, True
+            if first and count < BATCH and self._before is None:
+                return False
+            if self._resident is None and (names := self._devices(self.rows)):
+                from simsearch.resident import Resident
+
+                self._files = self._files or Rows(self.shards, self.rows)
+                self._resident = Resident(self._files.read, self.rows, names, self._before)
+            if self._resident is None:
+                self._devices = None  # they do not fit
+            self._before = None
+            return self._resident is not None
+
+    def _by_devices(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
+        if self._resident is None:
+            return self._scan(queries, width, permitted)
+        return _Scanned(*self._resident.scan(queries, width, permitted))
+
     def _mask(self, permitted: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
         if permitted is None:
             return None
@@ -194,65 +217,12 @@ class FlatIndex:
         mask[permitted] = True
         return mask
 
-    def _open(self) -> list[_Part]:
+    def _open(self) -> list[Part]:
         """All shards as FAISS indexes, opened at the first search."""
         with self._lock:
             if self._parts is None:
-                self._parts = [self._open_shard(n, stop) for n, _, stop in self.shards.spans(0, self.rows)]
+                self._parts = [open_shard(self.shards, n, stop) for n, _, stop in self.shards.spans(0, self.rows)]
             return self._parts
-
-    def _open_shard(self, shard: int, rows: int) -> _Part:
-        import faiss
-
-        first = shard * self.shards.rows_per_shard
-        length = PREAMBLE + rows * self.shards.row_bytes
-        path = self.shards.path(shard)
-        try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as error:
-            raise IndexDamagedError(f"{path} cannot be mapped for {rows:,} rows: {error}") from error
-        header = _faiss_header(self.shards.dimension, rows)
-        start = PREAMBLE - len(header)
-        mapped[start:PREAMBLE] = header
-        view = np.frombuffer(mapped, np.uint8)[start:]
-        reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(view), view.size)
-        index = faiss.read_index(reader)
-        if (index.ntotal, index.d, index.codes.size()) != (rows, self.shards.dimension, rows * self.shards.row_bytes):
-            raise IndexDamagedError(f"{path}: FAISS reads {index.ntotal} x {index.d} where {rows} rows are expected")
-        return _Part(first, first + rows, index, view)
-
-
-def _faiss_header(dimension: int, rows: int) -> bytes:
-    """The bytes that precede the codes in a FAISS file of `rows` float16 vectors (see faiss/impl/index_write.cpp)."""
-    import faiss
-
-    empty = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
-    header = bytearray(faiss.serialize_index(empty).tobytes())
-    struct.pack_into("<q", header, 8, rows)  # ntotal, after the four-character code and the dimension
-    struct.pack_into("<Q", header, len(header) - 8, rows * 2 * dimension)  # the length of the codes
-    return bytes(header)
-
-
-def _search_part(
-    part: _Part, first: int, last: int, queries: NDArray[np.float32], width: int, mask: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """FAISS's nearest of the rows first to last - 1, which lie in `part`; mask: over all rows, None for all."""
-    import faiss
-
-    width = min(width, last - first)
-    start, stop = first - part.first, last - part.first
-    selector: Any = None
-    if mask is not None:
-        allowed = np.zeros(part.last - part.first, bool)
-        allowed[start:stop] = mask[first:last]
-        bits = np.packbits(allowed, bitorder="little")
-        selector = faiss.IDSelectorBitmap(bits)
-    elif last - first < part.last - part.first:
-        selector = faiss.IDSelectorRange(start, stop)
-    parameters = None if selector is None else faiss.SearchParameters(sel=selector)
-    distances, rows = part.index.search(queries, width, params=parameters)
-    return np.where(rows < 0, np.inf, distances).astype(np.float32), np.where(rows < 0, -1, rows + part.first)
 
 
 def _best(
@@ -266,12 +236,6 @@ def _best(
         distances, rows = np.take_along_axis(distances, chosen, 1), np.take_along_axis(rows, chosen, 1)
     order = np.argsort(distances, axis=1, kind="stable")
     return np.take_along_axis(distances, order, 1), np.take_along_axis(rows, order, 1)
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    """The threads that share one query."""
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="scan")
 
 
 def _nearest(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int) -> Neighbours:

@@ -29,7 +29,7 @@ LAYERS = [
     {"snapshot"},
     {"structure"},
     {"extract", "index", "store", "calibration", "filters", "metrics"},
-    {"rows"},
+    {"mapped", "rows", "resident"},
     {"shards", "meta", "projection"},
     {"halves"},
     {"models.torchvision_models"},

@@ -203,6 +203,23 @@ class LeanVec(Method):
         return self.index.search(queries, k)[0]
 
 
+class Vamana(LeanVec):
+    """The same library's graph over float16 vectors, for processors that it refuses LeanVec."""
+
+    def build(self, vectors: np.ndarray, folder: Path) -> None:
+        import svs
+
+        parameters = svs.VamanaBuildParameters(alpha=1.2, graph_max_degree=32, window_size=100)
+        index = svs.Vamana.build(parameters, vectors.astype(np.float16), svs.DistanceType.L2, num_threads=THREADS)
+        index.save(*(str(folder / part) for part in ("config", "graph", "data")))
+
+    def load(self, folder: Path, count: int) -> None:
+        import svs
+
+        graph, data = svs.GraphLoader(str(folder / "graph")), svs.VectorDataLoader(str(folder / "data"))
+        self.index = svs.Vamana(str(folder / "config"), graph, data, svs.DistanceType.L2, num_threads=1)
+
+
 class Simsearch(Method):
     """An index that holds the vectors already, as `build` leaves it; what is built here is what `tune` makes.
 
@@ -270,6 +287,7 @@ METHODS: dict[str, Method] = {
     "usearch f16": Usearch(),
     "scann": Scann(),
     "svs LeanVec": LeanVec(),
+    "svs Vamana f16": Vamana(),
     "autofaiss": Autofaiss(),
 }
 
