@@ -37,7 +37,7 @@ QUERIES = 400
 TIMED = 25
 """Queries that are timed, one by one."""
 
-SAMPLE, RACE, BLOCK, ADDED = 16_384, 32_768, 2048, 8192
+SAMPLE, RACE, BLOCK, ADDED = 16_384, 32_768, 1024, 8192
 """Rows to learn from, rows to race on, rows projected at once, rows added at once."""
 
 SCANNED = 65_536

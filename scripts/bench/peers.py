@@ -27,7 +27,7 @@ class Method:
 
     def build(self, vectors: np.ndarray, folder: Path) -> None: ...
 
-    def load(self, folder: Path, count: int) -> None: ...
+    def load(self, folder: Path, dimension: int) -> None: ...
 
     def set(self, setting: Any) -> None: ...
 
@@ -53,7 +53,7 @@ class Faiss(Method):
             index.add(np.ascontiguousarray(vectors[start : start + 8192]))
         faiss.write_index(index, str(folder / "index"))
 
-    def load(self, folder: Path, count: int) -> None:
+    def load(self, folder: Path, dimension: int) -> None:
         import faiss
 
         self.index = faiss.read_index(str(folder / "index"))
@@ -98,10 +98,10 @@ class Hnswlib(Method):
             index.add_items(vectors[start : start + 8192], num_threads=THREADS)
         index.save_index(str(folder / "index"))
 
-    def load(self, folder: Path, count: int) -> None:
+    def load(self, folder: Path, dimension: int) -> None:
         import hnswlib
 
-        self.index = hnswlib.Index("l2", 4096)
+        self.index = hnswlib.Index("l2", dimension)
         self.index.load_index(str(folder / "index"))
 
     def set(self, setting: Any) -> None:
@@ -124,7 +124,7 @@ class Usearch(Method):
             index.add(np.arange(start, start + len(part), dtype=np.uint64), part, threads=THREADS)
         index.save(str(folder / "index"))
 
-    def load(self, folder: Path, count: int) -> None:
+    def load(self, folder: Path, dimension: int) -> None:
         from usearch.index import Index
 
         self.index = Index.restore(str(folder / "index"))
@@ -150,7 +150,7 @@ class Scann(Method):
         searcher = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(100).build()
         searcher.serialize(str(folder))
 
-    def load(self, folder: Path, count: int) -> None:
+    def load(self, folder: Path, dimension: int) -> None:
         from scann.scann_ops.py import scann_ops_pybind
 
         self.index = scann_ops_pybind.load_searcher(str(folder))
@@ -183,7 +183,7 @@ class LeanVec(Method):
         raw.unlink()
         index.save(*(str(folder / part) for part in ("config", "graph", "data")))
 
-    def load(self, folder: Path, count: int) -> None:
+    def load(self, folder: Path, dimension: int) -> None:
         import svs
 
         graph, data = svs.GraphLoader(str(folder / "graph")), svs.LeanVecLoader(str(folder / "data"))
@@ -213,7 +213,7 @@ class Vamana(LeanVec):
         index = svs.Vamana.build(parameters, vectors.astype(np.float16), svs.DistanceType.L2, num_threads=THREADS)
         index.save(*(str(folder / part) for part in ("config", "graph", "data")))
 
-    def load(self, folder: Path, count: int) -> None:
+    def load(self, folder: Path, dimension: int) -> None:
         import svs
 
         graph, data = svs.GraphLoader(str(folder / "graph")), svs.VectorDataLoader(str(folder / "data"))
@@ -242,7 +242,7 @@ class Simsearch(Method):
             with simsearch.open(folder, device="cpu") as engine:
                 tuning.tune(engine, 0.99)
 
-    def load(self, folder: Path, count: int) -> None:
+    def load(self, folder: Path, dimension: int) -> None:
         import simsearch
 
         self.engine = simsearch.open(folder, device="cpu")

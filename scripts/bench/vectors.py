@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -65,7 +66,7 @@ def enlarged(engine: simsearch.Engine, left_out: np.ndarray, count: int, seed: i
         return
     onto = projection.principal(engine.shards.read(np.sort(random.choice(rows, min(8192, len(rows)), False))), 64)
     flat = np.concatenate([onto(engine.shards.read(rows[n : n + BLOCK])) for n in range(0, len(rows), BLOCK)])
-    lists = faiss.index_factory(64, f"IVF{max(1, int(len(flat) ** 0.5))},Flat")
+    lists = faiss.index_factory(flat.shape[1], f"IVF{max(1, int(len(flat) ** 0.5))},Flat")
     lists.train(flat)
     lists.add(flat)
     lists.nprobe = 8
@@ -97,7 +98,11 @@ def enlarged(engine: simsearch.Engine, left_out: np.ndarray, count: int, seed: i
 
 def fill(path: Path, like: simsearch.Engine, blocks: Iterable[np.ndarray]) -> None:
     """Makes an index of features alone, committed block by block as `build` does; items have paths of no files."""
-    sync.create(path, like.load_model())
+    meta = like.meta
+    sync.create(path, SimpleNamespace(
+        name=meta.model, weights_sha256=meta.weights_sha256, recipe=like.recipe, dimension=meta.dimension,
+        engine=meta.engine, distances=meta.distances,
+    ))  # fmt: skip
     with simsearch.open(path, device="cpu") as engine, writer_lock(path):
         source = engine.store.add_source("folder", "/nowhere", path, {}).id
         row = 0
