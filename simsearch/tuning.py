@@ -55,6 +55,9 @@ KINDS = (
 SCANS = ("sq8", "rabitq")
 """Kinds that look at every entry: for when no other has the recall within the memory."""
 
+FEW = 40
+"""A kind that needs no more candidates than these has components enough, and is not tried with more."""
+
 CLOSE = 1.2
 """Kinds whose times differ by no more than this factor count as equally fast."""
 
@@ -199,7 +202,7 @@ def _race(
     tried: list[dict[str, Any]] = []
     able: list[tuple[float, Setting]] = []
     for kind, dimensions in KINDS:
-        if kind in SCANS and able:
+        if (kind in SCANS and able) or any(s.kind == kind and s.candidates <= FEW for _, s in able):
             continue
         setting = Setting(kind, min(dimensions, onto.axes.shape[1]), CANDIDATES[0], EFFORTS[kind][0])
         if memory is not None and setting.bytes_for(len(entries)) > memory:
