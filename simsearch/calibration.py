@@ -41,15 +41,23 @@ def similarity(distance: float, table: Sequence[float]) -> float:
 
     Identical features have similarity 1; without a table nothing else can be said, and the rest is 0.
     """
+    return similarities([distance], table)[0]
+
+
+def similarities(distances: Sequence[float], table: Sequence[float]) -> list[float]:
+    """`similarity` of each distance."""
     if not table:
-        return 1.0 if distance == 0 else 0.0
-    if distance <= 0:
-        return 1.0
-    if distance >= table[-1]:
-        return 0.0
+        return [1.0 if distance == 0 else 0.0 for distance in distances]
     # Below the nearest random pair the share falls from 1 to what one pair in the sample amounts to.
-    shares = 1.0 - np.concatenate([[0.0], np.maximum(_shares(len(table)), 1e-6)])
-    return float(np.interp(distance, np.concatenate([[0.0], np.asarray(table)]), shares))
+    points = np.zeros(len(table) + 1)
+    points[1:] = table
+    shares = np.ones(len(table) + 1)
+    shares[1:] -= np.maximum(_shares(len(table)), 1e-6)
+    found = np.interp(distances, points, shares)
+    return [
+        1.0 if distance <= 0 else 0.0 if distance >= table[-1] else share
+        for distance, share in zip(distances, found.tolist(), strict=True)
+    ]
 
 
 def median(table: Sequence[float]) -> float:

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from simsearch import images, models, opening
 from simsearch.errors import ImageError, IndexDamagedError, ModelMismatchError, UsageError
 from simsearch.extract import stored
+from simsearch.filters import Where
 from simsearch.index import FlatIndex
 from simsearch.meta import Meta
 from simsearch.recipe import Recipe
@@ -222,19 +223,37 @@ class Engine:
     ) -> list[list[Match]]:  # fmt: skip
         """The k items nearest to each of (n, D) float32 features in one scan; `without`: for each, an id left out."""
         _check_options(options, SearchOptions)
-        if vectors.ndim != 2 or vectors.shape[1] != self.meta.dimension:
-            raise UsageError(f"the vectors have shape {vectors.shape}, the index {self.meta.dimension} dimensions")
-        if not np.isfinite(vectors).all():
-            raise UsageError("the vectors have values that are not finite")
+        vectors = self._queries(vectors)
         with self.store.reading() as reader:
             named = [[] if n is None else [reader.item(n).row] for n in without] or [[] for _ in vectors]
             return self._search(reader).answers(vectors[:, None], k, named, options)
+
+    def neighbours(
+        self, vectors: NDArray[np.float32], k: int = 6, *, where: Where | None = None, exact: bool = False
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The ids of the k items nearest to each of (n, D) features and their distances, both (n, k), nearest first.
+
+        The bare search, for programs that look items up themselves. Where there are fewer than k, -1 and inf follow.
+        """
+        queries = self._queries(vectors)
+        if k < 1:
+            raise UsageError(f"k is {k}, but at least one match must be asked for")
+        with self.store.reading() as reader:
+            return self._search(reader).neighbours(queries, k, where, exact)
 
     def stored_features(self, what: int | bytes) -> NDArray[np.float32] | None:
         """The (D,) features that the index has of an item, by id, or of a file, by its SHA-256 or None."""
         with self.store.reading() as reader:
             row = reader.row_of(what) if isinstance(what, bytes) else reader.item(what).row
             return None if row is None else self.shards.read(np.array([row]))[0].astype(np.float32)
+
+    def _queries(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Checked (n, D) features. Raises UsageError."""
+        if vectors.ndim != 2 or vectors.shape[1] != self.meta.dimension:
+            raise UsageError(f"the vectors have shape {vectors.shape}, the index {self.meta.dimension} dimensions")
+        if not np.isfinite(vectors).all():
+            raise UsageError("the vectors have values that are not finite")
+        return np.ascontiguousarray(vectors, np.float32)
 
     def features_of_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(n, S, S, 3) uint8 from `recipe.pixels` -> (n, D) features, rounded as the index keeps them."""
@@ -255,6 +274,11 @@ class Engine:
                     loaded = Structure.load(self.path / "derived" / Path(name).name, parameters)
                 self._structure = name, loaded
             return self._structure[1] if name else None
+
+    @property
+    def structure(self) -> Structure | None:
+        """The search structure that `tune` chose; None if every search is exact."""
+        return self._approximate()
 
     @property
     def exact(self) -> bool:
@@ -469,7 +493,7 @@ class Engine:
             rows = reader.state("rows")
             live = None if reader.count() == rows else reader.rows()
             same = known is not None and known.flat.rows == rows
-            flat = known.flat if known is not None and same else FlatIndex(self.shards, rows)
+            flat = known.flat if known is not None and same else self._flat(rows, known)
             held = {(source.kind, source.root): source for source in known.sources.values()} if known else {}
             opened = Sources()
             for row in reader.sources():
@@ -478,6 +502,18 @@ class Engine:
             self.meta = Meta.read(self.path)
             self._snapshot = Snapshot(generation, flat, live, opened)
             return self._snapshot
+
+    def _flat(self, rows: int, known: Snapshot | None) -> FlatIndex:
+        """All rows for exact search: on GPUs if such a device was named and they fit, else on the CPU."""
+        if not self.device.startswith("cuda"):
+            return FlatIndex(self.shards, rows)
+
+        def devices(count: int) -> list[str]:
+            from simsearch import resident
+
+            return resident.devices_for(self.device, count, self.meta.dimension)
+
+        return FlatIndex(self.shards, rows, devices, known.flat if known is not None else None)
 
 
 def _check_options(given: Mapping[str, Any], known: type) -> None:

@@ -1,33 +1,33 @@
 """Exact Euclidean nearest neighbours over the feature shards.
 
-FAISS scans the float16 rows where they lie: the shard is mapped copy-on-write, FAISS's own header for a float16
-scalar-quantizer index is put into the mapping just before the first row, and `faiss.read_index` with a
-`ZeroCopyIOReader` takes it from there. Nothing is copied at opening, and nothing reaches the file.
-
 One query is shared among the cores range by range, so that it is as fast as the memory. Many at once are a matrix
 product over blocks of rows decoded to float32. Either way the best candidates of float32 are measured again in
 float64, which settles their order; the search is repeated with more of them while rounding could hide a better one.
+Only the scan for a single query touches the mapping; whatever else needs rows reads them (`simsearch.rows`). Where the
+rows are in a GPU's memory, it names the candidates instead (`simsearch.resident`).
 
 Letters: nq queries, k neighbours, D dimension, n rows.
 """
 
 from __future__ import annotations
 
-import functools
-import mmap
 import os
-import struct
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from simsearch.errors import IndexDamagedError
-from simsearch.shards import PREAMBLE, Shards
+from simsearch.halves import decoded
+from simsearch.mapped import Part, open_shard, pool, search_part
+from simsearch.rows import Rows
+from simsearch.shards import Shards
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from simsearch.resident import Resident
 
 DIRECT = 2048
 """Up to this many permitted rows are fetched and measured one by one instead of scanning all."""
@@ -35,11 +35,11 @@ DIRECT = 2048
 ROUNDING = 1e-4
 """Relative margin on squared float32 distances, above the rounding of a sum of 4096 terms."""
 
-BATCH = 8
+BATCH = 24
 """From this many queries on, a matrix product is faster than a scan for each."""
 
-BLOCK = 2048
-"""Rows decoded to float32 at once: 32 MiB at D = 4096."""
+BLOCK = 1024
+"""Rows decoded to float32 at once: 16 MiB at D = 4096, which the allocator gives again without clearing it."""
 
 PIECES = 4
 """Ranges for each core that one query is split into, so that none waits long for the last."""
@@ -55,21 +55,6 @@ class Neighbours(NamedTuple):
     distances: NDArray[np.float64]
 
 
-class _Part(NamedTuple):
-    """Rows first to last - 1 as a FAISS index; `mapping` is what its codes lie in."""
-
-    first: int
-    last: int
-    index: Any
-    mapping: NDArray[np.uint8]
-
-    @property
-    def features(self) -> NDArray[np.float16]:
-        """The rows, where they are mapped: (last - first, D)."""
-        codes = self.mapping[-(self.last - self.first) * 2 * self.index.d :]
-        return codes.view("<f2").reshape(-1, self.index.d)
-
-
 class _Scanned(NamedTuple):
     """What float32 finds nearest: squared distances, ascending, and rows, (nq, width); -1 where there are none.
 
@@ -82,11 +67,22 @@ class _Scanned(NamedTuple):
 
 
 class FlatIndex:
-    """The first `rows` rows of some shards, searchable. Safe for many threads; later appends do not disturb it."""
+    """The first `rows` rows of some shards, searchable. Safe for many threads; later appends do not disturb it.
 
-    def __init__(self, shards: Shards, rows: int) -> None:
+    devices: names the torch devices that are to hold so many rows, if any. before: what held fewer of these rows.
+    """
+
+    def __init__(
+        self, shards: Shards, rows: int, devices: Callable[[int], Sequence[str]] | None = None,
+        before: FlatIndex | None = None,
+    ) -> None:  # fmt: skip
         self.shards, self.rows = shards, rows
-        self._parts: list[_Part] | None = None
+        self._devices = devices
+        self._before = before._resident if before is not None and before.shards is shards else None
+        self._resident: Resident | None = None
+        self._asked = False
+        self._parts: list[Part] | None = None
+        self._files: Rows | None = None
         self._lock = threading.Lock()
 
     def search(self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> list[Neighbours]:
@@ -108,6 +104,8 @@ class FlatIndex:
         pending = list(range(len(queries)))
         width = min(available, k + 16)
         scan = self._multiply if len(queries) >= BATCH else self._scan
+        if self._on_devices(len(queries)):
+            scan = self._by_devices
         while pending:
             scanned = scan(queries[pending], width, permitted)
             rest = []
@@ -126,14 +124,11 @@ class FlatIndex:
         return [result for result in found if result is not None]
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The given rows in that order, from the mapped files: (n, D) float16."""
-        parts = self._open()
-        out = np.empty((len(rows), self.shards.dimension), np.float16)
-        shards, within = np.divmod(rows, self.shards.rows_per_shard)
-        for shard in np.unique(shards):
-            chosen = np.flatnonzero(shards == shard)
-            out[chosen] = parts[shard].features[within[chosen]]
-        return out
+        """The given rows in that order: (n, D) float16."""
+        with self._lock:
+            if self._files is None:
+                self._files = Rows(self.shards, self.rows)
+        return self._files.read(rows)
 
     def rank(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Neighbours:
         """The k nearest of the given rows, measured in float64, and those that tie with the last."""
@@ -159,47 +154,61 @@ class FlatIndex:
                 step = max(256, -(-(part.last - part.first) // pieces))
                 ranges += [(part, first, min(first + step, part.last)) for first in range(part.first, part.last, step)]
 
-        def one(span: tuple[_Part, int, int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-            return _search_part(*span, queries, width, mask)
+        def one(span: tuple[Part, int, int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            return search_part(*span, queries, width, mask)
 
         alone = len(queries) == 1 and len(ranges) > 1  # FAISS gives one query one thread
-        results = list(_pool().map(one, ranges)) if alone else [one(span) for span in ranges]
+        results = list(pool().map(one, ranges)) if alone else [one(span) for span in ranges]
         distances, rows = _best(results, width)
         return _Scanned(distances, rows, np.zeros(len(queries)))
 
     def _multiply(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
         """Squared distances as |q|^2 - 2 q.x + |x|^2, whose rounding grows with the lengths of q and x."""
-        mask = self._mask(permitted)
         lengths = np.einsum("nd,nd->n", queries, queries)
-        block = np.empty((BLOCK, self.shards.dimension), np.float32)
         best: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
         largest = 0.0
-        for part in self._open():
-            for first in range(part.first, part.last, BLOCK):
-                last = min(first + BLOCK, part.last)
-                allowed = None if mask is None else mask[first:last]
-                if allowed is not None and not allowed.any():
-                    continue
-                x = block[: last - first]
-                codes = part.features[first - part.first : last - part.first].view(np.uint8)
-                part.index.sa_decode(codes, x)
-                with np.errstate(all="ignore"):  # what float32 cannot hold is measured otherwise
-                    own = np.einsum("nd,nd->n", x, x)
-                    squared = queries @ x.T  # (nq, n)
-                    squared *= -2
-                    squared += lengths[:, None]
-                    squared += own
-                np.nan_to_num(squared, copy=False, nan=np.inf, posinf=np.inf, neginf=np.inf)
-                if allowed is not None:
-                    squared[:, ~allowed] = np.inf
-                    own = own[allowed]
-                largest = max(largest, float(own.max()))
-                rows = np.broadcast_to(np.arange(first, last), squared.shape)
-                best = [_best([*best, (squared, rows)], width)]
+        for start in range(0, self.rows if permitted is None else len(permitted), BLOCK):
+            if permitted is None:
+                rows = np.arange(start, min(start + BLOCK, self.rows))
+            else:
+                rows = permitted[start : start + BLOCK]
+            x = decoded(self.read(rows))  # (n, D)
+            with np.errstate(all="ignore"):  # what float32 cannot hold is measured otherwise
+                own = np.einsum("nd,nd->n", x, x)
+                squared = queries @ x.T  # (nq, n)
+                squared *= -2
+                squared += lengths[:, None]
+                squared += own
+            np.nan_to_num(squared, copy=False, nan=np.inf, posinf=np.inf, neginf=np.inf)
+            largest = max(largest, float(own.max()))
+            best = [_best([*best, (squared, np.broadcast_to(rows, squared.shape))], width)]
         distances, rows = best[0]
         with np.errstate(over="ignore"):
             slack = ROUNDING / 4 * (np.sqrt(lengths.astype(np.float64)) + np.sqrt(largest)) ** 2
         return _Scanned(distances, np.where(np.isfinite(distances), rows, -1), slack)
+
+    def _on_devices(self, count: int) -> bool:
+        """Whether the rows are in the devices' memory: put there by the second search, or a batch."""
+        if self._devices is None:
+            return False
+        with self._lock:
+            first, self._asked = not self._asked, True
+            if first and count < BATCH and self._before is None:
+                return False
+            if self._resident is None and (names := self._devices(self.rows)):
+                from simsearch.resident import Resident
+
+                self._files = self._files or Rows(self.shards, self.rows)
+                self._resident = Resident(self._files.read, self.rows, names, self._before)
+            if self._resident is None:
+                self._devices = None  # they do not fit
+            self._before = None
+            return self._resident is not None
+
+    def _by_devices(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
+        if self._resident is None:
+            return self._scan(queries, width, permitted)
+        return _Scanned(*self._resident.scan(queries, width, permitted))
 
     def _mask(self, permitted: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
         if permitted is None:
@@ -208,65 +217,12 @@ class FlatIndex:
         mask[permitted] = True
         return mask
 
-    def _open(self) -> list[_Part]:
+    def _open(self) -> list[Part]:
         """All shards as FAISS indexes, opened at the first search."""
         with self._lock:
             if self._parts is None:
-                self._parts = [self._open_shard(n, stop) for n, _, stop in self.shards.spans(0, self.rows)]
+                self._parts = [open_shard(self.shards, n, stop) for n, _, stop in self.shards.spans(0, self.rows)]
             return self._parts
-
-    def _open_shard(self, shard: int, rows: int) -> _Part:
-        import faiss
-
-        first = shard * self.shards.rows_per_shard
-        length = PREAMBLE + rows * self.shards.row_bytes
-        path = self.shards.path(shard)
-        try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as error:
-            raise IndexDamagedError(f"{path} cannot be mapped for {rows:,} rows: {error}") from error
-        header = _faiss_header(self.shards.dimension, rows)
-        start = PREAMBLE - len(header)
-        mapped[start:PREAMBLE] = header
-        view = np.frombuffer(mapped, np.uint8)[start:]
-        reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(view), view.size)
-        index = faiss.read_index(reader)
-        if (index.ntotal, index.d, index.codes.size()) != (rows, self.shards.dimension, rows * self.shards.row_bytes):
-            raise IndexDamagedError(f"{path}: FAISS reads {index.ntotal} x {index.d} where {rows} rows are expected")
-        return _Part(first, first + rows, index, view)
-
-
-def _faiss_header(dimension: int, rows: int) -> bytes:
-    """The bytes that precede the codes in a FAISS file of `rows` float16 vectors (see faiss/impl/index_write.cpp)."""
-    import faiss
-
-    empty = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
-    header = bytearray(faiss.serialize_index(empty).tobytes())
-    struct.pack_into("<q", header, 8, rows)  # ntotal, after the four-character code and the dimension
-    struct.pack_into("<Q", header, len(header) - 8, rows * 2 * dimension)  # the length of the codes
-    return bytes(header)
-
-
-def _search_part(
-    part: _Part, first: int, last: int, queries: NDArray[np.float32], width: int, mask: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """FAISS's nearest of the rows first to last - 1, which lie in `part`; mask: over all rows, None for all."""
-    import faiss
-
-    width = min(width, last - first)
-    start, stop = first - part.first, last - part.first
-    selector: Any = None
-    if mask is not None:
-        allowed = np.zeros(part.last - part.first, bool)
-        allowed[start:stop] = mask[first:last]
-        bits = np.packbits(allowed, bitorder="little")
-        selector = faiss.IDSelectorBitmap(bits)
-    elif last - first < part.last - part.first:
-        selector = faiss.IDSelectorRange(start, stop)
-    parameters = None if selector is None else faiss.SearchParameters(sel=selector)
-    distances, rows = part.index.search(queries, width, params=parameters)
-    return np.where(rows < 0, np.inf, distances).astype(np.float32), np.where(rows < 0, -1, rows + part.first)
 
 
 def _best(
@@ -282,20 +238,33 @@ def _best(
     return np.take_along_axis(distances, order, 1), np.take_along_axis(rows, order, 1)
 
 
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    """The threads that share one query."""
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="scan")
-
-
 def _nearest(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int) -> Neighbours:
     """The k nearest of the given rows by float64 arithmetic, and those that tie with the last."""
+    k = min(k, len(rows))
+    near = _within_reach(query, features, k)
+    rows, features = rows[near], features[near]
     with np.errstate(invalid="ignore"):  # damaged rows may be infinite
-        difference = features.astype(np.float64)
-        difference -= query.astype(np.float64)
+        difference = decoded(features).astype(np.float64)
+        difference -= query
         squared = np.einsum("nd,nd->n", difference, difference)
     order = np.lexsort((rows, squared))
-    k = min(k, len(order))
     last = int(np.searchsorted(squared[order], squared[order[k - 1]], side="right"))
     chosen = order[:last]
     return Neighbours(rows[chosen], np.sqrt(squared[chosen]))
+
+
+def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: int) -> NDArray[np.int64]:
+    """Those of (n, D) features that may be among the k nearest, or tie with the last: all beyond are farther."""
+    import faiss
+
+    n = len(features)
+    if n <= k + 8:
+        return np.arange(n)
+    index = faiss.IndexScalarQuantizer(features.shape[1], faiss.ScalarQuantizer.QT_fp16)
+    index.add_sa_codes(features.view(np.uint8))
+    distances, places = index.search(query[None], n)
+    if places[0, -1] < 0 or not np.isfinite(distances[0, -1]):  # more than float32 can hold
+        return np.arange(n)
+    reach = np.float64(distances[0, k - 1]) * (1 + 3 * ROUNDING) + 1e-30
+    near: NDArray[np.int64] = np.sort(places[0, : int(np.searchsorted(distances[0], reach, side="right"))])
+    return near

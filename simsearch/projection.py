@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.halves import decoded
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -25,14 +27,19 @@ class Projection:
 
     def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """(n, D) features to (n, d)."""
-        x: Any = np.asarray(features, np.float32)
-        projected: NDArray[np.float32] = (x - self.mean) @ self.axes
+        x: Any = decoded(features)
+        x -= self.mean
+        projected: NDArray[np.float32] = x @ self.axes
         return projected
+
+    def first(self, dimensions: int) -> Projection:
+        """Onto the first so many axes alone."""
+        return Projection(self.mean, np.ascontiguousarray(self.axes[:, :dimensions]))
 
 
 def principal(sample: NDArray[np.floating], dimensions: int, seed: int = 0) -> Projection:
     """The first `dimensions` principal components of a (n, D) sample; fewer if n or D is smaller."""
-    x: NDArray[np.float32] = np.array(sample, np.float32)
+    x = decoded(sample)
     mean: NDArray[np.float32] = x.mean(0, dtype=np.float64).astype(np.float32)
     x -= mean
     d = min(dimensions, *x.shape)

@@ -105,15 +105,13 @@ class Search:
         wanted = conditions(options.get("where"))
         permitted = self.reader.rows(wanted) if wanted else self.snapshot.live
         available = self.snapshot.flat.rows if permitted is None else len(permitted)
+        exact = bool(options.get("exact"))
         answers: list[list[Match]] = [[] for _ in queries]
         pending = list(range(len(queries)))
         width = k + max((len(rows) for rows in left_out), default=0)
         while pending:
             flat = queries[pending].reshape(-1, self.shards.dimension)
-            if self.structure is None or options.get("exact"):
-                found = self.snapshot.flat.search(flat, width, permitted)
-            else:
-                found = self.structure.search(self.snapshot.flat, flat, width, permitted)
+            found = self._near(flat, width, permitted, exact)
             unfinished = []
             for place, number in enumerate(pending):
                 near = merge(
@@ -132,13 +130,38 @@ class Search:
                     unfinished.append(number)
                     continue
                 kept = [(d, row) for d, row in order[:k] if farthest is None or d <= farthest]
-                answers[number] = [self._match(n, d, items[row]) for n, (d, row) in enumerate(kept, 1)]
+                near_as = calibration.similarities([distance for distance, _ in kept], self.table)
+                answers[number] = [
+                    self._match(n, distance, share, items[row])
+                    for n, ((distance, row), share) in enumerate(zip(kept, near_as, strict=True), 1)
+                ]
             pending, width = unfinished, min(available, 4 * width)
         return answers
 
-    def _match(self, rank: int, distance: float, item: Item) -> Match:
+    def neighbours(
+        self, queries: NDArray[np.float32], k: int, where: Where | None, exact: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The ids of the k items nearest to each of (nq, D) queries, and their distances; -1 and inf fill up."""
+        wanted = conditions(where)
+        found = self._near(queries, k, self.reader.rows(wanted) if wanted else self.snapshot.live, exact)
+        known = self.reader.ids_at(np.unique(np.concatenate([each.rows for each in found]))) if found else {}
+        ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
+        for number, near in enumerate(found):
+            named = np.array([known[row] for row in near.rows.tolist()], np.int64)
+            order = np.lexsort((named, near.distances))[:k]
+            ids[number, : len(order)], distances[number, : len(order)] = named[order], near.distances[order]
+        return ids, distances
+
+    def _near(
+        self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None, exact: bool
+    ) -> list[Neighbours]:
+        """The rows nearest to (nq, D) queries, by the structure if there is one and it may be used."""
+        if self.structure is None or exact:
+            return self.snapshot.flat.search(queries, k, permitted)
+        return self.structure.search(self.snapshot.flat, queries, k, permitted)
+
+    def _match(self, rank: int, distance: float, similarity: float, item: Item) -> Match:
         path = self.snapshot.sources[item.source].display(item.path)
-        similarity = calibration.similarity(distance, self.table)
         return Match(rank, item.id, path, item.label, distance, similarity, item.metadata, item.path)
 
     def _distinct(self, order: list[tuple[float, int]], items: dict[int, Item], k: int) -> list[tuple[float, int]]:
@@ -165,6 +188,10 @@ def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: boo
     complete: whether each variant lists all rows. If not, a row beyond the end of some variant's list may be nearer to
     that variant than is known here, so what lies farther than the shortest list reaches is dropped.
     """
+    if len(variants) == 1:
+        near = variants[0]
+        keep = slice(None) if not left_out else ~np.isin(near.rows, left_out)
+        return Neighbours(near.rows[keep], near.distances[keep])
     best: dict[int, float] = {}
     for rows, distances in variants:
         for row, distance in zip(rows.tolist(), distances.tolist(), strict=True):

@@ -329,6 +329,18 @@ class Reader:
                 raise IndexDamagedError(f"{self._path}: no item owns row {row} of the features")
         return found
 
+    def ids_at(self, rows: NDArray[np.int64]) -> dict[int, int]:
+        """The ids of the items that own the given rows, by row. Raises IndexDamagedError if one has no owner."""
+        found: dict[int, int] = {}
+        for start in range(0, len(rows), 500):
+            part = rows[start : start + 500].tolist()
+            marks = ",".join("?" * len(part))
+            found |= self._connection.execute(f"SELECT row, id FROM items WHERE row IN ({marks})", part).fetchall()
+        if len(found) < len(rows):
+            row = next(row for row in rows.tolist() if row not in found)
+            raise IndexDamagedError(f"{self._path}: no item owns row {row} of the features")
+        return found
+
     def row_of(self, digest: bytes) -> int | None:
         """The row of a file's features by its SHA-256, if the index has it."""
         found = self._connection.execute("SELECT row FROM items WHERE digest = ? LIMIT 1", (digest,)).fetchone()

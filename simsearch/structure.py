@@ -30,15 +30,19 @@ K = 10
 NARROW = 0.25
 """A filter that permits a smaller share of the entries is answered by an exact scan."""
 
-LINKS, CONSTRUCTION = 32, 80
+LINKS, CONSTRUCTION = 24, 80
 """HNSW's links of a node, and how widely it looks for them."""
+
+
+LISTED = ("ivf", "pq")
+"""Kinds that visit the lists nearest to a query."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """kind: hnsw, ivf, sq8 or rabitq. dimensions: of the projection. candidates: ranked exactly.
+    """kind: hnsw, ivf, pq, sq8 or rabitq. dimensions: of the projection. candidates: ranked exactly.
 
-    effort: HNSW's list of candidates (efSearch) or IVF's visited lists (nprobe); 0 for kinds that scan.
+    effort: HNSW's list of candidates (efSearch) or visited lists (nprobe) of ivf and pq; 0 for kinds that scan.
     """
 
     kind: str
@@ -51,10 +55,11 @@ class Setting:
         each = {
             "hnsw": self.dimensions + 8 * LINKS + 24,
             "ivf": self.dimensions + 8,
+            "pq": self.dimensions // 2 + 8,
             "sq8": self.dimensions,
             "rabitq": self.dimensions // 8 + 8,
         }
-        centroids = 4 * self.dimensions * lists(entries) if self.kind == "ivf" else 0
+        centroids = 4 * self.dimensions * lists(entries) if self.kind in LISTED else 0
         return entries * (each[self.kind] + 8) + centroids
 
 
@@ -75,6 +80,10 @@ def make(setting: Setting, entries: int) -> Any:
         quantizer = faiss.IndexFlatL2(d)
         index = faiss.IndexIVFScalarQuantizer(quantizer, d, lists(entries), eight, faiss.METRIC_L2, False)
         index.cp.min_points_per_centroid = 1
+    elif setting.kind == "pq":  # four bits a dimension, compared by FAISS's fast scan
+        quantizer = faiss.IndexFlatL2(d)
+        index = faiss.IndexIVFPQFastScan(quantizer, d, lists(entries), d, 4, faiss.METRIC_L2, 32, True)
+        index.cp.min_points_per_centroid = 1
     elif setting.kind == "sq8":
         index = faiss.IndexScalarQuantizer(d, eight)
     else:
@@ -91,7 +100,8 @@ class Structure:
     def __init__(
         self, setting: Setting, projection: Projection, index: Any, rows: NDArray[np.int64], covered: int
     ) -> None:
-        self.setting, self.projection, self.index, self.rows, self.covered = setting, projection, index, rows, covered
+        self.setting, self.index, self.rows, self.covered = setting, index, rows, covered
+        self.projection = projection.first(setting.dimensions)
         self._bits: tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None, int] = (None, None, len(rows))
 
     def search(
@@ -150,14 +160,13 @@ class Structure:
         selector = None if bits is None else faiss.IDSelectorBitmap(bits)
         if setting.kind == "hnsw":
             parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(setting.effort, wanted))
-        elif setting.kind == "ivf":
+        elif setting.kind in LISTED:
             parameters = faiss.SearchParametersIVF(sel=selector, nprobe=setting.effort)
         elif setting.kind == "rabitq":
             parameters = faiss.RaBitQSearchParameters(sel=selector, qb=8, centered=False)
         else:
             parameters = faiss.SearchParameters(sel=selector)
-        projected = np.ascontiguousarray(self.projection(queries)[:, : setting.dimensions])
-        entries: NDArray[np.int64] = self.index.search(projected, wanted, params=parameters)[1]
+        entries: NDArray[np.int64] = self.index.search(self.projection(queries), wanted, params=parameters)[1]
         return entries
 
     # -- files
@@ -198,7 +207,7 @@ class Structure:
             rows, mean, axes = (np.load(folder / f"{part}.npy") for part in ("rows", "mean", "axes"))
             index = faiss.read_index(str(folder / "index.faiss"))
             setting = Setting(**{name: parameters[name] for name in Setting.__dataclass_fields__})
-            if (index.ntotal, index.d) != (len(rows), setting.dimensions) or mean.shape != axes.shape[:1]:
+            if (index.ntotal, index.d) != (len(rows), setting.dimensions) or axes.shape != (len(mean), index.d):
                 raise ValueError("its parts do not belong together")
             return cls(setting, Projection(mean, axes), index, rows, int(parameters["covered"]))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

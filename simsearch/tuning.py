@@ -17,6 +17,8 @@ import numpy as np
 
 from simsearch import projection, structure, sync
 from simsearch.errors import UsageError
+from simsearch.halves import decoded
+from simsearch.index import FlatIndex
 from simsearch.meta import Meta, writer_lock
 from simsearch.store import Changes
 from simsearch.structure import K, Setting, Structure
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.engine import Engine
-    from simsearch.index import FlatIndex, Neighbours
+    from simsearch.index import Neighbours
 
 Progress = Callable[[int, int], None]
 
@@ -35,8 +37,11 @@ QUERIES = 400
 TIMED = 25
 """Queries that are timed, one by one."""
 
-SAMPLE, RACE, BLOCK = 16_384, 32_768, 2048
-"""Rows to learn from, rows to race on, rows projected or added at once."""
+SAMPLE, RACE, BLOCK, ADDED = 16_384, 32_768, 1024, 8192
+"""Rows to learn from, rows to race on, rows projected at once, rows added at once."""
+
+SCANNED = 65_536
+"""Rows that are scanned exactly to see how long that takes: 512 MiB at D = 4096."""
 
 DIMENSIONS = 256
 """Principal components at most."""
@@ -44,9 +49,23 @@ DIMENSIONS = 256
 LEAST = 2_000
 """Below so many items an exact scan takes a few milliseconds, and nothing is worth choosing."""
 
-KINDS = (("hnsw", 128), ("hnsw", 256), ("ivf", 128), ("ivf", 256), ("sq8", 128), ("sq8", 256), ("rabitq", 256))
-CANDIDATES = (20, 40, 80, 160, 320)
-EFFORTS = {"hnsw": (40, 80, 160, 320, 640), "ivf": (4, 8, 16, 32, 64, 128), "sq8": (0,), "rabitq": (0,)}
+KINDS = (
+    ("hnsw", 128), ("hnsw", 256), ("pq", 128), ("pq", 256), ("ivf", 128), ("sq8", 128), ("rabitq", 256),
+)  # fmt: skip
+SCANS = ("sq8", "rabitq")
+"""Kinds that look at every entry: for when no other has the recall within the memory."""
+
+FEW = 40
+"""A kind that needs no more candidates than these has components enough, and is not tried with more."""
+
+CLOSE = 1.2
+"""Kinds whose times differ by no more than this factor count as equally fast."""
+
+CANDIDATES = (12, 16, 20, 30, 40, 80, 160, 320)
+EFFORTS = {
+    "hnsw": (20, 40, 60, 80, 120, 160, 320, 640), "pq": (8, 16, 32, 64, 128, 256), "ivf": (4, 8, 16, 32, 64, 128, 256),
+    "sq8": (0,), "rabitq": (0,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,12 +131,12 @@ def tune(
     shuffled = random.permutation(rows)
     count = min(QUERIES, len(rows) // 10)
     held, entries = shuffled[:count], np.sort(shuffled[count:])
-    queries = flat.read(held).astype(np.float32)
+    queries = decoded(flat.read(held))
     onto = projection.principal(
-        flat.read(np.sort(random.choice(entries, min(SAMPLE, len(entries)), replace=False))), 256
+        flat.read(np.sort(random.choice(entries, min(SAMPLE, len(entries)), replace=False))), DIMENSIONS
     )
     projected = _project(flat, entries, onto, progress)
-    seconds, _ = _timed(lambda query: flat.search(query, K, entries), queries)
+    seconds = _exact_seconds(flat, entries, queries)
     tried, ranking = _race(flat, entries, projected, onto, queries, recall, memory)
     whole = _Field.of(flat, entries, queries)
     for setting in ranking:
@@ -137,10 +156,19 @@ def _exact(seconds: float) -> Choice:
     return Choice("exact", 1.0, 1.0, 1.0, 0, seconds, seconds, 0, {})
 
 
+def _exact_seconds(flat: FlatIndex, entries: NDArray[np.int64], queries: NDArray[np.float32]) -> float:
+    """How long an exact scan takes for one query, from one of a part, since a scan maps all that it looks at."""
+    rows = min(flat.rows, SCANNED)
+    part, within = FlatIndex(flat.shards, rows), entries[: int(np.searchsorted(entries, rows))]
+    seconds, _ = _timed(lambda query: part.search(query, K, within), queries)
+    return seconds * len(entries) / max(1, len(within))
+
+
 def _project(
     flat: FlatIndex, rows: NDArray[np.int64], onto: projection.Projection, progress: Progress
-) -> NDArray[np.float32]:
-    projected = np.empty((len(rows), onto.axes.shape[1]), np.float32)
+) -> NDArray[np.float16]:
+    """(n, d) projected features; float16, since structures keep eight bits of a value or fewer."""
+    projected = np.empty((len(rows), onto.axes.shape[1]), np.float16)
     for start in range(0, len(rows), BLOCK):
         projected[start : start + BLOCK] = onto(flat.read(rows[start : start + BLOCK]))
         progress(min(start + BLOCK, len(rows)), 2 * len(rows))
@@ -148,30 +176,34 @@ def _project(
 
 
 def _build(
-    setting: Setting, onto: projection.Projection, projected: NDArray[np.float32], rows: NDArray[np.int64],
+    setting: Setting, onto: projection.Projection, projected: NDArray[np.floating], rows: NDArray[np.int64],
     covered: int, progress: Progress = lambda done, total: None,
 ) -> Structure:  # fmt: skip
     """A structure over (n, d or more) projected features, which belong to `rows`."""
     index = structure.make(setting, len(rows))
     some = np.random.default_rng(1).choice(len(rows), min(4 * SAMPLE, len(rows)), replace=False)
-    index.train(np.ascontiguousarray(projected[np.sort(some), : setting.dimensions]))
-    for start in range(0, len(rows), BLOCK):
-        index.add(np.ascontiguousarray(projected[start : start + BLOCK, : setting.dimensions]))
-        progress(len(rows) + min(start + BLOCK, len(rows)), 2 * len(rows))
+    index.train(decoded(projected[np.sort(some), : setting.dimensions]))
+    for start in range(0, len(rows), ADDED):
+        index.add(decoded(projected[start : start + ADDED, : setting.dimensions]))
+        progress(len(rows) + min(start + ADDED, len(rows)), 2 * len(rows))
     return Structure(setting, onto, index, rows, covered)
 
 
 def _race(
-    flat: FlatIndex, entries: NDArray[np.int64], projected: NDArray[np.float32], onto: projection.Projection,
+    flat: FlatIndex, entries: NDArray[np.int64], projected: NDArray[np.float16], onto: projection.Projection,
     queries: NDArray[np.float32], recall: float, memory: int | None,
 ) -> tuple[list[dict[str, Any]], list[Setting]]:  # fmt: skip
     """What each kind reaches on a part of the index, and the settings that reach the recall, fastest first."""
     some = np.sort(np.random.default_rng(2).choice(len(entries), min(RACE, len(entries)), replace=False))
     part = _Field.of(flat, entries[some], queries)
     share = len(entries) / len(some)
-    growth = {"hnsw": np.log(len(entries)) / np.log(len(some)), "ivf": share**0.5, "sq8": share, "rabitq": share}
-    tried, able = [], []
+    growth = {"hnsw": np.log(len(entries)) / np.log(len(some)), "pq": share**0.5, "ivf": share**0.5,
+              "sq8": share, "rabitq": share}  # fmt: skip
+    tried: list[dict[str, Any]] = []
+    able: list[tuple[float, Setting]] = []
     for kind, dimensions in KINDS:
+        if (kind in SCANS and able) or any(s.kind == kind and s.candidates <= FEW for _, s in able):
+            continue
         setting = Setting(kind, min(dimensions, onto.axes.shape[1]), CANDIDATES[0], EFFORTS[kind][0])
         if memory is not None and setting.bytes_for(len(entries)) > memory:
             continue
@@ -183,13 +215,18 @@ def _race(
             able.append((expected, replace(setting, candidates=choice.parameters["candidates"],
                                            effort=choice.parameters["effort"])))  # fmt: skip
         tried.append(facts)
-    return tried, [setting for _, setting in sorted(able, key=lambda pair: pair[0])]
+
+    def order(pair: tuple[float, Setting]) -> tuple[int, int]:
+        """By speed, and where that is about the same, by memory."""
+        return round(np.log(pair[0]) / np.log(CLOSE)), pair[1].bytes_for(len(entries))
+
+    return tried, [setting for _, setting in sorted(able, key=order)]
 
 
 def _settings(start: Setting) -> Iterator[Setting]:
-    """Ever more candidates and effort, the cheaper first."""
+    """Ever more candidates and effort, the cheaper first: a candidate costs about what three steps of effort do."""
     pairs = [(c, e) for c in CANDIDATES for e in EFFORTS[start.kind] if c >= start.candidates and e >= start.effort]
-    for candidates, effort in sorted(pairs, key=lambda pair: 4 * pair[0] + pair[1]):
+    for candidates, effort in sorted(pairs, key=lambda pair: 3 * pair[0] + pair[1]):
         yield replace(start, candidates=candidates, effort=effort)
 
 

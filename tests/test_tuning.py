@@ -54,7 +54,7 @@ def test_tune_reaches_the_recall_and_records_it(filled: Filler) -> None:
     engine = filled.engine
     assert engine.exact
     choice = tune(engine, 0.9)
-    assert choice.kind in {"hnsw", "ivf", "sq8", "rabitq"}
+    assert choice.kind in {"hnsw", "pq", "ivf", "sq8", "rabitq"}
     assert 0.9 <= choice.recall <= 1 and choice.low <= choice.recall <= choice.high
     with Engine(filled.path, model=filled.model) as again:
         assert not again.exact
@@ -134,7 +134,7 @@ def test_an_interrupted_tune_changes_nothing(filled: Filler) -> None:
 def test_memory_is_a_limit(filled: Filler) -> None:
     assert tune(filled.engine, 0.9, memory=1000).kind == "exact"
     choice = tune(filled.engine, 0.9, memory=3000 * (D + 20))
-    assert choice.kind in {"sq8", "rabitq", "ivf"} and choice.memory <= 3000 * (D + 20)
+    assert choice.kind in {"sq8", "rabitq", "ivf", "pq"} and choice.memory <= 3000 * (D + 20)
     for wrong in (0.0, 1.5):
         with pytest.raises(UsageError, match="recall"):
             tune(filled.engine, wrong)
@@ -149,7 +149,7 @@ def test_a_small_index_stays_exact(tmp_path: Path) -> None:
     assert filler.engine.exact
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivf", "sq8", "rabitq"])
+@pytest.mark.parametrize("kind", ["hnsw", "pq", "ivf", "sq8", "rabitq"])
 def test_every_kind_finds_what_it_holds(tmp_path: Path, kind: str) -> None:
     filler = Filler(tmp_path / "index", D)
     features = clustered(np.random.default_rng(0), 1000)

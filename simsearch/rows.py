@@ -1,0 +1,91 @@
+"""Rows of the feature files read by position: they count as the system's cache and not as this process's memory.
+
+A page of a mapped file that was touched once belongs to the process until somebody else needs the room, and its
+neighbours are mapped along with it: ranking a few rows of each query would in time map the whole index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import weakref
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simsearch.errors import IndexDamagedError
+from simsearch.shards import PREAMBLE, Shards
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+FEW = 512
+"""Up to this many rows are read one by one, without looking for rows that follow each other."""
+
+
+class Rows:
+    """The first `count` rows of some shards. Safe for many threads. Raises IndexDamagedError."""
+
+    def __init__(self, shards: Shards, count: int) -> None:
+        self.shards, self.count = shards, count
+        self._files: list[int] = []
+        self._closed = weakref.finalize(self, _close, self._files)
+        _allow_files(2 * -(-count // shards.rows_per_shard) + 256)
+        for shard, _, _ in shards.spans(0, count):
+            path = shards.path(shard)
+            try:
+                self._files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            except OSError as error:
+                raise IndexDamagedError(f"{path} cannot be opened: {error.strerror}") from error
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._files[-1], 0, 0, os.POSIX_FADV_RANDOM)
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """The given rows, in that order: (n, D) float16."""
+        out = np.empty((len(rows), self.shards.dimension), np.float16)
+        if not len(rows):
+            return out
+        if not 0 <= rows.min() <= rows.max() < self.count:
+            raise IndexDamagedError(f"rows {rows.min()} to {rows.max()} are asked for, but there are {self.count}")
+        size, per_shard = self.shards.row_bytes, self.shards.rows_per_shard
+        view = out.data.cast("B")
+        for place, row, length in _runs(rows, per_shard):
+            shard, within = divmod(row, per_shard)
+            part = view[place * size : (place + length) * size]
+            offset = PREAMBLE + within * size
+            while part:
+                try:
+                    got = os.preadv(self._files[shard], [part], offset)
+                except OSError as error:
+                    raise IndexDamagedError(f"{self.shards.path(shard)}: {error.strerror}") from error
+                if not got:
+                    raise IndexDamagedError(f"{self.shards.path(shard)} ends before row {row}")
+                part, offset = part[got:], offset + got
+        return out
+
+
+def _runs(rows: NDArray[np.int64], per_shard: int) -> Iterator[tuple[int, int, int]]:
+    """(place, row, length) of each run of rows that follow each other in one file."""
+    if len(rows) <= FEW and not (len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1):
+        yield from ((place, row, 1) for place, row in enumerate(rows.tolist()))
+        return
+    starts = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (rows % per_shard == 0))
+    lengths = np.diff(starts, append=len(rows))
+    yield from zip(starts.tolist(), rows[starts].tolist(), lengths.tolist(), strict=True)
+
+
+def _allow_files(count: int) -> None:
+    """Lets the process have so many files open, as far as it may: one is read and one is mapped a shard."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
