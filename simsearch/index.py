@@ -222,8 +222,11 @@ class FlatIndex:
         length = PREAMBLE + rows * self.shards.row_bytes
         path = self.shards.path(shard)
         try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY)
+            descriptor = self.shards.open(shard)
+            try:
+                mapped = mmap.mmap(descriptor, length, access=mmap.ACCESS_COPY)
+            finally:
+                os.close(descriptor)
         except (OSError, ValueError) as error:
             raise IndexDamagedError(f"{path} cannot be mapped for {rows:,} rows: {error}") from error
         header = _faiss_header(self.shards.dimension, rows)
