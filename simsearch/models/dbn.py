@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -72,7 +73,7 @@ def train(sample: NDArray[np.floating], config: CodesConfig, progress: Progress 
         done += count
         progress(done, total)
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _products():
         torch.manual_seed(config.seed)
         layers = [_fresh(a, b) for a, b in itertools.pairwise(sizes)]
         if config.pretrain_epochs:
@@ -88,6 +89,12 @@ def train(sample: NDArray[np.floating], config: CodesConfig, progress: Progress 
 def images(config: CodesConfig, count: int) -> int:
     """How many images go through in all epochs of a training on `count`."""
     return (config.pretrain_epochs * (len(config.hidden) + 1) + config.epochs) * count
+
+
+def _products() -> AbstractContextManager[object]:
+    """Matrix products in bfloat16 where the processor has instructions for them, else in float32."""
+    able = (getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=any(able), cache_enabled=False)  # weights change at each step
 
 
 def _fresh(visible: int, hidden: int) -> Layer:
@@ -116,8 +123,9 @@ def _pretrained(
         layer = Layer(fresh.weight * 0.1, fresh.up, fresh.down)
         machine = _Machine(layer, config, _gaussian_rate(x, config) if number == 0 else None)
         for epoch in range(config.pretrain_epochs):
+            machine.momentum = 0.5 if epoch == 0 else config.momentum
             for part in _batches(len(x), config.batch):
-                machine.step(x[part], momentum=0.5 if epoch == 0 else config.momentum)
+                machine.step(x[part])
                 advanced(len(part))
         found.append(machine.layer)
         x = torch.cat([torch.sigmoid(part @ machine.layer.weight + machine.layer.up) for part in torch.split(x, 2048)])
@@ -143,9 +151,12 @@ class _Machine:
 
     def __init__(self, layer: Layer, config: CodesConfig, gaussian: float | None = None) -> None:
         self.layer, self.config, self.gaussian = layer, config, gaussian
-        self.speed = Layer(*(torch.zeros_like(tensor) for tensor in layer))
+        self.momentum = config.momentum
+        rate = config.rbm_rate if gaussian is None else gaussian
+        self._optimizer = torch.optim.SGD(list(layer), rate, momentum=config.momentum, fused=True)
 
-    def step(self, data: Tensor, momentum: float) -> None:
+    @torch.no_grad()
+    def step(self, data: Tensor) -> None:
         """data: (B, d_in), of mean 0 and variance about 1 for Gaussian units, else probabilities."""
         weight, up, down = self.layer
         h = torch.sigmoid(data @ weight + up)  # (B, d_out)
@@ -154,15 +165,12 @@ class _Machine:
         if self.gaussian is None:
             seen = torch.sigmoid(seen)
         again = torch.sigmoid(seen @ weight + up)
-        share = 1 / len(data)
-        gradient = Layer(
-            (data.T @ h - seen.T @ again) * share - self.config.decay * weight,
-            (h - again).mean(0), (data - seen).mean(0),
-        )  # fmt: skip
-        rate = self.config.rbm_rate if self.gaussian is None else self.gaussian
-        for tensor, speed, slope in zip(self.layer, self.speed, gradient, strict=True):
-            speed.mul_(momentum).add_(slope, alpha=rate)
-            tensor.add_(speed)
+        # <v h> of the data less that of what they were turned into, as one product, whose sums are not rounded between
+        agreement = torch.cat([data, -seen]).T @ torch.cat([h, again])  # (d_in, d_out)
+        weight.grad = self.config.decay * weight - agreement / len(data)
+        up.grad, down.grad = (again - h).mean(0), (seen - data).mean(0)
+        self._optimizer.param_groups[0]["momentum"] = self.momentum
+        self._optimizer.step()
 
 
 # -- fine-tuning
@@ -187,7 +195,7 @@ def _tuned(
     ups = [[layer.weight.clone(), layer.up.clone()] for layer in layers]
     downs = [[layer.weight.T.clone(), layer.down.clone()] for layer in reversed(layers)]
     parameters = [tensor.requires_grad_() for pair in (*ups, *downs) for tensor in pair]
-    optimizer = torch.optim.Adam(parameters, config.rate)
+    optimizer = torch.optim.Adam(parameters, config.rate, fused=True)
     steps = max(1, config.epochs * -(-len(x) // config.batch))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     loss = 0.0
