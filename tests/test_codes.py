@@ -142,8 +142,21 @@ def test_training_is_repeatable() -> None:
 # -- searching
 
 
+LEARNED: dict[Any, Codes] = {}
+
+
 @pytest.fixture
-def filled(tmp_path: Path) -> Filler:
+def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filler:
+    """3,000 items; codes are learned from them only once."""
+    train = dbn.train
+
+    def once(sample: np.ndarray, config: CodesConfig, progress: Any) -> Codes:
+        key = config, sample.tobytes()
+        if key not in LEARNED:
+            LEARNED[key] = train(sample, config, progress)
+        return LEARNED[key]
+
+    monkeypatch.setattr(dbn, "train", once)
     filler = Filler(tmp_path / "index", D, rows_per_shard=1024)
     filler.add(clustered(np.random.default_rng(0), 3000))
     return filler
