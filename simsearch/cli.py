@@ -291,6 +291,10 @@ def info(failures: bool, form: str, roots: tuple[str, ...], index_path: str) -> 
         *(("search", line) for line in _searched(search)), ("size", output.size(facts["bytes"])),
         *(("source", f"{source['kind']} {source['root']} ({source['items']:,})") for source in facts["sources"]),
     ]  # fmt: skip
+    if removed := facts["rows"] - facts["items"]:
+        lines.append(
+            ("removed", f"{removed:,} rows that no item owns; simsearch compact -i {index_path} reclaims them")
+        )
     for line in output.table(lines):
         click.echo(line)
 

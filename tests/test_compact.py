@@ -214,6 +214,9 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert not end.value.code
         return capsys.readouterr().out
 
+    with pytest.raises(SystemExit):
+        main(["info", "-i", str(filler.path)])
+    assert f"28 rows that no item owns; simsearch compact -i {filler.path} reclaims" in capsys.readouterr().out
     assert "28 rows that none owns" in run("--dry-run") and "nothing was changed" in run("--dry-run")
     facts = json.loads(run("--format", "json"))
     assert facts["removed"] == 28 and facts["reclaimed"] > 0
