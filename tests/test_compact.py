@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,40 @@ def test_a_reader_that_comes_just_too_late_begins_again(tmp_path: Path, monkeypa
     monkeypatch.setattr(shards.Shards, "hold", slow)
     assert content(late) == before
     assert calls == [0] and late.shards.epoch == 1
+
+
+def test_searches_beside_compactions(tmp_path: Path) -> None:
+    """Two threads search while a third of the items goes and others come, again and again."""
+    filler = Filler(tmp_path / "index", D, rows_per_shard=PER)
+    value = np.arange(3000) % 97  # of all features of the item that is the n-th to come
+    filler.add(np.repeat(value[:200, None], D, 1))
+    over = threading.Event()
+
+    def search(seed: int) -> int:
+        random, searches = np.random.default_rng(seed), 0
+        while not over.is_set():
+            wanted = int(random.integers(0, 97))
+            for match in engine.search_by_vector(np.full(D, wanted, np.float32), 3):
+                assert match.distance == pytest.approx(abs(value[match.metadata["n"]] - wanted) * D**0.5)
+            searches += 1
+        return searches
+
+    with Engine(filler.path, model=filler.model) as engine, ThreadPoolExecutor(2) as pool:
+        counts = [pool.submit(search, seed) for seed in (1, 2)]
+        alive = set(range(1, 201))
+        try:
+            for seed in range(12):
+                gone = np.random.default_rng(seed).permutation(sorted(alive))[: len(alive) // 3].tolist()
+                filler.remove(gone)
+                alive -= set(gone)
+                compact(filler.engine)
+                filler.rows = len(alive)
+                alive |= set(range(filler.count + 1, filler.count + 71))
+                filler.add(np.repeat(value[filler.count : filler.count + 70, None], D, 1))
+        finally:
+            over.set()
+        assert all(count.result() > 0 for count in counts)
+    assert verify(filler.engine).problems == () and filler.engine.shards.epoch == 12
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
