@@ -288,11 +288,30 @@ def info(failures: bool, form: str, roots: tuple[str, ...], index_path: str) -> 
         ("labels", f"{facts['labels']:,}"), ("model", facts["model"]), ("weights", facts["weights_sha256"]),
         ("recipe", f"shorter side {facts['recipe']['resize']}, centre {facts['recipe']['crop']}"),
         ("features", f"{facts['dimension']:,} x {facts['storage']}, {facts['metric']}, by {facts['engine']}"),
-        ("search", f"{search['kind']}, recall {search['recall']:.3f}"), ("size", output.size(facts["bytes"])),
+        *(("search", line) for line in _searched(search)), ("size", output.size(facts["bytes"])),
         *(("source", f"{source['kind']} {source['root']} ({source['items']:,})") for source in facts["sources"]),
     ]  # fmt: skip
+    if removed := facts["rows"] - facts["items"]:
+        lines.append(
+            ("removed", f"{removed:,} rows that no item owns; simsearch compact -i {index_path} reclaims them")
+        )
     for line in output.table(lines):
         click.echo(line)
+
+
+def _searched(search: dict[str, Any]) -> Iterator[str]:
+    """How an index is searched, how well, and what to do where that is not well enough."""
+    if "low" not in search:
+        yield f"{search['kind']}, recall {search['recall']:.3f}"
+        return
+    bits = f" of {search['parameters']['dimensions']} bits" if search["kind"] == "codes" else ""
+    yield (f"{search['kind']}{bits}, recall {search['recall']:.3f} ({search['low']:.3f} to {search['high']:.3f},"
+           f" {search['queries']} queries)")  # fmt: skip
+    if since := search.get("since"):
+        yield (f"recall {since['recall']:.3f} ({since['low']:.3f} to {since['high']:.3f}, {since['queries']} queries)"
+               " of items added since")  # fmt: skip
+    if "repair" in search:
+        yield f"below the {search['target']:g} asked for; {search['repair']} repairs it"
 
 
 @main.command()
@@ -355,7 +374,7 @@ def sample(directory: Path, count: int, seed: int) -> None:
 
 for _command in (
     cli_models.train, cli_models.classify, cli_eval.evaluation, cli_models.models,
-    cli_search.duplicates, cli_search.merge, cli_search.tune, cli_serve.serve, cli_serve.completion,
+    cli_search.duplicates, cli_search.merge, cli_search.compact, cli_search.tune, cli_serve.serve, cli_serve.completion,
 ):  # fmt: skip
     main.add_command(_command)
 

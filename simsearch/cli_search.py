@@ -1,4 +1,4 @@
-"""The verbs about whole indexes: `duplicates`, `merge` and `tune`."""
+"""The verbs about whole indexes: `duplicates`, `merge`, `compact` and `tune`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 @click.option(
     "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a report in one HTML file."
 )
+@click.option("--exact", is_flag=True, help="Compare all pairs, however many items there are.")
 @device
 @index
 @version
-def duplicates(max_distance: float | None, form: str, html_file: Path | None, device: str, index_path: str) -> None:
+def duplicates(
+    max_distance: float | None, form: str, html_file: Path | None, exact: bool, device: str, index_path: str
+) -> None:
     """Finds groups of near-identical items: copies, and pictures linked by chains of near-identical ones.
 
     Exits 1 if there are none.
@@ -44,9 +47,13 @@ def duplicates(max_distance: float | None, form: str, html_file: Path | None, de
     with Engine(index_path, device=device) as engine:
         limit = near.threshold(engine) if max_distance is None else near.Threshold(max_distance)
         with progress("comparing") as callback:
-            groups = near.groups(engine, limit.distance, callback)
+            groups = near.groups(engine, limit.distance, callback, exact)
         _print_groups(groups, form)
         click.echo(_told(groups, limit), err=True)
+        if len(engine) > near.EXACT and not exact:
+            pairs, together = near.checked(engine, groups, limit.distance)
+            click.echo(f"note: of {pairs:,} near pairs of {near.CHECKED} random items {together:,} are in one group;"
+                       " --exact compares all", err=True)  # fmt: skip
         if html_file:
             _report(engine, groups, limit, html_file)
     if not groups:
@@ -123,32 +130,76 @@ def merge(other: tuple[str, ...], index_path: str) -> None:
 
 
 @click.command()
-@click.option("--recall", type=click.FloatRange(0, 1, min_open=True), default=0.99, show_default=True, metavar="R",
-              help="The share of the 10 true neighbours that must be found; 1 goes back to exact search.")  # fmt: skip
-@click.option("--memory", metavar="BYTES", help="What the structure may take: 500M, 2G.  [default: any]")
+@click.option("--dry-run", is_flag=True, help="Only say what would be reclaimed.")
 @form
 @index
 @version
-def tune(recall: float, memory: str | None, form: str, index_path: str) -> None:
-    """Chooses the fastest way to search that reaches a recall, by measurement on items it has not seen.
+def compact(dry_run: bool, form: str, index_path: str) -> None:
+    """Reclaims the room that removed and replaced items have left in the feature files.
 
-    Until it is done, and if it is interrupted, searches go on as before. Items added later are searched exactly.
+    Ids stay, searches go on meanwhile, and an interruption loses nothing.
     """
+    import dataclasses
+    import json
+
+    from simsearch import output
+    from simsearch.compacting import compact as squeeze
     from simsearch.engine import Engine
 
+    with Engine(index_path, device="cpu") as engine, progress("compacting") as callback:
+        done = squeeze(engine, dry_run, callback)
+    if form == "json":
+        click.echo(json.dumps(dataclasses.asdict(done)))
+        return
+    told = "would be reclaimed; nothing was changed" if dry_run else "reclaimed"
+    size = f"{output.size(done.reclaimed)} ({done.reclaimed:,} bytes)"
+    click.echo(f"{index_path}: {done.items:,} items, {done.removed:,} rows that none owns, {size} {told}")
+
+
+@click.command()
+@click.option("--recall", type=click.FloatRange(0, 1, min_open=True), metavar="R",
+              help="The share of the 10 true neighbours that must be found; 1 goes back to exact search."
+              "  [default: 0.99; with --codes 0.95]")  # fmt: skip
+@click.option("--memory", metavar="BYTES", help="What the structure may take: 500M, 2G.  [default: any]")
+@click.option("--codes", "bits", type=click.IntRange(64, 512), metavar="BITS",
+              help="Search by binary codes of 64 to 512 bits, learned from this index's features.")  # fmt: skip
+@form
+@index
+@version
+def tune(recall: float | None, memory: str | None, bits: int | None, form: str, index_path: str) -> None:
+    """Chooses the fastest way to search that reaches a recall, by measurement on items it has not seen.
+
+    Until it is done, and if it is interrupted, searches go on as before. Items added later are searched exactly, or
+    encoded as they come. --codes trains an autoencoder, which takes minutes; its codes are used even if another way
+    would be faster.
+    """
+    from simsearch.engine import Engine
+    from simsearch.errors import UsageError
+
+    if bits is not None and bits % 8:
+        raise UsageError(f"--codes {bits} is no multiple of 8")
     with Engine(index_path, device="cpu") as engine:
-        choose(engine, recall, _bytes(memory), index_path, form)
+        choose(engine, recall, _bytes(memory), index_path, form, bits)
 
 
-def choose(engine: Engine, recall: float, memory: int | None, index_path: str, form: str = "text") -> None:
+def choose(
+    engine: Engine, recall: float | None, memory: int | None, index_path: str, form: str = "text",
+    bits: int | None = None,
+) -> None:  # fmt: skip
     """Tunes an open index and says what came of it."""
     import dataclasses
     import json
 
-    from simsearch.tuning import tune as chosen
+    from simsearch import tuning
 
     with progress("tuning") as callback:
-        choice = chosen(engine, recall, memory, callback)
+        if bits is None:
+            choice = tuning.tune(engine, 0.99 if recall is None else recall, memory, callback)
+        else:
+            from simsearch.models.dbn import CodesConfig
+
+            wanted = tuning.RERANKED_RECALL if recall is None else recall
+            choice = tuning.tune_codes(engine, CodesConfig(bits), wanted, memory, callback)
     click.echo(json.dumps(dataclasses.asdict(choice)) if form == "json" else f"{index_path}: {_chosen(choice)}")
 
 
@@ -158,7 +209,8 @@ def _chosen(choice: Choice) -> str:
     if choice.kind == "exact":
         return "exact search"
     facts: dict[str, Any] = choice.parameters
-    return (f"{choice.kind} of {facts['dimensions']} components, {facts['candidates']} candidates, effort"
+    parts = "bits" if choice.kind == "codes" else "components"
+    return (f"{choice.kind} of {facts['dimensions']} {parts}, {facts['candidates']} candidates, effort"
             f" {facts['effort']}; recall {choice.recall:.4f} ({choice.low:.4f} to {choice.high:.4f},"
             f" {choice.queries} queries), {1000 * choice.seconds:.2f} ms a query instead of"
             f" {1000 * choice.exact_seconds:.2f} ms, {output.size(choice.memory)}")  # fmt: skip

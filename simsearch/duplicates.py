@@ -1,15 +1,18 @@
-"""Groups of near-identical items, found exactly without measuring all pairs.
+"""Groups of near-identical items, without measuring all pairs.
 
 Features are projected on their principal components. An orthonormal projection never lengthens a distance, so items
 farther apart there than the threshold need not be compared; along the first component, sorted, that leaves out all
-but a window of short vectors. What is left is measured in float64. Memory does not grow with the number of pairs.
+but a window of short vectors. What is left is measured in float64, so the groups are those of all pairs; the work on
+the short vectors, though, grows with the square of their number. Of large indexes, each item is therefore compared
+with its nearest ones of the lists around it (an inverted file: the work grows with the power 1.5), and a sample of
+items, searched exactly, tells which share of the near pairs came into one group. Memory grows with the items only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +38,15 @@ SAMPLE = 8192
 
 BLOCK, WINDOW, PAIRS = 512, 8192, 1024
 """Rows compared at once with so many others, and pairs measured at once."""
+
+EXACT = 50_000
+"""Up to so many different items all pairs of short vectors are compared."""
+
+NEIGHBOURS, PROBES = 32, 16
+"""Beyond: an item's nearest that are measured, and the lists that they are sought in."""
+
+CHECKED, CHECKED_NEIGHBOURS = 256, 8
+"""Items whose exact neighbours, at most so many of each, tell what was found."""
 
 ORIGINALS = 32
 """Pictures whose copies calibrate the threshold."""
@@ -120,17 +132,20 @@ def threshold(engine: Engine, seed: int = 0) -> Threshold:
     return Threshold(distance, {name: float((d <= distance).mean()) for name, d in found.items()})
 
 
-def groups(engine: Engine, max_distance: float, progress: Progress = lambda done, total: None) -> list[list[Member]]:
+def groups(
+    engine: Engine, max_distance: float, progress: Progress = lambda done, total: None, exact: bool = False
+) -> list[list[Member]]:
     """Items linked by chains of steps of at most `max_distance`, largest group first, each by id.
 
-    progress: items compared and their number. Raises UsageError for a distance that is none.
+    Beyond EXACT different items some links may be missed, see `checked`, unless `exact` is asked for. progress: items
+    compared and their number. Raises UsageError for a distance that is none.
     """
     if not max_distance >= 0:
         raise UsageError(f"the largest distance is {max_distance}, but distances are not negative")
     with engine.store.reading() as reader:
         snapshot = engine.snapshot(reader)
         ids, rows = reader.ids()
-        root = _linked(snapshot.flat, rows, float(max_distance), progress)
+        root = _linked(snapshot.flat, rows, float(max_distance), progress, exact)
         order = np.argsort(root, kind="stable")
         starts = np.flatnonzero(np.diff(root[order], prepend=-1))
         found = []
@@ -145,7 +160,28 @@ def groups(engine: Engine, max_distance: float, progress: Progress = lambda done
     return sorted(found, key=lambda group: (-len(group), group[0].item.id))
 
 
-def _linked(flat: FlatIndex, rows: NDArray[np.int64], reach: float, progress: Progress) -> NDArray[np.int64]:
+def checked(engine: Engine, found: list[list[Member]], max_distance: float, seed: int = 0) -> tuple[int, int]:
+    """How many near pairs a sample of items has by an exact search, and how many of them are in one group."""
+    group = {member.item.id: number for number, members in enumerate(found) for member in members}
+    with engine.store.reading() as reader:
+        flat = engine.snapshot(reader).flat
+        ids, rows = reader.ids()
+        owner = np.full(flat.rows, -1)
+        owner[rows] = ids
+        chosen = np.random.default_rng(seed).choice(len(ids), min(CHECKED, len(ids)), replace=False)
+        queries = flat.read(rows[chosen]).astype(np.float32)
+        near = flat.search(queries, CHECKED_NEIGHBOURS + 1, np.sort(rows))
+    pairs = together = 0
+    for number, each in zip(ids[chosen].tolist(), near, strict=True):
+        others = [other for other in owner[each.rows[each.distances <= max_distance]].tolist() if other != number]
+        pairs += len(others)
+        together += sum(number in group and group[number] == group.get(other) for other in others)
+    return pairs, together
+
+
+def _linked(
+    flat: FlatIndex, rows: NDArray[np.int64], reach: float, progress: Progress, exact: bool
+) -> NDArray[np.int64]:
     """For each of (n,) rows the first place of its group."""
     links = _Links(len(rows))
     if len(rows) < 2:
@@ -161,18 +197,52 @@ def _linked(flat: FlatIndex, rows: NDArray[np.int64], reach: float, progress: Pr
         for place, row in enumerate(features, start):  # rows alike to the bit are linked here
             links.join(first.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), place), place)
     unique = np.fromiter(first.values(), np.int64)
-    order = unique[np.argsort(z[unique, 0], kind="stable")]
-    along = z[order, 0].astype(np.float64)
     rounding = 1e-5 * float(np.linalg.norm(onto.mean) + np.sqrt(np.einsum("nd,nd->n", z, z).max()))
     farthest = reach * (1 + 1e-4) + rounding
+    pairs = _all_near if exact or len(unique) <= EXACT else _listed_near
+    for done, found in pairs(z, unique, farthest):
+        _measure(flat, rows, found, reach, links)
+        progress(done, len(unique))
+    return links.roots()
+
+
+def _all_near(
+    z: NDArray[np.float32], unique: NDArray[np.int64], farthest: float
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """All pairs (n, 2) of places at most so far apart, some at a time, and how many items they are complete for."""
+    order = unique[np.argsort(z[unique, 0], kind="stable")]
+    along = z[order, 0].astype(np.float64)
     for start in range(0, len(order), BLOCK):
         stop = min(start + BLOCK, len(order))
         end = int(np.searchsorted(along, along[stop - 1] + farthest, side="right"))
         for other in range(start, end, WINDOW):
-            pairs = _near(z, order[start:stop], order[other : min(other + WINDOW, end)], farthest)
-            _measure(flat, rows, pairs, reach, links)
-        progress(stop, len(order))
-    return links.roots()
+            yield start, _near(z, order[start:stop], order[other : min(other + WINDOW, end)], farthest)
+    yield len(order), np.zeros((0, 2), np.int64)
+
+
+def _listed_near(
+    z: NDArray[np.float32], unique: NDArray[np.int64], farthest: float
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Like `_all_near`, of each item's nearest in the lists around it."""
+    import faiss
+
+    d, lists = z.shape[1], int(4 * len(unique) ** 0.5)
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, lists, faiss.METRIC_L2, True)
+    index.cp.niter = 10
+    index.cp.min_points_per_centroid = 1
+    index.cp.max_points_per_centroid = 64
+    index.train(z[unique])
+    for start in range(0, len(unique), WINDOW):
+        index.add(z[unique[start : start + WINDOW]])
+    parameters = faiss.SearchParametersIVF(nprobe=min(PROBES, lists))
+    # What is alike is asked for together, so that the lists stay in the processor's cache.
+    order = np.argsort(index.quantizer.assign(z[unique], 1)[:, 0], kind="stable")
+    for start in range(0, len(order), BLOCK):
+        part = order[start : start + BLOCK]
+        squared, places = index.search(z[unique[part]], NEIGHBOURS + 1, params=parameters)
+        near = (places >= 0) & (squared <= farthest**2 * (1 + 1e-4) + 1e-6) & (places != part[:, None])
+        left, right = np.repeat(part, near.sum(1)), places[near]
+        yield min(start + BLOCK, len(order)), np.stack([unique[left], unique[right]], 1)
 
 
 def _near(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 import numpy as np
 from PIL import Image, ImageOps
 
-from simsearch import images, models, opening
+from simsearch import coded, images, models, opening, upkeep
 from simsearch.errors import ImageError, IndexDamagedError, ModelMismatchError, UsageError
 from simsearch.extract import stored
 from simsearch.filters import Where
@@ -75,12 +75,12 @@ class Engine:
         models.check_device(device)
         self.device, self.roots = device, dict(roots or {})
         self.meta = Meta.read(self.path)
-        self.shards = Shards(self.path / "features", self.meta.dimension, self.meta.rows_per_shard)
-        self.store = Store(self.path / "items.sqlite")
+        shards = Shards(self.path / "features", self.meta.dimension, self.meta.rows_per_shard)
+        self.store = Store(self.path / "items.sqlite", shards=shards)
         self.recipe = Recipe.from_dict(self.meta.recipe)
         self._lock = threading.RLock()
         self._snapshot: Snapshot | None = None
-        self._structure: tuple[str, Structure | None] = ("", None)
+        self._structure: tuple[Any, Structure | None] = (None, None)
         self._model: Model | None = None
         self._model_name = self.meta.model
         if isinstance(model, str):
@@ -245,7 +245,7 @@ class Engine:
         """The (D,) features that the index has of an item, by id, or of a file, by its SHA-256 or None."""
         with self.store.reading() as reader:
             row = reader.row_of(what) if isinstance(what, bytes) else reader.item(what).row
-            return None if row is None else self.shards.read(np.array([row]))[0].astype(np.float32)
+            return None if row is None else reader.shards.read(np.array([row]))[0].astype(np.float32)
 
     def _queries(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Checked (n, D) features. Raises UsageError."""
@@ -261,29 +261,41 @@ class Engine:
 
     def _search(self, reader: Reader) -> Search:
         snapshot = self._current(reader)
-        return Search(reader, snapshot, self.shards, self.meta.distances, self._approximate())
+        return Search(reader, snapshot, reader.shards, self.meta.distances, self._approximate(reader.epoch()))
 
-    def _approximate(self) -> Structure | None:
-        """The search structure that `tune` chose, loaded on first use; None if there is none, or it is gone."""
+    def _approximate(self, epoch: int) -> Structure | None:
+        """The search structure that `tune` chose, loaded on first use; None if there is none, or it is gone.
+
+        epoch: of the feature files whose rows it shall name.
+        """
         with self._lock:
             parameters = self.meta.search["parameters"]
             name = parameters.get("folder", "") if isinstance(parameters, dict) else ""
-            if self._structure[0] != name:
+            key = name, epoch, parameters.get("encoded") if name else None
+            if self._structure[0] != key:
                 loaded = None
                 with contextlib.suppress(IndexDamagedError):  # derived data: what is gone costs time, not answers
-                    loaded = Structure.load(self.path / "derived" / Path(name).name, parameters)
-                self._structure = name, loaded
+                    loaded = coded.load(self.path / "derived" / Path(name).name, parameters, epoch)
+                self._structure = key, loaded
             return self._structure[1] if name else None
 
     @property
     def structure(self) -> Structure | None:
         """The search structure that `tune` chose; None if every search is exact."""
-        return self._approximate()
+        with self.store.reading() as reader:
+            return self._approximate(reader.epoch())
 
     @property
     def exact(self) -> bool:
         """Whether every search is exact: no structure was chosen by `tune`, or its files are gone."""
-        return self._approximate() is None
+        with self.store.reading() as reader:
+            return self._approximate(reader.epoch()) is None
+
+    @property
+    def shards(self) -> Shards:
+        """The feature files as last committed. Those that belong to a reader are `reader.shards`."""
+        with self.store.reading() as reader:
+            return reader.shards
 
     def features(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """The features (n, D) of pictures, rounded as the index keeps them."""
@@ -305,7 +317,7 @@ class Engine:
             if isinstance(picture, int | np.integer):
                 item = reader.item(int(picture))
                 if crop is None:
-                    vectors[number, 0] = self.shards.read(np.array([item.row]))[0]
+                    vectors[number, 0] = reader.shards.read(np.array([item.row]))[0]
                     stored_already = True
                     if not flip:
                         continue
@@ -318,7 +330,7 @@ class Engine:
                 picture, name = opening.read_picture(picture)
                 row = reader.row_of(hashlib.sha256(picture).digest())
                 if row is not None:  # the index has this very file
-                    vectors[number, 0] = self.shards.read(np.array([row]))[0]
+                    vectors[number, 0] = reader.shards.read(np.array([row]))[0]
                     stored_already = True
                     if not flip:
                         continue
@@ -395,7 +407,7 @@ class Engine:
                 "path": os.fspath(self.path), "items": reader.count(), "failures": reader.failure_count(),
                 "labels": reader.label_count(), "model": meta.model, "weights_sha256": meta.weights_sha256,
                 "dimension": meta.dimension, "metric": meta.metric, "storage": meta.storage, "engine": meta.engine,
-                "search": meta.search, "bytes": _size(self.path),
+                "search": upkeep.told(meta.search, self.path), "bytes": _size(self.path),
                 "rows": reader.state("rows"), "recipe": meta.recipe, "created": meta.created, "format": meta.format,
                 "sources": [
                     {"kind": row.kind, "root": opened[row.id].root, "items": counts.get(row.id, 0)}
@@ -492,8 +504,8 @@ class Engine:
                 return known
             rows = reader.state("rows")
             live = None if reader.count() == rows else reader.rows()
-            same = known is not None and known.flat.rows == rows
-            flat = known.flat if known is not None and same else self._flat(rows, known)
+            same = known is not None and known.flat.rows == rows and known.flat.shards is reader.shards
+            flat = known.flat if known is not None and same else self._flat(reader, rows, known)
             held = {(source.kind, source.root): source for source in known.sources.values()} if known else {}
             opened = Sources()
             for row in reader.sources():
@@ -503,17 +515,18 @@ class Engine:
             self._snapshot = Snapshot(generation, flat, live, opened)
             return self._snapshot
 
-    def _flat(self, rows: int, known: Snapshot | None) -> FlatIndex:
+    def _flat(self, reader: Reader, rows: int, known: Snapshot | None) -> FlatIndex:
         """All rows for exact search: on GPUs if such a device was named and they fit, else on the CPU."""
         if not self.device.startswith("cuda"):
-            return FlatIndex(self.shards, rows)
+            return FlatIndex(reader.shards, rows)
 
         def devices(count: int) -> list[str]:
             from simsearch import resident
 
             return resident.devices_for(self.device, count, self.meta.dimension)
 
-        return FlatIndex(self.shards, rows, devices, known.flat if known is not None else None)
+        before = known.flat if known is not None and known.flat.shards is reader.shards else None
+        return FlatIndex(reader.shards, rows, devices, before)
 
 
 def _check_options(given: Mapping[str, Any], known: type) -> None:

@@ -75,7 +75,7 @@ def evaluate(
         items = [item for item in everything if item.label is not None]
         if len(items) < 2:
             raise UsageError(f"{len(items)} items of {engine.path} have labels, too few to measure anything by them")
-        features = engine.shards.read(np.array([item.row for item in items], np.int64))
+        features = reader.shards.read(np.array([item.row for item in items], np.int64))
     labels = [str(item.label) for item in items]
     names = sorted({*labels, *(picture.label for picture in pictures or ())})
     numbers = {name: number for number, name in enumerate(names)}

@@ -40,7 +40,7 @@ def export_npy(engine: Engine, folder: Path, progress: Callable[[int, int], None
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
                 for start in range(0, len(rows), _ROWS):
-                    file.write(engine.shards.read(rows[start : start + _ROWS]).astype("<f4").tobytes())
+                    file.write(reader.shards.read(rows[start : start + _ROWS]).astype("<f4").tobytes())
                     progress(min(start + _ROWS, len(rows)), len(rows))
             listing = folder / ".items.jsonl.partial"
             with listing.open("w", encoding="utf-8") as lines:
@@ -79,7 +79,7 @@ def export_parquet(
         with engine.store.reading() as reader, pyarrow.parquet.ParquetWriter(partial, schema) as writer:
             total, opened, done = reader.count(), engine.opened(reader), 0
             for items in _chunks(reader.items()):
-                features = engine.shards.read(np.array([item.row for item in items], np.int64))
+                features = reader.shards.read(np.array([item.row for item in items], np.int64))
                 values = pyarrow.array(features.reshape(-1), pyarrow.float16())
                 paths = [text(opened[item.source].display(item.path)) for item in items]
                 cells = [[item.id for item in items], paths, [item.label for item in items],

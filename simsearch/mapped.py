@@ -40,8 +40,11 @@ def open_shard(shards: Shards, shard: int, rows: int) -> Part:
     length = PREAMBLE + rows * shards.row_bytes
     path = shards.path(shard)
     try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY)
+        descriptor = shards.open(shard)
+        try:
+            mapped = mmap.mmap(descriptor, length, access=mmap.ACCESS_COPY)
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
         raise IndexDamagedError(f"{path} cannot be mapped for {rows:,} rows: {error}") from error
     header = _faiss_header(shards.dimension, rows)

@@ -62,11 +62,11 @@ def merge(target: Engine, other: Engine, progress: Callable[[int, int], None] = 
                 else:
                     batch.append(replace(item, id=0, source=sources[item.source]))
                 if len(batch) == _ITEMS:
-                    row = _append(target, other, batch, row)
+                    row = _append(target, reader, batch, row)
                     done, batch = done + len(batch), []
                     progress(done + known, total)
             if batch:
-                _append(target, other, batch, row)
+                _append(target, reader, batch, row)
                 done += len(batch)
         progress(total, total)
     return Merged(done, known)
@@ -85,7 +85,7 @@ def _sources(target: Engine, other: Engine, reader: Reader) -> dict[int, int]:
     return numbers
 
 
-def _append(target: Engine, other: Engine, items: list[Item], row: int) -> int:
+def _append(target: Engine, other: Reader, items: list[Item], row: int) -> int:
     """Writes the items' features from `row` on, commits them, and returns the row after the last."""
     import numpy as np
 

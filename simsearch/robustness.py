@@ -197,7 +197,7 @@ def of_index(
     of all its items, under "perceptual hash". Raises UsageError for an index without readable images."""
     with engine.store.reading() as reader:
         ids, places = reader.ids()
-        base = engine.shards.read(places)
+        base = reader.shards.read(places)
     order = np.random.default_rng(seed).permutation(len(ids))
     chosen: list[int] = []
     originals: list[Image.Image] = []

@@ -33,13 +33,12 @@ class Rows:
         self.shards, self.count = shards, count
         self._files: list[int] = []
         self._closed = weakref.finalize(self, _close, self._files)
-        _allow_files(2 * -(-count // shards.rows_per_shard) + 256)
+        _allow_files(3 * -(-count // shards.rows_per_shard) + 256)
         for shard, _, _ in shards.spans(0, count):
-            path = shards.path(shard)
             try:
-                self._files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                self._files.append(shards.open(shard))
             except OSError as error:
-                raise IndexDamagedError(f"{path} cannot be opened: {error.strerror}") from error
+                raise IndexDamagedError(f"{shards.path(shard)} cannot be opened: {error.strerror}") from error
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._files[-1], 0, 0, os.POSIX_FADV_RANDOM)
 
@@ -78,7 +77,7 @@ def _runs(rows: NDArray[np.int64], per_shard: int) -> Iterator[tuple[int, int, i
 
 
 def _allow_files(count: int) -> None:
-    """Lets the process have so many files open, as far as it may: one is read and one is mapped a shard."""
+    """Lets the process have so many files open, as far as it may: one is held, one read and one mapped a shard."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

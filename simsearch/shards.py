@@ -3,12 +3,17 @@
 Row r lies in file r // rows_per_shard. Each file begins with a page that says what it is; after it the rows follow
 without gaps, little-endian. A writer appends and syncs, then commits in SQLite how many rows there are; what lies
 beyond that is left from an interrupted write and is overwritten by the next one. Readers map the files.
+
+`compact` writes the files anew, under names that carry the next epoch, and deletes the old ones after its commit; a
+name is never used again. What a reader of an earlier epoch has open stays readable to it.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import weakref
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,14 +36,46 @@ _MAGIC = b"simsearch features\n"
 
 
 class Shards:
-    """The feature files of one index. dimension: D. Reading is safe for several threads."""
+    """The feature files of one index in one epoch. dimension: D. Reading is safe for several threads."""
 
-    def __init__(self, folder: Path, dimension: int, rows_per_shard: int = ROWS_PER_SHARD) -> None:
-        self.folder, self.dimension, self.rows_per_shard = folder, dimension, rows_per_shard
+    def __init__(self, folder: Path, dimension: int, rows_per_shard: int = ROWS_PER_SHARD, epoch: int = 0) -> None:
+        self.folder, self.dimension, self.rows_per_shard, self.epoch = folder, dimension, rows_per_shard, epoch
         self.row_bytes = 2 * dimension
+        self._held: dict[int, int] = {}  # descriptors by shard
+        self._closed = weakref.finalize(self, _close, self._held)
+        self._held_rows = 0
+
+    def at(self, epoch: int) -> Shards:
+        """The files of another epoch."""
+        return Shards(self.folder, self.dimension, self.rows_per_shard, epoch)
 
     def path(self, shard: int) -> Path:
-        return self.folder / f"{shard:06d}.f16"
+        return self.folder / (f"{shard:06d}.{self.epoch}.f16" if self.epoch else f"{shard:06d}.f16")
+
+    def hold(self, rows: int) -> bool:
+        """Opens the files of the first `rows` rows, which can then be read when `compact` has deleted them.
+
+        False if one cannot be opened.
+        """
+        if rows <= self._held_rows:
+            return True
+        for shard, _, _ in self.spans(0, rows):
+            if shard not in self._held:
+                try:
+                    self._held[shard] = os.open(self.path(shard), os.O_RDONLY | os.O_CLOEXEC)
+                except OSError:
+                    return False
+        self._held_rows = rows
+        return True
+
+    def open(self, shard: int) -> int:
+        """A descriptor of a file, for reading by position or mapping; the caller closes it. Raises OSError."""
+        try:
+            return os.open(self.path(shard), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if shard not in self._held:
+                raise
+            return os.dup(self._held[shard])
 
     def spans(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         """Splits the rows first..last-1 by file: (shard, first row within it, last row within it + 1)."""
@@ -87,14 +124,19 @@ class Shards:
 
     def map(self, shard: int, rows: int) -> NDArray[np.float16]:
         """The first `rows` rows of a file, mapped read-only: (rows, D) float16. Raises IndexDamagedError."""
-        path = self.path(shard)
+        path, length = self.path(shard), PREAMBLE + rows * self.row_bytes
         try:
-            size = path.stat().st_size
+            descriptor = self.open(shard)
         except OSError as error:
             raise IndexDamagedError(f"{path}: {error.strerror}") from error
-        if size < PREAMBLE + rows * self.row_bytes:
-            raise IndexDamagedError(f"{path} has {size:,} bytes, too few for {rows:,} rows")
-        return np.memmap(path, "<f2", "r", offset=PREAMBLE, shape=(rows, self.dimension))
+        try:
+            size = os.fstat(descriptor).st_size
+            if size < length:
+                raise IndexDamagedError(f"{path} has {size:,} bytes, too few for {rows:,} rows")
+            mapped = mmap.mmap(descriptor, length, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+        return np.frombuffer(mapped, "<f2", rows * self.dimension, PREAMBLE).reshape(rows, self.dimension)
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
         """The given rows, in that order: (n, D) float16."""
@@ -117,8 +159,11 @@ class Shards:
 
     def check_preamble(self, shard: int) -> str | None:
         """What is wrong with a file's first page, or None."""
-        with self.path(shard).open("rb") as file:
-            page = file.read(PREAMBLE)
+        descriptor = self.open(shard)
+        try:
+            page = os.pread(descriptor, PREAMBLE, 0)
+        finally:
+            os.close(descriptor)
         if page != self._preamble(shard):
             return f"{self.path(shard)} does not begin as the feature file {shard} of dimension {self.dimension}"
         return None
@@ -130,4 +175,9 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     finally:
+        os.close(descriptor)
+
+
+def _close(descriptors: dict[int, int]) -> None:
+    for descriptor in descriptors.values():
         os.close(descriptor)

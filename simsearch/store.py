@@ -21,6 +21,7 @@ import numpy as np
 
 from simsearch.errors import IndexDamagedError, ItemNotFoundError, SimsearchError, UsageError
 from simsearch.filters import Condition, text
+from simsearch.shards import Shards
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,10 +96,13 @@ class Changes:
 
 
 class Store:
-    """The database `items.sqlite`. Use from any number of threads; writing is for the holder of the writer lock."""
+    """The database `items.sqlite`. Use from any number of threads; writing is for the holder of the writer lock.
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        self.path = path
+    shards: the feature files, of any epoch; each reader is given those of its own.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False, shards: Shards | None = None) -> None:
+        self.path, self._shards = path, shards
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -155,10 +159,29 @@ class Store:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Reader]:
-        """One snapshot of the database."""
-        with self._mapped(), self._connection() as connection:
-            connection.execute("BEGIN")
-            yield Reader(connection, self.path)
+        """One snapshot of the database, and the feature files that belong to it."""
+        with self._mapped():
+            while True:
+                with self._connection() as connection:
+                    connection.execute("BEGIN")
+                    reader = Reader(connection, self.path)
+                    if self._attach(reader):
+                        yield reader
+                        return
+
+    def _attach(self, reader: Reader) -> bool:
+        """Gives a reader its feature files; False if a compaction has deleted them before they could be opened."""
+        if self._shards is None:
+            return True
+        epoch, rows = reader.epoch(), reader.state("rows")
+        with self._lock:
+            if self._shards.epoch != epoch:
+                self._shards = self._shards.at(epoch)
+            reader.shards = self._shards
+            if reader.shards.hold(rows):
+                return True
+        with self._connection() as connection:  # a later snapshot; if it has the same epoch, the files are damaged
+            return Reader(connection, self.path).epoch() == epoch
 
     def close(self) -> None:
         """Closes all idle connections; no more are opened."""
@@ -196,6 +219,23 @@ class Store:
             connection.executemany("INSERT INTO blocks VALUES (?,?,?)", changes.blocks)
             rows = sum(block[1] for block in changes.blocks)
             connection.execute("UPDATE state SET value = value + ? WHERE key = 'rows'", (rows,))
+            connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
+            connection.execute("COMMIT")
+
+    def renumber(
+        self, rows: Iterable[tuple[int, int]], blocks: Sequence[tuple[int, int, int]], total: int, epoch: int
+    ) -> None:
+        """Commits the result of a compaction: the feature files of `epoch`, which hold `total` rows.
+
+        rows: for each item that moves, its new row and its id, by ascending row. blocks: as in `Changes`, all of them.
+        """
+        with self._mapped(), self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("UPDATE items SET row = ? WHERE id = ?", rows)
+            connection.execute("DELETE FROM blocks")
+            connection.executemany("INSERT INTO blocks VALUES (?,?,?)", blocks)
+            connection.execute("UPDATE state SET value = ? WHERE key = 'rows'", (total,))
+            connection.execute("INSERT OR REPLACE INTO state VALUES ('epoch', ?)", (epoch,))
             connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
             connection.execute("COMMIT")
 
@@ -249,7 +289,9 @@ class Store:
 
 
 class Reader:
-    """Questions to one snapshot of the database."""
+    """Questions to one snapshot of the database. shards: the feature files that its rows lie in."""
+
+    shards: Shards
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection, self._path = connection, path
@@ -268,6 +310,11 @@ class Reader:
         if found is None:
             raise IndexDamagedError(f"{self._path}: the state {key!r} is missing")
         return int(found[0])
+
+    def epoch(self) -> int:
+        """How often the feature files have been written anew."""
+        found = self._connection.execute("SELECT value FROM state WHERE key = 'epoch'").fetchone()
+        return 0 if found is None else int(found[0])
 
     def count(self) -> int:
         """The number of items."""

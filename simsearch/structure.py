@@ -40,7 +40,7 @@ LISTED = ("ivf", "pq")
 
 @dataclass(frozen=True)
 class Setting:
-    """kind: hnsw, ivf, pq, sq8 or rabitq. dimensions: of the projection. candidates: ranked exactly.
+    """kind: hnsw, ivf, pq, sq8, rabitq or codes. dimensions: of the projection, or bits. candidates: ranked exactly.
 
     effort: HNSW's list of candidates (efSearch) or visited lists (nprobe) of ivf and pq; 0 for kinds that scan.
     """
@@ -58,9 +58,18 @@ class Setting:
             "pq": self.dimensions // 2 + 8,
             "sq8": self.dimensions,
             "rabitq": self.dimensions // 8 + 8,
+            "codes": self.dimensions // 8,
         }
         centroids = 4 * self.dimensions * lists(entries) if self.kind in LISTED else 0
         return entries * (each[self.kind] + 8) + centroids
+
+
+def recalls(found: list[Neighbours], truth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each query the share of its K that are as near as the true K-th, `truth` away; ties count either way."""
+    return np.array([
+        np.count_nonzero(each.distances[:K] <= limit * (1 + 1e-9)) / K
+        for each, limit in zip(found, truth, strict=True)
+    ])  # fmt: skip
 
 
 def lists(entries: int) -> int:
@@ -94,15 +103,23 @@ def make(setting: Setting, entries: int) -> Any:
 class Structure:
     """Searches by `index` over the features that `projection` makes of `rows`. Safe for many threads.
 
-    rows: (n,) the feature row of each entry, all below `covered`, how many rows there were when it was made.
+    rows: (n,) the feature row of each entry, all below `covered`, how many rows there were when it was made; -1 for
+    what a compaction has removed. epoch: of the feature files that the rows lie in.
     """
 
     def __init__(
-        self, setting: Setting, projection: Projection, index: Any, rows: NDArray[np.int64], covered: int
-    ) -> None:
-        self.setting, self.index, self.rows, self.covered = setting, index, rows, covered
-        self.projection = projection.first(setting.dimensions)
-        self._bits: tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None, int] = (None, None, len(rows))
+        self, setting: Setting, projection: Projection, index: Any, rows: NDArray[np.int64], covered: int,
+        epoch: int = 0,
+    ) -> None:  # fmt: skip
+        self.setting, self.index, self.projection = setting, index, projection.first(setting.dimensions)
+        self._cover(rows, covered, epoch)
+
+    def _cover(self, rows: NDArray[np.int64], covered: int, epoch: int) -> None:
+        self.rows, self.covered, self.epoch = rows, covered, epoch
+        there = rows >= 0
+        bits = None if there.all() else np.packbits(there, bitorder="little")
+        self._all: tuple[NDArray[np.uint8] | None, int] = bits, int(there.sum())
+        self._bits: tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None, int] = (None, *self._all)
 
     def search(
         self, flat: FlatIndex, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None,
@@ -140,10 +157,10 @@ class Structure:
     def _allowed(self, rows: int, permitted: NDArray[np.int64] | None) -> tuple[NDArray[np.uint8] | None, int]:
         """Which entries may be found, as FAISS's bitmap (None for all), and how many."""
         if permitted is None:
-            return None, len(self.rows)
+            return self._all
         known, bits, count = self._bits
         if known is not permitted:
-            mask = np.zeros(max(rows, self.covered), bool)
+            mask = np.zeros(max(rows, self.covered) + 1, bool)  # the last one stands for rows that are gone, -1
             mask[permitted] = True
             chosen = mask[self.rows]
             count = int(chosen.sum())
@@ -196,19 +213,59 @@ class Structure:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        return name, {**asdict(self.setting), "covered": self.covered}
+        return name, {**asdict(self.setting), "covered": self.covered, "epoch": self.epoch}
 
     @classmethod
-    def load(cls, folder: Path, parameters: dict[str, Any]) -> Structure:
-        """Reads what `save` wrote. Raises IndexDamagedError."""
+    def load(cls, folder: Path, parameters: dict[str, Any], epoch: int = 0) -> Structure:
+        """Reads what `save` wrote, with the rows of the given epoch. Raises IndexDamagedError."""
         import faiss
 
         try:
-            rows, mean, axes = (np.load(folder / f"{part}.npy") for part in ("rows", "mean", "axes"))
+            mean, axes = (np.load(folder / f"{part}.npy") for part in ("mean", "axes"))
+            rows, covered = _rows(folder, parameters, epoch)
             index = faiss.read_index(str(folder / "index.faiss"))
             setting = Setting(**{name: parameters[name] for name in Setting.__dataclass_fields__})
             if (index.ntotal, index.d) != (len(rows), setting.dimensions) or axes.shape != (len(mean), index.d):
                 raise ValueError("its parts do not belong together")
-            return cls(setting, Projection(mean, axes), index, rows, int(parameters["covered"]))
+            return cls(setting, Projection(mean, axes), index, rows, covered, epoch)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
+
+
+def _rows(folder: Path, parameters: dict[str, Any], epoch: int) -> tuple[NDArray[np.int64], int]:
+    """The row of each entry in an epoch, and how many rows the structure covers."""
+    if epoch == parameters.get("epoch", 0):
+        return np.load(folder / "rows.npy"), int(parameters["covered"])
+    with np.load(folder / f"rows.{epoch}.npz") as file:
+        return file["rows"], int(file["covered"])
+
+
+def renumber(folder: Path, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
+    """Prepares a structure for the feature files of epoch `new`, which hold the (n,) rows `live` of `old`, ascending.
+
+    What was recorded for readers of `old` stays, what is older goes. Raises OSError, ValueError or KeyError for a
+    structure that cannot be read.
+    """
+    rows, covered = _rows(folder, parameters, old)
+    record(folder, old, new, rows=moved(rows, live), covered=np.searchsorted(live, covered))
+
+
+def moved(rows: NDArray[np.int64], live: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where rows are once only the rows `live`, ascending, are left: (n,), -1 for those that are not."""
+    places = np.searchsorted(live, rows)
+    there = np.append(live, -2)[places] == rows
+    return np.where(there, places, -1)
+
+
+def record(folder: Path, old: int, new: int, **arrays: Any) -> None:
+    """Writes what a structure is in the epoch `new` beside what it was in `old`."""
+    partial = folder / ".rows.partial"
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / f"rows.{new}.npz")
+    sync_folder(folder)
+    for path in folder.glob("rows.*.npz"):
+        if path.name not in {f"rows.{old}.npz", f"rows.{new}.npz"}:
+            path.unlink()

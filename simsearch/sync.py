@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 import simsearch
-from simsearch import calibration, planning
+from simsearch import calibration, planning, upkeep
 from simsearch.errors import IndexDamagedError, UsageError
 from simsearch.extract import Extracted, Task, extract
 from simsearch.images import LARGE_BYTES
@@ -150,8 +150,8 @@ class _Run:
         self.features: list[NDArray[np.float16]] = []
         with engine.store.reading() as reader:
             self.row = reader.state("rows")
-            for shard, _, stop in engine.shards.spans(0, self.row):
-                engine.shards.map(shard, stop)  # damage is noticed before anything is added to it
+            for shard, _, stop in reader.shards.spans(0, self.row):
+                reader.shards.map(shard, stop)  # damage is noticed before anything is added to it
             self.known = reader.contents()
         self.missing: dict[bytes, list[Item]] = {}
         for plan in plans:
@@ -329,9 +329,12 @@ def refresh_meta(engine: Engine) -> None:
         if items >= 2 and grown and (items >= calibration.ENOUGH or not distances or measured):
             live = reader.rows()
             sample = np.random.default_rng(0).choice(live, min(SAMPLE, len(live)), replace=False)
-            distances, measured = list(calibration.quantiles(engine.shards.read(np.sort(sample)))), items
+            distances, measured = list(calibration.quantiles(reader.shards.read(np.sort(sample)))), items
+        search = meta.search
+        if search["kind"] != "exact":
+            search = upkeep.kept(engine.path, search, engine.snapshot(reader).flat, reader.rows())
     engine.meta = replace(
         meta, generation=generation, items=items, rows=rows, failures=failures, distances=distances,
-        distances_of=measured, engine=engine.engine_used or meta.engine,
+        distances_of=measured, engine=engine.engine_used or meta.engine, search=search,
     )  # fmt: skip
     engine.meta.write(engine.path)

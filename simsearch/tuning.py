@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch import projection, structure, sync
+from simsearch.coded import Coded
 from simsearch.errors import UsageError
 from simsearch.halves import decoded
 from simsearch.index import FlatIndex
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from simsearch.engine import Engine
     from simsearch.index import Neighbours
+    from simsearch.models.dbn import CodesConfig
 
 Progress = Callable[[int, int], None]
 
@@ -48,6 +50,9 @@ DIMENSIONS = 256
 
 LEAST = 2_000
 """Below so many items an exact scan takes a few milliseconds, and nothing is worth choosing."""
+
+RERANKED, RERANKED_RECALL = (200, 400, 800, 1600), 0.95
+"""Candidates that binary codes may name, the fewer the better, and the recall that is enough for them."""
 
 KINDS = (
     ("hnsw", 128), ("hnsw", 256), ("pq", 128), ("pq", 256), ("ivf", 128), ("sq8", 128), ("rabitq", 256),
@@ -103,10 +108,7 @@ class _Field:
 
     def recalls(self, found: list[Neighbours], part: slice) -> NDArray[np.float64]:
         """Of each query the share of its K that are as near as the true K-th; ties count either way."""
-        limits = self.truth[part] * (1 + 1e-9)
-        return np.array([
-            np.count_nonzero(each.distances[:K] <= limit) / K for each, limit in zip(found, limits, strict=True)
-        ])  # fmt: skip
+        return structure.recalls(found, self.truth[part])
 
 
 def tune(
@@ -147,8 +149,8 @@ def tune(
         made.setting = Setting(**{name: choice.parameters[name] for name in Setting.__dataclass_fields__})
         made.index.add(np.ascontiguousarray(onto(queries)[:, : setting.dimensions]))
         made.rows = np.concatenate([made.rows, held])
-        made = Structure(made.setting, onto, made.index, made.rows, made.covered)
-        return _record(engine, made, replace(choice, exact_seconds=seconds, tried=tuple(tried)))
+        made = Structure(made.setting, onto, made.index, made.rows, made.covered, flat.shards.epoch)
+        return _record(engine, made, replace(choice, exact_seconds=seconds, tried=tuple(tried)), recall)
     return _record(engine, None, replace(_exact(seconds), tried=tuple(tried)))
 
 
@@ -271,16 +273,21 @@ def _timed(search: Callable[[NDArray[np.float32]], Any], queries: NDArray[np.flo
     return float(np.median(took)), len(took)
 
 
-def _record(engine: Engine, made: Structure | None, choice: Choice) -> Choice:
-    """Puts the new structure in the place of the old one; readers go on with what they hold."""
+def _record(engine: Engine, made: Structure | None, choice: Choice, target: float | None = None) -> Choice:
+    """Puts the new structure in the place of the old one; readers go on with what they hold.
+
+    target: the recall that was asked for.
+    """
     derived = engine.path / "derived"
     with writer_lock(engine.path):
+        if made is not None and made.epoch != engine.shards.epoch:
+            raise UsageError(f"{engine.path} was compacted meanwhile", hint="tune it again")
         search: dict[str, Any] = {"kind": choice.kind, "recall": choice.recall, "parameters": {}}
         if made is not None:
             name, parameters = made.save(derived)
             search["parameters"] = {**parameters, "folder": name}
             search |= {"low": choice.low, "high": choice.high, "queries": choice.queries, "k": K,
-                       "memory": choice.memory}  # fmt: skip
+                       "memory": choice.memory, "target": target, "items": len(engine)}  # fmt: skip
         replace(Meta.read(engine.path), search=search).write(engine.path)
         engine.store.apply(Changes())  # a new generation, which readers notice
         sync.refresh_meta(engine)
@@ -288,3 +295,57 @@ def _record(engine: Engine, made: Structure | None, choice: Choice) -> Choice:
             if path.name != search["parameters"].get("folder"):
                 shutil.rmtree(path, ignore_errors=True)
     return replace(choice, parameters=search["parameters"])
+
+
+def tune_codes(
+    engine: Engine, config: CodesConfig, recall: float = RERANKED_RECALL, memory: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Choice:  # fmt: skip
+    """Trains binary codes on the index's features and searches by them from now on, whatever else were faster.
+
+    The nearest by Hamming distance are ranked exactly: 200 of them, or more where that is not enough for the recall,
+    which is measured on items that neither trained the codes nor are held by them. Raises UsageError, IndexLockedError.
+    """
+    from simsearch.models import dbn
+
+    if not 0 < recall <= 1:
+        raise UsageError(f"the recall {recall} is not between 0 and 1")
+    with engine.store.reading() as reader:
+        flat, rows = engine.snapshot(reader).flat, reader.rows()
+    if len(rows) < LEAST:
+        raise UsageError(
+            f"{engine.path} has {len(rows):,} items, too few to learn codes from", hint=f"at least {LEAST:,} are needed"
+        )
+    setting = Setting("codes", config.bits, RERANKED[0], 0)
+    if memory is not None and setting.bytes_for(len(rows)) > memory:
+        raise UsageError(
+            f"codes of {config.bits} bits take {setting.bytes_for(len(rows)):,} bytes, more than {memory:,}"
+        )
+    random = np.random.default_rng(0)
+    shuffled = random.permutation(rows)
+    count = min(QUERIES, len(rows) // 10)
+    held, entries = shuffled[:count], np.sort(shuffled[count:])
+    sample = flat.read(np.sort(random.choice(entries, min(SAMPLE, len(entries)), replace=False)))
+    codes = dbn.train(sample, config, lambda done, total: progress(done, total + len(entries)))
+    gone = dbn.images(config, len(sample))
+    encoded = np.empty((len(entries), config.bits // 8), np.uint8)
+    for start in range(0, len(entries), BLOCK):
+        encoded[start : start + BLOCK] = codes(flat.read(entries[start : start + BLOCK]))
+        progress(gone + min(start + BLOCK, len(entries)), gone + len(entries))
+    queries = flat.read(held).astype(np.float32)
+    seconds, _ = _timed(lambda query: flat.search(query, K, entries), queries)
+    made = Coded(setting, codes, encoded, entries, flat.rows, flat.shards.epoch)
+    field = _Field.of(flat, entries, queries)
+    half = len(queries) // 2
+    for candidates in RERANKED:
+        made.setting = replace(setting, candidates=candidates)
+        if field.recalls(made.search(flat, queries[:half], K, entries), slice(0, half)).mean() >= recall:
+            break
+    shares = field.recalls(made.search(flat, queries[half:], K, entries), slice(half, None))
+    low, high = interval(shares)
+    took, _ = _timed(lambda query: made.search(flat, query, K, entries), queries)
+    whole = Coded(made.setting, codes, np.concatenate([encoded, codes(queries)]), np.concatenate([entries, held]),
+                  flat.rows, flat.shards.epoch)  # fmt: skip
+    choice = Choice("codes", float(shares.mean()), low, high, len(shares), took, seconds,
+                    made.setting.bytes_for(len(rows)), {})  # fmt: skip
+    return _record(engine, whole, choice, recall)

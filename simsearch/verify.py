@@ -27,8 +27,15 @@ class Verdict:
 def verify(engine: Engine, progress: Callable[[int, int], None] = lambda done, total: None) -> Verdict:
     """Checks database, feature files and `meta.json` against each other. progress: rows checked and their number.
 
-    Reads all features once; readers and a writer may go on meanwhile.
+    Reads all features once; readers and a writer may go on meanwhile. After a compaction meanwhile, it begins again.
     """
+    while True:
+        epoch, verdict = _verified(engine, progress)
+        if not verdict.problems or epoch == engine.shards.epoch:
+            return verdict
+
+
+def _verified(engine: Engine, progress: Callable[[int, int], None]) -> tuple[int, Verdict]:
     with engine.store.reading() as reader:
         problems = [f"items.sqlite: {line}" for line in reader.integrity()]
         items, rows = reader.count(), reader.state("rows")
@@ -43,7 +50,7 @@ def verify(engine: Engine, progress: Callable[[int, int], None] = lambda done, t
                 problems.append(f"features: rows {done} to {first} have no checksum")
             done = first + count
             try:
-                found = engine.shards.checksum(first, count)
+                found = reader.shards.checksum(first, count)
             except IndexDamagedError as error:
                 problems.append(str(error))
                 continue
@@ -56,18 +63,18 @@ def verify(engine: Engine, progress: Callable[[int, int], None] = lambda done, t
             progress(done, rows)
         if done != rows:
             problems.append(f"features: {rows} rows are recorded, checksums cover {done}")
-        for shard in range(-(-rows // engine.shards.rows_per_shard)):
-            problems += _check_shard(engine, shard)
-            if not engine.shards.path(shard).exists():
+        for shard in range(-(-rows // reader.shards.rows_per_shard)):
+            problems += _check_shard(reader, shard)
+            if not reader.shards.path(shard).exists():
                 break
-    return Verdict(items, rows, checked, tuple(dict.fromkeys(problems)))
+    return reader.shards.epoch, Verdict(items, rows, checked, tuple(dict.fromkeys(problems)))
 
 
-def _check_shard(engine: Engine, shard: int) -> list[str]:
+def _check_shard(reader: Reader, shard: int) -> list[str]:
     try:
-        problem = engine.shards.check_preamble(shard)
+        problem = reader.shards.check_preamble(shard)
     except OSError as error:
-        problem = f"{engine.shards.path(shard)}: {error.strerror}"
+        problem = f"{reader.shards.path(shard)}: {error.strerror}"
     return [problem] if problem else []
 
 

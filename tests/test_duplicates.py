@@ -58,6 +58,31 @@ def test_groups_are_those_of_all_pairs(tmp_path: Path, monkeypatch: pytest.Monke
             assert member.distance == pytest.approx(distance)
 
 
+def test_large_indexes_are_compared_list_by_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(2)
+    features = np.maximum(random.normal(0, 2, (3000, 80)), 0)
+    features[random.permutation(3000)[:400]] = features[:400] + random.normal(0, 0.05, (400, 80))
+    features[1000:1060] = features[7] + random.normal(0, 0.02, (60, 80))  # more than an item's nearest
+    filler = Filler(tmp_path / "index", 80)
+    filler.add(features)
+    filler.remove(range(1, 100, 9))
+
+    def ids(found: list[list[duplicates.Member]]) -> list[list[int]]:
+        return [[member.item.id for member in group] for group in found]
+
+    exact = duplicates.groups(filler.engine, 1.5)
+    assert duplicates.checked(filler.engine, exact, 1.5)[0] == duplicates.checked(filler.engine, exact, 1.5)[1] > 20
+    monkeypatch.setattr(duplicates, "EXACT", 1000)
+    found = duplicates.groups(filler.engine, 1.5)
+    assert ids(duplicates.groups(filler.engine, 1.5, exact=True)) == ids(exact)
+    pairs, together = duplicates.checked(filler.engine, found, 1.5)
+    assert together >= 0.95 * pairs
+    linked = {number for group in ids(found) for number in group}
+    assert linked <= {number for group in ids(exact) for number in group}
+    assert max(map(len, found)) >= 60
+    assert duplicates.checked(filler.engine, [], 1.5) == (pairs, 0)
+
+
 def test_removed_items_are_in_no_group(tmp_path: Path) -> None:
     filler = Filler(tmp_path / "index", 4)
     assert duplicates.groups(filler.engine, 1) == []

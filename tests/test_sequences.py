@@ -10,8 +10,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from simsearch import projection, tuning
+from simsearch import projection, sync, tuning
+from simsearch.coded import Coded
+from simsearch.compacting import compact
+from simsearch.models.codes import Codes
 from simsearch.structure import Setting, Structure
+from simsearch.verify import verify
 from tests.filler import LABELS, Filler
 
 D = 16
@@ -45,18 +49,21 @@ class Sequences(RuleBasedStateMachine):
         self.add(seed, 300)
         if self.approximate:
             features = np.stack(list(self.known.values()))
-            onto = projection.principal(features, D)
-            setting = Setting("sq8", D, 40, 0)
-            made = tuning._build(setting, onto, onto(features), np.arange(300), 300)
-            choice = tuning.Choice("sq8", 1.0, 1.0, 1.0, 1, 0.0, 0.0, 0, {})
+            made = self.structure(features)
+            choice = tuning.Choice(made.setting.kind, 1.0, 1.0, 1.0, 1, 0.0, 0.0, 0, {})
             tuning._record(self.filler.engine, made, choice)
-            assert isinstance(self.filler.engine._approximate(), Structure)
+            assert isinstance(self.filler.engine._approximate(0), Structure)
+
+    def structure(self, features: np.ndarray) -> Structure:
+        onto = projection.principal(features, D)
+        return tuning._build(Setting("sq8", D, 40, 0), onto, onto(features), np.arange(300), 300)
 
     def add(self, seed: int, n: int) -> None:
         features = vectors(seed, n)
         first = self.filler.count + 1
         self.filler.add(features)
         self.known |= dict(enumerate(features, first))
+        sync.refresh_meta(self.filler.engine)
 
     @rule(seed=SEEDS, n=st.integers(1, 70))
     def added(self, seed: int, n: int) -> None:
@@ -76,6 +83,12 @@ class Sequences(RuleBasedStateMachine):
             features = vectors(seed, len(numbers))
             self.filler.edit(numbers, features)
             self.known |= dict(zip(numbers, features, strict=True))
+
+    @rule()
+    def compacted(self) -> None:
+        compact(self.filler.engine)
+        self.filler.rows = len(self.known)
+        assert verify(self.filler.engine).problems == ()
 
     @rule(seed=SEEDS, k=st.integers(1, 30), label=st.sampled_from([None, *LABELS]), reach=st.floats(3, 12) | st.none())
     def searched(self, seed: int, k: int, label: str | None, reach: float | None) -> None:
@@ -101,6 +114,17 @@ class ApproximateSequences(Sequences):
     approximate = True
 
 
+class CodedSequences(Sequences):
+    """By binary codes, which also encode what comes later."""
+
+    approximate = True
+
+    def structure(self, features: np.ndarray) -> Structure:
+        weight = np.random.default_rng(0).standard_normal((D, 512), np.float32)
+        codes = Codes(features.mean(0, dtype=np.float32), 1.0, (weight,), (np.zeros(512, np.float32),))
+        return Coded(Setting("codes", 512, 40, 0), codes, codes(features), np.arange(300), 300)
+
+
 limits = settings(
     max_examples=10, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow],
     derandomize=True, database=None,
@@ -109,3 +133,5 @@ TestExact = Sequences.TestCase
 TestExact.settings = limits
 TestApproximate = ApproximateSequences.TestCase
 TestApproximate.settings = limits
+TestCoded = CodedSequences.TestCase
+TestCoded.settings = limits

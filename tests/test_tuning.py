@@ -60,7 +60,7 @@ def test_tune_reaches_the_recall_and_records_it(filled: Filler) -> None:
         assert not again.exact
         search = again.info()["search"]
         assert (search["kind"], search["recall"]) == (choice.kind, choice.recall)
-        assert len(again._approximate().rows) == 3000  # type: ignore[union-attr]
+        assert len(again._approximate(0).rows) == 3000  # type: ignore[union-attr]
         queries = clustered(np.random.default_rng(5), 50).astype(np.float32)
         assert recall(again, queries) >= 0.85
 
@@ -221,7 +221,7 @@ def test_batches_are_as_exact_as_single_queries(tmp_path: Path) -> None:
 
 def test_a_structure_newer_than_what_a_reader_sees_is_not_used(filled: Filler) -> None:
     tune(filled.engine, 0.9)
-    made = filled.engine._approximate()
+    made = filled.engine._approximate(0)
     assert made is not None
     earlier = FlatIndex(filled.engine.shards, 2000)
     query = earlier.read(np.array([7])).astype(np.float32)

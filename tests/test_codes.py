@@ -1,0 +1,373 @@
+"""Binary codes: what they are, how they are learned, and that searching by them keeps what every search promises."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simsearch import sync, tuning
+from simsearch.cli import main
+from simsearch.coded import Coded
+from simsearch.compacting import compact
+from simsearch.engine import Engine
+from simsearch.errors import UsageError, WeightsError
+from simsearch.index import FlatIndex
+from simsearch.meta import Meta, writer_lock
+from simsearch.models import dbn
+from simsearch.models.codes import Codes, logistic
+from simsearch.models.dbn import CodesConfig
+from simsearch.structure import Setting
+from simsearch.verify import verify
+from tests.filler import Filler
+
+D = 48
+QUICK = CodesConfig(bits=128, hidden=(96,), pretrain_epochs=4, epochs=12, batch=64, rate=3e-3)
+
+
+def clustered(random: np.random.Generator, n: int) -> np.ndarray:
+    """Features in loose groups, as pictures of kinds have."""
+    centres = np.random.default_rng(99).normal(0, 3, (40, D))
+    return np.maximum(centres[random.integers(0, 40, n)] + random.normal(0, 1, (n, D)), 0).astype(np.float16)
+
+
+def hyperplanes(bits: int, dimension: int, seed: int = 0) -> Codes:
+    """Codes that nobody learned: on which side of random planes through `0.5` features lie."""
+    weight = np.random.default_rng(seed).standard_normal((dimension, bits)).astype(np.float32)
+    return Codes(np.full(dimension, 0.5, np.float32), 2.0, (weight,), (np.zeros(bits, np.float32),))
+
+
+# -- the codes themselves
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1), n=st.integers(0, 40), layers=st.integers(1, 3), size=st.sampled_from([8, 64, 72])
+)
+@settings(max_examples=25, deadline=None)
+def test_bits_are_those_of_the_formula(seed: int, n: int, layers: int, size: int) -> None:
+    random = np.random.default_rng(seed)
+    sizes = [12, *[10] * (layers - 1), size]
+    weights = [random.normal(0, 1, pair).astype(np.float32) for pair in itertools.pairwise(sizes)]
+    biases = [random.normal(0, 1, size).astype(np.float32) for size in sizes[1:]]
+    codes = Codes(random.normal(0, 1, 12).astype(np.float32), 0.7, tuple(weights), tuple(biases))
+    x = random.normal(0, 2, (n, 12)).astype(np.float16)
+    h = (x.astype(np.float64) - codes.mean) * 0.7
+    for weight, bias in zip(weights, biases, strict=True):
+        h = 1 / (1 + np.exp(-(h @ weight + bias)))
+    found = codes(x)
+    assert found.shape == (n, size // 8) and found.dtype == np.uint8
+    bits = np.unpackbits(found, axis=1, bitorder="little").astype(bool)
+    sure = np.abs(h - 0.5) > 1e-5
+    assert (bits[sure] == (h > 0.5)[sure]).all()
+
+
+def test_logistic_does_not_overflow() -> None:
+    np.testing.assert_allclose(logistic(np.array([-1e4, 0, 1e4])), [0, 0.5, 1])
+
+
+def test_files(tmp_path: Path) -> None:
+    codes = replace(hyperplanes(64, 5), training={"images": 3})
+    codes.save(tmp_path / "codes.safetensors")
+    again = Codes.load(tmp_path / "codes.safetensors")
+    x = np.random.default_rng(0).normal(0, 1, (20, 5))
+    assert (again(x) == codes(x)).all() and (again.bits, again.training) == (64, {"images": 3})
+    (tmp_path / "cut").write_bytes((tmp_path / "codes.safetensors").read_bytes()[:-4])
+    (tmp_path / "empty").write_bytes(b"")
+    odd = replace(codes, mean=np.zeros(4, np.float32))
+    odd.save(tmp_path / "odd")
+    for name in ("cut", "empty", "odd", "missing"):
+        with pytest.raises(WeightsError, match=name):
+            Codes.load(tmp_path / name)
+
+
+# -- learning
+
+
+def test_contrastive_divergence_learns_to_reconstruct() -> None:
+    torch.manual_seed(0)
+    x = torch.from_numpy(clustered(np.random.default_rng(0), 1000).astype(np.float32))
+    x = (x - x.mean(0)) / x.std()
+    fresh = dbn._fresh(D, 64)
+    assert dbn._gaussian_rate(x, QUICK) == 0.02
+    machine = dbn._Machine(dbn.Layer(fresh.weight * 0.1, fresh.up, fresh.down), replace(QUICK, momentum=0.5), 0.01)
+
+    def error() -> float:
+        weight, up, down = machine.layer
+        return float((torch.sigmoid(x @ weight + up) @ weight.T + down - x).pow(2).mean())
+
+    before = error()
+    for _ in range(20):
+        for part in dbn._batches(len(x), 100):
+            machine.step(x[part])
+    assert error() < 0.7 * before
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"pretrain_epochs": 0}, {"similarity": 1.0}], ids=["", "unpretrained", "similar"]
+)
+def test_neighbours_share_bits(change: dict[str, Any]) -> None:
+    x = clustered(np.random.default_rng(0), 2200)
+    reported: list[tuple[int, int]] = []
+    state = torch.random.get_rng_state()
+    codes = dbn.train(x[:2000], replace(QUICK, **change), lambda done, total: reported.append((done, total)))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert reported[-1][1] == dbn.images(replace(QUICK, **change), 2000) and reported[-1][0] <= reported[-1][1]
+    bits = np.unpackbits(codes(x), axis=1).astype(np.int64)
+    hamming = (bits[2000:, None] != bits[None, :2000]).sum(2)
+    distance = np.linalg.norm(x[2000:, None].astype(np.float32) - x[None, :2000], axis=2)
+    nearest = np.argsort(distance, axis=1)[:, :10]
+    candidates = np.argsort(hamming, axis=1, kind="stable")[:, :100]
+    found = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(nearest, candidates, strict=True)])
+    assert found > 0.9  # by chance 0.05
+
+
+def test_training_is_repeatable() -> None:
+    x = clustered(np.random.default_rng(0), 500)
+    config = replace(QUICK, epochs=1, pretrain_epochs=1)
+    one, two, three = (dbn.train(x, c) for c in (config, config, replace(config, seed=1)))
+    assert (one(x) == two(x)).all() and (one(x) != three(x)).any()
+
+
+# -- searching
+
+
+LEARNED: dict[Any, Codes] = {}
+
+
+@pytest.fixture
+def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filler:
+    """3,000 items; codes are learned from them only once."""
+    train = dbn.train
+
+    def once(sample: np.ndarray, config: CodesConfig, progress: Any) -> Codes:
+        key = config, sample.tobytes()
+        if key not in LEARNED:
+            LEARNED[key] = train(sample, config, progress)
+        return LEARNED[key]
+
+    monkeypatch.setattr(dbn, "train", once)
+    filler = Filler(tmp_path / "index", D, rows_per_shard=1024)
+    filler.add(clustered(np.random.default_rng(0), 3000))
+    return filler
+
+
+def recall(engine: Engine, queries: np.ndarray, **options: Any) -> float:
+    hits = 0
+    for query in queries.astype(np.float32):
+        exact = engine.search_by_vector(query, 10, exact=True, **options)
+        found = engine.search_by_vector(query, 10, **options)
+        assert len(found) == len(exact)
+        hits += sum(match.distance <= exact[-1].distance + 1e-9 for match in found)
+    return hits / (10 * len(queries))
+
+
+def synchronise(filler: Filler) -> None:
+    """What `build` and `remove` do after their commit."""
+    with writer_lock(filler.path):
+        sync.refresh_meta(filler.engine)
+
+
+def approximate(engine: Engine) -> Coded:
+    with engine.store.reading() as reader:
+        made = engine._approximate(reader.epoch())
+    assert isinstance(made, Coded)
+    return made
+
+
+def test_tune_codes_and_what_comes_after(filled: Filler) -> None:
+    engine = filled.engine
+    choice = tuning.tune_codes(engine, QUICK, 0.8)
+    assert choice.kind == "codes" and 0.8 <= choice.low <= choice.recall <= choice.high and choice.queries == 150
+    search = engine.info()["search"]
+    assert (search["kind"], search["recall"], search["target"]) == ("codes", choice.recall, 0.8)
+    assert search["parameters"]["candidates"] == 200 and search["memory"] == 3000 * (128 // 8 + 8)
+    random = np.random.default_rng(5)
+    queries = clustered(random, 30)
+    assert not engine.exact and recall(engine, queries) >= 0.8
+    new = clustered(random, 250)
+    filled.add(new)
+    assert approximate(engine).covered == 3000 and engine.search_by_vector(new[7].astype(np.float32), 1)[0].id == 3008
+    synchronise(filled)
+    assert len(engine.search_by_vector(new[7].astype(np.float32), 1)) == 1
+    assert approximate(engine).covered == 3250 == Meta.read(filled.path).search["parameters"]["encoded"]
+    assert engine.search_by_vector(new[7].astype(np.float32), 1)[0].id == 3008
+    gone = set(range(1, 3250, 5))
+    filled.remove(sorted(gone))
+    synchronise(filled)
+    for query in queries.astype(np.float32):
+        assert not gone & {match.id for match in engine.search_by_vector(query, 20)}
+        assert {match.label for match in engine.search_by_vector(query, 20, where={"label": "two"})} == {"two"}
+        assert len(engine.search_by_vector(query, 12, where=["n>=395", "n<407"])) == 9  # three are gone
+    assert recall(engine, queries) >= 0.8 and recall(engine, queries, where={"label": "two"}) >= 0.8
+    assert len(engine.search_by_vector(queries[0].astype(np.float32), 10_000)) == len(engine)
+    compact(engine)
+    for again in (engine, Engine(filled.path, model=filled.model)):
+        assert recall(again, queries) >= 0.8 and verify(again).problems == ()
+        assert approximate(again).covered == len(again) == len(approximate(again).rows)
+    filled.rows = len(engine)
+    filled.add(new[:10])
+    synchronise(filled)
+    engine.search_by_vector(queries[0].astype(np.float32))
+    assert approximate(engine).covered == len(engine)
+    folder = next((filled.path / "derived").iterdir())
+    assert sorted(path.name for path in folder.glob("added.*")) == ["added.0.3000.npy", "added.1.2600.npy"]
+
+
+def test_what_is_gone_costs_time_and_no_answers(filled: Filler) -> None:
+    tuning.tune_codes(filled.engine, QUICK, 0.5)
+    query = clustered(np.random.default_rng(7), 1)[0].astype(np.float32)
+    exact = filled.engine.search_by_vector(query, exact=True)
+    folder = next((filled.path / "derived").iterdir())
+    for name, data in (("entries.npy", b"no array"), ("codes.safetensors", b"no tensors")):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(data)
+        with Engine(filled.path, model=filled.model) as engine:
+            assert engine.exact and engine.search_by_vector(query) == exact
+        filled.add(clustered(np.random.default_rng(8), 1) + np.float16(30))
+        synchronise(filled)
+        (folder / name).write_bytes(kept)
+    with Engine(filled.path, model=filled.model) as engine:
+        assert not engine.exact and approximate(engine).covered == 3001  # the second could not be encoded
+        filled.remove([9])
+        synchronise(filled)
+        assert engine.search_by_vector(query) == exact and approximate(engine).covered == 3002
+    shutil.rmtree(filled.path / "derived")
+    with Engine(filled.path, model=filled.model) as engine:
+        assert engine.exact and engine.search_by_vector(query) == exact
+        synchronise(filled)
+
+
+def test_a_part_that_is_missing_is_scanned(filled: Filler) -> None:
+    tuning.tune_codes(filled.engine, QUICK, 0.5)
+    for _ in range(2):
+        filled.add(clustered(np.random.default_rng(8), 20))
+        synchronise(filled)
+    folder = next((filled.path / "derived").iterdir())
+    (folder / "added.0.3000.npy").unlink()
+    with Engine(filled.path, model=filled.model) as engine:
+        assert approximate(engine).covered == 3000
+    filled.remove([9])
+    synchronise(filled)
+    with Engine(filled.path, model=filled.model) as engine:
+        assert approximate(engine).covered == 3040
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 60), wanted=st.integers(1, 70), share=st.floats(0, 1))
+@settings(max_examples=30, deadline=None)
+def test_candidates_are_the_nearest_codes(seed: int, n: int, wanted: int, share: float) -> None:
+    random = np.random.default_rng(seed)
+    codes = hyperplanes(64, 6)
+    x, queries = random.normal(0, 1, (n, 6)), random.normal(0, 1, (3, 6)).astype(np.float32)
+    setting = Setting("codes", 64, 10, 0)
+    made = Coded(setting, codes, codes(x), np.arange(n), n)
+    allowed = random.random(n) < share
+    found = made._candidates(queries, wanted, np.packbits(allowed, bitorder="little"), setting)
+    bits, asked = (np.unpackbits(codes(y), axis=1).astype(np.int64) for y in (x, queries))
+    for each, query in zip(found, asked, strict=True):
+        distances = (bits != query).sum(1)
+        hits = each[each >= 0]
+        assert allowed[hits].all() and len(set(hits.tolist())) == len(hits) == min(wanted, int(allowed.sum()))
+        assert sorted(distances[hits]) == sorted(distances[allowed])[: len(hits)]
+
+
+def test_limits(filled: Filler, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="bytes, more than"):
+        tuning.tune_codes(filled.engine, QUICK, memory=1000)
+    with pytest.raises(UsageError, match="recall"):
+        tuning.tune_codes(filled.engine, QUICK, 1.5)
+    small = Filler(tmp_path / "small", D)
+    small.add(clustered(np.random.default_rng(0), 100))
+    with pytest.raises(UsageError, match="too few"):
+        tuning.tune_codes(small.engine, QUICK)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    before = (filled.path / "meta.json").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        tuning.tune_codes(filled.engine, QUICK, progress=interrupt)
+    assert (filled.path / "meta.json").read_bytes() == before and not (filled.path / "derived").exists()
+
+
+def test_from_the_command_line(
+    filled: Filler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dbn, "CodesConfig", lambda bits: replace(QUICK, bits=bits))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "-i", str(filled.path)])
+        out = capsys.readouterr()
+        return int(end.value.code or 0), out.out, out.err
+
+    assert run("tune", "--codes", "100")[0] == 2 and run("tune", "--codes", "32")[0] == 2
+    code, out, _ = run("tune", "--codes", "256", "--recall", "0.5")
+    assert code == 0 and "codes of 256 bits, 200 candidates" in out
+    assert "codes of 256 bits, recall" in run("info")[1]
+    probe = (
+        "import sys\nfrom simsearch.cli import main\n"
+        f"try:\n    main(['query', 'id:5', '-i', {str(filled.path)!r}, '--format', 'json'])\n"
+        "except SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    (answer,) = json.loads(done.stdout)
+    assert answer["exact"] is False and len(answer["matches"]) == 6
+
+
+# -- watching the recall
+
+
+def test_a_recall_that_has_fallen_is_noticed(filled: Filler, capsys: pytest.CaptureFixture[str]) -> None:
+    choice = tuning.tune_codes(filled.engine, QUICK, 0.8)
+    filled.add(clustered(np.random.default_rng(3), 200))
+    synchronise(filled)
+    assert "since" not in Meta.read(filled.path).search  # not a tenth yet
+    filled.add(clustered(np.random.default_rng(4), 200))
+    synchronise(filled)
+    since = Meta.read(filled.path).search["since"]
+    assert since["recall"] >= 0.8 and (since["queries"], since["items"]) == (100, 3400)
+    assert "repair" not in filled.engine.info()["search"]
+    far = 200 + np.random.default_rng(5).normal(0, 0.3, (700, D)).astype(np.float16)  # all alike to these codes
+    filled.add(far)
+    synchronise(filled)
+    with Engine(filled.path, model=filled.model) as engine:
+        search = engine.info()["search"]
+    assert search["recall"] == choice.recall and search["since"]["high"] < 0.8
+    assert search["repair"] == f"simsearch tune --codes 128 --recall 0.8 -i {filled.path}"
+    with pytest.raises(SystemExit):
+        main(["info", "-i", str(filled.path)])
+    assert f"below the 0.8 asked for; {search['repair']} repairs it" in capsys.readouterr().out
+    tuning.tune(filled.engine, 1.0)
+    assert "since" not in filled.engine.info()["search"]
+
+
+def test_other_structures_are_watched_as_well(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**9))
+    monkeypatch.setattr(tuning, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    tuning.tune(filled.engine, 0.9)
+    measured: list[int] = []
+    search = FlatIndex.search
+
+    def counted(self: FlatIndex, queries: np.ndarray, *rest: Any) -> Any:
+        measured.append(len(queries))
+        return search(self, queries, *rest)
+
+    filled.add(clustered(np.random.default_rng(3), 400))
+    monkeypatch.setattr(FlatIndex, "search", counted)
+    synchronise(filled)
+    assert Meta.read(filled.path).search["since"]["recall"] >= 0.9
+    asked = len(measured)
+    filled.remove([5])
+    synchronise(filled)
+    assert asked and len(measured) == asked  # nothing was measured again
