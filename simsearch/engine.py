@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 import numpy as np
 from PIL import Image, ImageOps
 
-from simsearch import images, models, opening
+from simsearch import descriptors, images, models, opening
 from simsearch.errors import ImageError, IndexDamagedError, ModelMismatchError, UsageError
 from simsearch.extract import stored
 from simsearch.index import FlatIndex
@@ -89,7 +89,7 @@ class Engine:
                 self._check(model, models.load(model, "cpu").weights_sha256)
         elif model is not None:
             self._check(model.name, model.weights_sha256)
-            self._model = model
+            self._model = descriptors.of_index(model, self.path, self.meta)
         with self.store.reading() as reader:
             reader.state("rows")
             self._check_roots(self.roots, reader.sources())
@@ -133,7 +133,7 @@ class Engine:
             if self._model is None or (many and getattr(self._model, "few", False)):
                 model = models.load(self._model_name, self.device, images=expected)
                 self._check(model.name, model.weights_sha256)
-                self._model = model
+                self._model = descriptors.of_index(model, self.path, self.meta)
             return self._model
 
     @property
@@ -357,7 +357,8 @@ class Engine:
             return {
                 "path": os.fspath(self.path), "items": reader.count(), "failures": reader.failure_count(),
                 "labels": reader.label_count(), "model": meta.model, "weights_sha256": meta.weights_sha256,
-                "dimension": meta.dimension, "metric": meta.metric, "storage": meta.storage, "engine": meta.engine,
+                "features": meta.features, "dimension": meta.dimension, "metric": meta.metric,
+                "storage": meta.storage, "engine": meta.engine,
                 "search": meta.search, "bytes": _size(self.path),
                 "rows": reader.state("rows"), "recipe": meta.recipe, "created": meta.created, "format": meta.format,
                 "sources": [
