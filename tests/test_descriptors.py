@@ -1,9 +1,6 @@
 """Features by recipe: what they are, that the engines agree on them, and every verb on an index that has them."""
 
 import json
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +12,7 @@ from simsearch import descriptors, models
 from simsearch.cli import main
 from simsearch.descriptors import Described, Descriptor, Part, describe, r_mac, unit, whitened
 from simsearch.errors import IndexDamagedError, ModelMismatchError, UsageError
+from simsearch.meta import Meta
 from simsearch.models.runtime import OnnxModel, TorchModel
 from simsearch.search import blend, expanded
 from simsearch.verify import verify
@@ -230,20 +228,27 @@ def test_verbs_work_on_features_of_every_kind(name, pictures, tmp_path, tiny_wei
     assert "would read 0 images" in run("build", pictures, *index, "--dry-run", "--features", name).output
 
 
-def test_a_build_killed_while_it_learns_leaves_nothing_and_goes_through_again(pictures, tmp_path, tiny_weights):
-    for number in range(80, 300):
-        draw(pictures / "a" / f"{number}.png", number)
-    command = [sys.executable, "-m", "simsearch", "build", pictures, "-i", tmp_path / "index", "--features", "best",
-               "--model", tiny_weights]  # fmt: skip
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert started.stderr is not None
-    assert "indexing" in started.stderr.readline()
-    started.send_signal(signal.SIGKILL)
-    started.wait()
-    started.stderr.close()
-    done = run(*command[3:])
-    assert done.exit_code == 0, done.output
-    assert run("verify", "-i", tmp_path / "index").exit_code == 0
+@pytest.mark.parametrize("where", ["learning", "components", "meta"])
+def test_a_build_interrupted_before_the_index_exists_goes_through_again(where, pictures, tmp_path, small, colours):
+    class Stopped(Exception):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    place = {
+        "learning": (type(colours), "features"),
+        "components": (descriptors, "sync_folder"),
+        "meta": (Meta, "write"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*place[where], stop)
+        with pytest.raises(Stopped):
+            simsearch.build(pictures, tmp_path / "index", colours, features="small")
+    assert not (tmp_path / "index" / "meta.json").exists()
+    with simsearch.build(pictures, tmp_path / "index", colours, features="small") as engine:
+        assert len(engine) == 80
+        assert verify(engine).problems == ()
 
 
 def test_query_expansion_searches_again_by_the_first_matches(pictures, tmp_path, colours):
