@@ -39,7 +39,7 @@ crops = click.option(
 @click.option("--model", "architecture", type=click.Choice(["alexnet", "lenet5", "convnet4"]), default=None,
               help="The network.  [default: alexnet, or that of --from]")  # fmt: skip
 @click.option(
-    "--preset", metavar="NAME", help="alexnet: paper, fast, small; lenet5: paper, distorted.  [default: paper]"
+    "--preset", metavar="NAME", help="alexnet: paper, fast, small, adapt; lenet5: paper, distorted.  [default: paper]"
 )
 @click.option(
     "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting of the preset; repeatable."

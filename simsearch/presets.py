@@ -104,7 +104,7 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
         "paper": _PAPER,
         "fast": _FAST,
         "small": replace(_FAST, image_size=112, epochs=12),
-        "adapt": replace(_FAST, epochs=15, batch_size=64, learning_rate=0.003, gain=0.0, compile=False),
+        "adapt": replace(_FAST, epochs=15, batch_size=32, gain=0.0, compile=False),
     },
     "lenet5": {
         "paper": _LENET,
