@@ -211,8 +211,8 @@ def of_index(
     if not originals:
         raise UsageError(f"no image of {engine.path} can be read")
     rows = np.array(chosen, np.int64)
-    found = {engine.meta.model: measure(originals, rows, base, engine.features, changes=changes, seed=seed,
-                                        progress=progress)}  # fmt: skip
+    name = engine.meta.model + (f", {engine.meta.features}" if engine.meta.descriptor else "")
+    found = {name: measure(originals, rows, base, engine.features, changes=changes, seed=seed, progress=progress)}
     if hash_too:
         others = [engine.thumbnail(int(number)) for number in ids]
         readable = np.flatnonzero([image is not None for image in others])
