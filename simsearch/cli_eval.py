@@ -77,7 +77,8 @@ def _report(engine: Engine, verdict: Verdict, path: Path, each: int = 10) -> Non
     rows = [_row(engine, query) for query in shown]
     scores = {name: f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})" for name, e in verdict.scores.items()}
     facts = {"index": str(engine.path), "model": verdict.model, "features": engine.meta.features,
-             "items": f"{verdict.items:,}", "queries": f"{verdict.count:,}", "below": f"the {each} worst queries by average precision, then the best",
+             "items": f"{verdict.items:,}", "queries": f"{verdict.count:,}",
+             "below": f"the {each} worst queries by average precision, then the best",
              "P@k by chance": f"{verdict.chance:.3f}", **scores}  # fmt: skip
     table: list[tuple[str, ...]] = [("class", "queries", *SHOWN)]
     for label, (count, found) in verdict.classes.items():
