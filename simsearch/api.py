@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simsearch import models, opening, sync
+from simsearch import descriptors, models, opening, sync
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
+from simsearch.meta import Meta
 
 if TYPE_CHECKING:
     from simsearch.models import Model
+    from simsearch.sources import Source
 
 DEFAULT_INDEX = "indexes/default"
 
@@ -38,19 +40,22 @@ def build(
     model: str | Model | None = None,
     *,
     device: str = "auto",
+    features: str | None = None,
     **options: Any,
 ) -> Engine:
     """Makes an index from one or more sources, or brings it in step with them, and opens it.
 
     source: folders, archives, manifests, Parquet files, `torchvision/NAME`; see `opening.resolve`.
     model: for a new index the default model unless given; an existing one keeps its own, and another is refused.
+    features: for a new index, a name of `descriptors.DESCRIPTORS` or an index to take the recipe of, components and
+    all; the 4096 activations of fc7 unless given. An existing index keeps its own, and another name is refused.
     options: the fields of `sync.Options`.
     """
     names = [source] if isinstance(source, str | os.PathLike) else list(source)
     chosen = sync.Options(**options)
     if chosen.dry_run:
         raise UsageError("a dry run builds no index that could be opened", hint="see simsearch.api.plan")
-    engine, _ = build_with_summary(names, index, model, device=device, options=chosen)
+    engine, _ = build_with_summary(names, index, model, device=device, options=chosen, features=features)
     return engine
 
 
@@ -62,6 +67,7 @@ def build_with_summary(
     device: str,
     options: sync.Options,
     roots: Mapping[str, str] | None = None,
+    features: str | None = None,
 ) -> tuple[Engine, sync.Summary]:
     """`build`, and what it did. Without names, all sources that the index knows are brought up to date.
 
@@ -73,10 +79,11 @@ def build_with_summary(
     if not (path / "meta.json").exists():
         if not names:
             raise UsageError(f"there is no index at {path} to bring up to date", hint="name a SOURCE to build it from")
-        model = _loaded(model, device)
-        fresh = sync.create(path, model)
+        model, name = _described(_loaded(model, device), features, found, options)
+        fresh = sync.create(path, model, name)
     engine = Engine(path, model=model, device=device)
     try:
+        _check_features(engine, features)
         if roots:
             engine.relocate(roots)
         return engine, sync.sync(engine, found, options)
@@ -88,14 +95,18 @@ def build_with_summary(
 
 
 def plan(
-    names: Sequence[SourceName], index: str | os.PathLike[str], model: str | Model | None, options: sync.Options
-) -> sync.Summary:
+    names: Sequence[SourceName], index: str | os.PathLike[str], model: str | Model | None, options: sync.Options,
+    features: str | None = None,
+) -> sync.Summary:  # fmt: skip
     """What `build` would do, without doing it."""
     found = [opening.resolve(os.fspath(name)) for name in names]
     options = replace(options, dry_run=True)
     if (Path(index) / "meta.json").exists():
         with Engine(index, model=model) as engine:
+            _check_features(engine, features)
             return sync.sync(engine, found, options)
+    if not (Path(features or "") / "meta.json").exists():
+        descriptors.find(features or descriptors.REFERENCE)
     with tempfile.TemporaryDirectory() as folder:
         model = _loaded(model, "cpu")
         sync.create(Path(folder), model)
@@ -107,3 +118,33 @@ def _loaded(model: str | Model | None, device: str) -> Model:
     """The model of a new index, which decides what it is computed in."""
     given = model or models.DEFAULT
     return models.load(given, device, threads=True, precision="auto") if isinstance(given, str) else given
+
+
+def _described(
+    model: Model, features: str | None, found: Sequence[Source], options: sync.Options
+) -> tuple[Model, str]:  # fmt: skip
+    """The model of a new index and what its features are called; learns the components where the recipe has some."""
+    name = features or descriptors.REFERENCE
+    if (Path(name) / "meta.json").exists():
+        with Engine(name, model=model) as other:
+            return other.load_model(), other.meta.features
+    recipe = descriptors.find(name)
+    if recipe is None:
+        return model, name
+    if not recipe.dimension:
+        return descriptors.Described(model, recipe), name
+    learned = descriptors.learn(model, recipe, found, options.exclude, options.progress)
+    return descriptors.Described(model, recipe, learned), name
+
+
+def _check_features(engine: Engine, features: str | None) -> None:
+    """Raises UsageError where an index has other features than those asked for."""
+    if features is None or features == engine.meta.features:
+        return
+    ours = engine.meta.descriptor
+    if (Path(features) / "meta.json").exists() and Meta.read(Path(features)).descriptor == ours:
+        return
+    raise UsageError(
+        f"the index {engine.path} has features {engine.meta.features}, not {features}",
+        hint="leave --features out, or build another index",
+    )

@@ -69,6 +69,11 @@ def sources_and_options(command: Command) -> Command:
 @main.command()
 @click.argument("source", nargs=-1)
 @click.option("--model", metavar="NAME|FILE", help="Model of a new index; `simsearch models` lists them.")
+@click.option(
+    "--features",
+    metavar="NAME|INDEX",
+    help="Features of a new index: fc7, a smaller or better recipe (see the README), or those of an index.",
+)
 @click.option("--no-prune", is_flag=True, help="Keep items whose image is gone.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--recall", type=click.FloatRange(0, 1, min_open=True), metavar="R",
@@ -76,8 +81,8 @@ def sources_and_options(command: Command) -> Command:
 @root
 @sources_and_options
 def build(
-    source: tuple[str, ...], model: str | None, no_prune: bool, dry_run: bool, recall: float | None,
-    roots: tuple[str, ...], index_path: str, device: str, form: str, **options: Any,
+    source: tuple[str, ...], model: str | None, features: str | None, no_prune: bool, dry_run: bool,
+    recall: float | None, roots: tuple[str, ...], index_path: str, device: str, form: str, **options: Any,
 ) -> None:  # fmt: skip
     """Makes an index from SOURCEs or brings it in step with them.
 
@@ -90,12 +95,12 @@ def build(
 
     chosen = sync.Options(prune=not no_prune, **options)
     if dry_run:
-        _say(api.plan(source, index_path, model, chosen), index_path, form, dry_run=True)
+        _say(api.plan(source, index_path, model, chosen, features), index_path, form, dry_run=True)
         return
     with progress("indexing") as callback:
         chosen = sync.Options(prune=not no_prune, progress=callback, **options)
         engine, summary = api.build_with_summary(
-            source, index_path, model, device=device, options=chosen, roots=_roots(roots)
+            source, index_path, model, device=device, options=chosen, roots=_roots(roots), features=features
         )
     with engine:
         _say(summary, index_path, form)
@@ -173,6 +178,8 @@ def remove(name: tuple[str, ...], yes: bool, index_path: str) -> None:
 @click.option("--minus", multiple=True, metavar="IMAGE[=W]", help="Be unlike this picture, W times; repeatable.")
 @click.option("--exact", is_flag=True, help="Do not search approximately, even if the index could.")
 @click.option("--dedup", is_flag=True, help="One match for each group of near-identical ones.")
+@click.option("--expand", type=click.IntRange(1), metavar="N",
+              help="Search again by the mean of the query and its N first matches.")  # fmt: skip
 @click.option("--flip", is_flag=True, help="A mirrored picture counts as the same.")
 @click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv", "paths"]), default=None,
               help="How to print matches.  [default: table]")  # fmt: skip
@@ -287,7 +294,8 @@ def info(failures: bool, form: str, roots: tuple[str, ...], index_path: str) -> 
         ("items", f"{facts['items']:,}"), ("failures", f"{facts['failures']:,}"),
         ("labels", f"{facts['labels']:,}"), ("model", facts["model"]), ("weights", facts["weights_sha256"]),
         ("recipe", f"shorter side {facts['recipe']['resize']}, centre {facts['recipe']['crop']}"),
-        ("features", f"{facts['dimension']:,} x {facts['storage']}, {facts['metric']}, by {facts['engine']}"),
+        ("features", f"{facts['features']}, {facts['dimension']:,} x {facts['storage']}, {facts['metric']},"
+                     f" by {facts['engine']}"),
         *(("search", line) for line in _searched(search)), ("size", output.size(facts["bytes"])),
         *(("source", f"{source['kind']} {source['root']} ({source['items']:,})") for source in facts["sources"]),
     ]  # fmt: skip

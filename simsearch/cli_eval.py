@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the items drawn.")
 
+SHOWN = ("P@1", "P@6", "R-precision", "mAP", "knn_accuracy")
+"""What is told of each class."""
+
 
 @evaluation.command("search")
 @click.option("--queries", "sources", multiple=True, metavar="SOURCE",
@@ -59,11 +62,10 @@ def search(
                               for name, e in verdict.scores.items()]):  # fmt: skip
         click.echo(line)
     if per_class:
-        shown = ("P@1", "P@6", "R-precision", "mAP", "knn_accuracy")
-        rows: list[tuple[str, ...]] = [("queries", *shown, "class")]
+        rows: list[tuple[str, ...]] = [("queries", *SHOWN, "class")]
         for label, (count, scores) in verdict.classes.items():
-            rows.append((f"{count:,}", *(f"{scores[name].value:.3f}" for name in shown), output.printable(label)))
-        for line in ("", *output.table(rows, right=len(shown) + 1)):
+            rows.append((f"{count:,}", *(f"{scores[name].value:.3f}" for name in SHOWN), output.printable(label)))
+        for line in ("", *output.table(rows, right=len(SHOWN) + 1)):
             click.echo(line)
 
 
@@ -74,12 +76,14 @@ def _report(engine: Engine, verdict: Verdict, path: Path, each: int = 10) -> Non
     shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
     rows = [_row(engine, query) for query in shown]
     scores = {name: f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})" for name, e in verdict.scores.items()}
-    facts = {"index": str(engine.path), "model": verdict.model, "items": f"{verdict.items:,}",
-             "queries": f"{verdict.count:,}", "below": f"the {each} worst queries by average precision, then the best",
+    facts = {"index": str(engine.path), "model": verdict.model, "features": engine.meta.features,
+             "items": f"{verdict.items:,}", "queries": f"{verdict.count:,}",
+             "below": f"the {each} worst queries by average precision, then the best",
              "P@k by chance": f"{verdict.chance:.3f}", **scores}  # fmt: skip
+    table: list[tuple[str, ...]] = [("class", "queries", *SHOWN)]
     for label, (count, found) in verdict.classes.items():
-        facts[f"class {label}"] = f"{count:,} queries, P@6 {found['P@6'].value:.3f}, mAP {found['mAP'].value:.3f}"
-    report.save_html(rows, path, "How well the index retrieves", facts)
+        table.append((label, f"{count:,}", *(f"{found[name].value:.3f}" for name in SHOWN)))
+    report.save_html(rows, path, "How well the index retrieves", facts, table)
     click.echo(f"note: wrote {path}", err=True)
 
 

@@ -39,12 +39,15 @@ crops = click.option(
 @click.option("--model", "architecture", type=click.Choice(["alexnet", "lenet5", "convnet4"]), default=None,
               help="The network.  [default: alexnet, or that of --from]")  # fmt: skip
 @click.option(
-    "--preset", metavar="NAME", help="alexnet: paper, fast, small; lenet5: paper, distorted.  [default: paper]"
+    "--preset", metavar="NAME", help="alexnet: paper, fast, small, adapt; lenet5: paper, distorted.  [default: paper]"
 )
 @click.option(
     "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting of the preset; repeatable."
 )
 @click.option("--epochs", type=click.IntRange(1), metavar="N", help="Passes over the images; short for --set epochs=N.")
+@click.option("--objective", type=click.Choice(["classification", "metric"]),
+              help="What to learn: labels, or features that are near those of the same label as well."
+              "  [default: classification]")  # fmt: skip
 @click.option("--val", "validation", multiple=True, metavar="SOURCE", help="Validate on these images; repeatable.")
 @click.option("--held-out", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True, metavar="SHARE",
               help="Without --val: hold out this share of each class.")  # fmt: skip

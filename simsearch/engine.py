@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 import numpy as np
 from PIL import Image, ImageOps
 
-from simsearch import coded, images, models, opening, upkeep
+from simsearch import coded, descriptors, images, models, opening, upkeep
 from simsearch.errors import ImageError, IndexDamagedError, ModelMismatchError, UsageError
 from simsearch.extract import stored
 from simsearch.filters import Where
@@ -93,7 +93,7 @@ class Engine:
             self._check(model.name, model.weights_sha256)
             self._model_name = model.name
             if models.precision_of(model.engine) == self.precision:
-                self._model = model
+                self._model = descriptors.of_index(model, self.path, self.meta)
         with self.store.reading() as reader:
             reader.state("rows")
             self._check_roots(self.roots, reader.sources())
@@ -142,7 +142,7 @@ class Engine:
                     self._model_name, self.device, images=expected, threads=threads, precision=self.precision
                 )
                 self._check(model.name, model.weights_sha256)
-                self._model = model
+                self._model = descriptors.of_index(model, self.path, self.meta)
             return self._model
 
     @property
@@ -406,7 +406,8 @@ class Engine:
             return {
                 "path": os.fspath(self.path), "items": reader.count(), "failures": reader.failure_count(),
                 "labels": reader.label_count(), "model": meta.model, "weights_sha256": meta.weights_sha256,
-                "dimension": meta.dimension, "metric": meta.metric, "storage": meta.storage, "engine": meta.engine,
+                "features": meta.features, "dimension": meta.dimension, "metric": meta.metric,
+                "storage": meta.storage, "engine": meta.engine,
                 "search": upkeep.told(meta.search, self.path), "bytes": _size(self.path),
                 "rows": reader.state("rows"), "recipe": meta.recipe, "created": meta.created, "format": meta.format,
                 "sources": [

@@ -79,7 +79,8 @@ class Outcome:
 
 def prepare(
     sources: Sequence[str], output: Path, *, architecture: str | None = None, preset: str | None = None,
-    changes: Sequence[str] = (), epochs: int | None = None, start: str | None = None, **rest: Any,
+    changes: Sequence[str] = (), epochs: int | None = None, objective: str | None = None, start: str | None = None,
+    **rest: Any,
 ) -> Job:  # fmt: skip
     """A job from a preset's name and `key=value` changes of it; network and input size are those of `start`, if given.
 
@@ -91,6 +92,7 @@ def prepare(
         raise UsageError(f"no network is called {architecture!r}", hint=f"one of {', '.join(PRESETS)}")
     given = [] if card is None else [f"image_size={card.arguments.get('image_size', 224)}"]
     given += [] if epochs is None else [f"epochs={epochs}"]
+    given += [] if objective is None else [f"objective={objective}"]
     config = settings(architecture, preset, [*given, *changes])
     return Job(tuple(sources), Path(output), config, architecture, start=start, **rest)
 

@@ -45,6 +45,9 @@ class Meta:
     rows: int = 0
     failures: int = 0
     search: dict[str, Any] = field(default_factory=lambda: {"kind": "exact", "recall": 1.0, "parameters": {}})
+    features: str = "fc7"
+    descriptor: dict[str, Any] = field(default_factory=dict)
+    """What the features are, by name and, unless they are plain fc7, in full; see `simsearch.descriptors`."""
     distances: list[float] = field(default_factory=list)
     """Quantiles of distances between random pairs of items; see `simsearch.calibration`."""
     distances_of: int = 0

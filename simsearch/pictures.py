@@ -37,9 +37,13 @@ def kernels(weights: NDArray[np.float32], columns: int = 16, scale: int = 4, gap
 
 def plot(
     series: Any, title: str, x_label: str, y_label: str, *,
-    width: int = 720, height: int = 420, lowest: float | None = None, line: float | None = None,
+    width: int = 720, height: int = 420, lowest: float | None = None, highest: float | None = None,
+    line: float | None = None, names: Sequence[str] = (), legend: bool = True,
 ) -> Image.Image:  # fmt: skip
-    """Lines through points: `series` maps a name to its (x, y) pairs. lowest: the axis starts there. line: a mark."""
+    """Lines through points: `series` maps a name to its (x, y) pairs. lowest, highest: the axis goes at least so far.
+
+    line: a mark across. names: of the places 1, 2, ... on the x axis, instead of numbers. legend: names of the lines.
+    """
     points = [point for pairs in series.values() for point in pairs if math.isfinite(point[1])]
     image = Image.new("RGB", (width, height), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
@@ -51,7 +55,7 @@ def plot(
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
     y_low, y_high = min(y for _, y in points), max(y for _, y in points)
     y_low = min(y_low, y_high - 1e-9) if lowest is None else lowest
-    y_high = max(y_high, y_low + 1e-9, line or y_low)
+    y_high = max(y_high, y_low + 1e-9, line or y_low, y_low if highest is None else highest)
     x_high = max(x_high, x_low + 1e-9)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -63,13 +67,14 @@ def plot(
         _, y = place(x_low, value)
         draw.line([(left, y), (right, y)], GRID)
         draw.text((left - 8, y), f"{value:g}", FAINT, font=font, anchor="rm")
-    for value in ticks(x_low, x_high):
+    marks = {float(number): name for number, name in enumerate(names, 1)}
+    for value, name in (marks or {value: f"{value:g}" for value in ticks(x_low, x_high)}).items():
         x, _ = place(value, y_low)
         draw.line([(x, bottom), (x, bottom + 4)], FAINT)
-        draw.text((x, bottom + 12), f"{value:g}", FAINT, font=font, anchor="mm")
+        draw.text((x, bottom + 12), name, FAINT, font=font, anchor="mm")
     draw.line([(left, top), (left, bottom), (right, bottom)], FAINT)
     draw.text(((left + right) / 2, height - 12), x_label, INK, font=font, anchor="mm")
-    draw.text((8, top - 12), y_label, INK, font=font, anchor="lm")
+    draw.text((8, top - 16), y_label, INK, font=font, anchor="lm")
     if line is not None:
         draw.line([place(x_low, line), place(x_high, line)], INK)
     for number, pairs in enumerate(series.values()):
@@ -77,18 +82,31 @@ def plot(
         path = [place(x, y) for x, y in pairs if math.isfinite(y)]
         if len(path) > 1:
             draw.line(path, colour, 2, joint="curve")
-        elif path:
-            x, y = path[0]
+        for x, y in path if names or len(path) == 1 else ():
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
+    if not legend:
+        return image
     # The legend stands where the curves leave room: on the left if they rise.
     ends = [(path[0][1], path[-1][1]) for path in series.values() if path]
     rising = sum(last - first for first, last in ends if math.isfinite(first + last)) > 0
-    x = left + 16 if rising else right - 150
     for number, name in enumerate(series):
-        y = top + 10 + 18 * number
-        draw.line([(x, y), (x + 20, y)], LINES[number % len(LINES)], 3)
-        draw.text((x + 26, y), name, INK, font=font, anchor="lm")
+        _key(draw, (left + 16 if rising else right - 150, top + 10 + 18 * number), name, number)
     return image
+
+
+def legend(image: Image.Image, names: Sequence[str], corner: tuple[float, float]) -> None:
+    """The names of lines side by side, for several plots in one image."""
+    draw, (x, y) = ImageDraw.Draw(image), corner
+    for number, name in enumerate(names):
+        x = _key(draw, (x, y), name, number) + 24
+
+
+def _key(draw: ImageDraw.ImageDraw, corner: tuple[float, float], name: str, number: int) -> float:
+    """A line's colour and name; returns where they end."""
+    (x, y), font = corner, ImageFont.load_default(13)
+    draw.line([(x, y), (x + 20, y)], LINES[number % len(LINES)], 3)
+    draw.text((x + 26, y), name, INK, font=font, anchor="lm")
+    return x + 26 + draw.textlength(name, font)
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:

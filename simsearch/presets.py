@@ -45,7 +45,9 @@ class TrainConfig:
     # speed
     precision: Literal["float32", "auto"] = "float32"  # auto: bfloat16 where it is fast, TF32 for the rest
     compile: bool = False  # torch.compile
-    # similarity
+    # features
+    objective: Literal["classification", "metric"] = "classification"  # metric: near those of the label as well
+    metric_weight: float = 1.0  # beside label_weight
     teacher_weight: float = 0.0  # 0: labels alone
     label_weight: float = 1.0
     temperature: float = 0.1  # of the two similarity matrices
@@ -80,7 +82,8 @@ class TrainConfig:
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 _CHOICES = {"optimizer": ("sgd", "adamw"), "schedule": ("plateau", "cosine", "constant"),
-            "patches": ("fixed", "scaled"), "precision": ("float32", "auto")}  # fmt: skip
+            "patches": ("fixed", "scaled"), "precision": ("float32", "auto"),
+            "objective": ("classification", "metric")}  # fmt: skip
 
 _PAPER = TrainConfig()
 _FAST = replace(
@@ -101,6 +104,7 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
         "paper": _PAPER,
         "fast": _FAST,
         "small": replace(_FAST, image_size=112, epochs=12),
+        "adapt": replace(_FAST, epochs=15, batch_size=32, gain=0.0, compile=False),
     },
     "lenet5": {
         "paper": _LENET,

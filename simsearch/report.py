@@ -122,10 +122,13 @@ def _draw_picture(canvas: Image.Image, picture: Picture, corner: tuple[int, int]
         draw.text(place, _elided(_plain(words), font, side), fill=colour, font=font, anchor="ma")
 
 
-def html(rows: Sequence[Row], title: str, facts: Mapping[str, str], side: int = 224) -> str:
+def html(
+    rows: Sequence[Row], title: str, facts: Mapping[str, str], side: int = 224, table: Sequence[Sequence[str]] = ()
+) -> str:
     """One page that needs nothing but itself: pictures inlined, no script, every request forbidden by its own policy.
 
-    `facts` are shown below the title (model, index, ...). Any text encodes to UTF-8, whatever the names came from.
+    `facts` are shown below the title (model, index, ...), then `table`: its first row are the headings, and the first
+    column names each row. Any text encodes to UTF-8, whatever the names came from.
     """
     terms = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts.items())
     sections = "\n".join(_section(number, row, side) for number, row in enumerate(rows, start=1))
@@ -138,10 +141,21 @@ def html(rows: Sequence[Row], title: str, facts: Mapping[str, str], side: int = 
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title>
 <style>:root {{ --side: {side}px; --most: {most}; }}{STYLE}</style>
 </head><body>
-<header><h1>{_text(title)}</h1>{f"<dl>{terms}</dl>" if terms else ""}</header>
+<header><h1>{_text(title)}</h1>{f"<dl>{terms}</dl>" if terms else ""}{_table(table)}</header>
 <main>{sections or '<p class="none">no queries</p>'}</main>
 </body></html>
 """
+
+
+def _table(table: Sequence[Sequence[str]]) -> str:
+    if not table:
+        return ""
+    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in table[0])
+    body = "\n".join(
+        f'<tr><th scope="row" dir="auto">{_text(name)}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in cells)}</tr>'
+        for name, *cells in table[1:]
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 
 def _section(number: int, row: Row, side: int) -> str:
@@ -204,9 +218,11 @@ def montage_format(path: Path) -> str:
     return extension
 
 
-def save_html(rows: Sequence[Row], path: Path, title: str, facts: Mapping[str, str]) -> None:
+def save_html(
+    rows: Sequence[Row], path: Path, title: str, facts: Mapping[str, str], table: Sequence[Sequence[str]] = ()
+) -> None:
     """The page as a UTF-8 file. UsageError where it cannot be written."""
-    write_atomically(path, html(rows, title, facts).encode("utf-8"))
+    write_atomically(path, html(rows, title, facts, table=table).encode("utf-8"))
 
 
 def _fitted(image: Image.Image | None, side: int) -> Image.Image | None:
@@ -259,6 +275,9 @@ body { margin: auto; padding: 1.5rem clamp(.75rem, 3vw, 2.5rem); max-width: 110r
 h1 { font-size: 1.5rem; } h2 { margin-bottom: .75rem; font-size: 1rem; } small, .path, .id { font-size: .85em; }
 dl { display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; margin-top: .5rem; } dl div { display: flex; gap: .4rem; }
 dt, small, .path, .id, .none, .tile { color: var(--faint); }
+table { margin-top: 1rem; border-collapse: collapse; } thead { color: var(--faint); text-align: left; }
+th, td { padding: .1rem 1.25rem .1rem 0; border-bottom: 1px solid var(--line); font-weight: 400; }
+td, thead th + th { text-align: right; font-variant-numeric: tabular-nums; } tbody th { text-align: left; }
 section { margin-top: 1.5rem; padding-top: 1.25rem; border-top: 1px solid var(--line); }
 .row { display: grid; grid-template-columns: calc(var(--side) * .85) 1fr; gap: 1.5rem; align-items: start; }
 .query { padding: .5rem; border: 2px solid var(--frame); border-radius: .5rem; background: var(--panel); }

@@ -211,8 +211,8 @@ def of_index(
     if not originals:
         raise UsageError(f"no image of {engine.path} can be read")
     rows = np.array(chosen, np.int64)
-    found = {engine.meta.model: measure(originals, rows, base, engine.features, changes=changes, seed=seed,
-                                        progress=progress)}  # fmt: skip
+    name = engine.meta.model + (f", {engine.meta.features}" if engine.meta.descriptor else "")
+    found = {name: measure(originals, rows, base, engine.features, changes=changes, seed=seed, progress=progress)}
     if hash_too:
         others = [engine.thumbnail(int(number)) for number in ids]
         readable = np.flatnonzero([image is not None for image in others])
@@ -223,21 +223,27 @@ def of_index(
 
 
 def draw(found: dict[str, list[Point]]) -> Image.Image:
-    """One panel a change: how often the original is first, in percent, from weak to strong; a line a feature."""
+    """Two panels a change, from weak to strong: how often the original is first, in percent, and how far from it the
+    changed picture lies, in units of the median random pair; a line a feature."""
     from simsearch import pictures
 
+    width, height, head = 440, 230, 34
     names = list(dict.fromkeys(point.change for points in found.values() for point in points))
-    panels = []
-    for name in names:
-        series = {}
-        for feature, points in found.items():
-            share = [100 * point.first.value for point in points if point.change == name]
-            series[feature] = [(float(step), value) for step, value in enumerate(share, 1)]
-        words = f"{name}: " + ", ".join(f"{value:g}" for value in CHANGES[name][1])
-        panels.append(pictures.plot(series, words, CHANGES[name][2] + ", from weak to strong", "first, %",
-                                    width=520, height=300, lowest=0.0))  # fmt: skip
-    columns = min(2, len(panels))
-    sheet = Image.new("RGB", (520 * columns, 300 * -(-len(panels) // columns)), "white")
-    for number, panel in enumerate(panels):
-        sheet.paste(panel, (520 * (number % columns), 300 * (number // columns)))
+    columns = 4 if len(names) > 1 else 2
+    sheet = Image.new("RGB", (width * columns, head + height * -(-2 * len(names) // columns)), pictures.PAPER)
+    pictures.legend(sheet, list(found), (16, head // 2))
+    for number, name in enumerate(names):
+        strengths = [f"{value:g}" for value in CHANGES[name][1]]
+        for half, (words, top) in enumerate((("original first, %", 100.0), ("distance", 1.0))):
+            series = {
+                feature: [
+                    (float(step), 100 * point.first.value if not half else point.distance)
+                    for step, point in enumerate((point for point in points if point.change == name), 1)
+                ]
+                for feature, points in found.items()
+            }
+            panel = pictures.plot(series, name, CHANGES[name][2], words, width=width, height=height, lowest=0.0,
+                                  highest=top, names=strengths, legend=False)  # fmt: skip
+            row, column = divmod(2 * number + half, columns)
+            sheet.paste(panel, (width * column, head + height * row))
     return sheet

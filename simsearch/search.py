@@ -38,13 +38,15 @@ class SearchOptions(TypedDict, total=False):
     """What every search accepts besides the query and k.
 
     where: conditions on items. max_distance: the farthest match to report. dedup: one match per near-identical group.
-    exact: do not use an approximate structure, even if the index has one.
+    exact: do not use an approximate structure, even if the index has one. expand: search again by the mean of the
+    query and this many of its first matches; see `expanded`.
     """
 
     where: Where | None
     max_distance: float | None
     dedup: bool
     exact: bool
+    expand: int
 
 
 class PictureOptions(SearchOptions, total=False):
@@ -102,6 +104,8 @@ class Search:
             raise UsageError(f"the largest distance is {farthest!r}, not a number")
         if farthest is not None and not farthest >= 0:
             raise UsageError(f"the largest distance is {farthest}, but distances are not negative")
+        if expand := options.get("expand"):
+            queries = self._expanded(queries, left_out, expand, options)
         wanted = conditions(options.get("where"))
         permitted = self.reader.rows(wanted) if wanted else self.snapshot.live
         available = self.snapshot.flat.rows if permitted is None else len(permitted)
@@ -160,6 +164,20 @@ class Search:
             return self.snapshot.flat.search(queries, k, permitted)
         return self.structure.search(self.snapshot.flat, queries, k, permitted)
 
+    def _expanded(
+        self, queries: NDArray[np.float32], left_out: Sequence[Sequence[int]], count: int, options: SearchOptions
+    ) -> NDArray[np.float32]:
+        """The (nq, v, D) queries to search by instead; the same matches are added to each variant of a query."""
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
+            raise UsageError(f"a query cannot be expanded by {count!r} matches", hint="a whole number from 1 on")
+        first: SearchOptions = {"where": options.get("where"), "exact": bool(options.get("exact"))}
+        results = []
+        for query, matches in zip(queries, self.answers(queries, count, left_out, first), strict=True):
+            rows = np.array([self.reader.item(match.id).row for match in matches], np.int64)
+            near = self.shards.read(rows).astype(np.float32) if len(rows) else np.zeros((0, query.shape[1]), np.float32)
+            results.append([expanded(variant, near) for variant in query])
+        return np.array(results, np.float32)
+
     def _match(self, rank: int, distance: float, similarity: float, item: Item) -> Match:
         path = self.snapshot.sources[item.source].display(item.path)
         return Match(rank, item.id, path, item.label, distance, similarity, item.metadata, item.path)
@@ -209,7 +227,7 @@ def blend(
     """Relevance feedback (Rocchio 1971): the mean of what is wanted, moved half a step away from what is not.
 
     Weights count in the mean of what is wanted, where the query has weight 1, and in that of what is not; the mean of
-    those of `minus` multiplies the step. All are 1 unless given. Activations are not negative, so neither is
+    those of `minus` multiplies the step. All are 1 unless given. Of activations, which are not negative, neither is
     the result.
     """
     wanted: NDArray[np.float32] = np.concatenate([query[None], plus])
@@ -218,8 +236,25 @@ def blend(
     if len(minus):
         factors = np.array(minus_weights or [1.0] * len(minus), np.float32)
         unwanted = (minus * factors[:, None]).sum(0) / factors.sum()
-        wanted = np.maximum(wanted + np.float32(0.5) * factors.mean() * (wanted - unwanted), 0)
+        signed = min(float(wanted.min()), float(unwanted.min())) < 0  # principal components
+        wanted = wanted + np.float32(0.5) * factors.mean() * (wanted - unwanted)
+        wanted = wanted if signed else np.maximum(wanted, 0)
     return wanted
+
+
+def expanded(query: NDArray[np.float32], near: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average query expansion (Chum et al., ICCV 2007): the mean of a (D,) query and its (n, D) first matches.
+
+    Matches weigh the third power of their cosine to the query (Radenović, Tolias & Chum, PAMI 2019, "alpha QE"), so
+    that doubtful ones count little; the result is as long as the query.
+    """
+    length = float(np.linalg.norm(query))
+    if not len(near) or not length:
+        return query
+    cosines = near @ query / np.maximum(np.linalg.norm(near, axis=1) * length, 1e-9)
+    total = query + (np.maximum(cosines, 0) ** 3) @ near
+    scaled: NDArray[np.float32] = (total * (length / max(float(np.linalg.norm(total)), 1e-9))).astype(np.float32)
+    return scaled
 
 
 def weighted(given: Sequence[Any]) -> tuple[list[Any], list[float]]:

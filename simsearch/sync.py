@@ -21,7 +21,8 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 import simsearch
-from simsearch import calibration, planning, upkeep
+from simsearch import calibration, descriptors, planning, upkeep
+from simsearch.descriptors import FILE, REFERENCE
 from simsearch.errors import IndexDamagedError, UsageError
 from simsearch.extract import Extracted, Task, extract
 from simsearch.images import LARGE_BYTES
@@ -46,9 +47,10 @@ SAMPLE = 512
 """Items whose pairwise distances calibrate `similarity`."""
 
 
-def create(path: Path, model: Model) -> bool:
+def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
     """Makes an empty index for a model; False if there is one already. A half-made one is completed.
 
+    features: what the features are called, where the model is a `Described` one.
     Raises UsageError if something else is at that place.
     """
     if path.exists() and (not path.is_dir() or any(not _ours(child) for child in path.iterdir())):
@@ -64,8 +66,10 @@ def create(path: Path, model: Model) -> bool:
                 raise IndexDamagedError(f"{path / 'meta.json'} is missing, though the index has items")
             (path / "features").mkdir(exist_ok=True)
             Store(path / "items.sqlite", create=True).close()
+            recipe = descriptors.record(path, model)
             Meta(
-                model=model.name, weights_sha256=model.weights_sha256, recipe=model.recipe.to_dict(),
+                features=features, descriptor=recipe, model=model.name,
+                weights_sha256=model.weights_sha256, recipe=model.recipe.to_dict(),
                 dimension=model.dimension, engine=model.engine, simsearch=simsearch.__version__,
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 distances=list(model.distances),
@@ -87,9 +91,8 @@ def _holds_items(path: Path) -> bool:
 
 
 def _ours(path: Path) -> bool:
-    return path.name in {"features", "derived", "writer.lock", ".meta.json.partial"} or path.name.startswith(
-        "items.sqlite"
-    )
+    known = {"features", "derived", "writer.lock", ".meta.json.partial", FILE, f".{FILE}.partial"}
+    return path.name in known or path.name.startswith("items.sqlite")
 
 
 def sync(engine: Engine, found: Sequence[Source], options: Options) -> Summary:

@@ -4,12 +4,10 @@ Where the work happens differs by objects, not by branches: a `World` of one pro
 be disabled, `torch.compile` may be the identity. `torchrun --nproc-per-node N -m simsearch train ...` makes the world
 larger; the batch is then shared out and the gradients averaged, so the result is that of one process.
 
-Sources: Krizhevsky et al. 2012, section 5 (SGD with momentum, division by 10 when validation stalls); the similarity
-matching follows Tung & Mori, ICCV 2019, with Euclidean distances in the student because that is what an index
-searches by.
+Source: Krizhevsky et al. 2012, section 5 (SGD with momentum, division by 10 when validation stalls).
 
 Shape letters: N training images, P side of the stored images, B batch, S side of the network's input, C classes,
-D width of the last hidden layer, T width of the teacher's features.
+D width of the last hidden layer.
 """
 
 from __future__ import annotations
@@ -28,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import distributed, nn
 
 from simsearch import augment
 from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
+from simsearch.losses import length_loss, neighbour_loss, similarity_loss
 from simsearch.presets import TrainConfig
 from simsearch.pruning import Compressor
 
@@ -46,6 +44,9 @@ if TYPE_CHECKING:
 
 EVERY = 50
 """Steps between two rows of the log."""
+
+TOGETHER = 4
+"""Images of a label that go into a batch together, so that each has others to be near to."""
 
 
 @dataclass(frozen=True)
@@ -350,7 +351,7 @@ def _batches(data: TrainingSet, training: Training, world: World, batch: int) ->
         epoch, place = divmod(step, per_epoch)
         if epoch not in orders:
             orders.clear()
-            orders[epoch] = np.random.default_rng((config.seed, epoch)).permutation(len(data))
+            orders[epoch] = _order(data.labels, config, epoch)
         rows = np.sort(orders[epoch][place * batch : (place + 1) * batch])[mine]
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         views = augment.draw(batch, stored, config.image_size, config, generator)[mine]
@@ -368,44 +369,29 @@ def _batches(data: TrainingSet, training: Training, world: World, batch: int) ->
             yield (*(x if x is None else x.to(device, non_blocking=True) for x in tensors), views)
 
 
+def _order(labels: NDArray[np.int64], config: TrainConfig, epoch: int) -> NDArray[np.int64]:
+    """The rows of an epoch, each once; for the metric objective, images of a label come a few at a time."""
+    random = np.random.default_rng((config.seed, epoch))
+    order = random.permutation(len(labels))
+    if config.objective != "metric":
+        return order
+    order = order[np.argsort(labels[order], kind="stable")]
+    groups = [order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)]
+    return np.concatenate([groups[number] for number in random.permutation(len(groups))])
+
+
 def _loss(
     network: Network, config: TrainConfig, features: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor | None
 ) -> Tensor:
     """The mean loss over a batch, a scalar."""
     loss: Tensor = config.label_weight * network.loss(logits, labels, config.label_smoothing)
+    if config.objective == "metric":
+        loss = loss + config.metric_weight * neighbour_loss(features, labels, config.temperature)
     if config.teacher_weight and teacher is not None:
         loss = loss + config.teacher_weight * similarity_loss(features, teacher, config.temperature)
     if config.norm_weight:
         loss = loss + config.norm_weight * length_loss(features)
     return loss
-
-
-def similarity_loss(features: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """How far the student's neighbourhoods are from the teacher's: a scalar.
-
-    features (B, D) and teacher (B, T) each give, for every image, a distribution over the other B - 1 images of the
-    batch: the teacher's by cosine, the student's by squared Euclidean distance in units of the mean squared norm
-    (for vectors of equal length the two agree). The loss is the mean Kullback-Leibler divergence.
-    """
-    features = features.float()
-    squared = features.square().sum(1)
-    distances = squared[:, None] + squared[None, :] - 2 * features @ features.T
-    # The unit is part of the gradient: held constant, it would let the loss shrink all features to nothing.
-    student = -distances / (2 * squared.mean().clamp(min=1e-6)) / temperature
-    unit = F.normalize(teacher.float(), dim=1)
-    target = unit @ unit.T / temperature
-    itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
-    student, target = student.masked_fill(itself, -1e4), target.masked_fill(itself, -1e4)
-    loss: Tensor = F.kl_div(student.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
-    return loss
-
-
-def length_loss(features: Tensor) -> Tensor:
-    """The relative variance of the lengths of (B, D) features: 0 where all are as long, so that Euclidean
-    distance orders pictures as the cosine does, which knows nothing of contrast."""
-    lengths = features.float().norm(dim=1)
-    variation: Tensor = lengths.var() / lengths.mean().square().clamp(min=1e-6)
-    return variation
 
 
 def _count(window: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from simsearch import descriptors
 from simsearch.errors import IndexDamagedError
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ def verify(engine: Engine, progress: Callable[[int, int], None] = lambda done, t
 def _verified(engine: Engine, progress: Callable[[int, int], None]) -> tuple[int, Verdict]:
     with engine.store.reading() as reader:
         problems = [f"items.sqlite: {line}" for line in reader.integrity()]
+        try:
+            descriptors.components(engine.path, engine.meta)
+        except IndexDamagedError as error:
+            problems.append(str(error))
         items, rows = reader.count(), reader.state("rows")
         try:
             problems += _check_rows(engine, reader, items, rows)

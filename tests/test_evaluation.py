@@ -184,7 +184,7 @@ def test_robustness_of_an_index(index, colours):
     blur = [point for point in found["colours"] if point.change == "blur"]
     assert blur[0].first.value == 1
     assert blur[0].distance < blur[-1].distance
-    assert robustness.draw(found).size == (1040, 300)
+    assert robustness.draw(found).size == (1760, 264)
     with pytest.raises(UsageError, match="no change"):
         robustness.measure([], np.zeros(0, np.int64), np.zeros((1, 2)), robustness.hashes, changes=["wave"])
 
@@ -201,6 +201,7 @@ def test_from_the_command_line(photos, tmp_path, tiny_weights):
     found = json.loads(run("eval", "search", "-i", index, "--format", "json", "--html", page))
     assert set(found["mAP"]) == {"value", "low", "high"}
     assert page.read_text().count("<section") == 20
+    assert '<th scope="row" dir="auto">amber</th><td>6</td>' in page.read_text()
     assert "mAP" in run("eval", "search", "-i", index, "--per-class", "--queries", photos)
     assert json.loads(run("eval", "recall", "-i", index, "-n", 5, "--format", "json"))["recall"]["value"] == 1
     plot = tmp_path / "curves.png"

@@ -441,3 +441,14 @@ def test_pixels_are_those_of_the_recipe(pics):
     data, failures = trainset.load([*found, gone], Recipe(24, 20), ("red",))
     assert len(data) == 12
     assert "gone.png" in failures[0][0]
+
+
+def test_the_metric_objective_from_the_command_line(trained, tmp_path):
+    file, pics = trained
+    done = simsearch_("train", pics, "-o", tmp_path / "m.safetensors", "--from", file, "--objective", "metric", *QUICK)
+    assert done.exit_code == 0, done.output
+    card = models.find(str(tmp_path / "m.safetensors")).card
+    assert card.training["settings"]["objective"] == "metric"
+    refused(
+        simsearch_("train", pics, "-o", tmp_path / "n.safetensors", "--set", "objective=triplet"), "triplet", "metric"
+    )

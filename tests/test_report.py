@@ -207,6 +207,13 @@ def test_html_of_a_missing_image_and_of_no_rows() -> None:
     assert "no queries" in Outline(page()).text
 
 
+def test_html_has_a_table_where_there_is_one() -> None:
+    page = report.html([], "Title", {}, table=[("class", "P@1"), ("<cats>", "0.5"), ("dogs", "1.0")])
+    assert '<th scope="col">class</th><th scope="col">P@1</th>' in page
+    assert '<th scope="row" dir="auto">&lt;cats&gt;</th><td>0.5</td>' in page
+    assert "<table" not in report.html([], "Title", {})
+
+
 def test_html_of_unusual_names() -> None:
     name = os.fsdecode(b"caf\xe9\n\x00.jpg") + "\u202egpj"
     source = page(row(match(name, label=name), path=name), title=name, facts={name: name})

@@ -14,6 +14,7 @@ from simsearch import augment, fit
 from simsearch import train as training
 from simsearch.augment import Colour
 from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
+from simsearch.losses import length_loss, neighbour_loss, similarity_loss
 from simsearch.metrics import Base, retrieval
 from simsearch.models.alexnet import AlexNet
 from simsearch.models.configs import AlexNetConfig
@@ -177,7 +178,7 @@ def test_lengths_become_equal(data, tmp_path):
     colour = Colour.of(data.pixels)
 
     def variation(network):
-        return training.length_loss(torch.from_numpy(fit.features_of(network, data, colour))).item()
+        return length_loss(torch.from_numpy(fit.features_of(network, data, colour))).item()
 
     with_it, _ = run(data, tmp_path / "a", replace(FAST, norm_weight=5.0))
     without, _ = run(data, tmp_path / "b")
@@ -187,8 +188,8 @@ def test_lengths_become_equal(data, tmp_path):
 def test_similarity_loss_is_zero_where_student_and_teacher_agree():
     torch.manual_seed(0)
     unit = torch.nn.functional.normalize(torch.rand(20, 8), dim=1)
-    assert training.similarity_loss(unit, unit, 0.1).item() == pytest.approx(0, abs=1e-5)
-    assert training.similarity_loss(unit, unit.flip(0), 0.1).item() > 0.1
+    assert similarity_loss(unit, unit, 0.1).item() == pytest.approx(0, abs=1e-5)
+    assert similarity_loss(unit, unit.flip(0), 0.1).item() > 0.1
 
 
 def views(config, seed, batch=32):
@@ -263,6 +264,7 @@ import sys
 from pathlib import Path
 import numpy as np, torch
 from simsearch.augment import Colour
+from simsearch.losses import length_loss, neighbour_loss, similarity_loss
 from tests.test_train import FAST, fresh
 from simsearch.train import World, train
 from simsearch.trainset import TrainingSet
@@ -323,3 +325,47 @@ def test_the_default_preset_is_the_paper_s():
     assert (paper.momentum, paper.weight_decay, paper.batch_size, paper.learning_rate) == (0.9, 5e-4, 128, 0.01)
     assert (paper.dropout, paper.colour, paper.image_size, paper.reflections) == (0.5, 0.1, 224, True)
     assert (paper.schedule, paper.reductions, paper.patches, paper.gain) == ("plateau", 3, "fixed", 0.0)
+
+
+def test_neighbour_loss_is_small_where_labels_are_apart():
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 2])  # the last is alone and does not count
+    apart = torch.eye(3)[labels] + 0.01 * torch.rand(7, 3)
+    assert neighbour_loss(apart, labels, 0.1).item() == pytest.approx(math.log(2), abs=0.02)
+    assert neighbour_loss(apart, labels.flip(0), 0.1).item() > 2
+    assert neighbour_loss(5 * apart, labels, 0.1).item() == pytest.approx(
+        neighbour_loss(apart, labels, 0.1).item(), rel=1e-4
+    )  # no unit of length
+    alone = torch.rand(3, 4, requires_grad=True)
+    assert neighbour_loss(alone, torch.arange(3), 0.1).item() == 0
+    neighbour_loss(alone, torch.arange(3), 0.1).backward()
+    assert alone.grad is not None and not alone.grad.any()
+
+
+def test_neighbour_loss_is_that_of_supervised_contrastive_learning():
+    """Khosla et al. 2020, equation 2, image by image; of unit vectors, squared distance is two minus twice the cosine."""
+    torch.manual_seed(0)
+    z = torch.nn.functional.normalize(torch.rand(20, 16), dim=1)
+    labels = torch.randint(0, 5, (20,))
+    terms = []
+    for i in range(20):
+        others = [a for a in range(20) if a != i]
+        total = sum(math.exp(float(z[i] @ z[a]) / 0.2) for a in others)
+        positive = [math.log(math.exp(float(z[i] @ z[p]) / 0.2) / total) for p in others if labels[p] == labels[i]]
+        terms += [-sum(positive) / len(positive)] if positive else []
+    expected = sum(terms) / len(terms)
+    assert neighbour_loss(z, labels, 0.2).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_metric_objective_brings_a_label_together(data, tmp_path):
+    config = replace(FAST, epochs=6, dropout=0.0, objective="metric", label_weight=0.0)
+    network, _ = run(data, tmp_path / "c", config)
+    assert precision(network, data) > 0.9
+
+
+def test_images_of_a_label_come_together_and_each_once():
+    labels = np.random.default_rng(0).integers(0, 5, 103)
+    config = TrainConfig(objective="metric")
+    order = training._order(labels, config, 3)
+    assert sorted(order) == list(range(103))
+    assert (labels[order[1:]] == labels[order[:-1]]).mean() > 0.6
+    assert (training._order(labels, config, 4) != order).any()
