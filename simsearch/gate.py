@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
+
 from simsearch.settings import Settings
 from simsearch.telemetry import Metrics
 
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("simsearch.serve")
+
+GONE = 499
+"""The status that logs and metrics show where a client left before its answer."""
+
+LARGEST_HEAD = 1 << 15
+"""Bytes of a request's line and headers."""
 
 LARGEST_JSON = 1 << 20
 """Bytes of a body that is not multipart: a vector of some ten thousand numbers fits."""
@@ -85,10 +93,13 @@ class Gate:
 
         try:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
+            _check_head(scope)
             self._check(path, scope["method"], headers)
             await self.app(scope, self._limited(receive, headers), answer)
         except Refused as refused:
             await _send(answer, refused)
+        except ClientDisconnect:  # nobody waits for an answer any more
+            status = GONE
         except Exception as error:
             if isinstance(error.__cause__, Refused) or status == 0:
                 log.error("request failed", exc_info=error, extra={"fields": {"id": request_id}})
@@ -132,7 +143,7 @@ class Gate:
         message = f"the body is over {largest:,} bytes"
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > largest:
-            raise Refused(413, "too_large", message, {"connection": "close"})
+            raise Refused(413, "too_large", message)
         seen, complete = 0, False
         deadline = time.monotonic() + self.settings.body_timeout
 
@@ -150,12 +161,27 @@ class Gate:
                 seen += len(found.get("body", b""))
                 complete = not found.get("more_body", False)
                 if seen > largest:
-                    raise Refused(413, "too_large", message, {"connection": "close"})
+                    raise Refused(413, "too_large", message)
             return found
 
         return limited
 
 
+def _check_head(scope: Scope) -> None:
+    """Raises Refused for a huge head, and for what two programs could read differently: two keys, two lengths."""
+    size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    if size + sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEAD:
+        raise Refused(400, "bad_headers", f"the head is over {LARGEST_HEAD:,} bytes", {"connection": "close"})
+    names = [name.decode("latin-1").lower() for name, _ in scope["headers"]]
+    repeated = next((name for name in _SINGLE if names.count(name) > 1), None)
+    if repeated:
+        raise Refused(400, "bad_headers", f"the header {repeated} is given more than once", {"connection": "close"})
+    if "transfer-encoding" in names and "content-length" in names:
+        text = "a request has either Content-Length or Transfer-Encoding"
+        raise Refused(400, "bad_headers", text, {"connection": "close"})
+
+
+_SINGLE = ("host", "content-length", "content-type", "transfer-encoding", "authorization", "x-api-key", "origin")
 _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
 
 

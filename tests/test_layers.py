@@ -15,7 +15,7 @@ PACKAGE = Path(simsearch.__file__).parent
 LAYERS = [
     {"cli", "cli_models", "console", "queries", "cards", "report", "__main__", "cli_search", "cli_serve", "cli_eval"},
     {"serving"},
-    {"server"},
+    {"connections", "server"},
     {"routes"},
     {"service"},
     {"answers", "batching", "bodies", "gallery", "uploads", "webpage", "output"},
