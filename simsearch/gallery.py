@@ -7,6 +7,8 @@ import io
 import threading
 from collections import OrderedDict
 
+import numpy as np
+
 from simsearch import images
 from simsearch.engine import Engine
 from simsearch.served import ServedIndex
@@ -31,6 +33,19 @@ def file(served: ServedIndex, number: int) -> tuple[bytes, str | None]:
 def digest(served: ServedIndex, number: int) -> bytes:
     """The SHA-256 of an item's file, as indexed."""
     return served.use(lambda engine: engine.item(number).digest)
+
+
+def spread(served: ServedIndex, count: int) -> list[int]:
+    """The ids of some items, spread evenly over the index: something to begin with."""
+
+    def read(engine: Engine) -> list[int]:
+        with engine.store.reading() as reader:
+            snapshot = engine.snapshot(reader)
+            live = snapshot.live if snapshot.live is not None else np.arange(snapshot.flat.rows)
+            rows = live[np.unique(np.linspace(0, len(live) - 1, count).round().astype(int))] if len(live) else live
+            return sorted(item.id for item in reader.items_at(rows.tolist()).values())
+
+    return served.use(read)
 
 
 def _kind(data: bytes) -> str | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Number = Annotated[int, PathParameter(alias="id", ge=0, le=reference.LARGEST_ID, description="An item.", examples=[1])]
 Index = Annotated[str | None, Query(alias="index", description="Which index, where there are several.")]
+Count = Annotated[int, Query(ge=1, le=100, description="How many.")]
 Size = Annotated[int, Query(ge=32, le=1024, description="Pixels of the longer side.")]
 
 
@@ -69,6 +70,11 @@ def _search(app: FastAPI, service: Service) -> None:
 def _items(app: FastAPI, service: Service) -> None:
     write = service.settings.writable
     reading = errors(400, 401, 404, 422, 503)
+
+    @app.get("/v1/items", summary="Some items, spread evenly over the index",
+             responses={**responses(reference.ITEMS), **reading})  # fmt: skip
+    async def items(request: Request, count: Count = 12, index: Index = None) -> Response:
+        return await service.items(request, count)
 
     @app.get("/v1/items/{id}", summary="One item", responses={**responses(reference.ITEM), **reading})
     async def item(request: Request, number: Number, index: Index = None) -> Response:

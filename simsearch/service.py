@@ -149,14 +149,23 @@ class Service:
     async def item(self, request: Request, number: int) -> Response:
         """What is known of an item."""
         served = self.index(request)
+        return reply((await self.in_thread(lambda: self._known(served, [number])))[0])
 
-        def find(engine: Engine) -> dict[str, Any]:
-            item = engine.item(number)
-            path = item.path if self.settings.relative else engine.paths([item])[0]
-            return {"id": item.id, "path": path, "label": item.label, "metadata": item.metadata,
-                    "width": item.width, "height": item.height, "bytes": item.size}  # fmt: skip
+    async def items(self, request: Request, count: int) -> Response:
+        """Some items, spread over the index."""
+        served = self.index(request)
+        found = await self.in_thread(lambda: self._known(served, gallery.spread(served, count)))
+        return reply({"items": found})
 
-        return reply(await self.in_thread(lambda: served.use(find)))
+    def _known(self, served: ServedIndex, numbers: list[int]) -> list[dict[str, Any]]:
+        def find(engine: Engine) -> list[dict[str, Any]]:
+            items = [engine.item(number) for number in numbers]
+            paths = [item.path for item in items] if self.settings.relative else engine.paths(items)
+            return [{"id": item.id, "path": path, "label": item.label, "metadata": item.metadata,
+                     "width": item.width, "height": item.height, "bytes": item.size}
+                    for item, path in zip(items, paths, strict=True)]  # fmt: skip
+
+        return served.use(find)
 
     async def image(self, request: Request, number: int) -> Response:
         """An item's file. What is no picture that browsers show is for saving, so that none guesses what it is."""
