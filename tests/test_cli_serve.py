@@ -69,13 +69,22 @@ def test_loopback_its_log_and_its_stop(index):
         assert "serving photos at http://127.0.0.1:" in log[0]
         assert httpx.get(url + "ready").json() == {"status": "ready"}
         assert httpx.get(url + "v1/indexes").json()["indexes"][0]["name"] == "photos"
-        asked = httpx.post(url + "v1/search?index=photos", json={"id": 1, "filter": ["path~*secret*"]}, headers={"x-request-id": "r-1"})
+        asked = httpx.post(
+            url + "v1/search?index=photos", json={"id": 1, "filter": ["path~*secret*"]}, headers={"x-request-id": "r-1"}
+        )
         assert asked.json()["matches"] == []
         assert httpx.get(url + "health", headers={"host": "rebound.example"}).status_code == 400
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
     entry = next(entry for entry in lines(log) if entry.get("id") == "r-1")
-    expected = {"event": "request", "method": "POST", "path": "/v1/search", "status": 200, "index": "photos", "matches": 0}
+    expected = {
+        "event": "request",
+        "method": "POST",
+        "path": "/v1/search",
+        "status": 200,
+        "index": "photos",
+        "matches": 0,
+    }
     assert expected.items() <= entry.items()
     assert entry["ms"] > 0
     assert "secret" not in "".join(log)
@@ -110,7 +119,9 @@ def test_beyond_this_machine_without_a_key_if_one_insists(index):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell):
-    done = subprocess.run([sys.executable, "-m", "simsearch", "completion", shell], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "simsearch", "completion", shell], capture_output=True, text=True, check=True
+    )
     assert "_SIMSEARCH_COMPLETE" in done.stdout
     if executable := shutil.which(shell):
         checked = subprocess.run([executable, "-n"], input=done.stdout, capture_output=True, text=True)

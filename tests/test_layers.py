@@ -13,7 +13,19 @@ from simsearch import errors
 PACKAGE = Path(simsearch.__file__).parent
 
 LAYERS = [
-    {"cli", "cli_models", "console", "queries", "cards", "report", "__main__", "cli_search", "cli_serve", "cli_eval"},
+    {
+        "cli",
+        "cli_models",
+        "console",
+        "queries",
+        "cards",
+        "report",
+        "terminal",
+        "__main__",
+        "cli_search",
+        "cli_serve",
+        "cli_eval",
+    },
     {"serving"},
     {"connections", "server"},
     {"routes"},
