@@ -17,6 +17,9 @@ from simsearch.gate import Refused
 MOST = 512
 """Connections open at once."""
 
+STALL = 30.0
+"""Seconds without a byte taken, after which a client that does not read its answer is cut off."""
+
 LINGER = 64 << 20
 """Bytes of a body that are read and thrown away after it was refused: a client that is cut off sees no answer."""
 
@@ -25,6 +28,7 @@ class Connection(H11Protocol):
     """One client. What it may do comes from the settings of the app that is served."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
     _thrown = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -48,10 +52,35 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
+        self._flows()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look_again(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._flows()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Refused(400, "bad_request", "the request cannot be read as HTTP"))
+
+    def _look_again(self, left: int) -> None:
+        self._stalled = self.loop.call_later(STALL, self._look, left)
+
+    def _look(self, left: int) -> None:
+        """Whether the client has taken anything since `left` bytes were left."""
+        now = self.transport.get_write_buffer_size()
+        if now >= left:
+            self.transport.abort()
+        else:
+            self._look_again(now)
+
+    def _flows(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _refused_body(self) -> bool:
         """Whether the client still sends what was answered already."""

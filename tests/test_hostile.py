@@ -205,6 +205,31 @@ def test_clients_that_leave(port):
     assert raw(port, head())[0] == 200
 
 
+def test_who_does_not_read_is_cut_off_and_who_reads_slowly_is_not(tmp_path, monkeypatch):
+    import numpy as np
+    from PIL import Image
+
+    from tests.conftest import Colours
+
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(noise).save(tmp_path / "photos" / "large.png", compress_level=0)
+    size = (tmp_path / "photos" / "large.png").stat().st_size
+    monkeypatch.setattr(connections, "STALL", 0.5)
+    with (simsearch.build(tmp_path / "photos", tmp_path / "index", model=Colours()) as engine,
+          serving(simsearch.create_app(engine)) as port):  # fmt: skip
+        for pause, whole in ((0.05, True), (3.0, False)):
+            received = 0
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(b"GET /v1/items/1/image HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+                time.sleep(pause)
+                with contextlib.suppress(ConnectionResetError):
+                    while chunk := connection.recv(1 << 20):
+                        received += len(chunk)
+                        time.sleep(pause if whole else 0)
+            assert (received > size) == whole
+
+
 def test_connections_are_bounded(engine, monkeypatch):
     monkeypatch.setattr(connections, "MOST", 4)
     with serving(simsearch.create_app(engine)) as port, contextlib.ExitStack() as stack:
