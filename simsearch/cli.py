@@ -360,7 +360,8 @@ def sample(directory: Path, count: int, seed: int) -> None:
 
 for _command in (
     cli_models.train, cli_models.classify, cli_eval.evaluation, cli_models.models,
-    cli_search.duplicates, cli_search.merge, cli_search.tune, cli_serve.serve, cli_serve.completion,
+    cli_search.duplicates, cli_search.merge, cli_search.tune, cli_serve.serve, cli_serve.demo,
+    cli_serve.completion,
 ):  # fmt: skip
     main.add_command(_command)
 

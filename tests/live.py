@@ -34,12 +34,14 @@ def serving(app):
 
 
 @contextlib.contextmanager
-def process(*arguments, env=None):
+def process(*arguments, verb="serve", env=None):
     """Runs `simsearch serve`; the process, its URL, and a list that its log grows into."""
-    command = [sys.executable, "-m", "simsearch", "serve", "--port", "0", *map(str, arguments)]
+    command = [sys.executable, "-m", "simsearch", verb, "--port", "0", *map(str, arguments)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as server:
         assert server.stderr is not None
         first = server.stderr.readline()
+        while re.match(r"(drawing|indexing):", first):
+            first = server.stderr.readline()
         found = re.search(r"http://\S+", first)
         log = [first]
         reader = threading.Thread(target=lambda: log.extend(server.stderr))

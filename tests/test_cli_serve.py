@@ -117,6 +117,15 @@ def test_beyond_this_machine_without_a_key_if_one_insists(index):
         assert server.wait(30) == 130
 
 
+def test_demo_serves_and_leaves_nothing(tmp_path):
+    with process("-n", 30, verb="demo", env={**os.environ, "TMPDIR": str(tmp_path)}) as (server, url, _):
+        assert httpx.get(url + "v1/indexes").json()["indexes"][0]["items"] == 30
+        assert len(list(tmp_path.glob("simsearch-demo-*"))) == 1
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 130
+    assert list(tmp_path.glob("simsearch-demo-*")) == []
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell):
     done = subprocess.run(
