@@ -55,16 +55,42 @@ def test_lenet5(mnist):
     assert kept == [line.split("(")[0] for line in again.splitlines() if "wrong" in line]
 
 
-def test_relu_vs_tanh(tmp_path):
+def red_and_blue(folder, count, side=32):
+    """Noisy pictures of two classes, which their colour tells apart."""
     random = np.random.default_rng(0)
-    for number in range(256):
-        folder = tmp_path / "pictures" / ("red", "blue")[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = random.integers(0, 150, (32, 32, 3), dtype=np.uint8)
+    for number in range(count):
+        place = folder / ("red", "blue")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 150, (side, side, 3), dtype=np.uint8)
         pixels[:, :, (number % 2) * 2] += 60
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    return folder
+
+
+def test_presets(tmp_path):
+    pictures = red_and_blue(tmp_path / "pictures", 128, 72)
+    out = run("presets", pictures, "--val", pictures, "--image-size", 64, "--most", 2, "--fast-epochs", 3, "--eager")
+    assert out.count("fast  seed 0") == out.count("paper seed 0") == 1
+    assert out.count("seed 0 epoch") in (4, 5)  # a schedule runs to its end, the paper's may be ended by the target
+    assert "fast  seed 0: 50% after 1 epochs" in out
+    assert "`fast` is" in out or "no ratio" in out
+
+
+def test_relu_vs_tanh(tmp_path):
     work = tmp_path / "work"
-    out = run("relu_vs_tanh", tmp_path / "pictures", "--work", work, "--seeds", 2, "--rates", 0.01, 0.05, "--most", 30)
+    out = run(
+        "relu_vs_tanh",
+        red_and_blue(tmp_path / "pictures", 256),
+        "--work",
+        work,
+        "--seeds",
+        2,
+        "--rates",
+        0.01,
+        0.05,
+        "--most",
+        30,
+    )
     assert "the paper says 6" in out
     assert (work / "relu_vs_tanh-paper.png").stat().st_size > 1000
     runs = [json.loads(path.read_text()) for path in work.glob("*.json")]
