@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from rich.console import Console, Group
 from rich.style import Style
@@ -102,12 +103,13 @@ def blocks(image: Image.Image | None, side: int = SIDE) -> list[Text]:
     scale = side / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
     left, top = (side - width) // 2, (side - height) // 2
-    pixels = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0).load()
+    resized = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    pixels = np.asarray(resized)  # (height, width, 3) uint8
 
     def colour(x: int, y: int) -> str | None:
         if not (0 <= x - left < width and 0 <= y - top < height):
             return None
-        red, green, blue = pixels[x - left, y - top]  # type: ignore[index]
+        red, green, blue = pixels[y - top, x - left]
         return f"rgb({red},{green},{blue})"
 
     for number in range(len(lines)):

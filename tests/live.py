@@ -18,7 +18,7 @@ from simsearch.serving import server_for
 def serving(app):
     """Serves an app in a thread; the port."""
     server = server_for(app)
-    server.capture_signals = contextlib.nullcontext  # only the main thread may
+    vars(server)["capture_signals"] = contextlib.nullcontext  # only the main thread may
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -44,7 +44,7 @@ def process(*arguments, verb="serve", env=None):
             first = server.stderr.readline()
         found = re.search(r"http://\S+", first)
         log = [first]
-        reader = threading.Thread(target=lambda: log.extend(server.stderr))
+        reader = threading.Thread(target=log.extend, args=(server.stderr,))
         reader.start()
         try:
             if found is None:

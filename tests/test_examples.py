@@ -65,8 +65,9 @@ def test_a_pool_of_processes(index, photos, tmp_path):
 
 def test_a_replica_of_an_index_that_grows(index, photos, tmp_path):
     command = [sys.executable, EXAMPLES / "replica.py", index, tmp_path / "replica"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as replica:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as replica:
+        assert replica.stdin is not None
+        assert replica.stdout is not None
         assert replica.stdout.readline().startswith("generation")
         with simsearch.open(tmp_path / "replica") as engine:
             client = Client(simsearch.create_app(engine))
