@@ -27,6 +27,9 @@ log = logging.getLogger("simsearch.serve")
 GONE = 499
 """The status that logs and metrics show where a client left before its answer."""
 
+HELD = 16
+"""Bodies of the largest size that may be in memory at once."""
+
 LARGEST_HEAD = 1 << 15
 """Bytes of a request's line and headers."""
 
@@ -64,6 +67,7 @@ class Gate:
                  guarded: Callable[[str], bool], closing: Callable[[], bool]) -> None:  # fmt: skip
         self.app, self.settings, self.metrics, self.guarded = app, settings, metrics, guarded
         self.closing = closing
+        self._held = 0  # bytes of all bodies of requests that are not answered yet
         self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,7 +79,7 @@ class Gate:
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
         scope["simsearch.id"] = request_id
-        status = 0
+        status, held = 0, list[int]()
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -95,7 +99,7 @@ class Gate:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             _check_head(scope)
             self._check(path, scope["method"], headers)
-            await self.app(scope, self._limited(receive, headers), answer)
+            await self.app(scope, self._limited(receive, headers, held), answer)
         except Refused as refused:
             await _send(answer, refused)
         except ClientDisconnect:  # nobody waits for an answer any more
@@ -107,6 +111,7 @@ class Gate:
             else:
                 raise
         finally:
+            self._held -= sum(held)
             route = getattr(scope.get("route"), "path", "other")
             took = time.perf_counter() - start
             method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -136,19 +141,19 @@ class Gate:
             if not any(hmac.compare_digest(digest, known) for known in self._keys):
                 raise Refused(401, "unauthorized", "this needs a valid API key", {"www-authenticate": "Bearer"})
 
-    def _limited(self, receive: Receive, headers: dict[str, str]) -> Receive:
-        """`receive`, with limits on the size of a body and on the time that it takes."""
+    def _limited(self, receive: Receive, headers: dict[str, str], held: list[int]) -> Receive:
+        """`receive`, with limits on the size of a body and on the time that it takes. held: its sizes, as it comes."""
         multipart = headers.get("content-type", "").lower().startswith("multipart/form-data")
         largest = self.settings.max_body if multipart else min(LARGEST_JSON, self.settings.max_body)
         message = f"the body is over {largest:,} bytes"
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > largest:
             raise Refused(413, "too_large", message)
-        seen, complete = 0, False
+        complete = False
         deadline = time.monotonic() + self.settings.body_timeout
 
         async def limited() -> Message:
-            nonlocal seen, complete
+            nonlocal complete
             if complete:
                 return await receive()
             try:
@@ -158,10 +163,14 @@ class Gate:
                 text = f"the body did not arrive within {self.settings.body_timeout:g} s"
                 raise Refused(400, "body_too_slow", text, {"connection": "close"}) from None
             if found["type"] == "http.request":
-                seen += len(found.get("body", b""))
+                held.append(len(found.get("body", b"")))
+                self._held += held[-1]
                 complete = not found.get("more_body", False)
-                if seen > largest:
+                if sum(held) > largest:
                     raise Refused(413, "too_large", message)
+                if self._held > HELD * self.settings.max_body:
+                    self.metrics.rejected.inc()
+                    raise Refused(429, "too_many_requests", "too much is being sent at once", {"retry-after": "1"})
             return found
 
         return limited

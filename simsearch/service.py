@@ -135,7 +135,7 @@ class Service:
             if crop is not None:
                 raise UsageError("a vector cannot be cropped")
         elif "image" in query or crop is not None:
-            data = query["image"] if "image" in query else served.use(lambda engine: engine.read(query["id"]))
+            data = query.pop("image") if "image" in query else served.use(lambda engine: engine.read(query["id"]))
             recipe, job.weights = engine.recipe, engine.meta.weights_sha256
             image = images.decode(data, None if crop else recipe.resize, self.settings.max_pixels).image
             job.pixels = recipe.pixels(images.crop(image, crop) if crop else image)

@@ -34,7 +34,7 @@ def engine(tmp_path_factory):
 def port(engine):
     """A service with tight limits, and a key."""
     app = simsearch.create_app(engine, api_keys=KEY, hosts=("127.0.0.1",), max_body=1 << 20, max_pixels=10_000,
-                               head_timeout=0.7, body_timeout=0.7)  # fmt: skip
+                               head_timeout=1.0, body_timeout=1.0)  # fmt: skip
     with serving(app) as port:
         yield port
 
@@ -203,6 +203,22 @@ def test_clients_that_leave(port):
             with socket.create_connection(("127.0.0.1", port)) as connection:
                 connection.sendall(data)
     assert raw(port, head())[0] == 200
+
+
+def test_bodies_together_have_a_limit(engine, monkeypatch):
+    from simsearch import gate
+
+    app = simsearch.create_app(engine, max_body=1 << 20, body_timeout=2.5, api_keys=KEY)
+    monkeypatch.setattr(gate, "HELD", 2)  # times the largest body, of 1 MiB
+    start = head("Content-Type: multipart/form-data; boundary=b", "Content-Length: 1000000", **POST)
+    start += b'--b\r\nContent-Disposition: form-data; name="image"; filename="q"\r\n\r\n' + bytes(900_000)
+    with serving(app) as port, contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(3)]
+        for connection in waiting:
+            connection.sendall(start)
+        found = sorted(answer(connection)[:2] for connection in waiting)
+        assert found == [(400, "body_too_slow"), (400, "body_too_slow"), (429, "too_many_requests")]
+        assert raw(port, form(png()))[0] == 200  # and is free again
 
 
 def test_who_does_not_read_is_cut_off_and_who_reads_slowly_is_not(tmp_path, monkeypatch):
