@@ -46,7 +46,7 @@ ITEM = _object(
     {"id": 7, "path": "/photos/cat/1.jpg", "label": "cat", "metadata": {"year": 2012}, "width": 640, "height": 480,
      "bytes": 81234},
 )  # fmt: skip
-ITEMS = _object({"items": {"type": "array", "items": ITEM}})
+ITEMS = _object({"items": {"type": "array", "items": ITEM}}, {"items": ITEM["examples"]})
 ANSWER = _object(
     {"query": _TEXT, "model": _TEXT, "metric": {"const": "euclidean"}, "exact": {"type": "boolean"},
      "took_ms": {"type": "number", "minimum": 0}, "matches": {"type": "array", "items": _object(_MATCH)}},

@@ -47,7 +47,7 @@ def _around(app: FastAPI, service: Service) -> None:
     async def ready() -> Response:
         return await service.ready()
 
-    @app.get("/metrics", summary="Figures for Prometheus", responses={
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response, responses={
         200: {"description": "Done.", "content": {"text/plain": {"schema": {"type": "string"}}}},
         **errors(400, 401, 503)})  # fmt: skip
     async def metrics() -> Response:
@@ -80,12 +80,12 @@ def _items(app: FastAPI, service: Service) -> None:
     async def item(request: Request, number: Number, index: Index = None) -> Response:
         return await service.item(request, number)
 
-    @app.get("/v1/items/{id}/image", summary="An item's image file",
+    @app.get("/v1/items/{id}/image", summary="An item's image file", response_class=Response,
              responses={**binary("image/*", "application/octet-stream"), **reading})  # fmt: skip
     async def image(request: Request, number: Number, index: Index = None) -> Response:
         return await service.image(request, number)
 
-    @app.get("/v1/items/{id}/thumbnail", summary="A small JPEG of an item",
+    @app.get("/v1/items/{id}/thumbnail", summary="A small JPEG of an item", response_class=Response,
              responses={**binary("image/jpeg"), 304: {"description": "Unchanged."}, **reading})  # fmt: skip
     async def thumbnail(request: Request, number: Number, size: Size = 256, index: Index = None) -> Response:
         return await service.thumbnail(request, number, size)

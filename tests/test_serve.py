@@ -151,6 +151,40 @@ def test_items_and_their_files(client, photos):
     assert code(client("GET", "/v1/items/3/image")) == (404, "image_gone")
 
 
+def test_some_items(client, engine):
+    found = client("GET", "/v1/items?count=4").json()["items"]
+    assert [item["id"] for item in found] == [1, 9, 16, 24]
+    assert found[0] == client("GET", "/v1/items/1").json()
+    assert len(client("GET", "/v1/items?count=100").json()["items"]) == 24
+    engine.remove([1, 2, 24])
+    assert [item["id"] for item in client("GET", "/v1/items?count=2").json()["items"]] == [3, 23]
+    engine.remove(["*"])
+    assert client("GET", "/v1/items").json() == {"items": []}
+    assert client("GET", "/v1/items?count=0").status_code == 422
+
+
+def test_the_openapi_document(engine):
+    document = Client(simsearch.create_app(engine))("GET", "/openapi.json").json()
+    operations = {f"{method} {path}" for path, found in document["paths"].items() for method in found}
+    assert operations == {
+        "get /health", "get /ready", "get /metrics", "get /v1/indexes", "post /v1/search", "get /v1/items",
+        "get /v1/items/{id}", "get /v1/items/{id}/image", "get /v1/items/{id}/thumbnail",
+    }  # fmt: skip
+    for path, found in document["paths"].items():
+        for operation in found.values():
+            for status, answer in operation["responses"].items():
+                assert answer["description"]
+                schema = answer.get("content", {}).get("application/json", {}).get("schema")
+                if schema is not None:
+                    assert schema["examples"], f"{path} {status} has no example"
+                if int(status) >= 400:
+                    assert schema["required"] == ["error"], f"{path} {status}"
+    writing = Client(simsearch.create_app(engine, writable=True, api_keys="k"))("GET", "/openapi.json").json()
+    assert {"post", "get"} == set(writing["paths"]["/v1/items"])
+    assert writing["paths"]["/v1/search"]["post"]["security"] == [{"bearer": []}, {"header": []}]
+    assert "security" not in writing["paths"]["/health"]["get"]
+
+
 def test_keys(engine):
     client = Client(simsearch.create_app(engine, api_keys=("secret", "other")))
     for headers in ({}, {"authorization": "Bearer wrong"}, {"x-api-key": "secre"}, {"authorization": "secret"}):
