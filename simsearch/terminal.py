@@ -22,7 +22,9 @@ from simsearch.output import distance, printable
 from simsearch.report import Picture, Row, montage
 
 SIDE = 18
-"""Columns of a tile; half as many lines."""
+"""Columns of a tile, and half as many lines, where the terminal is narrow."""
+
+WIDEST = 32
 
 GAP = 2
 
@@ -34,11 +36,11 @@ def show(rows: Sequence[Row], console: Console, renderable: Any = None) -> None:
     """
     tiles = max(2, (console.width + GAP) // (SIDE + GAP))
     for row in rows:
+        if renderable is None:
+            console.print(_grid(row, console.width))
+            continue
         for start in range(0, max(1, len(row.matches)), tiles - 1):
             chunk = Row(row.query, row.matches[start : start + tiles - 1])
-            if renderable is None:
-                console.print(_grid(chunk, start))
-                continue
             if start:
                 console.print(f"{start + 1} to {start + len(chunk.matches)}:", highlight=False)
             width = min(console.width, (1 + len(chunk.matches)) * (SIDE + GAP))
@@ -70,32 +72,36 @@ def advice() -> str | None:
     return "this terminal shows sharper pictures after pip install 'simsearch[show]'" if missing else None
 
 
-def _grid(row: Row, start: int) -> Table:
-    """The query and some of its matches, the first of which has rank start + 1."""
-    grid = Table.grid(padding=(0, GAP, 1, 0))
-    cells = [_tile(row.query, "query")]
-    cells += [_tile(match, str(start + number)) for number, match in enumerate(row.matches, 1)]
+def _grid(row: Row, width: int) -> Table:
+    """The query and its matches, four tiles a line if these are not too small."""
+    side = min(max(SIDE, (width + GAP) // 4 - GAP), WIDEST)
+    cells = [_tile(row.query, "query", side)]
+    cells += [_tile(match, str(rank), side) for rank, match in enumerate(row.matches, 1)]
     if not row.matches:
         cells.append(Group(Text("no match")))
-    grid.add_row(*cells)
+    grid = Table.grid(padding=(0, GAP, 1, 0))
+    columns = max(1, (width + GAP) // (side + GAP))
+    for start in range(0, len(cells), columns):
+        grid.add_row(*cells[start : start + columns])
     return grid
 
 
-def _tile(picture: Picture, title: str) -> Group:
+def _tile(picture: Picture, title: str, side: int) -> Group:
     name = PurePath(picture.path).name or picture.path
     first = title if picture.distance is None else f"{title}  {distance(picture.distance)}"
-    second = picture.label or name
-    return Group(*blocks(picture.image), _caption(first, "bold"), _caption(second, "dim"))
+    captions = _caption(first, "bold", side), _caption(picture.label or name, "dim", side)
+    return Group(*blocks(picture.image, side), *captions)
 
 
-def _caption(words: str, style: str) -> Text:
+def _caption(words: str, style: str, side: int) -> Text:
     text = Text(printable(words), style, no_wrap=True)
-    text.truncate(SIDE, overflow="ellipsis", pad=True)
+    text.truncate(side, overflow="ellipsis", pad=True)
     return text
 
 
 def blocks(image: Image.Image | None, side: int = SIDE) -> list[Text]:
     """A picture as side / 2 lines of `side` characters, its aspect ratio kept, in the middle of them."""
+    side -= side % 2
     lines = [Text(" " * side) for _ in range(side // 2)]
     if image is None:
         lines[side // 4] = Text("not available".center(side), "dim")
