@@ -371,10 +371,8 @@ def test_redirects_and_answers_that_are_refused(engine, site, monkeypatch):
 
 def test_a_name_is_resolved_once(engine, site, monkeypatch):
     """A name that is public when it is looked at and private a moment later gains nothing."""
-    import simsearch.fetch as fetching
-
     asked = []
-    real = fetching.socket.getaddrinfo
+    real = socket.getaddrinfo
 
     def rebinding(host, port, *rest, **more):
         if host == "rebinding.example":
@@ -383,14 +381,14 @@ def test_a_name_is_resolved_once(engine, site, monkeypatch):
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
         return real(host, port, *rest, **more)
 
-    monkeypatch.setattr(fetching.socket, "getaddrinfo", rebinding)
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
     port = site.rpartition(":")[2]
     seen = fetch(f"http://rebinding.example:{port}/picture.png", 10_000, 5, any_port=True,
                  permitted=lambda a: str(a) == "127.0.0.1")  # fmt: skip
     assert seen == png()
     assert len(asked) == 1
     with pytest.raises(UsageError, match="public Internet"):  # one private address among several is one too many
-        monkeypatch.setattr(fetching.socket, "getaddrinfo", lambda host, port, *_, **__: [
+        monkeypatch.setattr(socket, "getaddrinfo", lambda host, port, *_, **__: [
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("93.184.215.14", "10.0.0.1")])  # fmt: skip
         fetch("http://two.example/", 10_000, 5)
 

@@ -39,7 +39,7 @@ def test_an_index_that_is_rebuilt_and_swapped_under_load(pictures, tiny_weights,
             right.add(tuple((m.id, m.distance) for m in engine.search(query, 5)))
     assert len(right) == 2
     shutil.copytree(tmp_path / "first", live)
-    seen: collections.Counter[object] = collections.Counter()
+    seen: collections.Counter[tuple[int, object]] = collections.Counter()
 
     async def load(url):
         done = asyncio.Event()
