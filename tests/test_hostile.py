@@ -227,14 +227,14 @@ def test_who_does_not_read_is_cut_off_and_who_reads_slowly_is_not(tmp_path, monk
 
     from tests.conftest import Colours
 
-    noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), dtype=np.uint8)
     (tmp_path / "photos").mkdir()
     Image.fromarray(noise).save(tmp_path / "photos" / "large.png", compress_level=0)
     size = (tmp_path / "photos" / "large.png").stat().st_size
     monkeypatch.setattr(connections, "STALL", 0.5)
     with (simsearch.build(tmp_path / "photos", tmp_path / "index", model=Colours()) as engine,
           serving(simsearch.create_app(engine)) as port):  # fmt: skip
-        for pause, whole in ((0.05, True), (3.0, False)):
+        for pause, whole in ((0.05, True), (1.8, False)):
             received = 0
             with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
                 connection.sendall(b"GET /v1/items/1/image HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")

@@ -313,6 +313,53 @@ def test_mounted_in_another_app(engine):
     assert client("GET", "/similar/openapi.json").json()["paths"].keys() >= {"/v1/search", "/v1/items/{id}", "/ready"}
 
 
+def test_sites_that_may_call(engine):
+    client = Client(simsearch.create_app(engine, cors="https://shop.example", api_keys="k", hosts=("127.0.0.1",)))
+    asking = {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    asked = client("OPTIONS", "/v1/search", headers={"origin": "https://shop.example", **asking})
+    assert asked.headers["access-control-allow-origin"] == "https://shop.example"
+    both = {"origin": "https://shop.example", "x-api-key": "k"}
+    found = client("POST", "/v1/search", json={"id": 1}, headers=both)
+    assert (found.status_code, found.headers["access-control-allow-origin"]) == (200, "https://shop.example")
+    other = client("OPTIONS", "/v1/search", headers={"origin": "https://other.example", **asking})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_no_answer_in_time(engine, monkeypatch):
+    app = simsearch.create_app(engine, timeout=0.2)
+    served = app.state.service.indexes["default"]
+    use, slow = served.use, threading.Event()
+    monkeypatch.setattr(served, "use", lambda call: (slow.wait(10), use(call))[1])
+    found = Client(app).search(id=1)
+    assert code(found) == (503, "timeout")
+    assert found.headers["retry-after"] == "5"
+    slow.set()
+
+
+def test_an_index_that_is_gone_and_comes_back(engine, tmp_path, monkeypatch):
+    from simsearch import served
+
+    monkeypatch.setattr(served, "PATIENCE", 0.2)
+    client = Client(simsearch.create_app(engine))
+    engine.path.rename(tmp_path / "away")
+    found = client.search(id=1)
+    assert code(found) == (503, "index_missing")
+    assert str(tmp_path) not in found.text
+    assert code(client("GET", "/ready")) == (503, "not_ready")
+    assert client("GET", "/health").status_code == client("GET", "/metrics").status_code == 200
+    (tmp_path / "away").rename(engine.path)
+    assert client.search(id=1).status_code == client("GET", "/ready").status_code == 200
+
+
+def test_what_nobody_expected_is_no_traceback(engine, monkeypatch, caplog):
+    app = simsearch.create_app(engine)
+    monkeypatch.setattr(app.state.service, "item", None)
+    found = Client(app)("GET", "/v1/items/1", headers={"x-request-id": "odd-one"})
+    assert code(found) == (503, "internal")
+    assert "NoneType" not in found.text
+    assert [record.fields["id"] for record in caplog.records if record.exc_info] == ["odd-one"]
+
+
 def test_unknown_routes_and_methods(client):
     assert code(client("GET", "/nothing")) == (404, "not_found")
     assert code(client("PATCH", "/v1/search")) == (405, "method_not_allowed")
