@@ -18,7 +18,7 @@ import numpy as np
 
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError
-from simsearch.search import Match, SearchOptions
+from simsearch.search import Match, SearchOptions, blend
 from simsearch.served import ServedIndex
 from simsearch.telemetry import Metrics
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class Job:
     """One search: by pixels (S, S, 3) uint8, cut as the model with these weights wants them, a vector or an item's id.
 
-    digest: SHA-256 of the file that the pixels come from, if they are all of it.
+    digest: SHA-256 of the file that the pixels come from, if they are all of it. number: also left out of the answer.
+    plus, minus: ids of items to be like and unlike.
     """
 
     k: int
@@ -40,6 +41,8 @@ class Job:
     weights: str = ""
     number: int | None = None
     vector: NDArray[np.float32] | None = None
+    plus: tuple[int, ...] = ()
+    minus: tuple[int, ...] = ()
     born: float = field(default_factory=time.perf_counter)
     done: Future[list[Match]] = field(default_factory=Future)
 
@@ -47,6 +50,11 @@ class Job:
     def key(self) -> tuple[int, str]:
         """Jobs with the same key can be answered by one scan."""
         return self.k, repr(sorted(self.options.items(), key=lambda pair: pair[0]))
+
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        """What was searched by is no answer."""
+        return self.plus if self.number is None else (self.number, *self.plus)
 
 
 class Batcher:
@@ -111,15 +119,15 @@ class Batcher:
             for place, row in zip(missing, engine.features_of_pixels(stack), strict=True):
                 found[place] = row
         computed = time.perf_counter()
-        results: list[Any] = list(found)
+        results: list[Any] = [_fed_back(engine, *pair) for pair in zip(jobs, found, strict=True)]
         groups: dict[tuple[int, str], list[int]] = {}
-        for place, vector in enumerate(found):
+        for place, vector in enumerate(results):
             if not isinstance(vector, Exception):
                 groups.setdefault(jobs[place].key, []).append(place)
         for places in groups.values():
             first = jobs[places[0]]
             vectors = np.stack([results[place] for place in places])
-            without = [jobs[place].number for place in places]
+            without = [jobs[place].left_out for place in places]
             try:
                 answers = engine.search_by_vectors(vectors, first.k, without=without, **first.options)
             except SimsearchError as error:
@@ -144,3 +152,15 @@ def _known(engine: Engine, job: Job) -> NDArray[np.float32] | Exception | None:
         return stored
     except SimsearchError as error:
         return error
+
+
+def _fed_back(engine: Engine, job: Job, found: Any) -> NDArray[np.float32] | Exception:
+    """The vector to search by: a job's own, moved towards `plus` and away from `minus`."""
+    if isinstance(found, Exception) or not (job.plus or job.minus):
+        return found  # type: ignore[no-any-return]
+    try:
+        rows = [engine.stored_features(number) for number in (*job.plus, *job.minus)]
+    except SimsearchError as error:
+        return error
+    vectors = np.stack(rows)  # type: ignore[arg-type]
+    return blend(found, vectors[: len(job.plus)], vectors[len(job.plus) :])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from simsearch import cli_eval, cli_models, cli_search, cli_serve
-from simsearch.cli_models import device, form, index, version
+from simsearch.cli_models import device, files, form, index, version
 from simsearch.console import DAMAGED, NO_MATCH, Main, progress
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def sources_and_options(command: Command) -> Command:
 
 
 @main.command()
-@click.argument("source", nargs=-1)
+@click.argument("source", nargs=-1, shell_complete=files)
 @click.option("--model", metavar="NAME|FILE", help="Model of a new index; `simsearch models` lists them.")
 @click.option(
     "--features",
@@ -109,7 +109,7 @@ def build(
 
 
 @main.command()
-@click.argument("path", nargs=-1, required=True)
+@click.argument("path", nargs=-1, required=True, shell_complete=files)
 @known_model
 @sources_and_options
 def add(path: tuple[str, ...], model: str | None, index_path: str, device: str, form: str, **options: Any) -> None:
@@ -142,7 +142,7 @@ def _say(summary: Summary, index_path: str, form: str, dry_run: bool = False) ->
 
 
 @main.command()
-@click.argument("name", metavar="PATH|ID|GLOB", nargs=-1, required=True)
+@click.argument("name", metavar="PATH|ID|GLOB", nargs=-1, required=True, shell_complete=files)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @index
 @version
@@ -168,7 +168,7 @@ def remove(name: tuple[str, ...], yes: bool, index_path: str) -> None:
 
 
 @main.command()
-@click.argument("image", nargs=-1, required=True)
+@click.argument("image", nargs=-1, required=True, shell_complete=files)
 @click.option("-k", "--top-k", "k", type=click.IntRange(1), default=6, show_default=True, help="Matches a query.")
 @click.option("--max-distance", type=click.FloatRange(0), metavar="D", help="Only matches at most this far.")
 @click.option("--filter", "filters", multiple=True, metavar="COND",
@@ -189,6 +189,7 @@ def remove(name: tuple[str, ...], yes: bool, index_path: str) -> None:
     "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a report in one HTML file."
 )
 @click.option("--montage", type=click.Path(path_type=Path), metavar="FILE", help="Write a picture: a row a query.")
+@click.option("--show", is_flag=True, help="Show the pictures in the terminal.")
 @root
 @known_model
 @device
@@ -196,7 +197,8 @@ def remove(name: tuple[str, ...], yes: bool, index_path: str) -> None:
 @version
 def query(
     image: tuple[str, ...], k: int, form: str | None, print0: bool, relative: bool, html_file: Path | None,
-    montage: Path | None, roots: tuple[str, ...], model: str | None, index_path: str, device: str, **options: Any,
+    montage: Path | None, show: bool, roots: tuple[str, ...], model: str | None, index_path: str, device: str,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Finds the indexed pictures most like each IMAGE: a path, id:N, an http(s) URL, or - for standard input.
 
@@ -234,16 +236,17 @@ def query(
                 answers.append(output.Answer(name, engine.meta.model, exact, took, matches))
         text = output.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
         click.echo(text, nl=False, color=True)  # a path is printed as it is, whatever it holds
-        if montage or html_file:
-            _report(engine, pictures, answers, montage, html_file)
+        if montage or html_file or show:
+            _report(engine, pictures, answers, montage, html_file, show)
     if not any(answer.matches for answer in answers):
         raise click.exceptions.Exit(NO_MATCH)
 
 
 def _report(
-    engine: Engine, pictures: Sequence[Any], answers: Sequence[Answer], montage: Path | None, html_file: Path | None
-) -> None:
-    """Shows queries and matches with their images, in files."""
+    engine: Engine, pictures: Sequence[Any], answers: Sequence[Answer], montage: Path | None, html_file: Path | None,
+    show: bool,
+) -> None:  # fmt: skip
+    """Shows queries and matches with their images, in files and in the terminal."""
     from simsearch import report
 
     def tile(match: Match) -> report.Picture:
@@ -254,6 +257,8 @@ def _report(
         report.Row(report.Picture(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
         for picture, answer in zip(pictures, answers, strict=True)
     ]
+    if show:
+        cli_search.show(rows)
     if montage:
         report.save_montage(rows, montage)
         click.echo(f"note: wrote {montage}", err=True)
@@ -382,7 +387,8 @@ def sample(directory: Path, count: int, seed: int) -> None:
 
 for _command in (
     cli_models.train, cli_models.classify, cli_eval.evaluation, cli_models.models,
-    cli_search.duplicates, cli_search.merge, cli_search.compact, cli_search.tune, cli_serve.serve, cli_serve.completion,
+    cli_search.duplicates, cli_search.merge, cli_search.compact, cli_search.tune, cli_serve.serve, cli_serve.demo,
+    cli_serve.completion,
 ):  # fmt: skip
     main.add_command(_command)
 

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from simsearch import __version__
 from simsearch.console import INTERRUPTED, progress, training
 
 if TYPE_CHECKING:
     from simsearch.evaluate import Guess
+
+
+def files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Lets the shell complete an argument that may be a file, and may be something else."""
+    return [CompletionItem(incomplete, type="file")]
+
 
 version = click.version_option(__version__, prog_name="simsearch")
 device = click.option(
@@ -23,7 +30,7 @@ form = click.option(
 )
 index = click.option(
     "-i", "--index", "index_path", metavar="PATH", envvar="SIMSEARCH_INDEX", default="indexes/default",
-    show_default=True, help="The index; also $SIMSEARCH_INDEX.",
+    show_default=True, help="The index; also $SIMSEARCH_INDEX.", shell_complete=files,
 )  # fmt: skip
 model_option = click.option("-m", "--model", metavar="NAME|FILE", help="Which model.  [default: the default model]")
 crops = click.option(
@@ -33,7 +40,7 @@ crops = click.option(
 
 
 @click.command()
-@click.argument("source", nargs=-1, required=True)
+@click.argument("source", nargs=-1, required=True, shell_complete=files)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE",
               help="Where to write the weights, a .safetensors file.")  # fmt: skip
 @click.option("--model", "architecture", type=click.Choice(["alexnet", "lenet5", "convnet4"]), default=None,
@@ -90,7 +97,7 @@ def train(source: tuple[str, ...], output: Path, names: Path | None, **options: 
 
 
 @click.command()
-@click.argument("image", nargs=-1, required=True)
+@click.argument("image", nargs=-1, required=True, shell_complete=files)
 @click.option("-k", "--top-k", "k", type=click.IntRange(1), default=5, show_default=True, help="Guesses an image.")
 @crops
 @click.option("--format", "form", type=click.Choice(["text", "json", "jsonl"]), default="text", show_default=True,
@@ -160,7 +167,7 @@ def _calibrate(model: str | None, sources: Sequence[str]) -> None:
 
 
 @evaluation.command("model")
-@click.argument("source", nargs=-1, required=True)
+@click.argument("source", nargs=-1, required=True, shell_complete=files)
 @crops
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out matching paths or names; repeatable.")
 @form

@@ -1,4 +1,4 @@
-"""The verbs about whole indexes: `duplicates`, `merge`, `compact` and `tune`."""
+"""The verbs about whole indexes, `duplicates`, `merge`, `compact` and `tune`; pictures in the terminal for `query`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simsearch.cli_models import device, form, index, version
+from simsearch.cli_models import device, files, form, index, version
 from simsearch.console import NO_MATCH, progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from simsearch.duplicates import Member, Threshold
     from simsearch.engine import Engine
+    from simsearch.report import Row
     from simsearch.tuning import Choice
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Queries and matches in the terminal, or a note where they could not be seen."""
+    from rich.console import Console
+
+    from simsearch import terminal
+
+    console = Console()
+    if not terminal.can_show(console):
+        click.echo("note: --show needs a terminal with colours; --montage FILE and --html FILE write files", err=True)
+        return
+    if advice := terminal.advice():
+        click.echo(f"note: {advice}", err=True)
+    terminal.show(rows, console, terminal.graphics())
 
 
 @click.command()
@@ -114,7 +132,7 @@ def _report(engine: Engine, groups: list[list[Member]], limit: Threshold, file: 
 
 
 @click.command()
-@click.argument("other", nargs=-1, required=True)
+@click.argument("other", nargs=-1, required=True, shell_complete=files)
 @index
 @version
 def merge(other: tuple[str, ...], index_path: str) -> None:

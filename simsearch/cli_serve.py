@@ -1,4 +1,4 @@
-"""The verbs `serve` and `completion`."""
+"""The verbs `serve`, `demo` and `completion`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 
-from simsearch.cli_models import device, version
+from simsearch.cli_models import device, files, version
+from simsearch.console import progress
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 @click.command()
 @click.option("-i", "--index", "index", multiple=True, metavar="[NAME=]PATH", envvar="SIMSEARCH_INDEX",
-              default=("indexes/default",), show_default=True,
+              default=("indexes/default",), show_default=True, shell_complete=files,
               help="An index; repeatable, the first is the default.")  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
@@ -83,6 +84,30 @@ def _keys(given: str | None) -> tuple[str, ...]:
     if not keys:
         raise UsageError(f"the file of API keys {given[1:]} is empty")
     return keys
+
+
+@click.command()
+@click.option("-n", "--count", type=click.IntRange(1), default=300, show_default=True, help="Pictures.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@version
+def demo(count: int, port: int) -> None:
+    """Shows the web page without any data: draws pictures, indexes and serves them, and leaves nothing behind."""
+    import tempfile
+
+    from simsearch import api, sample, sync
+    from simsearch.server import create_app
+    from simsearch.serving import run
+
+    with tempfile.TemporaryDirectory(prefix="simsearch-demo-") as folder:
+        with progress("drawing") as callback:
+            sample.write(Path(folder) / "drawn", count, progress=callback)
+        with progress("indexing") as callback:
+            options = sync.Options(progress=callback)
+            engine, _ = api.build_with_summary([f"{folder}/drawn"], f"{folder}/index", None, device="cpu",
+                                               options=options)  # fmt: skip
+        with engine:
+            app = create_app({"drawn": engine}, hosts=LOOPBACK, relative=True)
+            run(app, "127.0.0.1", port, say=lambda url: click.echo(f"note: open {url} in a browser", err=True))
 
 
 @click.command()

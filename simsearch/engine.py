@@ -219,13 +219,13 @@ class Engine:
 
     def search_by_vectors(
         self, vectors: NDArray[np.float32], k: int = 6, *,
-        without: Sequence[int | None] = (), **options: Unpack[SearchOptions],
+        without: Sequence[Sequence[int]] = (), **options: Unpack[SearchOptions],
     ) -> list[list[Match]]:  # fmt: skip
-        """The k items nearest to each of (n, D) float32 features in one scan; `without`: for each, an id left out."""
+        """The k items nearest to each of (n, D) float32 features in one scan; `without`: for each, ids left out."""
         _check_options(options, SearchOptions)
         vectors = self._queries(vectors)
         with self.store.reading() as reader:
-            named = [[] if n is None else [reader.item(n).row] for n in without] or [[] for _ in vectors]
+            named = [[reader.item(number).row for number in each] for each in without] or [[] for _ in vectors]
             return self._search(reader).answers(vectors[:, None], k, named, options)
 
     def neighbours(

@@ -19,7 +19,7 @@ from simsearch.errors import ImageError, UsageError
 
 REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -28,7 +28,7 @@ def public(address: Address) -> bool:
     """Whether an address, and any IPv4 address wrapped in it, belongs to the public Internet."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
-        if address.teredo or address in _NAT64 or int(address) < 2**32:
+        if address.teredo or any(address in net for net in _NAT64) or int(address) < 2**32:
             return False
         if inner is not None and not public(inner):
             return False

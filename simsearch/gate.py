@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
+
 from simsearch.settings import Settings
 from simsearch.telemetry import Metrics
 
@@ -21,6 +23,15 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("simsearch.serve")
+
+GONE = 499
+"""The status that logs and metrics show where a client left before its answer."""
+
+HELD = 16
+"""Bodies of the largest size that may be in memory at once."""
+
+LARGEST_HEAD = 1 << 15
+"""Bytes of a request's line and headers."""
 
 LARGEST_JSON = 1 << 20
 """Bytes of a body that is not multipart: a vector of some ten thousand numbers fits."""
@@ -56,6 +67,7 @@ class Gate:
                  guarded: Callable[[str], bool], closing: Callable[[], bool]) -> None:  # fmt: skip
         self.app, self.settings, self.metrics, self.guarded = app, settings, metrics, guarded
         self.closing = closing
+        self._held = 0  # bytes of all bodies of requests that are not answered yet
         self._keys = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +79,7 @@ class Gate:
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
         scope["simsearch.id"] = request_id
-        status = 0
+        status, held = 0, list[int]()
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -85,10 +97,13 @@ class Gate:
 
         try:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
+            _check_head(scope)
             self._check(path, scope["method"], headers)
-            await self.app(scope, self._limited(receive, headers), answer)
+            await self.app(scope, self._limited(receive, headers, held), answer)
         except Refused as refused:
             await _send(answer, refused)
+        except ClientDisconnect:  # nobody waits for an answer any more
+            status = GONE
         except Exception as error:
             if isinstance(error.__cause__, Refused) or status == 0:
                 log.error("request failed", exc_info=error, extra={"fields": {"id": request_id}})
@@ -96,6 +111,7 @@ class Gate:
             else:
                 raise
         finally:
+            self._held -= sum(held)
             route = getattr(scope.get("route"), "path", "other")
             took = time.perf_counter() - start
             method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -125,19 +141,19 @@ class Gate:
             if not any(hmac.compare_digest(digest, known) for known in self._keys):
                 raise Refused(401, "unauthorized", "this needs a valid API key", {"www-authenticate": "Bearer"})
 
-    def _limited(self, receive: Receive, headers: dict[str, str]) -> Receive:
-        """`receive`, with limits on the size of a body and on the time that it takes."""
+    def _limited(self, receive: Receive, headers: dict[str, str], held: list[int]) -> Receive:
+        """`receive`, with limits on the size of a body and on the time that it takes. held: its sizes, as it comes."""
         multipart = headers.get("content-type", "").lower().startswith("multipart/form-data")
         largest = self.settings.max_body if multipart else min(LARGEST_JSON, self.settings.max_body)
         message = f"the body is over {largest:,} bytes"
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > largest:
-            raise Refused(413, "too_large", message, {"connection": "close"})
-        seen, complete = 0, False
+            raise Refused(413, "too_large", message)
+        complete = False
         deadline = time.monotonic() + self.settings.body_timeout
 
         async def limited() -> Message:
-            nonlocal seen, complete
+            nonlocal complete
             if complete:
                 return await receive()
             try:
@@ -147,15 +163,34 @@ class Gate:
                 text = f"the body did not arrive within {self.settings.body_timeout:g} s"
                 raise Refused(400, "body_too_slow", text, {"connection": "close"}) from None
             if found["type"] == "http.request":
-                seen += len(found.get("body", b""))
+                held.append(len(found.get("body", b"")))
+                self._held += held[-1]
                 complete = not found.get("more_body", False)
-                if seen > largest:
-                    raise Refused(413, "too_large", message, {"connection": "close"})
+                if sum(held) > largest:
+                    raise Refused(413, "too_large", message)
+                if self._held > HELD * self.settings.max_body:
+                    self.metrics.rejected.inc()
+                    raise Refused(429, "too_many_requests", "too much is being sent at once", {"retry-after": "1"})
             return found
 
         return limited
 
 
+def _check_head(scope: Scope) -> None:
+    """Raises Refused for a huge head, and for what two programs could read differently: two keys, two lengths."""
+    size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    if size + sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEAD:
+        raise Refused(400, "bad_headers", f"the head is over {LARGEST_HEAD:,} bytes", {"connection": "close"})
+    names = [name.decode("latin-1").lower() for name, _ in scope["headers"]]
+    repeated = next((name for name in _SINGLE if names.count(name) > 1), None)
+    if repeated:
+        raise Refused(400, "bad_headers", f"the header {repeated} is given more than once", {"connection": "close"})
+    if "transfer-encoding" in names and "content-length" in names:
+        text = "a request has either Content-Length or Transfer-Encoding"
+        raise Refused(400, "bad_headers", text, {"connection": "close"})
+
+
+_SINGLE = ("host", "content-length", "content-type", "transfer-encoding", "authorization", "x-api-key", "origin")
 _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from simsearch.connections import Connection
 from simsearch.errors import UsageError
 from simsearch.gate import JsonLines
 
@@ -53,6 +54,13 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def server_for(app: Any) -> Server:
+    """A server of an app of `create_app`, not yet running."""
+    config = uvicorn.Config(app, http=Connection, ws="none", access_log=False, log_config=None, server_header=False,
+                            proxy_headers=False, timeout_graceful_shutdown=GRACE, timeout_keep_alive=20)  # fmt: skip
+    return Server(config)
+
+
 def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT. say: told the URL. Raises UsageError, KeyboardInterrupt."""
     handler = logging.StreamHandler(sys.stderr)
@@ -72,11 +80,10 @@ def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
     for served in app.state.service.indexes.values():
         served.engine.load_model()
         served.check()
+    listener.listen(1024)  # whoever reads the URL may connect
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     say(f"http://{shown}:{listener.getsockname()[1]}/")
-    config = uvicorn.Config(app, http="h11", ws="none", access_log=False, log_config=None, server_header=False,
-                            proxy_headers=False, timeout_graceful_shutdown=GRACE, timeout_keep_alive=20)  # fmt: skip
-    server = Server(config)
+    server = server_for(app)
     server.run(sockets=[listener])
     if server.asked == signal.SIGINT:
         raise KeyboardInterrupt

@@ -17,6 +17,7 @@ class Settings:
     cors: origins of other sites whose pages may call. writable: POST and DELETE of items. allow_urls: searching by URL.
     max_body, max_pixels: of one request. in_flight: requests for a search taken in at once; beyond, 429.
     batch_size: images computed at once, 1 for one by one. timeout: seconds for an answer. body_timeout: for a body.
+    head_timeout: for a request's head, where `simsearch serve` listens; another server has limits of its own.
     relative: answer paths as stored, relative to their source.
     """
 
@@ -32,6 +33,7 @@ class Settings:
     batch_size: int = 32
     timeout: float = 30.0
     body_timeout: float = 20.0
+    head_timeout: float = 10.0
     relative: bool = False
 
     def __post_init__(self) -> None:
@@ -43,6 +45,7 @@ class Settings:
                 object.__setattr__(self, name, tuple(value))
         if any(not key.strip() for key in self.api_keys):
             raise UsageError("an API key is empty")
-        for name in ("max_body", "max_pixels", "max_k", "in_flight", "batch_size", "timeout", "body_timeout"):
+        for name in ("max_body", "max_pixels", "max_k", "in_flight", "batch_size", "timeout", "body_timeout",
+                     "head_timeout"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be positive")

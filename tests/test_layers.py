@@ -13,10 +13,25 @@ from simsearch import errors
 PACKAGE = Path(simsearch.__file__).parent
 
 LAYERS = [
-    {"cli", "cli_models", "console", "queries", "cards", "report", "__main__", "cli_search", "cli_serve", "cli_eval"},
+    {
+        "cli",
+        "cli_models",
+        "console",
+        "queries",
+        "cards",
+        "report",
+        "terminal",
+        "__main__",
+        "cli_search",
+        "cli_serve",
+        "cli_eval",
+    },
     {"serving"},
-    {"server"},
-    {"reference", "batching", "uploads", "output"},
+    {"connections", "server"},
+    {"routes"},
+    {"service"},
+    {"answers", "batching", "bodies", "gallery", "uploads", "webpage", "output"},
+    {"reference"},
     {"gate", "served", "fetch"},
     {"telemetry", "settings"},
     {"fit"},

@@ -1,0 +1,269 @@
+"""What the routes do: searches, items, and what a service says of itself.
+
+A search's way: body -> decode in threads -> batch (network, scan) -> JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+from fastapi import Request
+from fastapi.responses import Response
+
+from simsearch import bodies, calibration, gallery, images
+from simsearch.answers import reply
+from simsearch.batching import Batcher, Job
+from simsearch.engine import Engine
+from simsearch.errors import ImageError, SimsearchError, UsageError
+from simsearch.fetch import fetch
+from simsearch.gate import Refused
+from simsearch.output import Answer
+from simsearch.served import ServedIndex
+from simsearch.settings import Settings
+from simsearch.telemetry import Metrics
+from simsearch.uploads import Uploads
+
+T = TypeVar("T")
+
+FETCHES = 8
+"""Pictures fetched by URL at once: they wait for others, and must not keep what is here from being decoded."""
+
+
+class Service:
+    """What the routes share. The first of the engines answers where a request names no index."""
+
+    def __init__(self, engines: dict[str, Engine], settings: Settings) -> None:
+        self.settings, self.metrics = settings, Metrics()
+        self.indexes = {
+            name: ServedIndex(name, engine, self.metrics.reloads.labels(name).inc) for name, engine in engines.items()
+        }
+        self.batchers = {n: Batcher(i, settings.batch_size, self.metrics) for n, i in self.indexes.items()}
+        self.uploads, self.thumbnails = Uploads(), gallery.Thumbnails()
+        self.decoders = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "decode")
+        self.fetchers = ThreadPoolExecutor(FETCHES, "fetch")
+        self.draining = False
+        self._taken = 0
+
+    def close(self) -> None:
+        """Waits for what was begun in threads."""
+        self.fetchers.shutdown(wait=True)
+        self.decoders.shutdown(wait=True)
+
+    def index(self, request: Request) -> ServedIndex:
+        """The index that the request names. Raises Refused."""
+        name = request.query_params.get("index") or next(iter(self.indexes))
+        if name not in self.indexes:
+            raise Refused(404, "no_such_index", f"there is no index called {name[:80]!r}")
+        return self.indexes[name]
+
+    async def in_thread(self, call: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
+        """What `call` returns; in a thread. Raises Refused if that takes too long."""
+        work = asyncio.get_running_loop().run_in_executor(pool or self.decoders, call)
+        return await self._in_time(work)
+
+    async def _in_time(self, work: asyncio.Future[T]) -> T:
+        try:
+            return await asyncio.wait_for(work, self.settings.timeout)
+        except TimeoutError:
+            text = f"no answer within {self.settings.timeout:g} s"
+            raise Refused(503, "timeout", text, {"retry-after": "5"}) from None
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Counts a search; one too many is turned away at once."""
+        if self._taken >= self.settings.in_flight:
+            self.metrics.rejected.inc()
+            raise Refused(429, "too_many_requests", "too many searches at once", {"retry-after": "1"})
+        self._taken += 1
+        self.metrics.in_flight.set(self._taken)
+        try:
+            yield
+        finally:
+            self._taken -= 1
+            self.metrics.in_flight.set(self._taken)
+
+    # -- searching
+
+    async def search(self, request: Request) -> Response:
+        """One search, from a multipart form or a JSON object."""
+        start = time.perf_counter()
+        served = self.index(request)
+        with self.admitted():
+            query, name = await bodies.read(request, self.settings)
+            self.metrics.phases.labels("body").observe(time.perf_counter() - start)
+            if "url" in query:
+                query["image"] = await self.in_thread(lambda: self._fetch(query["url"]), self.fetchers)
+            job = await self.in_thread(lambda: self._job(served, query))
+            matches = await self._in_time(asyncio.wrap_future(self.batchers[served.name].submit(job)))
+        took = 1000 * (time.perf_counter() - start)
+        if self.settings.relative:
+            matches = [replace(match, path=match.relative) for match in matches]
+        exact = bool(query.get("exact")) or served.engine.exact
+        answer = Answer(name, served.engine.meta.model, exact, took, matches)
+        request.scope["simsearch.log"] = {"index": served.name, "matches": len(matches)}
+        return reply(answer.to_dict())
+
+    def _fetch(self, url: str) -> bytes:
+        start = time.perf_counter()
+        data = fetch(url, self.settings.max_body, min(10.0, self.settings.timeout))
+        self.metrics.phases.labels("fetch").observe(time.perf_counter() - start)
+        return data
+
+    def _job(self, served: ServedIndex, query: dict[str, Any]) -> Job:
+        """Reads what is searched by; in a thread. Raises SimsearchError."""
+        start = time.perf_counter()
+        options: dict[str, Any] = {name: query[name] for name in ("max_distance", "dedup", "exact") if name in query}
+        options["where"] = query.get("filter") or None
+        job = Job(query.get("k", 6), options)  # type: ignore[arg-type]
+        job.plus, job.minus = tuple(query.get("plus", ())), tuple(query.get("minus", ()))
+        crop, engine = query.get("crop"), served.engine
+        job.number = query.get("id")
+        if "vector" in query:
+            job.vector = np.asarray(query["vector"], np.float32).reshape(-1)
+            if job.vector.shape != (engine.meta.dimension,) or not np.isfinite(job.vector).all():
+                raise UsageError(f"vector must be {engine.meta.dimension} finite numbers")
+            if crop is not None:
+                raise UsageError("a vector cannot be cropped")
+        elif "image" in query or crop is not None:
+            data = query.pop("image") if "image" in query else served.use(lambda engine: engine.read(query["id"]))
+            recipe, job.weights = engine.recipe, engine.meta.weights_sha256
+            image = images.decode(data, None if crop else recipe.resize, self.settings.max_pixels).image
+            job.pixels = recipe.pixels(images.crop(image, crop) if crop else image)
+            job.digest = None if crop else hashlib.sha256(data).digest()
+        self.metrics.phases.labels("decode").observe(time.perf_counter() - start)
+        job.born = time.perf_counter()
+        return job
+
+    # -- items
+
+    async def item(self, request: Request, number: int) -> Response:
+        """What is known of an item."""
+        served = self.index(request)
+        return reply((await self.in_thread(lambda: self._known(served, [number])))[0])
+
+    async def items(self, request: Request, count: int) -> Response:
+        """Some items, spread over the index."""
+        served = self.index(request)
+        found = await self.in_thread(lambda: self._known(served, gallery.spread(served, count)))
+        return reply({"items": found})
+
+    def _known(self, served: ServedIndex, numbers: list[int]) -> list[dict[str, Any]]:
+        def find(engine: Engine) -> list[dict[str, Any]]:
+            items = [engine.item(number) for number in numbers]
+            paths = [item.path for item in items] if self.settings.relative else engine.paths(items)
+            return [{"id": item.id, "path": path, "label": item.label, "metadata": item.metadata,
+                     "width": item.width, "height": item.height, "bytes": item.size}
+                    for item, path in zip(items, paths, strict=True)]  # fmt: skip
+
+        return served.use(find)
+
+    async def image(self, request: Request, number: int) -> Response:
+        """An item's file. What is no picture that browsers show is for saving, so that none guesses what it is."""
+        served = self.index(request)
+        with _still_there():
+            data, kind = await self.in_thread(lambda: gallery.file(served, number))
+        headers = {"cache-control": "private, no-cache"}
+        if kind is None:
+            headers["content-disposition"] = "attachment"
+        return Response(data, media_type=kind or "application/octet-stream", headers=headers)
+
+    async def thumbnail(self, request: Request, number: int, size: int) -> Response:
+        """A small JPEG of an item."""
+        served = self.index(request)
+        digest = await self.in_thread(lambda: gallery.digest(served, number))
+        tag = f'"{digest.hex()[:32]}-{size}"'
+        headers = {"etag": tag, "cache-control": "private, no-cache"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        with _still_there():
+            data = await self.in_thread(lambda: self.thumbnails.get(served, number, digest, size))
+        return Response(data, media_type="image/jpeg", headers=headers)
+
+    async def add(self, request: Request) -> Response:
+        """Adds an image to the index."""
+        self._must_write()
+        served = self.index(request)
+        query, _ = await bodies.read(request, self.settings, write=True)
+        number, fresh = await self.in_thread(lambda: self.uploads.add(served.engine, query, self.settings.max_pixels))
+        response = await self.item(request, number)
+        response.status_code = 201 if fresh else 200
+        response.headers["location"] = f"items/{number}"
+        return response
+
+    async def remove(self, request: Request, number: int) -> Response:
+        """Takes an item out of the index."""
+        self._must_write()
+        served = self.index(request)
+        await self.in_thread(lambda: self.uploads.remove(served.engine, number))
+        return Response(status_code=204)
+
+    def _must_write(self) -> None:
+        if not self.settings.writable:
+            raise Refused(404, "read_only", "this service does not write; `simsearch serve --writable` would")
+
+    # -- the service itself
+
+    async def listing(self) -> Response:
+        """The indexes, and what may be asked of them."""
+
+        def facts() -> list[dict[str, Any]]:
+            found = []
+            for name, served in self.indexes.items():
+                items, generation = served.facts()
+                meta = served.engine.meta
+                found.append({"name": name, "items": items, "generation": generation, "model": meta.model,
+                              "dimension": meta.dimension,
+                              "median_distance": calibration.median(meta.distances)})  # fmt: skip
+            return found
+
+        settings = self.settings
+        return reply({"indexes": await self.in_thread(facts), "writable": settings.writable,
+                      "urls": settings.allow_urls, "max_body": settings.max_body, "max_k": settings.max_k})  # fmt: skip
+
+    async def ready(self) -> Response:
+        """Whether a real query works in each index."""
+        if self.draining:
+            raise Refused(503, "draining", "the service is about to stop")
+        try:
+            for served in self.indexes.values():
+                await self.in_thread(functools.partial(_proves, served))
+        except SimsearchError as error:
+            raise Refused(503, "not_ready", "a query does not work yet") from error
+        return reply({"status": "ready"})
+
+    async def prometheus(self) -> Response:
+        """The figures, in Prometheus' text format."""
+
+        def text() -> bytes:
+            for name, served in self.indexes.items():
+                with contextlib.suppress(SimsearchError):
+                    items, generation = served.facts()
+                    self.metrics.items.labels(name).set(items)
+                    self.metrics.generation.labels(name).set(generation)
+            return self.metrics.text()
+
+        return Response(await self.in_thread(text), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@contextlib.contextmanager
+def _still_there() -> Iterator[None]:
+    try:
+        yield
+    except ImageError as error:
+        raise Refused(404, "image_gone", "the item's image cannot be read any more") from error
+
+
+def _proves(served: ServedIndex) -> None:
+    """Computes and answers one real query. Raises SimsearchError."""
+    served.engine.features([np.zeros((64, 64, 3), np.uint8)])
+    served.check()
