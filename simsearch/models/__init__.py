@@ -133,4 +133,9 @@ def load(name: str = DEFAULT, device: str = "auto", *, images: int | None = None
     weights = find(name)
     if chosen == "cpu":
         return runtime.OnnxModel(weights, few=few, threads=threads and not few)
-    return runtime.TorchModel(weights, chosen)
+    try:
+        return runtime.TorchModel(weights, chosen)
+    except RuntimeError as error:  # a GPU that others have filled, say
+        if device == "auto":
+            return runtime.OnnxModel(weights, few=few, threads=threads and not few)
+        raise DeviceError(f"device {chosen!r} cannot be used: {error}", hint="--device cpu") from error
