@@ -104,11 +104,12 @@ class _Extraction(Generic[T]):
     ) -> None:
         self.model, self.tasks, self.known, self.batch_size = model, iter(tasks), known, batch_size
         self.ahead = max(AHEAD * batch_size, 2 * workers)
-        self.lanes = min(getattr(model, "lanes", 1), workers)
+        self.lanes = getattr(model, "lanes", 1)
         self.budget = Budget(DECODING_BYTES)
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        # A model that is not meant for several threads at once computes in one of its own, beside the decoding.
-        self.computing: Executor = self.pool if self.lanes > 1 else ThreadPoolExecutor(1, thread_name_prefix="compute")
+        # A GPU, and a model that is not meant for several threads, compute beside the decoding.
+        shared = self.lanes > 1 and "cuda" not in model.engine
+        self.computing: Executor = self.pool if shared else ThreadPoolExecutor(self.lanes, thread_name_prefix="compute")
         self.under_way: deque[Future[list[tuple[T, Extracted]]]] = deque()
         self.under_way_digests: set[bytes] = set()
         self.finished: queue.Queue[Future[list[tuple[T, Extracted]]] | None] = queue.Queue(FINISHED)

@@ -195,7 +195,9 @@ class _Run:
         if not total:
             return
         model = self.engine.load_model(expected=total, threads=True)
-        size = self.options.batch_size or (256 if "cuda" in model.engine else 32)
+        # Fewer where more batches are computed at once, so that they do not add up in memory.
+        usual = 256 if "cuda" in model.engine else max(16, 64 // max(2, getattr(model, "lanes", 1)))
+        size = self.options.batch_size or usual
         tasks = (
             Task(functools.partial(_reader(plan, entry), entry.path), (plan, entry, item))
             for plan in self.plans

@@ -21,10 +21,11 @@ from PIL import Image
 
 import simsearch
 from simsearch import images, machine, models, sample, sync
-from simsearch.errors import ImageError
+from simsearch.errors import DeviceError, ImageError
 from simsearch.extract import Extracted, Task, extract
 from simsearch.machine import Budget, quota
-from simsearch.models.runtime import OnnxModel
+from simsearch.models import runtime
+from simsearch.models.runtime import OnnxModel, TorchRunner
 from simsearch.opening import resolve
 from tests.models import CellModel
 
@@ -154,6 +155,73 @@ def test_an_abandoned_extraction_ends_its_threads() -> None:
     assert not [
         thread.name for thread in threading.enumerate() if thread.name.startswith(("decode", "feed", "compute"))
     ]
+
+
+# -- a GPU, as far as that can be seen without one
+
+
+class Device(CellModel):
+    """A model that computes two batches at once, each of which waits for the other."""
+
+    lanes, engine = 2, "torch-cuda"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.together = threading.Barrier(2)
+
+    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.together.wait(30)
+        return super().features(pixels)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_one_batch_is_uploaded_while_another_is_computed(workers: int) -> None:
+    files = [picture(number) for number in range(24)]
+    found = run(Device(), files, batch_size=4, workers=workers)
+    assert [key for key, _ in found] == list(range(24))
+    assert features(found).tobytes() == features(run(CellModel(), files)).tobytes()
+
+
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    import torch
+
+    runner = TorchRunner(CellModel.recipe, "cpu")
+    sizes = []
+
+    def network(x: Any) -> Any:
+        sizes.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x.mean((2, 3))
+
+    pixels = np.random.default_rng(0).integers(0, 256, (13, 16, 16, 3), np.uint8)
+    expected = TorchRunner(CellModel.recipe, "cpu").run(lambda x: x.mean((2, 3)), pixels)
+    assert np.array_equal(runner.run(network, pixels), expected)
+    assert sizes == [13, 6, 3, 3, 3, 3, 1]
+    assert np.array_equal(runner.run(network, pixels[:4]), expected[:4])
+    assert sizes[7:] == [3, 1]  # it remembers
+    assert runner.run(network, pixels[:0]).shape == (0, 3)
+
+
+def test_a_gpu_too_small_for_one_image_is_an_error() -> None:
+    import torch
+
+    def network(x: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(DeviceError, match="its memory does not hold one image"):
+        TorchRunner(CellModel.recipe, "cpu").run(network, np.zeros((3, 16, 16, 3), np.uint8))
+
+
+def test_a_gpu_that_cannot_be_used_is_passed_over(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(runtime, "choose_device", lambda device, few=False: "cuda")
+    monkeypatch.setattr(runtime, "TorchModel", full)
+    assert models.load(str(tiny_weights)).engine == "onnxruntime-cpu"
+    with pytest.raises(DeviceError, match="device 'cuda' cannot be used: CUDA out of memory"):
+        models.load(str(tiny_weights), "cuda")
 
 
 # -- large files and images

@@ -155,7 +155,11 @@ def load(
 
         return TorchvisionModel(name, chosen)
     weights = find(name)
-    if chosen == "cpu":
-        precision = runtime.choose_precision(weights) if precision == "auto" else precision
-        return runtime.OnnxModel(weights, few=few, threads=threads and not few, precision=precision)
-    return runtime.TorchModel(weights, chosen)
+    if chosen != "cpu":
+        try:
+            return runtime.TorchModel(weights, chosen)
+        except RuntimeError as error:  # a GPU that others have filled, say
+            if device != "auto":
+                raise DeviceError(f"device {chosen!r} cannot be used: {error}", hint="--device cpu") from error
+    precision = runtime.choose_precision(weights) if precision == "auto" else precision
+    return runtime.OnnxModel(weights, few=few, threads=threads and not few, precision=precision)

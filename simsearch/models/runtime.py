@@ -246,16 +246,17 @@ class TorchModel:
         self.dimension = config.dimension
         self.layers = LAYERS.get(weights.card.architecture, ("features",))
         _check_recipe(self.recipe, config)
-        self._device = torch.device(device)
+        self._runner = TorchRunner(self.recipe, device)
+        self.lanes = self._runner.lanes
         self._network = make(weights.card.architecture, config)
         tensors = {name: torch.from_numpy(array) for name, array in read_tensors(weights.path).items()}
         try:
             self._network.load_state_dict(tensors)
         except RuntimeError as error:
             raise WeightsError(f"{weights.path}: {error}") from error
-        self._network.eval().to(self._device)
-        self._mean = torch.tensor(self.recipe.mean, device=self._device)
-        self._deviation = torch.tensor(self.recipe.deviation, device=self._device)
+        self._network.eval().to(self._runner.device)
+        if self._runner.device.type == "cuda":
+            self._network.to(memory_format=torch.channels_last)
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, S, S, 3) uint8 -> (B, D) float32, the last hidden layer after its ReLU."""
@@ -283,20 +284,69 @@ class TorchModel:
         return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _run(self, function: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return run_torch(function, pixels, self._mean, self._deviation)
+        return self._runner.run(function, pixels)
 
 
-def run_torch(
-    function: Any, pixels: NDArray[np.uint8], mean: torch.Tensor, deviation: torch.Tensor
-) -> NDArray[np.float32]:
-    """(B, S, S, 3) uint8 through a torch network on the device of `mean`: (B, D) float32."""
-    import torch
+class TorchRunner:
+    """Sends pixels through torch networks on one device; safe for several threads.
 
-    with torch.inference_mode(), full_precision(mean.device):
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).to(mean.device)
-        x = ((x.float() - mean) / deviation).permute(0, 3, 1, 2)
-        result: NDArray[np.float32] = function(x).flatten(1).float().cpu().numpy()
-    return result
+    On a GPU each thread has its own stream and uploads bytes from pinned memory, so that of two threads one uploads
+    while the other computes; mean and deviation are applied there. A batch that the GPU's memory does not hold is
+    halved until it does, and later ones with it. Raises DeviceError where not even one image fits.
+    """
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        import torch
+
+        self.device = torch.device(device)
+        self.lanes = 2 if self.device.type == "cuda" else 1
+        self.most: int | None = None
+        self._mean = torch.tensor(recipe.mean, device=self.device)
+        self._deviation = torch.tensor(recipe.deviation, device=self.device)
+        self._threads = threading.local()
+
+    def run(self, function: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) uint8 through `function`, which takes (B, 3, S, S) float32: (B, D) float32."""
+        import torch
+
+        parts: list[NDArray[np.float32]] = []
+        start = 0
+        while start < len(pixels) or not parts:
+            part = pixels[start : start + self.most] if self.most else pixels[start:]
+            try:
+                parts.append(self._once(function, part))
+            except torch.OutOfMemoryError as error:
+                if len(part) <= 1:
+                    raise DeviceError(
+                        f"{self.device}: its memory does not hold one image", hint="--device cpu"
+                    ) from error
+                self.most = len(part) // 2
+                torch.cuda.empty_cache()
+            else:
+                start += len(part)
+        return np.concatenate(parts)
+
+    def _once(self, function: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode(), full_precision(self.device), self._stream():
+            x = torch.from_numpy(np.ascontiguousarray(pixels))
+            if self.device.type == "cuda":
+                x = x.pin_memory().to(self.device, non_blocking=True)
+            x = ((x.float() - self._mean) / self._deviation).permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
+            result: NDArray[np.float32] = function(x).flatten(1).float().cpu().numpy()
+        return result
+
+    def _stream(self) -> Any:
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        import torch
+
+        if not hasattr(self._threads, "stream"):
+            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.default_stream(self.device))  # on which the weights were uploaded
+            self._threads.stream = stream
+        return torch.cuda.stream(self._threads.stream)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.errors import UsageError
-from simsearch.models.runtime import run_torch
+from simsearch.models.runtime import TorchRunner
 from simsearch.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ class TorchvisionModel:
     distances: tuple[float, ...] = ()
 
     def __init__(self, name: str, device: str) -> None:
-        import torch
         import torchvision
 
         short = name.removeprefix("torchvision/")
@@ -46,12 +45,12 @@ class TorchvisionModel:
         self.dimension = cut_classifier(network)
         self.recipe = recipe_of(choice.transforms())
         self._network = network.eval().to(device)
-        self._mean = torch.tensor(self.recipe.mean, device=device)
-        self._deviation = torch.tensor(self.recipe.deviation, device=device)
+        self._runner = TorchRunner(self.recipe, device)
+        self.lanes = self._runner.lanes
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, S, S, 3) uint8 -> (B, D) float32, what the network's last linear layer reads."""
-        return run_torch(self._network, pixels, self._mean, self._deviation)
+        return self._runner.run(self._network, pixels)
 
 
 def cut_classifier(network: nn.Module) -> int:
