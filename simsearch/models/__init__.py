@@ -135,9 +135,10 @@ def load(name: str = DEFAULT, device: str = "auto", *, images: int | None = None
 
     device: "auto", "cpu", "cuda" or "cuda:N". "auto" takes a GPU if there is one and the work is worth its start-up.
     images: how many are expected, if known; a handful is done sooner without preparing for many.
-    precision: "float32", "int8" (on the CPU, if the weights allow it), or "auto": see `runtime.choose_precision`.
+    precision: "float32", "int8" (on the CPU, if the weights allow it), or "auto": see `precision.choose`.
     """
     from simsearch.models import runtime
+    from simsearch.models.precision import choose
 
     few = images is not None and images <= FEW
     if precision == "int8":
@@ -151,6 +152,6 @@ def load(name: str = DEFAULT, device: str = "auto", *, images: int | None = None
         return TorchvisionModel(name, chosen)
     weights = find(name)
     if chosen == "cpu":
-        precision = runtime.choose_precision(weights) if precision == "auto" else precision
-        return runtime.OnnxModel(weights, few=few, precision=precision)
+        chosen = choose(weights) if precision == "auto" else precision
+        return runtime.OnnxModel(weights, few=few, precision=chosen)
     return runtime.TorchModel(weights, chosen)
