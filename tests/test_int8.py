@@ -222,6 +222,14 @@ def test_ranges_come_back_and_go_again(tiny_weights, tmp_path):
         quantised.quantise(AlexNetConfig(), weights.read_tensors(path), weights.read_card(path).ranges)
 
 
+def test_ranges_of_another_network_are_refused(small):
+    found, _ = small
+    config: Any = found.config
+    given = {**found.card.ranges, "relu2": np.ones(3, np.float32)}
+    with pytest.raises(WeightsError, match="relu2 has 16 channels, but there are 3 ranges"):
+        quantised.quantise(config, weights.read_tensors(found.path), given)
+
+
 @pytest.mark.parametrize("text", ["x", "0.9;pool1 3", "0.9;pool1 3 A!", "0.9;pool1 nan AB", "0.9;pool1 -1 AB"])
 def test_ranges_that_cannot_be_read_are_refused(tiny_weights, tmp_path, text, monkeypatch):
     path = tmp_path / "w.safetensors"
