@@ -153,7 +153,7 @@ def _calibrate(model: str | None, sources: Sequence[str]) -> None:
     """Writes a weights file's ranges and says how well int8 then does."""
     from simsearch import ranges
     from simsearch.errors import UsageError
-    from simsearch.models.runtime import ENOUGH
+    from simsearch.models.precision import ENOUGH
 
     if model is None:
         raise UsageError("--calibrate needs a weights file to write into", hint="-m FILE.safetensors")

@@ -16,7 +16,7 @@ from simsearch import fit, images, models, ranges, sample
 from simsearch.augment import Colour
 from simsearch.cli import main
 from simsearch.errors import DeviceError, ModelMismatchError, UsageError, WeightsError
-from simsearch.models import networks, quantised, runtime, weights
+from simsearch.models import networks, precision, quantised, runtime, weights
 from simsearch.models.configs import AlexNetConfig
 from simsearch.recipe import Recipe
 from simsearch.trainset import TrainingSet
@@ -79,20 +79,20 @@ def test_neither_batch_nor_start_changes_a_bit(small):
 
 def test_a_small_random_network_agrees(small):
     found, pixels = small
-    one, other = (runtime.OnnxModel(found, precision=precision).features(pixels) for precision in models.PRECISIONS)
+    one, other = (runtime.OnnxModel(found, precision=kind).features(pixels) for kind in models.PRECISIONS)
     agreement = ranges.agreement(one, other)
     assert agreement.cosine > 0.999
     assert agreement.top6 > 0.9
-    logits = [runtime.OnnxModel(found, precision=precision).logits(pixels) for precision in models.PRECISIONS]
+    logits = [runtime.OnnxModel(found, precision=kind).logits(pixels) for kind in models.PRECISIONS]
     assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.99
 
 
 @pytest.mark.parametrize("name", list(models.BUILTIN))
 def test_the_shipped_weights_agree_on_drawn_pictures(name, pictures):
     found = models.find(name)
-    assert found.card.agreement >= runtime.ENOUGH
+    assert found.card.agreement >= precision.ENOUGH
     pixels = np.stack([found.card.recipe.pixels(picture) for picture in pictures])
-    one, other = (runtime.OnnxModel(found, precision=precision).features(pixels) for precision in models.PRECISIONS)
+    one, other = (runtime.OnnxModel(found, precision=kind).features(pixels) for kind in models.PRECISIONS)
     agreement = ranges.agreement(one, other)
     assert agreement.cosine > 0.998
     assert agreement.top6 > 0.95
@@ -107,7 +107,7 @@ def test_the_default_agrees_on_photographs():
         names = sorted(name for name in archive.namelist() if not name.endswith("/"))[::8]
         decoded = [images.decode(archive.read(name), found.card.recipe.resize).image for name in names]
     pixels = np.stack([found.card.recipe.pixels(image) for image in decoded])
-    one, other = (runtime.OnnxModel(found, precision=precision).features(pixels) for precision in models.PRECISIONS)
+    one, other = (runtime.OnnxModel(found, precision=kind).features(pixels) for kind in models.PRECISIONS)
     agreement = ranges.agreement(one, other)
     assert agreement.cosine > 0.999
     assert agreement.top6 >= 0.96
@@ -173,13 +173,13 @@ def test_int8_needs_the_processor(small, photos, tmp_path, int8):
 def test_the_choice(small, tiny_weights, monkeypatch):
     found = models.find(models.DEFAULT)
     monkeypatch.delenv("SIMSEARCH_PRECISION", raising=False)
-    monkeypatch.setattr(runtime, "has_vnni", lambda: True)
-    assert runtime.choose_precision(found) == "int8"
-    assert runtime.choose_precision(models.find(str(tiny_weights))) == "float32"
-    monkeypatch.setattr(runtime, "has_vnni", lambda: False)
-    assert runtime.choose_precision(found) == "float32"
+    monkeypatch.setattr(precision, "has_vnni", lambda: True)
+    assert precision.choose(found) == "int8"
+    assert precision.choose(models.find(str(tiny_weights))) == "float32"
+    monkeypatch.setattr(precision, "has_vnni", lambda: False)
+    assert precision.choose(found) == "float32"
     monkeypatch.setenv("SIMSEARCH_PRECISION", "int8")
-    assert runtime.choose_precision(found) == "int8"
+    assert precision.choose(found) == "int8"
     with pytest.raises(UsageError, match="no ranges"):
         models.load(str(tiny_weights), precision="auto")
     monkeypatch.setenv("SIMSEARCH_PRECISION", "int4")
@@ -190,9 +190,9 @@ def test_the_choice(small, tiny_weights, monkeypatch):
 
 def test_indexes_of_two_precisions_are_not_merged(photos, small, tmp_path, monkeypatch):
     found, _ = small
-    for precision in models.PRECISIONS:
-        monkeypatch.setenv("SIMSEARCH_PRECISION", precision)
-        simsearch.build(photos, tmp_path / precision, found.name).close()
+    for kind in models.PRECISIONS:
+        monkeypatch.setenv("SIMSEARCH_PRECISION", kind)
+        simsearch.build(photos, tmp_path / kind, found.name).close()
     done = run("merge", tmp_path / "int8", "-i", tmp_path / "float32")
     assert done.exit_code == 2
     assert "onnxruntime-cpu-int8" in done.stderr
@@ -220,6 +220,14 @@ def test_ranges_come_back_and_go_again(tiny_weights, tmp_path):
         np.testing.assert_array_equal(weights.read_tensors(path)[name], tensor)
     with pytest.raises(WeightsError, match="ranges of pool1"):
         quantised.quantise(AlexNetConfig(), weights.read_tensors(path), weights.read_card(path).ranges)
+
+
+def test_ranges_of_another_network_are_refused(small):
+    found, _ = small
+    config: Any = found.config
+    given = {**found.card.ranges, "relu2": np.ones(3, np.float32)}
+    with pytest.raises(WeightsError, match="relu2 has 16 channels, but there are 3 ranges"):
+        quantised.quantise(config, weights.read_tensors(found.path), given)
 
 
 @pytest.mark.parametrize("text", ["x", "0.9;pool1 3", "0.9;pool1 3 A!", "0.9;pool1 nan AB", "0.9;pool1 -1 AB"])

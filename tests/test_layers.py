@@ -53,7 +53,7 @@ LAYERS = [
     {"halves"},
     {"models.torchvision_models"},
     {"models.runtime"},
-    {"models.quantised"},
+    {"models.quantised", "models.precision"},
     {"models.networks"},
     {"models.alexnet", "models.lenet", "models.convnet", "models.dbn"},
     {"models.network"},
@@ -69,7 +69,7 @@ LAYERS = [
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 # Looked up by name when it is needed: the package's lazy names, a source's class, a model's runtime.
-LATE = {("models", "models.runtime"),
+LATE = {("models", "models.runtime"), ("models", "models.precision"),
         ("models", "models.torchvision_models"), ("engine", "sync"), ("sync", "engine")}  # fmt: skip
 
 

@@ -140,9 +140,10 @@ def load(
     device: "auto", "cpu", "cuda" or "cuda:N". "auto" takes a GPU if there is one and the work is worth its start-up.
     images: how many are expected, if known; a handful is done sooner without preparing for many. threads: several
     threads will compute at once, so on the CPU each takes no more than its share of the cores. precision: "float32",
-    "int8" (on the CPU, if the weights allow it), or "auto": see `runtime.choose_precision`.
+    "int8" (on the CPU, if the weights allow it), or "auto": see `precision.choose`.
     """
     from simsearch.models import runtime
+    from simsearch.models.precision import choose
 
     few = images is not None and images <= FEW
     if precision == "int8":
@@ -161,5 +162,5 @@ def load(
         except RuntimeError as error:  # a GPU that others have filled, say
             if device != "auto":
                 raise DeviceError(f"device {chosen!r} cannot be used: {error}", hint="--device cpu") from error
-    precision = runtime.choose_precision(weights) if precision == "auto" else precision
+    precision = choose(weights) if precision == "auto" else precision
     return runtime.OnnxModel(weights, few=few, threads=threads and not few, precision=precision)

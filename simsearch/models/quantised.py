@@ -48,7 +48,6 @@ _LAYERS = {
 _TOWARDS_ACTIVATIONS = 0.75
 """How much of the spread between channels moves from the activations into the weights, which suffer from it less."""
 
-
 _BLOCK = 1 << 17
 """Weights looked at together, so that they stay in the processor's cache."""
 
@@ -76,24 +75,24 @@ class Quantised(NamedTuple):
 
 
 def quantise(config: AlexNetConfig, tensors: Mapping[str, Floats], ranges: Mapping[str, Floats]) -> Quantised:
-    """tensors: the network's, by name. ranges: (I,) largest values by point (`POINTS`); (1,) where channels are alike.
+    """tensors: the network's, by name. ranges: the largest values by point (`POINTS`), (I,), but (1,) for fc6.
 
     Raises WeightsError where the two do not fit.
     """
     if missing := [name for name in POINTS if name not in ranges]:
         raise WeightsError(f"the ranges of {missing[0]} are missing")
+    channels = (*config.channels[:2], *config.channels[1:], 1)
+    for point, count in zip(POINTS, channels, strict=True):
+        if len(ranges[point]) != count:
+            raise WeightsError(f"{point} has {count} channels, but there are {len(ranges[point])} ranges")
     layers, points = {}, {"relu2": _point(ranges["relu2"], None)}
     for name, (point, grouped, _) in _LAYERS.items():
         groups = config.groups if grouped else 1
         weight = tensors[f"{name}.weight"]
-        inputs = weight.shape[1] * groups
-        positions = inputs // len(ranges[point]) if name == "hidden.1" else 1
-        channels = inputs // positions
-        if len(ranges[point]) not in {1, channels}:
-            raise WeightsError(f"{name} reads {channels} channels, but there are {len(ranges[point])} ranges")
-        kernel = weight.reshape(groups, -1, channels // groups, weight[0, 0].size * positions)  # (G, O / G, I / G, K)
+        inputs = weight.shape[1] if name == "hidden.4" else len(ranges[point])
+        kernel = weight.reshape(groups, len(weight) // groups, inputs // groups, -1)  # (G, O / G, I / G, K)
         points[point] = _point(ranges[point], np.abs(kernel).max((1, 3)).reshape(-1))
-        factor = np.broadcast_to(points[point].factor, channels).reshape(groups, 1, -1, 1)
+        factor = np.broadcast_to(points[point].factor, inputs).reshape(groups, 1, -1, 1)
         flat = (kernel * factor).reshape(len(weight), -1)
         step = _steps(flat)
         whole = np.clip(np.rint(flat / step[:, None]), -127, 127).astype(np.int8)

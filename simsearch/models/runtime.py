@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import re
 import struct
 import threading
 import zlib
@@ -19,6 +18,7 @@ import numpy as np
 from simsearch import cache, machine, models
 from simsearch.errors import DeviceError, UsageError, WeightsError
 from simsearch.models import graphs, quantised
+from simsearch.models.precision import CALIBRATE, can_quantise, has_vnni
 from simsearch.models.weights import read_tensors
 
 if TYPE_CHECKING:
@@ -37,43 +37,8 @@ MOST_LANES = 8
 
 _BUILDERS: dict[str, Any] = {"alexnet": graphs.alexnet, "lenet5": graphs.lenet5, "convnet4": graphs.convnet4}
 
-
 _HARMFUL = ["QDQPropagationTransformer", "QDQSelectorActionTransformer"]
 """Optimisers of ONNX Runtime that move 8-bit values into the poolings, which then take longer than convolutions."""
-
-CALIBRATE = "simsearch models --calibrate SOURCE -m FILE measures them, for AlexNet"
-
-ENOUGH = 0.97
-"""From this agreement of int8 with float32 on, int8 is the choice for a new index."""
-
-
-def can_quantise(weights: WeightsFile) -> bool:
-    """Whether the network can run in int8: AlexNet, with ranges in its file."""
-    return weights.card.architecture == "alexnet" and bool(weights.card.ranges)
-
-
-def choose_precision(weights: WeightsFile) -> str:
-    """What a new index is computed in on the CPU: `$SIMSEARCH_PRECISION`, else int8 where it is good and fast.
-
-    Good is an agreement with float32 of `ENOUGH` on training images; fast is a processor with VNNI, by which it was
-    measured. Raises UsageError for another word.
-    """
-    asked = os.environ.get("SIMSEARCH_PRECISION") or "auto"
-    if asked in models.PRECISIONS:
-        return asked
-    if asked != "auto":
-        raise UsageError(f"SIMSEARCH_PRECISION is {asked!r}", hint=f"auto, {' or '.join(models.PRECISIONS)}")
-    good = can_quantise(weights) and weights.card.agreement >= ENOUGH
-    return "int8" if good and has_vnni() else "float32"
-
-
-def has_vnni() -> bool:
-    """Whether the processor multiplies 8-bit integers fast, as far as Linux says."""
-    try:
-        text = Path("/proc/cpuinfo").read_text("ascii", "replace")
-    except OSError:
-        return False
-    return bool(re.search(r"^flags\s*:.*\bavx(512)?_vnni\b", text, re.MULTILINE))
 
 
 def choose_device(device: str, few: bool = False) -> str:
