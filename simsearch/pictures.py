@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PAPER, INK, FAINT, GRID = "#ffffff", "#1c1f23", "#5d646c", "#e3e6ea"
-LINES = ("#34557f", "#c0562f", "#3f8f5f", "#8a5aa8", "#b08a1e", "#4aa3b5")
+LINES = (
+    "#34557f", "#c0562f", "#3f8f5f", "#8a5aa8", "#b08a1e", "#4aa3b5",
+    "#7f9fd1", "#e39b80", "#86c49f", "#c4a3d6", "#d9bd6c", "#666666",
+)  # fmt: skip
 
 Series = "Mapping[str, Sequence[tuple[float, float]]]"
 

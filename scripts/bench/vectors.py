@@ -19,6 +19,12 @@ from simsearch.meta import writer_lock
 from simsearch.store import Changes, Item
 
 BLOCK = 8192
+
+NOISE = 0.08
+"""Of mixtures: the share of their variance beyond the first 64 and 256 principal components is then about that of real
+features, 0.16 and 0.08 (0.14 and 0.075 without noise; 0.27 and 0.21 with 0.25), as `bench/million` prints.
+"""
+
 SOURCES = (
     *(f"tiny-imagenet/train-{n}.zip" for n in range(4)), "tiny-imagenet/val.zip",
     "imagenette160/train.zip", "imagenette160/val.zip", "cifar10/train.zip", "cifar10/test.zip", "corel", "clothing",
@@ -55,7 +61,7 @@ def enlarged(engine: simsearch.Engine, left_out: np.ndarray, count: int, seed: i
     A mixture lies between a random real vector and one of its 10 nearest (by 64 principal components, approximately),
     at a share of 0.1 to 0.9 of the way. What is active in both stays active, what is active in one stays so with
     probability 1/2, so that the share of zeros is the parents' mean; each activation is then multiplied by a factor of
-    mean 1 and deviation 0.25 (factors and coins are stretches of 16 million drawn beforehand). No mixture is a copy,
+    mean 1 and deviation NOISE (factors and coins are stretches of 16 million drawn beforehand). No mixture is a copy,
     and none comes from a row left out.
     """
     random = np.random.default_rng(seed)
@@ -72,7 +78,7 @@ def enlarged(engine: simsearch.Engine, left_out: np.ndarray, count: int, seed: i
     lists.nprobe = 8
     near = np.concatenate([lists.search(flat[n : n + BLOCK], 11)[1][:, 1:] for n in range(0, len(flat), BLOCK)])
     del flat, lists
-    noise = np.maximum(1 + 0.25 * random.standard_normal(1 << 24, np.float32), 0)
+    noise = np.maximum(1 + NOISE * random.standard_normal(1 << 24, np.float32), 0)
     coins = random.integers(0, 2, 1 << 24, np.uint8).astype(bool)
 
     def drawn(pool: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -94,6 +100,12 @@ def enlarged(engine: simsearch.Engine, left_out: np.ndarray, count: int, seed: i
             a *= kept
             block[some] = a
         yield block
+
+
+def beyond(features: np.ndarray, onto: projection.Projection, components: int) -> float:
+    """The share of the variance of (n, D) features that the first principal components leave."""
+    centred = decoded(features) - onto.mean
+    return 1 - float(np.square(centred @ onto.axes[:, :components]).sum() / np.square(centred).sum())
 
 
 def fill(path: Path, like: simsearch.Engine, blocks: Iterable[np.ndarray]) -> None:
