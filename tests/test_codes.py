@@ -100,7 +100,7 @@ def test_contrastive_divergence_learns_to_reconstruct() -> None:
     x = (x - x.mean(0)) / x.std()
     fresh = dbn._fresh(D, 64)
     assert dbn._gaussian_rate(x, QUICK) == 0.02
-    machine = dbn._Machine(dbn.Layer(fresh.weight * 0.1, fresh.up, fresh.down), replace(QUICK, momentum=0.5), 0.01)
+    machine = dbn._Machine(fresh, replace(QUICK, momentum=0.5), 0.01)
 
     def error() -> float:
         weight, up, down = machine.layer

@@ -14,6 +14,7 @@ from PIL import Image
 
 import simsearch
 from simsearch import sample
+from tests.filler import Filler
 
 SCRIPTS = Path(__file__).parent.parent / "scripts" / "reproduce"
 
@@ -144,3 +145,20 @@ def test_bench_decoding(tmp_path, tiny_weights):
     assert "8 of 8 images" in out
     assert re.search(r"as it is +0\.99|as it is +1\.0", out)
     assert re.search(r"1 MP +0\.9", out)
+
+
+def test_codes(tmp_path):
+    filler = Filler(tmp_path / "index", 64)
+    centres = np.random.default_rng(0).normal(0, 3, (40, 64))
+    filler.add(np.maximum(centres[np.arange(2600) % 40] + np.random.default_rng(1).normal(0, 1, (2600, 64)), 0))
+    arguments = (filler.path, "--bits", 64, "--sample", 600, "--work", tmp_path / "work")
+    out = run("codes", *arguments)
+    assert "1,000 of them queries, 600 to learn from" in out
+    recalls = out.split("recall@10 after ranking 200, by bits\n")[1].split("\n\n")[0].splitlines()
+    found = {line.split()[0]: float(line.split()[1]) for line in recalls[1:]}
+    assert set(found) == {"dbn", "random", "similar", "lsh", "itq", "pq", "rabitq"}
+    assert min(found.values()) > 0.2  # by chance 200 / 1600, after 60 steps of learning
+    assert max(found.values()) > 0.9
+    began = (tmp_path / "work" / "2600-600-itq-64.json").stat().st_mtime_ns
+    assert "itq" in run("codes", *arguments, "--only", "itq")
+    assert (tmp_path / "work" / "2600-600-itq-64.json").stat().st_mtime_ns == began  # nothing is done twice

@@ -119,8 +119,7 @@ def _pretrained(
 ) -> list[Layer]:
     """Each layer as a restricted Boltzmann machine over the one below, whose probabilities are its data."""
     found = []
-    for number, fresh in enumerate(layers):
-        layer = Layer(fresh.weight * 0.1, fresh.up, fresh.down)
+    for number, layer in enumerate(layers):
         machine = _Machine(layer, config, _gaussian_rate(x, config) if number == 0 else None)
         for epoch in range(config.pretrain_epochs):
             machine.momentum = 0.5 if epoch == 0 else config.momentum
