@@ -175,8 +175,10 @@ class Described:
         """d, or where nothing is projected D, for which an image is computed."""
         if self.projection is not None:
             return int(self.projection.axes.shape[1])
+        if self.descriptor.layers == ("features",):
+            return len(self.descriptor.parts) * self.base.dimension
         side = self.recipe.crop
-        return int(self.features(np.zeros((1, side, side, 3), np.uint8)).shape[1])
+        return int(self._view(np.zeros((1, side, side, 3), np.uint8)).shape[1])
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, S, S, 3) uint8 RGB from `recipe.pixels` -> (B, d) float32 of unit length."""
@@ -283,4 +285,7 @@ def of_index(model: Model, folder: Path, meta: Meta) -> Model:
     if not meta.descriptor:
         return base
     values = {key: value for key, value in meta.descriptor.items() if key != "components_sha256"}
-    return Described(base, Descriptor.from_dict(values), components(folder, meta))
+    found = Described(base, Descriptor.from_dict(values), components(folder, meta))
+    if found.dimension != meta.dimension:
+        raise IndexDamagedError(f"{folder}: {meta.features} has {found.dimension} dimensions, not {meta.dimension}")
+    return found

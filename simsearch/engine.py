@@ -165,7 +165,8 @@ class Engine:
         max_distance: the farthest match to report. crop: (x, y, width, height) of the upright query, in pixels.
         plus, minus: more pictures or ids to be like and unlike, alone or as (picture, weight).
         flip: a mirrored picture counts as the same.
-        dedup: one match per group of near-identical ones. exact: never search approximately.
+        dedup: one match per group of near-identical ones. exact: never search approximately. expand: search again by
+        the mean of the query and so many of its first matches.
 
         Fewer than k only if the index holds fewer that meet the conditions. Raises ImageError if the picture cannot
         be read, UsageError for unusable options.
