@@ -61,14 +61,26 @@ def server_for(app: Any) -> Server:
     return Server(config)
 
 
-def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT. say: told the URL. Raises UsageError, KeyboardInterrupt."""
+@contextlib.contextmanager
+def _logs() -> Iterator[None]:
+    """The service's log on standard error, as lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("simsearch.serve", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO if name == "simsearch.serve" else logging.WARNING)
+    loggers = {logging.getLogger("simsearch.serve"): logging.INFO, logging.getLogger("uvicorn.error"): logging.WARNING}
+    before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    try:
+        for logger, level in loggers.items():
+            logger.handlers, logger.propagate = [handler], False
+            logger.setLevel(level)
+        yield
+    finally:
+        for logger, handlers, propagate, level in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT. say: told the URL. Raises UsageError, KeyboardInterrupt."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -84,6 +96,7 @@ def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     say(f"http://{shown}:{listener.getsockname()[1]}/")
     server = server_for(app)
-    server.run(sockets=[listener])
+    with _logs():
+        server.run(sockets=[listener])
     if server.asked == signal.SIGINT:
         raise KeyboardInterrupt
