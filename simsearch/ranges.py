@@ -16,7 +16,7 @@ import torch
 from simsearch import extract, images, models, opening
 from simsearch.errors import ImageError, UsageError
 from simsearch.models import networks, quantised, weights
-from simsearch.models.runtime import OnnxModel, run_torch
+from simsearch.models.runtime import OnnxModel, TorchRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,11 +87,9 @@ def measure(file: WeightsFile, pixels: NDArray[np.uint8]) -> dict[str, NDArray[n
         return hook
 
     handles = [network.get_submodule(_PLACES[point]).register_forward_hook(note(point)) for point in quantised.POINTS]
-    recipe = file.card.recipe
+    runner = TorchRunner(file.card.recipe, "cpu")
     for start in range(0, len(pixels), 64):
-        run_torch(
-            network.features, pixels[start : start + 64], torch.tensor(recipe.mean), torch.tensor(recipe.deviation)
-        )
+        runner.run(network.features, pixels[start : start + 64])
     for handle in handles:
         handle.remove()
     return {point: value.numpy() for point, value in largest.items()}
