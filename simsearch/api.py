@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simsearch import models, opening, sync
+from simsearch.addresses import is_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 
@@ -28,7 +29,14 @@ def open(
     device: str = "auto",
     roots: Mapping[str, str] | None = None,
 ) -> Engine:
-    """Opens an index for searching and changing; see `Engine` for the arguments."""
+    """Opens an index for searching and changing; see `Engine` for the arguments.
+
+    index: a folder, or the address of a collection in Milvus (see `addresses`), which can only be searched.
+    """
+    if is_address(index):
+        from simsearch.milvus import MilvusEngine
+
+        return MilvusEngine(os.fspath(index), model=model, device=device, roots=roots)
     return Engine(index, model=model, device=device, roots=roots)
 
 
@@ -67,6 +75,7 @@ def build_with_summary(
 
     roots: where recorded sources are now (see `Engine`); recorded for good.
     """
+    _on_disk(index)
     found = [opening.resolve(os.fspath(name)) for name in names]
     path = Path(index)
     fresh = False
@@ -91,6 +100,7 @@ def plan(
     names: Sequence[SourceName], index: str | os.PathLike[str], model: str | Model | None, options: sync.Options
 ) -> sync.Summary:
     """What `build` would do, without doing it."""
+    _on_disk(index)
     found = [opening.resolve(os.fspath(name)) for name in names]
     options = replace(options, dry_run=True)
     if (Path(index) / "meta.json").exists():
@@ -101,6 +111,12 @@ def plan(
         sync.create(Path(folder), model)
         with Engine(folder, model=model) as engine:
             return sync.sync(engine, found, options)
+
+
+def _on_disk(index: str | os.PathLike[str]) -> None:
+    if is_address(index):
+        raise UsageError(f"{os.fspath(index)} is no place for an index to be built in",
+                         hint="build it on disk, then `simsearch push` it there")  # fmt: skip
 
 
 def _loaded(model: str | Model | None, device: str) -> Model:

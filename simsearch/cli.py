@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from simsearch import cli_eval, cli_models, cli_search, cli_serve
+from simsearch import cli_cluster, cli_eval, cli_models, cli_search, cli_serve
 from simsearch.cli_models import device, form, index, version
 from simsearch.console import DAMAGED, NO_MATCH, Main, progress
 
@@ -40,9 +40,9 @@ def main(debug: bool) -> None:
 
 
 def _engine(path: str, *, model: str | None = None, device: str = "auto", roots: Sequence[str] = ()) -> Engine:
-    from simsearch.engine import Engine
+    from simsearch import api
 
-    return Engine(path, model=model, device=device, roots=_roots(roots))
+    return api.open(path, model=model, device=device, roots=_roots(roots))
 
 
 def _roots(pairs: Sequence[str]) -> dict[str, str]:
@@ -288,7 +288,8 @@ def info(failures: bool, form: str, roots: tuple[str, ...], index_path: str) -> 
         ("labels", f"{facts['labels']:,}"), ("model", facts["model"]), ("weights", facts["weights_sha256"]),
         ("recipe", f"shorter side {facts['recipe']['resize']}, centre {facts['recipe']['crop']}"),
         ("features", f"{facts['dimension']:,} x {facts['storage']}, {facts['metric']}, by {facts['engine']}"),
-        ("search", f"{search['kind']}, recall {search['recall']:.3f}"), ("size", output.size(facts["bytes"])),
+        ("search", search["kind"] + ("" if search["recall"] is None else f", recall {search['recall']:.3f}")),
+        ("size", output.size(facts["bytes"])),
         *(("source", f"{source['kind']} {source['root']} ({source['items']:,})") for source in facts["sources"]),
     ]  # fmt: skip
     for line in output.table(lines):
@@ -355,7 +356,7 @@ def sample(directory: Path, count: int, seed: int) -> None:
 
 for _command in (
     cli_models.train, cli_models.classify, cli_eval.evaluation, cli_models.models,
-    cli_search.duplicates, cli_search.merge, cli_search.tune, cli_serve.serve, cli_serve.completion,
+    cli_search.duplicates, cli_search.merge, cli_search.tune, cli_serve.serve, cli_serve.completion, cli_cluster.push,
 ):  # fmt: skip
     main.add_command(_command)
 
