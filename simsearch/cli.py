@@ -73,11 +73,13 @@ def sources_and_options(command: Command) -> Command:
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--recall", type=click.FloatRange(0, 1, min_open=True), metavar="R",
               help="Afterwards, choose how to search, as `tune --recall R` does.")  # fmt: skip
+@click.option("--on", metavar="ray[://HOST:PORT]", help="Compute with the machines of a Ray cluster.")
+@click.option("--push", "address", metavar="ADDRESS", help="Afterwards, copy it to Milvus, as `push ADDRESS` does.")
 @root
 @sources_and_options
 def build(
-    source: tuple[str, ...], model: str | None, no_prune: bool, dry_run: bool, recall: float | None,
-    roots: tuple[str, ...], index_path: str, device: str, form: str, **options: Any,
+    source: tuple[str, ...], model: str | None, no_prune: bool, dry_run: bool, recall: float | None, on: str | None,
+    address: str | None, roots: tuple[str, ...], index_path: str, device: str, form: str, **options: Any,
 ) -> None:  # fmt: skip
     """Makes an index from SOURCEs or brings it in step with them.
 
@@ -88,12 +90,17 @@ def build(
     """
     from simsearch import api, sync
 
+    if address is not None:
+        from simsearch.addresses import parse
+
+        parse(address)
+    extractor = cli_cluster.extractor(on, device, options["workers"]) if on is not None else None
     chosen = sync.Options(prune=not no_prune, **options)
     if dry_run:
         _say(api.plan(source, index_path, model, chosen), index_path, form, dry_run=True)
         return
     with progress("indexing") as callback:
-        chosen = sync.Options(prune=not no_prune, progress=callback, **options)
+        chosen = sync.Options(prune=not no_prune, progress=callback, extractor=extractor, **options)
         engine, summary = api.build_with_summary(
             source, index_path, model, device=device, options=chosen, roots=_roots(roots)
         )
@@ -101,6 +108,8 @@ def build(
         _say(summary, index_path, form)
         if recall is not None:
             cli_search.choose(engine, recall, None, index_path)
+        if address is not None:
+            cli_cluster.send(engine, address, form=form)
 
 
 @main.command()

@@ -11,12 +11,14 @@ from simsearch.console import progress
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
+    from simsearch.planning import Extractor
+    from simsearch.push import Options
 
 
 @click.command()
 @click.argument("address", metavar="milvus://HOST:PORT/COLLECTION")
 @click.option("--index-type", "kind", metavar="KIND", help="Of a new collection: FLAT, HNSW, IVF_FLAT, IVF_SQ8,"
-              " DISKANN, GPU_CAGRA, ...  [default: FLAT below 10,000 items, HNSW, DISKANN from 5 million on]")  # fmt: skip
+              " DISKANN, GPU_CAGRA, ...  [default: FLAT below 10,000 items, HNSW; from 5 million DISKANN]")  # fmt: skip
 @click.option("--set", "changes", multiple=True, metavar="KEY=N", help="What it is built with: M=32; repeatable.")
 @click.option("--storage", type=click.Choice(["float32", "float16"]), default=None,
               help="Of a new collection; float16 needs Milvus 2.4.  [default: float32]")  # fmt: skip
@@ -41,16 +43,24 @@ def push(
         send(engine, address, chosen, form)
 
 
-def send(engine: Engine, address: str, options: Any, form: str = "text") -> None:
+def extractor(on: str, device: str, workers: int | None) -> Extractor:
+    """What `build --on` computes with."""
+    from simsearch.cluster import on_ray
+
+    return on_ray(on, device=device, threads=workers, say=lambda text: click.echo(f"note: {text}", err=True))
+
+
+def send(engine: Engine, address: str, options: Options | None = None, form: str = "text") -> None:
     """Pushes an open index and says what came of it."""
     import dataclasses
     import json
 
     from simsearch.addresses import parse
+    from simsearch.push import Options
     from simsearch.push import push as send_off
 
     with progress("pushing") as callback:
-        pushed = send_off(engine, address, dataclasses.replace(options, progress=callback))
+        pushed = send_off(engine, address, dataclasses.replace(options or Options(), progress=callback))
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(pushed)))
         return

@@ -155,6 +155,11 @@ class Engine:
             return self._model
 
     @property
+    def model_name(self) -> str:
+        """What the model is loaded by."""
+        return self._model_name
+
+    @property
     def engine_used(self) -> str | None:
         """What the loaded model computes with; None while none is loaded."""
         return self._model.engine if self._model is not None else None

@@ -13,7 +13,7 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -190,16 +190,18 @@ class _Run:
         total = sum(len(plan.fresh) for plan in self.plans)
         if not total:
             return
-        model = self.engine.load_model(expected=total)
-        size = self.options.batch_size or (256 if "cuda" in model.engine else 32)
-        tasks = (
-            Task(functools.partial(plan.source.read, entry.path), (plan, entry, item))
-            for plan in self.plans
-            for entry, item in plan.fresh
-        )
+        keys = [(plan, entry, item) for plan in self.plans for entry, item in plan.fresh]
+        elsewhere = self.options.extractor
+        groups: Iterator[list[tuple[tuple[Plan, Entry, Item | None], Extracted]]]
+        if elsewhere is not None:
+            groups = elsewhere.groups(self.engine, keys, self.known, self.options.batch_size or 0)
+        else:
+            model = self.engine.load_model(expected=total)
+            size = self.options.batch_size or (256 if "cuda" in model.engine else 32)
+            tasks = (Task(functools.partial(key[0].source.read, key[1].path), key) for key in keys)
+            groups = extract(model, tasks, known=self.known, batch_size=size, workers=self.options.workers)
         done = 0
         self.options.progress(0, total)
-        groups = extract(model, tasks, known=self.known, batch_size=size, workers=self.options.workers)
         for group in groups:
             for (plan, entry, item), result in group:
                 self._settle_image(plan, entry, item, result)
@@ -207,6 +209,9 @@ class _Run:
             if len(self.features) >= COMMIT_IMAGES or time.monotonic() - self.committed > COMMIT_SECONDS:
                 self._commit()
             self.options.progress(done, total)
+        if elsewhere is not None:
+            self._commit()
+            elsewhere.finished()
 
     def _settle_image(self, plan: Plan, entry: Entry, item: Item | None, result: Extracted) -> None:
         """Turns one result into a change of the index. item: what is known at that path."""
