@@ -23,7 +23,7 @@ PORT = 19530
 COLLECTION = "simsearch"
 """The collection in a file where the address names none."""
 
-TIMEOUT = 8.0
+TIMEOUT = 6.0
 """Seconds to try until a server counts as away."""
 
 TOKEN = "SIMSEARCH_MILVUS_TOKEN"

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,14 +19,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import simsearch
 from simsearch import api, frozen, sync
 from simsearch.cli import main
 from simsearch.cluster import Cluster, Worker, on_ray
 from simsearch.engine import Engine
-from simsearch.errors import ModelMismatchError, UnavailableError, UsageError
+from simsearch.errors import ModelMismatchError, SimsearchError, UnavailableError, UsageError
 from simsearch.frozen import Job, Work
 from simsearch.verify import verify
 from tests.conftest import draw
+from tests.filler import Filler
+from tests.milvus_server import PYTHON, Server
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data" / "tiny-imagenet"
@@ -107,7 +111,7 @@ def test_an_interrupted_build_is_continued(
 ) -> None:
     """The driver dies: shares that are computed are not computed again, and new pictures come last."""
     build(pictures, tmp_path / "local", tiny_weights)
-    first, asked = here().run, []
+    first, asked = here().run, list[int]()
 
     def dying(work: Work, shares: Sequence[int]) -> Iterator[int]:
         for share in first(work, shares):
@@ -177,7 +181,7 @@ def test_without_ray_the_pip_line(pictures: Path, tmp_path: Path, tiny_weights: 
 
 def test_a_cluster_that_is_away(pictures: Path, tmp_path: Path, tiny_weights: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
-    with pytest.raises(UnavailableError, match="no answer from Ray at 127.0.0.1:9"):
+    with pytest.raises(UnavailableError, match="no answer from Ray"):
         build(pictures, tmp_path / "index", tiny_weights, extractor=on_ray("ray://127.0.0.1:9"))
 
 
@@ -272,3 +276,58 @@ def test_ray_loses_the_driver(source: Path, expected: dict[str, Any], nodes: Any
     print(out)
     assert process.returncode == 0, out
     assert content(tmp_path / "index") == expected
+
+
+@pytest.mark.skipif(not PYTHON, reason="a Milvus server is tested by scripts/test-cluster")
+@pytest.mark.parametrize("returns", [False, True], ids=["resumed", "waited for"])
+def test_a_push_outlives_its_server(milvus_server: Server, tmp_path: Path, returns: bool, monkeypatch: Any) -> None:
+    """kill -9 of the server in the middle of a push, which is resumed, or waits until the server is back."""
+    from simsearch import push as module
+    from simsearch.push import push
+
+    monkeypatch.setattr(module, "PATIENCE", 120.0 if returns else 3.0)
+    monkeypatch.setattr(module, "PORTION", 256 << 10)
+    random = np.random.default_rng(1)
+    filler = Filler(tmp_path / "index", 512)
+    filler.add(np.maximum(random.normal(0, 3, (4000, 512)), 0))
+    address = milvus_server.address("killed_" + str(returns)) + "?consistency=strong"
+    killed = threading.Event()
+
+    def progress(done: int, total: int) -> None:
+        if done >= 1500 and not killed.is_set():
+            killed.set()
+            milvus_server.kill()
+
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append(push(filler.engine, address, module.Options(progress=progress)))
+        except SimsearchError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert killed.wait(120)
+    if not returns:
+        thread.join(60)
+        assert isinstance(outcome[0], UnavailableError)
+    took = milvus_server.start()
+    thread.join(240)
+    again = push(filler.engine, address)
+    print(f"killed after 1,500 of 4,000 rows; the server was back after {took:.0f} s; then {again.sent:,} sent")
+    assert (again.items, again.sent + again.unchanged, again.deleted) == (4000, 4000, 0)
+    if returns:
+        assert isinstance(outcome[0], module.Pushed)
+        assert again.sent == 0
+    else:
+        assert 0 < again.sent <= 2500 + 128
+    with filler.engine as here, simsearch.open(address, model=filler.model) as there:
+        ids = np.arange(1, 4001)
+        assert len(there) == 4000
+        assert np.array_equal(here.shards.read(ids - 1), there.shards.read(ids))
+        query = np.zeros(512, np.float32)
+        found = [
+            [(match.id, match.label) for match in engine.search_by_vector(query, 4000)] for engine in (here, there)
+        ]
+        assert found[0] == found[1]

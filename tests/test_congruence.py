@@ -6,7 +6,8 @@ paths, labels, metadata, order, distances to 1e-9, errors by type.
 
 from __future__ import annotations
 
-import os
+import functools
+import operator
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,13 +22,11 @@ from simsearch.errors import SimsearchError, UsageError
 from simsearch.push import Options, push
 from tests.conftest import Colours, draw
 from tests.filler import Filler
+from tests.milvus_server import PYTHON
 
 pytest.importorskip("pymilvus", reason="pymilvus is not installed")
 
-SERVER = os.environ.get("SIMSEARCH_TEST_MILVUS")
-"""host:port of a Milvus server to be tested as well; `scripts/test-cluster` starts one."""
-
-ENGINES = ["lite", pytest.param("server", marks=pytest.mark.skipif(not SERVER, reason="no Milvus server is given"))]
+ENGINES = ["lite", pytest.param("server", marks=pytest.mark.skipif(not PYTHON, reason="see scripts/test-cluster"))]
 
 
 @pytest.fixture(params=ENGINES)
@@ -40,7 +39,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     from simsearch.addresses import parse
     from simsearch.collection import Collection
 
-    found = f"milvus://{SERVER}/test_{uuid.uuid4().hex}"
+    found = request.getfixturevalue("milvus_server").address(f"test_{uuid.uuid4().hex}")
     yield found + "?consistency=strong"
     rows = Collection(parse(found))
     if rows.exists():
@@ -59,9 +58,11 @@ def outcome(call: Callable[[], Any]) -> Any:
         return type(error)
 
 
-def alike(both: Both, call: Callable[[Engine], Any]) -> Any:
-    """Runs an operation on both engines and compares."""
-    here, there = (outcome(lambda engine=engine: call(engine)) for engine in both)  # type: ignore[misc]
+def alike(both: Both, call: str | Callable[[Engine], Any], *arguments: Any, **options: Any) -> Any:
+    """Runs an operation, or a method by its name, on both engines and compares."""
+    named = isinstance(call, str)
+    method: Callable[[Engine], Any] = operator.methodcaller(call, *arguments, **options) if named else call  # type: ignore[arg-type, assignment]
+    here, there = (outcome(functools.partial(method, engine)) for engine in both)
     if isinstance(here, list):
         pairs = zip(here, there, strict=True)
         for mine, theirs in [*pairs]:
@@ -102,11 +103,11 @@ def test_vectors_ties_and_limits(filled: Both) -> None:
     for number in range(12):
         vector = random.integers(0, 3, 24).astype(np.float32) if number % 2 else random.normal(1, 1, 24)
         for k in (1, 2, 6, 40, 296, 1000):
-            found = alike(filled, lambda engine, k=k, vector=vector: engine.search_by_vector(vector, k))
+            found = alike(filled, "search_by_vector", vector, k)
             assert len(found) == min(k, 296)
-        alike(filled, lambda engine, vector=vector: engine.search_by_vector(vector, 50, max_distance=4.0))
-        alike(filled, lambda engine, vector=vector: engine.search_by_vector(vector, 9, dedup=True))
-        alike(filled, lambda engine, vector=vector: engine.search_by_vector(vector, 9, exact=True))
+        alike(filled, "search_by_vector", vector, 50, max_distance=4.0)
+        alike(filled, "search_by_vector", vector, 9, dedup=True)
+        alike(filled, "search_by_vector", vector, 9, exact=True)
 
 
 CONDITIONS = [
@@ -124,8 +125,8 @@ CONDITIONS = [
 @pytest.mark.parametrize("where", CONDITIONS, ids=str)
 def test_filters(pushed_once: Both, where: list[str]) -> None:
     vector = np.ones(24, np.float32)
-    alike(pushed_once, lambda engine: engine.search_by_vector(vector, 8, where=where))
-    alike(pushed_once, lambda engine: engine.search_by_vector(vector, 500, where=where))
+    alike(pushed_once, "search_by_vector", vector, 8, where=where)
+    alike(pushed_once, "search_by_vector", vector, 500, where=where)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -137,7 +138,9 @@ def pushed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     filler.remove([7])
     if request.param == "lite":
         pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
-    address = f"milvus://{SERVER}/once_{uuid.uuid4().hex}" if request.param == "server" else f"milvus://{folder}/a.db"
+        address = f"milvus://{folder}/a.db"
+    else:
+        address = request.getfixturevalue("milvus_server").address("once")
     push(filler.engine, address)
     with filler.engine as here, simsearch.open(address + "?consistency=strong", model=filler.model) as there:
         yield here, there
@@ -148,7 +151,7 @@ def pushed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def test_where_as_a_mapping(pushed_once: Both) -> None:
     for where in ({"label": "one", "n": 3}, {"n": 3.0}, {"n": "3"}, {"label": None}, {"n": None}, {"label": 3},
                   {"path": "000003"}, {"n": True}, {}, {"n": [1]}):  # fmt: skip
-        alike(pushed_once, lambda engine, where=where: engine.search_by_vector(np.zeros(24), 20, where=where))
+        alike(pushed_once, "search_by_vector", np.zeros(24), 20, where=where)
 
 
 def test_errors(pushed_once: Both) -> None:
@@ -175,11 +178,11 @@ def test_items(pushed_once: Both) -> None:
         assert (mine.path, mine.label, mine.metadata, mine.digest) == (
             theirs.path, theirs.label, theirs.metadata, theirs.digest,
         )  # fmt: skip
-        alike(pushed_once, lambda engine, number=number: engine.search_by_id(number, 9))
+        alike(pushed_once, "search_by_id", number, 9)
         assert here.paths([mine]) == there.paths([theirs])
-    alike(pushed_once, lambda engine: engine.search_many([3, 5, 9], 4, plus=[11], minus=[12]))
-    alike(pushed_once, lambda engine: engine.search_by_vectors(
-        np.random.default_rng(1).random((30, 24), np.float32), 5, without=[None, *range(10, 39)]))  # fmt: skip
+    alike(pushed_once, "search_many", [3, 5, 9], 4, plus=[11], minus=[12])
+    alike(pushed_once, "search_by_vectors", np.random.default_rng(1).random((30, 24), np.float32), 5,
+          without=[None, *range(10, 39)])  # fmt: skip
 
 
 def test_odd_items(tmp_path: Path, address: str) -> None:
@@ -206,12 +209,12 @@ def test_odd_items(tmp_path: Path, address: str) -> None:
     push(filler.engine, address)
     with filler.engine as here, simsearch.open(address, model=filler.model) as there:
         both = here, there
-        alike(both, lambda engine: engine.search_by_vector(np.zeros(4), 9))
+        alike(both, "search_by_vector", np.zeros(4), 9)
         for where in ("label=", "label!=", "label=it's", "label=a\nb", "label~100%", "path~caf*", "path~*\udce9.png",
                       "path=caf\udce9.png", "path=/nowhere/caf\udce9.png", "b=true", "b!=true", "b=1", "c=2", "c>1",
                       "c!=2", "a=x", "a!=x", "d=\u2603", "e~*x*", 'q"u=1', "c=9007199254740993", "path~n%*",
                       "path=x/\u00e9.png", "path~x*"):  # fmt: skip
-            alike(both, lambda engine, where=where: engine.search_by_vector(np.zeros(4), 9, where=[where]))
+            alike(both, "search_by_vector", np.zeros(4), 9, where=[where])
 
 
 def test_pictures(photos: Path, tmp_path: Path, address: str, colours: Colours) -> None:
@@ -223,12 +226,12 @@ def test_pictures(photos: Path, tmp_path: Path, address: str, colours: Colours) 
         for options in ({}, {"flip": True}, {"crop": (2, 2, 9, 9)}, {"plus": [3]}, {"minus": [stranger]},
                         {"where": {"label": "blue"}}, {"dedup": True}, {"flip": True, "dedup": True}):  # fmt: skip
             for picture in (stranger, photos / "amber" / "0.png", stranger.read_bytes()):
-                alike(both, lambda engine, o=options, p=picture: engine.search(p, 6, **o))
-            alike(both, lambda engine, o=options: engine.search_by_id(4, 30, **o))
+                alike(both, "search", picture, 6, **options)
+            alike(both, "search_by_id", 4, 30, **options)
         assert there.search(photos / "amber" / "0.png", 1)[0].distance == 0
         assert there.read(1) == here.read(1)
         assert there.thumbnail(1) is not None
-        assert alike(both, lambda engine: engine.search("nowhere.png")) is not None
+        assert alike(both, "search", "nowhere.png") is not None
         facts = there.info()
         assert (facts["items"], facts["model"], facts["labels"]) == (24, "colours", 4)
         for change in (there.add, there.remove, there.find, there.relocate):
@@ -248,7 +251,7 @@ def test_pushes_follow_changes(tmp_path: Path, address: str) -> None:
         with simsearch.open(address, model=filler.model) as there:
             assert len(there) == len(filler.engine)
             for vector in vectors:
-                alike((filler.engine, there), lambda engine, vector=vector: engine.search_by_vector(vector, 99))
+                alike((filler.engine, there), "search_by_vector", vector, 99)
 
     check(0, 0, 0)
     filler.add(random.normal(0, 3, (50, 8)))
@@ -290,7 +293,7 @@ def test_an_interrupted_push_is_continued(tmp_path: Path, address: str, monkeypa
     assert (done.sent, done.unchanged, done.compared) == (200 - sent[0], sent[0], 64)
     with filler.engine as here, simsearch.open(address, model=filler.model) as there:
         assert there.info()["complete"] is True
-        alike((here, there), lambda engine: engine.search_by_vector(np.zeros(8), 500))
+        alike((here, there), "search_by_vector", np.zeros(8), 500)
 
 
 @pytest.mark.parametrize("kind", ["HNSW", "IVF_FLAT"])
@@ -306,7 +309,7 @@ def test_approximate_indexes(tmp_path: Path, address: str, kind: str) -> None:
         assert not there.exact
         for vector in random.normal(0, 3, (8, 16)).astype(np.float32):
             for where in ([], ["label=two"], ["n<10"], ["n=5"]):
-                alike((here, there), lambda e, v=vector, w=where: e.search_by_vector(v, 6, where=w))
+                alike((here, there), "search_by_vector", vector, 6, where=where)
         with pytest.raises(UsageError, match="does not search exactly"):
             there.search_by_vector(np.zeros(16), exact=True)
 
