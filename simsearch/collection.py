@@ -102,7 +102,7 @@ class Collection:
         library = _pymilvus()
         if address.file is not None:
             _check_file(address.file, writing)
-        self._closed = False
+        self.closed = False
         try:
             self._client: Any = library.MilvusClient(
                 uri=address.uri, token=os.environ.get(TOKEN, ""), timeout=self.patience
@@ -115,9 +115,9 @@ class Collection:
 
     def close(self) -> None:
         """Ends the connection; a file is given back when nothing in this process uses it any more."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self._client.close()
         if self.address.file is not None:
             with _files:
@@ -127,12 +127,15 @@ class Collection:
 
                     server_manager_instance.release_server(str(self.address.file))
 
+    def check_open(self) -> None:
+        if self.closed:
+            raise UsageError(f"the index {self.address} has been closed")
+
     # -- calls
 
     def ask(self, what: str, **arguments: Any) -> Any:
         """Calls a method of pymilvus's client, again and again while that may help. Raises SimsearchError."""
-        if self._closed:
-            raise UsageError(f"the index {self.address} has been closed")
+        self.check_open()
         deadline, pause = time.monotonic() + self.patience, 0.1
         while True:
             left = max(0.1, deadline - time.monotonic())

@@ -75,12 +75,8 @@ class State:
     @classmethod
     def of(cls, rows: Collection) -> State:
         """Raises IndexNotFoundError for a collection that `push` did not make."""
-        facts = rows.describe().get("properties") or {}
-        if not all(name in facts for name in PROPERTIES):
-            hint = f"name another, or make one: simsearch push {rows.address} -i INDEX"
-            raise IndexNotFoundError(f"the collection {rows.address} was not made by simsearch", hint=hint)
-        meta, sources, state = (json.loads(facts[name]) for name in PROPERTIES)
         try:
+            meta, sources, state = properties(rows)
             read = {int(n): SourceRow(int(n), kind, root, root, {}) for n, kind, root in sources}
             kind = str(rows.index()["index_type"])
             search: dict[str, Any] = {"kind": kind, "recall": 1.0 if kind in EXACT else None, "parameters": {}}
@@ -92,6 +88,15 @@ class State:
     @property
     def roots(self) -> expressions.Roots:
         return {number: (row.kind, row.root) for number, row in self.sources.items()}
+
+
+def properties(rows: Collection) -> list[Any]:
+    """What PROPERTIES hold. Raises IndexNotFoundError where `push` has not made the collection."""
+    facts = rows.describe().get("properties") or {}
+    if not all(name in facts for name in PROPERTIES):
+        hint = "name another; `simsearch push` makes one"
+        raise IndexNotFoundError(f"the collection {rows.address} was not made by simsearch", hint=hint)
+    return [json.loads(facts[name]) for name in PROPERTIES]
 
 
 @dataclass(frozen=True)
@@ -330,6 +335,7 @@ class _Store:
         yield cast(Reader, _Reader(self.rows, self.current()))
 
     def current(self) -> State:
+        self.rows.check_open()
         with self._lock:
             known = self._state
             strong = self.rows.address.consistency == "strong"
@@ -357,6 +363,7 @@ class MilvusEngine(Engine):
         self.device, self.roots = device, dict(roots or {})
         self.rows = Collection(self.address)
         try:
+            properties(self.rows)
             self.rows.load()
             store = _Store(self.rows)
             self.meta = store.current().meta

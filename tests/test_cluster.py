@@ -32,7 +32,7 @@ from tests.filler import Filler
 from tests.milvus_server import PYTHON, Server
 
 ROOT = Path(__file__).parent.parent
-DATA = ROOT.parent / "shared" / "data" / "tiny-imagenet"
+DATA = Path(os.environ.get("SIMSEARCH_TEST_DATA", ROOT.parent / "shared" / "data")) / "tiny-imagenet"
 RAY = pytest.mark.skipif("SIMSEARCH_TEST_RAY" not in os.environ, reason="Ray is tested by scripts/test-cluster")
 
 
