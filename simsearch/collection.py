@@ -152,7 +152,10 @@ class Collection:
     def _retryable(self, error: Exception) -> bool:
         import grpc
 
-        return isinstance(error, grpc.RpcError) or any(word in _told(error).lower() for word in _AGAIN)
+        told = _told(error).lower()
+        if "cannot parse" in told or "invalid" in told:
+            return False
+        return isinstance(error, grpc.RpcError) or any(word in told for word in _AGAIN)
 
     def _away(self, error: Exception) -> SimsearchError:
         message = f"no answer from Milvus at {self.address.server}: {_told(error)}"

@@ -97,8 +97,8 @@ def _path(operator: str, text: str, roots: Roots) -> str | None:
 
 
 def _metadata(name: str, operator: str, value: Any) -> str | None:
-    """Equality only, of text and whole numbers: what is ordered compares across types in SQLite, but not in Milvus."""
-    if operator not in {"=", "!="} or value is None or not _PLAIN.fullmatch(name) or not name:
+    """Equality only, of text and whole numbers: order is across types in SQLite, but not in Milvus."""
+    if operator != "=" or value is None or not _PLAIN.fullmatch(name) or not name:
         return None
     field = f'metadata["{name}"]'
     alternatives = [f'{field} == "{value}"']
@@ -109,8 +109,7 @@ def _metadata(name: str, operator: str, value: Any) -> str | None:
         alternatives.append(f"{field} == {found}")
         if found in (0, 1):  # as SQLite reads true and false from JSON
             alternatives.append(f"{field} == {'true' if found else 'false'}")
-    either = " or ".join(alternatives)
-    return f"exists {field} and ({either})" if operator == "=" else None
+    return " or ".join(alternatives)
 
 
 def matching(rows: Iterable[Sequence[Any]], wanted: Sequence[Condition], roots: Roots) -> list[int]:

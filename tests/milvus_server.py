@@ -20,9 +20,18 @@ from simsearch.errors import SimsearchError
 PYTHON = os.environ.get("SIMSEARCH_TEST_MILVUS")
 
 _START = """
-import os, sys
+import os, socket, sys
 from milvus import MilvusServer, MilvusServerConfig, _initialize_data_files
 folder, port = sys.argv[1:]
+def bind(self, port):  # as the package does it, but after a kill as well, when the system still holds the port
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind(("127.0.0.1", port))
+    except OSError:
+        return None
+    return found
+MilvusServerConfig.try_bind_port = bind
 config = MilvusServerConfig()
 config.set("proxy.timeTickInterval", "20")  # milliseconds that a search of strong consistency waits for; 200 by default
 config.update(data_dir=folder, proxy_port=port)

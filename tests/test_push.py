@@ -212,7 +212,7 @@ def test_a_wrong_row_is_noticed(filler: Filler, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(("condition", "expected"), [
     ("label=cat", 'labelled == true and label == "cat"'),
-    ("n=7", 'exists metadata["n"] and (metadata["n"] == "7" or metadata["n"] == 7)'),
+    ("n=7", 'metadata["n"] == "7" or metadata["n"] == 7'),
     ("id>=3", "id >= 3"), ("bytes<9", "size < 9"),
     ("path~a/*", 'path like "a/%"'),
     ("path=/r/a", 'path == "/r/a" or (source == 1 and path == "a")'),
