@@ -11,6 +11,7 @@ Sources and index must be at the same paths on all nodes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -292,13 +293,14 @@ class _Driver:
 
     def _lost(self, slot: tuple[str, int], share: int | None, error: Exception, todo: deque[int]) -> None:
         """A worker died, or its machine did."""
-        self.workers.pop(slot, None)
-        reason = str(error).strip().partition("\n")[0]
+        reason = type(error).__name__
+        with contextlib.suppress(Exception):  # one that is only out of reach must not keep its place
+            self.ray.kill(self.workers.pop(slot))
         if share is None:
             return
         todo.appendleft(share)
         self.attempts[share] += 1
-        self.say(f"a worker was lost, share {share} goes to another: {reason}")
+        self.say(f"a worker was lost ({reason}), its share {share} goes to another")
         if self.attempts[share] == ATTEMPTS:
             raise UnavailableError(f"share {share} took down {ATTEMPTS} workers: {reason}",
                                    hint="too little memory there? --batch-size makes batches smaller")  # fmt: skip
