@@ -156,8 +156,8 @@ def on_ray(
 ) -> Cluster:
     """A `Cluster` of Ray.
 
-    where: "ray" for the cluster that $RAY_ADDRESS names or this machine belongs to, or else this machine alone;
-    "ray://HOST:PORT" for one that is reached through its client port. say: told of workers and failures.
+    where: "ray" for the cluster that $RAY_ADDRESS names, or else this machine alone; "ray://HOST:PORT" for one that is
+    reached through its client port. say: told of workers and failures.
     Raises UsageError, MissingExtraError, UnavailableError.
     """
     parts = urlsplit(where)
@@ -191,12 +191,8 @@ def _connect(where: str) -> tuple[Any, bool]:
         if where != "ray":
             ray.init(address=where, **quiet)
             return ray, True
-        try:
-            ray.init(address=address or "auto", **quiet)
-        except ConnectionError:
-            if address:
-                raise
-            ray.init(include_dashboard=False, **quiet)
+        alone = not address or address == "local"
+        ray.init(address=address or "local", **quiet, **({"include_dashboard": False} if alone else {}))
     except Exception as error:
         text = str(error).strip().partition("\n")[0]
         raise UnavailableError(f"Ray at {address or 'this machine'} does not take this build: {text}") from error
@@ -240,7 +236,8 @@ class _Driver:
                                            hint="does it have free CPUs or GPUs? `ray status` tells")  # fmt: skip
         finally:
             for worker in self.workers.values():
-                self.ray.kill(worker)
+                with contextlib.suppress(Exception):
+                    self.ray.kill(worker)
             if self.own:
                 self.ray.shutdown()
 

@@ -42,6 +42,9 @@ SPAN = 8192
 ROWS = 256
 """Rows asked for at once with their features: 4 MiB at D = 4096."""
 
+CONNECT = 4.0
+"""Seconds for a server to take a connection in."""
+
 LITE_PATIENCE = 120.0
 """Seconds for a call to Milvus Lite, which computes in this process and cannot be away."""
 
@@ -105,7 +108,7 @@ class Collection:
         self.closed = False
         try:
             self._client: Any = library.MilvusClient(
-                uri=address.uri, token=os.environ.get(TOKEN, ""), timeout=self.patience
+                uri=address.uri, token=os.environ.get(TOKEN, ""), timeout=min(CONNECT, address.timeout)
             )
         except Exception as error:
             raise self._away(error) from error

@@ -179,7 +179,7 @@ def test_without_ray_the_pip_line(pictures: Path, tmp_path: Path, tiny_weights: 
     assert "pip install 'simsearch[cluster]'" in result.output
 
 
-def test_a_cluster_that_is_away(pictures: Path, tmp_path: Path, tiny_weights: Path) -> None:
+def test_ray_that_is_away(pictures: Path, tmp_path: Path, tiny_weights: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.raises(UnavailableError, match="no answer from Ray"):
         build(pictures, tmp_path / "index", tiny_weights, extractor=on_ray("ray://127.0.0.1:9"))
