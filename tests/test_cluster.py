@@ -285,7 +285,7 @@ def test_a_push_outlives_its_server(milvus_server: Server, tmp_path: Path, retur
     from simsearch import push as module
     from simsearch.push import push
 
-    monkeypatch.setattr(module, "PATIENCE", 120.0 if returns else 3.0)
+    monkeypatch.setattr(module, "PATIENCE", 180.0 if returns else 3.0)
     monkeypatch.setattr(module, "PORTION", 256 << 10)
     random = np.random.default_rng(1)
     filler = Filler(tmp_path / "index", 512)
@@ -308,12 +308,13 @@ def test_a_push_outlives_its_server(milvus_server: Server, tmp_path: Path, retur
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert killed.wait(120)
+    assert killed.wait(180)
     if not returns:
         thread.join(60)
         assert isinstance(outcome[0], UnavailableError)
     took = milvus_server.start()
     thread.join(240)
+    monkeypatch.setattr(module, "PATIENCE", 180.0)  # it answers before it has loaded its collections again
     again = push(filler.engine, address)
     print(f"killed after 1,500 of 4,000 rows; the server was back after {took:.0f} s; then {again.sent:,} sent")
     assert (again.items, again.sent + again.unchanged, again.deleted) == (4000, 4000, 0)
