@@ -34,7 +34,7 @@ PORTION = 8 << 20
 """Bytes of one upsert, well below the 64 MiB that Milvus takes; a row of D = 4096 has 16 KiB."""
 
 PATIENCE = 60.0
-"""Seconds that a server may be away in the middle of a push."""
+"""Seconds that a server may be away, or busy with loading, once a push has begun."""
 
 SAMPLE = 64
 """Rows compared at the end."""
@@ -91,8 +91,9 @@ def push(engine: Engine, target: str, options: Options | None = None) -> Pushed:
     try:
         with engine.store.reading() as reader:
             run = _Push(engine, reader, rows, options)
-            run.prepare()
+            rows.exists()  # one that is away is noticed soon; one that is there may yet have to load
             rows.patience = max(rows.patience, PATIENCE)
+            run.prepare()
             run.send()
             run.finish()
             return run.pushed
