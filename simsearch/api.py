@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simsearch import descriptors, models, opening, sync
+from simsearch.addresses import is_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.meta import Meta
@@ -30,7 +31,14 @@ def open(
     device: str = "auto",
     roots: Mapping[str, str] | None = None,
 ) -> Engine:
-    """Opens an index for searching and changing; see `Engine` for the arguments."""
+    """Opens an index for searching and changing; see `Engine` for the arguments.
+
+    index: a folder, or the address of a collection in Milvus (see `addresses`), which can only be searched.
+    """
+    if is_address(index):
+        from simsearch.milvus import MilvusEngine
+
+        return MilvusEngine(os.fspath(index), model=model, device=device, roots=roots)
     return Engine(index, model=model, device=device, roots=roots)
 
 
@@ -73,6 +81,7 @@ def build_with_summary(
 
     roots: where recorded sources are now (see `Engine`); recorded for good.
     """
+    _on_disk(index)
     found = [opening.resolve(os.fspath(name)) for name in names]
     path = Path(index)
     fresh = False
@@ -99,6 +108,7 @@ def plan(
     features: str | None = None,
 ) -> sync.Summary:  # fmt: skip
     """What `build` would do, without doing it."""
+    _on_disk(index)
     found = [opening.resolve(os.fspath(name)) for name in names]
     options = replace(options, dry_run=True)
     if (Path(index) / "meta.json").exists():
@@ -112,6 +122,12 @@ def plan(
         sync.create(Path(folder), model)
         with Engine(folder, model=model) as engine:
             return sync.sync(engine, found, options)
+
+
+def _on_disk(index: str | os.PathLike[str]) -> None:
+    if is_address(index):
+        raise UsageError(f"{os.fspath(index)} is no place for an index to be built in",
+                         hint="build it on disk, then `simsearch push` it there")  # fmt: skip
 
 
 def _loaded(model: str | Model | None, device: str) -> Model:

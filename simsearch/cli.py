@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from simsearch import cli_eval, cli_models, cli_search, cli_serve
+from simsearch import cli_cluster, cli_eval, cli_models, cli_search, cli_serve
 from simsearch.cli_models import device, files, form, index, version
 from simsearch.console import DAMAGED, NO_MATCH, Main, progress
 
@@ -40,9 +40,9 @@ def main(debug: bool) -> None:
 
 
 def _engine(path: str, *, model: str | None = None, device: str = "auto", roots: Sequence[str] = ()) -> Engine:
-    from simsearch.engine import Engine
+    from simsearch import api
 
-    return Engine(path, model=model, device=device, roots=_roots(roots))
+    return api.open(path, model=model, device=device, roots=_roots(roots))
 
 
 def _roots(pairs: Sequence[str]) -> dict[str, str]:
@@ -78,11 +78,14 @@ def sources_and_options(command: Command) -> Command:
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--recall", type=click.FloatRange(0, 1, min_open=True), metavar="R",
               help="Afterwards, choose how to search, as `tune --recall R` does.")  # fmt: skip
+@click.option("--on", metavar="ray[://HOST:PORT]", help="Compute with the machines of a Ray cluster.")
+@click.option("--push", "address", metavar="ADDRESS", help="Afterwards, copy it to Milvus, as `push ADDRESS` does.")
 @root
 @sources_and_options
 def build(
     source: tuple[str, ...], model: str | None, features: str | None, no_prune: bool, dry_run: bool,
-    recall: float | None, roots: tuple[str, ...], index_path: str, device: str, form: str, **options: Any,
+    recall: float | None, on: str | None, address: str | None, roots: tuple[str, ...], index_path: str, device: str,
+    form: str, **options: Any,
 ) -> None:  # fmt: skip
     """Makes an index from SOURCEs or brings it in step with them.
 
@@ -93,12 +96,17 @@ def build(
     """
     from simsearch import api, sync
 
+    if address is not None:
+        from simsearch.addresses import parse
+
+        parse(address)
+    extractor = cli_cluster.extractor(on, device, options["workers"]) if on is not None else None
     chosen = sync.Options(prune=not no_prune, **options)
     if dry_run:
         _say(api.plan(source, index_path, model, chosen, features), index_path, form, dry_run=True)
         return
     with progress("indexing") as callback:
-        chosen = sync.Options(prune=not no_prune, progress=callback, **options)
+        chosen = sync.Options(prune=not no_prune, progress=callback, extractor=extractor, **options)
         engine, summary = api.build_with_summary(
             source, index_path, model, device=device, options=chosen, roots=_roots(roots), features=features
         )
@@ -106,6 +114,8 @@ def build(
         _say(summary, index_path, form)
         if recall is not None:
             cli_search.choose(engine, recall, None, index_path)
+        if address is not None:
+            cli_cluster.send(engine, address, form=form)
 
 
 @main.command()
@@ -388,7 +398,7 @@ def sample(directory: Path, count: int, seed: int) -> None:
 for _command in (
     cli_models.train, cli_models.classify, cli_eval.evaluation, cli_models.models,
     cli_search.duplicates, cli_search.merge, cli_search.compact, cli_search.tune, cli_serve.serve, cli_serve.demo,
-    cli_serve.completion,
+    cli_serve.completion, cli_cluster.push,
 ):  # fmt: skip
     main.add_command(_command)
 

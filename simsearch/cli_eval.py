@@ -43,10 +43,10 @@ def search(
     import json
 
     from simsearch import evaluate_search, output, trainset
-    from simsearch.engine import Engine
+    from simsearch.api import open as open_index
 
     pictures = trainset.labelled(sources) if sources else None
-    with Engine(index_path, device=device) as engine:
+    with open_index(index_path, device=device) as engine:
         with progress("evaluating") as callback:
             verdict = evaluate_search.evaluate(engine, pictures, callback)
         if html_file:
@@ -116,9 +116,9 @@ def recall(k: int, count: int, seed: int, form: str, index_path: str) -> None:
     import json
 
     from simsearch import evaluate_search
-    from simsearch.engine import Engine
+    from simsearch.api import open as open_index
 
-    with Engine(index_path, device="cpu") as engine, progress("evaluating") as callback:
+    with open_index(index_path, device="cpu") as engine, progress("evaluating") as callback:
         found = evaluate_search.recall(engine, k, count, seed, callback)
     if form == "json":
         click.echo(json.dumps(found.to_dict(), indent=1))
@@ -152,13 +152,13 @@ def robustness(
     import json
 
     from simsearch import output, pictures, robustness
-    from simsearch.engine import Engine
+    from simsearch.api import open as open_index
     from simsearch.errors import UsageError
     from simsearch.files import write_atomically
 
     if plot and plot.suffix.lower() != ".png":
         raise UsageError(f"{plot}: curves are drawn as PNG", hint=f"{plot.with_suffix('.png')}")
-    with Engine(index_path, device=device) as engine, progress("changes") as callback:
+    with open_index(index_path, device=device) as engine, progress("changes") as callback:
         found = robustness.of_index(engine, count, changes or tuple(robustness.CHANGES), seed, hash_too=hash_too,
                                     progress=callback)  # fmt: skip
     if plot:

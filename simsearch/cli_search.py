@@ -56,13 +56,13 @@ def duplicates(
 
     Exits 1 if there are none.
     """
+    from simsearch import api
     from simsearch import duplicates as near
-    from simsearch.engine import Engine
     from simsearch.errors import UsageError
 
     if html_file is not None and not html_file.absolute().parent.is_dir():
         raise UsageError(f"{html_file} cannot be written: its folder does not exist")
-    with Engine(index_path, device=device) as engine:
+    with api.open(index_path, device=device) as engine:
         limit = near.threshold(engine) if max_distance is None else near.Threshold(max_distance)
         with progress("comparing") as callback:
             groups = near.groups(engine, limit.distance, callback, exact)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from simsearch.cli_models import device, files, version
 from simsearch.console import progress
+
+if TYPE_CHECKING:
+    from simsearch.engine import Engine
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
@@ -44,7 +47,8 @@ def serve(
     max_body: int, max_pixels: int, device: str, **options: Any,
 ) -> None:  # fmt: skip
     """Serves indexes over HTTP, with a web page at /. Listens on this machine only, unless told otherwise."""
-    from simsearch.engine import Engine
+    from simsearch import api
+    from simsearch.addresses import is_address, parse
     from simsearch.errors import UsageError
     from simsearch.server import create_app
     from simsearch.serving import run
@@ -59,10 +63,13 @@ def serve(
     for given in index:
         name, separator, path = given.partition("=")
         if not separator or "/" in name:
-            name, path = Path(given).name or "default", given
+            path = given
+            name = parse(given).collection if is_address(given) else Path(given).name or "default"
+        if is_address(path) and options["writable"]:
+            raise UsageError(f"{path} is not changed in place", hint="leave out --writable")
         if name in engines:
             raise UsageError(f"two indexes are called {name!r}", hint="-i NAME=PATH names them")
-        engines[name] = Engine(path, device=device)
+        engines[name] = api.open(path, device=device)
     app = create_app(engines, api_keys=keys, hosts=hosts, max_body=max_body << 20, max_pixels=max_pixels * 1_000_000,
                      **options)  # fmt: skip
     run(app, host, port, say=lambda url: click.echo(f"note: serving {', '.join(engines)} at {url}", err=True))

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from simsearch import coded, descriptors, images, models, opening, upkeep
+from simsearch.addresses import is_address
 from simsearch.errors import ImageError, IndexDamagedError, ModelMismatchError, UsageError
 from simsearch.extract import stored
 from simsearch.filters import Where
@@ -71,6 +72,9 @@ class Engine:
         device: str = "auto",
         roots: Mapping[str, str] | None = None,
     ) -> None:
+        if is_address(path):
+            raise UsageError(f"{os.fspath(path)} is no index on disk",
+                             hint="a collection is read by the verbs that search, and written by `push`")  # fmt: skip
         self.path = Path(path)
         models.check_device(device)
         self.device, self.roots = device, dict(roots or {})
@@ -81,6 +85,13 @@ class Engine:
         self._lock = threading.RLock()
         self._snapshot: Snapshot | None = None
         self._structure: tuple[Any, Structure | None] = (None, None)
+        self._adopt(model)
+        with self.store.reading() as reader:
+            reader.state("rows")
+            self._check_roots(self.roots, reader.sources())
+
+    def _adopt(self, model: str | Model | None) -> None:
+        """Notes what to load the model by, or takes a loaded one. Raises ModelMismatchError."""
         self._model: Model | None = None
         self._model_name = self.meta.model
         if isinstance(model, str):
@@ -94,14 +105,11 @@ class Engine:
             self._model_name = model.name
             if models.precision_of(model.engine) == self.precision:
                 self._model = descriptors.of_index(model, self.path, self.meta)
-        with self.store.reading() as reader:
-            reader.state("rows")
-            self._check_roots(self.roots, reader.sources())
 
     # -- opening and closing
 
     def __repr__(self) -> str:
-        return f"<simsearch.Engine {os.fspath(self.path)!r}, model {self.meta.model}>"
+        return f"<simsearch.Engine {str(self.path)!r}, model {self.meta.model}>"
 
     def __enter__(self) -> Engine:
         return self
@@ -116,6 +124,16 @@ class Engine:
             snapshot, self._snapshot = self._snapshot, None
         for source in snapshot.sources.values() if snapshot else ():
             source.close()
+
+    @staticmethod
+    def identity(path: Path) -> tuple[int, int, int, int] | None:
+        """What tells one index at a path from another; None where there is none, or half of one."""
+        try:
+            folder, store = os.stat(path), os.stat(path / "items.sqlite")
+            os.stat(path / "meta.json")
+        except OSError:
+            return None
+        return folder.st_dev, folder.st_ino, store.st_dev, store.st_ino
 
     def __len__(self) -> int:
         """The number of items."""
@@ -149,6 +167,11 @@ class Engine:
     def precision(self) -> str:
         """What the index was made in and all else is computed in: float32 or int8, which are never mixed."""
         return models.precision_of(self.meta.engine)
+
+    @property
+    def model_name(self) -> str:
+        """What the model is loaded by."""
+        return self._model_name
 
     @property
     def engine_used(self) -> str | None:

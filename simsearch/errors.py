@@ -12,6 +12,7 @@ SimsearchError                  the root: `except simsearch.errors.SimsearchErro
 ├── IndexLockedError            another process is writing to the index
 ├── ItemNotFoundError           no item has that id
 ├── TrainingInterruptedError    a training was asked to stop, and left a checkpoint
+├── UnavailableError            a server, or a worker of a cluster, does not answer
 └── DeviceError                 the device asked for is not there
 
 Each carries `hint`, one line on what to do about it, or None.
@@ -31,6 +32,7 @@ __all__ = [
     "ModelMismatchError",
     "SimsearchError",
     "TrainingInterruptedError",
+    "UnavailableError",
     "UsageError",
     "WeightsError",
 ]
@@ -51,8 +53,11 @@ class UsageError(SimsearchError):
 class MissingExtraError(UsageError):
     """An optional package is not installed."""
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs the [{extra}] extra", hint=f"pip install 'simsearch[{extra}]'")
+    def __init__(self, what: str, extra: str, *, packages: str = "") -> None:
+        """packages: what to install where the extra alone does not do it, as arguments of pip."""
+        needed = f"the [{extra}] extra" if not packages else packages.removeprefix("--no-deps ")
+        line = f"pip install {packages}" if packages else f"pip install 'simsearch[{extra}]'"
+        super().__init__(f"{what} needs {needed}", hint=line)
 
 
 class ImageError(SimsearchError):
@@ -93,3 +98,7 @@ class DeviceError(SimsearchError):
 
 class TrainingInterruptedError(SimsearchError):
     """A training was asked to stop; its checkpoint continues it."""
+
+
+class UnavailableError(SimsearchError):
+    """A server, or the workers of a cluster, do not answer."""

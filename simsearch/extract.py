@@ -8,6 +8,7 @@ caller, who writes what has been computed, holds up nobody.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import queue
 import threading
@@ -22,6 +23,7 @@ import numpy as np
 
 from simsearch import images
 from simsearch.errors import ImageError
+from simsearch.images import LARGE_BYTES
 from simsearch.machine import Budget, cores, trim
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from simsearch.models import Model
     from simsearch.recipe import Recipe
+    from simsearch.sources import Source
 
 T = TypeVar("T")
 
@@ -71,6 +74,16 @@ class Task(Generic[T]):
 
     read: Callable[[], bytes | IO[bytes]]
     key: T
+
+
+def usual_batch(model: Model) -> int:
+    """Images computed at once; fewer where several batches are computed at once, so that they do not add up."""
+    return 256 if "cuda" in model.engine else max(16, 64 // max(2, getattr(model, "lanes", 1)))
+
+
+def reading(source: Source, path: str, size: int) -> Callable[[], bytes | IO[bytes]]:
+    """How to read an image of a source: a large one is not held in memory as a whole."""
+    return functools.partial(source.read if size <= LARGE_BYTES else source.stream, path)
 
 
 def extract(

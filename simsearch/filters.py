@@ -67,14 +67,14 @@ class Condition:
             return f"{negation}({either})", [os.fsencode(str(self.value))] * len(_PATHS)
         if self.operator == "~":
             return f"{column} {operator} ?", [*parameters, text(str(self.value))]
-        number = _number(self.value)
-        if number is None or self.field == "label":
+        found = number(self.value)
+        if found is None or self.field == "label":
             return f"{column} {operator} ?", [*parameters, None if self.value is None else text(str(self.value))]
         if self.operator in {"=", "!="}:  # "2000" equals both the number and the text
             both = f"({column} IS ? OR {column} IS ?)"
-            return ("NOT " if self.operator == "!=" else "") + both, [*parameters, number, *parameters, str(self.value)]
+            return ("NOT " if self.operator == "!=" else "") + both, [*parameters, found, *parameters, str(self.value)]
         numeric = f"typeof({column}) IN ('integer', 'real') AND {column} {operator} ?"
-        return f"({numeric})", [*parameters, *parameters, number]
+        return f"({numeric})", [*parameters, *parameters, found]
 
 
 def conditions(where: Where | None) -> list[Condition]:
@@ -93,7 +93,7 @@ def conditions(where: Where | None) -> list[Condition]:
     return [Condition.parse(str(clause)) for clause in where]
 
 
-def _number(value: Any) -> float | int | None:
+def number(value: Any) -> float | int | None:
     """The number that a value is or spells, as SQLite can hold it."""
     if value in ("true", "false"):  # as SQLite reads them from JSON
         return int(value == "true")

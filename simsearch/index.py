@@ -99,7 +99,7 @@ class FlatIndex:
             raise IndexDamagedError(f"items own rows {permitted[0]} to {permitted[-1]}, but there are {self.rows}")
         if permitted is not None and len(permitted) <= DIRECT:
             features = self.read(permitted)
-            return [_nearest(query, permitted, features, k) for query in queries]
+            return [nearest(query, permitted, features, k) for query in queries]
         found: list[Neighbours | None] = [None] * len(queries)
         pending = list(range(len(queries)))
         width = min(available, k + 16)
@@ -132,7 +132,7 @@ class FlatIndex:
 
     def rank(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Neighbours:
         """The k nearest of the given rows, measured in float64, and those that tie with the last."""
-        return _nearest(query, rows, self.read(rows), k)
+        return nearest(query, rows, self.read(rows), k)
 
     def _measure(self, query: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> Neighbours:
         """The answer without FAISS, for a query so far away that float32 cannot hold its squared distances."""
@@ -238,7 +238,7 @@ def _best(
     return np.take_along_axis(distances, order, 1), np.take_along_axis(rows, order, 1)
 
 
-def _nearest(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int) -> Neighbours:
+def nearest(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int) -> Neighbours:
     """The k nearest of the given rows by float64 arithmetic, and those that tie with the last."""
     k = min(k, len(rows))
     near = _within_reach(query, features, k)

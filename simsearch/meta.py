@@ -58,24 +58,7 @@ class Meta:
         """Raises IndexNotFoundError, IndexDamagedError, or UsageError for a format of the future."""
         path = folder / "meta.json"
         try:
-            values = json.loads(path.read_bytes())
-            if not isinstance(values, dict):
-                raise ValueError("not a JSON object")
-            if values["format"] != FORMAT:
-                message = f"{folder} has index format {values['format']!r}, this version reads {FORMAT}"
-                raise UsageError(message, hint="upgrade simsearch, or build the index again")
-            known = {f.name: _KINDS[str(f.type)] for f in fields(cls)}
-            for key in known.keys() & values.keys():
-                if not isinstance(values[key], known[key]):
-                    raise ValueError(f"{key} is {values[key]!r}")
-            meta = cls(**{key: values[key] for key in known.keys() & values.keys()})
-            Recipe.from_dict(meta.recipe)
-            if meta.dimension <= 0 or meta.rows_per_shard <= 0 or meta.storage != "float16":
-                raise ValueError("dimension, rows_per_shard or storage is out of range")
-            if not meta.search.keys() >= {"kind", "recall", "parameters"} or not all(
-                isinstance(distance, int | float) for distance in meta.distances
-            ):
-                raise ValueError("search or distances is not as simsearch writes it")
+            return cls.of(json.loads(path.read_bytes()), folder)
         except FileNotFoundError:
             if next((folder / "features").glob("*.f16"), None):
                 raise IndexDamagedError(f"{path} is missing, though there are features") from None
@@ -91,6 +74,27 @@ class Meta:
             raise IndexDamagedError(f"{path}: {error} is missing") from error
         except (ValueError, TypeError) as error:
             raise IndexDamagedError(f"{path}: {error}") from error
+
+    @classmethod
+    def of(cls, values: Any, place: Path) -> Meta:
+        """What JSON values say. Raises ValueError, KeyError or TypeError, and UsageError for a format of the future."""
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        if values["format"] != FORMAT:
+            message = f"{place} has index format {values['format']!r}, this version reads {FORMAT}"
+            raise UsageError(message, hint="upgrade simsearch, or build the index again")
+        known = {f.name: _KINDS[str(f.type)] for f in fields(cls)}
+        for key in known.keys() & values.keys():
+            if not isinstance(values[key], known[key]):
+                raise ValueError(f"{key} is {values[key]!r}")
+        meta = cls(**{key: values[key] for key in known.keys() & values.keys()})
+        Recipe.from_dict(meta.recipe)
+        if meta.dimension <= 0 or meta.rows_per_shard <= 0 or meta.storage != "float16":
+            raise ValueError("dimension, rows_per_shard or storage is out of range")
+        if not meta.search.keys() >= {"kind", "recall", "parameters"} or not all(
+            isinstance(distance, int | float) for distance in meta.distances
+        ):
+            raise ValueError("search or distances is not as simsearch writes it")
         return meta
 
     def write(self, folder: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from simsearch import opening, sources
 from simsearch.errors import UsageError
@@ -14,10 +14,25 @@ from simsearch.store import Item, SourceRow
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
+    from simsearch.extract import Extracted
     from simsearch.store import Reader
 
 Progress = Callable[[int, int], None]
 """Called with the number of images dealt with and their total."""
+
+
+class Extractor(Protocol):
+    """What computes features elsewhere; `cluster.Cluster` is one."""
+
+    def groups(
+        self, engine: Engine, keys: Sequence[Any], known: Container[bytes], batch_size: int
+    ) -> Iterator[list[tuple[Any, Extracted]]]:
+        """See `extract.extract`: the results of all images in their order. batch_size: 0 chooses for the device."""
+        ...
+
+    def finished(self) -> None:
+        """Called when all of it is committed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +41,7 @@ class Options:
 
     exclude: globs over relative paths or names. labels: "auto" takes folder names if every image sits in a folder,
     "folder" wherever one does, "none" never. prune: remove items whose image is gone. batch_size, workers: None
-    chooses for the machine. progress: see `Progress`.
+    chooses for the machine. progress: see `Progress`. extractor: computes elsewhere; None computes here.
     """
 
     exclude: tuple[str, ...] = ()
@@ -36,6 +51,7 @@ class Options:
     batch_size: int | None = None
     workers: int | None = None
     progress: Progress = lambda done, total: None
+    extractor: Extractor | None = None
 
     def __post_init__(self) -> None:
         exclude: Any = self.exclude

@@ -214,7 +214,7 @@ def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: boo
     for rows, distances in variants:
         for row, distance in zip(rows.tolist(), distances.tolist(), strict=True):
             best[row] = min(distance, best.get(row, np.inf))
-    reach = np.inf if complete else min(float(distances[-1]) for _, distances in variants)
+    reach = np.inf if complete else min((float(d[-1]) for _, d in variants if len(d)), default=np.inf)
     best = {row: distance for row, distance in best.items() if distance <= reach and row not in left_out}
     order = sorted(best, key=lambda row: best[row])
     return Neighbours(np.array(order, np.int64), np.array([best[row] for row in order]))

@@ -7,12 +7,11 @@ index was at the path before and after it was computed; else it is computed agai
 
 from __future__ import annotations
 
+import functools
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from simsearch.engine import Engine
@@ -38,7 +37,8 @@ class ServedIndex:
     """A name and the engine that answers for it now. reloaded: called after each replacement."""
 
     def __init__(self, name: str, engine: Engine, reloaded: Callable[[], None] = lambda: None) -> None:
-        self.name, self.path, self.reloaded = name, Path(engine.path), reloaded
+        self.name, self.path, self.reloaded = name, engine.path, reloaded
+        self._identity = functools.partial(engine.identity, engine.path)
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         self._lease = _Lease(engine, self._identity(), own=False)
@@ -128,15 +128,6 @@ class ServedIndex:
         except BaseException:
             engine.close()
             raise
-
-    def _identity(self) -> Identity:
-        """What tells one index at the path from another; None where there is none, or half of one."""
-        try:
-            folder, store = os.stat(self.path), os.stat(self.path / "items.sqlite")
-            os.stat(self.path / "meta.json")
-        except OSError:
-            return None
-        return folder.st_dev, folder.st_ino, store.st_dev, store.st_ino
 
     def check(self) -> int:
         """Answers one real query and returns the number of items. Raises SimsearchError where that fails."""

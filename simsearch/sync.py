@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,8 +23,7 @@ import simsearch
 from simsearch import calibration, descriptors, planning, upkeep
 from simsearch.descriptors import FILE, REFERENCE
 from simsearch.errors import IndexDamagedError, UsageError
-from simsearch.extract import Extracted, Task, extract
-from simsearch.images import LARGE_BYTES
+from simsearch.extract import Extracted, Task, extract, reading, usual_batch
 from simsearch.meta import Meta, writer_lock
 from simsearch.planning import Options as Options
 from simsearch.planning import Place, Plan
@@ -194,18 +192,18 @@ class _Run:
         total = sum(len(plan.fresh) for plan in self.plans)
         if not total:
             return
-        model = self.engine.load_model(expected=total, threads=True)
-        # Fewer where more batches are computed at once, so that they do not add up in memory.
-        usual = 256 if "cuda" in model.engine else max(16, 64 // max(2, getattr(model, "lanes", 1)))
-        size = self.options.batch_size or usual
-        tasks = (
-            Task(functools.partial(_reader(plan, entry), entry.path), (plan, entry, item))
-            for plan in self.plans
-            for entry, item in plan.fresh
-        )
+        keys = [(plan, entry, item) for plan in self.plans for entry, item in plan.fresh]
+        elsewhere = self.options.extractor
+        groups: Iterator[list[tuple[tuple[Plan, Entry, Item | None], Extracted]]]
+        if elsewhere is not None:
+            groups = elsewhere.groups(self.engine, keys, self.known, self.options.batch_size or 0)
+        else:
+            model = self.engine.load_model(expected=total, threads=True)
+            size = self.options.batch_size or usual_batch(model)
+            tasks = (Task(reading(key[0].source, key[1].path, key[1].size), key) for key in keys)
+            groups = extract(model, tasks, known=self.known, batch_size=size, workers=self.options.workers)
         done = 0
         self.options.progress(0, total)
-        groups = extract(model, tasks, known=self.known, batch_size=size, workers=self.options.workers)
         for group in groups:
             for (plan, entry, item), result in group:
                 self._settle_image(plan, entry, item, result)
@@ -213,6 +211,9 @@ class _Run:
             if len(self.features) >= COMMIT_IMAGES or time.monotonic() - self.committed > COMMIT_SECONDS:
                 self._commit()
             self.options.progress(done, total)
+        if elsewhere is not None:
+            self._commit()
+            elsewhere.finished()
 
     def _settle_image(self, plan: Plan, entry: Entry, item: Item | None, result: Extracted) -> None:
         """Turns one result into a change of the index. item: what is known at that path."""
@@ -277,10 +278,6 @@ class _Run:
         self.pending, self.features = Changes(), []
         self.committed = time.monotonic()
         self.committing = False
-
-
-def _reader(plan: Plan, entry: Entry) -> Callable[[str], bytes | IO[bytes]]:
-    return plan.source.read if entry.size <= LARGE_BYTES else plan.source.stream
 
 
 def _of_gone_sources(engine: Engine, plans: Sequence[Plan]) -> dict[bytes, list[Item]]:

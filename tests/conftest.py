@@ -15,6 +15,8 @@ from simsearch.recipe import Recipe
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tests.milvus_server import Server
+
 CLASSES = ("amber", "blue", "green", "rose")
 EACH = 6
 
@@ -72,6 +74,19 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("SIMSEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("SIMSEARCH_INDEX", raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Milvus server, for the tests that `scripts/test-cluster` runs."""
+    from tests.milvus_server import Server
+
+    server = Server(tmp_path_factory.mktemp("milvus"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
 
 
 @pytest.fixture(scope="session")
