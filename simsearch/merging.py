@@ -35,16 +35,16 @@ def merge(target: Engine, other: Engine, progress: Callable[[int, int], None] = 
     if target.path.resolve() == other.path.resolve():
         raise UsageError(f"{target.path} cannot be merged into itself")
     ours, theirs = target.meta, other.meta
-    if (ours.weights_sha256, ours.recipe) != (theirs.weights_sha256, theirs.recipe):
+    if ours.descriptor != theirs.descriptor and ours.weights_sha256 == theirs.weights_sha256:
+        raise ModelMismatchError(
+            f"{target.path} has features {ours.features}, {other.path} {theirs.features} or others of that name",
+            hint=f"an index built with --features {target.path} has the same",
+        )
+    if (ours.weights_sha256, ours.recipe, ours.dimension) != (theirs.weights_sha256, theirs.recipe, theirs.dimension):
         raise ModelMismatchError(
             f"{target.path} was made by model {ours.model} with weights {ours.weights_sha256},"
             f" {other.path} by {theirs.model} with weights {theirs.weights_sha256}",
             hint="only indexes of one model can be merged",
-        )
-    if (ours.dimension, ours.descriptor) != (theirs.dimension, theirs.descriptor):
-        raise ModelMismatchError(
-            f"{target.path} has features {ours.features}, {other.path} {theirs.features} or others of that name",
-            hint=f"an index built with --features {target.path} has the same",
         )
     with writer_lock(target.path), other.store.reading() as reader:
         sources = _sources(target, other, reader)
