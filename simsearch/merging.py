@@ -35,7 +35,12 @@ def merge(target: Engine, other: Engine, progress: Callable[[int, int], None] = 
     if target.path.resolve() == other.path.resolve():
         raise UsageError(f"{target.path} cannot be merged into itself")
     ours, theirs = target.meta, other.meta
-    if (ours.weights_sha256, ours.recipe) != (theirs.weights_sha256, theirs.recipe):
+    if ours.descriptor != theirs.descriptor and ours.weights_sha256 == theirs.weights_sha256:
+        raise ModelMismatchError(
+            f"{target.path} has features {ours.features}, {other.path} {theirs.features} or others of that name",
+            hint=f"an index built with --features {target.path} has the same",
+        )
+    if (ours.weights_sha256, ours.recipe, ours.dimension) != (theirs.weights_sha256, theirs.recipe, theirs.dimension):
         raise ModelMismatchError(
             f"{target.path} was made by model {ours.model} with weights {ours.weights_sha256},"
             f" {other.path} by {theirs.model} with weights {theirs.weights_sha256}",
@@ -45,11 +50,6 @@ def merge(target: Engine, other: Engine, progress: Callable[[int, int], None] = 
         raise ModelMismatchError(
             f"{target.path} was made by {ours.engine}, {other.path} by {theirs.engine}: their features differ a little",
             hint=f"SIMSEARCH_PRECISION={target.precision} builds an index that can be merged",
-        )
-    if (ours.dimension, ours.descriptor) != (theirs.dimension, theirs.descriptor):
-        raise ModelMismatchError(
-            f"{target.path} has features {ours.features}, {other.path} {theirs.features} or others of that name",
-            hint=f"an index built with --features {target.path} has the same",
         )
     with writer_lock(target.path), other.store.reading() as reader:
         sources = _sources(target, other, reader)
