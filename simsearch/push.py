@@ -22,7 +22,7 @@ from simsearch.addresses import Address, parse
 from simsearch.collection import Collection
 from simsearch.errors import IndexDamagedError, ModelMismatchError, SimsearchError, UsageError
 from simsearch.filters import text
-from simsearch.milvus import PROPERTIES
+from simsearch.holdings import PROPERTIES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -160,7 +160,7 @@ class _Push:
         self.storage = state["storage"]
 
     def _facts(self, complete: bool) -> dict[str, str]:
-        """The collection's properties: see `milvus.PROPERTIES`."""
+        """The collection's properties: see `holdings.PROPERTIES`."""
         meta = {**asdict(self.engine.meta), "search": {"kind": "", "recall": 0.0, "parameters": {}},
                 "items": self.items, "failures": self.reader.failure_count()}  # fmt: skip
         opened = self.engine.opened(self.reader)

@@ -295,8 +295,8 @@ def test_a_push_outlives_its_server(milvus_server: Server, tmp_path: Path, retur
 
     def progress(done: int, total: int) -> None:
         if done >= 1500 and not killed.is_set():
-            killed.set()
             milvus_server.kill()
+            killed.set()
 
     outcome: list[Any] = []
 
