@@ -232,7 +232,7 @@ class Simsearch(Method):
         self.whole, self.exact = whole, exact
         if not exact:
             pairs = ((12, 20), (12, 40), (16, 40), (20, 40), (20, 60), (20, 80), (30, 120), (40, 160))
-            self.settings = ("as tuned", *(() if whole else pairs))
+            self.settings = ("as tuned", *(pairs[4::2] if whole else pairs))
 
     def build(self, vectors: np.ndarray, folder: Path) -> None:
         import simsearch
