@@ -158,7 +158,8 @@ class Collection:
         told = _told(error).lower()
         if "cannot parse" in told or "invalid" in told:
             return False
-        return isinstance(error, grpc.RpcError) or any(word in told for word in _AGAIN)
+        whole = str(error).lower()  # of a server that starts: a stack, and only at its end the reason
+        return isinstance(error, grpc.RpcError) or any(word in whole for word in (*_AGAIN, "stack trace: "))
 
     def _away(self, error: Exception) -> SimsearchError:
         message = f"no answer from Milvus at {self.address.server}: {_told(error)}"
@@ -296,7 +297,8 @@ def _told(error: Exception) -> str:
     """What pymilvus or gRPC says, in one line."""
     if callable(details := getattr(error, "details", None)):
         return str(details() or error).strip().partition("\n")[0]
-    return str(getattr(error, "message", "") or error).strip().partition("\n")[0] or type(error).__name__
+    lines = str(getattr(error, "message", "") or error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip() if "stack trace: " in lines[0] else lines[0]
 
 
 def _check_file(file: Path, writing: bool) -> None:
