@@ -49,7 +49,7 @@ class Service:
         }
         self.batchers = {n: Batcher(i, settings.batch_size, self.metrics) for n, i in self.indexes.items()}
         self.uploads, self.thumbnails = Uploads(), gallery.Thumbnails()
-        self.decoders = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "decode")
+        self.decoders = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "serve")
         self.fetchers = ThreadPoolExecutor(FETCHES, "fetch")
         self.draining = False
         self._taken = 0

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import simsearch
-from simsearch import images, machine, models, sample, sync
+from simsearch import images, machine, models, sample
 from simsearch.errors import DeviceError, ImageError
 from simsearch.extract import Extracted, Task, extract
 from simsearch.machine import Budget, quota
@@ -248,7 +248,7 @@ def test_large_files_are_decoded_from_where_they_are(
     path = {"folder": source, "zip": tmp_path / "a.zip", "tar": tmp_path / "a.tar.gz", "csv": source / "a.csv"}[kind]
     rows = []
     for limit in (1 << 30, -1):
-        monkeypatch.setattr(sync, "LARGE_BYTES", limit)
+        monkeypatch.setattr("simsearch.extract.LARGE_BYTES", limit)
         with simsearch.build(path, tmp_path / f"index{limit}", CellModel()) as engine:
             assert len(engine) == 5
             assert dict(engine.failures()).keys() == {engine.paths([engine.item(1)])[0].replace("0.png", name)

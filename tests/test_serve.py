@@ -370,7 +370,8 @@ def test_every_error_has_a_status():
     """An error that is not mapped on purpose answers 503."""
     from simsearch import answers, errors
 
-    own = {"WeightsError", "ModelMismatchError", "DeviceError", "TrainingInterruptedError", "SimsearchError"}
+    own = {"WeightsError", "ModelMismatchError", "DeviceError", "TrainingInterruptedError", "SimsearchError",
+           "UnavailableError"}  # fmt: skip
     mapped = tuple(kind for kind, _, _ in answers._STATUS if kind is not SimsearchError)
     for name in set(errors.__all__) - own:
         assert issubclass(getattr(errors, name), mapped), name
