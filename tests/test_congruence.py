@@ -182,7 +182,7 @@ def test_items(pushed_once: Both) -> None:
         assert here.paths([mine]) == there.paths([theirs])
     alike(pushed_once, "search_many", [3, 5, 9], 4, plus=[11], minus=[12])
     alike(pushed_once, "search_by_vectors", np.random.default_rng(1).random((30, 24), np.float32), 5,
-          without=[None, *range(10, 39)])  # fmt: skip
+          without=[[], *([number] for number in range(10, 39))])  # fmt: skip
 
 
 def test_odd_items(tmp_path: Path, address: str) -> None:

@@ -219,7 +219,7 @@ def test_more_like_these_not_those(page, site):
         page.get_by_role("button", name="Less like match 9:").click()
     assert len(sent.value.post_data_json["minus"]) == 1
     results(page, 12)
-    assert page.locator("#results .small:last-child").all_inner_texts() != before
+    playwright.expect(page.locator("#results .small:last-child")).not_to_have_text(before)
     playwright.expect(page.locator("#liked button")).to_have_count(2)
     playwright.expect(page.locator("#liked img")).to_have_count(2)
     accessible(page)
