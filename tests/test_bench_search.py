@@ -57,7 +57,7 @@ def test_enlargements_are_like_what_they_are_made_of(real: Filler, vectors: Modu
 
 
 def test_the_benchmark_measures_recall_and_rates(real: Filler, tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCH / "search"), "--work", str(tmp_path), "--queries", "20",
+    command = [sys.executable, str(BENCH / "search"), "--data", str(tmp_path), "--work", str(tmp_path), "--queries", "20",
                "--methods", "simsearch", "simsearch, exact", "faiss Flat", "--plot", str(tmp_path / "plot.png")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
