@@ -88,7 +88,7 @@ def build_with_summary(
     if not (path / "meta.json").exists():
         if not names:
             raise UsageError(f"there is no index at {path} to bring up to date", hint="name a SOURCE to build it from")
-        model, name = _described(_loaded(model, device), features, found, options)
+        model, name = _described(_loaded(model, device), features, found, options, device)
         fresh = sync.create(path, model, name)
     engine = Engine(path, model=model, device=device)
     try:
@@ -137,12 +137,12 @@ def _loaded(model: str | Model | None, device: str) -> Model:
 
 
 def _described(
-    model: Model, features: str | None, found: Sequence[Source], options: sync.Options
+    model: Model, features: str | None, found: Sequence[Source], options: sync.Options, device: str
 ) -> tuple[Model, str]:  # fmt: skip
     """The model of a new index and what its features are called; learns the components where the recipe has some."""
     name = features or descriptors.REFERENCE
     if (Path(name) / "meta.json").exists():
-        with Engine(name, model=model) as other:
+        with Engine(name, model=model, device=device) as other:
             return other.load_model(), other.meta.features
     recipe = descriptors.find(name)
     if recipe is None:

@@ -107,7 +107,7 @@ class Cluster:
         self, engine: Engine, keys: Sequence[Key], known: Container[bytes], batch_size: int
     ) -> Iterator[list[tuple[Key, Extracted]]]:
         """The results of all images in their order, a share at a time; see `extract.extract`."""
-        self.folder = engine.path.absolute() / "derived" / "work"
+        self.folder = engine.path.absolute() / "derived" / frozen.FOLDER
         wanted = {_place(plan, entry): (plan, entry, item) for plan, entry, item in keys}
         work = Work.open(self.folder)
         if work is not None and _belongs(work.facts, engine):
@@ -143,12 +143,17 @@ class Cluster:
             first, seen = share * work.facts.share, set[bytes]()
             group = []
             for place, result in zip(places[first : first + len(results)], results, strict=True):
-                key = wanted.pop(place, None)
-                if key is not None:
-                    if result.digest in known or result.digest in seen:  # as in a local build, the first one's count
-                        result = replace(result, features=None)
-                    seen.add(result.digest)
-                    group.append((key, result))
+                key = wanted.get(place)
+                if key is None:
+                    continue
+                there = result.digest in known or result.digest in seen
+                if result.features is None and result.problem is None and not there:
+                    continue  # the picture that it is like has gone since: it is frozen anew
+                del wanted[place]
+                if there:  # as in a local build, the first one's count
+                    result = replace(result, features=None)
+                seen.add(result.digest)
+                group.append((key, result))
             yield group
 
 

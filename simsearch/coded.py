@@ -103,9 +103,9 @@ def _base(folder: Path, parameters: dict[str, Any], epoch: int) -> tuple[NDArray
 
 
 def _added(folder: Path, epoch: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """The codes of later rows, each part with its first row, mapped."""
+    """The codes of later rows, each part with its first row."""
     while (path := folder / f"added.{epoch}.{covered}.npy").exists():
-        part: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+        part: NDArray[np.uint8] = np.load(path)
         yield part, covered
         covered += len(part)
 
@@ -120,13 +120,18 @@ def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
         if epoch != parameters.get("epoch", 0):
             with np.load(folder / f"rows.{epoch}.npz") as file:
                 covered = int(file["covered"])
-        covered += sum(len(part) for part, _ in _added(folder, epoch, covered))
+        start = covered
+        parts: list[NDArray[np.uint8]] = []
+        for part, first in _added(folder, epoch, covered):
+            covered = first + len(part)
+            small = len(part) < BLOCK  # the last one grows, so that many small commits do not leave many files
+            start, parts = (first, [part]) if small else (covered, [])
         if covered >= flat.rows:
             return covered
         codes = Codes.load(folder / "codes.safetensors")
-        parts = [codes(flat.read(np.arange(first, min(first + BLOCK, flat.rows))))
-                 for first in range(covered, flat.rows, BLOCK)]  # fmt: skip
-        write(folder / f"added.{epoch}.{covered}.npy", np.concatenate(parts))
+        parts += [codes(flat.read(np.arange(first, min(first + BLOCK, flat.rows))))
+                  for first in range(covered, flat.rows, BLOCK)]  # fmt: skip
+        write(folder / f"added.{epoch}.{start}.npy", np.concatenate(parts))
         sync_folder(folder)
     except (OSError, ValueError, KeyError, TypeError, WeightsError) as error:
         raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
@@ -135,8 +140,9 @@ def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
 
 def renumber(derived: Path, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
     """`structure.renumber` for a structure of any kind, if there is one; one that cannot be read is left alone."""
-    folder = derived / Path(parameters.get("folder") or "none").name
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexDamagedError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, IndexDamagedError):
+        folder = derived / Path(parameters.get("folder") or "none").name
+        (folder / f"rows.{new}.npz").unlink(missing_ok=True)  # of a compaction that was killed
         if parameters.get("kind") != "codes":
             structure.renumber(folder, parameters, live, old, new)
             return

@@ -76,11 +76,16 @@ def compact(
         new = old.at(old.epoch + 1) if removed else old
         before = _occupied(old.folder)
         if dry_run:
-            after = _expected(plan, old) if removed else sum(path.stat().st_size for path in _current(old, plan.total))
+            after = _expected(plan, old) if removed else sum(_bytes(path) for path in _current(old, plan.total))
             return Compacted(len(plan.rows), removed, max(0, before - after))
         if removed:
             _sweep(old, plan.total)
-            blocks = _written(plan, old, new, progress)
+            try:
+                blocks = _written(plan, old, new, progress)
+            except BaseException:
+                with contextlib.suppress(OSError):  # what was written would only fill the disk
+                    _sweep(old, plan.total)
+                raise
             tuned = Meta.read(engine.path).search["parameters"]
             coded.renumber(engine.path / "derived", tuned, plan.rows, old.epoch, new.epoch)
             moved = np.flatnonzero(plan.rows != np.arange(len(plan.rows)))
@@ -195,8 +200,20 @@ def _sweep(shards: Shards, rows: int) -> None:
 
 def _occupied(folder: Path) -> int:
     """The bytes of all feature files; of one under two names, once."""
-    found = (path.stat() for path in folder.iterdir() if _NAME.fullmatch(path.name))
-    return sum({status.st_ino: status.st_size for status in found}.values())
+    found: dict[int, int] = {}
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another compaction
+            if _NAME.fullmatch(path.name):
+                found[path.stat().st_ino] = path.stat().st_size
+    return sum(found.values())
+
+
+def _bytes(path: Path) -> int:
+    """The size of a file; 0 if it is gone."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _expected(plan: _Plan, shards: Shards) -> int:

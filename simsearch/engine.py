@@ -526,6 +526,8 @@ class Engine:
         with self._lock:
             known = self._snapshot
             if known is not None and known.generation == generation:
+                if self.meta.generation < generation:  # who has committed writes meta.json only afterwards
+                    self.meta = Meta.read(self.path)
                 return known
             rows = reader.state("rows")
             live = None if reader.count() == rows else reader.rows()

@@ -26,6 +26,9 @@ from simsearch.errors import UsageError
 from simsearch.extract import Extracted
 from simsearch.files import write_atomically
 
+FOLDER = "work"
+"""In an index's `derived/`."""
+
 SMALLEST, LARGEST = 256, 8192
 """Images of a share; both are multiples of the batch sizes."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from simsearch import sync
+from simsearch import models, sync
 from simsearch.errors import ModelMismatchError, UsageError
 from simsearch.meta import writer_lock
 from simsearch.store import Changes, Item
@@ -35,12 +35,13 @@ def merge(target: Engine, other: Engine, progress: Callable[[int, int], None] = 
     if target.path.resolve() == other.path.resolve():
         raise UsageError(f"{target.path} cannot be merged into itself")
     ours, theirs = target.meta, other.meta
-    if ours.descriptor != theirs.descriptor and ours.weights_sha256 == theirs.weights_sha256:
+    alike = models.same_weights(target.model_name, ours.weights_sha256, theirs.weights_sha256)
+    if ours.descriptor != theirs.descriptor and alike:
         raise ModelMismatchError(
             f"{target.path} has features {ours.features}, {other.path} {theirs.features} or others of that name",
             hint=f"an index built with --features {target.path} has the same",
         )
-    if (ours.weights_sha256, ours.recipe, ours.dimension) != (theirs.weights_sha256, theirs.recipe, theirs.dimension):
+    if not alike or (ours.recipe, ours.dimension) != (theirs.recipe, theirs.dimension):
         raise ModelMismatchError(
             f"{target.path} was made by model {ours.model} with weights {ours.weights_sha256},"
             f" {other.path} by {theirs.model} with weights {theirs.weights_sha256}",

@@ -6,9 +6,7 @@ neighbours are mapped along with it: ranking a few rows of each query would in t
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
 import weakref
 from typing import TYPE_CHECKING
 
@@ -33,7 +31,6 @@ class Rows:
         self.shards, self.count = shards, count
         self._files: list[int] = []
         self._closed = weakref.finalize(self, _close, self._files)
-        _allow_files(3 * -(-count // shards.rows_per_shard) + 256)
         for shard, _, _ in shards.spans(0, count):
             try:
                 self._files.append(shards.open(shard))
@@ -74,15 +71,6 @@ def _runs(rows: NDArray[np.int64], per_shard: int) -> Iterator[tuple[int, int, i
     starts = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (rows % per_shard == 0))
     lengths = np.diff(starts, append=len(rows))
     yield from zip(starts.tolist(), rows[starts].tolist(), lengths.tolist(), strict=True)
-
-
-def _allow_files(count: int) -> None:
-    """Lets the process have so many files open, as far as it may: one is held, one read and one mapped a shard."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _close(descriptors: Sequence[int]) -> None:

@@ -122,7 +122,7 @@ class ServedIndex:
             if engine.meta.weights_sha256 == old.meta.weights_sha256:
                 roots, device = old.roots, old.device
                 engine.close()
-                return Engine(self.path, model=old.load_model(), device=device, roots=roots)
+                engine = Engine(self.path, model=old.load_model(), device=device, roots=roots)
             engine.load_model()
             return engine
         except BaseException:

@@ -108,7 +108,7 @@ class Service:
         took = 1000 * (time.perf_counter() - start)
         if self.settings.relative:
             matches = [replace(match, path=match.relative) for match in matches]
-        exact = bool(query.get("exact")) or served.engine.exact
+        exact = bool(query.get("exact")) or await self.in_thread(lambda: served.engine.exact)
         answer = Answer(name, served.engine.meta.model, exact, took, matches)
         request.scope["simsearch.log"] = {"index": served.name, "matches": len(matches)}
         return reply(answer.to_dict())

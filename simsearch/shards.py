@@ -10,9 +10,12 @@ name is never used again. What a reader of an earlier epoch has open stays reada
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import mmap
 import os
+import resource
 import weakref
 import zlib
 from pathlib import Path
@@ -35,6 +38,19 @@ ROWS_PER_SHARD = 8192
 _MAGIC = b"simsearch features\n"
 
 
+_DESCRIPTORS = 6
+"""Files open at once for each shard: held, read and mapped, of a snapshot and of the next one."""
+
+
+def allow_files(count: int) -> None:
+    """Lets the process have so many files open, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class Shards:
     """The feature files of one index in one epoch. dimension: D. Reading is safe for several threads."""
 
@@ -55,16 +71,20 @@ class Shards:
     def hold(self, rows: int) -> bool:
         """Opens the files of the first `rows` rows, which can then be read when `compact` has deleted them.
 
-        False if one cannot be opened.
+        False if one cannot be opened. Where the process may not have so many files open, none are held.
         """
         if rows <= self._held_rows:
             return True
+        allow_files(_DESCRIPTORS * -(-rows // self.rows_per_shard) + 256)
+        opened: dict[int, int] = {}
         for shard, _, _ in self.spans(0, rows):
             if shard not in self._held:
                 try:
-                    self._held[shard] = os.open(self.path(shard), os.O_RDONLY | os.O_CLOEXEC)
-                except OSError:
-                    return False
+                    opened[shard] = os.open(self.path(shard), os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    _close(opened)
+                    return error.errno in {errno.EMFILE, errno.ENFILE}
+        self._held.update(opened)
         self._held_rows = rows
         return True
 

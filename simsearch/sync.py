@@ -163,6 +163,7 @@ class _Run:
 
     def finish(self) -> None:
         """Does it all; on Ctrl-C, what is finished is committed before the exception goes on."""
+        done = False
         try:
             for plan in self.plans:
                 self._settle(plan)
@@ -171,12 +172,13 @@ class _Run:
                 gone = [item.id for items in self.missing.values() for item in items]
                 self.pending.deleted += gone
                 self.summary.removed += len(gone)
+            done = True
         finally:
             for plan in self.plans:
                 plan.source.close()
             if not self.committing:  # else it is unknown how far that commit came
                 self._commit()
-            refresh_meta(self.engine)
+            refresh_meta(self.engine, measure=done)
         _forget_gone_sources(self.engine)
         self.summary.items = len(self.engine)
 
@@ -317,8 +319,8 @@ def _register(engine: Engine, place: Place) -> int:
     return place.row.id
 
 
-def refresh_meta(engine: Engine) -> None:
-    """Brings `meta.json` up to date with what is committed."""
+def refresh_meta(engine: Engine, measure: bool = True) -> None:
+    """Brings `meta.json` up to date with what is committed; `measure`: see `upkeep.kept`."""
     with engine.store.reading() as reader:
         generation, items, rows = reader.state("generation"), reader.count(), reader.state("rows")
         failures = reader.failure_count()
@@ -334,7 +336,7 @@ def refresh_meta(engine: Engine) -> None:
             distances, measured = list(calibration.quantiles(reader.shards.read(np.sort(sample)))), items
         search = meta.search
         if search["kind"] != "exact":
-            search = upkeep.kept(engine.path, search, engine.snapshot(reader).flat, reader.rows())
+            search = upkeep.kept(engine.path, search, engine.snapshot(reader).flat, reader.rows(), measure)
     engine.meta = replace(
         meta, generation=generation, items=items, rows=rows, failures=failures, distances=distances,
         distances_of=measured, engine=engine.engine_used or meta.engine, search=search,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch import projection, structure, sync
+from simsearch import frozen, projection, structure, sync
 from simsearch.coded import Coded
 from simsearch.errors import UsageError
 from simsearch.halves import decoded
@@ -292,7 +292,7 @@ def _record(engine: Engine, made: Structure | None, choice: Choice, target: floa
         engine.store.apply(Changes())  # a new generation, which readers notice
         sync.refresh_meta(engine)
         for path in derived.iterdir() if derived.is_dir() else ():
-            if path.name != search["parameters"].get("folder"):
+            if path.name not in {search["parameters"].get("folder"), frozen.FOLDER}:
                 shutil.rmtree(path, ignore_errors=True)
     return replace(choice, parameters=search["parameters"])
 

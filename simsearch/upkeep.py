@@ -28,11 +28,14 @@ QUERIES = 100
 """New items that measure it; they are left out of what is searched."""
 
 
-def kept(index: Path, search: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64]) -> dict[str, Any]:
+def kept(
+    index: Path, search: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], measure: bool = True
+) -> dict[str, Any]:
     """What `meta.json` says of the search, brought up to date for an index with the rows `live`, ascending.
 
     `since` is the recall of items that came after the structure: value, low, high, queries, and items at that time. A
-    structure that cannot be read is left to those who search: without it, they search exactly.
+    structure that cannot be read is left to those who search: without it, they search exactly. measure: whether the
+    recall may be measured, which takes its time.
     """
     parameters = search["parameters"]
     if not isinstance(parameters, dict) or not parameters.get("folder"):
@@ -42,7 +45,7 @@ def kept(index: Path, search: dict[str, Any], flat: FlatIndex, live: NDArray[np.
         if parameters.get("kind") == "codes":
             search = {**search, "parameters": {**parameters, "encoded": coded.extend(folder, parameters, flat)}}
         before = search.get("since", search).get("items", 0)
-        if before and len(live) >= GROWN * before:
+        if measure and before and len(live) >= GROWN * before:
             search = {**search, "since": _measured(folder, search["parameters"], flat, live, len(live) - before)}
     return search
 

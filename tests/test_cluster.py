@@ -133,6 +133,26 @@ def test_an_interrupted_build_is_continued(
     assert content(tmp_path / "local") == content(tmp_path / "away")
 
 
+@pytest.mark.usefixtures("small")
+def test_a_copy_outlives_what_it_is_a_copy_of(pictures: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    """Shares are computed, nothing is committed, and then the first of two alike pictures is gone."""
+
+    def dying(work: Work, shares: Sequence[int]) -> Iterator[int]:
+        list(here().run(work, shares))
+        yield from ()
+        raise KeyboardInterrupt
+
+    (pictures / "a" / "copy.png").write_bytes((pictures / "a" / "00.png").read_bytes())
+    with pytest.raises(KeyboardInterrupt):
+        build(pictures, tmp_path / "away", tiny_weights, extractor=Cluster(dying))
+    (pictures / "a" / "00.png").unlink()
+    build(pictures, tmp_path / "away", tiny_weights, extractor=here())
+    with Engine(tmp_path / "away") as engine:
+        [copy] = [match for match in engine.search(pictures / "a" / "copy.png", 60) if match.path.endswith("copy.png")]
+        assert copy.distance == 0
+        assert verify(engine).problems == ()
+
+
 def test_shares_are_written_whole(tmp_path: Path) -> None:
     from simsearch.extract import Extracted
 

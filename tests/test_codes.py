@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simsearch import sync, tuning
+from simsearch import coded, sync, tuning
 from simsearch.cli import main
 from simsearch.coded import Coded
 from simsearch.compacting import compact
@@ -222,6 +222,19 @@ def test_tune_codes_and_what_comes_after(filled: Filler) -> None:
     assert approximate(engine).covered == len(engine)
     folder = next((filled.path / "derived").iterdir())
     assert sorted(path.name for path in folder.glob("added.*")) == ["added.0.3000.npy", "added.1.2600.npy"]
+
+
+def test_many_small_commits_leave_one_file(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coded, "BLOCK", 20)
+    tuning.tune_codes(filled.engine, QUICK, 0.8)
+    new = clustered(np.random.default_rng(5), 36)
+    for start in range(0, 36, 4):
+        filled.add(new[start : start + 4])
+        synchronise(filled)
+        assert filled.engine.search_by_vector(new[start].astype(np.float32), 1)[0].id == 3001 + start
+    folder = next((filled.path / "derived").iterdir())
+    assert sorted(path.name for path in folder.glob("added.*")) == ["added.0.3000.npy", "added.0.3020.npy"]
+    assert approximate(filled.engine).covered == 3036
 
 
 def test_what_is_gone_costs_time_and_no_answers(filled: Filler) -> None:

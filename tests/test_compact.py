@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -21,9 +22,9 @@ from simsearch import compacting, shards, store, structure, sync, tuning
 from simsearch.cli import main
 from simsearch.compacting import Compacted, compact
 from simsearch.engine import Engine
-from simsearch.errors import IndexDamagedError, IndexLockedError, UsageError
+from simsearch.errors import IndexDamagedError, IndexLockedError, SimsearchError, UsageError
 from simsearch.meta import writer_lock
-from simsearch.shards import PREAMBLE
+from simsearch.shards import PREAMBLE, Shards
 from simsearch.verify import verify
 from tests.filler import Filler
 
@@ -222,6 +223,39 @@ def test_damage_is_not_given_a_new_checksum(tmp_path: Path) -> None:
         compact(filler.engine)
     assert filler.engine.shards.epoch == 0
     assert {f"00000{n}.f16" for n in range(5)} <= set(names(filler.path))
+
+
+def test_a_full_disk_is_not_filled_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filler, _ = holed(tmp_path / "index")
+    before, there = content(filler.engine), names(filler.path)
+
+    def full(*_: object) -> int:
+        raise SimsearchError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Shards, "write", full)
+        with pytest.raises(SimsearchError, match="no space"):
+            compact(filler.engine)
+    assert set(names(filler.path)) <= set(there)
+    assert content(filler.engine) == before
+    compact(filler.engine)
+    assert content(filler.engine) == before
+
+
+def test_without_descriptors_nothing_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filler, _ = holed(tmp_path / "index")
+    shards, opened = filler.engine.shards.at(0), os.open
+
+    def refused(path: Path, *arguments: int) -> int:
+        if str(path).endswith("2.f16"):
+            raise OSError(errno.EMFILE, "too many open files")
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(os, "open", refused)
+    assert shards.hold(filler.rows)
+    monkeypatch.undo()
+    assert not shards._held
+    assert shards.hold(filler.rows) and shards._held
 
 
 def test_one_writer(tmp_path: Path) -> None:

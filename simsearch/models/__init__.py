@@ -131,6 +131,14 @@ def sha256_before_ranges(name: str) -> str | None:
         return None
 
 
+def same_weights(name: str, first: str, second: str) -> bool:
+    """Whether two SHA-256 are of the same weights, of which one may be from before the ranges of `name` were added."""
+    if first == second:
+        return True
+    before = sha256_before_ranges(name)
+    return before is not None and {first, second} == {find(name).sha256, before}
+
+
 def load(
     name: str = DEFAULT, device: str = "auto", *,
     images: int | None = None, threads: bool = False, precision: str = "float32",
