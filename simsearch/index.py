@@ -195,11 +195,12 @@ class FlatIndex:
             first, self._asked = not self._asked, True
             if first and count < BATCH and self._before is None:
                 return False
-            if self._resident is None and (names := self._devices(self.rows)):
-                from simsearch.resident import Resident
+            there = self._before.rows if self._before is not None else 0  # on the devices already
+            if self._resident is None and (names := self._devices(max(1, self.rows - there))):
+                from simsearch import resident
 
                 self._files = self._files or Rows(self.shards, self.rows)
-                self._resident = Resident(self._files.read, self.rows, names, self._before)
+                self._resident = resident.load(self._files.read, self.rows, names, self._before)
             if self._resident is None:
                 self._devices = None  # they do not fit
             self._before = None

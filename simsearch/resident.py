@@ -134,6 +134,19 @@ class Resident:
             return masks
 
 
+def load(
+    read: Callable[[NDArray[np.int64]], NDArray[np.float16]], rows: int, devices: Sequence[str], before: Resident | None
+) -> Resident | None:
+    """The rows in the devices' memory; None if it does not hold them after all."""
+    import torch
+
+    try:
+        return Resident(read, rows, devices, before)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
+
+
 def devices_for(device: str, rows: int, dimension: int) -> list[str]:
     """The GPUs that are to hold so many rows: the one named, or with "cuda" all; none where they do not fit."""
     import torch
