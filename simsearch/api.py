@@ -115,8 +115,8 @@ def plan(
         with Engine(index, model=model) as engine:
             _check_features(engine, features)
             return sync.sync(engine, found, options)
-    if not (Path(features or "") / "meta.json").exists():
-        descriptors.find(features or descriptors.REFERENCE)
+    if features is not None and not _is_index(features):
+        descriptors.find(features)
     with tempfile.TemporaryDirectory() as folder:
         model = _loaded(model, "cpu")
         sync.create(Path(folder), model)
@@ -141,7 +141,7 @@ def _described(
 ) -> tuple[Model, str]:  # fmt: skip
     """The model of a new index and what its features are called; learns the components where the recipe has some."""
     name = features or descriptors.REFERENCE
-    if (Path(name) / "meta.json").exists():
+    if _is_index(name):
         with Engine(name, model=model, device=device) as other:
             return other.load_model(), other.meta.features
     recipe = descriptors.find(name)
@@ -153,12 +153,18 @@ def _described(
     return descriptors.Described(model, recipe, learned), name
 
 
+def _is_index(features: str) -> bool:
+    """Whether features are those of an index, and no recipe; an index that is called like one is ./NAME."""
+    recipes = {descriptors.REFERENCE, *descriptors.DESCRIPTORS}
+    return features not in recipes and (Path(features) / "meta.json").exists()
+
+
 def _check_features(engine: Engine, features: str | None) -> None:
     """Raises UsageError where an index has other features than those asked for."""
     if features is None or features == engine.meta.features:
         return
     ours = engine.meta.descriptor
-    if (Path(features) / "meta.json").exists() and Meta.read(Path(features)).descriptor == ours:
+    if _is_index(features) and Meta.read(Path(features)).descriptor == ours:
         return
     raise UsageError(
         f"the index {engine.path} has features {engine.meta.features}, not {features}",

@@ -66,14 +66,14 @@ def duplicates(
         limit = near.threshold(engine) if max_distance is None else near.Threshold(max_distance)
         with progress("comparing") as callback:
             groups = near.groups(engine, limit.distance, callback, exact)
+        if html_file:
+            _report(engine, groups, limit, html_file)
         _print_groups(groups, form)
         click.echo(_told(groups, limit), err=True)
         if len(engine) > near.EXACT and not exact:
             pairs, together = near.checked(engine, groups, limit.distance)
             click.echo(f"note: of {pairs:,} near pairs of {near.CHECKED} random items {together:,} are in one group;"
                        " --exact compares all", err=True)  # fmt: skip
-        if html_file:
-            _report(engine, groups, limit, html_file)
     if not groups:
         raise click.exceptions.Exit(NO_MATCH)
 

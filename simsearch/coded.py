@@ -13,6 +13,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 BLOCK = 2048
 """Rows encoded at once."""
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, WeightsError)
+"""What files raise that are not as they were written."""
 
 
 class Coded(Structure):
@@ -90,7 +94,7 @@ def load(folder: Path, parameters: dict[str, Any], epoch: int) -> Structure:
         if (codes.bits, len(entries)) != (setting.dimensions, len(rows)) or entries.shape[1] != codes.bits // 8:
             raise ValueError("its parts do not belong together")
         return Coded(setting, codes, entries, rows, covered, epoch)
-    except (OSError, ValueError, KeyError, TypeError, WeightsError) as error:
+    except _UNREADABLE as error:
         raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
 
 
@@ -133,14 +137,14 @@ def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
                   for first in range(covered, flat.rows, BLOCK)]  # fmt: skip
         write(folder / f"added.{epoch}.{start}.npy", np.concatenate(parts))
         sync_folder(folder)
-    except (OSError, ValueError, KeyError, TypeError, WeightsError) as error:
+    except _UNREADABLE as error:
         raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
     return flat.rows
 
 
 def renumber(derived: Path, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
     """`structure.renumber` for a structure of any kind, if there is one; one that cannot be read is left alone."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, IndexDamagedError):
+    with contextlib.suppress(*_UNREADABLE, AttributeError, IndexDamagedError):
         folder = derived / Path(parameters.get("folder") or "none").name
         (folder / f"rows.{new}.npz").unlink(missing_ok=True)  # of a compaction that was killed
         if parameters.get("kind") != "codes":

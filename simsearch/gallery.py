@@ -7,8 +7,6 @@ import io
 import threading
 from collections import OrderedDict
 
-import numpy as np
-
 from simsearch import images
 from simsearch.engine import Engine
 from simsearch.served import ServedIndex
@@ -40,10 +38,7 @@ def spread(served: ServedIndex, count: int) -> list[int]:
 
     def read(engine: Engine) -> list[int]:
         with engine.store.reading() as reader:
-            snapshot = engine.snapshot(reader)
-            live = snapshot.live if snapshot.live is not None else np.arange(snapshot.flat.rows)
-            rows = live[np.unique(np.linspace(0, len(live) - 1, count).round().astype(int))] if len(live) else live
-            return sorted(item.id for item in reader.items_at(rows.tolist()).values())
+            return reader.spread(count)
 
     return served.use(read)
 

@@ -161,6 +161,11 @@ class Rows:
         found = self.rows_of.query(f'digest == "{digest.hex()}"', ["id"])
         return min((int(row["id"]) for row in found), default=None)
 
+    def spread(self, count: int) -> list[int]:
+        ids = self.ids()[0]
+        places = np.unique(np.linspace(0, max(0, len(ids) - 1), count).round().astype(int))
+        return [int(number) for number in ids[places]] if len(ids) else []
+
     def ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         found = [int(row["id"]) for rows in self.rows_of.scan("", [], int(self.known.state["highest"])) for row in rows]
         return np.array(found, np.int64), np.array(found, np.int64)

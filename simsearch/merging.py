@@ -35,7 +35,9 @@ def merge(target: Engine, other: Engine, progress: Callable[[int, int], None] = 
     if target.path.resolve() == other.path.resolve():
         raise UsageError(f"{target.path} cannot be merged into itself")
     ours, theirs = target.meta, other.meta
-    alike = models.same_weights(target.model_name, ours.weights_sha256, theirs.weights_sha256)
+    alike = any(
+        models.same_weights(engine.model_name, ours.weights_sha256, theirs.weights_sha256) for engine in (target, other)
+    )
     if ours.descriptor != theirs.descriptor and alike:
         raise ModelMismatchError(
             f"{target.path} has features {ours.features}, {other.path} {theirs.features} or others of that name",

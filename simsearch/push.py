@@ -87,6 +87,10 @@ def push(engine: Engine, target: str, options: Options | None = None) -> Pushed:
     for one of another index, unless `replace`.
     """
     options = options or Options()
+    if "components_sha256" in engine.meta.descriptor:
+        name = engine.meta.features
+        raise UsageError(f"the features {name} of {engine.path} have components that Milvus cannot keep",
+                         hint="an index with --features fc7, fc7-unit or fc6 can be pushed")  # fmt: skip
     rows = Collection(parse(target), writing=True)
     try:
         with engine.store.reading() as reader:
@@ -116,10 +120,6 @@ class _Push:
 
     def prepare(self) -> None:
         """Makes the collection, or sees that the one that is there is this index's."""
-        if "components_sha256" in self.engine.meta.descriptor:
-            features = self.engine.meta.features
-            raise UsageError(f"the features {features} of {self.engine.path} have components that Milvus cannot keep",
-                             hint="an index with --features fc7, fc7-unit or fc6 can be pushed")  # fmt: skip
         if self.rows.exists() and self.options.replace:
             self.rows.drop()
         if not self.rows.exists():

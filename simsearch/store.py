@@ -417,6 +417,15 @@ class Reader:
             pairs = np.array(rows, np.int64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
 
+    def spread(self, count: int) -> list[int]:
+        """Up to `count` ids, ascending: those next to points spread evenly from the first to the last."""
+        low, high = self._connection.execute("SELECT min(id), max(id) FROM items").fetchone()
+        if low is None:
+            return []
+        points = np.linspace(low, high, count).round().astype(int).tolist()
+        next_one = "SELECT id FROM items WHERE id >= ? ORDER BY id LIMIT 1"
+        return sorted({int(self._connection.execute(next_one, (point,)).fetchone()[0]) for point in points})
+
     def contents(self) -> dict[bytes, tuple[int, int, int]]:
         """For the SHA-256 of each indexed file, the row of its features and the image's width and height."""
         rows = self._connection.execute("SELECT digest, row, width, height FROM items")

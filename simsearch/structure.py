@@ -12,6 +12,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -228,7 +229,7 @@ class Structure:
             if (index.ntotal, index.d) != (len(rows), setting.dimensions) or axes.shape != (len(mean), index.d):
                 raise ValueError("its parts do not belong together")
             return cls(setting, Projection(mean, axes), index, rows, covered, epoch)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, BadZipFile) as error:
             raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
 
 

@@ -99,7 +99,7 @@ def test_contrastive_divergence_learns_to_reconstruct() -> None:
     x = torch.from_numpy(clustered(np.random.default_rng(0), 1000).astype(np.float32))
     x = (x - x.mean(0)) / x.std()
     fresh = dbn._fresh(D, 64)
-    assert dbn._gaussian_rate(x, QUICK) == 0.02
+    assert dbn._gaussian_rate(x, fresh, QUICK) == 0.02
     machine = dbn._Machine(fresh, replace(QUICK, momentum=0.5), 0.01)
 
     def error() -> float:
@@ -224,6 +224,15 @@ def test_tune_codes_and_what_comes_after(filled: Filler) -> None:
     assert sorted(path.name for path in folder.glob("added.*")) == ["added.0.3000.npy", "added.1.2600.npy"]
 
 
+def test_features_spread_evenly_over_few_dimensions(tmp_path: Path) -> None:
+    """As whitened ones are: the first layer must not run away."""
+    x = np.random.default_rng(0).normal(size=(2000, 32)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    made = dbn.train(x, CodesConfig(64, (512, 64)))
+    assert all(np.isfinite(weights).all() for weights in made.weights)
+    assert len(np.unique(made(x), axis=0)) > 100
+
+
 def test_many_small_commits_leave_one_file(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coded, "BLOCK", 20)
     tuning.tune_codes(filled.engine, QUICK, 0.8)
@@ -259,6 +268,15 @@ def test_what_is_gone_costs_time_and_no_answers(filled: Filler) -> None:
     with Engine(filled.path, model=filled.model) as engine:
         assert engine.exact and engine.search_by_vector(query) == exact
         synchronise(filled)
+
+
+@pytest.mark.parametrize("name", ["codes.safetensors", "entries.npy", "rows.npy"])
+def test_an_emptied_file_costs_time_and_no_answers(filled: Filler, name: str) -> None:
+    tuning.tune_codes(filled.engine, QUICK, 0.8)
+    next((filled.path / "derived").glob(f"*/{name}")).write_bytes(b"")
+    with Engine(filled.path, model=filled.model) as engine:
+        assert engine.exact
+        assert len(engine.search_by_id(1, 5)) == 5
 
 
 def test_a_part_that_is_missing_is_scanned(filled: Filler) -> None:

@@ -176,6 +176,16 @@ def test_other_features_than_an_index_has_are_refused(pictures, tmp_path, small,
     assert not (tmp_path / "other").exists()
 
 
+def test_an_index_called_like_a_recipe_is_not_taken_for_it(pictures, tmp_path, small, colours, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("fc7", "best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta.json").write_text("no index of ours")
+    for features in (None, "fc7", "fc7-unit"):
+        with simsearch.build(pictures, tmp_path / f"index-{features}", colours, features=features) as engine:
+            assert engine.meta.features == (features or "fc7")
+
+
 def test_too_few_pictures_to_learn_from_leave_no_index(pictures, tmp_path, small, colours):
     few = pictures / "a" / "0.png"
     with pytest.raises(UsageError, match="1 different pictures are too few"):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from simsearch.errors import SimsearchError
 from simsearch.models.codes import Codes
 
 if TYPE_CHECKING:
@@ -120,26 +121,32 @@ def _pretrained(
     """Each layer as a restricted Boltzmann machine over the one below, whose probabilities are its data."""
     found = []
     for number, layer in enumerate(layers):
-        machine = _Machine(layer, config, _gaussian_rate(x, config) if number == 0 else None)
+        machine = _Machine(layer, config, _gaussian_rate(x, layer, config) if number == 0 else None)
         for epoch in range(config.pretrain_epochs):
             machine.momentum = 0.5 if epoch == 0 else config.momentum
             for part in _batches(len(x), config.batch):
                 machine.step(x[part])
                 advanced(len(part))
+        if not torch.isfinite(machine.layer.weight).all():
+            raise SimsearchError("the codes' network has diverged on these features", hint="tune without --codes")
         found.append(machine.layer)
         x = torch.cat([torch.sigmoid(part @ machine.layer.weight + machine.layer.up) for part in torch.split(x, 2048)])
     return found
 
 
-def _gaussian_rate(x: Tensor, config: CodesConfig) -> float:
-    """The rate at which Gaussian units learn from centred (n, D) data, by power iteration."""
+def _gaussian_rate(x: Tensor, layer: Layer, config: CodesConfig) -> float:
+    """The rate at which Gaussian units learn from centred (n, D) data, by power iteration.
+
+    Data that is spread evenly over few dimensions leaves the other side to decide: of h hidden units at rest, states
+    and probabilities agree by about h / 4, and a greater rate makes the weights overflow.
+    """
     direction = torch.ones(x.shape[1])
     variance = torch.ones(())
     for _ in range(10):
         direction = x.T @ (x @ direction) / len(x)
         variance = direction.norm().clamp(min=1e-6)
         direction = direction / variance
-    return min(0.02, config.gaussian_rate / float(variance))
+    return min(0.02, config.gaussian_rate / max(float(variance), layer.weight.shape[1] / 4))
 
 
 class _Machine:
