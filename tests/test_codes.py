@@ -99,7 +99,7 @@ def test_contrastive_divergence_learns_to_reconstruct() -> None:
     x = torch.from_numpy(clustered(np.random.default_rng(0), 1000).astype(np.float32))
     x = (x - x.mean(0)) / x.std()
     fresh = dbn._fresh(D, 64)
-    assert dbn._gaussian_rate(x, fresh, QUICK) == 0.02
+    assert dbn._gaussian_rate(x, QUICK) == 0.02
     machine = dbn._Machine(fresh, replace(QUICK, momentum=0.5), 0.01)
 
     def error() -> float:

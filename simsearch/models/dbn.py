@@ -114,6 +114,9 @@ def _batches(count: int, size: int) -> Iterator[Tensor]:
 
 # -- pre-training
 
+LARGEST = 1e3
+"""A weight beyond this has run away."""
+
 
 def _pretrained(
     x: Tensor, layers: Sequence[Layer], config: CodesConfig, advanced: Callable[[int], None]
@@ -121,32 +124,39 @@ def _pretrained(
     """Each layer as a restricted Boltzmann machine over the one below, whose probabilities are its data."""
     found = []
     for number, layer in enumerate(layers):
-        machine = _Machine(layer, config, _gaussian_rate(x, layer, config) if number == 0 else None)
-        for epoch in range(config.pretrain_epochs):
-            machine.momentum = 0.5 if epoch == 0 else config.momentum
-            for part in _batches(len(x), config.batch):
-                machine.step(x[part])
-                advanced(len(part))
-        if not torch.isfinite(machine.layer.weight).all():
-            raise SimsearchError("the codes' network has diverged on these features", hint="tune without --codes")
-        found.append(machine.layer)
-        x = torch.cat([torch.sigmoid(part @ machine.layer.weight + machine.layer.up) for part in torch.split(x, 2048)])
+        rate = _gaussian_rate(x, config) if number == 0 else None
+        while (learned := _machine(x, layer, config, rate, advanced)) is None:
+            if rate is None or rate < 1e-4:
+                raise SimsearchError("the codes' network diverges on these features", hint="tune without --codes")
+            rate /= 4  # of whitened features, say, which vary alike in all of a few dimensions
+        found.append(learned)
+        x = torch.cat([torch.sigmoid(part @ learned.weight + learned.up) for part in torch.split(x, 2048)])
     return found
 
 
-def _gaussian_rate(x: Tensor, layer: Layer, config: CodesConfig) -> float:
-    """The rate at which Gaussian units learn from centred (n, D) data, by power iteration.
+def _machine(
+    x: Tensor, layer: Layer, config: CodesConfig, rate: float | None, advanced: Callable[[int], None]
+) -> Layer | None:
+    """What the layer learns from (n, d_in) data; None if it diverges."""
+    machine = _Machine(Layer(*(part.clone() for part in layer)), config, rate)
+    for epoch in range(config.pretrain_epochs):
+        machine.momentum = 0.5 if epoch == 0 else config.momentum
+        for part in _batches(len(x), config.batch):
+            if not machine.step(x[part]):
+                return None
+            advanced(len(part))
+    return machine.layer if bool(machine.layer.weight.abs().max() < LARGEST) else None
 
-    Data that is spread evenly over few dimensions leaves the other side to decide: of h hidden units at rest, states
-    and probabilities agree by about h / 4, and a greater rate makes the weights overflow.
-    """
+
+def _gaussian_rate(x: Tensor, config: CodesConfig) -> float:
+    """The rate at which Gaussian units learn from centred (n, D) data, by power iteration."""
     direction = torch.ones(x.shape[1])
     variance = torch.ones(())
     for _ in range(10):
         direction = x.T @ (x @ direction) / len(x)
         variance = direction.norm().clamp(min=1e-6)
         direction = direction / variance
-    return min(0.02, config.gaussian_rate / max(float(variance), layer.weight.shape[1] / 4))
+    return min(0.02, config.gaussian_rate / float(variance))
 
 
 class _Machine:
@@ -162,10 +172,12 @@ class _Machine:
         self._optimizer = torch.optim.SGD(list(layer), rate, momentum=config.momentum, fused=True)
 
     @torch.no_grad()
-    def step(self, data: Tensor) -> None:
-        """data: (B, d_in), of mean 0 and variance about 1 for Gaussian units, else probabilities."""
+    def step(self, data: Tensor) -> bool:
+        """data: (B, d_in), of mean 0 and variance about 1 for Gaussian units, else probabilities. False: diverged."""
         weight, up, down = self.layer
         h = torch.sigmoid(data @ weight + up)  # (B, d_out)
+        if not torch.isfinite(h).all():
+            return False
         states = torch.bernoulli(h)
         seen = states @ weight.T + down
         if self.gaussian is None:
@@ -177,6 +189,7 @@ class _Machine:
         up.grad, down.grad = (again - h).mean(0), (seen - data).mean(0)
         self._optimizer.param_groups[0]["momentum"] = self.momentum
         self._optimizer.step()
+        return True
 
 
 # -- fine-tuning
