@@ -256,16 +256,13 @@ def nearest(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArr
 
 def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: int) -> NDArray[np.int64]:
     """Those of (n, D) features that may be among the k nearest, or tie with the last: all beyond are farther."""
-    import faiss
-
-    n = len(features)
-    if n <= k + 8:
-        return np.arange(n)
-    index = faiss.IndexScalarQuantizer(features.shape[1], faiss.ScalarQuantizer.QT_fp16)
-    index.add_sa_codes(features.view(np.uint8))
-    distances, places = index.search(query[None], n)
-    if places[0, -1] < 0 or not np.isfinite(distances[0, -1]):  # more than float32 can hold
-        return np.arange(n)
-    reach = np.float64(distances[0, k - 1]) * (1 + 3 * ROUNDING) + 1e-30
-    near: NDArray[np.int64] = np.sort(places[0, : int(np.searchsorted(distances[0], reach, side="right"))])
-    return near
+    if len(features) <= k + 8:
+        return np.arange(len(features))
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = decoded(features)
+        difference -= query
+        squared = np.einsum("nd,nd->n", difference, difference)
+    if not np.isfinite(squared).all():  # more than float32 can hold
+        return np.arange(len(features))
+    reach = np.float64(np.partition(squared, k - 1)[k - 1]) * (1 + 3 * ROUNDING) + 1e-30
+    return np.flatnonzero(squared <= reach)
