@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -60,21 +57,10 @@ class Coded(Structure):
         entries: NDArray[np.int64] = self.index.search(self.codes(queries), wanted, params=parameters)[1]
         return entries
 
-    def save(self, folder: Path) -> tuple[str, dict[str, Any]]:
-        name = secrets.token_hex(8)
-        partial = folder / f".{name}"
-        partial.mkdir(parents=True)
-        try:
-            self.codes.save(partial / "codes.safetensors")
-            write(partial / "entries.npy", faiss_bytes(self.index))
-            write(partial / "rows.npy", self.rows)
-            sync_folder(partial)
-            os.replace(partial, folder / name)
-            sync_folder(folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        return name, {**asdict(self.setting), "covered": self.covered, "epoch": self.epoch}
+    def _write(self, folder: Path) -> None:
+        self.codes.save(folder / "codes.safetensors")
+        np.save(folder / "entries.npy", faiss_bytes(self.index))
+        np.save(folder / "rows.npy", self.rows)
 
 
 def load(folder: Path, parameters: dict[str, Any], epoch: int) -> Structure:

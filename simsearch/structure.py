@@ -191,20 +191,11 @@ class Structure:
 
     def save(self, folder: Path) -> tuple[str, dict[str, Any]]:
         """Writes the files under a new name in `folder`, and returns it and what `load` must be given."""
-        import faiss
-
         name = secrets.token_hex(8)
         partial = folder / f".{name}"
         partial.mkdir(parents=True)
         try:
-            arrays: dict[str, NDArray[Any]] = {
-                "rows": self.rows,
-                "mean": self.projection.mean,
-                "axes": self.projection.axes,
-            }
-            for part, array in arrays.items():
-                np.save(partial / f"{part}.npy", array)
-            faiss.write_index(self.index, str(partial / "index.faiss"))
+            self._write(partial)
             for path in partial.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
@@ -215,6 +206,13 @@ class Structure:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         return name, {**asdict(self.setting), "covered": self.covered, "epoch": self.epoch}
+
+    def _write(self, folder: Path) -> None:
+        import faiss
+
+        for part, array in (("rows", self.rows), ("mean", self.projection.mean), ("axes", self.projection.axes)):
+            np.save(folder / f"{part}.npy", array)
+        faiss.write_index(self.index, str(folder / "index.faiss"))
 
     @classmethod
     def load(cls, folder: Path, parameters: dict[str, Any], epoch: int = 0) -> Structure:

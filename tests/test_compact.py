@@ -26,6 +26,7 @@ from simsearch.errors import IndexDamagedError, IndexLockedError, SimsearchError
 from simsearch.meta import writer_lock
 from simsearch.shards import PREAMBLE, Shards
 from simsearch.verify import verify
+from tests.dying import trace
 from tests.filler import Filler
 
 ROOT = Path(__file__).parent.parent
@@ -295,22 +296,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 # -- killed at chosen lines, in a process of its own
 
-WATCHED = {module.__file__ for module in (compacting, store, shards, sync, structure)}
-
-
-def trace(fatal: int) -> list[int]:
-    """Counts the executed lines of the modules that write, and dies at the given one."""
-    count = [0]
-
-    def local(frame: Any, event: str, argument: Any) -> Any:
-        if event == "line":
-            count[0] += 1
-            if count[0] == fatal:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return local
-
-    sys.settrace(lambda frame, event, argument: local if frame.f_code.co_filename in WATCHED else None)
-    return count
+WATCHED = (compacting, store, shards, sync, structure)
 
 
 def harness(folder: Path, times: int, seed: int) -> None:
@@ -325,7 +311,7 @@ def harness(folder: Path, times: int, seed: int) -> None:
             compact(engine)
 
     shutil.copytree(filler.path, folder / "counted")
-    count = trace(-1)
+    count = trace(-1, *WATCHED)
     whole(folder / "counted")
     sys.settrace(None)
     rounds = []
@@ -334,7 +320,7 @@ def harness(folder: Path, times: int, seed: int) -> None:
         shutil.copytree(filler.path, index)
         child = os.fork()
         if child == 0:
-            trace(line)
+            trace(line, *WATCHED)
             whole(index)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

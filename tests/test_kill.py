@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from simsearch import api, meta, shards, store, sync
 from simsearch.engine import Engine
 from simsearch.verify import verify
 from tests.conftest import Colours, draw
+from tests.dying import trace
 
 ROOT = Path(__file__).parent.parent
 OFTEN = (
@@ -64,22 +65,7 @@ def test_killed_at_random_moments(
 
 # -- at chosen lines, in a process of its own that forks before it has any threads
 
-WATCHED = {module.__file__ for module in (sync, store, shards, meta)}
-
-
-def trace(fatal: int) -> list[int]:
-    """Counts the executed lines of the modules that write, and dies at the given one."""
-    count = [0]
-
-    def local(frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "line":
-            count[0] += 1
-            if count[0] == fatal:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return local
-
-    sys.settrace(lambda frame, event, argument: local if frame.f_code.co_filename in WATCHED else None)
-    return count
+WATCHED = (sync, store, shards, meta)
 
 
 def build(photos: Path, index: Path) -> int:
@@ -109,7 +95,7 @@ def killed(photos: Path, base: Path | None, folder: Path, fatal: int) -> dict[st
         shutil.copytree(base, index)
     child = os.fork()
     if child == 0:
-        trace(fatal)
+        trace(fatal, *WATCHED)
         build(photos, index)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -147,7 +133,7 @@ def harness(folder: Path, changed: bool, times: int, seed: int) -> None:
         (photos / "c" / "05.png").write_bytes(b"broken")
         (photos / "a" / "09.png").unlink()
         shutil.copytree(base, folder / "whole")
-    count = trace(-1)
+    count = trace(-1, *WATCHED)
     build(photos, folder / "whole")
     sys.settrace(None)
     lines = sorted(random.Random(seed).sample(range(1, count[0]), times))
