@@ -18,7 +18,7 @@ import numpy as np
 
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError
-from simsearch.search import Match, SearchOptions, blend
+from simsearch.search import Matches, SearchOptions, blend
 from simsearch.served import ServedIndex
 from simsearch.telemetry import Metrics
 
@@ -44,7 +44,7 @@ class Job:
     plus: tuple[int, ...] = ()
     minus: tuple[int, ...] = ()
     born: float = field(default_factory=time.perf_counter)
-    done: Future[list[Match]] = field(default_factory=Future)
+    done: Future[Matches] = field(default_factory=Future)
 
     @property
     def key(self) -> tuple[int, str]:
@@ -66,7 +66,7 @@ class Batcher:
         self._ready = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def submit(self, job: Job) -> Future[list[Match]]:
+    def submit(self, job: Job) -> Future[Matches]:
         """Puts a job in line. Its result may be any SimsearchError."""
         with self._ready:
             if self._thread is None or not self._thread.is_alive():
@@ -110,7 +110,7 @@ class Batcher:
             else:
                 job.done.set_result(answer)
 
-    def _answers(self, engine: Engine, jobs: Sequence[Job]) -> list[list[Match] | Exception]:
+    def _answers(self, engine: Engine, jobs: Sequence[Job]) -> list[Matches | Exception]:
         start = time.perf_counter()
         found: list[NDArray[np.float32] | Exception | None] = [_known(engine, job) for job in jobs]
         missing = [place for place, vector in enumerate(found) if vector is None]

@@ -240,10 +240,8 @@ def query(
             found = engine.search_many(pictures[start : start + 64], k, **chosen)
             took = 1000 * (time.perf_counter() - clock) / len(found)
             for name, matches in zip(image[start : start + 64], found, strict=True):
-                if relative:
-                    matches = [replace(match, path=match.relative) for match in matches]
-                exact = bool(options["exact"]) or engine.exact
-                answers.append(output.Answer(name, engine.meta.model, exact, took, matches))
+                shown = [replace(match, path=match.relative) for match in matches] if relative else matches
+                answers.append(output.Answer(name, engine.meta.model, matches.exact, took, shown))
         text = output.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
         click.echo(text, nl=False, color=True)  # a path is printed as it is, whatever it holds
         if montage or html_file or show:
@@ -333,7 +331,9 @@ def _searched(search: dict[str, Any]) -> Iterator[str]:
     if since := search.get("since"):
         yield (f"recall {since['recall']:.3f} ({since['low']:.3f} to {since['high']:.3f}, {since['queries']} queries)"
                " of items added since")  # fmt: skip
-    if "repair" in search:
+    if search.get("missing"):
+        yield f"its files are gone, so every search is exact; {search['repair']} makes them anew"
+    elif "repair" in search:
         yield f"below the {search['target']:g} asked for; {search['repair']} repairs it"
 
 

@@ -24,8 +24,9 @@ from urllib.parse import urlsplit
 
 from simsearch import descriptors, frozen, models, opening
 from simsearch.errors import MissingExtraError, ModelMismatchError, SimsearchError, UnavailableError, UsageError
-from simsearch.extract import Extracted, Task, extract, reading, usual_batch
+from simsearch.extract import Task, extract, usual_batch
 from simsearch.frozen import Facts, Job, Work
+from simsearch.loading import Extracted, reading
 from simsearch.meta import Meta
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from simsearch.meta import Meta
     from simsearch.models import Model
+    from simsearch.models.jpegs import JpegDecoder
     from simsearch.recipe import Recipe
     from simsearch.sources import Source
 
@@ -165,6 +166,11 @@ class Described:
     def lanes(self) -> int:
         """How many threads should compute at once."""
         return int(getattr(self.base, "lanes", 1))
+
+    @property
+    def decoder(self) -> JpegDecoder | None:
+        """What decodes JPEGs on the model's device; None where nothing does."""
+        return getattr(self.base, "decoder", None)
 
     @property
     def recipe(self) -> Recipe:

@@ -8,7 +8,6 @@ for match in engine.search("cat.jpg", k=6, where={"label": "cat"}):
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,33 +15,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from simsearch import coded, descriptors, images, models, opening, upkeep
+from simsearch import coded, descriptors, finding, models, opening, upkeep
+from simsearch import roots as source_roots
 from simsearch.addresses import is_address
 from simsearch.errors import ImageError, IndexDamagedError, ModelMismatchError, UsageError
 from simsearch.extract import stored
 from simsearch.filters import Where
+from simsearch.finding import SINGLE, Name
 from simsearch.index import FlatIndex
 from simsearch.meta import Meta
 from simsearch.recipe import Recipe
-from simsearch.search import Match, Picture, PictureOptions, Search, SearchOptions, blend, weighted
+from simsearch.search import Matches, Picture, PictureOptions, Search, SearchOptions, blend, weighted
 from simsearch.shards import Shards
-from simsearch.snapshot import RecordedSource, Snapshot, Sources, matcher
+from simsearch.snapshot import RecordedSource, Snapshot, Sources
 from simsearch.store import Item, Reader, SourceRow, Store
 from simsearch.structure import Structure
+from simsearch.vectors import Vectors, listed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.models import Model
     from simsearch.sync import Summary
-
-
-Name = str | int | os.PathLike[str]
-"""What stands for items: an id, `id:N`, a path, a folder, an archive, or a glob."""
-
-_Single = (str, int, os.PathLike)
 
 
 class AddOptions(TypedDict, total=False):
@@ -88,7 +84,7 @@ class Engine:
         self._adopt(model)
         with self.store.reading() as reader:
             reader.state("rows")
-            self._check_roots(self.roots, reader.sources())
+            source_roots.check(self.roots, reader.sources())
 
     def _adopt(self, model: str | Model | None) -> None:
         """Notes what to load the model by, or takes a loaded one. Raises ModelMismatchError."""
@@ -180,7 +176,7 @@ class Engine:
 
     # -- searching
 
-    def search(self, image: Picture, k: int = 6, **options: Unpack[PictureOptions]) -> list[Match]:
+    def search(self, image: Picture, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
         """The k items nearest to a picture, nearest first; ties go to the lower id.
 
         options, all by keyword (`search.PictureOptions`):
@@ -198,18 +194,19 @@ class Engine:
 
     def search_many(
         self, pictures: Sequence[Picture | int], k: int = 6, **options: Unpack[PictureOptions]
-    ) -> list[list[Match]]:
+    ) -> list[Matches]:
         """`search` for several pictures at once, which is faster than one by one. An int is an item's id."""
         _check_options(options, PictureOptions)
         crop, flip = options.pop("crop", None), options.pop("flip", False)
-        plus, more = weighted(_listed(options.pop("plus", ())))
-        minus, less = weighted(_listed(options.pop("minus", ())))
-        pictures = _listed(pictures)
+        plus, more = weighted(listed(options.pop("plus", ())))
+        minus, less = weighted(listed(options.pop("minus", ())))
+        pictures = listed(pictures)
         chosen = SearchOptions(**options)  # type: ignore[typeddict-unknown-key]
         with self.store.reading() as reader:
             snapshot = self._current(reader)
-            context = self._vectors([*plus, *minus], reader, snapshot)[:, 0]
-            variants = self._vectors(pictures, reader, snapshot, crop, flip)
+            vectors = Vectors(reader, snapshot, self.recipe.resize, self._compute)
+            context = vectors.of([*plus, *minus])[:, 0]
+            variants = vectors.of(pictures, crop, flip)
             if len(context):
                 wanted, unwanted = context[: len(plus)], context[len(plus) :]
                 variants = np.stack([[blend(row, wanted, unwanted, more, less) for row in rows] for rows in variants])
@@ -219,7 +216,7 @@ class Engine:
             ]
             return self._search(reader).answers(variants, k, named, chosen)
 
-    def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> list[Match]:
+    def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
         """The k items nearest to item `number`, itself left out. Raises ItemNotFoundError."""
         if not isinstance(number, int | np.integer):
             raise UsageError(f"{number!r} is not the id of an item")
@@ -227,7 +224,7 @@ class Engine:
 
     def search_by_vector(
         self, vector: NDArray[np.floating[Any]], k: int = 6, **options: Unpack[SearchOptions]
-    ) -> list[Match]:
+    ) -> Matches:
         """The k items nearest to a (D,) feature vector."""
         _check_options(options, SearchOptions)
         try:
@@ -244,7 +241,7 @@ class Engine:
     def search_by_vectors(
         self, vectors: NDArray[np.float32], k: int = 6, *,
         without: Sequence[Sequence[int]] = (), **options: Unpack[SearchOptions],
-    ) -> list[list[Match]]:  # fmt: skip
+    ) -> list[Matches]:  # fmt: skip
         """The k items nearest to each of (n, D) float32 features in one scan; `without`: for each, ids left out."""
         _check_options(options, SearchOptions)
         vectors = self._queries(vectors)
@@ -325,51 +322,6 @@ class Engine:
         """The features (n, D) of pictures, rounded as the index keeps them."""
         return self._compute([opening.open_picture(picture, self.recipe.resize).image for picture in pictures])
 
-    def _vectors(
-        self, pictures: Sequence[Picture | int], reader: Reader, snapshot: Snapshot,
-        crop: tuple[int, int, int, int] | None = None, flip: bool = False,
-    ) -> NDArray[np.float32]:  # fmt: skip
-        """The features of pictures and items, and with `flip` of their mirror images: (n, 1 or 2, D).
-
-        Those of an item come from the index, unless a part of it or its mirror image is asked for.
-        """
-        vectors = np.zeros((len(pictures), 2 if flip else 1, self.meta.dimension), np.float32)
-        places: list[tuple[int, int]] = []
-        decoded: list[Image.Image] = []
-        for number, given in enumerate(pictures):
-            stored_already, picture, name = False, given, None
-            if isinstance(picture, int | np.integer):
-                item = reader.item(int(picture))
-                if crop is None:
-                    vectors[number, 0] = reader.shards.read(np.array([item.row]))[0]
-                    stored_already = True
-                    if not flip:
-                        continue
-                name = snapshot.sources[item.source].display(item.path)
-                try:
-                    picture = snapshot.sources[item.source].read(item.path)
-                except ImageError as error:
-                    raise ImageError(f"{name}: {error}", hint=error.hint) from error
-            elif crop is None and not isinstance(picture, Image.Image | np.ndarray):
-                picture, name = opening.read_picture(picture)
-                row = reader.row_of(hashlib.sha256(picture).digest())
-                if row is not None:  # the index has this very file
-                    vectors[number, 0] = reader.shards.read(np.array([row]))[0]
-                    stored_already = True
-                    if not flip:
-                        continue
-            image = opening.open_picture(picture, None if crop else self.recipe.resize, name).image
-            image = image if crop is None else images.crop(image, crop)
-            if not stored_already:
-                places.append((number, 0))
-                decoded.append(image)
-            if flip:
-                places.append((number, 1))
-                decoded.append(ImageOps.mirror(image))
-        for place, row in zip(places, self._compute(decoded), strict=True):
-            vectors[place] = row
-        return vectors
-
     def _compute(self, decoded: Sequence[Image.Image]) -> NDArray[np.float32]:
         if not decoded:
             return np.zeros((0, self.meta.dimension), np.float32)
@@ -448,37 +400,13 @@ class Engine:
         """Adds one or more images, folders or other sources to the index; nothing is removed from it."""
         from simsearch import sync
 
-        found = [opening.resolve(os.fspath(path)) for path in ([paths] if isinstance(paths, _Single) else paths)]
+        found = [opening.resolve(os.fspath(path)) for path in ([paths] if isinstance(paths, SINGLE) else paths)]
         return sync.sync(self, found, sync.Options(prune=False, **options))
 
     def find(self, names: Name | Iterable[Name]) -> list[Item]:
         """The items that ids (7 or "id:7"), paths, folders or globs mean, by id. Raises UsageError for one in vain."""
-        found: dict[int, Item] = {}
         with self.store.reading() as reader:
-            opened = self._current(reader).sources
-            rest: list[str] = []
-            for given in [names] if isinstance(names, _Single) else names:
-                name = given if isinstance(given, int) else os.fspath(given)
-                if isinstance(name, int) or name.removeprefix("id:").isdecimal():
-                    number = name if isinstance(name, int) else int(name.removeprefix("id:"))
-                    found[number] = reader.item(number)
-                else:
-                    rest.append(name)
-            if rest:
-                hits = dict.fromkeys(rest, 0)
-                tests = [(name, matcher(name)) for name in rest]
-                for item in reader.items():
-                    shown = opened[item.source].display(item.path)
-                    for name, test in tests:
-                        if test(shown, item.path):
-                            found[item.id] = item
-                            hits[name] += 1
-                for name, count in hits.items():
-                    if not count:
-                        raise UsageError(
-                            f"no item of the index matches {name!r}", hint="a path, id:N, or a glob in quotes"
-                        )
-        return [found[number] for number in sorted(found)]
+            return finding.find(names, reader, self._current(reader).sources)
 
     def remove(self, names: Name | Iterable[Name]) -> int:
         """Removes items by id, path, folder or glob, and returns how many. The images themselves are not touched."""
@@ -493,30 +421,14 @@ class Engine:
         with writer_lock(self.path):
             with self.store.reading() as reader:
                 known = reader.sources()
-            self._check_roots(roots, known)
+            source_roots.check(roots, known)
             for row in known:
                 if root := roots.get(row.root, roots.get("")):
                     self.store.relocate(row.id, os.path.abspath(root), self.path.absolute())
 
-    def _check_roots(self, roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
-        """Each must name a recorded source (or, as "", the only one) and a place that exists."""
-        hint = f"its sources: {', '.join(row.root for row in known)}"
-        for old, new in roots.items():
-            if old and old not in {row.root for row in known}:
-                raise UsageError(f"the index has no source {old}", hint=hint)
-            if not old and len(known) > 1:
-                raise UsageError(f"{new} could stand for {len(known)} sources: write OLD=NEW", hint=hint)
-            if not os.path.exists(new):
-                raise UsageError(f"no file or folder at {new}")
-
     def root_of(self, row: SourceRow) -> str:
-        """Where a source is: as given by `root`, where it was, or where it would be had it moved with the index."""
-        if self.roots:
-            return self.roots.get(row.root, self.roots.get("", row.root))
-        if os.path.isabs(row.root) and not os.path.exists(row.root):
-            moved = os.path.normpath(os.path.join(self.path.absolute(), row.relative))
-            return moved if os.path.exists(moved) else row.root
-        return row.root
+        """Where a source is: as given by `roots`, where it was, or where it would be had it moved with the index."""
+        return source_roots.of(row, self.roots, self.path)
 
     # -- snapshots
 
@@ -570,11 +482,3 @@ def _size(folder: Path) -> int:
         with contextlib.suppress(OSError):
             total += path.stat().st_size if path.is_file() else 0
     return total
-
-
-def _listed(pictures: Any) -> list[Any]:
-    """One picture or several as a list: a string, bytes or array is one."""
-    if isinstance(pictures, tuple) and len(pictures) == 2 and isinstance(pictures[1], float):  # (picture, weight)
-        return [pictures]
-    single = isinstance(pictures, str | bytes | bytearray | memoryview | int | os.PathLike | Image.Image | np.ndarray)
-    return [pictures] if single else list(pictures)

@@ -2,14 +2,12 @@
 
 Decoding and, on the CPU, inference share the same threads, each of which computes on one core: whatever is ready is
 done next, so no core waits while there is work, and none is fought over. A thread of its own keeps them supplied; the
-caller, who writes what has been computed, holds up nobody.
+caller, who writes what has been computed, holds up nobody. A GPU that decodes JPEGs is handed those files as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import queue
 import threading
 import time
@@ -21,25 +19,19 @@ from typing import IO, TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from simsearch import images
-from simsearch.errors import ImageError
-from simsearch.images import LARGE_BYTES
-from simsearch.machine import Budget, cores, trim
+from simsearch.loading import Extracted, decoded, load
+from simsearch.machine import Budget, cores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.models import Model
-    from simsearch.recipe import Recipe
-    from simsearch.sources import Source
+    from simsearch.models.jpegs import JpegDecoder
 
 T = TypeVar("T")
 
 DECODING_BYTES = 768 << 20
 """Memory for images in the middle of being decoded: the largest that is not refused, or many ordinary ones."""
-
-TRIMMED_BYTES = 32 << 20
-"""After images that took more, freed memory is given back to the system."""
 
 AHEAD = 4
 """Batches whose images may be decoded, or wait to be, before their turn."""
@@ -47,25 +39,11 @@ AHEAD = 4
 PATIENCE = 1.0
 """Seconds after which a batch that is not full is computed, where images are slow to decode."""
 
+WAITING_BYTES = 256 << 20
+"""Of files that wait for a GPU to decode them; a batch is computed when its own are a quarter of that."""
+
 FINISHED = 16
 """Batches that may wait for the caller."""
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """What became of one image.
-
-    digest: SHA-256 of the file (empty if it could not be read). features: (D,) float16, None where the digest was
-    known already or the image failed. problem: why it failed. pixels: (S, S, 3) uint8, until the batch is computed.
-    """
-
-    digest: bytes = b""
-    size: int = 0
-    width: int = 0
-    height: int = 0
-    features: NDArray[np.float16] | None = None
-    problem: str | None = None
-    pixels: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +57,6 @@ class Task(Generic[T]):
 def usual_batch(model: Model) -> int:
     """Images computed at once; fewer where several batches are computed at once, so that they do not add up."""
     return 256 if "cuda" in model.engine else max(16, 64 // max(2, getattr(model, "lanes", 1)))
-
-
-def reading(source: Source, path: str, size: int) -> Callable[[], bytes | IO[bytes]]:
-    """How to read an image of a source: a large one is not held in memory as a whole."""
-    return functools.partial(source.read if size <= LARGE_BYTES else source.stream, path)
 
 
 def extract(
@@ -116,6 +89,8 @@ class _Extraction(Generic[T]):
         self, model: Model, tasks: Iterable[Task[T]], known: Container[bytes], batch_size: int, workers: int
     ) -> None:
         self.model, self.tasks, self.known, self.batch_size = model, iter(tasks), known, batch_size
+        self.decoder: JpegDecoder | None = getattr(model, "decoder", None)
+        self.room = _Room(2 * workers)
         self.ahead = max(AHEAD * batch_size, 2 * workers)
         self.lanes = getattr(model, "lanes", 1)
         self.budget = Budget(DECODING_BYTES)
@@ -156,12 +131,14 @@ class _Extraction(Generic[T]):
     def _feed_batches(self) -> None:
         waiting: deque[tuple[T, Future[Extracted]]] = deque()
         batch: list[tuple[T, Extracted]] = []
-        full, begun = 0, 0.0
+        full, held, begun = 0, 0, 0.0
         while not self.stopped:
-            while len(waiting) < self.ahead and (task := next(self.tasks, None)) is not None:
-                waiting.append(
-                    (task.key, self.pool.submit(load, task.read, self.model.recipe, self.known, self.budget))
-                )
+            while (
+                len(waiting) < self.ahead
+                and (not waiting or self.decoder is None or self.room)
+                and (task := next(self.tasks, None)) is not None
+            ):
+                waiting.append((task.key, self.room.submit(self.pool, self._load, task)))
             if not waiting:
                 break
             key, future = waiting[0]
@@ -171,21 +148,26 @@ class _Extraction(Generic[T]):
                 waiting.popleft()
                 begun = begun if batch else time.monotonic()
                 batch.append((key, self._once(future.result())))
-                full += batch[-1][1].pixels is not None
-                if full < self.batch_size and len(batch) < self.ahead:
+                full += batch[-1][1].pending
+                held += len(batch[-1][1].file or b"")
+                if full < self.batch_size and len(batch) < self.ahead and held < WAITING_BYTES // 4:
                     continue
             self._compute(batch)
-            batch, full = [], 0
+            batch, full, held = [], 0, 0
         if batch and not self.stopped:
             self._compute(batch)
 
+    def _load(self, task: Task[T]) -> Extracted:
+        return load(task.read, self.model.recipe, self.known, self.budget, self.decoder)
+
     def _once(self, result: Extracted) -> Extracted:
         """Without pixels if the caller has the features of that digest by now, or will have."""
-        if result.pixels is None:
+        if not result.pending:
             return result
         # In this order: a digest leaves those under way only after the caller knows it.
         if result.digest in self.under_way_digests or result.digest in self.known:
-            return replace(result, pixels=None)
+            self.room.let_go([result])
+            return replace(result, pixels=None, file=None)
         self.under_way_digests.add(result.digest)
         return result
 
@@ -194,6 +176,7 @@ class _Extraction(Generic[T]):
         while self.under_way and (len(self.under_way) > self.lanes or self.under_way[0].done()):
             wait([self.under_way.popleft()])
         future = self.computing.submit(_computed, self.model, batch)
+        future.add_done_callback(lambda _, loaded=[result for _, result in batch]: self.room.let_go(loaded))  # type: ignore[misc]
         self.under_way.append(future)
         self._hand_over(future)
 
@@ -204,35 +187,38 @@ class _Extraction(Generic[T]):
                 return
 
 
-def load(
-    read: Callable[[], bytes | IO[bytes]],
-    recipe: Recipe,
-    known: Container[bytes] = (),
-    budget: Budget | None = None,
-) -> Extracted:
-    """Reads, hashes and decodes one image; a failure is a result, not an exception."""
-    digest, size = b"", 0
-    try:
-        data = read()
-        with contextlib.nullcontext() if isinstance(data, bytes) else data:
-            digest, size = _hashed(data)
-            if digest in known:
-                return Extracted(digest, size)
-            needed = images.footprint(data, recipe.resize) if budget is not None else 0
-            with budget.hold(needed) if budget is not None else contextlib.nullcontext():
-                decoded = images.decode(data, recipe.resize)
-                pixels = recipe.pixels(decoded.image)
-                width, height = decoded.width, decoded.height
-                del decoded
-                if needed > TRIMMED_BYTES:
-                    trim()
-    except ImageError as error:
-        return Extracted(digest, size, problem=str(error))
-    except OSError as error:  # of a stream: bytes were read before
-        return Extracted(digest, size, problem=error.strerror or str(error))
-    except MemoryError:
-        return Extracted(digest, size, problem="too large for the memory at hand")
-    return Extracted(digest, size, width, height, pixels=pixels)
+class _Room:
+    """Counts the images that are being read, and the bytes of files that wait for a GPU to decode them.
+
+    True while there is room for more of both.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.reading, self.bytes = most, 0, 0
+        self._lock = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return self.reading < self.most and self.bytes < WAITING_BYTES
+
+    def submit(self, pool: Executor, loading: Callable[[Task[T]], Extracted], task: Task[T]) -> Future[Extracted]:
+        """Has an image loaded, which counts as being read until it is."""
+        self._count(1, 0)
+        future = pool.submit(loading, task)
+        future.add_done_callback(self._loaded)
+        return future
+
+    def let_go(self, loaded: Iterable[Extracted]) -> None:
+        """Files wait no more."""
+        self._count(0, -sum(len(result.file or b"") for result in loaded))
+
+    def _loaded(self, future: Future[Extracted]) -> None:
+        done = not future.cancelled() and future.exception() is None
+        self._count(-1, len(future.result().file or b"") if done else 0)
+
+    def _count(self, reading: int, size: int) -> None:
+        with self._lock:
+            self.reading += reading
+            self.bytes += size
 
 
 def stored(features: NDArray[np.float32]) -> NDArray[np.float16]:
@@ -240,19 +226,11 @@ def stored(features: NDArray[np.float32]) -> NDArray[np.float16]:
     return np.clip(features, -65504, 65504).astype(np.float16)
 
 
-def _hashed(data: bytes | IO[bytes]) -> tuple[bytes, int]:
-    """SHA-256 and size in bytes; a stream is left at its start."""
-    if isinstance(data, bytes):
-        return hashlib.sha256(data).digest(), len(data)
-    digest, size = hashlib.sha256(), 0
-    while block := data.read(1 << 20):
-        digest.update(block)
-        size += len(block)
-    data.seek(0)
-    return digest.digest(), size
-
-
 def _computed(model: Model, batch: list[tuple[T, Extracted]]) -> list[tuple[T, Extracted]]:
+    decoder: JpegDecoder | None = getattr(model, "decoder", None)
+    if decoder is not None:
+        loaded = decoded([result for _, result in batch], decoder, model.recipe)
+        batch = [(key, result) for (key, _), result in zip(batch, loaded, strict=True)]
     pixels = [result.pixels for _, result in batch if result.pixels is not None]
     if not pixels:
         return batch

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from simsearch.errors import UsageError
-from simsearch.extract import Extracted
 from simsearch.files import write_atomically
+from simsearch.loading import Extracted
 
 FOLDER = "work"
 """In an index's `derived/`."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import numpy as np
 
 from simsearch import collection, models
+from simsearch import roots as source_roots
 from simsearch.addresses import Address, parse
 from simsearch.collection import EXACT, LARGEST, Collection, Hit
 from simsearch.engine import Engine
@@ -126,6 +127,9 @@ class _Approximate:
     ) -> list[Neighbours]:
         return cast(_Flat, flat).candidates(queries, k, permitted)
 
+    def serves(self, flat: FlatIndex, k: int, permitted: Permitted | None) -> bool:
+        return permitted is None or len(permitted) > DIRECT
+
 
 def _doubtful(query: NDArray[np.float32], hits: Sequence[Hit], found: Neighbours, k: int) -> bool:
     """Whether the k-th is so near to the last candidate that rounding may have hidden one as near."""
@@ -194,7 +198,7 @@ class MilvusEngine(Engine):
             self._lock = threading.RLock()
             self._opened: dict[tuple[str, str], RecordedSource] = {}
             self._adopt(model)
-            self._check_roots(self.roots, list(store.current().sources.values()))
+            source_roots.check(self.roots, list(store.current().sources.values()))
         except BaseException:
             self.rows.close()
             raise

@@ -14,7 +14,7 @@ from simsearch.store import Item, SourceRow
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
-    from simsearch.extract import Extracted
+    from simsearch.loading import Extracted
     from simsearch.store import Reader
 
 Progress = Callable[[int, int], None]

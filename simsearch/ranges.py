@@ -16,7 +16,8 @@ import torch
 from simsearch import extract, images, models, opening
 from simsearch.errors import ImageError, UsageError
 from simsearch.models import networks, quantised, weights
-from simsearch.models.runtime import OnnxModel, TorchRunner
+from simsearch.models.runtime import OnnxModel
+from simsearch.models.torch_runtime import TorchRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

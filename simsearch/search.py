@@ -77,6 +77,12 @@ class Match:
     """The path as stored, relative to its source."""
 
 
+class Matches(list[Match]):
+    """The matches of one query, nearest first. exact: whether no item can have been missed."""
+
+    exact: bool = True
+
+
 @dataclass(frozen=True)
 class Search:
     """The means of a search. table: the quantiles of random distances that calibrate similarity.
@@ -93,7 +99,7 @@ class Search:
     def answers(
         self, queries: NDArray[np.float32], k: int,
         left_out: Sequence[Sequence[int]], options: SearchOptions,
-    ) -> list[list[Match]]:  # fmt: skip
+    ) -> list[Matches]:  # fmt: skip
         """Searches by (nq, v, D) queries, each in v variants of which the nearest counts, without the rows left out."""
         if not isinstance(k, int | np.integer) or isinstance(k, bool):
             raise UsageError(f"k is {k!r}, not a whole number")
@@ -104,20 +110,21 @@ class Search:
             raise UsageError(f"the largest distance is {farthest!r}, not a number")
         if farthest is not None and not farthest >= 0:
             raise UsageError(f"the largest distance is {farthest}, but distances are not negative")
+        answers = [Matches() for _ in queries]
         if expand := options.get("expand"):
-            queries = self._expanded(queries, left_out, expand, options)
+            queries = self._expanded(queries, left_out, expand, options, answers)
         wanted = conditions(options.get("where"))
         permitted = self.reader.rows(wanted) if wanted else self.snapshot.live
         available = self.snapshot.flat.rows if permitted is None else len(permitted)
-        exact = bool(options.get("exact"))
-        answers: list[list[Match]] = [[] for _ in queries]
         pending = list(range(len(queries)))
         width = k + max((len(rows) for rows in left_out), default=0)
         while pending:
             flat = queries[pending].reshape(-1, self.shards.dimension)
+            exact = bool(options.get("exact")) or not self._approximate(width, permitted)
             found = self._near(flat, width, permitted, exact)
             unfinished = []
             for place, number in enumerate(pending):
+                answers[number].exact &= exact
                 near = merge(
                     found[place * queries.shape[1] : (place + 1) * queries.shape[1]],
                     left_out[number],
@@ -135,10 +142,10 @@ class Search:
                     continue
                 kept = [(d, row) for d, row in order[:k] if farthest is None or d <= farthest]
                 near_as = calibration.similarities([distance for distance, _ in kept], self.table)
-                answers[number] = [
+                answers[number].extend(
                     self._match(n, distance, share, items[row])
                     for n, ((distance, row), share) in enumerate(zip(kept, near_as, strict=True), 1)
-                ]
+                )
             pending, width = unfinished, min(available, 4 * width)
         return answers
 
@@ -147,7 +154,8 @@ class Search:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The ids of the k items nearest to each of (nq, D) queries, and their distances; -1 and inf fill up."""
         wanted = conditions(where)
-        found = self._near(queries, k, self.reader.rows(wanted) if wanted else self.snapshot.live, exact)
+        permitted = self.reader.rows(wanted) if wanted else self.snapshot.live
+        found = self._near(queries, k, permitted, exact or not self._approximate(k, permitted))
         known = self.reader.ids_at(np.unique(np.concatenate([each.rows for each in found]))) if found else {}
         ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
         for number, near in enumerate(found):
@@ -159,20 +167,29 @@ class Search:
     def _near(
         self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None, exact: bool
     ) -> list[Neighbours]:
-        """The rows nearest to (nq, D) queries, by the structure if there is one and it may be used."""
+        """The rows nearest to (nq, D) queries; by the structure unless `exact`."""
         if self.structure is None or exact:
             return self.snapshot.flat.search(queries, k, permitted)
         return self.structure.search(self.snapshot.flat, queries, k, permitted)
 
+    def _approximate(self, k: int, permitted: NDArray[np.int64] | None) -> bool:
+        return self.structure is not None and self.structure.serves(self.snapshot.flat, k, permitted)
+
     def _expanded(
-        self, queries: NDArray[np.float32], left_out: Sequence[Sequence[int]], count: int, options: SearchOptions
-    ) -> NDArray[np.float32]:
-        """The (nq, v, D) queries to search by instead; the same matches are added to each variant of a query."""
+        self, queries: NDArray[np.float32], left_out: Sequence[Sequence[int]], count: int, options: SearchOptions,
+        answers: list[Matches],
+    ) -> NDArray[np.float32]:  # fmt: skip
+        """The (nq, v, D) queries to search by instead; the same matches are added to each variant of a query.
+
+        answers: those to come, which are not exact where their query was not expanded by an exact search.
+        """
         if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
             raise UsageError(f"a query cannot be expanded by {count!r} matches", hint="a whole number from 1 on")
         first: SearchOptions = {"where": options.get("where"), "exact": bool(options.get("exact"))}
         results = []
-        for query, matches in zip(queries, self.answers(queries, count, left_out, first), strict=True):
+        found = self.answers(queries, count, left_out, first)
+        for query, matches, answer in zip(queries, found, answers, strict=True):
+            answer.exact = matches.exact
             rows = np.array([self.reader.item(match.id).row for match in matches], np.int64)
             near = self.shards.read(rows).astype(np.float32) if len(rows) else np.zeros((0, query.shape[1]), np.float32)
             results.append([expanded(variant, near) for variant in query])

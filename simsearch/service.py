@@ -106,10 +106,9 @@ class Service:
             job = await self.in_thread(lambda: self._job(served, query))
             matches = await self._in_time(asyncio.wrap_future(self.batchers[served.name].submit(job)))
         took = 1000 * (time.perf_counter() - start)
-        if self.settings.relative:
-            matches = [replace(match, path=match.relative) for match in matches]
-        exact = bool(query.get("exact")) or await self.in_thread(lambda: served.engine.exact)
-        answer = Answer(name, served.engine.meta.model, exact, took, matches)
+        relative = self.settings.relative
+        shown = [replace(match, path=match.relative) for match in matches] if relative else matches
+        answer = Answer(name, served.engine.meta.model, matches.exact, took, shown)
         request.scope["simsearch.log"] = {"index": served.name, "matches": len(matches)}
         return reply(answer.to_dict())
 

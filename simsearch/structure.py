@@ -128,15 +128,14 @@ class Structure:
     ) -> list[Neighbours]:  # fmt: skip
         """About the k nearest permitted rows to each of (nq, D) queries, measured exactly, k where there are as many.
 
-        setting: other candidates and effort than the structure's own, for tuning.
+        All of them where the structure does not serve. setting: other candidates and effort than the structure's own,
+        for tuning.
         """
         setting = setting or self.setting
-        if self.covered > flat.rows:  # made since this reader's snapshot was taken, of rows that it does not know
+        if not self.serves(flat, k, permitted, setting):
             return flat.search(queries, k, permitted)
-        bits, allowed = self._allowed(flat.rows, permitted)
+        bits, _ = self._allowed(flat.rows, permitted)
         wanted = setting.candidates * -(-k // K)
-        if allowed < NARROW * len(self.rows) or 2 * wanted > allowed:
-            return flat.search(queries, k, permitted)
         entries = self._candidates(queries, wanted, bits, setting)
         fresh = self._fresh(flat, permitted)
         newer = flat.search(queries, k, fresh) if len(fresh) else None
@@ -148,6 +147,16 @@ class Structure:
             enough = len(rows) >= k and np.isfinite(query).all()
             answers.append(flat.rank(query, rows, k) if enough else flat.search(query[None], k, permitted)[0])
         return answers
+
+    def serves(
+        self, flat: FlatIndex, k: int, permitted: NDArray[np.int64] | None, setting: Setting | None = None
+    ) -> bool:
+        """Whether `search` is approximate: not if few rows are permitted, or most of them would be candidates."""
+        if self.covered > flat.rows:  # made since this reader's snapshot was taken, of rows that it does not know
+            return False
+        _, allowed = self._allowed(flat.rows, permitted)
+        wanted = (setting or self.setting).candidates * -(-k // K)
+        return allowed >= NARROW * len(self.rows) and 2 * wanted <= allowed
 
     def _fresh(self, flat: FlatIndex, permitted: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """The permitted rows that came after the structure."""

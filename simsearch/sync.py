@@ -23,7 +23,8 @@ import simsearch
 from simsearch import calibration, descriptors, planning, upkeep
 from simsearch.descriptors import FILE, REFERENCE
 from simsearch.errors import IndexDamagedError, UsageError
-from simsearch.extract import Extracted, Task, extract, reading, usual_batch
+from simsearch.extract import Task, extract, usual_batch
+from simsearch.loading import Extracted, reading
 from simsearch.meta import Meta, writer_lock
 from simsearch.planning import Options as Options
 from simsearch.planning import Place, Plan

@@ -71,8 +71,20 @@ def fallen(search: dict[str, Any]) -> bool:
 
 
 def told(search: dict[str, Any], index: Path) -> dict[str, Any]:
-    """What `info` says of the search: what is recorded, and the command that repairs a recall that has fallen."""
+    """What `info` says of the search: what is recorded, and the command that repairs what is wrong with it.
+
+    missing: the structure's files are gone, so every search is exact.
+    """
+    if lost(search, index):
+        return {**search, "missing": True, "repair": _repair(search, index)}
     return {**search, "repair": _repair(search, index)} if fallen(search) else search
+
+
+def lost(search: dict[str, Any], index: Path) -> bool:
+    """Whether a structure is recorded of which nothing is left."""
+    parameters = search["parameters"]
+    name: str = parameters.get("folder", "") if isinstance(parameters, dict) else ""
+    return bool(name) and not (index / "derived" / Path(name).name).is_dir()
 
 
 def _repair(search: dict[str, Any], index: Path) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from simsearch import models
 from simsearch.errors import DeviceError, UsageError, WeightsError
-from simsearch.models import graphs, runtime
+from simsearch.models import graphs, runtime, torch_runtime
 from simsearch.models.alexnet import AlexNet, count, local_response_norm
 from simsearch.models.configs import AlexNetConfig
 from simsearch.recipe import Recipe
@@ -93,12 +93,15 @@ def test_onnx_and_torch_agree_on_a_small_network(tiny_weights):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 63, 63, 3)).astype(np.uint8)
     found = models.find(str(tiny_weights))
     one = runtime.OnnxModel(found).features(pixels)
-    other = runtime.TorchModel(found, "cpu").features(pixels)
+    other = torch_runtime.TorchModel(found, "cpu").features(pixels)
     np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
     few = runtime.OnnxModel(found, few=True).features(pixels)
     np.testing.assert_allclose(one, few, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(
-        runtime.OnnxModel(found).logits(pixels), runtime.TorchModel(found, "cpu").logits(pixels), rtol=1e-3, atol=1e-5
+        runtime.OnnxModel(found).logits(pixels),
+        torch_runtime.TorchModel(found, "cpu").logits(pixels),
+        rtol=1e-3,
+        atol=1e-5,
     )
 
 

@@ -154,7 +154,7 @@ def test_a_copy_outlives_what_it_is_a_copy_of(pictures: Path, tmp_path: Path, ti
 
 
 def test_shares_are_written_whole(tmp_path: Path) -> None:
-    from simsearch.extract import Extracted
+    from simsearch.loading import Extracted
 
     jobs = [Job(0, f"{n}\udcff", n, n) for n in range(600)]
     work = Work.freeze(tmp_path / "work", "name", "aa", [("folder", "/x\udcff")], jobs, 0)

@@ -13,7 +13,8 @@ from simsearch.cli import main
 from simsearch.descriptors import Described, Descriptor, Part, describe, r_mac, unit, whitened
 from simsearch.errors import IndexDamagedError, ModelMismatchError, UsageError
 from simsearch.meta import Meta
-from simsearch.models.runtime import OnnxModel, TorchModel
+from simsearch.models.runtime import OnnxModel
+from simsearch.models.torch_runtime import TorchModel
 from simsearch.search import blend, expanded
 from simsearch.verify import verify
 

@@ -22,10 +22,12 @@ from PIL import Image
 import simsearch
 from simsearch import images, machine, models, sample
 from simsearch.errors import DeviceError, ImageError
-from simsearch.extract import Extracted, Task, extract
+from simsearch.extract import Task, extract
+from simsearch.loading import Extracted
 from simsearch.machine import Budget, quota
-from simsearch.models import runtime
-from simsearch.models.runtime import OnnxModel, TorchRunner
+from simsearch.models import runtime, torch_runtime
+from simsearch.models.runtime import OnnxModel
+from simsearch.models.torch_runtime import TorchRunner
 from simsearch.opening import resolve
 from tests.models import CellModel
 
@@ -218,7 +220,7 @@ def test_a_gpu_that_cannot_be_used_is_passed_over(tiny_weights: Path, monkeypatc
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(runtime, "choose_device", lambda device, few=False: "cuda")
-    monkeypatch.setattr(runtime, "TorchModel", full)
+    monkeypatch.setattr(torch_runtime, "TorchModel", full)
     assert models.load(str(tiny_weights)).engine == "onnxruntime-cpu"
     with pytest.raises(DeviceError, match="device 'cuda' cannot be used: CUDA out of memory"):
         models.load(str(tiny_weights), "cuda")
@@ -248,7 +250,7 @@ def test_large_files_are_decoded_from_where_they_are(
     path = {"folder": source, "zip": tmp_path / "a.zip", "tar": tmp_path / "a.tar.gz", "csv": source / "a.csv"}[kind]
     rows = []
     for limit in (1 << 30, -1):
-        monkeypatch.setattr("simsearch.extract.LARGE_BYTES", limit)
+        monkeypatch.setattr("simsearch.loading.LARGE_BYTES", limit)
         with simsearch.build(path, tmp_path / f"index{limit}", CellModel()) as engine:
             assert len(engine) == 5
             assert dict(engine.failures()).keys() == {engine.paths([engine.item(1)])[0].replace("0.png", name)

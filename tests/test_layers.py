@@ -44,19 +44,21 @@ LAYERS = [
     {"presets"},
     {"milvus"},
     {"engine", "sync", "planning", "verify", "export"},
-    {"search"},
+    {"vectors"},
+    {"search", "finding"},
     {"snapshot", "frozen", "holdings"},
     {"upkeep"},
     {"coded"},
     {"structure", "collection", "expressions"},
     {"descriptors"},
-    {"extract", "index", "store", "calibration", "filters", "metrics"},
-    {"mapped", "rows", "resident"},
+    {"extract", "index", "store", "roots", "calibration", "filters", "metrics"},
+    {"mapped", "rows", "resident", "loading"},
     {"shards", "meta", "projection"},
     {"halves"},
     {"models.torchvision_models"},
+    {"models.torch_runtime"},
     {"models.runtime"},
-    {"models.quantised", "models.precision"},
+    {"models.quantised", "models.precision", "models.jpegs", "models.replays"},
     {"models.networks"},
     {"models.alexnet", "models.lenet", "models.convnet", "models.dbn"},
     {"models.network"},
@@ -72,7 +74,7 @@ LAYERS = [
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 # Looked up by name when it is needed: the package's lazy names, a source's class, a model's runtime.
-LATE = {("models", "models.runtime"), ("models", "models.precision"),
+LATE = {("models", "models.runtime"), ("models", "models.torch_runtime"), ("models", "models.precision"),
         ("models", "models.torchvision_models"), ("engine", "sync"), ("sync", "engine")}  # fmt: skip
 
 

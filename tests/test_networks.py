@@ -8,8 +8,9 @@ from simsearch import models
 from simsearch.models import lenet, networks, weights
 from simsearch.models.configs import ConvNet4Config, LeNet5Config
 from simsearch.models.lenet import ChosenMaps, LeNet5, RadialBasis, Squash, Subsampling
-from simsearch.models.runtime import OnnxModel, TorchModel
+from simsearch.models.runtime import OnnxModel
 from simsearch.models.tables import C3_TABLE, LENET5_INPUT, codes
+from simsearch.models.torch_runtime import TorchModel
 from simsearch.recipe import Recipe
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import simsearch
 from simsearch import images, models, sample
-from simsearch.models import runtime
+from simsearch.models import runtime, torch_runtime
 
 CORE = Path(__file__).parent.parent.parent / "shared" / "data"
 COREL = CORE / "corel"
@@ -34,7 +34,7 @@ def test_both_engines_agree(name, pictures):
     found = models.find(name)
     pixels = np.stack([found.card.recipe.pixels(image) for image in pictures()])
     onnx = runtime.OnnxModel(found).features(pixels)
-    torch = runtime.TorchModel(found, "cpu").features(pixels)
+    torch = torch_runtime.TorchModel(found, "cpu").features(pixels)
     assert onnx.shape == (len(pixels), 4096)
     assert onnx.min() >= 0
     assert cosine(onnx, torch).min() >= 0.9999

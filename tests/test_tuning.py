@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from simsearch import projection, sync, tuning
 from simsearch.cli import main
@@ -101,6 +102,26 @@ def test_deleting_or_damaging_the_structure_loses_nothing(filled: Filler) -> Non
         with Engine(filled.path, model=filled.model) as engine:
             assert engine.exact
             assert engine.search_by_vector(query) == exact
+            told = engine.info()["search"]
+            assert ("missing" in told, "repair" in told) == (not damage, not damage)
+    assert told["repair"] == f"simsearch tune --recall 0.9 -i {filled.path}"
+    shown = CliRunner().invoke(main, ["info", "-i", str(filled.path)]).output
+    assert f"its files are gone, so every search is exact; {told['repair']} makes them anew" in shown
+
+
+def test_answers_say_whether_they_are_exact(filled: Filler) -> None:
+    engine, query = filled.engine, clustered(np.random.default_rng(7), 1)[0].astype(np.float32)
+    assert engine.search_by_vector(query).exact
+    tune(engine, 0.9)
+    assert not engine.search_by_vector(query).exact
+    assert engine.search_by_vector(query, exact=True).exact
+    assert not engine.search_by_vector(query, where=["n<2000"]).exact
+    assert engine.search_by_vector(query, where=["n<100"]).exact  # a narrow filter
+    assert engine.search_by_vector(query, 2900).exact  # nearly all of them
+    assert not engine.search_by_vector(query, expand=3).exact
+    assert engine.search_by_vector(query, exact=True, expand=3).exact
+    assert [found.exact for found in engine.search_by_vectors(np.stack([query, query]))] == [False, False]
+    assert not engine.search_by_id(5).exact
 
 
 def test_a_second_tune_replaces_the_first_and_readers_notice(filled: Filler) -> None:

@@ -52,7 +52,8 @@ class Model(Protocol):
 
     name: how to get it again from `load`. weights_sha256: identifies the weights. dimension: D.
     engine: what computes, such as "onnxruntime-cpu". distances: see `Card`; may be empty. A model that profits from
-    several threads that call `features` at once says how many by an attribute `lanes`.
+    several threads that call `features` at once says how many by an attribute `lanes`; one whose device decodes JPEGs
+    has a `jpegs.JpegDecoder` as `decoder`.
     """
 
     @property
@@ -165,8 +166,10 @@ def load(
         return TorchvisionModel(name, chosen)
     weights = find(name)
     if chosen != "cpu":
+        from simsearch.models import torch_runtime
+
         try:
-            return runtime.TorchModel(weights, chosen)
+            return torch_runtime.TorchModel(weights, chosen)
         except RuntimeError as error:  # a GPU that others have filled, say
             if device != "auto":
                 raise DeviceError(f"device {chosen!r} cannot be used: {error}", hint="--device cpu") from error

@@ -35,6 +35,8 @@ def local_response_norm(x: Tensor, n: int = 5, k: float = 2.0, alpha: float = 1e
     multiplies the plain sum, as in the paper's formula, not the mean. A sum of shifted slices replaces PyTorch's
     three-dimensional average pooling, and for the paper's beta = 3/4 two square roots replace the power.
     """
+    if x.dtype == torch.float16:  # whose largest value a square soon exceeds
+        return local_response_norm(x.float(), n, k, alpha, beta).half()
     half = n // 2
     squares = F.pad(x * x, (0, 0, 0, 0, half, half))
     energy = squares[:, : x.shape[1]]

@@ -77,8 +77,7 @@ def train(sample: NDArray[np.floating], config: CodesConfig, progress: Progress 
     with torch.random.fork_rng(devices=[]), _products():
         torch.manual_seed(config.seed)
         layers = [_fresh(a, b) for a, b in itertools.pairwise(sizes)]
-        if config.pretrain_epochs:
-            layers = _pretrained(x, layers, config, advanced)
+        layers = _pretrained(x, layers, config, advanced) if config.pretrain_epochs else _scaled(x[:2048], layers)
         layers, loss = _tuned(x, layers, config, advanced)
     facts = {**asdict(config), "images": len(x), "loss": loss, "seconds": round(time.monotonic() - start, 1)}
     return Codes(
@@ -110,6 +109,20 @@ def _batches(count: int, size: int) -> Iterator[Tensor]:
         part = order[start : start + size]
         if 2 * len(part) >= min(size, count):
             yield part
+
+
+def _scaled(x: Tensor, layers: Sequence[Layer]) -> list[Layer]:
+    """Random layers whose units lie around their thresholds: over x, what they sum up has mean 0 and deviation 1.
+
+    In the manner of Mishkin & Matas (ICLR 2016). Sums of activations, which are positive, would leave most bits fixed.
+    """
+    found = []
+    for weight, up, down in layers:
+        sums = x @ weight
+        deviation = sums.std(0).clamp(min=1e-6)
+        found.append(Layer(weight / deviation, up - sums.mean(0) / deviation, down))
+        x = torch.sigmoid(x @ found[-1].weight + found[-1].up)
+    return found
 
 
 # -- pre-training

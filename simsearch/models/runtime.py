@@ -1,8 +1,7 @@
-"""Running a network: ONNX Runtime on the CPU, which starts in a fraction of a second, and torch on a GPU."""
+"""Running a network by ONNX Runtime on the CPU, which starts in a fraction of a second, and choosing the device."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -22,11 +21,11 @@ from simsearch.models.precision import CALIBRATE, can_quantise, has_vnni
 from simsearch.models.weights import read_tensors
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
     from simsearch.models import WeightsFile
     from simsearch.models.configs import Config
+    from simsearch.models.torch_runtime import TorchModel
     from simsearch.recipe import Recipe
 
 LAYERS: dict[str, tuple[str, ...]] = {"alexnet": ("features", "fc6", "conv5")}
@@ -89,7 +88,7 @@ class OnnxModel:
         config = weights.config
         self.dimension = config.dimension
         self.layers = LAYERS.get(weights.card.architecture, ("features",))
-        _check_recipe(self.recipe, config)
+        check_recipe(self.recipe, config)
         self._weights, self.few, self._folder = weights, few, folder
         self.lanes = min(machine.cores(), MOST_LANES) if threads else 1
         self._session: Any = None
@@ -108,7 +107,7 @@ class OnnxModel:
 
         Raises UsageError for a layer that the network does not give out.
         """
-        _check_outputs(self, names)
+        check_outputs(self, names)
         return [self._run(names[0], pixels)] if len(names) == 1 else self._started().run(names, {"pixels": pixels})
 
     def _run(self, output: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -195,137 +194,6 @@ def _stored(path: Path) -> graphs.Stored:
     return stored
 
 
-class TorchModel:
-    """The same network in torch, for CUDA; float32, so that its features agree with the CPU's."""
-
-    def __init__(self, weights: WeightsFile, device: str) -> None:
-        import torch
-
-        from simsearch.models.networks import make
-
-        self.name, self.weights_sha256 = weights.name, weights.sha256
-        self.recipe, self.classes = weights.card.recipe, weights.card.classes
-        self.distances, self.labels = weights.card.distances, weights.card.labels
-        self.engine = f"torch-{device.partition(':')[0]}"
-        config = weights.config
-        self.dimension = config.dimension
-        self.layers = LAYERS.get(weights.card.architecture, ("features",))
-        _check_recipe(self.recipe, config)
-        self._runner = TorchRunner(self.recipe, device)
-        self.lanes = self._runner.lanes
-        self._network = make(weights.card.architecture, config)
-        tensors = {name: torch.from_numpy(array) for name, array in read_tensors(weights.path).items()}
-        try:
-            self._network.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise WeightsError(f"{weights.path}: {error}") from error
-        self._network.eval().to(self._runner.device)
-        if self._runner.device.type == "cuda":
-            self._network.to(memory_format=torch.channels_last)
-
-    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, S, S, 3) uint8 -> (B, D) float32, the last hidden layer after its ReLU."""
-        return self._run(self._network.features, pixels)
-
-    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, S, S, 3) uint8 -> (B, C) float32."""
-        return self._run(self._network, pixels)
-
-    def outputs(self, names: Sequence[str], pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Several layers, as `OnnxModel.outputs`."""
-        _check_outputs(self, names)
-        shapes: list[Any] = []
-
-        def joined(x: Any) -> Any:
-            import torch
-
-            found = self._network.activations(x)
-            shapes[:] = [found[name].shape[1:] for name in names]
-            return torch.cat([found[name].flatten(1) for name in names], 1)
-
-        rows = self._run(joined, pixels)
-        ends = np.cumsum([shape.numel() for shape in shapes])
-        parts = np.split(rows, ends[:-1], axis=1)
-        return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
-
-    def _run(self, function: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._runner.run(function, pixels)
-
-
-class TorchRunner:
-    """Sends pixels through torch networks on one device; safe for several threads.
-
-    On a GPU each thread has its own stream and uploads bytes from pinned memory, so that of two threads one uploads
-    while the other computes; mean and deviation are applied there. A batch that the GPU's memory does not hold is
-    halved until it does, and later ones with it. Raises DeviceError where not even one image fits.
-    """
-
-    def __init__(self, recipe: Recipe, device: str) -> None:
-        import torch
-
-        self.device = torch.device(device)
-        self.lanes = 2 if self.device.type == "cuda" else 1
-        self.most: int | None = None
-        self._mean = torch.tensor(recipe.mean, device=self.device)
-        self._deviation = torch.tensor(recipe.deviation, device=self.device)
-        self._threads = threading.local()
-
-    def run(self, function: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, S, S, 3) uint8 through `function`, which takes (B, 3, S, S) float32: (B, D) float32."""
-        import torch
-
-        parts: list[NDArray[np.float32]] = []
-        start = 0
-        while start < len(pixels) or not parts:
-            part = pixels[start : start + self.most] if self.most else pixels[start:]
-            try:
-                parts.append(self._once(function, part))
-            except torch.OutOfMemoryError as error:
-                if len(part) <= 1:
-                    raise DeviceError(
-                        f"{self.device}: its memory does not hold one image", hint="--device cpu"
-                    ) from error
-                self.most = len(part) // 2
-                torch.cuda.empty_cache()
-            else:
-                start += len(part)
-        return np.concatenate(parts)
-
-    def _once(self, function: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        import torch
-
-        with torch.inference_mode(), full_precision(self.device), self._stream():
-            x = torch.from_numpy(np.ascontiguousarray(pixels))
-            if self.device.type == "cuda":
-                x = x.pin_memory().to(self.device, non_blocking=True)
-            x = ((x.float() - self._mean) / self._deviation).permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
-            result: NDArray[np.float32] = function(x).flatten(1).float().cpu().numpy()
-        return result
-
-    def _stream(self) -> Any:
-        if self.device.type != "cuda":
-            return contextlib.nullcontext()
-        import torch
-
-        if not hasattr(self._threads, "stream"):
-            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.default_stream(self.device))  # on which the weights were uploaded
-            self._threads.stream = stream
-        return torch.cuda.stream(self._threads.stream)
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Any:
-    """Keeps cuDNN from rounding float32 to TF32, whose 10-bit mantissa would not agree with the CPU's features."""
-    import torch
-
-    if device.type != "cuda":
-        yield
-        return
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield
-
-
 def _checksum(path: Path) -> str:
     """The CRC-32 of a file: before many images are computed, the cached weights are checked."""
     value = 0
@@ -340,13 +208,15 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _check_outputs(model: OnnxModel | TorchModel, names: Sequence[str]) -> None:
+def check_outputs(model: OnnxModel | TorchModel, names: Sequence[str]) -> None:
+    """Raises UsageError for a layer that the model does not give out."""
     for name in names:
         if name not in model.layers:
             hint = f"it gives out {', '.join(model.layers)}"
             raise UsageError(f"the network of {model.name} has no layer {name!r}", hint=hint)
 
 
-def _check_recipe(recipe: Recipe, config: Config) -> None:
+def check_recipe(recipe: Recipe, config: Config) -> None:
+    """Raises WeightsError where the recipe does not fit the network."""
     if recipe.crop != config.image_size:
         raise WeightsError(f"the recipe cuts {recipe.crop} pixels but the network takes {config.image_size}")

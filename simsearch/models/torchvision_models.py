@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.errors import UsageError
-from simsearch.models.runtime import TorchRunner
+from simsearch.models.torch_runtime import TorchRunner
 from simsearch.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -40,13 +40,14 @@ class TorchvisionModel:
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a broken download is a RuntimeError
             hint = f"the file is {choice.url}; put it into torch's hub cache by hand where there is no network"
             raise UsageError(f"the weights of {name} cannot be fetched: {error}", hint=hint) from error
-        self.name, self.engine = name, f"torch-{device.partition(':')[0]}"
+        self.name = name
         self.weights_sha256 = _digest(network)
         self.dimension = cut_classifier(network)
         self.recipe = recipe_of(choice.transforms())
-        self._network = network.eval().to(device)
         self._runner = TorchRunner(self.recipe, device)
         self.lanes = self._runner.lanes
+        self._network, self.engine = self._runner.fastest(self._runner.placed(network), lambda network: network)
+        self.decoder = self._runner.decoder()
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, S, S, 3) uint8 -> (B, D) float32, what the network's last linear layer reads."""

@@ -1,0 +1,244 @@
+"""Running a network in torch: on a GPU, and what ONNX Runtime has no graph of on the CPU.
+
+On a GPU bytes are uploaded from pinned memory, and mean and deviation are applied there; features are computed in
+float16, whose products are added up in float32, if that gives the same features as float32; repeated shapes are
+replayed (`simsearch.models.replays`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from simsearch.errors import DeviceError, WeightsError
+from simsearch.models import jpegs
+from simsearch.models.networks import make
+from simsearch.models.replays import Replays
+from simsearch.models.runtime import LAYERS, check_outputs, check_recipe
+from simsearch.models.weights import read_tensors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.models import WeightsFile
+    from simsearch.recipe import Recipe
+
+    Function = Callable[[torch.Tensor], torch.Tensor]
+
+AGREEMENT = 0.9995
+"""Least cosine of features in float16 with those in float32 for which float16 is used."""
+
+
+class TorchModel:
+    """The network of a weights file in torch.
+
+    engine: "torch-cpu", "torch-cuda", or "torch-cuda-float16" where features are computed in half precision; logits and
+    other layers are always float32. decoder: of JPEGs on the GPU; None where there is none.
+    """
+
+    def __init__(self, weights: WeightsFile, device: str) -> None:
+        self.name, self.weights_sha256 = weights.name, weights.sha256
+        self.recipe, self.classes = weights.card.recipe, weights.card.classes
+        self.distances, self.labels = weights.card.distances, weights.card.labels
+        config = weights.config
+        self.dimension = config.dimension
+        self.layers = LAYERS.get(weights.card.architecture, ("features",))
+        check_recipe(self.recipe, config)
+        self.runner = TorchRunner(self.recipe, device)
+        self.lanes = self.runner.lanes
+        network = make(weights.card.architecture, config)
+        tensors = {name: torch.from_numpy(array) for name, array in read_tensors(weights.path).items()}
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise WeightsError(f"{weights.path}: {error}") from error
+        self.network = self.runner.placed(network)
+        self._fast, self.engine = self.runner.fastest(self.network, lambda network: network.features)
+        self._layers = functools.cache(lambda names: _Layers(self.network, names))
+        self.decoder = self.runner.decoder()
+
+    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) uint8 -> (B, D) float32, the last hidden layer after its ReLU."""
+        return self.runner.run(self._fast.features, pixels)
+
+    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) uint8 -> (B, C) float32."""
+        return self.runner.run(self.network, pixels)
+
+    def outputs(self, names: Sequence[str], pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Several layers, as `OnnxModel.outputs`."""
+        check_outputs(self, names)
+        layers = self._layers(tuple(names))
+        rows = self.runner.run(layers, pixels)
+        ends = np.cumsum([shape.numel() for shape in layers.shapes])
+        parts = np.split(rows, ends[:-1], axis=1)
+        return [part.reshape(-1, *shape) for part, shape in zip(parts, layers.shapes, strict=True)]
+
+
+class _Layers:
+    """A function that gives several layers of a network side by side in one row, whose shapes it notes."""
+
+    def __init__(self, network: Any, names: tuple[str, ...]) -> None:
+        self.network, self.names, self.shapes = network, names, list[torch.Size]()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.network.activations(x)
+        self.shapes = [found[name].shape[1:] for name in self.names]
+        return torch.cat([found[name].flatten(1) for name in self.names], 1)
+
+
+class TorchRunner:
+    """Sends pixels through torch networks on one device; safe for several threads.
+
+    On a GPU each thread has its own stream, so that of two threads one uploads while the other computes. A batch that
+    the GPU's memory does not hold is halved until it does, and later ones with it. Raises DeviceError where not even
+    one image fits.
+    """
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        self.recipe, self.device = recipe, torch.device(device)
+        self.lanes = 2 if self.device.type == "cuda" else 1
+        self.most: int | None = None
+        self._mean = torch.tensor(recipe.mean, device=self.device)
+        self._deviation = torch.tensor(recipe.deviation, device=self.device)
+        self._threads = threading.local()
+
+    def placed(self, network: nn.Module) -> Any:
+        """The network ready to be run: on the device, with its channels last where that is faster."""
+        network = network.eval().to(self.device)
+        return network.to(memory_format=torch.channels_last) if self.device.type == "cuda" else network
+
+    def fastest(self, network: Any, features: Callable[[Any], Function]) -> tuple[Any, str]:
+        """What to compute features with, and the engine's name: on a GPU, the network in float16 if that is as good.
+
+        features: from a network to the function that is to be run. $SIMSEARCH_PRECISION=float32 prevents it.
+        """
+        name = f"torch-{self.device.type}"
+        if self.device.type == "cuda" and os.environ.get("SIMSEARCH_PRECISION") != "float32":
+            with contextlib.suppress(RuntimeError):  # layers that do not know float16; no memory for a second copy
+                half = copy.deepcopy(network).half()
+                if self.agreement(features(network), features(half)) >= AGREEMENT:
+                    return half, f"{name}-float16"
+        return network, name
+
+    def agreement(self, first: Function, second: Function) -> float:
+        """The least cosine between the features that two functions find in seven drawn pictures; 0 if some have none.
+
+        One is grey; the others are random squares, ever smaller, down to single pixels.
+        """
+        random, side = np.random.default_rng(0), self.recipe.crop
+        pictures = [np.full((side, side, 3), 128, np.uint8)]
+        for cells in (1, 2, 4, 8, 16, side):
+            drawn, size = random.integers(0, 256, (cells, cells, 3), np.uint8), -(-side // cells)
+            pictures.append(drawn.repeat(size, 0).repeat(size, 1)[:side, :side])
+        pixels = np.stack(pictures)
+        a, b = (self.run(function, pixels).astype(np.float64) for function in (first, second))
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        if not (np.isfinite(a).all() and np.isfinite(b).all() and (lengths > 0).all()):
+            return 0.0
+        return float((np.einsum("nd,nd->n", a, b) / lengths).min())
+
+    def decoder(self) -> jpegs.JpegDecoder | None:
+        """What decodes JPEGs on the device, and scales and crops them there; None where nothing does."""
+        return jpegs.JpegDecoder.on(self.recipe, self.device, self._stream)
+
+    def run(self, function: Function, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) uint8 through `function`, which takes (B, 3, S, S): (B, D) float32.
+
+        What the function is given is float16 if it is a method of a network in float16, or that network.
+        """
+        parts: list[NDArray[np.float32]] = []
+        start = 0
+        while start < len(pixels) or not parts:
+            part = pixels[start : start + self.most] if self.most else pixels[start:]
+            try:
+                parts.append(self._once(function, part))
+            except torch.OutOfMemoryError as error:
+                if len(part) <= 1:
+                    raise DeviceError(
+                        f"{self.device}: its memory does not hold one image", hint="--device cpu"
+                    ) from error
+                self.most = len(part) // 2
+                torch.cuda.empty_cache()
+            else:
+                start += len(part)
+        return np.concatenate(parts)
+
+    def _once(self, function: Function, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode(), full_precision(self.device), self._stream():
+            x = torch.from_numpy(np.ascontiguousarray(pixels))
+            step = functools.partial(self._step, function)
+            if self.device.type == "cuda":
+                y = self._threads.replays.run(function, step, x.pin_memory(), self.device)
+            else:
+                y = step(x.to(self.device))
+            result: NDArray[np.float32] = y.cpu().numpy()
+        return result
+
+    def _step(self, function: Function, x: torch.Tensor) -> torch.Tensor:
+        """(B, S, S, 3) uint8 to (B, D) float32, both on the device."""
+        x = ((x.float() - self._mean) / self._deviation).permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
+        return function(x.to(_dtype(function))).flatten(1).float()
+
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[None]:
+        """This thread's stream, on a GPU."""
+        if self.device.type != "cuda":
+            yield
+            return
+        if not hasattr(self._threads, "stream"):
+            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.default_stream(self.device))  # on which the weights were uploaded
+            self._threads.stream, self._threads.replays = stream, Replays()
+        with torch.cuda.stream(self._threads.stream):
+            yield
+
+
+def _dtype(function: Any) -> torch.dtype:
+    """What a network, a method of one, or layers of one compute in."""
+    network = getattr(function, "__self__", getattr(function, "network", function))
+    first = next(iter(network.parameters()), None) if isinstance(network, nn.Module) else None
+    return torch.float32 if first is None else first.dtype
+
+
+class _Together:
+    """A context that threads share: the first to come enters it, and the last to go leaves it."""
+
+    def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+        self._make, self._lock, self._inside = make, threading.Lock(), 0
+        self._context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                self._context = self._make()
+                self._context.__enter__()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._context.__exit__(None, None, None)
+
+
+_without_tf32 = _Together(lambda: torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Keeps cuDNN from rounding float32 to TF32, whose 10-bit mantissa would not agree with the CPU's features.
+
+    The setting is the process's: it is put back when no thread computes any more.
+    """
+    return _without_tf32() if device.type == "cuda" else contextlib.nullcontext()
