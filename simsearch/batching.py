@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 class Job:
     """One search: by pixels (S, S, 3) uint8, cut as the model with these weights wants them, a vector or an item's id.
 
-    digest: SHA-256 of the file that the pixels come from, if they are all of it. number: also left out of the answer.
-    plus, minus: ids of items to be like and unlike.
+    digest: SHA-256 of the file that the pixels come from, if they are all of it. mirrored: the pixels of the mirrored
+    picture, if that counts as the same. number: also left out of the answer. plus, minus: ids of items to be like and
+    unlike.
     """
 
     k: int
     options: SearchOptions
     pixels: NDArray[np.uint8] | None = None
+    mirrored: NDArray[np.uint8] | None = None
     digest: bytes | None = None
     weights: str = ""
     number: int | None = None
@@ -47,9 +49,9 @@ class Job:
     done: Future[Matches] = field(default_factory=Future)
 
     @property
-    def key(self) -> tuple[int, str]:
+    def key(self) -> tuple[int, bool, str]:
         """Jobs with the same key can be answered by one scan."""
-        return self.k, repr(sorted(self.options.items(), key=lambda pair: pair[0]))
+        return self.k, self.mirrored is not None, repr(sorted(self.options.items(), key=lambda pair: pair[0]))
 
     @property
     def left_out(self) -> tuple[int, ...]:
@@ -112,15 +114,21 @@ class Batcher:
 
     def _answers(self, engine: Engine, jobs: Sequence[Job]) -> list[Matches | Exception]:
         start = time.perf_counter()
-        found: list[NDArray[np.float32] | Exception | None] = [_known(engine, job) for job in jobs]
-        missing = [place for place, vector in enumerate(found) if vector is None]
+        found: list[list[Any]] = [[_known(engine, job)] for job in jobs]
+        missing: list[tuple[int, NDArray[np.uint8]]] = []
+        for place, (job, (vector,)) in enumerate(zip(jobs, found, strict=True)):
+            if vector is None:
+                found[place] = []
+                missing.append((place, job.pixels))  # type: ignore[arg-type]
+            if job.mirrored is not None and not isinstance(vector, Exception):
+                missing.append((place, job.mirrored))
         if missing:
-            stack = np.stack([jobs[place].pixels for place in missing])  # type: ignore[misc]
-            for place, row in zip(missing, engine.features_of_pixels(stack), strict=True):
-                found[place] = row
+            rows = engine.features_of_pixels(np.stack([pixels for _, pixels in missing]))
+            for (place, _), row in zip(missing, rows, strict=True):
+                found[place].append(row)
         computed = time.perf_counter()
         results: list[Any] = [_fed_back(engine, *pair) for pair in zip(jobs, found, strict=True)]
-        groups: dict[tuple[int, str], list[int]] = {}
+        groups: dict[tuple[int, bool, str], list[int]] = {}
         for place, vector in enumerate(results):
             if not isinstance(vector, Exception):
                 groups.setdefault(jobs[place].key, []).append(place)
@@ -154,13 +162,15 @@ def _known(engine: Engine, job: Job) -> NDArray[np.float32] | Exception | None:
         return error
 
 
-def _fed_back(engine: Engine, job: Job, found: Any) -> NDArray[np.float32] | Exception:
-    """The vector to search by: a job's own, moved towards `plus` and away from `minus`."""
-    if isinstance(found, Exception) or not (job.plus or job.minus):
-        return found  # type: ignore[no-any-return]
+def _fed_back(engine: Engine, job: Job, found: list[Any]) -> NDArray[np.float32] | Exception:
+    """The (v, D) vectors to search by: a job's own, each moved towards `plus` and away from `minus`."""
+    if isinstance(found[0], Exception):
+        return found[0]
+    if not (job.plus or job.minus):
+        return np.stack(found)
     try:
         rows = [engine.stored_features(number) for number in (*job.plus, *job.minus)]
     except SimsearchError as error:
         return error
     vectors = np.stack(rows)  # type: ignore[arg-type]
-    return blend(found, vectors[: len(job.plus)], vectors[len(job.plus) :])
+    return np.stack([blend(vector, vectors[: len(job.plus)], vectors[len(job.plus) :]) for vector in found])

@@ -62,7 +62,7 @@ def _from_form(texts: dict[str, list[str]], write: bool) -> dict[str, Any]:
                 values[name] = given
             elif name in {"plus", "minus"}:
                 values[name] = [int(part) for part in given]
-            elif name == "k":
+            elif name in {"k", "expand"}:
                 values[name] = int(text)
             elif name == "max_distance":
                 values[name] = float(text)
@@ -70,7 +70,7 @@ def _from_form(texts: dict[str, list[str]], write: bool) -> dict[str, Any]:
                 values[name] = [int(part) for part in text.strip("[]").split(",")]
             elif name == "metadata" and write:
                 values[name] = json.loads(text)
-            elif name in {"dedup", "exact"}:
+            elif name in {"dedup", "exact", "flip"}:
                 values[name] = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
             else:
                 values[name] = text
@@ -92,6 +92,8 @@ def _checked(given: Any, settings: Settings, write: bool) -> dict[str, Any]:
         raise Refused(422, "bad_argument", "exactly one of image, id, vector and url is needed")
     if "image" in given and not isinstance(given["image"], bytes):
         raise _bad("image", "must be a file in a multipart form")
+    if isinstance(given.get("filter"), str):
+        given["filter"] = [given["filter"]]
     tests: dict[str, tuple[Any, str]] = {
         "k": (lambda v: _whole(v) and 1 <= v <= settings.max_k, f"must be a whole number from 1 to {settings.max_k}"),
         "id": (lambda v: _whole(v) and 0 <= v <= LARGEST_ID, "must be the whole number of an item"),
@@ -108,6 +110,8 @@ def _checked(given: Any, settings: Settings, write: bool) -> dict[str, Any]:
         "url": (lambda v: isinstance(v, str) and len(v) <= 4000, "must be text"),
         "dedup": (lambda v: isinstance(v, bool), "must be true or false"),
         "exact": (lambda v: isinstance(v, bool), "must be true or false"),
+        "flip": (lambda v: isinstance(v, bool), "must be true or false"),
+        "expand": (lambda v: _whole(v) and 1 <= v <= FEEDBACK, f"must be a whole number from 1 to {FEEDBACK}"),
         "label": (lambda v: isinstance(v, str) and len(v) <= 200 and v.isprintable(), "must be a line of text"),
         "metadata": (lambda v: isinstance(v, dict) and all(_plain(n, x) for n, x in v.items()),
                      "must be an object of texts and numbers"),

@@ -242,12 +242,17 @@ class Engine:
         self, vectors: NDArray[np.float32], k: int = 6, *,
         without: Sequence[Sequence[int]] = (), **options: Unpack[SearchOptions],
     ) -> list[Matches]:  # fmt: skip
-        """The k items nearest to each of (n, D) float32 features in one scan; `without`: for each, ids left out."""
+        """The k items nearest to each of (n, D) float32 features in one scan; `without`: for each, ids left out.
+
+        (n, v, D) are n queries in v variants each, of which the nearest counts.
+        """
         _check_options(options, SearchOptions)
-        vectors = self._queries(vectors)
+        variants = vectors if vectors.ndim == 3 else vectors[:, None]
+        self._queries(variants.reshape(-1, variants.shape[-1]))
+        variants = np.ascontiguousarray(variants, np.float32)
         with self.store.reading() as reader:
             named = [[reader.item(number).row for number in each] for each in without] or [[] for _ in vectors]
-            return self._search(reader).answers(vectors[:, None], k, named, options)
+            return self._search(reader).answers(variants, k, named, options)
 
     def neighbours(
         self, vectors: NDArray[np.float32], k: int = 6, *, where: Where | None = None, exact: bool = False

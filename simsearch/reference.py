@@ -75,8 +75,9 @@ _REASONS = {400: "The request cannot be read, or comes from where it may not.", 
 
 FIELDS: dict[str, Schema] = {
     "k": {"type": "integer", "minimum": 1, "default": 6, "description": "Matches wanted."},
-    "filter": {"type": "array", "maxItems": 32, "items": {"type": "string", "maxLength": 1000},
-               "description": "Conditions as on the command line.", "examples": [["label=cat"]]},
+    "filter": {"type": ["array", "string"], "maxItems": 32, "maxLength": 1000,
+               "items": {"type": "string", "maxLength": 1000},
+               "description": "Conditions as on the command line; one may stand alone.", "examples": [["label=cat"]]},
     "plus": {"type": "array", "maxItems": FEEDBACK, "items": _NUMBER, "description": "Items to be like as well."},
     "minus": {"type": "array", "maxItems": FEEDBACK, "items": _NUMBER, "description": "Items to be unlike."},
     "crop": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
@@ -84,6 +85,9 @@ FIELDS: dict[str, Schema] = {
     "max_distance": {"type": "number", "minimum": 0, "description": "Only matches at most this far."},
     "dedup": {"type": "boolean", "description": "One match for each group of near-identical ones."},
     "exact": {"type": "boolean", "description": "Do not search approximately."},
+    "flip": {"type": "boolean", "description": "A mirrored picture counts as the same."},
+    "expand": {"type": "integer", "minimum": 1, "maximum": FEEDBACK,
+               "description": "Search again by the mean of the query and so many of its first matches."},
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
+from PIL import ImageOps
 
 from simsearch import bodies, calibration, gallery, images
 from simsearch.answers import reply
@@ -121,23 +122,26 @@ class Service:
     def _job(self, served: ServedIndex, query: dict[str, Any]) -> Job:
         """Reads what is searched by; in a thread. Raises SimsearchError."""
         start = time.perf_counter()
-        options: dict[str, Any] = {name: query[name] for name in ("max_distance", "dedup", "exact") if name in query}
+        asked = ("max_distance", "dedup", "exact", "expand")
+        options: dict[str, Any] = {name: query[name] for name in asked if name in query}
         options["where"] = query.get("filter") or None
         job = Job(query.get("k", 6), options)  # type: ignore[arg-type]
         job.plus, job.minus = tuple(query.get("plus", ())), tuple(query.get("minus", ()))
-        crop, engine = query.get("crop"), served.engine
+        crop, flip, engine = query.get("crop"), query.get("flip", False), served.engine
         job.number = query.get("id")
         if "vector" in query:
             job.vector = np.asarray(query["vector"], np.float32).reshape(-1)
             if job.vector.shape != (engine.meta.dimension,) or not np.isfinite(job.vector).all():
                 raise UsageError(f"vector must be {engine.meta.dimension} finite numbers")
-            if crop is not None:
-                raise UsageError("a vector cannot be cropped")
-        elif "image" in query or crop is not None:
+            if crop is not None or flip:
+                raise UsageError(f"a vector cannot be {'mirrored' if crop is None else 'cropped'}")
+        elif "image" in query or crop is not None or flip:
             data = query.pop("image") if "image" in query else served.use(lambda engine: engine.read(query["id"]))
             recipe, job.weights = engine.recipe, engine.meta.weights_sha256
             image = images.decode(data, None if crop else recipe.resize, self.settings.max_pixels).image
-            job.pixels = recipe.pixels(images.crop(image, crop) if crop else image)
+            image = images.crop(image, crop) if crop else image
+            job.pixels = recipe.pixels(image)
+            job.mirrored = recipe.pixels(ImageOps.mirror(image)) if flip else None
             job.digest = None if crop else hashlib.sha256(data).digest()
         self.metrics.phases.labels("decode").observe(time.perf_counter() - start)
         job.born = time.perf_counter()

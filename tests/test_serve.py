@@ -74,12 +74,40 @@ def test_answers_are_those_of_the_engine(client, engine, photos):
     assert client.search(vector=vector.tolist(), k=1).json()["matches"][0]["distance"] < 1e-3
 
 
+def test_mirrored_and_expanded_searches_are_those_of_the_engine(client, engine, photos):
+    data = (photos / "blue" / "3.png").read_bytes()
+
+    def pairs(matches):
+        return [(match.id, pytest.approx(match.distance)) for match in matches]
+
+    def found(answer):
+        assert answer.status_code == 200, answer.text
+        return [(match["id"], match["distance"]) for match in answer.json()["matches"]]
+
+    form = {"flip": "true", "k": "4"}
+    assert found(client("POST", "/v1/search", files=upload(data), data=form)) == pairs(engine.search(data, 4, flip=True))
+    assert found(client.search(id=5, flip=True)) == pairs(engine.search_by_id(5, flip=True))
+    assert found(client.search(id=5, flip=True, crop=[1, 0, 7, 8])) == pairs(
+        engine.search_by_id(5, flip=True, crop=(1, 0, 7, 8))
+    )
+    assert found(client.search(id=5, flip=True, plus=[2], minus=[9])) == pairs(
+        engine.search_by_id(5, flip=True, plus=[2], minus=[9])
+    )
+    assert found(client.search(id=5, flip=False, expand=3)) == pairs(engine.search_by_id(5, expand=3))
+    form = {"expand": "2", "flip": "0"}
+    assert found(client("POST", "/v1/search", files=upload(data), data=form)) == pairs(engine.search(data, expand=2))
+    assert found(client.search(id=5, filter="label=blue")) == pairs(engine.search_by_id(5, where=["label=blue"]))
+    vector = engine.features([data])[0].tolist()
+    assert "cannot be mirrored" in client.search(vector=vector, flip=True).json()["error"]["message"]
+
+
 BAD = [
     ({"id": 999}, 404), ({"id": 2**63}, 422), ({"id": -1}, 422), ({"id": "1"}, 422), ({"id": True}, 422), ({}, 422),
     ({"id": 1, "vector": [1]}, 422), ({"vector": [1, 2]}, 422), ({"vector": ["a"]}, 422), ({"id": 1, "k": 0}, 422),
     ({"id": 1, "k": 10**9}, 422), ({"id": 1, "filter": ["nonsense"]}, 422), ({"id": 1, "max_distance": -1}, 422),
     ({"id": 1, "crop": [0, 0, 0, 0]}, 422), ({"id": 1, "crop": [0, 0, 99, 99]}, 422), ({"id": 1, "unknown": 1}, 422),
-    ({"url": "http://127.0.0.1/"}, 422), ({"image": "x"}, 422), ([1], 422),
+    ({"id": 1, "flip": 1}, 422), ({"id": 1, "expand": 0}, 422), ({"id": 1, "expand": 65}, 422),
+    ({"id": 1, "filter": "nonsense"}, 422), ({"id": 1, "filter": {}}, 422), ({"url": "http://127.0.0.1/"}, 422), ({"image": "x"}, 422), ([1], 422),
 ]  # fmt: skip
 
 
