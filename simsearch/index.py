@@ -35,6 +35,9 @@ DIRECT = 2048
 ROUNDING = 1e-4
 """Relative margin on squared float32 distances, above the rounding of a sum of 4096 terms."""
 
+LONGEST = 1e37
+"""Squared lengths below this do not overflow float32 when they are added and multiplied."""
+
 BATCH = 24
 """From this many queries on, a matrix product is faster than a scan for each."""
 
@@ -165,6 +168,7 @@ class FlatIndex:
     def _multiply(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
         """Squared distances as |q|^2 - 2 q.x + |x|^2, whose rounding grows with the lengths of q and x."""
         lengths = np.einsum("nd,nd->n", queries, queries)
+        doubled = -2 * queries
         best: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
         largest = 0.0
         for start in range(0, self.rows if permitted is None else len(permitted), BLOCK):
@@ -175,14 +179,14 @@ class FlatIndex:
             x = decoded(self.read(rows))  # (n, D)
             with np.errstate(all="ignore"):  # what float32 cannot hold is measured otherwise
                 own = np.einsum("nd,nd->n", x, x)
-                squared = queries @ x.T  # (nq, n)
-                squared *= -2
-                squared += lengths[:, None]
+                squared = doubled @ x.T  # (nq, n), less the queries' own lengths
                 squared += own
-            np.nan_to_num(squared, copy=False, nan=np.inf, posinf=np.inf, neginf=np.inf)
-            largest = max(largest, float(own.max()))
+            if not max(longest := float(own.max()), float(lengths.max())) < LONGEST:
+                squared[~np.isfinite(squared)] = np.inf
+            largest = max(largest, longest)
             best = [_best([*best, (squared, np.broadcast_to(rows, squared.shape))], width)]
         distances, rows = best[0]
+        distances += lengths[:, None]
         with np.errstate(over="ignore"):
             slack = ROUNDING / 4 * (np.sqrt(lengths.astype(np.float64)) + np.sqrt(largest)) ** 2
         return _Scanned(distances, np.where(np.isfinite(distances), rows, -1), slack)

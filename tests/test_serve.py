@@ -85,7 +85,9 @@ def test_mirrored_and_expanded_searches_are_those_of_the_engine(client, engine, 
         return [(match["id"], match["distance"]) for match in answer.json()["matches"]]
 
     form = {"flip": "true", "k": "4"}
-    assert found(client("POST", "/v1/search", files=upload(data), data=form)) == pairs(engine.search(data, 4, flip=True))
+    assert found(client("POST", "/v1/search", files=upload(data), data=form)) == pairs(
+        engine.search(data, 4, flip=True)
+    )
     assert found(client.search(id=5, flip=True)) == pairs(engine.search_by_id(5, flip=True))
     assert found(client.search(id=5, flip=True, crop=[1, 0, 7, 8])) == pairs(
         engine.search_by_id(5, flip=True, crop=(1, 0, 7, 8))
