@@ -211,9 +211,12 @@ class FlatIndex:
             return self._resident is not None
 
     def _by_devices(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
-        if self._resident is None:
+        resident = self._resident
+        found = None if resident is None else resident.scan(queries, width, permitted)
+        if found is None:  # no room to compute in
+            self._resident = self._devices = None
             return self._scan(queries, width, permitted)
-        return _Scanned(*self._resident.scan(queries, width, permitted))
+        return _Scanned(*found)
 
     def _mask(self, permitted: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
         if permitted is None:

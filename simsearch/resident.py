@@ -10,6 +10,7 @@ Letters: nq queries, D dimension, n rows, width candidates.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,8 +32,8 @@ QUERIES = 512
 SPARE = 1 << 30
 """Bytes of each device that are left free for blocks, results, and the network."""
 
-ROUNDING = {"highest": 2.5e-5, "high": 4e-3, "medium": 3e-2}
-"""By torch's float32 matrix precision: how much a product may err, relative to the squared sum of both lengths."""
+ROUNDING = 2.5e-5
+"""How much a product may err in float32, relative to the squared sum of both lengths."""
 
 
 class _Chunk(NamedTuple):
@@ -71,13 +72,18 @@ class Resident:
 
     def scan(
         self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]] | None:
         """The `width` permitted rows nearest to each of (nq, D) queries, by float32 arithmetic.
 
         Squared distances (nq, width), ascending, inf where there are none, their rows, and by how much each query's may
-        be wrong (nq,).
+        be wrong (nq,). None where the devices have no memory left for it.
         """
-        parts = [self._scan(queries[n : n + QUERIES], width, permitted) for n in range(0, len(queries), QUERIES)]
+        import torch
+
+        try:
+            parts = [self._scan(queries[n : n + QUERIES], width, permitted) for n in range(0, len(queries), QUERIES)]
+        except torch.OutOfMemoryError:
+            return None
         distances, rows, slack = (np.concatenate([part[n] for part in parts]) for n in range(3))
         return distances, rows, slack
 
@@ -86,10 +92,12 @@ class Resident:
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         import torch
 
+        from simsearch.models.torch_runtime import full_precision
+
         masks = self._masks(permitted)
         best: dict[str, tuple[Any, Any]] = {}
         largest: list[Any] = []
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision(torch.device(self.devices[0])):
             copies = {device: torch.from_numpy(queries).to(device) for device in self.devices}
             own = {device: copy.square().sum(1, keepdim=True) for device, copy in copies.items()}
             for number, chunk in enumerate(self._chunks):  # devices work at the same time: nothing here waits for one
@@ -115,7 +123,7 @@ class Resident:
             farthest = max(float(length) for length in largest)
         with np.errstate(over="ignore"):
             lengths = np.sqrt(np.einsum("nd,nd->n", queries, queries).astype(np.float64))
-            slack = ROUNDING[torch.get_float32_matmul_precision()] * (lengths + np.sqrt(farthest)) ** 2
+            slack = ROUNDING * (lengths + np.sqrt(farthest)) ** 2
         return distances, np.where(np.isfinite(distances), found, -1), slack
 
     def _masks(self, permitted: NDArray[np.int64] | None) -> list[Any] | None:
@@ -140,11 +148,10 @@ def load(
     """The rows in the devices' memory; None if it does not hold them after all."""
     import torch
 
-    try:
+    with contextlib.suppress(torch.OutOfMemoryError):
         return Resident(read, rows, devices, before)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None
+    torch.cuda.empty_cache()
+    return None
 
 
 def devices_for(device: str, rows: int, dimension: int) -> list[str]:
@@ -155,5 +162,6 @@ def devices_for(device: str, rows: int, dimension: int) -> list[str]:
         return []
     names = [device] if ":" in device else [f"cuda:{n}" for n in range(torch.cuda.device_count())]
     chunks = -(-rows // CHUNK)
+    torch.cuda.empty_cache()  # what torch keeps for itself counts as taken
     each = -(-chunks // len(names)) * min(CHUNK, rows) * (2 * dimension + 4)
     return names if all(torch.cuda.mem_get_info(name)[0] > each + SPARE for name in names) else []

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 EVERY = 50
 """Steps between two rows of the log."""
 
+PATIENCE = timedelta(days=1)
+"""For which processes wait for each other: the first one decodes all pictures and publishes the weights alone."""
+
 TOGETHER = 4
 """Images of a label that go into a batch together, so that each has others to be near to."""
 
@@ -62,7 +66,10 @@ class World:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         if not distributed.is_initialized():
-            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            cuda = device.type == "cuda"
+            distributed.init_process_group(
+                "nccl" if cuda else "gloo", timeout=PATIENCE, device_id=device if cuda else None
+            )
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     def total(self, numbers: Tensor) -> Tensor:
@@ -247,6 +254,7 @@ def train(
         training.restore(checkpoint, facts)
         log({"event": "resume", "step": training.state.step})
     forward = _prepared(training, world, log)
+    precision = torch.get_float32_matmul_precision()
     mixed = _arithmetic(config, device)
     colour, state = colour.to(device), training.state
     began = saved = time.monotonic()
@@ -264,8 +272,9 @@ def train(
             for group in training.optimizer.param_groups:
                 group["lr"] = training.learning_rate()
             torch.manual_seed((config.seed * 1_000_003 + state.step) * world.size + world.rank)  # dropout
+            x = augment.apply(views, pixels, config.image_size, colour)  # whose coordinates want float32
             with mixed():
-                features, logits = forward(augment.apply(views, pixels, config.image_size, colour))
+                features, logits = forward(x)
             loss = _loss(network, config, features, logits.float(), labels, teacher)
             loss.backward()  # type: ignore[no-untyped-call]
             if config.clip:
@@ -298,6 +307,8 @@ def train(
             raise
         hint = f"--set batch_size={max(1, batch // 2)}"
         raise SimsearchError(f"a batch of {batch} does not fit into the memory of {device}", hint=hint) from error
+    finally:
+        torch.set_float32_matmul_precision(precision)
     training.take_average()
     network.eval()
     return state.seconds
@@ -332,7 +343,7 @@ def _arithmetic(config: TrainConfig, device: torch.device) -> Callable[[], Any]:
 def has_bf16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is fast on the device; without it, float32 is the quicker choice."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 

@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import queue
+import subprocess
+import sys
 import threading
+import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +24,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import simsearch
-from simsearch import extract, images, models
+from simsearch import extract, fit, images, models, resident
 from simsearch.loading import Extracted
 from simsearch.models import jpegs, torch_runtime
 from simsearch.models.jpegs import JpegDecoder, header, scaled_centre
 from simsearch.models.replays import MOST, WARM, Replays
 from simsearch.models.torch_runtime import TorchModel, TorchRunner
 from simsearch.recipe import Recipe
+from tests.filler import Filler
 from tests.models import CellModel
 
 if TYPE_CHECKING:
@@ -224,15 +230,19 @@ def test_a_library_is_tried_before_it_is_trusted(monkeypatch: pytest.MonkeyPatch
 def test_torchvision_decodes_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its interface; on the CPU, since that is what is here."""
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Stream())
-    assert jpegs._right(jpegs._torchvision(CPU))
+    decode = jpegs._torchvision(CPU)
+    with warnings.catch_warnings():  # those of tests are errors
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert jpegs._right(decode)
 
 
 class _Stream:
     def synchronize(self) -> None: ...
 
 
-def test_torchcodec_decodes_as_pillow_does() -> None:
+def test_torchcodec_decodes_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchcodec", reason="needs the extra [gpu]", exc_type=ImportError)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Stream())
     assert jpegs._right(jpegs._torchcodec(CPU))
 
 
@@ -473,3 +483,113 @@ def test_an_error_of_the_network_is_its_own() -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         Replays(recording).run("f", failing, torch.ones(4), CPU)
+
+
+# -- precision
+
+
+@pytest.mark.parametrize("user", ["default", "high", "new", "convolutions"])
+def test_full_precision_is_set_and_put_back(user: str) -> None:
+    """Whichever of torch's interfaces the program around uses."""
+    code = f"""
+import warnings; warnings.simplefilter("error")
+import torch
+from simsearch.models import torch_runtime
+b = torch.backends
+if {user!r} == "high": torch.set_float32_matmul_precision("high")
+if {user!r} == "new": b.fp32_precision = "tf32"
+if {user!r} == "convolutions": b.cudnn.conv.fp32_precision = "ieee"
+def state():
+    found = [b.fp32_precision, b.cudnn.fp32_precision, b.cudnn.conv.fp32_precision, b.cudnn.rnn.fp32_precision,
+             b.cuda.matmul.allow_fp16_reduced_precision_reduction]
+    return found + ([b.cuda.matmul.fp32_precision] if {user!r} == "new" else [torch.get_float32_matmul_precision()])
+before = state()
+with torch_runtime._full(), torch_runtime._full():
+    assert "tf32" not in state()[2:] and "high" not in state() and not state()[4], state()
+    if {user!r} in ("default", "high"):
+        assert not b.cudnn.allow_tf32 and not b.cuda.matmul.allow_tf32
+assert state() == before, (before, state())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# -- streams
+
+
+class Stream:
+    def wait_stream(self, other: Any) -> None: ...
+
+
+def test_a_stream_is_lent_to_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, inside, most = TorchRunner(Recipe(8, 8), "cpu"), set[int](), 0
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(Tensor, "pin_memory", lambda x: x)
+    runner._free = queue.SimpleQueue()
+    replays = [Replays(recording), Replays(recording)]
+    for each in replays:
+        runner._free.put(torch_runtime._Lane(Stream(), each))  # type: ignore[arg-type]
+
+    def network(x: Tensor) -> Tensor:
+        nonlocal most
+        inside.add(threading.get_ident())
+        most = max(most, len(inside))
+        total = x.sum((2, 3))
+        inside.remove(threading.get_ident())
+        return total
+
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    expected = TorchRunner(Recipe(8, 8), "cpu").run(network, pixels)
+    with ThreadPoolExecutor(6) as pool:
+        for found in pool.map(lambda _: runner.run(network, pixels), range(60)):
+            assert np.array_equal(found, expected)
+    assert most <= 2
+    assert {len(each) for each in replays} <= {0, 1}
+    assert any(len(each) for each in replays)
+    assert runner._free.qsize() == 2
+    with pytest.raises(ZeroDivisionError):
+        runner.run(lambda x: 1 / 0, pixels)  # type: ignore[arg-type,return-value]
+    assert runner._free.qsize() == 2
+
+
+def test_a_search_that_its_devices_have_no_memory_for_goes_on_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filler = Filler(tmp_path / "index", 32)
+    filler.add(np.random.default_rng(0).random((500, 32)).astype(np.float16))
+    query = np.random.default_rng(1).random(32).astype(np.float32)
+    expected = filler.engine.search_by_vector(query)
+    monkeypatch.setattr(resident, "devices_for", lambda *_: ["cpu"])
+    with simsearch.open(filler.path, model=filler.model, device="cuda") as engine:
+        engine.search_by_vector(query)
+        assert engine.search_by_vector(query) == expected
+        with engine.store.reading() as reader:
+            flat = engine.snapshot(reader).flat
+        assert getattr(flat, "_resident") is not None  # noqa: B009
+
+        def full(*_: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(resident.Resident, "_scan", full)
+        assert engine.search_by_vector(query) == expected
+        assert getattr(flat, "_resident") is None  # noqa: B009
+        assert engine.search_by_vector(query) == expected
+
+
+def test_training_takes_the_only_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.device] = []
+
+    def set_device(device: torch.device) -> None:
+        if device.index is None:
+            raise ValueError("Expected a torch.device with a specified index")
+        taken.append(device)
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setattr(fit, "choose_device", lambda name: name)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert fit._device("cuda") == torch.device("cuda")
+    assert fit._device("cuda:1") == torch.device("cuda:1")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert fit._device("cuda") == torch.device("cuda:2")
+    assert taken == [torch.device("cuda:1"), torch.device("cuda:2")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -163,15 +164,26 @@ def load(
     if name.startswith(TORCHVISION) and not name.endswith(".safetensors"):
         from simsearch.models.torchvision_models import TorchvisionModel
 
-        return TorchvisionModel(name, chosen)
+        found = _on_gpu(lambda: TorchvisionModel(name, chosen), device) if chosen != "cpu" else None
+        return found or TorchvisionModel(name, "cpu")
     weights = find(name)
     if chosen != "cpu":
-        from simsearch.models import torch_runtime
+        from simsearch.models.torch_runtime import TorchModel
 
-        try:
-            return torch_runtime.TorchModel(weights, chosen)
-        except RuntimeError as error:  # a GPU that others have filled, say
-            if device != "auto":
-                raise DeviceError(f"device {chosen!r} cannot be used: {error}", hint="--device cpu") from error
+        if (found := _on_gpu(lambda: TorchModel(weights, chosen), device)) is not None:
+            return found
     precision = choose(weights) if precision == "auto" else precision
     return runtime.OnnxModel(weights, few=few, threads=threads and not few, precision=precision)
+
+
+def _on_gpu(make: Callable[[], Model], asked: str) -> Model | None:
+    """What `make` makes; None where it cannot and any device would do. Raises DeviceError where this one was asked for.
+
+    A GPU may be filled by others, say.
+    """
+    try:
+        return make()
+    except (RuntimeError, DeviceError) as error:
+        if asked != "auto":
+            raise DeviceError(f"device {asked!r} cannot be used: {error}", hint="--device cpu") from error
+    return None

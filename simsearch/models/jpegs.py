@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from simsearch.recipe import Recipe
 
     Decode = Callable[[list[torch.Tensor]], list[torch.Tensor]]
-    Stream = Callable[[], contextlib.AbstractContextManager[None]]
+    Stream = Callable[[], contextlib.AbstractContextManager[object]]
 
 MODES = ("bilinear", "bicubic")
 """The interpolations that torch does as Pillow does, widening the filter where it scales down."""
@@ -39,8 +39,8 @@ MOST_PIXELS = 1 << 26
 GROUP_PIXELS = 1 << 27
 """Pictures decoded at once."""
 
-WIDEST = 64
-"""Times that a picture is scaled down in one step."""
+WIDEST = 23
+"""Times that a picture is scaled down in one step, and not yet twice: bicubic filters of more than 47 do not fit."""
 
 TOLERANCE = 4.0
 """Grey levels by which a decoder's answer may differ from Pillow's, in the mean over a test picture."""
@@ -152,9 +152,7 @@ class JpegDecoder:
             found: list[torch.Tensor | None] = []
             for group in self._groups([(data, self.takes(data)) for data in files]):
                 found += self._group(group)
-            good = [x for x in found if x is not None]
-            rows = iter(torch.stack(good).cpu().numpy() if good else ())
-        return [None if x is None else next(rows) for x in found]
+            return [None if x is None else x.cpu().numpy() for x in found]
 
     def _groups(self, files: list[tuple[bytes, Header | None]]) -> Iterator[list[tuple[bytes, Header | None]]]:
         group: list[tuple[bytes, Header | None]] = []
@@ -170,14 +168,18 @@ class JpegDecoder:
             yield group
 
     def _group(self, group: list[tuple[bytes, Header | None]]) -> list[torch.Tensor | None]:
+        """Half by half where it fails: one damaged file spoils the group, and less at once takes less memory."""
+        with contextlib.suppress(RuntimeError):
+            return self._at_once(group)
+        if len(group) == 1:
+            return [None]
+        middle = len(group) // 2
+        return self._group(group[:middle]) + self._group(group[middle:])
+
+    def _at_once(self, group: list[tuple[bytes, Header | None]]) -> list[torch.Tensor | None]:
         taken = [(data, found) for data, found in group if found is not None]
-        try:
-            pictures = iter(self._decode([_tensor(_neutral(data, found)) for data, found in taken]) if taken else ())
-            return [None if found is None else self._fitted(next(pictures), found) for _, found in group]
-        except RuntimeError:  # one that is damaged spoils the group; and where memory is short, one by one takes less
-            if len(group) == 1:
-                return [None]
-            return [x for pair in group for x in self._group([pair])]
+        pictures = iter(self._decode([_tensor(_neutral(data, found)) for data, found in taken]) if taken else ())
+        return [None if found is None else self._fitted(next(pictures), found) for _, found in group]
 
     def _fitted(self, picture: torch.Tensor, found: Header) -> torch.Tensor | None:
         if picture.shape != (3, found.height, found.width):
@@ -204,22 +206,25 @@ def _neutral(data: bytes, found: Header) -> bytes:
 def _torchcodec(device: torch.device) -> Decode:
     from torchcodec.decoders import decode_jpeg
 
-    return functools.partial(decode_jpeg, mode="RGB", device=device)
+    return _in_turn(functools.partial(decode_jpeg, mode="RGB", device=device), device)
 
 
 def _torchvision(device: torch.device) -> Decode:
-    import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    def decode(files: list[torch.Tensor]) -> list[torch.Tensor]:
-        # The hardware's decoder may write before earlier work of the stream, which read the same memory, has run.
-        torch.cuda.current_stream(device).synchronize()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # says that it is deprecated in favour of TorchCodec
-            found: list[torch.Tensor] = decode_jpeg(files, ImageReadMode.RGB, device)
-            return found
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torchvision\.io")  # for TorchCodec's sake
+    return _in_turn(functools.partial(decode_jpeg, mode=ImageReadMode.RGB, device=device), device)
 
-    return decode
+
+def _in_turn(decode: Decode, device: torch.device) -> Decode:
+    """After all earlier work of the stream: the hardware's decoder may write into memory that is still being read."""
+    import torch
+
+    def waiting(files: list[torch.Tensor]) -> list[torch.Tensor]:
+        torch.cuda.current_stream(device).synchronize()
+        return decode(files)
+
+    return waiting
 
 
 def _right(decode: Any) -> bool:

@@ -54,11 +54,12 @@ class Replays:
     def __init__(self, capture: Capture = capture) -> None:
         self._capture = capture
         self._seen: Counter[Hashable] = Counter()
-        self._recorded: dict[Hashable, _Recorded | None] = {}
+        self._recorded: dict[Hashable, _Recorded] = {}
+        self._able = True
 
     def __len__(self) -> int:
         """The number of recordings in use."""
-        return sum(recorded is not None for recorded in self._recorded.values())
+        return len(self._recorded)
 
     def run(self, function: Hashable, step: Step, x: torch.Tensor, device: torch.device) -> torch.Tensor:
         """`step` of x, which may lie on the host; the result is valid until the next call.
@@ -73,8 +74,11 @@ class Replays:
             return recorded.y
         y = step(x.to(device, non_blocking=True))
         self._seen[key] += 1
-        if self._seen[key] == WARM and len(self._recorded) < MOST:
-            self._recorded[key] = self._record(step, x, y, device)
+        if self._seen[key] == WARM and len(self._recorded) < MOST and self._able:
+            if (made := self._record(step, x, y, device)) is not None:
+                self._recorded[key] = made
+            else:
+                self._able = False  # what failed once is not tried again
         return y
 
     def _record(self, step: Step, x: torch.Tensor, y: torch.Tensor, device: torch.device) -> _Recorded | None:

@@ -11,9 +11,10 @@ import contextlib
 import copy
 import functools
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -96,21 +97,34 @@ class _Layers:
         return torch.cat([found[name].flatten(1) for name in self.names], 1)
 
 
+class _Lane(NamedTuple):
+    """A stream, and what was recorded on it."""
+
+    stream: torch.cuda.Stream
+    replays: Replays
+
+
 class TorchRunner:
     """Sends pixels through torch networks on one device; safe for several threads.
 
-    On a GPU each thread has its own stream, so that of two threads one uploads while the other computes. A batch that
-    the GPU's memory does not hold is halved until it does, and later ones with it. Raises DeviceError where not even
-    one image fits.
+    On a GPU there are two streams, each lent to one thread at a time, so that one uploads while the other computes. A
+    batch that the GPU's memory does not hold is halved until it does, and later ones with it. Raises DeviceError where
+    not even one image fits.
     """
 
     def __init__(self, recipe: Recipe, device: str) -> None:
+        if device == "cuda":  # which would be each thread's own
+            device = f"cuda:{torch.cuda.current_device()}"
         self.recipe, self.device = recipe, torch.device(device)
         self.lanes = 2 if self.device.type == "cuda" else 1
         self.most: int | None = None
+        self._free: queue.SimpleQueue[_Lane] | None = None
         self._mean = torch.tensor(recipe.mean, device=self.device)
         self._deviation = torch.tensor(recipe.deviation, device=self.device)
-        self._threads = threading.local()
+        if self.device.type == "cuda":
+            self._free = queue.SimpleQueue()
+            for _ in range(self.lanes):
+                self._free.put(_Lane(torch.cuda.Stream(self.device), Replays()))  # type: ignore[no-untyped-call]
 
     def placed(self, network: nn.Module) -> Any:
         """The network ready to be run: on the device, with its channels last where that is faster."""
@@ -128,6 +142,7 @@ class TorchRunner:
                 half = copy.deepcopy(network).half()
                 if self.agreement(features(network), features(half)) >= AGREEMENT:
                     return half, f"{name}-float16"
+            self.most = None  # what did not fit beside that copy may fit now
         return network, name
 
     def agreement(self, first: Function, second: Function) -> float:
@@ -149,7 +164,7 @@ class TorchRunner:
 
     def decoder(self) -> jpegs.JpegDecoder | None:
         """What decodes JPEGs on the device, and scales and crops them there; None where nothing does."""
-        return jpegs.JpegDecoder.on(self.recipe, self.device, self._stream)
+        return jpegs.JpegDecoder.on(self.recipe, self.device, self._lane)
 
     def run(self, function: Function, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, S, S, 3) uint8 through `function`, which takes (B, 3, S, S): (B, D) float32.
@@ -162,23 +177,23 @@ class TorchRunner:
             part = pixels[start : start + self.most] if self.most else pixels[start:]
             try:
                 parts.append(self._once(function, part))
+                start += len(part)
+                continue
             except torch.OutOfMemoryError as error:
                 if len(part) <= 1:
                     raise DeviceError(
                         f"{self.device}: its memory does not hold one image", hint="--device cpu"
                     ) from error
-                self.most = len(part) // 2
-                torch.cuda.empty_cache()
-            else:
-                start += len(part)
+            self.most = len(part) // 2
+            torch.cuda.empty_cache()
         return np.concatenate(parts)
 
     def _once(self, function: Function, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode(), full_precision(self.device), self._stream():
+        with torch.inference_mode(), full_precision(self.device), self._lane() as lane:
             x = torch.from_numpy(np.ascontiguousarray(pixels))
             step = functools.partial(self._step, function)
-            if self.device.type == "cuda":
-                y = self._threads.replays.run(function, step, x.pin_memory(), self.device)
+            if lane is not None:
+                y = lane.replays.run(function, step, x.pin_memory(), self.device)
             else:
                 y = step(x.to(self.device))
             result: NDArray[np.float32] = y.cpu().numpy()
@@ -190,17 +205,18 @@ class TorchRunner:
         return function(x.to(_dtype(function))).flatten(1).float()
 
     @contextlib.contextmanager
-    def _stream(self) -> Iterator[None]:
-        """This thread's stream, on a GPU."""
-        if self.device.type != "cuda":
-            yield
+    def _lane(self) -> Iterator[_Lane | None]:
+        """One of a GPU's streams and its recordings, for this thread alone."""
+        if self._free is None:
+            yield None
             return
-        if not hasattr(self._threads, "stream"):
-            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.default_stream(self.device))  # on which the weights were uploaded
-            self._threads.stream, self._threads.replays = stream, Replays()
-        with torch.cuda.stream(self._threads.stream):
-            yield
+        lane = self._free.get()
+        try:
+            lane.stream.wait_stream(torch.cuda.default_stream(self.device))  # on which weights are uploaded
+            with torch.cuda.stream(lane.stream):
+                yield lane
+        finally:
+            self._free.put(lane)
 
 
 def _dtype(function: Any) -> torch.dtype:
@@ -233,12 +249,41 @@ class _Together:
                     self._context.__exit__(None, None, None)
 
 
-_without_tf32 = _Together(lambda: torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+@contextlib.contextmanager
+def _ieee() -> Iterator[None]:
+    """float32 without TF32, by whichever of torch's two interfaces the program around uses: they must not be mixed."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    settings: list[tuple[Any, str, Any]] = [(matmul, "allow_fp16_reduced_precision_reduction", False)]
+    try:
+        older = {torch.backends.fp32_precision, cudnn.fp32_precision} == {"none"} and cudnn.allow_tf32 is not None  # type: ignore[attr-defined]
+    except RuntimeError:  # for that setting has no answer any more
+        older = False
+    if older:
+        settings.append((cudnn, "allow_tf32", False))
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+    else:
+        places = (matmul, cudnn.conv, cudnn.rnn)  # type: ignore[attr-defined]
+        settings += [(place, "fp32_precision", "ieee") for place in places]
+    before = [getattr(place, name) for place, name, _ in settings]
+    for place, name, value in settings:
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for (place, name, _), value in zip(settings, before, strict=True):
+            setattr(place, name, value)
+        if older:
+            torch.set_float32_matmul_precision(precision)
+
+
+_full = _Together(_ieee)
 
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Keeps cuDNN from rounding float32 to TF32, whose 10-bit mantissa would not agree with the CPU's features.
+    """Keeps float32 from being rounded to TF32, whose 10-bit mantissa would not agree with the CPU's features.
 
-    The setting is the process's: it is put back when no thread computes any more.
+    And sums of products in float16 from being rounded on the way. The settings are the process's: they are put back
+    when no thread computes any more.
     """
-    return _without_tf32() if device.type == "cuda" else contextlib.nullcontext()
+    return _full() if device.type == "cuda" else contextlib.nullcontext()
