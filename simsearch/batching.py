@@ -26,25 +26,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+class OutdatedError(SimsearchError):
+    """Another index has taken the place of the one that a job was made for: it has to be made again."""
+
+
 @dataclass
 class Job:
     """One search: by pixels (S, S, 3) uint8, cut as the model with these weights wants them, a vector or an item's id.
 
-    digest: SHA-256 of the file that the pixels come from, if they are all of it. mirrored: the pixels of the mirrored
-    picture, if that counts as the same. number: also left out of the answer. plus, minus: ids of items to be like and
-    unlike.
+    digest: SHA-256 of the file that the pixels come from; of an item's, as indexed. whole: whether they are all of it.
+    mirrored: the pixels of the mirrored picture, if that counts as the same. number: also left out of the answer. plus,
+    minus: ids of items to be like and unlike. model: what the answer comes from, known when it is done.
     """
 
     k: int
     options: SearchOptions
     pixels: NDArray[np.uint8] | None = None
     mirrored: NDArray[np.uint8] | None = None
-    digest: bytes | None = None
+    digest: bytes = b""
+    whole: bool = True
     weights: str = ""
     number: int | None = None
     vector: NDArray[np.float32] | None = None
     plus: tuple[int, ...] = ()
     minus: tuple[int, ...] = ()
+    model: str = ""
     born: float = field(default_factory=time.perf_counter)
     done: Future[Matches] = field(default_factory=Future)
 
@@ -142,21 +148,27 @@ class Batcher:
                 answers = [error] * len(places)  # type: ignore[list-item]
             for place, answer in zip(places, answers, strict=True):
                 results[place] = answer
+        for job in jobs:
+            job.model = engine.meta.model
         self.metrics.phases.labels("compute").observe(computed - start)
         self.metrics.phases.labels("search").observe(time.perf_counter() - computed)
         return results
 
 
 def _known(engine: Engine, job: Job) -> NDArray[np.float32] | Exception | None:
-    """The job's vector if it need not be computed."""
+    """The job's vector if it need not be computed; OutdatedError if what must be was read for another index."""
     try:
         if job.vector is not None:
             return job.vector
         if job.pixels is None:
             return engine.stored_features(job.number)  # type: ignore[arg-type]
-        stored = engine.stored_features(job.digest) if job.digest else None
-        if stored is None and job.weights != engine.meta.weights_sha256:
-            return SimsearchError("the index was replaced by one of another model meanwhile")
+        stored = None
+        if job.number is not None and engine.item(job.number).digest != job.digest:
+            return OutdatedError("the item is another one by now")
+        if job.whole:
+            stored = engine.stored_features(job.digest if job.number is None else job.number)
+        if (stored is None or job.mirrored is not None) and job.weights != engine.meta.weights_sha256:
+            return OutdatedError("the index was replaced by one of another model")
         return stored
     except SimsearchError as error:
         return error

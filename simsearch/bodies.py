@@ -14,13 +14,16 @@ from simsearch.gate import Refused
 from simsearch.reference import FEEDBACK, FIELDS, LARGEST_ID
 from simsearch.settings import Settings
 
+_TEXTS = FIELDS["filter"]["maxItems"] + 2 * FEEDBACK + len(FIELDS)
+"""The most texts in a form: as many as make sense, each field that may not be repeated once."""
+
 
 async def read(request: Request, settings: Settings, write: bool = False) -> tuple[dict[str, Any], str]:
     """What is searched by, or to be added: checked values by name, and what to call the query. Raises Refused."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         try:
-            form = await request.form(max_files=1, max_fields=32 + 2 * FEEDBACK, max_part_size=1 << 16)
+            form = await request.form(max_files=1, max_fields=_TEXTS, max_part_size=1 << 16)
         except (HTTPException, ValueError, UnicodeError) as error:
             raise Refused(400, "bad_form", f"the form cannot be read: {getattr(error, 'detail', error)}") from error
         try:

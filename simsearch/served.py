@@ -43,11 +43,6 @@ class ServedIndex:
         self._opening = threading.Lock()
         self._lease = _Lease(engine, self._identity(), own=False)
 
-    @property
-    def engine(self) -> Engine:
-        """The engine of the moment; for what must not mix two indexes, `use`."""
-        return self._lease.engine
-
     def use(self, call: Callable[[Engine], T]) -> T:
         """What `call` makes of the index at the path, all of it from one index."""
         deadline = time.monotonic() + PATIENCE
@@ -67,6 +62,14 @@ class ServedIndex:
                 self._wait(deadline)
                 if self._identity() == lease.identity:
                     return result
+
+    def once(self, call: Callable[[Engine], T]) -> T:
+        """What `call` makes of the index at the path now; for what must not be done again on another."""
+        lease = self._take(time.monotonic() + PATIENCE)
+        try:
+            return call(lease.engine)
+        finally:
+            self._give(lease)
 
     def _take(self, deadline: float) -> _Lease:
         identity = self._identity()

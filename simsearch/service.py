@@ -23,18 +23,22 @@ from PIL import ImageOps
 
 from simsearch import bodies, calibration, gallery, images
 from simsearch.answers import reply
-from simsearch.batching import Batcher, Job
+from simsearch.batching import Batcher, Job, OutdatedError
 from simsearch.engine import Engine
 from simsearch.errors import ImageError, SimsearchError, UsageError
 from simsearch.fetch import fetch
 from simsearch.gate import Refused
 from simsearch.output import Answer
+from simsearch.search import Matches
 from simsearch.served import ServedIndex
 from simsearch.settings import Settings
 from simsearch.telemetry import Metrics
 from simsearch.uploads import Uploads
 
 T = TypeVar("T")
+
+ATTEMPTS = 3
+"""How often a search is made anew for the index that has taken the place of another meanwhile."""
 
 FETCHES = 8
 """Pictures fetched by URL at once: they wait for others, and must not keep what is here from being decoded."""
@@ -104,14 +108,25 @@ class Service:
             self.metrics.phases.labels("body").observe(time.perf_counter() - start)
             if "url" in query:
                 query["image"] = await self.in_thread(lambda: self._fetch(query["url"]), self.fetchers)
-            job = await self.in_thread(lambda: self._job(served, query))
-            matches = await self._in_time(asyncio.wrap_future(self.batchers[served.name].submit(job)))
+            job, matches = await self._matches(served, query)
         took = 1000 * (time.perf_counter() - start)
         relative = self.settings.relative
         shown = [replace(match, path=match.relative) for match in matches] if relative else matches
-        answer = Answer(name, served.engine.meta.model, matches.exact, took, shown)
+        answer = Answer(name, job.model, matches.exact, took, shown)
         request.scope["simsearch.log"] = {"index": served.name, "matches": len(matches)}
         return reply(answer.to_dict())
+
+    async def _matches(self, served: ServedIndex, query: dict[str, Any]) -> tuple[Job, Matches]:
+        """Makes a job and has it answered, by one and the same index. Raises SimsearchError, Refused."""
+
+        async def once() -> tuple[Job, Matches]:
+            job = await self.in_thread(lambda: self._job(served, query))
+            return job, await self._in_time(asyncio.wrap_future(self.batchers[served.name].submit(job)))
+
+        for _ in range(ATTEMPTS - 1):
+            with contextlib.suppress(OutdatedError):
+                return await once()
+        return await once()
 
     def _fetch(self, url: str) -> bytes:
         start = time.perf_counter()
@@ -127,7 +142,7 @@ class Service:
         options["where"] = query.get("filter") or None
         job = Job(query.get("k", 6), options)  # type: ignore[arg-type]
         job.plus, job.minus = tuple(query.get("plus", ())), tuple(query.get("minus", ()))
-        crop, flip, engine = query.get("crop"), query.get("flip", False), served.engine
+        crop, flip, engine = query.get("crop"), query.get("flip", False), served.use(lambda engine: engine)
         job.number = query.get("id")
         if "vector" in query:
             job.vector = np.asarray(query["vector"], np.float32).reshape(-1)
@@ -136,13 +151,17 @@ class Service:
             if crop is not None or flip:
                 raise UsageError(f"a vector cannot be {'mirrored' if crop is None else 'cropped'}")
         elif "image" in query or crop is not None or flip:
-            data = query.pop("image") if "image" in query else served.use(lambda engine: engine.read(query["id"]))
+            if "image" in query:
+                data = query["image"]
+                job.digest = b"" if crop else hashlib.sha256(data).digest()
+            else:
+                data, job.digest = served.use(lambda e: (e.read(query["id"]), e.item(query["id"]).digest))
             recipe, job.weights = engine.recipe, engine.meta.weights_sha256
             image = images.decode(data, None if crop else recipe.resize, self.settings.max_pixels).image
             image = images.crop(image, crop) if crop else image
             job.pixels = recipe.pixels(image)
             job.mirrored = recipe.pixels(ImageOps.mirror(image)) if flip else None
-            job.digest = None if crop else hashlib.sha256(data).digest()
+            job.whole = crop is None
         self.metrics.phases.labels("decode").observe(time.perf_counter() - start)
         job.born = time.perf_counter()
         return job
@@ -197,7 +216,10 @@ class Service:
         self._must_write()
         served = self.index(request)
         query, _ = await bodies.read(request, self.settings, write=True)
-        number, fresh = await self.in_thread(lambda: self.uploads.add(served.engine, query, self.settings.max_pixels))
+        largest = self.settings.max_pixels
+        number, fresh = await self.in_thread(
+            lambda: served.once(lambda engine: self.uploads.add(engine, query, largest))
+        )
         response = await self.item(request, number)
         response.status_code = 201 if fresh else 200
         response.headers["location"] = f"items/{number}"
@@ -207,7 +229,7 @@ class Service:
         """Takes an item out of the index."""
         self._must_write()
         served = self.index(request)
-        await self.in_thread(lambda: self.uploads.remove(served.engine, number))
+        await self.in_thread(lambda: served.once(lambda engine: self.uploads.remove(engine, number)))
         return Response(status_code=204)
 
     def _must_write(self) -> None:
@@ -223,7 +245,7 @@ class Service:
             found = []
             for name, served in self.indexes.items():
                 items, generation = served.facts()
-                meta = served.engine.meta
+                meta = served.use(lambda engine: engine.meta)
                 found.append({"name": name, "items": items, "generation": generation, "model": meta.model,
                               "dimension": meta.dimension,
                               "median_distance": calibration.median(meta.distances)})  # fmt: skip
@@ -268,5 +290,5 @@ def _still_there() -> Iterator[None]:
 
 def _proves(served: ServedIndex) -> None:
     """Computes and answers one real query. Raises SimsearchError."""
-    served.engine.features([np.zeros((64, 64, 3), np.uint8)])
+    served.use(lambda engine: engine.features([np.zeros((64, 64, 3), np.uint8)]))
     served.check()

@@ -90,7 +90,7 @@ def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
         listener.close()
         raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}", hint="--port names another") from error
     for served in app.state.service.indexes.values():
-        served.engine.load_model()
+        served.use(lambda engine: engine.load_model())
         served.check()
     listener.listen(1024)  # whoever reads the URL may connect
     shown = f"[{host}]" if family == socket.AF_INET6 else host

@@ -3,6 +3,7 @@
 import io
 import ipaddress
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -330,6 +331,94 @@ def test_an_index_that_is_replaced(tmp_path, photos, colours):
             seen.add(len(matches))
             assert len(matches) == (12, 6)[turn % 2]
         assert seen == {6, 12}
+
+
+@pytest.fixture
+def replaced(tmp_path, photos, colours, tiny_weights):
+    """A served index, and what puts another in its place: of other items, by another model."""
+    with simsearch.build(photos, tmp_path / "before", model=colours):
+        pass
+    with simsearch.build([photos / "green", photos / "blue"], tmp_path / "after", model=str(tiny_weights)):
+        pass
+    (tmp_path / "live").symlink_to("before")
+
+    def replace():
+        (tmp_path / "next").symlink_to("after")
+        (tmp_path / "next").rename(tmp_path / "live")
+
+    with simsearch.open(tmp_path / "live", model=colours) as engine:
+        yield engine, replace
+
+
+def test_the_first_search_after_another_model_took_over(replaced, tmp_path, photos):
+    client = Client(simsearch.create_app(replaced[0], writable=True))
+    assert client.search(id=1).json()["model"] == "colours"
+    replaced[1]()
+    with simsearch.open(tmp_path / "after") as engine:
+        vector = engine.features([png()])[0]
+        found = client.search(vector=vector.tolist())
+        assert found.status_code == 200, found.text
+        assert [m["id"] for m in found.json()["matches"]] == [m.id for m in engine.search_by_vector(vector)]
+        assert found.json()["model"] == engine.meta.model
+
+
+def test_what_is_written_goes_into_the_index_that_is_there_now(replaced, tmp_path):
+    client = Client(simsearch.create_app(replaced[0], writable=True))
+    replaced[1]()
+    made = client("POST", "/v1/items", files=upload(png()))
+    assert made.status_code == 201, made.text
+    with simsearch.open(tmp_path / "after") as engine:
+        assert len(engine) == 13
+        assert engine.item(made.json()["id"]).width == 16
+
+
+@pytest.mark.parametrize("query", [{"flip": "true"}, {"crop": "0,0,8,8", "flip": "true"}, {"k": "3"}])
+@pytest.mark.parametrize("by", ["picture", "item"])
+def test_another_model_takes_over_during_a_search(replaced, tmp_path, photos, monkeypatch, query, by):
+    """The picture was cut for the one model and is searched by the other; an id means another item there."""
+    app = simsearch.create_app(replaced[0])
+    batcher = app.state.service.batchers["default"]
+    submit, data = batcher.submit, (photos / "blue" / "3.png").read_bytes()
+
+    def late(job):
+        if not (tmp_path / "live").samefile(tmp_path / "after"):
+            replaced[1]()
+        return submit(job)
+
+    monkeypatch.setattr(batcher, "submit", late)
+    options: dict[str, Any] = {"crop": (0, 0, 8, 8)} if "crop" in query else {}
+    options["flip"], k = "flip" in query, int(query.get("k", 6))
+    with simsearch.open(tmp_path / "after") as engine:
+        if by == "picture":
+            found, expected = Client(app)("POST", "/v1/search", files=upload(data), data=query), data
+        else:
+            found, expected = Client(app).search(id=2, k=k, **options), 2
+        assert found.status_code == 200, found.text
+        matches = engine.search_many([expected], k, **options)[0]
+        assert [m["id"] for m in found.json()["matches"]] == [m.id for m in matches]
+        assert [m["distance"] for m in found.json()["matches"]] == pytest.approx(
+            [m.distance for m in matches], abs=1e-4
+        )
+        assert found.json()["model"] == engine.meta.model
+
+
+def test_the_mirror_image_of_an_item_whose_file_has_changed(client, engine, photos):
+    """The item is what was indexed; only its mirror image must come from the file."""
+    (photos / "amber" / "1.png").write_bytes(png())
+    number = engine.find(str(photos / "amber" / "1.png"))[0].id
+    found = client.search(id=number, flip=True).json()["matches"]
+    assert [(m["id"], m["distance"]) for m in found] == [
+        (m.id, pytest.approx(m.distance)) for m in engine.search_by_id(number, flip=True)
+    ]
+
+
+def test_a_form_may_use_all_that_the_contract_allows(client, engine):
+    fields = {"filter": ["id>0"] * 32, "plus": ["2"] * 64, "minus": ["9"] * 64, "k": "3", "crop": "0,0,8,8",
+              "max_distance": "9", "dedup": "false", "exact": "true", "flip": "true", "expand": "2"}  # fmt: skip
+    found = client("POST", "/v1/search", files=upload(png()), data=fields)
+    assert found.status_code == 200, found.text
+    for name, repeated in (("filter", ["id>0"] * 33), ("plus", ["2"] * 65)):
+        assert code(client("POST", "/v1/search", files=upload(png()), data={name: repeated})) == (422, "bad_argument")
 
 
 def test_mounted_in_another_app(engine):
