@@ -18,9 +18,10 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 @click.command()
-@click.option("-i", "--index", "index", multiple=True, metavar="[NAME=]PATH", envvar="SIMSEARCH_INDEX",
-              default=("indexes/default",), show_default=True, shell_complete=files,
-              help="An index; repeatable, the first is the default.")  # fmt: skip
+@click.option("-i", "--index", "index", multiple=True, metavar="[NAME=]PATH", shell_complete=files,
+              default=lambda: (os.environ.get("SIMSEARCH_INDEX") or "indexes/default",),
+              help="An index; repeatable, the first is the default; also $SIMSEARCH_INDEX.  [default: indexes/default]",
+              )  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--api-key", metavar="KEY|@FILE", envvar="SIMSEARCH_API_KEY",

@@ -59,6 +59,11 @@ def test_what_cannot_be_used(fails, index, tmp_path, monkeypatch):
     assert "cannot listen on" in fails("--host", "192.0.2.1", "--insecure", "--port", "0")
 
 
+def test_the_index_of_the_environment_is_one_path(fails, monkeypatch, tmp_path):
+    monkeypatch.setenv("SIMSEARCH_INDEX", str(tmp_path / "my photos"))
+    assert f"no index at {tmp_path}/my photos" in fails()
+
+
 def lines(log):
     """The entries of a log after the line that names the URL: each is a JSON object."""
     return [json.loads(line) for line in log[1:]]
