@@ -1,10 +1,12 @@
 """The web page in a real browser: Debian's Chromium, without a screen. Every way to use it, on a desk and on a phone."""
 
 import base64
+import io
 import re
 import shutil
 
 import pytest
+from PIL import Image, ImageOps
 
 import simsearch
 from tests.live import process
@@ -204,6 +206,35 @@ def test_filters_numbers_and_distances(page, site):
     page.click("#clear")
     playwright.expect(page.locator("#go")).to_be_disabled()
     playwright.expect(page.locator("#results .rank")).to_have_count(0)
+
+
+@both
+def test_mirrored_ones_too(page, site):
+    """A picture and its mirror image: the checkbox makes the one find the other."""
+    options(page)
+    with Image.open(site[1][0]) as image:
+        buffer = io.BytesIO()
+        ImageOps.mirror(image).save(buffer, "PNG")
+    page.set_input_files("#file", {"name": "mirrored.png", "mimeType": "image/png", "buffer": buffer.getvalue()})
+    before = results(page, 12).first.get_attribute("aria-label")
+    box = page.get_by_role("checkbox", name="Mirrored ones too")
+    box.check()
+    playwright.expect(results(page, 12).first).not_to_have_attribute("aria-label", before)
+    playwright.expect(page.locator("#results .open").first).to_have_attribute("title", str(site[1][0]))
+    accessible(page)
+    page.locator("#results .open").nth(1).click()  # of an item, it goes as JSON
+    results(page, 12)
+    with page.expect_request("**/v1/search*") as sent:
+        box.uncheck()
+    assert "flip" not in sent.value.post_data_json
+    results(page, 12)
+    with page.expect_request("**/v1/search*") as sent:
+        box.focus()
+        page.keyboard.press("Space")
+    assert sent.value.post_data_json["flip"] is True
+    results(page, 12)
+    page.click("#clear")
+    playwright.expect(box).not_to_be_checked()
 
 
 @both
