@@ -84,7 +84,7 @@ def parse(text: str) -> Address:
         else:
             hint = "consistency=strong|bounded, timeout=SECONDS, effort=N"
             raise UsageError(f"{text!r}: {key}={value} cannot be used", hint=hint)
-    path = unquote(parts.path)
+    path = re.sub("^/+", "/", unquote(parts.path))  # milvus:///$PWD/... has four
     if not host:
         found = re.fullmatch(r"(/.*\.db)(?:/([^/]*))?", path)
         if not found:

@@ -12,7 +12,7 @@ import click
 
 from simsearch import cli_cluster, cli_eval, cli_models, cli_search, cli_serve
 from simsearch.cli_models import device, files, form, index, version
-from simsearch.console import DAMAGED, NO_MATCH, Main, progress
+from simsearch.console import DAMAGED, NO_MATCH, Main, missing, opened, progress
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
@@ -233,7 +233,7 @@ def query(
         raise UsageError("standard input can be read only once, but - is given several times")
     pictures = [queries.picture(text) for text in image]
     chosen = queries.options(**options)
-    with _engine(index_path, model=model, device=device, roots=roots) as engine:
+    with opened(_engine(index_path, model=model, device=device, roots=roots)) as engine:
         answers = []
         for start in range(0, len(image), 64):
             clock = time.perf_counter()
@@ -298,7 +298,7 @@ def info(failures: bool, form: str, roots: tuple[str, ...], index_path: str) -> 
                     click.echo(f"{output.printable(path)}: {reason}")
                 click.echo(f"{len(listed):,} in all", err=True)
             return
-        facts = engine.info()
+        facts, told = engine.info(), missing(engine)
     if form == "json":
         click.echo(json.dumps(facts, indent=1))
         return
@@ -316,6 +316,7 @@ def info(failures: bool, form: str, roots: tuple[str, ...], index_path: str) -> 
         lines.append(
             ("removed", f"{removed:,} rows that no item owns; simsearch compact -i {index_path} reclaims them")
         )
+    lines += [("push", told)] if told else []
     for line in output.table(lines):
         click.echo(line)
 
@@ -376,7 +377,7 @@ def export(form: str, folder: Path, roots: tuple[str, ...], index_path: str) -> 
     """
     from simsearch.export import export_npy, export_parquet
 
-    with _engine(index_path, device="cpu", roots=roots) as engine, progress("exporting") as callback:
+    with opened(_engine(index_path, device="cpu", roots=roots)) as engine, progress("exporting") as callback:
         count = (export_parquet if form == "parquet" else export_npy)(engine, folder, callback)
     click.echo(f"{folder}: {count:,} items")
 

@@ -9,7 +9,7 @@ import click
 
 from simsearch.cli_models import device, form, index, version
 from simsearch.cli_models import evaluation as evaluation
-from simsearch.console import progress
+from simsearch.console import opened, progress
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
@@ -46,7 +46,7 @@ def search(
     from simsearch.api import open as open_index
 
     pictures = trainset.labelled(sources) if sources else None
-    with open_index(index_path, device=device) as engine:
+    with opened(open_index(index_path, device=device)) as engine:
         with progress("evaluating") as callback:
             verdict = evaluate_search.evaluate(engine, pictures, callback)
         if html_file:
@@ -118,7 +118,7 @@ def recall(k: int, count: int, seed: int, form: str, index_path: str) -> None:
     from simsearch import evaluate_search
     from simsearch.api import open as open_index
 
-    with open_index(index_path, device="cpu") as engine, progress("evaluating") as callback:
+    with opened(open_index(index_path, device="cpu")) as engine, progress("evaluating") as callback:
         found = evaluate_search.recall(engine, k, count, seed, callback)
     if form == "json":
         click.echo(json.dumps(found.to_dict(), indent=1))
@@ -158,7 +158,7 @@ def robustness(
 
     if plot and plot.suffix.lower() != ".png":
         raise UsageError(f"{plot}: curves are drawn as PNG", hint=f"{plot.with_suffix('.png')}")
-    with open_index(index_path, device=device) as engine, progress("changes") as callback:
+    with opened(open_index(index_path, device=device)) as engine, progress("changes") as callback:
         found = robustness.of_index(engine, count, changes or tuple(robustness.CHANGES), seed, hash_too=hash_too,
                                     progress=callback)  # fmt: skip
     if plot:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simsearch.cli_models import device, files, form, index, version
-from simsearch.console import NO_MATCH, progress
+from simsearch.console import NO_MATCH, opened, progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,7 @@ def duplicates(
 
     if html_file is not None and not html_file.absolute().parent.is_dir():
         raise UsageError(f"{html_file} cannot be written: its folder does not exist")
-    with api.open(index_path, device=device) as engine:
+    with opened(api.open(index_path, device=device)) as engine:
         limit = near.threshold(engine) if max_distance is None else near.Threshold(max_distance)
         with progress("comparing") as callback:
             groups = near.groups(engine, limit.distance, callback, exact)

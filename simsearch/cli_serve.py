@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simsearch.cli_models import device, files, version
-from simsearch.console import progress
+from simsearch.console import opened, progress
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
@@ -70,7 +70,7 @@ def serve(
             raise UsageError(f"{path} is not changed in place", hint="leave out --writable")
         if name in engines:
             raise UsageError(f"two indexes are called {name!r}", hint="-i NAME=PATH names them")
-        engines[name] = api.open(path, device=device)
+        engines[name] = opened(api.open(path, device=device))
     app = create_app(engines, api_keys=keys, hosts=hosts, max_body=max_body << 20, max_pixels=max_pixels * 1_000_000,
                      **options)  # fmt: skip
     run(app, host, port, say=lambda url: click.echo(f"note: serving {', '.join(engines)} at {url}", err=True))

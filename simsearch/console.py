@@ -19,6 +19,8 @@ from simsearch.errors import IndexDamagedError, SimsearchError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from simsearch.engine import Engine
+
 NO_MATCH, BAD_INPUT, DAMAGED, INTERRUPTED = 1, 2, 3, 130
 """Exit codes; 0 is success."""
 
@@ -47,6 +49,20 @@ class Main(click.Group):
             click.echo("interrupted", err=True)
             code = INTERRUPTED
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def missing(engine: Engine) -> str | None:
+    """What there is to say of a collection whose push was interrupted, or goes on."""
+    if engine.complete:
+        return None
+    return f"the push into {engine.path} has not ended, so items may be missing or old; another one completes it"
+
+
+def opened(engine: Engine) -> Engine:
+    """The engine, after a note where something is known to be missing in it."""
+    if told := missing(engine):
+        click.echo(f"note: {told}", err=True)
+    return engine
 
 
 def report(error: Exception) -> int:

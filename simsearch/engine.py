@@ -318,6 +318,11 @@ class Engine:
             return self._approximate(reader.epoch()) is None
 
     @property
+    def complete(self) -> bool:
+        """Whether nothing is known to be missing: always, but for a collection whose push has not ended."""
+        return True
+
+    @property
     def shards(self) -> Shards:
         """The feature files as last committed. Those that belong to a reader are `reader.shards`."""
         with self.store.reading() as reader:

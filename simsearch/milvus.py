@@ -221,6 +221,11 @@ class MilvusEngine(Engine):
         """Whether the index of the features is one that compares with all."""
         return cast(_Store, self.store).current().kind in EXACT
 
+    @property
+    def complete(self) -> bool:
+        """Whether the last push has ended; one that was interrupted leaves some items out, or as they were."""
+        return bool(cast(_Store, self.store).current().state["complete"])
+
     def _approximate(self, epoch: int) -> Structure | None:
         return None
 

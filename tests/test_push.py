@@ -62,6 +62,8 @@ def test_addresses() -> None:
     file = parse("milvus:///a/b%20c.db")
     assert (file.file, file.collection, str(file)) == (Path("/a/b c.db"), "simsearch", "milvus:///a/b c.db")
     assert str(parse("milvus:///a/b.db/birds")) == "milvus:///a/b.db/birds"
+    doubled = parse("milvus:////a/b.db")  # milvus:///$PWD/b.db
+    assert (doubled.server, str(doubled)) == ("/a/b.db", "milvus:///a/b.db")
 
 
 @pytest.mark.parametrize("text", [
@@ -286,6 +288,38 @@ def test_commands(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
         refused = simsearch_command(*command, "-i", address)
         assert refused.exit_code == 2, (command, refused.output)
         assert refused.output.startswith("error: "), refused.output
+
+
+def test_an_interrupted_push_is_told(
+    filler: Filler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    address = f"milvus://{tmp_path}/a.db"
+    with monkeypatch.context() as patch:
+        patch.setattr("simsearch.push._Push.finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            push(filler.engine, address)
+    told = f"the push into {address} has not ended, so items may be missing or old; another one completes it"
+    assert any(
+        line.split(maxsplit=1) == ["push", told]
+        for line in simsearch_command("info", "-i", address).output.splitlines()
+    )
+    assert json.loads(simsearch_command("info", "-i", address, "--format", "json").stdout)["complete"] is False
+    for command in (
+        ["query", "id:1", "--format", "json"],
+        ["export", "-o", tmp_path / "out"],
+        ["duplicates", "--max-distance", 1],
+    ):
+        found = simsearch_command(*command, "-i", address)
+        assert f"note: {told}\n" in found.stderr, command
+        assert told not in found.stdout
+    with simsearch.open(address) as engine:
+        assert not engine.complete
+    push(filler.engine, address)
+    with simsearch.open(address) as engine:
+        assert engine.complete
+    assert filler.engine.complete
+    assert "has not ended" not in simsearch_command("query", "id:1", "-i", address).stderr
+    assert "has not ended" not in simsearch_command("info", "-i", address).output
 
 
 def test_the_service_over_a_collection(photos: Path, tmp_path: Path, colours: Colours) -> None:
