@@ -64,13 +64,13 @@ def _from_form(texts: dict[str, list[str]], write: bool) -> dict[str, Any]:
             if name == "filter":
                 values[name] = given
             elif name in {"plus", "minus"}:
-                values[name] = [int(part) for part in given]
+                values[name] = [_integer(part) for part in given]
             elif name in {"k", "expand"}:
-                values[name] = int(text)
+                values[name] = _integer(text)
             elif name == "max_distance":
-                values[name] = float(text)
+                values[name] = float(text.replace("_", "x"))
             elif name == "crop":
-                values[name] = [int(part) for part in text.strip("[]").split(",")]
+                values[name] = [_integer(part) for part in text.strip("[]").split(",")]
             elif name == "metadata" and write:
                 values[name] = json.loads(text)
             elif name in {"dedup", "exact", "flip"}:
@@ -80,6 +80,13 @@ def _from_form(texts: dict[str, list[str]], write: bool) -> dict[str, Any]:
         except (ValueError, KeyError, RecursionError):
             raise _bad(name, "cannot be read") from None
     return values
+
+
+def _integer(text: str) -> int:
+    """A whole number in plain digits: Python's 1_000 and other scripts' digits are not JSON's. Raises ValueError."""
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    return int(text)
 
 
 def _checked(given: Any, settings: Settings, write: bool) -> dict[str, Any]:

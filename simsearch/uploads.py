@@ -31,12 +31,17 @@ class Uploads:
             folder.mkdir(exist_ok=True)
             write_atomically(folder / name, data)
             row = {**query.get("metadata", {}), "path": name, "label": query.get("label")}
-            rows = [*self._rows(engine), row]
-            self._write(engine, rows)
-            engine.add(folder / "items.jsonl")
-            found = self._find(engine, name)
+            others = [other for other in self._rows(engine) if other["path"] != name]
+            self._write(engine, [*others, row])
+            try:
+                engine.add(folder / "items.jsonl")
+            finally:  # what was refused must not come back with the next build
+                found = self._find(engine, name)
+                if found is None:
+                    self._write(engine, others)
+                    (folder / name).unlink()
             if found is None:
-                raise SimsearchError("the image was kept but could not be indexed")
+                raise SimsearchError("the image could not be indexed")
             return found, True
 
     def remove(self, engine: Engine, number: int) -> None:

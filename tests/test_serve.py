@@ -255,6 +255,29 @@ def test_writing(engine):
     assert code(client("POST", "/v1/items", files=upload(b"x"))) == (422, "bad_image")
 
 
+def test_what_could_not_be_written_leaves_nothing_behind(engine):
+    from simsearch.meta import writer_lock
+
+    client = Client(simsearch.create_app(engine, writable=True))
+    with writer_lock(engine.path):
+        for _ in range(2):
+            assert code(client("POST", "/v1/items", files=upload(png()))) == (503, "index_locked")
+        assert code(client("DELETE", "/v1/items/1")) == (503, "index_locked")
+    assert [path.name for path in (engine.path / "uploads").iterdir()] == ["items.jsonl"]
+    assert (engine.path / "uploads" / "items.jsonl").read_text() == ""
+    assert client("POST", "/v1/items", files=upload(png((9, 9)))).status_code == 201
+    assert len((engine.path / "uploads" / "items.jsonl").read_text().splitlines()) == 1
+    sync.sync(engine, [], sync.Options())
+    assert len(engine) == 25
+
+
+def test_numbers_in_a_form_are_those_of_json(client):
+    for field in ({"k": "1_0"}, {"k": "٣"}, {"expand": "1_0"}, {"plus": "1_0"}, {"crop": "0,0,8,1_0"}, {"flip": "yes"},
+                  {"max_distance": "1_0"}, {"k": ""}, {"expand": "2.0"}):  # fmt: skip
+        assert code(client("POST", "/v1/search", files=upload(png()), data=field)) == (422, "bad_argument"), field
+    assert client("POST", "/v1/search", files=upload(png()), data={"k": " 3 ", "flip": "True"}).status_code == 200
+
+
 def test_too_many_at_once(engine, monkeypatch):
     app = simsearch.create_app(engine, in_flight=2)
     gate = threading.Event()
