@@ -337,6 +337,37 @@ def test_concurrent_searches_share_batches(engine, colours):
     assert "simsearch_batch_size_count" in Client(app)("GET", "/metrics").text
 
 
+def test_all_kinds_of_searches_in_one_batch(engine, photos):
+    """Each gets its own answer, whatever it is computed with; and so do those that fail."""
+    service = simsearch.create_app(engine).state.service
+    served, batcher = service.indexes["default"], service.batchers["default"]
+    data = (photos / "blue" / "3.png").read_bytes()
+    vector = engine.features([png()])[0]
+    queries: list[tuple[dict[str, Any], Any]] = [
+        ({"image": data, "flip": True}, lambda: engine.search(data, flip=True)),
+        ({"image": png(), "flip": True}, lambda: engine.search(png(), flip=True)),
+        ({"image": png()}, lambda: engine.search(png())),
+        ({"id": 3}, lambda: engine.search_by_id(3)),
+        ({"id": 3, "flip": True, "crop": (2, 0, 8, 16)}, lambda: engine.search_by_id(3, flip=True, crop=(2, 0, 8, 16))),
+        ({"id": 4, "flip": True, "plus": [7], "minus": [9, 2]},
+         lambda: engine.search_by_id(4, flip=True, plus=[7], minus=[9, 2])),
+        ({"id": 4, "flip": True, "expand": 3, "k": 2}, lambda: engine.search_by_id(4, 2, flip=True, expand=3)),
+        ({"id": 5, "expand": 3}, lambda: engine.search_by_id(5, expand=3)),
+        ({"vector": vector.tolist(), "dedup": True}, lambda: engine.search_by_vector(vector, dedup=True)),
+        ({"id": 99, "flip": False}, None),
+        ({"id": 1, "plus": [99]}, None),
+        ({"id": 1, "filter": ["nonsense"]}, None),
+    ]  # fmt: skip
+    jobs = [service._job(served, query) for query, _ in queries]
+    answers = batcher._answers(engine, jobs)
+    for (query, expected), answer in zip(queries, answers, strict=True):
+        if expected is None:
+            assert isinstance(answer, SimsearchError), query
+        else:
+            found = [(match.id, pytest.approx(match.distance)) for match in expected()]
+            assert [(match.id, match.distance) for match in answer] == found, query
+
+
 def test_an_index_that_is_replaced(tmp_path, photos, colours):
     """A link turned to another index: every answer is of one of the two, none fails."""
     for name, labels in (("a", ("amber",)), ("b", ("blue", "green"))):
