@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,30 @@ def test_a_pool_of_processes(index, photos, tmp_path):
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert [line[:2] for line in lines[:5]] == [[str(path)] * 2 for path in pictures[:5]]
     assert lines[5][1].startswith("error:")
+
+
+def test_a_replica_of_an_index_that_is_compacted_while_it_is_copied(index, tmp_path, monkeypatch):
+    from simsearch.compacting import compact
+
+    replica = runpy.run_path(str(EXAMPLES / "replica.py"))
+    copytree, copied = shutil.copytree, []
+
+    def late(source, target, **options):
+        if Path(source).name == "features" and not copied:
+            copied.append(source)
+            with simsearch.open(index) as engine:
+                engine.remove([1, 5])
+                compact(engine)
+        return copytree(source, target, **options)
+
+    monkeypatch.setattr(shutil, "copytree", late)
+    monkeypatch.setattr(sys, "argv", ["replica.py", str(index), str(tmp_path / "replica")])
+    with open(os.devnull) as closed:
+        monkeypatch.setattr(sys, "stdin", closed)
+        replica["main"]()
+    with simsearch.open(tmp_path / "replica") as engine:
+        assert len(engine) == 22
+    assert len(list(tmp_path.glob("replica-*"))) == 1
 
 
 def test_a_replica_of_an_index_that_grows(index, photos, tmp_path):

@@ -36,7 +36,7 @@ def copy(index: Path, target: Path) -> None:
     shutil.copytree(index / "features", target / "features")
     with simsearch.open(target) as engine:
         if problems := verify(engine).problems:
-            raise SystemExit(f"the copy is damaged: {problems[0]}")
+            raise OSError(f"the copy is damaged: {problems[0]}")
 
 
 def main() -> None:
@@ -46,7 +46,13 @@ def main() -> None:
         if (now := generation(index)) != seen:
             fresh = place.with_name(f"{place.name}-{now}")
             shutil.rmtree(fresh, ignore_errors=True)
-            copy(index, fresh)
+            try:
+                copy(index, fresh)
+            except OSError as error:  # `compact` may have written the features anew meanwhile: once more
+                shutil.rmtree(fresh, ignore_errors=True)
+                if generation(index) == now:
+                    raise SystemExit(f"error: {error}") from None
+                continue
             link, old = place.with_name(f"{place.name}.new"), place.resolve() if place.is_symlink() else None
             link.unlink(missing_ok=True)
             link.symlink_to(fresh.name)
