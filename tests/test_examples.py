@@ -68,11 +68,11 @@ def test_a_replica_of_an_index_that_is_compacted_while_it_is_copied(index, tmp_p
     from simsearch.compacting import compact
 
     replica = runpy.run_path(str(EXAMPLES / "replica.py"))
-    copytree, copied = shutil.copytree, []
+    copytree, copied = shutil.copytree, list[Path]()
 
     def late(source, target, **options):
         if Path(source).name == "features" and not copied:
-            copied.append(source)
+            copied.append(Path(source))
             with simsearch.open(index) as engine:
                 engine.remove([1, 5])
                 compact(engine)
