@@ -45,6 +45,9 @@ SAMPLE, RACE, BLOCK, ADDED = 16_384, 32_768, 1024, 8192
 SCANNED = 65_536
 """Rows that are scanned exactly to see how long that takes: 512 MiB at D = 4096."""
 
+REACH, LARGEST = 2.0**13, float(np.finfo(np.float16).max)
+"""How far projections of the sample reach at most, and others."""
+
 DIMENSIONS = 256
 """Principal components at most."""
 
@@ -134,9 +137,8 @@ def tune(
     count = min(QUERIES, len(rows) // 10)
     held, entries = shuffled[:count], np.sort(shuffled[count:])
     queries = decoded(flat.read(held))
-    onto = projection.principal(
-        flat.read(np.sort(random.choice(entries, min(SAMPLE, len(entries)), replace=False))), DIMENSIONS
-    )
+    sample = flat.read(np.sort(random.choice(entries, min(SAMPLE, len(entries)), replace=False)))
+    onto = _held(projection.principal(sample, DIMENSIONS), sample)
     projected = _project(flat, entries, onto, progress)
     seconds = _exact_seconds(flat, entries, queries)
     tried, ranking = _race(flat, entries, projected, onto, queries, recall, memory)
@@ -166,13 +168,21 @@ def _exact_seconds(flat: FlatIndex, entries: NDArray[np.int64], queries: NDArray
     return seconds * len(entries) / max(1, len(within))
 
 
+def _held(onto: projection.Projection, sample: NDArray[np.float16]) -> projection.Projection:
+    """The projection times a power of two, so that float16 holds what it makes of features like these (n, D)."""
+    farthest = max(float(np.abs(onto(sample[n : n + BLOCK])).max()) for n in range(0, len(sample), BLOCK))
+    factor = REACH / 2 ** np.ceil(np.log2(farthest)) if farthest else 1.0
+    return projection.Projection(onto.mean, onto.axes * np.float32(factor))
+
+
 def _project(
     flat: FlatIndex, rows: NDArray[np.int64], onto: projection.Projection, progress: Progress
 ) -> NDArray[np.float16]:
     """(n, d) projected features; float16, since structures keep eight bits of a value or fewer."""
     projected = np.empty((len(rows), onto.axes.shape[1]), np.float16)
     for start in range(0, len(rows), BLOCK):
-        projected[start : start + BLOCK] = onto(flat.read(rows[start : start + BLOCK]))
+        block = onto(flat.read(rows[start : start + BLOCK]))
+        projected[start : start + BLOCK] = np.clip(block, -LARGEST, LARGEST)
         progress(min(start + BLOCK, len(rows)), 2 * len(rows))
     return projected
 

@@ -163,6 +163,19 @@ def test_memory_is_a_limit(filled: Filler) -> None:
         tune(filled.engine, 0.9, memory=0)
 
 
+@pytest.mark.parametrize("factor", [8000, 1e-6])
+def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Where projections are longer than float16 can hold, or among its smallest numbers."""
+    filler = Filler(tmp_path / "index", D)
+    features = clustered(np.random.default_rng(0), 2500).astype(np.float32)
+    filler.add(np.minimum(features * factor, 6e4))
+    clock = iter(range(10**9))
+    monkeypatch.setattr(tuning, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    assert tune(filler.engine, 0.95).recall >= 0.95
+    queries = np.minimum(clustered(np.random.default_rng(5), 40).astype(np.float32) * np.float32(factor), 6e4)
+    assert not filler.engine.exact and recall(filler.engine, queries) >= 0.9
+
+
 def test_a_small_index_stays_exact(tmp_path: Path) -> None:
     filler = Filler(tmp_path / "index", D)
     filler.add(clustered(np.random.default_rng(0), 100))
