@@ -36,7 +36,7 @@ def expected(features: np.ndarray, reach: float) -> list[list[int]]:
     return sorted((g for g in found if len(g) > 1), key=lambda g: (-len(g), g[0]))
 
 
-@pytest.mark.parametrize("reach", [0.0, 0.5, 3.0, 8.0])
+@pytest.mark.parametrize("reach", [0.0, 0.5, 3.0, 8.0, 1e30, 1e200, np.inf])
 def test_groups_are_those_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach: float) -> None:
     monkeypatch.setattr(duplicates, "BLOCK", 32)
     monkeypatch.setattr(duplicates, "WINDOW", 64)
