@@ -167,8 +167,8 @@ class FlatIndex:
 
     def _multiply(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
         """Squared distances as |q|^2 - 2 q.x + |x|^2, whose rounding grows with the lengths of q and x."""
-        lengths = np.einsum("nd,nd->n", queries, queries)
-        doubled = -2 * queries
+        with np.errstate(over="ignore"):
+            lengths, doubled = np.einsum("nd,nd->n", queries, queries), -2 * queries
         best: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
         largest = 0.0
         for start in range(0, self.rows if permitted is None else len(permitted), BLOCK):
