@@ -152,7 +152,8 @@ def tune(
         made.index.add(np.ascontiguousarray(onto(queries)[:, : setting.dimensions]))
         made.rows = np.concatenate([made.rows, held])
         made = Structure(made.setting, onto, made.index, made.rows, made.covered, flat.shards.epoch)
-        return _record(engine, made, replace(choice, exact_seconds=seconds, tried=tuple(tried)), recall)
+        choice = replace(choice, exact_seconds=seconds, tried=tuple(tried), memory=made.setting.bytes_for(len(rows)))
+        return _record(engine, made, choice, recall)
     return _record(engine, None, replace(_exact(seconds), tried=tuple(tried)))
 
 
@@ -217,7 +218,7 @@ def _race(
         if (kind in SCANS and able) or any(s.kind == kind and s.candidates <= FEW for _, s in able):
             continue
         setting = Setting(kind, min(dimensions, onto.axes.shape[1]), CANDIDATES[0], EFFORTS[kind][0])
-        if memory is not None and setting.bytes_for(len(entries)) > memory:
+        if memory is not None and setting.bytes_for(len(entries) + len(queries)) > memory:
             continue
         choice = _measured(_build(setting, onto, projected[some], part.rows, flat.rows), part, recall)
         facts: dict[str, Any] = {"kind": kind, "dimensions": setting.dimensions, "reached": choice is not None}

@@ -156,11 +156,25 @@ def test_memory_is_a_limit(filled: Filler) -> None:
     assert tune(filled.engine, 0.9, memory=1000).kind == "exact"
     choice = tune(filled.engine, 0.9, memory=3000 * (D + 20))
     assert choice.kind in {"sq8", "rabitq", "ivf", "pq"} and choice.memory <= 3000 * (D + 20)
+    codes = Setting("sq8", D, 12, 0).bytes_for(3000)  # the least, but for RaBitQ: held-out items count
+    for memory, kinds in ((codes, {"sq8", "rabitq"}), (codes - 1, {"rabitq", "exact"})):
+        assert tune(filled.engine, 0.9, memory=memory).kind in kinds
     for wrong in (0.0, 1.5):
         with pytest.raises(UsageError, match="recall"):
             tune(filled.engine, wrong)
     with pytest.raises(UsageError, match="memory"):
         tune(filled.engine, 0.9, memory=0)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "pq", "ivf", "sq8", "rabitq"])
+def test_structures_take_what_is_said(kind: str) -> None:
+    import faiss
+
+    setting, features = Setting(kind, 48, 12, 16), clustered(np.random.default_rng(0), 6000)
+    onto = projection.principal(features, 48)
+    made = tuning._build(setting, onto, onto(features), np.arange(6000), 6000)
+    taken = faiss.serialize_index(made.index).nbytes + made.rows.nbytes
+    assert 0.75 * setting.bytes_for(6000) < taken < 1.05 * setting.bytes_for(6000)
 
 
 @pytest.mark.parametrize("factor", [8000, 1e-6])
