@@ -387,7 +387,8 @@ class Engine:
                 "labels": reader.label_count(), "model": meta.model, "weights_sha256": meta.weights_sha256,
                 "features": meta.features, "dimension": meta.dimension, "metric": meta.metric,
                 "storage": meta.storage, "engine": meta.engine,
-                "search": upkeep.told(meta.search, self.path), "bytes": _size(self.path),
+                "search": upkeep.told(meta.search, self.path, self._approximate(reader.epoch())),
+                "bytes": _size(self.path),
                 "rows": reader.state("rows"), "recipe": meta.recipe, "created": meta.created, "format": meta.format,
                 "sources": [
                     {"kind": row.kind, "root": opened[row.id].root, "items": counts.get(row.id, 0)}

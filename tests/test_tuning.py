@@ -103,10 +103,9 @@ def test_deleting_or_damaging_the_structure_loses_nothing(filled: Filler) -> Non
             assert engine.exact
             assert engine.search_by_vector(query) == exact
             told = engine.info()["search"]
-            assert ("missing" in told, "repair" in told) == (not damage, not damage)
-    assert told["repair"] == f"simsearch tune --recall 0.9 -i {filled.path}"
+            assert told["missing"] and told["repair"] == f"simsearch tune --recall 0.9 -i {filled.path}"
     shown = CliRunner().invoke(main, ["info", "-i", str(filled.path)]).output
-    assert f"its files are gone, so every search is exact; {told['repair']} makes them anew" in shown
+    assert f"its files are gone or damaged, so every search is exact; {told['repair']} makes them anew" in shown
 
 
 def test_answers_say_whether_they_are_exact(filled: Filler) -> None:
