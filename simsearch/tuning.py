@@ -51,6 +51,9 @@ REACH, LARGEST = 2.0**13, float(np.finfo(np.float16).max)
 DIMENSIONS = 256
 """Principal components at most."""
 
+BEFORE, AFTER = 1.0, 60.0
+"""Seconds that another writer is waited for: before anything is measured, and with what would else be lost."""
+
 LEAST = 2_000
 """Below so many items an exact scan takes a few milliseconds, and nothing is worth choosing."""
 
@@ -126,6 +129,8 @@ def tune(
         raise UsageError(f"the recall {recall} is not between 0 and 1")
     if memory is not None and memory < 1:
         raise UsageError(f"the memory is {memory} bytes, but must be at least 1")
+    with writer_lock(engine.path, BEFORE):  # who is refused is refused now, not after minutes
+        pass
     with engine.store.reading() as reader:
         snapshot = engine.snapshot(reader)
         rows = reader.rows()
@@ -290,7 +295,7 @@ def _record(engine: Engine, made: Structure | None, choice: Choice, target: floa
     target: the recall that was asked for.
     """
     derived = engine.path / "derived"
-    with writer_lock(engine.path):
+    with writer_lock(engine.path, AFTER):
         if made is not None and made.epoch != engine.shards.epoch:
             raise UsageError(f"{engine.path} was compacted meanwhile", hint="tune it again")
         search: dict[str, Any] = {"kind": choice.kind, "recall": choice.recall, "parameters": {}}
@@ -321,6 +326,8 @@ def tune_codes(
 
     if not 0 < recall <= 1:
         raise UsageError(f"the recall {recall} is not between 0 and 1")
+    with writer_lock(engine.path, BEFORE):
+        pass
     with engine.store.reading() as reader:
         flat, rows = engine.snapshot(reader).flat, reader.rows()
     if len(rows) < LEAST:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +17,10 @@ from click.testing import CliRunner
 from simsearch import projection, sync, tuning
 from simsearch.cli import main
 from simsearch.engine import Engine
-from simsearch.errors import IndexDamagedError, UsageError
+from simsearch.errors import IndexDamagedError, IndexLockedError, UsageError
 from simsearch.index import FlatIndex
-from simsearch.meta import Meta
+from simsearch.meta import Meta, writer_lock
+from simsearch.models.dbn import CodesConfig
 from simsearch.structure import Setting, Structure
 from simsearch.tuning import interval, tune
 from tests.filler import Filler
@@ -149,6 +154,28 @@ def test_an_interrupted_tune_changes_nothing(filled: Filler) -> None:
         tune(filled.engine, 0.9, progress=interrupt)
     assert (filled.path / "meta.json").read_bytes() == before
     assert not (filled.path / "derived").exists()
+
+
+def test_another_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that goes on for long is told before anything is measured; one that comes at the end costs nothing."""
+    filler = Filler(tmp_path / "index", D)
+    filler.add(clustered(np.random.default_rng(0), 100))
+    record, recorded = tuning._record, []
+
+    def late(*arguments: Any) -> tuning.Choice:
+        writer = contextlib.ExitStack()
+        writer.enter_context(writer_lock(filler.path))
+        threading.Timer(0.3, writer.close).start()
+        recorded.append(record(*arguments))
+        return recorded[-1]
+
+    monkeypatch.setattr(tuning, "_record", late)
+    monkeypatch.setattr(tuning, "BEFORE", 0.1)
+    with writer_lock(filler.path):
+        for attempt in (lambda: tune(filler.engine, 0.9), lambda: tuning.tune_codes(filler.engine, CodesConfig(64))):
+            with pytest.raises(IndexLockedError, match=f"process {os.getpid()} is writing"):
+                attempt()
+    assert tune(filler.engine, 0.9).kind == "exact" and len(recorded) == 1
 
 
 def test_memory_is_a_limit(filled: Filler) -> None:
