@@ -179,6 +179,21 @@ def test_alone(tmp_path: Path) -> None:
     filler.engine.close()
 
 
+def test_distances_whose_squares_alone_differ_tie(tmp_path: Path) -> None:
+    """The root of a number and of the next one may be the same: what is printed is what is compared."""
+    pairs = np.full((100, 2, 3), 1.5 * 2.0**-11)
+    pairs[:, :, 0], pairs[:, :, 1], pairs[:, 1, 2] = 60000, np.arange(100)[:, None], 0
+    squares = np.einsum("pnd,pnd->pn", pairs, pairs)
+    alike = (squares[:, 0] > squares[:, 1]) & (np.sqrt(squares[:, 0]) == np.sqrt(squares[:, 1]))
+    features = pairs[alike][0]  # the farther one has the lower id
+    filler = Filler(tmp_path / "index", 3)
+    filler.add(features)
+    with filler.engine as engine:
+        both = engine.search_by_vector(np.zeros(3), 2)
+        assert both[0].distance == both[1].distance and [match.id for match in both] == [1, 2]
+        assert [match.id for match in engine.search_by_vector(np.zeros(3), 1)] == [1]
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e5, 1e18, 3e38])
 def test_queries_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     """Where float32 cannot hold the squared distance, and where the features vanish beside the query."""
