@@ -168,10 +168,10 @@ def _exact(seconds: float) -> Choice:
 
 def _exact_seconds(flat: FlatIndex, entries: NDArray[np.int64], queries: NDArray[np.float32]) -> float:
     """How long an exact scan takes for one query, from one of a part, since a scan maps all that it looks at."""
-    rows = min(flat.rows, SCANNED)
-    part, within = FlatIndex(flat.shards, rows), entries[: int(np.searchsorted(entries, rows))]
+    within = entries[:SCANNED]
+    part = FlatIndex(flat.shards, int(within[-1]) + 1)
     seconds, _ = _timed(lambda query: part.search(query, K, within), queries)
-    return seconds * len(entries) / max(1, len(within))
+    return seconds * len(entries) / len(within)
 
 
 def _held(onto: projection.Projection, sample: NDArray[np.float16]) -> projection.Projection:

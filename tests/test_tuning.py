@@ -216,6 +216,23 @@ def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.Monk
     assert not filler.engine.exact and recall(filler.engine, queries) >= 0.9
 
 
+def test_an_exact_scan_is_timed_on_items_that_are_there(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the first rows be those of removed items."""
+    asked: list[Any] = []
+
+    def timed(search: Any, queries: Any) -> tuple[float, int]:
+        asked.append(search(queries[:1]))
+        return 2.0, 1
+
+    monkeypatch.setattr(tuning, "SCANNED", 500)
+    monkeypatch.setattr(tuning, "_timed", timed)
+    monkeypatch.setattr(FlatIndex, "search", lambda self, queries, k, permitted: (self.rows, permitted.tolist()))
+    entries = np.arange(1000, 3000)
+    flat = FlatIndex(filled.engine.shards, 3000)
+    assert tuning._exact_seconds(flat, entries, np.zeros((5, D), np.float32)) == 2.0 * 2000 / 500
+    assert asked == [(1500, list(range(1000, 1500)))]
+
+
 def test_a_small_index_stays_exact(tmp_path: Path) -> None:
     filler = Filler(tmp_path / "index", D)
     filler.add(clustered(np.random.default_rng(0), 100))
