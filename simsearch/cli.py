@@ -333,7 +333,7 @@ def _searched(search: dict[str, Any]) -> Iterator[str]:
         yield (f"recall {since['recall']:.3f} ({since['low']:.3f} to {since['high']:.3f}, {since['queries']} queries)"
                " of items added since")  # fmt: skip
     if search.get("missing"):
-        yield f"its files are gone, so every search is exact; {search['repair']} makes them anew"
+        yield f"its files are gone or damaged, so every search is exact; {search['repair']} makes them anew"
     elif "repair" in search:
         yield f"below the {search['target']:g} asked for; {search['repair']} repairs it"
 

@@ -218,14 +218,20 @@ def choose(
 
             wanted = tuning.RERANKED_RECALL if recall is None else recall
             choice = tuning.tune_codes(engine, CodesConfig(bits), wanted, memory, callback)
-    click.echo(json.dumps(dataclasses.asdict(choice)) if form == "json" else f"{index_path}: {_chosen(choice)}")
+    click.echo(
+        json.dumps(dataclasses.asdict(choice)) if form == "json" else f"{index_path}: {_chosen(choice, len(engine))}"
+    )
 
 
-def _chosen(choice: Choice) -> str:
-    from simsearch import output
+def _chosen(choice: Choice, items: int) -> str:
+    from simsearch import output, tuning
 
     if choice.kind == "exact":
-        return "exact search"
+        if choice.tried:
+            return "exact search; nothing that has the recall was faster"
+        if choice.exact_seconds:
+            return "exact search; no structure fits in the memory"
+        return "exact search" + (f"; {items:,} items are few" if items < tuning.LEAST else "")
     facts: dict[str, Any] = choice.parameters
     parts = "bits" if choice.kind == "codes" else "components"
     return (f"{choice.kind} of {facts['dimensions']} {parts}, {facts['candidates']} candidates, effort"

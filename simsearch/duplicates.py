@@ -240,7 +240,7 @@ def _listed_near(
     for start in range(0, len(order), BLOCK):
         part = order[start : start + BLOCK]
         squared, places = index.search(z[unique[part]], NEIGHBOURS + 1, params=parameters)
-        near = (places >= 0) & (squared <= farthest**2 * (1 + 1e-4) + 1e-6) & (places != part[:, None])
+        near = (places >= 0) & (squared <= farthest * farthest * (1 + 1e-4) + 1e-6) & (places != part[:, None])
         left, right = np.repeat(part, near.sum(1)), places[near]
         yield min(start + BLOCK, len(order)), np.stack([unique[left], unique[right]], 1)
 
@@ -255,7 +255,9 @@ def _near(
     ones, halves = np.ones((len(a), 1), np.float32), -others[:, None] / 2
     product = np.concatenate([a, ones], 1) @ np.concatenate([b, halves], 1).T  # (left, right)
     slack = 1e-5 * max(float(own.max()), float(others.max()))
-    i, j = np.nonzero(product >= ((own - farthest**2) / 2 - slack).astype(np.float32)[:, None])
+    with np.errstate(over="ignore"):  # of a distance that all pairs are within
+        least = ((own.astype(np.float64) - farthest * farthest) / 2 - slack).astype(np.float32)
+    i, j = np.nonzero(product >= least[:, None])
     pairs = np.stack([left[i], right[j]], 1)
     different: NDArray[np.int64] = pairs[pairs[:, 0] != pairs[:, 1]]
     return different

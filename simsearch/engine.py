@@ -207,7 +207,7 @@ class Engine:
             vectors = Vectors(reader, snapshot, self.recipe.resize, self._compute)
             context = vectors.of([*plus, *minus])[:, 0]
             variants = vectors.of(pictures, crop, flip)
-            if len(context):
+            if len(context) and pictures:
                 wanted, unwanted = context[: len(plus)], context[len(plus) :]
                 variants = np.stack([[blend(row, wanted, unwanted, more, less) for row in rows] for rows in variants])
             named = [
@@ -227,10 +227,7 @@ class Engine:
     ) -> Matches:
         """The k items nearest to a (D,) feature vector."""
         _check_options(options, SearchOptions)
-        try:
-            query = np.asarray(vector, np.float32).reshape(-1)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"the vector is not made of numbers: {error}") from error
+        query = _numbers(vector, "the vector is").reshape(-1)
         if query.shape != (self.meta.dimension,):
             raise UsageError(f"the vector has {query.size} dimensions, the index {self.meta.dimension}")
         if not np.isfinite(query).all():
@@ -247,9 +244,11 @@ class Engine:
         (n, v, D) are n queries in v variants each, of which the nearest counts.
         """
         _check_options(options, SearchOptions)
-        variants = vectors if vectors.ndim == 3 else vectors[:, None]
-        self._queries(variants.reshape(-1, variants.shape[-1]))
-        variants = np.ascontiguousarray(variants, np.float32)
+        vectors = _numbers(vectors, "the vectors are")
+        flat = self._queries(vectors.reshape(-1, vectors.shape[-1]) if vectors.ndim == 3 else vectors)
+        variants = flat.reshape(len(vectors), vectors.shape[1] if vectors.ndim == 3 else 1, flat.shape[1])
+        if len(without) not in {0, len(vectors)}:
+            raise UsageError(f"ids are to be left out of {len(without)} searches, but there are {len(vectors)} vectors")
         with self.store.reading() as reader:
             named = [[reader.item(number).row for number in each] for each in without] or [[] for _ in vectors]
             return self._search(reader).answers(variants, k, named, options)
@@ -262,8 +261,6 @@ class Engine:
         The bare search, for programs that look items up themselves. Where there are fewer than k, -1 and inf follow.
         """
         queries = self._queries(vectors)
-        if k < 1:
-            raise UsageError(f"k is {k}, but at least one match must be asked for")
         with self.store.reading() as reader:
             return self._search(reader).neighbours(queries, k, where, exact)
 
@@ -275,11 +272,12 @@ class Engine:
 
     def _queries(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Checked (n, D) features. Raises UsageError."""
+        vectors = _numbers(vectors, "the vectors are")
         if vectors.ndim != 2 or vectors.shape[1] != self.meta.dimension:
             raise UsageError(f"the vectors have shape {vectors.shape}, the index {self.meta.dimension} dimensions")
         if not np.isfinite(vectors).all():
             raise UsageError("the vectors have values that are not finite")
-        return np.ascontiguousarray(vectors, np.float32)
+        return np.ascontiguousarray(vectors)
 
     def features_of_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(n, S, S, 3) uint8 from `recipe.pixels` -> (n, D) features, rounded as the index keeps them."""
@@ -372,7 +370,7 @@ class Engine:
     def thumbnail(self, picture: Picture | int, shorter_side: int = 256) -> Image.Image | None:
         """A picture or item in RGB, for showing; None if it cannot be read (any more)."""
         try:
-            data = self.read(picture) if isinstance(picture, int) else picture
+            data = self.read(int(picture)) if isinstance(picture, int | np.integer) else picture
             return opening.open_picture(data, shorter_side).image
         except ImageError:
             return None
@@ -394,7 +392,8 @@ class Engine:
                 "labels": reader.label_count(), "model": meta.model, "weights_sha256": meta.weights_sha256,
                 "features": meta.features, "dimension": meta.dimension, "metric": meta.metric,
                 "storage": meta.storage, "engine": meta.engine,
-                "search": upkeep.told(meta.search, self.path), "bytes": _size(self.path),
+                "search": upkeep.told(meta.search, self.path, self._approximate(reader.epoch())),
+                "bytes": _size(self.path),
                 "rows": reader.state("rows"), "recipe": meta.recipe, "created": meta.created, "format": meta.format,
                 "sources": [
                     {"kind": row.kind, "root": opened[row.id].root, "items": counts.get(row.id, 0)}
@@ -483,6 +482,15 @@ def _check_options(given: Mapping[str, Any], known: type) -> None:
     unknown = set(given) - set(known.__annotations__) - set(SearchOptions.__annotations__)
     if unknown:
         raise UsageError(f"a search has no option {sorted(unknown)[0]!r}")
+
+
+def _numbers(values: Any, what: str) -> NDArray[np.float32]:
+    """Anything made of numbers as float32; what that cannot hold is infinite. Raises UsageError."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{what} not made of numbers: {error}") from error
 
 
 def _size(folder: Path) -> int:

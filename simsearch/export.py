@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -29,12 +30,12 @@ def export_npy(engine: Engine, folder: Path, progress: Callable[[int, int], None
     Rows are in the order of the ids. Each file appears under its name only when it is complete. float32 holds the
     stored float16 values exactly.
     """
+    partial, listing = folder / ".features.npy.partial", folder / ".items.jsonl.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with engine.store.reading() as reader:
             _, rows = reader.ids()
             opened = engine.opened(reader)
-            partial = folder / ".features.npy.partial"
             shape = (len(rows), engine.meta.dimension)
             with partial.open("wb") as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -42,7 +43,6 @@ def export_npy(engine: Engine, folder: Path, progress: Callable[[int, int], None
                 for start in range(0, len(rows), _ROWS):
                     file.write(reader.shards.read(rows[start : start + _ROWS]).astype("<f4").tobytes())
                     progress(min(start + _ROWS, len(rows)), len(rows))
-            listing = folder / ".items.jsonl.partial"
             with listing.open("w", encoding="utf-8") as lines:
                 for item in reader.items():
                     path = opened[item.source].display(item.path)
@@ -52,6 +52,8 @@ def export_npy(engine: Engine, folder: Path, progress: Callable[[int, int], None
         os.replace(listing, folder / "items.jsonl")
     except OSError as error:
         raise UsageError(f"cannot export to {folder}: {error.strerror}") from error
+    finally:  # what an interruption leaves would only fill the disk
+        _discard(partial, listing)
     return len(rows)
 
 
@@ -73,9 +75,9 @@ def export_parquet(
                ("metadata", pyarrow.string()), ("features", pyarrow.list_(pyarrow.float16(), dimension))]  # fmt: skip
     facts = {"simsearch": json.dumps({"model": engine.meta.model, "weights_sha256": engine.meta.weights_sha256})}
     schema = pyarrow.schema(columns, metadata=facts)
+    partial = folder / ".items.parquet.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / ".items.parquet.partial"
         with engine.store.reading() as reader, pyarrow.parquet.ParquetWriter(partial, schema) as writer:
             total, opened, done = reader.count(), engine.opened(reader), 0
             for items in _chunks(reader.items()):
@@ -92,7 +94,15 @@ def export_parquet(
         os.replace(partial, folder / "items.parquet")
     except OSError as error:
         raise UsageError(f"cannot export to {folder}: {error.strerror or error}") from error
+    finally:
+        _discard(partial)
     return int(total)
+
+
+def _discard(*files: Path) -> None:
+    for file in files:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:

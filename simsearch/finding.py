@@ -6,16 +6,18 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from simsearch.errors import UsageError
 from simsearch.snapshot import Sources, matcher
 
 if TYPE_CHECKING:
     from simsearch.store import Item, Reader
 
-Name = str | int | os.PathLike[str]
+Name = str | int | np.integer | os.PathLike[str]
 """What stands for items: an id, `id:N`, a path, a folder, an archive, or a glob."""
 
-SINGLE = (str, int, os.PathLike)
+SINGLE = (str, int, np.integer, os.PathLike)
 """One name; anything else is several."""
 
 
@@ -24,7 +26,7 @@ def find(names: Name | Iterable[Name], reader: Reader, opened: Sources) -> list[
     found: dict[int, Item] = {}
     rest: list[str] = []
     for given in [names] if isinstance(names, SINGLE) else names:
-        name = given if isinstance(given, int) else os.fspath(given)
+        name = int(given) if isinstance(given, int | np.integer) else os.fspath(given)
         if isinstance(name, int) or name.removeprefix("id:").isdecimal():
             number = name if isinstance(name, int) else int(name.removeprefix("id:"))
             found[number] = reader.item(number)

@@ -167,8 +167,8 @@ class FlatIndex:
 
     def _multiply(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
         """Squared distances as |q|^2 - 2 q.x + |x|^2, whose rounding grows with the lengths of q and x."""
-        lengths = np.einsum("nd,nd->n", queries, queries)
-        doubled = -2 * queries
+        with np.errstate(over="ignore"):
+            lengths, doubled = np.einsum("nd,nd->n", queries, queries), -2 * queries
         best: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
         largest = 0.0
         for start in range(0, self.rows if permitted is None else len(permitted), BLOCK):
@@ -254,11 +254,11 @@ def nearest(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArr
     with np.errstate(invalid="ignore"):  # damaged rows may be infinite
         difference = decoded(features).astype(np.float64)
         difference -= query
-        squared = np.einsum("nd,nd->n", difference, difference)
-    order = np.lexsort((rows, squared))
-    last = int(np.searchsorted(squared[order], squared[order[k - 1]], side="right"))
+        distances = np.sqrt(np.einsum("nd,nd->n", difference, difference))  # of two squares, the roots may be equal
+    order = np.lexsort((rows, distances))
+    last = int(np.searchsorted(distances[order], distances[order[k - 1]], side="right"))
     chosen = order[:last]
-    return Neighbours(rows[chosen], np.sqrt(squared[chosen]))
+    return Neighbours(rows[chosen], distances[chosen])
 
 
 def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: int) -> NDArray[np.int64]:

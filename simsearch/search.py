@@ -34,6 +34,9 @@ Measured with the shipped `alexnet` on 100 of its training images: of copies sav
 """
 
 
+LARGEST = float(np.finfo(np.float32).max)
+
+
 class SearchOptions(TypedDict, total=False):
     """What every search accepts besides the query and k.
 
@@ -101,10 +104,7 @@ class Search:
         left_out: Sequence[Sequence[int]], options: SearchOptions,
     ) -> list[Matches]:  # fmt: skip
         """Searches by (nq, v, D) queries, each in v variants of which the nearest counts, without the rows left out."""
-        if not isinstance(k, int | np.integer) or isinstance(k, bool):
-            raise UsageError(f"k is {k!r}, not a whole number")
-        if k < 1:
-            raise UsageError(f"k is {k}, but at least one match must be asked for")
+        k = counted(k)
         farthest = options.get("max_distance")
         if farthest is not None and not isinstance(farthest, int | float | np.number):
             raise UsageError(f"the largest distance is {farthest!r}, not a number")
@@ -153,6 +153,7 @@ class Search:
         self, queries: NDArray[np.float32], k: int, where: Where | None, exact: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The ids of the k items nearest to each of (nq, D) queries, and their distances; -1 and inf fill up."""
+        k = counted(k)
         wanted = conditions(where)
         permitted = self.reader.rows(wanted) if wanted else self.snapshot.live
         found = self._near(queries, k, permitted, exact or not self._approximate(k, permitted))
@@ -217,6 +218,15 @@ class Search:
         return kept
 
 
+def counted(k: int) -> int:
+    """A number of matches to ask for. Raises UsageError."""
+    if not isinstance(k, int | np.integer) or isinstance(k, bool):
+        raise UsageError(f"k is {k!r}, not a whole number")
+    if k < 1:
+        raise UsageError(f"k is {k}, but at least one match must be asked for")
+    return int(k)
+
+
 def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: bool) -> Neighbours:
     """For each row but those left out, the nearest of several variants of a query.
 
@@ -265,13 +275,14 @@ def expanded(query: NDArray[np.float32], near: NDArray[np.float32]) -> NDArray[n
     Matches weigh the third power of their cosine to the query (Radenović, Tolias & Chum, PAMI 2019, "alpha QE"), so
     that doubtful ones count little; the result is as long as the query.
     """
-    length = float(np.linalg.norm(query))
+    q, x = query.astype(np.float64), near.astype(np.float64)  # float32 need not hold the squares
+    length = float(np.linalg.norm(q))
     if not len(near) or not length:
         return query
-    cosines = near @ query / np.maximum(np.linalg.norm(near, axis=1) * length, 1e-9)
-    total = query + (np.maximum(cosines, 0) ** 3) @ near
-    scaled: NDArray[np.float32] = (total * (length / max(float(np.linalg.norm(total)), 1e-9))).astype(np.float32)
-    return scaled
+    cosines = x @ q / np.maximum(np.linalg.norm(x, axis=1) * length, 1e-9)
+    total = q + (np.maximum(cosines, 0) ** 3) @ x
+    scaled: NDArray[np.float64] = total * (length / max(float(np.linalg.norm(total)), 1e-9))
+    return np.clip(scaled, -LARGEST, LARGEST).astype(np.float32)
 
 
 def weighted(given: Sequence[Any]) -> tuple[list[Any], list[float]]:

@@ -349,10 +349,12 @@ class Reader:
             return [(int(first), int(count), int(checksum)) for first, count, checksum in rows]
 
     def item(self, number: int) -> Item:
-        """Raises ItemNotFoundError."""
-        if abs(number) > _LARGEST:
+        """Raises ItemNotFoundError, and UsageError for what is no whole number."""
+        if not isinstance(number, int | np.integer):
+            raise UsageError(f"{number!r} is not the id of an item")
+        if abs(int(number)) > _LARGEST:
             raise ItemNotFoundError(f"the index has no item {number}")
-        found = self._connection.execute(f"SELECT {_COLUMNS} FROM items WHERE id = ?", (number,)).fetchone()
+        found = self._connection.execute(f"SELECT {_COLUMNS} FROM items WHERE id = ?", (int(number),)).fetchone()
         if found is None:
             raise ItemNotFoundError(f"the index has no item {number}")
         return _item(found)

@@ -34,6 +34,8 @@ NARROW = 0.25
 LINKS, CONSTRUCTION = 24, 80
 """HNSW's links of a node, and how widely it looks for them."""
 
+FILLED = 32
+"""FAISS's fast scan compares so many codes at once, and fills each list up to a multiple."""
 
 LISTED = ("ivf", "pq")
 """Kinds that visit the lists nearest to a query."""
@@ -52,7 +54,7 @@ class Setting:
     effort: int
 
     def bytes_for(self, entries: int) -> int:
-        """Resident memory of so many entries, about: codes, links, lists, and each one's row."""
+        """Resident memory of so many entries, about: codes, links, lists, and each one's row; of pq, at most."""
         each = {
             "hnsw": self.dimensions + 8 * LINKS + 24,
             "ivf": self.dimensions + 8,
@@ -61,8 +63,8 @@ class Setting:
             "rabitq": self.dimensions // 8 + 8,
             "codes": self.dimensions // 8,
         }
-        centroids = 4 * self.dimensions * lists(entries) if self.kind in LISTED else 0
-        return entries * (each[self.kind] + 8) + centroids
+        each_list = {"ivf": 4 * self.dimensions, "pq": 4 * self.dimensions + FILLED * self.dimensions // 2}
+        return entries * (each[self.kind] + 8) + lists(entries) * each_list.get(self.kind, 0)
 
 
 def recalls(found: list[Neighbours], truth: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -92,7 +94,7 @@ def make(setting: Setting, entries: int) -> Any:
         index.cp.min_points_per_centroid = 1
     elif setting.kind == "pq":  # four bits a dimension, compared by FAISS's fast scan
         quantizer = faiss.IndexFlatL2(d)
-        index = faiss.IndexIVFPQFastScan(quantizer, d, lists(entries), d, 4, faiss.METRIC_L2, 32, True)
+        index = faiss.IndexIVFPQFastScan(quantizer, d, lists(entries), d, 4, faiss.METRIC_L2, FILLED, True)
         index.cp.min_points_per_centroid = 1
     elif setting.kind == "sq8":
         index = faiss.IndexScalarQuantizer(d, eight)

@@ -45,8 +45,14 @@ SAMPLE, RACE, BLOCK, ADDED = 16_384, 32_768, 1024, 8192
 SCANNED = 65_536
 """Rows that are scanned exactly to see how long that takes: 512 MiB at D = 4096."""
 
+REACH, LARGEST = 2.0**13, float(np.finfo(np.float16).max)
+"""How far projections of the sample reach at most, and others."""
+
 DIMENSIONS = 256
 """Principal components at most."""
+
+BEFORE, AFTER = 1.0, 60.0
+"""Seconds that another writer is waited for: before anything is measured, and with what would else be lost."""
 
 LEAST = 2_000
 """Below so many items an exact scan takes a few milliseconds, and nothing is worth choosing."""
@@ -123,6 +129,8 @@ def tune(
         raise UsageError(f"the recall {recall} is not between 0 and 1")
     if memory is not None and memory < 1:
         raise UsageError(f"the memory is {memory} bytes, but must be at least 1")
+    with writer_lock(engine.path, BEFORE):  # who is refused is refused now, not after minutes
+        pass
     with engine.store.reading() as reader:
         snapshot = engine.snapshot(reader)
         rows = reader.rows()
@@ -134,9 +142,8 @@ def tune(
     count = min(QUERIES, len(rows) // 10)
     held, entries = shuffled[:count], np.sort(shuffled[count:])
     queries = decoded(flat.read(held))
-    onto = projection.principal(
-        flat.read(np.sort(random.choice(entries, min(SAMPLE, len(entries)), replace=False))), DIMENSIONS
-    )
+    sample = flat.read(np.sort(random.choice(entries, min(SAMPLE, len(entries)), replace=False)))
+    onto = _held(projection.principal(sample, DIMENSIONS), sample)
     projected = _project(flat, entries, onto, progress)
     seconds = _exact_seconds(flat, entries, queries)
     tried, ranking = _race(flat, entries, projected, onto, queries, recall, memory)
@@ -150,7 +157,8 @@ def tune(
         made.index.add(np.ascontiguousarray(onto(queries)[:, : setting.dimensions]))
         made.rows = np.concatenate([made.rows, held])
         made = Structure(made.setting, onto, made.index, made.rows, made.covered, flat.shards.epoch)
-        return _record(engine, made, replace(choice, exact_seconds=seconds, tried=tuple(tried)), recall)
+        choice = replace(choice, exact_seconds=seconds, tried=tuple(tried), memory=made.setting.bytes_for(len(rows)))
+        return _record(engine, made, choice, recall)
     return _record(engine, None, replace(_exact(seconds), tried=tuple(tried)))
 
 
@@ -160,10 +168,17 @@ def _exact(seconds: float) -> Choice:
 
 def _exact_seconds(flat: FlatIndex, entries: NDArray[np.int64], queries: NDArray[np.float32]) -> float:
     """How long an exact scan takes for one query, from one of a part, since a scan maps all that it looks at."""
-    rows = min(flat.rows, SCANNED)
-    part, within = FlatIndex(flat.shards, rows), entries[: int(np.searchsorted(entries, rows))]
+    within = entries[:SCANNED]
+    part = FlatIndex(flat.shards, int(within[-1]) + 1)
     seconds, _ = _timed(lambda query: part.search(query, K, within), queries)
-    return seconds * len(entries) / max(1, len(within))
+    return seconds * len(entries) / len(within)
+
+
+def _held(onto: projection.Projection, sample: NDArray[np.float16]) -> projection.Projection:
+    """The projection times a power of two, so that float16 holds what it makes of features like these (n, D)."""
+    farthest = max(float(np.abs(onto(sample[n : n + BLOCK])).max()) for n in range(0, len(sample), BLOCK))
+    factor = REACH / 2 ** np.ceil(np.log2(farthest)) if farthest else 1.0
+    return projection.Projection(onto.mean, onto.axes * np.float32(factor))
 
 
 def _project(
@@ -172,7 +187,8 @@ def _project(
     """(n, d) projected features; float16, since structures keep eight bits of a value or fewer."""
     projected = np.empty((len(rows), onto.axes.shape[1]), np.float16)
     for start in range(0, len(rows), BLOCK):
-        projected[start : start + BLOCK] = onto(flat.read(rows[start : start + BLOCK]))
+        block = onto(flat.read(rows[start : start + BLOCK]))
+        projected[start : start + BLOCK] = np.clip(block, -LARGEST, LARGEST)
         progress(min(start + BLOCK, len(rows)), 2 * len(rows))
     return projected
 
@@ -207,7 +223,7 @@ def _race(
         if (kind in SCANS and able) or any(s.kind == kind and s.candidates <= FEW for _, s in able):
             continue
         setting = Setting(kind, min(dimensions, onto.axes.shape[1]), CANDIDATES[0], EFFORTS[kind][0])
-        if memory is not None and setting.bytes_for(len(entries)) > memory:
+        if memory is not None and setting.bytes_for(len(entries) + len(queries)) > memory:
             continue
         choice = _measured(_build(setting, onto, projected[some], part.rows, flat.rows), part, recall)
         facts: dict[str, Any] = {"kind": kind, "dimensions": setting.dimensions, "reached": choice is not None}
@@ -279,7 +295,7 @@ def _record(engine: Engine, made: Structure | None, choice: Choice, target: floa
     target: the recall that was asked for.
     """
     derived = engine.path / "derived"
-    with writer_lock(engine.path):
+    with writer_lock(engine.path, AFTER):
         if made is not None and made.epoch != engine.shards.epoch:
             raise UsageError(f"{engine.path} was compacted meanwhile", hint="tune it again")
         search: dict[str, Any] = {"kind": choice.kind, "recall": choice.recall, "parameters": {}}
@@ -310,6 +326,8 @@ def tune_codes(
 
     if not 0 < recall <= 1:
         raise UsageError(f"the recall {recall} is not between 0 and 1")
+    with writer_lock(engine.path, BEFORE):
+        pass
     with engine.store.reading() as reader:
         flat, rows = engine.snapshot(reader).flat, reader.rows()
     if len(rows) < LEAST:

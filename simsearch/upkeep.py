@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.index import FlatIndex
+    from simsearch.structure import Structure
 
 GROWN = 1.1
 """The recall is measured again when so many times as many items are there as when it last was."""
@@ -70,21 +71,15 @@ def fallen(search: dict[str, Any]) -> bool:
     return bool(since.get("high", 1.0) < (search.get("target") or 0))
 
 
-def told(search: dict[str, Any], index: Path) -> dict[str, Any]:
+def told(search: dict[str, Any], index: Path, structure: Structure | None) -> dict[str, Any]:
     """What `info` says of the search: what is recorded, and the command that repairs what is wrong with it.
 
-    missing: the structure's files are gone, so every search is exact.
+    structure: what could be loaded. missing: its files are gone or cannot be read, so every search is exact.
     """
-    if lost(search, index):
+    parameters = search["parameters"]
+    if structure is None and isinstance(parameters, dict) and parameters.get("folder"):
         return {**search, "missing": True, "repair": _repair(search, index)}
     return {**search, "repair": _repair(search, index)} if fallen(search) else search
-
-
-def lost(search: dict[str, Any], index: Path) -> bool:
-    """Whether a structure is recorded of which nothing is left."""
-    parameters = search["parameters"]
-    name: str = parameters.get("folder", "") if isinstance(parameters, dict) else ""
-    return bool(name) and not (index / "derived" / Path(name).name).is_dir()
 
 
 def _repair(search: dict[str, Any], index: Path) -> str:

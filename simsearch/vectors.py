@@ -86,5 +86,6 @@ def listed(pictures: Any) -> list[Any]:
     """One picture or several as a list: a string, bytes or array is one."""
     if isinstance(pictures, tuple) and len(pictures) == 2 and isinstance(pictures[1], float):  # (picture, weight)
         return [pictures]
-    single = isinstance(pictures, str | bytes | bytearray | memoryview | int | os.PathLike | Image.Image | np.ndarray)
-    return [pictures] if single else list(pictures)
+    number = isinstance(pictures, int | np.integer)
+    single = isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | np.ndarray)
+    return [pictures] if number or single else list(pictures)

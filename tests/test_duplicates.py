@@ -36,7 +36,7 @@ def expected(features: np.ndarray, reach: float) -> list[list[int]]:
     return sorted((g for g in found if len(g) > 1), key=lambda g: (-len(g), g[0]))
 
 
-@pytest.mark.parametrize("reach", [0.0, 0.5, 3.0, 8.0])
+@pytest.mark.parametrize("reach", [0.0, 0.5, 3.0, 8.0, 1e30, 1e200, np.inf])
 def test_groups_are_those_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach: float) -> None:
     monkeypatch.setattr(duplicates, "BLOCK", 32)
     monkeypatch.setattr(duplicates, "WINDOW", 64)
@@ -188,3 +188,19 @@ def test_parquet_holds_what_npy_holds(tmp_path: Path) -> None:
     for name in ("id", "path", "label"):
         assert table.column(name).to_pylist() == [line[name] for line in lines]
     assert [json.loads(text) for text in table.column("metadata").to_pylist()] == [line["metadata"] for line in lines]
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    filler = Filler(tmp_path / "index", 8)
+    filler.add(np.ones((30, 8)))
+    monkeypatch.setattr("simsearch.export._ROWS", 10)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 20:
+            raise KeyboardInterrupt
+
+    for export in (export_npy, export_parquet):
+        with pytest.raises(KeyboardInterrupt):
+            export(filler.engine, tmp_path / "out", interrupt)
+        assert list((tmp_path / "out").iterdir()) == []

@@ -179,6 +179,21 @@ def test_alone(tmp_path: Path) -> None:
     filler.engine.close()
 
 
+def test_distances_whose_squares_alone_differ_tie(tmp_path: Path) -> None:
+    """The root of a number and of the next one may be the same: what is printed is what is compared."""
+    pairs = np.full((100, 2, 3), 1.5 * 2.0**-11)
+    pairs[:, :, 0], pairs[:, :, 1], pairs[:, 1, 2] = 60000, np.arange(100)[:, None], 0
+    squares = np.einsum("pnd,pnd->pn", pairs, pairs)
+    alike = (squares[:, 0] > squares[:, 1]) & (np.sqrt(squares[:, 0]) == np.sqrt(squares[:, 1]))
+    features = pairs[alike][0]  # the farther one has the lower id
+    filler = Filler(tmp_path / "index", 3)
+    filler.add(features)
+    with filler.engine as engine:
+        both = engine.search_by_vector(np.zeros(3), 2)
+        assert both[0].distance == both[1].distance and [match.id for match in both] == [1, 2]
+        assert [match.id for match in engine.search_by_vector(np.zeros(3), 1)] == [1]
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e5, 1e18, 3e38])
 def test_queries_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     """Where float32 cannot hold the squared distance, and where the features vanish beside the query."""
@@ -191,6 +206,9 @@ def test_queries_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, si
         for where in ([], ["label=one"]):
             expected = scan.search(query, 9, lambda item, where=where: not where or item["label"] == "one")  # type: ignore[misc]
             agree(engine.search_by_vector(query, 9, where=where), expected)
+        known = engine.neighbours(np.stack([query] * index.BATCH), 9)[0]
+        assert known.tolist() == [[number for number, _ in scan.search(query, 9)]] * index.BATCH
+        assert all(np.isfinite(match.distance) for match in engine.search_by_vector(query, 9, expand=2))
 
 
 def test_vector_errors(tmp_path: Path) -> None:
@@ -216,6 +234,43 @@ def test_vector_errors(tmp_path: Path) -> None:
             with pytest.raises(UsageError, match="not FIELD=VALUE"):
                 engine.search_by_vector(np.zeros(4), where=where)
         assert len(engine.search_by_vector([[0, 0, 0, 0]])) == 3  # type: ignore[arg-type]
+        for bad, message in (
+            (np.full((1, 4), 1e300), "not finite"),
+            ([["a"] * 4], "not made of numbers"),
+            (np.zeros(4), "shape"),
+            (np.zeros((2, 3)), "shape"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                engine.neighbours(bad)  # type: ignore[arg-type]
+            with pytest.raises(UsageError, match=message):
+                engine.search_by_vectors(bad)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="not finite"):
+            engine.search_by_vector(np.full(4, 1e300))
+        for odd in (0, 1.5, True):
+            with pytest.raises(UsageError, match=f"k is {odd}"):
+                engine.neighbours(np.zeros((1, 4), np.float32), odd)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="left out of 1 searches, but there are 2"):
+            engine.search_by_vectors(np.zeros((2, 4), np.float32), without=[[1]])
+        assert len(engine.neighbours([[0, 0, 0, 0]], 2)[0][0]) == 2  # type: ignore[arg-type]
+
+
+def test_ids_and_counts_may_be_numpys(tmp_path: Path) -> None:
+    """As `neighbours` gives them."""
+    filler = Filler(tmp_path / "index", 4, rows_per_shard=16)
+    filler.add(np.arange(120).reshape(30, 4))
+    with filler.engine as engine:
+        ids = engine.neighbours(np.zeros((1, 4), np.float32), np.int32(3))[0][0]  # type: ignore[arg-type]
+        assert ids.tolist() == [1, 2, 3]
+        assert engine.item(ids[1]).id == 2 and engine.stored_features(ids[1])[0] == 4  # type: ignore[index]
+        assert [item.id for item in engine.find(ids)] == [1, 2, 3] and engine.find(ids[2])[0].id == 3
+        assert len(engine.search_by_vector(np.zeros(4), np.int32(3))) == 3  # type: ignore[arg-type]
+        alike = engine.search_many([4], 2, plus=ids[0])
+        assert alike == engine.search_many([4], 2, plus=[1])
+        assert engine.search_by_vectors(np.zeros((1, 4), np.float32), 1, without=[ids])[0][0].id == 4
+        assert engine.search_many([], plus=[1]) == engine.search_many([], expand=2) == []
+        with pytest.raises(UsageError, match="'5' is not the id"):
+            engine.item("5")  # type: ignore[arg-type]
+        assert engine.remove(ids) == 3 and len(engine) == 27
 
 
 def test_unknown_option_is_refused(photos: Path, tmp_path: Path, colours: Colours) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +17,10 @@ from click.testing import CliRunner
 from simsearch import projection, sync, tuning
 from simsearch.cli import main
 from simsearch.engine import Engine
-from simsearch.errors import IndexDamagedError, UsageError
+from simsearch.errors import IndexDamagedError, IndexLockedError, UsageError
 from simsearch.index import FlatIndex
-from simsearch.meta import Meta
+from simsearch.meta import Meta, writer_lock
+from simsearch.models.dbn import CodesConfig
 from simsearch.structure import Setting, Structure
 from simsearch.tuning import interval, tune
 from tests.filler import Filler
@@ -103,10 +108,9 @@ def test_deleting_or_damaging_the_structure_loses_nothing(filled: Filler) -> Non
             assert engine.exact
             assert engine.search_by_vector(query) == exact
             told = engine.info()["search"]
-            assert ("missing" in told, "repair" in told) == (not damage, not damage)
-    assert told["repair"] == f"simsearch tune --recall 0.9 -i {filled.path}"
+            assert told["missing"] and told["repair"] == f"simsearch tune --recall 0.9 -i {filled.path}"
     shown = CliRunner().invoke(main, ["info", "-i", str(filled.path)]).output
-    assert f"its files are gone, so every search is exact; {told['repair']} makes them anew" in shown
+    assert f"its files are gone or damaged, so every search is exact; {told['repair']} makes them anew" in shown
 
 
 def test_answers_say_whether_they_are_exact(filled: Filler) -> None:
@@ -152,15 +156,81 @@ def test_an_interrupted_tune_changes_nothing(filled: Filler) -> None:
     assert not (filled.path / "derived").exists()
 
 
+def test_another_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that goes on for long is told before anything is measured; one that comes at the end costs nothing."""
+    filler = Filler(tmp_path / "index", D)
+    filler.add(clustered(np.random.default_rng(0), 100))
+    record, recorded = tuning._record, []
+
+    def late(*arguments: Any) -> tuning.Choice:
+        writer = contextlib.ExitStack()
+        writer.enter_context(writer_lock(filler.path))
+        threading.Timer(0.3, writer.close).start()
+        recorded.append(record(*arguments))
+        return recorded[-1]
+
+    monkeypatch.setattr(tuning, "_record", late)
+    monkeypatch.setattr(tuning, "BEFORE", 0.1)
+    with writer_lock(filler.path):
+        for attempt in (lambda: tune(filler.engine, 0.9), lambda: tuning.tune_codes(filler.engine, CodesConfig(64))):
+            with pytest.raises(IndexLockedError, match=f"process {os.getpid()} is writing"):
+                attempt()
+    assert tune(filler.engine, 0.9).kind == "exact" and len(recorded) == 1
+
+
 def test_memory_is_a_limit(filled: Filler) -> None:
     assert tune(filled.engine, 0.9, memory=1000).kind == "exact"
     choice = tune(filled.engine, 0.9, memory=3000 * (D + 20))
     assert choice.kind in {"sq8", "rabitq", "ivf", "pq"} and choice.memory <= 3000 * (D + 20)
+    codes = Setting("sq8", D, 12, 0).bytes_for(3000)  # the least, but for RaBitQ: held-out items count
+    for memory, kinds in ((codes, {"sq8", "rabitq"}), (codes - 1, {"rabitq", "exact"})):
+        assert tune(filled.engine, 0.9, memory=memory).kind in kinds
     for wrong in (0.0, 1.5):
         with pytest.raises(UsageError, match="recall"):
             tune(filled.engine, wrong)
     with pytest.raises(UsageError, match="memory"):
         tune(filled.engine, 0.9, memory=0)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "pq", "ivf", "sq8", "rabitq"])
+def test_structures_take_what_is_said(kind: str) -> None:
+    import faiss
+
+    setting, features = Setting(kind, 48, 12, 16), clustered(np.random.default_rng(0), 6000)
+    onto = projection.principal(features, 48)
+    made = tuning._build(setting, onto, onto(features), np.arange(6000), 6000)
+    taken = faiss.serialize_index(made.index).nbytes + made.rows.nbytes
+    assert 0.75 * setting.bytes_for(6000) < taken < 1.05 * setting.bytes_for(6000)
+
+
+@pytest.mark.parametrize("factor", [8000, 1e-6])
+def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Where projections are longer than float16 can hold, or among its smallest numbers."""
+    filler = Filler(tmp_path / "index", D)
+    features = clustered(np.random.default_rng(0), 2500).astype(np.float32)
+    filler.add(np.minimum(features * factor, 6e4))
+    clock = iter(range(10**9))
+    monkeypatch.setattr(tuning, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    assert tune(filler.engine, 0.95).recall >= 0.95
+    queries = np.minimum(clustered(np.random.default_rng(5), 40).astype(np.float32) * np.float32(factor), 6e4)
+    assert not filler.engine.exact and recall(filler.engine, queries) >= 0.9
+
+
+def test_an_exact_scan_is_timed_on_items_that_are_there(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the first rows be those of removed items."""
+    asked: list[Any] = []
+
+    def timed(search: Any, queries: Any) -> tuple[float, int]:
+        asked.append(search(queries[:1]))
+        return 2.0, 1
+
+    monkeypatch.setattr(tuning, "SCANNED", 500)
+    monkeypatch.setattr(tuning, "_timed", timed)
+    monkeypatch.setattr(FlatIndex, "search", lambda self, queries, k, permitted: (self.rows, permitted.tolist()))
+    entries = np.arange(1000, 3000)
+    flat = FlatIndex(filled.engine.shards, 3000)
+    assert tuning._exact_seconds(flat, entries, np.zeros((5, D), np.float32)) == 2.0 * 2000 / 500
+    assert asked == [(1500, list(range(1000, 1500)))]
 
 
 def test_a_small_index_stays_exact(tmp_path: Path) -> None:
@@ -208,6 +278,11 @@ def test_interval() -> None:
 
 
 def test_tune_from_the_command_line(filled: Filler, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, told in (
+        (["--recall", "1"], "exact search\n"), (["--memory", "1K"], "exact search; no structure fits in the memory\n"),
+    ):  # fmt: skip
+        done = CliRunner().invoke(main, ["tune", *arguments, "-i", str(filled.path)])
+        assert done.exit_code == 0 and done.stdout == f"{filled.path}: {told}"
     for arguments, code in (
         (["tune", "--recall", "0.9", "--memory", "1G", "--format", "json"], 0), (["tune", "--memory", "much"], 2),
     ):  # fmt: skip
