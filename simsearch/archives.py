@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import contextlib
+import io
 import os
 import tarfile
 import threading
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+
+KEPT, KEPT_BYTES = 64, 64 << 20
+"""Members of a compressed archive that were passed over, and their bytes at most, which are kept for who asks next."""
 
 
 def _hidden(path: str) -> bool:
@@ -83,7 +89,11 @@ class ZipSource(Source):
 
 
 class TarSource(Source):
-    """A .tar file, plain or compressed. Members are listed in the archive's order, in which reading is quickest."""
+    """A .tar file, plain or compressed. Members are listed in the archive's order, in which reading is quickest.
+
+    Threads ask in nearly that order. For one step back a compressed archive would be unpacked from its start again, so
+    the last members that were passed over are kept.
+    """
 
     kind = "tar"
 
@@ -96,6 +106,10 @@ class TarSource(Source):
             raise UsageError(f"{root} cannot be read as a tar archive: {first_line(error)}") from error
         self._closing = weakref.finalize(self, self._archive.close)  # a ZipFile sees to that itself
         self._members: dict[str, tarfile.TarInfo] | None = None
+        self._compressed = not isinstance(self._archive.fileobj, io.BufferedReader)
+        self._order: list[tuple[int, str]] = []
+        self._position = 0
+        self._passed: dict[str, bytes] = {}
 
     def _index(self) -> dict[str, tarfile.TarInfo]:
         if self._members is None:
@@ -104,6 +118,8 @@ class TarSource(Source):
             except Exception as error:
                 raise UsageError(f"{self.root} is damaged: {first_line(error)}") from error
             self._members = {member.name.removeprefix("./"): member for member in files}
+            self._order = [(member.offset_data, path) for path, member in self._members.items()] * self._compressed
+            self._order.sort()
         return self._members
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
@@ -130,6 +146,18 @@ class TarSource(Source):
             raise ImageError("not a regular file")
         return file
 
+    def _pass_over(self, member: tarfile.TarInfo) -> None:
+        """Keeps what lies between the last member that was read and this one, before it is read."""
+        end = bisect.bisect_left(self._order, (member.offset_data, ""))
+        start = bisect.bisect_left(self._order, (self._position, ""))
+        self._position = member.offset_data + 1
+        for _, path in self._order[max(start, end - KEPT) : end]:
+            passed = self._index()[path]
+            if passed.size <= KEPT_BYTES:
+                self._passed[path] = self._open(passed).read()
+            while len(self._passed) > KEPT or sum(map(len, self._passed.values())) > KEPT_BYTES:
+                del self._passed[next(iter(self._passed))]
+
     def read(self, path: str) -> bytes:
         return self._read(path, lambda file: file.read())
 
@@ -138,6 +166,8 @@ class TarSource(Source):
 
     def _read(self, path: str, how: Callable[[IO[bytes]], T]) -> T:
         with self._lock:
+            if (passed := self._passed.pop(path, None)) is not None:
+                return how(io.BytesIO(passed))
             try:
                 member = self._index().get(path)
             except UsageError as error:
@@ -146,6 +176,9 @@ class TarSource(Source):
                 raise ImageError("no such member in the archive")
             if member.size > LARGEST_BYTES:
                 raise ImageError(f"too large: the limit is {LARGEST_BYTES:,} bytes")
+            if self._compressed:
+                with contextlib.suppress(Exception):  # a damaged archive, of which this member says as much
+                    self._pass_over(member)
             try:
                 return how(self._open(member))
             except Exception as error:

@@ -24,7 +24,7 @@ def folder(name: str, fill: Callable[[Path], None]) -> Path:
     """The cached folder `name`; where it is missing, `fill` writes it under another name and it is moved into place.
 
     So a reader never sees half a folder, and of two processes that fill it at once one wins. Where the cache cannot
-    be written at all, the folder is a temporary one, removed at exit.
+    be written at all, the folder is a temporary one, removed at exit. Raises OSError where that cannot be either.
     """
     target = directory() / name
     if target.is_dir():

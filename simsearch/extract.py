@@ -100,6 +100,7 @@ class _Extraction(Generic[T]):
         self.computing: Executor = self.pool if shared else ThreadPoolExecutor(self.lanes, thread_name_prefix="compute")
         self.under_way: deque[Future[list[tuple[T, Extracted]]]] = deque()
         self.under_way_digests: set[bytes] = set()
+        self.refused: dict[bytes, str] = {}
         self.finished: queue.Queue[Future[list[tuple[T, Extracted]]] | None] = queue.Queue(FINISHED)
         self.stopped = False
         self.feeder = threading.Thread(target=self._feed, name="feed", daemon=True)
@@ -108,9 +109,18 @@ class _Extraction(Generic[T]):
     def results(self) -> Iterator[list[tuple[T, Extracted]]]:
         """The batches, in order, as they are computed. An exception of the model is raised in its place."""
         while (future := self.finished.get()) is not None:
-            batch = future.result()
+            batch = [(key, self._alike(result)) for key, result in future.result()]
             yield batch
             self.under_way_digests.difference_update([result.digest for _, result in batch])
+
+    def _alike(self, result: Extracted) -> Extracted:
+        """With the problem of the image that it is like, where that was found out by the model's device only."""
+        if result.problem is not None:
+            if result.digest in self.under_way_digests:
+                self.refused[result.digest] = result.problem
+        elif result.features is None and result.digest in self.refused:
+            return replace(result, problem=self.refused[result.digest])
+        return result
 
     def stop(self) -> None:
         """Ends the threads; what has not begun is dropped."""
@@ -175,7 +185,7 @@ class _Extraction(Generic[T]):
         """Sends a batch to be computed, one more than are computed at once, and hands its result over in its turn."""
         while self.under_way and (len(self.under_way) > self.lanes or self.under_way[0].done()):
             wait([self.under_way.popleft()])
-        future = self.computing.submit(_computed, self.model, batch)
+        future = self.computing.submit(_computed, self.model, batch, self.budget)
         future.add_done_callback(lambda _, loaded=[result for _, result in batch]: self.room.let_go(loaded))  # type: ignore[misc]
         self.under_way.append(future)
         self._hand_over(future)
@@ -226,10 +236,10 @@ def stored(features: NDArray[np.float32]) -> NDArray[np.float16]:
     return np.clip(features, -65504, 65504).astype(np.float16)
 
 
-def _computed(model: Model, batch: list[tuple[T, Extracted]]) -> list[tuple[T, Extracted]]:
+def _computed(model: Model, batch: list[tuple[T, Extracted]], budget: Budget) -> list[tuple[T, Extracted]]:
     decoder: JpegDecoder | None = getattr(model, "decoder", None)
     if decoder is not None:
-        loaded = decoded([result for _, result in batch], decoder, model.recipe)
+        loaded = decoded([result for _, result in batch], decoder, model.recipe, budget)
         batch = [(key, result) for (key, _), result in zip(batch, loaded, strict=True)]
     pixels = [result.pixels for _, result in batch if result.pixels is not None]
     if not pixels:

@@ -34,11 +34,17 @@ EXTENSIONS = frozenset(
 LARGEST_PIXELS = 178_956_970
 """Pictures of more pixels are refused as decompression bombs: twice Pillow's own warning level."""
 
+LARGEST_SIDE = 1 << 23
+"""Pictures wider or higher than so many pixels are refused too: decoders keep whole rows, and a pointer for each."""
+
 LARGEST_BYTES = 1 << 30
 """Files of more bytes are not read."""
 
 LARGE_PIXELS = 1 << 24
 """Pictures of more pixels are scaled down while they are converted to RGB, where fewer are needed."""
+
+MIDDLE = 8
+"""Of a panorama of more than `LARGE_PIXELS`, so many times its height are kept where few pixels are needed."""
 
 LARGE_BYTES = 32 << 20
 """Files of more bytes are better decoded from where they are than from memory."""
@@ -101,7 +107,8 @@ def decode(data: bytes | IO[bytes], shorter_side: int | None = None, largest: in
     """Decodes the first frame of an image file, given as bytes or opened, into upright RGB.
 
     shorter_side: the pixels that are needed. A JPEG much larger is decoded at a half, a quarter or an eighth of its
-    size, and anything over `LARGE_PIXELS` is scaled down by a whole number, never below twice of what is needed.
+    size, and anything over `LARGE_PIXELS` is scaled down by a whole number, never below twice of what is needed; of a
+    panorama of that size, too low to be scaled down, only the middle is kept.
     largest: pixels of the original, beyond which it is refused. Raises ImageError with a reason fit for a list of
     failures.
     """
@@ -110,8 +117,7 @@ def decode(data: bytes | IO[bytes], shorter_side: int | None = None, largest: in
         with image:
             if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
                 raise ImageError("not an image, or of an unknown format")
-            if image.width * image.height > largest:
-                raise ImageTooLargeError(_too_large(image.width, image.height, largest))
+            _check_size(image, largest)
             return _upright(image, shorter_side)
 
 
@@ -243,6 +249,19 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
     return result
 
 
+def _middle(image: Image.Image) -> Image.Image:
+    """The middle of a decoded panorama in RGB, `MIDDLE` times as long as it is high: no recipe looks beyond.
+
+    As much is cut off at either end, so that it is the middle whichever way the picture is turned.
+    """
+    width, height = image.size
+    across, down = (max(0, side - MIDDLE * min(width, height)) // 2 for side in (width, height))
+    if not across and not down:
+        return to_rgb(image)
+    top = _top(image) if image.mode in {"I", "F"} else None
+    return to_rgb(image.crop((across, down, width - across, height - down)), top)
+
+
 def _upright(image: Image.Image, shorter_side: int | None) -> Decoded:
     width, height = image.size
     _draft(image, shorter_side)
@@ -250,9 +269,14 @@ def _upright(image: Image.Image, shorter_side: int | None) -> Decoded:
     orientation = 1
     with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
         orientation = image.getexif().get(_ORIENTATION, 1)
+    large = shorter_side is not None and image.width * image.height > LARGE_PIXELS
     factor = min(image.size) // (2 * shorter_side) if shorter_side is not None else 1
-    large = factor > 1 and image.width * image.height > LARGE_PIXELS
-    rgb = _reduced(image, factor) if large else to_rgb(image)
+    if large and factor > 1:
+        rgb = _reduced(image, factor)
+    elif large:
+        rgb = _middle(image)
+    else:
+        rgb = to_rgb(image)
     # Not by ImageOps.exif_transpose: it also writes the EXIF anew, which fails where that is damaged.
     if orientation in _TURNS:
         if orientation >= 5:
@@ -285,8 +309,14 @@ def _brands(data: bytes) -> set[bytes]:
     return {data[start : start + 4] for start in (8, *range(16, end, 4))}
 
 
-def _too_large(width: int, height: int, largest: int) -> str:
-    return f"too large: {width}x{height} is over {largest:,} pixels, the limit against decompression bombs"
+def _check_size(image: Image.Image, largest: int) -> None:
+    """Refuses an image that is not yet decoded, and would take too much memory. Raises ImageTooLargeError."""
+    width, height = image.size
+    bomb = "the limit against decompression bombs"
+    if width * height > largest:
+        raise ImageTooLargeError(f"too large: {width}x{height} is over {largest:,} pixels, {bomb}")
+    if max(width, height) > LARGEST_SIDE:
+        raise ImageTooLargeError(f"too large: {width}x{height} has a side of over {LARGEST_SIDE:,} pixels, {bomb}")
 
 
 def _register_heif() -> None:

@@ -92,16 +92,20 @@ def load(
     return Extracted(digest, size, width, height, pixels=pixels)
 
 
-def decoded(loaded: Sequence[Extracted], decoder: JpegDecoder, recipe: Recipe) -> list[Extracted]:
+def decoded(
+    loaded: Sequence[Extracted], decoder: JpegDecoder, recipe: Recipe, budget: Budget | None = None
+) -> list[Extracted]:
     """With the pixels of all files that were left to the decoder; what it cannot decode after all is loaded here."""
     files = [result.file for result in loaded if result.file is not None]
     found = iter(decoder.pixels(files) if files else ())
-    return [result if result.file is None else _resolved(result, next(found), recipe) for result in loaded]
+    return [result if result.file is None else _resolved(result, next(found), recipe, budget) for result in loaded]
 
 
-def _resolved(result: Extracted, pixels: NDArray[np.uint8] | None, recipe: Recipe) -> Extracted:
+def _resolved(result: Extracted, pixels: NDArray[np.uint8] | None, recipe: Recipe, budget: Budget | None) -> Extracted:
     file = result.file or b""
-    return replace(result, pixels=pixels, file=None) if pixels is not None else load(lambda: file, recipe)
+    if pixels is not None:
+        return replace(result, pixels=pixels, file=None)
+    return load(lambda: file, recipe, budget=budget)
 
 
 def _hashed(data: bytes | IO[bytes]) -> tuple[bytes, int]:

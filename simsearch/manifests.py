@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import threading
 from typing import IO, TYPE_CHECKING, Any
 
 from simsearch.errors import ImageError, MissingExtraError, UsageError
@@ -126,7 +127,8 @@ class ParquetSource(Source):
         except ImportError:
             raise MissingExtraError("reading Parquet", "parquet") from None
         try:
-            self._file = pyarrow.parquet.ParquetFile(root, memory_map=True)
+            # Not mapped into memory: where another program cuts a mapped file short, reading it ends the process.
+            self._file = pyarrow.parquet.ParquetFile(root, buffer_size=1 << 20)
             schema = self._file.schema_arrow
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise UsageError(f"{root} cannot be read as Parquet: {first_line(error)}") from error
@@ -139,7 +141,8 @@ class ParquetSource(Source):
             if field.name != self._column and self._holds_plain(pyarrow, field.type)
         ]  # fmt: skip
         self._rows: dict[str, int] = {}
-        self._group: tuple[int, Any] = (-1, None)
+        self._groups: dict[int, Any] = {}
+        self._lock = threading.Lock()
 
     @staticmethod
     def _holds_bytes(pyarrow: Any, kind: Any) -> bool:
@@ -205,20 +208,28 @@ class ParquetSource(Source):
             raise ImageError(f"cannot be read from the table: {first_line(error)}") from error
 
     def _read(self, path: str) -> bytes:
-        if not self._rows:
-            self._rows = {path: row for row, path in enumerate(self._paths())}
+        with self._lock:
+            if not self._rows:
+                self._rows = {path: row for row, path in enumerate(self._paths())}
         if path not in self._rows:
             raise ImageError("no such row in the table")
         row = self._rows[path]
         for number in range(self._file.metadata.num_row_groups):
             count = self._file.metadata.row_group(number).num_rows
             if row < count:
-                group = self._group
-                if group[0] != number:
-                    group = self._group = (number, self._file.read_row_group(number, [self._column]).column(0))
-                return self._bytes(group[1][row].as_py())
+                return self._bytes(self._group(number)[row].as_py())
             row -= count
         raise ImageError("no such row in the table")
+
+    def _group(self, number: int) -> Any:
+        """The images of a row group; two are kept, since some threads still read the last one's end."""
+        with self._lock:
+            if (found := self._groups.pop(number, None)) is None:
+                while len(self._groups) > 1:
+                    del self._groups[next(iter(self._groups))]
+                found = self._file.read_row_group(number, [self._column]).column(0)
+            self._groups[number] = found
+            return found
 
     def close(self) -> None:
         self._file.close()

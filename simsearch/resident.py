@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from simsearch.models.replays import empty_cache
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -150,7 +152,7 @@ def load(
 
     with contextlib.suppress(torch.OutOfMemoryError):
         return Resident(read, rows, devices, before)
-    torch.cuda.empty_cache()
+    empty_cache()
     return None
 
 
@@ -162,6 +164,6 @@ def devices_for(device: str, rows: int, dimension: int) -> list[str]:
         return []
     names = [device] if ":" in device else [f"cuda:{n}" for n in range(torch.cuda.device_count())]
     chunks = -(-rows // CHUNK)
-    torch.cuda.empty_cache()  # what torch keeps for itself counts as taken
+    empty_cache()  # what torch keeps for itself counts as taken
     each = -(-chunks // len(names)) * min(CHUNK, rows) * (2 * dimension + 4)
     return names if all(torch.cuda.mem_get_info(name)[0] > each + SPARE for name in names) else []

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 from simsearch import models
@@ -124,6 +125,28 @@ def test_an_unwritable_cache_does_not_matter(tiny_weights, tmp_path, monkeypatch
         1,
         32,
     )
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_full_disk_is_said_in_one_line(tiny_weights, tmp_path, monkeypatch, everywhere):
+    """safetensors has an error of its own for it. Where a temporary folder has room, that is used."""
+    monkeypatch.setenv("SIMSEARCH_CACHE", str(tmp_path))
+    save = safetensors.numpy.save_file
+
+    def full(tensors, path):
+        if everywhere or tmp_path in path.parents:
+            raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+        save(tensors, path)
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    model, pixels = runtime.OnnxModel(models.find(str(tiny_weights))), np.zeros((1, 63, 63, 3), np.uint8)
+    if everywhere:
+        with pytest.raises(WeightsError, match=r"cannot be unpacked: .*No space left on device") as caught:
+            model.features(pixels)
+        assert "SIMSEARCH_CACHE" in str(caught.value.hint)
+    else:
+        assert model.features(pixels).shape == (1, 32)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_images_no_features(tiny_weights):

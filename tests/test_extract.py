@@ -29,6 +29,7 @@ from simsearch.models import runtime, torch_runtime
 from simsearch.models.runtime import OnnxModel
 from simsearch.models.torch_runtime import TorchRunner
 from simsearch.opening import resolve
+from simsearch.recipe import Recipe
 from tests.models import CellModel
 
 if TYPE_CHECKING:
@@ -297,6 +298,31 @@ def test_large_pictures_are_scaled_while_they_are_converted(kind: str, monkeypat
     assert small.image.mode == "RGB"
     assert min(small.image.size) == 62  # a fifth, at least twice of what is needed
     difference = np.asarray(small.image, np.int16) - np.asarray(whole.image.reduce(5), np.int16)
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["RGB", "RGBA", "L", "I", "F", "CMYK"])
+@pytest.mark.parametrize("size", [(2001, 40), (37, 1000), (4001, 21)])
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_of_large_panoramas_only_the_middle_is_converted(
+    size: tuple[int, int], kind: str, turn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Image.open(io.BytesIO(picture(5, size))).convert("RGB")
+    values = np.asarray(base.convert("L")).astype(np.float32)
+    if kind in {"I", "F"}:
+        base = Image.fromarray((values * 4001).astype(np.int32) if kind == "I" else values / 300)
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = turn
+    base.convert(kind).save(out, "TIFF", exif=exif)
+    recipe = Recipe(30, 28)
+    whole = images.decode(out.getvalue())
+    monkeypatch.setattr(images, "LARGE_PIXELS", 30_000)
+    middle = images.decode(out.getvalue(), 30)
+    assert (middle.width, middle.height) == (whole.width, whole.height)
+    lower = min(size)
+    assert sorted(middle.image.size) == [lower, 8 * lower + (max(size) - 8 * lower) % 2]
+    assert middle.image.mode == "RGB"
+    difference = recipe.pixels(middle.image).astype(int) - recipe.pixels(whole.image)
     assert np.abs(difference).max() <= 1
 
 

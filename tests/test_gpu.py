@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import simsearch
-from simsearch import extract, fit, images, models, resident
+from simsearch import extract, fit, images, machine, models, resident
 from simsearch.loading import Extracted
 from simsearch.models import jpegs, torch_runtime
 from simsearch.models.jpegs import JpegDecoder, header, scaled_centre
@@ -298,9 +298,10 @@ def test_a_device_that_decodes_gives_the_same_results(
     assert sum(result.problem is not None for result in found) >= 2
 
 
-def test_what_the_device_refuses_is_decoded_here() -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ValueError("no JPEG"), IndexError()])
+def test_what_the_device_refuses_is_decoded_here(error: Exception) -> None:
     def refusing(files: list[Tensor]) -> list[Tensor]:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     files = everything()
     for a, b in zip(run(CellModel(), files), run(Handed(refusing), files), strict=True):
@@ -330,6 +331,37 @@ def test_files_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(Handed(slow), files, batch_size=64, workers=2)
     assert all(result.features is not None for result in found)
     assert most <= limit + 6 * max(map(len, files))  # those being read already when the limit is reached
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_copies_of_what_nothing_decodes_fail_alike(batch_size: int, tmp_path: Path) -> None:
+    """Its header is in order, so that the copies are told from each other's digests before it is known to be broken."""
+    whole = jpeg(smooth())
+    tables = whole.index(b"\xff\xc4") + 5
+    broken = whole[:tables] + b"\xff" * 16 + whole[tables + 16 :]  # more codes of one bit than there are
+    files = [whole, broken, jpeg(smooth(1)), broken, broken]
+    assert header(broken) is not None
+    expected = run(CellModel(), files, batch_size=batch_size)
+    found = run(Handed(), files, batch_size=batch_size)
+    assert [result.problem for result in found] == [result.problem for result in expected]
+    assert sum(result.problem is not None for result in found) == 3
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, data in enumerate(files):
+        (folder / f"{number}.jpg").write_bytes(data)
+    with simsearch.build(folder, tmp_path / "index", Handed(), batch_size=batch_size) as engine:
+        assert len(engine) == 2
+        assert len(engine.failures()) == 3
+
+
+def test_what_the_device_refuses_is_decoded_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    hold = machine.Budget.hold
+    monkeypatch.setattr(machine.Budget, "hold", lambda budget, size: held.append(size) or hold(budget, size))  # type: ignore[func-returns-value]
+    found = run(Handed(lambda files: []), [jpeg(smooth(n), progressive=True) for n in range(4)])
+    assert all(result.features is not None for result in found)
+    assert len(held) == 4
+    assert min(held) > 2 * 400 * 300
 
 
 def test_an_index_made_by_such_a_device(tmp_path: Path) -> None:
@@ -370,6 +402,49 @@ def test_half_precision_is_used_where_it_agrees(tiny_weights: Path, monkeypatch:
     assert 0 < np.abs(a - b).max() < 0.01 * np.abs(a).max()
     monkeypatch.setenv("SIMSEARCH_PRECISION", "float32")
     assert runner.fastest(network, lambda network: network.features) == (network, "torch-cuda")
+
+
+def test_a_gpu_with_no_room_for_a_second_network_keeps_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 8)).requires_grad_(False)
+
+    def full(runner: TorchRunner, function: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if next(function.parameters()).dtype == torch.float16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plainly(runner, function, pixels)
+
+    monkeypatch.setattr(TorchRunner, "_once", full)
+    runner = TorchRunner(Recipe(8, 8), "cpu")
+    runner.device = _Cuda()  # type: ignore[assignment]
+    assert runner.fastest(network, lambda network: network) == (network, "torch-cuda")
+    assert runner.most is None
+
+
+def test_memory_that_torch_does_not_give_back_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a recording that failed; during one it is waited for."""
+    recording, emptied = threading.Event(), threading.Event()
+
+    def refused() -> None:
+        assert not recording.is_set()
+        emptied.set()
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refused)
+    runner = TorchRunner(Recipe(8, 8), "cpu")
+
+    def small(x: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x.sum((2, 3))
+
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    with ThreadPoolExecutor(1) as pool:
+        with simsearch.models.replays._recording:
+            recording.set()
+            found = pool.submit(runner.run, small, pixels)
+            assert not emptied.wait(0.05)
+            recording.clear()
+        assert found.result(10).shape == (5, 3)
+    assert emptied.is_set()
 
 
 @pytest.mark.parametrize("scale", [300.0, 1e-9, float("nan")])
@@ -488,7 +563,7 @@ def test_an_error_of_the_network_is_its_own() -> None:
 # -- precision
 
 
-@pytest.mark.parametrize("user", ["default", "high", "new", "convolutions"])
+@pytest.mark.parametrize("user", ["default", "high", "new", "convolutions", "products", "both"])
 def test_full_precision_is_set_and_put_back(user: str) -> None:
     """Whichever of torch's interfaces the program around uses."""
     code = f"""
@@ -499,15 +574,18 @@ b = torch.backends
 if {user!r} == "high": torch.set_float32_matmul_precision("high")
 if {user!r} == "new": b.fp32_precision = "tf32"
 if {user!r} == "convolutions": b.cudnn.conv.fp32_precision = "ieee"
+if {user!r} == "both": b.cuda.matmul.allow_tf32 = True; b.cudnn.conv.fp32_precision = "ieee"
+if {user!r} == "products": b.cuda.matmul.fp32_precision = "tf32"
 def state():
     found = [b.fp32_precision, b.cudnn.fp32_precision, b.cudnn.conv.fp32_precision, b.cudnn.rnn.fp32_precision,
-             b.cuda.matmul.allow_fp16_reduced_precision_reduction]
-    return found + ([b.cuda.matmul.fp32_precision] if {user!r} == "new" else [torch.get_float32_matmul_precision()])
+             b.cuda.matmul.allow_fp16_reduced_precision_reduction, b.cuda.matmul.fp32_precision]
+    return found + ([] if {user!r} in ("new", "products") else [torch.get_float32_matmul_precision()])
 before = state()
 with torch_runtime._full(), torch_runtime._full():
     assert "tf32" not in state()[2:] and "high" not in state() and not state()[4], state()
+    assert not b.cuda.matmul.allow_tf32
     if {user!r} in ("default", "high"):
-        assert not b.cudnn.allow_tf32 and not b.cuda.matmul.allow_tf32
+        assert not b.cudnn.allow_tf32
 assert state() == before, (before, state())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -366,6 +366,12 @@ def test_limit_holds_where_a_program_has_lifted_that_of_pillow(monkeypatch: pyte
     assert error(png(30_000, 30_000, 8, 2, b"")).startswith("too large: 30000x30000 ")
 
 
+@pytest.mark.parametrize("size", [(1, 8_388_609), (8_388_609, 1)])
+def test_lines_that_take_many_times_their_pixels_in_memory_are_refused(size: tuple[int, int]) -> None:
+    """Pillow keeps a pointer for each row, and PNG two rows: a file of 300 kB would take gigabytes."""
+    assert error(png(*size, 8, 0, b"")).startswith(f"too large: {size[0]}x{size[1]} has a side of over 8,388,608 ")
+
+
 def test_panorama_within_the_limit_is_no_bomb() -> None:
     assert images.decode(encoded(Image.new("L", (40_000, 2)), "PNG")).width == 40_000
 

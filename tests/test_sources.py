@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
 import threading
@@ -20,7 +22,7 @@ import pytest
 from PIL import Image
 
 import simsearch
-from simsearch import api, images, opening, sources, sync
+from simsearch import api, archives, images, manifests, opening, sources, sync
 from simsearch.errors import ImageError, MissingExtraError, UsageError
 from simsearch.sources import Entry, FolderSource, Listing, Source
 from tests.models import CellModel
@@ -516,6 +518,34 @@ def test_archive_can_be_read_by_many_threads(name: str, tmp_path: Path) -> None:
     assert not wrong
 
 
+def test_a_compressed_archive_is_not_begun_anew_for_one_step_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As threads ask: nearly in order. What is passed over and not asked for does not pile up."""
+    names = [f"{number}.png" for number in range(40)]
+    write_tar(tmp_path / "x.tar", *names)
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
+    source = opening.resolve(str(tmp_path / "x.tar.gz"))
+    assert isinstance(source, archives.TarSource)
+    assert len(source.listing().entries) == 40
+    begun: list[int] = []
+    seek = gzip.GzipFile.seek
+
+    def noted(file: gzip.GzipFile, offset: int, whence: int = 0) -> int:
+        begun.extend([offset] if not whence and offset < file.tell() else [])
+        return seek(file, offset, whence)
+
+    monkeypatch.setattr(gzip.GzipFile, "seek", noted)
+    monkeypatch.setattr(archives, "KEPT", 3)
+    for number in (2, 1, 0, 3, 5, 4, 39, 37, 38):
+        assert source.read(f"{number}.png") == png(number)
+    assert len(begun) == 1  # from the listing's end
+    assert source.read("0.png") == png(0)
+    assert source.read("39.png") == png(39)
+    assert len(source._passed) <= 3
+    source.close()
+
+
 # -- paths as printed
 
 
@@ -740,6 +770,44 @@ def test_parquet_rows_are_found_in_whatever_group_they_lie(tmp_path: Path) -> No
     source = opening.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=3)))
     assert [source.read(entry.path) for entry in reversed(source.listing().entries)] == data[::-1]
     source.close()
+
+
+@needs_pyarrow
+def test_parquet_groups_are_read_once_where_threads_meet(tmp_path: Path) -> None:
+    data = [png(seed) for seed in range(20)]
+    source = opening.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=5)))
+    assert isinstance(source, manifests.ParquetSource)
+    read: list[int] = []
+    file = source._file
+
+    class Counted:
+        metadata, close = file.metadata, file.close
+
+        def read_row_group(self, number: int, columns: list[str]) -> Any:
+            read.append(number)
+            return file.read_row_group(number, columns)
+
+    source._file = Counted()
+    for row in (0, 1, 2, 3, 5, 4, 6, 8, 10, 9, 7, 11, 15, 14):
+        assert source.read(f"row-{row:08d}") == data[row]
+    assert read == [0, 1, 2, 3]
+    source.close()
+
+
+@needs_pyarrow
+def test_parquet_cut_short_meanwhile_is_a_failure(tmp_path: Path) -> None:
+    """In a process of its own, which a signal would end were the file mapped into its memory."""
+    data = [np.random.default_rng(seed).bytes(200_000) for seed in range(20)]
+    place = table(tmp_path / "x.parquet", {"image": data}, row_group_size=5, use_dictionary=False)
+    code = (
+        "import os, sys; from simsearch import errors, opening; source = opening.resolve(sys.argv[1])\n"
+        "source.read('row-00000000'); os.truncate(sys.argv[1], 1_500_000)\n"
+        "try: source.read('row-00000019')\n"
+        "except errors.ImageError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cannot be read from the table: ")
 
 
 @needs_pyarrow

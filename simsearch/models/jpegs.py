@@ -169,7 +169,7 @@ class JpegDecoder:
 
     def _group(self, group: list[tuple[bytes, Header | None]]) -> list[torch.Tensor | None]:
         """Half by half where it fails: one damaged file spoils the group, and less at once takes less memory."""
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(Exception):  # hostile bytes make libraries raise nearly anything
             return self._at_once(group)
         if len(group) == 1:
             return [None]

@@ -6,6 +6,7 @@ one picture. Recording is an optimisation only: where it fails, or its result di
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -46,6 +47,17 @@ def capture(step: Step, x: torch.Tensor) -> tuple[Callable[[], None], torch.Tens
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # others go on meanwhile
         y = step(x)
     return graph.replay, y
+
+
+def empty_cache() -> None:
+    """Gives the GPU's memory that torch keeps for itself back, after what is being recorded.
+
+    torch refuses that during a recording, and for good after one that failed.
+    """
+    import torch
+
+    with _recording, contextlib.suppress(RuntimeError):
+        torch.cuda.empty_cache()
 
 
 class Replays:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import struct
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,8 @@ class OnnxModel:
             if not has_vnni():  # then sums could overflow in 16 bits; looking for that takes longer than the rest
                 options.add_session_config_entry("session.x64quantprecision", "1")
             version = f"int8-v{quantised.VERSION}"
-        folder = self._folder or cache.folder(f"{self.weights_sha256[:32]}-{version}", self._fill)
+        with _unpacking(self.name):
+            folder = self._folder or cache.folder(f"{self.weights_sha256[:32]}-{version}", self._fill)
         for attempt in (1, 2):
             try:
                 if not self.few and _checksum(folder / "dense.safetensors") != (folder / "dense.crc32").read_text():
@@ -150,8 +152,9 @@ class OnnxModel:
             except Exception as error:  # onnxruntime raises its own classes, and RuntimeError for missing files
                 if attempt == 2:
                     raise WeightsError(f"{self.name}: ONNX Runtime cannot open the network: {error}") from error
-                folder.mkdir(exist_ok=True)
-                self._fill(folder)  # a cache that was cut short or tampered with
+                with _unpacking(self.name):
+                    folder.mkdir(exist_ok=True)
+                    self._fill(folder)  # a cache that was cut short or tampered with
         raise AssertionError("unreachable")
 
     def _fill(self, folder: Path) -> None:
@@ -168,7 +171,10 @@ class OnnxModel:
                 half = quantised.quantise(config, tensors, card.ranges)
                 tensors = quantised.arrays(tensors, half)
                 build = functools.partial(quantised.alexnet, quantised=half)
-            safetensors.numpy.save_file(tensors, partial)
+            try:
+                safetensors.numpy.save_file(tensors, partial)
+            except safetensors.SafetensorError as error:  # a full disk, say
+                raise OSError(str(error)) from error
             checksum = _checksum(partial)
             _sync(partial)
             partial.replace(dense)
@@ -179,6 +185,16 @@ class OnnxModel:
         (folder / "dense.crc32").write_text(checksum)
         for name in ("network.onnx", "dense.crc32"):
             _sync(folder / name)
+
+
+@contextlib.contextmanager
+def _unpacking(name: str) -> Iterator[None]:
+    """Raises WeightsError where the dense weights of a model cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        hint = "$SIMSEARCH_CACHE names a folder with room for them, else a temporary one is tried"
+        raise WeightsError(f"the weights of {name} cannot be unpacked: {error.strerror or error}", hint=hint) from error
 
 
 def _stored(path: Path) -> graphs.Stored:

@@ -23,7 +23,7 @@ from torch import nn
 from simsearch.errors import DeviceError, WeightsError
 from simsearch.models import jpegs
 from simsearch.models.networks import make
-from simsearch.models.replays import Replays
+from simsearch.models.replays import Replays, empty_cache
 from simsearch.models.runtime import LAYERS, check_outputs, check_recipe
 from simsearch.models.weights import read_tensors
 
@@ -138,7 +138,8 @@ class TorchRunner:
         """
         name = f"torch-{self.device.type}"
         if self.device.type == "cuda" and os.environ.get("SIMSEARCH_PRECISION") != "float32":
-            with contextlib.suppress(RuntimeError):  # layers that do not know float16; no memory for a second copy
+            # layers that do not know float16; no memory for a second copy, or for one picture beside it
+            with contextlib.suppress(RuntimeError, DeviceError):
                 half = copy.deepcopy(network).half()
                 if self.agreement(features(network), features(half)) >= AGREEMENT:
                     return half, f"{name}-float16"
@@ -185,7 +186,7 @@ class TorchRunner:
                         f"{self.device}: its memory does not hold one image", hint="--device cpu"
                     ) from error
             self.most = len(part) // 2
-            torch.cuda.empty_cache()
+            empty_cache()
         return np.concatenate(parts)
 
     def _once(self, function: Function, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -251,30 +252,43 @@ class _Together:
 
 @contextlib.contextmanager
 def _ieee() -> Iterator[None]:
-    """float32 without TF32, by whichever of torch's two interfaces the program around uses: they must not be mixed."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    """float32 without TF32, by whichever of torch's two interfaces the program around uses: they must not be mixed.
+
+    What is so already is not touched.
+    """
+    backends: Any = torch.backends
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
+    precision = _products()
     settings: list[tuple[Any, str, Any]] = [(matmul, "allow_fp16_reduced_precision_reduction", False)]
-    try:
-        older = {torch.backends.fp32_precision, cudnn.fp32_precision} == {"none"} and cudnn.allow_tf32 is not None  # type: ignore[attr-defined]
-    except RuntimeError:  # for that setting has no answer any more
-        older = False
-    if older:
+    if precision is not None and _older():
         settings.append((cudnn, "allow_tf32", False))
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
     else:
-        places = (matmul, cudnn.conv, cudnn.rnn)  # type: ignore[attr-defined]
-        settings += [(place, "fp32_precision", "ieee") for place in places]
-    before = [getattr(place, name) for place, name, _ in settings]
-    for place, name, value in settings:
-        setattr(place, name, value)
-    try:
+        settings += [(place, "fp32_precision", "ieee") for place in (matmul, cudnn.conv, cudnn.rnn)]
+    with contextlib.ExitStack() as back:
+        if precision not in {None, "highest"}:  # by the older interface, which must not contradict the newer one
+            back.callback(torch.set_float32_matmul_precision, precision)
+            torch.set_float32_matmul_precision("highest")
+        for place, name, value in settings:
+            if (before := getattr(place, name)) != value:
+                back.callback(setattr, place, name, before)
+                setattr(place, name, value)
         yield
-    finally:
-        for (place, name, _), value in zip(settings, before, strict=True):
-            setattr(place, name, value)
-        if older:
-            torch.set_float32_matmul_precision(precision)
+
+
+def _products() -> str | None:
+    """What the older interface says of products of matrices; None where it has no answer any more."""
+    with contextlib.suppress(RuntimeError):
+        return torch.get_float32_matmul_precision()
+    return None
+
+
+def _older() -> bool:
+    """Whether convolutions are as the older interface has set them, if at all."""
+    backends: Any = torch.backends
+    with contextlib.suppress(RuntimeError):  # for that setting has no answer any more
+        general = {backends.fp32_precision, backends.cudnn.fp32_precision}
+        return general == {"none"} and backends.cudnn.allow_tf32 is not None
+    return False
 
 
 _full = _Together(_ieee)
