@@ -16,7 +16,6 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from simsearch.presets import TrainConfig
@@ -33,12 +32,18 @@ class Colour:
 
     @classmethod
     def of(cls, pixels: Any) -> Colour:
-        """Measures (N, P, P, 3) uint8 on up to 2,000 images spread evenly over the set."""
-        sample: NDArray[np.float64] = pixels[:: max(1, len(pixels) // 2000)].reshape(-1, 3).astype(np.float64)
-        values, vectors = np.linalg.eigh(np.cov(sample.T))
+        """Measures (N, P, P, 3) uint8 on up to 2,000 images spread evenly over the set, a few at a time."""
+        sample = np.arange(0, len(pixels), max(1, len(pixels) // 2000))
+        count, sums, products = 0, np.zeros(3), np.zeros((3, 3))  # of whole numbers, hence exact
+        for start in range(0, len(sample), 32):
+            x = pixels[sample[start : start + 32]].reshape(-1, 3).astype(np.float64)
+            count, sums, products = count + len(x), sums + x.sum(0), products + x.T @ x
+        mean = sums / count
+        covariance = products / count - np.outer(mean, mean)
+        values, vectors = np.linalg.eigh(covariance)
         axes = vectors * np.sqrt(np.maximum(values, 0))
-        deviation = np.maximum(sample.std(0), 1.0)  # pictures of one colour have none
-        return cls(*(torch.tensor(x, dtype=torch.float32) for x in (sample.mean(0), deviation, axes)))
+        deviation = np.sqrt(np.maximum(covariance.diagonal(), 1.0))  # pictures of one colour have none
+        return cls(*(torch.tensor(x, dtype=torch.float32) for x in (mean, deviation, axes)))
 
     @classmethod
     def fixed(cls, mean: float, deviation: float) -> Colour:

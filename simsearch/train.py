@@ -102,6 +102,12 @@ class World:
         if self.size > 1:
             distributed.barrier()
 
+    def leave(self) -> None:
+        """Once all processes are here, ends what connects them: NCCL wants no process to exit before."""
+        if self.size > 1:
+            distributed.barrier()
+            distributed.destroy_process_group()
+
 
 class _Gathered(torch.autograd.Function):
     """The gradient of a row is the sum of what all processes make of it; averaged over them, as gradients of weights
