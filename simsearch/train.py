@@ -371,11 +371,11 @@ def _prepared(training: Training, world: World, log: Callable[[dict[str, Any]], 
     if training.device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         log({"event": "note", "text": "no C++ compiler was found; training goes on uncompiled, and slower"})
         return outputs
-    return _compiled(outputs, log)
+    return compiled(outputs, log)
 
 
-def _compiled(outputs: nn.Module, log: Callable[[dict[str, Any]], None]) -> Callable[[Tensor], Any]:
-    """The module by torch.compile, or as it stands where the first call fails: for want of a compiler, say."""
+def compiled(outputs: Callable[[Tensor], Any], log: Callable[[dict[str, Any]], None]) -> Callable[[Tensor], Any]:
+    """A forward pass by torch.compile, or as it stands where the first call fails: for want of a compiler, say."""
     forward: Callable[[Tensor], Any] | None = None
 
     def call(x: Tensor) -> Any:
