@@ -6,6 +6,7 @@ FILE.checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from torch import nn
 
 from simsearch import augment, calibration, models, pictures, ranges, trainset
 from simsearch.augment import Colour
-from simsearch.errors import UsageError
+from simsearch.errors import SimsearchError, UsageError
 from simsearch.files import write_atomically
 from simsearch.metrics import Base, retrieval
 from simsearch.models import networks, weights
@@ -145,8 +146,11 @@ def fit(
             data, network, job.config, checkpoint, colour, validation=validation, device=device, resume=job.resume,
             facts=facts, log=journal, stop=stop,
         )  # fmt: skip
-    finally:
-        journal.draw(job.beside(".png"))
+    except BaseException:
+        with contextlib.suppress(SimsearchError, OSError):  # whatever ended the training is what is to be told
+            journal.draw(job.beside(".png"))
+        raise
+    journal.draw(job.beside(".png"))
     card = weights.Card(job.architecture, arguments, recipe, _named(job, data.classes), labels=data.classes)
     card = replace(card, training=_story(job, data, validation, start, seconds))
     outcome = Outcome(job.output, len(data), len(data.classes), {}, seconds, 0)

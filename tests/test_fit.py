@@ -19,7 +19,7 @@ import simsearch
 from simsearch import console, evaluate, fit, metrics, models, pictures, trainset
 from simsearch.augment import Colour
 from simsearch.cli import main
-from simsearch.errors import TrainingInterruptedError, UsageError
+from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
 from simsearch.evaluate import Share
 from simsearch.models import weights
 from simsearch.recipe import Recipe
@@ -520,6 +520,28 @@ def test_decoding_claims_its_space_at_once(pics, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     done = simsearch_("train", pics, "-o", tmp_path / "w.safetensors", *QUICK)
     refused(done, "pixels.npy: No space left on device")
+
+
+def test_a_curve_that_cannot_be_drawn_hides_no_other_error(pics, tmp_path, monkeypatch):
+    def full(path, data):
+        raise SimsearchError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(fit, "write_atomically", full)
+    with pytest.raises(TrainingInterruptedError):
+        fit.fit(job(pics, tmp_path / "w.safetensors"), stop=lambda: True)
+
+
+def test_weights_that_cannot_be_written_leave_nothing(trained, tmp_path, monkeypatch):
+    card, tensors = weights.read_card(trained[0]), weights.read_tensors(trained[0])
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises((SimsearchError, OSError), match="No space left"):
+        weights.write(tmp_path / "w.safetensors", card, tensors, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_signals_before_the_first_step_interrupt_at_once():
