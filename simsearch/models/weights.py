@@ -109,7 +109,8 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
 def write(path: Path, card: Card, tensors: Mapping[str, NDArray[np.float32]], bits: Mapping[str, int]) -> None:
     """Writes a weights file in one atomic step. The card's ranges belong to other tensors; see `add_ranges`.
 
-    bits: for each tensor to compress, the bits of its shared weights; the others are stored as float16. Raises UsageError where there is no way to write.
+    bits: for each tensor to compress, the bits of its shared weights; the others are stored as float16.
+    Raises UsageError where there is no way to write.
     """
     stored: dict[str, NDArray[Any]] = {}
     encoding: dict[str, Any] = {}
