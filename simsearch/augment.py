@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from simsearch.presets import TrainConfig
@@ -31,12 +32,18 @@ class Colour:
 
     @classmethod
     def of(cls, pixels: Any) -> Colour:
-        """Measures (N, P, P, 3) uint8 on up to 2,000 images spread evenly over the set."""
-        sample: NDArray[np.float64] = pixels[:: max(1, len(pixels) // 2000)].reshape(-1, 3).astype(np.float64)
-        values, vectors = np.linalg.eigh(np.cov(sample.T))
+        """Measures (N, P, P, 3) uint8 on up to 2,000 images spread evenly over the set, a few at a time."""
+        sample = np.arange(0, len(pixels), max(1, len(pixels) // 2000))
+        count, sums, products = 0, np.zeros(3), np.zeros((3, 3))  # of whole numbers, hence exact
+        for start in range(0, len(sample), 32):
+            x = pixels[sample[start : start + 32]].reshape(-1, 3).astype(np.float64)
+            count, sums, products = count + len(x), sums + x.sum(0), products + x.T @ x
+        mean = sums / count
+        covariance = products / count - np.outer(mean, mean)
+        values, vectors = np.linalg.eigh(covariance)
         axes = vectors * np.sqrt(np.maximum(values, 0))
-        deviation = np.maximum(sample.std(0), 1.0)  # pictures of one colour have none
-        return cls(*(torch.tensor(x, dtype=torch.float32) for x in (sample.mean(0), deviation, axes)))
+        deviation = np.sqrt(np.maximum(covariance.diagonal(), 1.0))  # pictures of one colour have none
+        return cls(*(torch.tensor(x, dtype=torch.float32) for x in (mean, deviation, axes)))
 
     @classmethod
     def fixed(cls, mean: float, deviation: float) -> Colour:
@@ -50,14 +57,18 @@ class Colour:
 @dataclass(frozen=True)
 class Views:
     """What was drawn for a batch: theta (B, 2, 3), the affine map from the input's grid [-1, 1]^2 to the picture's;
-    shift (B, 3), how far along each principal component of colour; exact: whether theta keeps pixels whole."""
+    shift (B, 3), how far along each principal component of colour, if at all; exact: whether pixels stay whole."""
 
     theta: Tensor
-    shift: Tensor
+    shift: Tensor | None
     exact: bool
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Views:
+        """The same views with both tensors changed."""
+        return Views(change(self.theta), None if self.shift is None else change(self.shift), self.exact)
+
     def __getitem__(self, part: slice) -> Views:
-        return Views(self.theta[part], self.shift[part], self.exact)
+        return self.each(lambda tensor: tensor[part])
 
 
 def draw(batch: int, stored: int, side: int, config: TrainConfig, generator: torch.Generator) -> Views:
@@ -94,28 +105,39 @@ def draw(batch: int, stored: int, side: int, config: TrainConfig, generator: tor
         lean = torch.stack([squeeze, shear, torch.zeros(batch), 1 / squeeze], 1).view(-1, 2, 2)
         theta[:, :, :2] = theta[:, :, :2] @ turn @ lean
         theta[:, :, 2] += torch.stack([uniform(-1, 1), uniform(-1, 1)], 1) * 2 * config.shift
-    shift = torch.randn(batch, 3, generator=generator) * config.colour
+    shift = torch.randn(batch, 3, generator=generator) * config.colour if config.colour else None
     return Views(theta, shift, config.patches == "fixed" and not distorted)
 
 
 def apply(views: Views, pixels: Tensor, side: int, colour: Colour) -> Tensor:
     """Cuts the views: (B, P, P, 3) uint8 -> (B, 3, S, S) float32, normalised, channels last."""
     device, stored = pixels.device, pixels.shape[1]
+    theta = views.theta.to(device)
     if views.exact:  # an index instead of an interpolation: quicker, and the pixels stay what they were
-        rows = ((views.theta[:, 1, 2] + 1) * stored - side).div(2).round().long()
-        columns = ((views.theta[:, 0, 2] + 1) * stored - side).div(2).round().long()
-        steps = torch.arange(side)
-        flipped = torch.where(views.theta[:, 0, 0, None] < 0, steps.flip(0)[None], steps[None])
-        i, j = (rows[:, None] + steps).to(device), (columns[:, None] + flipped).to(device)
+        rows = ((theta[:, 1, 2] + 1) * stored - side).div(2).round().long()
+        columns = ((theta[:, 0, 2] + 1) * stored - side).div(2).round().long()
+        steps = torch.arange(side, device=device)
+        flipped = torch.where(theta[:, 0, 0, None] < 0, steps.flip(0)[None], steps[None])
+        i, j = rows[:, None] + steps, columns[:, None] + flipped
         which = torch.arange(len(pixels), device=device)[:, None, None]
         x = pixels[which, i[:, :, None], j[:, None, :]].permute(0, 3, 1, 2).float()
     else:
-        grid = F.affine_grid(views.theta.to(device), [len(pixels), 3, side, side], align_corners=False)
         source = pixels.permute(0, 3, 1, 2).float()
-        x = F.grid_sample(source, grid, padding_mode="border", align_corners=False)
-    if views.shift.any():
+        x = F.grid_sample(source, _grid(theta, side), padding_mode="border", align_corners=False)
+    if views.shift is not None:
         x = x + (views.shift.to(device) @ colour.axes.T)[:, :, None, None]
     return normalise(x, colour)
+
+
+def _grid(theta: Tensor, side: int) -> Tensor:
+    """Where each position of the input lies in the picture: (B, S, S, 2).
+
+    `F.affine_grid` without its matrix product, which TF32 would round to a tenth of a pixel.
+    """
+    centres = (torch.arange(side, device=theta.device) * 2 + 1) / side - 1
+    x, y = centres[None, None, :, None], centres[None, :, None, None]
+    along, down, origin = (theta[:, None, None, :, number] for number in range(3))
+    return x * along + y * down + origin
 
 
 def centre(pixels: Tensor, side: int, colour: Colour) -> Tensor:

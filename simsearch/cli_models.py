@@ -79,10 +79,12 @@ def train(source: tuple[str, ...], output: Path, names: Path | None, **options: 
     --resume continues after Ctrl-C or a crash. Use the weights with `build --model FILE` and `classify -m FILE`.
     Several GPUs: torchrun --nproc-per-node N -m simsearch train ...
     """
-    from simsearch import fit
+    from simsearch import fit, models
     from simsearch.errors import TrainingInterruptedError
 
     job = fit.prepare(source, output, names=fit.read_names(names) if names else None, **options)
+    if options["preset"] == "adapt" and not job.start:
+        click.echo(f"note: preset adapt is meant for weights to begin with: --from {models.DEFAULT}, say", err=True)
     try:
         with training() as (decoding, log, stop):
             outcome = fit.fit(job, progress=decoding, log=log, stop=stop)

@@ -135,18 +135,28 @@ Log = dict[str, Any]
 def training() -> Iterator[tuple[Callable[[int, int], None], Callable[[Log], None], Callable[[], bool]]]:
     """For a training: how to show decoding and the log's rows, and whether the user has asked to stop.
 
-    The first Ctrl-C (or SIGTERM) lets the step be finished and a checkpoint be written; a second one is an interrupt.
+    The first Ctrl-C (or SIGTERM) lets the step be finished and a checkpoint be written; a second one is an interrupt,
+    and so is the first where no step was finished yet. Within a second they are one: torchrun passes on what a terminal
+    has sent to its processes already.
     """
-    asked: list[int] = []
+    asked: list[float] = []
+    training = False
 
     def ask(number: int, frame: Any) -> None:
-        if asked:
+        if asked and time.monotonic() - asked[0] < 1:
+            return
+        if asked or not training:
             raise KeyboardInterrupt
-        asked.append(number)
+        asked.append(time.monotonic())
         click.echo("stopping after this step (once more: at once)", err=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     told = -1.0
+
+    def stop() -> bool:
+        nonlocal training
+        training = True
+        return bool(asked)
 
     def plain(row: Log) -> None:
         nonlocal told
@@ -159,7 +169,7 @@ def training() -> Iterator[tuple[Callable[[int, int], None], Callable[[Log], Non
 
     try:
         with _lively() if sys.stderr.isatty() else _still(plain) as show, progress("decoding") as decoding:
-            yield decoding, show, lambda: bool(asked)
+            yield decoding, show, stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -152,6 +152,9 @@ class Engine:
         with self._lock:
             many = expected is None or expected > models.FEW
             if self._model is None or (many and getattr(self._model, "few", False)):
+                if self._model_name.endswith(".safetensors") and not Path(self._model_name).is_file():
+                    raise UsageError(f"no weights file at {self._model_name}, where the index was made with it",
+                                     hint="--model FILE says where it is now")  # fmt: skip
                 model = models.load(
                     self._model_name, self.device, images=expected, threads=threads, precision=self.precision
                 )

@@ -6,6 +6,7 @@ FILE.checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from torch import nn
 
 from simsearch import augment, calibration, models, pictures, ranges, trainset
 from simsearch.augment import Colour
-from simsearch.errors import UsageError
+from simsearch.errors import SimsearchError, UsageError
 from simsearch.files import write_atomically
 from simsearch.metrics import Base, retrieval
 from simsearch.models import networks, weights
@@ -33,6 +34,9 @@ from simsearch.train import World, accuracy, train
 if TYPE_CHECKING:
     from simsearch.models.network import Network
     from simsearch.trainset import TrainingSet
+
+SIDES = {"alexnet": (63, 1024), "lenet5": (32, 32), "convnet4": (15, 1024)}
+"""Least and largest side of each network's input, in pixels."""
 
 FREEZE = ("none", "convolutions", "features")
 
@@ -84,8 +88,9 @@ def prepare(
 ) -> Job:  # fmt: skip
     """A job from a preset's name and `key=value` changes of it; network and input size are those of `start`, if given.
 
-    rest: the other fields of `Job`. Raises UsageError.
+    start: "default" stands for the default model. rest: the other fields of `Job`. Raises UsageError.
     """
+    start = models.DEFAULT if start == "default" else start
     card = models.find(start).card if start else None
     architecture = architecture or (card.architecture if card else "alexnet")
     if architecture not in PRESETS:
@@ -120,6 +125,8 @@ def fit(
     _check_output(job)
     device = _device(job.device)
     world = World.join(device)
+    if world.rank:  # what there is to say, the first process says
+        log = _silent
     start = models.find(job.start) if job.start else None
     if world.rank:
         world.wait()  # until the first process has decoded
@@ -139,8 +146,11 @@ def fit(
             data, network, job.config, checkpoint, colour, validation=validation, device=device, resume=job.resume,
             facts=facts, log=journal, stop=stop,
         )  # fmt: skip
-    finally:
-        journal.draw(job.beside(".png"))
+    except BaseException:
+        with contextlib.suppress(SimsearchError, OSError):  # whatever ended the training is what is to be told
+            journal.draw(job.beside(".png"))
+        raise
+    journal.draw(job.beside(".png"))
     card = weights.Card(job.architecture, arguments, recipe, _named(job, data.classes), labels=data.classes)
     card = replace(card, training=_story(job, data, validation, start, seconds))
     outcome = Outcome(job.output, len(data), len(data.classes), {}, seconds, 0)
@@ -150,7 +160,7 @@ def fit(
         metrics = publish(network, card, job.output, checks, colour, compress=compress, trained_on=data)
         checkpoint.unlink(missing_ok=True)
         outcome = replace(outcome, metrics=metrics, bytes=job.output.stat().st_size)
-    world.wait()
+    world.leave()
     return outcome
 
 
@@ -226,6 +236,7 @@ def build(job: Job, classes: tuple[str, ...], start: models.WeightsFile | None) 
         raise UsageError(
             f"{job.start} takes {size} pixels, not {job.config.image_size}", hint=f"--set image_size={size}"
         )
+    _check_side(job)
     network = networks.make(job.architecture, kind(**arguments))
     if job.config.gain:
         network.initialise(job.config.gain)
@@ -333,6 +344,13 @@ class Journal:
             write_atomically(path, pictures.png(pictures.curve(self.rows)))
 
 
+def _check_side(job: Job) -> None:
+    least, most = SIDES[job.architecture]
+    if not least <= job.config.image_size <= most:
+        hint = f"--set image_size={least}" + (" or more" if most > least else "")
+        raise UsageError(f"{job.architecture} cannot take {job.config.image_size} pixels", hint=hint)
+
+
 def _check_output(job: Job) -> None:
     if job.output.suffix != ".safetensors":
         raise UsageError(f"{job.output} would hold weights", hint=f"{job.output.with_suffix('.safetensors')}")
@@ -351,6 +369,14 @@ def _check_output(job: Job) -> None:
 
 def _device(name: str) -> torch.device:
     chosen = choose_device(name)
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > 1 and chosen.startswith("cuda:"):
+        raise UsageError(
+            f"{processes} processes cannot share {chosen}", hint="--device cuda gives each a GPU of its own"
+        )
+    if processes > 1 and chosen == "cuda" and processes > gpus:
+        hint = f"torchrun --nproc-per-node {gpus}, or --device cpu"
+        raise UsageError(f"{processes} processes want a GPU each, and there are {gpus}", hint=hint)
     if chosen == "cuda" and "LOCAL_RANK" in os.environ:
         chosen = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(chosen)
@@ -391,6 +417,10 @@ def metric(name: str, value: float) -> str:
     """A figure as it is shown."""
     shown = {"top1": "top-1", "top5": "top-5"}.get(name)
     return f"{shown} {value:.1%}" if shown else f"{name} {value:.3f}"
+
+
+def _silent(row: dict[str, Any]) -> None:
+    """A log that nobody reads."""
 
 
 def _note(log: Callable[[dict[str, Any]], None], text: str) -> None:

@@ -6,6 +6,8 @@ Krizhevsky et al. 2012, sections 4 and 5; LeCun et al. 1998, section III.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -74,12 +76,24 @@ class TrainConfig:
         for name in ("image_size", "epochs", "batch_size", "patience", "reductions"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint="1 or more")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout is {self.dropout}", hint="0 or more and less than 1")
-        if not self.learning_rate > 0:
-            raise UsageError(f"learning_rate is {self.learning_rate}", hint="more than 0")
+        for said, within, names in _WITHIN:
+            for name in names:
+                if not (within(getattr(self, name)) and math.isfinite(getattr(self, name))):
+                    raise UsageError(f"{name} is {getattr(self, name)}", hint=said)
+        if self.nesterov and not self.momentum:
+            raise UsageError("nesterov needs momentum", hint="nesterov=false")
 
 
+_WITHIN: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    ("more than 0", lambda x: x > 0, ("learning_rate", "temperature")),
+    ("0 or more", lambda x: x >= 0, ("weight_decay", "clip", "gain", "colour", "shift", "rotation", "shear", "zoom",
+                                     "metric_weight", "teacher_weight", "label_weight", "norm_weight")),
+    ("0 or more and less than 1", lambda x: 0 <= x < 1, ("momentum", "dropout", "warmup")),
+    ("0 to 1", lambda x: 0 <= x <= 1, ("label_smoothing", "average", "prune_from", "prune_until", "share_from")),
+    ("more than 0, at most 1", lambda x: 0 < x <= 1, ("smallest_patch", "keep_convolution", "keep_hidden",
+                                                      "keep_classifier")),
+    ("0 to 999,999,999", lambda x: 0 <= x < 10**9, ("seed",)),
+)  # fmt: skip
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 _CHOICES = {"optimizer": ("sgd", "adamw"), "schedule": ("plateau", "cosine", "constant"),
             "patches": ("fixed", "scaled"), "precision": ("float32", "auto"),

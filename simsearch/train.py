@@ -13,11 +13,13 @@ D width of the last hidden layer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -29,7 +31,7 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
-from simsearch import augment
+from simsearch import augment, machine
 from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
 from simsearch.losses import length_loss, neighbour_loss, similarity_loss
 from simsearch.presets import TrainConfig
@@ -48,6 +50,12 @@ EVERY = 50
 
 PATIENCE = timedelta(days=1)
 """For which processes wait for each other: the first one decodes all pictures and publishes the weights alone."""
+
+ASK = 10
+"""Steps between two times that several processes ask each other whether to stop, for which a GPU has to be waited."""
+
+AHEAD = 4
+"""Batches that threads gather while a GPU computes; a CPU is the slower part, and one is enough."""
 
 TOGETHER = 4
 """Images of a label that go into a batch together, so that each has others to be near to."""
@@ -82,10 +90,41 @@ class World:
         """Whether the flag is up in any process."""
         return bool(self.total(torch.tensor(float(flag), device=device))) if self.size > 1 else flag
 
+    def gathered(self, rows: Tensor) -> Tensor:
+        """The rows (b, ...) of all processes, in the order of their ranks: (b * size, ...); gradients find back."""
+        if self.size == 1:
+            return rows
+        found: Tensor = _Gathered.apply(rows)
+        return found
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
             distributed.barrier()
+
+    def leave(self) -> None:
+        """Once all processes are here, ends what connects them: NCCL wants no process to exit before."""
+        if self.size > 1:
+            distributed.barrier()
+            distributed.destroy_process_group()
+
+
+class _Gathered(torch.autograd.Function):
+    """The gradient of a row is the sum of what all processes make of it; averaged over them, as gradients of weights
+    are, that of one process which has the whole batch."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(gradient)
+        return gradient.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
 @dataclass
@@ -158,6 +197,10 @@ class Training:
             return config.learning_rate
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
 
+    def slower(self) -> str:
+        """What to try where the training diverged."""
+        return f"--set learning_rate={self.config.learning_rate / 3:.2g}"
+
     def judge(self, error: float) -> None:
         """After an epoch: has validation stalled? (section 5: divide by 10 when it stopped improving)"""
         state = self.state
@@ -183,15 +226,24 @@ class Training:
             self.network.load_state_dict(self.average)
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
-        """Writes the checkpoint in one atomic step. facts: plain values that a resumed run must share."""
+        """Writes the checkpoint in one atomic step. facts: plain values that a resumed run must share.
+
+        Raises SimsearchError where a weight is no number any more, or the file cannot be written.
+        """
+        if not all(bool(weight.isfinite().all()) for weight in self.network.parameters()):
+            raise SimsearchError(f"a weight became no number by step {self.state.step}", hint=self.slower())
         self.state.window = self.window.tolist()
         plain = {"config": asdict(self.config), "state": asdict(self.state), "facts": facts}
         content = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
                    "compressor": self.compressor.state(), "average": self.average,
                    "plain": json.dumps(plain)}  # fmt: skip
         partial = path.with_name(path.name + ".partial")
-        torch.save(content, partial)
-        os.replace(partial, path)
+        try:
+            torch.save(content, partial)
+            os.replace(partial, path)
+        except (RuntimeError, OSError) as error:  # torch has no reason to give
+            partial.unlink(missing_ok=True)
+            raise SimsearchError(f"{path} cannot be written; is the disk full?") from error
 
     def restore(self, path: Path, facts: dict[str, Any]) -> None:
         """Takes up where a checkpoint was left. Raises UsageError where it belongs to another training."""
@@ -206,7 +258,7 @@ class Training:
         self.compressor.restore(content["compressor"])
         self.average = {name: value.to(self.device) for name, value in content["average"].items()}
         self.state = State(**plain["state"])
-        self.window += torch.tensor(self.state.window, device=self.device)
+        self.window += torch.tensor(self.state.window, dtype=torch.float64, device=self.device)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -248,14 +300,14 @@ def train(
     world = World.join(device)
     batch = min(config.batch_size, len(data))
     if batch % world.size:
-        raise UsageError(f"a batch of {batch} images cannot be shared by {world.size} processes evenly")
-    training = Training(network, config, max(1, len(data) // batch), device)
+        hint = f"--set batch_size={batch - batch % world.size}" if batch > world.size else None
+        raise UsageError(f"a batch of {batch} images cannot be shared by {world.size} processes evenly", hint=hint)
+    with _within_memory(batch, device):
+        training = Training(network, config, max(1, len(data) // batch), device)
     if resume and checkpoint.exists():
         training.restore(checkpoint, facts)
         log({"event": "resume", "step": training.state.step})
     forward = _prepared(training, world, log)
-    precision = torch.get_float32_matmul_precision()
-    mixed = _arithmetic(config, device)
     colour, state = colour.to(device), training.state
     began = saved = time.monotonic()
     earlier = state.seconds
@@ -266,7 +318,7 @@ def train(
         if world.rank == 0:
             training.save(checkpoint, facts)
 
-    try:
+    with _arithmetic(config, device) as mixed, _within_memory(batch, device):
         for pixels, labels, teacher, views in _batches(data, training, world, batch):
             network.train()
             for group in training.optimizer.param_groups:
@@ -275,7 +327,7 @@ def train(
             x = augment.apply(views, pixels, config.image_size, colour)  # whose coordinates want float32
             with mixed():
                 features, logits = forward(x)
-            loss = _loss(network, config, features, logits.float(), labels, teacher)
+            loss = _loss(network, config, world, features, logits.float(), labels, teacher)
             loss.backward()  # type: ignore[no-untyped-call]
             if config.clip:
                 nn.utils.clip_grad_norm_(network.parameters(), config.clip)
@@ -293,7 +345,8 @@ def train(
                     log({"event": "epoch", "step": state.step, "epoch": training.epoch, **scores})
                     training.judge(1 - scores["top1"])
                 training.gather_average()
-            stopping = world.any(stop(), device)
+            asked = world.size == 1 or at_end or state.step % ASK == 0
+            stopping = asked and world.any(stop(), device)
             if time.monotonic() - saved > checkpoint_seconds or stopping or training.done:
                 _check(float(loss.detach()), training)
                 save()
@@ -302,13 +355,6 @@ def train(
                 raise TrainingInterruptedError(
                     f"stopped at step {state.step:,} of {training.steps:,}", hint="--resume continues"
                 )
-    except RuntimeError as error:  # OutOfMemoryError is one; the CPU's allocator has no class of its own
-        if "memory" not in str(error).lower():
-            raise
-        hint = f"--set batch_size={max(1, batch // 2)}"
-        raise SimsearchError(f"a batch of {batch} does not fit into the memory of {device}", hint=hint) from error
-    finally:
-        torch.set_float32_matmul_precision(precision)
     training.take_average()
     network.eval()
     return state.seconds
@@ -325,19 +371,69 @@ def _prepared(training: Training, world: World, log: Callable[[dict[str, Any]], 
     if training.device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         log({"event": "note", "text": "no C++ compiler was found; training goes on uncompiled, and slower"})
         return outputs
-    compiled: Callable[[Tensor], Any] = torch.compile(outputs)
-    return compiled
+    return compiled(outputs, log)
 
 
-def _arithmetic(config: TrainConfig, device: torch.device) -> Callable[[], Any]:
-    """A context in which the network computes; a new one for each use."""
+def compiled(outputs: Callable[[Tensor], Any], log: Callable[[dict[str, Any]], None]) -> Callable[[Tensor], Any]:
+    """A forward pass by torch.compile, or as it stands where the first call fails: for want of a compiler, say."""
+    forward: Callable[[Tensor], Any] | None = None
+
+    def call(x: Tensor) -> Any:
+        nonlocal forward
+        if forward is not None:
+            return forward(x)
+        forward = torch.compile(outputs)
+        try:
+            return forward(x)
+        except RuntimeError as error:
+            if _is_memory(error):
+                raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            log({"event": "note", "text": f"torch.compile failed ({reason.strip()[:200]}); training goes on uncompiled,"
+                                          " and slower"})  # fmt: skip
+            forward = outputs
+            return forward(x)
+
+    return call
+
+
+@contextlib.contextmanager
+def _within_memory(batch: int, device: torch.device) -> Iterator[None]:
+    """Raises SimsearchError where the memory does not suffice for a batch."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_memory(error):
+            raise
+        hint = f"--set batch_size={max(1, batch // 2)}"
+        raise SimsearchError(f"a batch of {batch} does not fit into the memory of {device}", hint=hint) from error
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether there was too little memory; only some of those who say so have a class of their own for it."""
+    said = str(error).lower()
+    words = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in said for word in words)
+
+
+@contextlib.contextmanager
+def _arithmetic(config: TrainConfig, device: torch.device) -> Iterator[Callable[[], Any]]:
+    """What makes the context in which the network computes, a new one for each use; settings are put back after."""
     if config.precision == "float32":
-        return contextlib.nullcontext
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-    if not has_bf16(device):
-        return contextlib.nullcontext
-    return lambda: torch.autocast(device.type, torch.bfloat16)
+        yield contextlib.nullcontext
+        return
+    autocast: Callable[[], Any] = contextlib.nullcontext
+    if has_bf16(device):
+        autocast = functools.partial(torch.autocast, device.type, torch.bfloat16)
+    if device.type != "cuda":
+        yield autocast
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    try:
+        yield autocast
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -350,34 +446,39 @@ def has_bf16(device: torch.device) -> bool:
 def _batches(data: TrainingSet, training: Training, world: World, batch: int) -> Iterator[tuple[Any, ...]]:
     """This process's share of each batch until training is done: pixels, labels and teacher on the device, views.
 
-    While one batch is computed, a thread gathers the next.
+    While a batch is computed, threads gather the next. What a GPU is to get lies in pinned memory, from where copies
+    queue up behind the work there; from elsewhere each would wait until all of that is done.
     """
     config, device, per_epoch = training.config, training.device, training.steps_per_epoch
     share = batch // world.size
     mine = slice(world.rank * share, (world.rank + 1) * share)
     stored = data.pixels.shape[1]
-    orders: dict[int, NDArray[np.int64]] = {}
+    cuda = device.type == "cuda"
+    order = functools.lru_cache(2)(lambda epoch: _order(data.labels, config, epoch))
 
-    def gather(step: int) -> tuple[Any, ...]:
+    def gather(step: int) -> tuple[list[Tensor], augment.Views]:
         epoch, place = divmod(step, per_epoch)
-        if epoch not in orders:
-            orders.clear()
-            orders[epoch] = _order(data.labels, config, epoch)
-        rows = np.sort(orders[epoch][place * batch : (place + 1) * batch])[mine]
+        rows = np.sort(order(epoch)[place * batch : (place + 1) * batch])[mine]
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         views = augment.draw(batch, stored, config.image_size, config, generator)[mine]
         arrays = [data.pixels[rows], data.labels[rows]] + ([] if data.teacher is None else [data.teacher[rows]])
         tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-        if device.type == "cuda":
-            tensors = [tensor.pin_memory() for tensor in tensors]
-        return (*tensors, *([None] * (3 - len(tensors))), views)
+        if cuda:
+            return [tensor.pin_memory() for tensor in tensors], views.each(torch.Tensor.pin_memory)
+        return tensors, views
 
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        ahead = pool.submit(gather, training.state.step)
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    threads = min(AHEAD, machine.cores()) if cuda else 1
+    with ThreadPoolExecutor(threads, thread_name_prefix="batches") as pool:
+        step = training.state.step
+        ahead = deque(pool.submit(gather, number) for number in range(step, step + threads))
         while not training.done:
-            *tensors, views = ahead.result()
-            ahead = pool.submit(gather, training.state.step + 1)
-            yield (*(x if x is None else x.to(device, non_blocking=True) for x in tensors), views)
+            tensors, views = ahead.popleft().result()
+            ahead.append(pool.submit(gather, training.state.step + threads))
+            pixels, labels, *teacher = map(moved, tensors)
+            yield pixels, labels, teacher[0] if teacher else None, views.each(moved)
 
 
 def _order(labels: NDArray[np.int64], config: TrainConfig, epoch: int) -> NDArray[np.int64]:
@@ -392,14 +493,19 @@ def _order(labels: NDArray[np.int64], config: TrainConfig, epoch: int) -> NDArra
 
 
 def _loss(
-    network: Network, config: TrainConfig, features: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor | None
-) -> Tensor:
-    """The mean loss over a batch, a scalar."""
+    network: Network, config: TrainConfig, world: World,
+    features: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The mean loss over a batch, a scalar: by label over this process's share, by pairs of images over the whole."""
     loss: Tensor = config.label_weight * network.loss(logits, labels, config.label_smoothing)
+    taught = config.teacher_weight > 0 and teacher is not None
+    if not (config.objective == "metric" or taught or config.norm_weight):
+        return loss
+    features, labels = world.gathered(features.float()), world.gathered(labels)
     if config.objective == "metric":
         loss = loss + config.metric_weight * neighbour_loss(features, labels, config.temperature)
-    if config.teacher_weight and teacher is not None:
-        loss = loss + config.teacher_weight * similarity_loss(features, teacher, config.temperature)
+    if taught and teacher is not None:
+        loss = loss + config.teacher_weight * similarity_loss(features, world.gathered(teacher), config.temperature)
     if config.norm_weight:
         loss = loss + config.norm_weight * length_loss(features)
     return loss
@@ -441,10 +547,7 @@ def _row(training: Training, world: World, rate: _Rate) -> dict[str, Any]:
 
 def _check(loss: float, training: Training) -> None:
     if not math.isfinite(loss):
-        rate = training.config.learning_rate
-        raise SimsearchError(
-            f"the loss became {loss} by step {training.state.step}", hint=f"--set learning_rate={rate / 3:.2g}"
-        )
+        raise SimsearchError(f"the loss became {loss} by step {training.state.step}", hint=training.slower())
 
 
 @torch.no_grad()

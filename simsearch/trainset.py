@@ -6,6 +6,7 @@ cache, where the next training over the same files finds them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -134,7 +135,7 @@ def load(
     folder = cache.folder(f"pixels-{digest.hexdigest()[:32]}", lambda path: _decode(path, pictures, recipe, progress))
     pixels = np.load(folder / "pixels.npy", mmap_mode="r")
     failures: dict[str, str] = json.loads((folder / "failures.json").read_text())
-    if pixels.nbytes < _memory() // 8:
+    if pixels.nbytes < _memory() // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")):  # processes of torchrun
         pixels = np.array(pixels)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[picture.label] for picture in pictures], np.int64)
@@ -151,6 +152,7 @@ def _decode(folder: Path, pictures: Sequence[Picture], recipe: Recipe, progress:
     side = max(recipe.resize, recipe.crop)
     shape = (len(pictures), side, side, 3)
     out = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, shape)
+    _reserve(folder / "pixels.npy")
     failures: dict[str, str] = {}
 
     def one(row: int) -> None:
@@ -169,6 +171,18 @@ def _decode(folder: Path, pictures: Sequence[Picture], recipe: Recipe, progress:
             pool.shutdown(wait=True, cancel_futures=True)
     out.flush()
     (folder / "failures.json").write_text(json.dumps(failures))
+
+
+def _reserve(path: Path) -> None:
+    """Claims the disk space of a file. Raises OSError: of a mapped file, a full disk would kill the process."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+                    return
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def _memory() -> int:

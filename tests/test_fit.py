@@ -1,21 +1,25 @@
 """`train`, `classify`, `eval model` and `models --filters`, from pictures to files, on small networks."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 import simsearch
-from simsearch import evaluate, fit, metrics, models, pictures, trainset
+from simsearch import console, evaluate, fit, metrics, models, pictures, trainset
+from simsearch.augment import Colour
 from simsearch.cli import main
-from simsearch.errors import TrainingInterruptedError, UsageError
+from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
 from simsearch.evaluate import Share
 from simsearch.models import weights
 from simsearch.recipe import Recipe
@@ -452,3 +456,107 @@ def test_the_metric_objective_from_the_command_line(trained, tmp_path):
     refused(
         simsearch_("train", pics, "-o", tmp_path / "n.safetensors", "--set", "objective=triplet"), "triplet", "metric"
     )
+
+
+def test_the_preset_for_adapting_asks_for_weights_to_adapt(pics, tmp_path):
+    arguments = ("train", pics, "--preset", "adapt", "--epochs", 1, "--set", "image_size=63", "--held-out", 0)
+    done = simsearch_(*arguments, "-o", tmp_path / "w.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "note: preset adapt is meant for weights to begin with: --from" in done.output
+    assert fit.prepare([str(pics)], tmp_path / "x", preset="adapt", start="default").start == models.DEFAULT
+
+
+def test_weights_that_have_moved_get_a_hint(trained, tmp_path):
+    file, pics = trained
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(file.read_bytes())
+    assert simsearch_("build", pics, "-i", tmp_path / "index", "--model", moved).exit_code == 0
+    moved.rename(tmp_path / "here.safetensors")
+    draw(tmp_path, "red", 1, seed=9)
+    picture = tmp_path / "red" / "9-0.png"
+    refused(simsearch_("query", picture, "-i", tmp_path / "index"), "no weights file at", "hint: --model FILE")
+    found = simsearch_("query", picture, "-i", tmp_path / "index", "--model", tmp_path / "here.safetensors")
+    assert found.exit_code == 0, found.output
+
+
+@pytest.mark.parametrize(("network", "side"), [("alexnet", 62), ("alexnet", 2000), ("lenet5", 28), ("convnet4", 14)])
+def test_inputs_that_a_network_cannot_take(pics, tmp_path, network, side):
+    arguments = ("train", pics, "-o", tmp_path / "w.safetensors", "--model", network, "--set", f"image_size={side}")
+    refused(simsearch_(*arguments), f"{network} cannot take {side} pixels")
+
+
+def test_gpus_for_several_processes(pics, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(fit, "choose_device", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match="2 processes want a GPU each, and there are 1"):
+        fit.fit(job(pics, tmp_path / "w.safetensors", device="cuda"))
+    with pytest.raises(UsageError, match="2 processes cannot share cuda:1"):
+        fit.fit(job(pics, tmp_path / "w.safetensors", device="cuda:1"))
+
+
+def test_statistics_of_colour_are_those_of_all_pixels_without_holding_them_at_once():
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 96, 96, 3), dtype=np.uint8)
+    pixels[..., 1] //= 2
+    tracemalloc.start()
+    found = Colour.of(pixels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * pixels.nbytes
+    every = pixels.reshape(-1, 3).astype(np.float64)
+    np.testing.assert_allclose(found.mean, every.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found.deviation, every.std(0), rtol=1e-6)
+    axes = found.axes.double().numpy()
+    np.testing.assert_allclose(axes @ axes.T, np.cov(every.T), rtol=1e-4, atol=1e-2)
+
+
+def test_decoding_claims_its_space_at_once(pics, tmp_path, monkeypatch):
+    """Or a full disk would kill the process in the middle, by a signal that says nothing."""
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("SIMSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    done = simsearch_("train", pics, "-o", tmp_path / "w.safetensors", *QUICK)
+    refused(done, "pixels.npy: No space left on device")
+
+
+def test_a_curve_that_cannot_be_drawn_hides_no_other_error(pics, tmp_path, monkeypatch):
+    def full(path, data):
+        raise SimsearchError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(fit, "write_atomically", full)
+    with pytest.raises(TrainingInterruptedError):
+        fit.fit(job(pics, tmp_path / "w.safetensors"), stop=lambda: True)
+
+
+def test_weights_that_cannot_be_written_leave_nothing(trained, tmp_path, monkeypatch):
+    card, tensors = weights.read_card(trained[0]), weights.read_tensors(trained[0])
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises((SimsearchError, OSError), match="No space left"):
+        weights.write(tmp_path / "w.safetensors", card, tensors, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_signals_before_the_first_step_interrupt_at_once():
+    with pytest.raises(KeyboardInterrupt), console.training():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with console.training() as (_, _, stop):
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # torchrun passes on what the terminal has sent already
+        assert stop()
+        now += 2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -1,11 +1,13 @@
 """Scripts that reproduce and measure, each once through at a tiny size."""
 
 import gzip
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,39 @@ def test_presets(tmp_path):
     assert out.count("seed 0 epoch") in (4, 5)  # a schedule runs to its end, the paper's may be ended by the target
     assert "fast  seed 0: 50% after 1 epochs" in out
     assert "`fast` is" in out or "no ratio" in out
+
+
+def archive(path, count):
+    """Noisy pictures of four classes in a .zip archive."""
+    random = np.random.default_rng(0)
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        for number in range(count):
+            pixels = random.integers(0, 120, (72, 72, 3), dtype=np.uint8)
+            pixels[..., number % 3] += np.uint8(100 if number % 4 < 3 else 0)
+            data = io.BytesIO()
+            Image.fromarray(pixels).save(data, "png")
+            file.writestr(f"n{number % 4}/{path.stem}-{number}.png", data.getvalue())
+
+
+def test_weights_go_on_where_they_were_stopped(tmp_path):
+    """Each call that has no minutes left does a step."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train-0", "train-1", "train-2", "train-3", "val"):
+        archive(data / "tiny-imagenet" / f"{name}.zip", 8)
+    for name in ("train", "val"):
+        archive(data / "imagenette160" / f"{name}.zip", 8)
+    (data / "wordnet.tsv").write_text("".join(f"n{number}\tkind {number}\n" for number in range(4)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": str(tmp_path)}  # no compiler, so nothing is compiled
+    environment.pop("CXX", None)
+
+    command = [sys.executable, str(SCRIPTS / "weights"), str(data), "--only", "alexnet", "--image-size", "63"]
+    command += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "out"), "--minutes", "0"]
+    for step in (1, 2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 75, done.stderr[-3000:]
+        assert f"first: stopped at step {step} of 5; the same command goes on" in done.stdout
 
 
 def test_relu_vs_tanh(tmp_path):

@@ -18,6 +18,7 @@ from simsearch.losses import length_loss, neighbour_loss, similarity_loss
 from simsearch.metrics import Base, retrieval
 from simsearch.models.alexnet import AlexNet
 from simsearch.models.configs import AlexNetConfig
+from simsearch.models.lenet import RadialBasis
 from simsearch.presets import PRESETS, TrainConfig, change, settings
 from simsearch.pruning import BITS, Compressor
 from simsearch.trainset import TrainingSet
@@ -138,6 +139,77 @@ def test_out_of_memory_names_a_smaller_batch(data, tmp_path, monkeypatch):
     assert error.value.hint == "--set batch_size=8"
 
 
+@pytest.mark.parametrize(
+    "said", ["cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory"]
+)
+def test_too_little_memory_is_recognised_by_what_is_said(data, tmp_path, monkeypatch, said):
+    def fail(*arguments):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(augment, "apply", fail)
+    with pytest.raises(SimsearchError, match="does not fit"):
+        run(data, tmp_path / "c")
+
+
+def test_other_failures_are_not_called_too_little_memory(data, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(augment, "apply", fail)
+    with pytest.raises(RuntimeError, match="illegal"):
+        run(data, tmp_path / "c")
+
+
+def test_weights_that_are_no_numbers_are_never_saved(data, tmp_path):
+    """The loss of the step before was one still."""
+    steps = iter(range(1, 100))
+    with pytest.raises(TrainingInterruptedError):
+        run(data, tmp_path / "c", stop=lambda: next(steps) == 2)
+    before = (tmp_path / "c").read_bytes()
+    bad = fresh()
+    bad.classifier.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(SimsearchError, match="a weight became no number by step 1"):
+        run(data, tmp_path / "c", FAST if not FAST.clip else replace(FAST, clip=0.0), bad, stop=lambda: True)
+    assert (tmp_path / "c").read_bytes() == before
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_last_one(data, tmp_path, monkeypatch):
+    (tmp_path / "c").write_bytes(b"the last one")
+
+    def full(content, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SimsearchError, match="is the disk full"):
+        run(data, tmp_path / "c", stop=lambda: True)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert (tmp_path / "c").read_bytes() == b"the last one"
+
+
+def test_where_compiling_fails_training_goes_on_without(data, tmp_path, monkeypatch):
+    def fails(x):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC")
+
+    monkeypatch.setattr(torch, "compile", lambda module: fails)
+    monkeypatch.setenv("CXX", "c++")
+    plain, _ = run(data, tmp_path / "plain")
+    network, rows = run(data, tmp_path / "c", replace(FAST, compile=True))
+    same(plain, network)
+    notes = [row["text"] for row in rows if row["event"] == "note"]
+    assert len(notes) == 1
+    assert "Failed to find C compiler" in str(notes[0])
+
+
+def test_sums_of_the_log_are_restored_in_double(data, tmp_path):
+    first = training.Training(fresh(), FAST, 6, torch.device("cpu"))
+    first.window += torch.tensor([1 / 3, 1, 2, 3], dtype=torch.float64)
+    first.save(tmp_path / "c", {})
+    second = training.Training(fresh(), FAST, 6, torch.device("cpu"))
+    second.restore(tmp_path / "c", {})
+    assert second.window.tolist() == first.window.tolist()
+
+
 def test_fewer_images_than_a_batch_are_one_batch(data, tmp_path):
     _, rows = run(data, tmp_path / "c", replace(FAST, batch_size=500))
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -242,6 +314,17 @@ def test_exact_patches_agree_with_interpolated_ones():
     torch.testing.assert_close(exact, resampled, rtol=0, atol=0.05)
 
 
+def test_coordinates_of_patches_come_of_no_matrix_product(data):
+    """Which a GPU would compute in TF32, a tenth of a pixel off."""
+    drawn = views(replace(FAST, rotation=20.0, shear=0.2, colour=0.0), 0)
+    theta = drawn.theta
+    expected = torch.nn.functional.affine_grid(theta, [len(theta), 3, 63, 63], align_corners=False)
+    with torch.profiler.profile() as profile:
+        augment.apply(drawn, torch.from_numpy(data.pixels[: len(theta)]), 63, Colour.fixed(0.0, 1.0))
+    assert not [event.key for event in profile.key_averages() if "mm" in event.key]
+    torch.testing.assert_close(augment._grid(theta, 63), expected, rtol=0, atol=1e-5)
+
+
 def test_colour_jitter_moves_along_the_principal_components():
     """Section 4.1: [p1, p2, p3] [a1 l1, ...] with a of deviation 0.1 is added to every pixel of an image."""
     jitter = replace(TrainConfig(), image_size=63, reflections=False)
@@ -273,7 +356,7 @@ with np.load(sys.argv[1]) as file:
     data = TrainingSet(file["pixels"], file["labels"], ("r", "g", "b"))
 network = fresh()
 rows = []
-config = replace(FAST, dropout=0.0, keep_hidden=0.5)
+config = replace(FAST, dropout=0.0, keep_hidden=0.5, objective="metric", norm_weight=0.5)
 train(data, network, config, Path(sys.argv[2]), Colour.of(data.pixels), validation=data, log=rows.append)
 world = World.join(torch.device("cpu"))
 torch.save({"network": network.state_dict(), "losses": [r["loss"] for r in rows if r["event"] == "step"],
@@ -320,6 +403,21 @@ def test_settings_are_checked():
         settings("alexnet", "slow", [])
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["seed=-1", "momentum=-1", "momentum=1", "weight_decay=-1", "smallest_patch=0", "label_smoothing=2", "temperature=0",
+     "keep_hidden=0", "warmup=1", "clip=-1", "gain=-1", "average=2", "learning_rate=1e400", "dropout=NaN", "zoom=-2"],
+)  # fmt: skip
+def test_values_outside_of_what_makes_sense_are_refused(text):
+    with pytest.raises(UsageError, match=text.split("=")[0]):
+        change(FAST, [text])
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(UsageError, match="nesterov"):
+        change(FAST, ["momentum=0"])
+
+
 def test_the_default_preset_is_the_paper_s():
     paper = PRESETS["alexnet"]["paper"]
     assert (paper.momentum, paper.weight_decay, paper.batch_size, paper.learning_rate) == (0.9, 5e-4, 128, 0.01)
@@ -354,6 +452,14 @@ def test_neighbour_loss_is_that_of_supervised_contrastive_learning():
         terms += [-sum(positive) / len(positive)] if positive else []
     expected = sum(terms) / len(terms)
     assert neighbour_loss(z, labels, 0.2).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_outputs_of_lenet5_are_full_precision_under_autocast():
+    layer = RadialBasis(10)
+    x = torch.randn(4, 84, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    torch.testing.assert_close(found, layer(x), rtol=0, atol=0)
 
 
 def test_the_metric_objective_brings_a_label_together(data, tmp_path):

@@ -63,8 +63,9 @@ class RadialBasis(nn.Module):
         self.register_buffer("codes", torch.from_numpy(codes(classes)))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.float()  # squares of 84 numbers want more than bfloat16's eight bits
-        return 2 * x @ self.codes.T - x.square().sum(1, keepdim=True) - self.codes.square().sum(1)
+        with torch.autocast(x.device.type, enabled=False):  # squares of 84 numbers want more than bfloat16's eight bits
+            x = x.float()
+            return 2 * x @ self.codes.T - x.square().sum(1, keepdim=True) - self.codes.square().sum(1)
 
 
 class LeNet5(Network):

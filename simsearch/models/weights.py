@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from simsearch.errors import WeightsError
+from simsearch.files import write_atomically
 from simsearch.models import compress
 from simsearch.recipe import Recipe
 
@@ -109,6 +110,7 @@ def write(path: Path, card: Card, tensors: Mapping[str, NDArray[np.float32]], bi
     """Writes a weights file in one atomic step. The card's ranges belong to other tensors; see `add_ranges`.
 
     bits: for each tensor to compress, the bits of its shared weights; the others are stored as float16.
+    Raises UsageError where there is no way to write.
     """
     stored: dict[str, NDArray[Any]] = {}
     encoding: dict[str, Any] = {}
@@ -134,9 +136,7 @@ def write(path: Path, card: Card, tensors: Mapping[str, NDArray[np.float32]], bi
         "labels": card.labels,
         "encoding": encoding,
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(safetensors.numpy.save(stored, {"simsearch": json.dumps(header)}))
-    os.replace(partial, path)
+    write_atomically(path, safetensors.numpy.save(stored, {"simsearch": json.dumps(header)}))
 
 
 def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement: float = 0.0) -> None:
@@ -153,11 +153,14 @@ def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement:
     parts = [f"{agreement:.4f}", *(f"{name} {peak:.4g} {codes}" for name, (peak, codes) in _coded(ranges).items())]
     header = f"{beginning}{_RANGES}{json.dumps(';'.join(parts))},{header.removeprefix(beginning)}"
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with path.open("rb") as old, partial.open("wb") as new:
-        old.seek(start)
-        new.write(_preamble(header))
-        shutil.copyfileobj(old, new, 1 << 20)
-    os.replace(partial, path)
+    try:
+        with path.open("rb") as old, partial.open("wb") as new:
+            old.seek(start)
+            new.write(_preamble(header))
+            shutil.copyfileobj(old, new, 1 << 20)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sha256_without_ranges(path: Path) -> str:
