@@ -79,6 +79,8 @@ class Gate:
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
         scope["simsearch.id"] = request_id
+        headless = scope["method"] == "HEAD"  # which is a GET whose body is kept back
+        inner = {**scope, "method": "GET"} if headless else scope
         status, held = 0, list[int]()
 
         async def answer(message: Message) -> None:
@@ -93,13 +95,15 @@ class Gate:
                     *message["headers"],
                     *((n.encode(), v.encode()) for n, v in extra.items() if n.encode() not in present),
                 ]
+            elif headless and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             _check_head(scope)
             self._check(path, scope["method"], headers)
-            await self.app(scope, self._limited(receive, headers, held), answer)
+            await self.app(inner, self._limited(receive, headers, held), answer)
         except Refused as refused:
             await _send(answer, refused)
         except ClientDisconnect:  # nobody waits for an answer any more
@@ -112,7 +116,7 @@ class Gate:
                 raise
         finally:
             self._held -= sum(held)
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(inner.get("route"), "path", "other")
             took = time.perf_counter() - start
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self.metrics.requests.labels(route, method, str(status)).inc()
@@ -121,7 +125,7 @@ class Gate:
             log.info("request", extra={"fields": {
                 "id": request_id, "method": method, "path": scope["path"][:200], "status": status,
                 "ms": round(1000 * took, 2), "client": client[0] if client else None,
-                **scope.get("simsearch.log", {}),
+                **inner.get("simsearch.log", {}),
             }})  # fmt: skip
 
     def _check(self, path: str, method: str, headers: dict[str, str]) -> None:

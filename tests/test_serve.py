@@ -539,6 +539,18 @@ def test_unknown_routes_and_methods(client):
     assert code(client("GET", "/v1/items/1?index=other")) == (404, "no_such_index")
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/v1/items/1", "/v1/items/1/image", "/v1/items/999"])
+def test_head_is_get_without_the_body(client, path):
+    got, head = client("GET", path), client("HEAD", path)
+    assert head.status_code == got.status_code
+    assert head.content == b""
+    different = {"x-request-id"}
+    assert {n: v for n, v in head.headers.items() if n not in different} == {
+        n: v for n, v in got.headers.items() if n not in different
+    }
+    assert client("HEAD", "/v1/search").status_code == 405
+
+
 def test_every_error_has_a_status():
     """An error that is not mapped on purpose answers 503."""
     from simsearch import answers, errors

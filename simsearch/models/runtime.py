@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.models import WeightsFile
-    from simsearch.models.configs import Config
-    from simsearch.models.torch_runtime import TorchModel
-    from simsearch.recipe import Recipe
 
 LAYERS: dict[str, tuple[str, ...]] = {"alexnet": ("features", "fc6", "conv5")}
 """What networks give out by name, besides their logits; the others have `features` alone."""
@@ -66,7 +63,28 @@ def choose_device(device: str, few: bool = False) -> str:
     return device
 
 
-class OnnxModel:
+class FromFile:
+    """What a model says of itself, from its weights file. Raises WeightsError where recipe and network do not fit."""
+
+    def __init__(self, weights: WeightsFile) -> None:
+        self.name, self.weights_sha256 = weights.name, weights.sha256
+        self.recipe, self.classes = weights.card.recipe, weights.card.classes
+        self.distances, self.labels = weights.card.distances, weights.card.labels
+        config = weights.config
+        self.dimension = config.dimension
+        self.layers = LAYERS.get(weights.card.architecture, ("features",))
+        if self.recipe.crop != config.image_size:
+            raise WeightsError(f"the recipe cuts {self.recipe.crop} pixels but the network takes {config.image_size}")
+
+    def check_outputs(self, names: Sequence[str]) -> None:
+        """Raises UsageError for a layer that the network does not give out."""
+        for name in names:
+            if name not in self.layers:
+                hint = f"it gives out {', '.join(self.layers)}"
+                raise UsageError(f"the network of {self.name} has no layer {name!r}", hint=hint)
+
+
+class OnnxModel(FromFile):
     """A network on the CPU through ONNX Runtime, in float32 or, where the weights have ranges, in int8.
 
     The compressed weights are decoded once per weights file and kept dense in the cache, from where the runtime maps
@@ -83,13 +101,7 @@ class OnnxModel:
             raise UsageError(f"{weights.name} cannot run in int8: it has no ranges", hint=CALIBRATE)
         self.precision = precision
         self.engine = "onnxruntime-cpu" + ("-int8" if precision == "int8" else "")
-        self.name, self.weights_sha256 = weights.name, weights.sha256
-        self.recipe, self.classes = weights.card.recipe, weights.card.classes
-        self.distances, self.labels = weights.card.distances, weights.card.labels
-        config = weights.config
-        self.dimension = config.dimension
-        self.layers = LAYERS.get(weights.card.architecture, ("features",))
-        check_recipe(self.recipe, config)
+        super().__init__(weights)
         self._weights, self.few, self._folder = weights, few, folder
         self.lanes = min(machine.cores(), MOST_LANES) if threads else 1
         self._session: Any = None
@@ -108,7 +120,7 @@ class OnnxModel:
 
         Raises UsageError for a layer that the network does not give out.
         """
-        check_outputs(self, names)
+        self.check_outputs(names)
         return [self._run(names[0], pixels)] if len(names) == 1 else self._started().run(names, {"pixels": pixels})
 
     def _run(self, output: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -222,17 +234,3 @@ def _checksum(path: Path) -> str:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def check_outputs(model: OnnxModel | TorchModel, names: Sequence[str]) -> None:
-    """Raises UsageError for a layer that the model does not give out."""
-    for name in names:
-        if name not in model.layers:
-            hint = f"it gives out {', '.join(model.layers)}"
-            raise UsageError(f"the network of {model.name} has no layer {name!r}", hint=hint)
-
-
-def check_recipe(recipe: Recipe, config: Config) -> None:
-    """Raises WeightsError where the recipe does not fit the network."""
-    if recipe.crop != config.image_size:
-        raise WeightsError(f"the recipe cuts {recipe.crop} pixels but the network takes {config.image_size}")

@@ -24,7 +24,7 @@ from simsearch.errors import DeviceError, WeightsError
 from simsearch.models import jpegs
 from simsearch.models.networks import make
 from simsearch.models.replays import Replays, empty_cache
-from simsearch.models.runtime import LAYERS, check_outputs, check_recipe
+from simsearch.models.runtime import FromFile
 from simsearch.models.weights import read_tensors
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ AGREEMENT = 0.9995
 """Least cosine of features in float16 with those in float32 for which float16 is used."""
 
 
-class TorchModel:
+class TorchModel(FromFile):
     """The network of a weights file in torch.
 
     engine: "torch-cpu", "torch-cuda", or "torch-cuda-float16" where features are computed in half precision; logits and
@@ -47,16 +47,10 @@ class TorchModel:
     """
 
     def __init__(self, weights: WeightsFile, device: str) -> None:
-        self.name, self.weights_sha256 = weights.name, weights.sha256
-        self.recipe, self.classes = weights.card.recipe, weights.card.classes
-        self.distances, self.labels = weights.card.distances, weights.card.labels
-        config = weights.config
-        self.dimension = config.dimension
-        self.layers = LAYERS.get(weights.card.architecture, ("features",))
-        check_recipe(self.recipe, config)
+        super().__init__(weights)
         self.runner = TorchRunner(self.recipe, device)
         self.lanes = self.runner.lanes
-        network = make(weights.card.architecture, config)
+        network = make(weights.card.architecture, weights.config)
         tensors = {name: torch.from_numpy(array) for name, array in read_tensors(weights.path).items()}
         try:
             network.load_state_dict(tensors)
@@ -77,7 +71,7 @@ class TorchModel:
 
     def outputs(self, names: Sequence[str], pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """Several layers, as `OnnxModel.outputs`."""
-        check_outputs(self, names)
+        self.check_outputs(names)
         layers = self._layers(tuple(names))
         rows = self.runner.run(layers, pixels)
         ends = np.cumsum([shape.numel() for shape in layers.shapes])
@@ -147,7 +141,7 @@ class TorchRunner:
         return network, name
 
     def agreement(self, first: Function, second: Function) -> float:
-        """The least cosine between the features that two functions find in seven drawn pictures; 0 if some have none.
+        """The least cosine between the features that two functions find in seven drawn pictures; 0 if one finds none.
 
         One is grey; the others are random squares, ever smaller, down to single pixels.
         """
@@ -158,8 +152,10 @@ class TorchRunner:
             pictures.append(drawn.repeat(size, 0).repeat(size, 1)[:side, :side])
         pixels = np.stack(pictures)
         a, b = (self.run(function, pixels).astype(np.float64) for function in (first, second))
+        some = a.any(1) | b.any(1)  # grey may have no features either way
+        a, b = a[some], b[some]
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        if not (np.isfinite(a).all() and np.isfinite(b).all() and (lengths > 0).all()):
+        if not (np.isfinite(a).all() and np.isfinite(b).all() and (lengths > 0).all() and len(a)):
             return 0.0
         return float((np.einsum("nd,nd->n", a, b) / lengths).min())
 
