@@ -82,7 +82,7 @@ def hold_out(entries: list[sources.Entry]) -> list[sources.Entry]:
 def run(*arguments: str) -> None:
     """Runs a simsearch command, shown first as one would type it."""
     print("$ simsearch", shlex.join(arguments), flush=True)
-    done = subprocess.run([sys.executable, "-m", "simsearch.cli", *arguments], check=False)
+    done = subprocess.run([sys.executable, "-m", "simsearch", *arguments], check=False)
     if done.returncode:
         sys.exit(done.returncode)
 

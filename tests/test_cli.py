@@ -349,3 +349,43 @@ def test_every_command_is_documented():
             command = command.commands[word]
         for option in command.params:
             assert getattr(option, "help", "argument") or option.param_type_name == "argument", f"{name} {option.name}"
+
+
+# -- the end of the process
+
+
+@pytest.mark.parametrize(("does", "code", "out"), [
+    ("print('x' * 100_000, end='')", 0, "x" * 100_000),
+    ("sys.exit(3)", 3, ""),
+    ("sys.exit(None)", 0, ""),
+    ("sys.exit('a text')", 1, ""),
+    ("1 / 0", 1, ""),
+    ("threading.Thread(target=lambda: (time.sleep(0.3), print('waited for'))).start()", 0, "waited for\n"),
+    ("atexit.register(print, 'done at exit')", 0, "done at exit\n"),
+    ("ThreadPoolExecutor(2).submit(lambda: (time.sleep(0.3), print('by a pool'))); sys.exit(1)", 1, "by a pool\n"),
+    ("os.close(1)", 0, ""),
+])  # fmt: skip
+def test_the_program_ends_at_once_but_leaves_nothing_undone(does: str, code: int, out: str) -> None:
+    script = f"""
+import atexit, os, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+import simsearch.__main__ as program
+def does():
+    {does}
+program.main = does
+program.run()
+print("not reached")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, out), done.stderr
+    assert "Traceback" not in done.stderr or "ZeroDivisionError" in done.stderr
+
+
+def test_the_program_in_a_pipe_that_is_closed() -> None:
+    """As before `head`: no error, whatever is left in the buffers."""
+    command = [sys.executable, "-m", "simsearch", "build", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode in {0, 1}  # 1 is what click says
