@@ -29,7 +29,8 @@ from simsearch.models.tables import LENET5_INPUT
 from simsearch.presets import PRESETS, TrainConfig, settings
 from simsearch.pruning import BITS, compressed
 from simsearch.recipe import Recipe
-from simsearch.train import World, accuracy, train
+from simsearch.train import accuracy, train
+from simsearch.world import World
 
 if TYPE_CHECKING:
     from simsearch.models.network import Network

@@ -13,32 +13,30 @@ D width of the last hidden layer.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import os
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import nn
 
-from simsearch import augment, machine
+from simsearch import augment
+from simsearch.batches import batches
+from simsearch.computing import arithmetic, compiled, within_memory
 from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
 from simsearch.losses import length_loss, neighbour_loss, similarity_loss
 from simsearch.presets import TrainConfig
 from simsearch.pruning import Compressor
+from simsearch.world import World
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from simsearch.augment import Colour
@@ -48,83 +46,8 @@ if TYPE_CHECKING:
 EVERY = 50
 """Steps between two rows of the log."""
 
-PATIENCE = timedelta(days=1)
-"""For which processes wait for each other: the first one decodes all pictures and publishes the weights alone."""
-
 ASK = 10
 """Steps between two times that several processes ask each other whether to stop, for which a GPU has to be waited."""
-
-AHEAD = 4
-"""Batches that threads gather while a GPU computes; a CPU is the slower part, and one is enough."""
-
-TOGETHER = 4
-"""Images of a label that go into a batch together, so that each has others to be near to."""
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes that train together; `rank` is this one's number."""
-
-    rank: int = 0
-    size: int = 1
-
-    @classmethod
-    def join(cls, device: torch.device) -> World:
-        """The world that torchrun describes in the environment, or one of a single process."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls()
-        if not distributed.is_initialized():
-            cuda = device.type == "cuda"
-            distributed.init_process_group(
-                "nccl" if cuda else "gloo", timeout=PATIENCE, device_id=device if cuda else None
-            )
-        return cls(distributed.get_rank(), distributed.get_world_size())
-
-    def total(self, numbers: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
-        if self.size > 1:
-            distributed.all_reduce(numbers)
-        return numbers
-
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is up in any process."""
-        return bool(self.total(torch.tensor(float(flag), device=device))) if self.size > 1 else flag
-
-    def gathered(self, rows: Tensor) -> Tensor:
-        """The rows (b, ...) of all processes, in the order of their ranks: (b * size, ...); gradients find back."""
-        if self.size == 1:
-            return rows
-        found: Tensor = _Gathered.apply(rows)
-        return found
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
-            distributed.barrier()
-
-    def leave(self) -> None:
-        """Once all processes are here, ends what connects them: NCCL wants no process to exit before."""
-        if self.size > 1:
-            distributed.barrier()
-            distributed.destroy_process_group()
-
-
-class _Gathered(torch.autograd.Function):
-    """The gradient of a row is the sum of what all processes make of it; averaged over them, as gradients of weights
-    are, that of one process which has the whole batch."""
-
-    @staticmethod
-    def forward(context: Any, rows: Tensor) -> Tensor:
-        rows = rows.contiguous()
-        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, rows)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(gradient)
-        return gradient.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
 @dataclass
@@ -302,7 +225,7 @@ def train(
     if batch % world.size:
         hint = f"--set batch_size={batch - batch % world.size}" if batch > world.size else None
         raise UsageError(f"a batch of {batch} images cannot be shared by {world.size} processes evenly", hint=hint)
-    with _within_memory(batch, device):
+    with within_memory(batch, device):
         training = Training(network, config, max(1, len(data) // batch), device)
     if resume and checkpoint.exists():
         training.restore(checkpoint, facts)
@@ -318,8 +241,8 @@ def train(
         if world.rank == 0:
             training.save(checkpoint, facts)
 
-    with _arithmetic(config, device) as mixed, _within_memory(batch, device):
-        for pixels, labels, teacher, views in _batches(data, training, world, batch):
+    with arithmetic(config, device) as mixed, within_memory(batch, device):
+        for pixels, labels, teacher, views in batches(data, training, world, batch):
             network.train()
             for group in training.optimizer.param_groups:
                 group["lr"] = training.learning_rate()
@@ -372,124 +295,6 @@ def _prepared(training: Training, world: World, log: Callable[[dict[str, Any]], 
         log({"event": "note", "text": "no C++ compiler was found; training goes on uncompiled, and slower"})
         return outputs
     return compiled(outputs, log)
-
-
-def compiled(outputs: Callable[[Tensor], Any], log: Callable[[dict[str, Any]], None]) -> Callable[[Tensor], Any]:
-    """A forward pass by torch.compile, or as it stands where the first call fails: for want of a compiler, say."""
-    forward: Callable[[Tensor], Any] | None = None
-
-    def call(x: Tensor) -> Any:
-        nonlocal forward
-        if forward is not None:
-            return forward(x)
-        forward = torch.compile(outputs)
-        try:
-            return forward(x)
-        except RuntimeError as error:
-            if _is_memory(error):
-                raise
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            log({"event": "note", "text": f"torch.compile failed ({reason.strip()[:200]}); training goes on uncompiled,"
-                                          " and slower"})  # fmt: skip
-            forward = outputs
-            return forward(x)
-
-    return call
-
-
-@contextlib.contextmanager
-def _within_memory(batch: int, device: torch.device) -> Iterator[None]:
-    """Raises SimsearchError where the memory does not suffice for a batch."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not _is_memory(error):
-            raise
-        hint = f"--set batch_size={max(1, batch // 2)}"
-        raise SimsearchError(f"a batch of {batch} does not fit into the memory of {device}", hint=hint) from error
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether there was too little memory; only some of those who say so have a class of their own for it."""
-    said = str(error).lower()
-    words = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in said for word in words)
-
-
-@contextlib.contextmanager
-def _arithmetic(config: TrainConfig, device: torch.device) -> Iterator[Callable[[], Any]]:
-    """What makes the context in which the network computes, a new one for each use; settings are put back after."""
-    if config.precision == "float32":
-        yield contextlib.nullcontext
-        return
-    autocast: Callable[[], Any] = contextlib.nullcontext
-    if has_bf16(device):
-        autocast = functools.partial(torch.autocast, device.type, torch.bfloat16)
-    if device.type != "cuda":
-        yield autocast
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-    try:
-        yield autocast
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is fast on the device; without it, float32 is the quicker choice."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
-
-
-def _batches(data: TrainingSet, training: Training, world: World, batch: int) -> Iterator[tuple[Any, ...]]:
-    """This process's share of each batch until training is done: pixels, labels and teacher on the device, views.
-
-    While a batch is computed, threads gather the next. What a GPU is to get lies in pinned memory, from where copies
-    queue up behind the work there; from elsewhere each would wait until all of that is done.
-    """
-    config, device, per_epoch = training.config, training.device, training.steps_per_epoch
-    share = batch // world.size
-    mine = slice(world.rank * share, (world.rank + 1) * share)
-    stored = data.pixels.shape[1]
-    cuda = device.type == "cuda"
-    order = functools.lru_cache(2)(lambda epoch: _order(data.labels, config, epoch))
-
-    def gather(step: int) -> tuple[list[Tensor], augment.Views]:
-        epoch, place = divmod(step, per_epoch)
-        rows = np.sort(order(epoch)[place * batch : (place + 1) * batch])[mine]
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        views = augment.draw(batch, stored, config.image_size, config, generator)[mine]
-        arrays = [data.pixels[rows], data.labels[rows]] + ([] if data.teacher is None else [data.teacher[rows]])
-        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-        if cuda:
-            return [tensor.pin_memory() for tensor in tensors], views.each(torch.Tensor.pin_memory)
-        return tensors, views
-
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
-
-    threads = min(AHEAD, machine.cores()) if cuda else 1
-    with ThreadPoolExecutor(threads, thread_name_prefix="batches") as pool:
-        step = training.state.step
-        ahead = deque(pool.submit(gather, number) for number in range(step, step + threads))
-        while not training.done:
-            tensors, views = ahead.popleft().result()
-            ahead.append(pool.submit(gather, training.state.step + threads))
-            pixels, labels, *teacher = map(moved, tensors)
-            yield pixels, labels, teacher[0] if teacher else None, views.each(moved)
-
-
-def _order(labels: NDArray[np.int64], config: TrainConfig, epoch: int) -> NDArray[np.int64]:
-    """The rows of an epoch, each once; for the metric objective, images of a label come a few at a time."""
-    random = np.random.default_rng((config.seed, epoch))
-    order = random.permutation(len(labels))
-    if config.objective != "metric":
-        return order
-    order = order[np.argsort(labels[order], kind="stable")]
-    groups = [order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)]
-    return np.concatenate([groups[number] for number in random.permutation(len(groups))])
 
 
 def _loss(

@@ -13,6 +13,7 @@ import torch
 from simsearch import augment, fit
 from simsearch import train as training
 from simsearch.augment import Colour
+from simsearch.batches import order_of
 from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
 from simsearch.losses import length_loss, neighbour_loss, similarity_loss
 from simsearch.metrics import Base, retrieval
@@ -22,6 +23,7 @@ from simsearch.models.lenet import RadialBasis
 from simsearch.presets import PRESETS, TrainConfig, change, settings
 from simsearch.pruning import BITS, Compressor
 from simsearch.trainset import TrainingSet
+from simsearch.world import World
 
 SMALL = AlexNetConfig(num_classes=3, image_size=63, channels=(8, 8, 8, 8, 8), hidden=16)
 FAST = TrainConfig(
@@ -349,7 +351,8 @@ import numpy as np, torch
 from simsearch.augment import Colour
 from simsearch.losses import length_loss, neighbour_loss, similarity_loss
 from tests.test_train import FAST, fresh
-from simsearch.train import World, train
+from simsearch.train import train
+from simsearch.world import World
 from simsearch.trainset import TrainingSet
 from dataclasses import replace
 with np.load(sys.argv[1]) as file:
@@ -383,7 +386,7 @@ def test_two_processes_train_the_same_network_as_one(data, tmp_path):
 
 
 def test_a_batch_must_be_shared_evenly(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.World, "join", lambda device: training.World(0, 3))
+    monkeypatch.setattr(World, "join", lambda device: World(0, 3))
     with pytest.raises(UsageError, match="16 images cannot be shared by 3 processes"):
         run(data, tmp_path / "c")
 
@@ -471,7 +474,7 @@ def test_the_metric_objective_brings_a_label_together(data, tmp_path):
 def test_images_of_a_label_come_together_and_each_once():
     labels = np.random.default_rng(0).integers(0, 5, 103)
     config = TrainConfig(objective="metric")
-    order = training._order(labels, config, 3)
+    order = order_of(labels, config, 3)
     assert sorted(order) == list(range(103))
     assert (labels[order[1:]] == labels[order[:-1]]).mean() > 0.6
-    assert (training._order(labels, config, 4) != order).any()
+    assert (order_of(labels, config, 4) != order).any()
