@@ -1,9 +1,11 @@
 """Exact search over features that lie in the memory of one or several devices, by torch.
 
-The rows are kept as float16 in chunks, dealt out to the devices in turn. A search decodes blocks of them to float32,
-takes |q|^2 - 2 q.x + |x|^2 by a matrix product, and keeps the best of each device; rows that may not be found are at an
-infinite distance. What comes back are candidates with a bound on their rounding, which `simsearch.index` settles in
-float64, as it does after a scan on the CPU.
+The rows are kept as float16 in chunks, dealt out to the devices in turn. A search takes |q|^2 - 2 q.x + |x|^2 by a
+matrix product, block by block, and keeps the best of each device; rows that may not be found are at an infinite
+distance. Queries that are float16 as well, as those from pictures are, are multiplied as they stand where the device
+adds such products up in float32, so that a row is read once; otherwise blocks are decoded to float32 first. What comes
+back are candidates with a bound on their rounding, which `simsearch.index` settles in float64, as it does after a scan
+on the CPU.
 
 Letters: nq queries, D dimension, n rows, width candidates.
 """
@@ -34,8 +36,9 @@ QUERIES = 512
 SPARE = 1 << 30
 """Bytes of each device that are left free for blocks, results, and the network."""
 
-ROUNDING = 2.5e-5
-"""How much a product may err in float32, relative to the squared sum of both lengths."""
+ROUNDING, ROUNDING_HALF = 2.5e-5, 1e-4
+"""How much a product may err in float32, relative to the squared sum of both lengths; and of float16, whose sums the
+matrix units of a GPU cut off rather than round."""
 
 
 class _Chunk(NamedTuple):
@@ -71,6 +74,7 @@ class Resident:
             features = torch.from_numpy(read(np.arange(first, last))).to(self.devices[number % len(self.devices)])
             lengths = [features[n : n + BLOCK].float().square_().sum(1) for n in range(0, last - first, BLOCK)]
             self._chunks.append(_Chunk(first, last, features, torch.cat(lengths)))
+        self._halves = bool(self._chunks) and all(map(_multiplies, self._chunks[: len(self.devices)]))
 
     def scan(
         self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None
@@ -102,14 +106,21 @@ class Resident:
         with torch.inference_mode(), full_precision(torch.device(self.devices[0])):
             copies = {device: torch.from_numpy(queries).to(device) for device in self.devices}
             own = {device: copy.square().sum(1, keepdim=True) for device, copy in copies.items()}
+            halves = {device: copy.half() for device, copy in copies.items()} if self._halves else {}
+            as_they_are = bool(halves) and bool((halves[self.devices[0]].float() == copies[self.devices[0]]).all())
             for number, chunk in enumerate(self._chunks):  # devices work at the same time: nothing here waits for one
                 device = self.devices[number % len(self.devices)]
-                for start in range(0, chunk.last - chunk.first, BLOCK):
-                    lengths = chunk.lengths[start : start + BLOCK]
-                    squared = copies[device] @ chunk.features[start : start + BLOCK].float().T  # (nq, n)
+                step = chunk.last - chunk.first if as_they_are else BLOCK
+                for start in range(0, chunk.last - chunk.first, step):
+                    lengths = chunk.lengths[start : start + step]
+                    features = chunk.features[start : start + step]
+                    if as_they_are:
+                        squared = torch.mm(halves[device], features.T, out_dtype=torch.float32)  # (nq, n)
+                    else:
+                        squared = copies[device] @ features.float().T
                     squared.mul_(-2).add_(own[device]).add_(lengths).nan_to_num_(torch.inf, torch.inf, torch.inf)
                     if masks is not None:
-                        squared.masked_fill_(~masks[number][start : start + BLOCK], torch.inf)
+                        squared.masked_fill_(~masks[number][start : start + step], torch.inf)
                     near, places = squared.topk(min(width, squared.shape[1]), largest=False)
                     rows = places + (chunk.first + start)
                     if device in best:
@@ -125,7 +136,7 @@ class Resident:
             farthest = max(float(length) for length in largest)
         with np.errstate(over="ignore"):
             lengths = np.sqrt(np.einsum("nd,nd->n", queries, queries).astype(np.float64))
-            slack = ROUNDING * (lengths + np.sqrt(farthest)) ** 2
+            slack = (ROUNDING_HALF if as_they_are else ROUNDING) * (lengths + np.sqrt(farthest)) ** 2
         return distances, np.where(np.isfinite(distances), found, -1), slack
 
     def _masks(self, permitted: NDArray[np.int64] | None) -> list[Any] | None:
@@ -142,6 +153,20 @@ class Resident:
                 masks = [torch.from_numpy(mask[c.first : c.last]).to(c.lengths.device) for c in self._chunks]
                 self._masked = permitted, masks
             return masks
+
+
+def _multiplies(chunk: _Chunk) -> bool:
+    """Whether float16 rows can be multiplied with results in float32, tried on some of a chunk."""
+    import torch
+
+    x = chunk.features[:64]
+    try:
+        found = torch.mm(x, x.T, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):  # only GPUs can, by torch 2.8 and later
+        return False
+    errors = (found - x.float() @ x.float().T).abs()
+    lengths = chunk.lengths[:64].sqrt()
+    return bool((errors <= ROUNDING_HALF / 2 * (lengths[:, None] + lengths).square()).all())
 
 
 def load(

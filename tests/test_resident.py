@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from simsearch import index as flat_index
 from simsearch import resident
@@ -103,3 +105,46 @@ def test_devices_are_those_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resident.devices_for("cuda", 2_000_000, 4096) == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resident.devices_for("cuda", 10, 4096) == []
+
+
+def multiplied(a: Any, b: Any, out_dtype: Any) -> Any:
+    """What a GPU does with float16, more coarsely."""
+    assert a.dtype == b.dtype == torch.float16
+    product = a.float() @ b.float()
+    return product * (1 - 2**-17)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_queries_in_float16_are_multiplied_as_they_are(
+    filled: Filler, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+
+    def counted(a: Any, b: Any, out_dtype: Any) -> Any:
+        used.append(len(a))
+        return multiplied(a, b, out_dtype)
+
+    monkeypatch.setattr(torch, "mm", counted)
+    there, here = on_devices(filled, ["cpu"]), FlatIndex(filled.engine.shards, filled.rows)
+    random = np.random.default_rng(1)
+    queries = random.integers(0, 4, (count, D)).astype(np.float32)
+    for change, as_they_are in ((0.0, True), (1e-5, False)):
+        asked = queries + np.float32(change)
+        for permitted in (None, np.sort(random.choice(2500, 900, replace=False))):
+            for k in (1, 10, 300):
+                used.clear()
+                for a, b in zip(here.search(asked, k, permitted), there.search(asked, k, permitted), strict=True):
+                    assert sorted(a.rows) == sorted(b.rows)
+                    np.testing.assert_array_equal(a.distances, b.distances)
+                assert (count in used or 16 in used) == as_they_are
+
+
+@pytest.mark.parametrize("wrong", [0.99, float("nan")])
+def test_products_of_float16_that_are_wrong_are_not_used(
+    filled: Filler, wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: wrong * (a.float() @ b.float()))
+    there, here = on_devices(filled, ["cpu"]), FlatIndex(filled.engine.shards, filled.rows)
+    query = np.ones((1, D), np.float32)
+    assert there.search(query, 5, None)[0].rows.tolist() == here.search(query, 5, None)[0].rows.tolist()
+    assert there._resident is not None and not there._resident._halves
