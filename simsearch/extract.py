@@ -159,7 +159,7 @@ class _Extraction(Generic[T]):
                 begun = begun if batch else time.monotonic()
                 batch.append((key, self._once(future.result())))
                 full += batch[-1][1].pending
-                held += len(batch[-1][1].file or b"")
+                held += batch[-1][1].waiting
                 if full < self.batch_size and len(batch) < self.ahead and held < WAITING_BYTES // 4:
                     continue
             self._compute(batch)
@@ -219,11 +219,11 @@ class _Room:
 
     def let_go(self, loaded: Iterable[Extracted]) -> None:
         """Files wait no more."""
-        self._count(0, -sum(len(result.file or b"") for result in loaded))
+        self._count(0, -sum(result.waiting for result in loaded))
 
     def _loaded(self, future: Future[Extracted]) -> None:
         done = not future.cancelled() and future.exception() is None
-        self._count(-1, len(future.result().file or b"") if done else 0)
+        self._count(-1, future.result().waiting if done else 0)
 
     def _count(self, reading: int, size: int) -> None:
         with self._lock:

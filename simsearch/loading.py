@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from simsearch.models.jpegs import JpegDecoder
+    from simsearch.models.jpegs import JpegDecoder, Taken
     from simsearch.recipe import Recipe
     from simsearch.sources import Source
 
@@ -42,7 +42,12 @@ class Extracted:
     features: NDArray[np.float16] | None = None
     problem: str | None = None
     pixels: NDArray[np.uint8] | None = None
-    file: bytes | None = None
+    file: Taken | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of a file that waits for the device."""
+        return 0 if self.file is None else len(self.file.data)
 
     @property
     def pending(self) -> bool:
@@ -73,8 +78,8 @@ def load(
             digest, size = _hashed(data)
             if digest in known:
                 return Extracted(digest, size)
-            if decoder is not None and isinstance(data, bytes) and (header := decoder.takes(data)) is not None:
-                return Extracted(digest, size, *header.upright, file=data)
+            if decoder is not None and isinstance(data, bytes) and (taken := decoder.takes(data)) is not None:
+                return Extracted(digest, size, *taken.header.upright, file=taken)
             needed = images.footprint(data, recipe.resize) if budget is not None else 0
             with budget.hold(needed) if budget is not None else contextlib.nullcontext():
                 picture = images.decode(data, recipe.resize)
@@ -98,14 +103,13 @@ def decoded(
     """With the pixels of all files that were left to the decoder; what it cannot decode after all is loaded here."""
     files = [result.file for result in loaded if result.file is not None]
     found = iter(decoder.pixels(files) if files else ())
-    return [result if result.file is None else _resolved(result, next(found), recipe, budget) for result in loaded]
 
+    def resolved(result: Extracted, file: Taken) -> Extracted:
+        if (pixels := next(found)) is not None:
+            return replace(result, pixels=pixels, file=None)
+        return load(lambda: file.data, recipe, budget=budget)
 
-def _resolved(result: Extracted, pixels: NDArray[np.uint8] | None, recipe: Recipe, budget: Budget | None) -> Extracted:
-    file = result.file or b""
-    if pixels is not None:
-        return replace(result, pixels=pixels, file=None)
-    return load(lambda: file, recipe, budget=budget)
+    return [result if result.file is None else resolved(result, result.file) for result in loaded]
 
 
 def _hashed(data: bytes | IO[bytes]) -> tuple[bytes, int]:

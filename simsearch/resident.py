@@ -104,10 +104,10 @@ class Resident:
         best: dict[str, tuple[Any, Any]] = {}
         largest: list[Any] = []
         with torch.inference_mode(), full_precision(torch.device(self.devices[0])):
-            copies = {device: torch.from_numpy(queries).to(device) for device in self.devices}
-            own = {device: copy.square().sum(1, keepdim=True) for device, copy in copies.items()}
-            halves = {device: copy.half() for device, copy in copies.items()} if self._halves else {}
-            as_they_are = bool(halves) and bool((halves[self.devices[0]].float() == copies[self.devices[0]]).all())
+            asked = torch.from_numpy(queries)
+            as_they_are = self._halves and bool((asked.half() == asked).all())
+            copies = {device: (asked.half() if as_they_are else asked).to(device) for device in self.devices}
+            own = {device: copy.float().square().sum(1, keepdim=True) for device, copy in copies.items()}
             for number, chunk in enumerate(self._chunks):  # devices work at the same time: nothing here waits for one
                 device = self.devices[number % len(self.devices)]
                 step = chunk.last - chunk.first if as_they_are else BLOCK
@@ -115,7 +115,7 @@ class Resident:
                     lengths = chunk.lengths[start : start + step]
                     features = chunk.features[start : start + step]
                     if as_they_are:
-                        squared = torch.mm(halves[device], features.T, out_dtype=torch.float32)  # (nq, n)
+                        squared = torch.mm(copies[device], features.T, out_dtype=torch.float32)  # (nq, n)
                     else:
                         squared = copies[device] @ features.float().T
                     squared.mul_(-2).add_(own[device]).add_(lengths).nan_to_num_(torch.inf, torch.inf, torch.inf)

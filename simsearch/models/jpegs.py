@@ -61,6 +61,13 @@ class Header(NamedTuple):
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
+class Taken(NamedTuple):
+    """A file that the device is to decode, and what its header says."""
+
+    data: bytes
+    header: Header
+
+
 def header(data: bytes) -> Header | None:
     """The header of a JPEG that a GPU decodes as Pillow does; None for everything else.
 
@@ -136,38 +143,25 @@ class JpegDecoder:
                     return cls(recipe, decode, stream, library)
         return None
 
-    def takes(self, data: bytes) -> Header | None:
-        """What a file's header says if the file is to be decoded here."""
+    def takes(self, data: bytes) -> Taken | None:
+        """The file if it is to be decoded here."""
         found = header(data)
         if found is None or found.width * found.height > MOST_PIXELS:
             return None
         shorter, longer = sorted((found.width, found.height))
-        return found if shorter and longer <= 64 * shorter else None  # beyond, `recipe.pixels` cuts first
+        return Taken(data, found) if shorter and longer <= 64 * shorter else None  # else `recipe.pixels` cuts first
 
-    def pixels(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
-        """(S, S, 3) uint8 of each file that `takes` took; None for those that the device cannot decode after all."""
+    def pixels(self, files: Sequence[Taken]) -> list[NDArray[np.uint8] | None]:
+        """(S, S, 3) uint8 of each file; None for those that the device cannot decode after all."""
         import torch
 
         with torch.inference_mode(), self._stream():
             found: list[torch.Tensor | None] = []
-            for group in self._groups([(data, self.takes(data)) for data in files]):
+            for group in _groups(files):
                 found += self._group(group)
             return [None if x is None else x.cpu().numpy() for x in found]
 
-    def _groups(self, files: list[tuple[bytes, Header | None]]) -> Iterator[list[tuple[bytes, Header | None]]]:
-        group: list[tuple[bytes, Header | None]] = []
-        pixels = 0
-        for data, found in files:
-            size = 0 if found is None else found.width * found.height
-            if group and pixels + size > GROUP_PIXELS:
-                yield group
-                group, pixels = [], 0
-            group.append((data, found))
-            pixels += size
-        if group:
-            yield group
-
-    def _group(self, group: list[tuple[bytes, Header | None]]) -> list[torch.Tensor | None]:
+    def _group(self, group: list[Taken]) -> list[torch.Tensor | None]:
         """Half by half where it fails: one damaged file spoils the group, and less at once takes less memory."""
         with contextlib.suppress(Exception):  # hostile bytes make libraries raise nearly anything
             return self._at_once(group)
@@ -176,10 +170,9 @@ class JpegDecoder:
         middle = len(group) // 2
         return self._group(group[:middle]) + self._group(group[middle:])
 
-    def _at_once(self, group: list[tuple[bytes, Header | None]]) -> list[torch.Tensor | None]:
-        taken = [(data, found) for data, found in group if found is not None]
-        pictures = iter(self._decode([_tensor(_neutral(data, found)) for data, found in taken]) if taken else ())
-        return [None if found is None else self._fitted(next(pictures), found) for _, found in group]
+    def _at_once(self, group: list[Taken]) -> list[torch.Tensor | None]:
+        pictures = self._decode([_tensor(_neutral(taken)) for taken in group])
+        return [self._fitted(picture, taken.header) for picture, taken in zip(pictures, group, strict=True)]
 
     def _fitted(self, picture: torch.Tensor, found: Header) -> torch.Tensor | None:
         if picture.shape != (3, found.height, found.width):
@@ -192,15 +185,31 @@ def suits(recipe: Recipe) -> bool:
     return recipe.interpolation in MODES and recipe.crop <= recipe.resize
 
 
+def _groups(files: Sequence[Taken]) -> Iterator[list[Taken]]:
+    """The files in order, as many together as `GROUP_PIXELS` allow."""
+    group: list[Taken] = []
+    pixels = 0
+    for taken in files:
+        size = taken.header.width * taken.header.height
+        if group and pixels + size > GROUP_PIXELS:
+            yield group
+            group, pixels = [], 0
+        group.append(taken)
+        pixels += size
+    if group:
+        yield group
+
+
 def _tensor(data: bytes) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 
 
-def _neutral(data: bytes, found: Header) -> bytes:
+def _neutral(taken: Taken) -> bytes:
     """Without an orientation for the library to follow: some do, some don't."""
-    return data if found.orientation == 1 else data.replace(b"Exif\0\0", b"----\0\0")
+    data = taken.data
+    return data if taken.header.orientation == 1 else data.replace(b"Exif\0\0", b"----\0\0")
 
 
 def _torchcodec(device: torch.device) -> Decode:
