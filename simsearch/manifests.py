@@ -15,7 +15,7 @@ from simsearch.errors import ImageError, MissingExtraError, UsageError
 from simsearch.sources import Entry, Listing, Source, excluded, file_stamp, first_line, open_file, read_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 
@@ -24,10 +24,16 @@ class ManifestSource(Source):
     """A .csv or .jsonl file with a `path` for each image (relative to the file's folder), and what else is known.
 
     `label` becomes the label; all other columns become metadata. Numbers in a CSV become numbers.
+
+    line: the only one that is listed, for who has just appended it to JSON lines; within: its path.
     """
 
     kind = "manifest"
     labelled = True
+
+    def __init__(self, root: str, within: str = "", line: str | None = None) -> None:
+        super().__init__(root, within)
+        self._line = line
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
         found = Listing()
@@ -54,6 +60,9 @@ class ManifestSource(Source):
         return found
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        if self._line is not None:
+            yield from self._objects([self._line])
+            return
         try:
             with open(self.root, encoding="utf-8-sig", newline="") as file:
                 if self.root.lower().endswith(".csv"):
@@ -64,21 +73,24 @@ class ManifestSource(Source):
                         row.pop(None, None)
                         yield reader.line_num, {key: _typed(key, value) for key, value in row.items()}
                     return
-                for number, line in enumerate(file, 1):
-                    if not line.strip():
-                        continue
-                    try:
-                        value = json.loads(line, parse_float=_number, parse_constant=lambda name: None)
-                    except (ValueError, RecursionError) as error:
-                        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                        raise UsageError(f"{self.root}, line {number}: {reason}") from error
-                    if not isinstance(value, dict):
-                        raise UsageError(f"{self.root}, line {number}: not a JSON object")
-                    yield number, value
+                yield from self._objects(file)
         except OSError as error:
             raise UsageError(f"{self.root} cannot be read: {error.strerror}") from error
         except (UnicodeDecodeError, csv.Error) as error:
             raise UsageError(f"{self.root} cannot be read: {error}") from error
+
+    def _objects(self, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line, parse_float=_number, parse_constant=lambda name: None)
+            except (ValueError, RecursionError) as error:
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                raise UsageError(f"{self.root}, line {number}: {reason}") from error
+            if not isinstance(value, dict):
+                raise UsageError(f"{self.root}, line {number}: not a JSON object")
+            yield number, value
 
     def read(self, path: str) -> bytes:
         return read_file(self.display(path))

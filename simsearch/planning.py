@@ -131,10 +131,9 @@ def plans(engine: Engine, found: Sequence[sources.Source], options: Options, sum
     """
     with engine.store.reading() as reader:
         known = [(row, engine.root_of(row)) for row in reader.sources()]
-        counts = reader.counts()
 
         def kept(row: SourceRow, root: str) -> bool:
-            return bool(counts.get(row.id)) or row.kind == "dataset" or os.path.exists(root)
+            return row.kind == "dataset" or os.path.exists(root) or reader.has_items(row.id)
 
         pairs = _placed(found, known, options) if found else [_again(reader, *pair) for pair in known if kept(*pair)]
         return [_compare(reader, place, source, options, summary) for place, source in pairs]
@@ -209,8 +208,7 @@ def _settings(options: Options) -> dict[str, Any]:
 
 def _extent(source: sources.Source) -> tuple[int, str]:
     """Sorts wide folders before narrow ones and single files."""
-    within = source.within if isinstance(source, sources.FolderSource) else ""
-    return len(os.path.normpath(os.path.join(source.root, within)).split(os.sep)), source.root
+    return len(os.path.normpath(os.path.join(source.root, source.within)).split(os.sep)), source.root
 
 
 def _covers(wide: sources.Source, narrow: sources.Source) -> bool:
@@ -225,7 +223,7 @@ def _compare(reader: Reader, place: Place, source: sources.Source, options: Opti
     listing = source.listing((*options.exclude, *place.options.get("exclude", ())))
     summary.skipped += listing.skipped
     summary.unread += [(source.display(path), reason) for path, reason in listing.unread]
-    within = source.within if isinstance(source, sources.FolderSource) else ""
+    within = source.within
     held, failed = _held(reader, place, within)
     partial = place.options.get("partial", False)
     if held and not listing.entries and options.prune and not within and not partial:
@@ -263,8 +261,10 @@ def _held(reader: Reader, place: Place, within: str) -> tuple[dict[str, Item], s
     held: dict[str, Item] = {}
     failed: set[str] = set()
     for row, prefix in [*rows, *((row, prefix + "/") for row, prefix in place.absorbed)]:
-        held |= {prefix + item.path: replace(item, path=prefix + item.path) for item in reader.items(row.id)}
-        failed |= {prefix + path for number, path, _ in reader.failures() if number == row.id}
+        below_it = "" if prefix else within
+        paths = ((prefix + item.path, item) for item in reader.items(row.id, below_it))
+        held |= {path: replace(item, path=path) for path, item in paths}
+        failed |= {prefix + path for _, path, _ in reader.failures(row.id, below_it)}
     if within:
         held = {path: item for path, item in held.items() if below(path, within)}
         failed = {path for path in failed if below(path, within)}

@@ -65,8 +65,10 @@ class Source(ABC):
     labelled = False
     """Whether the source itself says each image's label; otherwise folders may."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, within: str = "") -> None:
         self.root = root
+        self.within = within
+        """Only this file or folder below the root is listed, where the kind of source can; a relative path."""
 
     @abstractmethod
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
@@ -95,9 +97,7 @@ class FolderSource(Source):
     kind = "folder"
 
     def __init__(self, root: str, within: str = "") -> None:
-        super().__init__(root)
-        self.within = within
-        """Only this file or folder below the root is listed; a relative path."""
+        super().__init__(root, within)
         self.only: frozenset[str] | None = None
         """Only these paths are listed: of a folder from which single files were added."""
 

@@ -191,6 +191,13 @@ class Store:
         for connection in idle:
             connection.close()
 
+    def content(self, digest: bytes) -> tuple[int, int, int] | None:
+        """For a file's SHA-256, the row of its features and the image's width and height, as last committed."""
+        question = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
+        with self._mapped(), self._connection() as connection:
+            found: tuple[int, int, int] | None = connection.execute(question, (digest,)).fetchone()
+        return found
+
     # -- writing
 
     def apply(self, changes: Changes) -> None:
@@ -325,9 +332,11 @@ class Reader:
         with self._legible("a source"):
             return [SourceRow(r[0], r[1], os.fsdecode(r[2]), os.fsdecode(r[3]), json.loads(r[4])) for r in rows]
 
-    def failures(self) -> list[tuple[int, str, str]]:
-        """(source, path, reason) of every image that could not be indexed."""
-        rows = self._connection.execute("SELECT source, path, reason FROM failures ORDER BY source, path")
+    def failures(self, source: int | None = None, below: str = "") -> list[tuple[int, str, str]]:
+        """(source, path, reason) of every image that could not be indexed; of one source, or a part as in `items`."""
+        condition, parameters = _within(source, below)
+        question = f"SELECT source, path, reason FROM failures {condition} ORDER BY source, path"
+        rows = self._connection.execute(question, parameters)
         with self._legible("a failure"):
             return [(row[0], os.fsdecode(row[1]), row[2]) for row in rows]
 
@@ -337,6 +346,11 @@ class Reader:
     def label_count(self) -> int:
         """The number of different labels."""
         return int(self._connection.execute("SELECT count(DISTINCT label) FROM items").fetchone()[0])
+
+    def has_items(self, source: int) -> bool:
+        """Whether any item belongs to the source."""
+        found = self._connection.execute("SELECT 1 FROM items WHERE source = ? LIMIT 1", (source,)).fetchone()
+        return found is not None
 
     def counts(self) -> dict[int, int]:
         """The number of items of each source."""
@@ -359,9 +373,9 @@ class Reader:
             raise ItemNotFoundError(f"the index has no item {number}")
         return _item(found)
 
-    def items(self, source: int | None = None) -> Iterator[Item]:
-        """All items by id, or those of one source."""
-        condition, parameters = ("", ()) if source is None else ("WHERE source = ?", (source,))
+    def items(self, source: int | None = None, below: str = "") -> Iterator[Item]:
+        """All items by id, or those of one source; of it, those at the path `below` or in the folder of that name."""
+        condition, parameters = _within(source, below)
         for row in self._connection.execute(f"SELECT {_COLUMNS} FROM items {condition} ORDER BY id", parameters):
             yield _item(row)
 
@@ -428,15 +442,20 @@ class Reader:
         next_one = "SELECT id FROM items WHERE id >= ? ORDER BY id LIMIT 1"
         return sorted({int(self._connection.execute(next_one, (point,)).fetchone()[0]) for point in points})
 
-    def contents(self) -> dict[bytes, tuple[int, int, int]]:
-        """For the SHA-256 of each indexed file, the row of its features and the image's width and height."""
-        rows = self._connection.execute("SELECT digest, row, width, height FROM items")
-        return {digest: (row, width, height) for digest, row, width, height in rows}
-
     def integrity(self) -> list[str]:
         """What SQLite finds wrong with its own file."""
         found = [row[0] for row in self._connection.execute("PRAGMA integrity_check(10)")]
         return [] if found == ["ok"] else found
+
+
+def _within(source: int | None, below: str) -> tuple[str, tuple[Any, ...]]:
+    """What an SQL query says to choose a source, or a part of it, with its parameters."""
+    if source is None:
+        return "", ()
+    if not below:
+        return "WHERE source = ?", (source,)
+    path = os.fsencode(below)
+    return "WHERE source = ? AND (path = ? OR (path >= ? AND path < ?))", (source, path, path + b"/", path + b"0")
 
 
 def _absorb(connection: sqlite3.Connection, narrow: int, broad: int, prefix: str) -> None:

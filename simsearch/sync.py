@@ -21,6 +21,7 @@ import numpy as np
 
 import simsearch
 from simsearch import calibration, descriptors, planning, upkeep
+from simsearch.contents import Contents
 from simsearch.descriptors import FILE, REFERENCE
 from simsearch.errors import IndexDamagedError, UsageError
 from simsearch.extract import Task, extract, usual_batch
@@ -154,7 +155,9 @@ class _Run:
             self.row = reader.state("rows")
             for shard, _, stop in reader.shards.spans(0, self.row):
                 reader.shards.map(shard, stop)  # damage is noticed before anything is added to it
-            self.known = reader.contents()
+        self.known = Contents(engine.store)
+        for item in (item for plan in plans for _, item in plan.fresh if item is not None):  # overwritten, or renamed
+            self.known.add(item.digest, (item.row, item.width, item.height))
         self.missing: dict[bytes, list[Item]] = {}
         for plan in plans:
             for item in plan.missing:
@@ -256,7 +259,7 @@ class _Run:
         if result.features is not None:
             self.summary.computed += 1
             self.features.append(result.features)
-            self.known.setdefault(result.digest, (row, result.width, result.height))
+            self.known.add(result.digest, (row, result.width, result.height))
             return replace(new, row=row)
         source, width, height = self.known[result.digest]
         if source >= self.row:
@@ -298,12 +301,8 @@ def _of_gone_sources(engine: Engine, plans: Sequence[Plan]) -> dict[bytes, list[
 def _forget_gone_sources(engine: Engine) -> None:
     """Sources that are gone, and of which nothing is left in the index, need not be looked at again."""
     with engine.store.reading() as reader:
-        counts = reader.counts()
-        gone = [
-            row.id
-            for row in reader.sources()
-            if not counts.get(row.id) and row.kind != "dataset" and not os.path.exists(engine.root_of(row))
-        ]
+        away = [row.id for row in reader.sources() if row.kind != "dataset" and not os.path.exists(engine.root_of(row))]
+        gone = [number for number in away if not reader.has_items(number)]
     for number in gone:
         engine.store.forget(number)
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from simsearch import images
+from simsearch import images, sync
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError, UsageError
 from simsearch.files import write_atomically
+from simsearch.manifests import ManifestSource
 
 
 class Uploads:
-    """Adds and removes; one at a time, since an index has one writer."""
+    """Adds and removes; one at a time, since an index has one writer, also among processes.
+
+    An upload appends its row to the manifest and looks at no other, so it takes as long however many there are.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,46 +34,84 @@ class Uploads:
         images.decode(data, engine.recipe.resize, largest)
         name = hashlib.sha256(data).hexdigest()
         folder = engine.path / "uploads"
-        with self._lock:
-            if found := self._find(engine, name):
-                return found, False
+        try:
             folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write {folder}: {error.strerror}") from error
+        with self._alone(folder):
+            if found := _find(engine, name):
+                return found, False
+            if (folder / name).exists():  # left by a process that died
+                _forget(folder, name)
             write_atomically(folder / name, data)
-            row = {**query.get("metadata", {}), "path": name, "label": query.get("label")}
-            others = [other for other in self._rows(engine) if other["path"] != name]
-            self._write(engine, [*others, row])
+            line = json.dumps({**query.get("metadata", {}), "path": name, "label": query.get("label")})
             try:
-                engine.add(folder / "items.jsonl")
+                _append(folder / "items.jsonl", line)
+                sync.sync(engine, [ManifestSource(_manifest(engine), name, line)], sync.Options(prune=False))
             finally:  # what was refused must not come back with the next build
-                found = self._find(engine, name)
+                found = _find(engine, name)
                 if found is None:
-                    self._write(engine, others)
-                    (folder / name).unlink()
+                    _forget(folder, name)
             if found is None:
                 raise SimsearchError("the image could not be indexed")
             return found, True
 
     def remove(self, engine: Engine, number: int) -> None:
         """Takes an item out of the index; its file too, if it came over HTTP. Raises ItemNotFoundError."""
-        with self._lock:
+        folder = engine.path / "uploads"
+        with self._alone(folder) if folder.is_dir() else self._lock:
             path = engine.paths([engine.item(number)])[0]
             engine.remove(number)
             name = path.rpartition("/")[2]
-            if path == str((engine.path / "uploads" / name).absolute()):
-                self._write(engine, [row for row in self._rows(engine) if row["path"] != name])
-                (engine.path / "uploads" / name).unlink(missing_ok=True)
+            if path == str((folder / name).absolute()):
+                _forget(folder, name)
 
-    def _find(self, engine: Engine, name: str) -> int | None:
-        full = str((engine.path / "uploads" / name).absolute())
-        try:
-            return engine.find(full)[0].id
-        except UsageError:
-            return None
+    @contextlib.contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """Keeps other threads and processes out of the folder."""
+        with self._lock:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
 
-    def _rows(self, engine: Engine) -> list[dict[str, Any]]:
-        path = engine.path / "uploads" / "items.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def _write(self, engine: Engine, rows: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_atomically(engine.path / "uploads" / "items.jsonl", text.encode())
+def _manifest(engine: Engine) -> str:
+    return str((engine.path / "uploads" / "items.jsonl").absolute())
+
+
+def _find(engine: Engine, name: str) -> int | None:
+    """The id of an upload's item."""
+    with engine.store.reading() as reader:
+        for source in reader.sources():
+            if source.kind == ManifestSource.kind and engine.root_of(source) == _manifest(engine):
+                return next((item.id for item in reader.items(source.id, name)), None)
+    return None
+
+
+def _append(path: Path, line: str) -> None:
+    """Adds a line to the manifest, durably, after what a crash may have left of one."""
+    try:
+        with path.open("a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            if end and file.read() != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _forget(folder: Path, name: str) -> None:
+    """Takes an upload out of the manifest, and deletes its file."""
+    path = folder / "items.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["path"] != name]
+    if kept != lines:
+        write_atomically(path, b"".join(kept))
+    (folder / name).unlink(missing_ok=True)

@@ -51,7 +51,7 @@ LAYERS = [
     {"upkeep"},
     {"coded"},
     {"structure", "collection", "expressions"},
-    {"descriptors"},
+    {"descriptors", "contents"},
     {"extract", "index", "store", "roots", "calibration", "filters", "metrics"},
     {"mapped", "rows", "resident", "loading"},
     {"shards", "meta", "projection"},

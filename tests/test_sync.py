@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simsearch import api, sync
+from simsearch import api, store, sync
 from simsearch.engine import Engine
 from simsearch.errors import (
     IndexDamagedError,
@@ -26,7 +26,7 @@ from simsearch.errors import (
     UsageError,
 )
 from simsearch.meta import writer_lock
-from simsearch.store import Item, SourceRow, Store
+from simsearch.store import Changes, Item, SourceRow, Store
 from simsearch.verify import verify
 from tests.conftest import CLASSES, EACH, Colours, draw
 
@@ -708,6 +708,53 @@ def test_interrupted_build_prunes_nothing(build: Any, photos: Path, index: Path)
         build(photos, progress=interrupt)
     assert "rose/0.png" in ids(index)
     assert told(build(photos)) == {"removed": 1, "unchanged": ALL - 1}
+
+
+def test_a_renamed_file_keeps_its_features_though_another_has_taken_its_name(
+    build: Any, photos: Path, colours: Colours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the item that had the features has been committed with others before the file is read."""
+    build(photos)
+    monkeypatch.setattr(sync, "COMMIT_IMAGES", 1)
+    os.replace(photos / "amber" / "0.png", photos / "rose" / "z.png")
+    draw(photos / "amber" / "0.png", 981)
+    summary = build(photos, batch_size=1, workers=1)
+    assert (summary.updated, summary.added, summary.computed) == (1, 1, 1)
+
+
+def test_adding_one_image_reads_nothing_of_the_others(
+    build: Any, photos: Path, index: Path, colours: Colours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(photos)
+    draw(photos / "rose" / "new.png", 982)
+    shutil.copy(photos / "blue" / "1.png", photos / "rose" / "copy.png")
+    read = []
+    made = store._item
+    monkeypatch.setattr(store, "_item", lambda values: read.append(values[0]) or made(values))
+    with Engine(index, model=colours) as engine:
+        summary = engine.add([photos / "rose" / "new.png", photos / "rose" / "copy.png"])
+        assert (summary.added, summary.computed, len(engine)) == (2, 1, ALL + 2)
+        assert engine.add(photos / "rose" / "new.png").unchanged == 1
+    assert len(set(read)) <= 2
+
+
+def test_items_and_failures_of_a_part_of_a_source(tmp_path: Path) -> None:
+    names = ["a", "a/b", "a/b/c", "a.b", "a0", "ab", "A/b", "a\udcff/x"]
+    items = Store(tmp_path / "items.sqlite", create=True)
+    for kind in ("folder", "zip"):
+        source = items.add_source(kind, "/pictures", tmp_path, {}).id
+        new = [Item(0, source, name, None, {}, name.encode("utf-8", "surrogateescape"), 1, 1, 1, 1, 8 * source + n)
+               for n, name in enumerate(names)]  # fmt: skip
+        items.apply(Changes(inserted=new, failed=[(source, name + "!", "why") for name in names]))
+    with items.reading() as reader:
+        for below in ("", "a", "a/b", "a/b/c", "b", "ab", "a\udcff"):
+            expected = [name for name in names if not below or name == below or name.startswith(below + "/")]
+            assert [item.path for item in reader.items(2, below)] == expected
+            failed = {name + "!" for name in names if not below or name.startswith(below + "/")}
+            assert {path for _, path, _ in reader.failures(2, below)} == failed
+        assert len(list(reader.items())) == len(reader.failures()) == 2 * len(names)
+        assert reader.has_items(2) and not reader.has_items(3)
+    items.close()
 
 
 @pytest.mark.parametrize("when", [
