@@ -467,9 +467,15 @@ class Engine:
             return self._snapshot
 
     def _flat(self, reader: Reader, rows: int, known: Snapshot | None) -> FlatIndex:
-        """All rows for exact search: on GPUs if such a device was named and they fit, else on the CPU."""
+        """All rows for exact search: on GPUs if such a device was named and they fit, else on the CPU.
+
+        Raises DeviceError where it was named and is not there.
+        """
         if not self.device.startswith("cuda"):
             return FlatIndex(reader.shards, rows)
+        from simsearch.models import runtime
+
+        runtime.choose_device(self.device)
 
         def devices(count: int) -> list[str]:
             from simsearch import resident

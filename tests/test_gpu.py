@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import simsearch
 from simsearch import extract, fit, images, machine, models, resident
 from simsearch.loading import Extracted
-from simsearch.models import jpegs, torch_runtime
+from simsearch.models import jpegs, runtime, torch_runtime
 from simsearch.models.jpegs import JpegDecoder, header, scaled_centre
 from simsearch.models.replays import MOST, WARM, Replays
 from simsearch.models.torch_runtime import TorchModel, TorchRunner
@@ -646,6 +646,7 @@ def test_a_search_that_its_devices_have_no_memory_for_goes_on_without_them(
     filler.add(np.random.default_rng(0).random((500, 32)).astype(np.float16))
     query = np.random.default_rng(1).random(32).astype(np.float32)
     expected = filler.engine.search_by_vector(query)
+    monkeypatch.setattr(runtime, "choose_device", lambda device: device)
     monkeypatch.setattr(resident, "devices_for", lambda *_: ["cpu"])
     with simsearch.open(filler.path, model=filler.model, device="cuda") as engine:
         engine.search_by_vector(query)

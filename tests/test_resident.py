@@ -12,7 +12,9 @@ import torch
 from simsearch import index as flat_index
 from simsearch import resident
 from simsearch.engine import Engine
+from simsearch.errors import DeviceError
 from simsearch.index import FlatIndex
+from simsearch.models import runtime
 from tests.filler import Filler
 
 D = 24
@@ -78,6 +80,7 @@ def test_without_room_the_cpu_scans(filled: Filler) -> None:
 
 def test_an_engine_on_a_device(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
     """Filters, removals and a radius, through the API."""
+    monkeypatch.setattr(runtime, "choose_device", lambda device: device)
     monkeypatch.setattr(resident, "devices_for", lambda device, rows, dimension: ["cpu"])
     filled.remove(range(1, 600, 2))
     random = np.random.default_rng(2)
@@ -92,9 +95,16 @@ def test_an_engine_on_a_device(filled: Filler, monkeypatch: pytest.MonkeyPatch) 
             assert engine.snapshot(reader).flat._resident is not None
 
 
-def test_devices_are_those_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_an_error_even_where_nothing_is_computed(filled: Filler) -> None:
+    with (
+        Engine(filled.path, model=filled.model, device="cuda") as engine,
+        pytest.raises(DeviceError, match="no usable GPU"),
+    ):
+        engine.search_by_id(filled.engine.find(1)[0].id)
 
+
+def test_devices_are_those_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     free = {"cuda:0": 5 << 30, "cuda:1": 5 << 30}
