@@ -12,7 +12,7 @@ import click
 
 from simsearch import cli_cluster, cli_eval, cli_models, cli_search, cli_serve
 from simsearch.cli_models import device, files, form, index, version
-from simsearch.console import DAMAGED, NO_MATCH, Main, missing, opened, progress
+from simsearch.console import DAMAGED, NO_MATCH, Main, many, missing, opened, progress
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
@@ -139,14 +139,15 @@ def _say(summary: Summary, index_path: str, form: str, dry_run: bool = False) ->
     for folder, reason in summary.unread:
         click.echo(f"note: {folder} could not be listed: {reason}", err=True)
     if dry_run:
-        click.echo(f"{index_path}: would read {summary.to_read:,} images, remove {summary.removed:,},"
+        click.echo(f"{index_path}: would read {many(summary.to_read, 'image')}, remove {summary.removed:,},"
                    f" leave {summary.unchanged:,}; nothing was changed")  # fmt: skip
         return
     changes = {"added": summary.added, "updated": summary.updated, "moved": summary.moved, "removed": summary.removed,
                "unchanged": summary.unchanged, "failed": summary.failed}  # fmt: skip
     told = ", ".join(f"{count:,} {name}" for name, count in changes.items() if count)
     rate = f" ({summary.computed / summary.seconds:,.0f} images/s)" if summary.computed > 20 else ""
-    click.echo(f"{index_path}: {summary.items:,} items; {told or 'no images'}; {summary.seconds:.1f} s{rate}")
+    items = many(summary.items, "item")
+    click.echo(f"{index_path}: {items}; {told or 'no images'}; {summary.seconds:.1f} s{rate}")
     if summary.failed:
         click.echo(f"note: `simsearch info --failures -i {index_path}` says why images failed", err=True)
 
@@ -170,11 +171,11 @@ def remove(name: tuple[str, ...], yes: bool, index_path: str) -> None:
                 click.echo(f"and {len(items) - 20:,} more")
             if not sys.stdin.isatty():
                 raise UsageError(f"to be removed: {len(items):,}; nothing was", hint="--yes confirms it")
-            if not click.confirm(f"Remove {len(items):,} items from {index_path}?"):
+            if not click.confirm(f"Remove {many(len(items), 'item')} from {index_path}?"):
                 click.echo("nothing was removed")
                 return
         count = engine.remove([item.id for item in items])
-        click.echo(f"{index_path}: {len(engine):,} items; {count:,} removed")
+        click.echo(f"{index_path}: {many(len(engine), 'item')}; {count:,} removed")
 
 
 @main.command()
@@ -314,7 +315,7 @@ def info(failures: bool, form: str, roots: tuple[str, ...], index_path: str) -> 
     ]  # fmt: skip
     if removed := facts["rows"] - facts["items"]:
         lines.append(
-            ("removed", f"{removed:,} rows that no item owns; simsearch compact -i {index_path} reclaims them")
+            ("removed", f"{many(removed, 'row')} that no item owns; simsearch compact -i {index_path} reclaims them")
         )
     lines += [("push", told)] if told else []
     for line in output.table(lines):
@@ -354,7 +355,8 @@ def verify(form: str, index_path: str) -> None:
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(verdict)))
     elif not verdict.problems:
-        click.echo(f"{index_path}: ok, {verdict.items:,} items, {verdict.checked:,} rows of features checked")
+        items, rows = many(verdict.items, "item"), many(verdict.checked, "row")
+        click.echo(f"{index_path}: ok, {items}, {rows} of features checked")
     for problem in verdict.problems:
         click.echo(f"error: {problem}", err=True)
     if verdict.problems:
@@ -379,7 +381,7 @@ def export(form: str, folder: Path, roots: tuple[str, ...], index_path: str) -> 
 
     with opened(_engine(index_path, device="cpu", roots=roots)) as engine, progress("exporting") as callback:
         count = (export_parquet if form == "parquet" else export_npy)(engine, folder, callback)
-    click.echo(f"{folder}: {count:,} items")
+    click.echo(f"{folder}: {many(count, 'item')}")
 
 
 @main.command()
@@ -393,7 +395,7 @@ def sample(directory: Path, count: int, seed: int) -> None:
 
     with progress("drawing") as callback:
         written = drawing.write(directory, count, seed, callback)
-    click.echo(f"{directory}: {written:,} pictures of {min(count, len(drawing.KINDS))} kinds")
+    click.echo(f"{directory}: {many(written, 'picture')} of {many(min(count, len(drawing.KINDS)), 'kind')}")
 
 
 for _command in (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simsearch.cli_models import form, index, version
-from simsearch.console import progress
+from simsearch.console import many, progress
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
@@ -66,7 +66,7 @@ def send(engine: Engine, address: str, options: Options | None = None, form: str
         return
     changes = {"sent": pushed.sent, "deleted": pushed.deleted, "unchanged": pushed.unchanged}
     told = ", ".join(f"{count:,} {name}" for name, count in changes.items() if count)
-    click.echo(f"{parse(address)}: {pushed.items:,} items, {pushed.kind}; {told or 'nothing to do'};"
+    click.echo(f"{parse(address)}: {many(pushed.items, 'item')}, {pushed.kind}; {told or 'nothing to do'};"
                f" counted, {pushed.compared:,} compared")  # fmt: skip
 
 

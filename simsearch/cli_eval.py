@@ -9,7 +9,7 @@ import click
 
 from simsearch.cli_models import device, form, index, version
 from simsearch.cli_models import evaluation as evaluation
-from simsearch.console import opened, progress
+from simsearch.console import many, opened, progress
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
@@ -54,10 +54,11 @@ def search(
     if form == "json":
         click.echo(json.dumps(verdict.to_dict(), indent=1))
         return
-    left = f", {verdict.unlabelled:,} items without a label left out" if verdict.unlabelled else ""
-    failed = f", {verdict.failed:,} queries could not be decoded" if verdict.failed else ""
-    click.echo(f"{verdict.model}: {verdict.count:,} queries over {verdict.items:,} items of {len(verdict.classes):,}"
-               f" classes{left}{failed}; P@k by chance {verdict.chance:.3f}")  # fmt: skip
+    left = f", {many(verdict.unlabelled, 'item')} without a label left out" if verdict.unlabelled else ""
+    failed = f", {many(verdict.failed, 'query', 'queries')} could not be decoded" if verdict.failed else ""
+    queries, items = many(verdict.count, "query", "queries"), many(verdict.items, "item")
+    click.echo(f"{verdict.model}: {queries} over {items} of {many(len(verdict.classes), 'class', 'classes')}"
+               f"{left}{failed}; P@k by chance {verdict.chance:.3f}")  # fmt: skip
     for line in output.table([(name, f"{e.value:.3f}", f"({e.low:.3f} to {e.high:.3f})")
                               for name, e in verdict.scores.items()]):  # fmt: skip
         click.echo(line)
@@ -123,8 +124,9 @@ def recall(k: int, count: int, seed: int, form: str, index_path: str) -> None:
     if form == "json":
         click.echo(json.dumps(found.to_dict(), indent=1))
         return
+    queries = many(found.queries, "query", "queries")
     click.echo(f"{found.kind} search: recall@{k} {found.recall.value:.4f} ({found.recall.low:.4f} to"
-               f" {found.recall.high:.4f}) over {found.queries:,} queries; {found.milliseconds:.1f} ms a query,"
+               f" {found.recall.high:.4f}) over {queries}; {found.milliseconds:.1f} ms a query,"
                f" exact {found.exact_milliseconds:.1f} ms")  # fmt: skip
 
 

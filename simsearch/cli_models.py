@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from simsearch import __version__
-from simsearch.console import INTERRUPTED, progress, training
+from simsearch.console import INTERRUPTED, many, progress, training
 
 if TYPE_CHECKING:
     from simsearch.evaluate import Guess
@@ -94,7 +94,8 @@ def train(source: tuple[str, ...], output: Path, names: Path | None, **options: 
     if outcome.bytes:
         for name, scores in outcome.metrics.items():
             click.echo(f"{name}: {', '.join(fit.metric(*pair) for pair in scores.items())}")
-        click.echo(f"{outcome.output}: {outcome.classes:,} classes from {outcome.images:,} images in"
+        click.echo(f"{outcome.output}: {many(outcome.classes, 'class', 'classes')} from"
+                   f" {many(outcome.images, 'image')} in"
                    f" {outcome.seconds:,.0f} s, {outcome.bytes:,} bytes")  # fmt: skip
 
 
@@ -196,7 +197,7 @@ def evaluate_model(
         return
     left = f", {verdict.unknown:,} of unknown classes left out" if verdict.unknown else ""
     failed = f", {verdict.failed:,} could not be decoded" if verdict.failed else ""
-    click.echo(f"{verdict.model}: {verdict.images:,} images{left}{failed}; {crops} crop{'s' * (crops != '1')}")
+    click.echo(f"{verdict.model}: {many(verdict.images, 'image')}{left}{failed}; {crops} crop{'s' * (crops != '1')}")
     for name, share in (("top-1 error", verdict.top1_error), ("top-5 error", verdict.top5_error)):
         click.echo(f"{name}  {share.value:6.2%}  ({share.low:.2%} to {share.high:.2%})")
 

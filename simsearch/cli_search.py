@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simsearch.cli_models import device, files, form, index, version
-from simsearch.console import NO_MATCH, opened, progress
+from simsearch.console import NO_MATCH, many, opened, progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,8 @@ def duplicates(
 
 def _told(groups: list[list[Member]], limit: Threshold) -> str:
     copies = ", ".join(f"{name} {share:.0%}" for name, share in limit.copies.items())
-    found = f"{len(groups):,} groups of {sum(map(len, groups)):,} items within {limit.distance:.4g}"
+    items = many(sum(map(len, groups)), "item")
+    found = f"{many(len(groups), 'group')} of {items} within {limit.distance:.4g}"
     return found + (f"; of changed copies within it: {copies}" if copies else "")
 
 
@@ -115,7 +116,7 @@ def _print_groups(groups: list[list[Member]], form: str) -> None:
                  output.printable(m.path)) for m in group
             ]  # fmt: skip
             lines = output.table([("distance", "id", "label", "path"), *rows], right=2)
-            click.echo("\n".join([f"group {number}: {len(group):,} items", *lines, ""]))
+            click.echo("\n".join([f"group {number}: {many(len(group), 'item')}", *lines, ""]))
 
 
 def _report(engine: Engine, groups: list[list[Member]], limit: Threshold, file: Path) -> None:
@@ -144,7 +145,8 @@ def merge(other: tuple[str, ...], index_path: str) -> None:
         for path in other:
             with Engine(path, device="cpu") as source, progress("merging") as callback:
                 merged = take_in(engine, source, callback)
-            click.echo(f"{index_path}: {len(engine):,} items; {merged.added:,} from {path}, {merged.known:,} known")
+            items = many(len(engine), "item")
+            click.echo(f"{index_path}: {items}; {merged.added:,} from {path}, {merged.known:,} known")
 
 
 @click.command()
@@ -170,8 +172,9 @@ def compact(dry_run: bool, form: str, index_path: str) -> None:
         click.echo(json.dumps(dataclasses.asdict(done)))
         return
     told = "would be reclaimed; nothing was changed" if dry_run else "reclaimed"
-    size = f"{output.size(done.reclaimed)} ({done.reclaimed:,} bytes)"
-    click.echo(f"{index_path}: {done.items:,} items, {done.removed:,} rows that none owns, {size} {told}")
+    size = f"{output.size(done.reclaimed)} ({many(done.reclaimed, 'byte')})"
+    items, rows = many(done.items, "item"), many(done.removed, "row")
+    click.echo(f"{index_path}: {items}, {rows} that none owns, {size} {told}")
 
 
 @click.command()

@@ -58,6 +58,11 @@ def missing(engine: Engine) -> str | None:
     return f"the push into {engine.path} has not ended, so items may be missing or old; another one completes it"
 
 
+def many(count: int, noun: str, plural: str | None = None) -> str:
+    """A number and what it counts: "1 item", "1,000 items"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def opened(engine: Engine) -> Engine:
     """The engine, after a note where something is known to be missing in it."""
     if told := missing(engine):

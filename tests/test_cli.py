@@ -81,7 +81,7 @@ def test_build_says_what_it_did(run, pictures, index):
 def test_build_json_and_dry_run(run, pictures):
     Image.new("RGB", (50, 50)).save(pictures / "blue" / "new.png")
     dry = run("build", pictures, "--dry-run")
-    assert "would read 1 images, remove 0, leave 12; nothing was changed" in dry.out
+    assert "would read 1 image, remove 0, leave 12; nothing was changed" in dry.out
     assert run("build", pictures, "--format", "json").json["added"] == 1
     assert run("build", "--format", "json").json["unchanged"] == 13
 

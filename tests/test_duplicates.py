@@ -127,7 +127,7 @@ def test_duplicates_from_the_command_line(tmp_path: Path, capsysbinary: pytest.C
 
     code, out, err = run("--max-distance", "1", "--format", "json")
     assert code == 0 and [[m["id"] for m in group] for group in json.loads(out)] == [[1, 3]]
-    assert "1 groups of 2 items" in err
+    assert "1 group of 2 items" in err
     assert json.loads(run("--max-distance", "1", "--format", "jsonl")[1])[1]["distance"] == 1
     assert run("--max-distance", "1", "--format", "paths")[1] == "/nowhere/000002\n"
     rows = list(csv.DictReader(io.StringIO(run("--max-distance", "1", "--format", "csv")[1])))
