@@ -20,20 +20,26 @@ _KEPT = np.array(0x8FFFE000, np.uint32).view(np.int32)
 """What is left of an int32's bits after the shift: the sign, which it repeats, and the 15 bits that follow."""
 
 
-def decoded(features: NDArray[Any]) -> NDArray[np.float32]:
-    """Any array as a new float32 array of the same shape; float16 fast, everything else by NumPy."""
+def decoded(features: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Any array as float32: float16 fast, everything else by NumPy.
+
+    out: a contiguous array of the same shape to write into; else a new one is made.
+    """
     x: NDArray[Any] = np.ascontiguousarray(features)
+    values: NDArray[np.float32] = np.empty(x.shape, np.float32) if out is None else out
     if x.dtype != np.float16 or not x.size:
-        return x.astype(np.float32)
-    if int(x.view(np.uint16).max()) < _INFINITE:  # neither negative, which has the top bit, nor infinite
-        bits: NDArray[Any] = x.view(np.uint16).astype(np.uint32)
+        values[...] = x
+    elif int(x.view(np.uint16).max()) < _INFINITE:  # neither negative, which has the top bit, nor infinite
+        bits: NDArray[Any] = values.view(np.uint32)
+        bits[...] = x.view(np.uint16)
         bits <<= 13
+        values *= _SCALE
     elif int((x.view(np.uint16) & 0x7FFF).max()) < _INFINITE:
-        bits = x.view(np.int16).astype(np.int32)
+        bits = values.view(np.int32)
+        bits[...] = x.view(np.int16)
         bits <<= 13
         bits &= _KEPT
+        values *= _SCALE
     else:
-        return x.astype(np.float32)
-    values: NDArray[np.float32] = bits.view(np.float32)
-    values *= _SCALE
+        values[...] = x
     return values

@@ -39,9 +39,10 @@ class Rows:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._files[-1], 0, 0, os.POSIX_FADV_RANDOM)
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The given rows, in that order: (n, D) float16."""
-        out = np.empty((len(rows), self.shards.dimension), np.float16)
+    def read(self, rows: NDArray[np.int64], out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
+        """The given rows, in that order: (n, D) float16; in `out`, if that is given."""
+        if out is None:
+            out = np.empty((len(rows), self.shards.dimension), np.float16)
         if not len(rows):
             return out
         if not 0 <= rows.min() <= rows.max() < self.count:

@@ -1,6 +1,8 @@
 """Scripts that reproduce and measure, each once through at a tiny size."""
 
+import ast
 import gzip
+import importlib
 import io
 import json
 import os
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,6 +22,29 @@ from simsearch import sample
 from tests.filler import Filler
 
 SCRIPTS = Path(__file__).parent.parent / "scripts" / "reproduce"
+
+
+def python_scripts():
+    """Every Python file under scripts/, with a name of its own or none."""
+    files = [path for path in sorted(SCRIPTS.parent.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    return [path for path in files if path.suffix == ".py" or path.read_bytes().startswith(b"#!/usr/bin/env python")]
+
+
+@pytest.mark.parametrize("path", python_scripts(), ids=lambda path: str(path.relative_to(SCRIPTS.parent)))
+def test_what_a_script_takes_from_simsearch_is_there(path):
+    """Also what it needs in a place that a trial at a tiny size does not reach."""
+    tree = ast.parse(path.read_text())
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "simsearch":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                if not hasattr(module, alias.name) or isinstance(getattr(module, alias.name), ModuleType):
+                    modules[alias.asname or alias.name] = importlib.import_module(name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            assert hasattr(modules[node.value.id], node.attr), f"{node.value.id}.{node.attr}, line {node.lineno}"
 
 
 def run(script, *arguments):
