@@ -37,7 +37,7 @@ def test_what_a_script_takes_from_simsearch_is_there(path):
     modules = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "simsearch":
-            module = importlib.import_module(node.module)
+            module = importlib.import_module(node.module or "")
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
                 if not hasattr(module, alias.name) or isinstance(getattr(module, alias.name), ModuleType):
