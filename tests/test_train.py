@@ -321,7 +321,7 @@ def test_coordinates_of_patches_come_of_no_matrix_product(data):
     drawn = views(replace(FAST, rotation=20.0, shear=0.2, colour=0.0), 0)
     theta = drawn.theta
     expected = torch.nn.functional.affine_grid(theta, [len(theta), 3, 63, 63], align_corners=False)
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         augment.apply(drawn, torch.from_numpy(data.pixels[: len(theta)]), 63, Colour.fixed(0.0, 1.0))
     assert not [event.key for event in profile.key_averages() if "mm" in event.key]
     torch.testing.assert_close(augment._grid(theta, 63), expected, rtol=0, atol=1e-5)
