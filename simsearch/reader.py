@@ -162,10 +162,16 @@ class Reader:
             raise IndexDamagedError(f"{self._path}: no item owns row {row} of the features")
         return found
 
+    def content(self, digest: bytes) -> tuple[int, int, int] | None:
+        """For a file's SHA-256, the row of its features and the image's width and height, if the index has it."""
+        question = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
+        found: tuple[int, int, int] | None = self._connection.execute(question, (digest,)).fetchone()
+        return found
+
     def row_of(self, digest: bytes) -> int | None:
         """The row of a file's features by its SHA-256, if the index has it."""
-        found = self._connection.execute("SELECT row FROM items WHERE digest = ? LIMIT 1", (digest,)).fetchone()
-        return None if found is None else int(found[0])
+        found = self.content(digest)
+        return None if found is None else found[0]
 
     def rows(self, conditions: Iterable[Condition] = ()) -> NDArray[np.int64]:
         """The rows of the items that meet all conditions, ascending."""

@@ -161,10 +161,8 @@ class Store:
 
     def content(self, digest: bytes) -> tuple[int, int, int] | None:
         """For a file's SHA-256, the row of its features and the image's width and height, as last committed."""
-        question = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
         with self._mapped(), self._connection() as connection:
-            found: tuple[int, int, int] | None = connection.execute(question, (digest,)).fetchone()
-        return found
+            return Reader(connection, self.path).content(digest)
 
     # -- writing
 
