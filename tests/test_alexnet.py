@@ -231,7 +231,7 @@ class TestTorchvision:
 
 
 def test_model_facts_are_json():
-    from simsearch import cards
+    from simsearch.cli import model_cards as cards
 
     facts = cards.facts()
     json.dumps(facts)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsearch.cli import help_texts, main
+from simsearch.cli.main import help_texts, main
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -304,7 +304,7 @@ def test_names_that_are_no_text(run, pictures, tmp_path):
 
 
 def test_cold_query_imports_no_torch(run, pictures, index):
-    code = "import sys; from simsearch.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit as e: assert e.code == 0"
+    code = "import sys; from simsearch.cli.main import main\ntry: main(sys.argv[1:])\nexcept SystemExit as e: assert e.code == 0"
     code += "\nprint(sorted(m for m in ('torch', 'torchvision', 'rich') if m in sys.modules), file=sys.stderr)"
     for arguments in (
         ["query", str(pictures / "red" / "0.png")],

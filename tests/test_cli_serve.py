@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import simsearch
-from simsearch.cli import main
+from simsearch.cli.main import main
 from tests.live import process
 
 KEY = "a-key-that-no-log-may-show"
@@ -149,6 +149,6 @@ def test_completion_scripts(shell):
 def test_completion_completes(words, found):
     """As the script for bash asks."""
     asked = {"_SIMSEARCH_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
-    command = [sys.executable, "-c", "from simsearch.cli import main; main(prog_name='simsearch')"]
+    command = [sys.executable, "-c", "from simsearch.cli.main import main; main(prog_name='simsearch')"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked})
     assert {line.split(",")[1] for line in done.stdout.splitlines()} == found

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 import simsearch
 from simsearch import api, frozen, sync
-from simsearch.cli import main
+from simsearch.cli.main import main
 from simsearch.cluster import Cluster, Worker, on_ray
 from simsearch.engine import Engine
 from simsearch.errors import ModelMismatchError, SimsearchError, UnavailableError, UsageError

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simsearch import coded, sync, tuning
-from simsearch.cli import main
+from simsearch.cli.main import main
 from simsearch.coded import Coded
 from simsearch.compacting import compact
 from simsearch.engine import Engine
@@ -347,7 +347,7 @@ def test_from_the_command_line(
     assert code == 0 and "codes of 256 bits, 200 candidates" in out
     assert "codes of 256 bits, recall" in run("info")[1]
     probe = (
-        "import sys\nfrom simsearch.cli import main\n"
+        "import sys\nfrom simsearch.cli.main import main\n"
         f"try:\n    main(['query', 'id:5', '-i', {str(filled.path)!r}, '--format', 'json'])\n"
         "except SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules"
     )

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from simsearch import compacting, shards, store, structure, sync, tuning
-from simsearch.cli import main
+from simsearch.cli.main import main
 from simsearch.compacting import Compacted, compact
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, SimsearchError, UsageError

@@ -18,7 +18,8 @@ import click.testing
 import numpy as np
 import pytest
 
-from simsearch import api, cli, sync
+from simsearch import api, sync
+from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchError, UsageError
 from simsearch.export import export_npy
@@ -99,7 +100,7 @@ def search_everything(index: Path, folder: Path) -> None:
 
 def run(*arguments: str) -> tuple[int, str]:
     """Exit code and stderr of a command."""
-    result = click.testing.CliRunner().invoke(cli.main, arguments)
+    result = click.testing.CliRunner().invoke(main, arguments)
     assert "Traceback" not in result.output
     return result.exit_code, result.stderr
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import simsearch
 from simsearch import descriptors, models
-from simsearch.cli import main
+from simsearch.cli.main import main
 from simsearch.descriptors import Described, Descriptor, Part, describe, r_mac, unit, whitened
 from simsearch.errors import IndexDamagedError, ModelMismatchError, UsageError
 from simsearch.meta import Meta

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from simsearch import api, duplicates
-from simsearch.cli import main
+from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import ModelMismatchError, UsageError
 from simsearch.export import export_npy, export_parquet

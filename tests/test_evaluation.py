@@ -9,10 +9,10 @@ from PIL import Image
 
 import simsearch
 from simsearch import evaluate_search, metrics, robustness
-from simsearch.cli import main
+from simsearch.cli.main import main
+from simsearch.cli.query_args import weight
 from simsearch.errors import UsageError
 from simsearch.metrics import Base
-from simsearch.queries import weight
 from simsearch.search import blend, weighted
 
 

@@ -16,9 +16,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import simsearch
-from simsearch import console, evaluate, fit, metrics, models, pictures, trainset
+from simsearch import evaluate, fit, metrics, models, pictures, trainset
 from simsearch.augment import Colour
-from simsearch.cli import main
+from simsearch.cli import console
+from simsearch.cli.main import main
 from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
 from simsearch.evaluate import Share
 from simsearch.models import weights

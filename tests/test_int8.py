@@ -14,7 +14,7 @@ from PIL import Image
 import simsearch
 from simsearch import fit, images, models, ranges, sample
 from simsearch.augment import Colour
-from simsearch.cli import main
+from simsearch.cli.main import main
 from simsearch.errors import DeviceError, ModelMismatchError, UsageError, WeightsError
 from simsearch.models import networks, precision, quantised, runtime, weights
 from simsearch.models.configs import AlexNetConfig

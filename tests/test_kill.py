@@ -25,9 +25,9 @@ from tests.dying import trace
 
 ROOT = Path(__file__).parent.parent
 OFTEN = (
-    "from simsearch import cli, sync\n"
+    "from simsearch import sync\nfrom simsearch.cli.main import main\n"
     "sync.COMMIT_IMAGES, sync.COMMIT_SECONDS = 1, 0.0\n"  # after every batch
-    "cli.main()"
+    "main()"
 )
 
 

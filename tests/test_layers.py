@@ -14,18 +14,19 @@ PACKAGE = Path(simsearch.__file__).parent
 
 LAYERS = [
     {
+        "__main__",
         "cli",
-        "cli_models",
-        "console",
-        "queries",
-        "cards",
+        "cli.console",
+        "cli.evaluate",
+        "cli.main",
+        "cli.maintain",
+        "cli.model_cards",
+        "cli.models",
+        "cli.push",
+        "cli.query_args",
+        "cli.serve",
         "report",
         "terminal",
-        "__main__",
-        "cli_search",
-        "cli_serve",
-        "cli_eval",
-        "cli_cluster",
     },
     {"serving"},
     {"connections", "server"},
@@ -154,7 +155,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_help_imports_nothing_heavy():
-    code = "from simsearch.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass"
+    code = "from simsearch.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass"
     assert not {"torch", "faiss", "numpy", "PIL", "onnxruntime", "rich"} & loaded_after(code)
 
 

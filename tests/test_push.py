@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 import simsearch
 from simsearch import addresses, collection
 from simsearch.addresses import parse
-from simsearch.cli import main
+from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import (
     IndexLockedError,

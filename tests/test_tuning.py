@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from simsearch import projection, sync, tuning
-from simsearch.cli import main
+from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, UsageError
 from simsearch.index import FlatIndex

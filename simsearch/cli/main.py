@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from simsearch import cli_cluster, cli_eval, cli_models, cli_search, cli_serve
-from simsearch.cli_models import device, files, form, index, version
-from simsearch.console import DAMAGED, NO_MATCH, Main, many, missing, opened, progress
+from simsearch.cli import evaluate as cli_eval
+from simsearch.cli import maintain as cli_search
+from simsearch.cli import models as cli_models
+from simsearch.cli import push as cli_cluster
+from simsearch.cli import serve as cli_serve
+from simsearch.cli.console import DAMAGED, NO_MATCH, Main, many, missing, opened, progress
+from simsearch.cli.models import device, files, form, index, version
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
@@ -217,7 +221,8 @@ def query(
     """
     from dataclasses import replace
 
-    from simsearch import output, queries
+    from simsearch import output
+    from simsearch.cli import query_args as queries
     from simsearch.errors import UsageError
 
     if print0 and form not in {None, "paths"}:

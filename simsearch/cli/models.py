@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from simsearch import __version__
-from simsearch.console import INTERRUPTED, many, progress, training
+from simsearch.cli.console import INTERRUPTED, many, progress, training
 
 if TYPE_CHECKING:
     from simsearch.evaluate import Guess
@@ -112,7 +112,8 @@ def classify(image: tuple[str, ...], k: int, crops: str, form: str, model: str |
     """Says what each IMAGE most probably shows: a path, an http(s) URL, or - for standard input."""
     import json
 
-    from simsearch import evaluate, models, queries
+    from simsearch import evaluate, models
+    from simsearch.cli import query_args as queries
     from simsearch.errors import UsageError
 
     if any(text.startswith("id:") for text in image):
@@ -215,7 +216,7 @@ def models(verbose: bool, filters: Path | None, calibrate: tuple[str, ...], mode
     """Lists the models that an index can be built with."""
     import json
 
-    from simsearch import cards
+    from simsearch.cli import model_cards as cards
 
     if calibrate:
         _calibrate(model, calibrate)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simsearch.cli_models import form, index, version
-from simsearch.console import many, progress
+from simsearch.cli.console import many, progress
+from simsearch.cli.models import form, index, version
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simsearch.cli_models import device, form, index, version
-from simsearch.cli_models import evaluation as evaluation
-from simsearch.console import many, opened, progress
+from simsearch.cli.console import many, opened, progress
+from simsearch.cli.models import device, form, index, version
+from simsearch.cli.models import evaluation as evaluation
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine

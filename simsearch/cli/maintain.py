@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simsearch.cli_models import device, files, form, index, version
-from simsearch.console import NO_MATCH, many, opened, progress
+from simsearch.cli.console import NO_MATCH, many, opened, progress
+from simsearch.cli.models import device, files, form, index, version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

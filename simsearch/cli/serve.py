@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simsearch.cli_models import device, files, version
-from simsearch.console import opened, progress
+from simsearch.cli.console import opened, progress
+from simsearch.cli.models import device, files, version
 
 if TYPE_CHECKING:
     from simsearch.engine import Engine
