@@ -338,6 +338,15 @@ def test_models_and_sample(run, tmp_path):
     assert run("sample", tmp_path / "drawn").code == 2
 
 
+def test_the_list_of_commands_shows_their_own_short_help():
+    """The table's texts, which stand in for the commands until one is used, are the first sentences of their help."""
+    with click.Context(main) as context:
+        for name in main.list_commands(context):
+            real, listed = main.commands[name], main.lazy_commands.placeholders()[name]
+            assert (real.name, real.get_short_help_str(45)) == (name, listed.get_short_help_str(45))
+            assert real.get_short_help_str(200) == listed.get_short_help_str(200)
+
+
 def test_every_command_is_documented():
     text = README.read_text()
     for name, help in help_texts().items():

@@ -18,8 +18,8 @@ from PIL import Image
 import simsearch
 from simsearch import evaluate, fit, metrics, models, pictures, trainset
 from simsearch.augment import Colour
-from simsearch.cli import console
 from simsearch.cli.main import main
+from simsearch.cli.progress import training_progress
 from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
 from simsearch.evaluate import Share
 from simsearch.models import weights
@@ -546,14 +546,14 @@ def test_weights_that_cannot_be_written_leave_nothing(trained, tmp_path, monkeyp
 
 
 def test_signals_before_the_first_step_interrupt_at_once():
-    with pytest.raises(KeyboardInterrupt), console.training():
+    with pytest.raises(KeyboardInterrupt), training_progress():
         signal.raise_signal(signal.SIGINT)
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with console.training() as (_, _, stop):
+    with training_progress() as (_, _, stop):
         assert not stop()
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)  # torchrun passes on what the terminal has sent already

@@ -16,18 +16,25 @@ LAYERS = [
     {
         "__main__",
         "cli",
+        "cli.build",
         "cli.console",
         "cli.evaluate",
+        "cli.inspect",
+        "cli.lazy",
         "cli.main",
         "cli.maintain",
         "cli.model_cards",
         "cli.models",
+        "cli.options",
+        "cli.params",
+        "cli.progress",
         "cli.push",
+        "cli.query",
         "cli.query_args",
         "cli.serve",
-        "report",
-        "terminal",
     },
+    {"terminal"},
+    {"report"},
     {"serving"},
     {"connections", "server"},
     {"routes"},
@@ -156,7 +163,22 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_help_imports_nothing_heavy():
     code = "from simsearch.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass"
-    assert not {"torch", "faiss", "numpy", "PIL", "onnxruntime", "rich"} & loaded_after(code)
+    assert not {"torch", "faiss", "numpy", "PIL", "onnxruntime", "rich", "jinja2"} & loaded_after(code)
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "models", "serve", "demo", "completion", "query", "build", "eval", "tune"]
+)
+def test_help_of_a_command_imports_no_torch(command):
+    code = f"from simsearch.cli.main import main\ntry:\n    main([{command!r}, '--help'])\nexcept SystemExit: pass"
+    assert not {"torch", "faiss", "onnxruntime", "rich", "fastapi", "jinja2"} & loaded_after(code)
+
+
+def test_completion_of_commands_imports_none_of_them():
+    code = "import click\nfrom simsearch.cli.main import main\nmain.shell_complete(click.Context(main), '')"
+    loaded = loaded_after(code)
+    assert not {"torch", "faiss", "numpy", "PIL", "onnxruntime", "rich", "jinja2"} & loaded
+    assert not {name for name in loaded if name.startswith("simsearch.cli.") and name.endswith(("query", "build"))}
 
 
 def test_no_printing_and_exiting_below_the_command_line():

@@ -1,38 +1,102 @@
-"""The verbs that measure an index: `eval search`, `eval recall` and `eval robustness`."""
+"""The commands that measure a model or an index: `eval model`, `eval search`, `eval recall` and `eval robustness`."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from simsearch.cli.console import many, opened, progress
-from simsearch.cli.models import device, form, index, version
-from simsearch.cli.models import evaluation as evaluation
+from simsearch import (
+    api,
+    evaluate,
+    evaluate_search,
+    models,
+    output,
+    pictures,
+    report,
+    robustness,
+    trainset,
+)
+from simsearch.cli.console import note, pluralize, warn_if_incomplete
+from simsearch.cli.options import (
+    complete_files,
+    crops_option,
+    device_option,
+    exclude_option,
+    format_option,
+    index_option,
+    model_option,
+    seed_option,
+    version_option,
+)
+from simsearch.cli.progress import show_progress
+from simsearch.engine import Engine
+from simsearch.errors import UsageError
+from simsearch.files import write_atomically
 
-if TYPE_CHECKING:
-    from simsearch.engine import Engine
-    from simsearch.evaluate_search import Query, Verdict
-    from simsearch.report import Row
-
-seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the items drawn.")
-
-SHOWN = ("P@1", "P@6", "R-precision", "mAP", "knn_accuracy")
-"""What is told of each class."""
+CLASS_SCORES = ("P@1", "P@6", "R-precision", "mAP", "knn_accuracy")
+"""The scores shown for each class."""
 
 
-@evaluation.command("search")
-@click.option("--queries", "sources", multiple=True, metavar="SOURCE",
-              help="Query with these labelled pictures, not with the index's own; repeatable.")  # fmt: skip
+@click.group("eval")
+@version_option
+def eval_command() -> None:
+    """Measures how good a model, or an index, is."""
+
+
+@eval_command.command("model")
+@click.argument("source", nargs=-1, required=True, shell_complete=complete_files)
+@crops_option
+@exclude_option
+@format_option
+@model_option
+@device_option
+@version_option
+def model_command(
+    source: tuple[str, ...], crops: str, exclude: tuple[str, ...], form: str, model: str | None, device: str
+) -> None:
+    """Top-1 and top-5 error of a model's guesses over labelled SOURCEs, with 95 % intervals.
+
+    A SOURCE is what `train` takes. Images of classes that the model does not know are counted and left out.
+    """
+    labelled = trainset.labelled(source, exclude)
+    chosen = models.load(model or models.DEFAULT, device, images=len(labelled))
+    with show_progress("evaluating") as progress:
+        verdict = evaluate.judge(chosen, labelled, int(crops), progress)
+    if form == "json":
+        click.echo(json.dumps(verdict.to_dict(), indent=1))
+        return
+    left = f", {verdict.unknown:,} of unknown classes left out" if verdict.unknown else ""
+    failed = f", {verdict.failed:,} could not be decoded" if verdict.failed else ""
+    images = pluralize(verdict.images, "image")
+    click.echo(f"{verdict.model}: {images}{left}{failed}; {crops} crop{'s' * (crops != '1')}")
+    for name, share in (("top-1 error", verdict.top1_error), ("top-5 error", verdict.top5_error)):
+        click.echo(f"{name}  {share.value:6.2%}  ({share.low:.2%} to {share.high:.2%})")
+
+
+@eval_command.command("search")
+@click.option(
+    "--queries",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="Query with these labelled pictures, not with the index's own; repeatable.",
+)
 @click.option("--per-class", is_flag=True, help="Print a line a class as well.")
-@click.option("--html", "html_file", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write the scores, and the best and worst queries, in one HTML file.")  # fmt: skip
-@form
-@device
-@index
-@version
-def search(
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the scores, and the best and worst queries, in one HTML file.",
+)
+@format_option
+@device_option
+@index_option
+@version_option
+def search_command(
     sources: tuple[str, ...], per_class: bool, html_file: Path | None, form: str, device: str, index_path: str
 ) -> None:
     """How well an index retrieves, by its labels: P@k, R-precision, mAP, recall, kNN, with 95 % intervals.
@@ -40,140 +104,158 @@ def search(
     Each labelled item queries once, itself left out; items of its label are relevant. The whole ranking by exact
     distance is evaluated. Intervals are by bootstrap over the queries.
     """
-    import json
-
-    from simsearch import evaluate_search, output, trainset
-    from simsearch.api import open as open_index
-
-    pictures = trainset.labelled(sources) if sources else None
-    with opened(open_index(index_path, device=device)) as engine:
-        with progress("evaluating") as callback:
-            verdict = evaluate_search.evaluate(engine, pictures, callback)
+    labelled = trainset.labelled(sources) if sources else None
+    with warn_if_incomplete(api.open(index_path, device=device)) as engine:
+        with show_progress("evaluating") as progress:
+            verdict = evaluate_search.evaluate(engine, labelled, progress)
         if html_file:
-            _report(engine, verdict, html_file)
+            _write_report(engine, verdict, html_file)
     if form == "json":
         click.echo(json.dumps(verdict.to_dict(), indent=1))
         return
-    left = f", {many(verdict.unlabelled, 'item')} without a label left out" if verdict.unlabelled else ""
-    failed = f", {many(verdict.failed, 'query', 'queries')} could not be decoded" if verdict.failed else ""
-    queries, items = many(verdict.count, "query", "queries"), many(verdict.items, "item")
-    click.echo(f"{verdict.model}: {queries} over {items} of {many(len(verdict.classes), 'class', 'classes')}"
-               f"{left}{failed}; P@k by chance {verdict.chance:.3f}")  # fmt: skip
-    for line in output.table([(name, f"{e.value:.3f}", f"({e.low:.3f} to {e.high:.3f})")
-                              for name, e in verdict.scores.items()]):  # fmt: skip
-        click.echo(line)
+    _print_scores(verdict)
     if per_class:
-        rows: list[tuple[str, ...]] = [("queries", *SHOWN, "class")]
-        for label, (count, scores) in verdict.classes.items():
-            rows.append((f"{count:,}", *(f"{scores[name].value:.3f}" for name in SHOWN), output.printable(label)))
-        for line in ("", *output.table(rows, right=len(SHOWN) + 1)):
-            click.echo(line)
+        _print_class_scores(verdict)
 
 
-def _report(engine: Engine, verdict: Verdict, path: Path, each: int = 10) -> None:
-    """The worst and the best queries with their six nearest items, below the scores."""
-    from simsearch import report
+def _print_scores(verdict: evaluate_search.Verdict) -> None:
+    queries, items = pluralize(verdict.count, "query", "queries"), pluralize(verdict.items, "item")
+    classes = pluralize(len(verdict.classes), "class", "classes")
+    left = failed = ""
+    if verdict.unlabelled:
+        left = f", {pluralize(verdict.unlabelled, 'item')} without a label left out"
+    if verdict.failed:
+        failed = f", {pluralize(verdict.failed, 'query', 'queries')} could not be decoded"
+    chance = f"P@k by chance {verdict.chance:.3f}"
+    click.echo(f"{verdict.model}: {queries} over {items} of {classes}{left}{failed}; {chance}")
+    rows = [(name, f"{e.value:.3f}", f"({e.low:.3f} to {e.high:.3f})") for name, e in verdict.scores.items()]
+    for line in output.table(rows):
+        click.echo(line)
 
+
+def _print_class_scores(verdict: evaluate_search.Verdict) -> None:
+    rows: list[tuple[str, ...]] = [("queries", *CLASS_SCORES, "class")]
+    for label, (count, scores) in verdict.classes.items():
+        values = (f"{scores[name].value:.3f}" for name in CLASS_SCORES)
+        rows.append((f"{count:,}", *values, output.printable(label)))
+    for line in ("", *output.table(rows, right=len(CLASS_SCORES) + 1)):
+        click.echo(line)
+
+
+def _write_report(engine: Engine, verdict: evaluate_search.Verdict, path: Path, each: int = 10) -> None:
+    """Writes the scores, then the `each` worst and `each` best queries with their six nearest items."""
     shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
-    rows = [_row(engine, query) for query in shown]
+    rows = [_report_row(engine, query) for query in shown]
     scores = {name: f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})" for name, e in verdict.scores.items()}
-    facts = {"index": str(engine.path), "model": verdict.model, "features": engine.meta.features,
-             "items": f"{verdict.items:,}", "queries": f"{verdict.count:,}",
-             "below": f"the {each} worst queries by average precision, then the best",
-             "P@k by chance": f"{verdict.chance:.3f}", **scores}  # fmt: skip
-    table: list[tuple[str, ...]] = [("class", "queries", *SHOWN)]
+    facts = {
+        "index": str(engine.path),
+        "model": verdict.model,
+        "features": engine.meta.features,
+        "items": f"{verdict.items:,}",
+        "queries": f"{verdict.count:,}",
+        "below": f"the {each} worst queries by average precision, then the best",
+        "P@k by chance": f"{verdict.chance:.3f}",
+        **scores,
+    }
+    table: list[tuple[str, ...]] = [("class", "queries", *CLASS_SCORES)]
     for label, (count, found) in verdict.classes.items():
-        table.append((label, f"{count:,}", *(f"{found[name].value:.3f}" for name in SHOWN)))
+        table.append((label, f"{count:,}", *(f"{found[name].value:.3f}" for name in CLASS_SCORES)))
     report.save_html(rows, path, "How well the index retrieves", facts, table)
-    click.echo(f"note: wrote {path}", err=True)
+    note(f"wrote {path}")
 
 
-def _row(engine: Engine, query: Query) -> Row:
-    from simsearch import report
-
-    matches = engine.search_many([query.query], 6)[0]
+def _report_row(engine: Engine, query: evaluate_search.Query) -> report.Row:
     name = engine.paths([engine.item(query.query)])[0] if isinstance(query.query, int) else query.query
     title = f"{name} (average precision {query.average_precision:.3f})"
     tiles = []
-    for match in matches:
-        told = ("✓ " if match.label == query.label else "✗ ") + (match.label or "no label")
-        tiles.append(report.Picture(engine.thumbnail(match.id), match.path, told, match.id, match.distance,
-                                    match.similarity))  # fmt: skip
+    for match in engine.search_many([query.query], 6)[0]:
+        label = ("✓ " if match.label == query.label else "✗ ") + (match.label or "no label")
+        image = engine.thumbnail(match.id)
+        tiles.append(report.Picture(image, match.path, label, match.id, match.distance, match.similarity))
     return report.Row(report.Picture(engine.thumbnail(query.query), title, query.label), tiles)
 
 
-@evaluation.command("recall")
+@eval_command.command("recall")
 @click.option("-k", "--top-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Matches a query.")
 @click.option("-n", "--count", type=click.IntRange(1), default=200, show_default=True, help="Items that query.")
-@seed
-@form
-@index
-@version
-def recall(k: int, count: int, seed: int, form: str, index_path: str) -> None:
+@seed_option
+@format_option
+@index_option
+@version_option
+def recall_command(k: int, count: int, seed: int, form: str, index_path: str) -> None:
     """Which share of the exact k nearest items the index's own search finds, over random items.
 
     An index that is searched exactly has recall 1.
     """
-    import json
-
-    from simsearch import evaluate_search
-    from simsearch.api import open as open_index
-
-    with opened(open_index(index_path, device="cpu")) as engine, progress("evaluating") as callback:
-        found = evaluate_search.recall(engine, k, count, seed, callback)
+    with (
+        warn_if_incomplete(api.open(index_path, device="cpu")) as engine,
+        show_progress("evaluating") as progress,
+    ):
+        found = evaluate_search.recall(engine, k, count, seed, progress)
     if form == "json":
         click.echo(json.dumps(found.to_dict(), indent=1))
         return
-    queries = many(found.queries, "query", "queries")
-    click.echo(f"{found.kind} search: recall@{k} {found.recall.value:.4f} ({found.recall.low:.4f} to"
-               f" {found.recall.high:.4f}) over {queries}; {found.milliseconds:.1f} ms a query,"
-               f" exact {found.exact_milliseconds:.1f} ms")  # fmt: skip
+    queries = pluralize(found.queries, "query", "queries")
+    click.echo(
+        f"{found.kind} search: recall@{k} {found.recall.value:.4f} ({found.recall.low:.4f} to"
+        f" {found.recall.high:.4f}) over {queries}; {found.milliseconds:.1f} ms a query,"
+        f" exact {found.exact_milliseconds:.1f} ms"
+    )
 
 
-@evaluation.command("robustness")
+@eval_command.command("robustness")
 @click.option("-n", "--count", type=click.IntRange(1), default=200, show_default=True, help="Items that are changed.")
-@click.option("--change", "changes", multiple=True, metavar="NAME",
-              help="Only this change: shift, rotation, scale, crop, flip, noise, blur, jpeg, colour or text;"
-              " repeatable.")  # fmt: skip
+@click.option(
+    "--change",
+    "changes",
+    multiple=True,
+    metavar="NAME",
+    help="Only this change: shift, rotation, scale, crop, flip, noise, blur, jpeg, colour or text; repeatable.",
+)
 @click.option("--hash", "hash_too", is_flag=True, help="Measure a 64-bit perceptual hash as well.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves into a .png file.")
-@seed
-@form
-@device
-@index
-@version
-def robustness(
-    count: int, changes: tuple[str, ...], hash_too: bool, plot: Path | None, seed: int, form: str, device: str,
+@seed_option
+@format_option
+@device_option
+@index_option
+@version_option
+def robustness_command(
+    count: int,
+    changes: tuple[str, ...],
+    hash_too: bool,
+    plot: Path | None,
+    seed: int,
+    form: str,
+    device: str,
     index_path: str,
-) -> None:  # fmt: skip
+) -> None:
     """How often a changed picture still finds its original first, and how far from it it lies.
 
     Distances are in units of the median distance of random pairs.
     """
-    import dataclasses
-    import json
-
-    from simsearch import output, pictures, robustness
-    from simsearch.api import open as open_index
-    from simsearch.errors import UsageError
-    from simsearch.files import write_atomically
-
     if plot and plot.suffix.lower() != ".png":
         raise UsageError(f"{plot}: curves are drawn as PNG", hint=f"{plot.with_suffix('.png')}")
-    with opened(open_index(index_path, device=device)) as engine, progress("changes") as callback:
-        found = robustness.of_index(engine, count, changes or tuple(robustness.CHANGES), seed, hash_too=hash_too,
-                                    progress=callback)  # fmt: skip
+    names = changes or tuple(robustness.CHANGES)
+    with (
+        warn_if_incomplete(api.open(index_path, device=device)) as engine,
+        show_progress("changes") as progress,
+    ):
+        found = robustness.of_index(engine, count, names, seed, hash_too=hash_too, progress=progress)
     if plot:
         write_atomically(plot, pictures.png(robustness.draw(found)))
-        click.echo(f"note: wrote {plot}", err=True)
+        note(f"wrote {plot}")
     if form == "json":
         plain = {name: [dataclasses.asdict(point) for point in points] for name, points in found.items()}
         click.echo(json.dumps(plain, indent=1))
         return
     for name, points in found.items():
         click.echo(name)
-        rows = [("change", "strength", "first", "95 % interval", "distance")]
-        rows += [(p.change, f"{p.strength:g}", f"{p.first.value:.1%}", f"{p.first.low:.1%} to {p.first.high:.1%}",
-                  f"{p.distance:.3f}") for p in points]  # fmt: skip
-        for line in output.table(rows):
+        for line in output.table(
+            [("change", "strength", "first", "95 % interval", "distance"), *map(_point_row, points)]
+        ):
             click.echo(line)
+
+
+def _point_row(point: robustness.Point) -> tuple[str, str, str, str, str]:
+    interval = f"{point.first.low:.1%} to {point.first.high:.1%}"
+    return point.change, f"{point.strength:g}", f"{point.first.value:.1%}", interval, f"{point.distance:.3f}"

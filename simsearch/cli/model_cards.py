@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from simsearch import pictures
+from simsearch.errors import UsageError
+from simsearch.files import write_atomically
 from simsearch.models import BUILTIN, DEFAULT, find
+from simsearch.models.weights import read_tensors
+from simsearch.output import size, table
 
 
 def facts(model: str | None = None) -> list[dict[str, Any]]:
@@ -14,20 +19,28 @@ def facts(model: str | None = None) -> list[dict[str, Any]]:
     for name in [model] if model else BUILTIN:
         weights = find(name)
         card = weights.card
-        rows.append({
-            "name": name, "default": name == DEFAULT, "architecture": card.architecture,
-            "dimension": weights.config.dimension, "classes": len(card.classes), "bytes": weights.path.stat().st_size,
-            "sha256": weights.sha256, "recipe": card.recipe.to_dict(), "arguments": card.arguments,
-            "description": card.description, "training": card.training, "metrics": card.metrics,
-            "int8_agreement": card.agreement if card.ranges else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "default": name == DEFAULT,
+                "architecture": card.architecture,
+                "dimension": weights.config.dimension,
+                "classes": len(card.classes),
+                "bytes": weights.path.stat().st_size,
+                "sha256": weights.sha256,
+                "recipe": card.recipe.to_dict(),
+                "arguments": card.arguments,
+                "description": card.description,
+                "training": card.training,
+                "metrics": card.metrics,
+                "int8_agreement": card.agreement if card.ranges else None,
+            }
+        )
     return rows
 
 
 def brief() -> str:
-    """A line a model."""
-    from simsearch.output import size, table
-
+    """The list of models, one line each."""
     rows = [("name", "features", "file", "")]
     for row in facts():
         mark = "default; " if row["default"] else ""
@@ -39,11 +52,6 @@ def brief() -> str:
 
 def draw_filters(model: str | None, path: Path) -> int:
     """Draws the first layer's kernels into a PNG file and returns how many there are. Raises UsageError."""
-    from simsearch import pictures
-    from simsearch.errors import UsageError
-    from simsearch.files import write_atomically
-    from simsearch.models.weights import read_tensors
-
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: kernels are drawn as PNG", hint=f"{path.with_suffix('.png')}")
     tensors = read_tensors(find(model or DEFAULT).path)
@@ -53,7 +61,7 @@ def draw_filters(model: str | None, path: Path) -> int:
 
 
 def verbose(model: str | None = None) -> str:
-    """All that the cards say."""
+    """Every field of the model cards."""
     blocks = []
     for row in facts(model):
         recipe = row["recipe"]
