@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsearch import report
 from simsearch.errors import UsageError
-from simsearch.report import Picture, Row
+from simsearch.reports import html as report
+from simsearch.reports.html import Picture, Row
 
 NASTY = "<script>alert(1)</script>\"'"
 RED, GREEN = (255, 0, 0), (0, 160, 0)
