@@ -25,7 +25,9 @@ from simsearch.cli.options import (
 )
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
-from simsearch.reports import html as report
+from simsearch.reports.html import save_html
+from simsearch.reports.montage import montage_extension, save_montage
+from simsearch.reports.tiles import ResultRow, Tile
 from simsearch.search import Match
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def query_command(
     if print0 and form not in {None, "paths"}:
         raise UsageError(f"--print0 prints paths, not {form}")
     if montage:
-        report.montage_format(montage)
+        montage_extension(montage)
     for file in (montage, html_file):
         check_folder_exists(file)
     feedback = [query_args.weight(text)[0] for text in (*options["plus"], *options["minus"])]
@@ -107,26 +109,26 @@ def _show_images(
 ) -> None:
     """Shows queries and matches with their images, in files and in the terminal."""
 
-    def tile(match: Match) -> report.Picture:
+    def tile(match: Match) -> Tile:
         image = engine.thumbnail(match.id)
-        return report.Picture(image, match.path, match.label, match.id, match.distance, match.similarity)
+        return Tile(image, match.path, match.label, match.id, match.distance, match.similarity)
 
     rows = [
-        report.Row(report.Picture(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
+        ResultRow(Tile(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
         for picture, answer in zip(pictures, answers, strict=True)
     ]
     if show:
         _show_in_terminal(rows)
     if montage:
-        report.save_montage(rows, montage)
+        save_montage(rows, montage)
         note(f"wrote {montage}")
     if html_file:
         facts = {"index": str(engine.path), "model": engine.meta.model, "items": f"{len(engine):,}"}
-        report.save_html(rows, html_file, "Most similar pictures", facts)
+        save_html(rows, html_file, "Most similar pictures", facts)
         note(f"wrote {html_file}")
 
 
-def _show_in_terminal(rows: Sequence[report.Row]) -> None:
+def _show_in_terminal(rows: Sequence[ResultRow]) -> None:
     """Draws queries and matches in the terminal, or prints a note if it cannot show images."""
     from rich.console import Console
 
