@@ -1,16 +1,14 @@
 """The shipped weights on real photographs, and on drawn ones where there are none."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import simsearch
 from simsearch import images, models, sample
 from simsearch.models import runtime, torch_runtime
+from tests.helpers.data import DATA
 
-CORE = Path(__file__).parent.parent.parent / "shared" / "data"
-COREL = CORE / "corel"
+COREL = DATA / "corel"
 real = pytest.mark.skipif(not COREL.is_dir(), reason=f"the photographs of {COREL} are not there")
 
 

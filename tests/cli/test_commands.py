@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import numpy as np
@@ -14,8 +13,9 @@ import pytest
 from PIL import Image
 
 from simsearch.cli import help_texts, main
+from tests.helpers.data import ROOT
 
-README = Path(__file__).parent.parent / "README.md"
+README = ROOT / "README.md"
 
 
 class Result:

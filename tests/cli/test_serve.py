@@ -12,14 +12,14 @@ import pytest
 
 import simsearch
 from simsearch.cli import main
-from tests.live import process
+from tests.helpers.live import process
 
 KEY = "a-key-that-no-log-may-show"
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory, tiny_weights):
-    from tests.conftest import draw
+    from tests.helpers.pictures import draw
 
     folder = tmp_path_factory.mktemp("serve")
     for number in range(4):

@@ -20,9 +20,10 @@ import simsearch
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError, UsageError
 from simsearch.push import Options, push
-from tests.conftest import Colours, draw
-from tests.filler import Filler
-from tests.milvus_server import PYTHON
+from tests.helpers.filler import Filler
+from tests.helpers.milvus_server import PYTHON
+from tests.helpers.models import Colours
+from tests.helpers.pictures import draw
 
 pytest.importorskip("pymilvus", reason="pymilvus is not installed")
 

@@ -32,8 +32,8 @@ from simsearch.errors import (
 )
 from simsearch.filters import Condition
 from simsearch.push import Options, push
-from tests.conftest import Colours
-from tests.filler import Filler
+from tests.helpers.filler import Filler
+from tests.helpers.models import Colours
 
 pytest.importorskip("pymilvus", reason="pymilvus is not installed")
 pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
@@ -323,7 +323,7 @@ def test_an_interrupted_push_is_told(
 
 
 def test_the_service_over_a_collection(photos: Path, tmp_path: Path, colours: Colours) -> None:
-    from tests.test_serve import Client
+    from tests.helpers.client import Client
 
     here = simsearch.build(photos, tmp_path / "index", colours)
     push(here, f"milvus://{tmp_path}/a.db")

@@ -27,12 +27,12 @@ from simsearch.engine import Engine
 from simsearch.errors import ModelMismatchError, SimsearchError, UnavailableError, UsageError
 from simsearch.frozen import Job, Work
 from simsearch.verify import verify
-from tests.conftest import draw
-from tests.filler import Filler
-from tests.milvus_server import PYTHON, Server
+from tests.helpers.data import DATA
+from tests.helpers.filler import Filler
+from tests.helpers.milvus_server import PYTHON, Server
+from tests.helpers.pictures import draw
 
-ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("SIMSEARCH_TEST_DATA", ROOT.parent / "shared" / "data")) / "tiny-imagenet"
+TINY_IMAGENET = DATA / "tiny-imagenet"
 RAY = pytest.mark.skipif("SIMSEARCH_TEST_RAY" not in os.environ, reason="Ray is tested by scripts/test-cluster")
 
 
@@ -216,7 +216,7 @@ def manifest(path: Path, count: int) -> Path:
     folder.mkdir(parents=True)
     names: list[str] = []
     for number in range(4):
-        with zipfile.ZipFile(DATA / f"train-{number}.zip") as archive:
+        with zipfile.ZipFile(TINY_IMAGENET / f"train-{number}.zip") as archive:
             members = [name for name in archive.namelist() if not name.endswith("/")]
             for name in members[:: len(members) // (count // 4)][: count // 4]:
                 names.append(f"{number}-{name.replace('/', '-')}")
@@ -228,8 +228,8 @@ def manifest(path: Path, count: int) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not DATA.is_dir():
-        pytest.skip(f"the images of {DATA} are not there")
+    if not TINY_IMAGENET.is_dir():
+        pytest.skip(f"the images of {TINY_IMAGENET} are not there")
     return manifest(tmp_path_factory.mktemp("source"), int(os.environ.get("SIMSEARCH_TEST_IMAGES", "5000")))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from simsearch import sync
 from simsearch.engine import Engine
 from simsearch.store import Changes, Item
-from tests.conftest import Colours
+from tests.helpers.models import Colours
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -26,10 +26,10 @@ from simsearch.errors import IndexDamagedError, IndexLockedError, SimsearchError
 from simsearch.meta import writer_lock
 from simsearch.shards import PREAMBLE, Shards
 from simsearch.verify import verify
-from tests.dying import trace
-from tests.filler import Filler
+from tests.helpers.data import ROOT
+from tests.helpers.dying import trace
+from tests.helpers.filler import Filler
 
-ROOT = Path(__file__).parent.parent
 D, PER = 8, 32
 
 
@@ -337,7 +337,7 @@ def harness(folder: Path, times: int, seed: int) -> None:
 
 
 def test_killed_at_any_line(tmp_path: Path) -> None:
-    code = f"from tests.test_compact import *\nharness(Path({str(tmp_path)!r}), times=24, seed=5)"
+    code = f"from tests.indexing.test_compact import *\nharness(Path({str(tmp_path)!r}), times=24, seed=5)"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )

@@ -1,8 +1,7 @@
-"""From files to features: the same whatever the threads and batches, in order, in bounded memory."""
+"""Features are extracted in order, in batches, within the memory."""
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import subprocess
@@ -20,30 +19,20 @@ import pytest
 from PIL import Image
 
 import simsearch
-from simsearch import images, machine, models, sample
+from simsearch import machine, models
 from simsearch.errors import DeviceError, ImageError
 from simsearch.extract import Task, extract
 from simsearch.loading import Extracted
-from simsearch.machine import Budget, quota
 from simsearch.models import runtime, torch_runtime
 from simsearch.models.runtime import OnnxModel
 from simsearch.models.torch_runtime import TorchRunner
 from simsearch.opening import resolve
-from simsearch.recipe import Recipe
-from tests.models import CellModel
+from tests.helpers.data import ROOT
+from tests.helpers.extract import picture
+from tests.helpers.models import CellModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-ROOT = Path(__file__).parent.parent
-
-
-def picture(seed: int, size: tuple[int, int] = (40, 30), kind: str = "PNG", **options: Any) -> bytes:
-    """A picture of random smooth colours, as a file."""
-    colours = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC).save(out, kind, **options)
-    return out.getvalue()
 
 
 def run(model: Any, files: Sequence[bytes], **options: Any) -> list[tuple[int, Extracted]]:
@@ -269,82 +258,12 @@ def test_a_stream_that_is_gone_is_a_problem(tmp_path: Path) -> None:
         resolve(str(tmp_path)).stream("nowhere.png")
 
 
-KINDS = ["RGB", "RGBA", "LA", "P", "L", "I;16", "I", "F", "CMYK", "turned"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_large_pictures_are_scaled_while_they_are_converted(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = Image.open(io.BytesIO(picture(5, (435, 310)))).convert("RGB")
-    out, options = io.BytesIO(), dict[str, Any]()
-    image = base
-    if kind in {"RGBA", "LA"}:
-        image = base.convert(kind)
-        image.putalpha(base.convert("L").transpose(Image.Transpose.ROTATE_180))
-    elif kind == "P":
-        image, options = base.quantize(32), {"transparency": 3}
-    elif kind in {"I;16", "I", "F"}:
-        values = np.asarray(base.convert("L")).astype(np.float32) * {"I;16": 257, "I": 4001, "F": 1 / 255}[kind]
-        image = Image.fromarray(values.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[kind]))
-    elif kind == "turned":
-        options = {"exif": Image.Exif()}
-        options["exif"][0x0112] = 6
-    elif kind != "RGB":
-        image = base.convert(kind)
-    image.save(out, "TIFF" if kind in {"I;16", "I", "F", "CMYK"} else "PNG", **options)
-    whole = images.decode(out.getvalue())
-    monkeypatch.setattr(images, "LARGE_PIXELS", 4 * 435 * 9)  # bands of 9 rows and fewer
-    small = images.decode(out.getvalue(), 30)
-    assert (small.width, small.height) == (whole.width, whole.height)
-    assert small.image.mode == "RGB"
-    assert min(small.image.size) == 62  # a fifth, at least twice of what is needed
-    difference = np.asarray(small.image, np.int16) - np.asarray(whole.image.reduce(5), np.int16)
-    assert np.abs(difference).max() <= 1
-
-
-@pytest.mark.parametrize("kind", ["RGB", "RGBA", "L", "I", "F", "CMYK"])
-@pytest.mark.parametrize("size", [(2001, 40), (37, 1000), (4001, 21)])
-@pytest.mark.parametrize("turn", [1, 3, 6])
-def test_of_large_panoramas_only_the_middle_is_converted(
-    size: tuple[int, int], kind: str, turn: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = Image.open(io.BytesIO(picture(5, size))).convert("RGB")
-    values = np.asarray(base.convert("L")).astype(np.float32)
-    if kind in {"I", "F"}:
-        base = Image.fromarray((values * 4001).astype(np.int32) if kind == "I" else values / 300)
-    out, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = turn
-    base.convert(kind).save(out, "TIFF", exif=exif)
-    recipe = Recipe(30, 28)
-    whole = images.decode(out.getvalue())
-    monkeypatch.setattr(images, "LARGE_PIXELS", 30_000)
-    middle = images.decode(out.getvalue(), 30)
-    assert (middle.width, middle.height) == (whole.width, whole.height)
-    lower = min(size)
-    assert sorted(middle.image.size) == [lower, 8 * lower + (max(size) - 8 * lower) % 2]
-    assert middle.image.mode == "RGB"
-    difference = recipe.pixels(middle.image).astype(int) - recipe.pixels(whole.image)
-    assert np.abs(difference).max() <= 1
-
-
-def test_footprint_knows_what_is_kept_while_decoding() -> None:
-    size = (1200, 800)
-    assert images.footprint(picture(1, size), 10) == 1200 * 800 * 4
-    assert images.footprint(picture(1, size, "JPEG"), 10) == 150 * 100 * 4
-    assert images.footprint(picture(1, size, "JPEG"), None) == 1200 * 800 * 4
-    coefficients = images.footprint(picture(1, size, "JPEG", progressive=True, subsampling=2), 10) - 150 * 100 * 4
-    assert coefficients == 1200 * 800 * 3
-    assert images.footprint(b"no image") == 0
-    stream = io.BytesIO(picture(1, size))
-    assert images.footprint(stream) == 1200 * 800 * 4
-    assert stream.tell() == 0
-
-
 MEMORY = """
 import json, re, sys
 from pathlib import Path
 import simsearch
 from simsearch import extract
-from tests.models import CellModel
+from tests.helpers.models import CellModel
 extract.DECODING_BYTES = 100 << 20
 engine = simsearch.build(sys.argv[1], sys.argv[2], CellModel(), workers=4)
 # Not ru_maxrss, which begins with what the parent process had.
@@ -367,78 +286,3 @@ def test_large_pictures_do_not_add_up_in_memory(tmp_path: Path) -> None:
     count, peak = json.loads(done.stdout)
     assert count == 5
     assert peak / 1024 < 340  # Python and its packages, and what the C library keeps, take some 200
-
-
-# -- agreement
-
-
-def test_scaled_decoding_agrees_with_plain_pillow() -> None:
-    """Drawn pictures of 3 megapixels, by the shipped weights; scripts/bench/decoding does it with photographs."""
-    model = models.load(device="cpu", images=16)
-    assert model.recipe.crop == 128
-    fast, plain = [], []
-    for number, kind in enumerate(list(sample.KINDS)[:16]):
-        out = io.BytesIO()
-        sample.draw(kind, number).resize((2000, 1500), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
-        small = images.decode(out.getvalue(), model.recipe.resize).image
-        assert small.size == (500, 375)
-        fast.append(model.recipe.pixels(small))
-        plain.append(model.recipe.pixels(images.decode(out.getvalue()).image))
-    a, b = (model.features(np.stack(pixels)).astype(np.float64) for pixels in (fast, plain))
-    cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    assert cosines.min() >= 0.995
-    assert np.median(cosines) >= 0.999
-
-
-# -- the machine
-
-
-def test_a_budget_is_never_exceeded_and_what_is_larger_goes_alone() -> None:
-    budget, held, most = Budget(100), [0], [0]
-    lock = threading.Lock()
-
-    def use(size: int) -> None:
-        for _ in range(20):
-            with budget.hold(size):
-                with lock:
-                    held[0] += size
-                    most[0] = max(most[0], held[0])
-                    assert size <= 100 or held[0] == size
-                time.sleep(0.0005)
-                with lock:
-                    held[0] -= size
-
-    threads = [threading.Thread(target=use, args=(size,)) for size in (10, 40, 60, 35, 250)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    assert held == [0]
-    assert most[0] == 250
-
-
-@pytest.mark.parametrize(
-    ("files", "groups", "expected"),
-    [
-        ({"a/cpu.max": "150000 100000\n"}, "0::/a\n", 1.5),
-        ({"a/cpu.max": "max 100000\n", "cpu.max": "400000 100000\n"}, "0::/a/b\n", 4.0),
-        ({"a/cpu.max": "200000 100000\n", "a/b/cpu.max": "50000 100000\n"}, "0::/a/b\n", 0.5),
-        (
-            {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"},
-            "4:memory:/a\n3:cpu,cpuacct:/a\n",
-            3,
-        ),
-        ({"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/a\n", float("inf")),
-        ({}, "0::/\n", float("inf")),
-        ({}, None, float("inf")),
-    ],
-)
-def test_quotas_of_control_groups(files: dict[str, str], groups: str | None, expected: float, tmp_path: Path) -> None:
-    for name, text in files.items():
-        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "fs" / name).write_text(text)
-    if groups is not None:
-        (tmp_path / "groups").write_text(groups)
-    assert quota(tmp_path / "groups", tmp_path / "fs") == expected
-    assert 1 <= machine.cores() <= 1024

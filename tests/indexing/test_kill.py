@@ -20,10 +20,11 @@ import pytest
 from simsearch import api, meta, shards, store, sync
 from simsearch.engine import Engine
 from simsearch.verify import verify
-from tests.conftest import Colours, draw
-from tests.dying import trace
+from tests.helpers.data import ROOT
+from tests.helpers.dying import trace
+from tests.helpers.models import Colours
+from tests.helpers.pictures import draw
 
-ROOT = Path(__file__).parent.parent
 OFTEN = (
     "from simsearch import cli, sync\n"
     "sync.COMMIT_IMAGES, sync.COMMIT_SECONDS = 1, 0.0\n"  # after every batch
@@ -142,7 +143,7 @@ def harness(folder: Path, changed: bool, times: int, seed: int) -> None:
 
 @pytest.mark.parametrize("changed", [False, True], ids=["first build", "changed files"])
 def test_killed_at_any_line(tmp_path: Path, changed: bool) -> None:
-    code = f"from tests.test_kill import *\nharness(Path({str(tmp_path)!r}), {changed}, times=16, seed=7)"
+    code = f"from tests.indexing.test_kill import *\nharness(Path({str(tmp_path)!r}), {changed}, times=16, seed=7)"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )

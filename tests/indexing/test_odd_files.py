@@ -19,7 +19,7 @@ from PIL import Image
 import simsearch
 from simsearch import api, images, models, sample, sync
 from simsearch.verify import verify
-from tests.models import CellModel
+from tests.helpers.models import CellModel
 
 GOOD, ODD = 100, 200
 UNREADABLE = "unreadable.jpg"

@@ -16,7 +16,7 @@ from simsearch.compacting import compact
 from simsearch.models.codes import Codes
 from simsearch.structure import Setting, Structure
 from simsearch.verify import verify
-from tests.filler import LABELS, Filler
+from tests.helpers.filler import LABELS, Filler
 
 D = 16
 SEEDS = st.integers(0, 2**32 - 1)

@@ -23,15 +23,8 @@ from simsearch.meta import Meta, writer_lock
 from simsearch.models.dbn import CodesConfig
 from simsearch.structure import Setting, Structure
 from simsearch.tuning import interval, tune
-from tests.filler import Filler
-
-D = 48
-
-
-def clustered(random: np.random.Generator, n: int) -> np.ndarray:
-    """Features in loose groups, as pictures of kinds have."""
-    centres = np.random.default_rng(99).normal(0, 3, (40, D))
-    return np.maximum(centres[random.integers(0, 40, n)] + random.normal(0, 1, (n, D)), 0).astype(np.float16)
+from tests.helpers.clusters import D, clustered
+from tests.helpers.filler import Filler
 
 
 @pytest.fixture

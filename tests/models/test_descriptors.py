@@ -17,8 +17,7 @@ from simsearch.models.runtime import OnnxModel
 from simsearch.models.torch_runtime import TorchModel
 from simsearch.search import blend, expanded
 from simsearch.verify import verify
-
-from .conftest import draw
+from tests.helpers.pictures import draw
 
 
 @pytest.fixture

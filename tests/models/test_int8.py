@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,9 @@ from simsearch.models import networks, precision, quantised, runtime, weights
 from simsearch.models.configs import AlexNetConfig
 from simsearch.recipe import Recipe
 from simsearch.trainset import TrainingSet
+from tests.helpers.data import DATA
 
-CORE = Path(__file__).parent.parent.parent / "shared" / "data"
-VALIDATION = CORE / "imagenette160" / "val.zip"
+VALIDATION = DATA / "imagenette160" / "val.zip"
 
 
 @pytest.fixture(scope="module")

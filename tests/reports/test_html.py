@@ -1,3 +1,5 @@
+"""HTML reports."""
+
 from __future__ import annotations
 
 import base64
@@ -6,34 +8,15 @@ import os
 import re
 from html import escape
 from html.parser import HTMLParser
-from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from simsearch import report
-from simsearch.errors import UsageError
 from simsearch.report import Picture, Row
+from tests.helpers.reports import match, page, row
 
 NASTY = "<script>alert(1)</script>\"'"
-RED, GREEN = (255, 0, 0), (0, 160, 0)
-
-
-def solid(size: tuple[int, int] = (320, 240), colour: tuple[int, int, int] = RED) -> Image.Image:
-    return Image.new("RGB", size, colour)
-
-
-def match(path: str = "a/match.jpg", image: Image.Image | None = None, label: str | None = "cat") -> Picture:
-    return Picture(image or solid(colour=GREEN), path, label=label, id=7, distance=31.23456, similarity=0.625)
-
-
-def row(*matches: Picture, path: str = "a/query.jpg") -> Row:
-    return Row(Picture(solid(), path), matches)
-
-
-def page(*rows: Row, title: str = "Similar images", facts: dict[str, str] | None = None) -> str:
-    return report.html(rows, title, facts or {})
 
 
 class Outline(HTMLParser):
@@ -53,90 +36,6 @@ class Outline(HTMLParser):
 
     def attributes(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
-
-
-def colour_box(picture: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
-    """The bounding box (left, top, right, bottom) of all pixels of exactly this colour."""
-    rows, columns = np.nonzero((np.asarray(picture) == colour).all(axis=2))
-    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-
-
-# montage
-
-
-def test_montage_puts_the_query_first_and_keeps_aspect_ratios() -> None:
-    picture = report.montage([row(match(image=solid((100, 200), GREEN)))], side=120)
-    red, green = colour_box(picture, RED), colour_box(picture, GREEN)
-    assert (red[2] - red[0], red[3] - red[1]) == (120, 90)
-    assert (green[2] - green[0], green[3] - green[1]) == (60, 120)
-    assert red[2] < green[0]
-    assert (red[1] + red[3]) // 2 == (green[1] + green[3]) // 2  # both centred in their tiles
-
-
-def test_montage_sets_the_query_apart() -> None:
-    greens = [match(image=solid((64, 64), colour)) for colour in [(0, 160, 0), (0, 0, 200)]]
-    picture = report.montage([Row(Picture(solid((64, 64)), "q.jpg"), greens)], side=64)
-    red, green, blue = (colour_box(picture, colour) for colour in [RED, (0, 160, 0), (0, 0, 200)])
-    assert green[0] - red[2] > blue[0] - green[2]  # a wider gap
-    middle = (red[1] + red[3]) // 2
-    assert picture.getpixel((red[0] - 1, middle)) != picture.getpixel((green[0] - 1, middle))  # on another background
-
-
-def test_montage_grows_by_rows_and_by_the_longest_row() -> None:
-    one = report.montage([row(match())], side=64)
-    longer = report.montage([row(match(), match(), match())], side=64)
-    taller = report.montage([row(match()), row()], side=64)
-    assert longer.height == one.height and longer.width > one.width + 2 * 64
-    assert taller.width == one.width and taller.height > one.height + 64
-
-
-def test_montage_enlarges_small_images_to_at_most_twice_their_size() -> None:
-    box = colour_box(report.montage([Row(Picture(solid((20, 10)), "q.jpg"), [])], side=160), RED)
-    assert (box[2] - box[0], box[3] - box[1]) == (40, 20)
-
-
-@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (0, 5), (6000, 4000)])
-def test_odd_sizes(size: tuple[int, int]) -> None:
-    rows = [Row(Picture(Image.new("RGB", size), "q.jpg"), [])]
-    assert report.montage(rows).mode == "RGB"
-    assert page(*rows)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_other_modes(mode: str) -> None:
-    rows = [Row(Picture(Image.new(mode, (8, 8)), "q.jpg"), [])]
-    assert report.montage(rows).mode == "RGB"
-    assert page(*rows)
-
-
-def test_the_pictures_given_are_left_as_they_were() -> None:
-    image = solid((500, 400))
-    report.montage([Row(Picture(image, "q.jpg"), [])])
-    assert image.size == (500, 400)
-
-
-@pytest.mark.parametrize(
-    "text", ["日本語", "שלום", "naïve\u0301", "👩\u200d🔬", "\udcff", "a\nb\x00", "", "w" * 100_000]
-)
-def test_montage_draws_any_text(text: str) -> None:
-    report.montage([Row(Picture(None, text, label=text), [match(path=text, label=text)])], side=64)
-
-
-def test_long_captions_stay_inside_their_tile() -> None:
-    short, long = (report.montage([row(match(label=label), match(label=None, path=""))]) for label in ["", "W" * 99])
-    left = colour_box(short, GREEN)[0]
-    tile = (left, 0, left + 160, short.height)
-    assert short.crop(tile).tobytes() != long.crop(tile).tobytes()
-    for image in (short, long):
-        image.paste((0, 0, 0), tile)
-    assert short.tobytes() == long.tobytes()
-
-
-def test_montage_without_matches_or_images_or_rows() -> None:
-    words = report.montage([row()], side=100)
-    assert words.width > 2 * 100  # room for "no match"
-    assert report.montage([Row(Picture(None, "gone.jpg"), [match(path="b.jpg")])], side=100).height == words.height
-    assert report.montage([]).width > 2 * 160
 
 
 # html
@@ -225,95 +124,3 @@ def test_html_of_unusual_names() -> None:
 @pytest.mark.parametrize(("similarity", "shown"), [(-0.5, "0.0%"), (1.0000001, "100.0%"), (0.5, "50.0%")])
 def test_the_bar_stays_within_its_bounds(similarity: float, shown: str) -> None:
     assert f"width: {shown}" in page(row(Picture(None, "m.jpg", similarity=similarity)))
-
-
-# files
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [("m.png", "PNG"), ("m.JPG", "JPEG"), ("m.jpeg", "JPEG"), ("m.webp", "WEBP")]
-)
-def test_save_montage_by_extension(tmp_path: Path, name: str, kind: str) -> None:
-    report.save_montage([row(match())], tmp_path / name)
-    with Image.open(tmp_path / name) as image:
-        assert (image.format, image.size) == (kind, report.montage([row(match())]).size)
-
-
-@pytest.mark.parametrize("name", ["m.bmp", "m", "m.png.txt"])
-def test_an_unknown_extension_is_refused_before_any_work(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(report, "montage", lambda rows: pytest.fail("work was done"))
-    with pytest.raises(UsageError, match=re.escape(repr(Path(name).suffix))) as caught:
-        report.save_montage([row()], tmp_path / name)
-    assert caught.value.hint == "known extensions: .png, .jpg, .jpeg, .webp"
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_montage_too_large_for_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(report.FORMATS, ".webp", ("WEBP", 100))
-    with pytest.raises(UsageError, match="limit of 100"):
-        report.save_montage([row()], tmp_path / "m.webp")
-
-
-def test_save_html(tmp_path: Path) -> None:
-    report.save_html([row(match("日本/\udcff.jpg"))], tmp_path / "r.html", "title", {"items": "1"})
-    assert (tmp_path / "r.html").read_text("utf-8") == report.html(
-        [row(match("日本/\udcff.jpg"))], "title", {"items": "1"}
-    )
-
-
-def test_writing_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    for data in [b"old", b"new"]:
-        report.write_atomically(path, data)
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def fail(*arguments: object) -> None:
-        assert [file.name[0] for file in tmp_path.iterdir() if file != path] == ["."]
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, step, fail)
-    with pytest.raises(UsageError, match="No space left on device") as caught:
-        report.write_atomically(path, b"new")
-    assert str(path) in str(caught.value) and isinstance(caught.value.__cause__, OSError)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "missing" / "file"
-    with pytest.raises(UsageError, match=re.escape(str(path))) as caught:
-        report.write_atomically(path, b"")
-    assert caught.value.hint == f"create the folder {path.parent} first"
-
-
-def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    for path in [tmp_path, fifo]:
-        with pytest.raises(UsageError, match="not a regular file"):
-            report.write_atomically(path, b"")
-    with pytest.raises(UsageError, match="Not a directory"):
-        report.write_atomically(_file(tmp_path / "plain") / "file", b"")
-    with pytest.raises(UsageError, match="name too long"):
-        report.write_atomically(tmp_path / ("x" * 300), b"")
-
-
-def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(_file(tmp_path / "target"))
-    report.write_atomically(tmp_path / "link", b"new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "target").read_bytes() == b"new"
-
-
-def _file(path: Path) -> Path:
-    path.write_bytes(b"old")
-    return path

@@ -13,10 +13,11 @@ import pytest
 
 from simsearch.engine import Engine
 from simsearch.verify import verify
-from tests.filler import Filler
-from tests.test_tuning import D, clustered
+from tests.helpers.clusters import D, clustered
+from tests.helpers.data import ROOT
+from tests.helpers.filler import Filler
 
-BENCH = Path(__file__).parent.parent / "scripts" / "bench"
+BENCH = ROOT / "scripts" / "bench"
 
 
 @pytest.fixture

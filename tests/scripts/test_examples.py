@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 import simsearch
-from tests.conftest import draw
-from tests.live import serving
-from tests.test_serve import Client
+from tests.helpers.client import Client
+from tests.helpers.data import ROOT
+from tests.helpers.live import serving
+from tests.helpers.pictures import draw
 
-EXAMPLES = Path(__file__).parent.parent / "scripts" / "examples"
+EXAMPLES = ROOT / "scripts" / "examples"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Near-identical groups, merging, and Parquet."""
+"""Duplicate images are found in groups."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ from PIL import Image
 
 from simsearch import api, duplicates
 from simsearch.cli import main
-from simsearch.engine import Engine
-from simsearch.errors import ModelMismatchError, UsageError
-from simsearch.export import export_npy, export_parquet
-from simsearch.merging import merge
-from simsearch.verify import verify
-from tests.conftest import Colours, draw
-from tests.filler import Filler
+from simsearch.errors import UsageError
+from tests.helpers.filler import Filler
+from tests.helpers.models import Colours
 
 
 def expected(features: np.ndarray, reach: float) -> list[list[int]]:
@@ -137,70 +133,3 @@ def test_duplicates_from_the_command_line(tmp_path: Path, capsysbinary: pytest.C
     assert "Near-identical pictures" in report.read_text()
     assert run("--max-distance", "0.5")[0] == 1
     assert run("--html", str(tmp_path / "none" / "report.html"))[0] == 2
-
-
-def test_merge(tmp_path: Path, photos: Path, colours: Colours) -> None:
-    draw(tmp_path / "more" / "new.png", 77)
-    with (
-        api.build(photos / "amber", tmp_path / "one", colours) as one,
-        api.build([photos / "amber", photos / "blue", tmp_path / "more"], tmp_path / "two", colours) as two,
-    ):
-        before = colours.computed
-        merged = merge(one, two)
-        assert (merged.added, merged.known) == (7, 6) and len(one) == 13
-        assert merge(one, two).added == 0
-        assert colours.computed == before
-        assert verify(one).problems == ()
-        wanted = {match.path: match.distance for match in two.search(photos / "blue" / "1.png", 13)}
-        found = {match.path: match.distance for match in one.search(photos / "blue" / "1.png", 13)}
-        assert found == pytest.approx(wanted)
-        assert api.build([], tmp_path / "one", colours) and len(one) == 13
-        with pytest.raises(UsageError, match="into itself"):
-            merge(one, one)
-        filler = Filler(tmp_path / "other", 5)
-        with pytest.raises(ModelMismatchError, match="model"):
-            merge(one, filler.engine)
-
-
-def test_merge_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, two = Filler(tmp_path / "one", 4), Filler(tmp_path / "two", 4)
-    one.add(np.ones((2, 4)))
-    two.add(np.zeros((5, 4)))
-    with pytest.raises(SystemExit) as end:
-        main(["merge", str(two.path), "-i", str(one.path)])
-    assert not end.value.code
-    assert "5 items; 3 from" in capsys.readouterr().out
-    with Engine(one.path, model=one.model) as engine:
-        assert len(engine) == 5 and verify(engine).problems == ()
-
-
-def test_parquet_holds_what_npy_holds(tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    filler = Filler(tmp_path / "index", 6)
-    assert export_parquet(filler.engine, tmp_path / "empty") == 0
-    filler.add(np.random.default_rng(0).normal(0, 1, (50, 6)))
-    filler.remove([3, 9])
-    assert export_npy(filler.engine, tmp_path / "out") == export_parquet(filler.engine, tmp_path / "out") == 48
-    table = parquet.read_table(tmp_path / "out" / "items.parquet")
-    features = np.array(table.column("features").to_pylist(), np.float32)
-    np.testing.assert_array_equal(features, np.load(tmp_path / "out" / "features.npy"))
-    lines = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
-    for name in ("id", "path", "label"):
-        assert table.column(name).to_pylist() == [line[name] for line in lines]
-    assert [json.loads(text) for text in table.column("metadata").to_pylist()] == [line["metadata"] for line in lines]
-
-
-def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pyarrow")
-    filler = Filler(tmp_path / "index", 8)
-    filler.add(np.ones((30, 8)))
-    monkeypatch.setattr("simsearch.export._ROWS", 10)
-
-    def interrupt(done: int, total: int) -> None:
-        if done == 20:
-            raise KeyboardInterrupt
-
-    for export in (export_npy, export_parquet):
-        with pytest.raises(KeyboardInterrupt):
-            export(filler.engine, tmp_path / "out", interrupt)
-        assert list((tmp_path / "out").iterdir()) == []

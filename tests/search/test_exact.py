@@ -1,71 +1,26 @@
-"""Search is exact: every answer is that of a float64 scan over the exported features, ties by the lower id."""
+"""Exact search is a float64 scan."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
 
-from simsearch import api, calibration, index
+from simsearch import api, index
 from simsearch.engine import Engine
-from simsearch.errors import ImageError, IndexDamagedError, ItemNotFoundError, UsageError
-from simsearch.export import export_npy
-from simsearch.filters import Condition
+from simsearch.errors import ItemNotFoundError, UsageError
 from simsearch.index import FlatIndex
-from simsearch.search import NEAR_IDENTICAL, Match, Picture
 from simsearch.shards import Shards
-from tests.conftest import Colours, draw
-from tests.filler import Filler
+from tests.helpers.filler import Filler
+from tests.helpers.models import Colours
+from tests.helpers.scan import Scan, agree
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class Scan:
-    """The exported index, searched as simply as can be."""
-
-    features: NDArray[np.float64]
-    items: list[dict[str, Any]]
-
-    @classmethod
-    def of(cls, engine: Engine, folder: Path) -> Scan:
-        assert export_npy(engine, folder) == len(engine)
-        features = np.load(folder / "features.npy")
-        assert features.dtype == np.float32
-        lines = (folder / "items.jsonl").read_text().splitlines()
-        assert features.shape == (len(lines), engine.meta.dimension)
-        return cls(features.astype(np.float64), [json.loads(line) for line in lines])
-
-    def search(
-        self, queries: NDArray[np.float32] | Sequence[NDArray[np.float32]], k: int,
-        permit: Callable[[dict[str, Any]], bool] = lambda item: True, farthest: float = np.inf,
-    ) -> list[tuple[int, float]]:  # fmt: skip
-        """(id, distance) of the k nearest to the nearest of the queries (n, D)."""
-        squared = [((self.features - query.astype(np.float64)) ** 2).sum(1) for query in np.atleast_2d(queries)]
-        distances = np.sqrt(np.min(squared, axis=0))
-        found = [
-            (distance, item["id"])
-            for distance, item in zip(distances.tolist(), self.items, strict=True)
-            if permit(item) and distance <= farthest
-        ]
-        return [(number, distance) for distance, number in sorted(found)[:k]]
-
-
-def agree(found: Sequence[Match], expected: Sequence[tuple[int, float]]) -> None:
-    assert [match.id for match in found] == [number for number, _ in expected]
-    assert [match.rank for match in found] == list(range(1, len(found) + 1))
-    distances = [match.distance for match in found]
-    assert distances == sorted(distances)
-    np.testing.assert_allclose(distances, [distance for _, distance in expected], rtol=1e-12, atol=1e-12)
 
 
 def coarse(random: np.random.Generator, n: int, dimension: int) -> NDArray[np.float16]:
@@ -284,112 +239,6 @@ def test_vector_of_words_is_refused(tmp_path: Path) -> None:
         engine.search_by_vector(["a", "b", "c", "d"])  # type: ignore[arg-type]
 
 
-# -- queries by pictures
-
-
-@pytest.fixture
-def engine(photos: Path, tmp_path: Path, colours: Colours) -> Engine:
-    """The pictures, and of some the mirror image and a copy that differs by a hair."""
-    for path in sorted(photos.rglob("[01].png")):
-        with Image.open(path) as image:
-            ImageOps.mirror(image).save(path.with_name(f"mirror-{path.name}"))
-            other = image.copy()
-        other.putpixel((0, 0), (0, 0, 0))
-        other.save(path.with_name(f"near-{path.name}"))
-        shutil.copy(path, path.with_name(f"same-{path.name}"))
-    return api.build(photos, tmp_path / "index", colours)
-
-
-def pictures(count: int = 12) -> list[NDArray[np.uint8]]:
-    random = np.random.default_rng(77)
-    return [random.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(count)]
-
-
-def test_picture_is_found_first_and_its_equals_by_id(engine: Engine, photos: Path, tmp_path: Path) -> None:
-    scan = Scan.of(engine, tmp_path / "out")
-    for path in sorted(photos.rglob("*.png")):
-        agree(engine.search(path, 9), scan.search(engine.features([path]), 9))
-        assert engine.search(path, 1)[0].distance == 0
-
-
-def test_flip(engine: Engine, tmp_path: Path) -> None:
-    scan = Scan.of(engine, tmp_path / "out")
-    for picture in pictures():
-        both = engine.features([picture, np.ascontiguousarray(picture[:, ::-1])])
-        for k in (1, 6, 20, 99):
-            agree(engine.search(picture, k, flip=True), scan.search(both, k))
-        permit = scan.search(both, 6, lambda item: item["label"] == "rose")
-        agree(engine.search(picture, 6, flip=True, where={"label": "rose"}), permit)
-
-
-def test_flip_of_an_item_finds_its_mirror_image(engine: Engine, photos: Path) -> None:
-    item = engine.find([str(photos / "blue" / "0.png")])[0]
-    found = engine.search_by_id(item.id, 3, flip=True)
-    assert [match.distance for match in found[:2]] == [0, 0]
-    assert {Path(match.path).name for match in found[:2]} == {"mirror-0.png", "same-0.png"}
-
-
-def test_plus_and_minus(engine: Engine, tmp_path: Path) -> None:
-    scan = Scan.of(engine, tmp_path / "out")
-    for query, plus, minus in zip(*(pictures(12)[n::3] for n in range(3)), strict=True):
-        q, p, m = engine.features([query, plus, minus])
-        item = scan.items[5]["id"]
-        agree(engine.search(query, 9, plus=[plus]), scan.search((q + p) / 2, 9))
-        moved = np.maximum(q + np.float32(0.5) * (q - m), 0)
-        agree(engine.search(query, 9, minus=[minus]), scan.search(moved, 9))
-        blend = np.stack([q, p, scan.features[5].astype(np.float32)]).mean(0, dtype=np.float32)
-        away = np.stack([m, scan.features[7].astype(np.float32)]).mean(0, dtype=np.float32)
-        blend = np.maximum(blend + np.float32(0.5) * (blend - away), 0)
-        found = engine.search(query, 9, plus=[plus, item], minus=[minus, scan.items[7]["id"]])
-        agree(found, scan.search(blend, 9, lambda other, item=item: other["id"] != item))  # type: ignore[misc]
-
-
-def test_crop(engine: Engine, tmp_path: Path) -> None:
-    scan = Scan.of(engine, tmp_path / "out")
-    picture = np.random.default_rng(3).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    query = engine.features([np.ascontiguousarray(picture[10:40, 20:50])])
-    agree(engine.search(picture, 6, crop=(20, 10, 30, 30)), scan.search(query, 6))
-    with pytest.raises(ImageError, match="does not lie within"):
-        engine.search(picture, crop=(40, 0, 30, 30))
-
-
-def distinct(engine: Engine, scan: Scan, queries: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
-    """What `dedup` promises: in the order of the answer, all that are not near-identical to one before."""
-    same = NEAR_IDENTICAL * calibration.median(engine.meta.distances)
-    features = {item["id"]: row for item, row in zip(scan.items, scan.features, strict=True)}
-    kept: list[tuple[int, float]] = []
-    for number, distance in scan.search(queries, len(scan.items)):
-        if all(np.linalg.norm(features[number] - features[other]) > same for other, _ in kept):
-            kept.append((number, distance))
-    return kept[:k]
-
-
-def test_dedup(engine: Engine, photos: Path, tmp_path: Path) -> None:
-    scan = Scan.of(engine, tmp_path / "out")
-    queries: list[Picture] = [*pictures(), photos / "blue" / "0.png"]
-    for picture in queries:
-        query = engine.features([picture])
-        for k in (1, 6, 20, 99):
-            agree(engine.search(picture, k, dedup=True), distinct(engine, scan, query, k))
-    assert len(engine.search(pictures()[0], 99, dedup=True)) < len(engine)
-
-
-def test_dedup_and_flip(tmp_path: Path) -> None:
-    colours = Colours()
-    for n in range(72):  # many near-identical ones, so that `dedup` digs deep
-        path = draw(tmp_path / "photos" / f"{n:03d}.png", n % 8)
-        with Image.open(path) as image:
-            image.load()
-        image.putpixel((n % 16, n // 16), (n, n, n))
-        image.save(path)
-    with api.build(tmp_path / "photos", tmp_path / "index", colours) as engine:
-        scan = Scan.of(engine, tmp_path / "out")
-        for picture in pictures():
-            both = engine.features([picture, np.ascontiguousarray(picture[:, ::-1])])
-            for k in (1, 2, 3, 5):
-                agree(engine.search(picture, k, dedup=True, flip=True), distinct(engine, scan, both, k))
-
-
 # -- pieces
 
 
@@ -415,63 +264,6 @@ def test_flat_index_with_ties_at_the_last_place(tmp_path: Path, monkeypatch: pyt
             reach = int((distances <= distances[order[min(k, len(rows)) - 1]]).sum()) if len(rows) else 0
             assert found.rows.tolist() == rows[order[:reach]].tolist()
             assert np.array_equal(found.distances, distances[order[:reach]])
-
-
-def test_shards_take_rows_in_any_portions(tmp_path: Path) -> None:
-    random = np.random.default_rng(2)
-    features = random.normal(size=(300, 5)).astype(np.float16)
-    shards = Shards(tmp_path, 5, rows_per_shard=32)
-    row = 0
-    while row < len(features):
-        count = int(random.integers(1, 80))
-        shards.write(row, features[row : row + count])
-        row = min(row + count, len(features))
-    shards.write(40, features[40:140])  # again, as after a crash
-    rows = random.permutation(300)
-    assert np.array_equal(shards.read(rows), features[rows])
-    assert len(list(tmp_path.glob("*.f16"))) == 10
-    assert all(shards.check_preamble(shard) is None for shard in range(10))
-
-
-def test_rows_that_are_not_there(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, 3, rows_per_shard=8)
-    shards.write(0, np.zeros((20, 3), np.float16))
-    for rows in ([-1, 2], [3, 20], [10**15]):
-        with pytest.raises(IndexDamagedError, match="there are 20"):
-            FlatIndex(shards, 20).search(np.zeros((1, 3), np.float32), 2, np.array(rows))
-    with pytest.raises(IndexDamagedError):
-        FlatIndex(shards, 30).search(np.zeros((1, 3), np.float32), 2, None)
-
-
-@pytest.mark.parametrize(("condition", "numbers"), [
-    ("n=7", [7]), ("n!=7", [0, *range(1, 7), 8, 9]), ("n>7.5", [8, 9]), ("n<=1", [0, 1]), ("metadata.n=7", [7]),
-    ("bytes>=8", [8, 9]), ("id=1", [0]), ("id<99999999999999999999999", range(10)), ("id=99999999999999999999999", []),
-    ("label=one", [0, 3, 6, 9]), ("label!=one", [1, 2, 4, 5, 7, 8]), ("label~t*", [1, 2, 4, 5, 7, 8]),
-    ("path=000003", [3]), ("path~*[45]", [4, 5]), ("path~*\udcff*", []), ("label=\udcff", []), ("none=1", []),
-    ("none!=1", range(10)), ("width=1", range(10)), ("n=1e400", []), (" n = 7 ", [7]), ("n\udcff=1", []), ("n=07", [7]),
-])  # fmt: skip
-def test_conditions(tmp_path: Path, condition: str, numbers: Sequence[int]) -> None:
-    filler = Filler(tmp_path / "index", 2)
-    filler.add(np.zeros((10, 2)))
-    with filler.engine.store.reading() as reader:
-        assert reader.rows([Condition.parse(condition)]).tolist() == list(numbers)
-    filler.engine.close()
-
-
-def test_where_as_a_mapping(tmp_path: Path) -> None:
-    filler = Filler(tmp_path / "index", 2)
-    filler.add(np.zeros((10, 2)))
-    with filler.engine as engine:
-        for where, expected in (
-            ({"label": "one", "n": 3}, [4]),
-            ({"n": 3.0}, [4]),
-            ({"n": "3"}, [4]),
-            ({"label": None}, []),
-            ({"n": float("nan")}, []),
-            ({"n": 10**400}, []),
-            ({}, range(1, 11)),
-        ):
-            assert [m.id for m in engine.search_by_vector(np.zeros(2), 10, where=where)] == list(expected), where
 
 
 # -- many readers, one writer

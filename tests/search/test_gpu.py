@@ -15,7 +15,7 @@ from simsearch.engine import Engine
 from simsearch.errors import DeviceError
 from simsearch.index import FlatIndex
 from simsearch.models import runtime
-from tests.filler import Filler
+from tests.helpers.filler import Filler
 
 D = 24
 

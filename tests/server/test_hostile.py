@@ -13,15 +13,16 @@ import simsearch
 from simsearch import connections
 from simsearch.errors import ImageError, UsageError
 from simsearch.fetch import fetch
-from tests.live import answer, raw, serving
-from tests.test_serve import Client, code, png
+from tests.helpers.client import Client, code, png
+from tests.helpers.live import answer, raw, serving
 
 KEY = "a-long-key-of-this-test"
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    from tests.conftest import CLASSES, Colours, draw
+    from tests.helpers.models import Colours
+    from tests.helpers.pictures import CLASSES, draw
 
     folder = tmp_path_factory.mktemp("hostile")
     for number, name in enumerate(CLASSES):
@@ -225,7 +226,7 @@ def test_who_does_not_read_is_cut_off_and_who_reads_slowly_is_not(tmp_path, monk
     import numpy as np
     from PIL import Image
 
-    from tests.conftest import Colours
+    from tests.helpers.models import Colours
 
     noise = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), dtype=np.uint8)
     (tmp_path / "photos").mkdir()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import simsearch
-from tests.conftest import draw
-from tests.live import process
+from tests.helpers.live import process
+from tests.helpers.pictures import draw
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import simsearch
-from tests.live import process
+from tests.helpers.live import process
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the [test] extra is not installed")
 CHROMIUM = shutil.which("chromium")

@@ -24,8 +24,10 @@ from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchErr
 from simsearch.export import export_npy
 from simsearch.shards import PREAMBLE
 from simsearch.verify import verify
-from tests.conftest import Colours, draw
-from tests.filler import Filler, Wide
+from tests.helpers.data import ROOT
+from tests.helpers.filler import Filler, Wide
+from tests.helpers.models import Colours
+from tests.helpers.pictures import draw
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -324,7 +326,7 @@ from pathlib import Path
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError
 from simsearch.verify import verify
-from tests.test_damage import MODEL, search_everything
+from tests.storage.test_damage import MODEL, search_everything
 
 index, out = Path(sys.argv[1]), Path(sys.argv[2])
 search_everything(index, out)  # imports what will be out of reach
@@ -367,7 +369,7 @@ def test_folder_that_cannot_be_written_is_read_all_the_same(index: Path, public:
     for path in paths:
         path.chmod(0o555 if path.is_dir() else 0o444)
     command = [sys.executable, "-c", READER, str(place), str(public / "out")]
-    root = Path(__file__).parent.parent
+    root = ROOT
     with subprocess.Popen(
         command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

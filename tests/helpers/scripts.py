@@ -1,0 +1,5 @@
+"""Running the scripts."""
+
+from tests.helpers.data import ROOT
+
+SCRIPTS = ROOT / "scripts" / "reproduce"
