@@ -1,12 +1,9 @@
 """A client that calls the service in this process."""
 
+import asyncio
 import io
 
-import pytest
 from PIL import Image
-
-httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
-import asyncio  # noqa: E402
 
 
 class Client:
@@ -16,6 +13,8 @@ class Client:
         self.app, self.base = app, base
 
     def __call__(self, method, path, **options):
+        import httpx  # tests without it are skipped
+
         async def go():
             transport = httpx.ASGITransport(app=self.app)
             async with httpx.AsyncClient(transport=transport, base_url=self.base) as client:

@@ -16,16 +16,8 @@ from PIL import Image
 from simsearch import images
 from simsearch.errors import ImageError
 
-# In a program that does not turn warnings into errors, what Pillow only warns of is no reason to give a file up.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-
-
 WIDTH, HEIGHT = 48, 32
-
-
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
-
-
 needs_heif = pytest.mark.skipif(find_spec("pillow_heif") is None, reason="pillow_heif is not installed")
 
 

@@ -10,8 +10,6 @@ from simsearch import fit
 from simsearch.cli import main
 
 COLOURS = {"red": 0, "green": 1, "blue": 2}
-
-
 QUICK = ("--model", "convnet4", "--epochs", "4", "--set", "batch_size=8")
 
 

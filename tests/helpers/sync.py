@@ -11,8 +11,6 @@ from simsearch.store import Item, SourceRow, Store
 from tests.helpers.pictures import CLASSES, EACH, draw
 
 ALL = len(CLASSES) * EACH
-
-
 _ticks = itertools.count(1)
 
 

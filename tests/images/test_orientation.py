@@ -13,8 +13,6 @@ from tests.helpers.encoded import HEIGHT, WIDTH, assert_close, encoded, needs_he
 
 # In a program that does not turn warnings into errors, what Pillow only warns of is no reason to give a file up.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-
-
 Turn = Image.Transpose
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from simsearch.errors import WeightsError
 from simsearch.models import dbn
 from simsearch.models.codes import Codes, logistic
-from tests.helpers.codes import QUICK, D, clustered, hyperplanes
+from tests.helpers.clusters import D, clustered
+from tests.helpers.codes import QUICK, hyperplanes
 
 # -- the codes themselves
 

@@ -28,7 +28,8 @@ from simsearch.models.codes import Codes
 from simsearch.models.dbn import CodesConfig
 from simsearch.structure import Setting
 from simsearch.verify import verify
-from tests.helpers.codes import QUICK, D, clustered, hyperplanes
+from tests.helpers.clusters import D, clustered
+from tests.helpers.codes import QUICK, hyperplanes
 from tests.helpers.filler import Filler
 
 # -- searching

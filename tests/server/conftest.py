@@ -5,8 +5,6 @@ import pytest
 import simsearch
 from tests.helpers.client import Client
 
-httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
-
 
 @pytest.fixture
 def engine(tmp_path, photos, colours):

@@ -369,9 +369,8 @@ def test_folder_that_cannot_be_written_is_read_all_the_same(index: Path, public:
     for path in paths:
         path.chmod(0o555 if path.is_dir() else 0o444)
     command = [sys.executable, "-c", READER, str(place), str(public / "out")]
-    root = ROOT
     with subprocess.Popen(
-        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
