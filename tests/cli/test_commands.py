@@ -131,7 +131,7 @@ def test_query_other_forms(run, pictures):
     assert run("query", query, "-0", "--format", "json").code == 2
 
 
-def test_query_by_id_leaves_the_item_out_but_by_path_does_not(run, pictures):
+def test_query_by_id_omits_item_by_path_does_not(run, pictures):
     by_path = run("query", pictures / "blue" / "0.png", "-k", 1, "--format", "json").json[0]["matches"][0]
     assert by_path["distance"] < 0.01
     assert by_path["id"] not in [
@@ -237,7 +237,7 @@ def test_debug_shows_a_traceback(run):
         assert "error: there is no index at no/index" in result.err
 
 
-def test_weights_of_another_model_are_refused_naming_both(run, index, tiny_weights, tmp_path):
+def test_other_model_is_refused_naming_both(run, index, tiny_weights, tmp_path):
     recorded = json.loads((index / "meta.json").read_text())["weights_sha256"]
     for arguments in (["query", "id:1"], ["build"], ["add", tmp_path / "pictures"]):
         result = run(*arguments, "--model", "alexnet")
@@ -365,7 +365,7 @@ def test_every_command_is_documented():
     ("ThreadPoolExecutor(2).submit(lambda: (time.sleep(0.3), print('by a pool'))); sys.exit(1)", 1, "by a pool\n"),
     ("os.close(1)", 0, ""),
 ])  # fmt: skip
-def test_the_program_ends_at_once_but_leaves_nothing_undone(does: str, code: int, out: str) -> None:
+def test_program_ends_at_once_with_all_done(does: str, code: int, out: str) -> None:
     script = f"""
 import atexit, os, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor

@@ -59,7 +59,7 @@ def test_what_cannot_be_used(fails, index, tmp_path, monkeypatch):
     assert "cannot listen on" in fails("--host", "192.0.2.1", "--insecure", "--port", "0")
 
 
-def test_the_index_of_the_environment_is_one_path(fails, monkeypatch, tmp_path):
+def test_index_of_environment_is_one_path(fails, monkeypatch, tmp_path):
     monkeypatch.setenv("SIMSEARCH_INDEX", str(tmp_path / "my photos"))
     assert f"no index at {tmp_path}/my photos" in fails()
 
@@ -95,7 +95,7 @@ def test_loopback_its_log_and_its_stop(index):
     assert "secret" not in "".join(log)
 
 
-def test_a_key_from_the_environment_and_from_a_file(index, tmp_path):
+def test_key_from_environment_and_file(index, tmp_path):
     file = tmp_path / "keys"
     file.write_text(f"{KEY}\n\nanother\n")
     ways = [(("--host", "0.0.0.0"), {"SIMSEARCH_API_KEY": KEY}), (("--api-key", f"@{file}"), {}),
@@ -115,7 +115,7 @@ def test_a_key_from_the_environment_and_from_a_file(index, tmp_path):
         assert KEY not in "".join(log)
 
 
-def test_beyond_this_machine_without_a_key_if_one_insists(index):
+def test_insecure_serves_without_key(index):
     with process("-i", index, "--host", "0.0.0.0", "--insecure") as (server, url, _):
         assert httpx.get(url.replace("0.0.0.0", "127.0.0.1") + "v1/items/1").status_code == 200
         server.send_signal(signal.SIGINT)

@@ -14,7 +14,7 @@ from simsearch.machine import Budget, quota
 # -- the machine
 
 
-def test_a_budget_is_never_exceeded_and_what_is_larger_goes_alone() -> None:
+def test_budget_holds_and_oversized_goes_alone() -> None:
     budget, held, most = Budget(100), [0], [0]
     lock = threading.Lock()
 

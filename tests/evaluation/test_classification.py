@@ -21,7 +21,7 @@ class Brightness:
         return -np.abs(mean[:, None] - np.array([0.0, 127.0, 255.0])).astype(np.float32) / 50
 
 
-def test_errors_are_counted_by_name_or_training_label(tmp_path):
+def test_errors_count_by_name_or_training_label(tmp_path):
     levels = {"dark": 0, "d": 40, "light": 250, "g": 250, "unheard": 3}
     for label, level in levels.items():
         (tmp_path / label).mkdir()
@@ -35,7 +35,7 @@ def test_errors_are_counted_by_name_or_training_label(tmp_path):
         evaluate.judge(Brightness(), [p for p in trainset.labelled([tmp_path]) if p.label == "unheard"])
 
 
-def test_ten_crops_are_corners_and_centre_and_their_reflections():
+def test_ten_crops_are_corners_centre_mirrors():
     image = Image.fromarray(np.arange(6 * 6 * 3, dtype=np.uint8).reshape(6, 6, 3))
     pixels = np.asarray(image)
     found = evaluate.patches(image, Recipe(6, 4), 10)

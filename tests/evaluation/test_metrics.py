@@ -74,7 +74,7 @@ def test_ties_go_to_the_lower_row():
     assert (found["P@10"][25:] == 0).all()
 
 
-def test_first_places_are_exact_far_from_the_origin():
+def test_first_places_are_exact_far_from_origin():
     random = np.random.default_rng(0)
     features = 1000 + random.normal(size=(200, 64)).astype(np.float32) * 0.01
     base = Base(features, random.integers(0, 3, 200))
@@ -85,7 +85,7 @@ def test_first_places_are_exact_far_from_the_origin():
     assert np.allclose(metrics.retrieval(base)["P@10"], expected)
 
 
-def test_a_label_of_its_own_is_undefined_and_left_out():
+def test_single_label_is_undefined_and_left_out():
     base = Base(np.arange(5, dtype=np.float32)[:, None], np.array([0, 0, 1, 0, 0]))
     found = metrics.retrieval(base)
     assert np.isnan(found["AP"][2])

@@ -30,7 +30,7 @@ def test_an_index_is_evaluated_as_it_is_searched(index, colours):
         assert plain[name]["low"] <= plain[name]["value"] <= plain[name]["high"]
 
 
-def test_pictures_from_elsewhere_are_never_left_out(index, colours, photos):
+def test_foreign_images_are_never_left_out(index, colours, photos):
     from simsearch import trainset
 
     with simsearch.open(index, model=colours) as engine:

@@ -10,7 +10,7 @@ from simsearch.errors import UsageError
 
 
 @pytest.mark.parametrize("name", list(robustness.CHANGES))
-def test_every_change_changes_and_more_is_farther(name):
+def test_every_change_grows_with_its_strength(name):
     image = Image.effect_noise((96, 80), 60).resize((96, 80)).convert("RGB")
     change, strengths, _ = robustness.CHANGES[name]
     made = [change(image, strength, np.random.default_rng(0)) for strength in strengths]

@@ -47,7 +47,7 @@ def first_pixel(data: bytes) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "PPM", "TGA", "QOI", "PCX", "ICO", "WEBP", "JPEG2000", "DIB"])
-def test_lossless_formats_decode_to_the_very_pixels(kind: str) -> None:
+def test_lossless_formats_decode_exactly(kind: str) -> None:
     lossless: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "ICO": {"sizes": [(WIDTH, HEIGHT)]}}
     options = lossless.get(kind, {})
     decoded = images.decode(encoded(picture(), kind, **options))
@@ -56,7 +56,7 @@ def test_lossless_formats_decode_to_the_very_pixels(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF", "MPO"])
-def test_lossy_formats_decode_to_nearly_the_pixels(kind: str) -> None:
+def test_lossy_formats_decode_closely(kind: str) -> None:
     assert_close(images.decode(encoded(picture(), kind, quality=90)).image, picture(), 3)
 
 
@@ -71,7 +71,7 @@ def test_compressed_tiff_decodes(compression: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
-def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
+def test_animation_gives_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "lime", "blue")]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     with Image.open(io.BytesIO(data)) as opened:
@@ -110,7 +110,7 @@ def test_16_bit_grey_and_alpha_png_lies_on_white() -> None:
 
 
 @pytest.mark.parametrize("order", ["I;16", "I;16B"])
-def test_16_bit_tiff_of_either_byte_order_is_scaled_down(order: str) -> None:
+def test_16_bit_tiff_of_any_order_is_scaled_down(order: str) -> None:
     grey = np.linspace(0, 65535, 64 * 4, dtype=np.uint16).reshape(4, 64)
     raw = grey.astype(">u2" if order == "I;16B" else "<u2").tobytes()
     decoded = images.decode(encoded(Image.frombytes(order, (64, 4), raw), "TIFF")).image
@@ -135,7 +135,7 @@ def test_float_tiff_is_scaled_by_what_it_holds(values: list[float], expected: li
     ("values", "expected"),
     [([0, 1, 255], [0, 1, 255]), ([0, 256, 65535], [0, 0, 255]), ([0, 1 << 20, 1 << 21], [0, 127, 255])],
 )
-def test_32_bit_integer_tiff_is_scaled_by_what_it_holds(values: list[int], expected: list[int]) -> None:
+def test_32_bit_integer_tiff_is_scaled_by_range(values: list[int], expected: list[int]) -> None:
     data = encoded(Image.fromarray(np.array([values], np.int32)), "TIFF")
     assert numbers(images.decode(data).image)[0].tolist() == [[value] * 3 for value in expected]
 
@@ -182,7 +182,7 @@ def test_alpha_lies_on_white(mode: str, colour: tuple[int, ...], expected: tuple
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("RGB", (1, 2, 3)), ("L", 9), ("1", 0)])
-def test_the_colour_that_a_png_calls_transparent_lies_on_white(mode: str, colour: Any) -> None:
+def test_transparent_png_colour_lies_on_white(mode: str, colour: Any) -> None:
     assert first_pixel(encoded(Image.new(mode, (4, 4), colour), "PNG", transparency=colour)) == WHITE
 
 
@@ -220,7 +220,7 @@ def test_heic_without_the_extra_names_the_cure(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("brand", [b"avif", b"mif1"])
-def test_avif_needs_no_extra_whatever_it_calls_itself(brand: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_avif_needs_no_extra_under_any_brand(brand: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     data = encoded(picture(), "AVIF", quality=90)
     assert_close(images.decode(data[:8] + brand + data[12:]).image, picture(), 3)
@@ -231,7 +231,7 @@ def test_avif_needs_no_extra_whatever_it_calls_itself(brand: bytes, monkeypatch:
 
 @pytest.mark.parametrize("size", [(64, 64), (999, 701), (701, 999), (1600, 300), (257, 2000)])
 @pytest.mark.parametrize("needed", [16, 33, 100])
-def test_jpeg_is_never_decoded_below_twice_the_pixels_needed(size: tuple[int, int], needed: int) -> None:
+def test_jpeg_is_decoded_at_twice_needed_size(size: tuple[int, int], needed: int) -> None:
     decoded = images.decode(encoded(picture(*size), "JPEG"), needed)
     assert min(decoded.image.size) >= min(2 * needed, *size)
     assert (decoded.width, decoded.height) == size
@@ -249,7 +249,7 @@ ISO = b"\0\0\0\x1cftyp"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "QOI", "MPO"])
-def test_pictures_look_like_images_by_their_first_32_bytes(kind: str) -> None:
+def test_32_bytes_show_that_it_is_an_image(kind: str) -> None:
     assert images.looks_like_image(encoded(picture(), kind)[:32])
 
 

@@ -56,7 +56,7 @@ def test_pictures_are_turned_upright_by_exif(kind: str, orientation: int) -> Non
 
 @needs_heif
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_heic_which_turns_itself_is_not_turned_twice(orientation: int) -> None:
+def test_heic_is_not_turned_twice(orientation: int) -> None:
     import pillow_heif
 
     pillow_heif.register_heif_opener()
@@ -68,7 +68,7 @@ def test_heic_which_turns_itself_is_not_turned_twice(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", STORED_BY)
-def test_pictures_are_upright_when_decoded_at_a_smaller_scale(orientation: int) -> None:
+def test_smaller_decoding_is_upright(orientation: int) -> None:
     original = picture(480, 320)
     decoded = images.decode(turned(orientation, "JPEG", original), 39)
     assert decoded.image.size == (120, 80)
@@ -77,7 +77,7 @@ def test_pictures_are_upright_when_decoded_at_a_smaller_scale(orientation: int) 
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-def test_orientations_that_do_not_exist_are_ignored(value: int) -> None:
+def test_unknown_orientations_are_ignored(value: int) -> None:
     assert_close(images.decode(encoded(picture(), "PNG", exif=exif(value))).image, picture(), 0)
 
 
@@ -97,7 +97,7 @@ def test_damaged_exif_does_not_matter(block: bytes) -> None:
     ],
     ids=["text as width", "compression too large", "bytes as resolution", "pointer to nowhere"],
 )
-def test_pictures_are_turned_even_if_the_rest_of_the_exif_is_damaged(tag: int, kind: int, value: bytes) -> None:
+def test_orientation_counts_in_damaged_exif(tag: int, kind: int, value: bytes) -> None:
     fields = sorted([(0x0112, 3, 1, struct.pack("<HH", 6, 0)), (tag, kind, {2: 3, 7: 4}.get(kind, 1), value)])
     directory = b"".join(struct.pack("<HHI", *head) + content for *head, content in fields)
     block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + directory + bytes(4)

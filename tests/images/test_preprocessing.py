@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 # -- what the network sees
 
 
-def test_recipe_scales_the_shorter_side_and_cuts_the_centre_out() -> None:
+def test_recipe_scales_short_side_cuts_centre() -> None:
     image = Image.new("RGB", (90, 30), "blue")
     image.paste((255, 0, 0), (30, 0, 60, 30))
     pixels = Recipe(resize=10, crop=10).pixels(image)
@@ -28,9 +28,7 @@ def test_recipe_scales_the_shorter_side_and_cuts_the_centre_out() -> None:
 
 
 @pytest.mark.parametrize("size", [(20_000, 10), (10, 20_000), (5000, 1), (1, 5000), (1, 1), (65, 1)])
-def test_recipe_takes_the_middle_of_a_panorama_without_blowing_it_up(
-    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recipe_takes_panorama_middle_only(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image.new("RGB", size, "blue")
     side = min(size)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
@@ -68,7 +66,7 @@ def test_recipe_survives_json() -> None:
     "size", [(400, 533), (533, 400), (146, 200), (147, 146), (128, 128), (1000, 31), (4000, 60), (20_000, 10)]
 )
 @pytest.mark.parametrize(("resize", "crop"), [(146, 128), (256, 224), (32, 32), (28, 32)])
-def test_scaling_only_the_centre_is_scaling_and_cutting(size: tuple[int, int], resize: int, crop: int) -> None:
+def test_scaling_centre_is_scaling_then_cutting(size: tuple[int, int], resize: int, crop: int) -> None:
     array = np.random.default_rng(sum(size)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(array)
     whole = centre_crop(shorter_side(image, resize, FILTERS["bilinear"]), crop)

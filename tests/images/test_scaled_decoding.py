@@ -17,7 +17,7 @@ KINDS = ["RGB", "RGBA", "LA", "P", "L", "I;16", "I", "F", "CMYK", "turned"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_large_pictures_are_scaled_while_they_are_converted(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pictures_scale_while_converting(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = Image.open(io.BytesIO(picture(5, (435, 310)))).convert("RGB")
     out, options = io.BytesIO(), dict[str, Any]()
     image = base
@@ -48,7 +48,7 @@ def test_large_pictures_are_scaled_while_they_are_converted(kind: str, monkeypat
 @pytest.mark.parametrize("kind", ["RGB", "RGBA", "L", "I", "F", "CMYK"])
 @pytest.mark.parametrize("size", [(2001, 40), (37, 1000), (4001, 21)])
 @pytest.mark.parametrize("turn", [1, 3, 6])
-def test_of_large_panoramas_only_the_middle_is_converted(
+def test_panoramas_convert_only_their_middle(
     size: tuple[int, int], kind: str, turn: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = Image.open(io.BytesIO(picture(5, size))).convert("RGB")
@@ -70,7 +70,7 @@ def test_of_large_panoramas_only_the_middle_is_converted(
     assert np.abs(difference).max() <= 1
 
 
-def test_footprint_knows_what_is_kept_while_decoding() -> None:
+def test_footprint_counts_memory_while_decoding() -> None:
     size = (1200, 800)
     assert images.footprint(picture(1, size), 10) == 1200 * 800 * 4
     assert images.footprint(picture(1, size, "JPEG"), 10) == 150 * 100 * 4
@@ -86,7 +86,7 @@ def test_footprint_knows_what_is_kept_while_decoding() -> None:
 # -- agreement
 
 
-def test_scaled_decoding_agrees_with_plain_pillow() -> None:
+def test_scaled_decoding_agrees_with_pillow() -> None:
     """Drawn pictures of 3 megapixels, by the shipped weights; scripts/bench/decoding does it with photographs."""
     model = models.load(device="cpu", images=16)
     assert model.recipe.crop == 128

@@ -111,7 +111,7 @@ def test_readers_go_on_with_what_they_hold(tmp_path: Path) -> None:
         assert len(reading.search_by_vector(np.zeros(D, np.float32), 1000)) == len(before) + PER
 
 
-def test_a_reader_that_comes_just_too_late_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_reader_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its first look at the database and its mapping of the files, these are deleted."""
     filler, _ = holed(tmp_path / "index")
     before = content(filler.engine)
@@ -197,7 +197,7 @@ def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.Mo
     assert names(next((filler.path / "derived").iterdir()), "rows*") == ["rows.1.npz", "rows.2.npz", "rows.npy"]
 
 
-def test_a_structure_made_of_rows_that_have_moved_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_structure_of_moved_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filler = Filler(tmp_path / "index", D)
     filler.add(np.random.default_rng(0).normal(0, 1, (2500, D)))
     filler.remove(range(1, 400))

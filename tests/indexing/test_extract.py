@@ -47,7 +47,7 @@ def features(found: Sequence[tuple[int, Extracted]]) -> NDArray[np.float16]:
 # -- results
 
 
-def test_features_do_not_depend_on_threads_and_batches(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_ignore_threads_and_batches(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [picture(number, (100, 80), "JPEG") for number in range(45)]
     plain = OnnxModel(models.find(str(tiny_weights)))
     expected = features(run(plain, files, batch_size=1, workers=1))
@@ -61,7 +61,7 @@ def test_features_do_not_depend_on_threads_and_batches(tiny_weights: Path, monke
         assert features(found).tobytes() == expected.tobytes()
 
 
-def test_results_come_in_order_however_long_each_takes() -> None:
+def test_results_come_in_order() -> None:
     delays = random.Random(3)
 
     def slow(data: bytes, seconds: float) -> bytes:
@@ -79,7 +79,7 @@ def test_results_come_in_order_however_long_each_takes() -> None:
     assert all((result.problem is None) == (key % 5 != 0) for key, result in found)
 
 
-def test_what_is_alike_is_computed_once_while_batches_are_under_way() -> None:
+def test_equal_images_are_computed_once() -> None:
     model, known = CellModel(), dict[bytes, int]()
     files = [picture(number % 9) for number in range(200)]
     tasks = [Task(lambda data=data: data, number) for number, data in enumerate(files)]  # type: ignore[misc]
@@ -94,7 +94,7 @@ def test_what_is_alike_is_computed_once_while_batches_are_under_way() -> None:
     assert sorted(first.values()) == list(range(9))
 
 
-def test_slow_images_do_not_hold_back_those_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_images_do_not_delay_earlier_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("simsearch.extract.PATIENCE", 0.05)
     going = threading.Event()
 
@@ -139,7 +139,7 @@ def test_failing_tasks_fail_the_caller() -> None:
         list(extract(CellModel(), tasks(), batch_size=1, workers=1))
 
 
-def test_an_abandoned_extraction_ends_its_threads() -> None:
+def test_abandoned_extraction_ends_its_threads() -> None:
     tasks = (Task(lambda n=n: picture(n), n) for n in range(10_000))  # type: ignore[misc]
     groups = extract(CellModel(), tasks, batch_size=4, workers=2)
     next(groups)
@@ -167,7 +167,7 @@ class Device(CellModel):
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_one_batch_is_uploaded_while_another_is_computed(workers: int) -> None:
+def test_batch_uploads_while_another_computes(workers: int) -> None:
     files = [picture(number) for number in range(24)]
     found = run(Device(), files, batch_size=4, workers=workers)
     assert [key for key, _ in found] == list(range(24))
@@ -195,7 +195,7 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
     assert runner.run(network, pixels[:0]).shape == (0, 3)
 
 
-def test_a_gpu_too_small_for_one_image_is_an_error() -> None:
+def test_gpu_too_small_for_one_image_is_error() -> None:
     import torch
 
     def network(x: Any) -> Any:
@@ -205,7 +205,7 @@ def test_a_gpu_too_small_for_one_image_is_an_error() -> None:
         TorchRunner(CellModel.recipe, "cpu").run(network, np.zeros((3, 16, 16, 3), np.uint8))
 
 
-def test_a_gpu_that_cannot_be_used_is_passed_over(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_gpu_is_passed_over(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise RuntimeError("CUDA out of memory")
 
@@ -220,9 +220,7 @@ def test_a_gpu_that_cannot_be_used_is_passed_over(tiny_weights: Path, monkeypatc
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "csv"])
-def test_large_files_are_decoded_from_where_they_are(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_files_are_decoded_in_place(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {f"{n}.png": picture(n) for n in range(5)} | {"broken.png": b"\x89PNG\r\n\x1a\nbroken", "empty.png": b""}
     source = tmp_path / "folder"
     source.mkdir()

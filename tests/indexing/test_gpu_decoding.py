@@ -55,9 +55,7 @@ def run(model: Any, files: Sequence[bytes], **options: Any) -> list[Extracted]:
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("waiting", [1, 5000, extract.WAITING_BYTES])
-def test_a_device_that_decodes_gives_the_same_results(
-    waiting: int, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoding_device_gives_same_results(waiting: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     files = everything()
     monkeypatch.setattr(extract, "WAITING_BYTES", waiting)
     expected, found = run(CellModel(), files), run(Handed(), files, workers=workers, batch_size=4)
@@ -108,7 +106,7 @@ def test_files_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_copies_of_what_nothing_decodes_fail_alike(batch_size: int, tmp_path: Path) -> None:
+def test_copies_of_undecodable_file_fail_alike(batch_size: int, tmp_path: Path) -> None:
     """Its header is in order, so that the copies are told from each other's digests before it is known to be broken."""
     whole = jpeg(smooth())
     tables = whole.index(b"\xff\xc4") + 5
@@ -128,7 +126,7 @@ def test_copies_of_what_nothing_decodes_fail_alike(batch_size: int, tmp_path: Pa
         assert len(engine.failures()) == 3
 
 
-def test_what_the_device_refuses_is_decoded_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_by_device_decodes_within_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
     hold = machine.Budget.hold
     monkeypatch.setattr(machine.Budget, "hold", lambda budget, size: held.append(size) or hold(budget, size))  # type: ignore[func-returns-value]

@@ -25,7 +25,7 @@ from tests.helpers.sync import ALL, edit, ids, told
 # -- writers, interruptions, mismatches
 
 
-def test_second_writer_is_refused_while_readers_go_on(
+def test_second_writer_is_refused_readers_go_on(
     build: Any, photos: Path, index: Path, colours: Colours, tmp_path: Path
 ) -> None:
     build(photos)

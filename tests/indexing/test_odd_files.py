@@ -188,7 +188,7 @@ def similar(features: NDArray[np.floating[Any]]) -> float:
 
 
 @pytest.mark.usefixtures("_unreadable_even_for_root")
-def test_folder_of_broken_and_odd_files_is_indexed_as_far_as_it_can_be(tmp_path: Path, odd: dict[str, bytes]) -> None:
+def test_odd_folder_is_indexed_where_readable(tmp_path: Path, odd: dict[str, bytes]) -> None:
     model = CellModel()
     with simsearch.build(tmp_path / "pictures", index=tmp_path / "index", model=model, workers=2) as engine:
         items, failures = content(engine)
@@ -241,7 +241,7 @@ def assert_what_should_be_an_item(items: set[str], failures: dict[str, str]) -> 
     assert len(cut) >= 100
 
 
-def test_files_that_are_mended_or_broken_later_change_places(tmp_path: Path) -> None:
+def test_mended_and_broken_files_change_places(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "a.png").write_bytes(encoded(picture(0), "PNG"))
@@ -283,14 +283,14 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, 
             return folder, len(engine)
 
 
-def test_item_whose_file_cannot_be_read_for_now_keeps_its_features(interrupted: tuple[Path, int]) -> None:
+def test_unreadable_file_keeps_its_features(interrupted: tuple[Path, int]) -> None:
     folder, items = interrupted
     model = CellModel()
     with simsearch.build(folder, index=folder.parent / "index", model=model) as engine:
         assert (items, len(engine), model.computed) == (2, 2, 0)
 
 
-def test_failure_is_forgotten_when_the_file_can_be_read_again(interrupted: tuple[Path, int]) -> None:
+def test_failure_is_forgotten_once_readable(interrupted: tuple[Path, int]) -> None:
     folder, _ = interrupted
     with simsearch.build(folder, index=folder.parent / "index", model=CellModel()) as engine:
         assert engine.failures() == []
@@ -309,11 +309,11 @@ def features(model: models.Model, image: Image.Image) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("size", [(48, 32), (32, 48), (640, 400)])
-def test_orientation_does_not_change_the_features(size: tuple[int, int]) -> None:
+def test_orientation_keeps_features(size: tuple[int, int]) -> None:
     assert similar(features(CellModel(), picture(3, size))) >= 0.99
 
 
-def test_orientation_would_change_the_features_were_it_not_undone() -> None:
+def test_ignored_orientation_changes_features() -> None:
     model = CellModel()
     upside_down: Callable[[Image.Image], Image.Image] = lambda image: image.transpose(Turn.ROTATE_180)  # noqa: E731
     both = np.stack([model.recipe.pixels(picture(3)), model.recipe.pixels(upside_down(picture(3)))])
@@ -321,6 +321,6 @@ def test_orientation_would_change_the_features_were_it_not_undone() -> None:
 
 
 @pytest.mark.parametrize("name", models.BUILTIN)
-def test_orientation_does_not_change_the_features_of_what_ships(name: str) -> None:
+def test_orientation_keeps_shipped_features(name: str) -> None:
     model = models.load(name, "cpu", images=8)
     assert similar(features(model, sample.draw("cat", 0))) >= 0.99

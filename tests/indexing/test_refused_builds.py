@@ -21,7 +21,7 @@ from tests.helpers.pictures import draw
 from tests.helpers.sync import ALL, ids
 
 
-def test_other_weights_are_refused_naming_both_hashes(build: Any, photos: Path, index: Path) -> None:
+def test_other_weights_are_refused_naming_hashes(build: Any, photos: Path, index: Path) -> None:
     build(photos)
 
     class Other(Colours):
@@ -45,7 +45,7 @@ def test_future_format_is_refused(build: Any, photos: Path, index: Path) -> None
     assert (index / "items.sqlite").exists()
 
 
-def test_place_that_holds_other_things_is_left_alone(build: Any, photos: Path, tmp_path: Path) -> None:
+def test_folder_of_other_things_is_left_alone(build: Any, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     for place in (tmp_path / "mine", tmp_path / "mine" / "letter.txt"):
@@ -56,7 +56,7 @@ def test_place_that_holds_other_things_is_left_alone(build: Any, photos: Path, t
         Engine(tmp_path / "nowhere")
 
 
-def test_lost_meta_is_not_replaced_by_another_model(build: Any, photos: Path, index: Path) -> None:
+def test_lost_meta_is_not_replaced(build: Any, photos: Path, index: Path) -> None:
     build(photos)
     (index / "meta.json").unlink()
 
@@ -80,7 +80,7 @@ def test_meta_counts_follow(build: Any, photos: Path, index: Path) -> None:
     connection.close()
 
 
-def test_lost_features_are_noticed_before_anything_is_added(build: Any, photos: Path, index: Path) -> None:
+def test_lost_features_are_noticed_before_adding(build: Any, photos: Path, index: Path) -> None:
     build(photos)
     (index / "features" / "000000.f16").unlink()
     draw(photos / "blue" / "new.png", 981)
@@ -90,7 +90,7 @@ def test_lost_features_are_noticed_before_anything_is_added(build: Any, photos: 
     assert not (index / "features" / "000000.f16").exists()
 
 
-def test_a_file_called_like_a_database_hides_nothing(build: Any, photos: Path, index: Path) -> None:
+def test_file_named_like_database_hides_nothing(build: Any, photos: Path, index: Path) -> None:
     (photos / "blue" / "items.sqlite").touch()
     assert build(photos).added == ALL
 

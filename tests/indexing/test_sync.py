@@ -93,7 +93,7 @@ def test_copy_gets_an_id_without_inference(build: Any, photos: Path, index: Path
     features_are_those_of_the_files(index, colours, photos)
 
 
-def test_deleted_file_leaves_and_its_id_is_never_given_again(build: Any, photos: Path, index: Path) -> None:
+def test_id_of_deleted_file_is_never_reused(build: Any, photos: Path, index: Path) -> None:
     build(photos)
     (photos / "rose" / "5.png").unlink()  # the last id
     assert told(build(photos)) == {"removed": 1, "unchanged": ALL - 1}
@@ -286,7 +286,7 @@ def test_missing_source_leaves_no_index(build: Any, tmp_path: Path, index: Path)
     assert not index.exists()
 
 
-def test_a_renamed_file_keeps_its_features_though_another_has_taken_its_name(
+def test_renamed_file_keeps_features_if_replaced(
     build: Any, photos: Path, colours: Colours, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the item that had the features has been committed with others before the file is read."""
@@ -298,7 +298,7 @@ def test_a_renamed_file_keeps_its_features_though_another_has_taken_its_name(
     assert (summary.updated, summary.added, summary.computed) == (1, 1, 1)
 
 
-def test_adding_one_image_reads_nothing_of_the_others(
+def test_adding_one_image_reads_no_others(
     build: Any, photos: Path, index: Path, colours: Colours, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(photos)
@@ -319,7 +319,7 @@ def test_adding_one_image_reads_nothing_of_the_others(
     assert len(read) <= 2
 
 
-def test_items_and_failures_of_a_part_of_a_source(tmp_path: Path) -> None:
+def test_items_and_failures_of_part_of_source(tmp_path: Path) -> None:
     names = ["a", "a/b", "a/b/c", "a.b", "a0", "ab", "A/b", "a\udcff/x"]
     items = Store(tmp_path / "items.sqlite", create=True)
     for kind in ("folder", "zip"):

@@ -131,7 +131,7 @@ def test_folder_after_a_single_file_of_it(build: Any, photos: Path, index: Path)
     assert len(sources(index)) == 1
 
 
-def test_adding_a_folder_after_a_single_file_of_it(build: Any, photos: Path, index: Path) -> None:
+def test_folder_is_added_after_its_single_file(build: Any, photos: Path, index: Path) -> None:
     build(photos / "blue" / "0.png")
     with Engine(index, model=Colours()) as engine:
         engine.add([photos / "blue"])
@@ -168,7 +168,7 @@ def test_labels_auto_needs_all_in_folders(build: Any, photos: Path, index: Path)
     assert set(labels(index).values()) == set(CLASSES)
 
 
-def test_labels_none_and_folder_without_inference(build: Any, photos: Path, index: Path) -> None:
+def test_labels_change_without_inference(build: Any, photos: Path, index: Path) -> None:
     draw(photos / "top.png", 950)
     build(photos, labels="none")
     assert set(labels(index).values()) == {None}
@@ -182,7 +182,7 @@ def test_labels_none_and_folder_without_inference(build: Any, photos: Path, inde
     assert ids(index) == before
 
 
-def test_manifest_labels_and_metadata_follow_without_inference(build: Any, photos: Path, index: Path) -> None:
+def test_manifest_changes_need_no_inference(build: Any, photos: Path, index: Path) -> None:
     manifest = photos.parent / "list.jsonl"
     lines = [{"path": f"photos/blue/{n}.png", "label": "sky", "year": 2000 + n} for n in range(EACH)]
     manifest.write_text("\n".join(map(json.dumps, lines)))
@@ -209,7 +209,7 @@ def test_index_moved_together_with_its_images(build: Any, photos: Path, colours:
     assert told(build(place=place)) == {"unchanged": ALL}
 
 
-def test_moved_images_named_again_are_the_same_source(build: Any, photos: Path, tmp_path: Path) -> None:
+def test_moved_images_are_the_same_source(build: Any, photos: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     photos.rename(home / "photos")
@@ -251,7 +251,7 @@ def test_a_renamed_folder_is_not_indexed_twice(build: Any, photos: Path, index: 
     assert told(build()) == {"unchanged": ALL}
 
 
-def test_a_gone_source_that_was_emptied_is_forgotten(build: Any, photos: Path, index: Path, tmp_path: Path) -> None:
+def test_emptied_missing_source_is_forgotten(build: Any, photos: Path, index: Path, tmp_path: Path) -> None:
     build(photos)
     draw(tmp_path / "more" / "x.png", 980)
     build(tmp_path / "more")
@@ -263,7 +263,7 @@ def test_a_gone_source_that_was_emptied_is_forgotten(build: Any, photos: Path, i
     assert len(sources(index)) == 1
 
 
-def test_a_single_file_that_is_gone_is_no_unmounted_disk(build: Any, photos: Path, index: Path) -> None:
+def test_missing_single_file_is_removed(build: Any, photos: Path, index: Path) -> None:
     build(photos / "blue" / "0.png")
     (photos / "blue" / "0.png").unlink()
     assert build().removed == 1

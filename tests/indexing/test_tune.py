@@ -85,7 +85,7 @@ def test_added_removed_and_filtered_items(filled: Filler) -> None:
     assert len(engine.search_by_vector(queries[0], 10_000)) == len(engine)
 
 
-def test_deleting_or_damaging_the_structure_loses_nothing(filled: Filler) -> None:
+def test_lost_structure_loses_no_answers(filled: Filler) -> None:
     tune(filled.engine, 0.9)
     query = clustered(np.random.default_rng(7), 1)[0].astype(np.float32)
     exact = filled.engine.search_by_vector(query, exact=True)
@@ -121,7 +121,7 @@ def test_answers_say_whether_they_are_exact(filled: Filler) -> None:
     assert not engine.search_by_id(5).exact
 
 
-def test_a_second_tune_replaces_the_first_and_readers_notice(filled: Filler) -> None:
+def test_second_tune_replaces_first(filled: Filler) -> None:
     with Engine(filled.path, model=filled.model) as reader:
         assert [reader.exact] == [True]
         tune(filled.engine, 0.9)
@@ -209,7 +209,7 @@ def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.Monk
     assert not filler.engine.exact and recall(filler.engine, queries) >= 0.9
 
 
-def test_an_exact_scan_is_timed_on_items_that_are_there(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_scan_is_timed_on_existing_items(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the first rows be those of removed items."""
     asked: list[Any] = []
 
@@ -308,7 +308,7 @@ def test_batches_are_as_exact_as_single_queries(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found.distances, alone.distances)
 
 
-def test_a_structure_newer_than_what_a_reader_sees_is_not_used(filled: Filler) -> None:
+def test_structure_newer_than_reader_is_not_used(filled: Filler) -> None:
     tune(filled.engine, 0.9)
     made = filled.engine._approximate(0)
     assert made is not None
@@ -319,7 +319,7 @@ def test_a_structure_newer_than_what_a_reader_sees_is_not_used(filled: Filler) -
     assert found.rows.tolist() == exact.rows.tolist() and max(found.rows) < 2000
 
 
-def test_a_build_keeps_what_another_process_tuned(filled: Filler) -> None:
+def test_build_keeps_tuning_of_another_process(filled: Filler) -> None:
     with Engine(filled.path, model=filled.model) as other:
         tune(filled.engine, 0.9)
         sync.remove(other, [other.item(5)])

@@ -66,7 +66,7 @@ def test_two_halves_do_not_see_each_other(full):
         assert not torch.equal(layer(x)[:, 128:], layer(y)[:, 128:])
 
 
-def test_normalisation_is_the_formula_of_section_3_3():
+def test_normalisation_is_formula_of_section_3_3():
     x = torch.randn(2, 7, 3, 3, dtype=torch.float64)
     expected = torch.empty_like(x)
     for i in range(7):

@@ -71,7 +71,7 @@ class Stream:
     def wait_stream(self, other: Any) -> None: ...
 
 
-def test_a_stream_is_lent_to_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_is_lent_to_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     runner, inside, most = TorchRunner(Recipe(8, 8), "cpu"), set[int](), 0
     monkeypatch.setattr(torch.cuda, "default_stream", lambda device: Stream())
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())

@@ -43,7 +43,7 @@ def run(*arguments):
 # -- the vectors
 
 
-def test_parts_are_rooted_scaled_weighted_and_joined():
+def test_parts_are_rooted_scaled_and_joined():
     layers = {"features": np.array([[9.0, 16.0, 0.0]], np.float32), "fc6": np.array([[0.0, 2.0]], np.float32)}
     assert describe(Descriptor(), layers) == pytest.approx(np.array([[9, 16, 0]]) / np.hypot(9, 16))
     assert describe(Descriptor((Part(root=True),)), layers) == pytest.approx(np.array([[0.6, 0.8, 0.0]]))
@@ -56,7 +56,7 @@ def test_a_blank_image_has_a_vector_of_zeros():
     assert describe(Descriptor(), {"features": np.zeros((1, 5), np.float32)}).tolist() == [[0.0] * 5]
 
 
-def test_conv5_is_pooled_over_all_positions_or_over_regions():
+def test_conv5_is_pooled_over_image_or_regions():
     maps = np.random.default_rng(0).random((3, 5, 7, 7), np.float32)
     found = describe(Descriptor((Part("conv5", "max"),)), {"conv5": maps})
     assert found == pytest.approx(unit(maps.reshape(3, 5, -1).max(2)))
@@ -87,7 +87,7 @@ def test_the_mirror_image_has_the_same_vector(colours):
 
 
 @pytest.mark.parametrize("name", ["tiny", models.DEFAULT])
-def test_both_engines_agree_on_every_layer_and_recipe(name, tiny_weights):
+def test_engines_agree_on_every_layer_and_recipe(name, tiny_weights):
     file = models.find(str(tiny_weights) if name == "tiny" else name)
     side = file.card.recipe.crop
     pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
@@ -115,7 +115,7 @@ def test_feedback_leaves_the_signs_of_components():
     assert blend(-query, wanted[:0], np.array([[1.0, 5.0]], np.float32)).min() < 0
 
 
-def test_expansion_weighs_matches_by_their_cosine_and_keeps_the_length():
+def test_expansion_weighs_by_cosine_keeps_length():
     query, near = np.array([3.0, 0.0], np.float32), np.array([[3.0, 0.0], [0.0, 3.0], [2.0, 2.0]], np.float32)
     total = query + near[0] + 0.5**1.5 * near[2]
     assert expanded(query, near) == pytest.approx(3 * total / np.linalg.norm(total), rel=1e-6)
@@ -126,7 +126,7 @@ def test_expansion_weighs_matches_by_their_cosine_and_keeps_the_length():
 # -- an index of them
 
 
-def test_an_index_has_its_own_components_and_every_search_agrees(pictures, tmp_path, small, colours):
+def test_searches_use_components_of_the_index(pictures, tmp_path, small, colours):
     engine = simsearch.build(pictures, tmp_path / "index", colours, features="small")
     assert (engine.meta.features, engine.meta.dimension, len(engine)) == ("small", 4, 80)
     assert engine.info()["features"] == "small"
@@ -144,7 +144,7 @@ def test_an_index_has_its_own_components_and_every_search_agrees(pictures, tmp_p
     assert verify(again).problems == ()
 
 
-def test_what_is_recorded_suffices_to_make_the_features_again(pictures, tmp_path, small, colours, monkeypatch):
+def test_records_suffice_to_remake_features(pictures, tmp_path, small, colours, monkeypatch):
     with simsearch.build(pictures, tmp_path / "index", colours, features="small") as engine:
         before = engine.stored_features(1)
     monkeypatch.delitem(descriptors.DESCRIPTORS, "small")  # another version may give the name another meaning
@@ -152,7 +152,7 @@ def test_what_is_recorded_suffices_to_make_the_features_again(pictures, tmp_path
         assert engine.features([engine.read(1)])[0] == pytest.approx(before, abs=2e-3)
 
 
-def test_components_that_are_damaged_or_gone_are_noticed(pictures, tmp_path, small, colours):
+def test_damaged_components_are_noticed(pictures, tmp_path, small, colours):
     simsearch.build(pictures, tmp_path / "index", colours, features="small").close()
     file = tmp_path / "index" / descriptors.FILE
     good = file.read_bytes()
@@ -166,7 +166,7 @@ def test_components_that_are_damaged_or_gone_are_noticed(pictures, tmp_path, sma
     assert run("verify", "-i", tmp_path / "index").exit_code == 0
 
 
-def test_other_features_than_an_index_has_are_refused(pictures, tmp_path, small, colours):
+def test_other_features_than_index_are_refused(pictures, tmp_path, small, colours):
     simsearch.build(pictures, tmp_path / "index", colours, features="small").close()
     simsearch.build(pictures, tmp_path / "index", colours).close()  # it keeps its own
     with pytest.raises(UsageError, match="has features small, not fc7"):
@@ -176,7 +176,7 @@ def test_other_features_than_an_index_has_are_refused(pictures, tmp_path, small,
     assert not (tmp_path / "other").exists()
 
 
-def test_an_index_called_like_a_recipe_is_not_taken_for_it(pictures, tmp_path, small, colours, monkeypatch):
+def test_index_named_like_recipe_is_not_taken(pictures, tmp_path, small, colours, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("fc7", "best"):
         (tmp_path / name).mkdir()
@@ -186,14 +186,14 @@ def test_an_index_called_like_a_recipe_is_not_taken_for_it(pictures, tmp_path, s
             assert engine.meta.features == (features or "fc7")
 
 
-def test_too_few_pictures_to_learn_from_leave_no_index(pictures, tmp_path, small, colours):
+def test_too_few_pictures_leave_no_index(pictures, tmp_path, small, colours):
     few = pictures / "a" / "0.png"
     with pytest.raises(UsageError, match="1 different pictures are too few"):
         simsearch.build(few, tmp_path / "index", colours, features="small")
     assert not (tmp_path / "index").exists()
 
 
-def test_indexes_merge_where_one_took_the_components_of_the_other(pictures, tmp_path, small, colours, monkeypatch):
+def test_indexes_with_same_components_merge(pictures, tmp_path, small, colours, monkeypatch):
     from simsearch.merging import merge
 
     monkeypatch.setattr(descriptors, "FEWEST", 20)
@@ -209,7 +209,7 @@ def test_indexes_merge_where_one_took_the_components_of_the_other(pictures, tmp_
         simsearch.build(pictures / "b", tmp_path / "alike", colours, features=str(tmp_path / "other"))
 
 
-def test_components_left_by_an_interrupted_build_are_no_obstacle(pictures, tmp_path, small, colours):
+def test_leftover_components_are_no_obstacle(pictures, tmp_path, small, colours):
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / descriptors.FILE).write_bytes(b"half")
     with simsearch.build(pictures, tmp_path / "index", colours, features="small") as engine:
@@ -239,7 +239,7 @@ def test_verbs_work_on_features_of_every_kind(name, pictures, tmp_path, tiny_wei
 
 
 @pytest.mark.parametrize("where", ["learning", "components", "meta"])
-def test_a_build_interrupted_before_the_index_exists_goes_through_again(where, pictures, tmp_path, small, colours):
+def test_build_interrupted_early_succeeds_again(where, pictures, tmp_path, small, colours):
     class Stopped(Exception):
         pass
 
@@ -261,7 +261,7 @@ def test_a_build_interrupted_before_the_index_exists_goes_through_again(where, p
         assert verify(engine).problems == ()
 
 
-def test_query_expansion_searches_again_by_the_first_matches(pictures, tmp_path, colours):
+def test_expansion_searches_by_first_matches(pictures, tmp_path, colours):
     engine = simsearch.build(pictures, tmp_path / "index", colours)
     first = engine.search_by_id(3, k=2)
     near = engine.shards.read(np.array([match.id - 1 for match in first])).astype(np.float32)
@@ -278,7 +278,7 @@ def test_query_expansion_searches_again_by_the_first_matches(pictures, tmp_path,
     assert [match["id"] for match in json.loads(done.stdout)[0]["matches"]] == [match.id for match in expected]
 
 
-def test_of_few_pictures_few_components_are_learned(pictures, tmp_path, colours, monkeypatch):
+def test_few_pictures_give_few_components(pictures, tmp_path, colours, monkeypatch):
     monkeypatch.setitem(descriptors.DESCRIPTORS, "wide", Descriptor(dimension=12))
     monkeypatch.setattr(descriptors, "ENOUGH", 10)
     with simsearch.build(pictures, tmp_path / "index", colours, features="wide") as engine:

@@ -65,7 +65,7 @@ def test_files(tmp_path: Path) -> None:
 # -- learning
 
 
-def test_contrastive_divergence_learns_to_reconstruct() -> None:
+def test_contrastive_divergence_reconstructs() -> None:
     torch.manual_seed(0)
     x = torch.from_numpy(clustered(np.random.default_rng(0), 1000).astype(np.float32))
     x = (x - x.mean(0)) / x.std()

@@ -49,7 +49,7 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_the_linear_layers_are_exact_integer_sums(small):
+def test_linear_layers_are_exact_integer_sums(small):
     """Two products of 255 and 127 overflow 16 bits, in which some instructions add; ONNX Runtime must not use those."""
     found, pixels = small
     config: Any = found.config
@@ -87,7 +87,7 @@ def test_a_small_random_network_agrees(small):
 
 
 @pytest.mark.parametrize("name", list(models.BUILTIN))
-def test_the_shipped_weights_agree_on_drawn_pictures(name, pictures):
+def test_shipped_weights_agree_on_drawn_pictures(name, pictures):
     found = models.find(name)
     assert found.card.agreement >= precision.ENOUGH
     pixels = np.stack([found.card.recipe.pixels(picture) for picture in pictures])
@@ -132,14 +132,14 @@ def test_an_index_keeps_to_its_engine(photos, small, tmp_path, int8, monkeypatch
         assert engine.meta.engine == "onnxruntime-cpu"
 
 
-def test_a_model_of_another_precision_is_loaded_anew(photos, small, tmp_path, int8):
+def test_model_of_other_precision_is_reloaded(photos, small, tmp_path, int8):
     found, _ = small
     simsearch.build(photos, tmp_path / "index", found.name).close()
     with simsearch.open(tmp_path / "index", model=runtime.OnnxModel(found)) as engine:
         assert engine.load_model().engine == "onnxruntime-cpu-int8"
 
 
-def test_indexes_made_before_the_ranges_stay_float32(photos, tiny_weights, small, tmp_path):
+def test_indexes_older_than_ranges_stay_float32(photos, tiny_weights, small, tmp_path):
     old = tmp_path / "w.safetensors"
     shutil.copy(tiny_weights, old)
     index = tmp_path / "index"
@@ -153,7 +153,7 @@ def test_indexes_made_before_the_ranges_stay_float32(photos, tiny_weights, small
     assert json.loads((index / "meta.json").read_text())["weights_sha256"] == before["weights_sha256"]
 
 
-def test_other_weights_are_refused_with_ranges_too(photos, small, tmp_path):
+def test_other_weights_with_ranges_are_refused(photos, small, tmp_path):
     found, _ = small
     simsearch.build(photos, tmp_path / "index", found.name).close()
     with pytest.raises(ModelMismatchError, match=found.sha256):
@@ -187,7 +187,7 @@ def test_the_choice(small, tiny_weights, monkeypatch):
     assert models.load(str(tiny_weights)).engine == "onnxruntime-cpu"
 
 
-def test_indexes_of_two_precisions_are_not_merged(photos, small, tmp_path, monkeypatch):
+def test_indexes_of_two_precisions_do_not_merge(photos, small, tmp_path, monkeypatch):
     found, _ = small
     for kind in models.PRECISIONS:
         monkeypatch.setenv("SIMSEARCH_PRECISION", kind)

@@ -144,7 +144,7 @@ def test_a_damaged_file_spoils_no_other() -> None:
         assert a.tobytes() == b.tobytes()
 
 
-def test_a_picture_of_another_size_than_announced_is_not_believed() -> None:
+def test_picture_of_unannounced_size_is_not_used() -> None:
     decoder = JpegDecoder(Recipe(48, 40), lambda files: [torch.zeros(3, 400, 300, dtype=torch.uint8) for _ in files])
     assert decoded(decoder, [jpeg(smooth())]) == [None]
 

@@ -14,7 +14,7 @@ from simsearch.models.torch_runtime import TorchModel
 from simsearch.recipe import Recipe
 
 
-def test_lenet5_has_60_000_parameters_layer_by_layer():
+def test_lenet5_has_60_000_parameters():
     """Section II.B: C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164."""
     counts = []
     for layer in LeNet5().layers:
@@ -51,7 +51,7 @@ def test_shapes_are_those_of_figure_2():
     assert shapes[-1] == (84,)
 
 
-def test_the_squashing_function_keeps_plus_and_minus_one():
+def test_squashing_function_keeps_plus_minus_one():
     x = torch.tensor([-1.0, 0.0, 1.0, 100.0])
     torch.testing.assert_close(Squash()(x), torch.tensor([-1.0, 0.0, 1.0, 1.7159]), atol=1e-4, rtol=0)
 
@@ -64,7 +64,7 @@ def test_subsampling_adds_scales_and_shifts():
     assert layer(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])).item() == 2 * 10 - 1
 
 
-def test_output_units_are_minus_the_squared_distance_to_the_codes():
+def test_outputs_are_negative_code_distances():
     output = RadialBasis(10)
     x = torch.randn(3, 84)
     expected = -((x[:, None] - torch.from_numpy(codes(10))[None]) ** 2).sum(2)
@@ -139,7 +139,7 @@ def test_both_engines_agree(architecture, config, tmp_path):
     assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.9999
 
 
-def test_every_architecture_has_a_network_and_presets():
+def test_every_architecture_has_presets():
     from simsearch.presets import PRESETS
 
     assert set(models.ARCHITECTURES) == set(networks.NETWORKS) == set(PRESETS)

@@ -50,7 +50,7 @@ def test_half_precision_is_used_where_it_agrees(tiny_weights: Path, monkeypatch:
     assert runner.fastest(network, lambda network: network.features) == (network, "torch-cuda")
 
 
-def test_a_gpu_with_no_room_for_a_second_network_keeps_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_without_room_keeps_first_network(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 8)).requires_grad_(False)
 
     def full(runner: TorchRunner, function: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -65,7 +65,7 @@ def test_a_gpu_with_no_room_for_a_second_network_keeps_the_first(monkeypatch: py
     assert runner.most is None
 
 
-def test_memory_that_torch_does_not_give_back_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_kept_by_torch_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a recording that failed; during one it is waited for."""
     recording, emptied = threading.Event(), threading.Event()
 
@@ -94,7 +94,7 @@ def test_memory_that_torch_does_not_give_back_is_no_error(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("scale", [300.0, 1e-9, float("nan")])
-def test_half_precision_is_not_used_where_it_fails(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_half_precision_is_not_used(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values that float16 cannot hold, and features that are none."""
     linear = nn.Linear(3 * 64, 8).requires_grad_(False)
     linear.weight.mul_(scale)
@@ -120,7 +120,7 @@ def plainly(runner: TorchRunner, function: Any, pixels: NDArray[np.uint8]) -> ND
         return runner._step(function, torch.from_numpy(pixels)).numpy()
 
 
-def test_full_precision_lasts_until_the_last_thread_is_done() -> None:
+def test_full_precision_lasts_until_last_thread() -> None:
     states, log = [False], []
 
     @contextlib.contextmanager

@@ -20,7 +20,7 @@ def sparse(shape, share, seed=0):
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.2, 1.0])
 @pytest.mark.parametrize("bits", [1, 5, 8])
-def test_pruned_weights_come_back_as_shared_values(share, bits):
+def test_pruned_weights_decode_to_shared_values(share, bits):
     tensor = sparse((40, 500), share)
     encoded = compress.encode(tensor, bits)
     decoded = compress.decode(encoded)

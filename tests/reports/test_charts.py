@@ -5,7 +5,7 @@ import numpy as np
 from simsearch import pictures
 
 
-def test_kernels_are_stretched_to_the_whole_range():
+def test_kernels_are_stretched_to_whole_range():
     kernels = np.zeros((2, 3, 2, 2), np.float32)
     kernels[0, 0, 0, 0], kernels[1] = -5, 7
     image = np.asarray(pictures.kernels(kernels, columns=2, scale=1, gap=1))

@@ -20,7 +20,7 @@ def colour_box(picture: Image.Image, colour: tuple[int, int, int]) -> tuple[int,
 # montage
 
 
-def test_montage_puts_the_query_first_and_keeps_aspect_ratios() -> None:
+def test_montage_puts_query_first_keeps_aspect() -> None:
     picture = report.montage([row(match(image=solid((100, 200), GREEN)))], side=120)
     red, green = colour_box(picture, RED), colour_box(picture, GREEN)
     assert (red[2] - red[0], red[3] - red[1]) == (120, 90)
@@ -38,7 +38,7 @@ def test_montage_sets_the_query_apart() -> None:
     assert picture.getpixel((red[0] - 1, middle)) != picture.getpixel((green[0] - 1, middle))  # on another background
 
 
-def test_montage_grows_by_rows_and_by_the_longest_row() -> None:
+def test_montage_grows_by_rows_and_longest_row() -> None:
     one = report.montage([row(match())], side=64)
     longer = report.montage([row(match(), match(), match())], side=64)
     taller = report.montage([row(match()), row()], side=64)
@@ -46,7 +46,7 @@ def test_montage_grows_by_rows_and_by_the_longest_row() -> None:
     assert taller.width == one.width and taller.height > one.height + 64
 
 
-def test_montage_enlarges_small_images_to_at_most_twice_their_size() -> None:
+def test_montage_enlarges_at_most_twice() -> None:
     box = colour_box(report.montage([Row(Picture(solid((20, 10)), "q.jpg"), [])], side=160), RED)
     assert (box[2] - box[0], box[3] - box[1]) == (40, 20)
 
@@ -65,7 +65,7 @@ def test_other_modes(mode: str) -> None:
     assert page(*rows)
 
 
-def test_the_pictures_given_are_left_as_they_were() -> None:
+def test_given_pictures_stay_as_they_were() -> None:
     image = solid((500, 400))
     report.montage([Row(Picture(image, "q.jpg"), [])])
     assert image.size == (500, 400)
@@ -88,7 +88,7 @@ def test_long_captions_stay_inside_their_tile() -> None:
     assert short.tobytes() == long.tobytes()
 
 
-def test_montage_without_matches_or_images_or_rows() -> None:
+def test_montage_without_matches_images_or_rows() -> None:
     words = report.montage([row()], side=100)
     assert words.width > 2 * 100  # room for "no match"
     assert report.montage([Row(Picture(None, "gone.jpg"), [match(path="b.jpg")])], side=100).height == words.height

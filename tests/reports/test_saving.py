@@ -26,9 +26,7 @@ def test_save_montage_by_extension(tmp_path: Path, name: str, kind: str) -> None
 
 
 @pytest.mark.parametrize("name", ["m.bmp", "m", "m.png.txt"])
-def test_an_unknown_extension_is_refused_before_any_work(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_extension_is_refused_first(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "montage", lambda rows: pytest.fail("work was done"))
     with pytest.raises(UsageError, match=re.escape(repr(Path(name).suffix))) as caught:
         report.save_montage([row()], tmp_path / name)
@@ -49,7 +47,7 @@ def test_save_html(tmp_path: Path) -> None:
     )
 
 
-def test_writing_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_writing_replaces_and_leaves_no_rest(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for data in [b"old", b"new"]:
         report.write_atomically(path, data)
@@ -58,7 +56,7 @@ def test_writing_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_failed_write_keeps_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
 

@@ -38,7 +38,7 @@ def vectors() -> ModuleType:
     return module
 
 
-def test_enlargements_are_like_what_they_are_made_of(real: Filler, vectors: ModuleType, tmp_path: Path) -> None:
+def test_enlargements_are_like_their_originals(real: Filler, vectors: ModuleType, tmp_path: Path) -> None:
     left_out = np.arange(0, 2400, 100)
     blocks = list(vectors.enlarged(real.engine, left_out, 5000, seed=1))
     made = np.concatenate(blocks)

@@ -65,7 +65,7 @@ def test_a_pool_of_processes(index, photos, tmp_path):
     assert lines[5][1].startswith("error:")
 
 
-def test_a_replica_of_an_index_that_is_compacted_while_it_is_copied(index, tmp_path, monkeypatch):
+def test_replica_of_index_compacted_during_copy(index, tmp_path, monkeypatch):
     from simsearch.compacting import compact
 
     replica = runpy.run_path(str(EXAMPLES / "replica.py"))

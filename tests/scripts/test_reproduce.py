@@ -26,7 +26,7 @@ def python_scripts():
 
 
 @pytest.mark.parametrize("path", python_scripts(), ids=lambda path: str(path.relative_to(SCRIPTS.parent)))
-def test_what_a_script_takes_from_simsearch_is_there(path):
+def test_names_scripts_take_from_simsearch_exist(path):
     """Also what it needs in a place that a trial at a tiny size does not reach."""
     tree = ast.parse(path.read_text())
     modules = {}

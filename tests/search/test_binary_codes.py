@@ -117,7 +117,7 @@ def test_tune_codes_and_what_comes_after(filled: Filler) -> None:
     assert sorted(path.name for path in folder.glob("added.*")) == ["added.0.3000.npy", "added.1.2600.npy"]
 
 
-def test_features_spread_evenly_over_few_dimensions(tmp_path: Path) -> None:
+def test_even_features_of_few_dimensions(tmp_path: Path) -> None:
     """As whitened ones are: the first layer must not run away."""
     x = np.random.default_rng(0).normal(size=(2000, 32)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -164,7 +164,7 @@ def test_what_is_gone_costs_time_and_no_answers(filled: Filler) -> None:
 
 
 @pytest.mark.parametrize("name", ["codes.safetensors", "entries.npy", "rows.npy"])
-def test_an_emptied_file_costs_time_and_no_answers(filled: Filler, name: str) -> None:
+def test_emptied_file_costs_time_and_no_answers(filled: Filler, name: str) -> None:
     tuning.tune_codes(filled.engine, QUICK, 0.8)
     next((filled.path / "derived").glob(f"*/{name}")).write_bytes(b"")
     with Engine(filled.path, model=filled.model) as engine:

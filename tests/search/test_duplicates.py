@@ -91,7 +91,7 @@ def test_removed_items_are_in_no_group(tmp_path: Path) -> None:
         duplicates.groups(filler.engine, -1)
 
 
-def test_copies_are_found_by_the_calibrated_threshold(tmp_path: Path, photos: Path, colours: Colours) -> None:
+def test_calibrated_threshold_finds_copies(tmp_path: Path, photos: Path, colours: Colours) -> None:
     for name in ("amber/0", "rose/3"):
         image = Image.open(photos / f"{name}.png")
         image.resize((14, 14)).resize((16, 16)).save(photos / f"{name}-copy.png")

@@ -90,7 +90,7 @@ def test_search_is_a_float64_scan(
                     assert engine.search_by_vector(query, max_distance=ranked[0][1] * (1 - 1e-9)) == []
 
 
-def test_ties_go_to_the_lower_id_whatever_the_row(tmp_path: Path) -> None:
+def test_ties_go_to_lower_id_whatever_the_row(tmp_path: Path) -> None:
     same = np.ones((1, 5), np.float16)
     filler = Filler(tmp_path / "index", 5, rows_per_shard=4)
     filler.add(np.repeat(same, 30, 0))
@@ -134,7 +134,7 @@ def test_alone(tmp_path: Path) -> None:
     filler.engine.close()
 
 
-def test_distances_whose_squares_alone_differ_tie(tmp_path: Path) -> None:
+def test_distances_tie_if_only_squares_differ(tmp_path: Path) -> None:
     """The root of a number and of the next one may be the same: what is printed is what is compared."""
     pairs = np.full((100, 2, 3), 1.5 * 2.0**-11)
     pairs[:, :, 0], pairs[:, :, 1], pairs[:, 1, 2] = 60000, np.arange(100)[:, None], 0

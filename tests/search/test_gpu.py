@@ -96,7 +96,7 @@ def test_an_engine_on_a_device(filled: Filler, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_an_error_even_where_nothing_is_computed(filled: Filler) -> None:
+def test_missing_device_is_error_even_if_unused(filled: Filler) -> None:
     with (
         Engine(filled.path, model=filled.model, device="cuda") as engine,
         pytest.raises(DeviceError, match="no usable GPU"),
@@ -125,9 +125,7 @@ def multiplied(a: Any, b: Any, out_dtype: Any) -> Any:
 
 
 @pytest.mark.parametrize("count", [1, 40])
-def test_queries_in_float16_are_multiplied_as_they_are(
-    filled: Filler, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_float16_queries_are_multiplied_directly(filled: Filler, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[int] = []
 
     def counted(a: Any, b: Any, out_dtype: Any) -> Any:
@@ -150,9 +148,7 @@ def test_queries_in_float16_are_multiplied_as_they_are(
 
 
 @pytest.mark.parametrize("wrong", [0.99, float("nan")])
-def test_products_of_float16_that_are_wrong_are_not_used(
-    filled: Filler, wrong: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_float16_products_are_not_used(filled: Filler, wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: wrong * (a.float() @ b.float()))
     there, here = on_devices(filled, ["cpu"]), FlatIndex(filled.engine.shards, filled.rows)
     query = np.ones((1, D), np.float32)

@@ -15,9 +15,7 @@ from simsearch.models import runtime
 from tests.helpers.filler import Filler
 
 
-def test_a_search_that_its_devices_have_no_memory_for_goes_on_without_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_search_goes_on_without_device_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filler = Filler(tmp_path / "index", 32)
     filler.add(np.random.default_rng(0).random((500, 32)).astype(np.float16))
     query = np.random.default_rng(1).random(32).astype(np.float32)

@@ -26,7 +26,7 @@ def pictures(count: int = 12) -> list[NDArray[np.uint8]]:
     return [random.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(count)]
 
 
-def test_picture_is_found_first_and_its_equals_by_id(engine: Engine, photos: Path, tmp_path: Path) -> None:
+def test_picture_is_found_first_equals_by_id(engine: Engine, photos: Path, tmp_path: Path) -> None:
     scan = Scan.of(engine, tmp_path / "out")
     for path in sorted(photos.rglob("*.png")):
         agree(engine.search(path, 9), scan.search(engine.features([path]), 9))

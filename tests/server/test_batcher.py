@@ -91,7 +91,7 @@ def test_all_kinds_of_searches_in_one_batch(engine, photos):
             assert [(match.id, match.distance) for match in answer] == found, query
 
 
-def test_pixels_cut_for_another_model_are_not_computed(engine):
+def test_pixels_for_other_model_are_not_computed(engine):
     service = simsearch.create_app(engine).state.service
     batcher = service.batchers["default"]
     pixels = np.zeros((engine.recipe.crop, engine.recipe.crop, 3), np.uint8)

@@ -125,11 +125,11 @@ def test_ids_are_no_paths(port, path):
     assert raw(port, head(path=path))[0] in {404, 422}
 
 
-def test_an_item_by_another_script_of_digits_is_that_item_or_none(port):
+def test_ids_in_other_digits_are_item_or_none(port):
     assert raw(port, head(path="/v1/items/%D9%A1"))[0] in {200, 404, 422}
 
 
-def test_a_request_behind_a_refused_one_is_not_read(port):
+def test_request_after_refused_one_is_not_read(port):
     """The body of a refused request is never taken for the next request."""
     smuggled = head(path="/health")
     for lines in (("Content-Length: 0", "Transfer-Encoding: chunked"), ("Content-Length: 99999999999",)):
@@ -138,7 +138,7 @@ def test_a_request_behind_a_refused_one_is_not_read(port):
         assert found[3] == b""
 
 
-def test_pipelined_requests_are_answered_in_order(port):
+def test_pipelined_requests_get_answers_in_order(port):
     sent = head() + head(path="/v1/items/99") + head("Connection: close", path="/health")
     first, _, _, rest = raw(port, sent, more=True)
     assert first == 200
@@ -222,7 +222,7 @@ def test_bodies_together_have_a_limit(engine, monkeypatch):
         assert raw(port, form(png()))[0] == 200  # and is free again
 
 
-def test_who_does_not_read_is_cut_off_and_who_reads_slowly_is_not(tmp_path, monkeypatch):
+def test_stuck_reader_is_cut_off_slow_one_is_not(tmp_path, monkeypatch):
     import numpy as np
     from PIL import Image
 
@@ -339,7 +339,7 @@ def permit(monkeypatch, *allowed):
     monkeypatch.setattr(service, "fetch", fetched)
 
 
-def test_a_picture_is_fetched_from_an_allowed_address(engine, site, monkeypatch):
+def test_picture_is_fetched_from_allowed_address(engine, site, monkeypatch):
     permit(monkeypatch, "127.0.0.1")
     client = Client(simsearch.create_app(engine, allow_urls=True, max_body=1 << 20))
     for url in (f"{site}/picture.png", f"{site}/to?/picture.png", f"{site}/to?{site}/picture.png"):

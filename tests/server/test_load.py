@@ -29,7 +29,7 @@ async def ask(client, url, picture, k):
     return found.status_code, tuple((m["id"], m["distance"]) for m in found.json().get("matches", ()))
 
 
-def test_an_index_that_is_rebuilt_and_swapped_under_load(pictures, tiny_weights, tmp_path):
+def test_index_is_swapped_under_load(pictures, tiny_weights, tmp_path):
     """Twenty times another index takes the place of the one served: no answer fails, each is of one of the two."""
     model, live = str(tiny_weights), tmp_path / "live"
     query = draw(tmp_path / "query.png", 99).read_bytes()
@@ -105,7 +105,7 @@ def test_a_stop_under_load_loses_nothing(pictures, tiny_weights, tmp_path):
     assert set(outcomes) == {"ok"}, outcomes
 
 
-def test_a_request_that_is_being_sent_when_the_stop_comes(pictures, tiny_weights, tmp_path):
+def test_request_being_sent_at_stop_is_answered(pictures, tiny_weights, tmp_path):
     import socket
     from urllib.parse import urlsplit
 

@@ -47,7 +47,7 @@ def replaced(tmp_path, photos, colours, tiny_weights):
         yield engine, replace
 
 
-def test_the_first_search_after_another_model_took_over(replaced, tmp_path, photos):
+def test_first_search_after_model_change(replaced, tmp_path, photos):
     client = Client(simsearch.create_app(replaced[0], writable=True))
     assert client.search(id=1).json()["model"] == "colours"
     replaced[1]()
@@ -59,7 +59,7 @@ def test_the_first_search_after_another_model_took_over(replaced, tmp_path, phot
         assert found.json()["model"] == engine.meta.model
 
 
-def test_what_is_written_goes_into_the_index_that_is_there_now(replaced, tmp_path):
+def test_writes_go_into_current_index(replaced, tmp_path):
     client = Client(simsearch.create_app(replaced[0], writable=True))
     replaced[1]()
     made = client("POST", "/v1/items", files=upload(png()))
@@ -71,7 +71,7 @@ def test_what_is_written_goes_into_the_index_that_is_there_now(replaced, tmp_pat
 
 @pytest.mark.parametrize("query", [{"flip": "true"}, {"crop": "0,0,8,8", "flip": "true"}, {"k": "3"}])
 @pytest.mark.parametrize("by", ["picture", "item"])
-def test_another_model_takes_over_during_a_search(replaced, tmp_path, photos, monkeypatch, query, by):
+def test_model_changes_during_search(replaced, tmp_path, photos, monkeypatch, query, by):
     """The picture was cut for the one model and is searched by the other; an id means another item there."""
     app = simsearch.create_app(replaced[0])
     batcher = app.state.service.batchers["default"]

@@ -20,7 +20,7 @@ def test_answers_are_those_of_the_engine(client, engine, photos):
     assert client.search(vector=vector.tolist(), k=1).json()["matches"][0]["distance"] < 1e-3
 
 
-def test_mirrored_and_expanded_searches_are_those_of_the_engine(client, engine, photos):
+def test_mirrored_and_expanded_match_engine(client, engine, photos):
     data = (photos / "blue" / "3.png").read_bytes()
 
     def pairs(matches):
@@ -72,7 +72,7 @@ def test_more_like_these_not_those(client, engine, photos):
     assert code(client("POST", "/v1/search", files=upload(data), data={"plus": "x"})) == (422, "bad_argument")
 
 
-def test_the_mirror_image_of_an_item_whose_file_has_changed(client, engine, photos):
+def test_mirror_of_item_with_changed_file(client, engine, photos):
     """The item is what was indexed; only its mirror image must come from the file."""
     (photos / "amber" / "1.png").write_bytes(png())
     number = engine.find(str(photos / "amber" / "1.png"))[0].id
@@ -82,7 +82,7 @@ def test_the_mirror_image_of_an_item_whose_file_has_changed(client, engine, phot
     ]
 
 
-def test_a_form_may_use_all_that_the_contract_allows(client, engine):
+def test_form_may_use_all_allowed_values(client, engine):
     fields = {"filter": ["id>0"] * 32, "plus": ["2"] * 64, "minus": ["9"] * 64, "k": "3", "crop": "0,0,8,8",
               "max_distance": "9", "dedup": "false", "exact": "true", "flip": "true", "expand": "2"}  # fmt: skip
     found = client("POST", "/v1/search", files=upload(png()), data=fields)

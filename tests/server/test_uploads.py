@@ -27,7 +27,7 @@ def test_writing(engine):
     assert code(client("POST", "/v1/items", files=upload(b"x"))) == (422, "bad_image")
 
 
-def test_what_could_not_be_written_leaves_nothing_behind(engine):
+def test_failed_upload_leaves_nothing(engine):
     from simsearch.meta import writer_lock
 
     client = Client(simsearch.create_app(engine, writable=True))
@@ -58,7 +58,7 @@ def test_an_upload_looks_at_no_other(engine, monkeypatch):
     assert sync.sync(engine, [], sync.Options()).unchanged == len(engine) == 24 + 4
 
 
-def test_what_a_process_that_died_has_left_of_an_upload(engine):
+def test_leftovers_of_dead_upload_are_removed(engine):
     client = Client(simsearch.create_app(engine, writable=True))
     assert client("POST", "/v1/items", files=upload(png((9, 9))), data={"label": "x"}).status_code == 201
     manifest, name = engine.path / "uploads" / "items.jsonl", hashlib.sha256(png((9, 10))).hexdigest()

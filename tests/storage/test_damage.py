@@ -215,7 +215,7 @@ def test_searching_says_damaged(
 
 
 @pytest.mark.parametrize("name", ["items.sqlite", "meta.json", "features/000001.f16"])
-def test_random_damage_never_gives_anything_but_our_errors(index: Path, tmp_path: Path, name: str) -> None:
+def test_random_damage_gives_only_our_errors(index: Path, tmp_path: Path, name: str) -> None:
     random = np.random.default_rng(20)
     whole = (index / name).read_bytes()
     found = 0
@@ -240,7 +240,7 @@ def test_random_damage_never_gives_anything_but_our_errors(index: Path, tmp_path
 # -- no damage
 
 
-def test_what_lies_beyond_the_committed_rows_is_harmless(tmp_path: Path) -> None:
+def test_bytes_after_committed_rows_are_harmless(tmp_path: Path) -> None:
     """A writer that died left part of its rows behind; the next one writes over them."""
     path, model = tmp_path / "index", Colours()
     for n in range(10):
@@ -303,7 +303,7 @@ def test_missing_index_and_future_format_exit_2(index: Path, tmp_path: Path) -> 
     assert "hint: upgrade" in stderr
 
 
-def test_half_made_index_is_no_index_yet_and_is_completed(tmp_path: Path) -> None:
+def test_half_made_index_is_completed(tmp_path: Path) -> None:
     model = Colours()
     draw(tmp_path / "photos" / "0.png", 0)
     api.build(tmp_path / "photos", tmp_path / "index", model).close()
@@ -359,7 +359,7 @@ def public() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_folder_that_cannot_be_written_is_read_all_the_same(index: Path, public: Path) -> None:
+def test_read_only_folder_is_read(index: Path, public: Path) -> None:
     """By somebody without the right to write, who also sees what its owner adds meanwhile."""
     place = public / "index"
     shutil.copytree(index, place)

@@ -16,7 +16,7 @@ def views(config, seed, batch=32):
     return augment.draw(batch, 72, 63, config, torch.Generator().manual_seed(seed))
 
 
-def test_scaled_patches_are_seeded_and_normalised(data):
+def test_scaled_patches_are_seeded_normalised(data):
     colour = Colour.of(data.pixels)
     pixels = torch.from_numpy(data.pixels[:32])
 
@@ -31,7 +31,7 @@ def test_scaled_patches_are_seeded_and_normalised(data):
     assert centred.std().item() == pytest.approx(1, abs=0.05)
 
 
-def test_the_paper_s_patches_are_pieces_of_the_picture():
+def test_paper_patches_are_pieces_of_picture():
     plain = replace(TrainConfig(), image_size=63, colour=0.0)
     random = np.random.default_rng(0)
     pixels = torch.from_numpy(random.integers(0, 256, (64, 72, 72, 3), dtype=np.uint8))
@@ -53,7 +53,7 @@ def test_the_paper_s_patches_are_pieces_of_the_picture():
     assert {0, 9} <= {y for y, _ in corners}
 
 
-def test_exact_patches_agree_with_interpolated_ones():
+def test_exact_patches_agree_with_interpolated():
     plain = replace(TrainConfig(), image_size=63, colour=0.0)
     pixels = torch.randint(0, 256, (16, 72, 72, 3), dtype=torch.uint8)
     drawn = views(plain, 3, 16)
@@ -62,7 +62,7 @@ def test_exact_patches_agree_with_interpolated_ones():
     torch.testing.assert_close(exact, resampled, rtol=0, atol=0.05)
 
 
-def test_coordinates_of_patches_come_of_no_matrix_product(data):
+def test_patch_coordinates_use_no_matrix_product(data):
     """Which a GPU would compute in TF32, a tenth of a pixel off."""
     drawn = views(replace(FAST, rotation=20.0, shear=0.2, colour=0.0), 0)
     theta = drawn.theta
@@ -73,7 +73,7 @@ def test_coordinates_of_patches_come_of_no_matrix_product(data):
     torch.testing.assert_close(augment._grid(theta, 63), expected, rtol=0, atol=1e-5)
 
 
-def test_colour_jitter_moves_along_the_principal_components():
+def test_colour_jitter_follows_components():
     """Section 4.1: [p1, p2, p3] [a1 l1, ...] with a of deviation 0.1 is added to every pixel of an image."""
     jitter = replace(TrainConfig(), image_size=63, reflections=False)
     pixels = torch.full((4000, 72, 72, 3), 100, dtype=torch.uint8)[:, :63, :63]

@@ -27,7 +27,7 @@ def test_settings_are_checked():
     ["seed=-1", "momentum=-1", "momentum=1", "weight_decay=-1", "smallest_patch=0", "label_smoothing=2", "temperature=0",
      "keep_hidden=0", "warmup=1", "clip=-1", "gain=-1", "average=2", "learning_rate=1e400", "dropout=NaN", "zoom=-2"],
 )  # fmt: skip
-def test_values_outside_of_what_makes_sense_are_refused(text):
+def test_senseless_values_are_refused(text):
     with pytest.raises(UsageError, match=text.split("=")[0]):
         change(FAST, [text])
 

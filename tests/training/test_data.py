@@ -6,7 +6,7 @@ from simsearch.batches import order_of
 from simsearch.presets import TrainConfig
 
 
-def test_images_of_a_label_come_together_and_each_once():
+def test_images_of_label_come_together_once():
     labels = np.random.default_rng(0).integers(0, 5, 103)
     config = TrainConfig(objective="metric")
     order = order_of(labels, config, 3)

@@ -51,7 +51,7 @@ def test_what_cannot_be_fine_tuned(trained, tmp_path):
     )
 
 
-def test_the_preset_for_adapting_asks_for_weights_to_adapt(pics, tmp_path):
+def test_adapt_preset_asks_for_weights(pics, tmp_path):
     arguments = ("train", pics, "--preset", "adapt", "--epochs", 1, "--set", "image_size=63", "--held-out", 0)
     done = simsearch_(*arguments, "-o", tmp_path / "w.safetensors")
     assert done.exit_code == 0, done.output

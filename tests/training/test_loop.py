@@ -54,7 +54,7 @@ def test_it_learns(data, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("at", [3, 6, 11, 20])
-def test_a_resumed_run_is_exactly_an_uninterrupted_one(data, tmp_path, at, optimizer):
+def test_resumed_run_equals_uninterrupted_run(data, tmp_path, at, optimizer):
     config = replace(FAST, optimizer=optimizer, keep_hidden=0.5, prune_until=0.6, share_from=0.7, average=0.5)
     config = replace(config, learning_rate=0.02 if optimizer == "sgd" else 0.002)
     whole, rows = run(data, tmp_path / "whole", config, validation=data)
@@ -70,7 +70,7 @@ def test_a_resumed_run_is_exactly_an_uninterrupted_one(data, tmp_path, at, optim
     assert again == scores[len(scores) - len(again) :]
 
 
-def test_the_paper_s_schedule_falls_when_validation_stalls(data, tmp_path):
+def test_paper_schedule_falls_on_stall(data, tmp_path):
     config = replace(FAST, schedule="plateau", epochs=40, patience=2, reductions=2, learning_rate=1e-6, warmup=0.0)
     _, rows = run(data, tmp_path / "c", config, validation=data)
     rates = [row["learning_rate"] for row in rows if row["event"] == "step"]
@@ -79,7 +79,7 @@ def test_the_paper_s_schedule_falls_when_validation_stalls(data, tmp_path):
     assert rows[-1]["epoch"] < 40  # "reduced ... prior to termination"
 
 
-def test_a_training_of_other_settings_is_not_resumed(data, tmp_path):
+def test_other_settings_are_not_resumed(data, tmp_path):
     run(data, tmp_path / "c", facts={"classes": ["r"]})
     with pytest.raises(UsageError, match="epochs 4, not 1"):
         run(data, tmp_path / "c", replace(FAST, epochs=1), resume=True, facts={"classes": ["r"]})
@@ -90,7 +90,7 @@ def test_a_training_of_other_settings_is_not_resumed(data, tmp_path):
         run(data, tmp_path / "c", resume=True)
 
 
-def test_a_loss_that_is_no_number_is_an_error_and_leaves_the_last_checkpoint(data, tmp_path):
+def test_nan_loss_is_error_and_keeps_checkpoint(data, tmp_path):
     steps = iter(range(1, 100))
     with pytest.raises(TrainingInterruptedError):
         run(data, tmp_path / "c", stop=lambda: next(steps) == 2)
@@ -117,7 +117,7 @@ def test_out_of_memory_names_a_smaller_batch(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "said", ["cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory"]
 )
-def test_too_little_memory_is_recognised_by_what_is_said(data, tmp_path, monkeypatch, said):
+def test_out_of_memory_is_known_by_message(data, tmp_path, monkeypatch, said):
     def fail(*arguments):
         raise RuntimeError(said)
 
@@ -126,7 +126,7 @@ def test_too_little_memory_is_recognised_by_what_is_said(data, tmp_path, monkeyp
         run(data, tmp_path / "c")
 
 
-def test_other_failures_are_not_called_too_little_memory(data, tmp_path, monkeypatch):
+def test_other_failures_are_not_out_of_memory(data, tmp_path, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -135,7 +135,7 @@ def test_other_failures_are_not_called_too_little_memory(data, tmp_path, monkeyp
         run(data, tmp_path / "c")
 
 
-def test_weights_that_are_no_numbers_are_never_saved(data, tmp_path):
+def test_nan_weights_are_never_saved(data, tmp_path):
     """The loss of the step before was one still."""
     steps = iter(range(1, 100))
     with pytest.raises(TrainingInterruptedError):
@@ -148,7 +148,7 @@ def test_weights_that_are_no_numbers_are_never_saved(data, tmp_path):
     assert (tmp_path / "c").read_bytes() == before
 
 
-def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_last_one(data, tmp_path, monkeypatch):
+def test_failed_checkpoint_keeps_previous(data, tmp_path, monkeypatch):
     (tmp_path / "c").write_bytes(b"the last one")
 
     def full(content, path):
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_last_one
     assert (tmp_path / "c").read_bytes() == b"the last one"
 
 
-def test_where_compiling_fails_training_goes_on_without(data, tmp_path, monkeypatch):
+def test_training_goes_on_without_compiling(data, tmp_path, monkeypatch):
     def fails(x):
         raise RuntimeError("Failed to find C compiler. Please specify via CC")
 
@@ -190,7 +190,7 @@ def test_fewer_images_than_a_batch_are_one_batch(data, tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
 
 
-def test_pruning_and_sharing_keep_what_they_should(data, tmp_path):
+def test_pruning_and_sharing_keep_the_rest(data, tmp_path):
     config = replace(FAST, epochs=8, keep_hidden=0.5, keep_convolution=0.8, prune_until=0.5, share_from=0.7)
     network, _ = run(data, tmp_path / "c", config)
     for name, parameter in network.named_parameters():
@@ -260,7 +260,7 @@ torch.save({"network": network.state_dict(), "losses": [r["loss"] for r in rows 
 """
 
 
-def test_two_processes_train_the_same_network_as_one(data, tmp_path):
+def test_two_processes_train_same_network_as_one(data, tmp_path):
     np.savez(tmp_path / "data.npz", pixels=data.pixels, labels=data.labels)
     (tmp_path / "worker.py").write_text(WORKER)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
@@ -284,7 +284,7 @@ def test_a_batch_must_be_shared_evenly(data, tmp_path, monkeypatch):
         run(data, tmp_path / "c")
 
 
-def test_outputs_of_lenet5_are_full_precision_under_autocast():
+def test_lenet5_outputs_float32_under_autocast():
     layer = RadialBasis(10)
     x = torch.randn(4, 84, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
@@ -292,7 +292,7 @@ def test_outputs_of_lenet5_are_full_precision_under_autocast():
     torch.testing.assert_close(found, layer(x), rtol=0, atol=0)
 
 
-def test_the_metric_objective_brings_a_label_together(data, tmp_path):
+def test_metric_objective_joins_a_label(data, tmp_path):
     config = replace(FAST, epochs=6, dropout=0.0, objective="metric", label_weight=0.0)
     network, _ = run(data, tmp_path / "c", config)
     assert precision(network, data) > 0.9

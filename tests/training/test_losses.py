@@ -8,14 +8,14 @@ import torch
 from simsearch.losses import neighbour_loss, similarity_loss
 
 
-def test_similarity_loss_is_zero_where_student_and_teacher_agree():
+def test_similarity_loss_is_zero_on_agreement():
     torch.manual_seed(0)
     unit = torch.nn.functional.normalize(torch.rand(20, 8), dim=1)
     assert similarity_loss(unit, unit, 0.1).item() == pytest.approx(0, abs=1e-5)
     assert similarity_loss(unit, unit.flip(0), 0.1).item() > 0.1
 
 
-def test_neighbour_loss_is_small_where_labels_are_apart():
+def test_neighbour_loss_is_small_if_labels_apart():
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 2])  # the last is alone and does not count
     apart = torch.eye(3)[labels] + 0.01 * torch.rand(7, 3)
     assert neighbour_loss(apart, labels, 0.1).item() == pytest.approx(math.log(2), abs=0.02)
@@ -29,7 +29,7 @@ def test_neighbour_loss_is_small_where_labels_are_apart():
     assert alone.grad is not None and not alone.grad.any()
 
 
-def test_neighbour_loss_is_that_of_supervised_contrastive_learning():
+def test_neighbour_loss_matches_contrastive():
     """Khosla et al. 2020, equation 2, image by image; of unit vectors, squared distance is two minus twice the cosine."""
     torch.manual_seed(0)
     z = torch.nn.functional.normalize(torch.rand(20, 16), dim=1)

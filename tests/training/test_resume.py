@@ -51,7 +51,7 @@ def test_overwrite_starts_over(pics, tmp_path):
     fit.fit(job(pics, out, overwrite=True))
 
 
-def test_resuming_with_other_settings_or_pictures_is_refused(pics, tmp_path):
+def test_resuming_with_other_input_is_refused(pics, tmp_path):
     out = tmp_path / "w.safetensors"
     interrupt(pics, out)
     with pytest.raises(UsageError, match=r"learning_rate 0\.01, not 0\.5"):
@@ -61,7 +61,7 @@ def test_resuming_with_other_settings_or_pictures_is_refused(pics, tmp_path):
         fit.fit(job(pics, out, resume=True))
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_resume_finishes(pics, tmp_path):
+def test_ctrl_c_leaves_resumable_checkpoint(pics, tmp_path):
     out = tmp_path / "w.safetensors"
     command = [sys.executable, "-m", "simsearch", "train", str(pics), "-o", str(out), "--model", "convnet4"]
     command += ["--set", "batch_size=4", "--epochs", "60"]
@@ -84,12 +84,12 @@ def test_ctrl_c_leaves_a_checkpoint_that_resume_finishes(pics, tmp_path):
     assert rows(out.with_suffix(".jsonl"))[-1]["step"] == 60 * 8
 
 
-def test_signals_before_the_first_step_interrupt_at_once():
+def test_signals_before_first_step_interrupt():
     with pytest.raises(KeyboardInterrupt), console.training():
         signal.raise_signal(signal.SIGINT)
 
 
-def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
+def test_signal_twice_at_once_is_one(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with console.training() as (_, _, stop):

@@ -18,7 +18,7 @@ from simsearch.trainset import Picture
 from tests.helpers.runs import QUICK, draw, job, refused, rows, simsearch_
 
 
-def test_a_trained_file_serves_classify_eval_build_and_query_at_once(trained, tmp_path):
+def test_trained_file_serves_every_command(trained, tmp_path):
     file, pics = trained
     picture = pics / "green" / "0-3.png"
     done = simsearch_("classify", picture, "-m", file, "--format", "json")
@@ -33,7 +33,7 @@ def test_a_trained_file_serves_classify_eval_build_and_query_at_once(trained, tm
         assert {match.label for match in engine.search(picture, k=6)} == {"green"}
 
 
-def test_log_curve_and_card_are_left_and_the_checkpoint_is_not(trained):
+def test_log_and_card_stay_without_checkpoint(trained):
     file, _ = trained
     assert {path.name for path in file.parent.iterdir()} == {"pics", "w.safetensors", "w.jsonl", "w.png"}
     assert [row["epoch"] for row in rows(file.with_suffix(".jsonl"), "epoch")] == [1, 2, 3, 4]
@@ -53,7 +53,7 @@ def test_a_second_training_decodes_nothing(pics, tmp_path, monkeypatch):
     assert (tmp_path / "a.safetensors").read_bytes()[-9000:] == (tmp_path / "b.safetensors").read_bytes()[-9000:]
 
 
-def test_classes_of_several_sources_merge_by_name(tmp_path):
+def test_classes_of_sources_merge_by_name(tmp_path):
     for folder, labels in (("one", ("red", "green")), ("two", ("green", "blue"))):
         for label in labels:
             draw(tmp_path / folder, label, 8, seed=len(folder))
@@ -79,7 +79,7 @@ def test_validation_by_another_source(pics, tmp_path):
     )
 
 
-def test_the_split_is_stratified_and_spares_single_images():
+def test_split_is_stratified_spares_singles():
     labels = np.array([0] * 50 + [1] * 20 + [2])
     kept, held = trainset.split(labels, 0.1, 0)
     assert np.bincount(labels[held], minlength=3).tolist() == [5, 2, 0]
@@ -192,7 +192,7 @@ def test_pixels_are_those_of_the_recipe(pics):
     assert "gone.png" in failures[0][0]
 
 
-def test_the_metric_objective_from_the_command_line(trained, tmp_path):
+def test_metric_objective_from_command_line(trained, tmp_path):
     file, pics = trained
     done = simsearch_("train", pics, "-o", tmp_path / "m.safetensors", "--from", file, "--objective", "metric", *QUICK)
     assert done.exit_code == 0, done.output
@@ -219,7 +219,7 @@ def test_gpus_for_several_processes(pics, tmp_path, monkeypatch):
         fit.fit(job(pics, tmp_path / "w.safetensors", device="cuda:1"))
 
 
-def test_a_curve_that_cannot_be_drawn_hides_no_other_error(pics, tmp_path, monkeypatch):
+def test_failed_curve_hides_no_other_error(pics, tmp_path, monkeypatch):
     def full(path, data):
         raise SimsearchError(f"cannot write {path}: No space left on device")
 
@@ -228,7 +228,7 @@ def test_a_curve_that_cannot_be_drawn_hides_no_other_error(pics, tmp_path, monke
         fit.fit(job(pics, tmp_path / "w.safetensors"), stop=lambda: True)
 
 
-def test_weights_that_cannot_be_written_leave_nothing(trained, tmp_path, monkeypatch):
+def test_unwritable_weights_leave_nothing(trained, tmp_path, monkeypatch):
     card, tensors = weights.read_card(trained[0]), weights.read_tensors(trained[0])
 
     def full(*arguments):

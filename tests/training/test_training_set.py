@@ -10,7 +10,7 @@ from simsearch.augment import Colour
 from tests.helpers.runs import QUICK, refused, simsearch_
 
 
-def test_statistics_of_colour_are_those_of_all_pixels_without_holding_them_at_once():
+def test_colour_statistics_cover_all_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (600, 96, 96, 3), dtype=np.uint8)
     pixels[..., 1] //= 2
     tracemalloc.start()

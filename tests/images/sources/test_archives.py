@@ -25,9 +25,7 @@ NESTED = ("cat/1.png", "data/train/dog/2.png", "cat/3")
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz", "x.tar.xz"])
-def test_archive_lists_images_and_labels_them_by_folder(
-    name: str, tmp_path: Path, build: Callable[..., sync.Summary]
-) -> None:
+def test_archive_images_are_labelled_by_folder(name: str, tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
     place = (write_zip if name.endswith("zip") else write_tar)(tmp_path / name, *NESTED)
     listing = listed(place)
     assert sorted(paths(listing)) == sorted(NESTED)
@@ -41,7 +39,7 @@ def test_archive_lists_images_and_labels_them_by_folder(
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar"])
-def test_hidden_members_and_what_a_mac_adds_are_left_alone(name: str, tmp_path: Path) -> None:
+def test_hidden_and_mac_members_are_skipped(name: str, tmp_path: Path) -> None:
     names = ("a.png", "__MACOSX/a.png", "__MACOSX/._a.png", "b/._c.png", ".hidden/d.png", "b/e.png")
     place = (write_zip if name.endswith("zip") else write_tar)(tmp_path / name, *names)
     assert paths(listed(place)) == ["a.png", "b/e.png"]
@@ -61,14 +59,14 @@ def test_member_that_is_no_image_is_counted(tmp_path: Path) -> None:
         assert (paths(listed(tmp_path / name)), listed(tmp_path / name).skipped) == (["a.png"], 1)
 
 
-def test_tar_of_the_current_folder_has_the_same_paths_as_any_other(tmp_path: Path) -> None:
+def test_tar_of_current_folder_has_plain_paths(tmp_path: Path) -> None:
     place = write_tar(tmp_path / "x.tar", "./cat/1.png", "./2.png")
     assert paths(listed(place)) == ["cat/1.png", "2.png"]
     assert sources.folder_labels(listed(place).entries, True) == ["cat", None]
     assert opening.read_path(f"{place}!/2.png") == png(1)
 
 
-def test_member_whose_checksum_is_wrong_fails_alone(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_member_with_wrong_checksum_fails_alone(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
     place = write_zip(tmp_path / "x.zip", "a.png", "b.png", compression=zipfile.ZIP_STORED)
     data = bytearray(place.read_bytes())
     data[data.index(png(1)) + 60] ^= 255
@@ -93,13 +91,13 @@ def test_encrypted_member_fails_with_its_reason(tmp_path: Path) -> None:
         opening.read_path(f"{place}!/a.png")
 
 
-def test_zip_made_anew_of_the_same_images_is_unchanged(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_recreated_zip_is_unchanged(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
     build(write_zip(tmp_path / "x.zip", *NESTED))
     summary = build(write_zip(tmp_path / "x.zip", *NESTED, compression=zipfile.ZIP_STORED))
     assert (summary.unchanged, summary.to_read) == (3, 0)
 
 
-def test_of_two_members_with_one_name_the_last_counts(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_last_member_of_a_name_counts(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
     with warnings.catch_warnings(action="ignore"):
         place = write_zip(tmp_path / "x.zip", "a.png", "a.png")
     tar = write_tar(tmp_path / "x.tar", "a.png", "a.png")
@@ -108,7 +106,7 @@ def test_of_two_members_with_one_name_the_last_counts(tmp_path: Path, build: Cal
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz", "x.tar.xz", "x.tar.zst"])
-def test_file_that_is_no_archive_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_non_archive_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"no archive at all " * 100)
     with pytest.raises(UsageError, match=rf"{name} cannot be read as a (zip|tar) archive: \S") as caught:
         opening.resolve(str(tmp_path / name))
@@ -117,7 +115,7 @@ def test_file_that_is_no_archive_is_refused_in_one_line(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["x.zip", "lzma.zip", "x.tar", "x.tar.gz", "x.tar.xz"])
-def test_damaged_archives_are_refused_or_give_what_they_can(name: str, tmp_path: Path) -> None:
+def test_damaged_archive_is_refused_or_read(name: str, tmp_path: Path) -> None:
     place = tmp_path / name
     if name == "lzma.zip":
         write_zip(place, "a/1.png", "b/2", "\xfc.png", compression=zipfile.ZIP_LZMA)
@@ -166,9 +164,7 @@ def test_archive_can_be_read_by_many_threads(name: str, tmp_path: Path) -> None:
     assert not wrong
 
 
-def test_a_compressed_archive_is_not_begun_anew_for_one_step_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compressed_tar_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As threads ask: nearly in order. What is passed over and not asked for does not pile up."""
     names = [f"{number}.png" for number in range(40)]
     write_tar(tmp_path / "x.tar", *names)
@@ -204,7 +200,7 @@ def test_member_is_read_by_its_printed_path(tmp_path: Path) -> None:
         opening.read_path(f"{place}!/a/c.png")
 
 
-def test_folder_whose_name_ends_in_an_exclamation_mark_is_no_archive(tmp_path: Path) -> None:
+def test_folder_ending_in_bang_is_no_archive(tmp_path: Path) -> None:
     folder = put(tmp_path / "wow!", "a.png")
     write_zip(folder / "x.zip", "b/c!/d.png")
     assert opening.read_path(f"{folder}/a.png") == png()

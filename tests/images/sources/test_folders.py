@@ -20,7 +20,7 @@ from tests.helpers.sources import listed, paths, png, put, write_tar, write_zip
 # -- folders
 
 
-def test_folder_lists_its_images_by_relative_path_in_a_fixed_order(tmp_path: Path) -> None:
+def test_folder_lists_relative_paths_in_order(tmp_path: Path) -> None:
     put(tmp_path, "b.png", "a/2.png", "a/1.png", "a/x/3.png", "B.PNG")
     assert paths(listed(tmp_path)) == ["B.PNG", "b.png", "a/1.png", "a/2.png", "a/x/3.png"]
     entry = listed(tmp_path).entries[1]
@@ -34,7 +34,7 @@ def test_hidden_files_and_folders_are_left_alone(tmp_path: Path) -> None:
     assert (paths(listing), listing.skipped) == (["a.png"], 0)
 
 
-def test_folder_that_is_hidden_itself_can_be_named(tmp_path: Path) -> None:
+def test_hidden_folder_can_be_named(tmp_path: Path) -> None:
     assert paths(listed(put(tmp_path / ".pictures", "a.png"))) == ["a.png"]
 
 
@@ -45,12 +45,12 @@ def test_file_that_is_no_image_is_counted(tmp_path: Path) -> None:
     assert listed(tmp_path).skipped == 2
 
 
-def test_content_is_recognised_without_an_extension(tmp_path: Path) -> None:
+def test_content_is_recognised_without_extension(tmp_path: Path) -> None:
     put(tmp_path, "picture", "picture.txt", "IMG_0001")
     assert paths(listed(tmp_path)) == ["IMG_0001", "picture", "picture.txt"]
 
 
-def test_file_that_claims_to_be_an_image_is_listed_whatever_it_holds(tmp_path: Path) -> None:
+def test_image_extension_is_listed_always(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.PNG").touch()
     assert paths(listed(tmp_path)) == ["empty.PNG", "text.jpg"]
@@ -70,7 +70,7 @@ def test_file_that_claims_to_be_an_image_is_listed_whatever_it_holds(tmp_path: P
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
-def test_excluded_names_paths_and_folders_are_left_out(
+def test_excluded_names_and_folders_are_left_out(
     kind: str, exclude: list[str], expected: list[str], tmp_path: Path
 ) -> None:
     names = ["a.png", "raw.png", "raw/1.png", "raw/deep/2.png"]
@@ -89,13 +89,13 @@ def test_links_that_lead_back_up_end(tmp_path: Path) -> None:
     assert paths(listed(tmp_path)) == ["a/1.png"]
 
 
-def test_folder_with_two_ways_to_it_is_listed_once(tmp_path: Path) -> None:
+def test_folder_linked_twice_is_listed_once(tmp_path: Path) -> None:
     put(tmp_path, "a/1.png")
     (tmp_path / "b").symlink_to("a")
     assert paths(listed(tmp_path)) == ["a/1.png"]
 
 
-def test_link_to_itself_is_a_broken_image_or_nothing(tmp_path: Path) -> None:
+def test_link_to_itself_is_broken_or_nothing(tmp_path: Path) -> None:
     (tmp_path / "self.png").symlink_to("self.png")
     (tmp_path / "self").symlink_to("self")
     listing = listed(put(tmp_path, "a.png"))
@@ -104,7 +104,7 @@ def test_link_to_itself_is_a_broken_image_or_nothing(tmp_path: Path) -> None:
     assert listing.skipped == 1
 
 
-def test_links_to_files_and_folders_elsewhere_are_followed(tmp_path: Path) -> None:
+def test_links_to_elsewhere_are_followed(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere", "one.png", "more/two.png")
     root = put(tmp_path / "root", "three.png")
     (root / "link.png").symlink_to(tmp_path / "elsewhere/one.png")
@@ -141,7 +141,7 @@ def test_pipe_is_skipped_and_never_waited_for(name: str, tmp_path: Path) -> None
     assert refused == ["0 listed, 1 skipped", "not a regular file"]
 
 
-def test_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlistable_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "a/1.png", "b/2.png")
     scan = os.scandir
 
@@ -155,7 +155,7 @@ def test_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch: p
     assert (paths(listing), listing.unread) == (["b/2.png"], [("a", "Permission denied")])
 
 
-def test_what_lies_in_a_folder_that_cannot_be_listed_stays_in_the_index(
+def test_items_of_unlistable_folder_stay(
     tmp_path: Path, build: Callable[..., sync.Summary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = put(tmp_path / "root", "a/1.png", "a/x/2.png", "b/3.png")
@@ -167,7 +167,7 @@ def test_what_lies_in_a_folder_that_cannot_be_listed_stays_in_the_index(
     assert summary.unread == [(str(root / "a"), sources.GONE)]
 
 
-def test_root_that_is_gone_is_an_error_and_removes_nothing(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_missing_root_is_refused_removes_nothing(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
     root = put(tmp_path / "root", "a/1.png", "a/2.png")
     build(root)
     root.rename(tmp_path / "unmounted")
@@ -190,7 +190,7 @@ def test_index_inside_its_own_source_is_skipped(tmp_path: Path, build: Callable[
 @pytest.mark.parametrize(
     "name", ["new\nline.png", "tab\t'\"quote.png", " .png", "!", "a!/b.png", "\U0001f408.png", "-k.png"]
 )
-def test_odd_names_are_listed_read_and_opened_as_printed(name: str, tmp_path: Path) -> None:
+def test_odd_names_are_read_as_printed(name: str, tmp_path: Path) -> None:
     put(tmp_path, name)
     (path,) = paths(listed(tmp_path))
     assert path == name
@@ -254,7 +254,5 @@ def test_files_beyond_the_limit_are_not_read(tmp_path: Path, monkeypatch: pytest
         ([], False, []),
     ],
 )
-def test_folders_are_labels_if_every_image_sits_in_one(
-    names: list[str], forced: bool, expected: list[str | None]
-) -> None:
+def test_folders_are_labels_if_all_images_in_one(names: list[str], forced: bool, expected: list[str | None]) -> None:
     assert sources.folder_labels([Entry(name, 1, 1) for name in names], forced) == expected

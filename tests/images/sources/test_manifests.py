@@ -46,7 +46,7 @@ def test_json_lines_keep_their_types(tmp_path: Path) -> None:
     assert (second.path, second.label, second.metadata) == ("b/c.png", None, None)
 
 
-def test_manifest_source_reads_relative_and_absolute_paths(tmp_path: Path) -> None:
+def test_manifest_takes_relative_absolute_paths(tmp_path: Path) -> None:
     elsewhere = put(tmp_path / "elsewhere", "d.png")
     text = f"path\na.png\n{elsewhere}/d.png\nelsewhere/../b/c.png\n"
     assert [entry.problem for entry in manifest(tmp_path, text).entries] == [None] * 3
@@ -68,13 +68,13 @@ def test_missing_file_of_a_manifest_is_a_failure(tmp_path: Path, build: Callable
         }
 
 
-def test_path_named_twice_is_taken_once_and_excluded_ones_not_at_all(tmp_path: Path) -> None:
+def test_repeated_path_is_taken_once(tmp_path: Path) -> None:
     put(tmp_path, "a.png", "b/c.png")
     (tmp_path / "m.csv").write_text("path,label\na.png,first\na.png,second\nb/c.png,x\n")
     assert [(entry.path, entry.label) for entry in listed(tmp_path / "m.csv", ["b"]).entries] == [("a.png", "first")]
 
 
-def test_labels_of_a_manifest_are_its_own_and_no_folders(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_manifest_labels_are_not_folders(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
     manifest(tmp_path, "path,label\na.png,\nb/c.png,mine\n")
     build(tmp_path / "m.csv")
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
@@ -92,7 +92,7 @@ def test_changed_metadata_needs_no_computation(tmp_path: Path, build: Callable[.
 
 
 @pytest.mark.parametrize(("name", "text"), [("m.csv", "path\na.png\n"), ("m.jsonl", '{"path": "a.png"}')])
-def test_byte_order_mark_and_windows_line_ends_do_not_matter(name: str, text: str, tmp_path: Path) -> None:
+def test_bom_and_windows_line_ends_do_not_matter(name: str, text: str, tmp_path: Path) -> None:
     assert paths(manifest(tmp_path, "\ufeff" + text.replace("\n", "\r\n"), name)) == ["a.png"]
 
 
@@ -122,7 +122,7 @@ def test_manifest_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
         listed(tmp_path / "m.csv")
 
 
-def test_name_that_no_file_can_have_is_a_failure_of_that_line(tmp_path: Path) -> None:
+def test_impossible_name_fails_its_line_only(tmp_path: Path) -> None:
     listing = manifest(tmp_path, '{"path": "a\\u0000b.png"}\n{"path": "a.png"}\n', "m.jsonl")
     assert [entry.problem for entry in listing.entries] == ["embedded null byte", None]
 
@@ -134,7 +134,7 @@ def test_name_that_no_file_can_have_is_a_failure_of_that_line(tmp_path: Path) ->
         ("m.csv", "path,x,n\na.png,1e999,1\nb/c.png,%s,2\n" % ("9" * 5000)),
     ],
 )
-def test_numbers_that_json_cannot_hold_do_not_break_filters(
+def test_non_json_numbers_do_not_break_filters(
     name: str, text: str, tmp_path: Path, build: Callable[..., sync.Summary]
 ) -> None:
     manifest(tmp_path, text, name)
@@ -145,7 +145,7 @@ def test_numbers_that_json_cannot_hold_do_not_break_filters(
         json.dumps([match.metadata for match in engine.search(png())], allow_nan=False)
 
 
-def test_halves_of_characters_in_a_label_are_replaced(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_surrogates_in_label_are_replaced(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
     manifest(tmp_path, '{"path": "a.png", "label": "a\\ud800b"}\n', "m.jsonl")
     build(tmp_path / "m.jsonl")
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:

@@ -33,7 +33,7 @@ def table(place: Path, columns: dict[str, Any], **options: Any) -> Path:
 
 
 @needs_pyarrow
-def test_parquet_column_of_bytes_with_labels_and_metadata(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_parquet_bytes_with_labels_and_metadata(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
     data = [png(seed) for seed in range(3)]
     place = table(tmp_path / "x.parquet", {"n": [1, 2, 3], "photo": data, "label": ["cat", None, "dog"]})
     listing = listed(place)
@@ -49,7 +49,7 @@ def test_parquet_column_of_bytes_with_labels_and_metadata(tmp_path: Path, build:
 
 
 @needs_pyarrow
-def test_parquet_struct_as_hugging_face_writes_it(tmp_path: Path) -> None:
+def test_parquet_struct_of_hugging_face(tmp_path: Path) -> None:
     rows = [{"bytes": png(seed), "path": f"{seed}.png"} for seed in range(2)]
     place = table(tmp_path / "x.parquet", {"other": [b"1", b"2"], "image": rows, "label": [0, 1]})
     assert [entry.label for entry in listed(place).entries] == ["0", "1"]
@@ -57,7 +57,7 @@ def test_parquet_struct_as_hugging_face_writes_it(tmp_path: Path) -> None:
 
 
 @needs_pyarrow
-def test_parquet_path_column_names_rows_where_it_is_unique(tmp_path: Path) -> None:
+def test_parquet_unique_path_column_names_rows(tmp_path: Path) -> None:
     data = [png(seed) for seed in range(2)]
     assert paths(listed(table(tmp_path / "x.parquet", {"i": data, "path": ["a/1.png", "b"]}))) == ["a/1.png", "b"]
     assert opening.read_path(f"{tmp_path}/x.parquet!/b") == png(1)
@@ -70,7 +70,7 @@ def test_parquet_path_column_names_rows_where_it_is_unique(tmp_path: Path) -> No
 
 
 @needs_pyarrow
-def test_parquet_rows_are_found_in_whatever_group_they_lie(tmp_path: Path) -> None:
+def test_parquet_rows_are_found_in_any_group(tmp_path: Path) -> None:
     data = [png(seed) for seed in range(20)]
     source = opening.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=3)))
     assert [source.read(entry.path) for entry in reversed(source.listing().entries)] == data[::-1]
@@ -78,7 +78,7 @@ def test_parquet_rows_are_found_in_whatever_group_they_lie(tmp_path: Path) -> No
 
 
 @needs_pyarrow
-def test_parquet_groups_are_read_once_where_threads_meet(tmp_path: Path) -> None:
+def test_parquet_groups_are_read_once_by_threads(tmp_path: Path) -> None:
     data = [png(seed) for seed in range(20)]
     source = opening.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=5)))
     assert isinstance(source, manifests.ParquetSource)
@@ -100,7 +100,7 @@ def test_parquet_groups_are_read_once_where_threads_meet(tmp_path: Path) -> None
 
 
 @needs_pyarrow
-def test_parquet_cut_short_meanwhile_is_a_failure(tmp_path: Path) -> None:
+def test_parquet_truncated_meanwhile_is_failure(tmp_path: Path) -> None:
     """In a process of its own, which a signal would end were the file mapped into its memory."""
     data = [np.random.default_rng(seed).bytes(200_000) for seed in range(20)]
     place = table(tmp_path / "x.parquet", {"image": data}, row_group_size=5, use_dictionary=False)
@@ -125,7 +125,7 @@ def test_parquet_row_without_bytes_is_a_failure(tmp_path: Path, build: Callable[
 
 
 @needs_pyarrow
-def test_parquet_columns_that_metadata_cannot_hold_are_left_out(tmp_path: Path) -> None:
+def test_parquet_omits_unsupported_columns(tmp_path: Path) -> None:
     import pyarrow
 
     columns = {
@@ -146,7 +146,7 @@ def test_parquet_columns_that_metadata_cannot_hold_are_left_out(tmp_path: Path) 
 
 
 @needs_pyarrow
-def test_parquet_without_images_names_its_columns(tmp_path: Path) -> None:
+def test_parquet_without_images_names_columns(tmp_path: Path) -> None:
     place = table(tmp_path / "x.parquet", {"a": [1], "b": ["x"]})
     with pytest.raises(UsageError, match="no column holds image bytes") as caught:
         opening.resolve(str(place))
@@ -174,7 +174,7 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
             assert "\n" not in str(refused)
 
 
-def test_parquet_without_the_extra_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_extra_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "x.parquet").touch()
     with pytest.raises(MissingExtraError, match=r"reading Parquet needs the \[parquet\] extra") as caught:

@@ -66,9 +66,7 @@ def test_data_set_of_torchvision_is_a_source(
     assert build(Path("torchvision/CIFAR10")).unchanged == 4
 
 
-def test_real_data_set_is_read_from_its_files_without_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_data_set_is_read_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMSEARCH_DATASETS", str(tmp_path))
     raw = tmp_path / "MNIST/MNIST/raw"
     raw.mkdir(parents=True)
@@ -113,9 +111,7 @@ def test_unknown_split_is_refused(name: str, message: str, tmp_path: Path, monke
     assert "network" not in str(caught.value.hint)
 
 
-def test_data_set_that_cannot_be_had_says_where_its_files_belong(
-    dataset: Callable[[type], None], tmp_path: Path
-) -> None:
+def test_missing_data_set_says_where_files_go(dataset: Callable[[type], None], tmp_path: Path) -> None:
     class Offline(Swatches):
         def __init__(self, root: str, download: bool = False) -> None:
             raise OSError("<urlopen error no network>\nsecond line")
@@ -128,7 +124,7 @@ def test_data_set_that_cannot_be_had_says_where_its_files_belong(
     assert caught.value.hint == f"put its files into {tmp_path}/datasets/CIFAR10 where there is no network"
 
 
-def test_arguments_that_a_data_set_hands_on_are_its_own(dataset: Callable[[type], None]) -> None:
+def test_data_set_keeps_its_own_arguments(dataset: Callable[[type], None]) -> None:
     class Handing(Swatches):
         def __init__(self, root: str, **arguments: Any) -> None:
             super().__init__(root, **arguments)
@@ -150,9 +146,7 @@ def test_data_set_of_something_else_is_refused(dataset: Callable[[type], None], 
         opening.resolve("torchvision/FakeData").listing()
 
 
-def test_damaged_image_of_a_data_set_is_a_failure(
-    dataset: Callable[[type], None], build: Callable[..., sync.Summary]
-) -> None:
+def test_damaged_data_set_image_is_failure(dataset: Callable[[type], None], build: Callable[..., sync.Summary]) -> None:
     class Damaged(Swatches):
         def __getitem__(self, number: int) -> tuple[Any, Any]:
             if number == 1:
@@ -172,7 +166,7 @@ def test_folder_called_torchvision_is_a_folder(tmp_path: Path, monkeypatch: pyte
     assert opening.resolve("torchvision/CIFAR10").kind == "folder"
 
 
-def test_a_data_set_of_files_is_read_without_decoding_it_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_set_of_files_is_not_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision
 
     for label in ("cat", "dog"):
