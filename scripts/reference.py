@@ -4,7 +4,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 from simsearch.cli import help_texts
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the README's picture of the web page: scripts/screenshot [FILE]
+"""Draws the README's picture of the web page: scripts/screenshot.py [FILE]
 
 FILE is scripts/assets/page.webp unless given. Draws the sample pictures, indexes them, serves them on this machine, and
 photographs the page in Debian's Chromium after a search by a picture that is not among them, one "like this" and one
@@ -16,6 +16,12 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 from PIL import Image
 from playwright.sync_api import Playwright, expect, sync_playwright

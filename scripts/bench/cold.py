@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long a command takes from a cold shell: whole processes, one after the other, medians of several.
 
-    scripts/bench/cold IMAGE -i INDEX [--times 10]
+    scripts/bench/cold.py IMAGE -i INDEX [--times 10]
 
 Also says which heavy packages each command imported, how long the default model takes to load in a fresh process
 once its decoded weights are in the cache, how a query compares with `python -c 'import torch'` (in turns), and where a
@@ -20,6 +20,14 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
+
 
 WATCHED = ("torch", "torchvision", "onnxruntime", "faiss", "numpy", "PIL", "rich")
 PROBE = (

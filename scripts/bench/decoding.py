@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does decoding at a smaller scale change what is found? Features by simsearch's path beside those by plain Pillow.
 
-    scripts/bench/decoding SOURCE [--limit 600] [--megapixels 3 ...] [--model NAME|FILE]
+    scripts/bench/decoding.py SOURCE [--limit 600] [--megapixels 3 ...] [--model NAME|FILE]
 
 SOURCE is labelled by its folders or columns; choose training images. `--limit` of its images, evenly spread, are
 enlarged to each size and saved as JPEG of quality 90 (0: each file as it is). Plain Pillow decodes the whole picture,
@@ -16,7 +16,15 @@ import argparse
 import io
 import os
 import platform
+import sys
 import time
+from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 from PIL import Image, ImageOps

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Which vector from the network retrieves best for its size? Layers, pooling, views, normalisation, PCA with whitening.
 
-    scripts/bench/descriptors DATA [--model NAME] [--only SET ...] [--limit N] [--all]
+    scripts/bench/descriptors.py DATA [--model NAME] [--only SET ...] [--limit N] [--all]
 
 DATA is the folder with tiny-imagenet/, imagenette160/, cifar10/, corel/ and clothing/. Recipes are chosen on the first
-three sets: `held-out`, 2,048 training images that scripts/reproduce/weights keeps from training; `other classes`, the
-same, where components learned on half of the classes are tried on the other half, both ways; `CIFAR-10 train`, 2,000
-images of another kind. The rest is only reported. Components are learned without labels, from the set that is searched
-(`own`, as `build --features` does) or from 4,096 training images (`train`). Layers are kept in indexes/descriptors/
-(0.6 GB a set of weights), so a second run only measures. --all adds the rows that were left behind early.
+three sets: `held-out`, 2,048 training images that scripts/reproduce/weights.py keeps from training; `other classes`,
+the same, where components learned on half of the classes are tried on the other half, both ways; `CIFAR-10 train`,
+2,000 images of another kind. The rest is only reported. Components are learned without labels, from the set that is
+searched (`own`, as `build --features` does) or from 4,096 training images (`train`). Layers are kept in
+indexes/descriptors/ (0.6 GB a set of weights), so a second run only measures. --all adds the rows that were left behind
+early.
 
 All but the first row have unit length, so their order is the cosine's. Query expansion and database-side augmentation
 (Arandjelović & Zisserman, CVPR 2012) search one half of a set by the other, in rows with a reference of their own.
@@ -18,12 +19,19 @@ Printed: mean over queries with its 95 % interval, of P@6 also the difference fr
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 

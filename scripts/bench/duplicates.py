@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How well a distance tells copies of a picture from other pictures: precision and recall by threshold.
 
-    scripts/bench/duplicates -i INDEX [--count 200] [--seed 0]
+    scripts/bench/duplicates.py -i INDEX [--count 200] [--seed 0]
 
 COUNT random items of an index are changed in graded ways: saved as JPEG, scaled, cropped, brightened, recoloured,
 turned, mirrored. Each copy then queries the whole index, exactly. Within a threshold, its original is a hit and any
@@ -18,7 +18,15 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 from collections.abc import Callable
+from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 from PIL import Image, ImageEnhance

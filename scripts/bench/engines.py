@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The engines side by side on the same pictures: how well their features agree, and how fast they are.
 
-    scripts/bench/engines SOURCE… [--model NAME|FILE] [--limit N] [--rounds 5] [--seconds 1]
+    scripts/bench/engines.py SOURCE… [--model NAME|FILE] [--limit N] [--rounds 5] [--seconds 1]
 
 SOURCE is what `train` takes, pictures with labels; not those that the ranges of int8 were measured on. Each picture
 queries once, itself left out, over features as an index stores them. Against float32 in ONNX Runtime are given the
@@ -21,9 +21,17 @@ import copy
 import os
 import platform
 import statistics
+import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 import onnxruntime
@@ -33,18 +41,19 @@ import simsearch
 from simsearch import extract, images, models, trainset
 from simsearch.errors import ImageError
 from simsearch.models import precision, runtime, torch_runtime
+from simsearch.recipe import Recipe
 
 BATCHES = (1, 16, 64)
 FLOAT, INT8 = "onnxruntime-cpu", "onnxruntime-cpu-int8"
 
 
-def load(sources: list[str], recipe, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def load(sources: list[str], recipe: Recipe, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     """(N, S, S, 3) uint8 pictures and (N,) labels."""
     found = trainset.labelled(sources)
     if limit:
         found = [found[n] for n in np.unique(np.linspace(0, len(found) - 1, min(limit, len(found))).astype(int))]
 
-    def pixels(picture):
+    def pixels(picture: trainset.Picture) -> np.ndarray | None:
         try:
             return recipe.pixels(images.decode(picture.source.read(picture.path), recipe.resize).image)
         except ImageError:
@@ -57,7 +66,7 @@ def load(sources: list[str], recipe, limit: int | None) -> tuple[np.ndarray, np.
     return np.stack([decoded[n] for n in kept]), np.unique(names, return_inverse=True)[1]
 
 
-def features(model, pixels: np.ndarray) -> np.ndarray:
+def features(model: models.Model | Half, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([model.features(pixels[n : n + 64]) for n in range(0, len(pixels), 64)])
 
 
@@ -112,7 +121,7 @@ class Half:
 
 
 @contextlib.contextmanager
-def float32():
+def float32() -> Iterator[None]:
     before = os.environ.get("SIMSEARCH_PRECISION")
     os.environ["SIMSEARCH_PRECISION"] = "float32"
     try:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Are the search's answers exact, and how fast is it? Compares them with a float64 scan over the exported features.
 
-    scripts/bench/exact -i INDEX [--queries 200] [-k 10] [--timed 20]
+    scripts/bench/exact.py -i INDEX [--queries 200] [-k 10] [--timed 20]
 
 For random items, and for random items disturbed by noise so that they are no rows of the index: the ids must be those
 of the scan (ties by id), and the distances agree to a relative 1e-3. Exits 1 if they do not.
@@ -19,6 +19,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 import vectors

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Schemathesis over the whole OpenAPI document of the service, on this machine only: no answer may be a server error.
 
-    scripts/bench/fuzz [--examples 500] [--seed 0]
+    scripts/bench/fuzz.py [--examples 500] [--seed 0]
 
 Draws sixty pictures, builds an index of them, serves it with --writable and a key, and sends thousands of requests
 made from the document, valid and invalid ones. Checked of each answer: its status is below 500 and in the document, its
@@ -20,6 +20,13 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
+
 
 KEY = "key-of-the-fuzz"
 HOOKS = """

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where the time of a GPU goes: inference, decoding, whole builds and exact search, each beside what the card can do.
 
-    scripts/bench/gpu FOLDER [--device cuda] [--model NAME|FILE] [--rows 1000000] [--seconds 2] [--copies 4]
+    scripts/bench/gpu.py FOLDER [--device cuda] [--model NAME|FILE] [--rows 1000000] [--seconds 2] [--copies 4]
 
 FOLDER holds JPEGs. Inference is timed from pixels on the host to features on the host, in float32 and as `build` does
 it, and is put beside the rate of a large matrix product in the same precision. Decoding is that of the build: files
@@ -25,6 +25,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 import torch

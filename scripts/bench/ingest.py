@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast a folder of images becomes an index, beside what the machine allows and what a tutorial does.
 
-    scripts/bench/ingest SOURCE [--count 3000] [--enlarge 12] [--times 3] [--model NAME|FILE] [--device cpu]
+    scripts/bench/ingest.py SOURCE [--count 3000] [--enlarge 12] [--times 3] [--model NAME|FILE] [--device cpu]
 
 SOURCE is a folder or a .zip. Its JPEGs are used as they are; with --count, more are made of them by mirroring and by
 cutting off a seeded few pixels of each side, enlarged again to the same size and saved at the same quality, since an
@@ -39,6 +39,12 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 from PIL import Image, ImageOps

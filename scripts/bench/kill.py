@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The claim: `kill -9` at any moment of a build loses nothing that was committed.
 
-    scripts/bench/kill [--images 2000 | --source DIR] [--model NAME|FILE] [--times 50] [--seed 0]
+    scripts/bench/kill.py [--images 2000 | --source DIR] [--model NAME|FILE] [--times 50] [--seed 0]
 
 One build is left alone and timed. Then, each time with a new index: a build is killed by SIGKILL after a random time
 within that duration (from the start of its process; the moments follow from the seed), and
@@ -31,6 +31,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import simsearch
 from simsearch import sample

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """An index of a million items: how large it is, how soon it opens, how fast and in how much memory it is searched.
 
-    scripts/bench/million --data DATA [--items 1000000] [--work indexes/bench] [--queries 200] [--keep]
+    scripts/bench/million.py --data DATA [--items 1000000] [--work indexes/bench] [--queries 200] [--keep]
 
 The features are real ones and mixtures of them (`vectors.enlarged`, seeded). Half of the queries are mixtures as well,
 half are real pictures that are neither in the index nor parents of a mixture. Each step runs in a process of its own,
@@ -20,6 +20,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 import vectors

@@ -2,7 +2,7 @@
 """Recall@6 and latency of Milvus beside the local engine, on the features of an index.
 
     simsearch build DATA/tiny-imagenet/val.zip DATA/cifar10/test.zip -i indexes/20k
-    scripts/bench/milvus -i indexes/20k --at HOST:PORT [--lite] [--queries 200] [--kinds FLAT HNSW IVF_FLAT IVF_SQ8]
+    scripts/bench/milvus.py -i indexes/20k --at HOST:PORT [--lite] [--queries 200] [--kinds FLAT HNSW IVF_FLAT IVF_SQ8]
 
 Queries are items disturbed by noise, so that none is a row of the index. One client asks one by one, through
 `Engine.search_by_vector`: network, fields and exact ranking are in the times. An answer counts if it is as near as the
@@ -18,10 +18,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 
 import simsearch
+from simsearch.engine import Engine
 from simsearch.push import Options, push
 
 K = 6
@@ -79,7 +87,16 @@ def measure(options: argparse.Namespace, folder: str) -> None:
                     last=number + 1 == len(EFFORTS.get(kind, (None,))))  # fmt: skip
 
 
-def one(local, address, name, kind, effort, queries, truth, last=True) -> None:
+def one(
+    local: Engine,
+    address: str,
+    name: str,
+    kind: str,
+    effort: int | None,
+    queries: np.ndarray,
+    truth: list[float],
+    last: bool = True,
+) -> None:
     clock = time.perf_counter()
     push(local, address, Options(kind=kind, parameters=BUILD.get(kind, {})))
     took = time.perf_counter() - clock
@@ -89,7 +106,9 @@ def one(local, address, name, kind, effort, queries, truth, last=True) -> None:
             engine.rows.drop()
 
 
-def line(name, engine, queries, truth, took=None, **options) -> None:
+def line(
+    name: str, engine: Engine, queries: np.ndarray, truth: list[float], took: float | None = None, **options: Any
+) -> None:
     for query in queries[:5]:
         engine.search_by_vector(query, K, **options)
     times, hits = [], 0

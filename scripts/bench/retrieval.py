@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Retrieval quality by label: do the nearest other pictures carry the query's label?
 
-    scripts/bench/retrieval SOURCE [--model NAME ...]
+    scripts/bench/retrieval.py SOURCE [--model NAME ...]
 
 Every labelled picture of SOURCE queries once, itself left out. Beside the models stand two baselines that need no
 learning: 16x16 RGB pixels under Euclidean distance, and the 64-bit perceptual hash (signs of the 8x8 lowest DCT
@@ -13,8 +13,15 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 import tempfile
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 from PIL import Image

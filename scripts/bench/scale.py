@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What larger collections need: machines, memory, time and money, from rates measured on this machine.
 
-    scripts/bench/scale [-i INDEX] [--items 10e6 1e9] [--recall 0.95] [--rate 100] [--set NAME=VALUE ...]
+    scripts/bench/scale.py [-i INDEX] [--items 10e6 1e9] [--recall 0.95] [--rate 100] [--set NAME=VALUE ...]
 
 Everything that goes in is printed with where it comes from: `measured` here and now (network, decoding, float32 scan
 and graph search; on the features of INDEX, else on synthetic ones), or `assumed`, each with its reason. --set changes
@@ -16,8 +16,17 @@ import heapq
 import io
 import math
 import os
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 from PIL import Image
@@ -159,7 +168,7 @@ def searching(options: argparse.Namespace, x: np.ndarray, random: np.random.Gene
     }
 
 
-def timed(call, times: int = 5) -> float:
+def timed(call: Callable[[], object], times: int = 5) -> float:
     best = math.inf
     for _ in range(times):
         clock = time.perf_counter()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Recall@10 against queries/s of simsearch and its peers on the same real features, in the manner of ann-benchmarks.
 
-    scripts/bench/search --data DATA [--work indexes/bench] [--items N] [--queries 500]
-                         [--methods NAME ...] [--limit 900] [--plot search.png]
+    scripts/bench/search.py --data DATA [--work indexes/bench] [--items N] [--queries 500]
+                            [--methods NAME ...] [--limit 900] [--plot search.png]
 
 The vectors are the features of all pictures in the data folder but the queries, which are in no index. Each method
 builds in one process and searches in another, which loads what was built. Only the query is timed; distances are
@@ -26,6 +26,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 import peers

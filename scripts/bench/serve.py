@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A bounded load on the HTTP service, on this machine only: with micro-batching against without, in one run.
 
-    scripts/bench/serve IMAGES -i INDEX [--connections 64] [--seconds 60] [-k 6]
+    scripts/bench/serve.py IMAGES -i INDEX [--connections 64] [--seconds 60] [-k 6]
 
 IMAGES is a folder of pictures that are sent slightly changed, so that none is known to the index. For each of
 --batch-size 1 and 32 a server process is started, loaded from this process over connections that are kept, and stopped
@@ -27,6 +27,13 @@ import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
+
 
 Counter = collections.Counter[str]
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The speed of a training step: simsearch beside the loop of a tutorial, in one run.
 
-    scripts/bench/train SOURCE [--image-size 224] [--steps 20] [--rounds 3]
+    scripts/bench/train.py SOURCE [--image-size 224] [--steps 20] [--rounds 3]
 
 Both train AlexNet on the pictures of SOURCE (labelled, as for `simsearch train`), batch 128. The tutorial's loop is
 torchvision's AlexNet, which has neither response normalisation nor groups, in float32 and eager mode, its pictures
@@ -17,11 +17,18 @@ import argparse
 import contextlib
 import os
 import platform
+import sys
 import tempfile
 import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 import torch
@@ -55,7 +62,7 @@ class Files(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, number: int):
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
         with Image.open(self.files[number]) as image:
             return self.transform(image.convert("RGB")), self.labels[number]
 
@@ -96,7 +103,7 @@ def tutorial(files: list[Path], labels: list[int], side: int, steps: int, device
 class Ours:
     """simsearch's loop; compiled once."""
 
-    def __init__(self, data, side: int, device: torch.device, folder: Path) -> None:
+    def __init__(self, data: trainset.TrainingSet, side: int, device: torch.device, folder: Path) -> None:
         self.data, self.device, self.folder = data, device, folder
         self.config = replace(PRESETS["alexnet"]["fast"], image_size=side, batch_size=BATCH, epochs=1000)
         self.colour = Colour.of(data.pixels)

@@ -1,6 +1,6 @@
 # The image of the workers, and of `simsearch serve` before Milvus.
 #
-#   docker build -f scripts/deploy/Dockerfile -t registry.example.org/simsearch:0.1.0 .
+#   docker build -f scripts/deploy/cluster.Dockerfile -t registry.example.org/simsearch:0.1.0 .
 FROM python:3.12-slim
 COPY . /src
 RUN pip install --no-cache-dir '/src[cluster,serve,parquet,heif]' && rm -r /src && useradd -m simsearch

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Do features that were fine-tuned on some of a user's pictures find the others better?
 
-    scripts/reproduce/adapt DATA [--set clothing|cifar] [--seeds N] [--only NAME ...] [--set-key KEY=VALUE ...]
+    scripts/reproduce/adapt.py DATA [--set clothing|cifar] [--seeds N] [--only NAME ...] [--set-key KEY=VALUE ...]
 
 Half of the pictures of each kind, drawn by seed, fine-tune the default weights; the other half is searched, each
 picture once, itself left out. `clothing` (300 photographs of 10 kinds) is the result. Settings were chosen on
@@ -14,7 +14,14 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 

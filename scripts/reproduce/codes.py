@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Binary codes at equal bits: the autoencoder of Krizhevsky & Hinton 2011 beside what FAISS and others have.
 
-    scripts/reproduce/codes INDEX [--bits 64 128 256 512] [--cifar INDEX] [--work DIR] [--only NAME]
+    scripts/reproduce/codes.py INDEX [--bits 64 128 256 512] [--cifar INDEX] [--work DIR] [--only NAME]
 
 INDEX is a simsearch index of at least some thousand images. 1,000 of its items are queries: they are left out of the
 data base and of everything that learns, which is done on --sample of the others. Truth are the 10 exact nearest
@@ -31,10 +31,17 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import faiss
 import numpy as np

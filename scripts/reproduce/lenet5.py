@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """LeNet-5 on MNIST: test error without and with distortions, over several seeds, beside the figures of 1998.
 
-    scripts/reproduce/lenet5 DATA [--seeds 3] [--work DIR]
+    scripts/reproduce/lenet5.py DATA [--seeds 3] [--work DIR]
 
 DATA holds MNIST's four files as published (train-images-idx3-ubyte.gz, ...). The network is that of 1998
 (simsearch/models/lenet.py: trainable sub-sampling, table of connections, scaled tanh, radial basis functions, 60,000
@@ -21,9 +21,16 @@ import argparse
 import gzip
 import json
 import platform
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 import torch
@@ -34,6 +41,7 @@ from simsearch import augment, fit, pictures
 from simsearch.metrics import Base, retrieval
 from simsearch.models import networks, weights
 from simsearch.models.configs import LeNet5Config
+from simsearch.models.network import Network
 from simsearch.models.tables import LENET5_INPUT
 from simsearch.presets import PRESETS, TrainConfig, change
 from simsearch.recipe import Recipe
@@ -58,7 +66,9 @@ def digits(folder: Path, part: str) -> TrainingSet:
     return TrainingSet(np.repeat(pixels[..., None], 3, 3), labels, tuple("0123456789"))
 
 
-def run(data: TrainingSet, test: TrainingSet, config: TrainConfig, seed: int, work: Path, name: str):
+def run(
+    data: TrainingSet, test: TrainingSet, config: TrainConfig, seed: int, work: Path, name: str
+) -> tuple[Network, float]:
     """A trained network and its test error in percent."""
     torch.manual_seed(seed)
     network = networks.make("lenet5", LeNet5Config())
@@ -86,7 +96,7 @@ def run(data: TrainingSet, test: TrainingSet, config: TrainConfig, seed: int, wo
     return network, error
 
 
-def robustness(network, test: TrainingSet, work: Path, count: int = 2000) -> None:
+def robustness(network: Network, test: TrainingSet, work: Path, count: int = 2000) -> None:
     """Error under growing shift, rotation, scale and noise: table, curves, and what the network saw."""
     count = min(count, len(test))
     sample = test.select(np.arange(count))

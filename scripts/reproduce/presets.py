@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """AlexNet's two presets in one run: how soon do `paper` and `fast` reach the same validation accuracy?
 
-    scripts/reproduce/presets SOURCE --val SOURCE [--image-size 224] [--target 0.5] [--most 60] [--seeds 1]
+    scripts/reproduce/presets.py SOURCE --val SOURCE [--image-size 224] [--target 0.5] [--most 60] [--seeds 1]
 
 Both presets train the network of 2012 on the same decoded pictures, validated after every epoch; a run ends with the
 epoch that reaches the target, or after --most. `paper` is section 5 of Krizhevsky et al. 2012: plain SGD in float32,
@@ -17,10 +17,17 @@ import argparse
 import contextlib
 import os
 import platform
+import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 import torch
@@ -37,7 +44,16 @@ class Reached(Exception):  # noqa: N818
     """The target was reached."""
 
 
-def run(data, validation, colour: Colour, config: TrainConfig, target: float, folder: Path, device, to_end: bool):
+def run(
+    data: trainset.TrainingSet,
+    validation: trainset.TrainingSet,
+    colour: Colour,
+    config: TrainConfig,
+    target: float,
+    folder: Path,
+    device: torch.device | None,
+    to_end: bool,
+) -> list[tuple[float, float]]:
     """Validation top-1 after each epoch, with the seconds of training until then: [(seconds, top-1)]."""
     torch.manual_seed(config.seed)
     network = networks.make("alexnet", AlexNetConfig(num_classes=len(data.classes), image_size=config.image_size))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """ReLU against tanh: how soon does a four-layer network reach 25 % training error on CIFAR-10?
 
-    scripts/reproduce/relu_vs_tanh SOURCE [--start paper] [--seeds 3] [--only UNIT] [--work DIR]
+    scripts/reproduce/relu_vs_tanh.py SOURCE [--start paper] [--seeds 3] [--only UNIT] [--work DIR]
 
 Figure 1 of Krizhevsky et al. 2012: with ReLUs a four-layer convolutional network reaches 25 % training error six times
 sooner than the same network with tanh units; the learning rates were chosen independently to make training as fast as
@@ -26,9 +26,16 @@ import argparse
 import contextlib
 import json
 import platform
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 import torch
@@ -38,6 +45,7 @@ from simsearch.augment import Colour
 from simsearch.computing import has_bf16
 from simsearch.models import networks
 from simsearch.models.configs import ConvNet4Config
+from simsearch.models.network import Network
 from simsearch.presets import PRESETS
 from simsearch.train import accuracy, train
 
@@ -50,14 +58,16 @@ class Reached(Exception):  # noqa: N818
     """The goal was reached, or will not be in time."""
 
 
-def error_of(network, data, colour: Colour) -> float:
+def error_of(network: Network, data: trainset.TrainingSet, colour: Colour) -> float:
     """Percent of the images whose first guess is wrong, in the arithmetic of the training."""
     bf16 = has_bf16(torch.device("cpu"))
     mixed = (lambda: torch.autocast("cpu", torch.bfloat16)) if bf16 else contextlib.nullcontext
     return 100 * (1 - accuracy(network, data, colour, mixed=mixed)["top1"])
 
 
-def run(data, colour: Colour, start: str, unit: str, rate: float, seed: int, epochs: int, work: Path) -> dict:
+def run(
+    data: trainset.TrainingSet, colour: Colour, start: str, unit: str, rate: float, seed: int, epochs: int, work: Path
+) -> dict:
     """Training error after each epoch, and the epochs and seconds to the goal (None if it was not reached)."""
     path = work / f"{start}-{unit}-{rate:g}-{seed}.json"
     if path.exists():
@@ -100,7 +110,9 @@ def run(data, colour: Colour, start: str, unit: str, rate: float, seed: int, epo
     return found
 
 
-def choose(data, colour: Colour, start: str, unit: str, rates: list[float], trial: int, work: Path) -> float:
+def choose(
+    data: trainset.TrainingSet, colour: Colour, start: str, unit: str, rates: list[float], trial: int, work: Path
+) -> float:
     """The rate that reaches the goal in the fewest epochs, or else comes nearest in a trial's."""
     found = [run(data, colour, start, unit, rate, TRIAL_SEED, trial, work) for rate in rates]
     best = min(found, key=lambda one: (one["epochs"] or trial + 1, one["errors"][-1]))

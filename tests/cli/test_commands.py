@@ -342,7 +342,7 @@ def test_every_command_is_documented():
     text = README.read_text()
     for name, help in help_texts().items():
         assert f"`simsearch {name}" in text or f"| `{name}" in text, f"{name} is missing from the README's table"
-        assert help in text, f"the README's help of {name} is out of date: run scripts/reference"
+        assert help in text, f"the README's help of {name} is out of date: run scripts/reference.py"
         command: click.Command = main
         for word in name.split():
             assert isinstance(command, click.Group)

@@ -1,5 +1,5 @@
-"""Running the scripts."""
+"""The folder of the scripts."""
 
 from tests.helpers.data import ROOT
 
-SCRIPTS = ROOT / "scripts" / "reproduce"
+SCRIPTS = ROOT / "scripts"

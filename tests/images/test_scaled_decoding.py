@@ -87,7 +87,7 @@ def test_footprint_counts_memory_while_decoding() -> None:
 
 
 def test_scaled_decoding_agrees_with_pillow() -> None:
-    """Drawn pictures of 3 megapixels, by the shipped weights; scripts/bench/decoding does it with photographs."""
+    """Drawn pictures of 3 megapixels, by the shipped weights; scripts/bench/decoding.py does it with photographs."""
     model = models.load(device="cpu", images=16)
     assert model.recipe.crop == 128
     fast, plain = [], []

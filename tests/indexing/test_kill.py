@@ -34,8 +34,8 @@ OFTEN = (
 
 @pytest.fixture
 def script() -> ModuleType:
-    """`scripts/bench/kill` as a module."""
-    loader = importlib.machinery.SourceFileLoader("bench_kill", str(ROOT / "scripts" / "bench" / "kill"))
+    """`scripts/bench/kill.py` as a module."""
+    loader = importlib.machinery.SourceFileLoader("bench_kill", str(ROOT / "scripts" / "bench" / "kill.py"))
     spec = importlib.util.spec_from_loader("bench_kill", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)

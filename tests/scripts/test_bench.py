@@ -14,7 +14,7 @@ def test_bench_cold(tmp_path):
     sample.write(folder, count=4)
     simsearch.build(folder, index).close()
     picture = str(next(folder.rglob("*.*")))
-    script = SCRIPTS.parent / "bench" / "cold"
+    script = SCRIPTS / "bench" / "cold.py"
     command = [sys.executable, str(script), picture, "-i", str(index), "--times", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -25,7 +25,7 @@ def test_bench_cold(tmp_path):
 
 
 def bench(name, *arguments):
-    command = [sys.executable, str(SCRIPTS.parent / "bench" / name), *map(str, arguments)]
+    command = [sys.executable, str(SCRIPTS / "bench" / f"{name}.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -14,10 +14,10 @@ import pytest
 from simsearch.engine import Engine
 from simsearch.verify import verify
 from tests.helpers.clusters import D, clustered
-from tests.helpers.data import ROOT
 from tests.helpers.filler import Filler
+from tests.helpers.scripts import SCRIPTS
 
-BENCH = ROOT / "scripts" / "bench"
+BENCH = SCRIPTS / "bench"
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_enlargements_are_like_their_originals(real: Filler, vectors: ModuleType
 
 
 def test_the_benchmark_measures_recall_and_rates(real: Filler, tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCH / "search"), "--data", str(tmp_path), "--work", str(tmp_path), "--queries", "20",
+    command = [sys.executable, str(BENCH / "search.py"), "--data", str(tmp_path), "--work", str(tmp_path), "--queries", "20",
                "--methods", "simsearch", "simsearch, exact", "faiss Flat", "--plot", str(tmp_path / "plot.png")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,11 +11,11 @@ import pytest
 
 import simsearch
 from tests.helpers.client import Client
-from tests.helpers.data import ROOT
 from tests.helpers.live import serving
 from tests.helpers.pictures import draw
+from tests.helpers.scripts import SCRIPTS
 
-EXAMPLES = ROOT / "scripts" / "examples"
+EXAMPLES = SCRIPTS / "examples"
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ from tests.helpers.scripts import SCRIPTS
 
 
 def python_scripts():
-    """Every Python file under scripts/, with a name of its own or none."""
-    files = [path for path in sorted(SCRIPTS.parent.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    """Every Python file under scripts/, with a suffix or without."""
+    files = [path for path in sorted(SCRIPTS.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
     return [path for path in files if path.suffix == ".py" or path.read_bytes().startswith(b"#!/usr/bin/env python")]
 
 
-@pytest.mark.parametrize("path", python_scripts(), ids=lambda path: str(path.relative_to(SCRIPTS.parent)))
+@pytest.mark.parametrize("path", python_scripts(), ids=lambda path: str(path.relative_to(SCRIPTS)))
 def test_names_scripts_take_from_simsearch_exist(path):
     """Also what it needs in a place that a trial at a tiny size does not reach."""
     tree = ast.parse(path.read_text())
@@ -44,7 +44,7 @@ def test_names_scripts_take_from_simsearch_exist(path):
 
 def run(script, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+    command = [sys.executable, str(SCRIPTS / "reproduce" / f"{script}.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -126,7 +126,15 @@ def test_weights_go_on_where_they_were_stopped(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": str(tmp_path)}  # no compiler, so nothing is compiled
     environment.pop("CXX", None)
 
-    command = [sys.executable, str(SCRIPTS / "weights"), str(data), "--only", "alexnet", "--image-size", "63"]
+    command = [
+        sys.executable,
+        str(SCRIPTS / "reproduce" / "weights"),
+        str(data),
+        "--only",
+        "alexnet",
+        "--image-size",
+        "63",
+    ]
     command += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "out"), "--minutes", "0"]
     for step in (1, 2):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)

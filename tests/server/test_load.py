@@ -1,4 +1,4 @@
-"""The service under load, from other processes: indexes that are swapped, and a stop. Small; `scripts/bench/serve` is not."""
+"""The service under load, from other processes: indexes that are swapped, and a stop. Small; `scripts/bench/serve.py` is not."""
 
 import asyncio
 import collections
