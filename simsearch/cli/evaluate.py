@@ -15,7 +15,6 @@ from simsearch import (
     models,
     output,
     pictures,
-    report,
     robustness,
     trainset,
 )
@@ -35,6 +34,7 @@ from simsearch.cli.progress import show_progress
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.files import write_atomically
+from simsearch.reports import html as report
 
 CLASS_SCORES = ("P@1", "P@6", "R-precision", "mAP", "knn_accuracy")
 """The scores shown for each class."""

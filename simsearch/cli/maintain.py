@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simsearch import api, compacting, merging, output, report, tuning
+from simsearch import api, compacting, merging, output, tuning
 from simsearch import duplicates as near
 from simsearch.cli.console import NO_MATCH, check_folder_exists, note, pluralize, warn_if_incomplete
 from simsearch.cli.lazy import LazyModule
@@ -27,6 +27,7 @@ from simsearch.cli.params import ByteSize
 from simsearch.cli.progress import show_progress
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
+from simsearch.reports import html as report
 
 if TYPE_CHECKING:
     from simsearch.models import dbn

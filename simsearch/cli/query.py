@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simsearch import api, output, report
+from simsearch import api, output
 from simsearch.cli import query_args
 from simsearch.cli.console import NO_MATCH, check_folder_exists, note, warn_if_incomplete
 from simsearch.cli.lazy import LazyModule
@@ -25,6 +25,7 @@ from simsearch.cli.options import (
 )
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
+from simsearch.reports import html as report
 from simsearch.search import Match
 
 if TYPE_CHECKING:

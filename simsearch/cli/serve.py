@@ -21,9 +21,10 @@ from simsearch.engine import Engine
 from simsearch.errors import UsageError
 
 if TYPE_CHECKING:
-    from simsearch import server, serving
+    from simsearch import serving
+    from simsearch.server import app as server_app
 else:  # they need the extra [serve]; `serve --help` and `completion` do not
-    server = LazyModule("simsearch.server")
+    server_app = LazyModule("simsearch.server.app")
     serving = LazyModule("simsearch.serving")
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -106,7 +107,7 @@ def serve_command(
     **options: Any,
 ) -> None:
     """Serves indexes over HTTP, with a web page at /. Listens on this machine only, unless told otherwise."""
-    create_app = server.create_app  # a missing extra is reported before an index is opened
+    create_app = server_app.create_app  # a missing extra is reported before an index is opened
     keys = _read_keys(api_key)
     local = host in LOOPBACK
     if not local and not keys and not insecure:
@@ -159,7 +160,7 @@ def _read_keys(option: str | None) -> tuple[str, ...]:
 @version_option
 def demo_command(count: int, port: int) -> None:
     """Shows the web page without any data: draws pictures, indexes and serves them, and leaves nothing behind."""
-    create_app = server.create_app  # a missing extra is reported before anything is drawn
+    create_app = server_app.create_app  # a missing extra is reported before anything is drawn
     with tempfile.TemporaryDirectory(prefix="simsearch-demo-") as folder:
         with show_progress("drawing") as progress:
             sample.write(Path(folder) / "drawn", count, progress=progress)

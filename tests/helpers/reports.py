@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
-from simsearch import report
-from simsearch.report import Picture, Row
+from simsearch.reports import html as report
+from simsearch.reports.html import Picture, Row
 
 RED, GREEN = (255, 0, 0), (0, 160, 0)
 

@@ -12,8 +12,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from simsearch import report
-from simsearch.report import Picture, Row
+from simsearch.reports import html as report
+from simsearch.reports.html import Picture, Row
 from tests.helpers.reports import match, page, row
 
 NASTY = "<script>alert(1)</script>\"'"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsearch import report
-from simsearch.report import Picture, Row
+from simsearch.reports import html as report
+from simsearch.reports.html import Picture, Row
 from tests.helpers.reports import GREEN, RED, match, page, row, solid
 
 

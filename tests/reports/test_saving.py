@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from simsearch import report
 from simsearch.errors import UsageError
+from simsearch.reports import html as report
 from tests.helpers.reports import match, row
 
 # files

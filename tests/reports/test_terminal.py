@@ -14,7 +14,7 @@ from rich.console import Console
 
 import simsearch
 from simsearch import terminal
-from simsearch.report import Picture, Row
+from simsearch.reports.html import Picture, Row
 
 RED, GREEN = Image.new("RGB", (40, 40), "#ff0000"), Image.new("RGB", (40, 20), "#00ff00")
 

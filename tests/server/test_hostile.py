@@ -10,9 +10,9 @@ import time
 import pytest
 
 import simsearch
-from simsearch import connections
 from simsearch.errors import ImageError, UsageError
 from simsearch.fetch import fetch
+from simsearch.server import protocol as connections
 from tests.helpers.client import Client, code, png
 from tests.helpers.live import answer, raw, serving
 
@@ -207,7 +207,7 @@ def test_clients_that_leave(port):
 
 
 def test_bodies_together_have_a_limit(engine, monkeypatch):
-    from simsearch import gate
+    from simsearch.server import middleware as gate
 
     app = simsearch.create_app(engine, max_body=1 << 20, body_timeout=2.5, api_keys=KEY)
     monkeypatch.setattr(gate, "HELD", 2)  # times the largest body, of 1 MiB

@@ -21,7 +21,7 @@ except ImportError as error:
 
 from simsearch import answers, reference, routes
 from simsearch.engine import Engine
-from simsearch.gate import Gate
+from simsearch.server.middleware import Gate
 from simsearch.service import Service
 from simsearch.settings import Settings
 

@@ -12,7 +12,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from simsearch.gate import Refused
+from simsearch.server.middleware import Refused
 
 MOST = 512
 """Connections open at once."""
