@@ -159,7 +159,7 @@ def loaded_after(code):
     return set(done.stdout.splitlines()[-1].split())
 
 
-def test_importing_the_package_imports_nothing_heavy():
+def test_package_imports_nothing_heavy():
     assert not {"torch", "faiss", "numpy", "PIL", "onnxruntime"} & loaded_after("import simsearch")
 
 
@@ -183,7 +183,7 @@ def test_completion_of_commands_imports_none_of_them():
     assert not {name for name in loaded if name.startswith("simsearch.cli.") and name.endswith(("query", "build"))}
 
 
-def test_no_printing_and_exiting_below_the_command_line():
+def test_no_print_or_exit_below_command_line():
     for name, path in modules():
         if RANK[name] == 0:
             continue
