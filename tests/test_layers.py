@@ -176,7 +176,7 @@ def test_help_of_a_command_imports_no_torch(command):
     assert not {"torch", "faiss", "onnxruntime", "rich", "fastapi", "jinja2"} & loaded_after(code)
 
 
-def test_completion_of_commands_imports_none_of_them():
+def test_completion_imports_no_command():
     code = "import click\nfrom simsearch.cli.main import main\nmain.shell_complete(click.Context(main), '')"
     loaded = loaded_after(code)
     assert not {"torch", "faiss", "numpy", "PIL", "onnxruntime", "rich", "jinja2"} & loaded
