@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi.responses import Response
 
-from simsearch import reference
+from simsearch.server import openapi
 
 
 def page() -> Response:
@@ -33,8 +33,8 @@ def docs(document: dict[str, Any]) -> Response:
     text = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>simsearch: HTTP</title>'
-        f"<style>{_DOCS_STYLE}</style><main><h1>simsearch {reference.VERSION}</h1>"
-        f'<p>{html.escape(reference.ABOUT)} <a href="openapi.json">openapi.json</a></p>{"".join(parts)}</main></html>'
+        f"<style>{_DOCS_STYLE}</style><main><h1>simsearch {openapi.VERSION}</h1>"
+        f'<p>{html.escape(openapi.ABOUT)} <a href="openapi.json">openapi.json</a></p>{"".join(parts)}</main></html>'
     )
     return Response(text, media_type="text/html; charset=utf-8", headers={"content-security-policy": policy(text)})
 

@@ -19,8 +19,9 @@ try:
 except ImportError as error:
     raise MissingExtraError("the HTTP service", "serve") from error
 
-from simsearch import answers, reference, routes
+from simsearch import answers, routes
 from simsearch.engine import Engine
+from simsearch.server import openapi
 from simsearch.server.middleware import Gate
 from simsearch.service import Service
 from simsearch.settings import Settings
@@ -43,7 +44,7 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI
         yield
         service.close()
 
-    app = FastAPI(title="simsearch", version=reference.VERSION, description=reference.ABOUT, docs_url=None,
+    app = FastAPI(title="simsearch", version=openapi.VERSION, description=openapi.ABOUT, docs_url=None,
                   redoc_url=None, openapi_url="/openapi.json", lifespan=lifespan)  # fmt: skip
     app.state.service = service
     app.router.redirect_slashes = False
