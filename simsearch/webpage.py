@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi.responses import Response
 
+from simsearch.search.options import OPTIONS
 from simsearch.server import openapi
 
 
@@ -52,7 +53,19 @@ def policy(page: str) -> str:
     )
 
 
+def _with_checkboxes(text: str) -> str:
+    """The page with a checkbox for each search option that has a label for one."""
+    boxes = "".join(
+        f'<div class="row"><label><input id="{option.http_field}" type="checkbox" data-option>'
+        f"{html.escape(option.checkbox)}</label></div>\n"
+        for option in OPTIONS
+        if option.checkbox
+    )
+    before, _, rest = text.partition("<!-- checkboxes")
+    return before + boxes + rest.partition("-->\n")[2]
+
+
 _DOCS_STYLE = """:root { color-scheme: light dark; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem;
  margin: 2rem auto; padding: 0 1rem; } h2 { font-size: 1.05rem; margin-top: 1.75rem; } pre { overflow: auto; }"""
-_PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+_PAGE = _with_checkboxes((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 _POLICY = policy(_PAGE)
