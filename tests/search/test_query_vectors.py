@@ -151,7 +151,7 @@ def test_file_objects(engine, photos, fresh):
     with fresh.open("rb") as first, (photos / "blue" / "0.png").open("rb") as second:
         assert engine.search_many([first, second]) == engine.search_many([fresh, photos / "blue" / "0.png"])
     assert engine.search(io.BytesIO(fresh.read_bytes())) == engine.search(fresh)
-    assert engine.search(1, plus=io.BytesIO(fresh.read_bytes())) == engine.search(1, plus=fresh)  # type: ignore[arg-type]
+    assert engine.search(1, plus=io.BytesIO(fresh.read_bytes())) == engine.search(1, plus=fresh)
 
 
 def test_bad_file_objects(engine, fresh):

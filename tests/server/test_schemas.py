@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -87,7 +88,8 @@ def test_conditions_need_not_be_utf8():
 def test_uploads():
     given = {"image": b"data", "label": "cat", "metadata": {"year": 2012, "a": None, "b": True, "c": "\udcff"}}
     assert AddRequest.read(given).model_dump(exclude_unset=True) == given
-    for metadata in ([1], {"path": "x"}, {"label": "x"}, {"x": []}, {"x": float("nan")}, {"x": 2**63}):
+    wrong: tuple[Any, ...] = ([1], {"path": "x"}, {"label": "x"}, {"x": []}, {"x": float("nan")}, {"x": 2**63})
+    for metadata in wrong:
         assert refusal(AddRequest, image=b"", metadata=metadata) == "metadata must be an object of texts and numbers"
     for label in ("a\nb", "x" * 201):
         assert refusal(AddRequest, image=b"", label=label) == "label must be a line of text"
