@@ -19,8 +19,9 @@ try:
 except ImportError as error:
     raise MissingExtraError("the HTTP service", "serve") from error
 
-from simsearch import answers, reference, routes
+from simsearch import answers, routes
 from simsearch.engine import Engine
+from simsearch.server import openapi
 from simsearch.server.middleware import AccessLog, Authentication, BodyLimit, ResponseHeaders
 from simsearch.service import Service
 from simsearch.settings import Settings
@@ -45,8 +46,8 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI
 
     app = FastAPI(
         title="simsearch",
-        version=reference.VERSION,
-        description=reference.ABOUT,
+        version=openapi.VERSION,
+        description=openapi.ABOUT,
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
