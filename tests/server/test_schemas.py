@@ -8,9 +8,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the [test] extra is not installed")
 
-from simsearch.server.middleware import Refused
-
 from simsearch.search.options import OPTIONS
+from simsearch.server.middleware import Refused
 from simsearch.server.openapi import EXAMPLES, add_body, schema_of, search_body
 from simsearch.server.schemas import AddRequest, search_request
 from simsearch.settings import Settings
