@@ -113,9 +113,9 @@ def build(
     with engine:
         _say(summary, index_path, form)
         if recall is not None:
-            cli_search.choose(engine, recall, None, index_path)
+            cli_search.choose(engine.index, recall, None, index_path)
         if address is not None:
-            cli_cluster.send(engine, address, form=form)
+            cli_cluster.send(engine.index, address, form=form)
 
 
 @main.command()
@@ -351,7 +351,7 @@ def verify(form: str, index_path: str) -> None:
     from simsearch.verify import verify as check
 
     with _engine(index_path, device="cpu") as engine, progress("verifying") as callback:
-        verdict = check(engine, callback)
+        verdict = check(engine.opened_index, callback)
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(verdict)))
     elif not verdict.problems:
@@ -380,7 +380,7 @@ def export(form: str, folder: Path, roots: tuple[str, ...], index_path: str) -> 
     from simsearch.export import export_npy, export_parquet
 
     with opened(_engine(index_path, device="cpu", roots=roots)) as engine, progress("exporting") as callback:
-        count = (export_parquet if form == "parquet" else export_npy)(engine, folder, callback)
+        count = (export_parquet if form == "parquet" else export_npy)(engine.opened_index, folder, callback)
     click.echo(f"{folder}: {many(count, 'item')}")
 
 

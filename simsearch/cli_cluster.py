@@ -10,9 +10,9 @@ from simsearch.cli_models import form, index, version
 from simsearch.console import many, progress
 
 if TYPE_CHECKING:
-    from simsearch.engine import Engine
     from simsearch.planning import Extractor
     from simsearch.push import Options
+    from simsearch.storage.index import Index
 
 
 @click.command()
@@ -35,12 +35,12 @@ def push(
     Milvus Lite. After ? may follow consistency=strong, timeout=SECONDS and effort=N, joined by &. An interrupted
     push is continued by the next. $SIMSEARCH_MILVUS_TOKEN is the server's token, where it wants one.
     """
-    from simsearch.engine import Engine
     from simsearch.push import Options
+    from simsearch.storage.index import Index
 
     chosen = Options(kind and kind.upper(), _parameters(changes), storage, replace)
-    with Engine(index_path, device="cpu") as engine:
-        send(engine, address, chosen, form)
+    with Index(index_path) as opened_index:
+        send(opened_index, address, chosen, form)
 
 
 def extractor(on: str, device: str, workers: int | None) -> Extractor:
@@ -50,7 +50,7 @@ def extractor(on: str, device: str, workers: int | None) -> Extractor:
     return on_ray(on, device=device, threads=workers, say=lambda text: click.echo(f"note: {text}", err=True))
 
 
-def send(engine: Engine, address: str, options: Options | None = None, form: str = "text") -> None:
+def send(opened_index: Index, address: str, options: Options | None = None, form: str = "text") -> None:
     """Pushes an open index and says what came of it."""
     import dataclasses
     import json
@@ -60,7 +60,7 @@ def send(engine: Engine, address: str, options: Options | None = None, form: str
     from simsearch.push import push as send_off
 
     with progress("pushing") as callback:
-        pushed = send_off(engine, address, dataclasses.replace(options or Options(), progress=callback))
+        pushed = send_off(opened_index, address, dataclasses.replace(options or Options(), progress=callback))
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(pushed)))
         return

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from simsearch.duplicates import Member, Threshold
     from simsearch.engine import Engine
     from simsearch.report import Row
+    from simsearch.storage.index import Index
     from simsearch.tuning import Choice
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -63,15 +64,17 @@ def duplicates(
     if html_file is not None and not html_file.absolute().parent.is_dir():
         raise UsageError(f"{html_file} cannot be written: its folder does not exist")
     with opened(api.open(index_path, device=device)) as engine:
-        limit = near.threshold(engine) if max_distance is None else near.Threshold(max_distance)
+        limit = (
+            near.threshold(engine.opened_index, engine.model) if max_distance is None else near.Threshold(max_distance)
+        )
         with progress("comparing") as callback:
-            groups = near.groups(engine, limit.distance, callback, exact)
+            groups = near.groups(engine.snapshots, limit.distance, callback, exact)
         if html_file:
             _report(engine, groups, limit, html_file)
         _print_groups(groups, form)
         click.echo(_told(groups, limit), err=True)
         if len(engine) > near.EXACT and not exact:
-            pairs, together = near.checked(engine, groups, limit.distance)
+            pairs, together = near.checked(engine.snapshots, groups, limit.distance)
             click.echo(f"note: of {pairs:,} near pairs of {near.CHECKED} random items {together:,} are in one group;"
                        " --exact compares all", err=True)  # fmt: skip
     if not groups:
@@ -138,14 +141,14 @@ def _report(engine: Engine, groups: list[list[Member]], limit: Threshold, file: 
 @version
 def merge(other: tuple[str, ...], index_path: str) -> None:
     """Takes the items of OTHER indexes of the same model in, with their features; OTHER stays as it is."""
-    from simsearch.engine import Engine
     from simsearch.merging import merge as take_in
+    from simsearch.storage.index import Index
 
-    with Engine(index_path, device="cpu") as engine:
+    with Index(index_path) as target:
         for path in other:
-            with Engine(path, device="cpu") as source, progress("merging") as callback:
-                merged = take_in(engine, source, callback)
-            items = many(len(engine), "item")
+            with Index(path) as source, progress("merging") as callback:
+                merged = take_in(target, source, callback)
+            items = many(len(target), "item")
             click.echo(f"{index_path}: {items}; {merged.added:,} from {path}, {merged.known:,} known")
 
 
@@ -164,10 +167,10 @@ def compact(dry_run: bool, form: str, index_path: str) -> None:
 
     from simsearch import output
     from simsearch.compacting import compact as squeeze
-    from simsearch.engine import Engine
+    from simsearch.storage.index import Index
 
-    with Engine(index_path, device="cpu") as engine, progress("compacting") as callback:
-        done = squeeze(engine, dry_run, callback)
+    with Index(index_path) as opened_index, progress("compacting") as callback:
+        done = squeeze(opened_index, dry_run, callback)
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(done)))
         return
@@ -194,17 +197,17 @@ def tune(recall: float | None, memory: str | None, bits: int | None, form: str, 
     encoded as they come. --codes trains an autoencoder, which takes minutes; its codes are used even if another way
     would be faster.
     """
-    from simsearch.engine import Engine
     from simsearch.errors import UsageError
+    from simsearch.storage.index import Index
 
     if bits is not None and bits % 8:
         raise UsageError(f"--codes {bits} is no multiple of 8")
-    with Engine(index_path, device="cpu") as engine:
-        choose(engine, recall, _bytes(memory), index_path, form, bits)
+    with Index(index_path) as opened_index:
+        choose(opened_index, recall, _bytes(memory), index_path, form, bits)
 
 
 def choose(
-    engine: Engine, recall: float | None, memory: int | None, index_path: str, form: str = "text",
+    opened_index: Index, recall: float | None, memory: int | None, index_path: str, form: str = "text",
     bits: int | None = None,
 ) -> None:  # fmt: skip
     """Tunes an open index and says what came of it."""
@@ -215,14 +218,16 @@ def choose(
 
     with progress("tuning") as callback:
         if bits is None:
-            choice = tuning.tune(engine, 0.99 if recall is None else recall, memory, callback)
+            choice = tuning.tune(opened_index, 0.99 if recall is None else recall, memory, callback)
         else:
             from simsearch.models.dbn import CodesConfig
 
             wanted = tuning.RERANKED_RECALL if recall is None else recall
-            choice = tuning.tune_codes(engine, CodesConfig(bits), wanted, memory, callback)
+            choice = tuning.tune_codes(opened_index, CodesConfig(bits), wanted, memory, callback)
     click.echo(
-        json.dumps(dataclasses.asdict(choice)) if form == "json" else f"{index_path}: {_chosen(choice, len(engine))}"
+        json.dumps(dataclasses.asdict(choice))
+        if form == "json"
+        else f"{index_path}: {_chosen(choice, len(opened_index))}"
     )
 
 

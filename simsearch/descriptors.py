@@ -12,25 +12,19 @@ Letters: B images, D dimension of the network's layer or of a concatenation, d d
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.numpy
 
-from simsearch.errors import IndexDamagedError, UsageError
+from simsearch.errors import UsageError
 from simsearch.extract import Task, extract
 from simsearch.projection import Projection, principal
-from simsearch.shards import sync_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.meta import Meta
     from simsearch.models import Model
     from simsearch.models.jpegs import JpegDecoder
     from simsearch.recipe import Recipe
@@ -38,9 +32,6 @@ if TYPE_CHECKING:
 
 REFERENCE = "fc7"
 """The last hidden layer as it is, under Euclidean distance: what every other recipe is compared with."""
-
-FILE = "components.safetensors"
-"""In an index's folder: the principal components that its features are made with."""
 
 SAMPLE = 4096
 """Pictures that the components are learned from."""
@@ -242,56 +233,3 @@ def whitened(sample: NDArray[np.floating[Any]], dimensions: int, whitening: floa
     found = principal(sample, dimensions)
     deviation = np.maximum(found(sample).std(0), 1e-6)
     return Projection(found.mean, (found.axes / deviation**whitening).astype(np.float32))
-
-
-def write(folder: Path, projection: Projection) -> str:
-    """Writes the components into an index's folder, durably in one step, and returns their SHA-256."""
-    data = safetensors.numpy.save({"mean": projection.mean, "axes": projection.axes})
-    partial = folder / f".{FILE}.partial"
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / FILE)
-    sync_folder(folder)
-    return hashlib.sha256(data).hexdigest()
-
-
-def record(folder: Path, model: Model) -> dict[str, Any]:
-    """What `meta.json` says of a model's descriptor, whose components are written first; empty without one."""
-    if not isinstance(model, Described):
-        return {}
-    digest = {} if model.projection is None else {"components_sha256": write(folder, model.projection)}
-    return {**model.descriptor.to_dict(), **digest}
-
-
-def read(folder: Path, sha256: str) -> Projection:
-    """The components of an index. Raises IndexDamagedError unless they are those that it was made with."""
-    path = folder / FILE
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise IndexDamagedError(f"{path}: {error.strerror}") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise IndexDamagedError(f"{path} has SHA-256 {found}, recorded was {sha256}")
-    tensors = safetensors.numpy.load(data)
-    return Projection(tensors["mean"], tensors["axes"])
-
-
-def components(folder: Path, meta: Meta) -> Projection | None:
-    """An index's components; None if its features have none. Raises IndexDamagedError."""
-    digest = meta.descriptor.get("components_sha256")
-    return None if digest is None else read(folder, str(digest))
-
-
-def of_index(model: Model, folder: Path, meta: Meta) -> Model:
-    """The model that an index's features come from: `model`, or what the index's recipe makes of it."""
-    base = model.base if isinstance(model, Described) else model
-    if not meta.descriptor:
-        return base
-    values = {key: value for key, value in meta.descriptor.items() if key != "components_sha256"}
-    found = Described(base, Descriptor.from_dict(values), components(folder, meta))
-    if found.dimension != meta.dimension:
-        raise IndexDamagedError(f"{folder}: {meta.features} has {found.dimension} dimensions, not {meta.dimension}")
-    return found

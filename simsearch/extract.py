@@ -19,12 +19,11 @@ from typing import IO, TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
+from simsearch.halves import stored
 from simsearch.loading import Extracted, decoded, load
 from simsearch.machine import Budget, cores
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from simsearch.models import Model
     from simsearch.models.jpegs import JpegDecoder
 
@@ -229,11 +228,6 @@ class _Room:
         with self._lock:
             self.reading += reading
             self.bytes += size
-
-
-def stored(features: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Features as an index keeps them. What float16 cannot hold becomes its largest value, never infinity."""
-    return np.clip(features, -65504, 65504).astype(np.float16)
 
 
 def _computed(model: Model, batch: list[tuple[T, Extracted]], budget: Budget) -> list[tuple[T, Extracted]]:

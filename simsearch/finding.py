@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simsearch import sources
 from simsearch.errors import UsageError
-from simsearch.snapshot import Sources, matcher
+from simsearch.opening import Sources
 
 if TYPE_CHECKING:
-    from simsearch.store import Item, Reader
+    from simsearch.reader import Item
+    from simsearch.storage.protocols import ItemReader
 
 Name = str | int | np.integer | os.PathLike[str]
 """What stands for items: an id, `id:N`, a path, a folder, an archive, or a glob."""
@@ -21,7 +25,7 @@ SINGLE = (str, int, np.integer, os.PathLike)
 """One name; anything else is several."""
 
 
-def find(names: Name | Iterable[Name], reader: Reader, opened: Sources) -> list[Item]:
+def find(names: Name | Iterable[Name], reader: ItemReader, opened: Sources) -> list[Item]:
     """The items that names mean, by id. Raises UsageError for one in vain, ItemNotFoundError."""
     found: dict[int, Item] = {}
     rest: list[str] = []
@@ -45,3 +49,23 @@ def find(names: Name | Iterable[Name], reader: Reader, opened: Sources) -> list[
             if not count:
                 raise UsageError(f"no item of the index matches {name!r}", hint="a path, id:N, or a glob in quotes")
     return [found[number] for number in sorted(found)]
+
+
+def matcher(name: str) -> Callable[[str, str], bool]:
+    """Whether a name (a path, a folder, an archive or a glob) means an item, given as printed and as stored."""
+    if not name:
+        raise UsageError("an empty name means no item", hint="a path, id:N, or a glob in quotes")
+    full = os.path.abspath(os.path.expanduser(name))
+    inside = full + os.sep, full + sources.SEPARATOR
+
+    def plain(shown: str, relative: str) -> bool:
+        return name in {shown, relative} or shown == full or shown.startswith(inside)
+
+    if not glob.has_magic(name) or os.path.exists(name):
+        return plain
+    return lambda shown, relative: (
+        plain(shown, relative)
+        or fnmatch.fnmatchcase(shown, name)
+        or fnmatch.fnmatchcase(relative, name)
+        or fnmatch.fnmatchcase(shown, full)
+    )

@@ -43,3 +43,8 @@ def decoded(features: NDArray[Any], out: NDArray[np.float32] | None = None) -> N
     else:
         values[...] = x
     return values
+
+
+def stored(features: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Features as an index keeps them. What float16 cannot hold becomes its largest value, never infinity."""
+    return np.clip(features, -65504, 65504).astype(np.float16)

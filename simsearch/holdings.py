@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from simsearch.collection import EXACT, Collection, Hit
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, ItemNotFoundError, UsageError
 from simsearch.filters import Condition
 from simsearch.meta import Meta
-from simsearch.shards import Shards
 from simsearch.store import Item, SourceRow
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ class Rows:
     def __init__(self, rows: Collection, state: State) -> None:
         self.rows_of, self.known = rows, state
         self.features = Features(rows, state.meta.dimension)
-        self.shards = cast(Shards, self.features)
+        self.shards = self.features
         self.seen: dict[int, Item] = {}
 
     def state(self, key: str) -> int:
@@ -128,10 +127,6 @@ class Rows:
 
     def failures(self) -> NoReturn:
         raise UsageError("what failed is recorded in the index that was pushed, not in the collection")
-
-    def integrity(self) -> NoReturn:
-        raise UsageError(f"{self.rows_of.address} has no files to be verified",
-                         hint="`simsearch push` compares a collection with its index")  # fmt: skip
 
     def label_count(self) -> int:
         return int(self.known.state["labels"])

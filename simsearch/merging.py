@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from simsearch import models, sync
 from simsearch.errors import ModelMismatchError, UsageError
-from simsearch.meta import writer_lock
 from simsearch.store import Changes, Item
 
 if TYPE_CHECKING:
-    from simsearch.engine import Engine
+    from simsearch.storage.index import Index
     from simsearch.store import Reader
 
 _ITEMS = 1024
@@ -27,7 +28,7 @@ class Merged:
     known: int
 
 
-def merge(target: Engine, other: Engine, progress: Callable[[int, int], None] = lambda done, total: None) -> Merged:
+def merge(target: Index, other: Index, progress: Callable[[int, int], None] = lambda done, total: None) -> Merged:
     """Copies the items of `other`, with their features, into `target`; nothing is computed.
 
     A kill leaves whole blocks of items, and a second merge adds the rest. Raises ModelMismatchError, UsageError.
@@ -35,9 +36,7 @@ def merge(target: Engine, other: Engine, progress: Callable[[int, int], None] = 
     if target.path.resolve() == other.path.resolve():
         raise UsageError(f"{target.path} cannot be merged into itself")
     ours, theirs = target.meta, other.meta
-    alike = any(
-        models.same_weights(engine.model_name, ours.weights_sha256, theirs.weights_sha256) for engine in (target, other)
-    )
+    alike = any(models.same_weights(meta.model, ours.weights_sha256, theirs.weights_sha256) for meta in (ours, theirs))
     if ours.descriptor != theirs.descriptor and alike:
         raise ModelMismatchError(
             f"{target.path} has features {ours.features}, {other.path} {theirs.features} or others of that name",
@@ -54,9 +53,9 @@ def merge(target: Engine, other: Engine, progress: Callable[[int, int], None] = 
             f"{target.path} was made by {ours.engine}, {other.path} by {theirs.engine}: their features differ a little",
             hint=f"SIMSEARCH_PRECISION={target.precision} builds an index that can be merged",
         )
-    with writer_lock(target.path), other.store.reading() as reader:
+    with target.writing(), other.reading() as reader:
         sources = _sources(target, other, reader)
-        with target.store.reading() as own:
+        with target.reading() as own:
             taken = {(item.source, item.path) for item in own.items()}
             row = own.state("rows")
         known = done = 0
@@ -80,25 +79,24 @@ def merge(target: Engine, other: Engine, progress: Callable[[int, int], None] = 
     return Merged(done, known)
 
 
-def _sources(target: Engine, other: Engine, reader: Reader) -> dict[int, int]:
+def _sources(target: Index, other: Index, reader: Reader) -> dict[int, int]:
     """The number in `target` of each source of `other`."""
-    with target.store.reading() as own:
+    with target.reading() as own:
         known = {(row.kind, target.root_of(row)): row.id for row in own.sources()}
     numbers = {}
     for row in reader.sources():
         place = row.kind, other.root_of(row)
         if place not in known:
-            known[place] = target.store.add_source(*place, target.path.absolute(), row.options).id
+            known[place] = target.database.add_source(*place, target.path.absolute(), row.options).id
         numbers[row.id] = known[place]
     return numbers
 
 
-def _append(target: Engine, other: Reader, items: list[Item], row: int) -> int:
+def _append(target: Index, other: Reader, items: list[Item], row: int) -> int:
     """Writes the items' features from `row` on, commits them, and returns the row after the last."""
-    import numpy as np
-
+    target.check_in_place()
     features = other.shards.read(np.array([item.row for item in items], np.int64))
-    checksum = target.shards.write(row, features)
+    checksum = target.feature_files.write(row, features)
     placed = [replace(item, row=row + n) for n, item in enumerate(items)]
-    target.store.apply(Changes(inserted=placed, blocks=[(row, len(items), checksum)]))
+    target.database.apply(Changes(inserted=placed, blocks=[(row, len(items), checksum)]))
     return row + len(items)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from simsearch.errors import IndexDamagedError, IndexLockedError, IndexNotFoundError, UsageError
 from simsearch.recipe import Recipe
-from simsearch.shards import ROWS_PER_SHARD, sync_folder
+from simsearch.shards import ROWS_PER_SHARD
+from simsearch.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,20 +56,22 @@ class Meta:
     """The number of items when they were measured."""
 
     @classmethod
-    def read(cls, folder: Path) -> Meta:
+    def read(cls, folder: Folder | Path) -> Meta:
         """Raises IndexNotFoundError, IndexDamagedError, or UsageError for a format of the future."""
-        path = folder / "meta.json"
+        place = folder.path if isinstance(folder, Folder) else folder
+        path = place / "meta.json"
         try:
-            return cls.of(json.loads(path.read_bytes()), folder)
+            opened = folder if isinstance(folder, Folder) else Folder.at(folder)
+            return cls.of(json.loads(opened.read("meta.json")), place)
         except FileNotFoundError:
-            if next((folder / "features").glob("*.f16"), None):
+            if _has_features(folder):
                 raise IndexDamagedError(f"{path} is missing, though there are features") from None
-            hint = f"make one: simsearch build SOURCE -i {folder}"
-            raise IndexNotFoundError(f"there is no index at {folder}", hint=hint) from None
+            hint = f"make one: simsearch build SOURCE -i {place}"
+            raise IndexNotFoundError(f"there is no index at {place}", hint=hint) from None
         except PermissionError as error:
             raise UsageError(f"{path}: {error.strerror}") from error
         except NotADirectoryError:
-            raise IndexNotFoundError(f"{folder} is not a folder, so no index either") from None
+            raise IndexNotFoundError(f"{place} is not a folder, so no index either") from None
         except OSError as error:
             raise IndexDamagedError(f"{path}: {error.strerror}") from error
         except KeyError as error:
@@ -98,29 +101,32 @@ class Meta:
             raise ValueError("search or distances is not as simsearch writes it")
         return meta
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Folder | Path) -> None:
         """Replaces the file in one atomic, durable step."""
-        partial = folder / ".meta.json.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, folder / "meta.json")
-        sync_folder(folder)
+        opened = folder if isinstance(folder, Folder) else Folder.at(folder)
+        opened.write("meta.json", (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+def _has_features(folder: Folder | Path) -> bool:
+    """True if there are feature files in an index's folder."""
+    with contextlib.suppress(OSError):
+        opened = folder if isinstance(folder, Folder) else Folder.at(folder)
+        return any(name.endswith(".f16") for name in opened.child("features").names())
+    return False
 
 
 @contextlib.contextmanager
-def writer_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
+def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
     """Holds the index's writer lock, which the system releases when the process dies.
 
     patience: seconds to wait for another writer. Raises IndexLockedError.
     """
-    path = folder / "writer.lock"
+    place = folder.path if isinstance(folder, Folder) else folder
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        opened = folder if isinstance(folder, Folder) else Folder.at(folder)
+        descriptor = opened.open("writer.lock", os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise UsageError(f"the index {folder} cannot be written: {error.strerror}") from error
+        raise UsageError(f"the index {place} cannot be written: {error.strerror}") from error
     try:
         latest = time.monotonic() + patience
         while not _taken(descriptor):
@@ -129,7 +135,7 @@ def writer_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
                 continue
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             who = f"process {holder}" if holder else "another process"
-            raise IndexLockedError(f"{who} is writing to {folder}", hint="wait for it; reading is possible")
+            raise IndexLockedError(f"{who} is writing to {place}", hint="wait for it; reading is possible")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield

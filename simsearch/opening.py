@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from simsearch import images
-from simsearch.errors import ImageError, UsageError
+from simsearch.errors import ImageError, IndexDamagedError, UsageError
 from simsearch.images import EXTENSIONS, looks_like_image
-from simsearch.sources import SEPARATOR, FolderSource, Source, read_file
+from simsearch.sources import SEPARATOR, FolderSource, Listing, Source, display, read_file
 
 
 def resolve(name: str) -> Source:
@@ -111,3 +113,44 @@ def open_picture(picture: Any, shorter_side: int | None, name: str | None = None
         return images.decode(data, shorter_side)
     except ImageError as error:
         raise ImageError(f"{name or found}: {error}", hint=error.hint) from error
+
+
+class RecordedSource(Source):
+    """A source known from the index; its container is opened when an image of it is first read."""
+
+    def __init__(self, kind: str, root: str) -> None:
+        super().__init__(root)
+        self.kind = kind
+        self._opened: Source | None = None
+        self._lock = threading.Lock()
+
+    def _source(self) -> Source:
+        with self._lock:
+            if self._opened is None:
+                try:
+                    self._opened = reopen(self.kind, self.root)
+                except UsageError as error:
+                    raise ImageError(str(error), hint=error.hint) from error
+            return self._opened
+
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        return self._source().listing(exclude)
+
+    def read(self, path: str) -> bytes:
+        return self._source().read(path)
+
+    def close(self) -> None:
+        with self._lock:
+            opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
+
+    def display(self, path: str) -> str:
+        return display(self.kind, self.root, path)
+
+
+class Sources(dict[int, Source]):
+    """The sources of an index by number."""
+
+    def __missing__(self, number: int) -> Source:
+        raise IndexDamagedError(f"items.sqlite: an item belongs to source {number}, which is not there")

@@ -13,8 +13,9 @@ from simsearch.filters import text
 from simsearch.store import Item, SourceRow
 
 if TYPE_CHECKING:
-    from simsearch.engine import Engine
     from simsearch.loading import Extracted
+    from simsearch.storage.index import Index
+    from simsearch.storage.model import IndexModel
     from simsearch.store import Reader
 
 Progress = Callable[[int, int], None]
@@ -25,7 +26,7 @@ class Extractor(Protocol):
     """What computes features elsewhere; `cluster.Cluster` is one."""
 
     def groups(
-        self, engine: Engine, keys: Sequence[Any], known: Container[bytes], batch_size: int
+        self, index: Index, model: IndexModel, keys: Sequence[Any], known: Container[bytes], batch_size: int
     ) -> Iterator[list[tuple[Any, Extracted]]]:
         """See `extract.extract`: the results of all images in their order. batch_size: 0 chooses for the device."""
         ...
@@ -124,13 +125,13 @@ class Plan:
     healed: list[str] = field(default_factory=list)
 
 
-def plans(engine: Engine, found: Sequence[sources.Source], options: Options, summary: Summary) -> list[Plan]:
+def plans(index: Index, found: Sequence[sources.Source], options: Options, summary: Summary) -> list[Plan]:
     """Compares the given sources with the index, or all that it knows if none are given; counts go to `summary`.
 
     Raises UsageError if a source is empty though the index has many items from it (a disk that is not mounted, say).
     """
-    with engine.store.reading() as reader:
-        known = [(row, engine.root_of(row)) for row in reader.sources()]
+    with index.reading() as reader:
+        known = [(row, index.root_of(row)) for row in reader.sources()]
 
         def kept(row: SourceRow, root: str) -> bool:
             return row.kind == "dataset" or os.path.exists(root) or reader.has_items(row.id)

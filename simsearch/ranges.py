@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from simsearch import extract, images, models, opening
+from simsearch import halves, images, models, opening
 from simsearch.errors import ImageError, UsageError
 from simsearch.models import networks, quantised, weights
 from simsearch.models.runtime import OnnxModel
@@ -117,7 +117,7 @@ def agreement(reference: NDArray[np.float32], features: NDArray[np.float32]) -> 
 
 def nearest(features: NDArray[np.float32], k: int = 6) -> NDArray[np.int64]:
     """The k nearest others of each of (n, D) features: (n, k) rows."""
-    x = extract.stored(features).astype(np.float32)
+    x = halves.stored(features).astype(np.float32)
     squares = np.einsum("nd,nd->n", x, x)
     found = []
     for start in range(0, len(x), 512):

@@ -18,10 +18,8 @@ from simsearch.index import Neighbours
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.shards import Shards
-    from simsearch.snapshot import Snapshot
-    from simsearch.store import Item, Reader
-    from simsearch.structure import Structure
+    from simsearch.reader import Item
+    from simsearch.storage.protocols import ApproximateSearch, FeatureReader, ItemReader, SearchSnapshot
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
 """An image to search by: a path, encoded bytes, a PIL image, or an (H, W, 3) uint8 array."""
@@ -93,11 +91,11 @@ class Search:
     structure: names candidates, unless an exact search is asked for; None: all searches are exact.
     """
 
-    reader: Reader
-    snapshot: Snapshot
-    shards: Shards
+    reader: ItemReader
+    snapshot: SearchSnapshot
+    shards: FeatureReader
     table: Sequence[float]
-    structure: Structure | None = None
+    structure: ApproximateSearch | None = None
 
     def answers(
         self, queries: NDArray[np.float32], k: int,

@@ -1,29 +1,26 @@
-"""What one generation of an index holds."""
+"""Searching an index as it is now: what one generation of it holds, and what is open already used again."""
 
 from __future__ import annotations
 
-import fnmatch
-import glob
-import os
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from simsearch import opening, sources
-from simsearch.errors import ImageError, IndexDamagedError, UsageError
+from simsearch import coded, resident
+from simsearch.errors import IndexDamagedError
 from simsearch.index import FlatIndex
+from simsearch.models import runtime
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-
-class Sources(dict[int, sources.Source]):
-    """The sources of an index by number."""
-
-    def __missing__(self, number: int) -> sources.Source:
-        raise IndexDamagedError(f"items.sqlite: an item belongs to source {number}, which is not there")
+    from simsearch.opening import Sources
+    from simsearch.storage.index import Index
+    from simsearch.store import Reader
+    from simsearch.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -36,55 +33,67 @@ class Snapshot:
     sources: Sources
 
 
-class RecordedSource(sources.Source):
-    """A source known from the index; its container is opened when an image of it is first read."""
+class Snapshots:
+    """The snapshots of an index for searches on one device: "cpu", "auto" (which scans on the CPU), "cuda", "cuda:N".
 
-    def __init__(self, kind: str, root: str) -> None:
-        super().__init__(root)
-        self.kind = kind
-        self._opened: sources.Source | None = None
-        self._lock = threading.Lock()
+    Safe for many threads.
+    """
 
-    def _source(self) -> sources.Source:
+    def __init__(self, index: Index, device: str = "cpu") -> None:
+        self.index, self.device = index, device
+        self._lock = threading.RLock()
+        self._last: Snapshot | None = None
+        self._structure: tuple[Any, Structure | None] = (None, None)
+
+    def reading(self) -> contextlib.AbstractContextManager[Reader]:
+        """One snapshot of the database, and the feature files that belong to it."""
+        return self.index.reading()
+
+    def current(self, reader: Reader) -> Snapshot:
+        """The snapshot that belongs to the reader's. Raises DeviceError where a device was named and is not there."""
+        generation = reader.state("generation")
         with self._lock:
-            if self._opened is None:
-                try:
-                    self._opened = opening.reopen(self.kind, self.root)
-                except UsageError as error:
-                    raise ImageError(str(error), hint=error.hint) from error
-            return self._opened
+            last = self._last
+            if last is not None and last.generation == generation:
+                if self.index.meta.generation < generation:  # who has committed writes meta.json only afterwards
+                    self.index.refresh()
+                return last
+            rows = reader.state("rows")
+            live = None if reader.count() == rows else reader.rows()
+            same = last is not None and last.flat.rows == rows and last.flat.shards is reader.shards
+            flat = last.flat if last is not None and same else self._flat(reader, rows)
+            self.index.refresh()
+            self._last = Snapshot(generation, flat, live, self.index.sources(reader))
+            return self._last
 
-    def listing(self, exclude: Sequence[str] = ()) -> sources.Listing:
-        return self._source().listing(exclude)
-
-    def read(self, path: str) -> bytes:
-        return self._source().read(path)
+    def structure(self, reader: Reader) -> Structure | None:
+        """The search structure that `tune` chose, loaded on first use; None if there is none, or it is gone."""
+        epoch = reader.epoch()  # of the feature files whose rows it shall name
+        with self._lock:
+            parameters = self.index.meta.search["parameters"]
+            name = parameters.get("folder", "") if isinstance(parameters, dict) else ""
+            key = name, epoch, parameters.get("encoded") if name else None
+            if self._structure[0] != key:
+                loaded = None
+                with contextlib.suppress(IndexDamagedError, OSError):  # derived data: its loss costs time, not answers
+                    loaded = coded.load(self.index.derived / Path(name).name, parameters, epoch)
+                self._structure = key, loaded
+            return self._structure[1] if name else None
 
     def close(self) -> None:
+        """Forgets what is open."""
         with self._lock:
-            opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.close()
+            self._last, self._structure = None, (None, None)
 
-    def display(self, path: str) -> str:
-        return sources.display(self.kind, self.root, path)
+    def _flat(self, reader: Reader, rows: int) -> FlatIndex:
+        """All rows for exact search: on GPUs if such a device was named and they fit, else on the CPU."""
+        if not self.device.startswith("cuda"):
+            return FlatIndex(reader.shards, rows)
+        runtime.choose_device(self.device)
 
+        def devices(count: int) -> list[str]:
+            return resident.devices_for(self.device, count, self.index.meta.dimension)
 
-def matcher(name: str) -> Callable[[str, str], bool]:
-    """Whether a name (a path, a folder, an archive or a glob) means an item, given as printed and as stored."""
-    if not name:
-        raise UsageError("an empty name means no item", hint="a path, id:N, or a glob in quotes")
-    full = os.path.abspath(os.path.expanduser(name))
-    inside = full + os.sep, full + sources.SEPARATOR
-
-    def plain(shown: str, relative: str) -> bool:
-        return name in {shown, relative} or shown == full or shown.startswith(inside)
-
-    if not glob.has_magic(name) or os.path.exists(name):
-        return plain
-    return lambda shown, relative: (
-        plain(shown, relative)
-        or fnmatch.fnmatchcase(shown, name)
-        or fnmatch.fnmatchcase(relative, name)
-        or fnmatch.fnmatchcase(shown, full)
-    )
+        last = self._last
+        before = last.flat if last is not None and last.flat.shards is reader.shards else None
+        return FlatIndex(reader.shards, rows, devices, before)

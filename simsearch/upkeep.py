@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.index import FlatIndex
-    from simsearch.structure import Structure
 
 GROWN = 1.1
 """The recall is measured again when so many times as many items are there as when it last was."""
@@ -30,7 +29,7 @@ QUERIES = 100
 
 
 def kept(
-    index: Path, search: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], measure: bool = True
+    derived: Path, search: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], measure: bool = True
 ) -> dict[str, Any]:
     """What `meta.json` says of the search, brought up to date for an index with the rows `live`, ascending.
 
@@ -41,7 +40,7 @@ def kept(
     parameters = search["parameters"]
     if not isinstance(parameters, dict) or not parameters.get("folder"):
         return search
-    folder = index / "derived" / Path(parameters["folder"]).name
+    folder = derived / Path(parameters["folder"]).name
     with contextlib.suppress(IndexDamagedError):
         if parameters.get("kind") == "codes":
             search = {**search, "parameters": {**parameters, "encoded": coded.extend(folder, parameters, flat)}}
@@ -71,7 +70,7 @@ def fallen(search: dict[str, Any]) -> bool:
     return bool(since.get("high", 1.0) < (search.get("target") or 0))
 
 
-def told(search: dict[str, Any], index: Path, structure: Structure | None) -> dict[str, Any]:
+def told(search: dict[str, Any], index: Path, structure: object | None) -> dict[str, Any]:
     """What `info` says of the search: what is recorded, and the command that repairs what is wrong with it.
 
     structure: what could be loaded. missing: its files are gone or cannot be read, so every search is exact.

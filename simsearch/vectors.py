@@ -17,8 +17,7 @@ from simsearch.search import Picture
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.snapshot import Snapshot
-    from simsearch.store import Reader
+    from simsearch.storage.protocols import ItemReader, SearchSnapshot
 
 
 class Vectors:
@@ -28,7 +27,7 @@ class Vectors:
     """
 
     def __init__(
-        self, reader: Reader, snapshot: Snapshot, resize: int,
+        self, reader: ItemReader, snapshot: SearchSnapshot, resize: int,
         compute: Callable[[Sequence[Image.Image]], NDArray[np.float32]],
     ) -> None:  # fmt: skip
         self.reader, self.snapshot, self.resize, self.compute = reader, snapshot, resize, compute

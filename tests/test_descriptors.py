@@ -16,6 +16,8 @@ from simsearch.meta import Meta
 from simsearch.models.runtime import OnnxModel
 from simsearch.models.torch_runtime import TorchModel
 from simsearch.search import blend, expanded
+from simsearch.storage import components
+from simsearch.storage.folder import Folder
 from simsearch.verify import verify
 
 from .conftest import draw
@@ -142,7 +144,7 @@ def test_an_index_has_its_own_components_and_every_search_agrees(pictures, tmp_p
     assert again.search_by_vector(stored[6], k=3)[0].id == 7
     draw(tmp_path / "more.png", 99)
     assert again.add(tmp_path / "more.png").added == 1
-    assert verify(again).problems == ()
+    assert verify(again.index).problems == ()
 
 
 def test_what_is_recorded_suffices_to_make_the_features_again(pictures, tmp_path, small, colours, monkeypatch):
@@ -155,12 +157,12 @@ def test_what_is_recorded_suffices_to_make_the_features_again(pictures, tmp_path
 
 def test_components_that_are_damaged_or_gone_are_noticed(pictures, tmp_path, small, colours):
     simsearch.build(pictures, tmp_path / "index", colours, features="small").close()
-    file = tmp_path / "index" / descriptors.FILE
+    file = tmp_path / "index" / components.FILE
     good = file.read_bytes()
     for data in (good[:-4] + b"\0\1\2\3", good[:40], None):
         file.unlink() if data is None else file.write_bytes(data)
         done = run("verify", "-i", tmp_path / "index")
-        assert done.exit_code == 3 and descriptors.FILE in done.output
+        assert done.exit_code == 3 and components.FILE in done.output
         with pytest.raises(IndexDamagedError, match="components"):
             simsearch.open(tmp_path / "index", model=colours)
     file.write_bytes(good)
@@ -201,9 +203,9 @@ def test_indexes_merge_where_one_took_the_components_of_the_other(pictures, tmp_
     one = simsearch.build(pictures / "a", tmp_path / "one", colours, features="small")
     other = simsearch.build(pictures / "b", tmp_path / "other", colours, features="small")
     with pytest.raises(ModelMismatchError, match="others of that name"):
-        merge(one, other)
+        merge(one.index, other.index)
     alike = simsearch.build(pictures / "b", tmp_path / "alike", colours, features=str(tmp_path / "one"))
-    assert merge(one, alike).added == 40
+    assert merge(one.index, alike.index).added == 40
     assert len(one) == 80
     simsearch.build(pictures / "b", tmp_path / "alike", colours, features=str(tmp_path / "one"))
     with pytest.raises(UsageError, match="has features small"):
@@ -212,7 +214,7 @@ def test_indexes_merge_where_one_took_the_components_of_the_other(pictures, tmp_
 
 def test_components_left_by_an_interrupted_build_are_no_obstacle(pictures, tmp_path, small, colours):
     (tmp_path / "index").mkdir()
-    (tmp_path / "index" / descriptors.FILE).write_bytes(b"half")
+    (tmp_path / "index" / components.FILE).write_bytes(b"half")
     with simsearch.build(pictures, tmp_path / "index", colours, features="small") as engine:
         assert len(engine) == 80
 
@@ -249,7 +251,7 @@ def test_a_build_interrupted_before_the_index_exists_goes_through_again(where, p
 
     place = {
         "learning": (type(colours), "features"),
-        "components": (descriptors, "sync_folder"),
+        "components": (Folder, "sync"),
         "meta": (Meta, "write"),
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -259,7 +261,7 @@ def test_a_build_interrupted_before_the_index_exists_goes_through_again(where, p
     assert not (tmp_path / "index" / "meta.json").exists()
     with simsearch.build(pictures, tmp_path / "index", colours, features="small") as engine:
         assert len(engine) == 80
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
 
 
 def test_query_expansion_searches_again_by_the_first_matches(pictures, tmp_path, colours):

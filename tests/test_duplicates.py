@@ -49,7 +49,7 @@ def test_groups_are_those_of_all_pairs(tmp_path: Path, monkeypatch: pytest.Monke
     features = features.astype(np.float16)
     filler = Filler(tmp_path / "index", 80, rows_per_shard=128)
     filler.add(features)
-    found = duplicates.groups(filler.engine, reach)
+    found = duplicates.groups(filler.engine.snapshots, reach)
     assert [[member.item.id for member in group] for group in found] == expected(features, reach)
     for group in found:
         first = features[group[0].item.id - 1].astype(np.float64)
@@ -70,29 +70,33 @@ def test_large_indexes_are_compared_list_by_list(tmp_path: Path, monkeypatch: py
     def ids(found: list[list[duplicates.Member]]) -> list[list[int]]:
         return [[member.item.id for member in group] for group in found]
 
-    exact = duplicates.groups(filler.engine, 1.5)
-    assert duplicates.checked(filler.engine, exact, 1.5)[0] == duplicates.checked(filler.engine, exact, 1.5)[1] > 20
+    exact = duplicates.groups(filler.engine.snapshots, 1.5)
+    assert (
+        duplicates.checked(filler.engine.snapshots, exact, 1.5)[0]
+        == duplicates.checked(filler.engine.snapshots, exact, 1.5)[1]
+        > 20
+    )
     monkeypatch.setattr(duplicates, "EXACT", 1000)
-    found = duplicates.groups(filler.engine, 1.5)
-    assert ids(duplicates.groups(filler.engine, 1.5, exact=True)) == ids(exact)
-    pairs, together = duplicates.checked(filler.engine, found, 1.5)
+    found = duplicates.groups(filler.engine.snapshots, 1.5)
+    assert ids(duplicates.groups(filler.engine.snapshots, 1.5, exact=True)) == ids(exact)
+    pairs, together = duplicates.checked(filler.engine.snapshots, found, 1.5)
     assert together >= 0.95 * pairs
     linked = {number for group in ids(found) for number in group}
     assert linked <= {number for group in ids(exact) for number in group}
     assert max(map(len, found)) >= 60
-    assert duplicates.checked(filler.engine, [], 1.5) == (pairs, 0)
+    assert duplicates.checked(filler.engine.snapshots, [], 1.5) == (pairs, 0)
 
 
 def test_removed_items_are_in_no_group(tmp_path: Path) -> None:
     filler = Filler(tmp_path / "index", 4)
-    assert duplicates.groups(filler.engine, 1) == []
+    assert duplicates.groups(filler.engine.snapshots, 1) == []
     filler.add(np.ones((3, 4)))
     filler.remove([2])
-    assert [[m.item.id for m in group] for group in duplicates.groups(filler.engine, 0)] == [[1, 3]]
+    assert [[m.item.id for m in group] for group in duplicates.groups(filler.engine.snapshots, 0)] == [[1, 3]]
     filler.remove([1])
-    assert duplicates.groups(filler.engine, 5) == []
+    assert duplicates.groups(filler.engine.snapshots, 5) == []
     with pytest.raises(UsageError, match="not negative"):
-        duplicates.groups(filler.engine, -1)
+        duplicates.groups(filler.engine.snapshots, -1)
 
 
 def test_copies_are_found_by_the_calibrated_threshold(tmp_path: Path, photos: Path, colours: Colours) -> None:
@@ -100,10 +104,10 @@ def test_copies_are_found_by_the_calibrated_threshold(tmp_path: Path, photos: Pa
         image = Image.open(photos / f"{name}.png")
         image.resize((14, 14)).resize((16, 16)).save(photos / f"{name}-copy.png")
     with api.build(photos, tmp_path / "index", colours) as engine:
-        limit = duplicates.threshold(engine)
+        limit = duplicates.threshold(engine.opened_index, engine.model)
         assert set(limit.copies) == set(duplicates.COPIES)
         assert 0 < limit.distance < 0.5
-        found = duplicates.groups(engine, limit.distance)
+        found = duplicates.groups(engine.snapshots, limit.distance)
         pairs = [sorted(Path(member.path).stem for member in group) for group in found]
         assert sorted(pairs) == [["0", "0-copy"], ["3", "3-copy"]]
 
@@ -111,7 +115,7 @@ def test_copies_are_found_by_the_calibrated_threshold(tmp_path: Path, photos: Pa
 def test_threshold_without_the_pictures(tmp_path: Path, photos: Path, colours: Colours) -> None:
     with api.build(photos, tmp_path / "index", colours) as engine:
         photos.rename(tmp_path / "elsewhere")
-        limit = duplicates.threshold(engine)
+        limit = duplicates.threshold(engine.opened_index, engine.model)
         assert limit.copies == {} and limit.distance >= 0
 
 
@@ -146,20 +150,20 @@ def test_merge(tmp_path: Path, photos: Path, colours: Colours) -> None:
         api.build([photos / "amber", photos / "blue", tmp_path / "more"], tmp_path / "two", colours) as two,
     ):
         before = colours.computed
-        merged = merge(one, two)
+        merged = merge(one.index, two.index)
         assert (merged.added, merged.known) == (7, 6) and len(one) == 13
-        assert merge(one, two).added == 0
+        assert merge(one.index, two.index).added == 0
         assert colours.computed == before
-        assert verify(one).problems == ()
+        assert verify(one.index).problems == ()
         wanted = {match.path: match.distance for match in two.search(photos / "blue" / "1.png", 13)}
         found = {match.path: match.distance for match in one.search(photos / "blue" / "1.png", 13)}
         assert found == pytest.approx(wanted)
         assert api.build([], tmp_path / "one", colours) and len(one) == 13
         with pytest.raises(UsageError, match="into itself"):
-            merge(one, one)
+            merge(one.index, one.index)
         filler = Filler(tmp_path / "other", 5)
         with pytest.raises(ModelMismatchError, match="model"):
-            merge(one, filler.engine)
+            merge(one.index, filler.engine.index)
 
 
 def test_merge_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,16 +175,20 @@ def test_merge_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not end.value.code
     assert "5 items; 3 from" in capsys.readouterr().out
     with Engine(one.path, model=one.model) as engine:
-        assert len(engine) == 5 and verify(engine).problems == ()
+        assert len(engine) == 5 and verify(engine.index).problems == ()
 
 
 def test_parquet_holds_what_npy_holds(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     filler = Filler(tmp_path / "index", 6)
-    assert export_parquet(filler.engine, tmp_path / "empty") == 0
+    assert export_parquet(filler.engine.opened_index, tmp_path / "empty") == 0
     filler.add(np.random.default_rng(0).normal(0, 1, (50, 6)))
     filler.remove([3, 9])
-    assert export_npy(filler.engine, tmp_path / "out") == export_parquet(filler.engine, tmp_path / "out") == 48
+    assert (
+        export_npy(filler.engine.opened_index, tmp_path / "out")
+        == export_parquet(filler.engine.opened_index, tmp_path / "out")
+        == 48
+    )
     table = parquet.read_table(tmp_path / "out" / "items.parquet")
     features = np.array(table.column("features").to_pylist(), np.float32)
     np.testing.assert_array_equal(features, np.load(tmp_path / "out" / "features.npy"))
@@ -202,5 +210,5 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
     for export in (export_npy, export_parquet):
         with pytest.raises(KeyboardInterrupt):
-            export(filler.engine, tmp_path / "out", interrupt)
+            export(filler.engine.opened_index, tmp_path / "out", interrupt)
         assert list((tmp_path / "out").iterdir()) == []

@@ -38,7 +38,7 @@ class Scan:
 
     @classmethod
     def of(cls, engine: Engine, folder: Path) -> Scan:
-        assert export_npy(engine, folder) == len(engine)
+        assert export_npy(engine.opened_index, folder) == len(engine)
         features = np.load(folder / "features.npy")
         assert features.dtype == np.float32
         lines = (folder / "items.jsonl").read_text().splitlines()
@@ -453,7 +453,7 @@ def test_rows_that_are_not_there(tmp_path: Path) -> None:
 def test_conditions(tmp_path: Path, condition: str, numbers: Sequence[int]) -> None:
     filler = Filler(tmp_path / "index", 2)
     filler.add(np.zeros((10, 2)))
-    with filler.engine.store.reading() as reader:
+    with filler.engine.reading() as reader:
         assert reader.rows([Condition.parse(condition)]).tolist() == list(numbers)
     filler.engine.close()
 

@@ -75,7 +75,7 @@ def test_a_replica_of_an_index_that_is_compacted_while_it_is_copied(index, tmp_p
             copied.append(Path(source))
             with simsearch.open(index) as engine:
                 engine.remove([1, 5])
-                compact(engine)
+                compact(engine.index)
         return copytree(source, target, **options)
 
     monkeypatch.setattr(shutil, "copytree", late)

@@ -654,7 +654,7 @@ def test_a_search_that_its_devices_have_no_memory_for_goes_on_without_them(
     with simsearch.open(filler.path, model=filler.model, device="cuda") as engine:
         engine.search_by_vector(query)
         assert engine.search_by_vector(query) == expected
-        with engine.store.reading() as reader:
+        with engine.reading() as reader:
             flat = engine.snapshot(reader).flat
         assert getattr(flat, "_resident") is not None  # noqa: B009
 

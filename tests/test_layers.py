@@ -44,19 +44,29 @@ LAYERS = [
     {"augment", "pruning", "trainset", "losses", "world", "computing"},
     {"presets"},
     {"milvus"},
-    {"engine", "sync", "planning", "verify", "export"},
+    {"engine"},
+    {"sync"},
+    {"planning"},
     {"vectors"},
     {"search", "finding"},
     {"snapshot", "frozen", "holdings"},
+    {"verify", "export"},
     {"upkeep"},
     {"coded"},
     {"structure", "collection", "expressions"},
+    {"storage.index"},
+    {"storage.model"},
+    {"storage.protocols"},
+    {"storage.components"},
     {"descriptors", "contents"},
     {"extract", "index", "store", "roots", "calibration", "metrics"},
     {"reader"},
     {"filters"},
     {"mapped", "rows", "resident", "loading"},
-    {"shards", "meta", "projection"},
+    {"meta"},
+    {"shards", "projection"},
+    {"storage.folder"},
+    {"storage"},
     {"halves"},
     {"models.torchvision_models"},
     {"models.torch_runtime"},
@@ -78,7 +88,7 @@ LAYERS = [
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 # Looked up by name when it is needed: the package's lazy names, a source's class, a model's runtime.
 LATE = {("models", "models.runtime"), ("models", "models.torch_runtime"), ("models", "models.precision"),
-        ("models", "models.torchvision_models"), ("engine", "sync"), ("sync", "engine")}  # fmt: skip
+        ("models", "models.torchvision_models")}  # fmt: skip
 
 
 def modules():

@@ -172,7 +172,7 @@ def _unreadable_even_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def content(engine: simsearch.Engine) -> tuple[dict[str, int], dict[str, str]]:
     """The items of an index (path and row) and its failures (path and reason)."""
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         items = [(item.path, item.row) for item in reader.items()]
         failures = [(path, reason) for _, path, reason in reader.failures()]
     assert len(dict(items)) == len(items)
@@ -207,7 +207,7 @@ def test_folder_of_broken_and_odd_files_is_indexed_as_far_as_it_can_be(tmp_path:
 
         rows = [items[f"turned-{orientation}.jpg"] for orientation in range(1, 9)]
         assert similar(engine.shards.read(np.array(rows))) >= 0.99
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
 
     computed = model.computed
     options = sync.Options(workers=2)
@@ -219,7 +219,7 @@ def test_folder_of_broken_and_odd_files_is_indexed_as_far_as_it_can_be(tmp_path:
         assert (summary.added, summary.updated, summary.moved, summary.removed) == (0, 0, 0, 0)
         assert (summary.items, summary.unchanged, summary.failed) == (len(items), len(items), len(failures))
         assert content(engine) == (items, failures)
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
 
 
 def assert_what_should_be_an_item(items: set[str], failures: dict[str, str]) -> None:
@@ -249,7 +249,7 @@ def test_files_that_are_mended_or_broken_later_change_places(tmp_path: Path) -> 
 
     def build() -> tuple[list[str], list[str]]:
         with simsearch.build(folder, index=tmp_path / "index", model=CellModel()) as engine:
-            assert verify(engine).problems == ()
+            assert verify(engine.index).problems == ()
             items, failures = content(engine)
             return sorted(items), sorted(failures)
 

@@ -269,7 +269,7 @@ def test_what_could_not_be_written_leaves_nothing_behind(engine):
     assert (engine.path / "uploads" / "items.jsonl").read_text() == ""
     assert client("POST", "/v1/items", files=upload(png((9, 9)))).status_code == 201
     assert len((engine.path / "uploads" / "items.jsonl").read_text().splitlines()) == 1
-    sync.sync(engine, [], sync.Options())
+    sync.sync(engine.index, engine.model, [], sync.Options())
     assert len(engine) == 25
 
 
@@ -285,7 +285,7 @@ def test_an_upload_looks_at_no_other(engine, monkeypatch):
     monkeypatch.undo()
     assert manifest.read_bytes().startswith(lines)
     assert client("DELETE", f"/v1/items/{made[1]}").status_code == 204
-    assert sync.sync(engine, [], sync.Options()).unchanged == len(engine) == 24 + 4
+    assert sync.sync(engine.index, engine.model, [], sync.Options()).unchanged == len(engine) == 24 + 4
 
 
 def test_what_a_process_that_died_has_left_of_an_upload(engine):
@@ -300,7 +300,7 @@ def test_what_a_process_that_died_has_left_of_an_upload(engine):
     assert manifest.read_bytes() == whole + json.dumps({"path": name, "label": "new"}).encode() + b"\n"
     manifest.write_bytes(manifest.read_bytes() + b'{"path": "34')
     assert client("POST", "/v1/items", files=upload(png((9, 11)))).status_code == 201
-    assert sync.sync(engine, [], sync.Options()).unchanged == len(engine) == 24 + 3
+    assert sync.sync(engine.index, engine.model, [], sync.Options()).unchanged == len(engine) == 24 + 3
 
 
 def test_numbers_in_a_form_are_those_of_json(client):
@@ -602,7 +602,7 @@ def test_public_addresses():
 def test_a_lagging_generation_is_seen(client, engine, photos):
     """What is committed is found by the next request."""
     before = client("GET", "/v1/indexes").json()["indexes"][0]
-    sync.remove(engine, engine.find(1))
+    sync.remove(engine.index, engine.find(1))
     after = client("GET", "/v1/indexes").json()["indexes"][0]
     assert (after["items"], after["generation"]) == (before["items"] - 1, before["generation"] + 1)
 

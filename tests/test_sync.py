@@ -55,7 +55,7 @@ def build(index: Path, colours: Colours) -> Callable[..., sync.Summary]:
         with engine:
             assert summary.computed == model.computed - before
             assert summary.items == len(engine)
-            assert verify(engine).problems == ()
+            assert verify(engine.index).problems == ()
         return summary
 
     return run
@@ -114,7 +114,7 @@ def told(summary: sync.Summary) -> dict[str, int]:
 
 def features_are_those_of_the_files(index: Path, colours: Colours, root: Path) -> None:
     """Every item's features are what its file gives now."""
-    with Engine(index, model=colours) as engine, engine.store.reading() as reader:
+    with Engine(index, model=colours) as engine, engine.reading() as reader:
         for item in reader.items():
             row = engine.shards.read(np.array([item.row]))[0].astype(np.float32)
             assert np.array_equal(row, engine.features([root / item.path])[0]), item.path
@@ -433,10 +433,10 @@ def test_any_order_of_overlapping_sources(photos: Path, index: Path, colours: Co
             draw(folder / f"new-{next(_ticks)}.png", 3000 + next(_ticks))
             if step % 2:
                 continue
-            with api.build([], index, colours) as engine, engine.store.reading() as reader:
+            with api.build([], index, colours) as engine, engine.reading() as reader:
                 opened = engine.opened(reader)
                 found = [opened[item.source].display(item.path) for item in reader.items()]
-                assert verify(engine).problems == ()
+                assert verify(engine.index).problems == ()
             wanted = {str(f) for f in photos.rglob("*.png") if f in named or named & set(f.parents)}
             assert sorted(found) == sorted(wanted)
 
@@ -501,7 +501,7 @@ def test_add_and_remove(build: Any, photos: Path, index: Path, tmp_path: Path) -
         assert engine.search(extra, k=1)[0].path == str(extra)
         assert engine.remove([str(photos / "blue"), "id:1"]) == EACH + 1
         assert len(engine) == ALL - EACH
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
     assert extra.exists()
     assert (photos / "blue" / "0.png").exists()
 
@@ -688,7 +688,7 @@ def test_interrupted_build_keeps_what_is_done(
         build(photos, progress=interrupt, batch_size=3)
     with Engine(index, model=colours) as engine:
         assert len(engine) == 9
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
         assert engine.meta.items == 9
     before = ids(index)
     assert told(build(photos)) == {"added": ALL - 9, "unchanged": 9, "computed": ALL - 9}

@@ -59,20 +59,20 @@ def recall(engine: Engine, queries: np.ndarray, **options: object) -> float:
 def test_tune_reaches_the_recall_and_records_it(filled: Filler) -> None:
     engine = filled.engine
     assert engine.exact
-    choice = tune(engine, 0.9)
+    choice = tune(engine.index, 0.9)
     assert choice.kind in {"hnsw", "pq", "ivf", "sq8", "rabitq"}
     assert 0.9 <= choice.recall <= 1 and choice.low <= choice.recall <= choice.high
     with Engine(filled.path, model=filled.model) as again:
         assert not again.exact
         search = again.info()["search"]
         assert (search["kind"], search["recall"]) == (choice.kind, choice.recall)
-        assert len(again._approximate(0).rows) == 3000  # type: ignore[union-attr]
+        assert len(again.structure.rows) == 3000  # type: ignore[union-attr]
         queries = clustered(np.random.default_rng(5), 50).astype(np.float32)
         assert recall(again, queries) >= 0.85
 
 
 def test_added_removed_and_filtered_items(filled: Filler) -> None:
-    tune(filled.engine, 0.9)
+    tune(filled.engine.index, 0.9)
     random = np.random.default_rng(6)
     engine = filled.engine
     new = clustered(random, 300)
@@ -93,7 +93,7 @@ def test_added_removed_and_filtered_items(filled: Filler) -> None:
 
 
 def test_deleting_or_damaging_the_structure_loses_nothing(filled: Filler) -> None:
-    tune(filled.engine, 0.9)
+    tune(filled.engine.index, 0.9)
     query = clustered(np.random.default_rng(7), 1)[0].astype(np.float32)
     exact = filled.engine.search_by_vector(query, exact=True)
     for damage in ("rows.npy", None):
@@ -116,7 +116,7 @@ def test_deleting_or_damaging_the_structure_loses_nothing(filled: Filler) -> Non
 def test_answers_say_whether_they_are_exact(filled: Filler) -> None:
     engine, query = filled.engine, clustered(np.random.default_rng(7), 1)[0].astype(np.float32)
     assert engine.search_by_vector(query).exact
-    tune(engine, 0.9)
+    tune(engine.index, 0.9)
     assert not engine.search_by_vector(query).exact
     assert engine.search_by_vector(query, exact=True).exact
     assert not engine.search_by_vector(query, where=["n<2000"]).exact
@@ -131,13 +131,13 @@ def test_answers_say_whether_they_are_exact(filled: Filler) -> None:
 def test_a_second_tune_replaces_the_first_and_readers_notice(filled: Filler) -> None:
     with Engine(filled.path, model=filled.model) as reader:
         assert [reader.exact] == [True]
-        tune(filled.engine, 0.9)
+        tune(filled.engine.index, 0.9)
         reader.search_by_vector(np.zeros(D, np.float32))
         assert [reader.exact] == [False]
         first = {path.name for path in (filled.path / "derived").iterdir()}
-        tune(filled.engine, 0.9)
+        tune(filled.engine.index, 0.9)
         assert len(first) == 1 and first != {path.name for path in (filled.path / "derived").iterdir()}
-        tune(filled.engine, 1.0)
+        tune(filled.engine.index, 1.0)
         reader.search_by_vector(np.zeros(D, np.float32))
         assert reader.exact and reader.info()["search"]["kind"] == "exact"
         assert not list((filled.path / "derived").iterdir())
@@ -151,7 +151,7 @@ def test_an_interrupted_tune_changes_nothing(filled: Filler) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(filled.engine, 0.9, progress=interrupt)
+        tune(filled.engine.index, 0.9, progress=interrupt)
     assert (filled.path / "meta.json").read_bytes() == before
     assert not (filled.path / "derived").exists()
 
@@ -172,24 +172,27 @@ def test_another_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(tuning, "_record", late)
     monkeypatch.setattr(tuning, "BEFORE", 0.1)
     with writer_lock(filler.path):
-        for attempt in (lambda: tune(filler.engine, 0.9), lambda: tuning.tune_codes(filler.engine, CodesConfig(64))):
+        for attempt in (
+            lambda: tune(filler.engine.index, 0.9),
+            lambda: tuning.tune_codes(filler.engine.index, CodesConfig(64)),
+        ):
             with pytest.raises(IndexLockedError, match=f"process {os.getpid()} is writing"):
                 attempt()
-    assert tune(filler.engine, 0.9).kind == "exact" and len(recorded) == 1
+    assert tune(filler.engine.index, 0.9).kind == "exact" and len(recorded) == 1
 
 
 def test_memory_is_a_limit(filled: Filler) -> None:
-    assert tune(filled.engine, 0.9, memory=1000).kind == "exact"
-    choice = tune(filled.engine, 0.9, memory=3000 * (D + 20))
+    assert tune(filled.engine.index, 0.9, memory=1000).kind == "exact"
+    choice = tune(filled.engine.index, 0.9, memory=3000 * (D + 20))
     assert choice.kind in {"sq8", "rabitq", "ivf", "pq"} and choice.memory <= 3000 * (D + 20)
     codes = Setting("sq8", D, 12, 0).bytes_for(3000)  # the least, but for RaBitQ: held-out items count
     for memory, kinds in ((codes, {"sq8", "rabitq"}), (codes - 1, {"rabitq", "exact"})):
-        assert tune(filled.engine, 0.9, memory=memory).kind in kinds
+        assert tune(filled.engine.index, 0.9, memory=memory).kind in kinds
     for wrong in (0.0, 1.5):
         with pytest.raises(UsageError, match="recall"):
-            tune(filled.engine, wrong)
+            tune(filled.engine.index, wrong)
     with pytest.raises(UsageError, match="memory"):
-        tune(filled.engine, 0.9, memory=0)
+        tune(filled.engine.index, 0.9, memory=0)
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "pq", "ivf", "sq8", "rabitq"])
@@ -211,7 +214,7 @@ def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.Monk
     filler.add(np.minimum(features * factor, 6e4))
     clock = iter(range(10**9))
     monkeypatch.setattr(tuning, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
-    assert tune(filler.engine, 0.95).recall >= 0.95
+    assert tune(filler.engine.index, 0.95).recall >= 0.95
     queries = np.minimum(clustered(np.random.default_rng(5), 40).astype(np.float32) * np.float32(factor), 6e4)
     assert not filler.engine.exact and recall(filler.engine, queries) >= 0.9
 
@@ -236,7 +239,7 @@ def test_an_exact_scan_is_timed_on_items_that_are_there(filled: Filler, monkeypa
 def test_a_small_index_stays_exact(tmp_path: Path) -> None:
     filler = Filler(tmp_path / "index", D)
     filler.add(clustered(np.random.default_rng(0), 100))
-    assert tune(filler.engine, 0.9).kind == "exact"
+    assert tune(filler.engine.index, 0.9).kind == "exact"
     assert filler.engine.exact
 
 
@@ -248,8 +251,9 @@ def test_every_kind_finds_what_it_holds(tmp_path: Path, kind: str) -> None:
     onto = projection.principal(features, 32)
     setting = Setting(kind, 32, 100, 64)
     made = tuning._build(setting, onto, onto(features), np.arange(1000), 1000)
-    with filler.engine.store.reading() as reader:
+    with filler.engine.reading() as reader:
         flat = filler.engine.snapshot(reader).flat
+        assert isinstance(flat, FlatIndex)
         found = made.search(flat, features[:50].astype(np.float32), 3, None)
         assert [each.rows[0] for each in found] == list(range(50))
         odd = np.arange(1, 1000, 2)
@@ -304,7 +308,7 @@ def test_batches_are_as_exact_as_single_queries(tmp_path: Path) -> None:
     features[random.integers(0, 3000, 500)] = features[0]
     filler.add(features)
     filler.remove(range(1, 300, 7))
-    with filler.engine.store.reading() as reader:
+    with filler.engine.reading() as reader:
         snapshot = filler.engine.snapshot(reader)
     queries = np.concatenate([features[:20].astype(np.float32), random.normal(0, 1e4, (4, D)).astype(np.float32)])
     for k in (1, 10, 700):
@@ -316,8 +320,8 @@ def test_batches_are_as_exact_as_single_queries(tmp_path: Path) -> None:
 
 
 def test_a_structure_newer_than_what_a_reader_sees_is_not_used(filled: Filler) -> None:
-    tune(filled.engine, 0.9)
-    made = filled.engine._approximate(0)
+    tune(filled.engine.index, 0.9)
+    made = filled.engine.structure
     assert made is not None
     earlier = FlatIndex(filled.engine.shards, 2000)
     query = earlier.read(np.array([7])).astype(np.float32)
@@ -328,6 +332,6 @@ def test_a_structure_newer_than_what_a_reader_sees_is_not_used(filled: Filler) -
 
 def test_a_build_keeps_what_another_process_tuned(filled: Filler) -> None:
     with Engine(filled.path, model=filled.model) as other:
-        tune(filled.engine, 0.9)
-        sync.remove(other, [other.item(5)])
+        tune(filled.engine.index, 0.9)
+        sync.remove(other.index, [other.item(5)])
         assert Meta.read(filled.path).search["kind"] != "exact"

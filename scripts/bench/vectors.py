@@ -16,6 +16,7 @@ import simsearch
 from simsearch import projection, sync
 from simsearch.halves import decoded
 from simsearch.meta import writer_lock
+from simsearch.storage.index import create
 from simsearch.store import Changes, Item
 
 BLOCK = 8192
@@ -51,7 +52,7 @@ def real(data: Path, index: Path) -> simsearch.Engine:
 
 
 def live_rows(engine: simsearch.Engine) -> np.ndarray:
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         return reader.rows()
 
 
@@ -111,12 +112,12 @@ def beyond(features: np.ndarray, onto: projection.Projection, components: int) -
 def fill(path: Path, like: simsearch.Engine, blocks: Iterable[np.ndarray]) -> None:
     """Makes an index of features alone, committed block by block as `build` does; items have paths of no files."""
     meta = like.meta
-    sync.create(path, SimpleNamespace(
+    create(path, SimpleNamespace(
         name=meta.model, weights_sha256=meta.weights_sha256, recipe=like.recipe, dimension=meta.dimension,
         engine=meta.engine, distances=meta.distances,
     ))  # fmt: skip
     with simsearch.open(path, device="cpu") as engine, writer_lock(path):
-        source = engine.store.add_source("folder", "/nowhere", path, {}).id
+        source = engine.index.database.add_source("folder", "/nowhere", path, {}).id
         row = 0
         for block in blocks:
             items = [
@@ -125,9 +126,9 @@ def fill(path: Path, like: simsearch.Engine, blocks: Iterable[np.ndarray]) -> No
                 for n in range(row, row + len(block))
             ]  # fmt: skip
             checksum = engine.shards.write(row, block)
-            engine.store.apply(Changes(inserted=items, blocks=[(row, len(block), checksum)]))
+            engine.index.database.apply(Changes(inserted=items, blocks=[(row, len(block), checksum)]))
             row += len(block)
-        sync.refresh_meta(engine)
+        sync.refresh_meta(engine.index)
 
 
 def memory() -> dict[str, float]:
