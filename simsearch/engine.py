@@ -30,7 +30,6 @@ from simsearch.shards import Shards
 from simsearch.snapshot import Snapshots
 from simsearch.storage.index import Index
 from simsearch.storage.model import IndexModel
-from simsearch.storage.protocols import ApproximateSearch, ItemReader, OpenIndex, Searchable, SearchSnapshot
 from simsearch.store import Item, SourceRow
 from simsearch.vectors import Vectors, listed
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.models import Model
+    from simsearch.storage.protocols import ApproximateSearch, ItemReader, OpenIndex, Searchable, SearchSnapshot
 
 
 class AddOptions(TypedDict, total=False):

@@ -406,7 +406,7 @@ def test_without_proc(index, old, new, tmp_path, way, monkeypatch):
     """Where the system does not tell where a folder is now, a moved index is read from what is open, or refused."""
     from simsearch.storage import folder
 
-    monkeypatch.setattr(folder.os, "readlink", lambda path: (_ for _ in ()).throw(OSError("no /proc here")))
+    monkeypatch.setattr(os, "readlink", lambda path: (_ for _ in ()).throw(OSError("no /proc here")))
     exists = folder.identity_of
     monkeypatch.setattr(folder, "identity_of", lambda p: (0, 0) if str(p).startswith("/proc/") else exists(p))
     with Engine(index, model=Colours()) as engine:
