@@ -64,6 +64,7 @@ class Index:
                 raise
             opened.callback(self.folder.close)
             self.meta = Meta.read(self.folder)
+            read = self._meta_file()
             features = self.folder.child("features")
             shards = FeatureFiles(features, self.meta.dimension, self.meta.rows_per_shard)
             self.database = Database(self.path / DATABASE, shards=shards, folder=self.folder)
@@ -75,7 +76,22 @@ class Index:
             with self.reading() as reader:
                 reader.state("rows")
                 source_roots.check(self.roots, reader.sources())
+            if self._meta_file() != read:  # brought up to date meanwhile, or that of another index in this very folder
+                self._check_meta()
             opened.pop_all()
+
+    def _meta_file(self) -> tuple[int, int] | None:
+        """What tells one `meta.json` in the folder from the next."""
+        try:
+            facts = self.folder.stat("meta.json")
+        except OSError:
+            return None
+        return facts.st_ino, facts.st_mtime_ns
+
+    def _check_meta(self) -> None:
+        now = Meta.read(self.folder)
+        if any(getattr(now, name) != getattr(self.meta, name) for name in _FIXED):
+            raise IndexReplacedError(f"the index {self.path} was replaced while it was opened", hint="open it again")
 
     # -- opening and closing
 
