@@ -15,8 +15,6 @@ from PIL import Image
 
 from simsearch.cli import help_texts, main
 
-README = Path(__file__).parent.parent / "README.md"
-
 
 class Result:
     def __init__(self, code, out, err):
@@ -338,11 +336,8 @@ def test_models_and_sample(run, tmp_path):
     assert run("sample", tmp_path / "drawn").code == 2
 
 
-def test_every_command_is_documented():
-    text = README.read_text()
-    for name, help in help_texts().items():
-        assert f"`simsearch {name}" in text or f"| `{name}" in text, f"{name} is missing from the README's table"
-        assert help in text, f"the README's help of {name} is out of date: run scripts/reference"
+def test_every_option_has_help():
+    for name in help_texts():
         command: click.Command = main
         for word in name.split():
             assert isinstance(command, click.Group)
