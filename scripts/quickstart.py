@@ -17,6 +17,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from in_venv import reexecute
+
+    reexecute()
+
 from simsearch import opening, sources
 from simsearch.errors import SimsearchError
 

@@ -21,7 +21,7 @@ _HOME = {
     "Match": "simsearch.search",
     "Summary": "simsearch.planning",
     "build": "simsearch.api",
-    "create_app": "simsearch.server",
+    "create_app": "simsearch.server.app",
     "errors": "simsearch.errors",
     "open": "simsearch.api",
 }
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from simsearch.engine import Engine
     from simsearch.planning import Summary
     from simsearch.search import Match
-    from simsearch.server import create_app
+    from simsearch.server.app import create_app
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from simsearch.errors import (
     SimsearchError,
     UsageError,
 )
-from simsearch.gate import Refused
+from simsearch.server.middleware import Refused
 
 _STATUS: tuple[tuple[type[SimsearchError], int, str], ...] = (
     (ItemNotFoundError, 404, "no_such_item"),

@@ -10,8 +10,8 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from simsearch.gate import Refused
 from simsearch.reference import FEEDBACK, FIELDS, LARGEST_ID
+from simsearch.server.middleware import Refused
 from simsearch.settings import Settings
 
 _TEXTS = FIELDS["filter"]["maxItems"] + 2 * FEEDBACK + len(FIELDS)

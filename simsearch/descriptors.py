@@ -106,7 +106,7 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "conv5-max": Descriptor((Part("conv5", "max"),)),
     "conv5-rmac": Descriptor((Part("conv5", "rmac"),)),
 }
-"""Recipes by name. `best` retrieves best of those that scripts/bench/descriptors compares on training images and on
+"""Recipes by name. `best` retrieves best of those that scripts/bench/descriptors.py compares on training images and on
 pictures of another kind; `fc7-256` is nearly as good at half the computation."""
 
 

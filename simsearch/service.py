@@ -27,10 +27,10 @@ from simsearch.batching import Batcher, Job, OutdatedError
 from simsearch.engine import Engine
 from simsearch.errors import ImageError, SimsearchError, UsageError
 from simsearch.fetch import fetch
-from simsearch.gate import Refused
 from simsearch.output import Answer
 from simsearch.search import Matches
 from simsearch.served import ServedIndex
+from simsearch.server.middleware import Refused
 from simsearch.settings import Settings
 from simsearch.telemetry import Metrics
 from simsearch.uploads import Uploads

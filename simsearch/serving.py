@@ -13,9 +13,9 @@ from typing import Any
 
 import uvicorn
 
-from simsearch.connections import Connection
 from simsearch.errors import UsageError
-from simsearch.gate import JsonLines
+from simsearch.server.middleware import JsonLines
+from simsearch.server.protocol import Connection
 
 IDLE = 1.0
 """Seconds that an open connection has, at the end, to send the request that may be on its way."""

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simsearch.output import distance, printable
-from simsearch.report import Picture, Row, montage
+from simsearch.reports.html import Picture, Row, montage
 
 SIDE = 18
 """Columns of a tile, and half as many lines, where the terminal is narrow."""

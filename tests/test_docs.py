@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import pytest
 
-from simsearch.cli import help_texts, main
-from tests.live import process
+from simsearch.cli.main import help_texts, main
+from tests.helpers.live import process
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -211,8 +211,8 @@ def test_every_command_is_documented():
     text = (DOCS / "cli.md").read_text()
     table = (ROOT / "README.md").read_text()
     for name, help in help_texts().items():
-        assert f"\n## simsearch {name}\n" in text, f"{name} is missing from docs/cli.md: run scripts/reference"
-        assert help in text, f"docs/cli.md is out of date about {name}: run scripts/reference"
+        assert f"\n## simsearch {name}\n" in text, f"{name} is missing from docs/cli.md: run scripts/reference.py"
+        assert help in text, f"docs/cli.md is out of date about {name}: run scripts/reference.py"
         assert f"(docs/cli.md#simsearch-{name.split()[0]})" in table, f"{name} is missing from the README's table"
 
 

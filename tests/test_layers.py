@@ -14,26 +14,36 @@ PACKAGE = Path(simsearch.__file__).parent
 
 LAYERS = [
     {
-        "cli",
-        "cli_models",
-        "console",
-        "queries",
-        "cards",
-        "report",
-        "terminal",
         "__main__",
-        "cli_search",
-        "cli_serve",
-        "cli_eval",
-        "cli_cluster",
+        "cli",
+        "cli.build",
+        "cli.console",
+        "cli.evaluate",
+        "cli.inspect",
+        "cli.lazy",
+        "cli.main",
+        "cli.maintain",
+        "cli.model_cards",
+        "cli.models",
+        "cli.options",
+        "cli.params",
+        "cli.progress",
+        "cli.push",
+        "cli.query",
+        "cli.query_args",
+        "cli.serve",
     },
+    {"terminal"},
+    {"reports.html"},
+    {"reports"},
     {"serving"},
-    {"connections", "server"},
+    {"server.protocol", "server.app"},
     {"routes"},
     {"service"},
     {"answers", "batching", "bodies", "gallery", "uploads", "webpage", "output"},
     {"reference"},
-    {"gate", "served", "fetch"},
+    {"server.middleware", "served", "fetch"},
+    {"server"},
     {"telemetry", "settings"},
     {"fit"},
     {"ranges"},
@@ -149,16 +159,31 @@ def loaded_after(code):
     return set(done.stdout.splitlines()[-1].split())
 
 
-def test_importing_the_package_imports_nothing_heavy():
+def test_package_imports_nothing_heavy():
     assert not {"torch", "faiss", "numpy", "PIL", "onnxruntime"} & loaded_after("import simsearch")
 
 
 def test_help_imports_nothing_heavy():
-    code = "from simsearch.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass"
-    assert not {"torch", "faiss", "numpy", "PIL", "onnxruntime", "rich"} & loaded_after(code)
+    code = "from simsearch.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass"
+    assert not {"torch", "faiss", "numpy", "PIL", "onnxruntime", "rich", "jinja2"} & loaded_after(code)
 
 
-def test_no_printing_and_exiting_below_the_command_line():
+@pytest.mark.parametrize(
+    "command", ["train", "models", "serve", "demo", "completion", "query", "build", "eval", "tune"]
+)
+def test_help_of_a_command_imports_no_torch(command):
+    code = f"from simsearch.cli.main import main\ntry:\n    main([{command!r}, '--help'])\nexcept SystemExit: pass"
+    assert not {"torch", "faiss", "onnxruntime", "rich", "fastapi", "jinja2"} & loaded_after(code)
+
+
+def test_completion_of_commands_imports_none_of_them():
+    code = "import click\nfrom simsearch.cli.main import main\nmain.shell_complete(click.Context(main), '')"
+    loaded = loaded_after(code)
+    assert not {"torch", "faiss", "numpy", "PIL", "onnxruntime", "rich", "jinja2"} & loaded
+    assert not {name for name in loaded if name.startswith("simsearch.cli.") and name.endswith(("query", "build"))}
+
+
+def test_no_print_or_exit_below_command_line():
     for name, path in modules():
         if RANK[name] == 0:
             continue

@@ -1,16 +1,14 @@
 """The shipped weights on real photographs, and on drawn ones where there are none."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import simsearch
 from simsearch import images, models, sample
 from simsearch.models import runtime, torch_runtime
+from tests.helpers.data import DATA
 
-CORE = Path(__file__).parent.parent.parent / "shared" / "data"
-COREL = CORE / "corel"
+COREL = DATA / "corel"
 real = pytest.mark.skipif(not COREL.is_dir(), reason=f"the photographs of {COREL} are not there")
 
 
@@ -42,7 +40,7 @@ def test_both_engines_agree(name, pictures):
 
 
 @real
-def test_photographs_of_one_kind_are_near_each_other(tmp_path):
+def test_photographs_of_one_kind_are_near(tmp_path):
     """On five categories: more than half of the six nearest are of the query's, three times what chance gives."""
     folders = [COREL / name for name in sorted(path.name for path in COREL.iterdir())[:5]]
     manifest = tmp_path / "photographs.csv"
@@ -67,7 +65,7 @@ def test_a_drawn_picture_finds_its_kind(tmp_path):
     assert precision > 10 / 30  # ten times what chance gives
 
 
-def test_an_indexed_picture_is_at_distance_nought_from_itself(tmp_path):
+def test_indexed_picture_has_distance_zero(tmp_path):
     sample.write(tmp_path / "drawn", 60)
     with simsearch.build(tmp_path / "drawn", tmp_path / "index") as engine:
         for path in sorted((tmp_path / "drawn").rglob("*.jpg"))[::10]:

@@ -1,0 +1,139 @@
+"""The command `query`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simsearch import api, output
+from simsearch.cli import query_args
+from simsearch.cli.console import NO_MATCH, check_folder_exists, note, warn_if_incomplete
+from simsearch.cli.lazy import LazyModule
+from simsearch.cli.options import (
+    complete_files,
+    device_option,
+    html_option,
+    index_option,
+    moved_model_option,
+    root_option,
+    version_option,
+)
+from simsearch.engine import Engine
+from simsearch.errors import UsageError
+from simsearch.reports import html as report
+from simsearch.search import Match
+
+if TYPE_CHECKING:
+    from simsearch import terminal
+else:
+    terminal = LazyModule("simsearch.terminal")
+
+
+@click.command("query")
+@click.argument("image", nargs=-1, required=True, shell_complete=complete_files)
+@click.option("-k", "--top-k", "k", type=click.IntRange(1), default=6, show_default=True, help="Matches a query.")
+@click.option("--max-distance", type=click.FloatRange(0), metavar="D", help="Only matches at most this far.")
+@click.option("--filter", "filters", multiple=True, metavar="COND",
+              help="Only items that meet a condition: label=cat, path~GLOB, year>2000; repeatable.")  # fmt: skip
+@click.option("--crop", metavar="X,Y,W,H", help="Search by this part of the query, in pixels.")
+@click.option("--plus", multiple=True, metavar="IMAGE[=W]", help="Also be like this picture, W times; repeatable.")
+@click.option("--minus", multiple=True, metavar="IMAGE[=W]", help="Be unlike this picture, W times; repeatable.")
+@click.option("--exact", is_flag=True, help="Do not search approximately, even if the index could.")
+@click.option("--dedup", is_flag=True, help="One match for each group of near-identical ones.")
+@click.option("--expand", type=click.IntRange(1), metavar="N",
+              help="Search again by the mean of the query and its N first matches.")  # fmt: skip
+@click.option("--flip", is_flag=True, help="A mirrored picture counts as the same.")
+@click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv", "paths"]), default=None,
+              help="How to print matches.  [default: table]")  # fmt: skip
+@click.option("-0", "--print0", is_flag=True, help="Print paths, each closed by a NUL.")
+@click.option("--relative", is_flag=True, help="Print paths as stored, relative to their source.")
+@html_option
+@click.option("--montage", type=click.Path(path_type=Path), metavar="FILE", help="Write a picture: a row a query.")
+@click.option("--show", is_flag=True, help="Show the pictures in the terminal.")
+@root_option
+@moved_model_option
+@device_option
+@index_option
+@version_option
+def query_command(
+    image: tuple[str, ...], k: int, form: str | None, print0: bool, relative: bool, html_file: Path | None,
+    montage: Path | None, show: bool, roots: tuple[tuple[str, str], ...], model: str | None, index_path: str,
+    device: str, **options: Any,
+) -> None:  # fmt: skip
+    """Finds the indexed pictures most like each IMAGE: a path, id:N, an http(s) URL, or - for standard input.
+
+    Exits 1 if no match was found.
+    """
+    if print0 and form not in {None, "paths"}:
+        raise UsageError(f"--print0 prints paths, not {form}")
+    if montage:
+        report.montage_format(montage)
+    for file in (montage, html_file):
+        check_folder_exists(file)
+    feedback = [query_args.weight(text)[0] for text in (*options["plus"], *options["minus"])]
+    if [*image, *feedback].count("-") > 1:
+        raise UsageError("standard input can be read only once, but - is given several times")
+    pictures = [query_args.picture(text) for text in image]
+    chosen = query_args.options(**options)
+    with warn_if_incomplete(api.open(index_path, model=model, device=device, roots=dict(roots))) as engine:
+        answers = []
+        for start in range(0, len(image), 64):
+            clock = time.perf_counter()
+            found = engine.search_many(pictures[start : start + 64], k, **chosen)
+            took = 1000 * (time.perf_counter() - clock) / len(found)
+            for name, matches in zip(image[start : start + 64], found, strict=True):
+                shown = [replace(match, path=match.relative) for match in matches] if relative else matches
+                answers.append(output.Answer(name, engine.meta.model, matches.exact, took, shown))
+        text = output.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
+        click.echo(text, nl=False, color=True)  # a path is printed as it is, whatever it holds
+        if montage or html_file or show:
+            _show_images(engine, pictures, answers, montage, html_file, show)
+    if not any(answer.matches for answer in answers):
+        raise click.exceptions.Exit(NO_MATCH)
+
+
+def _show_images(
+    engine: Engine,
+    pictures: Sequence[Any],
+    answers: Sequence[output.Answer],
+    montage: Path | None,
+    html_file: Path | None,
+    show: bool,
+) -> None:
+    """Shows queries and matches with their images, in files and in the terminal."""
+
+    def tile(match: Match) -> report.Picture:
+        image = engine.thumbnail(match.id)
+        return report.Picture(image, match.path, match.label, match.id, match.distance, match.similarity)
+
+    rows = [
+        report.Row(report.Picture(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
+        for picture, answer in zip(pictures, answers, strict=True)
+    ]
+    if show:
+        _show_in_terminal(rows)
+    if montage:
+        report.save_montage(rows, montage)
+        note(f"wrote {montage}")
+    if html_file:
+        facts = {"index": str(engine.path), "model": engine.meta.model, "items": f"{len(engine):,}"}
+        report.save_html(rows, html_file, "Most similar pictures", facts)
+        note(f"wrote {html_file}")
+
+
+def _show_in_terminal(rows: Sequence[report.Row]) -> None:
+    """Draws queries and matches in the terminal, or prints a note if it cannot show images."""
+    from rich.console import Console
+
+    console = Console()
+    if not terminal.can_show(console):
+        note("--show needs a terminal with colours; --montage FILE and --html FILE write files")
+        return
+    if advice := terminal.advice():
+        note(advice)
+    terminal.show(rows, console, terminal.graphics())
