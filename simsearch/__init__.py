@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Engine": "simsearch.engine",
-    "Match": "simsearch.search",
+    "Match": "simsearch.search.results",
     "Summary": "simsearch.planning",
     "build": "simsearch.api",
     "create_app": "simsearch.server.app",
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from simsearch.api import build, open
     from simsearch.engine import Engine
     from simsearch.planning import Summary
-    from simsearch.search import Match
+    from simsearch.search.results import Match
     from simsearch.server.app import create_app
 
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from simsearch import calibration, opening, projection
 from simsearch.errors import ImageError, SimsearchError, UsageError
-from simsearch.search import NEAR_IDENTICAL
+from simsearch.search.searcher import NEAR_IDENTICAL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,29 +10,32 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
 
-from simsearch import coded, descriptors, finding, models, opening, upkeep
+from simsearch import coded, descriptors, finding, images, models, opening, upkeep
 from simsearch import roots as source_roots
 from simsearch.addresses import is_address
-from simsearch.errors import ImageError, IndexDamagedError, ModelMismatchError, UsageError
+from simsearch.errors import ImageError, IndexDamagedError, ModelMismatchError, SimsearchError, UsageError
 from simsearch.extract import stored
 from simsearch.filters import Where
 from simsearch.finding import SINGLE, Name
 from simsearch.index import FlatIndex
 from simsearch.meta import Meta
 from simsearch.recipe import Recipe
-from simsearch.search import Matches, Picture, PictureOptions, Search, SearchOptions, blend, weighted
+from simsearch.search.options import PictureOptions, SearchOptions, check_names, split
+from simsearch.search.queries import Picture, as_list, as_numbers, as_vector
+from simsearch.search.query_vectors import QueryResolver
+from simsearch.search.results import Matches
+from simsearch.search.searcher import Search
 from simsearch.shards import Shards
 from simsearch.snapshot import RecordedSource, Snapshot, Sources
 from simsearch.store import Item, Reader, SourceRow, Store
 from simsearch.structure import Structure
-from simsearch.vectors import Vectors, listed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -182,7 +185,7 @@ class Engine:
     def search(self, image: Picture, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
         """The k items nearest to a picture, nearest first; ties go to the lower id.
 
-        options, all by keyword (`search.PictureOptions`):
+        options, all by keyword (`options.PictureOptions`):
         where: conditions on items, {"label": "cat"} or ["year>2000", "path~*/2023/*"].
         max_distance: the farthest match to report. crop: (x, y, width, height) of the upright query, in pixels.
         plus, minus: more pictures or ids to be like and unlike, alone or as (picture, weight).
@@ -199,25 +202,17 @@ class Engine:
         self, pictures: Sequence[Picture | int], k: int = 6, **options: Unpack[PictureOptions]
     ) -> list[Matches]:
         """`search` for several pictures at once, which is faster than one by one. An int is an item's id."""
-        _check_options(options, PictureOptions)
-        crop, flip = options.pop("crop", None), options.pop("flip", False)
-        plus, more = weighted(listed(options.pop("plus", ())))
-        minus, less = weighted(listed(options.pop("minus", ())))
-        pictures = listed(pictures)
-        chosen = SearchOptions(**options)  # type: ignore[typeddict-unknown-key]
-        with self.store.reading() as reader:
-            snapshot = self._current(reader)
-            vectors = Vectors(reader, snapshot, self.recipe.resize, self._compute)
-            context = vectors.of([*plus, *minus])[:, 0]
-            variants = vectors.of(pictures, crop, flip)
-            if len(context) and pictures:
-                wanted, unwanted = context[: len(plus)], context[len(plus) :]
-                variants = np.stack([[blend(row, wanted, unwanted, more, less) for row in rows] for rows in variants])
-            named = [
-                [reader.item(int(p)).row for p in (picture, *plus) if isinstance(p, int | np.integer)]
-                for picture in pictures
-            ]
-            return self._search(reader).answers(variants, k, named, chosen)
+        chosen, changes = split(options)
+        with self.query_resolver() as resolver:
+            queries = resolver.prepare_many(as_list(pictures), **changes)
+            resolved = resolver.resolve(queries)
+            for vectors in resolved:
+                if isinstance(vectors, SimsearchError):
+                    raise vectors
+            reader = resolver.reader
+            left_out = [[reader.item(number).row for number in query.left_out] for query in queries]
+            shape = len(queries), queries[0].variants if queries else 1, self.meta.dimension
+            return self._search(reader).answers(np.array(resolved, np.float32).reshape(shape), k, left_out, chosen)
 
     def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
         """The k items nearest to item `number`, itself left out. Raises ItemNotFoundError."""
@@ -229,12 +224,8 @@ class Engine:
         self, vector: NDArray[np.floating[Any]], k: int = 6, **options: Unpack[SearchOptions]
     ) -> Matches:
         """The k items nearest to a (D,) feature vector."""
-        _check_options(options, SearchOptions)
-        query = _numbers(vector, "the vector is").reshape(-1)
-        if query.shape != (self.meta.dimension,):
-            raise UsageError(f"the vector has {query.size} dimensions, the index {self.meta.dimension}")
-        if not np.isfinite(query).all():
-            raise UsageError("the vector has values that are not finite")
+        check_names(options, by_vector=True)
+        query = as_vector(vector, self.meta.dimension)
         with self.store.reading() as reader:
             return self._search(reader).answers(query[None, None], k, [[]], options)[0]
 
@@ -246,8 +237,8 @@ class Engine:
 
         (n, v, D) are n queries in v variants each, of which the nearest counts.
         """
-        _check_options(options, SearchOptions)
-        vectors = _numbers(vectors, "the vectors are")
+        check_names(options, by_vector=True)
+        vectors = as_numbers(vectors, "the vectors are")
         flat = self._queries(vectors.reshape(-1, vectors.shape[-1]) if vectors.ndim == 3 else vectors)
         variants = flat.reshape(len(vectors), vectors.shape[1] if vectors.ndim == 3 else 1, flat.shape[1])
         if len(without) not in {0, len(vectors)}:
@@ -275,12 +266,34 @@ class Engine:
 
     def _queries(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Checked (n, D) features. Raises UsageError."""
-        vectors = _numbers(vectors, "the vectors are")
+        vectors = as_numbers(vectors, "the vectors are")
         if vectors.ndim != 2 or vectors.shape[1] != self.meta.dimension:
             raise UsageError(f"the vectors have shape {vectors.shape}, the index {self.meta.dimension} dimensions")
         if not np.isfinite(vectors).all():
             raise UsageError("the vectors have values that are not finite")
         return np.ascontiguousarray(vectors)
+
+    @contextlib.contextmanager
+    def query_resolver(
+        self, *, serving: bool = False, max_pixels: int = images.LARGEST_PIXELS
+    ) -> Iterator[QueryResolver]:
+        """The means of making query vectors, over the index as it is now.
+
+        serving: for a service, which computes with the model that is loaded for many images, and whose errors name no
+        files. max_pixels: of the largest picture to decode.
+        """
+        compute = (lambda pixels: self.features_of_pixels(np.stack(pixels))) if serving else self._compute
+        with self.store.reading() as reader:
+            sources = self._current(reader).sources
+            yield QueryResolver(
+                reader,
+                sources,
+                self.recipe,
+                self.meta.weights_sha256,
+                compute,
+                max_pixels=max_pixels,
+                names_in_errors=not serving,
+            )
 
     def features_of_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(n, S, S, 3) uint8 from `recipe.pixels` -> (n, D) features, rounded as the index keeps them."""
@@ -331,16 +344,18 @@ class Engine:
 
     def features(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """The features (n, D) of pictures, rounded as the index keeps them."""
-        return self._compute([opening.open_picture(picture, self.recipe.resize).image for picture in pictures])
+        decoded = (opening.open_picture(picture, self.recipe.resize).image for picture in pictures)
+        return self._compute([self.recipe.pixels(image) for image in decoded])
 
-    def _compute(self, decoded: Sequence[Image.Image]) -> NDArray[np.float32]:
-        if not decoded:
+    def _compute(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """(n, D) features of (S, S, 3) uint8 pixels each, with a model that is loaded for as many."""
+        if not pixels:
             return np.zeros((0, self.meta.dimension), np.float32)
-        model = self.load_model(expected=len(decoded))
-        rows = []
-        for start in range(0, len(decoded), 32):
-            pixels = np.stack([model.recipe.pixels(image) for image in decoded[start : start + 32]])
-            rows.append(stored(model.features(pixels)).astype(np.float32))
+        model = self.load_model(expected=len(pixels))
+        rows = [
+            stored(model.features(np.stack(pixels[start : start + 32]))).astype(np.float32)
+            for start in range(0, len(pixels), 32)
+        ]
         return np.concatenate(rows)
 
     # -- items
@@ -484,22 +499,6 @@ class Engine:
 
         before = known.flat if known is not None and known.flat.shards is reader.shards else None
         return FlatIndex(reader.shards, rows, devices, before)
-
-
-def _check_options(given: Mapping[str, Any], known: type) -> None:
-    """No argument is silently ignored."""
-    unknown = set(given) - set(known.__annotations__) - set(SearchOptions.__annotations__)
-    if unknown:
-        raise UsageError(f"a search has no option {sorted(unknown)[0]!r}")
-
-
-def _numbers(values: Any, what: str) -> NDArray[np.float32]:
-    """Anything made of numbers as float32; what that cannot hold is infinite. Raises UsageError."""
-    try:
-        with np.errstate(over="ignore"):
-            return np.asarray(values, np.float32)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{what} not made of numbers: {error}") from error
 
 
 def _size(folder: Path) -> int:

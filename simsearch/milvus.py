@@ -25,7 +25,7 @@ from simsearch.errors import UsageError
 from simsearch.holdings import Permitted, Rows, State, properties
 from simsearch.index import FlatIndex, Neighbours, nearest
 from simsearch.recipe import Recipe
-from simsearch.search import Search
+from simsearch.search.searcher import Search
 from simsearch.snapshot import RecordedSource, Snapshot, Sources
 from simsearch.store import Reader, SourceRow, Store
 

@@ -81,9 +81,14 @@ def read_path(path: str) -> bytes:
 
 
 def read_picture(picture: Any) -> tuple[bytes, str]:
-    """The bytes of a picture given as bytes or by its path, and what to call it. Raises ImageError, UsageError."""
+    """The bytes of a picture given as bytes, an open binary file or a path, and a name for it in messages.
+
+    A file is read from where it stands to its end. Raises ImageError, UsageError.
+    """
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture), getattr(picture, "name", "the image given as bytes")
+    if hasattr(picture, "read"):
+        return _read_file_object(picture), str(getattr(picture, "name", "the image given as a file"))
     try:
         name = os.fspath(picture)
     except TypeError:
@@ -94,8 +99,18 @@ def read_picture(picture: Any) -> tuple[bytes, str]:
         raise ImageError(f"{name}: {error}", hint=error.hint) from error
 
 
+def _read_file_object(file: Any) -> bytes:
+    try:
+        data = file.read()
+    except (OSError, ValueError) as error:  # ValueError: it has been closed, or is text in another encoding
+        raise ImageError(f"the file given as an image cannot be read: {error}") from error
+    if not isinstance(data, bytes):
+        raise UsageError("the file given as an image is not open in binary mode", hint='open(path, "rb")')
+    return data
+
+
 def open_picture(picture: Any, shorter_side: int | None, name: str | None = None) -> images.Decoded:
-    """Decodes a picture given as a path, bytes, PIL image or (H, W, 3) uint8 array.
+    """Decodes a picture given as a path, bytes, a binary file, a PIL image or an (H, W, 3) uint8 array.
 
     shorter_side: the pixels that are needed; None for the original size, as coordinates of a crop need. name: what to
     call it in errors. Raises ImageError, UsageError.

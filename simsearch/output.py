@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simsearch.search import Match
+    from simsearch.search.results import Match
 
 FORMATS = ("table", "json", "jsonl", "csv", "paths")
 

@@ -8,14 +8,16 @@ from fastapi import FastAPI, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import Response
 
-from simsearch import reference, webpage
+from simsearch import webpage
 from simsearch.answers import reply
-from simsearch.reference import binary, errors, ok, responses
+from simsearch.server import openapi
+from simsearch.server.openapi import binary, errors, ok, responses
+from simsearch.server.schemas import LARGEST_ID
 
 if TYPE_CHECKING:
     from simsearch.service import Service
 
-Number = Annotated[int, PathParameter(alias="id", ge=0, le=reference.LARGEST_ID, description="An item.", examples=[1])]
+Number = Annotated[int, PathParameter(alias="id", ge=0, le=LARGEST_ID, description="An item.", examples=[1])]
 Index = Annotated[str | None, Query(alias="index", description="Which index, where there are several.")]
 Count = Annotated[int, Query(ge=1, le=100, description="How many.")]
 Size = Annotated[int, Query(ge=32, le=1024, description="Pixels of the longer side.")]
@@ -27,7 +29,7 @@ def install(app: FastAPI, service: Service) -> None:
     _search(app, service)
     _items(app, service)
     if service.settings.api_keys:
-        app.openapi_schema = reference.with_keys(app.openapi())
+        app.openapi_schema = openapi.with_keys(app.openapi())
 
 
 def _around(app: FastAPI, service: Service) -> None:
@@ -39,11 +41,11 @@ def _around(app: FastAPI, service: Service) -> None:
     async def docs() -> Response:
         return webpage.docs(app.openapi())
 
-    @app.get("/health", summary="Whether the process answers", responses=responses(reference.HEALTH, 400))
+    @app.get("/health", summary="Whether the process answers", responses=responses(openapi.Health, 400))
     async def health() -> Response:
         return reply({"status": "ok"})
 
-    @app.get("/ready", summary="Whether a real query works", responses=responses(reference.READY, 400, 503))
+    @app.get("/ready", summary="Whether a real query works", responses=responses(openapi.Ready, 400, 503))
     async def ready() -> Response:
         return await service.ready()
 
@@ -53,16 +55,16 @@ def _around(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         return await service.prometheus()
 
-    @app.get("/v1/indexes", summary="The indexes served", responses=responses(reference.LISTING, 400, 401, 503))
+    @app.get("/v1/indexes", summary="The indexes served", responses=responses(openapi.Listing, 400, 401, 503))
     async def indexes() -> Response:
         return await service.listing()
 
 
 def _search(app: FastAPI, service: Service) -> None:
-    body = reference.search_body(service.settings)
+    body = openapi.search_body(service.search_request, service.settings.allow_urls)
 
     @app.post("/v1/search", summary="The items nearest to an image, an item or a vector", openapi_extra=body,
-              responses=responses(reference.ANSWER, 400, 401, 404, 413, 415, 422, 429, 503))  # fmt: skip
+              responses=responses(openapi.Answer, 400, 401, 404, 413, 415, 422, 429, 503))  # fmt: skip
     async def search(request: Request, index: Index = None) -> Response:
         return await service.search(request)
 
@@ -72,11 +74,11 @@ def _items(app: FastAPI, service: Service) -> None:
     reading = errors(400, 401, 404, 422, 503)
 
     @app.get("/v1/items", summary="Some items, spread evenly over the index",
-             responses={**responses(reference.ITEMS), **reading})  # fmt: skip
+             responses={**responses(openapi.Items), **reading})  # fmt: skip
     async def items(request: Request, count: Count = 12, index: Index = None) -> Response:
         return await service.items(request, count)
 
-    @app.get("/v1/items/{id}", summary="One item", responses={**responses(reference.ITEM), **reading})
+    @app.get("/v1/items/{id}", summary="One item", responses={**responses(openapi.Item), **reading})
     async def item(request: Request, number: Number, index: Index = None) -> Response:
         return await service.item(request, number)
 
@@ -90,9 +92,9 @@ def _items(app: FastAPI, service: Service) -> None:
     async def thumbnail(request: Request, number: Number, size: Size = 256, index: Index = None) -> Response:
         return await service.thumbnail(request, number, size)
 
-    @app.post("/v1/items", summary="Adds an image", include_in_schema=write, openapi_extra=reference.add_body(),
-              status_code=201, responses={**responses(reference.ITEM, 400, 401, 404, 413, 415, 422, 503),
-              201: {**ok(reference.ITEM), "description": "Added; 200 if it was there."}})  # fmt: skip
+    @app.post("/v1/items", summary="Adds an image", include_in_schema=write, openapi_extra=openapi.add_body(),
+              status_code=201, responses={**responses(openapi.Item, 400, 401, 404, 413, 415, 422, 503),
+              201: {**ok(openapi.Item), "description": "Added; 200 if it was there."}})  # fmt: skip
     async def add(request: Request, index: Index = None) -> Response:
         return await service.add(request)
 

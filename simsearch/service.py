@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,18 +18,20 @@ from typing import Any, TypeVar
 import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
-from PIL import ImageOps
 
-from simsearch import bodies, calibration, gallery, images
+from simsearch import calibration, gallery
 from simsearch.answers import reply
-from simsearch.batching import Batcher, Job, OutdatedError
+from simsearch.batching import Batcher, SearchJob
 from simsearch.engine import Engine
-from simsearch.errors import ImageError, SimsearchError, UsageError
+from simsearch.errors import ImageError, SimsearchError
 from simsearch.fetch import fetch
 from simsearch.output import Answer
-from simsearch.search import Matches
+from simsearch.search.queries import IndexReplacedError, PreparedQuery
+from simsearch.search.results import Matches
 from simsearch.served import ServedIndex
 from simsearch.server.middleware import Refused
+from simsearch.server.request_body import read_search, read_upload
+from simsearch.server.schemas import SearchRequest, search_request
 from simsearch.settings import Settings
 from simsearch.telemetry import Metrics
 from simsearch.uploads import Uploads
@@ -48,7 +49,7 @@ class Service:
     """What the routes share. The first of the engines answers where a request names no index."""
 
     def __init__(self, engines: dict[str, Engine], settings: Settings) -> None:
-        self.settings, self.metrics = settings, Metrics()
+        self.settings, self.metrics, self.search_request = settings, Metrics(), search_request(settings)
         self.indexes = {
             name: ServedIndex(name, engine, self.metrics.reloads.labels(name).inc) for name, engine in engines.items()
         }
@@ -104,11 +105,11 @@ class Service:
         start = time.perf_counter()
         served = self.index(request)
         with self.admitted():
-            query, name = await bodies.read(request, self.settings)
+            body, name = await read_search(request, self.search_request, self.settings)
             self.metrics.phases.labels("body").observe(time.perf_counter() - start)
-            if "url" in query:
-                query["image"] = await self.in_thread(lambda: self._fetch(query["url"]), self.fetchers)
-            job, matches = await self._matches(served, query)
+            if body.way == "url":
+                body.image = await self.in_thread(lambda: self._fetch(body.url), self.fetchers)
+            job, matches = await self._matches(served, body)
         took = 1000 * (time.perf_counter() - start)
         relative = self.settings.relative
         shown = [replace(match, path=match.relative) for match in matches] if relative else matches
@@ -116,15 +117,15 @@ class Service:
         request.scope["simsearch.log"] = {"index": served.name, "matches": len(matches)}
         return reply(answer.to_dict())
 
-    async def _matches(self, served: ServedIndex, query: dict[str, Any]) -> tuple[Job, Matches]:
+    async def _matches(self, served: ServedIndex, body: SearchRequest) -> tuple[SearchJob, Matches]:
         """Makes a job and has it answered, by one and the same index. Raises SimsearchError, Refused."""
 
-        async def once() -> tuple[Job, Matches]:
-            job = await self.in_thread(lambda: self._job(served, query))
+        async def once() -> tuple[SearchJob, Matches]:
+            job = await self.in_thread(lambda: self._job(served, body))
             return job, await self._in_time(asyncio.wrap_future(self.batchers[served.name].submit(job)))
 
         for _ in range(ATTEMPTS - 1):
-            with contextlib.suppress(OutdatedError):
+            with contextlib.suppress(IndexReplacedError):
                 return await once()
         return await once()
 
@@ -134,37 +135,19 @@ class Service:
         self.metrics.phases.labels("fetch").observe(time.perf_counter() - start)
         return data
 
-    def _job(self, served: ServedIndex, query: dict[str, Any]) -> Job:
-        """Reads what is searched by; in a thread. Raises SimsearchError."""
+    def _job(self, served: ServedIndex, request: SearchRequest) -> SearchJob:
+        """Reads and decodes what is searched by; in a thread. Raises SimsearchError."""
         start = time.perf_counter()
-        asked = ("max_distance", "dedup", "exact", "expand")
-        options: dict[str, Any] = {name: query[name] for name in asked if name in query}
-        options["where"] = query.get("filter") or None
-        job = Job(query.get("k", 6), options)  # type: ignore[arg-type]
-        job.plus, job.minus = tuple(query.get("plus", ())), tuple(query.get("minus", ()))
-        crop, flip, engine = query.get("crop"), query.get("flip", False), served.use(lambda engine: engine)
-        job.number = query.get("id")
-        if "vector" in query:
-            job.vector = np.asarray(query["vector"], np.float32).reshape(-1)
-            if job.vector.shape != (engine.meta.dimension,) or not np.isfinite(job.vector).all():
-                raise UsageError(f"vector must be {engine.meta.dimension} finite numbers")
-            if crop is not None or flip:
-                raise UsageError(f"a vector cannot be {'mirrored' if crop is None else 'cropped'}")
-        elif "image" in query or crop is not None or flip:
-            if "image" in query:
-                data = query["image"]
-                job.digest = b"" if crop else hashlib.sha256(data).digest()
-            else:
-                data, job.digest = served.use(lambda e: (e.read(query["id"]), e.item(query["id"]).digest))
-            recipe, job.weights = engine.recipe, engine.meta.weights_sha256
-            image = images.decode(data, None if crop else recipe.resize, self.settings.max_pixels).image
-            image = images.crop(image, crop) if crop else image
-            job.pixels = recipe.pixels(image)
-            job.mirrored = recipe.pixels(ImageOps.mirror(image)) if flip else None
-            job.whole = crop is None
+        query = served.use(lambda engine: self._prepare(engine, request))
         self.metrics.phases.labels("decode").observe(time.perf_counter() - start)
-        job.born = time.perf_counter()
-        return job
+        return SearchJob(query, request.matches, request.search_options())
+
+    def _prepare(self, engine: Engine, request: SearchRequest) -> PreparedQuery:
+        options = request.query_options()
+        with engine.query_resolver(serving=True, max_pixels=self.settings.max_pixels) as resolver:
+            if request.way == "vector":
+                return resolver.prepare_vector(request.vector, **options)
+            return resolver.prepare(request.id if request.way == "id" else request.image, **options)
 
     # -- items
 
@@ -215,10 +198,10 @@ class Service:
         """Adds an image to the index."""
         self._must_write()
         served = self.index(request)
-        query, _ = await bodies.read(request, self.settings, write=True)
+        upload = (await read_upload(request)).model_dump(exclude_unset=True)
         largest = self.settings.max_pixels
         number, fresh = await self.in_thread(
-            lambda: served.once(lambda engine: self.uploads.add(engine, query, largest))
+            lambda: served.once(lambda engine: self.uploads.add(engine, upload, largest))
         )
         response = await self.item(request, number)
         response.status_code = 201 if fresh else 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import signal
 import socket
@@ -14,8 +15,7 @@ from typing import Any
 import uvicorn
 
 from simsearch.errors import UsageError
-from simsearch.server.middleware import JsonLines
-from simsearch.server.protocol import Connection
+from simsearch.server.protocol import DeadlineProtocol
 
 IDLE = 1.0
 """Seconds that an open connection has, at the end, to send the request that may be on its way."""
@@ -56,16 +56,40 @@ class Server(uvicorn.Server):
 
 def server_for(app: Any) -> Server:
     """A server of an app of `create_app`, not yet running."""
-    config = uvicorn.Config(app, http=Connection, ws="none", access_log=False, log_config=None, server_header=False,
-                            proxy_headers=False, timeout_graceful_shutdown=GRACE, timeout_keep_alive=20)  # fmt: skip
+    config = uvicorn.Config(
+        app,
+        http=DeadlineProtocol,
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=20,
+    )
     return Server(config)
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a log record as a JSON object in one line; `extra={"fields": {...}}` adds keys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
 
 
 @contextlib.contextmanager
 def _logs() -> Iterator[None]:
     """The service's log on standard error, as lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonFormatter())
     loggers = {logging.getLogger("simsearch.serve"): logging.INFO, logging.getLogger("uvicorn.error"): logging.WARNING}
     before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
     try:

@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from simsearch.output import distance, printable
-from simsearch.reports.html import Picture, Row, montage
+from simsearch.reports.montage import draw_montage
+from simsearch.reports.tiles import ResultRow, Tile
 
 SIDE = 18
 """Columns of a tile, and half as many lines, where the terminal is narrow."""
@@ -29,7 +30,7 @@ WIDEST = 32
 GAP = 2
 
 
-def show(rows: Sequence[Row], console: Console, renderable: Any = None) -> None:
+def show(rows: Sequence[ResultRow], console: Console, renderable: Any = None) -> None:
     """Draws each query and its matches. renderable: a picture class of textual-image, else half blocks.
 
     Draws nothing where the console has no colours: see `can_show`.
@@ -40,11 +41,11 @@ def show(rows: Sequence[Row], console: Console, renderable: Any = None) -> None:
             console.print(_grid(row, console.width))
             continue
         for start in range(0, max(1, len(row.matches)), tiles - 1):
-            chunk = Row(row.query, row.matches[start : start + tiles - 1])
+            chunk = ResultRow(row.query, row.matches[start : start + tiles - 1])
             if start:
                 console.print(f"{start + 1} to {start + len(chunk.matches)}:", highlight=False)
             width = min(console.width, (1 + len(chunk.matches)) * (SIDE + GAP))
-            console.print(renderable(montage([chunk]), width=width))
+            console.print(renderable(draw_montage([chunk]), width=width))
 
 
 def can_show(console: Console) -> bool:
@@ -72,7 +73,7 @@ def advice() -> str | None:
     return "this terminal shows sharper pictures after pip install 'simsearch[show]'" if missing else None
 
 
-def _grid(row: Row, width: int) -> Table:
+def _grid(row: ResultRow, width: int) -> Table:
     """The query and its matches, four tiles a line if these are not too small."""
     side = min(max(SIDE, (width + GAP) // 4 - GAP), WIDEST)
     cells = [_tile(row.query, "query", side)]
@@ -86,7 +87,7 @@ def _grid(row: Row, width: int) -> Table:
     return grid
 
 
-def _tile(picture: Picture, title: str, side: int) -> Group:
+def _tile(picture: Tile, title: str, side: int) -> Group:
     name = PurePath(picture.path).name or picture.path
     first = title if picture.distance is None else f"{title}  {distance(picture.distance)}"
     captions = _caption(first, "bold", side), _caption(picture.label or name, "dim", side)

@@ -11,7 +11,8 @@ from typing import Any
 
 from fastapi.responses import Response
 
-from simsearch import reference
+from simsearch.search.options import OPTIONS
+from simsearch.server import openapi
 
 
 def page() -> Response:
@@ -33,8 +34,8 @@ def docs(document: dict[str, Any]) -> Response:
     text = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>simsearch: HTTP</title>'
-        f"<style>{_DOCS_STYLE}</style><main><h1>simsearch {reference.VERSION}</h1>"
-        f'<p>{html.escape(reference.ABOUT)} <a href="openapi.json">openapi.json</a></p>{"".join(parts)}</main></html>'
+        f"<style>{_DOCS_STYLE}</style><main><h1>simsearch {openapi.VERSION}</h1>"
+        f'<p>{html.escape(openapi.ABOUT)} <a href="openapi.json">openapi.json</a></p>{"".join(parts)}</main></html>'
     )
     return Response(text, media_type="text/html; charset=utf-8", headers={"content-security-policy": policy(text)})
 
@@ -52,7 +53,19 @@ def policy(page: str) -> str:
     )
 
 
+def _with_checkboxes(text: str) -> str:
+    """The page with a checkbox for each search option that has a label for one."""
+    boxes = "".join(
+        f'<div class="row"><label><input id="{option.http_field}" type="checkbox" data-option>'
+        f"{html.escape(option.checkbox)}</label></div>\n"
+        for option in OPTIONS
+        if option.checkbox
+    )
+    before, _, rest = text.partition("<!-- checkboxes")
+    return before + boxes + rest.partition("-->\n")[2]
+
+
 _DOCS_STYLE = """:root { color-scheme: light dark; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem;
  margin: 2rem auto; padding: 0 1rem; } h2 { font-size: 1.05rem; margin-top: 1.75rem; } pre { overflow: auto; }"""
-_PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+_PAGE = _with_checkboxes((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 _POLICY = policy(_PAGE)

@@ -37,7 +37,7 @@ import numpy as np
 
 from simsearch import descriptors, images, metrics, models, trainset
 from simsearch.descriptors import Descriptor, Part, describe, unit, whitened
-from simsearch.search import expanded
+from simsearch.search.feedback import expanded
 
 TRAIN = [*(f"tiny-imagenet/train-{n}.zip" for n in range(4)), "imagenette160/train.zip"]
 LEARN, HELD, CLASSES = "learn", "held-out", "other classes"

@@ -34,7 +34,8 @@ from simsearch.cli.progress import show_progress
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.files import write_atomically
-from simsearch.reports import html as report
+from simsearch.reports.html import save_html
+from simsearch.reports.tiles import ResultRow, Tile
 
 CLASS_SCORES = ("P@1", "P@6", "R-precision", "mAP", "knn_accuracy")
 """The scores shown for each class."""
@@ -160,19 +161,19 @@ def _write_report(engine: Engine, verdict: evaluate_search.Verdict, path: Path, 
     table: list[tuple[str, ...]] = [("class", "queries", *CLASS_SCORES)]
     for label, (count, found) in verdict.classes.items():
         table.append((label, f"{count:,}", *(f"{found[name].value:.3f}" for name in CLASS_SCORES)))
-    report.save_html(rows, path, "How well the index retrieves", facts, table)
+    save_html(rows, path, "How well the index retrieves", facts, table)
     note(f"wrote {path}")
 
 
-def _report_row(engine: Engine, query: evaluate_search.Query) -> report.Row:
+def _report_row(engine: Engine, query: evaluate_search.Query) -> ResultRow:
     name = engine.paths([engine.item(query.query)])[0] if isinstance(query.query, int) else query.query
     title = f"{name} (average precision {query.average_precision:.3f})"
     tiles = []
     for match in engine.search_many([query.query], 6)[0]:
         label = ("✓ " if match.label == query.label else "✗ ") + (match.label or "no label")
         image = engine.thumbnail(match.id)
-        tiles.append(report.Picture(image, match.path, label, match.id, match.distance, match.similarity))
-    return report.Row(report.Picture(engine.thumbnail(query.query), title, query.label), tiles)
+        tiles.append(Tile(image, match.path, label, match.id, match.distance, match.similarity))
+    return ResultRow(Tile(engine.thumbnail(query.query), title, query.label), tiles)
 
 
 @eval_command.command("recall")

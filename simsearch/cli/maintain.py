@@ -27,7 +27,8 @@ from simsearch.cli.params import ByteSize
 from simsearch.cli.progress import show_progress
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
-from simsearch.reports import html as report
+from simsearch.reports.html import save_html
+from simsearch.reports.tiles import ResultRow, Tile
 
 if TYPE_CHECKING:
     from simsearch.models import dbn
@@ -120,14 +121,14 @@ def _group_row(member: near.Member) -> tuple[str, str, str, str]:
 
 
 def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: Path) -> None:
-    def tile(member: near.Member, first: bool) -> report.Picture:
+    def tile(member: near.Member, first: bool) -> Tile:
         image = engine.thumbnail(member.item.id)
         distance = None if first else member.distance
-        return report.Picture(image, member.path, member.item.label, member.item.id, distance)
+        return Tile(image, member.path, member.item.label, member.item.id, distance)
 
-    rows = [report.Row(tile(group[0], True), [tile(member, False) for member in group[1:]]) for group in groups]
+    rows = [ResultRow(tile(group[0], True), [tile(member, False) for member in group[1:]]) for group in groups]
     facts = {"index": str(engine.path), "model": engine.meta.model, "largest distance": f"{limit.distance:.4g}"}
-    report.save_html(rows, file, "Near-identical pictures", facts)
+    save_html(rows, file, "Near-identical pictures", facts)
     note(f"wrote {file}")
 
 

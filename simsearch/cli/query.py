@@ -23,10 +23,13 @@ from simsearch.cli.options import (
     root_option,
     version_option,
 )
+from simsearch.cli.search_options import example_images, search_arguments, search_options
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
-from simsearch.reports import html as report
-from simsearch.search import Match
+from simsearch.reports.html import save_html
+from simsearch.reports.montage import montage_extension, save_montage
+from simsearch.reports.tiles import ResultRow, Tile
+from simsearch.search.results import Match
 
 if TYPE_CHECKING:
     from simsearch import terminal
@@ -36,18 +39,7 @@ else:
 
 @click.command("query")
 @click.argument("image", nargs=-1, required=True, shell_complete=complete_files)
-@click.option("-k", "--top-k", "k", type=click.IntRange(1), default=6, show_default=True, help="Matches a query.")
-@click.option("--max-distance", type=click.FloatRange(0), metavar="D", help="Only matches at most this far.")
-@click.option("--filter", "filters", multiple=True, metavar="COND",
-              help="Only items that meet a condition: label=cat, path~GLOB, year>2000; repeatable.")  # fmt: skip
-@click.option("--crop", metavar="X,Y,W,H", help="Search by this part of the query, in pixels.")
-@click.option("--plus", multiple=True, metavar="IMAGE[=W]", help="Also be like this picture, W times; repeatable.")
-@click.option("--minus", multiple=True, metavar="IMAGE[=W]", help="Be unlike this picture, W times; repeatable.")
-@click.option("--exact", is_flag=True, help="Do not search approximately, even if the index could.")
-@click.option("--dedup", is_flag=True, help="One match for each group of near-identical ones.")
-@click.option("--expand", type=click.IntRange(1), metavar="N",
-              help="Search again by the mean of the query and its N first matches.")  # fmt: skip
-@click.option("--flip", is_flag=True, help="A mirrored picture counts as the same.")
+@search_options
 @click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv", "paths"]), default=None,
               help="How to print matches.  [default: table]")  # fmt: skip
 @click.option("-0", "--print0", is_flag=True, help="Print paths, each closed by a NUL.")
@@ -61,7 +53,7 @@ else:
 @index_option
 @version_option
 def query_command(
-    image: tuple[str, ...], k: int, form: str | None, print0: bool, relative: bool, html_file: Path | None,
+    image: tuple[str, ...], form: str | None, print0: bool, relative: bool, html_file: Path | None,
     montage: Path | None, show: bool, roots: tuple[tuple[str, str], ...], model: str | None, index_path: str,
     device: str, **options: Any,
 ) -> None:  # fmt: skip
@@ -72,14 +64,13 @@ def query_command(
     if print0 and form not in {None, "paths"}:
         raise UsageError(f"--print0 prints paths, not {form}")
     if montage:
-        report.montage_format(montage)
+        montage_extension(montage)
     for file in (montage, html_file):
         check_folder_exists(file)
-    feedback = [query_args.weight(text)[0] for text in (*options["plus"], *options["minus"])]
-    if [*image, *feedback].count("-") > 1:
+    if [*image, *example_images(options)].count("-") > 1:
         raise UsageError("standard input can be read only once, but - is given several times")
     pictures = [query_args.picture(text) for text in image]
-    chosen = query_args.options(**options)
+    k, chosen = search_arguments(options)
     with warn_if_incomplete(api.open(index_path, model=model, device=device, roots=dict(roots))) as engine:
         answers = []
         for start in range(0, len(image), 64):
@@ -107,26 +98,26 @@ def _show_images(
 ) -> None:
     """Shows queries and matches with their images, in files and in the terminal."""
 
-    def tile(match: Match) -> report.Picture:
+    def tile(match: Match) -> Tile:
         image = engine.thumbnail(match.id)
-        return report.Picture(image, match.path, match.label, match.id, match.distance, match.similarity)
+        return Tile(image, match.path, match.label, match.id, match.distance, match.similarity)
 
     rows = [
-        report.Row(report.Picture(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
+        ResultRow(Tile(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
         for picture, answer in zip(pictures, answers, strict=True)
     ]
     if show:
         _show_in_terminal(rows)
     if montage:
-        report.save_montage(rows, montage)
+        save_montage(rows, montage)
         note(f"wrote {montage}")
     if html_file:
         facts = {"index": str(engine.path), "model": engine.meta.model, "items": f"{len(engine):,}"}
-        report.save_html(rows, html_file, "Most similar pictures", facts)
+        save_html(rows, html_file, "Most similar pictures", facts)
         note(f"wrote {html_file}")
 
 
-def _show_in_terminal(rows: Sequence[report.Row]) -> None:
+def _show_in_terminal(rows: Sequence[ResultRow]) -> None:
     """Draws queries and matches in the terminal, or prints a note if it cannot show images."""
     from rich.console import Console
 

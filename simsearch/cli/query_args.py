@@ -1,18 +1,16 @@
-"""What the command line's words mean as arguments of `Engine.search_many`."""
+"""Images, weights and boxes as they are written on the command line."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from simsearch.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from simsearch.search import Picture, PictureOptions
+    from simsearch.search.queries import Picture
 
 _LARGEST_DOWNLOAD = 64 << 20
 _TIMEOUT = 20.0
@@ -43,20 +41,6 @@ def picture(text: str) -> Picture | int:
     return text
 
 
-def options(
-    *, filters: Sequence[str], crop: str | None, plus: Sequence[str], minus: Sequence[str], **rest: Any
-) -> PictureOptions:
-    """The options of a search from those of the command line."""
-    given: PictureOptions = {
-        "where": list(filters),
-        "crop": _box(crop) if crop else None,
-        "plus": [(picture(name), number) for name, number in map(weight, plus)],
-        "minus": [(picture(name), number) for name, number in map(weight, minus)],
-    }
-    given.update(rest)  # type: ignore[typeddict-item]
-    return given
-
-
 def weight(text: str) -> tuple[str, float]:
     """`IMAGE=W` as the image and its weight; without a number at the end, or where a file is called so, weight 1."""
     name, equals, number = text.rpartition("=")
@@ -68,7 +52,8 @@ def weight(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
-def _box(text: str) -> tuple[int, int, int, int]:
+def box(text: str) -> tuple[int, int, int, int]:
+    """`X,Y,W,H` as four numbers. Raises UsageError."""
     parts = text.split(",")
     try:
         x, y, width, height = (int(part) for part in parts)

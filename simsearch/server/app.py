@@ -1,6 +1,6 @@
 """The HTTP service as an ASGI app: `simsearch.create_app`.
 
-A request's way: gate (limits, key) -> routes -> service -> answers.
+A request passes the middlewares (headers, log, key, limits), then routes -> service -> answers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ try:
 except ImportError as error:
     raise MissingExtraError("the HTTP service", "serve") from error
 
-from simsearch import answers, reference, routes
+from simsearch import answers, routes
 from simsearch.engine import Engine
-from simsearch.server.middleware import Gate
+from simsearch.server import openapi
+from simsearch.server.middleware import AccessLog, Authentication, BodyLimit, ResponseHeaders
 from simsearch.service import Service
 from simsearch.settings import Settings
 
@@ -43,19 +44,34 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI
         yield
         service.close()
 
-    app = FastAPI(title="simsearch", version=reference.VERSION, description=reference.ABOUT, docs_url=None,
-                  redoc_url=None, openapi_url="/openapi.json", lifespan=lifespan)  # fmt: skip
+    app = FastAPI(
+        title="simsearch",
+        version=openapi.VERSION,
+        description=openapi.ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        lifespan=lifespan,
+    )
     app.state.service = service
     app.router.redirect_slashes = False
     routes.install(app, service)
     answers.install(app)
     if settings.cors:
-        app.add_middleware(CORSMiddleware, allow_origins=list(settings.cors), allow_methods=["*"],
-                           allow_headers=["authorization", "content-type", "x-api-key"])  # fmt: skip
-    app.add_middleware(Gate, settings, service.metrics, _guarded, lambda: service.draining)
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors),
+            allow_methods=["*"],
+            allow_headers=["authorization", "content-type", "x-api-key"],
+        )
+    # The last added is the first that a request meets.
+    app.add_middleware(BodyLimit, settings, service.metrics)
+    app.add_middleware(Authentication, settings, _needs_key)
+    app.add_middleware(AccessLog, service.metrics)
+    app.add_middleware(ResponseHeaders, closing=lambda: service.draining)
     return app
 
 
-def _guarded(path: str) -> bool:
-    """Whether a path needs a key, where there are keys."""
+def _needs_key(path: str) -> bool:
+    """True for a path that needs a key, if the settings have any."""
     return path.startswith(("/v1/", "/metrics")) or path == "/v1"

@@ -335,7 +335,7 @@ def test_models_and_sample(run, tmp_path):
     assert run("sample", tmp_path / "drawn").code == 2
 
 
-def test_the_list_of_commands_shows_their_own_short_help():
+def test_command_list_shows_own_short_help():
     """The table's texts, which stand in for the commands until one is used, are the first sentences of their help."""
     with click.Context(main) as context:
         for name in main.list_commands(context):

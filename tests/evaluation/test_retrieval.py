@@ -11,7 +11,7 @@ from simsearch import evaluate_search
 from simsearch.cli.main import main
 from simsearch.cli.query_args import weight
 from simsearch.errors import UsageError
-from simsearch.search import blend, weighted
+from simsearch.search.feedback import blend, weighted
 
 
 def test_an_index_is_evaluated_as_it_is_searched(index, colours):

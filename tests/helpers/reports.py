@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
-from simsearch.reports import html as report
-from simsearch.reports.html import Picture, Row
+from simsearch.reports.html import render_html
+from simsearch.reports.tiles import ResultRow, Tile
 
 RED, GREEN = (255, 0, 0), (0, 160, 0)
 
@@ -14,13 +14,13 @@ def solid(size: tuple[int, int] = (320, 240), colour: tuple[int, int, int] = RED
     return Image.new("RGB", size, colour)
 
 
-def match(path: str = "a/match.jpg", image: Image.Image | None = None, label: str | None = "cat") -> Picture:
-    return Picture(image or solid(colour=GREEN), path, label=label, id=7, distance=31.23456, similarity=0.625)
+def match(path: str = "a/match.jpg", image: Image.Image | None = None, label: str | None = "cat") -> Tile:
+    return Tile(image or solid(colour=GREEN), path, label=label, id=7, distance=31.23456, similarity=0.625)
 
 
-def row(*matches: Picture, path: str = "a/query.jpg") -> Row:
-    return Row(Picture(solid(), path), matches)
+def row(*matches: Tile, path: str = "a/query.jpg") -> ResultRow:
+    return ResultRow(Tile(solid(), path), matches)
 
 
-def page(*rows: Row, title: str = "Similar images", facts: dict[str, str] | None = None) -> str:
-    return report.html(rows, title, facts or {})
+def page(*rows: ResultRow, title: str = "Similar images", facts: dict[str, str] | None = None) -> str:
+    return render_html(rows, title, facts or {})

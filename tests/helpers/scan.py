@@ -12,7 +12,7 @@ import numpy as np
 
 from simsearch.engine import Engine
 from simsearch.export import export_npy
-from simsearch.search import Match
+from simsearch.search.results import Match
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

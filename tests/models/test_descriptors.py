@@ -15,7 +15,7 @@ from simsearch.errors import IndexDamagedError, ModelMismatchError, UsageError
 from simsearch.meta import Meta
 from simsearch.models.runtime import OnnxModel
 from simsearch.models.torch_runtime import TorchModel
-from simsearch.search import blend, expanded
+from simsearch.search.feedback import blend, expanded
 from simsearch.verify import verify
 from tests.helpers.pictures import draw
 

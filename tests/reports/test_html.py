@@ -6,14 +6,14 @@ import base64
 import io
 import os
 import re
-from html import escape
 from html.parser import HTMLParser
 
 import pytest
+from markupsafe import escape
 from PIL import Image
 
-from simsearch.reports import html as report
-from simsearch.reports.html import Picture, Row
+from simsearch.reports.html import render_html
+from simsearch.reports.tiles import ResultRow, Tile
 from tests.helpers.reports import match, page, row
 
 NASTY = "<script>alert(1)</script>\"'"
@@ -52,7 +52,7 @@ def test_html_shows_everything_known_of_a_match() -> None:
     [(0.0, "0"), (1e-6, "0"), (0.123456, "0.1235"), (85.0, "85"), (1234.4, "1234"), (float("inf"), "inf")],
 )
 def test_distances_have_four_significant_digits(distance: float, shown: str) -> None:
-    assert f"</small> {shown}</span>" in page(row(Picture(None, "m.jpg", distance=distance)))
+    assert f"</small> {shown}</span>" in page(row(Tile(None, "m.jpg", distance=distance)))
 
 
 def test_html_ranks_in_order() -> None:
@@ -62,7 +62,7 @@ def test_html_ranks_in_order() -> None:
 
 
 def test_html_escapes_every_string() -> None:
-    rows = [Row(Picture(None, NASTY, label=NASTY), [match(NASTY, label=NASTY)])]
+    rows = [ResultRow(Tile(None, NASTY, label=NASTY), [match(NASTY, label=NASTY)])]
     source = page(*rows, title=NASTY, facts={NASTY: NASTY})
     outline = Outline(source)
     assert "script" not in {tag for tag, _ in outline.tags}
@@ -93,7 +93,7 @@ def test_html_is_semantic_and_adapts() -> None:
 
 
 def test_html_thumbnails_fit_the_side() -> None:
-    source = report.html([row()], "t", {}, side=100)
+    source = render_html([row()], "t", {}, side=100)
     (image,) = Outline(source).attributes("img")
     data = base64.b64decode((image["src"] or "").partition(",")[2])
     assert (image["width"], image["height"]) == ("100", "75")
@@ -101,16 +101,16 @@ def test_html_thumbnails_fit_the_side() -> None:
 
 
 def test_html_of_a_missing_image_and_of_no_rows() -> None:
-    source = page(Row(Picture(None, "gone.jpg"), []))
+    source = page(ResultRow(Tile(None, "gone.jpg"), []))
     assert "not available" in Outline(source).text and not Outline(source).attributes("img")
     assert "no queries" in Outline(page()).text
 
 
 def test_html_has_a_table_where_there_is_one() -> None:
-    page = report.html([], "Title", {}, table=[("class", "P@1"), ("<cats>", "0.5"), ("dogs", "1.0")])
+    page = render_html([], "Title", {}, table=[("class", "P@1"), ("<cats>", "0.5"), ("dogs", "1.0")])
     assert '<th scope="col">class</th><th scope="col">P@1</th>' in page
     assert '<th scope="row" dir="auto">&lt;cats&gt;</th><td>0.5</td>' in page
-    assert "<table" not in report.html([], "Title", {})
+    assert "<table" not in render_html([], "Title", {})
 
 
 def test_html_of_unusual_names() -> None:
@@ -123,4 +123,4 @@ def test_html_of_unusual_names() -> None:
 
 @pytest.mark.parametrize(("similarity", "shown"), [(-0.5, "0.0%"), (1.0000001, "100.0%"), (0.5, "50.0%")])
 def test_the_bar_stays_within_its_bounds(similarity: float, shown: str) -> None:
-    assert f"width: {shown}" in page(row(Picture(None, "m.jpg", similarity=similarity)))
+    assert f"width: {shown}" in page(row(Tile(None, "m.jpg", similarity=similarity)))

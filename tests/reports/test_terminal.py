@@ -14,7 +14,7 @@ from rich.console import Console
 
 import simsearch
 from simsearch import terminal
-from simsearch.reports.html import Picture, Row
+from simsearch.reports.tiles import ResultRow, Tile
 
 RED, GREEN = Image.new("RGB", (40, 40), "#ff0000"), Image.new("RGB", (40, 20), "#00ff00")
 
@@ -44,8 +44,8 @@ def test_a_wide_picture_lies_in_the_middle():
 
 
 def test_a_row_with_its_captions():
-    matches = [Picture(GREEN, f"/p/{n}.png", f"label {n}", n, 1.5 * n, 0.9) for n in range(1, 9)]
-    text = drawn([Row(Picture(RED, "/q/query.png"), matches), Row(Picture(None, "gone.png"), [])], console(80))
+    matches = [Tile(GREEN, f"/p/{n}.png", f"label {n}", n, 1.5 * n, 0.9) for n in range(1, 9)]
+    text = drawn([ResultRow(Tile(RED, "/q/query.png"), matches), ResultRow(Tile(None, "gone.png"), [])], console(80))
     plain = re.sub(r"\x1b\[[\d;]*m", "", text)
     assert "\x1b[38;2;0;255;0;48;2;0;255;0m" in text
     for words in ("query.png", "1  1.5", "label 1", "8  12", "label 8", "not available", "no match"):
@@ -56,7 +56,7 @@ def test_a_row_with_its_captions():
 
 
 def test_names_cannot_disturb_the_terminal():
-    text = drawn([Row(Picture(RED, "/q/\x1b[2J.png"), [])], console())
+    text = drawn([ResultRow(Tile(RED, "/q/\x1b[2J.png"), [])], console())
     assert "\x1b[2J" not in text
 
 
@@ -70,7 +70,7 @@ def test_where_there_are_no_colours():
 @pytest.mark.parametrize(("kind", "mark"), [("SixelImage", "\x1bP"), ("TGPImage", "\U0010eeee")])
 def test_graphics(kind, mark, capsys):
     renderable = pytest.importorskip("textual_image.renderable", reason="the [show] extra is not installed")
-    row = Row(Picture(RED, "q.png"), [Picture(GREEN, f"{n}.png", None, n, float(n), 0.5) for n in range(6)])
+    row = ResultRow(Tile(RED, "q.png"), [Tile(GREEN, f"{n}.png", None, n, float(n), 0.5) for n in range(6)])
     text = drawn([row], console(), renderable=getattr(renderable, kind))
     assert mark in text
     assert "5 to 6:" in text

@@ -57,7 +57,7 @@ def test_script_can_be_imported(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert callable(found["main"])
 
 
-def test_without_venv_and_simsearch_install_is_hinted(
+def test_missing_simsearch_hints_at_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = runpy.run_path(str(SCRIPTS / "in_venv.py"))

@@ -12,7 +12,8 @@ from PIL import Image
 from simsearch import api, calibration
 from simsearch.engine import Engine
 from simsearch.errors import ImageError
-from simsearch.search import NEAR_IDENTICAL, Picture
+from simsearch.search.queries import Picture
+from simsearch.search.searcher import NEAR_IDENTICAL
 from tests.helpers.models import Colours
 from tests.helpers.pictures import draw
 from tests.helpers.scan import Scan, agree

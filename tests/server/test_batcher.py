@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 import simsearch
-from simsearch.batching import Job
+from simsearch.batching import SearchJob
 from simsearch.errors import SimsearchError
+from simsearch.search.queries import PreparedImage, PreparedQuery
 from tests.helpers.client import Client, png, upload
 
 httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
@@ -71,7 +72,7 @@ def test_all_kinds_of_searches_in_one_batch(engine, photos):
         ({"image": png(), "flip": True}, lambda: engine.search(png(), flip=True)),
         ({"image": png()}, lambda: engine.search(png())),
         ({"id": 3}, lambda: engine.search_by_id(3)),
-        ({"id": 3, "flip": True, "crop": (2, 0, 8, 16)}, lambda: engine.search_by_id(3, flip=True, crop=(2, 0, 8, 16))),
+        ({"id": 3, "flip": True, "crop": [2, 0, 8, 16]}, lambda: engine.search_by_id(3, flip=True, crop=(2, 0, 8, 16))),
         ({"id": 4, "flip": True, "plus": [7], "minus": [9, 2]},
          lambda: engine.search_by_id(4, flip=True, plus=[7], minus=[9, 2])),
         ({"id": 4, "flip": True, "expand": 3, "k": 2}, lambda: engine.search_by_id(4, 2, flip=True, expand=3)),
@@ -81,7 +82,7 @@ def test_all_kinds_of_searches_in_one_batch(engine, photos):
         ({"id": 1, "plus": [99]}, None),
         ({"id": 1, "filter": ["nonsense"]}, None),
     ]  # fmt: skip
-    jobs = [service._job(served, query) for query, _ in queries]
+    jobs = [service._job(served, service.search_request.read(query)) for query, _ in queries]
     answers = batcher._answers(engine, jobs)
     for (query, expected), answer in zip(queries, answers, strict=True):
         if expected is None:
@@ -95,8 +96,8 @@ def test_pixels_for_other_model_are_not_computed(engine):
     service = simsearch.create_app(engine).state.service
     batcher = service.batchers["default"]
     pixels = np.zeros((engine.recipe.crop, engine.recipe.crop, 3), np.uint8)
-    own = Job(1, {}, pixels=pixels, weights=engine.meta.weights_sha256)
-    other = Job(1, {}, pixels=pixels, weights="0" * 64)
+    own = SearchJob(PreparedQuery(PreparedImage(pixels=pixels, weights_sha256=engine.meta.weights_sha256)), 1, {})
+    other = SearchJob(PreparedQuery(PreparedImage(pixels=pixels, weights_sha256="0" * 64)), 1, {})
     answers = [batcher.submit(job) for job in (own, other)]
     assert len(answers[0].result(10)) == 1
     with pytest.raises(SimsearchError, match="another model"):

@@ -12,7 +12,7 @@ import pytest
 import simsearch
 from simsearch.errors import ImageError, UsageError
 from simsearch.fetch import fetch
-from simsearch.server import protocol as connections
+from simsearch.server import protocol
 from tests.helpers.client import Client, code, png
 from tests.helpers.live import answer, raw, serving
 
@@ -185,7 +185,7 @@ def test_who_sends_too_much_can_read_why(port):
 
 def test_a_body_of_50_mb_is_cut_off(port, monkeypatch):
     """In chunks, so that nothing announces it."""
-    monkeypatch.setattr(connections, "LINGER", 1 << 20)
+    monkeypatch.setattr(protocol, "MAX_DISCARDED_BYTES", 1 << 20)
     chunk = b"10000\r\n" + bytes(1 << 16) + b"\r\n"
     sent = 0
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
@@ -207,10 +207,10 @@ def test_clients_that_leave(port):
 
 
 def test_bodies_together_have_a_limit(engine, monkeypatch):
-    from simsearch.server import middleware as gate
+    from simsearch.server import middleware
 
     app = simsearch.create_app(engine, max_body=1 << 20, body_timeout=2.5, api_keys=KEY)
-    monkeypatch.setattr(gate, "HELD", 2)  # times the largest body, of 1 MiB
+    monkeypatch.setattr(middleware, "BODIES_IN_MEMORY", 2)  # times the largest body, of 1 MiB
     start = head("Content-Type: multipart/form-data; boundary=b", "Content-Length: 1000000", **POST)
     start += b'--b\r\nContent-Disposition: form-data; name="image"; filename="q"\r\n\r\n' + bytes(900_000)
     with serving(app) as port, contextlib.ExitStack() as stack:
@@ -232,7 +232,7 @@ def test_stuck_reader_is_cut_off_slow_one_is_not(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     Image.fromarray(noise).save(tmp_path / "photos" / "large.png", compress_level=0)
     size = (tmp_path / "photos" / "large.png").stat().st_size
-    monkeypatch.setattr(connections, "STALL", 0.5)
+    monkeypatch.setattr(protocol, "STALL_SECONDS", 0.5)
     with (simsearch.build(tmp_path / "photos", tmp_path / "index", model=Colours()) as engine,
           serving(simsearch.create_app(engine)) as port):  # fmt: skip
         for pause, whole in ((0.05, True), (1.8, False)):
@@ -248,7 +248,7 @@ def test_stuck_reader_is_cut_off_slow_one_is_not(tmp_path, monkeypatch):
 
 
 def test_connections_are_bounded(engine, monkeypatch):
-    monkeypatch.setattr(connections, "MOST", 4)
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 4)
     with serving(simsearch.create_app(engine)) as port, contextlib.ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from simsearch import calibration
 from simsearch.errors import UsageError
 from simsearch.filters import Where, conditions
 from simsearch.index import Neighbours
+from simsearch.search.feedback import expanded
+from simsearch.search.options import SearchOptions
+from simsearch.search.results import Match, Matches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,67 +24,12 @@ if TYPE_CHECKING:
     from simsearch.store import Item, Reader
     from simsearch.structure import Structure
 
-Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]
-"""An image to search by: a path, encoded bytes, a PIL image, or an (H, W, 3) uint8 array."""
-
 NEAR_IDENTICAL = 0.25
 """With `dedup`, matches nearer to each other than this share of the median random pair count as one picture.
 
 Measured with the shipped `alexnet` on 100 of its training images: of copies saved as JPEG at quality 50, scaled to
 75 %, cropped by 5 % or brightened by 10 %, nine in ten are nearer than 0.23; different images are all beyond 0.47.
 """
-
-
-LARGEST = float(np.finfo(np.float32).max)
-
-
-class SearchOptions(TypedDict, total=False):
-    """What every search accepts besides the query and k.
-
-    where: conditions on items. max_distance: the farthest match to report. dedup: one match per near-identical group.
-    exact: do not use an approximate structure, even if the index has one. expand: search again by the mean of the
-    query and this many of its first matches; see `expanded`.
-    """
-
-    where: Where | None
-    max_distance: float | None
-    dedup: bool
-    exact: bool
-    expand: int
-
-
-class PictureOptions(SearchOptions, total=False):
-    """What a search by pictures accepts as well.
-
-    crop: (x, y, width, height) of the upright query. flip: a mirrored picture counts as the same.
-    plus, minus: more pictures to be like and unlike, each alone or as (picture, weight); an int is an item's id.
-    """
-
-    crop: tuple[int, int, int, int] | None
-    flip: bool
-    plus: Sequence[Picture | int | tuple[Picture | int, float]]
-    minus: Sequence[Picture | int | tuple[Picture | int, float]]
-
-
-@dataclass(frozen=True)
-class Match:
-    """An item at a distance. rank counts from 1; path opens as printed; see `calibration` for similarity."""
-
-    rank: int
-    id: int
-    path: str
-    label: str | None
-    distance: float
-    similarity: float
-    metadata: dict[str, Any]
-    relative: str = ""
-    """The path as stored, relative to its source."""
-
-
-class Matches(list[Match]):
-    """The matches of one query, nearest first. exact: whether no item can have been missed."""
-
-    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -245,51 +191,3 @@ def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: boo
     best = {row: distance for row, distance in best.items() if distance <= reach and row not in left_out}
     order = sorted(best, key=lambda row: best[row])
     return Neighbours(np.array(order, np.int64), np.array([best[row] for row in order]))
-
-
-def blend(
-    query: NDArray[np.float32], plus: NDArray[np.float32], minus: NDArray[np.float32],
-    plus_weights: Sequence[float] = (), minus_weights: Sequence[float] = (),
-) -> NDArray[np.float32]:  # fmt: skip
-    """Relevance feedback (Rocchio 1971): the mean of what is wanted, moved half a step away from what is not.
-
-    Weights count in the mean of what is wanted, where the query has weight 1, and in that of what is not; the mean of
-    those of `minus` multiplies the step. All are 1 unless given. Of activations, which are not negative, neither is
-    the result.
-    """
-    wanted: NDArray[np.float32] = np.concatenate([query[None], plus])
-    factors = np.array([1.0, *(plus_weights or [1.0] * len(plus))], np.float32)
-    wanted = (wanted * factors[:, None]).sum(0) / factors.sum()
-    if len(minus):
-        factors = np.array(minus_weights or [1.0] * len(minus), np.float32)
-        unwanted = (minus * factors[:, None]).sum(0) / factors.sum()
-        signed = min(float(wanted.min()), float(unwanted.min())) < 0  # principal components
-        wanted = wanted + np.float32(0.5) * factors.mean() * (wanted - unwanted)
-        wanted = wanted if signed else np.maximum(wanted, 0)
-    return wanted
-
-
-def expanded(query: NDArray[np.float32], near: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Average query expansion (Chum et al., ICCV 2007): the mean of a (D,) query and its (n, D) first matches.
-
-    Matches weigh the third power of their cosine to the query (Radenović, Tolias & Chum, PAMI 2019, "alpha QE"), so
-    that doubtful ones count little; the result is as long as the query.
-    """
-    q, x = query.astype(np.float64), near.astype(np.float64)  # float32 need not hold the squares
-    length = float(np.linalg.norm(q))
-    if not len(near) or not length:
-        return query
-    cosines = x @ q / np.maximum(np.linalg.norm(x, axis=1) * length, 1e-9)
-    total = q + (np.maximum(cosines, 0) ** 3) @ x
-    scaled: NDArray[np.float64] = total * (length / max(float(np.linalg.norm(total)), 1e-9))
-    return np.clip(scaled, -LARGEST, LARGEST).astype(np.float32)
-
-
-def weighted(given: Sequence[Any]) -> tuple[list[Any], list[float]]:
-    """Pictures and their weights, of which some may be given as (picture, weight). Raises UsageError."""
-    pairs = [pair if isinstance(pair, tuple) else (pair, 1.0) for pair in given]
-    for pair in pairs:
-        number = pair[1] if len(pair) == 2 else None
-        if isinstance(number, bool) or not isinstance(number, int | float | np.number) or not 0 < number < np.inf:
-            raise UsageError(f"the weight of a picture is {number!r}, not a number above 0")
-    return [picture for picture, _ in pairs], [float(number) for _, number in pairs]
