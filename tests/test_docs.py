@@ -59,7 +59,8 @@ def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
     if block.kind == "sh":
         yield from ((line, []) for line in lines if line.strip() and not line.startswith("#"))
         return
-    command, shown = "", []
+    command = ""
+    shown: list[str] = []
     for line in lines:
         if line.startswith("$ "):
             if command:
