@@ -35,8 +35,12 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 
 import numpy as np
 
-from simsearch import descriptors, images, metrics, models, trainset
-from simsearch.descriptors import Descriptor, Part, describe, unit, whitened
+from simsearch.evaluation import metrics
+from simsearch.images import decode
+from simsearch.images.sources import labelled
+from simsearch.indexing.learn_components import whitened
+from simsearch.models import base, descriptors, load, registry
+from simsearch.models.descriptors import Descriptor, LayerPart, describe, unit
 from simsearch.search.feedback import expanded
 
 TRAIN = [*(f"tiny-imagenet/train-{n}.zip" for n in range(4)), "imagenette160/train.zip"]
@@ -61,11 +65,11 @@ class Row:
 
 
 def of(layer: str = "features", pooling: str = "", root: bool = False, **rest: Any) -> Descriptor:
-    return Descriptor((Part(layer, pooling, root),), **rest)
+    return Descriptor((LayerPart(layer, pooling, root),), **rest)
 
 
 def joined(layer: str, pooling: str, weight: float, **rest: Any) -> Descriptor:
-    return Descriptor((Part(), Part(layer, pooling, weight=weight)), **rest)
+    return Descriptor((LayerPart(), LayerPart(layer, pooling, weight=weight)), **rest)
 
 
 BOTH, FIVE = ("centre", "mirror"), ("centre", "corners")
@@ -97,26 +101,27 @@ ROWS = (
 )  # fmt: skip
 
 
-def pictures(data: Path, name: str) -> list[trainset.Picture]:
+def pictures(data: Path, name: str) -> list[labelled.LabelledImage]:
     if name in (LEARN, HELD):
-        found = trainset.labelled([data / file for file in TRAIN])
+        found = labelled.list_labelled([data / file for file in TRAIN])
         order = np.random.default_rng(2012).permutation(len(found))
         return [found[row] for row in np.sort(order[:2048] if name == HELD else order[2048:6144])]
     place, count = SETS[name]
-    found = trainset.labelled([data / place])
+    found = labelled.list_labelled([data / place])
     order = np.random.default_rng(2012).permutation(len(found))[:count]
     return [found[row] for row in np.sort(order)]
 
 
-def larger(model: models.Model) -> Callable[[np.ndarray], np.ndarray]:
+def larger(model: base.Model) -> Callable[[np.ndarray], np.ndarray]:
     """The convolutions alone, which take pictures of any size, in torch."""
     import torch
 
-    from simsearch.models import networks, weights
-    from simsearch.models.torch_runtime import TorchRunner
+    from simsearch.models import weights
+    from simsearch.models.networks import build
+    from simsearch.models.torch.runtime import TorchRunner
 
-    file = models.find(model.name)
-    network = networks.make(file.card.architecture, file.config).eval()
+    file = registry.find_weights(model.name)
+    network = build.build_network(file.card.architecture, file.config).eval()
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.read_tensors(file.path).items()})
     runner = TorchRunner(model.recipe, "cpu")
     shape: list[int] = []
@@ -132,7 +137,7 @@ def larger(model: models.Model) -> Callable[[np.ndarray], np.ndarray]:
 class Layers:
     """A model's layers for a view of pictures, kept on disk."""
 
-    def __init__(self, data: Path, model: models.Model, limit: int | None) -> None:
+    def __init__(self, data: Path, model: base.Model, limit: int | None) -> None:
         self.data, self.model, self.limit = data, model, limit
         part = model.weights_sha256[:16] + (f"-{limit}" if limit else "")
         self.folder = Path("indexes/descriptors") / part
@@ -165,8 +170,8 @@ class Layers:
         found = pictures(self.data, name)[: self.limit]
         recipe = self.recipes[view]
 
-        def pixels(picture: trainset.Picture) -> np.ndarray:
-            return recipe.pixels(images.decode(picture.source.read(picture.path), recipe.resize).image)
+        def pixels(picture: labelled.LabelledImage) -> np.ndarray:
+            return recipe.pixels(decode.decode_image(picture.source.read(picture.path), recipe.resize).image)
 
         parts: dict[str, list[np.ndarray]] = {}
         with ThreadPoolExecutor() as pool:
@@ -202,7 +207,7 @@ class Layers:
             names = [f"corner{n}" for n in range(4)] if view == "corners" else [""]
             for corner in names:
                 seen = {}
-                for part in row.recipe.parts if row.recipe else (Part(),):
+                for part in row.recipe.parts if row.recipe else (LayerPart(),):
                     file = corner or (part.pooling if part.layer == "conv5" else part.layer)
                     seen[part.layer] = np.load(place / f"{view}-{file}.npy").astype(np.float32)
                 if row.recipe is None:
@@ -220,7 +225,7 @@ def searched(x: np.ndarray, labels: np.ndarray, around: tuple[str, int]) -> metr
     labels = np.unique(labels, return_inverse=True)[1]
     what, count = around
     if not count:
-        return metrics.retrieval(metrics.Base(x.astype(np.float16), labels)) | width
+        return metrics.retrieval(metrics.LabelledFeatures(x.astype(np.float16), labels)) | width
     order = np.random.default_rng(0).permutation(len(x))
     asked, base = order[::2], order[1::2]
     q, b = x[asked], x[base]
@@ -235,7 +240,7 @@ def searched(x: np.ndarray, labels: np.ndarray, around: tuple[str, int]) -> metr
         q = np.stack([expanded(row, b[places]) for row, places in zip(q, near(q), strict=True)])
     elif what == "DBA":
         b = np.stack([expanded(row, b[places]) for row, places in zip(b, near(b, itself=True), strict=True)])
-    found = metrics.retrieval(metrics.Base(b, labels[base]), metrics.Base(q, labels[asked]))
+    found = metrics.retrieval(metrics.LabelledFeatures(b, labels[base]), metrics.LabelledFeatures(q, labels[asked]))
     return found | {"dimension": width["dimension"][asked]}
 
 
@@ -266,13 +271,13 @@ def measured(layers: Layers, name: str, row: Row) -> metrics.Values:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", default=models.DEFAULT)
+    parser.add_argument("--model", default=registry.DEFAULT)
     parser.add_argument("--only", action="append", choices=[HELD, CLASSES, *SETS], help="only this set; repeatable")
     parser.add_argument("--row", action="append", default=[], metavar="WORDS", help="only rows with these words")
     parser.add_argument("--limit", type=int, help="about so many images a set, to try the whole path")
     parser.add_argument("--all", action="store_true", help="also rows that did worse from the start")
     options = parser.parse_args()
-    layers = Layers(options.data, models.load(options.model, "cpu"), options.limit)
+    layers = Layers(options.data, load.load_model(options.model, "cpu"), options.limit)
     took = layers.milliseconds()
     rows = [row for row in ROWS if (options.all or not row.early) and
             (not options.row or row == ROWS[0] or any(words in row.name for words in options.row))]  # fmt: skip
@@ -284,7 +289,7 @@ def main() -> None:
         for row in rows:
             values = measured(layers, name, row)
             first = reference.setdefault(bool(row.around[1]), values["P@6"])
-            scores = metrics.estimates({**values, "difference": values["P@6"] - first})
+            scores = metrics.with_intervals({**values, "difference": values["P@6"] - first})
             shown = (f"{k.replace('AP', 'mAP')} {scores[k].value:.3f} ({scores[k].low:.3f} to {scores[k].high:.3f})"
                      for k in ("P@1", "P@6", "AP"))  # fmt: skip
             d, size = scores["difference"], 2 * int(values["dimension"][0])

@@ -32,8 +32,10 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 import simsearch
-from simsearch import calibration, duplicates, opening
 from simsearch.engine import Engine
+from simsearch.images import perturb
+from simsearch.images.sources import resolve
+from simsearch.search import duplicates, similarity
 
 SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
 NEAREST = 8
@@ -53,7 +55,7 @@ def halved(image: Image.Image) -> Image.Image:
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    **duplicates.COPIES, "scaled to 50 %": halved, "cropped by 10 %": cropped, "colour 70 %": colder,
+    **perturb.COPIES, "scaled to 50 %": halved, "cropped by 10 %": cropped, "colour 70 %": colder,
 }  # fmt: skip
 
 
@@ -64,13 +66,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with Engine(options.index, device="cpu") as engine:
-        limit, median = duplicates.threshold(engine), calibration.median(engine.meta.distances)
+        limit, median = duplicates.copy_threshold(engine), similarity.median(engine.meta.distances)
         with engine.store.reading() as reader:
             ids, _ = reader.ids()
         chosen = (
             np.random.default_rng(options.seed + 1).choice(ids, min(options.count, len(ids)), replace=False).tolist()
         )
-        originals = {number: opening.open_picture(engine.read(number), None).image for number in chosen}
+        originals = {number: resolve.open_picture(engine.read(number), None).image for number in chosen}
         print(f"simsearch {simsearch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores;"
               f" {options.index}: {len(ids):,} items, model {engine.meta.model}, median random pair {median:.3g};"
               f" {len(originals)} pictures, seed {options.seed}")  # fmt: skip

@@ -38,24 +38,28 @@ import onnxruntime
 import torch
 
 import simsearch
-from simsearch import extract, images, models, trainset
+from simsearch.common import float16
 from simsearch.errors import ImageError
-from simsearch.models import precision, runtime, torch_runtime
-from simsearch.recipe import Recipe
+from simsearch.images import decode
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.images.sources import labelled
+from simsearch.models import base, precision, registry
+from simsearch.models.onnx import runtime
+from simsearch.models.torch import runtime as torch_runtime
 
 BATCHES = (1, 16, 64)
 FLOAT, INT8 = "onnxruntime-cpu", "onnxruntime-cpu-int8"
 
 
-def load(sources: list[str], recipe: Recipe, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def load(sources: list[str], recipe: Preprocessing, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     """(N, S, S, 3) uint8 pictures and (N,) labels."""
-    found = trainset.labelled(sources)
+    found = labelled.list_labelled(sources)
     if limit:
         found = [found[n] for n in np.unique(np.linspace(0, len(found) - 1, min(limit, len(found))).astype(int))]
 
-    def pixels(picture: trainset.Picture) -> np.ndarray | None:
+    def pixels(picture: labelled.LabelledImage) -> np.ndarray | None:
         try:
-            return recipe.pixels(images.decode(picture.source.read(picture.path), recipe.resize).image)
+            return recipe.pixels(decode.decode_image(picture.source.read(picture.path), recipe.resize).image)
         except ImageError:
             return None
 
@@ -66,13 +70,13 @@ def load(sources: list[str], recipe: Recipe, limit: int | None) -> tuple[np.ndar
     return np.stack([decoded[n] for n in kept]), np.unique(names, return_inverse=True)[1]
 
 
-def features(model: models.Model | Half, pixels: np.ndarray) -> np.ndarray:
+def features(model: base.Model | Half, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([model.features(pixels[n : n + 64]) for n in range(0, len(pixels), 64)])
 
 
 def found_by(queries: np.ndarray, base: np.ndarray) -> np.ndarray:
     """The six nearest others in `base` of each row of `queries`: (N, 6)."""
-    queries, base = (extract.stored(x).astype(np.float32) for x in (queries, base))
+    queries, base = (float16.to_float16(x).astype(np.float32) for x in (queries, base))
     squares, rows = np.einsum("nd,nd->n", base, base), []
     for start in range(0, len(base), 512):
         distances = squares - 2 * queries[start : start + 512] @ base.T
@@ -163,12 +167,12 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="+")
-    parser.add_argument("--model", default=models.DEFAULT)
+    parser.add_argument("--model", default=registry.DEFAULT)
     parser.add_argument("--limit", type=int, help="so many pictures, evenly from all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
-    weights = models.find(options.model)
+    weights = registry.find_weights(options.model)
     pixels, labels = load(options.source, weights.card.recipe, options.limit)
     made = [runtime.OnnxModel(weights)]
     if precision.can_quantise(weights):

@@ -30,8 +30,8 @@ import numpy as np
 import vectors
 
 import simsearch
-from simsearch.export import export_npy
-from simsearch.halves import decoded
+from simsearch.common.float16 import to_float32
+from simsearch.storage.export import export_npy
 
 
 def main() -> None:
@@ -76,9 +76,9 @@ def timed(path: str, count: int, k: int) -> None:
         rows = vectors.live_rows(engine)
         peer = faiss.IndexFlatL2(engine.meta.dimension)
         for start in range(0, len(rows), 8192):
-            peer.add(decoded(engine.shards.read(rows[start : start + 8192])))
+            peer.add(to_float32(engine.shards.read(rows[start : start + 8192])))
         random = np.random.default_rng(1)
-        queries = decoded(engine.shards.read(random.choice(rows, count)))
+        queries = to_float32(engine.shards.read(random.choice(rows, count)))
         queries = np.maximum(queries + random.normal(0, 0.05 * queries.std(), queries.shape).astype(np.float32), 0)
         searches = {
             "simsearch, exact": lambda q: engine.neighbours(q, k, exact=True),

@@ -39,7 +39,7 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
     reexecute()
 
 import simsearch
-from simsearch import sample
+from simsearch.images.samples import generate
 
 SIMSEARCH = [sys.executable, "-m", "simsearch"]
 
@@ -139,7 +139,7 @@ def main() -> None:
         source, index = Path(options.source or Path(folder) / "source"), Path(folder) / "index"
         if not options.source:
             print(f"drawing {options.images:,} pictures", file=sys.stderr)
-            sample.write(source, options.images)
+            generate.generate(source, options.images)
         command = ["build", str(source), "--model", options.model, "--features", options.features,
                    "--device", options.device]  # fmt: skip
         build(command, Path(folder) / "warm")  # the weights, unpacked, are in the cache from here on

@@ -31,7 +31,7 @@ import numpy as np
 import vectors
 
 import simsearch
-from simsearch import projection
+from simsearch.common import pca
 
 K = 10
 STEPS = ("fill", "tune", "truth", "open", "search")
@@ -101,7 +101,7 @@ def fill(options: argparse.Namespace, index: Path) -> None:
         queries = np.concatenate([real.shards.read(left_out), *spare])
         np.save(index.with_suffix(".queries.npy"), queries.astype(np.float32))
         random = np.random.default_rng(4)
-        onto = projection.principal(real.shards.read(np.sort(random.choice(rows, min(8192, len(rows)), False))), 256)
+        onto = pca.fit_pca(real.shards.read(np.sort(random.choice(rows, min(8192, len(rows)), False))), 256)
         with simsearch.open(index, device="cpu") as engine:
             for name, first, last in (("real", 0, own), ("mixed", own, options.items)):
                 if last - first >= 1000:
@@ -112,12 +112,12 @@ def fill(options: argparse.Namespace, index: Path) -> None:
 
 
 def tune(options: argparse.Namespace, index: Path) -> None:
-    from simsearch import tuning
+    from simsearch.indexing import tune
 
     with simsearch.open(index, device="cpu") as engine:
         clock = time.perf_counter()
         memory = None if options.memory is None else int(1e6 * options.memory)
-        choice = tuning.tune(engine, options.recall, memory)
+        choice = tune.tune(engine, options.recall, memory)
         print(f"tuned in {time.perf_counter() - clock:.0f} s on {os.cpu_count()} cores: {choice.kind}, recall@{K} "
               f"{choice.recall:.4f} ({choice.low:.4f} to {choice.high:.4f}) of {choice.queries} held-out items, "
               f"{choice.memory / 1e6:.0f} MB, {json.dumps(choice.parameters)}")  # fmt: skip

@@ -29,8 +29,8 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 import numpy as np
 
 import simsearch
+from simsearch.cluster.milvus.push import PushOptions, push
 from simsearch.engine import Engine
-from simsearch.push import Options, push
 
 K = 6
 EFFORTS = {"HNSW": (32, 128), "IVF_FLAT": (8, 32), "IVF_SQ8": (32,), "DISKANN": (64,)}
@@ -98,7 +98,7 @@ def one(
     last: bool = True,
 ) -> None:
     clock = time.perf_counter()
-    push(local, address, Options(kind=kind, parameters=BUILD.get(kind, {})))
+    push(local, address, PushOptions(kind=kind, parameters=BUILD.get(kind, {})))
     took = time.perf_counter() - clock
     with simsearch.open(address + (f"?effort={effort}" if effort else ""), device="cpu") as engine:
         line(name, engine, queries, truth, took)

@@ -38,7 +38,7 @@ import peers
 import vectors
 
 import simsearch
-from simsearch.halves import decoded
+from simsearch.common.float16 import to_float32
 
 K = 10
 
@@ -91,9 +91,9 @@ def prepare(options: argparse.Namespace) -> Path:
             shape = (len(kept), real.meta.dimension)
             base = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, shape)
             for start in range(0, len(kept), vectors.BLOCK):
-                base[start : start + vectors.BLOCK] = decoded(real.shards.read(kept[start : start + vectors.BLOCK]))
+                base[start : start + vectors.BLOCK] = to_float32(real.shards.read(kept[start : start + vectors.BLOCK]))
             base.flush()
-            queries = decoded(real.shards.read(held))
+            queries = to_float32(real.shards.read(held))
             np.save(folder / "queries.npy", queries)
             with simsearch.open(folder / "index", device="cpu") as engine:
                 np.save(folder / "truth.npy", engine.neighbours(queries, K, exact=True)[1][:, -1])
@@ -193,14 +193,14 @@ def report(results: dict[str, dict], options: argparse.Namespace) -> None:
               f"{facts.get('build_s', 0):8.1f} {facts.get('peak_mb', 0):8.0f} {facts['resident_mb']:11.0f} "
               f"{facts['bytes'] / 1e6:8.0f}")  # fmt: skip
     if options.plot:
-        from simsearch import pictures
+        from simsearch.reports import charts
 
         series = {name: front(facts["points"]) for name, facts in results.items() if "points" in facts}
-        image = pictures.plot({name: points for name, points in series.items() if points},
+        image = charts.plot({name: points for name, points in series.items() if points},
                               f"{len(base):,} real features, one query at a time",
                               "recall@10 in nines: 1 is 0.9, 2 is 0.99, 3 is 0.999, 4 is more", "log10 of queries/s",
                               width=900, height=560)  # fmt: skip
-        options.plot.write_bytes(pictures.png(image))
+        options.plot.write_bytes(charts.png(image))
 
 
 def front(points: list[dict]) -> list[tuple[float, float]]:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from simsearch import images, opening
+from simsearch.common.machine import MemoryBudget, available_cores
 from simsearch.errors import ImageError, SimsearchError, UsageError
-from simsearch.machine import Budget, cores
-from simsearch.recipe import Recipe
+from simsearch.images import decode
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.images.sources import resolve
+from simsearch.images.sources.base import Source
 from simsearch.search.feedback import blend, weighted
 from simsearch.search.queries import (
     Box,
@@ -32,8 +34,7 @@ from simsearch.search.queries import (
     as_vector,
     is_id,
 )
-from simsearch.sources import Source
-from simsearch.store import Item, Reader
+from simsearch.storage.reader import Item, Reader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,11 +54,11 @@ class QueryResolver:
         self,
         reader: Reader,
         sources: Mapping[int, Source],
-        recipe: Recipe,
+        recipe: Preprocessing,
         weights_sha256: str,
         compute: Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]],
         *,
-        max_pixels: int = images.LARGEST_PIXELS,
+        max_pixels: int = decode.LARGEST_PIXELS,
         names_in_errors: bool = True,
     ) -> None:
         self.reader, self.sources, self.recipe, self.weights_sha256 = reader, sources, recipe, weights_sha256
@@ -125,14 +126,14 @@ class QueryResolver:
         decode_known: bool = False,
     ) -> list[PreparedImage]:
         """Each picture prepared, in order; in threads where there are several."""
-        budget = Budget(DECODING_BYTES)
+        budget = MemoryBudget(DECODING_BYTES)
 
         def prepare(picture: Picture | int) -> PreparedImage:
             return self._image(picture, crop, flip, decode_known=decode_known, budget=budget)
 
         if len(pictures) < 2:
             return [prepare(picture) for picture in pictures]
-        pool = ThreadPoolExecutor(min(cores(), len(pictures)), "query")
+        pool = ThreadPoolExecutor(min(available_cores(), len(pictures)), "query")
         try:
             started = [pool.submit(prepare, picture) if _thread_safe(picture) else None for picture in pictures]
             return [
@@ -149,7 +150,7 @@ class QueryResolver:
         flip: bool,
         *,
         decode_known: bool = True,
-        budget: Budget | None = None,
+        budget: MemoryBudget | None = None,
     ) -> PreparedImage:
         """Reads one picture or item, and decodes it if its features may have to be computed."""
         unchanged = crop is None and not flip
@@ -160,10 +161,10 @@ class QueryResolver:
             item, data, name = self._read(number)
             return self._decode(data, name, crop, flip, budget, number, item.digest)
         if isinstance(picture, Image.Image):
-            return self._cut(images.from_pil(picture), crop, flip)
+            return self._cut(decode.from_pil(picture), crop, flip)
         if isinstance(picture, np.ndarray):
-            return self._cut(images.from_array(picture), crop, flip)
-        data, name = opening.read_picture(picture)
+            return self._cut(decode.from_array(picture), crop, flip)
+        data, name = resolve.read_picture(picture)
         digest = hashlib.sha256(data).digest() if crop is None else b""
         if unchanged and not decode_known and self._has(digest):
             return PreparedImage(digest=digest)
@@ -175,22 +176,22 @@ class QueryResolver:
         name: str,
         crop: Box | None,
         flip: bool,
-        budget: Budget | None,
+        budget: MemoryBudget | None,
         number: int | None,
         digest: bytes,
     ) -> PreparedImage:
         shorter_side = self.recipe.resize if crop is None else None  # a crop is in pixels of the original
-        needed = images.footprint(data, shorter_side) if budget is not None else 0
+        needed = decode.decode_memory(data, shorter_side) if budget is not None else 0
         with budget.hold(needed) if budget is not None else contextlib.nullcontext():
             with self._named(name):
-                image = images.decode(data, shorter_side, self.max_pixels).image
+                image = decode.decode_image(data, shorter_side, self.max_pixels).image
             return self._cut(image, crop, flip, number, digest)
 
     def _cut(
         self, image: Image.Image, crop: Box | None, flip: bool, number: int | None = None, digest: bytes = b""
     ) -> PreparedImage:
         if crop is not None:
-            image = images.crop(image, crop)
+            image = decode.crop(image, crop)
         return PreparedImage(
             item=number,
             digest=digest,

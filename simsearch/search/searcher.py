@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simsearch import calibration
 from simsearch.errors import UsageError
-from simsearch.filters import Where, conditions
-from simsearch.index import Neighbours
+from simsearch.search import similarity
+from simsearch.search.exact import Neighbours
 from simsearch.search.feedback import expanded
 from simsearch.search.options import SearchOptions
 from simsearch.search.results import Match, Matches
+from simsearch.storage.filters import Where, conditions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.shards import Shards
-    from simsearch.snapshot import Snapshot
-    from simsearch.store import Item, Reader
-    from simsearch.structure import Structure
+    from simsearch.search.ann import AnnIndex
+    from simsearch.search.snapshot import Snapshot
+    from simsearch.storage.feature_files import FeatureFiles
+    from simsearch.storage.reader import Item, Reader
 
 NEAR_IDENTICAL = 0.25
 """With `dedup`, matches nearer to each other than this share of the median random pair count as one picture.
@@ -41,9 +41,9 @@ class Search:
 
     reader: Reader
     snapshot: Snapshot
-    shards: Shards
+    shards: FeatureFiles
     table: Sequence[float]
-    structure: Structure | None = None
+    structure: AnnIndex | None = None
 
     def answers(
         self, queries: NDArray[np.float32], k: int,
@@ -87,7 +87,7 @@ class Search:
                     unfinished.append(number)
                     continue
                 kept = [(d, row) for d, row in order[:k] if farthest is None or d <= farthest]
-                near_as = calibration.similarities([distance for distance, _ in kept], self.table)
+                near_as = similarity.similarities([distance for distance, _ in kept], self.table)
                 answers[number].extend(
                     self._match(n, distance, share, items[row])
                     for n, ((distance, row), share) in enumerate(zip(kept, near_as, strict=True), 1)
@@ -148,7 +148,7 @@ class Search:
 
     def _distinct(self, order: list[tuple[float, int]], items: dict[int, Item], k: int) -> list[tuple[float, int]]:
         """Drops what is near-identical to a better match, until k are left."""
-        same = NEAR_IDENTICAL * calibration.median(self.table)
+        same = NEAR_IDENTICAL * similarity.median(self.table)
         kept: list[tuple[float, int]] = []
         vectors: list[NDArray[np.float32]] = []
         digests: set[bytes] = set()

@@ -239,10 +239,10 @@ def test_other_model_is_refused_naming_both(run, index, tiny_weights, tmp_path):
     for arguments in (["query", "id:1"], ["build"], ["add", tmp_path / "pictures"]):
         result = run(*arguments, "--model", "alexnet")
         assert result.code == 2
-        from simsearch import models
+        from simsearch.models import registry
 
         assert recorded in result.err
-        assert models.find("alexnet").sha256 in result.err
+        assert registry.find_weights("alexnet").sha256 in result.err
 
 
 def test_remove_asks(run, index, pictures, monkeypatch):

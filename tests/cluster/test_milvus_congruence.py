@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import simsearch
+from simsearch.cluster.milvus.push import PushOptions, push
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError, UsageError
-from simsearch.push import Options, push
 from tests.helpers.filler import Filler
 from tests.helpers.milvus_server import PYTHON
 from tests.helpers.models import Colours
@@ -37,12 +37,12 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
         yield f"milvus://{tmp_path}/lite.db"
         return
-    from simsearch.addresses import parse
-    from simsearch.collection import Collection
+    from simsearch.cluster.milvus.address import parse_address
+    from simsearch.cluster.milvus.client import MilvusClient
 
     found = request.getfixturevalue("milvus_server").address(f"test_{uuid.uuid4().hex}")
     yield found + "?consistency=strong"
-    rows = Collection(parse(found))
+    rows = MilvusClient(parse_address(found))
     if rows.exists():
         rows.drop()
     rows.close()
@@ -190,7 +190,7 @@ def test_odd_items(tmp_path: Path, address: str) -> None:
     """Names that are no UTF-8, no labels, empty labels, metadata of all kinds."""
     from dataclasses import replace
 
-    from simsearch.store import Changes
+    from simsearch.storage.database import Changes
 
     filler = Filler(tmp_path / "index", 4)
     filler.add(np.arange(28).reshape(7, 4))
@@ -269,24 +269,24 @@ def test_pushes_follow_changes(tmp_path: Path, address: str) -> None:
 
 
 def test_an_interrupted_push_is_continued(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from simsearch import push as module
-    from simsearch.collection import Collection
+    from simsearch.cluster.milvus import push as module
+    from simsearch.cluster.milvus.client import MilvusClient
 
     filler = Filler(tmp_path / "index", 8)
     filler.add(np.random.default_rng(0).normal(0, 3, (200, 8)))
     monkeypatch.setattr(module, "PORTION", 8 * 4 * 16)
-    whole, sent = Collection.upsert, [0]
+    whole, sent = MilvusClient.upsert, [0]
 
-    def breaking(self: Collection, rows: list[dict[str, Any]]) -> None:
+    def breaking(self: MilvusClient, rows: list[dict[str, Any]]) -> None:
         if sent[0] >= 100:
             raise KeyboardInterrupt
         sent[0] += len(rows)
         whole(self, rows)
 
-    monkeypatch.setattr(Collection, "upsert", breaking)
+    monkeypatch.setattr(MilvusClient, "upsert", breaking)
     with pytest.raises(KeyboardInterrupt):
         push(filler.engine, address)
-    monkeypatch.setattr(Collection, "upsert", whole)
+    monkeypatch.setattr(MilvusClient, "upsert", whole)
     with simsearch.open(address, model=filler.model) as there:
         assert there.info()["complete"] is False
         assert len(there.search_by_vector(np.zeros(8), 500)) == sent[0]
@@ -304,7 +304,7 @@ def test_approximate_indexes(tmp_path: Path, address: str, kind: str) -> None:
     filler = Filler(tmp_path / "index", 16)
     filler.add(random.normal(0, 3, (400, 16)))
     parameters = {"nlist": 16} if kind == "IVF_FLAT" else {}
-    push(filler.engine, address, Options(kind, parameters))
+    push(filler.engine, address, PushOptions(kind, parameters))
     asked = address + ("&" if "?" in address else "?") + "effort=400"
     with filler.engine as here, simsearch.open(asked, model=filler.model) as there:
         assert not there.exact
@@ -317,8 +317,9 @@ def test_approximate_indexes(tmp_path: Path, address: str, kind: str) -> None:
 
 def test_reading_verbs(photos: Path, tmp_path: Path, address: str, colours: Colours) -> None:
     """Export, evaluation and duplicates read a collection as they read an index."""
-    from simsearch import duplicates, evaluate_search
-    from simsearch.export import export_npy
+    from simsearch.evaluation import retrieval
+    from simsearch.search import duplicates
+    from simsearch.storage.export import export_npy
 
     here = simsearch.build(photos, tmp_path / "index", colours)
     push(here, address)
@@ -327,6 +328,6 @@ def test_reading_verbs(photos: Path, tmp_path: Path, address: str, colours: Colo
             assert export_npy(engine, tmp_path / name) == 24
         assert np.array_equal(np.load(tmp_path / "here" / "features.npy"), np.load(tmp_path / "there" / "features.npy"))
         assert (tmp_path / "here" / "items.jsonl").read_text() == (tmp_path / "there" / "items.jsonl").read_text()
-        assert evaluate_search.evaluate(here).scores == evaluate_search.evaluate(there).scores
-        grouped = [[[m.item.id for m in group] for group in duplicates.groups(e, 0.9)] for e in (here, there)]
+        assert retrieval.evaluate_retrieval(here).scores == retrieval.evaluate_retrieval(there).scores
+        grouped = [[[m.item.id for m in group] for group in duplicates.duplicate_groups(e, 0.9)] for e in (here, there)]
         assert grouped[0] == grouped[1]

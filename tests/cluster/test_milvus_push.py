@@ -17,9 +17,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import simsearch
-from simsearch import addresses, collection
-from simsearch.addresses import parse
 from simsearch.cli.main import main
+from simsearch.cluster.milvus import address, client
+from simsearch.cluster.milvus.address import parse_address
+from simsearch.cluster.milvus.push import PushOptions, push
 from simsearch.engine import Engine
 from simsearch.errors import (
     IndexLockedError,
@@ -30,8 +31,7 @@ from simsearch.errors import (
     UnavailableError,
     UsageError,
 )
-from simsearch.filters import Condition
-from simsearch.push import Options, push
+from simsearch.storage.filters import Condition
 from tests.helpers.filler import Filler
 from tests.helpers.models import Colours
 
@@ -52,17 +52,17 @@ def filler(tmp_path: Path) -> Iterator[Filler]:
 
 
 def test_addresses() -> None:
-    given = parse("milvus://host:19530/photos?consistency=strong&timeout=2.5&effort=64")
+    given = parse_address("milvus://host:19530/photos?consistency=strong&timeout=2.5&effort=64")
     assert (given.host, given.port, given.collection, given.consistency, given.timeout, given.effort) == (
         "host", 19530, "photos", "strong", 2.5, 64,
     )  # fmt: skip
     assert (str(given), given.uri) == ("milvus://host:19530/photos", "http://host:19530")
-    assert parse("milvus://h/c").port == addresses.PORT
-    assert parse("milvus://[::1]:1/c").uri == "http://[::1]:1"
-    file = parse("milvus:///a/b%20c.db")
+    assert parse_address("milvus://h/c").port == address.PORT
+    assert parse_address("milvus://[::1]:1/c").uri == "http://[::1]:1"
+    file = parse_address("milvus:///a/b%20c.db")
     assert (file.file, file.collection, str(file)) == (Path("/a/b c.db"), "simsearch", "milvus:///a/b c.db")
-    assert str(parse("milvus:///a/b.db/birds")) == "milvus:///a/b.db/birds"
-    doubled = parse("milvus:////a/b.db")  # milvus:///$PWD/b.db
+    assert str(parse_address("milvus:///a/b.db/birds")) == "milvus:///a/b.db/birds"
+    doubled = parse_address("milvus:////a/b.db")  # milvus:///$PWD/b.db
     assert (doubled.server, str(doubled)) == ("/a/b.db", "milvus:///a/b.db")
 
 
@@ -73,7 +73,7 @@ def test_addresses() -> None:
 ])  # fmt: skip
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(UsageError):
-        parse(text)
+        parse_address(text)
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:
@@ -138,13 +138,13 @@ def test_mismatches_are_refused(filler: Filler, tmp_path: Path) -> None:
     with Engine(other.path) as engine:
         with pytest.raises(UsageError, match="holds another index"):
             push(engine, address)
-        assert push(engine, address, Options(replace=True)).items == 0
+        assert push(engine, address, PushOptions(replace=True)).items == 0
     other.engine.close()
-    for options in (Options(kind="HNSW"), Options(storage="float16")):
+    for options in (PushOptions(kind="HNSW"), PushOptions(storage="float16")):
         with pytest.raises(UsageError, match="not"):
             push(filler.engine, address, replace(options, replace=False))
     with pytest.raises(UsageError, match="no index is of kind"):
-        Options(kind="TREE")
+        PushOptions(kind="TREE")
 
 
 class Other(Colours):
@@ -156,7 +156,7 @@ class Other(Colours):
 
 
 def test_a_collection_of_others_is_left_alone(filler: Filler, tmp_path: Path) -> None:
-    rows = collection.Collection(parse(f"milvus://{tmp_path}/a.db"), writing=True)
+    rows = client.MilvusClient(parse_address(f"milvus://{tmp_path}/a.db"), writing=True)
     rows.create(6, "float32", "FLAT", {}, {"theirs": "1"})
     with pytest.raises(UsageError, match="was not made by simsearch"):
         push(filler.engine, str(rows.address))
@@ -184,7 +184,7 @@ def test_a_file_serves_one_process(filler: Filler, tmp_path: Path) -> None:
 
 
 def test_what_milvus_cannot_hold(tmp_path: Path) -> None:
-    from simsearch.store import Changes
+    from simsearch.storage.database import Changes
 
     filler = Filler(tmp_path / "index", 2)
     filler.add(np.zeros((2, 2)))
@@ -197,17 +197,17 @@ def test_what_milvus_cannot_hold(tmp_path: Path) -> None:
 
 def test_a_wrong_row_is_noticed(filler: Filler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check at the end is one that can fail."""
-    whole = collection.Collection.upsert
+    whole = client.MilvusClient.upsert
 
-    def spoil(self: collection.Collection, rows: list[dict[str, Any]]) -> None:
+    def spoil(self: client.MilvusClient, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             row["features"] = row["features"] + (row["id"] == 7)
         whole(self, rows)
 
-    monkeypatch.setattr(collection.Collection, "upsert", spoil)
+    monkeypatch.setattr(client.MilvusClient, "upsert", spoil)
     with pytest.raises(SimsearchError, match="item 7 is not as it was sent"):
         push(filler.engine, f"milvus://{tmp_path}/a.db")
-    monkeypatch.setattr(collection.Collection, "upsert", lambda self, rows: whole(self, rows[1:]))
+    monkeypatch.setattr(client.MilvusClient, "upsert", lambda self, rows: whole(self, rows[1:]))
     with pytest.raises(SimsearchError, match="has 19 rows, the index 20 items"):
         push(filler.engine, f"milvus://{tmp_path}/b.db")
 
@@ -221,9 +221,9 @@ def test_a_wrong_row_is_noticed(filler: Filler, tmp_path: Path, monkeypatch: pyt
     ("path~*a", None), ("n>3", None), ("label~a_*", None), ('label=a"', None), ("id>2.5", None), ("id=x", None),
 ])  # fmt: skip
 def test_translation(condition: str, expected: str | None) -> None:
-    from simsearch.expressions import translate
+    from simsearch.cluster.milvus.filters import to_milvus_expression
 
-    where, rest = translate([Condition.parse(condition)], {1: ("folder", "/r")})
+    where, rest = to_milvus_expression([Condition.parse(condition)], {1: ("folder", "/r")})
     assert where == ("" if expected is None else f"({expected})")
     assert bool(rest) == (expected is None)
 
@@ -231,7 +231,7 @@ def test_translation(condition: str, expected: str | None) -> None:
 def test_retries_with_a_deadline(filler: Filler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"milvus://{tmp_path}/a.db"
     push(filler.engine, address)
-    rows = collection.Collection(parse(address))
+    rows = client.MilvusClient(parse_address(address))
     rows.patience = 2.0
     whole, calls = rows._client, [0]
 
@@ -295,7 +295,9 @@ def test_an_interrupted_push_is_told(
 ) -> None:
     address = f"milvus://{tmp_path}/a.db"
     with monkeypatch.context() as patch:
-        patch.setattr("simsearch.push._Push.finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "simsearch.cluster.milvus.push._Push.finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             push(filler.engine, address)
     told = f"the push into {address} has not ended, so items may be missing or old; another one completes it"

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch import sync
 from simsearch.engine import Engine
-from simsearch.store import Changes, Item
+from simsearch.indexing import sync
+from simsearch.storage.database import Changes
+from simsearch.storage.reader import Item
 from tests.helpers.models import Colours
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.engine import Engine
-from simsearch.export import export_npy
 from simsearch.search.results import Match
+from simsearch.storage.export import export_npy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -2,9 +2,9 @@
 
 import torch
 
-from simsearch.models.alexnet import AlexNet
-from simsearch.models.configs import AlexNetConfig
-from simsearch.presets import TrainConfig
+from simsearch.models.networks.alexnet import AlexNet
+from simsearch.models.networks.configs import AlexNetConfig
+from simsearch.training.config import TrainConfig
 
 SMALL = AlexNetConfig(num_classes=3, image_size=63, channels=(8, 8, 8, 8, 8), hidden=16)
 

@@ -18,14 +18,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simsearch import compacting, shards, store, structure, sync, tuning
 from simsearch.cli.main import main
-from simsearch.compacting import Compacted, compact
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, SimsearchError, UsageError
-from simsearch.meta import writer_lock
-from simsearch.shards import PREAMBLE, Shards
-from simsearch.verify import verify
+from simsearch.indexing import compact, sync, tune
+from simsearch.indexing.compact import CompactReport
+from simsearch.indexing.compact import compact as compact_compact
+from simsearch.search import ann
+from simsearch.storage import database, feature_files
+from simsearch.storage.feature_files import PREAMBLE, FeatureFiles
+from simsearch.storage.lock import writer_lock
+from simsearch.storage.verify import verify
 from tests.helpers.data import ROOT
 from tests.helpers.dying import trace
 from tests.helpers.filler import Filler
@@ -63,10 +66,10 @@ def test_rows_are_reclaimed_and_items_stay(tmp_path: Path) -> None:
     before, found = content(engine), engine.search_by_vector(features[9].astype(np.float32), 50)
     size = sum(file.stat().st_size for file in (filler.path / "features").iterdir())
     kept = (filler.path / "features" / "000001.f16").stat().st_ino
-    planned = compact(engine, dry_run=True)
+    planned = compact_compact(engine, dry_run=True)
     assert content(engine) == before and names(filler.path)[0] == "000000.f16"
-    done = compact(engine)
-    assert done == planned == Compacted(len(before), 28, size - 4 * PREAMBLE - len(before) * 2 * D)
+    done = compact_compact(engine)
+    assert done == planned == CompactReport(len(before), 28, size - 4 * PREAMBLE - len(before) * 2 * D)
     assert names(filler.path) == [f"00000{n}.1.f16" for n in range(4)]
     assert (filler.path / "features" / "000001.1.f16").stat().st_ino == kept  # nothing before the first hole is copied
     for again in (engine, Engine(filler.path, model=filler.model)):
@@ -74,7 +77,7 @@ def test_rows_are_reclaimed_and_items_stay(tmp_path: Path) -> None:
         assert again.search_by_vector(features[9].astype(np.float32), 50) == found
         assert verify(again).problems == ()
         assert again.info()["rows"] == len(again) == len(before)
-    assert compact(engine) == Compacted(len(before), 0, 0)
+    assert compact_compact(engine) == CompactReport(len(before), 0, 0)
     filler.rows = len(before)
     filler.add(np.full((40, D), 3))
     assert verify(engine).problems == () and engine.search_by_vector(np.full(D, 3, np.float32), 1)[0].distance == 0
@@ -84,7 +87,7 @@ def test_rows_are_reclaimed_and_items_stay(tmp_path: Path) -> None:
 def test_all_removed(tmp_path: Path) -> None:
     filler, _ = holed(tmp_path / "index")
     filler.remove(range(1, 151))
-    assert compact(filler.engine).items == 0
+    assert compact_compact(filler.engine).items == 0
     assert names(filler.path) == [] and verify(filler.engine).problems == ()
     filler.rows = 0
     filler.add(np.ones((3, D)))
@@ -96,7 +99,7 @@ def test_readers_go_on_with_what_they_hold(tmp_path: Path) -> None:
     with Engine(filler.path, model=filler.model) as reading:
         with reading.store.reading() as reader:
             before = content(filler.engine)
-            compact(filler.engine)
+            compact_compact(filler.engine)
             filler.rows = len(before)
             filler.add(np.zeros((PER, D)))
             ids, rows = reader.ids()
@@ -116,16 +119,16 @@ def test_late_reader_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     filler, _ = holed(tmp_path / "index")
     before = content(filler.engine)
     late = Engine(filler.path, model=filler.model)
-    late.store._shards = shards.Shards(filler.path / "features", D, PER)  # nothing mapped yet
-    hold, calls = shards.Shards.hold, []
+    late.store._shards = feature_files.FeatureFiles(filler.path / "features", D, PER)  # nothing mapped yet
+    hold, calls = feature_files.FeatureFiles.hold, []
 
-    def slow(self: shards.Shards, rows: int) -> bool:
+    def slow(self: feature_files.FeatureFiles, rows: int) -> bool:
         calls.append(self.epoch)
-        monkeypatch.setattr(shards.Shards, "hold", hold)
-        compact(filler.engine)
+        monkeypatch.setattr(feature_files.FeatureFiles, "hold", hold)
+        compact_compact(filler.engine)
         return hold(self, rows)
 
-    monkeypatch.setattr(shards.Shards, "hold", slow)
+    monkeypatch.setattr(feature_files.FeatureFiles, "hold", slow)
     assert content(late) == before
     assert calls == [0] and late.shards.epoch == 1
 
@@ -154,7 +157,7 @@ def test_searches_beside_compactions(tmp_path: Path) -> None:
                 gone = np.random.default_rng(seed).permutation(sorted(alive))[: len(alive) // 3].tolist()
                 filler.remove(gone)
                 alive -= set(gone)
-                compact(filler.engine)
+                compact_compact(filler.engine)
                 filler.rows = len(alive)
                 alive |= set(range(filler.count + 1, filler.count + 71))
                 filler.add(np.repeat(value[filler.count : filler.count + 70, None], D, 1))
@@ -167,7 +170,7 @@ def test_searches_beside_compactions(tmp_path: Path) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any structure counts as faster than a scan."""
     clock = iter(range(10**9))
-    monkeypatch.setattr(tuning, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
 
 
 def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,11 +179,11 @@ def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.Mo
     features = (centres[np.arange(3000) % 30] + np.random.default_rng(3).normal(0, 1, (3000, 32))).astype(np.float16)
     filler.add(features)
     quick(monkeypatch)
-    tuning.tune(filler.engine, 0.9)
+    tune.tune(filler.engine, 0.9)
     filler.add(features[:100] + np.float16(0.25))
     gone = set(range(1, 3000, 4))
     filler.remove(sorted(gone))
-    assert compact(filler.engine).removed == len(gone)
+    assert compact_compact(filler.engine).removed == len(gone)
     for engine in (filler.engine, Engine(filler.path, model=filler.model)):
         assert not engine.exact
         hits = 0
@@ -191,9 +194,9 @@ def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.Mo
         assert hits >= 450
         assert engine.search_by_vector((features[1] + np.float16(0.25)).astype(np.float32), 1)[0].id == 3002
     filler.remove(range(4, 900, 4))
-    compact(filler.engine)
+    compact_compact(filler.engine)
     assert not filler.engine.exact
-    compact(filler.engine)
+    compact_compact(filler.engine)
     assert names(next((filler.path / "derived").iterdir()), "rows*") == ["rows.1.npz", "rows.2.npz", "rows.npy"]
 
 
@@ -202,15 +205,15 @@ def test_structure_of_moved_rows_is_refused(tmp_path: Path, monkeypatch: pytest.
     filler.add(np.random.default_rng(0).normal(0, 1, (2500, D)))
     filler.remove(range(1, 400))
     quick(monkeypatch)
-    record = tuning._record
+    record = tune._record
 
     def late(engine: Engine, *rest: Any) -> Any:
-        compact(filler.engine)
+        compact_compact(filler.engine)
         return record(engine, *rest)
 
-    monkeypatch.setattr(tuning, "_record", late)
+    monkeypatch.setattr(tune, "_record", late)
     with pytest.raises(UsageError, match="compacted meanwhile"):
-        tuning.tune(filler.engine, 0.9)
+        tune.tune(filler.engine, 0.9)
     assert filler.engine.exact
 
 
@@ -221,7 +224,7 @@ def test_damage_is_not_given_a_new_checksum(tmp_path: Path) -> None:
     data[PREAMBLE + 5] ^= 1
     file.write_bytes(data)
     with pytest.raises(IndexDamagedError, match="checksum"):
-        compact(filler.engine)
+        compact_compact(filler.engine)
     assert filler.engine.shards.epoch == 0
     assert {f"00000{n}.f16" for n in range(5)} <= set(names(filler.path))
 
@@ -234,12 +237,12 @@ def test_a_full_disk_is_not_filled_further(tmp_path: Path, monkeypatch: pytest.M
         raise SimsearchError("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Shards, "write", full)
+        patched.setattr(FeatureFiles, "write", full)
         with pytest.raises(SimsearchError, match="no space"):
-            compact(filler.engine)
+            compact_compact(filler.engine)
     assert set(names(filler.path)) <= set(there)
     assert content(filler.engine) == before
-    compact(filler.engine)
+    compact_compact(filler.engine)
     assert content(filler.engine) == before
 
 
@@ -262,7 +265,7 @@ def test_without_descriptors_nothing_is_held(tmp_path: Path, monkeypatch: pytest
 def test_one_writer(tmp_path: Path) -> None:
     filler, _ = holed(tmp_path / "index")
     with writer_lock(filler.path), pytest.raises(IndexLockedError):
-        compact(filler.engine)
+        compact_compact(filler.engine)
 
 
 def test_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +275,7 @@ def test_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", refuse)
     filler, _ = holed(tmp_path / "index")
     before = content(filler.engine)
-    compact(filler.engine)
+    compact_compact(filler.engine)
     assert content(filler.engine) == before and verify(filler.engine).problems == ()
 
 
@@ -296,19 +299,19 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 # -- killed at chosen lines, in a process of its own
 
-WATCHED = (compacting, store, shards, sync, structure)
+WATCHED = (compact, database, feature_files, sync, ann)
 
 
 def harness(folder: Path, times: int, seed: int) -> None:
     """Kills compactions of one index at `times` random lines, and looks at what is left."""
-    compacting.ROWS = 16
+    compact.ROWS = 16
     filler, _ = holed(folder / "base", first=40)
     before = content(filler.engine)
     filler.engine.close()
 
     def whole(path: Path) -> None:
         with Engine(path, model=filler.model) as engine:
-            compact(engine)
+            compact_compact(engine)
 
     shutil.copytree(filler.path, folder / "counted")
     count = trace(-1, *WATCHED)
@@ -328,7 +331,7 @@ def harness(folder: Path, times: int, seed: int) -> None:
             assert verify(engine).problems == ()
             assert content(engine) == before
             epoch = engine.shards.epoch
-            done = compact(engine)
+            done = compact_compact(engine)
             assert (done.removed > 0) == (epoch == 0)
             assert content(engine) == before and verify(engine).problems == ()
             assert names(index) == names(folder / "counted")

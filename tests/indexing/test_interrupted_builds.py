@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from simsearch import sync
 from simsearch.engine import Engine
 from simsearch.errors import (
     IndexLockedError,
 )
-from simsearch.meta import writer_lock
-from simsearch.store import Store
-from simsearch.verify import verify
+from simsearch.indexing import sync
+from simsearch.storage.database import Database
+from simsearch.storage.lock import writer_lock
+from simsearch.storage.verify import verify
 from tests.helpers.models import Colours
 from tests.helpers.pictures import draw
 from tests.helpers.sync import ALL, edit, ids, told
@@ -106,16 +106,16 @@ def test_interrupted_in_a_commit(
 ) -> None:
     """Ctrl-C in the middle of a build, while a commit begins or when it is just done."""
     monkeypatch.setattr(sync, "COMMIT_IMAGES", 4)
-    apply, calls = Store.apply, itertools.count()
+    apply, calls = Database.apply, itertools.count()
 
-    def interrupted(store: Store, changes: Any) -> None:
+    def interrupted(store: Database, changes: Any) -> None:
         if next(calls) == 1:
             if when == "after":
                 apply(store, changes)
             raise KeyboardInterrupt
         apply(store, changes)
 
-    monkeypatch.setattr(Store, "apply", interrupted)
+    monkeypatch.setattr(Database, "apply", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(photos, batch_size=4)
     done = len(ids(index))

@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
-from simsearch import api, meta, shards, store, sync
+from simsearch import api
 from simsearch.engine import Engine
-from simsearch.verify import verify
+from simsearch.indexing import sync
+from simsearch.storage import database, feature_files, meta, reader
+from simsearch.storage.verify import verify
 from tests.helpers.data import ROOT
 from tests.helpers.dying import trace
 from tests.helpers.models import Colours
@@ -66,7 +68,7 @@ def test_killed_at_random_moments(
 
 # -- at chosen lines, in a process of its own that forks before it has any threads
 
-WATCHED = (sync, store, shards, meta)
+WATCHED = (sync, database, feature_files, meta)
 
 
 def build(photos: Path, index: Path) -> int:
@@ -77,7 +79,7 @@ def build(photos: Path, index: Path) -> int:
     return model.computed
 
 
-def items(index: Path) -> dict[str, store.Item]:
+def items(index: Path) -> dict[str, reader.Item]:
     with Engine(index, model=Colours()) as engine, engine.store.reading() as reader:
         assert verify(engine).problems == ()
         found = list(reader.items())

@@ -11,8 +11,8 @@ from simsearch import api
 from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import ModelMismatchError, UsageError
-from simsearch.merging import merge
-from simsearch.verify import verify
+from simsearch.indexing.merge import merge_indexes
+from simsearch.storage.verify import verify
 from tests.helpers.filler import Filler
 from tests.helpers.models import Colours
 from tests.helpers.pictures import draw
@@ -25,9 +25,9 @@ def test_merge(tmp_path: Path, photos: Path, colours: Colours) -> None:
         api.build([photos / "amber", photos / "blue", tmp_path / "more"], tmp_path / "two", colours) as two,
     ):
         before = colours.computed
-        merged = merge(one, two)
+        merged = merge_indexes(one, two)
         assert (merged.added, merged.known) == (7, 6) and len(one) == 13
-        assert merge(one, two).added == 0
+        assert merge_indexes(one, two).added == 0
         assert colours.computed == before
         assert verify(one).problems == ()
         wanted = {match.path: match.distance for match in two.search(photos / "blue" / "1.png", 13)}
@@ -35,10 +35,10 @@ def test_merge(tmp_path: Path, photos: Path, colours: Colours) -> None:
         assert found == pytest.approx(wanted)
         assert api.build([], tmp_path / "one", colours) and len(one) == 13
         with pytest.raises(UsageError, match="into itself"):
-            merge(one, one)
+            merge_indexes(one, one)
         filler = Filler(tmp_path / "other", 5)
         with pytest.raises(ModelMismatchError, match="model"):
-            merge(one, filler.engine)
+            merge_indexes(one, filler.engine)
 
 
 def test_merge_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

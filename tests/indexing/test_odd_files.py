@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import simsearch
-from simsearch import api, images, models, sample, sync
-from simsearch.verify import verify
+from simsearch import api
+from simsearch.images import decode
+from simsearch.images.samples import generate
+from simsearch.indexing import options as indexing_options
+from simsearch.models import base, load, registry
+from simsearch.storage.verify import verify
 from tests.helpers.models import CellModel
 
 GOOD, ODD = 100, 200
@@ -210,7 +214,7 @@ def test_odd_folder_is_indexed_where_readable(tmp_path: Path, odd: dict[str, byt
         assert verify(engine).problems == ()
 
     computed = model.computed
-    options = sync.Options(workers=2)
+    options = indexing_options.BuildOptions(workers=2)
     engine, summary = api.build_with_summary(
         [tmp_path / "pictures"], tmp_path / "index", model, device="cpu", options=options
     )
@@ -299,10 +303,10 @@ def test_failure_is_forgotten_once_readable(interrupted: tuple[Path, int]) -> No
 # -- the same picture, however the camera was held
 
 
-def features(model: models.Model, image: Image.Image) -> NDArray[np.float32]:
+def features(model: base.Model, image: Image.Image) -> NDArray[np.float32]:
     """The features (8, D) of a picture in all eight orientations."""
     pixels = [
-        model.recipe.pixels(images.decode(turned(image, orientation), model.recipe.resize).image)
+        model.recipe.pixels(decode.decode_image(turned(image, orientation), model.recipe.resize).image)
         for orientation in range(1, 9)
     ]
     return model.features(np.stack(pixels))
@@ -320,7 +324,7 @@ def test_ignored_orientation_changes_features() -> None:
     assert similar(model.features(both)) < 0.95
 
 
-@pytest.mark.parametrize("name", models.BUILTIN)
+@pytest.mark.parametrize("name", registry.BUILTIN)
 def test_orientation_keeps_shipped_features(name: str) -> None:
-    model = models.load(name, "cpu", images=8)
-    assert similar(features(model, sample.draw("cat", 0))) >= 0.99
+    model = load.load_model(name, "cpu", images=8)
+    assert similar(features(model, generate.draw("cat", 0))) >= 0.99

@@ -10,12 +10,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from simsearch import projection, sync, tuning
-from simsearch.coded import Coded
-from simsearch.compacting import compact
-from simsearch.models.codes import Codes
-from simsearch.structure import Setting, Structure
-from simsearch.verify import verify
+from simsearch.common import pca
+from simsearch.indexing import sync, tune
+from simsearch.indexing.compact import compact
+from simsearch.models.hashing.encoder import HashEncoder
+from simsearch.search.ann import AnnIndex, AnnSettings
+from simsearch.search.binary_codes import BinaryCodeIndex
+from simsearch.storage.verify import verify
 from tests.helpers.filler import LABELS, Filler
 
 D = 16
@@ -50,13 +51,13 @@ class Sequences(RuleBasedStateMachine):
         if self.approximate:
             features = np.stack(list(self.known.values()))
             made = self.structure(features)
-            choice = tuning.Choice(made.setting.kind, 1.0, 1.0, 1.0, 1, 0.0, 0.0, 0, {})
-            tuning._record(self.filler.engine, made, choice)
-            assert isinstance(self.filler.engine._approximate(0), Structure)
+            choice = tune.Choice(made.setting.kind, 1.0, 1.0, 1.0, 1, 0.0, 0.0, 0, {})
+            tune._record(self.filler.engine, made, choice)
+            assert isinstance(self.filler.engine._approximate(0), AnnIndex)
 
-    def structure(self, features: np.ndarray) -> Structure:
-        onto = projection.principal(features, D)
-        return tuning._build(Setting("sq8", D, 40, 0), onto, onto(features), np.arange(300), 300)
+    def structure(self, features: np.ndarray) -> AnnIndex:
+        onto = pca.fit_pca(features, D)
+        return tune._build(AnnSettings("sq8", D, 40, 0), onto, onto(features), np.arange(300), 300)
 
     def add(self, seed: int, n: int) -> None:
         features = vectors(seed, n)
@@ -119,10 +120,10 @@ class CodedSequences(Sequences):
 
     approximate = True
 
-    def structure(self, features: np.ndarray) -> Structure:
+    def structure(self, features: np.ndarray) -> AnnIndex:
         weight = np.random.default_rng(0).standard_normal((D, 512), np.float32)
-        codes = Codes(features.mean(0, dtype=np.float32), 1.0, (weight,), (np.zeros(512, np.float32),))
-        return Coded(Setting("codes", 512, 40, 0), codes, codes(features), np.arange(300), 300)
+        codes = HashEncoder(features.mean(0, dtype=np.float32), 1.0, (weight,), (np.zeros(512, np.float32),))
+        return BinaryCodeIndex(AnnSettings("codes", 512, 40, 0), codes, codes(features), np.arange(300), 300)
 
 
 limits = settings(

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simsearch import reader, sync
 from simsearch.engine import Engine
 from simsearch.errors import (
     UsageError,
 )
-from simsearch.store import Changes, Item, Store
+from simsearch.indexing import sync
+from simsearch.storage import reader
+from simsearch.storage.database import Changes, Database
+from simsearch.storage.reader import Item
 from tests.helpers.models import Colours
 from tests.helpers.pictures import CLASSES, EACH, draw
 from tests.helpers.sync import ALL, _ticks, edit, failures, ids, items, labels, told, touch
@@ -321,7 +323,7 @@ def test_adding_one_image_reads_no_others(
 
 def test_items_and_failures_of_part_of_source(tmp_path: Path) -> None:
     names = ["a", "a/b", "a/b/c", "a.b", "a0", "ab", "A/b", "a\udcff/x"]
-    items = Store(tmp_path / "items.sqlite", create=True)
+    items = Database(tmp_path / "items.sqlite", create=True)
     for kind in ("folder", "zip"):
         source = items.add_source(kind, "/pictures", tmp_path, {}).id
         new = [Item(0, source, name, None, {}, name.encode("utf-8", "surrogateescape"), 1, 1, 1, 1, 8 * source + n)

@@ -18,8 +18,8 @@ from simsearch.errors import (
     SimsearchError,
     UsageError,
 )
-from simsearch.store import Store
-from simsearch.verify import verify
+from simsearch.storage.database import Database
+from simsearch.storage.verify import verify
 from tests.helpers.models import Colours
 from tests.helpers.pictures import CLASSES, EACH, draw
 from tests.helpers.sync import ALL, _ticks, edit, failures, ids, items, labels, sources, told
@@ -92,18 +92,18 @@ def test_any_order_of_overlapping_sources(photos: Path, index: Path, colours: Co
 def test_failing_while_absorbing(build: Any, photos: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends while the narrower source is handed over leaves both or one, never the images of both."""
     build(photos / "blue")
-    connect = Store._connect
+    connect = Database._connect
 
     def deny(action: int, table: str | None, *_: Any) -> int:
         return sqlite3.SQLITE_DENY if (action, table) == (sqlite3.SQLITE_DELETE, "sources") else sqlite3.SQLITE_OK
 
-    def guarded(store: Store) -> sqlite3.Connection:
+    def guarded(store: Database) -> sqlite3.Connection:
         connection = connect(store)
         connection.set_authorizer(deny)
         return connection
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_connect", guarded)
+        patch.setattr(Database, "_connect", guarded)
         with pytest.raises(SimsearchError, match="not authorized"):
             build(photos)
     build()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from simsearch.engine import Engine
-from simsearch.verify import verify
+from simsearch.storage.verify import verify
 from tests.helpers.clusters import D, clustered
 from tests.helpers.filler import Filler
 from tests.helpers.scripts import SCRIPTS

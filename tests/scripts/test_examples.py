@@ -66,7 +66,7 @@ def test_a_pool_of_processes(index, photos, tmp_path):
 
 
 def test_replica_of_index_compacted_during_copy(index, tmp_path, monkeypatch):
-    from simsearch.compacting import compact
+    from simsearch.indexing.compact import compact
 
     replica = runpy.run_path(str(EXAMPLES / "replica.py"))
     copytree, copied = shutil.copytree, list[Path]()

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import simsearch
-from simsearch.batching import SearchJob
 from simsearch.errors import SimsearchError
 from simsearch.search.queries import PreparedImage, PreparedQuery
+from simsearch.server.batcher import SearchJob
 from tests.helpers.client import Client, png, upload
 
 httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")

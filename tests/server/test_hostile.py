@@ -11,7 +11,7 @@ import pytest
 
 import simsearch
 from simsearch.errors import ImageError, UsageError
-from simsearch.fetch import fetch
+from simsearch.images.urls import fetch
 from simsearch.server import protocol
 from tests.helpers.client import Client, code, png
 from tests.helpers.live import answer, raw, serving
@@ -331,12 +331,12 @@ def test_targets_that_are_not_public(engine, url):
 
 def permit(monkeypatch, *allowed):
     """Lets the service fetch from the test's site, as if its address were public; from no other."""
-    from simsearch import service
+    from simsearch.server import handlers
 
     def fetched(url, largest, seconds):
         return fetch(url, largest, min(seconds, 1.0), permitted=lambda a: str(a) in allowed, any_port=True)
 
-    monkeypatch.setattr(service, "fetch", fetched)
+    monkeypatch.setattr(handlers, "fetch", fetched)
 
 
 def test_picture_is_fetched_from_allowed_address(engine, site, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 import simsearch
 from simsearch.errors import SimsearchError
-from simsearch.fetch import public
+from simsearch.images.urls import is_public
 from tests.helpers.client import Client, code, png, upload
 
 httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
@@ -172,15 +172,16 @@ def test_head_is_get_without_the_body(client, path):
 
 def test_every_error_has_a_status():
     """An error that is not mapped on purpose answers 503."""
-    from simsearch import answers, errors
+    from simsearch import errors
+    from simsearch.server import errors as server_errors
 
     own = {"WeightsError", "ModelMismatchError", "DeviceError", "TrainingInterruptedError", "SimsearchError",
            "UnavailableError"}  # fmt: skip
-    mapped = tuple(kind for kind, _, _ in answers._STATUS if kind is not SimsearchError)
+    mapped = tuple(kind for kind, _, _ in server_errors._STATUS if kind is not SimsearchError)
     for name in set(errors.__all__) - own:
         assert issubclass(getattr(errors, name), mapped), name
 
 
 def test_public_addresses():
-    assert public(ipaddress.ip_address("93.184.215.14"))
-    assert public(ipaddress.ip_address("2606:2800:21f:cb07:6820:80da:af6b:8b2c"))
+    assert is_public(ipaddress.ip_address("93.184.215.14"))
+    assert is_public(ipaddress.ip_address("2606:2800:21f:cb07:6820:80da:af6b:8b2c"))

@@ -18,13 +18,14 @@ import click.testing
 import numpy as np
 import pytest
 
-from simsearch import api, sync
+from simsearch import api
 from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchError, UsageError
-from simsearch.export import export_npy
-from simsearch.shards import PREAMBLE
-from simsearch.verify import verify
+from simsearch.indexing import sync
+from simsearch.storage.export import export_npy
+from simsearch.storage.feature_files import PREAMBLE
+from simsearch.storage.verify import verify
 from tests.helpers.data import ROOT
 from tests.helpers.filler import Filler, Wide
 from tests.helpers.models import Colours
@@ -201,7 +202,7 @@ def test_opening_says_damaged(index: Path, damage: str) -> None:
 def test_searching_says_damaged(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, direct: int
 ) -> None:
-    monkeypatch.setattr("simsearch.index.DIRECT", direct)
+    monkeypatch.setattr("simsearch.search.exact.DIRECT", direct)
     FOUND[damage][0](index)
     with Engine(index, model=MODEL) as engine:
         for where in (None, "label!=x", "n>=10"):
@@ -326,7 +327,7 @@ import os, shutil, sys
 from pathlib import Path
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError
-from simsearch.verify import verify
+from simsearch.storage.verify import verify
 from tests.storage.test_damage import MODEL, search_everything
 
 index, out = Path(sys.argv[1]), Path(sys.argv[2])

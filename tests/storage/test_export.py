@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simsearch.export import export_npy, export_parquet
+from simsearch.storage.export import export_npy, export_parquet
 from tests.helpers.filler import Filler
 
 
@@ -32,7 +32,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     pytest.importorskip("pyarrow")
     filler = Filler(tmp_path / "index", 8)
     filler.add(np.ones((30, 8)))
-    monkeypatch.setattr("simsearch.export._ROWS", 10)
+    monkeypatch.setattr("simsearch.storage.export._ROWS", 10)
 
     def interrupt(done: int, total: int) -> None:
         if done == 20:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simsearch.filters import Condition
+from simsearch.storage.filters import Condition
 from tests.helpers.filler import Filler
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from simsearch.errors import UsageError
-from simsearch.presets import PRESETS, TrainConfig, change, settings
+from simsearch.training.config import PRESETS, TrainConfig, change, settings
 from tests.helpers.training import FAST
 
 
