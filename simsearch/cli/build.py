@@ -86,9 +86,9 @@ def build_command(
     with engine:
         _print_summary(summary, index_path, form)
         if recall is not None:
-            tune_index(engine, recall, None, index_path)
+            tune_index(engine.index, recall, None, index_path)
         if address is not None:
-            push_index(engine, address, form=form)
+            push_index(engine.index, address, form=form)
 
 
 @click.command("add")
