@@ -22,6 +22,7 @@ from simsearch.common.machine import MemoryBudget, available_cores
 from simsearch.errors import ImageError, SimsearchError, UsageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
+from simsearch.images.sources import resolve
 from simsearch.images.sources.base import Source
 from simsearch.search.feedback import blend, weighted
 from simsearch.search.queries import (

@@ -13,9 +13,6 @@ import pytest
 from PIL import Image
 
 from simsearch.cli.main import help_texts, main
-from tests.helpers.data import ROOT
-
-README = ROOT / "README.md"
 
 
 class Result:
@@ -347,11 +344,8 @@ def test_command_list_shows_own_short_help():
             assert real.get_short_help_str(200) == listed.get_short_help_str(200)
 
 
-def test_every_command_is_documented():
-    text = README.read_text()
-    for name, help in help_texts().items():
-        assert f"`simsearch {name}" in text or f"| `{name}" in text, f"{name} is missing from the README's table"
-        assert help in text, f"the README's help of {name} is out of date: run scripts/reference.py"
+def test_every_option_has_help():
+    for name in help_texts():
         command: click.Command = main
         for word in name.split():
             assert isinstance(command, click.Group)
