@@ -122,8 +122,9 @@ class Engine:
         """The index on disk. Raises UsageError for a collection."""
         if isinstance(self.opened_index, Index):
             return self.opened_index
-        raise UsageError(f"{self.path} is not changed in place",
-                         hint="change the index that it was pushed from, and push again")  # fmt: skip
+        raise UsageError(
+            f"{self.path} is not changed in place", hint="change the index that it was pushed from, and push again"
+        )
 
     @property
     def path(self) -> Path:
@@ -221,9 +222,13 @@ class Engine:
             return self._search(reader).answers(query[None, None], k, [[]], options)[0]
 
     def search_by_vectors(
-        self, vectors: NDArray[np.float32], k: int = 6, *,
-        without: Sequence[Sequence[int]] = (), **options: Unpack[SearchOptions],
-    ) -> list[Matches]:  # fmt: skip
+        self,
+        vectors: NDArray[np.float32],
+        k: int = 6,
+        *,
+        without: Sequence[Sequence[int]] = (),
+        **options: Unpack[SearchOptions],
+    ) -> list[Matches]:
         """The k items nearest to each of (n, D) float32 features in one scan; `without`: for each, ids left out.
 
         (n, v, D) are n queries in v variants each, of which the nearest counts.

@@ -42,8 +42,13 @@ else:
 @click.command("query")
 @click.argument("image", nargs=-1, required=True, shell_complete=complete_files)
 @search_options
-@click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv", "paths"]), default=None,
-              help="How to print matches.  [default: table]")  # fmt: skip
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "jsonl", "csv", "paths"]),
+    default=None,
+    help="How to print matches.  [default: table]",
+)
 @click.option("-0", "--print0", is_flag=True, help="Print paths, each closed by a NUL.")
 @click.option("--relative", is_flag=True, help="Print paths as stored, relative to their source.")
 @html_option
@@ -55,10 +60,19 @@ else:
 @index_option
 @version_option
 def query_command(
-    image: tuple[str, ...], form: str | None, print0: bool, relative: bool, html_file: Path | None,
-    montage: Path | None, show: bool, roots: tuple[tuple[str, str], ...], model: str | None, index_path: str,
-    device: str, **options: Any,
-) -> None:  # fmt: skip
+    image: tuple[str, ...],
+    form: str | None,
+    print0: bool,
+    relative: bool,
+    html_file: Path | None,
+    montage: Path | None,
+    show: bool,
+    roots: tuple[tuple[str, str], ...],
+    model: str | None,
+    index_path: str,
+    device: str,
+    **options: Any,
+) -> None:
     """Finds the indexed pictures most like each IMAGE: a path, id:N, an http(s) URL, or - for standard input.
 
     Exits 1 if no match was found.

@@ -357,17 +357,20 @@ def test_every_option_has_help():
 # -- the end of the process
 
 
-@pytest.mark.parametrize(("does", "code", "out"), [
-    ("print('x' * 100_000, end='')", 0, "x" * 100_000),
-    ("sys.exit(3)", 3, ""),
-    ("sys.exit(None)", 0, ""),
-    ("sys.exit('a text')", 1, ""),
-    ("1 / 0", 1, ""),
-    ("threading.Thread(target=lambda: (time.sleep(0.3), print('waited for'))).start()", 0, "waited for\n"),
-    ("atexit.register(print, 'done at exit')", 0, "done at exit\n"),
-    ("ThreadPoolExecutor(2).submit(lambda: (time.sleep(0.3), print('by a pool'))); sys.exit(1)", 1, "by a pool\n"),
-    ("os.close(1)", 0, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("does", "code", "out"),
+    [
+        ("print('x' * 100_000, end='')", 0, "x" * 100_000),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit(None)", 0, ""),
+        ("sys.exit('a text')", 1, ""),
+        ("1 / 0", 1, ""),
+        ("threading.Thread(target=lambda: (time.sleep(0.3), print('waited for'))).start()", 0, "waited for\n"),
+        ("atexit.register(print, 'done at exit')", 0, "done at exit\n"),
+        ("ThreadPoolExecutor(2).submit(lambda: (time.sleep(0.3), print('by a pool'))); sys.exit(1)", 1, "by a pool\n"),
+        ("os.close(1)", 0, ""),
+    ],
+)
 def test_program_ends_at_once_with_all_done(does: str, code: int, out: str) -> None:
     script = f"""
 import atexit, os, sys, threading, time

@@ -49,7 +49,8 @@ class AlexNetConfig:
 
 @dataclass(frozen=True)
 class LeNet5Config:
-    """What can vary in `simsearch.models.networks.lenet5.LeNet5`: the classes. Without ten of them the codes are random."""
+    """What can vary in `simsearch.models.networks.lenet5.LeNet5`: the classes. Without ten of them the codes are
+    random."""
 
     num_classes: int = 10
     image_size: int = 32
@@ -61,7 +62,8 @@ class LeNet5Config:
 
 
 @dataclass(frozen=True)
-class ConvNet4Config:
+class
+ConvNet4Config:
     """What can vary in `simsearch.models.networks.convnet4.ConvNet4`: above all the unit, which figure 1 of AlexNet compares."""
 
     num_classes: int = 10
