@@ -11,7 +11,6 @@ import click
 
 from simsearch.cli import model_cards, query_args
 from simsearch.cli.console import INTERRUPTED, note, pluralize
-from simsearch.cli.lazy import LazyModule
 from simsearch.cli.options import (
     complete_files,
     crops_option,
@@ -22,6 +21,7 @@ from simsearch.cli.options import (
     version_option,
 )
 from simsearch.cli.progress import show_progress, training_progress
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import TrainingInterruptedError, UsageError
 from simsearch.evaluation import classification
 from simsearch.models import load, registry

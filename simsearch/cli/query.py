@@ -13,7 +13,6 @@ import click
 from simsearch import api
 from simsearch.cli import query_args
 from simsearch.cli.console import NO_MATCH, check_folder_exists, note, warn_if_incomplete
-from simsearch.cli.lazy import LazyModule
 from simsearch.cli.options import (
     complete_files,
     device_option,
@@ -24,6 +23,7 @@ from simsearch.cli.options import (
     version_option,
 )
 from simsearch.cli.search_options import example_images, search_arguments, search_options
+from simsearch.common.lazy import LazyModule
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.reports import text as reports_text
