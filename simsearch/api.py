@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simsearch.cluster.milvus.address import is_address
+from simsearch.common.milvus_address import is_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.images.sources import resolve

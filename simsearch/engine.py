@@ -28,7 +28,7 @@ from simsearch.indexing import options as indexing_options
 from simsearch.indexing.options import Summary
 from simsearch.models import registry
 from simsearch.search.options import PictureOptions, SearchOptions, check_names, split
-from simsearch.search.queries import Picture, as_list, as_numbers, as_vector
+from simsearch.search.queries import Picture, as_list, as_numbers, as_vector, is_id
 from simsearch.search.query_vectors import QueryResolver
 from simsearch.search.results import Matches
 from simsearch.search.searcher import Search
@@ -207,7 +207,7 @@ class Engine:
 
     def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
         """The k items nearest to item `number`, itself left out. Raises ItemNotFoundError."""
-        if not isinstance(number, int | np.integer):
+        if not is_id(number):
             raise UsageError(f"{number!r} is not the id of an item")
         return self.search_many([int(number)], k, **options)[0]
 

@@ -108,8 +108,8 @@ def agree(rows: dict[str, np.ndarray], labels: np.ndarray) -> None:
     for other in [name for name in rows if name == INT8 or name.endswith("float16")]:
         bases = {FLOAT: reference, other: rows[other], "half of each": np.where(some, rows[other], reference)}
         for asking in (FLOAT, other):
-            for made, base in bases.items():
-                nearest = found_by(rows[asking], base)
+            for made, rows_searched in bases.items():
+                nearest = found_by(rows[asking], rows_searched)
                 print(f"{asking:24} {made:24} {common(best, nearest):16.4f} {share(nearest):7.4f}")
 
 

@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image
 
 import simsearch
-from simsearch.evaluation.metrics import LabelledFeatures, retrieval, with_intervals
+from simsearch.common.intervals import with_intervals
+from simsearch.evaluation.metrics import LabelledFeatures, retrieval
 from simsearch.evaluation.robustness import hashes
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing

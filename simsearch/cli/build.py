@@ -23,7 +23,7 @@ from simsearch.cli.options import (
 from simsearch.cli.progress import show_progress
 from simsearch.cli.push import push_index
 from simsearch.cluster import ray
-from simsearch.cluster.milvus.address import parse_address
+from simsearch.common.milvus_address import parse_address
 from simsearch.errors import UsageError
 from simsearch.indexing import options as indexing_options
 from simsearch.reports import text

@@ -13,7 +13,7 @@ from simsearch.cli.options import format_option, index_option, version_option
 from simsearch.cli.params import KeyValue
 from simsearch.cli.progress import show_progress
 from simsearch.cluster.milvus import push
-from simsearch.cluster.milvus.address import parse_address
+from simsearch.common.milvus_address import parse_address
 from simsearch.storage.index import Index
 
 

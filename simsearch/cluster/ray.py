@@ -31,6 +31,7 @@ from simsearch.indexing.load import LoadedImage, reading
 from simsearch.models import load, registry
 from simsearch.storage import components
 from simsearch.storage.folder import Folder
+from simsearch.storage.index import WORK_FOLDER
 from simsearch.storage.meta import Meta
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class RayCluster:
     ) -> Iterator[list[tuple[Key, LoadedImage]]]:
         """The results of all images in their order, a share at a time; see `extract.extract`."""
         index.check_in_place()  # workers find the work by its path
-        self.folder = index.path.absolute() / "derived" / cluster_work.FOLDER
+        self.folder = index.path.absolute() / "derived" / WORK_FOLDER
         wanted = {_place(plan, entry): (plan, entry, item) for plan, entry, item in keys}
         work = WorkFolder.open(self.folder)
         if work is not None and _belongs(work.facts, index):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.common import intervals
 from simsearch.errors import IndexDamagedError
-from simsearch.evaluation import metrics
 from simsearch.search import binary_codes
 from simsearch.search.ann import K, recalls
 
@@ -61,7 +61,7 @@ def _measured(
     vectors = flat.read(queries).astype(np.float32)
     truth = np.array([found.distances[K - 1] for found in flat.search(vectors, K, others)])
     shares = recalls(made.search(flat, vectors, K, others), truth)
-    mean = metrics.with_intervals({"recall": shares})["recall"]
+    mean = intervals.with_intervals({"recall": shares})["recall"]
     return {"recall": mean.value, "low": mean.low, "high": mean.high, "queries": len(queries), "items": len(live)}
 
 

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
+from simsearch.common.float16 import to_float16
 from simsearch.common.machine import MemoryBudget, available_cores
 from simsearch.indexing.load import LoadedImage, decode_on_gpu, load_image
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch.cluster import work
 from simsearch.common import pca
 from simsearch.common.float16 import to_float32
+from simsearch.common.intervals import mean_interval
 from simsearch.errors import UsageError
 from simsearch.indexing import sync
 from simsearch.search import ann
@@ -25,6 +25,7 @@ from simsearch.search.ann import AnnIndex, AnnSettings, K
 from simsearch.search.binary_codes import BinaryCodeIndex
 from simsearch.search.exact import FlatIndex
 from simsearch.storage.database import Changes
+from simsearch.storage.index import WORK_FOLDER
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -268,7 +269,7 @@ def _measured(made: AnnIndex, field: _Benchmark, recall: float) -> Choice | None
             continue
         found = made.search(field.flat, field.queries[measuring], K, field.rows, setting)
         shares = field.recalls(found, measuring)
-        low, high = binomial_interval(shares)
+        low, high = mean_interval(shares)
         if shares.mean() < recall:
             continue
         seconds, _ = _timed(lambda query, s=setting: made.search(field.flat, query, K, field.rows, s), field.queries)  # type: ignore[misc]
@@ -277,15 +278,6 @@ def _measured(made: AnnIndex, field: _Benchmark, recall: float) -> Choice | None
         return Choice(setting.kind, float(shares.mean()), low, high, len(shares), seconds, 0.0,
                       setting.bytes_for(len(made.rows)), parameters)  # fmt: skip
     return None
-
-
-def binomial_interval(shares: NDArray[np.float64]) -> tuple[float, float]:
-    """A 95 % confidence interval of the mean of (n,) shares; after n times 1, its lower end is 1 - 3/n."""
-    mean, n = float(shares.mean()), len(shares)
-    error = 1.96 * float(shares.std(ddof=1)) / n**0.5 if n > 1 else 1.0
-    if error == 0:
-        error = 3 / n
-    return max(0.0, mean - error), min(1.0, mean + error)
 
 
 def _timed(search: Callable[[NDArray[np.float32]], Any], queries: NDArray[np.float32]) -> tuple[float, int]:
@@ -325,7 +317,7 @@ def _record(index: Index, made: AnnIndex | None, choice: Choice, target: float |
         sync.refresh_meta(index)
         derived = index.folder.child("derived")
         for name in derived.names() if index.folder.exists("derived") else ():
-            if name not in {search["parameters"].get("folder"), work.FOLDER}:
+            if name not in {search["parameters"].get("folder"), WORK_FOLDER}:
                 with contextlib.suppress(OSError):
                     derived.remove(name)
     return replace(choice, parameters=search["parameters"])
@@ -377,7 +369,7 @@ def tune_codes(
         if field.recalls(made.search(flat, queries[:half], K, entries), slice(0, half)).mean() >= recall:
             break
     shares = field.recalls(made.search(flat, queries[half:], K, entries), slice(half, None))
-    low, high = binomial_interval(shares)
+    low, high = mean_interval(shares)
     took, _ = _timed(lambda query: made.search(flat, query, K, entries), queries)
     whole = BinaryCodeIndex(made.setting, codes, np.concatenate([encoded, codes(queries)]), np.concatenate([entries, held]),
                   flat.rows, flat.shards.epoch)  # fmt: skip

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import simsearch
-from simsearch.cluster.milvus.address import is_address
+from simsearch.common.milvus_address import is_address
 from simsearch.errors import IndexDamagedError, IndexReplacedError, SimsearchError, UsageError
 from simsearch.images.sources.resolve import RecordedSource, Sources
 from simsearch.models import registry
@@ -28,11 +27,15 @@ from simsearch.storage.folder import Folder, identity_of
 from simsearch.storage.lock import writer_lock
 from simsearch.storage.meta import Meta
 from simsearch.storage.reader import Reader, SourceRow
+from simsearch.version import __version__
 
 if TYPE_CHECKING:
     from simsearch.models.base import Model
 
 DATABASE = "items.sqlite"
+
+WORK_FOLDER = "work"
+"""In an index's `derived/`: the files of a build by a cluster."""
 
 Identity = tuple[int, ...]
 """Device and inode of an index's folder, of its feature folder, and of its database."""
@@ -61,6 +64,7 @@ class Index:
                 raise
             opened.callback(self.folder.close)
             self.meta = Meta.read(self.folder)
+            read = self._meta_file()
             features = self.folder.child("features")
             shards = FeatureFiles(features, self.meta.dimension, self.meta.rows_per_shard)
             self.database = Database(self.path / DATABASE, shards=shards, folder=self.folder)
@@ -72,7 +76,22 @@ class Index:
             with self.reading() as reader:
                 reader.state("rows")
                 source_roots.check(self.roots, reader.sources())
+            if self._meta_file() != read:  # brought up to date meanwhile, or that of another index in this very folder
+                self._check_meta()
             opened.pop_all()
+
+    def _meta_file(self) -> tuple[int, int] | None:
+        """What tells one `meta.json` in the folder from the next."""
+        try:
+            facts = self.folder.stat("meta.json")
+        except OSError:
+            return None
+        return facts.st_ino, facts.st_mtime_ns
+
+    def _check_meta(self) -> None:
+        now = Meta.read(self.folder)
+        if any(getattr(now, name) != getattr(self.meta, name) for name in _FIXED):
+            raise IndexReplacedError(f"the index {self.path} was replaced while it was opened", hint="open it again")
 
     # -- opening and closing
 
@@ -255,7 +274,7 @@ def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
             Meta(
                 features=features, descriptor=recipe, model=model.name,
                 weights_sha256=model.weights_sha256, recipe=model.recipe.to_dict(),
-                dimension=model.dimension, engine=model.engine, simsearch=simsearch.__version__,
+                dimension=model.dimension, engine=model.engine, simsearch=__version__,
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 distances=list(model.distances),
             ).write(folder)  # fmt: skip

@@ -37,8 +37,8 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
         yield f"milvus://{tmp_path}/lite.db"
         return
-    from simsearch.cluster.milvus.address import parse_address
     from simsearch.cluster.milvus.client import MilvusClient
+    from simsearch.common.milvus_address import parse_address
 
     found = request.getfixturevalue("milvus_server").address(f"test_{uuid.uuid4().hex}")
     yield found + "?consistency=strong"

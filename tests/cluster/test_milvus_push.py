@@ -18,9 +18,10 @@ from click.testing import CliRunner, Result
 
 import simsearch
 from simsearch.cli.main import main
-from simsearch.cluster.milvus import address, client
-from simsearch.cluster.milvus.address import parse_address
+from simsearch.cluster.milvus import client
 from simsearch.cluster.milvus.push import PushOptions, push
+from simsearch.common import milvus_address
+from simsearch.common.milvus_address import parse_address
 from simsearch.engine import Engine
 from simsearch.errors import (
     IndexLockedError,
@@ -57,7 +58,7 @@ def test_addresses() -> None:
         "host", 19530, "photos", "strong", 2.5, 64,
     )  # fmt: skip
     assert (str(given), given.uri) == ("milvus://host:19530/photos", "http://host:19530")
-    assert parse_address("milvus://h/c").port == address.PORT
+    assert parse_address("milvus://h/c").port == milvus_address.PORT
     assert parse_address("milvus://[::1]:1/c").uri == "http://[::1]:1"
     file = parse_address("milvus:///a/b%20c.db")
     assert (file.file, file.collection, str(file)) == (Path("/a/b c.db"), "simsearch", "milvus:///a/b c.db")

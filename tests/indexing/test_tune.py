@@ -16,10 +16,10 @@ from click.testing import CliRunner
 
 from simsearch.cli.main import main
 from simsearch.common import pca
+from simsearch.common.intervals import mean_interval
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, UsageError
 from simsearch.indexing import sync, tune
-from simsearch.indexing.tune import binomial_interval
 from simsearch.indexing.tune import tune as tune_tune
 from simsearch.models.hashing.autoencoder import HashConfig
 from simsearch.search.ann import AnnIndex, AnnSettings
@@ -272,8 +272,8 @@ def test_projection_is_orthonormal_and_principal() -> None:
 
 
 def test_interval() -> None:
-    assert binomial_interval(np.ones(200)) == (1 - 3 / 200, 1.0)
-    low, high = binomial_interval(np.array([0.9, 1.0] * 100))
+    assert mean_interval(np.ones(200)) == (1 - 3 / 200, 1.0)
+    low, high = mean_interval(np.array([0.9, 1.0] * 100))
     assert low == pytest.approx(0.95 - 1.96 * 0.05 / 200**0.5, rel=1e-2) and low < 0.95 < high
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 import simsearch
 from simsearch.errors import ImageError, ImageTooLargeError, ItemNotFoundError, UsageError
 from simsearch.search.queries import IndexReplacedError, PreparedImage, PreparedQuery, as_list
-from tests.conftest import draw
+from tests.helpers.pictures import draw
 
 
 @pytest.fixture

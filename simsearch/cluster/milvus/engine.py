@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.cluster.milvus import client
-from simsearch.cluster.milvus.address import MilvusAddress, parse_address
 from simsearch.cluster.milvus.client import EXACT, LARGEST, Hit, MilvusClient
 from simsearch.cluster.milvus.reader import CollectionState, MilvusReader, Permitted, properties
+from simsearch.common.milvus_address import MilvusAddress, parse_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.images.sources.resolve import RecordedSource, Sources

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from simsearch.cluster.milvus import client
-from simsearch.cluster.milvus.address import MilvusAddress, parse_address
 from simsearch.cluster.milvus.client import MilvusClient
 from simsearch.cluster.milvus.reader import PROPERTIES
+from simsearch.common.milvus_address import MilvusAddress, parse_address
 from simsearch.errors import IndexDamagedError, ModelMismatchError, SimsearchError, UsageError
 from simsearch.storage.filters import replace_surrogates
 

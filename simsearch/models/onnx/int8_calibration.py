@@ -121,7 +121,7 @@ def agreement(reference: NDArray[np.float32], features: NDArray[np.float32]) -> 
 
 def nearest_rows(features: NDArray[np.float32], k: int = 6) -> NDArray[np.int64]:
     """The k nearest others of each of (n, D) features: (n, k) rows."""
-    x = float16.stored(features).astype(np.float32)
+    x = float16.to_float16(features).astype(np.float32)
     squares = np.einsum("nd,nd->n", x, x)
     found = []
     for start in range(0, len(x), 512):
