@@ -27,7 +27,7 @@ from simsearch.images.sources.base import Source
 from simsearch.search.feedback import blend, weighted
 from simsearch.search.queries import (
     Box,
-    IndexReplacedError,
+    OutdatedQueryError,
     Picture,
     PreparedImage,
     PreparedQuery,
@@ -221,7 +221,7 @@ class QueryResolver:
     def resolve(self, queries: Sequence[PreparedQuery]) -> list[NDArray[np.float32] | SimsearchError]:
         """The (v, D) features of each query, or why it has none; the missing ones are computed in one batch.
 
-        An error of a single query is IndexReplacedError, if what it was prepared for has changed, or
+        An error of a single query is OutdatedQueryError, if what it was prepared for has changed, or
         ItemNotFoundError. Raises what `compute` raises, which concerns all queries.
         """
         found: dict[int, list[NDArray[np.float32]]] = {}
@@ -248,22 +248,22 @@ class QueryResolver:
     def _known(self, image: PreparedImage) -> NDArray[np.float32] | None:
         """The features that need not be computed: a vector's, or those that the index has of an item or a file.
 
-        Raises IndexReplacedError if others must be, and the image was prepared for another index.
+        Raises OutdatedQueryError if others must be, and the image was prepared for another index.
         """
         if image.vector is not None:
             if image.vector.shape != (self.dimension,):
-                raise IndexReplacedError("the index was replaced by one of another dimension")
+                raise OutdatedQueryError("the index was replaced by one of another dimension")
             return image.vector
         item = None if image.item is None else self.reader.item(image.item)
         if item is not None and image.digest and item.digest != image.digest:
-            raise IndexReplacedError("the item is another one by now")
+            raise OutdatedQueryError("the item is another one by now")
         row = None
         if image.whole:
             row = item.row if item is not None else self.reader.row_of(image.digest) if image.digest else None
         if row is None and image.pixels is None:
-            raise IndexReplacedError("the index has no such features any more")
+            raise OutdatedQueryError("the index has no such features any more")
         if (row is None or image.mirrored is not None) and image.weights_sha256 != self.weights_sha256:
-            raise IndexReplacedError("the index was replaced by one of another model")
+            raise OutdatedQueryError("the index was replaced by one of another model")
         return None if row is None else self.reader.shards.read(np.array([row]))[0].astype(np.float32)
 
     def _blended(

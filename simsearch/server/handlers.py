@@ -23,7 +23,7 @@ from simsearch.engine import Engine
 from simsearch.errors import ImageError, SimsearchError
 from simsearch.images.urls import fetch
 from simsearch.search import similarity
-from simsearch.search.queries import IndexReplacedError, PreparedQuery
+from simsearch.search.queries import OutdatedQueryError, PreparedQuery
 from simsearch.search.results import Matches, QueryResult
 from simsearch.server import thumbnails
 from simsearch.server.batcher import Batcher, SearchJob
@@ -126,7 +126,7 @@ class SearchService:
             return job, await self._in_time(asyncio.wrap_future(self.batchers[served.name].submit(job)))
 
         for _ in range(ATTEMPTS - 1):
-            with contextlib.suppress(IndexReplacedError):
+            with contextlib.suppress(OutdatedQueryError):
                 return await once()
         return await once()
 
