@@ -27,6 +27,7 @@ from simsearch.evaluation import classification
 from simsearch.models import load, registry
 from simsearch.models.precision import ENOUGH
 from simsearch.reports.text import printable
+from simsearch.storage.lookup import ID_PREFIX
 
 if TYPE_CHECKING:
     from simsearch.models.onnx import int8_calibration
@@ -136,7 +137,7 @@ def train_command(source: tuple[str, ...], output: Path, names: Path | None, **o
 @version_option
 def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, model: str | None, device: str) -> None:
     """Says what each IMAGE most probably shows: a path, an http(s) URL, or - for standard input."""
-    if any(text.startswith("id:") for text in image):
+    if any(text.startswith(ID_PREFIX) for text in image):
         raise UsageError("id:N names an item of an index; classify takes pictures")
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(image) * int(crops))
     found = classification.classify(chosen, [query_args.picture(text) for text in image], k, int(crops))

@@ -1,4 +1,4 @@
-"""Images, weights and boxes as they are written on the command line."""
+"""Reads images, weights and boxes as they are written on the command line."""
 
 from __future__ import annotations
 
@@ -8,41 +8,48 @@ import sys
 from typing import TYPE_CHECKING
 
 from simsearch.errors import ImageError, UsageError
+from simsearch.images.urls import fetch
+from simsearch.storage.lookup import ID_PREFIX, parse_id
 
 if TYPE_CHECKING:
     from simsearch.search.queries import Picture
 
-_LARGEST_DOWNLOAD = 64 << 20
-_TIMEOUT = 20.0
+_LARGEST_DOWNLOAD = 64 << 20  # bytes
+_TIMEOUT = 20.0  # seconds
 
 
 class Named(bytes):
-    """Bytes that know where they come from, for messages."""
+    """Bytes with a name for messages, such as the URL that they come from."""
 
     name: str
 
     @classmethod
     def of(cls, data: bytes, name: str) -> Named:
+        """Names some bytes."""
         named = cls(data)
         named.name = name
         return named
 
 
 def picture(text: str) -> Picture | int:
-    """`id:N`, `-` for standard input, an http(s) URL, or a path. Raises UsageError, ImageError."""
+    """Reads an image argument: `id:N` as N, `-` and an http(s) URL as bytes, anything else as a path.
+
+    Raises UsageError, ImageError.
+    """
     if text == "-":
         return Named.of(sys.stdin.buffer.read(), "standard input")
-    if text.startswith("id:"):
-        if not text[3:].isdecimal():
+    if text.startswith(ID_PREFIX):
+        number = parse_id(text)
+        if number is None:
             raise UsageError(f"{text!r} is not the id of an item", hint="id:N with a whole number N")
-        return int(text[3:])
+        return number
     if re.match(r"https?://", text, re.IGNORECASE):
         return _fetch(text)
     return text
 
 
 def weight(text: str) -> tuple[str, float]:
-    """`IMAGE=W` as the image and its weight; without a number at the end, or where a file is called so, weight 1."""
+    """Splits `IMAGE=W` into image and weight: 1 without a number, for a URL, and if the whole text names a file."""
     name, equals, number = text.rpartition("=")
     if not equals or os.path.exists(text) or re.match(r"https?://", text, re.IGNORECASE):
         return text, 1.0
@@ -53,7 +60,7 @@ def weight(text: str) -> tuple[str, float]:
 
 
 def box(text: str) -> tuple[int, int, int, int]:
-    """`X,Y,W,H` as four numbers. Raises UsageError."""
+    """Reads the box `X,Y,W,H` in pixels. Raises UsageError."""
     parts = text.split(",")
     try:
         x, y, width, height = (int(part) for part in parts)
@@ -63,14 +70,7 @@ def box(text: str) -> tuple[int, int, int, int]:
 
 
 def _fetch(url: str) -> bytes:
-    import urllib.request
-
-    request = urllib.request.Request(url, headers={"User-Agent": "simsearch"})
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            data: bytes = response.read(_LARGEST_DOWNLOAD + 1)
-    except (OSError, ValueError) as error:  # URLError is an OSError
-        raise ImageError(f"{url}: {getattr(error, 'reason', error)}") from error
-    if len(data) > _LARGEST_DOWNLOAD:
-        raise ImageError(f"{url}: over {_LARGEST_DOWNLOAD >> 20} MiB")
-    return Named.of(data, url)
+        return Named.of(fetch(url, _LARGEST_DOWNLOAD, _TIMEOUT, public_only=False), url)
+    except ImageError as error:
+        raise ImageError(f"{url}: {error}") from error

@@ -1,7 +1,7 @@
-"""Bytes into upright RGB pictures. Content decides what a file is, never its name.
+"""Decodes image files into upright RGB images. The content decides what a file is, never its name.
 
-This is the one place where Pillow's many exceptions become ImageError. A picture of the largest size permitted takes
-four bytes a pixel while it is decoded, and is scaled down from there band by band: no second copy is ever made.
+This is the only place where Pillow's many exceptions become ImageError. An image of the largest permitted size takes
+four bytes a pixel while it is decoded, and is scaled down from there band by band, without a second full-size copy.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ EXTENSIONS = frozenset(
     )
     for name in names.split()
 )
-"""A file with one of these names is taken for an image, and reported if it is none."""
+"""Extensions of image files; a file that has one and cannot be decoded is reported as a failure."""
 
 LARGEST_PIXELS = 178_956_970
-"""Pictures of more pixels are refused as decompression bombs: twice Pillow's own warning level."""
+"""Images with more pixels are refused as decompression bombs; twice the level at which Pillow warns."""
 
 LARGEST_SIDE = 1 << 23
-"""Pictures wider or higher than so many pixels are refused too: decoders keep whole rows, and a pointer for each."""
+"""Images wider or higher than this (pixels) are refused too: decoders keep whole rows, and a pointer to each."""
 
 LARGEST_BYTES = 1 << 30
-"""Files of more bytes are not read."""
+"""Larger files (bytes) are not read."""
 
 LARGE_PIXELS = 1 << 24
-"""Pictures of more pixels are scaled down while they are converted to RGB, where fewer are needed."""
+"""Images with more pixels are scaled down during the conversion to RGB if fewer pixels are needed."""
 
 MIDDLE = 8
-"""Of a panorama of more than `LARGE_PIXELS`, so many times its height are kept where few pixels are needed."""
+"""Aspect ratio to which a panorama of more than `LARGE_PIXELS` is cut if few pixels are needed."""
 
 LARGE_BYTES = 32 << 20
-"""Files of more bytes are better decoded from where they are than from memory."""
+"""Larger files (bytes) are decoded from disk, not from memory."""
 
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
@@ -60,7 +60,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _CANVASES = {"WEBP": 4, "AVIF": 3, "HEIF": 3, "JPEG2000": 3}
-"""How many copies of the picture the decoders of some formats keep besides."""
+"""By format: full-size copies that the decoder keeps, where that is more than one."""
 
 _SIGNATURES = (
     b"\xff\xd8\xff",  # JPEG
@@ -81,7 +81,7 @@ _BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heif", b"hevc", b"mif1", b"msf1
 
 
 class DecodedImage(NamedTuple):
-    """An upright RGB image, and the width and height of the original (the image may be decoded at a smaller scale)."""
+    """An upright RGB image, and the width and height of the original, which may be larger than the image."""
 
     image: Image.Image
     width: int
@@ -89,7 +89,7 @@ class DecodedImage(NamedTuple):
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether a file that begins with `head` (32 bytes suffice) is an image of a known format."""
+    """Returns True if a file that begins with `head` (32 bytes suffice) is an image of a known format."""
     if head.startswith(b"BM"):
         return (
             len(head) >= 18
@@ -106,13 +106,13 @@ def looks_like_image(head: bytes) -> bool:
 def decode_image(
     data: bytes | IO[bytes], shorter_side: int | None = None, largest: int = LARGEST_PIXELS
 ) -> DecodedImage:
-    """Decodes the first frame of an image file, given as bytes or opened, into upright RGB.
+    """Decodes the first frame of an image file, given as bytes or as an open file, into upright RGB.
 
-    shorter_side: the pixels that are needed. A JPEG much larger is decoded at a half, a quarter or an eighth of its
-    size, and anything over `LARGE_PIXELS` is scaled down by a whole number, never below twice of what is needed; of a
-    panorama of that size, too low to be scaled down, only the middle is kept.
-    largest: pixels of the original, beyond which it is refused. Raises ImageError with a reason fit for a list of
-    failures.
+    shorter_side: the pixels that are needed. A much larger JPEG is decoded at a half, a quarter or an eighth of its
+    size, and any image of more than `LARGE_PIXELS` is scaled down by a whole number, never below twice the pixels
+    needed. A panorama of that size that is too low to be scaled down is cut to its middle.
+    largest: the most pixels that the original may have.
+    Raises ImageError, with a reason that can be shown in a list of failures.
     """
     with _readable():
         image = _opened(data)
@@ -124,7 +124,7 @@ def decode_image(
 
 
 def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> int:
-    """About how many bytes `decode` will take for an image, judged by its header; 0 if that cannot be read."""
+    """Estimates from the header the bytes that `decode_image` needs for an image; 0 if the header cannot be read."""
     try:
         image = _opened(data)
         with image:
@@ -143,7 +143,7 @@ def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> i
 
 
 def from_array(array: NDArray[np.uint8]) -> Image.Image:
-    """An (H, W, 3) or (H, W) uint8 array as an RGB image. Raises ImageError for another shape or dtype."""
+    """Converts an (H, W, 3) or (H, W) uint8 array to an RGB image. Raises ImageError for another shape or dtype."""
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {3, 4})):
         raise ImageError(f"an image array is (H, W, 3) uint8, not {array.shape} {array.dtype}")
     if 0 in array.shape:
@@ -152,7 +152,7 @@ def from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 
 def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """Cuts out (x, y, width, height) in pixels of the upright image. Raises ImageError if that leaves the image."""
+    """Cuts the box (x, y, width, height) out of an upright image. Raises ImageError if it is not within the image."""
     try:
         x, y, width, height = (operator.index(number) for number in box)
     except (TypeError, ValueError):
@@ -164,9 +164,9 @@ def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
-    """Any mode to 8-bit RGB: alpha over white, more than 8 bits scaled down, palettes and CMYK converted.
+    """Converts an image of any mode to 8-bit RGB: alpha over white, deeper values scaled down, palettes and CMYK too.
 
-    top: the largest value of a picture of 32-bit values of which this is a part.
+    top: the largest value of the whole image, if this is a part of an image of 32-bit values.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -181,7 +181,7 @@ def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
 
 
 def from_pil(image: Image.Image) -> Image.Image:
-    """A caller's PIL image as upright RGB. Raises ImageError."""
+    """Returns a caller's PIL image as upright RGB. Raises ImageError."""
     try:
         return _upright(image, None).image
     except Exception as error:
@@ -190,7 +190,7 @@ def from_pil(image: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
-    """Maps what Pillow raises to ImageError."""
+    """Maps Pillow's exceptions to ImageError."""
     try:
         yield
     except ImageError:
@@ -208,7 +208,7 @@ def _readable() -> Iterator[None]:
 
 
 def _opened(data: bytes | IO[bytes]) -> Image.Image:
-    """The image with its header read and nothing decoded."""
+    """Opens an image: reads its header and decodes nothing. Raises ImageError for an empty file."""
     if isinstance(data, bytes):
         head = data[:256]
     else:
@@ -222,7 +222,7 @@ def _opened(data: bytes | IO[bytes]) -> Image.Image:
 
 
 def _draft(image: Image.Image, shorter_side: int | None) -> None:
-    """Has a JPEG that is not yet decoded come out at the least scale that leaves twice the pixels needed."""
+    """Sets a JPEG to be decoded at the smallest scale that leaves twice the pixels needed."""
     if shorter_side is not None and image.format in {"JPEG", "MPO"}:
         width, height = image.size
         scale = 2 * shorter_side / min(width, height)
@@ -231,7 +231,7 @@ def _draft(image: Image.Image, shorter_side: int | None) -> None:
 
 
 def _samples(image: Image.Image, pixels: int) -> int:
-    """The samples of all components of a JPEG, the coarser ones counting less."""
+    """Returns the number of samples in all components of a JPEG, with its chroma subsampling."""
     sampling: list[tuple[int, int]] = [(across, down) for _, across, down, *_ in getattr(image, "layer", [])]
     if not sampling:
         return 3 * pixels
@@ -240,7 +240,7 @@ def _samples(image: Image.Image, pixels: int) -> int:
 
 
 def _reduced(image: Image.Image, factor: int) -> Image.Image:
-    """A decoded image in RGB at 1/factor of its size (the means of squares), without another copy of the whole."""
+    """Scales a decoded image to 1/factor in RGB (the means of squares), without another full-size copy."""
     width, height = image.size
     rows = factor * max(1, LARGE_PIXELS // 4 // width // factor)
     result = Image.new("RGB", (-(-width // factor), -(-height // factor)))
@@ -252,9 +252,9 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _middle(image: Image.Image) -> Image.Image:
-    """The middle of a decoded panorama in RGB, `MIDDLE` times as long as it is high: no recipe looks beyond.
+    """Returns the middle of a decoded panorama in RGB, `MIDDLE` times as long as it is high; no recipe needs more.
 
-    As much is cut off at either end, so that it is the middle whichever way the picture is turned.
+    The same length is cut off at both ends, so that it is the middle whichever way the image is turned.
     """
     width, height = image.size
     across, down = (max(0, side - MIDDLE * min(width, height)) // 2 for side in (width, height))
@@ -279,17 +279,17 @@ def _upright(image: Image.Image, shorter_side: int | None) -> DecodedImage:
         rgb = _middle(image)
     else:
         rgb = to_rgb(image)
-    # Not by ImageOps.exif_transpose: it also writes the EXIF anew, which fails where that is damaged.
+    # ImageOps.exif_transpose also rewrites the EXIF data, which fails if they are damaged.
     if orientation in _TURNS:
         if orientation >= 5:
             width, height = height, width
         return DecodedImage(rgb.transpose(_TURNS[orientation]), width, height)
-    # A decoded JPEG needs its file no more; of others it is not so sure.
+    # A decoded JPEG no longer needs its file; images of other formats may.
     return DecodedImage(rgb.copy() if rgb is image and image.format != "JPEG" else rgb, width, height)
 
 
 def _eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray[np.uint8]:
-    """32-bit integers or floats to 0..255: by 255 if they lie in 0..1, by 1 up to 255, else by the range they fill."""
+    """Scales 32-bit values to 0..255: floats in 0..1 by 255, values up to 255 by 1, others by their range."""
     array = np.nan_to_num(values.astype(np.float64))
     top = float(array.max(initial=0.0)) if top is None else top
     if np.issubdtype(values.dtype, np.floating) and top <= 1:
@@ -300,19 +300,19 @@ def _eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArra
 
 
 def _top(image: Image.Image) -> float:
-    """The largest value of a picture of 32-bit values, found row by row."""
+    """Returns the largest value of an image of 32-bit values, row by row to save memory."""
     rows = (np.asarray(image.crop((0, row, image.width, row + 1))) for row in range(image.height))
     return max(float(np.nan_to_num(row.astype(np.float64)).max(initial=0.0)) for row in rows)
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """The brands of an ISO media file: AVIF is at times called by the general name mif1, and says more after it."""
+    """Returns the brands of an ISO media file; an AVIF file may have the general brand mif1 first and its own later."""
     end = min(int.from_bytes(data[:4], "big"), 256)
     return {data[start : start + 4] for start in (8, *range(16, end, 4))}
 
 
 def _check_size(image: Image.Image, largest: int) -> None:
-    """Refuses an image that is not yet decoded, and would take too much memory. Raises ImageTooLargeError."""
+    """Raises ImageTooLargeError for an image that would take too much memory to decode."""
     width, height = image.size
     bomb = "the limit against decompression bombs"
     if width * height > largest:

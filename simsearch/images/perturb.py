@@ -1,35 +1,33 @@
-"""Changes of an image: the ones that robustness is measured with, and near-identical copies."""
+"""Changes to images: those that robustness is measured with, and near-identical copies."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
-if TYPE_CHECKING:
-    Random = np.random.Generator
-    Progress = Callable[[int, int], None]
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-import numpy as np
+Change = Callable[[Image.Image, float, Generator], Image.Image]
+"""Changes an RGB image by a strength, whose unit is the change's own."""
 
 
 def recompress(image: Image.Image) -> Image.Image:
+    """Saves an image as JPEG of quality 50 and decodes it again."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=50)
     return Image.open(buffer).convert("RGB")
 
 
 def crop_border(image: Image.Image) -> Image.Image:
+    """Cuts 2.5 % off each side of an image."""
     x, y = round(image.width * 0.025), round(image.height * 0.025)
     return image.crop((x, y, image.width - x, image.height - y))
 
 
 def shrink(image: Image.Image) -> Image.Image:
+    """Scales an image to 75 %."""
     return image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)), Image.Resampling.LANCZOS)
 
 
@@ -41,14 +39,15 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "rotated by 2 degrees": lambda image: image.rotate(2, Image.Resampling.BICUBIC),
     "mirrored": ImageOps.mirror,
 }
+"""By name: the changes that make a near-identical copy of an image."""
 
 
-def _shift(image: Image.Image, strength: float, random: Random) -> Image.Image:
+def _shift(image: Image.Image, strength: float, random: Generator) -> Image.Image:
     x, y = (round(strength * side) * int(random.choice((-1, 1))) for side in image.size)
     return _moved(image, (1, 0, x, 0, 1, y))
 
 
-def _rotate(image: Image.Image, strength: float, random: Random) -> Image.Image:
+def _rotate(image: Image.Image, strength: float, random: Generator) -> Image.Image:
     angle = np.radians(strength) * random.choice((-1, 1))
     cosine, sine = float(np.cos(angle)), float(np.sin(angle))
     x, y = image.width / 2, image.height / 2
@@ -56,51 +55,51 @@ def _rotate(image: Image.Image, strength: float, random: Random) -> Image.Image:
 
 
 def _moved(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """An affine map of output to input pixels; what comes from outside is the picture's mean colour."""
+    """Applies an affine map of output to input pixels; pixels from outside get the image's mean colour."""
     pixels = np.asarray(image).reshape(-1, 3)
     mean = tuple(int(value) for value in pixels.mean(0))
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=mean)
 
 
-def _scale(image: Image.Image, strength: float, random: Random) -> Image.Image:
+def _scale(image: Image.Image, strength: float, random: Generator) -> Image.Image:
     size = tuple(max(1, round(side * strength)) for side in image.size)
     return image.resize(size, Image.Resampling.LANCZOS)  # type: ignore[arg-type]
 
 
-def _crop(image: Image.Image, strength: float, random: Random) -> Image.Image:
+def _crop(image: Image.Image, strength: float, random: Generator) -> Image.Image:
     width, height = (max(1, round(side * (1 - strength) ** 0.5)) for side in image.size)
     x, y = (int(random.integers(0, room + 1)) for room in (image.width - width, image.height - height))
     return image.crop((x, y, x + width, y + height))
 
 
-def _flip(image: Image.Image, strength: float, random: Random) -> Image.Image:
+def _flip(image: Image.Image, strength: float, random: Generator) -> Image.Image:
     return ImageOps.mirror(image)
 
 
-def _noise(image: Image.Image, strength: float, random: Random) -> Image.Image:
+def _noise(image: Image.Image, strength: float, random: Generator) -> Image.Image:
     pixels = np.asarray(image, np.float32)
     noisy = pixels + random.normal(0, strength, pixels.shape)
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
-def _blur(image: Image.Image, strength: float, random: Random) -> Image.Image:
+def _blur(image: Image.Image, strength: float, random: Generator) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(strength * min(image.size)))
 
 
-def _jpeg(image: Image.Image, strength: float, random: Random) -> Image.Image:
+def _jpeg(image: Image.Image, strength: float, random: Generator) -> Image.Image:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=int(strength))
     return Image.open(buffer).convert("RGB")
 
 
-def _colour(image: Image.Image, strength: float, random: Random) -> Image.Image:
+def _colour(image: Image.Image, strength: float, random: Generator) -> Image.Image:
     for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = kind(image).enhance(1 + strength * float(random.choice((-1, 1))))
     return image
 
 
-def _text(image: Image.Image, strength: float, random: Random) -> Image.Image:
-    """A white band of this share of the height, with words as high."""
+def _text(image: Image.Image, strength: float, random: Generator) -> Image.Image:
+    """Draws a white band across the image, `strength` of its height, with text in it."""
     image = image.copy()
     height = max(8, round(image.height * strength))
     top = int(random.integers(0, max(1, image.height - height)))
@@ -109,8 +108,6 @@ def _text(image: Image.Image, strength: float, random: Random) -> Image.Image:
     draw.text((4, top), "breaking news of the day " * 3, "black", font=ImageFont.load_default(max(6, 0.7 * height)))
     return image
 
-
-Change = Callable[[Image.Image, float, "Random"], Image.Image]
 
 CHANGES: dict[str, tuple[Change, tuple[float, ...], str]] = {
     "shift": (_shift, (0.02, 0.05, 0.1, 0.2), "share of each side"),
@@ -124,5 +121,4 @@ CHANGES: dict[str, tuple[Change, tuple[float, ...], str]] = {
     "colour": (_colour, (0.1, 0.2, 0.4, 0.6), "change of brightness, contrast and saturation"),
     "text": (_text, (0.05, 0.1, 0.2, 0.4), "share of the height"),
 }
-
-"""By name: the change, its strengths from weak to strong, and what they mean."""
+"""By name: the change, its strengths from weak to strong, and their unit."""

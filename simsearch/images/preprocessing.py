@@ -1,7 +1,8 @@
-"""The recipe: the preprocessing that belongs to a network's weights.
+"""The preprocessing that belongs to a network's weights.
 
 Krizhevsky et al. 2012, section 2: scale the shorter side to 256 pixels, cut out the centre, subtract the training
-mean. Query and index must go through the same recipe, so it travels in the weights' header and in the index.
+mean. Queries and indexed images need the same preprocessing, so the weights' header and the index both record it, under
+the key `recipe`.
 """
 
 from __future__ import annotations
@@ -24,21 +25,25 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_JSON_KEYS = {"std": "deviation"}
+"""Keys in JSON of fields that have another name."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a network's input.
+    """The steps that make an image a network's input.
 
-    resize: pixels of the scaled image's shorter side. crop: side of the square cut from its centre; where it is the
-    larger of the two, black surrounds the image (LeNet-5 sees digits of 28 pixels on 32).
-    mean, deviation: per channel (R, G, B), on the 0 to 255 scale; the input is (pixel - mean) / deviation.
+    resize: pixels of the scaled image's shorter side.
+    crop: side of the square cut from its centre; if it is larger than `resize`, the image gets a black border (LeNet-5
+    sees digits of 28 pixels on 32).
+    mean, std: by channel (R, G, B), on the scale 0 to 255; the input is (pixel - mean) / std. In JSON std is called
+    `deviation`.
     """
 
     resize: int = 256
     crop: int = 224
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    deviation: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
@@ -49,28 +54,31 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """Reads what `to_dict` wrote; an unknown key is refused, since ignoring it would change the features."""
-        unknown = set(values) - {field.name for field in fields(cls)}
+        """Makes the preprocessing from JSON values. Raises WeightsError for an unknown key: it may change features."""
+        names = {_JSON_KEYS.get(field.name, field.name): field.name for field in fields(cls)}
+        unknown = set(values) - set(names)
         if unknown:
             raise WeightsError(f"recipe: unknown key {sorted(unknown)[0]!r}", hint="a newer simsearch may know it")
-        converted: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        converted: dict[str, Any] = {
+            names[key]: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         return cls(**converted)
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain JSON values."""
-        return asdict(self)
+        """Returns the preprocessing as plain JSON values."""
+        return {_JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """An RGB image as the (crop, crop, 3) uint8 array that the network sees, before mean and deviation."""
+        """Returns an RGB image as the (crop, crop, 3) uint8 array that the network sees, before mean and std."""
         return scaled_centre(image, self.resize, self.crop, FILTERS[self.interpolation])
 
 
 def shorter_side(image: Image.Image, pixels: int, resample: Image.Resampling) -> Image.Image:
-    """Scales the image so that its shorter side has `pixels` pixels, keeping its proportions."""
+    """Scales an image so that its shorter side has `pixels` pixels, keeping its proportions."""
     width, height = image.size
     scale = pixels / min(width, height)
     size = (max(pixels, round(width * scale)), max(pixels, round(height * scale)))
-    # A panorama of 20,000 x 10 pixels would become one of 512,000 x 256: cut its middle out first.
+    # A panorama of 20,000 x 10 pixels would become one of 512,000 x 256, so its middle is cut out first.
     longest = 64 * min(width, height)
     if max(size) > 64 * pixels:
         left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
@@ -80,15 +88,15 @@ def shorter_side(image: Image.Image, pixels: int, resample: Image.Resampling) ->
 
 
 def centre_crop(image: Image.Image, side: int) -> Pixels:
-    """The (side, side, 3) uint8 square at the image's centre."""
+    """Returns the square at the image's centre: (side, side, 3) uint8."""
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.uint8)
 
 
 def scaled_centre(image: Image.Image, pixels: int, side: int, resample: Image.Resampling) -> Pixels:
-    """`centre_crop` of `shorter_side`, computing only the pixels that the crop keeps: (side, side, 3) uint8.
+    """Returns `centre_crop` of `shorter_side`, computing only the pixels that are kept: (side, side, 3) uint8.
 
-    Pillow keeps the box in single precision, so that now and then a value is one level off.
+    Pillow keeps the box in single precision, so a few values differ by one level.
     """
     width, height = image.size
     scale = pixels / min(width, height)

@@ -1,8 +1,8 @@
-"""Fetching a picture by URL on behalf of a stranger: public addresses only, within limits of size and time.
+"""Fetches images by URL, for the user of the command line or for a stranger who calls the HTTP service.
 
-The name is resolved once, every address is checked, and the connection goes to the address that was checked, so a name
-that resolves to something else a moment later gains nothing. Each redirect passes the same checks. Proxies of the
-environment are not used.
+For a stranger only public addresses are fetched from. The name is resolved once, all its addresses are checked, and the
+connection goes to one that was checked, so a name that resolves to another address a moment later gains nothing. Each
+redirect passes the same checks, and the environment's proxies are not used.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ import ipaddress
 import socket
 import ssl
 import time
+import urllib.request
 from collections.abc import Callable
 from urllib.parse import urljoin, urlsplit
 
 from simsearch.errors import ImageError, UsageError
 
 REDIRECTS = 3
+"""The most redirects that are followed for a stranger."""
+
 PORTS = {"http": 80, "https": 443}
+"""By scheme: the default port; a stranger may name no other ones."""
+
 _NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address, and any IPv4 address wrapped in it, belongs to the public Internet."""
+    """Returns True if an address, and any IPv4 address embedded in it, belongs to the public Internet."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if address.teredo or any(address in net for net in _NAT64) or int(address) < 2**32:
@@ -35,7 +40,28 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
-def fetch(
+def fetch(url: str, largest: int, seconds: float, *, public_only: bool) -> bytes:
+    """Fetches the bytes at an http(s) URL.
+
+    largest: the most bytes that are accepted.
+    seconds: the time limit of the whole request if `public_only`, else of each wait for the server.
+    public_only: refuse addresses that are not on the public Internet, and ports but 80 and 443; for strangers' URLs.
+    Raises UsageError for a URL that is refused, ImageError if the fetch fails.
+    """
+    if public_only:
+        return fetch_public(url, largest, seconds)
+    request = urllib.request.Request(url, headers={"User-Agent": "simsearch"})
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as response:
+            data: bytes = response.read(largest + 1)
+    except (OSError, ValueError) as error:  # URLError is an OSError
+        raise ImageError(str(getattr(error, "reason", error))) from error
+    if len(data) > largest:
+        raise ImageError(f"over {largest >> 20} MiB")
+    return data
+
+
+def fetch_public(
     url: str,
     largest: int,
     seconds: float,
@@ -43,20 +69,23 @@ def fetch(
     permitted: Callable[[Address], bool] = is_public,
     any_port: bool = False,
 ) -> bytes:
-    """The bytes at an http(s) URL. Raises UsageError for one that is not allowed, ImageError if it cannot be had."""
+    """Does the work of `fetch` with `public_only`.
+
+    permitted: returns True for an address that may be connected to. any_port: accept all ports.
+    """
     deadline = time.monotonic() + seconds
     for _ in range(REDIRECTS + 1):
-        found, data = _once(url, largest, deadline, permitted, any_port)
-        if found is None:
+        location, data = _request(url, largest, deadline, permitted, any_port)
+        if location is None:
             return data
-        url = urljoin(url, found)
+        url = urljoin(url, location)
     raise ImageError(f"over {REDIRECTS} redirects")
 
 
-def _once(
+def _request(
     url: str, largest: int, deadline: float, permitted: Callable[[Address], bool], any_port: bool
 ) -> tuple[str | None, bytes]:
-    """One request: where it is redirected to, or its bytes."""
+    """Makes one request and returns the location that it is redirected to, or None and the bytes."""
     scheme, host, port, target = _parts(url, any_port)
     address = _resolve(host, port, permitted)
     try:
@@ -75,9 +104,10 @@ def _once(
             while chunk := response.read1(1 << 16):
                 data += chunk
                 if len(data) > largest:
-                    raise ImageError(f"what {host} sent is over {largest:,} bytes")
-                connection.sock.settimeout(_left(deadline)) if connection.sock else None
-                _left(deadline)
+                    raise ImageError(f"the answer of {host} is over {largest:,} bytes")
+                left = _left(deadline)
+                if connection.sock:
+                    connection.sock.settimeout(left)
             return None, bytes(data)
         finally:
             connection.close()
@@ -86,7 +116,7 @@ def _once(
 
 
 def _parts(url: str, any_port: bool) -> tuple[str, str, int, str]:
-    """Scheme, host, port and path of a URL. Raises UsageError for one that is not allowed."""
+    """Splits a URL into scheme, host, port and path. Raises UsageError for one that is not allowed."""
     try:
         split = urlsplit(url)
         host = (split.hostname or "").encode("idna").decode() if ":" not in (split.hostname or "") else split.hostname
@@ -106,6 +136,7 @@ def _parts(url: str, any_port: bool) -> tuple[str, str, int, str]:
 
 
 def _resolve(host: str, port: int, permitted: Callable[[Address], bool]) -> Address:
+    """Returns a permitted address of a host. Raises ImageError if it has none, UsageError if any is not permitted."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
@@ -117,6 +148,7 @@ def _resolve(host: str, port: int, permitted: Callable[[Address], bool]) -> Addr
 
 
 def _left(deadline: float) -> float:
+    """Returns the seconds until the deadline. Raises TimeoutError after it."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("too slow")

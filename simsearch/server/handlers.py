@@ -132,7 +132,7 @@ class SearchService:
 
     def _fetch(self, url: str) -> bytes:
         start = time.perf_counter()
-        data = fetch(url, self.settings.max_body, min(10.0, self.settings.timeout))
+        data = fetch(url, self.settings.max_body, min(10.0, self.settings.timeout), public_only=True)
         self.metrics.phases.labels("fetch").observe(time.perf_counter() - start)
         return data
 

@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 Name = str | int | np.integer | os.PathLike[str]
 """What stands for items: an id, `id:N`, a path, a folder, an archive, or a glob."""
 
+ID_PREFIX = "id:"
+"""Marks an id where a name could also be a path."""
+
 SINGLE = (str, int, np.integer, os.PathLike)
 """One name; anything else is several."""
+
+
+def parse_id(name: str) -> int | None:
+    """Returns the id in `id:N` or a bare N; None for any other name."""
+    digits = name.removeprefix(ID_PREFIX)
+    return int(digits) if digits.isdecimal() else None
 
 
 def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources) -> list[Item]:
@@ -31,11 +40,11 @@ def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources
     rest: list[str] = []
     for given in [names] if isinstance(names, SINGLE) else names:
         name = int(given) if isinstance(given, int | np.integer) else os.fspath(given)
-        if isinstance(name, int) or name.removeprefix("id:").isdecimal():
-            number = name if isinstance(name, int) else int(name.removeprefix("id:"))
+        number = name if isinstance(name, int) else parse_id(name)
+        if number is not None:
             found[number] = reader.item(number)
         else:
-            rest.append(name)
+            rest.append(str(name))
     if rest:
         hits = dict.fromkeys(rest, 0)
         tests = [(name, matcher(name)) for name in rest]

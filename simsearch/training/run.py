@@ -71,7 +71,7 @@ def fit(
     if not world.rank:
         world.wait()
     colour = colour_of(job.architecture, data, start)
-    recipe = replace(recipe, mean=_three(colour.mean), deviation=_three(colour.deviation))
+    recipe = replace(recipe, mean=_three(colour.mean), std=_three(colour.deviation))
     torch.manual_seed(job.config.seed)
     network, arguments = build(job, data.classes, start)
     checkpoint = job.beside(".checkpoint")
@@ -171,7 +171,7 @@ def colour_of(architecture: str, data: TrainingSet, start: registry.WeightsFile 
     if start is None:
         return own
     recipe = start.card.recipe
-    return ColourStats(torch.tensor(recipe.mean), torch.tensor(recipe.deviation), own.axes)
+    return ColourStats(torch.tensor(recipe.mean), torch.tensor(recipe.std), own.axes)
 
 
 def build(

@@ -11,7 +11,7 @@ import pytest
 
 import simsearch
 from simsearch.errors import ImageError, UsageError
-from simsearch.images.urls import fetch
+from simsearch.images.urls import fetch, fetch_public
 from simsearch.server import protocol
 from tests.helpers.client import Client, code, png
 from tests.helpers.live import answer, raw, serving
@@ -424,7 +424,7 @@ TARGETS = [
 @pytest.mark.parametrize("url", TARGETS)
 def test_targets_that_are_not_public(engine, url):
     with pytest.raises((UsageError, ImageError)):
-        fetch(url, 1000, 1)
+        fetch(url, 1000, 1, public_only=True)
     client = Client(simsearch.create_app(engine, allow_urls=True))
     sent = {"content": b'{"url": "http://\\ud800/"}', "headers": {"content-type": "application/json"}}
     found = client("POST", "/v1/search", **sent) if "\ud800" in url else client.search(url=url)
@@ -435,8 +435,9 @@ def permit(monkeypatch, *allowed):
     """Lets the service fetch from the test's site, as if its address were public; from no other."""
     from simsearch.server import handlers
 
-    def fetched(url, largest, seconds):
-        return fetch(url, largest, min(seconds, 1.0), permitted=lambda a: str(a) in allowed, any_port=True)
+    def fetched(url, largest, seconds, *, public_only):
+        assert public_only
+        return fetch_public(url, largest, min(seconds, 1.0), permitted=lambda a: str(a) in allowed, any_port=True)
 
     monkeypatch.setattr(handlers, "fetch", fetched)
 
@@ -486,7 +487,7 @@ def test_a_name_is_resolved_once(engine, site, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
     port = site.rpartition(":")[2]
-    seen = fetch(
+    seen = fetch_public(
         f"http://rebinding.example:{port}/picture.png",
         10_000,
         5,
@@ -504,7 +505,7 @@ def test_a_name_is_resolved_once(engine, site, monkeypatch):
                 for address in ("93.184.215.14", "10.0.0.1")
             ],
         )
-        fetch("http://two.example/", 10_000, 5)
+        fetch("http://two.example/", 10_000, 5, public_only=True)
 
 
 def test_urls_are_off_unless_allowed(engine):

@@ -1,7 +1,7 @@
-"""Paper to draw the sample's pictures on: outlines, paints, light and noise, with nothing but Pillow and numpy.
+"""The canvas of the sample pictures, with outlines, colours, light and noise; needs only Pillow and numpy.
 
-Lengths are in units of the shorter side, so that one recipe serves landscape and portrait: the canvas spans
-x in [0, width] and y in [0, height], y pointing down, and min(width, height) is 1. Colours are RGB in [0, 255].
+Lengths are in units of the shorter side, so that the same code draws landscape and portrait: the canvas spans x in
+[0, width] and y in [0, height], with y pointing down, and min(width, height) is 1. Colours are RGB in [0, 255].
 """
 
 from __future__ import annotations
@@ -28,43 +28,48 @@ WHITE: Colour = (252, 250, 246)
 
 @dataclass(frozen=True)
 class Canvas:
-    """An RGB image drawn upon in place, and where the next outline goes: mirrored, turned, scaled, moved."""
+    """An RGB image to draw on, and the transformation of the next outline: mirrored, turned, scaled, moved."""
 
     image: Image.Image
     light: int  # the light comes from the upper left (-1) or the upper right (1)
-    origin: tuple[float, float] = (0.0, 0.0)  # where its (0, 0) lies on the paper
+    origin: tuple[float, float] = (0.0, 0.0)  # the image's point that is (0, 0)
     scale: float = 1.0
     turn: float = 0.0  # radians, clockwise
     mirror: int = 1  # -1 swaps left and right
 
     @property
     def unit(self) -> int:
+        """The shorter side in pixels."""
         return min(self.image.size)
 
     @property
     def width(self) -> float:
+        """The image's width in units."""
         return self.image.width / self.unit
 
     @property
     def height(self) -> float:
+        """The image's height in units."""
         return self.image.height / self.unit
 
     def at(self, x: float, y: float, scale: float, turn: float = 0.0, mirror: int = 1) -> Canvas:
-        """The same paper with its own coordinates: (0, 0) is at (x, y) of the paper, one unit is `scale` long."""
+        """Returns the same image with other coordinates: (0, 0) is at (x, y) of the image, a unit is `scale` long."""
         return replace(self, origin=(x, y), scale=scale, turn=turn, mirror=mirror)
 
     def turned(self, angle: float) -> Canvas:
+        """Returns the canvas turned further by an angle in radians, clockwise."""
         return replace(self, turn=self.turn + angle)
 
     def mirrored(self, mirror: int) -> Canvas:
+        """Returns the canvas with left and right as they are (1) or swapped (-1)."""
         return replace(self, mirror=mirror)
 
     def shape(
         self, outline: Points, paint: Colour | Image.Image, light: float = 0.0, opacity: float = 1.0, blur: float = 0.0
     ) -> None:
-        """Fills an outline with a colour or with a picture as large as the canvas.
+        """Fills an outline with a colour, or with an image as large as the canvas.
 
-        `light` in [0, 1] shades the shape as if it were round; `blur` is in the canvas's own units.
+        light: from 0 to 1, shades the shape as if it were round. opacity: from 0 to 1. blur: in the canvas's units.
         """
         points = (outline * (self.mirror, 1) @ rotation(self.turn) * self.scale + self.origin) * self.unit
         low, high = points.min(axis=0), points.max(axis=0)
@@ -74,7 +79,7 @@ class Canvas:
         right, bottom = (min(n, math.ceil(v + margin)) for n, v in zip(self.image.size, high, strict=True))
         if right <= left or bottom <= top:
             return
-        mask = Image.new("L", (2 * (right - left), 2 * (bottom - top)))  # twice as fine, for smooth edges
+        mask = Image.new("L", (2 * (right - left), 2 * (bottom - top)))  # twice the resolution, for smooth edges
         ImageDraw.Draw(mask).polygon(((points - (left, top)) * 2).ravel().tolist(), fill=round(255 * opacity))
         mask = mask.reduce(2)
         if soft:
@@ -90,25 +95,25 @@ class Canvas:
         self.image.paste(patch, (left, top), mask)
 
     def cover(self, amount: Field, paint: Colour | Image.Image) -> None:
-        """Lays a colour or a picture over everything, `amount` in [0, 1] at each pixel."""
+        """Blends a colour or an image over the whole canvas; `amount` (H, W) is from 0 to 1."""
         mask = Image.fromarray((amount * 255).clip(0, 255).astype(np.uint8))
         self.image.paste(paint if isinstance(paint, Image.Image) else rgb(paint), (0, 0), mask)
 
     def gradient(self, stops: Sequence[Colour], top: float = 0.0, bottom: float | None = None) -> Image.Image:
-        """A picture that runs evenly through `stops` between two heights."""
+        """Returns an image of the canvas's size: a vertical gradient through `stops` between two heights."""
         ends = np.linspace(top, self.height if bottom is None else bottom, len(stops))
         rows = np.arange(self.image.height) / self.unit
         column = np.stack([np.interp(rows, ends, channel) for channel in np.array(stops).T], axis=-1)
         return Image.fromarray(column.astype(np.uint8)[:, None]).resize(self.image.size, Image.Resampling.NEAREST)
 
     def grid(self, turn: float = 0.0) -> tuple[Field, Field]:
-        """The x and y of every pixel, in axes turned about the corner."""
+        """Returns x and y of each pixel, (H, W) each, in axes turned about the corner."""
         y, x = np.mgrid[: self.image.height, : self.image.width].astype(np.float32) / np.float32(self.unit)
         cos, sin = np.float32(math.cos(turn)), np.float32(math.sin(turn))
         return x * cos + y * sin, y * cos - x * sin
 
     def noise(self, rng: Generator, cells: float, octaves: int = 4, stretch: float = 1.0) -> Field:
-        """Fractal noise in [0, 1], about `cells` blotches a unit, each `stretch` times wider than high."""
+        """Returns fractal noise (H, W) from 0 to 1: about `cells` spots per unit, `stretch` times wider than high."""
         size = (self.image.width // 2, self.image.height // 2)
         total = np.zeros(size[::-1], np.float32)
         for octave in range(octaves):
@@ -121,7 +126,7 @@ class Canvas:
 
 
 def rounded(patch: Image.Image, u: Field, v: Field, towards: float, amount: float) -> Image.Image:
-    """A patch lit as a ball would be: brighter around (towards, -0.45), darker away from it; u, v in [-1, 1]."""
+    """Shades a patch like a ball: brighter around (towards, -0.45), darker away from it; u, v in [-1, 1]."""
     far = np.sqrt(((u - towards) ** 2)[None] + ((v + 0.45) ** 2)[:, None])
     gain = (amount * (0.62 - far)).clip(-0.85, 0.6)[..., None].astype(np.float32)
     pixels = np.asarray(patch, dtype=np.float32)
@@ -130,72 +135,75 @@ def rounded(patch: Image.Image, u: Field, v: Field, towards: float, amount: floa
 
 
 def lit(paint: Colour | Image.Image, gain: Field) -> Image.Image:
-    """A colour or a picture with each pixel multiplied by `gain`."""
+    """Multiplies each pixel of a colour or an image by `gain` (H, W)."""
     pixels = np.asarray(paint, dtype=np.float32) * gain.astype(np.float32)[..., None]
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def relief(height: Field, depth: float, step: int = 4) -> Field:
-    """The brightness, around 1, of a surface of that height lit from the upper left."""
+    """Returns the brightness (H, W), around 1, of a surface with these heights that is lit from the upper left."""
     beyond = np.pad(height, ((0, step), (0, step)), mode="reflect")[step:, step:]
     return 1 + np.float32(depth) * (height - beyond)
 
 
 def ramp(values: Field, *stops: Colour) -> Image.Image:
-    """A picture from a field in [0, 1] that runs evenly through `stops`."""
+    """Returns an image of a field (H, W) from 0 to 1, coloured by a gradient through `stops`."""
     places = np.linspace(0, 255, len(stops))
     table = np.stack([np.interp(np.arange(256), places, channel) for channel in np.array(stops).T], axis=-1)
     return Image.fromarray(table.astype(np.uint8)[(values * 255).clip(0, 255).astype(np.uint8)])
 
 
 def pick(rng: Generator, *options: T) -> T:
+    """Returns one of the options at random."""
     return options[int(rng.integers(len(options)))]
 
 
 def rgb(colour: Colour) -> tuple[int, int, int]:
+    """Returns a colour as whole numbers."""
     return round(colour[0]), round(colour[1]), round(colour[2])
 
 
 def hsv(hue: float, saturation: float, value: float) -> Colour:
-    """A colour from its hue (a circle: 1 is 0 again), saturation and value, the last two cut to [0, 1]."""
+    """Returns a colour from hue (modulo 1), saturation and value (both cut to [0, 1])."""
     red, green, blue = colorsys.hsv_to_rgb(hue % 1, min(1, max(0, saturation)), min(1, max(0, value)))
     return red * 255, green * 255, blue * 255
 
 
 def mix(one: Colour, other: Colour, share: float) -> Colour:
-    """`share` of the other colour, the rest of the one."""
+    """Mixes two colours; `share` is the second one's."""
     red, green, blue = (a + (b - a) * share for a, b in zip(one, other, strict=True))
     return red, green, blue
 
 
 def rotation(angle: float) -> Points:
-    """The matrix that turns points, as rows, clockwise on the paper."""
+    """Returns the (2, 2) matrix that turns points, as rows, clockwise on the image."""
     cos, sin = math.cos(angle), math.sin(angle)
     return np.array([[cos, sin], [-sin, cos]])
 
 
 def path(text: str) -> Points:
-    """The points of "x y, x y, ...", given in hundredths."""
+    """Reads the points of "x y, x y, ...", which are in hundredths."""
     return np.array([point.split() for point in text.split(",")], dtype=np.float64) / 100
 
 
 def both(half: Points) -> Points:
-    """The right half of an outline, from top to bottom, with its mirror image."""
+    """Returns a symmetric outline, given its right half from top to bottom."""
     return np.concatenate([half, half[::-1] * (-1, 1)])
 
 
 def box(left: float, top: float, right: float, bottom: float) -> Points:
+    """Returns a rectangle."""
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
 def oval(x: float, y: float, across: float, down: float, turn: float = 0.0) -> Points:
-    """An ellipse about (x, y) by its two radii."""
+    """Returns an ellipse around (x, y) with the radii `across` and `down`."""
     angle = np.linspace(0, 2 * math.pi, 48, endpoint=False)
     return np.stack([across * np.cos(angle), down * np.sin(angle)], axis=-1) @ rotation(turn) + (x, y)
 
 
 def curve(points: ArrayLike, closed: bool = True) -> Points:
-    """A smooth line through the points (a Catmull-Rom spline), eight steps from one to the next."""
+    """Returns a smooth line through the points (a Catmull-Rom spline), with eight steps between neighbours."""
     knots = np.asarray(points, dtype=np.float64)
     p = np.concatenate([knots[-1:], knots, knots[:2]] if closed else [knots[:1], knots, knots[-1:]])
     t = np.linspace(0, 1, 8, endpoint=False)[None, :, None]
@@ -205,7 +213,7 @@ def curve(points: ArrayLike, closed: bool = True) -> Points:
 
 
 def ribbon(points: ArrayLike, start: float, end: float | None = None) -> Points:
-    """The outline of an open path drawn with a pen of width `start`, running to `end`."""
+    """Returns the outline of an open path drawn with a pen whose width runs from `start` to `end`."""
     line = np.asarray(points, dtype=np.float64)
     along = np.gradient(line, axis=0)
     normal = np.stack([-along[:, 1], along[:, 0]], axis=-1) / np.maximum(np.hypot(*along.T), 1e-9)[:, None]
@@ -214,7 +222,7 @@ def ribbon(points: ArrayLike, start: float, end: float | None = None) -> Points:
 
 
 def ridge(c: Canvas, rng: Generator, level: float, rise: float, bumps: int, octaves: int) -> Points:
-    """Everything below a skyline that rises up to `rise` above `level`."""
+    """Returns the area below a skyline that rises up to `rise` above `level`."""
     x = np.linspace(-0.05, c.width + 0.05, 180)
     heights = np.zeros_like(x)
     for octave in range(octaves):
@@ -226,7 +234,7 @@ def ridge(c: Canvas, rng: Generator, level: float, rise: float, bumps: int, octa
 
 
 def spread(c: Canvas, rng: Generator, most: int, size: float, top: float = 0.0) -> list[tuple[float, float, float]]:
-    """Places (x, y, size) below `top` for one to `most` objects that hardly overlap; those in front, lower, last."""
+    """Returns places (x, y, size) below `top` for one to `most` objects that hardly overlap; the lowest are last."""
     count = int(rng.integers(1, most + 1))
     size *= rng.uniform(0.85, 1.15) * (1.0, 0.72, 0.6, 0.52, 0.46)[count - 1]
     low, high = min(size, c.width / 2), max(c.width - size, c.width / 2)

@@ -1,9 +1,9 @@
-"""A seeded set of labelled pictures, so that the engine can be tried without any data of one's own.
+"""Draws a seeded set of labelled pictures, so that the engine can be tried without any data.
 
-Thirty kinds of scenes and textures (`sample_scenes`) and objects (`sample_objects`), drawn from scratch. Pictures of
-one kind share what they show and differ in colour, number, place, size, tilt, light and background, so "same kind" is
-a ground truth that a search can be measured against. A picture depends on its seed, kind and number only: asking for
-more pictures never changes those that were there.
+There are thirty kinds: scenes and textures (`scenes`, `textures`), objects and animals (`objects`, `animals`). Pictures
+of one kind show the same thing and differ in colour, number, place, size, tilt, light and background, so "same kind" is
+a ground truth that a search can be measured against. A picture depends only on its seed, kind and number: a larger set
+begins with the pictures of a smaller one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from simsearch.errors import UsageError
-from simsearch.images.samples import objects, scenes
+from simsearch.images.samples import animals, objects, scenes, textures
 from simsearch.images.samples.canvas import Canvas
 
 __all__ = ["KINDS", "draw", "generate"]
@@ -26,22 +26,22 @@ KINDS: dict[str, Callable[[Canvas, Generator], None]] = {
     "apple": objects.apple,
     "balloons": objects.balloons,
     "beach": scenes.beach,
-    "bricks": scenes.bricks,
-    "butterfly": objects.butterfly,
+    "bricks": textures.bricks,
+    "butterfly": animals.butterfly,
     "car": objects.car,
-    "cat": objects.cat,
-    "checkerboard": scenes.checkerboard,
+    "cat": animals.cat,
+    "checkerboard": textures.checkerboard,
     "citrus": objects.citrus,
     "clock": objects.clock,
     "clouds": scenes.clouds,
     "desert": scenes.desert,
-    "dots": scenes.dots,
-    "fish": objects.fish,
+    "dots": textures.dots,
+    "fish": animals.fish,
     "flower": objects.flower,
     "forest": scenes.forest,
     "house": scenes.house,
-    "ladybird": objects.ladybird,
-    "marble": scenes.marble,
+    "ladybird": animals.ladybird,
+    "marble": textures.marble,
     "mountains": scenes.mountains,
     "mushroom": objects.mushroom,
     "planet": objects.planet,
@@ -49,19 +49,22 @@ KINDS: dict[str, Callable[[Canvas, Generator], None]] = {
     "skyline": scenes.skyline,
     "snow": scenes.snow,
     "sunset": scenes.sunset,
-    "tartan": scenes.tartan,
+    "tartan": textures.tartan,
     "umbrella": objects.umbrella,
-    "wood": scenes.wood,
-    "zebra": scenes.zebra,
+    "wood": textures.wood,
+    "zebra": textures.zebra,
 }
 
 LANDSCAPE, PORTRAIT = (256, 192), (192, 256)
-PORTRAIT_EVERY = 4  # the last of each four pictures of a kind stands upright
-FINENESS = 2  # pictures are drawn this many times larger, then reduced: smooth edges
+PORTRAIT_EVERY = 4  # the last of each four pictures of a kind is in portrait format
+FINENESS = 2  # pictures are drawn this many times larger, then reduced, for smooth edges
 
 
 def draw(kind: str, number: int, seed: int = 0, size: tuple[int, int] = LANDSCAPE) -> Image.Image:
-    """Picture `number` of a kind, RGB, of exactly that (width, height). The same arguments give the same picture."""
+    """Draws picture `number` of a kind: RGB, of exactly `size` (width, height). Raises UsageError.
+
+    The same arguments give the same picture.
+    """
     if kind not in KINDS:
         raise UsageError(f"no kind of picture is called {kind!r}", hint=f"one of: {', '.join(KINDS)}")
     if number < 0 or seed < 0:
@@ -75,7 +78,7 @@ def draw(kind: str, number: int, seed: int = 0, size: tuple[int, int] = LANDSCAP
 
 
 def develop(image: Image.Image, rng: Generator) -> Image.Image:
-    """What a camera adds: exposure, a cast of colour, darker corners and grain."""
+    """Adds the marks of a camera: exposure, a colour cast, darker corners and grain."""
     pixels = np.asarray(image, dtype=np.float32)  # (H, W, 3)
     height, width, _ = pixels.shape
     y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)[None]
@@ -90,7 +93,7 @@ def generate(
 ) -> int:
     """Writes `count` pictures as directory/KIND/KIND-000.jpg and so on, one of each kind in turn; returns `count`.
 
-    `progress(done, count)` is called after each. A directory that holds anything is refused with a UsageError.
+    progress: called with (done, count) after each picture. Raises UsageError if the directory exists and is not empty.
     """
     if count < 1:
         raise UsageError(f"cannot draw {count} pictures", hint="ask for one or more")

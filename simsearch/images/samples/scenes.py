@@ -1,6 +1,7 @@
-"""The scenes and textures of the sample: each function covers a canvas with one picture of its kind.
+"""Scenes of the sample: each function fills a canvas with one picture of its kind.
 
-Whatever makes two pictures of a kind differ (colour, number, place, size, tilt, light) comes from the generator.
+Everything in which two pictures of a kind differ (colour, number, place, size, tilt, light) comes from the random
+generator.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
+from simsearch.images.samples.backgrounds import sky
 from simsearch.images.samples.canvas import (
     BLACK,
     WHITE,
     Canvas,
     Colour,
-    Field,
     Points,
     both,
     box,
@@ -36,15 +37,8 @@ from simsearch.images.samples.canvas import (
 )
 
 
-def sky(c: Canvas, rng: Generator, hue: float, level: float, cloud: float = 2.5) -> None:
-    """A day's sky down to `level`, pale at the horizon, with some cloud."""
-    zenith = hsv(hue, rng.uniform(0.25, 0.7), rng.uniform(0.7, 0.97))
-    c.image.paste(c.gradient([zenith, hsv(hue - 0.03, 0.12, 0.98)], 0, level))
-    c.cover((c.noise(rng, 3, 4, stretch=3) - 0.57) * cloud, WHITE)
-
-
 def reflect(c: Canvas, rng: Generator, level: float, water: Colour, dim: float) -> None:
-    """Mirrors what is above `level` in rippled water below it; `dim` is the water's own share."""
+    """Mirrors the picture above `level` in rippled water below it; `dim` is the share of the water's colour."""
     first = round(level * c.unit)
     if first >= c.image.height:
         return
@@ -97,7 +91,7 @@ def mountains(c: Canvas, rng: Generator) -> None:
 
 
 def fir(rng: Generator, tiers: int = 8) -> Points:
-    """The outline of a conifer, one unit high, its foot at (0, 0)."""
+    """Returns the outline of a conifer, one unit high, with its foot at (0, 0)."""
     half = np.linspace(0.03, rng.uniform(0.2, 0.28), tiers) * rng.uniform(0.85, 1.15, tiers)
     y = np.linspace(-0.94, -0.1, tiers)
     branches = np.stack([half, y, half * 0.55, y - 0.02], axis=-1).reshape(-1, 2)  # out to a tip and in again
@@ -178,7 +172,7 @@ def beach(c: Canvas, rng: Generator) -> None:
 
 
 def gores(c: Canvas, size: tuple[float, float, float], one: Colour, other: Colour) -> None:
-    """The canopy of an umbrella in panels of two colours; its size: half its width, the height of its rim, its rise."""
+    """Draws a parasol's canopy in panels of two colours. size: half its width, the height of its rim, its rise."""
     half, rim, rise = size
     t = np.linspace(0, math.pi / 2, 14)
     across = np.sin(np.linspace(-math.pi / 2, math.pi / 2, 7))
@@ -274,7 +268,7 @@ def house(c: Canvas, rng: Generator) -> None:
 
 
 def one_house(c: Canvas, rng: Generator) -> None:
-    """A house about two units wide, the middle of its foot at (0, 0)."""
+    """Draws a house, about two units wide, with the middle of its foot at (0, 0)."""
     wall = hsv(pick(rng, 0.0, 0.08, 0.12, 0.55), rng.uniform(0.03, 0.5), rng.uniform(0.75, 0.97))
     tiles = hsv(pick(rng, 0.02, 0.04, 0.6, 0.0), pick(rng, 0.1, 0.65, 0.65), rng.uniform(0.3, 0.65))
     tall, peak = rng.uniform(0.75, 1.2), rng.uniform(0.5, 0.85)
@@ -295,109 +289,3 @@ def one_house(c: Canvas, rng: Generator) -> None:
             c.shape(box(x - 0.14, y - 0.16, x + 0.14, y + 0.14), hsv(0.58, 0.4, 0.5), light=0.6)
             c.shape(box(x - 0.012, y - 0.16, x + 0.012, y + 0.14), WHITE)
             c.shape(box(x - 0.14, y - 0.02, x + 0.14, y + 0.004), WHITE)
-
-
-def bricks(c: Canvas, rng: Generator) -> None:
-    x, y = c.grid(rng.normal(0, 0.03))
-    tall = rng.uniform(0.07, 0.16)
-    wide, joint = tall * rng.uniform(2, 2.8), rng.uniform(0.08, 0.14)
-    v = y / tall + 50 + rng.random()
-    row = np.floor(v)
-    u = x / wide + (row % 2) / 2 + 50 + rng.random()
-    tone = rng.random((199, 199))[row.astype(int) % 199, np.floor(u).astype(int) % 199]
-    rough = c.noise(rng, 14, 4)
-    clays = ((0.02, 0.6, 0.6), (0.04, 0.55, 0.7), (0.09, 0.35, 0.78), (0.0, 0.55, 0.42), (0.06, 0.1, 0.6))
-    hue, depth, value = pick(rng, *clays)
-    tones = hsv(hue, depth * 1.15, value * 0.6), hsv(hue, depth, value), hsv(hue + 0.02, depth * 0.8, value * 1.2)
-    c.image.paste(lit(ramp(0.6 * tone + 0.4 * rough, *tones), relief(rough, 1.2, 2)))
-    u, v = u % 1, v % 1
-    edge = np.minimum(np.minimum(u, 1 - u) * (wide / tall), np.minimum(v, 1 - v)) + 0.06 * (rough - 0.5)
-    c.cover((joint / 2 - edge) * 30, hsv(0.1, 0.08, pick(rng, 0.4, 0.72, 0.85)))
-
-
-def folds(c: Canvas, rng: Generator, depth: float) -> Field:
-    """The brightness of a cloth that lies in soft folds."""
-    return relief(c.noise(rng, rng.uniform(1.2, 2.5), 2, stretch=rng.uniform(0.3, 3)), depth, 10)
-
-
-def checkerboard(c: Canvas, rng: Generator) -> None:
-    x, y = c.grid(rng.uniform(0, math.pi / 2))
-    bend, wave = rng.uniform(0, 0.12), math.pi / rng.uniform(0.08, 0.2)
-    x, y = x + bend * c.noise(rng, 1.5, 1), y + bend * c.noise(rng, 1.5, 1)
-    check = np.sin(x * wave) * np.sin(y * wave) * 14 + 0.5
-    dark = hsv(rng.random(), rng.uniform(0.5, 0.9), rng.uniform(0.15, 0.7)) if rng.random() < 0.6 else BLACK
-    c.image.paste(lit(ramp(check, dark, mix(dark, WHITE, rng.uniform(0.85, 1))), folds(c, rng, 2.5)))
-
-
-def tartan(c: Canvas, rng: Generator) -> None:
-    x, y = c.grid(pick(rng, 0.0, math.pi / 4, rng.uniform(-0.2, 0.2)))
-    hue = pick(rng, 0.0, 0.33, 0.6, 0.1, 0.8) + rng.uniform(-0.04, 0.04)
-    sett = np.empty((64, 3))  # the colour of each thread of the pattern, which runs there and back
-    sett[:] = hsv(hue, rng.uniform(0.6, 0.85), rng.uniform(0.35, 0.65))
-    sett[: int(rng.integers(14, 26))] = hsv(hue + pick(rng, 0.33, 0.5, 0.62), 0.7, 0.22)
-    for colour in (pick(rng, WHITE, hsv(0.14, 0.8, 0.95)), hsv(hue + 0.5, 0.6, 0.85), BLACK):
-        thread = int(rng.integers(0, 60))
-        sett[thread : thread + int(rng.integers(1, 5))] = colour
-    sett = np.concatenate([sett, sett[::-1]])
-    size = 128 / rng.uniform(0.28, 0.6)
-    warp, weft = (sett[(axis * size).astype(int) % 128] for axis in (x, y))
-    twill = np.where(((x + y) * 110) % 1 < 0.5, 0.75, 0.25)[..., None]
-    c.image.paste(lit(Image.fromarray((warp * twill + weft * (1 - twill)).astype(np.uint8)), folds(c, rng, 2.0)))
-
-
-def dots(c: Canvas, rng: Generator) -> None:
-    x, y = c.grid(rng.uniform(0, math.pi / 2))
-    hue, step = rng.random(), rng.uniform(0.12, 0.27)
-    ground = hsv(hue, rng.uniform(0.35, 0.85), rng.uniform(0.4, 0.95))
-    spot = pick(rng, WHITE, WHITE, hsv(hue + rng.uniform(0.3, 0.7), 0.65, rng.uniform(0.3, 1)))
-    if rng.random() < 0.35:
-        ground, spot = spot, ground
-    u = x / step
-    v = y / step + 0.5 * (np.floor(u) % 2)
-    inside = rng.uniform(0.22, 0.36) - np.hypot(u % 1 - 0.5, v % 1 - 0.5)
-    c.image.paste(lit(ramp(inside * step * 200 + 0.5, ground, spot), folds(c, rng, 2.0)))
-
-
-def wood(c: Canvas, rng: Generator) -> None:
-    upright = pick(rng, False, True)
-    _, y = c.grid((math.pi / 2 if upright else 0.0) + rng.normal(0, 0.02))
-    hue, value, wide = rng.uniform(0.045, 0.1), rng.uniform(0.35, 0.9), rng.uniform(0.2, 0.6)
-    plank = np.floor(y / wide + 20 + rng.random()).astype(int)
-    shift = rng.uniform(-9, 9, 97)[plank % 97]
-    warp = c.noise(rng, 1.6, 2, stretch=1 / 5 if upright else 5)
-    rings = (y * rng.uniform(9, 16) + shift + warp * rng.uniform(3, 6)) % 1
-    fibre = c.noise(rng, 22, 3, stretch=1 / 60 if upright else 60)
-    grain = 0.55 * rings**1.7 + 0.45 * fibre + 0.02 * shift
-    pale, deep = hsv(hue + 0.02, 0.45, value * 1.15), hsv(hue - 0.01, 0.7, value * 0.5)
-    c.image.paste(ramp(grain, pale, hsv(hue, 0.6, value), deep))
-    seam = (np.diff(plank, axis=0, prepend=plank[:1]) != 0) | (np.diff(plank, axis=1, prepend=plank[:, :1]) != 0)
-    c.cover((seam | np.roll(seam, 1, int(upright))) * 0.75, hsv(hue, 0.7, 0.12))
-
-
-def marble(c: Canvas, rng: Generator) -> None:
-    stones: tuple[tuple[Colour, Colour], ...] = (
-        ((238, 236, 232), (110, 112, 122)),
-        ((240, 226, 216), (150, 100, 84)),
-        ((46, 96, 78), (206, 226, 212)),
-        ((40, 40, 46), (216, 206, 190)),
-        ((226, 200, 192), (134, 78, 82)),
-        ((196, 206, 216), (70, 84, 104)),
-    )
-    ground, vein = pick(rng, *stones)
-    x, _ = c.grid(rng.uniform(0, math.pi))
-    swirl, drift = c.noise(rng, rng.uniform(1.2, 2), 5), c.noise(rng, 2, 4)
-    c.image.paste(ramp(c.noise(rng, 2, 5), mix(ground, vein, 0.35), ground, mix(ground, WHITE, 0.25)))
-    for count, warp, sharp, strength in ((rng.uniform(3, 5), 4, 1.6, 0.5), (rng.uniform(5, 9), 5, 7.0, 0.9)):
-        band = np.abs(np.sin(x * count + swirl * warp + rng.uniform(0, 6)))
-        c.cover((1 - band * sharp).clip(0, 1) * strength * (1.6 * drift).clip(0, 1), vein)
-        swirl, drift = swirl + 0.3 * drift, 1 - drift
-
-
-def zebra(c: Canvas, rng: Generator) -> None:
-    x, y = c.grid(rng.uniform(-0.6, 0.6) + pick(rng, 0.0, 0.0, math.pi / 2))
-    warp = c.noise(rng, rng.uniform(1.0, 1.8), 2)
-    wave = np.sin(x * rng.uniform(18, 34) + warp * rng.uniform(7, 12) + y * rng.uniform(-3, 3))
-    edge = wave * 3.2 + 2.2 * (c.noise(rng, 40, 2, stretch=0.3) - 0.5) + rng.uniform(0.1, 0.9)
-    white = hsv(rng.uniform(0.08, 0.13), rng.uniform(0.02, 0.16), rng.uniform(0.88, 0.98))
-    fur = relief(c.noise(rng, 30, 2, stretch=0.25), 0.35, 2) * folds(c, rng, 1.5)
-    c.image.paste(lit(ramp(edge, hsv(0.07, 0.25, rng.uniform(0.06, 0.16)), white), fur))

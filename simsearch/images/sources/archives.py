@@ -21,22 +21,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-
-KEPT, KEPT_BYTES = 64, 64 << 20
-"""Members of a compressed archive that were passed over, and their bytes at most, which are kept for who asks next."""
+CACHED_MEMBERS, CACHED_BYTES = 64, 64 << 20
+"""Limits of a compressed archive's cache of skipped members."""
 
 
-def _hidden(path: str) -> bool:
+def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
-def _claims(path: str) -> bool:
+def _has_image_extension(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in EXTENSIONS
 
 
 class ZipSource(Source):
-    """A .zip file; a member's stamp is its CRC-32, so that re-zipping unchanged images changes nothing."""
+    """A .zip file. A member's stamp is its CRC-32, so zipping unchanged images again changes nothing."""
 
     kind = "zip"
 
@@ -46,14 +44,14 @@ class ZipSource(Source):
             self._archive = zipfile.ZipFile(root)
         except Exception as error:  # hostile bytes make the readers of archives raise nearly anything
             raise UsageError(f"{root} cannot be read as a zip archive: {first_line(error)}") from error
-        self._members = {member.filename: member for member in self._archive.infolist()}  # of two alike, the last
+        self._members = {member.filename: member for member in self._archive.infolist()}  # the last of equal names
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
         found = Listing()
         for path, member in sorted(self._members.items()):
-            if not path or member.is_dir() or _hidden(path) or excluded(path, exclude):
+            if not path or member.is_dir() or _is_hidden(path) or excluded(path, exclude):
                 continue
-            if _claims(path) or self._sniff(member):
+            if _has_image_extension(path) or self._sniff(member):
                 found.entries.append(Entry(path, member.file_size, member.CRC))
             else:
                 found.skipped += 1
@@ -72,7 +70,7 @@ class ZipSource(Source):
     def stream(self, path: str) -> IO[bytes]:
         return self._read(path, spool)
 
-    def _read(self, path: str, how: Callable[[IO[bytes]], T]) -> T:
+    def _read(self, path: str, read: Callable[[IO[bytes]], T]) -> T:
         member = self._members.get(path)
         if member is None:
             raise ImageError("no such member in the archive")
@@ -80,7 +78,7 @@ class ZipSource(Source):
             raise ImageError(f"too large: the limit is {LARGEST_BYTES:,} bytes")
         try:
             with self._archive.open(member) as file:
-                return how(file)
+                return read(file)
         except Exception as error:
             raise ImageError(f"cannot be read from the archive: {first_line(error)}") from error
 
@@ -89,10 +87,10 @@ class ZipSource(Source):
 
 
 class TarSource(Source):
-    """A .tar file, plain or compressed. Members are listed in the archive's order, in which reading is quickest.
+    """A .tar file, plain or compressed. Members are listed in the archive's order, in which reading is fastest.
 
-    Threads ask in nearly that order. For one step back a compressed archive would be unpacked from its start again, so
-    the last members that were passed over are kept.
+    Several threads read in nearly that order. Going back in a compressed archive means unpacking it from its start, so
+    the last members that were skipped are cached.
     """
 
     kind = "tar"
@@ -104,14 +102,15 @@ class TarSource(Source):
             self._archive = tarfile.open(root)  # noqa: SIM115, closed by close()
         except Exception as error:
             raise UsageError(f"{root} cannot be read as a tar archive: {first_line(error)}") from error
-        self._closing = weakref.finalize(self, self._archive.close)  # a ZipFile sees to that itself
+        self._closing = weakref.finalize(self, self._archive.close)  # as a ZipFile does by itself
         self._members: dict[str, tarfile.TarInfo] | None = None
         self._compressed = not isinstance(self._archive.fileobj, io.BufferedReader)
         self._order: list[tuple[int, str]] = []
         self._position = 0
-        self._passed: dict[str, bytes] = {}
+        self._skipped: dict[str, bytes] = {}
 
-    def _index(self) -> dict[str, tarfile.TarInfo]:
+    def _members_by_path(self) -> dict[str, tarfile.TarInfo]:
+        """Reads the archive's list of members on first use. Raises UsageError."""
         if self._members is None:
             try:
                 files = [member for member in self._archive.getmembers() if member.isfile()]
@@ -125,10 +124,10 @@ class TarSource(Source):
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
         found = Listing()
         with self._lock:
-            for path, member in self._index().items():
-                if _hidden(path) or excluded(path, exclude):
+            for path, member in self._members_by_path().items():
+                if _is_hidden(path) or excluded(path, exclude):
                     continue
-                if _claims(path) or self._sniff(member):
+                if _has_image_extension(path) or self._sniff(member):
                     found.entries.append(Entry(path, member.size, int(member.mtime)))
                 else:
                     found.skipped += 1
@@ -146,17 +145,17 @@ class TarSource(Source):
             raise ImageError("not a regular file")
         return file
 
-    def _pass_over(self, member: tarfile.TarInfo) -> None:
-        """Keeps what lies between the last member that was read and this one, before it is read."""
+    def _cache_skipped(self, member: tarfile.TarInfo) -> None:
+        """Caches the members between the last one that was read and this one, which is read next."""
         end = bisect.bisect_left(self._order, (member.offset_data, ""))
         start = bisect.bisect_left(self._order, (self._position, ""))
         self._position = member.offset_data + 1
-        for _, path in self._order[max(start, end - KEPT) : end]:
-            passed = self._index()[path]
-            if passed.size <= KEPT_BYTES:
-                self._passed[path] = self._open(passed).read()
-            while len(self._passed) > KEPT or sum(map(len, self._passed.values())) > KEPT_BYTES:
-                del self._passed[next(iter(self._passed))]
+        for _, path in self._order[max(start, end - CACHED_MEMBERS) : end]:
+            skipped = self._members_by_path()[path]
+            if skipped.size <= CACHED_BYTES:
+                self._skipped[path] = self._open(skipped).read()
+            while len(self._skipped) > CACHED_MEMBERS or sum(map(len, self._skipped.values())) > CACHED_BYTES:
+                del self._skipped[next(iter(self._skipped))]
 
     def read(self, path: str) -> bytes:
         return self._read(path, lambda file: file.read())
@@ -164,12 +163,12 @@ class TarSource(Source):
     def stream(self, path: str) -> IO[bytes]:
         return self._read(path, spool)
 
-    def _read(self, path: str, how: Callable[[IO[bytes]], T]) -> T:
+    def _read(self, path: str, read: Callable[[IO[bytes]], T]) -> T:
         with self._lock:
-            if (passed := self._passed.pop(path, None)) is not None:
-                return how(io.BytesIO(passed))
+            if (skipped := self._skipped.pop(path, None)) is not None:
+                return read(io.BytesIO(skipped))
             try:
-                member = self._index().get(path)
+                member = self._members_by_path().get(path)
             except UsageError as error:
                 raise ImageError(str(error)) from error
             if member is None:
@@ -177,10 +176,10 @@ class TarSource(Source):
             if member.size > LARGEST_BYTES:
                 raise ImageError(f"too large: the limit is {LARGEST_BYTES:,} bytes")
             if self._compressed:
-                with contextlib.suppress(Exception):  # a damaged archive, of which this member says as much
-                    self._pass_over(member)
+                with contextlib.suppress(Exception):  # reading the member itself reports a damaged archive
+                    self._cache_skipped(member)
             try:
-                return how(self._open(member))
+                return read(self._open(member))
             except Exception as error:
                 raise ImageError(f"cannot be read from the archive: {first_line(error)}") from error
 

@@ -1,9 +1,9 @@
-"""Where images come from. A source lists its images and reads the bytes of one.
+"""Sources of images: `Source` lists images and reads their bytes. `FolderSource` is the plainest one.
 
-A source has a root on disk; the path of each image in it is relative to that root, so that an index survives when both
-move. An image inside a container (an archive, a table, a data set) is written `container!/member`.
+A source has a root on disk, and the paths of its images are relative to the root, so that an index can move together
+with its images. An image inside a container (an archive, a table, a data set) is written `container!/member`.
 
-Names of files are `str` as `os.fsdecode` gives them, so that bytes which are no UTF-8 survive.
+File names are `str` as `os.fsdecode` returns them, so that bytes that are not UTF-8 are kept.
 """
 
 from __future__ import annotations
@@ -27,18 +27,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SEPARATOR = "!/"
-"""Between a container and its member in a printed path."""
+"""Separates a container and its member in a printed path."""
+
+DATASET_PREFIX = "torchvision/"
+"""Begins the root of a data set of torchvision."""
 
 GONE = os.strerror(errno.ENOENT)
-"""The problem of an entry whose file does not exist (any more)."""
+"""The problem of an entry whose file does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One image of a source.
 
-    size in bytes and stamp (a file's mtime in ns, a zip member's CRC, ...) tell whether it may have changed.
-    problem: why it cannot be read, known from listing alone.
+    path: relative to the source's root. size: in bytes. stamp: a file's mtime in ns, a zip member's CRC or the like; an
+    image with the same size and stamp is taken to be unchanged.
+    problem: the reason that the image cannot be read, if listing has found one.
     """
 
     path: str
@@ -51,7 +55,10 @@ class Entry:
 
 @dataclass
 class Listing:
-    """What a source holds. skipped: files that are no images. unread: folders that could not be listed."""
+    """The images of a source.
+
+    skipped: the number of files that are not images. unread: folders that could not be listed, each with the reason.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     skipped: int = 0
@@ -59,47 +66,47 @@ class Listing:
 
 
 class Source(ABC):
-    """A place with images. `kind` and `root` identify it in the index."""
+    """A collection of images on disk. `kind` and `root` identify it in an index."""
 
     kind: str
     labelled = False
-    """Whether the source itself says each image's label; otherwise folders may."""
+    """True if the source itself has labels; otherwise the folders' names may be used."""
 
     def __init__(self, root: str, within: str = "") -> None:
         self.root = root
         self.within = within
-        """Only this file or folder below the root is listed, where the kind of source can; a relative path."""
+        """The relative path of the only file or folder to list, if the kind of source supports that; empty for all."""
 
     @abstractmethod
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        """All images, in a fixed order. exclude: globs over relative paths or single names, to be left out."""
+        """Lists all images in a fixed order. exclude: globs of relative paths or single names to leave out."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:
-        """The bytes of one image. Raises ImageError with the reason. Safe for several threads."""
+        """Reads the bytes of an image. Raises ImageError with the reason. Safe for several threads."""
 
     def stream(self, path: str) -> IO[bytes]:
-        """One image, opened: for one that is better not held in memory as a whole. As `read` otherwise."""
+        """Opens an image as a file, for one that is too large to hold in memory. Otherwise like `read`."""
         return io.BytesIO(self.read(path))
 
     def display(self, path: str) -> str:
-        """The path as printed: it can be given back to `query`."""
+        """Returns the path as it is printed, which `query` accepts."""
         return display_path(self.kind, self.root, path)
 
     def close(self) -> None:
-        """Lets go of open files."""
+        """Closes open files."""
         return
 
 
 class FolderSource(Source):
-    """A folder and all below it. Hidden files and folders are skipped, links are followed, each folder once."""
+    """A folder with its subfolders. Hidden ones are skipped; links are followed, but each folder is listed once."""
 
     kind = "folder"
 
     def __init__(self, root: str, within: str = "") -> None:
         super().__init__(root, within)
         self.only: frozenset[str] | None = None
-        """Only these paths are listed: of a folder from which single files were added."""
+        """The only paths to list, for a folder from which single files were added; None for all."""
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
         found = Listing()
@@ -107,7 +114,7 @@ class FolderSource(Source):
         if self.only is not None:
             for path in sorted(path for path in self.only if os.path.lexists(self.display(path))):
                 self._file(self.display(path), path, found, named=True)
-        elif os.path.isdir(start) or not self.within:  # a root that is gone is no image that is gone
+        elif os.path.isdir(start) or not self.within:  # a missing root is not a missing image
             self._walk(start, self.within, exclude, found, set())
         else:
             self._file(start, self.within, found, named=True)
@@ -143,22 +150,22 @@ class FolderSource(Source):
             pending.extend(reversed(below))
 
     def _file(self, full: str, path: str, found: Listing, named: bool = False) -> None:
-        claims = named or os.path.splitext(path)[1].lower() in EXTENSIONS
+        is_image = named or os.path.splitext(path)[1].lower() in EXTENSIONS
         try:
             facts = os.stat(full)
-            if not stat.S_ISREG(facts.st_mode):  # a pipe would block, a device never end
+            if not stat.S_ISREG(facts.st_mode):  # reading a pipe may block, reading a device may never end
                 found.skipped += 1
                 return
-            if not claims:
+            if not is_image:
                 with open(full, "rb") as file:
-                    claims = looks_like_image(file.read(32))
+                    is_image = looks_like_image(file.read(32))
         except OSError as error:
-            if claims:
+            if is_image:
                 found.entries.append(Entry(path, 0, 0, problem=_reason(error)))
             else:
                 found.skipped += 1
             return
-        if claims:
+        if is_image:
             found.entries.append(Entry(path, facts.st_size, file_stamp(facts)))
         else:
             found.skipped += 1
@@ -173,12 +180,12 @@ class FolderSource(Source):
 def _is_folder(child: os.DirEntry[str]) -> bool:
     try:
         return child.is_dir()
-    except OSError:  # a link to itself, for one
+    except OSError:  # for example a link to itself
         return False
 
 
 def display_path(kind: str, root: str, path: str) -> str:
-    """How an image of a source is printed; the one place that knows where members of each kind lie."""
+    """Returns the printed path of a source's image: the only place that knows how each kind writes its members."""
     if kind == "folder":
         return os.path.join(root, path)
     if kind == "manifest":
@@ -187,7 +194,7 @@ def display_path(kind: str, root: str, path: str) -> str:
 
 
 def read_file(path: str) -> bytes:
-    """A regular file's bytes. Raises ImageError with the reason."""
+    """Reads a regular file. Raises ImageError with the reason."""
     with open_file(path) as file:
         try:
             return file.read()
@@ -196,7 +203,7 @@ def read_file(path: str) -> bytes:
 
 
 def open_file(path: str) -> IO[bytes]:
-    """A regular file, opened. Raises ImageError with the reason."""
+    """Opens a regular file. Raises ImageError with the reason."""
     try:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open(path, "rb", opener=_open_nonblocking))
@@ -212,7 +219,7 @@ def open_file(path: str) -> IO[bytes]:
 
 
 def spool(member: IO[bytes]) -> IO[bytes]:
-    """A member of an archive as a file of its own, which has no name and is gone when it is closed."""
+    """Copies a member of an archive into a temporary file, which is deleted when it is closed."""
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(tempfile.TemporaryFile())
         shutil.copyfileobj(member, file, 1 << 20)
@@ -222,12 +229,12 @@ def spool(member: IO[bytes]) -> IO[bytes]:
 
 
 def file_stamp(facts: os.stat_result) -> int:
-    """A file's mtime in ns, in the 63 bits that a database has for it (enough until the year 2262)."""
+    """Returns a file's mtime in ns, cut to the 63 bits that SQLite stores (enough until the year 2262)."""
     return facts.st_mtime_ns & (2**63 - 1)
 
 
 def excluded(path: str, globs: Sequence[str]) -> bool:
-    """Whether a relative path, a folder on its way, or the name of either matches one of the globs."""
+    """Returns True if a relative path, a folder above it, or the name of either matches one of the globs."""
     parts = path.split("/") if globs else []
     for count, name in enumerate(parts, 1):
         start = "/".join(parts[:count])
@@ -237,9 +244,9 @@ def excluded(path: str, globs: Sequence[str]) -> bool:
 
 
 def folder_labels(entries: Sequence[Entry], forced: bool) -> list[str | None]:
-    """The name of the folder that each image sits in, if every image sits in one; else None for all.
+    """Returns the name of each image's folder; None for all if any image lies at the top.
 
-    forced: images at the top do not keep the others from being labelled.
+    forced: return None only for the images at the top.
     """
     parents = [entry.path.rpartition("/")[0].rpartition("/")[2] or None for entry in entries]
     if not forced and not all(parents):
@@ -248,7 +255,7 @@ def folder_labels(entries: Sequence[Entry], forced: bool) -> list[str | None]:
 
 
 def first_line(error: Exception) -> str:
-    """What another library says of a failure, in one line."""
+    """Returns the first line of another library's error message, or the error's type."""
     return str(error).strip().partition("\n")[0].rstrip(": ") or type(error).__name__
 
 
@@ -257,5 +264,5 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
-    """Opens a pipe too without waiting for somebody to write to it."""
+    """Opens a file; if it is a pipe, without waiting for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)

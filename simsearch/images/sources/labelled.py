@@ -1,4 +1,4 @@
-"""Labelled images of sources, for training and evaluation."""
+"""Lists labelled images, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class LabelledImage:
 
 
 def list_labelled(names: Sequence[str | os.PathLike[str]], exclude: Sequence[str] = ()) -> list[LabelledImage]:
-    """All labelled images of the sources, in order. Raises UsageError where a source has none.
+    """Lists all labelled images of the sources, in order. Raises UsageError for a source without any.
 
-    Labels are the source's own, or else the names of the folders that images sit in.
+    Labels are the source's own, or else the names of the images' folders.
     """
     found: list[LabelledImage] = []
     for name in names:
@@ -40,6 +40,6 @@ def list_labelled(names: Sequence[str | os.PathLike[str]], exclude: Sequence[str
         pairs = [(entry, label) for entry, label in zip(entries, labels, strict=True) if label]
         if not pairs:
             what = "no image has a label" if entries else "there are no images"
-            raise UsageError(f"{name}: {what}", hint="a folder a class, or a manifest with a column `label`")
+            raise UsageError(f"{name}: {what}", hint="one folder for each class, or a manifest with a column `label`")
         found += [LabelledImage(source, entry.path, entry.size, entry.stamp, label) for entry, label in pairs]
     return found

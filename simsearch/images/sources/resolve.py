@@ -1,48 +1,79 @@
-"""From names to sources: what a user types, what an index recorded, what was printed."""
+"""Turns names into sources and images: arguments of a user, sources that an index recorded, and printed paths."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import ImageError, IndexDamagedError, UsageError
 from simsearch.images import decode
 from simsearch.images.decode import EXTENSIONS, looks_like_image
-from simsearch.images.sources.base import SEPARATOR, FolderSource, Listing, Source, display_path, read_file
+from simsearch.images.sources.base import (
+    DATASET_PREFIX,
+    SEPARATOR,
+    FolderSource,
+    Listing,
+    Source,
+    display_path,
+    read_file,
+)
+
+if TYPE_CHECKING:
+    from simsearch.images.sources import archives, tables, torchvision
+else:  # a query by an image file needs none of them
+    archives = LazyModule("simsearch.images.sources.archives")
+    tables = LazyModule("simsearch.images.sources.tables")
+    torchvision = LazyModule("simsearch.images.sources.torchvision")
+
+SOURCE_CLASSES: Mapping[str, Callable[[str], Source]] = {
+    "folder": FolderSource,
+    "zip": lambda root: archives.ZipSource(root),
+    "tar": lambda root: archives.TarSource(root),
+    "manifest": lambda root: tables.ManifestSource(root),
+    "parquet": lambda root: tables.ParquetSource(root),
+    "dataset": lambda root: torchvision.TorchvisionSource(root),
+}
+"""By `Source.kind`: makes a source from its root."""
+
+_KINDS_BY_SUFFIX = {
+    ".zip": "zip",
+    ".tar": "tar",
+    ".tar.gz": "tar",
+    ".tgz": "tar",
+    ".tar.bz2": "tar",
+    ".tbz2": "tar",
+    ".tar.xz": "tar",
+    ".txz": "tar",
+    ".tar.zst": "tar",
+    ".csv": "manifest",
+    ".jsonl": "manifest",
+    ".ndjson": "manifest",
+    ".parquet": "parquet",
+}
 
 
 def resolve(name: str) -> Source:
-    """The source that a command-line argument names. Raises UsageError if there is none."""
-    from simsearch.images.sources import (
-        archives,
-        tables,  # a query by a file needs none of them
-        torchvision,
-    )
-
+    """Returns the source that a command-line argument names. Raises UsageError if there is none."""
     if not name:
-        raise UsageError("an empty name is no source", hint="write . for the current folder")
-    if name.startswith(torchvision.PREFIX) and not os.path.exists(name):
-        return torchvision.TorchvisionSource(name)
+        raise UsageError("an empty name is not a source", hint="write . for the current folder")
+    if name.startswith(DATASET_PREFIX) and not os.path.exists(name):
+        return SOURCE_CLASSES["dataset"](name)
     path = os.path.abspath(os.path.expanduser(name))
     if os.path.isdir(path):
         return FolderSource(path)
     if not os.path.exists(path):
-        raise UsageError(f"no file or folder at {name!r}", hint="a data set of torchvision is written torchvision/NAME")
+        raise UsageError(f"no file or folder at {name!r}", hint="torchvision/NAME names a data set of torchvision")
     lower = path.lower()
-    if lower.endswith(".zip"):
-        return archives.ZipSource(path)
-    if lower.endswith(archives.TAR_SUFFIXES):
-        return archives.TarSource(path)
-    if lower.endswith((".csv", ".jsonl", ".ndjson")):
-        return tables.ManifestSource(path)
-    if lower.endswith(".parquet"):
-        return tables.ParquetSource(path)
+    for suffix, kind in _KINDS_BY_SUFFIX.items():
+        if lower.endswith(suffix):
+            return SOURCE_CLASSES[kind](path)
     if os.path.splitext(lower)[1] not in EXTENSIONS and os.path.isfile(path):
         with contextlib.suppress(OSError), open(path, "rb") as file:
             if not looks_like_image(file.read(32)):
@@ -52,24 +83,14 @@ def resolve(name: str) -> Source:
 
 
 def reopen(kind: str, root: str) -> Source:
-    """The source that an index recorded."""
-    from simsearch.images.sources import archives, tables, torchvision
-
-    classes: dict[str, type[Source]] = {
-        "folder": FolderSource,
-        "zip": archives.ZipSource,
-        "tar": archives.TarSource,
-        "manifest": tables.ManifestSource,
-        "parquet": tables.ParquetSource,
-        "dataset": torchvision.TorchvisionSource,
-    }
-    if kind not in classes:
+    """Opens a source that an index recorded. Raises UsageError."""
+    if kind not in SOURCE_CLASSES:
         raise UsageError(f"the index has a source of unknown kind {kind!r}", hint="a newer simsearch may know it")
-    return classes[kind](root)
+    return SOURCE_CLASSES[kind](root)
 
 
 def read_path(path: str) -> bytes:
-    """The bytes of an image given as printed: a file, or `container!/member`. Raises ImageError."""
+    """Reads an image by a path as it is printed: a file, or `container!/member`. Raises ImageError."""
     container, separator, member = path.partition(SEPARATOR)
     if not separator or os.path.exists(path):
         return read_file(os.path.expanduser(path))
@@ -87,9 +108,9 @@ def read_path(path: str) -> bytes:
 
 
 def read_picture(picture: Any) -> tuple[bytes, str]:
-    """The bytes of a picture given as bytes, an open binary file or a path, and a name for it in messages.
+    """Reads an image given as bytes, an open binary file or a path; returns its bytes and its name for messages.
 
-    A file is read from where it stands to its end. Raises ImageError, UsageError.
+    A file is read from its current position to its end. Raises ImageError, UsageError.
     """
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture), getattr(picture, "name", "the image given as bytes")
@@ -108,7 +129,7 @@ def read_picture(picture: Any) -> tuple[bytes, str]:
 def _read_file_object(file: Any) -> bytes:
     try:
         data = file.read()
-    except (OSError, ValueError) as error:  # ValueError: it has been closed, or is text in another encoding
+    except (OSError, ValueError) as error:  # ValueError: a closed file, or text in another encoding
         raise ImageError(f"the file given as an image cannot be read: {error}") from error
     if not isinstance(data, bytes):
         raise UsageError("the file given as an image is not open in binary mode", hint='open(path, "rb")')
@@ -116,10 +137,10 @@ def _read_file_object(file: Any) -> bytes:
 
 
 def open_picture(picture: Any, shorter_side: int | None, name: str | None = None) -> decode.DecodedImage:
-    """Decodes a picture given as a path, bytes, a binary file, a PIL image or an (H, W, 3) uint8 array.
+    """Decodes an image given as a path, bytes, a binary file, a PIL image or an (H, W, 3) uint8 array.
 
-    shorter_side: the pixels that are needed; None for the original size, as coordinates of a crop need. name: what to
-    call it in errors. Raises ImageError, UsageError.
+    shorter_side: the pixels that are needed; None for the original size, to which the coordinates of a crop refer.
+    name: the image's name in errors. Raises ImageError, UsageError.
     """
     if isinstance(picture, Image.Image):
         rgb = decode.from_pil(picture)
@@ -135,7 +156,7 @@ def open_picture(picture: Any, shorter_side: int | None, name: str | None = None
 
 
 class RecordedSource(Source):
-    """A source known from the index; its container is opened when an image of it is first read."""
+    """A source recorded in an index; its container is opened when an image of it is first read."""
 
     def __init__(self, kind: str, root: str) -> None:
         super().__init__(root)
@@ -172,4 +193,4 @@ class Sources(dict[int, Source]):
     """The sources of an index by number."""
 
     def __missing__(self, number: int) -> Source:
-        raise IndexDamagedError(f"items.sqlite: an item belongs to source {number}, which is not there")
+        raise IndexDamagedError(f"items.sqlite: an item belongs to source {number}, which does not exist")

@@ -1,4 +1,4 @@
-"""Tables that name images (CSV, JSON lines) or hold them (Parquet), with labels and metadata."""
+"""Tables as sources: CSV and JSON lines name images, Parquet holds them; all with labels and metadata."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 
 
 class ManifestSource(Source):
-    """A .csv or .jsonl file with a `path` for each image (relative to the file's folder), and what else is known.
+    """A .csv or .jsonl file with the `path` of each image, relative to the file's folder.
 
     `label` becomes the label; all other columns become metadata. Numbers in a CSV become numbers.
-
-    line: the only one that is listed, for who has just appended it to JSON lines; within: its path.
+    line: the only line of a JSON-lines file to list, when it has just been appended. within: its path.
     """
 
     kind = "manifest"
@@ -41,7 +40,7 @@ class ManifestSource(Source):
         for number, row in self._rows():
             path = row.pop("path", None)
             if not isinstance(path, str) or not path:
-                raise UsageError(f"{self.root}, line {number}: there is no 'path'")
+                raise UsageError(f"{self.root}, line {number}: 'path' is missing or not text")
             if path in seen or excluded(path, exclude):
                 continue
             seen.add(path)
@@ -68,7 +67,7 @@ class ManifestSource(Source):
                 if self.root.lower().endswith(".csv"):
                     reader = csv.DictReader(file)
                     if "path" not in (reader.fieldnames or ()):
-                        raise UsageError(f"{self.root}: the first line names no column 'path'")
+                        raise UsageError(f"{self.root}: the first line has no column 'path'")
                     for row in reader:
                         row.pop(None, None)
                         yield reader.line_num, {key: _typed(key, value) for key, value in row.items()}
@@ -108,24 +107,25 @@ def _typed(column: str, text: str | None) -> Any:
 
 
 def _number(text: str) -> Any:
-    """As a number, unless it is too large for one: JSON, in which metadata are kept, knows no infinity."""
+    """Converts text to a number, unless it is too large: metadata are kept as JSON, which has no infinity."""
     try:
         number = float(text) if any(mark in text for mark in ".eE") else int(text)
-    except ValueError:  # thousands of digits
+    except ValueError:  # Python's limit on the digits of an integer
         return text
     return number if math.isfinite(number) else text
 
 
 def _valid(text: str) -> str:
-    """JSON can write halves of a character, which no database takes."""
+    """Replaces lone surrogates, which JSON can write but SQLite cannot store."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 class ParquetSource(Source):
-    """A .parquet file with image bytes: a binary column, or a struct with `bytes` as Hugging Face writes it.
+    """A .parquet file with image bytes: a binary column, or a struct with a field `bytes` as Hugging Face writes it.
 
-    The column is `image`, else the first of a fitting type. `label` (or `class`) becomes the label, and columns of
-    plain values metadata. An image's path is its `path` column where that is unique, else `row-<number>`.
+    The images' column is `image`, else the first of a fitting type. `label` (or `class`) becomes the label; other
+    columns of plain values become metadata. An image's path is its value in `path` if those are unique, else
+    `row-<number>`.
     """
 
     kind = "parquet"
@@ -139,14 +139,14 @@ class ParquetSource(Source):
         except ImportError:
             raise MissingExtraError("reading Parquet", "parquet") from None
         try:
-            # Not mapped into memory: where another program cuts a mapped file short, reading it ends the process.
+            # Not memory-mapped: if another program truncated the file, reading the map would end the process.
             self._file = pyarrow.parquet.ParquetFile(root, buffer_size=1 << 20)
             schema = self._file.schema_arrow
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise UsageError(f"{root} cannot be read as Parquet: {first_line(error)}") from error
         fitting = [field.name for field in schema if self._holds_bytes(pyarrow, field.type)]
         if not fitting:
-            raise UsageError(f"{root}: no column holds image bytes", hint=f"its columns: {', '.join(schema.names)}")
+            raise UsageError(f"{root}: no column holds image bytes", hint=f"columns: {', '.join(schema.names)}")
         self._column = "image" if "image" in fitting else fitting[0]
         self._plain = [
             field.name for field in schema if field.name != self._column and self._holds_plain(pyarrow, field.type)
@@ -233,7 +233,7 @@ class ParquetSource(Source):
         raise ImageError("no such row in the table")
 
     def _group(self, number: int) -> Any:
-        """The images of a row group; two are kept, since some threads still read the last one's end."""
+        """Reads the images of a row group. Two are cached: threads may still read the previous one."""
         with self._lock:
             if (found := self._groups.pop(number, None)) is None:
                 while len(self._groups) > 1:

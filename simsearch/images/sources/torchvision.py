@@ -1,4 +1,4 @@
-"""torchvision's data sets as sources: `torchvision/CIFAR10`, `torchvision/Imagenette:val`."""
+"""torchvision's data sets as sources, such as `torchvision/CIFAR10` and `torchvision/Imagenette:val`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,28 @@ from typing import TYPE_CHECKING, Any
 
 from simsearch.common import cache
 from simsearch.errors import ImageError, UsageError
-from simsearch.images.sources.base import Entry, Listing, Source, excluded, file_stamp, first_line, read_file
+from simsearch.images.sources.base import (
+    DATASET_PREFIX,
+    Entry,
+    Listing,
+    Source,
+    excluded,
+    file_stamp,
+    first_line,
+    read_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from PIL import Image
 
-PREFIX = "torchvision/"
-
 
 class TorchvisionSource(Source):
     """A data set by its class name in `torchvision.datasets`, with an optional split after a colon.
 
-    Files are kept under `$SIMSEARCH_DATASETS`, else in the cache, and downloaded if they are not there. Images are
-    addressed by their number in the data set and handed on as PNG, losslessly.
+    Files are kept under `$SIMSEARCH_DATASETS`, else in the cache, and downloaded if they are missing. An image's path
+    is its number in the data set; images that are not files are encoded as PNG, without loss.
     """
 
     kind = "dataset"
@@ -34,7 +41,7 @@ class TorchvisionSource(Source):
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
-        self.name, _, self.split = root.removeprefix(PREFIX).partition(":")
+        self.name, _, self.split = root.removeprefix(DATASET_PREFIX).partition(":")
         self._opened: Any = None
         self._lock = threading.Lock()
 
@@ -50,25 +57,25 @@ class TorchvisionSource(Source):
         known = torchvision.datasets.__all__
         if self.name not in known:
             near = [name for name in known if name.lower() == self.name.lower()]
-            hint = f"did you mean {PREFIX}{near[0]}?" if near else "see torchvision.datasets for the names"
+            hint = f"did you mean {DATASET_PREFIX}{near[0]}?" if near else "see torchvision.datasets for the names"
             raise UsageError(f"torchvision has no data set {self.name!r}", hint=hint)
         kind = getattr(torchvision.datasets, self.name)
         accepted = _accepted(kind)
         if "root" not in accepted:
-            raise UsageError(f"torchvision's {self.name} is no data set that is kept in files")
+            raise UsageError(f"torchvision's {self.name} is not a data set that is kept in files")
         folder = os.environ.get("SIMSEARCH_DATASETS") or str(cache.cache_dir() / "datasets")
         arguments = self._arguments(accepted)
         folder = os.path.join(folder, self.name)
         try:
             os.makedirs(folder, exist_ok=True)
-            # what is there already is not downloaded again, which some data sets refuse to do
+            # Some data sets refuse to download files that exist, so try without downloading first.
             with contextlib.suppress(RuntimeError, OSError):
                 return kind(folder, **{**arguments, **({"download": False} if "download" in arguments else {})})
             return kind(folder, **arguments)
-        except Exception as error:  # a wrong split, a missing package, no network: each data set has its own
+        except Exception as error:  # a wrong split, a missing package, no network: the type depends on the data set
             missing = isinstance(error, RuntimeError | OSError)
-            cure = f"put its files into {folder} where there is no network" if missing else None
-            raise UsageError(f"the data set {self.root} cannot be opened: {first_line(error)}", hint=cure) from error
+            advice = f"without a network, put its files into {folder}" if missing else None
+            raise UsageError(f"the data set {self.root} cannot be opened: {first_line(error)}", hint=advice) from error
 
     def _arguments(self, accepted: Any) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
@@ -105,7 +112,7 @@ class TorchvisionSource(Source):
             try:
                 image, target = data[number]
                 pixels = image.tobytes()
-            except (TypeError, ValueError, AttributeError):  # pairs of images, films, tensors
+            except (TypeError, ValueError, AttributeError):  # pairs of images, videos, tensors
                 raise UsageError(f"the data set {self.root} does not hold single images") from None
             except Exception as error:
                 found.entries.append(Entry(path, 0, 0, problem=first_line(error)))
@@ -138,7 +145,7 @@ class TorchvisionSource(Source):
 
 
 def _files(data: Any) -> list[tuple[str, int]]:
-    """The files of a data set that keeps a list of (file, class), as folder-like ones do; else nothing."""
+    """Returns the (file, class) pairs of a data set that keeps such a list; an empty list for others."""
     pairs = getattr(data, "_samples", None) or getattr(data, "samples", None)
     if not isinstance(pairs, list) or len(pairs) != len(data):
         return []
@@ -147,7 +154,7 @@ def _files(data: Any) -> list[tuple[str, int]]:
 
 
 def _accepted(kind: Any) -> set[str]:
-    """The names of a class's arguments, with those that it hands on to its bases."""
+    """Returns the names of a class's arguments, with those that it passes on to its bases."""
     names: set[str] = set()
     for base in kind.__mro__ if inspect.isclass(kind) else ():
         parameters = inspect.signature(base).parameters if base is not object else {}

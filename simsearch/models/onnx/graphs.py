@@ -106,7 +106,7 @@ def begin(name: str, recipe: Preprocessing, stored: Stored, location: str) -> Gr
     graph.add("Cast", to=FLOAT)
     graph.add("Transpose", perm=(0, 3, 1, 2))
     graph.add("Sub", graph.constant("mean", np.array(recipe.mean, np.float32).reshape(1, 3, 1, 1)))
-    graph.add("Div", graph.constant("deviation", np.array(recipe.deviation, np.float32).reshape(1, 3, 1, 1)))
+    graph.add("Div", graph.constant("deviation", np.array(recipe.std, np.float32).reshape(1, 3, 1, 1)))
     return graph
 
 

@@ -114,7 +114,7 @@ class TorchRunner:
         self.most: int | None = None
         self._free: queue.SimpleQueue[_Lane] | None = None
         self._mean = torch.tensor(recipe.mean, device=self.device)
-        self._deviation = torch.tensor(recipe.deviation, device=self.device)
+        self._deviation = torch.tensor(recipe.std, device=self.device)
         if self.device.type == "cuda":
             self._free = queue.SimpleQueue()
             for _ in range(self.lanes):

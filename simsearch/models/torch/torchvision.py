@@ -74,7 +74,7 @@ def recipe_of(transforms: Any) -> Preprocessing:
         resize=max(transforms.resize_size[0], transforms.crop_size[0]),
         crop=transforms.crop_size[0],
         mean=scale[0],
-        deviation=scale[1],
+        std=scale[1],
         interpolation=transforms.interpolation.value,
     )
 

@@ -100,13 +100,13 @@ def test_bom_and_windows_line_ends_do_not_matter(name: str, text: str, tmp_path:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("m.csv", "", "the first line names no column 'path'"),
-        ("m.csv", "file,label\na.png,x\n", "the first line names no column 'path'"),
-        ("m.csv", "path,label\na.png,x\n,y\n", "line 3: there is no 'path'"),
+        ("m.csv", "", "the first line has no column 'path'"),
+        ("m.csv", "file,label\na.png,x\n", "the first line has no column 'path'"),
+        ("m.csv", "path,label\na.png,x\n,y\n", "line 3: 'path' is missing or not text"),
         ("m.jsonl", '{"path": "a.png"}\n\nnope\n', "line 3: Expecting value"),
         ("m.jsonl", '{"path": "a.png"}\n[1]\n', "line 2: not a JSON object"),
-        ("m.jsonl", '{"label": "x"}\n', "line 1: there is no 'path'"),
-        ("m.jsonl", '{"path": 7}\n', "line 1: there is no 'path'"),
+        ("m.jsonl", '{"label": "x"}\n', "line 1: 'path' is missing or not text"),
+        ("m.jsonl", '{"path": 7}\n', "line 1: 'path' is missing or not text"),
         ("m.jsonl", '{"path": "a\\ud800.png"}\n', r"line 1: the path 'a\\ud800.png' cannot name a file"),
         ("m.jsonl", '{"path": "a.png", "n": %s}\n' % ("9" * 5000), "line 1: Exceeds the limit"),
         ("m.jsonl", '{"path": "a.png", "n": %s}\n' % ("[" * 100_000), r"line 1: \S"),

@@ -151,7 +151,7 @@ def test_parquet_without_images_names_columns(tmp_path: Path) -> None:
     place = table(tmp_path / "x.parquet", {"a": [1], "b": ["x"]})
     with pytest.raises(UsageError, match="no column holds image bytes") as caught:
         resolve.resolve(str(place))
-    assert caught.value.hint == "its columns: a, b"
+    assert caught.value.hint == "columns: a, b"
 
 
 @needs_pyarrow

@@ -126,7 +126,7 @@ def test_missing_data_set_says_where_files_go(dataset: Callable[[type], None], t
         UsageError, match=r"torchvision/CIFAR10 cannot be opened: <urlopen error no network>$"
     ) as caught:
         resolve.resolve("torchvision/CIFAR10").listing()
-    assert caught.value.hint == f"put its files into {tmp_path}/datasets/CIFAR10 where there is no network"
+    assert caught.value.hint == f"without a network, put its files into {tmp_path}/datasets/CIFAR10"
 
 
 def test_data_set_keeps_its_own_arguments(dataset: Callable[[type], None]) -> None:
@@ -147,7 +147,7 @@ def test_data_set_of_something_else_is_refused(dataset: Callable[[type], None], 
     dataset(Other)
     with pytest.raises(UsageError, match=r"torchvision/CIFAR10 does not hold single images"):
         resolve.resolve("torchvision/CIFAR10").listing()
-    with pytest.raises(UsageError, match="FakeData is no data set that is kept in files"):
+    with pytest.raises(UsageError, match="FakeData is not a data set that is kept in files"):
         resolve.resolve("torchvision/FakeData").listing()
 
 
