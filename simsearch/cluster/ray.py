@@ -1,11 +1,10 @@
 """Building an index with the machines of a Ray cluster: `build --on ray`.
 
-What is to be read is found here, as in any build, and frozen (`simsearch.cluster.work`). Every node of the cluster
-runs a
-worker for each of its GPUs, or one, that loads the model once and computes shares; a share's results are a file. This
-process takes the shares in order and puts them into the index as a local build does with its batches, so ids, features
-and failures are the same. A lost worker's share goes to another one; after a lost driver the next build finds what was
-committed, and the files of the shares that were not.
+This process, the driver, lists the images as in any build and writes the list as chunks (`simsearch.cluster.work`).
+Each node of the cluster runs one worker for each GPU, or a single one without GPUs, which loads the model once and
+computes chunks; the results of a chunk are a file. The driver takes the chunks in order and commits them as a local
+build commits its batches, so ids, features and failures are the same. If a worker is lost, another one computes its
+chunk. If the driver is lost, the next build finds the committed chunks in the index and the results of others as files.
 
 Sources and index must be at the same paths on all nodes.
 """
@@ -46,23 +45,23 @@ if TYPE_CHECKING:
 
 Key = tuple["Plan", "Entry", "Item | None"]
 Run = Callable[[WorkFolder, Sequence[int]], Iterator[int]]
-"""Computes shares and gives their numbers in the given order, each when its file is there."""
+"""Computes chunks and yields their numbers in the given order, each when its results are written."""
 
 WAIT = 0.5
-"""Seconds between looks at the cluster while nothing happens."""
+"""Seconds between polls of the cluster."""
 
 PATIENCE = 60.0
-"""Seconds without a single worker after which the cluster counts as away."""
+"""Seconds without a working worker before the build is given up."""
 
 ATTEMPTS = 5
-"""Workers that a share may take down before it is given up."""
+"""Workers that may be lost over one chunk before the build is given up."""
 
 CONNECT = 5.0
-"""Seconds for the cluster's address to answer."""
+"""Seconds to wait for the cluster's address to answer."""
 
 
 class RayWorker:
-    """Computes shares; lives in a process of its own, with the model loaded once."""
+    """Computes chunks in a process of its own, with the model loaded once."""
 
     def __init__(self, folder: str, device: str, threads: int | None) -> None:
         self.folder, self.device, self.threads = folder, device, threads
@@ -70,43 +69,43 @@ class RayWorker:
 
     def ready(self) -> str:
         """Loads the model and returns the name of the machine. Raises UsageError, ModelMismatchError."""
-        self.work = cluster_work.checked(self.folder)
-        facts = self.work.facts
-        self.jobs = self.work.jobs()
-        model = load.load_model(facts.model, self.device, images=facts.total, threads=True, precision=facts.precision)
-        same = facts.weights_sha256 in (model.weights_sha256, registry.sha256_before_ranges(facts.model))
+        self.work = cluster_work.open_on_worker(self.folder)
+        info = self.work.info
+        self.items = self.work.items()
+        model = load.load_model(info.model, self.device, images=info.total, threads=True, precision=info.precision)
+        same = info.weights_sha256 in (model.weights_sha256, registry.sha256_before_ranges(info.model))
         if not same:
             raise ModelMismatchError(
-                f"{os.uname().nodename} has weights {model.weights_sha256} as {facts.model},"
-                f" but the index was made by {facts.weights_sha256}"
+                f"{os.uname().nodename} has weights {model.weights_sha256} as {info.model},"
+                f" but the index was made by {info.weights_sha256}"
             )
         self.model = model
-        if facts.descriptor:
+        if info.descriptor:
             index = Folder.at(self.work.folder.parent.parent)
             self.model = components.apply(model, index, Meta.read(index))
         return os.uname().nodename
 
-    def compute(self, share: int) -> int:
-        """Computes a share, unless that is done, and returns the number of images that failed."""
-        results = self.work.read(share)
+    def compute(self, chunk: int) -> int:
+        """Computes a chunk, unless its results exist, and returns the number of images that failed."""
+        results = self.work.read(chunk)
         if results is None:
-            tasks = [Task(self._reading(job), None) for job in self.work.cut(self.jobs, share)]
-            size = self.work.facts.batch_size or usual_batch(self.model)
+            tasks = [Task(self._reading(item), None) for item in self.work.chunk_items(self.items, chunk)]
+            size = self.work.info.batch_size or usual_batch(self.model)
             groups = extract(self.model, tasks, batch_size=size, workers=self.threads)
             results = [result for group in groups for _, result in group]
-            self.work.write(share, results)
+            self.work.write(chunk, results)
         return sum(result.problem is not None for result in results)
 
-    def _reading(self, job: WorkItem) -> Callable[[], bytes | IO[bytes]]:
-        if job.source not in self.sources:
-            self.sources[job.source] = resolve.reopen(*self.work.facts.sources[job.source])
-        return reading(self.sources[job.source], job.path, job.size)
+    def _reading(self, item: WorkItem) -> Callable[[], bytes | IO[bytes]]:
+        if item.source not in self.sources:
+            self.sources[item.source] = resolve.reopen(*self.work.info.sources[item.source])
+        return reading(self.sources[item.source], item.path, item.size)
 
 
 class RayCluster:
-    """What `planning.Options.extractor` wants: computes the images of a build elsewhere.
+    """An `Extractor` for `BuildOptions`: computes the images of a build with other processes.
 
-    run: what computes the shares; `on_ray` makes one.
+    run: computes the chunks; `on_ray` makes one for Ray.
     """
 
     def __init__(self, run: Run) -> None:
@@ -116,18 +115,18 @@ class RayCluster:
     def groups(
         self, index: Index, model: IndexModel, keys: Sequence[Key], known: Container[bytes], batch_size: int
     ) -> Iterator[list[tuple[Key, LoadedImage]]]:
-        """The results of all images in their order, a share at a time; see `extract.extract`."""
+        """Yields the results of all images in their order, one chunk at a time; see `Extractor.groups`."""
         index.check_in_place()  # workers find the work by its path
         self.folder = index.path.absolute() / "derived" / WORK_FOLDER
-        wanted = {_place(plan, entry): (plan, entry, item) for plan, entry, item in keys}
+        wanted = {_place(plan, entry): (plan, entry, known_item) for plan, entry, known_item in keys}
         work = WorkFolder.open(self.folder)
-        if work is not None and _belongs(work.facts, index):
+        if work is not None and _belongs(work.info, index):
             yield from self._take(work, wanted, known)
-        if wanted:  # all of it, or what is new since that was frozen
+        if wanted:  # all images, or those that are new since the work was written
             yield from self._take(self._freeze(index, model.name, wanted, batch_size), wanted, known)
 
     def finished(self) -> None:
-        """Called when all of it is committed."""
+        """Deletes the work; called when all results are committed."""
         if self.folder is not None:
             cluster_work.discard(self.folder)
 
@@ -135,49 +134,51 @@ class RayCluster:
         self, index: Index, model: str, wanted: dict[tuple[str, str, str, int, int], Key], batch_size: int
     ) -> WorkFolder:
         numbers: dict[tuple[str, str], int] = {}
-        jobs = [WorkItem(numbers.setdefault((kind, root), len(numbers)), *rest) for kind, root, *rest in wanted]  # type: ignore[arg-type]
+        items = [WorkItem(numbers.setdefault((kind, root), len(numbers)), *rest) for kind, root, *rest in wanted]  # type: ignore[arg-type]
         assert self.folder is not None
         meta = index.meta
         return WorkFolder.freeze(
-            self.folder, model, meta.weights_sha256, list(numbers), jobs, batch_size, index.precision, meta.descriptor
+            self.folder, model, meta.weights_sha256, list(numbers), items, batch_size, index.precision, meta.descriptor
         )
 
     def _take(
         self, work: WorkFolder, wanted: dict[tuple[str, str, str, int, int], Key], known: Container[bytes]
     ) -> Iterator[list[tuple[Key, LoadedImage]]]:
-        """What the work has of the wanted images; these are then wanted no more."""
-        jobs, sources = work.jobs(), work.facts.sources
-        places = [(sources[job.source][0], sources[job.source][1], job.path, job.size, job.stamp) for job in jobs]
-        needed = sorted({n // work.facts.share for n, place in enumerate(places) if place in wanted})
-        for share in self.run(work, needed) if needed else ():
-            results = work.read(share)
+        """Yields the results of the wanted images that the work has, and removes these images from `wanted`."""
+        items, sources = work.items(), work.info.sources
+        places = [
+            (sources[item.source][0], sources[item.source][1], item.path, item.size, item.stamp) for item in items
+        ]
+        needed = sorted({n // work.info.chunk_size for n, place in enumerate(places) if place in wanted})
+        for chunk in self.run(work, needed) if needed else ():
+            results = work.read(chunk)
             if results is None:
                 raise UnavailableError(
-                    f"share {share} of the work was computed, but {work.path(share)} cannot be read",
+                    f"chunk {chunk} of the work was computed, but {work.path(chunk)} cannot be read",
                     hint="index and sources must be at the same paths on all nodes",
                 )
-            first, seen = share * work.facts.share, set[bytes]()
+            first, seen = chunk * work.info.chunk_size, set[bytes]()
             group = []
             for place, result in zip(places[first : first + len(results)], results, strict=True):
                 key = wanted.get(place)
                 if key is None:
                     continue
-                there = result.digest in known or result.digest in seen
-                if result.features is None and result.problem is None and not there:
-                    continue  # the picture that it is like has gone since: it is frozen anew
+                known_content = result.digest in known or result.digest in seen
+                if result.features is None and result.problem is None and not known_content:
+                    continue  # the image with the same content is gone, so this one is computed with the next work
                 del wanted[place]
-                if there:  # as in a local build, the first one's count
+                if known_content:  # as in a local build, the features of the first image with the content are kept
                     result = replace(result, features=None)
                 seen.add(result.digest)
                 group.append((key, result))
             yield group
 
 
-def _belongs(facts: WorkInfo, index: Index) -> bool:
-    """Whether work that was left has the features that the index keeps."""
+def _belongs(info: WorkInfo, index: Index) -> bool:
+    """Returns True if the work of an interrupted build has the features that the index keeps."""
     meta = index.meta
     ours = meta.weights_sha256, index.precision, meta.descriptor
-    return (facts.weights_sha256, facts.precision, facts.descriptor) == ours
+    return (info.weights_sha256, info.precision, info.descriptor) == ours
 
 
 def _place(plan: Plan, entry: Entry) -> tuple[str, str, str, int, int]:
@@ -187,10 +188,10 @@ def _place(plan: Plan, entry: Entry) -> tuple[str, str, str, int, int]:
 def on_ray(
     where: str, *, device: str = "auto", threads: int | None = None, say: Callable[[str], None] = lambda text: None
 ) -> RayCluster:
-    """A `RayCluster` of Ray.
+    """Returns a `RayCluster` whose workers run on Ray.
 
-    where: "ray" for the cluster that $RAY_ADDRESS names, or else this machine alone; "ray://HOST:PORT" for one that is
-    reached through its client port. say: told of workers and failures.
+    where: "ray" for the cluster in $RAY_ADDRESS, or for this machine if that is not set; "ray://HOST:PORT" for a
+    cluster's client port. threads: of each worker. say: called with messages about workers and failures.
     Raises UsageError, MissingExtraError, UnavailableError.
     """
     parts = urlsplit(where)
@@ -199,12 +200,14 @@ def on_ray(
     except ValueError:
         port = None
     if where != "ray" and (parts.scheme != "ray" or not parts.hostname or port is None):
-        raise UsageError(f"--on {where!r} names no cluster", hint="ray, or ray://HOST:PORT, where PORT is mostly 10001")
-    return RayCluster(lambda work, shares: _RayDriver(*_connect(where), work, device, threads, say).run(shares))
+        raise UsageError(
+            f"--on {where!r} names no cluster", hint="ray, or ray://HOST:PORT; the client port is usually 10001"
+        )
+    return RayCluster(lambda work, chunks: _RayDriver(*_connect(where), work, device, threads, say).run(chunks))
 
 
 def _connect(where: str) -> tuple[Any, bool]:
-    """Ray, connected, and whether it was not before."""
+    """Connects to Ray; returns the module, and True if it was not connected before. Raises UnavailableError."""
     try:
         import ray
     except ImportError:
@@ -235,7 +238,7 @@ def _connect(where: str) -> tuple[Any, bool]:
 
 
 class _RayDriver:
-    """Gives shares to workers, one for each slot: a node without GPUs, or a GPU."""
+    """Hands chunks to workers. Each slot has one worker; a slot is a GPU, or a node without GPUs."""
 
     def __init__(
         self, ray: Any, own: bool, work: WorkFolder, device: str, threads: int | None, say: Callable[[str], None]
@@ -246,30 +249,30 @@ class _RayDriver:
         self.idle: list[tuple[str, int]] = []
         self.attempts: Counter[int] = Counter()
         self.failures = 0
-        self.looked = 0.0
+        self.last_look = 0.0
 
-    def run(self, shares: Sequence[int]) -> Iterator[int]:
+    def run(self, chunks: Sequence[int]) -> Iterator[int]:
         """See `Run`."""
-        todo, done = deque(shares), set[int]()
-        order = iter(shares)
+        todo, done = deque(chunks), set[int]()
+        order = iter(chunks)
         following = next(order, None)
         seen = time.monotonic()
         try:
             while following is not None:
-                self._grow()
+                self._start_workers()
                 while todo and self.idle:
-                    slot, share = self.idle.pop(), todo.popleft()
-                    self.busy[self.workers[slot].compute.remote(share)] = slot, share
-                done.update(self._settle(todo))
+                    slot, chunk = self.idle.pop(), todo.popleft()
+                    self.busy[self.workers[slot].compute.remote(chunk)] = slot, chunk
+                done.update(self._finished(todo))
                 while following is not None and following in done:
                     yield following
                     following = next(order, None)
-                if any(share is not None for _, share in self.busy.values()):
+                if any(chunk is not None for _, chunk in self.busy.values()):
                     seen = time.monotonic()
                 elif time.monotonic() - seen > PATIENCE and following is not None:
                     raise UnavailableError(
                         f"no worker has started on the cluster for {PATIENCE:g} s",
-                        hint="does it have free CPUs or GPUs? `ray status` tells",
+                        hint="does it have free CPUs or GPUs? see `ray status`",
                     )
         finally:
             for worker in self.workers.values():
@@ -278,11 +281,11 @@ class _RayDriver:
             if self.own:
                 self.ray.shutdown()
 
-    def _grow(self) -> None:
-        """Starts a worker in each slot that has none: at the beginning, when a node joins, and after a loss."""
-        if time.monotonic() - self.looked < 2:
+    def _start_workers(self) -> None:
+        """Starts a worker in each slot without one: at the beginning, when a node joins, and after a loss."""
+        if time.monotonic() - self.last_look < 2:
             return
-        self.looked = time.monotonic()
+        self.last_look = time.monotonic()
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         for node in self.ray.nodes():
@@ -304,42 +307,42 @@ class _RayDriver:
                 self.workers[node["NodeID"], slot] = worker
                 self.busy[worker.ready.remote()] = (node["NodeID"], slot), None
 
-    def _settle(self, todo: deque[int]) -> Iterator[int]:
-        """Waits for something to happen; yields the shares that are done."""
+    def _finished(self, todo: deque[int]) -> Iterator[int]:
+        """Waits a moment for workers, and yields the chunks that they have finished."""
         if not self.busy:
             time.sleep(WAIT)
             return
         ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=WAIT)
         for reference in ready:
-            slot, share = self.busy.pop(reference)
+            slot, chunk = self.busy.pop(reference)
             try:
                 outcome = self.ray.get(reference)
             except self.ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, SimsearchError) else error from None
             except self.ray.exceptions.RayError as error:
-                self._lost(slot, share, error, todo)
+                self._replace_worker(slot, chunk, error, todo)
                 continue
-            if share is None:
+            if chunk is None:
                 self.say(f"a worker on {outcome} is ready")
             else:
                 if outcome:
                     self.failures += outcome
-                    self.say(f"{outcome:,} images of share {share} failed, {self.failures:,} so far")
-                yield share
+                    self.say(f"{outcome:,} images of chunk {chunk} failed, {self.failures:,} so far")
+                yield chunk
             self.idle.append(slot)
 
-    def _lost(self, slot: tuple[str, int], share: int | None, error: Exception, todo: deque[int]) -> None:
-        """A worker died, or its machine did."""
+    def _replace_worker(self, slot: tuple[str, int], chunk: int | None, error: Exception, todo: deque[int]) -> None:
+        """Frees the slot of a lost worker and puts its chunk back. Raises UnavailableError after `ATTEMPTS` losses."""
         reason = type(error).__name__
-        with contextlib.suppress(Exception):  # one that is only out of reach must not keep its place
+        with contextlib.suppress(Exception):  # a worker that is only unreachable must not keep its slot
             self.ray.kill(self.workers.pop(slot))
-        if share is None:
+        if chunk is None:
             return
-        todo.appendleft(share)
-        self.attempts[share] += 1
-        self.say(f"a worker was lost ({reason}), its share {share} goes to another")
-        if self.attempts[share] == ATTEMPTS:
+        todo.appendleft(chunk)
+        self.attempts[chunk] += 1
+        self.say(f"a worker was lost ({reason}), its chunk {chunk} goes to another")
+        if self.attempts[chunk] == ATTEMPTS:
             raise UnavailableError(
-                f"share {share} took down {ATTEMPTS} workers: {reason}",
-                hint="too little memory there? --batch-size makes batches smaller",
+                f"{ATTEMPTS} workers were lost over chunk {chunk}: {reason}",
+                hint="do they have enough memory? --batch-size makes batches smaller",
             )

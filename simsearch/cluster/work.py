@@ -1,11 +1,11 @@
-"""The work of a build, frozen: which images, cut into shares, and what became of each share.
+"""The work of a distributed build as files: the list of images, cut into chunks, and each chunk's results.
 
-It lies in the index, in `derived/work/`: `decode.jsonl` (a line an image, in the order of the build), `work.json` (the
-model and how the lines are cut), and for each share that is done `000123.npz`. Every file appears under its name whole,
-and under the same name whoever writes it, so that a share computed twice, or by a worker that was taken for lost, is
-still there once. Features are as an index keeps them; nothing is pickled.
+It is kept in the index, in `derived/work/`: `images.jsonl` (a line for each image, in the order of the build),
+`work.json` (the model and the size of a chunk), and `000123.npz` for each chunk that is done. Files are written
+atomically, and a chunk's file has the same name whichever worker writes it, so a chunk that is computed twice still has
+one result. Features are stored as in an index; nothing is pickled.
 
-Letters: D dimension, n images of a share.
+Letters: D dimension, n images of a chunk.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from simsearch.errors import UsageError
 from simsearch.indexing.load import LoadedImage
 
 SMALLEST, LARGEST = 256, 8192
-"""Images of a share; both are multiples of the batch sizes."""
+"""Limits of the images in a chunk; both are multiples of the batch sizes."""
 
-SHARES = 4096
-"""About how many shares at most, until they are the largest."""
+CHUNKS = 4096
+"""About the most chunks, unless they would be larger than `LARGEST`."""
 
 
 @dataclass(frozen=True)
 class WorkItem:
-    """One image: its source, by number; its path in it; its size in bytes and stamp when the work was frozen."""
+    """An image: the number of its source, its path in the source, and its size (bytes) and stamp when it was listed."""
 
     source: int
     path: str
@@ -45,26 +45,38 @@ class WorkItem:
 
 @dataclass(frozen=True)
 class WorkInfo:
-    """What `work.json` says. sources: the kind and root of each. model: by what name to load it. total: images.
+    """The content of `work.json`.
 
-    precision and descriptor: what the features are computed in and made of; see `Engine.precision`, `Meta.descriptor`.
+    model: the name or path that it is loaded by. sources: kind and root of each, by number. total: number of images.
+    chunk_size: images in a chunk (`share` in the file). precision, descriptor: of the features; see `Engine.precision`
+    and `Meta.descriptor`.
     """
 
     model: str
     weights_sha256: str
     sources: list[list[str]]
     total: int
-    share: int
+    chunk_size: int
     batch_size: int
     precision: str = "float32"
     descriptor: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> WorkInfo:
+        """Makes it from the JSON values of `work.json`. Raises KeyError, TypeError."""
+        given = dict(values)
+        return cls(chunk_size=given.pop("share"), **given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as the JSON values of `work.json`."""
+        return {"share" if name == "chunk_size" else name: value for name, value in asdict(self).items()}
+
 
 class WorkFolder:
-    """A frozen piece of work in a folder."""
+    """The work in a folder; it does not change once it is written."""
 
-    def __init__(self, folder: Path, facts: WorkInfo) -> None:
-        self.folder, self.facts = folder, facts
+    def __init__(self, folder: Path, info: WorkInfo) -> None:
+        self.folder, self.info = folder, info
 
     @classmethod
     def freeze(
@@ -73,66 +85,70 @@ class WorkFolder:
         model: str,
         digest: str,
         sources: Sequence[tuple[str, str]],
-        jobs: Sequence[WorkItem],
+        items: Sequence[WorkItem],
         batch_size: int,
         precision: str = "float32",
         descriptor: dict[str, Any] | None = None,
     ) -> WorkFolder:
-        """Writes the jobs down; `work.json`, which is written last, makes them count."""
+        """Writes the work; `work.json` is written last and makes it valid.
+
+        digest: SHA-256 of the weights. sources: kind and root of each.
+        """
         discard(folder)
         folder.mkdir(parents=True)
-        lines = "".join(json.dumps([job.source, job.path, job.size, job.stamp]) + "\n" for job in jobs)
+        lines = "".join(json.dumps([item.source, item.path, item.size, item.stamp]) + "\n" for item in items)
         atomic_write(folder / "images.jsonl", lines.encode())
-        facts = WorkInfo(
+        info = WorkInfo(
             model,
             digest,
             [list(pair) for pair in sources],
-            len(jobs),
-            _chunk(len(jobs)),
+            len(items),
+            _chunk(len(items)),
             batch_size,
             precision,
             descriptor or {},
         )
-        atomic_write(folder / "work.json", json.dumps(asdict(facts)).encode())
-        return cls(folder, facts)
+        atomic_write(folder / "work.json", json.dumps(info.to_dict()).encode())
+        return cls(folder, info)
 
     @classmethod
     def open(cls, folder: Path) -> WorkFolder | None:
-        """The work in a folder; None if there is none, or it was not frozen to the end."""
+        """Opens the work in a folder; None if there is none, or if it was not written to its end."""
         try:
-            return cls(folder, WorkInfo(**json.loads((folder / "work.json").read_bytes())))
-        except (OSError, ValueError, TypeError):
+            return cls(folder, WorkInfo.from_dict(json.loads((folder / "work.json").read_bytes())))
+        except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def __len__(self) -> int:
-        """The number of shares."""
-        return -(-self.facts.total // self.facts.share)
+        """Returns the number of chunks."""
+        return -(-self.info.total // self.info.chunk_size)
 
-    def jobs(self) -> list[WorkItem]:
-        """All images, in order."""
+    def items(self) -> list[WorkItem]:
+        """Returns all images, in order."""
         with (self.folder / "images.jsonl").open(encoding="utf-8") as lines:
             return [WorkItem(*json.loads(line)) for line in lines]
 
-    def cut(self, jobs: Sequence[WorkItem], share: int) -> Sequence[WorkItem]:
-        """The images of one share."""
-        return jobs[share * self.facts.share : (share + 1) * self.facts.share]
+    def chunk_items(self, items: Sequence[WorkItem], chunk: int) -> Sequence[WorkItem]:
+        """Returns the images of one chunk."""
+        return items[chunk * self.info.chunk_size : (chunk + 1) * self.info.chunk_size]
 
-    def path(self, share: int) -> Path:
-        return self.folder / f"{share:06d}.npz"
+    def path(self, chunk: int) -> Path:
+        """Returns the path of a chunk's results."""
+        return self.folder / f"{chunk:06d}.npz"
 
-    def write(self, share: int, results: Sequence[LoadedImage]) -> None:
-        """Leaves the results of a share."""
+    def write(self, chunk: int, results: Sequence[LoadedImage]) -> None:
+        """Writes the results of a chunk."""
         records = [[r.digest.hex(), r.size, r.width, r.height, r.problem, r.features is not None] for r in results]
         rows = [r.features for r in results if r.features is not None]
         features = np.stack(rows) if rows else np.zeros((0, 0), np.float16)  # (n, D)
         buffer = io.BytesIO()
         np.savez(buffer, records=np.frombuffer(json.dumps(records).encode(), np.uint8), features=features)
-        atomic_write(self.path(share), buffer.getvalue())
+        atomic_write(self.path(chunk), buffer.getvalue())
 
-    def read(self, share: int) -> list[LoadedImage] | None:
-        """The results of a share; None if they are not there, or damaged."""
+    def read(self, chunk: int) -> list[LoadedImage] | None:
+        """Reads the results of a chunk; None if they do not exist or are damaged."""
         try:
-            with np.load(io.BytesIO(self.path(share).read_bytes()), allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(self.path(chunk).read_bytes()), allow_pickle=False) as arrays:
                 records, rows = json.loads(arrays["records"].tobytes()), iter(arrays["features"])
             return [
                 LoadedImage(bytes.fromhex(digest), size, width, height, next(rows) if has else None, problem)
@@ -143,14 +159,14 @@ class WorkFolder:
 
 
 def discard(folder: Path) -> None:
-    """Forgets the work in a folder; what is half deleted does not count any more."""
+    """Deletes the work in a folder; `work.json` goes first, so that a half-deleted work is not valid."""
     (folder / "work.json").unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
 
 
-def checked(folder: str) -> WorkFolder:
-    """The work, as a worker on another machine sees it. Raises UsageError."""
+def open_on_worker(folder: str) -> WorkFolder:
+    """Opens the work on a worker's machine. Raises UsageError if the machine does not see the folder."""
     work = WorkFolder.open(Path(folder))
     if work is None:
         raise UsageError(
@@ -161,5 +177,5 @@ def checked(folder: str) -> WorkFolder:
 
 
 def _chunk(total: int) -> int:
-    """Images of a share, for so many in all: a multiple of SMALLEST."""
-    return min(LARGEST, max(SMALLEST, -(-total // SHARES // SMALLEST) * SMALLEST))
+    """Returns the images in a chunk, for `total` images: a multiple of SMALLEST."""
+    return min(LARGEST, max(SMALLEST, -(-total // CHUNKS // SMALLEST) * SMALLEST))

@@ -20,6 +20,7 @@ import simsearch
 from simsearch.cli.main import main
 from simsearch.cluster.milvus import client
 from simsearch.cluster.milvus.push import PushOptions, push
+from simsearch.cluster.milvus.reader import PROPERTIES
 from simsearch.common import milvus_address
 from simsearch.common.milvus_address import parse_address
 from simsearch.engine import Engine
@@ -257,6 +258,11 @@ def test_translation(condition: str, expected: str | None) -> None:
     where, rest = to_milvus_expression([Condition.parse(condition)], {1: ("folder", "/r")})
     assert where == ("" if expected is None else f"({expected})")
     assert bool(rest) == (expected is None)
+
+
+def test_property_names_are_a_format() -> None:
+    """Collections that earlier versions pushed are found by these names."""
+    assert PROPERTIES == ("simsearch.meta", "simsearch.sources", "simsearch.state")
 
 
 def test_retries_with_a_deadline(filler: Filler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Builds whose features are computed elsewhere give the index that a local build gives; a push outlives its server.
 
-What needs a cluster of Ray or a Milvus server runs by `scripts/test-cluster`; the rest works through shares by itself.
+What needs a cluster of Ray or a Milvus server runs by `scripts/test-cluster`; the rest works through chunks by itself.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ def content(path: Path) -> dict[str, Any]:
         }
 
 
-def here(count: Callable[[int], None] = lambda share: None) -> RayCluster:
-    """A cluster of one worker in this process. count: told of each share that is computed."""
+def here(count: Callable[[int], None] = lambda chunk: None) -> RayCluster:
+    """A cluster of one worker in this process. count: told of each chunk that is computed."""
 
-    def run(work: WorkFolder, shares: Sequence[int]) -> Iterator[int]:
+    def run(work: WorkFolder, chunks: Sequence[int]) -> Iterator[int]:
         worker = RayWorker(str(work.folder), "cpu", 2)
         worker.ready()
-        for share in shares:
-            if work.read(share) is None:
-                count(share)
-            worker.compute(share)
-            yield share
+        for chunk in chunks:
+            if work.read(chunk) is None:
+                count(chunk)
+            worker.compute(chunk)
+            yield chunk
 
     return RayCluster(run)
 
@@ -116,14 +116,14 @@ def test_the_index_is_that_of_a_local_build(pictures: Path, tmp_path: Path, tiny
 def test_an_interrupted_build_is_continued(
     pictures: Path, tmp_path: Path, tiny_weights: Path, last: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver dies: shares that are computed are not computed again, and new pictures come last."""
+    """The driver dies: chunks that are computed are not computed again, and new pictures come last."""
     build(pictures, tmp_path / "local", tiny_weights)
     first, asked = here().run, list[int]()
 
-    def dying(work: WorkFolder, shares: Sequence[int]) -> Iterator[int]:
-        for share in first(work, shares):
-            yield share
-            if share == last:
+    def dying(work: WorkFolder, chunks: Sequence[int]) -> Iterator[int]:
+        for chunk in first(work, chunks):
+            yield chunk
+            if chunk == last:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -142,10 +142,10 @@ def test_an_interrupted_build_is_continued(
 
 @pytest.mark.usefixtures("small")
 def test_a_copy_outlives_what_it_is_a_copy_of(pictures: Path, tmp_path: Path, tiny_weights: Path) -> None:
-    """Shares are computed, nothing is committed, and then the first of two alike pictures is gone."""
+    """Chunks are computed, nothing is committed, and then the first of two alike pictures is gone."""
 
-    def dying(work: WorkFolder, shares: Sequence[int]) -> Iterator[int]:
-        list(here().run(work, shares))
+    def dying(work: WorkFolder, chunks: Sequence[int]) -> Iterator[int]:
+        list(here().run(work, chunks))
         yield from ()
         raise KeyboardInterrupt
 
@@ -163,12 +163,12 @@ def test_a_copy_outlives_what_it_is_a_copy_of(pictures: Path, tmp_path: Path, ti
 def test_shares_are_written_whole(tmp_path: Path) -> None:
     from simsearch.indexing.load import LoadedImage
 
-    jobs = [WorkItem(0, f"{n}\udcff", n, n) for n in range(600)]
-    work = WorkFolder.freeze(tmp_path / "work", "name", "aa", [("folder", "/x\udcff")], jobs, 0)
+    items = [WorkItem(0, f"{n}\udcff", n, n) for n in range(600)]
+    work = WorkFolder.freeze(tmp_path / "work", "name", "aa", [("folder", "/x\udcff")], items, 0)
     found = WorkFolder.open(tmp_path / "work")
     assert found is not None
-    assert (found.facts, found.jobs(), len(found)) == (work.facts, jobs, 3)
-    assert [job for share in range(3) for job in found.cut(jobs, share)] == jobs
+    assert (found.info, found.items(), len(found)) == (work.info, items, 3)
+    assert [job for chunk in range(3) for job in found.chunk_items(items, chunk)] == items
     results = [LoadedImage(b"d" * 32, 5, 6, 7, np.arange(3, dtype=np.float16)), LoadedImage(problem="no\udcff")]
     work.write(2, results)
     again = work.read(2)
@@ -183,7 +183,7 @@ def test_shares_are_written_whole(tmp_path: Path) -> None:
     (tmp_path / "work" / "work.json").unlink()
     assert WorkFolder.open(tmp_path / "work") is None
     with pytest.raises(UsageError, match="does not see"):
-        cluster_work.checked(str(tmp_path / "work"))
+        cluster_work.open_on_worker(str(tmp_path / "work"))
 
 
 def test_another_model_on_a_node_is_refused(pictures: Path, tmp_path: Path, tiny_weights: Path) -> None:
@@ -276,9 +276,9 @@ def start(source: Path, path: Path, nodes: Any) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(path: Path, shares: int, process: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, chunks: int, process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + LIMIT
-    while len(list((path / "derived" / "work").glob("*.npz"))) < shares:
+    while len(list((path / "derived" / "work").glob("*.npz"))) < chunks:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end
         time.sleep(0.1)

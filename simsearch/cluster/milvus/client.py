@@ -1,27 +1,25 @@
-"""A Milvus collection and the calls to it: the only module that knows pymilvus.
+"""The client of a Milvus collection: the only module that uses pymilvus.
 
-Every call has a deadline, is tried again with growing pauses where that may help (a server that restarts, a collection
-that is being loaded), and fails with an error of ours. Milvus's distances are squared; those given out here are too.
+Each call has a deadline and is retried with growing pauses if that may help (a server restarts, a collection is being
+loaded); failures become errors of `simsearch.errors`. Distances are squared, as Milvus returns them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.cluster.milvus import lite
+from simsearch.cluster.milvus.index_kinds import BUILD_PARAMETERS
 from simsearch.common.milvus_address import TOKEN, MilvusAddress
 from simsearch.errors import (
-    IndexLockedError,
     IndexNotFoundError,
     MissingExtraError,
     SimsearchError,
@@ -34,19 +32,19 @@ if TYPE_CHECKING:
 
 
 LARGEST = 16384
-"""Matches of one search, and rows of one query, that Milvus gives at most."""
+"""Milvus's limit on the matches of a search and on the rows of a query."""
 
 SPAN = 8192
-"""Ids asked for at once where features are not."""
+"""Rows read at once without their features."""
 
 ROWS = 256
-"""Rows asked for at once with their features: 4 MiB at D = 4096."""
+"""Rows read at once with their features: 4 MiB at D = 4096."""
 
 CONNECT = 4.0
-"""Seconds for a server to take a connection in."""
+"""Seconds to wait for a connection to a server."""
 
 LITE_PATIENCE = 120.0
-"""Seconds for a call to Milvus Lite, which computes in this process and cannot be away."""
+"""Seconds for a call to Milvus Lite, which computes in this process and is always reachable."""
 
 SCALARS = (
     "id",
@@ -62,29 +60,10 @@ SCALARS = (
     "width",
     "height",
 )
-"""The fields of an item; `labelled` tells no label from an empty one, `path_hex` holds a path that is no UTF-8."""
-
-EFFORT = {
-    "HNSW": "ef",
-    "HNSW_SQ": "ef",
-    "HNSW_PQ": "ef",
-    "IVF_FLAT": "nprobe",
-    "IVF_SQ8": "nprobe",
-    "IVF_PQ": "nprobe",
-    "SCANN": "nprobe",
-    "DISKANN": "search_list",
-    "GPU_CAGRA": "itopk_size",
-    "GPU_IVF_FLAT": "nprobe",
-    "GPU_IVF_PQ": "nprobe",
-}
-"""How each approximate index calls the number that trades time for recall in a search."""
-
-KINDS = ("FLAT", "GPU_BRUTE_FORCE", *EFFORT)
-EXACT = ("FLAT", "GPU_BRUTE_FORCE")
+"""The fields of an item. labelled: false for no label, as against an empty one. path_hex: a path that is not UTF-8."""
 
 _TEXT = 65535  # Milvus's limit on a VARCHAR, in bytes
-_BUILD = {"HNSW": {"M": 16, "efConstruction": 200}, "GPU_CAGRA": {"intermediate_graph_degree": 64, "graph_degree": 32}}
-_AGAIN = (
+_RETRYABLE_WORDS = (
     "not loaded",
     "not fully loaded",
     "unavailable",
@@ -102,26 +81,32 @@ _AGAIN = (
     "service not",
     "recovering",
 )
-_open_files: dict[Path, int] = {}
-_files = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A found row. squared: Milvus's float32 distance. fields: as in SCALARS. features: (D,) float32 or float16."""
+    """A row found by a search.
+
+    squared_distance: Milvus's, computed in float32. fields: those in SCALARS. features: (D,) float32 or float16.
+    """
 
     id: int
-    squared: float
+    squared_distance: float
     fields: dict[str, Any]
     features: NDArray[Any]
 
 
 def _pymilvus() -> Any:
+    """Imports pymilvus and silences its loggers. Raises MissingExtraError."""
     try:
         import pymilvus
     except ImportError:
         raise MissingExtraError("a Milvus collection", "cluster") from None
-    for name in ("pymilvus", "milvus_lite", "grpc._server"):  # their errors become ours; none is to be printed twice
+    for name in (
+        "pymilvus",
+        "milvus_lite",
+        "grpc._server",
+    ):  # their errors are raised as ours and must not be printed too
         logging.getLogger(name).setLevel(logging.CRITICAL)
         for child in list(logging.root.manager.loggerDict):
             if child.startswith(name + "."):
@@ -130,10 +115,11 @@ def _pymilvus() -> Any:
 
 
 class MilvusClient:
-    """A connection to the place of a collection, which need not exist yet. Safe for many threads.
+    """A client of one collection, which need not exist yet. Safe for several threads.
 
-    patience: seconds to go on trying; writing: whether a file of Milvus Lite may be made. Raises UnavailableError,
-    MissingExtraError, IndexNotFoundError for a file that is not there, IndexLockedError for one in use elsewhere.
+    writing: a file of Milvus Lite may be created. The attribute `patience` is the time limit of a call in seconds.
+    Raises UnavailableError, MissingExtraError, IndexNotFoundError for a file that does not exist, IndexLockedError for
+    a file that another process uses.
     """
 
     def __init__(self, address: MilvusAddress, *, writing: bool = False) -> None:
@@ -141,83 +127,82 @@ class MilvusClient:
         self.patience = address.timeout if address.file is None else LITE_PATIENCE
         library = _pymilvus()
         if address.file is not None:
-            _check_file(address.file, writing)
+            lite.check_file(address.file, writing)
         self.closed = False
         try:
             self._client: Any = library.MilvusClient(
                 uri=address.uri, token=os.environ.get(TOKEN, ""), timeout=min(CONNECT, address.timeout)
             )
         except Exception as error:
-            raise self._away(error) from error
+            raise self._unavailable(error) from error
         if address.file is not None:
-            with _files:
-                _open_files[address.file] = _open_files.get(address.file, 0) + 1
+            lite.acquire(address.file)
 
     def close(self) -> None:
-        """Ends the connection; a file is given back when nothing in this process uses it any more."""
+        """Closes the connection, and a file of Milvus Lite after its last client."""
         if self.closed:
             return
         self.closed = True
         self._client.close()
         if self.address.file is not None:
-            with _files:
-                _open_files[self.address.file] -= 1
-                if not _open_files[self.address.file]:
-                    from milvus_lite.server_manager import server_manager_instance
-
-                    server_manager_instance.release_server(str(self.address.file))
+            lite.release(self.address.file)
 
     def check_open(self) -> None:
+        """Raises UsageError if the client has been closed."""
         if self.closed:
             raise UsageError(f"the index {self.address} has been closed")
 
     # -- calls
 
-    def ask(self, what: str, **arguments: Any) -> Any:
-        """Calls a method of pymilvus's client, again and again while that may help. Raises SimsearchError."""
+    def call(self, method: str, **arguments: Any) -> Any:
+        """Calls a method of pymilvus's client, and retries while that may help. Raises SimsearchError."""
         self.check_open()
         deadline, pause = time.monotonic() + self.patience, 0.1
         while True:
             left = max(0.1, deadline - time.monotonic())
             try:
-                return getattr(self._client, what)(timeout=left, **arguments)
+                return getattr(self._client, method)(timeout=left, **arguments)
             except Exception as error:
                 if not self._retryable(error):
-                    raise SimsearchError(f"{self.address}: Milvus refuses: {_told(error)}") from error
+                    raise SimsearchError(f"{self.address}: error of Milvus: {_reason(error)}") from error
                 if time.monotonic() + pause > deadline:
-                    raise self._away(error) from error
+                    raise self._unavailable(error) from error
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
 
     def _retryable(self, error: Exception) -> bool:
         import grpc
 
-        told = _told(error).lower()
-        if "cannot parse" in told or "invalid" in told:
+        reason = _reason(error).lower()
+        if "cannot parse" in reason or "invalid" in reason:
             return False
-        whole = str(error).lower()  # of a server that starts: a stack, and only at its end the reason
-        return isinstance(error, grpc.RpcError) or any(word in whole for word in (*_AGAIN, "stack trace: "))
+        whole = str(error).lower()  # a server that starts sends a stack trace, with the reason at its end
+        return isinstance(error, grpc.RpcError) or any(word in whole for word in (*_RETRYABLE_WORDS, "stack trace: "))
 
-    def _away(self, error: Exception) -> SimsearchError:
-        message = f"no answer from Milvus at {self.address.server}: {_told(error)}"
-        return UnavailableError(message, hint="is it running there? an address may end in ?timeout=SECONDS")
+    def _unavailable(self, error: Exception) -> SimsearchError:
+        message = f"no answer from Milvus at {self.address.server}: {_reason(error)}"
+        return UnavailableError(message, hint="is it running there? ?timeout=SECONDS after the address waits longer")
 
     # -- the collection
 
     def exists(self) -> bool:
-        return bool(self.ask("has_collection", collection_name=self.name))
+        """Returns True if the collection exists."""
+        return bool(self.call("has_collection", collection_name=self.name))
 
     def describe(self) -> dict[str, Any]:
-        """What Milvus says of the collection: `properties`, `fields`, ... Raises IndexNotFoundError."""
+        """Returns Milvus's description of the collection: `properties`, `fields`, ... Raises IndexNotFoundError."""
         if not self.exists():
-            hint = f"make it: simsearch push {self.address} -i INDEX"
+            hint = f"make one: simsearch push {self.address} -i INDEX"
             raise IndexNotFoundError(f"there is no collection {self.name} at {self.address.server}", hint=hint)
-        return dict(self.ask("describe_collection", collection_name=self.name))
+        return dict(self.call("describe_collection", collection_name=self.name))
 
     def create(
         self, dimension: int, storage: str, kind: str, parameters: dict[str, Any], facts: dict[str, str]
     ) -> None:
-        """Makes the collection with its indexes, and loads it. kind: one of KINDS. facts: its properties."""
+        """Creates the collection with its indexes, and loads it.
+
+        kind: of `index_kinds.KINDS`. parameters: what the index is built with. facts: the collection's properties.
+        """
         types = _pymilvus().DataType
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("id", types.INT64, is_primary=True)
@@ -230,69 +215,75 @@ class MilvusClient:
         vector = types.FLOAT16_VECTOR if storage == "float16" else types.FLOAT_VECTOR
         schema.add_field("features", vector, dim=dimension)
         index = self._client.prepare_index_params()
-        index.add_index("features", index_type=kind, metric_type="L2", params={**_BUILD.get(kind, {}), **parameters})
-        # An item is looked up by its file's digest whenever a query is a file: both kinds of Milvus index text, each
-        # by its own name.
+        index.add_index(
+            "features", index_type=kind, metric_type="L2", params={**BUILD_PARAMETERS.get(kind, {}), **parameters}
+        )
+        # A query by a file looks for an item with the file's digest. The server and Milvus Lite name an index of text
+        # differently.
         index.add_index("digest", index_type="INVERTED" if self.address.file is not None else "Trie")
-        self.ask(
+        self.call(
             "create_collection", collection_name=self.name, schema=schema, consistency_level="Bounded", properties=facts
         )
         try:
-            self.ask("create_index", collection_name=self.name, index_params=index)
-            self.ask("load_collection", collection_name=self.name)
+            self.call("create_index", collection_name=self.name, index_params=index)
+            self.call("load_collection", collection_name=self.name)
         except BaseException:
             with contextlib.suppress(SimsearchError):
                 self.drop()
             raise
 
     def load(self) -> None:
-        """Makes it searchable, if it is not; waits for it."""
-        self.ask("load_collection", collection_name=self.name)
+        """Loads the collection, so that it can be searched; waits until it is loaded."""
+        self.call("load_collection", collection_name=self.name)
 
     def set_properties(self, facts: dict[str, str]) -> None:
-        self.ask("alter_collection_properties", collection_name=self.name, properties=facts)
+        """Changes properties of the collection."""
+        self.call("alter_collection_properties", collection_name=self.name, properties=facts)
 
     def index(self) -> dict[str, Any]:
-        """The index of the features: `index_type`, and what it was built with."""
-        return dict(self.ask("describe_index", collection_name=self.name, index_name="features"))
+        """Describes the index of the features: `index_type`, and the parameters it was built with."""
+        return dict(self.call("describe_index", collection_name=self.name, index_name="features"))
 
     def version(self) -> str:
-        """Of the server, or "lite"."""
+        """Returns the server's version, or "lite"."""
         return "lite" if self.address.file is not None else str(self._client.get_server_version())
 
     def drop(self) -> None:
-        self.ask("drop_collection", collection_name=self.name)
+        """Deletes the collection."""
+        self.call("drop_collection", collection_name=self.name)
 
     # -- rows
 
     def upsert(self, rows: list[dict[str, Any]]) -> None:
-        self.ask("upsert", collection_name=self.name, data=rows)
+        """Inserts rows, or replaces those with the same ids."""
+        self.call("upsert", collection_name=self.name, data=rows)
 
     def delete(self, ids: Sequence[int]) -> None:
-        self.ask("delete", collection_name=self.name, filter=f"id in {[int(number) for number in ids]}")
+        """Deletes the rows with these ids."""
+        self.call("delete", collection_name=self.name, filter=f"id in {[int(number) for number in ids]}")
 
     def flush(self) -> None:
-        """Seals what was written, so that it is indexed."""
-        self.ask("flush", collection_name=self.name)
+        """Flushes what was written, so that it is indexed."""
+        self.call("flush", collection_name=self.name)
 
     def count(self, where: str = "", *, strong: bool = False) -> int:
-        """The number of rows that meet a condition."""
+        """Counts the rows that meet a condition. strong: see all writes that were finished before."""
         found = self._query(where, ["count(*)"], strong)
         return int(found[0]["count(*)"])
 
     def query(self, where: str, fields: Sequence[str], *, strong: bool = False) -> list[dict[str, Any]]:
-        """The rows that meet a condition, at most LARGEST; in no order."""
+        """Returns the rows that meet a condition, at most LARGEST, in no particular order."""
         return [dict(row) for row in self._query(where, list(fields), strong)]
 
     def scan(self, where: str, fields: Sequence[str], highest: int, *, strong: bool = False) -> Iterator[list[Any]]:
-        """All rows that meet a condition, some at a time, by id; `highest`: no id is higher."""
+        """Yields all rows that meet a condition, ordered by id, a list for each SPAN of ids up to `highest`."""
         for first in range(0, highest + 1, SPAN):
             within = f"id >= {first} and id < {first + SPAN}"
             rows = self.query(f"{within} and ({where})" if where else within, ["id", *fields], strong=strong)
             yield sorted(rows, key=lambda row: int(row["id"]))
 
     def features(self, ids: Sequence[int], *, strong: bool = False) -> dict[int, NDArray[np.float16]]:
-        """The (D,) float16 features of items, by id; one that is not there is left out."""
+        """Returns the features of items by id, (D,) float16 each; ids that do not exist are left out."""
         found = {}
         for start in range(0, len(ids), ROWS):
             part = [int(number) for number in ids[start : start + ROWS]]
@@ -300,24 +291,31 @@ class MilvusClient:
                 found[int(row["id"])] = _vector(row["features"]).astype(np.float16)
         return found
 
-    def search(self, queries: NDArray[np.float32], width: int, where: str, effort: dict[str, Any]) -> list[list[Hit]]:
-        """The `width` rows nearest to each of (nq, D) queries, with their fields and features."""
-        found = self.ask(
+    def search(
+        self, queries: NDArray[np.float32], width: int, where: str, parameters: dict[str, Any]
+    ) -> list[list[Hit]]:
+        """Finds the `width` rows nearest to each of (nq, D) queries, with their fields and features.
+
+        where: a Milvus expression, or "". parameters: see `index_kinds.search_parameters`.
+        """
+        found = self.call(
             "search",
             collection_name=self.name,
             data=list(queries),
             limit=width,
             filter=where,
             output_fields=[*SCALARS, "features"],
-            search_params={"metric_type": "L2", "params": effort},
-            **self._level(False),
+            search_params={"metric_type": "L2", "params": parameters},
+            **self._consistency(False),
         )
         return [[_hit(hit) for hit in hits] for hits in found]
 
     def _query(self, where: str, fields: list[str], strong: bool) -> Any:
-        return self.ask("query", collection_name=self.name, filter=where, output_fields=fields, **self._level(strong))
+        return self.call(
+            "query", collection_name=self.name, filter=where, output_fields=fields, **self._consistency(strong)
+        )
 
-    def _level(self, strong: bool) -> dict[str, str]:
+    def _consistency(self, strong: bool) -> dict[str, str]:
         strong = strong or self.address.consistency == "strong"
         return {"consistency_level": "Strong" if strong else "Bounded"}
 
@@ -330,39 +328,15 @@ def _hit(hit: Any) -> Hit:
 
 
 def _vector(value: Any) -> NDArray[Any]:
-    """float16 features come as bytes, float32 ones as numbers."""
+    """Converts the features of a row, (D,): Milvus returns float16 as bytes and float32 as numbers."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], bytes):
         value = value[0]
     return np.frombuffer(value, "<f2") if isinstance(value, bytes) else np.asarray(value, np.float32)
 
 
-def _told(error: Exception) -> str:
-    """What pymilvus or gRPC says, in one line."""
+def _reason(error: Exception) -> str:
+    """Returns the message of an error of pymilvus or gRPC, in one line."""
     if callable(details := getattr(error, "details", None)):
         return str(details() or error).strip().partition("\n")[0]
     lines = str(getattr(error, "message", "") or error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip() if "stack trace: " in lines[0] else lines[0]
-
-
-def _check_file(file: Path, writing: bool) -> None:
-    try:
-        import milvus_lite  # noqa: F401
-    except ImportError:
-        # It asks for faiss-cpu, whose files would take the place of faiss-gpu's.
-        raise MissingExtraError("Milvus Lite", "cluster", packages="--no-deps milvus-lite pyarrow") from None
-    if not writing and not file.exists():
-        hint = f"make it: simsearch push milvus://{file} -i INDEX"
-        raise IndexNotFoundError(f"there is no file {file}", hint=hint)
-    if not file.parent.is_dir():
-        raise UsageError(f"{file} cannot be made: its folder does not exist")
-    if file.exists() and not file.is_dir():
-        raise UsageError(f"{file} was not made by Milvus Lite 3", hint="name another file")
-    with _files:
-        if _open_files.get(file) or not (file / "LOCK").exists():
-            return
-        with (file / "LOCK").open("rb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                message = f"another process has {file} open"
-                raise IndexLockedError(message, hint="a file serves one process, a server many") from None

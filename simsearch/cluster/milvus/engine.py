@@ -1,8 +1,7 @@
-"""`Engine` over a Milvus collection that `push` made: the same searches, filters, errors and order of matches.
+"""Opens a Milvus collection that `push` made as an `Engine`, with the same searches, filters and errors.
 
-The parts of an engine keep their shape, with ids for rows: a reader of items, the features, and a flat index whose
-candidates Milvus names. These are measured again in float64, as everywhere, so that distances are Euclidean and exact
-and ties go to the lower id; only the choice of candidates is Milvus's, and with a FLAT index it is exact too.
+Milvus chooses the candidates of a search; their distances are computed again in float64, so distances are exact, and
+ties go to the lower id. With a FLAT index the choice of candidates is exact too. An item's id is used as its row.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch.cluster.milvus import client
-from simsearch.cluster.milvus.client import EXACT, LARGEST, Hit, MilvusClient
+from simsearch.cluster.milvus.client import LARGEST, Hit, MilvusClient
+from simsearch.cluster.milvus.index_kinds import EXACT, search_parameters
 from simsearch.cluster.milvus.reader import CollectionState, MilvusReader, Permitted, properties
 from simsearch.common.milvus_address import MilvusAddress, parse_address
 from simsearch.engine import Engine
@@ -35,29 +34,32 @@ if TYPE_CHECKING:
     from simsearch.models.base import Model
 
 REFRESH = 2.0
-"""Seconds for which the properties and the count are taken as they were, unless consistency is strong."""
+"""Seconds for which the properties and the count are cached, unless consistency is strong."""
 
 DIRECT = 64
-"""Up to this many permitted items are fetched and measured, where Milvus's index would only be approximate."""
+"""If a filter permits at most this many items, an approximate index is not used: all of them are fetched."""
 
 ANSWER = 2048
-"""Rows in one answer: 32 MiB of features at D = 4096."""
+"""Rows in one answer of Milvus: 32 MiB of features at D = 4096."""
 
 NEAR = 8
-"""More candidates than asked for, among which ties at the last place are seen."""
+"""Additional candidates, so that ties with the last match are noticed."""
 
 ROUNDING = 1e-4
-"""Relative error that Milvus's squared distances may have, of the lengths that they are computed from."""
+"""Relative error of Milvus's squared distances, in terms of the squared lengths of the vectors."""
 
 
 class _Flat:
-    """`FlatIndex` by Milvus. rows: how many items there are. effort: see `effort_of`."""
+    """Searches a collection, as `FlatIndex` searches an index. effort: see `search_parameters`."""
 
     def __init__(self, reader: MilvusReader, effort: int | None) -> None:
         self.reader, self.rows, self.effort = reader, reader.known.count, effort
 
     def search(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> list[Neighbours]:
-        """The k nearest items to each of (nq, D) queries, and those that tie with the last; none is missed."""
+        """Finds the k nearest items to each of (nq, D) queries, and those that tie with the last; exact.
+
+        Raises UsageError for an index of an approximate kind.
+        """
         kind = self.reader.known.kind
         if kind not in EXACT and (permitted is None or len(permitted) > DIRECT):
             raise UsageError(
@@ -67,7 +69,7 @@ class _Flat:
         return self.candidates(queries, k, permitted)
 
     def candidates(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> list[Neighbours]:
-        """The same, among what Milvus's index finds."""
+        """Finds the same among the candidates of Milvus's index. Raises UsageError."""
         available = self.rows if permitted is None else len(permitted)
         k = min(k, available)
         if k == 0 or not len(queries):
@@ -75,7 +77,7 @@ class _Flat:
         if k > LARGEST:
             raise UsageError(f"{k:,} matches are more than the {LARGEST:,} that Milvus gives")
         if not np.all(np.einsum("nd,nd->n", queries, queries, dtype=np.float64) < 1e37):
-            raise UsageError("the vector is too long for Milvus, whose distances are float32")
+            raise UsageError("the vector is too long: Milvus computes distances in float32")
         where = "" if permitted is None else permitted.where
         if self.reader.known.kind not in EXACT and permitted is not None and available <= DIRECT:
             return [self._measure(query, where, k) for query in queries]
@@ -85,33 +87,34 @@ class _Flat:
             unsettled = []
             for number, hits in zip(pending, self._ask(queries[pending], width, where), strict=True):
                 self.reader.keep(hits)
-                if len(hits) < k and available <= LARGEST:  # a graph may lose its way among what is not permitted
+                if len(hits) < k and available <= LARGEST:  # a graph may not reach all permitted items
                     found[number] = self._measure(queries[number], where, k)
                     continue
                 found[number] = self.rank(queries[number], np.array([hit.id for hit in hits], np.int64), k)
                 if len(hits) == width < min(available, LARGEST) and _doubtful(queries[number], hits, found[number], k):
-                    unsettled.append(number)  # one as near, but for rounding, may have been left out
+                    unsettled.append(number)  # because of rounding, an item as near may be missing
             pending, width = unsettled, min(4 * width, available, LARGEST)
         return [found[number] for number in range(len(queries))]
 
     def _ask(self, queries: NDArray[np.float32], width: int, where: str) -> list[list[Hit]]:
-        """In portions that fit into one answer."""
+        """Asks Milvus for candidates, in portions that fit into one answer."""
         step = max(1, ANSWER // width)
-        effort = effort_of(self.reader.known.kind, width, self.effort)
+        parameters = search_parameters(self.reader.known.kind, width, self.effort)
         hits: list[list[Hit]] = []
         for start in range(0, len(queries), step):
-            hits += self.reader.rows_of.search(queries[start : start + step], width, where, effort)
+            hits += self.reader.rows_of.search(queries[start : start + step], width, where, parameters)
         return hits
 
     def read(self, ids: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Reads the features of items in the given order: (n, D) float16."""
         return self.reader.features.read(ids)
 
     def rank(self, query: NDArray[np.float32], ids: NDArray[np.int64], k: int) -> Neighbours:
-        """The k nearest of the given items, measured in float64, and those that tie with the last."""
+        """Returns the k nearest of the given items by exact distance, and those that tie with the last."""
         return rank_exact(query, ids, self.read(ids), k) if len(ids) else Neighbours(ids, np.zeros(0))
 
     def _measure(self, query: NDArray[np.float32], where: str, k: int) -> Neighbours:
-        """The k nearest of all that a condition permits, fetched and measured."""
+        """Fetches all items that meet a condition, and returns the k nearest by exact distance."""
         rows = self.reader.rows_of.scan(where, [], int(self.reader.known.state["highest"]))
         ids = np.array([int(row["id"]) for part in rows for row in part], np.int64)
         best = Neighbours(ids[:0], np.zeros(0))
@@ -121,7 +124,7 @@ class _Flat:
 
 
 class _Approximate:
-    """Milvus's index in the place of a structure: `exact=True` goes past it, to `_Flat.search`."""
+    """An `ApproximateSearch` by Milvus's index; a search with `exact=True` uses `_Flat.search` instead."""
 
     def search(
         self, flat: _Flat, queries: NDArray[np.float32], k: int, permitted: Permitted | None
@@ -133,34 +136,24 @@ class _Approximate:
 
 
 def _doubtful(query: NDArray[np.float32], hits: Sequence[Hit], found: Neighbours, k: int) -> bool:
-    """Whether the k-th is so near to the last candidate that rounding may have hidden one as near."""
+    """Returns True if the k-th match is so near to the last candidate that rounding may hide another match."""
     last = hits[-1]
     lengths = float(np.dot(query, query)) + float(np.dot(last.features, last.features.astype(np.float64)))
-    return bool(found.distances[k - 1] ** 2 >= last.squared - ROUNDING / 8 * lengths)
-
-
-def effort_of(kind: str, width: int, effort: int | None) -> dict[str, Any]:
-    """The search parameters of an index: `effort` where it is given, else what its kind does well with."""
-    name = client.EFFORT.get(kind)
-    if name is None:
-        return {}
-    if name == "nprobe":
-        return {name: effort or 32}
-    return {name: max(effort or 128, width)}
+    return bool(found.distances[k - 1] ** 2 >= last.squared_distance - ROUNDING / 8 * lengths)
 
 
 class MilvusIndex:
-    """An open collection; what it takes besides an address is what `Index` takes.
+    """An open collection, in place of an `Index`. roots: as for `Index`.
 
     Raises IndexNotFoundError, UnavailableError, MissingExtraError.
     """
 
-    folder = None  # features with components are not pushed
-    identity = (0,)  # what is pushed into a collection is seen by the next search
+    folder = None  # has no files: features with components cannot be pushed
+    identity = (0,)  # constant: the next search sees what is pushed into the collection
 
     def __init__(self, address: str, *, roots: Mapping[str, str] | None = None) -> None:
         self.address: MilvusAddress = parse_address(address)
-        self.path = _Named(str(self.address))
+        self.path = _AddressPath(str(self.address))
         self.roots = dict(roots or {})
         self.rows = MilvusClient(self.address)
         self._state: CollectionState | None = None
@@ -175,10 +168,11 @@ class MilvusIndex:
             raise
 
     def identity_now(self) -> tuple[int, ...]:
+        """Returns the identity, which never changes."""
         return self.identity
 
     def close(self) -> None:
-        """Ends the connection. The collection cannot be used afterwards."""
+        """Closes the connection and the sources. The collection cannot be used afterwards."""
         self.rows.close()
         with self._lock:
             opened, self._opened = list(self._opened.values()), {}
@@ -186,7 +180,7 @@ class MilvusIndex:
             source.close()
 
     def state(self) -> CollectionState:
-        """What the collection says of itself, now or a moment ago."""
+        """Returns the collection's properties and count; cached for `REFRESH` seconds."""
         self.rows.check_open()
         with self._lock:
             known = self._state
@@ -197,22 +191,23 @@ class MilvusIndex:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[MilvusReader]:
+        """Opens a reader for one operation."""
         yield MilvusReader(self.rows, self.state())
 
     @property
     def meta(self) -> Meta:
-        """What `meta.json` says of the index that was pushed."""
+        """The `meta.json` of the index that was pushed."""
         with self._lock:
             known = self._state
         return known.meta if known is not None else self.state().meta
 
     @property
     def complete(self) -> bool:
-        """False if the last push has not ended, so that some items are missing, or as they were."""
+        """False if the last push has not ended, so that some items may be missing or old."""
         return bool(self.state().state["complete"])
 
     def sources(self, reader: MilvusReader) -> Sources:
-        """The sources by number."""
+        """Returns the sources by number."""
         with self._lock:
             opened = Sources()
             for row in reader.sources():
@@ -221,11 +216,11 @@ class MilvusIndex:
             return opened
 
     def root_of(self, row: SourceRow) -> str:
-        """Where a source is: as given by `roots`, or where it was when it was pushed."""
+        """Returns the root of a source: as given by `roots`, or as it was when the index was pushed."""
         return self.roots.get(row.root, self.roots.get("", row.root))
 
     def info(self) -> dict[str, Any]:
-        """What is in the collection, as plain JSON values; `recall` is not known of Milvus's approximate indexes."""
+        """Describes the collection in plain JSON values; the `recall` of an approximate index is unknown: None."""
         with self.reading() as reader:
             own = reader.known
             index = {key: value for key, value in self.rows.index().items() if isinstance(value, str | int | float)}
@@ -259,7 +254,7 @@ class MilvusIndex:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What a collection holds; Milvus itself leaves out what is no longer there."""
+    """The state of a collection in one operation. live: None, since Milvus itself leaves out deleted items."""
 
     flat: _Flat
     sources: Sources
@@ -282,13 +277,13 @@ class _Snapshots:
         return None if reader.known.kind in EXACT else _Approximate()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing; there is nothing to close."""
 
 
 def open_collection(
     address: str, *, model: str | Model | None = None, device: str = "auto", roots: Mapping[str, str] | None = None
 ) -> Engine:
-    """An engine over a collection, which can only be searched; for the arguments see `Engine`.
+    """Opens a collection as an engine, which can only be searched; for the arguments see `Engine`.
 
     Raises IndexNotFoundError, ModelMismatchError, UnavailableError, MissingExtraError.
     """
@@ -297,8 +292,8 @@ def open_collection(
     return Engine.over(index, _Snapshots(index), model, device)
 
 
-class _Named(str):
-    """An address where a path is expected: it has a name."""
+class _AddressPath(str):
+    """An address in place of a path; its name is the collection's."""
 
     @property
     def name(self) -> str:

@@ -1,8 +1,8 @@
-"""Conditions on items in Milvus's language, where they mean the same in it to the letter; the others are left over.
+"""Translates conditions on items into Milvus expressions, if they mean exactly the same there.
 
-Milvus has no globs (but for a text's beginning), no order across types, and as many ways of taking a field that is
-missing as it has versions. What it cannot say, or says differently, is answered by `matching`: SQLite, in memory, over
-the fields of the items that the other conditions leave.
+Milvus has no globs except for prefixes, no order across types, and its versions differ in how they treat a missing
+field. Conditions that it cannot express, or understands differently, are checked by `matching`: SQLite, in memory, on
+the items that meet the other conditions.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _PLAIN = re.compile(r"[^\\\"\x00-\x1f\ud800-\udfff]*")
 """Text that needs no escaping."""
 
 _START = re.compile(r"[^*?\[\]%_\\\"\x00-\x1f\ud800-\udfff]*\*")
-"""A glob that means a text's beginning, and that is written so in every version."""
+"""A glob for a prefix that every version of Milvus understands."""
 
 Roots = dict[int, tuple[str, str]]
 """The kind and the root of each source, by number."""
 
 
 def to_milvus_expression(wanted: Sequence[Condition], roots: Roots) -> tuple[str, list[Condition]]:
-    """An expression that holds what Milvus can say of the conditions ("" for nothing), and those it cannot."""
-    said, rest = [], []
+    """Returns a Milvus expression of the conditions ("" for none), and the conditions that Milvus cannot express."""
+    expressions, rest = [], []
     for condition in wanted:
         expression = _one(condition, roots)
         if expression is None:
             rest.append(condition)
         else:
-            said.append(f"({expression})")
-    return " and ".join(said), rest
+            expressions.append(f"({expression})")
+    return " and ".join(expressions), rest
 
 
 def _one(condition: Condition, roots: Roots) -> str | None:
@@ -72,7 +72,7 @@ def _label(operator: str, value: Any) -> str | None:
 
 
 def _path(operator: str, text: str, roots: Roots) -> str | None:
-    """A path is meant as stored or as printed, which begins with the root of its source."""
+    """Matches a path as stored or as printed; the printed one begins with the root of its source."""
     if operator == "~":
         start = text[:-1]
         parts = [f'path like "{start}%"'] if start else [""]
@@ -97,7 +97,7 @@ def _path(operator: str, text: str, roots: Roots) -> str | None:
 
 
 def _metadata(name: str, operator: str, value: Any) -> str | None:
-    """Equality only, of text and whole numbers: order is across types in SQLite, but not in Milvus."""
+    """Only equality of text and whole numbers: SQLite orders across types, Milvus does not."""
     if operator != "=" or value is None or not _PLAIN.fullmatch(name) or not name:
         return None
     field = f'metadata["{name}"]'
@@ -113,7 +113,7 @@ def _metadata(name: str, operator: str, value: Any) -> str | None:
 
 
 def matching(rows: Iterable[Sequence[Any]], wanted: Sequence[Condition], roots: Roots) -> list[int]:
-    """The ids of the rows that meet all conditions.
+    """Returns the ids of the rows that meet all conditions. Raises UsageError.
 
     rows: (id, source, path, label, metadata, size, width, height) of items, as `reader.Item` has them.
     """

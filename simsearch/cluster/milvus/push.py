@@ -1,9 +1,9 @@
-"""Copying an index into a Milvus collection, where it is searched as it is here (`simsearch.cluster.milvus.engine`).
+"""Copies an index into a Milvus collection, where `simsearch.cluster.milvus.engine` searches it.
 
-What is sent is the difference: each row carries a mark of all that it holds, so a push reads ids and marks, deletes
-what the index no longer has and sends what has another mark. So the next push continues one that was interrupted, and
-sends nothing where nothing changed. Rows go by upsert in portions of bounded size, so that none is ever doubled; at the
-end the collection is counted and a sample of it compared with the index, byte for byte.
+Only differences are sent. Each row has a hash of its content, `mark`: a push reads the ids and hashes, deletes the rows
+that the index no longer has, and sends those with another hash. So an interrupted push is continued by the next one,
+and a push without changes sends nothing. Rows are upserted in portions of bounded size. At the end the rows are
+counted, and a sample is compared with the index, byte for byte.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from simsearch.cluster.milvus import client
+from simsearch.cluster.milvus import client, index_kinds
 from simsearch.cluster.milvus.client import MilvusClient
 from simsearch.cluster.milvus.reader import PROPERTIES
 from simsearch.common.milvus_address import MilvusAddress, parse_address
@@ -31,30 +31,30 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item, Reader
 
 PORTION = 8 << 20
-"""Bytes of one upsert, well below the 64 MiB that Milvus takes; a row of D = 4096 has 16 KiB."""
+"""Bytes of one upsert, well below Milvus's limit of 64 MiB; a row with D = 4096 has 16 KiB."""
 
 PATIENCE = 60.0
-"""Seconds that a server may be away, or busy with loading, once a push has begun."""
+"""Seconds that a server may be unreachable, or busy with loading, after a push has begun."""
 
 SAMPLE = 64
-"""Rows compared at the end."""
+"""Number of rows compared at the end."""
 
 _MANY = 10_000
-"""From this many items on, a new collection gets a graph instead of comparing with all."""
+"""From this many items on, a new collection gets a graph (HNSW) instead of a FLAT index."""
 
 _HUGE = 5_000_000
-"""From this many items on, the graph stays on disk."""
+"""From this many items on, the graph is kept on disk (DISKANN)."""
 
-_CELL = 65535
+_LONGEST_TEXT = 65535  # bytes, Milvus's limit
 
 
 @dataclass(frozen=True)
 class PushOptions:
-    """How to push.
+    """Options of a push.
 
-    kind: the index of the features in a new collection, one of `client.KINDS`; None chooses by the number of
-    items. parameters: what it is built with. storage: "float16" needs Milvus 2.4 or later. replace: drop what the
-    collection holds now. progress: called with the number of items looked at and their total.
+    kind: the index of the features in a new collection, one of `index_kinds.KINDS`; None chooses by the number of
+    items. parameters: what that index is built with. storage: "float16" needs Milvus 2.4 or later.
+    replace: drop the existing collection. progress: called with (items compared, items in all).
     """
 
     kind: str | None = None
@@ -64,13 +64,13 @@ class PushOptions:
     progress: Callable[[int, int], None] = lambda done, total: None
 
     def __post_init__(self) -> None:
-        if self.kind is not None and self.kind not in client.KINDS:
-            raise UsageError(f"no index is of kind {self.kind!r}", hint=f"one of {', '.join(client.KINDS)}")
+        if self.kind is not None and self.kind not in index_kinds.KINDS:
+            raise UsageError(f"no index is of kind {self.kind!r}", hint=f"one of {', '.join(index_kinds.KINDS)}")
 
 
 @dataclass
 class PushReport:
-    """What a push did, in items. compared: rows of the sample that were read back and found equal."""
+    """The outcome of a push, in items. compared: rows of the sample that were read back and are equal."""
 
     items: int = 0
     sent: int = 0
@@ -81,23 +81,23 @@ class PushReport:
 
 
 def push(index: Index, target: str, options: PushOptions | None = None) -> PushReport:
-    """Brings a collection in step with an index; makes it if it is not there.
+    """Makes a collection equal to an index; creates it if it does not exist.
 
-    Raises UnavailableError (a second push continues), ModelMismatchError for a collection of another model, UsageError
-    for one of another index, unless `replace`.
+    Raises UnavailableError (another push continues), and without `replace` ModelMismatchError for a collection of
+    another model and UsageError for one of another index.
     """
     options = options or PushOptions()
     if "components_sha256" in index.meta.descriptor:
         name = index.meta.features
         raise UsageError(
-            f"the features {name} of {index.path} have components that Milvus cannot keep",
+            f"the features {name} of {index.path} have components, which Milvus cannot store",
             hint="an index with --features fc7, fc7-unit or fc6 can be pushed",
         )
     rows = MilvusClient(parse_address(target), writing=True)
     try:
         with index.reading() as reader:
             run = _Push(index, reader, rows, options)
-            rows.exists()  # one that is away is noticed soon; one that is there may yet have to load
+            rows.exists()  # an unreachable server is noticed soon; later calls wait for one that is loading
             rows.patience = max(rows.patience, PATIENCE)
             run.prepare()
             run.send()
@@ -108,6 +108,8 @@ def push(index: Index, target: str, options: PushOptions | None = None) -> PushR
 
 
 class _Push:
+    """One push, in three steps: prepare the collection, send rows, finish."""
+
     def __init__(self, index: Index, reader: Reader, rows: MilvusClient, options: PushOptions) -> None:
         self.index, self.reader, self.rows, self.options = index, reader, rows, options
         self.items = reader.count()
@@ -121,7 +123,7 @@ class _Push:
     # -- the collection
 
     def prepare(self) -> None:
-        """Makes the collection, or sees that the one that is there is this index's."""
+        """Creates the collection, or checks that the existing one belongs to this index. Raises UsageError."""
         if self.rows.exists() and self.options.replace:
             self.rows.drop()
         if not self.rows.exists():
@@ -130,7 +132,7 @@ class _Push:
             self.rows.create(self.index.meta.dimension, self.storage, kind, self.options.parameters, facts)
         else:
             self._check()
-            # A reader asks up to the highest id, and for sources by number, while this goes on.
+            # Searches during the push need the new highest id and the new sources.
             self.rows.set_properties(self._facts(complete=False))
             self.rows.load()
         self.pushed.kind = str(self.rows.index()["index_type"])
@@ -156,16 +158,16 @@ class _Push:
             )
         self.highest = max(self.highest, int(state["highest"]))
         kind = str(self.rows.index()["index_type"])
-        for asked, found, name in (
+        for wanted, found, name in (
             (self.options.kind, kind, "index"),
             (self.options.storage, state["storage"], "storage"),
         ):
-            if asked is not None and asked != found:
-                raise UsageError(f"{address} has {name} {found}, not {asked}", hint="--replace makes it anew")
+            if wanted is not None and wanted != found:
+                raise UsageError(f"{address} has {name} {found}, not {wanted}", hint="--replace makes a new one")
         self.storage = state["storage"]
 
     def _facts(self, complete: bool) -> dict[str, str]:
-        """The collection's properties: see `reader.PROPERTIES`."""
+        """Returns the collection's properties; see `reader.PROPERTIES`."""
         meta = {
             **asdict(self.index.meta),
             "search": {"kind": "", "recall": 0.0, "parameters": {}},
@@ -186,13 +188,13 @@ class _Push:
     # -- the rows
 
     def send(self) -> None:
-        """Sends what differs, by ids from below."""
+        """Deletes and sends the rows that differ, ordered by id."""
         done = 0
         self.options.progress(0, self.items)
         stream = self._spans()
-        for held in self.rows.scan("", ["mark"], self.highest, strong=True):
+        for rows in self.rows.scan("", ["mark"], self.highest, strong=True):
             items = next(stream)
-            marks = {int(row["id"]): int(row["mark"]) for row in held}
+            marks = {int(row["id"]): int(row["mark"]) for row in rows}
             gone = sorted(marks.keys() - {item.id for item in items})
             if gone:
                 self.rows.delete(gone)
@@ -209,7 +211,7 @@ class _Push:
         self.options.progress(done, self.items)
 
     def _spans(self) -> Iterator[list[Item]]:
-        """The index's items, span by span of ids as `MilvusClient.scan` goes."""
+        """Yields the index's items, a list for each span of ids, as `MilvusClient.scan` does."""
         stream = self.reader.items()
         ahead = next(stream, None)
         for first in range(0, self.highest + 1, client.SPAN):
@@ -220,7 +222,7 @@ class _Push:
             yield items
 
     def _upsert(self, items: Sequence[Item]) -> None:
-        """Sends items, in portions that are bounded whatever their metadata."""
+        """Sends items in portions of at most `PORTION` bytes."""
         features = self.reader.shards.read(np.array([item.row for item in items], np.int64))
         portion: list[dict[str, Any]] = []
         size = 0
@@ -236,21 +238,21 @@ class _Push:
     # -- the end
 
     def finish(self) -> None:
-        """Seals, counts, compares. Raises SimsearchError if the collection does not hold what the index does."""
+        """Flushes, counts and compares the collection. Raises SimsearchError if it differs from the index."""
         if self.pushed.sent or self.pushed.deleted:
             self.rows.flush()
         found = self.rows.count(strong=True)
         if found != self.items:
             raise SimsearchError(
                 f"{self.rows.address} has {found:,} rows, the index {self.items:,} items",
-                hint="is something else writing to it? push again; --replace begins anew",
+                hint="is another program writing to it? push again, or use --replace",
             )
         self._compare()
         self.highest = int(self.reader.ids()[0][-1]) if self.items else 0
         self.rows.set_properties(self._facts(complete=True))
 
     def _compare(self) -> None:
-        """Reads a sample back, features and all."""
+        """Reads a sample back and compares it, with its features. Raises IndexDamagedError."""
         ids, _ = self.reader.ids()
         chosen = np.random.default_rng(0).choice(ids, min(SAMPLE, len(ids)), replace=False)
         items = [self.reader.item(int(number)) for number in np.sort(chosen)]
@@ -263,14 +265,14 @@ class _Push:
         for item, features in zip(items, mine, strict=True):
             if marks.get(item.id) != row_hash(item) or not np.array_equal(theirs.get(item.id), features):  # type: ignore[arg-type]
                 raise IndexDamagedError(
-                    f"{self.rows.address}: item {item.id} is not as it was sent", hint="--replace begins anew"
+                    f"{self.rows.address}: item {item.id} is not as it was sent", hint="push with --replace"
                 )
         self.pushed.compared = len(items)
 
 
 def row_hash(item: Item) -> int:
-    """63 bits of a hash over all that a row holds; its features are those of its digest."""
-    held = [
+    """Returns 63 bits of a hash over all fields of a row. The digest stands for the features."""
+    fields = [
         item.source,
         os.fsencode(item.path).hex(),
         item.label,
@@ -281,12 +283,12 @@ def row_hash(item: Item) -> int:
         item.width,
         item.height,
     ]
-    digest = hashlib.blake2b(json.dumps(held, sort_keys=True).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def _row(item: Item, features: NDArray[np.float16], storage: str) -> tuple[dict[str, Any], int]:
-    """The row of an item and about how many bytes it is. Raises UsageError for what Milvus cannot hold."""
+    """Returns an item's row and its approximate size in bytes. Raises UsageError if Milvus cannot store it."""
     path = replace_surrogates(item.path)
     row = {
         "id": item.id,
@@ -307,13 +309,14 @@ def _row(item: Item, features: NDArray[np.float16], storage: str) -> tuple[dict[
     cells = {name: len(str(row[name]).encode()) for name in ("path", "path_hex", "label")}
     cells["metadata"] = len(json.dumps(item.metadata).encode())
     for name, length in cells.items():
-        if length > _CELL:
-            raise UsageError(f"the {name} of item {item.id} has {length:,} bytes, Milvus takes {_CELL:,}")
+        if length > _LONGEST_TEXT:
+            limit = f"the limit of Milvus is {_LONGEST_TEXT:,}"
+            raise UsageError(f"the {name} of item {item.id} has {length:,} bytes; {limit}")
     return row, sum(cells.values()) + features.size * (2 if storage == "float16" else 4) + 256
 
 
 def _kind(items: int, address: MilvusAddress) -> str:
-    """The index for so many items: exact while that is quick."""
+    """Returns the kind of index for a number of items; exact as long as that is fast."""
     if address.file is not None or items < _MANY:
         return "FLAT"
     return "HNSW" if items < _HUGE else "DISKANN"

@@ -1,6 +1,6 @@
-"""What a collection that `push` made holds, read as an index's parts are: items, features, and what it says of itself.
+"""Reads a collection that `push` made like an index: its items, features and properties.
 
-Rows of features have no numbers of their own in a collection: the id of an item is its row.
+A collection has no row numbers; an item's id is used as the row of its features.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from simsearch.cluster.milvus import client, filters
-from simsearch.cluster.milvus.client import EXACT, Hit, MilvusClient
+from simsearch.cluster.milvus.client import Hit, MilvusClient
+from simsearch.cluster.milvus.index_kinds import EXACT
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, ItemNotFoundError, UsageError
 from simsearch.storage.filters import Condition
 from simsearch.storage.meta import Meta
@@ -25,16 +26,20 @@ from simsearch.storage.reader import Item, SourceRow
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PROPERTIES = "simsearch.storage.meta", "simsearch.images.sources.base", "simsearch.state"
-"""What a collection carries: the index's `meta.json`, its sources, and how far the last push came, as JSON."""
+PROPERTIES = "simsearch.meta", "simsearch.sources", "simsearch.state"
+"""Properties of a collection, as JSON: the index's `meta.json`, its sources, and the state of the last push."""
 
 SCAN = 1_000_000
-"""The most items among which a condition that Milvus cannot say is looked for here."""
+"""The most items that are fetched to check a condition that Milvus cannot express."""
 
 
 @dataclass(frozen=True)
 class CollectionState:
-    """What a collection says of itself. highest: no id is higher. failures: of the index that was pushed."""
+    """The properties of a collection, and its number of rows.
+
+    state: `complete`, `generation`, `storage`, `highest` (no id is higher) and `labels`, as the last push left them.
+    kind: of the Milvus index. read: when this was read, by `time.monotonic`.
+    """
 
     meta: Meta
     sources: dict[int, SourceRow]
@@ -45,7 +50,7 @@ class CollectionState:
 
     @classmethod
     def of(cls, rows: MilvusClient) -> CollectionState:
-        """Raises IndexNotFoundError for a collection that `push` did not make."""
+        """Reads them. Raises IndexNotFoundError if `push` did not make the collection, IndexDamagedError."""
         try:
             meta, sources, state = properties(rows)
             read = {int(n): SourceRow(int(n), kind, root, root, {}) for n, kind, root in sources}
@@ -58,14 +63,15 @@ class CollectionState:
 
     @property
     def roots(self) -> filters.Roots:
+        """Kind and root of each source, by number."""
         return {number: (row.kind, row.root) for number, row in self.sources.items()}
 
 
 def properties(rows: MilvusClient) -> list[Any]:
-    """What PROPERTIES hold. Raises IndexNotFoundError where `push` has not made the collection."""
+    """Returns the values of PROPERTIES. Raises IndexNotFoundError if `push` did not make the collection."""
     facts = rows.describe().get("properties") or {}
     if not all(name in facts for name in PROPERTIES):
-        hint = "name another; `simsearch push` makes one"
+        hint = "`simsearch push` makes a collection"
         raise IndexNotFoundError(f"the collection {rows.address} was not made by simsearch", hint=hint)
     return [json.loads(facts[name]) for name in PROPERTIES]
 
@@ -81,32 +87,32 @@ class Permitted:
         return self.count
 
 
-class Features:
-    """`FeatureFiles` by id, with what a search brought along."""
+class CollectionFeatures:
+    """Reads features by id, as `FeatureFiles` does by row; keeps those that a search has brought along."""
 
     rows_per_shard = 1 << 62
 
     def __init__(self, rows: MilvusClient, dimension: int) -> None:
         self.rows, self.dimension = rows, dimension
-        self.held: dict[int, NDArray[np.float16]] = {}
+        self.cache: dict[int, NDArray[np.float16]] = {}
 
     def read(self, ids: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The features of the given items, in that order: (n, D) float16."""
+        """Reads the features of items in the given order: (n, D) float16. Raises ItemNotFoundError."""
         wanted = [int(number) for number in ids]
-        found = self.rows.features([number for number in wanted if number not in self.held])
-        found.update((number, self.held[number]) for number in wanted if number in self.held)
+        found = self.rows.features([number for number in wanted if number not in self.cache])
+        found.update((number, self.cache[number]) for number in wanted if number in self.cache)
         missing = next((number for number in wanted if number not in found), None)
         if missing is not None:
-            raise ItemNotFoundError(f"the index has no item {missing} any more")
+            raise ItemNotFoundError(f"item {missing} has been removed from the index")
         return np.stack([found[n] for n in wanted]) if wanted else np.zeros((0, self.dimension), np.float16)
 
 
 class MilvusReader:
-    """`reader.Reader` over a collection: one operation's questions, and what it has seen of items."""
+    """An `ItemReader` over a collection, for one operation; remembers the items that it has read."""
 
     def __init__(self, rows: MilvusClient, state: CollectionState) -> None:
         self.rows_of, self.known = rows, state
-        self.features = Features(rows, state.meta.dimension)
+        self.features = CollectionFeatures(rows, state.meta.dimension)
         self.shards = self.features
         self.seen: dict[int, Item] = {}
 
@@ -126,7 +132,7 @@ class MilvusReader:
         return list(self.known.sources.values())
 
     def failures(self) -> NoReturn:
-        raise UsageError("what failed is recorded in the index that was pushed, not in the collection")
+        raise UsageError("failures are recorded in the index that was pushed, not in the collection")
 
     def label_count(self) -> int:
         return int(self.known.state["labels"])
@@ -166,7 +172,7 @@ class MilvusReader:
         return np.array(found, np.int64), np.array(found, np.int64)
 
     def rows(self, conditions: Iterable[Condition] = ()) -> Any:
-        """The ids of all items, or what `_Flat.search` permits."""
+        """Returns the ids of all items; with conditions, the items that meet them. Raises UsageError."""
         if not (wanted := list(conditions)):
             return self.ids()[0]
         where, rest = filters.to_milvus_expression(wanted, self.known.roots)
@@ -174,10 +180,10 @@ class MilvusReader:
         if not rest or not count:
             return Permitted(where, count)
         if count > SCAN:
-            told = ", ".join(f"{c.field}{c.operator}{c.value}" for c in rest)
+            conditions_text = ", ".join(f"{c.field}{c.operator}{c.value}" for c in rest)
             raise UsageError(
-                f"Milvus cannot say {told}, and to look at {count:,} items here would take too long",
-                hint="another condition, as label=..., that leaves fewer items",
+                f"Milvus cannot check {conditions_text}, and fetching {count:,} items to check it takes too long",
+                hint="add a condition that leaves fewer items, such as label=...",
             )
         found: list[int] = []
         for rows in self.rows_of.scan(where, client.SCALARS[1:], int(self.known.state["highest"])):
@@ -190,11 +196,11 @@ class MilvusReader:
         return Permitted(f"id in {found}", len(found))
 
     def keep(self, hits: Iterable[Hit]) -> None:
-        """Remembers what a search brought along."""
+        """Keeps the items and features that a search has brought along."""
         for hit in hits:
             if hit.id not in self.seen:
                 self.seen[hit.id] = _item(hit.fields)
-                self.features.held[hit.id] = hit.features.astype(np.float16)
+                self.features.cache[hit.id] = hit.features.astype(np.float16)
 
     def _keep(self, rows: Iterable[dict[str, Any]]) -> None:
         self.seen.update((item.id, item) for item in map(_item, rows))

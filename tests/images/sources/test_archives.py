@@ -183,7 +183,7 @@ def test_compressed_tar_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mo
         return seek(file, offset, whence)
 
     monkeypatch.setattr(gzip.GzipFile, "seek", noted)
-    monkeypatch.setattr(archives, "KEPT", 3)
+    monkeypatch.setattr(archives, "CACHED_MEMBERS", 3)
     for number in (2, 1, 0, 3, 5, 4, 39, 37, 38):
         assert source.read(f"{number}.png") == png(number)
     assert len(begun) == 1  # from the listing's end

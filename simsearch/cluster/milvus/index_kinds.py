@@ -1,0 +1,42 @@
+"""The kinds of index that Milvus has for features, and their parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SEARCH_PARAMETERS = {
+    "HNSW": "ef",
+    "HNSW_SQ": "ef",
+    "HNSW_PQ": "ef",
+    "IVF_FLAT": "nprobe",
+    "IVF_SQ8": "nprobe",
+    "IVF_PQ": "nprobe",
+    "SCANN": "nprobe",
+    "DISKANN": "search_list",
+    "GPU_CAGRA": "itopk_size",
+    "GPU_IVF_FLAT": "nprobe",
+    "GPU_IVF_PQ": "nprobe",
+}
+"""By approximate kind: the search parameter that trades time for recall."""
+
+KINDS = ("FLAT", "GPU_BRUTE_FORCE", *SEARCH_PARAMETERS)
+EXACT = ("FLAT", "GPU_BRUTE_FORCE")
+
+BUILD_PARAMETERS = {
+    "HNSW": {"M": 16, "efConstruction": 200},
+    "GPU_CAGRA": {"intermediate_graph_degree": 64, "graph_degree": 32},
+}
+"""By kind: what it is built with by default."""
+
+
+def search_parameters(kind: str, width: int, effort: int | None) -> dict[str, Any]:
+    """Returns the search parameters of an index of this kind.
+
+    width: the number of candidates. effort: the value of the kind's entry in SEARCH_PARAMETERS; None for a default.
+    """
+    name = SEARCH_PARAMETERS.get(kind)
+    if name is None:
+        return {}
+    if name == "nprobe":
+        return {name: effort or 32}
+    return {name: max(effort or 128, width)}

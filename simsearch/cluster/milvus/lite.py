@@ -1,0 +1,59 @@
+"""The files of Milvus Lite, which runs in this process, and the number of clients that have each open."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+from pathlib import Path
+
+from simsearch.errors import IndexLockedError, IndexNotFoundError, MissingExtraError, UsageError
+
+_open_counts: dict[Path, int] = {}
+_lock = threading.Lock()
+
+
+def check_file(file: Path, writing: bool) -> None:
+    """Checks that a file of Milvus Lite can be opened. writing: it may be a new one.
+
+    Raises MissingExtraError, IndexNotFoundError for a file that does not exist, UsageError for one that Milvus Lite
+    cannot use, IndexLockedError for one that another process has open.
+    """
+    try:
+        import milvus_lite  # noqa: F401
+    except ImportError:
+        # Its dependency faiss-cpu would overwrite the files of faiss-gpu, hence --no-deps.
+        raise MissingExtraError("Milvus Lite", "cluster", packages="--no-deps milvus-lite pyarrow") from None
+    if not writing and not file.exists():
+        hint = f"make one: simsearch push milvus://{file} -i INDEX"
+        raise IndexNotFoundError(f"there is no file {file}", hint=hint)
+    if not file.parent.is_dir():
+        raise UsageError(f"{file} cannot be written: its folder does not exist")
+    if file.exists() and not file.is_dir():
+        raise UsageError(f"{file} was not made by Milvus Lite 3", hint="name another file")
+    with _lock:
+        if _open_counts.get(file) or not (file / "LOCK").exists():
+            return
+        with (file / "LOCK").open("rb") as lock_file:
+            try:
+                fcntl.flock(lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                message = f"another process has {file} open"
+                raise IndexLockedError(
+                    message, hint="only one process can use a file; a server serves several"
+                ) from None
+
+
+def acquire(file: Path) -> None:
+    """Counts a client that has opened a file."""
+    with _lock:
+        _open_counts[file] = _open_counts.get(file, 0) + 1
+
+
+def release(file: Path) -> None:
+    """Counts a client as closed, and closes the file after the last one."""
+    with _lock:
+        _open_counts[file] -= 1
+        if not _open_counts[file]:
+            from milvus_lite.server_manager import server_manager_instance
+
+            server_manager_instance.release_server(str(file))
