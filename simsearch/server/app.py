@@ -1,6 +1,7 @@
 """The HTTP service as an ASGI app: `simsearch.create_app`.
 
-A request passes the middlewares (headers, log, key, limits), then routes -> service -> answers.
+A request passes the middlewares (response headers, access log, authentication, body limit), then a route, which calls
+a handler of `SearchService`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from simsearch.server.settings import Settings
 
 
 def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI:
-    """An ASGI app (FastAPI) that searches an engine, or several by name, with a web page at its root.
+    """Creates an ASGI app (FastAPI) that searches an engine, or several by name, with a web page at its root.
 
     It can be served by itself or mounted: `app.mount("/similar", simsearch.create_app(engine))`.
-    options: the fields of `settings.Settings`. The engines remain the caller's to close.
+    options: the fields of `settings.Settings`. The caller closes the engines. Raises UsageError, MissingExtraError.
     """
     engines = engine if isinstance(engine, Mapping) else {"default": engine}
     if not engines:
@@ -63,7 +64,7 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI
             allow_methods=["*"],
             allow_headers=["authorization", "content-type", "x-api-key"],
         )
-    # The last added is the first that a request meets.
+    # A request passes the last one first.
     app.add_middleware(BodyLimit, settings, service.metrics)
     app.add_middleware(Authentication, settings, _needs_key)
     app.add_middleware(AccessLog, service.metrics)

@@ -1,7 +1,8 @@
-"""Concurrent searches answered together: one pass through the network and one scan for all that wait.
+"""Answers concurrent searches in batches, with one pass through the network and one scan for each batch.
 
-Nobody waits for a batch to fill: whoever finds the worker free is computed at once, and what arrives meanwhile makes
-the next batch. So a lone request is as fast as without, and under load batches form by themselves.
+No request waits for a batch to fill: if the worker is free, a request is computed at once, and those that arrive
+meanwhile make the next batch. So a single request is as fast as without batches, and under load batches form by
+themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from simsearch.server.reloading import ReloadableIndex
 
 @dataclass
 class SearchJob:
-    """One search that waits for its batch. model: the name of the model that answered it, known when it is done."""
+    """A search that waits for its batch. model: the name of the model that answered it, set when it is done."""
 
     query: PreparedQuery
     k: int
@@ -37,12 +38,12 @@ class SearchJob:
 
     @property
     def key(self) -> tuple[int, int, str]:
-        """Jobs with the same key can be answered by one scan."""
+        """The same for jobs that one scan can answer."""
         return self.k, self.query.variants, repr(sorted(self.options.items(), key=lambda pair: pair[0]))
 
 
 class Batcher:
-    """One worker thread for an index, started with the first job. size: the most jobs at once."""
+    """The worker thread of an index, which is started with the first job. size: the most jobs in a batch."""
 
     def __init__(self, served: ReloadableIndex, size: int, metrics: PrometheusMetrics) -> None:
         self.served, self.size, self.metrics = served, size, metrics
@@ -51,7 +52,7 @@ class Batcher:
         self._thread: threading.Thread | None = None
 
     def submit(self, job: SearchJob) -> Future[Matches]:
-        """Puts a job in line. Its result may be any SimsearchError."""
+        """Adds a job to the queue and returns its future, whose exception may be any SimsearchError."""
         with self._ready:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name=f"search-{self.served.name}", daemon=True)
@@ -80,7 +81,7 @@ class Batcher:
             self.metrics.phases.labels("queue").observe(now - job.born)
         self.metrics.batch.observe(len(jobs))
         try:
-            answers = self.served.use(lambda engine: self._answers(engine, jobs))
+            answers = self.served.run(lambda engine: self._answers(engine, jobs))
         except Exception as error:
             if len(jobs) > 1:  # one by one, so that only the faulty job fails
                 for job in jobs:

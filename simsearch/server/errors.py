@@ -1,4 +1,4 @@
-"""What goes back over HTTP: JSON, and every error as `{"error": {"code", "message"}}` with its status."""
+"""Responses in JSON; errors become `{"error": {"code", "message"}}` with their status."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _STATUS: tuple[tuple[type[SimsearchError], int, str], ...] = (
     (UsageError, 422, "bad_argument"),
     (SimsearchError, 503, "unavailable"),
 )
-"""The first kind that an error is of decides; a test fails where one is missing."""
+"""Status and code by error class; the first match counts. A test fails if a class is missing."""
 
 
 def reply(value: Any, status: int = 200) -> Response:
-    """JSON, ASCII only, since names may hold bytes that are no UTF-8; what JSON has no number for becomes null."""
+    """Makes a JSON response, in ASCII since names may not be valid UTF-8; infinities and NaN become null."""
     try:
         text = json.dumps(value, allow_nan=False)
     except ValueError:
@@ -56,38 +56,38 @@ def _finite(value: Any) -> Any:
 
 
 def install(app: FastAPI) -> None:
-    """Makes all errors that routes raise into answers."""
+    """Adds handlers to the app that turn errors of the routes into responses."""
     for kind, handler in (
-        (ApiError, _refused),
-        (SimsearchError, _ours),
-        (HTTPException, _http),
-        (RequestValidationError, _invalid),
+        (ApiError, _api_error),
+        (SimsearchError, _simsearch_error),
+        (HTTPException, _http_error),
+        (RequestValidationError, _validation_error),
     ):
         app.add_exception_handler(kind, handler)  # type: ignore[arg-type]
 
 
-def _answer(refused: ApiError) -> Response:
-    return Response(refused.body(), refused.status, refused.headers, "application/json")
+def _respond(error: ApiError) -> Response:
+    return Response(error.body(), error.status, error.headers, "application/json")
 
 
-async def _refused(request: Request, error: ApiError) -> Response:
-    return _answer(error)
+async def _api_error(request: Request, error: ApiError) -> Response:
+    return _respond(error)
 
 
-async def _ours(request: Request, error: SimsearchError) -> Response:
+async def _simsearch_error(request: Request, error: SimsearchError) -> Response:
     status, code = next((status, code) for kind, status, code in _STATUS if isinstance(error, kind))
     message = str(error)
-    if status == 503:  # of the service's own trouble, the log knows more than a stranger should
+    if status == 503:  # a client must not learn paths from the service's own failures
         locked = code == "index_locked"
         message = "another process is writing to the index" if locked else "the index cannot be used at the moment"
-    return _answer(ApiError(status, code, message, {"retry-after": "2"} if status == 503 else None))
+    return _respond(ApiError(status, code, message, {"retry-after": "2"} if status == 503 else None))
 
 
-async def _http(request: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    return _answer(ApiError(error.status_code, code, str(error.detail), dict(error.headers or {})))
+    return _respond(ApiError(error.status_code, code, str(error.detail), dict(error.headers or {})))
 
 
-async def _invalid(request: Request, error: RequestValidationError) -> Response:
+async def _validation_error(request: Request, error: RequestValidationError) -> Response:
     first = error.errors()[0]
-    return _answer(ApiError(422, "bad_argument", f"{first['loc'][-1]}: {first['msg']}"))
+    return _respond(ApiError(422, "bad_argument", f"{first['loc'][-1]}: {first['msg']}"))

@@ -1,6 +1,6 @@
-"""What the routes do: searches, items, and what a service says of itself.
+"""The handlers of the routes: searches, items, and the state of the service.
 
-A search's way: body -> decode in threads -> batch (network, scan) -> JSON.
+A search is read from the body, decoded in a thread, answered with its batch (network and scan), and returned as JSON.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from simsearch.server.uploads import Uploads
 T = TypeVar("T")
 
 ATTEMPTS = 3
-"""How often a search is made anew for the index that has taken the place of another meanwhile."""
+"""How often a search is tried when its index is replaced meanwhile."""
 
 FETCHES = 8
-"""Pictures fetched by URL at once: they wait for others, and must not keep what is here from being decoded."""
+"""Images fetched by URL at once. They wait for other servers, so they have threads of their own."""
 
 
 class SearchService:
-    """What the routes share. The first of the engines answers where a request names no index."""
+    """The state that the routes share. The first engine answers requests that do not name an index."""
 
     def __init__(self, engines: dict[str, Engine], settings: Settings) -> None:
         self.settings, self.metrics, self.search_request = settings, PrometheusMetrics(), search_request(settings)
@@ -59,22 +59,22 @@ class SearchService:
         self.decoders = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "serve")
         self.fetchers = ThreadPoolExecutor(FETCHES, "fetch")
         self.draining = False
-        self._taken = 0
+        self._searches = 0  # not answered yet
 
     def close(self) -> None:
-        """Waits for what was begun in threads."""
+        """Waits for the work that was started in threads."""
         self.fetchers.shutdown(wait=True)
         self.decoders.shutdown(wait=True)
 
     def index(self, request: Request) -> ReloadableIndex:
-        """The index that the request names. Raises ApiError."""
+        """Returns the index that the request names. Raises ApiError."""
         name = request.query_params.get("index") or next(iter(self.indexes))
         if name not in self.indexes:
             raise ApiError(404, "no_such_index", f"there is no index called {name[:80]!r}")
         return self.indexes[name]
 
     async def in_thread(self, call: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
-        """What `call` returns; in a thread. Raises ApiError if that takes too long."""
+        """Runs `call` in a thread and returns its result. Raises ApiError if that takes too long."""
         work = asyncio.get_running_loop().run_in_executor(pool or self.decoders, call)
         return await self._in_time(work)
 
@@ -87,22 +87,22 @@ class SearchService:
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Counts a search; one too many is turned away at once."""
-        if self._taken >= self.settings.in_flight:
+        """Counts a search while it runs. Raises ApiError if there are too many."""
+        if self._searches >= self.settings.in_flight:
             self.metrics.rejected.inc()
             raise ApiError(429, "too_many_requests", "too many searches at once", {"retry-after": "1"})
-        self._taken += 1
-        self.metrics.in_flight.set(self._taken)
+        self._searches += 1
+        self.metrics.in_flight.set(self._searches)
         try:
             yield
         finally:
-            self._taken -= 1
-            self.metrics.in_flight.set(self._taken)
+            self._searches -= 1
+            self.metrics.in_flight.set(self._searches)
 
     # -- searching
 
     async def search(self, request: Request) -> Response:
-        """One search, from a multipart form or a JSON object."""
+        """Answers a search, from a multipart form or a JSON object."""
         start = time.perf_counter()
         served = self.index(request)
         with self.admitted():
@@ -119,16 +119,16 @@ class SearchService:
         return reply(answer.to_dict())
 
     async def _matches(self, served: ReloadableIndex, body: SearchRequest) -> tuple[SearchJob, Matches]:
-        """Makes a job and has it answered, by one and the same index. Raises SimsearchError, ApiError."""
+        """Prepares a search and answers it from the same index. Raises SimsearchError, ApiError."""
 
-        async def once() -> tuple[SearchJob, Matches]:
+        async def attempt() -> tuple[SearchJob, Matches]:
             job = await self.in_thread(lambda: self._job(served, body))
             return job, await self._in_time(asyncio.wrap_future(self.batchers[served.name].submit(job)))
 
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(OutdatedQueryError):
-                return await once()
-        return await once()
+                return await attempt()
+        return await attempt()
 
     def _fetch(self, url: str) -> bytes:
         start = time.perf_counter()
@@ -137,9 +137,9 @@ class SearchService:
         return data
 
     def _job(self, served: ReloadableIndex, request: SearchRequest) -> SearchJob:
-        """Reads and decodes what is searched by; in a thread. Raises SimsearchError."""
+        """Reads and decodes the query; in a thread. Raises SimsearchError."""
         start = time.perf_counter()
-        query = served.use(lambda engine: self._prepare(engine, request))
+        query = served.run(lambda engine: self._prepare(engine, request))
         self.metrics.phases.labels("decode").observe(time.perf_counter() - start)
         return SearchJob(query, request.matches, request.search_options())
 
@@ -153,17 +153,17 @@ class SearchService:
     # -- items
 
     async def item(self, request: Request, number: int) -> Response:
-        """What is known of an item."""
+        """Answers with an item."""
         served = self.index(request)
-        return reply((await self.in_thread(lambda: self._known(served, [number])))[0])
+        return reply((await self.in_thread(lambda: self._item_values(served, [number])))[0])
 
     async def items(self, request: Request, count: int) -> Response:
-        """Some items, spread over the index."""
+        """Answers with `count` items, spread evenly over the index."""
         served = self.index(request)
-        found = await self.in_thread(lambda: self._known(served, thumbnails.spread(served, count)))
+        found = await self.in_thread(lambda: self._item_values(served, thumbnails.spread(served, count)))
         return reply({"items": found})
 
-    def _known(self, served: ReloadableIndex, numbers: list[int]) -> list[dict[str, Any]]:
+    def _item_values(self, served: ReloadableIndex, numbers: list[int]) -> list[dict[str, Any]]:
         def find(engine: Engine) -> list[dict[str, Any]]:
             items = [engine.item(number) for number in numbers]
             paths = [item.path for item in items] if self.settings.relative else engine.paths(items)
@@ -180,12 +180,12 @@ class SearchService:
                 for item, path in zip(items, paths, strict=True)
             ]
 
-        return served.use(find)
+        return served.run(find)
 
     async def image(self, request: Request, number: int) -> Response:
-        """An item's file. What is no picture that browsers show is for saving, so that none guesses what it is."""
+        """Answers with an item's file, as an attachment if browsers cannot show it, so that they do not guess its type."""
         served = self.index(request)
-        with _still_there():
+        with _image_gone_as_404():
             data, kind = await self.in_thread(lambda: thumbnails.file(served, number))
         headers = {"cache-control": "private, no-cache"}
         if kind is None:
@@ -193,25 +193,25 @@ class SearchService:
         return Response(data, media_type=kind or "application/octet-stream", headers=headers)
 
     async def thumbnail(self, request: Request, number: int, size: int) -> Response:
-        """A small JPEG of an item."""
+        """Answers with a small JPEG of an item."""
         served = self.index(request)
         digest = await self.in_thread(lambda: thumbnails.digest(served, number))
         tag = f'"{digest.hex()[:32]}-{size}"'
         headers = {"etag": tag, "cache-control": "private, no-cache"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
-        with _still_there():
+        with _image_gone_as_404():
             data = await self.in_thread(lambda: self.thumbnails.get(served, number, digest, size))
         return Response(data, media_type="image/jpeg", headers=headers)
 
     async def add(self, request: Request) -> Response:
         """Adds an image to the index."""
-        self._must_write()
+        self._check_writable()
         served = self.index(request)
         upload = (await read_upload(request)).model_dump(exclude_unset=True)
         largest = self.settings.max_pixels
         number, fresh = await self.in_thread(
-            lambda: served.once(lambda engine: self.uploads.add(engine, upload, largest))
+            lambda: served.run_once(lambda engine: self.uploads.add(engine, upload, largest))
         )
         response = await self.item(request, number)
         response.status_code = 201 if fresh else 200
@@ -219,26 +219,27 @@ class SearchService:
         return response
 
     async def remove(self, request: Request, number: int) -> Response:
-        """Takes an item out of the index."""
-        self._must_write()
+        """Removes an item from the index."""
+        self._check_writable()
         served = self.index(request)
-        await self.in_thread(lambda: served.once(lambda engine: self.uploads.remove(engine, number)))
+        await self.in_thread(lambda: served.run_once(lambda engine: self.uploads.remove(engine, number)))
         return Response(status_code=204)
 
-    def _must_write(self) -> None:
+    def _check_writable(self) -> None:
+        """Raises ApiError if the service may not change its indexes."""
         if not self.settings.writable:
-            raise ApiError(404, "read_only", "this service does not write; `simsearch serve --writable` would")
+            raise ApiError(404, "read_only", "this service is read-only; `simsearch serve --writable` is not")
 
     # -- the service itself
 
     async def listing(self) -> Response:
-        """The indexes, and what may be asked of them."""
+        """Answers with the indexes and the limits of requests."""
 
         def facts() -> list[dict[str, Any]]:
             found = []
             for name, served in self.indexes.items():
                 items, generation = served.facts()
-                meta = served.use(lambda engine: engine.meta)
+                meta = served.run(lambda engine: engine.meta)
                 found.append(
                     {
                         "name": name,
@@ -263,18 +264,18 @@ class SearchService:
         )
 
     async def ready(self) -> Response:
-        """Whether a real query works in each index."""
+        """Answers that the service is ready if a search works in each index. Raises ApiError."""
         if self.draining:
             raise ApiError(503, "draining", "the service is about to stop")
         try:
             for served in self.indexes.values():
-                await self.in_thread(functools.partial(_proves, served))
+                await self.in_thread(functools.partial(_check_search, served))
         except SimsearchError as error:
-            raise ApiError(503, "not_ready", "a query does not work yet") from error
+            raise ApiError(503, "not_ready", "searches do not work yet") from error
         return reply({"status": "ready"})
 
     async def prometheus(self) -> Response:
-        """The figures, in Prometheus' text format."""
+        """Answers with the metrics, in the text format of Prometheus."""
 
         def text() -> bytes:
             for name, served in self.indexes.items():
@@ -288,14 +289,15 @@ class SearchService:
 
 
 @contextlib.contextmanager
-def _still_there() -> Iterator[None]:
+def _image_gone_as_404() -> Iterator[None]:
+    """Turns an ImageError into an ApiError with status 404."""
     try:
         yield
     except ImageError as error:
-        raise ApiError(404, "image_gone", "the item's image cannot be read any more") from error
+        raise ApiError(404, "image_gone", "the item's image cannot be read") from error
 
 
-def _proves(served: ReloadableIndex) -> None:
-    """Computes and answers one real query. Raises SimsearchError."""
-    served.use(lambda engine: engine.features([np.zeros((64, 64, 3), np.uint8)]))
+def _check_search(served: ReloadableIndex) -> None:
+    """Computes the features of an image and runs a search. Raises SimsearchError."""
+    served.run(lambda engine: engine.features([np.zeros((64, 64, 3), np.uint8)]))
     served.check()

@@ -1,6 +1,6 @@
 """The middlewares of the HTTP service, outermost first: ResponseHeaders, AccessLog, Authentication and BodyLimit.
 
-Each is plain ASGI. Authentication and BodyLimit raise ApiError for a request that they turn away; AccessLog answers it.
+Each is plain ASGI. Authentication and BodyLimit raise ApiError for a request that they refuse; AccessLog answers it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("simsearch.serve")
 
 CLIENT_LEFT = 499
-"""The status in logs and metrics of a request whose client left before it was answered (as nginx has it)."""
+"""The status in logs and metrics of a request whose client left before it was answered (as in nginx)."""
 
 BODIES_IN_MEMORY = 16
 """The bodies of all unanswered requests may take this many times the largest body."""
@@ -50,7 +50,7 @@ _SECURITY_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
 }
-# Two programs in a row could each take another one of these for the one that counts.
+# If one of these were repeated, a proxy and this service could use different ones.
 _SINGLE_HEADERS = (
     "host",
     "content-length",
@@ -171,7 +171,7 @@ async def _respond(refused: ApiError, scope: Scope, receive: Receive, send: Send
 
 
 class Authentication:
-    """Turns away requests with an ambiguous head, for another host, from another site's page, or without a valid key.
+    """Refuses requests with an ambiguous head, for another host, from another site's page, or without a valid key.
 
     needs_key: returns True for a path that needs a key, if the settings have any.
     """
@@ -192,14 +192,14 @@ class Authentication:
         await self.app(scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:
-        """Against DNS rebinding: another site's name that resolves to this machine."""
+        """Prevents DNS rebinding, by which another site's name resolves to this machine. Raises ApiError."""
         host = headers.get("host", "")
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         if self.settings.hosts is not None and name.lower() not in self.settings.hosts:
             raise ApiError(400, "bad_host", "this service does not answer to the name in the Host header")
 
     def _check_origin(self, method: str, headers: Headers) -> None:
-        """Against request forgery: a browser sends a form to any site, with the page's own site as the origin."""
+        """Prevents request forgery: browsers send forms to any site, with the page's site as origin. Raises ApiError."""
         origin = headers.get("origin")
         if not origin or method not in {"POST", "DELETE"} or origin in self.settings.cors:
             return
@@ -215,7 +215,7 @@ class Authentication:
 
 
 def _check_head(scope: Scope, headers: Headers) -> None:
-    """Raises ApiError for a huge head, and for one that two programs could read differently."""
+    """Raises ApiError for a huge head, and for one that programs may read differently."""
     size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
     size += sum(len(name) + len(value) for name, value in scope["headers"])
     if size > MAX_HEAD_BYTES:

@@ -1,4 +1,4 @@
-"""The OpenAPI document: schemas of the bodies that are sent and answered, from pydantic models."""
+"""The OpenAPI document: schemas of requests and responses, from pydantic models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 class _Item(BaseModel):
     id: Annotated[int, Field(ge=0, le=LARGEST_ID)]
-    path: Annotated[str, Field(description="Opens as it is, where the index was made.")]
+    path: Annotated[str, Field(description="Can be opened on the machine that made the index.")]
     label: str | None
     metadata: dict[str, Any]
 
@@ -58,7 +58,7 @@ class Index(BaseModel):
     generation: int
     model: str
     dimension: Count
-    median_distance: Annotated[NotNegative, Field(description="Of two random pictures.")]
+    median_distance: Annotated[NotNegative, Field(description="Between two random images.")]
 
 
 class Listing(BaseModel):
@@ -121,24 +121,24 @@ EXAMPLES: dict[type[BaseModel], Schema] = {
     Error: {"error": {"code": "bad_argument", "message": "k must be a whole number from 1 to 1000"}},
 }
 _REASONS = {
-    400: "The request cannot be read, or comes from where it may not.",
+    400: "The request cannot be read, or comes from another site.",
     401: "The API key is missing or wrong.",
-    404: "There is no such thing.",
+    404: "It does not exist.",
     413: "The body or the image is too large.",
-    415: "The body is of another type.",
-    422: "A value cannot be used.",
+    415: "The body has the wrong media type.",
+    422: "A value is not valid.",
     429: "Too many searches at once.",
-    503: "Not now.",
+    503: "The service cannot answer now.",
 }
 
 
 def schema_of(model: type[BaseModel]) -> Schema:
-    """A model's JSON schema, whole in itself, without pydantic's titles and without defaults that mean nothing."""
+    """Returns a model's JSON schema without references, without pydantic's titles and without empty defaults."""
     whole = model.model_json_schema()
     definitions = whole.pop("$defs", {})
 
     def plain(value: Any, named: bool = False) -> Any:
-        """named: whether the keys are names of fields."""
+        """named: the keys of the dict are names of fields."""
         if isinstance(value, list):
             return [plain(each) for each in value]
         if not isinstance(value, dict):
@@ -153,28 +153,28 @@ def schema_of(model: type[BaseModel]) -> Schema:
 
 
 def ok(model: type[BaseModel]) -> Schema:
-    """A successful answer in JSON."""
+    """Returns a successful JSON response."""
     return {"description": "Done.", "content": {"application/json": {"schema": schema_of(model)}}}
 
 
 def errors(*codes: int) -> dict[int | str, Schema]:
-    """The answers with these statuses."""
+    """Returns error responses by status."""
     return {code: {**ok(Error), "description": _REASONS[code]} for code in codes}
 
 
 def responses(model: type[BaseModel], *codes: int) -> dict[int | str, Schema]:
-    """A successful answer in JSON, and errors."""
+    """Returns a successful JSON response, and error responses."""
     return {200: ok(model), **errors(*codes)}
 
 
 def binary(*kinds: str) -> dict[int | str, Schema]:
-    """A successful answer that is a file of one of these media types."""
+    """Returns a successful response with a file of one of these media types."""
     schema = {"type": "string", "format": "binary"}
     return {200: {"description": "Done.", "content": {kind: {"schema": schema} for kind in kinds}}}
 
 
 def search_body(model: type[SearchRequest], allow_urls: bool) -> Schema:
-    """What POST /v1/search takes, as JSON or as a form. model: of `schemas.search_request`."""
+    """Returns the body of POST /v1/search, as JSON or as a form. model: of `schemas.search_request`."""
     whole = schema_of(model)
     fields: Schema = whole["properties"]
     image = fields.pop("image")
@@ -192,7 +192,7 @@ def search_body(model: type[SearchRequest], allow_urls: bool) -> Schema:
 
 
 def _form_fields(fields: Schema) -> Schema:
-    """The fields of a form: boxes are written as a text."""
+    """Returns the fields as a form has them: boxes are texts."""
     boxes = {
         option.http_field: {
             "type": "string",
@@ -211,12 +211,12 @@ def _body(content: Schema) -> Schema:
 
 
 def add_body() -> Schema:
-    """What POST /v1/items takes."""
+    """Returns the body of POST /v1/items."""
     return _body({"multipart/form-data": {"schema": schema_of(AddRequest)}})
 
 
 def with_keys(document: Schema) -> Schema:
-    """The OpenAPI document of a service that asks for a key."""
+    """Adds API keys to the OpenAPI document."""
     document.setdefault("components", {})["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -1,4 +1,4 @@
-"""The web page at `/` and the reference at `/docs`, and the policy that lets nothing run but what they are made of."""
+"""The web page at `/` and the reference at `/docs`, with content-security policies that allow only their own code."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from simsearch.server import openapi
 
 
 def page() -> Response:
-    """The page, as it is in the package."""
+    """Returns the web page."""
     headers = {"content-security-policy": _POLICY, "cache-control": "no-cache"}
     return Response(_PAGE, media_type="text/html; charset=utf-8", headers=headers)
 
 
 def docs(document: dict[str, Any]) -> Response:
-    """The OpenAPI document as a page that asks for nothing else."""
+    """Returns the OpenAPI document as a page that loads nothing else."""
     parts = []
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -43,7 +43,7 @@ def docs(document: dict[str, Any]) -> Response:
 
 
 def policy(page: str) -> str:
-    """A content-security policy: the page's own script and style by their hashes, pictures and requests from here."""
+    """Returns the content-security policy of a page: its own script and style by their hashes, images from its site."""
 
     def digest(tag: str) -> str:
         inner = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
@@ -56,7 +56,7 @@ def policy(page: str) -> str:
 
 
 def _with_checkboxes(text: str) -> str:
-    """The page with a checkbox for each search option that has a label for one."""
+    """Adds a checkbox to the page for each search option that has a checkbox label."""
     boxes = "".join(
         f'<div class="row"><label><input id="{option.http_field}" type="checkbox" data-option>'
         f"{html.escape(option.checkbox)}</label></div>\n"

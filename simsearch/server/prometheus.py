@@ -1,4 +1,4 @@
-"""What Prometheus can read of a service; each app has a registry of its own."""
+"""The metrics of a service for Prometheus; each app has a registry of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class PrometheusMetrics:
-    """The counters of one app. Safe for several threads."""
+    """The metrics of one app. Safe for several threads."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -20,7 +20,7 @@ class PrometheusMetrics:
         self.requests = Counter("simsearch_requests", "Requests answered.", ["route", "method", "status"], **own)
         self.seconds = Histogram(
             "simsearch_request_seconds",
-            "From the head of a request to the end of its answer.",
+            "Seconds from the head of a request to the end of its response.",
             ["route"],
             buckets=SECONDS,
             **own,
@@ -34,12 +34,12 @@ class PrometheusMetrics:
         )
         self.batch = Histogram("simsearch_batch_size", "Searches answered at once.", buckets=SIZES, **own)
         self.queue = Gauge("simsearch_queue", "Searches that wait for a batch.", ["index"], **own)
-        self.in_flight = Gauge("simsearch_in_flight", "Searches taken in and not yet answered.", **own)
-        self.rejected = Counter("simsearch_rejected", "Requests turned away because of too many others.", **own)
+        self.in_flight = Gauge("simsearch_in_flight", "Searches accepted and not yet answered.", **own)
+        self.rejected = Counter("simsearch_rejected", "Requests refused because there were too many.", **own)
         self.items = Gauge("simsearch_index_items", "Items of an index.", ["index"], **own)
         self.generation = Gauge("simsearch_index_generation", "Changes that an index has seen.", ["index"], **own)
-        self.reloads = Counter("simsearch_reloads", "Times an index was replaced and opened anew.", ["index"], **own)
+        self.reloads = Counter("simsearch_reloads", "Times an index was replaced and opened again.", ["index"], **own)
 
     def text(self) -> bytes:
-        """The exposition format, version 0.0.4."""
+        """Returns the metrics in the exposition format, version 0.0.4."""
         return generate_latest(self.registry)

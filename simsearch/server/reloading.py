@@ -1,8 +1,8 @@
-"""An index that is served: opened anew when another takes its place on disk, without a failed or mixed answer.
+"""Serves an index by its path, and opens it again when another index replaces it, without failed or mixed answers.
 
-What another process commits into an index is seen by the engine itself. Here is the other case: the folder is replaced
-(renamed over, or a link turned to another one). An engine goes on answering from the index that it opened, so an answer
-counts only if that one was at the path before and after; else it is computed again on the one that is there now.
+An engine itself sees what other processes commit into its index. This module handles an index whose folder is replaced:
+another one is renamed to its path, or a link is changed. An engine continues to answer from the index that it opened,
+so an answer is only used if that index was at the path before and after; else it is computed again with the new one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
+
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchError
 
@@ -20,20 +22,20 @@ T = TypeVar("T")
 Identity = tuple[int, ...] | None
 
 PATIENCE = 5.0
-"""Seconds that a request waits while there is no whole index at the path."""
+"""Seconds that a request waits while there is no complete index at the path."""
 
 log = logging.getLogger("simsearch.serve")
 
 
 class _Lease:
-    """An engine and the number of calls that use it. own: whether it was opened here, to be closed when replaced."""
+    """An engine and the number of calls that use it. own: it was opened here, and is closed after its replacement."""
 
     def __init__(self, engine: Engine, identity: Identity, own: bool) -> None:
         self.engine, self.identity, self.own, self.users, self.retired = engine, identity, own, 0, False
 
 
 class ReloadableIndex:
-    """A name and the engine that answers for it now. reloaded: called after each replacement."""
+    """The engine of the index that is now at a path. reloaded: called after each replacement."""
 
     def __init__(self, name: str, engine: Engine, reloaded: Callable[[], None] = lambda: None) -> None:
         self.name, self.path, self.reloaded = name, engine.path, reloaded
@@ -42,19 +44,22 @@ class ReloadableIndex:
         self._opening = threading.Lock()
         self._lease = _Lease(engine, engine.identity, own=False)
 
-    def use(self, call: Callable[[Engine], T]) -> T:
-        """What `call` makes of the index at the path, all of it from one index."""
+    def run(self, call: Callable[[Engine], T]) -> T:
+        """Returns the result of `call` on the engine; calls it again if the index is replaced meanwhile.
+
+        Raises IndexNotFoundError if there is no index at the path for `PATIENCE` seconds, and errors of `call`.
+        """
         deadline = time.monotonic() + PATIENCE
         while True:
-            lease = self._take(deadline)
+            lease = self._acquire(deadline)
             try:
                 result = call(lease.engine)
             except (SimsearchError, OSError, ValueError):
                 if self._identity() == lease.identity or time.monotonic() > deadline:
                     raise
-                continue  # the index was taken away meanwhile
+                continue  # the index was replaced meanwhile
             finally:
-                self._give(lease)
+                self._release(lease)
             if self._identity() in (lease.identity, None) or time.monotonic() > deadline:
                 if self._identity() is not None or lease.identity is None:
                     return result
@@ -62,20 +67,20 @@ class ReloadableIndex:
                 if self._identity() == lease.identity:
                     return result
 
-    def once(self, call: Callable[[Engine], T]) -> T:
-        """What `call` makes of the index at the path now; for what must not be done again on another."""
-        lease = self._take(time.monotonic() + PATIENCE)
+    def run_once(self, call: Callable[[Engine], T]) -> T:
+        """Returns the result of `call` on the engine, once even if the index is replaced meanwhile; for changes."""
+        lease = self._acquire(time.monotonic() + PATIENCE)
         try:
             return call(lease.engine)
         finally:
-            self._give(lease)
+            self._release(lease)
 
-    def _take(self, deadline: float) -> _Lease:
+    def _acquire(self, deadline: float) -> _Lease:
         identity = self._identity()
         while identity != self._lease.identity:
             try:
                 if identity is None:
-                    raise IndexNotFoundError(f"there is no index at {self.path} at the moment")
+                    raise IndexNotFoundError(f"there is no index at {self.path} now")
                 self._reopen(identity)
             except (SimsearchError, OSError):
                 if time.monotonic() > deadline:
@@ -86,7 +91,7 @@ class ReloadableIndex:
             self._lease.users += 1
             return self._lease
 
-    def _give(self, lease: _Lease) -> None:
+    def _release(self, lease: _Lease) -> None:
         with self._lock:
             lease.users -= 1
             done = lease.retired and lease.own and not lease.users
@@ -97,7 +102,7 @@ class ReloadableIndex:
         while self._identity() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         if self._identity() is None:
-            raise IndexNotFoundError(f"there is no index at {self.path} any more")
+            raise IndexNotFoundError(f"the index at {self.path} has been removed")
 
     def _reopen(self, identity: Identity) -> None:
         with self._opening:
@@ -114,11 +119,11 @@ class ReloadableIndex:
                 done = old.own and not old.users
             if done:
                 old.engine.close()
-        log.info("index %s was replaced and opened anew", self.name)
+        log.info("index %s was replaced and opened again", self.name)
         self.reloaded()
 
     def _open(self, old: Engine) -> Engine:
-        """The index at the path, with the model in memory if it was made by the same weights."""
+        """Opens the index at the path; reuses the loaded model if its weights are the same."""
         engine = Engine(self.path, device=old.device, roots=old.roots)
         try:
             if engine.meta.weights_sha256 == old.meta.weights_sha256:
@@ -132,23 +137,22 @@ class ReloadableIndex:
             raise
 
     def check(self) -> int:
-        """Answers one real query and returns the number of items. Raises SimsearchError where that fails."""
-        import numpy as np
+        """Runs one search and returns the number of items. Raises SimsearchError if the search fails."""
 
         def query(engine: Engine) -> int:
             engine.search_by_vector(np.zeros(engine.meta.dimension, np.float32), 1)
             return len(engine)
 
-        return self.use(query)
+        return self.run(query)
 
     def facts(self) -> tuple[int, int]:
-        """The number of items and the generation."""
+        """Returns the number of items and the generation; (0, -1) for a damaged index."""
 
         def read(engine: Engine) -> tuple[int, int]:
             with engine.store.reading() as reader:
                 return reader.count(), reader.state("generation")
 
         try:
-            return self.use(read)
+            return self.run(read)
         except IndexDamagedError:
             return 0, -1

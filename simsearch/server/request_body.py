@@ -1,4 +1,4 @@
-"""Reading the body of a request, a multipart form or a JSON object, into a model of `schemas`."""
+"""Reads the body of a request, a multipart form or a JSON object, into a model of `schemas`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Model = TypeVar("Model", bound=Body)
 Texts = dict[str, list[str]]
 
 MOST_TEXTS = sum(option.most or 0 for option in OPTIONS if option.kind in LISTS) + len(OPTIONS)
-"""The most texts in a form: the longest lists, and each other field once."""
+"""The most text fields in a form: the longest lists, and each other field once."""
 
 
 async def read_search(request: Request, model: type[SearchRequest], settings: Settings) -> tuple[SearchRequest, str]:
-    """A search, and a name for its query. Raises ApiError."""
+    """Reads a search; returns it with a name for its query. Raises ApiError."""
     kind = _media_type(request)
     if kind == "multipart/form-data":
         texts, data, name = await _read_form(request)
@@ -37,12 +37,12 @@ async def read_search(request: Request, model: type[SearchRequest], settings: Se
         raise ApiError(400, "bad_json", "the body is not JSON") from error
     body = model.read(given)
     if body.way == "url" and not settings.allow_urls:
-        raise ApiError(422, "urls_off", "this service fetches no URLs; `simsearch serve --allow-urls` would")
+        raise ApiError(422, "urls_off", "this service does not fetch URLs; `simsearch serve --allow-urls` does")
     return body, "vector" if body.way == "vector" else f"{body.way}:{getattr(body, body.way)}"
 
 
 async def read_upload(request: Request) -> AddRequest:
-    """An image to add. Raises ApiError."""
+    """Reads an image to add. Raises ApiError."""
     kind = _media_type(request)
     if kind != "multipart/form-data":
         raise _unsupported("multipart/form-data", kind)
@@ -64,7 +64,7 @@ def _unsupported(wanted: str, kind: str) -> ApiError:
 
 
 async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
-    """A form's texts by field, and its image's bytes and file name. Raises ApiError."""
+    """Reads a form: its texts by field, and its image's bytes and file name. Raises ApiError."""
     try:
         form = await request.form(max_files=1, max_fields=MOST_TEXTS, max_part_size=1 << 16)
     except (HTTPException, ValueError, UnicodeError) as error:
@@ -86,7 +86,7 @@ async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
 
 
 def _option_value(field: str, texts: list[str]) -> Any:
-    """The value that JSON would have for the texts of a search option; of another field, its text. Raises ApiError."""
+    """Returns a search option's value as JSON would have it; of another field, its text. Raises ApiError."""
     kind = next((option.kind for option in OPTIONS if option.http_field == field), None)
     if kind == "conditions":
         return texts
@@ -110,7 +110,7 @@ def _parsed(field: str, parse: Callable[[str], Any], text: str) -> Any:
 
 
 def _integer(text: str) -> int:
-    """A whole number in plain digits: Python's 1_000 and other scripts' digits are not JSON's. Raises ValueError."""
+    """Reads a whole number as JSON writes it, without Python's 1_000 and digits of other scripts. Raises ValueError."""
     if not text.isascii() or "_" in text:
         raise ValueError(text)
     return int(text)

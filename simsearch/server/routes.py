@@ -1,4 +1,4 @@
-"""The routes of the HTTP contract, as FastAPI and OpenAPI know them."""
+"""The routes of the HTTP API and their entries in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from simsearch.server.schemas import LARGEST_ID
 if TYPE_CHECKING:
     from simsearch.server.handlers import SearchService
 
-Number = Annotated[int, PathParameter(alias="id", ge=0, le=LARGEST_ID, description="An item.", examples=[1])]
-Index = Annotated[str | None, Query(alias="index", description="Which index, where there are several.")]
-Count = Annotated[int, Query(ge=1, le=100, description="How many.")]
-Size = Annotated[int, Query(ge=32, le=1024, description="Pixels of the longer side.")]
+Number = Annotated[int, PathParameter(alias="id", ge=0, le=LARGEST_ID, description="The item's id.", examples=[1])]
+Index = Annotated[str | None, Query(alias="index", description="Name of the index, if there are several.")]
+Count = Annotated[int, Query(ge=1, le=100, description="Number of items.")]
+Size = Annotated[int, Query(ge=32, le=1024, description="Longer side in pixels.")]
 
 
 def install(app: FastAPI, service: SearchService) -> None:
     """Adds all routes to the app."""
-    _around(app, service)
+    _service_routes(app, service)
     _search(app, service)
     _items(app, service)
     if service.settings.api_keys:
         app.openapi_schema = openapi.with_keys(app.openapi())
 
 
-def _around(app: FastAPI, service: SearchService) -> None:
+def _service_routes(app: FastAPI, service: SearchService) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return server_page.page()
@@ -41,17 +41,17 @@ def _around(app: FastAPI, service: SearchService) -> None:
     async def docs() -> Response:
         return server_page.docs(app.openapi())
 
-    @app.get("/health", summary="Whether the process answers", responses=responses(openapi.Health, 400))
+    @app.get("/health", summary="Health of the process", responses=responses(openapi.Health, 400))
     async def health() -> Response:
         return reply({"status": "ok"})
 
-    @app.get("/ready", summary="Whether a real query works", responses=responses(openapi.Ready, 400, 503))
+    @app.get("/ready", summary="Readiness: a search works in each index", responses=responses(openapi.Ready, 400, 503))
     async def ready() -> Response:
         return await service.ready()
 
     @app.get(
         "/metrics",
-        summary="Figures for Prometheus",
+        summary="Metrics for Prometheus",
         response_class=Response,
         responses={
             200: {"description": "Done.", "content": {"text/plain": {"schema": {"type": "string"}}}},
@@ -121,7 +121,7 @@ def _items(app: FastAPI, service: SearchService) -> None:
         status_code=201,
         responses={
             **responses(openapi.Item, 400, 401, 404, 413, 415, 422, 503),
-            201: {**ok(openapi.Item), "description": "Added; 200 if it was there."},
+            201: {**ok(openapi.Item), "description": "Added; 200 if the index has it already."},
         },
     )
     async def add(request: Request, index: Index = None) -> Response:
@@ -129,7 +129,7 @@ def _items(app: FastAPI, service: SearchService) -> None:
 
     @app.delete(
         "/v1/items/{id}",
-        summary="Takes an item out",
+        summary="Removes an item",
         include_in_schema=write,
         status_code=204,
         responses={204: {"description": "Done."}, **reading},

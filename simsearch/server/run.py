@@ -1,4 +1,4 @@
-"""Running the HTTP service as a process: uvicorn, logs as JSON lines, and a stop that finishes what was begun."""
+"""Runs the HTTP service as a process: uvicorn, logs as JSON lines, and a stop that finishes open requests."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from simsearch.errors import UsageError
 from simsearch.server.protocol import DeadlineProtocol
 
 IDLE = 1.0
-"""Seconds that an open connection has, at the end, to send the request that may be on its way."""
+"""Seconds that an open connection has, after a stop was requested, to send a request that is on its way."""
 
 GRACE = 35
-"""Seconds for requests to be finished at the end."""
+"""Seconds to finish requests after a stop was requested."""
 
 
 class Server(uvicorn.Server):
-    """Stops by refusing new connections, answering those that are open, and only then closing them."""
+    """A server that stops by refusing new connections and answering the open ones before it closes them."""
 
-    asked = 0
+    stop_signal = 0
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: Any) -> None:
+    def _request_stop(self, number: int, frame: Any) -> None:
         self.force_exit = self.should_exit and number == signal.SIGINT
-        self.asked, self.should_exit = number, True
+        self.stop_signal, self.should_exit = number, True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.app.state.service.draining = True  # type: ignore[union-attr]
-        for _ in range(10):  # takes in what waits to be accepted
+        for _ in range(10):  # accepts connections that are waiting
             await asyncio.sleep(0)
         for server in self.servers:
             server.close()
@@ -55,7 +55,7 @@ class Server(uvicorn.Server):
 
 
 def server_for(app: Any) -> Server:
-    """A server of an app of `create_app`, not yet running."""
+    """Returns a server, not yet running, for an app of `create_app`."""
     config = uvicorn.Config(
         app,
         http=DeadlineProtocol,
@@ -87,7 +87,7 @@ class JsonFormatter(logging.Formatter):
 
 @contextlib.contextmanager
 def _logs() -> Iterator[None]:
-    """The service's log on standard error, as lines of JSON."""
+    """Writes the service's log to stderr, as lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     loggers = {logging.getLogger("simsearch.serve"): logging.INFO, logging.getLogger("uvicorn.error"): logging.WARNING}
@@ -104,7 +104,7 @@ def _logs() -> Iterator[None]:
 
 
 def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT. say: told the URL. Raises UsageError, KeyboardInterrupt."""
+    """Serves until SIGTERM or SIGINT. say: called with the URL. Raises UsageError, KeyboardInterrupt."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -112,15 +112,15 @@ def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
         listener.bind((host.strip("[]"), port))
     except OSError as error:
         listener.close()
-        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}", hint="--port names another") from error
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}", hint="--port sets another one") from error
     for served in app.state.service.indexes.values():
-        served.use(lambda engine: engine.load_model())
+        served.run(lambda engine: engine.load_model())
         served.check()
-    listener.listen(1024)  # whoever reads the URL may connect
+    listener.listen(1024)  # clients may connect as soon as the URL is known
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     say(f"http://{shown}:{listener.getsockname()[1]}/")
     server = server_for(app)
     with _logs():
         server.run(sockets=[listener])
-    if server.asked == signal.SIGINT:
+    if server.stop_signal == signal.SIGINT:
         raise KeyboardInterrupt

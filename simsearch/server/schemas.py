@@ -1,4 +1,4 @@
-"""The bodies of requests as pydantic models: they check what arrives and describe it in the OpenAPI document.
+"""The bodies of requests as pydantic models, which validate them and describe them in the OpenAPI document.
 
 The fields of a search are made from the table of search options, so a new option needs nothing here.
 """
@@ -36,7 +36,7 @@ Component = Annotated[float, Field(gt=-1e30, lt=1e30, allow_inf_nan=False)]
 class Body(BaseModel):
     """The body of a request. Values are not converted: neither "1" nor true is a whole number.
 
-    must_be: by field, how a message about a wrong value goes on after the field's name.
+    must_be: by field, the rest of the error message after the field's name.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -44,7 +44,7 @@ class Body(BaseModel):
 
     @classmethod
     def read(cls, given: Any) -> Self:
-        """The body of these values. Raises ApiError."""
+        """Validates the values of a body. Raises ApiError."""
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -59,7 +59,7 @@ class Body(BaseModel):
     @classmethod
     def _check(cls, given: Any) -> Any:
         if isinstance(given, dict):
-            for name in given:  # the first one, where pydantic would collect an error for each
+            for name in given:  # only the first one: pydantic would collect an error for each
                 if name not in cls.model_fields:
                     shown = str(name)[:80].encode("utf-8", "replace").decode()
                     raise PydanticCustomError("unknown", "{name} is not known here", {"name": shown})
@@ -68,13 +68,13 @@ class Body(BaseModel):
 
     @classmethod
     def _check_together(cls, given: dict[str, Any]) -> None:
-        """Raises PydanticCustomError for fields that do not go together."""
+        """Raises PydanticCustomError for fields that exclude each other."""
 
 
 class SearchRequest(Body):
     """POST /v1/search: exactly one of image, id, vector and url, and the options that `search_request` adds.
 
-    image: the bytes of a form's file. url: only where the service fetches URLs.
+    image: the bytes of a form's file. url: only if the service fetches URLs.
     """
 
     WAYS: ClassVar[tuple[str, ...]] = ("image", "id", "vector", "url")
@@ -86,7 +86,7 @@ class SearchRequest(Body):
     }
 
     image: Annotated[bytes, Field(json_schema_extra={"format": "binary"})] = b""
-    id: Annotated[ItemId, Field(description="An item, itself left out.")] = 0
+    id: Annotated[ItemId, Field(description="An item's id; the item itself is left out.")] = 0
     vector: Annotated[list[Component], FailFast(), Field(description="Features.")] = []
     url: Annotated[str, Field(max_length=MOST_URL, json_schema_extra={"format": "uri"})] = ""
 
@@ -97,27 +97,27 @@ class SearchRequest(Body):
 
     @property
     def way(self) -> str:
-        """The name of the one of `WAYS` that was given."""
+        """The one of `WAYS` that was given."""
         return next(name for name in self.WAYS if name in self.model_fields_set)
 
     @property
     def matches(self) -> int:
-        """The number of matches that are wanted, k."""
+        """The number of matches, k."""
         return int(self._options()["k"])
 
     def search_options(self) -> SearchOptions:
-        """The options of the search among the items, as far as they were given, but for k."""
+        """Returns the given options of the search, without k and without those of the query."""
         changing = {option.name for option in OPTIONS if option.changes_query}
         given = {name: value for name, value in self._options().items() if name not in {*changing, "k"}}
         return cast(SearchOptions, given)
 
     def query_options(self) -> dict[str, Any]:
-        """The options that change the query's vectors, as far as they were given."""
+        """Returns the given options that change the query's vectors."""
         changing = {option.name for option in OPTIONS if option.changes_query}
         return {name: value for name, value in self._options().items() if name in changing}
 
     def _options(self) -> dict[str, Any]:
-        """By their names in Python: the given ones, and those with a default."""
+        """Returns the options by their names in Python: the given ones, and those with a default."""
         return {
             option.name: getattr(self, option.http_field)
             for option in OPTIONS
@@ -126,7 +126,7 @@ class SearchRequest(Body):
 
 
 def search_request(settings: Settings) -> type[SearchRequest]:
-    """`SearchRequest` with a field for each search option. settings: `max_k` limits k."""
+    """Makes a `SearchRequest` with a field for each search option. settings: `max_k` limits k."""
     fields: dict[str, Any] = {}
     must_be = dict(SearchRequest.must_be)
     for option in OPTIONS:
@@ -140,7 +140,7 @@ def search_request(settings: Settings) -> type[SearchRequest]:
 
 
 def _field(option: SearchOption, most: int | None) -> tuple[Any, str]:
-    """An option's type over HTTP, and how it continues "FIELD must be ..."."""
+    """Returns an option's type over HTTP, and the rest of the message "FIELD must be ..."."""
     match option.kind:
         case "integer":
             bounds = Field(ge=option.minimum, le=most)
@@ -161,7 +161,7 @@ def _field(option: SearchOption, most: int | None) -> tuple[Any, str]:
 
 
 def _conditions(most: int) -> Any:
-    """A list of conditions, or a single one. Names of files need not be UTF-8, so neither need these."""
+    """Returns the type of a list of conditions, or of a single one. Like file names, they need not be UTF-8."""
 
     def check(value: Any) -> list[str]:
         found = [value] if isinstance(value, str) else value
@@ -188,7 +188,7 @@ def _line(text: str) -> str:
 
 
 def _plain_values(value: Any) -> dict[str, Any]:
-    """Metadata: an object of texts, numbers, truth values and nulls."""
+    """Validates metadata: an object of texts, numbers, booleans and nulls."""
     if not isinstance(value, dict) or {"path", "label"} & value.keys():
         raise ValueError
     for each in value.values():
@@ -199,7 +199,7 @@ def _plain_values(value: Any) -> dict[str, Any]:
 
 
 class AddRequest(Body):
-    """POST /v1/items: an image to add, with what is known of it."""
+    """POST /v1/items: an image to add, with its label and metadata."""
 
     must_be: ClassVar[dict[str, str]] = {
         "image": "must be a file in a multipart form",

@@ -1,4 +1,4 @@
-"""How the HTTP service behaves: limits, keys, and what is allowed at all."""
+"""The settings of the HTTP service: limits, keys and permissions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from simsearch.errors import UsageError
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `create_app`; the defaults allow nothing that could surprise.
+    """The options of `create_app`; by default everything optional is off.
 
-    api_keys: any of them opens /v1 and /metrics; none means that no key is asked for. hosts: the names in the Host
-    header that are answered, None for any (against DNS rebinding, where the service listens on loopback without a key).
-    cors: origins of other sites whose pages may call. writable: POST and DELETE of items. allow_urls: searching by URL.
-    max_body, max_pixels: of one request. in_flight: requests for a search taken in at once; beyond, 429.
-    batch_size: images computed at once, 1 for one by one. timeout: seconds for an answer. body_timeout: for a body.
-    head_timeout: for a request's head, where `simsearch serve` listens; another server has limits of its own.
-    relative: answer paths as stored, relative to their source.
+    api_keys: keys that give access to /v1 and /metrics; none means that no key is needed.
+    hosts: accepted names in the Host header, None for any (against DNS rebinding, for a service on loopback without a
+    key).
+    cors: origins of other sites whose pages may call the service.
+    writable: allow POST and DELETE of items.
+    allow_urls: allow searches by URL.
+    max_body: the largest body in bytes. max_pixels: the largest image. max_k: the most matches.
+    in_flight: searches accepted at once; others get status 429.
+    batch_size: searches computed at once.
+    timeout: seconds for an answer. body_timeout: seconds for a body to arrive. head_timeout: seconds for a request's
+    head to arrive; only with `simsearch serve`, other servers have limits of their own.
+    relative: return paths as stored, relative to their source.
     """
 
     api_keys: tuple[str, ...] = ()

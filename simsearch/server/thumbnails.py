@@ -1,4 +1,4 @@
-"""The image files of items, and small JPEGs of them, over HTTP; by item id only."""
+"""The image files of items, and small JPEGs of them, by item id only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import io
 import threading
 from collections import OrderedDict
+
+from PIL import Image
 
 from simsearch.engine import Engine
 from simsearch.images import decode
@@ -26,34 +28,32 @@ _FORMATS = {
 
 
 def file(served: ReloadableIndex, number: int) -> tuple[bytes, str | None]:
-    """An item's file, and its media type if it is an image that browsers show. Raises ImageError."""
+    """Reads an item's file; returns it with its media type, None if browsers cannot show it. Raises ImageError."""
 
     def read(engine: Engine) -> bytes:
         return engine.read(number)
 
-    data = served.use(read)
+    data = served.run(read)
     return data, _kind(data)
 
 
 def digest(served: ReloadableIndex, number: int) -> bytes:
-    """The SHA-256 of an item's file, as indexed."""
-    return served.use(lambda engine: engine.item(number).digest)
+    """Returns the SHA-256 of an item's file, as it was indexed."""
+    return served.run(lambda engine: engine.item(number).digest)
 
 
 def spread(served: ReloadableIndex, count: int) -> list[int]:
-    """The ids of some items, spread evenly over the index: something to begin with."""
+    """Returns the ids of `count` items, spread evenly over the index."""
 
     def read(engine: Engine) -> list[int]:
         with engine.store.reading() as reader:
             found: list[int] = reader.spread(count)
             return found
 
-    return served.use(read)
+    return served.run(read)
 
 
 def _kind(data: bytes) -> str | None:
-    from PIL import Image
-
     if not decode.looks_like_image(data[:32]):
         return None
     try:
@@ -64,33 +64,33 @@ def _kind(data: bytes) -> str | None:
 
 
 class Thumbnails:
-    """Small JPEGs, the last ones asked for kept in memory. Safe for several threads."""
+    """Makes small JPEGs, and caches the last ones used in memory. Safe for several threads."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
-        self._held = 0
+        self._cache: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
+        self._cached_bytes = 0
         self._lock = threading.Lock()
 
     def get(self, served: ReloadableIndex, number: int, digest: bytes, size: int) -> bytes:
-        """The item's image within `size` x `size` pixels. Raises ImageError if it cannot be read any more."""
+        """Returns the item's image as JPEG, within `size` x `size` pixels. Raises ImageError if it cannot be read."""
         with self._lock:
-            if (known := self._kept.get((digest, size))) is not None:
-                self._kept.move_to_end((digest, size))
+            if (known := self._cache.get((digest, size))) is not None:
+                self._cache.move_to_end((digest, size))
                 return known
-        data = served.use(lambda engine: engine.read(number))
+        data = served.run(lambda engine: engine.read(number))
         image = decode.decode_image(data, size).image
         image.thumbnail((size, size))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=85)
         made = buffer.getvalue()
-        if hashlib.sha256(data).digest() == digest:  # a file that changed since is not the item's
-            self._keep(digest, size, made)
+        if hashlib.sha256(data).digest() == digest:  # otherwise the file has changed since it was indexed
+            self._put(digest, size, made)
         return made
 
-    def _keep(self, digest: bytes, size: int, made: bytes) -> None:
+    def _put(self, digest: bytes, size: int, made: bytes) -> None:
         with self._lock:
-            if (digest, size) not in self._kept:
-                self._kept[digest, size] = made
-                self._held += len(made)
-            while self._held > CACHE:
-                self._held -= len(self._kept.popitem(last=False)[1])
+            if (digest, size) not in self._cache:
+                self._cache[digest, size] = made
+                self._cached_bytes += len(made)
+            while self._cached_bytes > CACHE:
+                self._cached_bytes -= len(self._cache.popitem(last=False)[1])

@@ -1,4 +1,4 @@
-"""Images that came over HTTP: kept in `uploads/` inside the index, named by a manifest that is one of its sources."""
+"""Images added over HTTP: files in `uploads/` inside the index, listed by a manifest that is one of its sources."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from simsearch.storage.index import Index
 
 
 class Uploads:
-    """Adds and removes; one at a time, since an index has one writer, also among processes.
+    """Adds and removes items, one at a time, since an index has one writer among all threads and processes.
 
-    An upload appends its row to the manifest and looks at no other, so it takes as long however many there are.
+    An upload appends its row to the manifest and reads no other row, so its time does not depend on their number.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
     def add(self, engine: Engine, query: dict[str, Any], largest: int) -> tuple[int, bool]:
-        """The id of the image's item, and whether it is new. Raises SimsearchError."""
+        """Adds an image; returns its item's id, and True if the item is new. Raises SimsearchError.
+
+        query: `image`, and optionally `label` and `metadata`. largest: the most pixels.
+        """
         data: bytes = query["image"]
         decode.decode_image(data, engine.recipe.resize, largest)
         name = hashlib.sha256(data).hexdigest()
@@ -51,7 +54,7 @@ class Uploads:
                     [ManifestSource(_manifest(engine), name, line)],
                     options.BuildOptions(prune=False),
                 )
-            finally:  # what was refused must not come back with the next build
+            finally:  # a refused image must not be indexed by the next build
                 found = _find(engine, name)
                 if found is None:
                     _forget(folder, name)
@@ -60,7 +63,7 @@ class Uploads:
             return found, True
 
     def remove(self, engine: Engine, number: int) -> None:
-        """Takes an item out of the index; its file too, if it came over HTTP. Raises ItemNotFoundError."""
+        """Removes an item, and its file if it was added over HTTP. Raises ItemNotFoundError."""
         folder = _folder(engine.index)
         with self._alone(folder) if folder.identity != (0, 0) else self._lock:
             path = engine.paths([engine.item(number)])[0]
@@ -82,7 +85,7 @@ class Uploads:
 
 
 def _folder(index: Index, create: bool = False) -> Folder:
-    """The folder of uploads, in the index that is open. Raises UsageError."""
+    """Opens the folder of uploads in the open index. Raises UsageError."""
     try:
         return index.folder.child("uploads", create)
     except OSError as error:
@@ -94,7 +97,7 @@ def _manifest(engine: Engine) -> str:
 
 
 def _write(folder: Folder, name: str, data: bytes) -> None:
-    """Leaves a whole file under a name, durably. Raises UsageError."""
+    """Writes a file atomically and durably. Raises UsageError."""
     try:
         folder.write(name, data)
     except OSError as error:
@@ -102,7 +105,7 @@ def _write(folder: Folder, name: str, data: bytes) -> None:
 
 
 def _find(engine: Engine, name: str) -> int | None:
-    """The id of an upload's item."""
+    """Returns the id of an upload's item; None if there is none."""
     with engine.index.reading() as reader:
         for source in reader.sources():
             if source.kind == ManifestSource.kind and engine.index.root_of(source) == _manifest(engine):
@@ -111,7 +114,7 @@ def _find(engine: Engine, name: str) -> int | None:
 
 
 def _append(folder: Folder, line: str) -> None:
-    """Adds a line to the manifest, durably, after what a crash may have left of one."""
+    """Appends a line to the manifest, durably; first removes an incomplete line that a crash may have left."""
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         with open(folder.open("items.jsonl", flags), "a+b") as file:
@@ -128,7 +131,7 @@ def _append(folder: Folder, line: str) -> None:
 
 
 def _forget(folder: Folder, name: str) -> None:
-    """Takes an upload out of the manifest, and deletes its file."""
+    """Removes an upload from the manifest and deletes its file."""
     there = folder.exists("items.jsonl")
     lines = folder.read("items.jsonl").splitlines(keepends=True) if there else []
     kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["path"] != name]

@@ -22,8 +22,8 @@ def test_too_many_at_once(engine, monkeypatch):
     app = simsearch.create_app(engine, in_flight=2)
     gate = threading.Event()
     served = app.state.service.indexes["default"]
-    use = served.use
-    monkeypatch.setattr(served, "use", lambda call: (gate.wait(10), use(call))[1])
+    run = served.run
+    monkeypatch.setattr(served, "run", lambda call: (gate.wait(10), run(call))[1])
 
     async def go():
         transport = httpx.ASGITransport(app=app)

@@ -162,8 +162,8 @@ def test_sites_that_may_call(engine):
 def test_no_answer_in_time(engine, monkeypatch):
     app = simsearch.create_app(engine, timeout=0.2)
     served = app.state.service.indexes["default"]
-    use, slow = served.use, threading.Event()
-    monkeypatch.setattr(served, "use", lambda call: (slow.wait(10), use(call))[1])
+    run, slow = served.run, threading.Event()
+    monkeypatch.setattr(served, "run", lambda call: (slow.wait(10), run(call))[1])
     found = Client(app).search(id=1)
     assert code(found) == (503, "timeout")
     assert found.headers["retry-after"] == "5"
