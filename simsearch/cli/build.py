@@ -35,18 +35,18 @@ from simsearch.reports import text
 @click.option(
     "--features",
     metavar="NAME|INDEX",
-    help="Features of a new index: fc7, a smaller or better recipe (see docs/models.md), or those of an index.",
+    help="Features of a new index: fc7, another recipe (see docs/models.md), or those of an existing INDEX.",
 )
-@click.option("--no-prune", is_flag=True, help="Keep items whose image is gone.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--no-prune", is_flag=True, help="Keep items whose image no longer exists.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 @click.option(
     "--recall",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="R",
-    help="Afterwards, choose how to search, as `tune --recall R` does.",
+    help="Then choose the fastest way to search, as `tune --recall R` does.",
 )
-@click.option("--on", metavar="ray[://HOST:PORT]", help="Compute with the machines of a Ray cluster.")
-@click.option("--push", "address", metavar="ADDRESS", help="Afterwards, copy it to Milvus, as `push ADDRESS` does.")
+@click.option("--on", metavar="ray[://HOST:PORT]", help="Compute on the machines of a Ray cluster.")
+@click.option("--push", "address", metavar="ADDRESS", help="Then copy the index to Milvus, as `push ADDRESS` does.")
 @root_option
 @source_options
 def build_command(
@@ -64,12 +64,12 @@ def build_command(
     form: str,
     **options: Any,
 ) -> None:
-    """Makes an index from SOURCEs or brings it in step with them.
+    """Makes an index of the images in SOURCEs, or updates it.
 
-    A SOURCE is a folder, a .zip or .tar archive, a .csv or .jsonl manifest (columns path, label, any others), a
-    .parquet file with image bytes, a single image, or torchvision/NAME. New and changed images are computed, moved
-    ones recognised by their content, and gone ones removed from the index. Without SOURCE, all sources that the
-    index knows are brought up to date. An interrupted build continues where it was.
+    A SOURCE is a folder, a .zip or .tar archive, a .csv or .jsonl manifest (columns path, label and any others), a
+    .parquet file with image bytes, a single image, or torchvision/NAME. Features are computed for new and changed
+    images; moved ones are recognised by their content, and missing ones are removed from the index. Without SOURCE,
+    all sources of the index are updated. An interrupted build continues where it stopped.
     """
     if address is not None:
         parse_address(address)
@@ -98,7 +98,7 @@ def build_command(
 def add_command(
     path: tuple[str, ...], model: str | None, index_path: str, device: str, form: str, **options: Any
 ) -> None:
-    """Adds images, folders or other sources to an index; nothing is removed from it."""
+    """Adds images, folders or other sources to an index. Nothing is removed."""
     with api.open(index_path, model=model, device=device) as engine, show_progress("indexing") as progress:
         summary = engine.add(path, progress=progress, **options)
     _print_summary(summary, index_path, form)
@@ -130,12 +130,12 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
     items = pluralize(summary.items, "item")
     click.echo(f"{index_path}: {items}; {changes or 'no images'}; {summary.seconds:.1f} s{rate}")
     if summary.failed:
-        note(f"`simsearch info --failures -i {index_path}` says why images failed")
+        note(f"`simsearch info --failures -i {index_path}` lists the reasons")
 
 
 @click.command("remove")
 @click.argument("name", metavar="PATH|ID|GLOB", nargs=-1, required=True, shell_complete=complete_files)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @index_option
 @version_option
 def remove_command(name: tuple[str, ...], yes: bool, index_path: str) -> None:
@@ -148,7 +148,9 @@ def remove_command(name: tuple[str, ...], yes: bool, index_path: str) -> None:
             if len(items) > 20:
                 click.echo(f"and {len(items) - 20:,} more")
             if not sys.stdin.isatty():
-                raise UsageError(f"to be removed: {len(items):,}; nothing was", hint="--yes confirms it")
+                raise UsageError(
+                    f"{pluralize(len(items), 'item')} to remove; nothing was removed", hint="confirm with --yes"
+                )
             if not click.confirm(f"Remove {pluralize(len(items), 'item')} from {index_path}?"):
                 click.echo("nothing was removed")
                 return

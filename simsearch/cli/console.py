@@ -70,7 +70,7 @@ def report_error(error: Exception) -> int:
     elif isinstance(error, OSError) and error.strerror:
         _print_error(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, None)
     else:
-        _print_error(f"{type(error).__name__}: {error}", "this should not happen; --debug shows where")
+        _print_error(f"{type(error).__name__}: {error}", "this is a bug; --debug shows a traceback")
     return BAD_INPUT
 
 
@@ -86,10 +86,10 @@ def note(text: str) -> None:
 
 
 def incomplete_push(engine: Engine) -> str | None:
-    """A sentence about a Milvus collection whose push was interrupted or is still running; None for any other index."""
+    """Returns a sentence about a Milvus collection whose push is running or was interrupted; None for others."""
     if engine.complete:
         return None
-    return f"the push into {engine.path} has not ended, so items may be missing or old; another one completes it"
+    return f"the push into {engine.path} has not ended, so items may be missing or old; push again to complete it"
 
 
 def warn_if_incomplete(engine: Engine) -> Engine:
@@ -100,12 +100,12 @@ def warn_if_incomplete(engine: Engine) -> Engine:
 
 
 def pluralize(count: int, noun: str, plural: str | None = None) -> str:
-    """A number and the noun it counts: "1 item", "1,000 items"."""
+    """Returns a number and the noun it counts: "1 item", "1,000 items"."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def format_counts(counts: dict[str, int]) -> str:
-    """The counts that are not zero, with their names: "3 added, 1 failed"; empty if all are zero."""
+    """Returns the counts that are not zero, with their names: "3 added, 1 failed"; empty if all are zero."""
     return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
 
 

@@ -40,7 +40,7 @@ CLASS_SCORES = ("P@1", "P@6", "R-precision", "mAP", "knn_accuracy")
 @click.group("eval")
 @version_option
 def eval_command() -> None:
-    """Measures how good a model, or an index, is."""
+    """Measures the quality of a model or an index."""
 
 
 @eval_command.command("model")
@@ -54,9 +54,9 @@ def eval_command() -> None:
 def model_command(
     source: tuple[str, ...], crops: str, exclude: tuple[str, ...], form: str, model: str | None, device: str
 ) -> None:
-    """Top-1 and top-5 error of a model's guesses over labelled SOURCEs, with 95 % intervals.
+    """Measures a model's top-1 and top-5 error on labelled SOURCEs, with 95 % intervals.
 
-    A SOURCE is what `train` takes. Images of classes that the model does not know are counted and left out.
+    A SOURCE is as for `train`. Images of classes that the model does not know are counted and left out.
     """
     labelled = sources_labelled.list_labelled(source, exclude)
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(labelled))
@@ -79,15 +79,15 @@ def model_command(
     "sources",
     multiple=True,
     metavar="SOURCE",
-    help="Query with these labelled pictures, not with the index's own; repeatable.",
+    help="Query with these labelled images instead of the index's own; repeatable.",
 )
-@click.option("--per-class", is_flag=True, help="Print a line a class as well.")
+@click.option("--per-class", is_flag=True, help="Also print a line for each class.")
 @click.option(
     "--html",
     "html_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write the scores, and the best and worst queries, in one HTML file.",
+    help="Write the scores and the best and worst queries to an HTML file.",
 )
 @format_option
 @device_option
@@ -96,10 +96,10 @@ def model_command(
 def search_command(
     sources: tuple[str, ...], per_class: bool, html_file: Path | None, form: str, device: str, index_path: str
 ) -> None:
-    """How well an index retrieves, by its labels: P@k, R-precision, mAP, recall, kNN, with 95 % intervals.
+    """Measures how well an index retrieves: P@k, R-precision, mAP, recall and kNN, with 95 % intervals.
 
-    Each labelled item queries once, itself left out; items of its label are relevant. The whole ranking by exact
-    distance is evaluated. Intervals are by bootstrap over the queries.
+    Each labelled item is a query, itself left out, and the items with its label are relevant. The whole ranking by
+    exact distance is evaluated. Intervals are from a bootstrap over the queries.
     """
     labelled = sources_labelled.list_labelled(sources) if sources else None
     with warn_if_incomplete(api.open(index_path, device=device)) as engine:
@@ -173,16 +173,16 @@ def _report_row(engine: Engine, query: retrieval.Query) -> ResultRow:
 
 
 @eval_command.command("recall")
-@click.option("-k", "--top-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Matches a query.")
-@click.option("-n", "--count", type=click.IntRange(1), default=200, show_default=True, help="Items that query.")
+@click.option("-k", "--top-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Matches per query.")
+@click.option("-n", "--count", type=click.IntRange(1), default=200, show_default=True, help="Number of queries.")
 @seed_option
 @format_option
 @index_option
 @version_option
 def recall_command(k: int, count: int, seed: int, form: str, index_path: str) -> None:
-    """Which share of the exact k nearest items the index's own search finds, over random items.
+    """Measures the recall of the index's search: the share of the exact k nearest items that it finds.
 
-    An index that is searched exactly has recall 1.
+    The queries are random items. An index that is searched exactly has recall 1.
     """
     with (
         warn_if_incomplete(api.open(index_path, device="cpu")) as engine,
@@ -195,13 +195,15 @@ def recall_command(k: int, count: int, seed: int, form: str, index_path: str) ->
     queries = pluralize(found.queries, "query", "queries")
     click.echo(
         f"{found.kind} search: recall@{k} {found.recall.value:.4f} ({found.recall.low:.4f} to"
-        f" {found.recall.high:.4f}) over {queries}; {found.milliseconds:.1f} ms a query,"
+        f" {found.recall.high:.4f}) over {queries}; {found.milliseconds:.1f} ms per query,"
         f" exact {found.exact_milliseconds:.1f} ms"
     )
 
 
 @eval_command.command("robustness")
-@click.option("-n", "--count", type=click.IntRange(1), default=200, show_default=True, help="Items that are changed.")
+@click.option(
+    "-n", "--count", type=click.IntRange(1), default=200, show_default=True, help="Number of items to change."
+)
 @click.option(
     "--change",
     "changes",
@@ -209,8 +211,8 @@ def recall_command(k: int, count: int, seed: int, form: str, index_path: str) ->
     metavar="NAME",
     help="Only this change: shift, rotation, scale, crop, flip, noise, blur, jpeg, colour or text; repeatable.",
 )
-@click.option("--hash", "hash_too", is_flag=True, help="Measure a 64-bit perceptual hash as well.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves into a .png file.")
+@click.option("--hash", "hash_too", is_flag=True, help="Also measure a 64-bit perceptual hash.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves to a .png file.")
 @seed_option
 @format_option
 @device_option
@@ -226,7 +228,7 @@ def robustness_command(
     device: str,
     index_path: str,
 ) -> None:
-    """How often a changed picture still finds its original first, and how far from it it lies.
+    """Measures how often a changed image still finds its original first, and its distance from it.
 
     Distances are in units of the median distance of random pairs.
     """

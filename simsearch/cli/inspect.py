@@ -1,4 +1,4 @@
-"""The commands `info`, `verify` and `export`, about the content of an index, and `sample`, which draws images."""
+"""The commands `info`, `verify` and `export`, about the content of an index, and `sample`, which draws pictures."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from simsearch.storage import export, verify
 
 
 @click.command("info")
-@click.option("--failures", is_flag=True, help="List the images that could not be indexed, and why.")
+@click.option("--failures", is_flag=True, help="List the images that could not be indexed, with the reasons.")
 @format_option
 @root_option
 @index_option
 @version_option
 def info_command(failures: bool, form: str, roots: tuple[tuple[str, str], ...], index_path: str) -> None:
-    """Says what is in an index."""
+    """Describes an index."""
     with api.open(index_path, device="cpu", roots=dict(roots)) as engine:
         if failures:
             _print_failures(engine, form)
@@ -54,7 +54,7 @@ def _print_failures(engine: Engine, form: str) -> None:
 
 
 def _info_lines(facts: dict[str, Any], index_path: str) -> Iterator[tuple[str, str]]:
-    """The facts of `Engine.info` as a table of names and values."""
+    """Yields the facts of `Engine.info` as rows of a table: name, value."""
     yield "items", f"{facts['items']:,}"
     yield "failures", f"{facts['failures']:,}"
     yield "labels", f"{facts['labels']:,}"
@@ -71,12 +71,12 @@ def _info_lines(facts: dict[str, Any], index_path: str) -> Iterator[tuple[str, s
     if removed := facts["rows"] - facts["items"]:
         yield (
             "removed",
-            f"{pluralize(removed, 'row')} that no item owns; simsearch compact -i {index_path} reclaims them",
+            f"{pluralize(removed, 'unused row')}; simsearch compact -i {index_path} reclaims the space",
         )
 
 
 def _search_lines(search: dict[str, Any]) -> Iterator[str]:
-    """How an index is searched, its recall, and the command that repairs it where the recall is too low."""
+    """Yields how an index is searched, its recall, and the command that repairs a recall that is too low."""
     if "low" not in search:
         yield f"{search['kind']}, recall {search['recall']:.3f}"
         return
@@ -87,9 +87,9 @@ def _search_lines(search: dict[str, Any]) -> Iterator[str]:
         interval = f"{since['low']:.3f} to {since['high']:.3f}"
         yield f"recall {since['recall']:.3f} ({interval}, {since['queries']} queries) of items added since"
     if search.get("missing"):
-        yield f"its files are gone or damaged, so every search is exact; {search['repair']} makes them anew"
+        yield f"its files are missing or damaged, so every search is exact; {search['repair']} makes new ones"
     elif "repair" in search:
-        yield f"below the {search['target']:g} asked for; {search['repair']} repairs it"
+        yield f"below the target of {search['target']:g}; {search['repair']} repairs it"
 
 
 @click.command("verify")
@@ -97,7 +97,7 @@ def _search_lines(search: dict[str, Any]) -> Iterator[str]:
 @index_option
 @version_option
 def verify_command(form: str, index_path: str) -> None:
-    """Checks that the files of an index agree, byte for byte; exits 3 if they do not."""
+    """Checks that the files of an index agree, byte for byte. Exits 3 if they do not."""
     with api.open(index_path, device="cpu") as engine, show_progress("verifying") as progress:
         verdict = verify.verify(engine.opened_index, progress)
     if form == "json":
@@ -121,15 +121,21 @@ def verify_command(form: str, index_path: str) -> None:
     help="The file format; parquet needs pip install 'simsearch[parquet]'.",
 )
 @click.option(
-    "-o", "--output", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to."
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder to write to.",
 )
 @root_option
 @index_option
 @version_option
 def export_command(form: str, folder: Path, roots: tuple[tuple[str, str], ...], index_path: str) -> None:
-    """Writes the features and what they belong to.
+    """Writes the features and the items that they belong to.
 
-    npy: features.npy (one float32 row an item) and items.jsonl. parquet: items.parquet, with float16 features.
+    npy: features.npy (a float32 row for each item) and items.jsonl. parquet: items.parquet, with float16 features.
     """
     write = export.export_parquet if form == "parquet" else export.export_npy
     with (
@@ -142,11 +148,11 @@ def export_command(form: str, folder: Path, roots: tuple[tuple[str, str], ...], 
 
 @click.command("sample")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("-n", "--count", type=click.IntRange(1), default=600, show_default=True, help="Pictures.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws other pictures.")
+@click.option("-n", "--count", type=click.IntRange(1), default=600, show_default=True, help="Number of pictures.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers.")
 @version_option
 def sample_command(directory: Path, count: int, seed: int) -> None:
-    """Draws labelled pictures into DIRECTORY, a folder a kind, for trying things without any data."""
+    """Draws labelled sample pictures into DIRECTORY, with a folder for each kind."""
     with show_progress("drawing") as progress:
         written = generate.generate(directory, count, seed, progress)
     kinds = min(count, len(generate.KINDS))

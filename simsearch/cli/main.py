@@ -13,44 +13,44 @@ from simsearch.cli.options import version_option
 COMMANDS = {
     "add": (
         "simsearch.cli.build",
-        "Adds images, folders or other sources to an index; nothing is removed from it.",
+        "Adds images, folders or other sources to an index. Nothing is removed.",
     ),
-    "build": ("simsearch.cli.build", "Makes an index from SOURCEs or brings it in step with them."),
+    "build": ("simsearch.cli.build", "Makes an index of the images in SOURCEs, or updates it."),
     "classify": (
         "simsearch.cli.models",
-        "Says what each IMAGE most probably shows: a path, an http(s) URL, or - for standard input.",
+        "Guesses what each IMAGE shows: a path, an http(s) URL, or - for standard input.",
     ),
     "compact": (
         "simsearch.cli.maintain",
-        "Reclaims the room that removed and replaced items have left in the feature files.",
+        "Reclaims the disk space of removed and replaced items.",
     ),
     "completion": (
         "simsearch.cli.serve",
-        'Prints a script that completes commands and options: eval "$(simsearch completion bash)".',
+        'Prints a shell script for completion: eval "$(simsearch completion bash)".',
     ),
     "demo": (
         "simsearch.cli.serve",
-        "Shows the web page without any data: draws pictures, indexes and serves them, and leaves nothing behind.",
+        "Shows the web page with drawn sample pictures; everything is deleted at the end.",
     ),
     "duplicates": (
         "simsearch.cli.maintain",
-        "Finds groups of near-identical items: copies, and pictures linked by chains of near-identical ones.",
+        "Finds groups of near-identical images.",
     ),
-    "eval": ("simsearch.cli.evaluate", "Measures how good a model, or an index, is."),
-    "export": ("simsearch.cli.inspect", "Writes the features and what they belong to."),
-    "info": ("simsearch.cli.inspect", "Says what is in an index."),
+    "eval": ("simsearch.cli.evaluate", "Measures the quality of a model or an index."),
+    "export": ("simsearch.cli.inspect", "Writes the features and the items that they belong to."),
+    "info": ("simsearch.cli.inspect", "Describes an index."),
     "merge": (
         "simsearch.cli.maintain",
-        "Takes the items of OTHER indexes of the same model in, with their features; OTHER stays as it is.",
+        "Copies the items of OTHER indexes of the same model into an index, with their features.",
     ),
     "models": ("simsearch.cli.models", "Lists the models that an index can be built with."),
     "push": (
         "simsearch.cli.push",
-        "Copies an index into a collection in Milvus: only what differs, so again after each change.",
+        "Copies an index into a Milvus collection; after changes, only the differences.",
     ),
     "query": (
         "simsearch.cli.query",
-        "Finds the indexed pictures most like each IMAGE: a path, id:N, an http(s) URL, or - for standard input.",
+        "Finds the indexed images most like each IMAGE: a path, id:N, an http(s) URL, or - for standard input.",
     ),
     "remove": (
         "simsearch.cli.build",
@@ -58,26 +58,26 @@ COMMANDS = {
     ),
     "sample": (
         "simsearch.cli.inspect",
-        "Draws labelled pictures into DIRECTORY, a folder a kind, for trying things without any data.",
+        "Draws labelled sample pictures into DIRECTORY, with a folder for each kind.",
     ),
     "serve": (
         "simsearch.cli.serve",
-        "Serves indexes over HTTP, with a web page at /. Listens on this machine only, unless told otherwise.",
+        "Serves indexes over HTTP, with a web page at /. By default it listens on this machine only.",
     ),
     "train": (
         "simsearch.cli.models",
-        "Trains a network on labelled SOURCEs and writes one .safetensors file with all that belongs to it.",
+        "Trains a network on labelled SOURCEs and writes one .safetensors file.",
     ),
     "tune": (
         "simsearch.cli.maintain",
-        "Chooses the fastest way to search that reaches a recall, by measurement on items it has not seen.",
+        "Measures and chooses the fastest way to search that reaches a recall.",
     ),
     "verify": (
         "simsearch.cli.inspect",
-        "Checks that the files of an index agree, byte for byte; exits 3 if they do not.",
+        "Checks that the files of an index agree, byte for byte. Exits 3 if they do not.",
     ),
 }
-"""By command name: the module that holds it as NAME_command, and the short help, the first sentence of its own."""
+"""By command name: the module that has it as NAME_command, and its short help: the first sentence of its help."""
 
 
 @click.group(
@@ -88,16 +88,16 @@ COMMANDS = {
 @version_option
 @click.option("--debug", is_flag=True, help="Show a traceback with an error.")
 def main(debug: bool) -> None:
-    """Finds the pictures most like a picture.
+    """Finds the images most like an image.
 
     \b
-    simsearch build photos/             make an index of a folder, or bring it up to date
-    simsearch query cat.jpg             the six indexed pictures most like cat.jpg
+    simsearch build photos/             make an index of a folder, or update it
+    simsearch query cat.jpg             the six indexed images most like cat.jpg
     """
 
 
 def help_texts() -> dict[str, str]:
-    """The `--help` of each command, 100 columns wide, by its name: the text of docs/cli.md."""
+    """Returns the `--help` of each command by its name, 100 columns wide: the text of docs/cli.md."""
     settings: dict[str, Any] = {"max_content_width": 100, "terminal_width": 100}
     with click.Context(main, info_name="simsearch", help_option_names=["-h", "--help"], **settings) as parent:
         return dict(_help_texts_of(main, parent, ""))

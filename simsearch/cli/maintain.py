@@ -46,7 +46,7 @@ Groups = list[list[near.Member]]
     "--max-distance",
     type=click.FloatRange(0),
     metavar="D",
-    help="What counts as near-identical.  [default: measured on changed copies]",
+    help="Largest distance of near-identical images.  [default: measured on changed copies]",
 )
 @click.option(
     "--format",
@@ -54,19 +54,19 @@ Groups = list[list[near.Member]]
     type=click.Choice(["table", "json", "jsonl", "csv", "paths"]),
     default="table",
     show_default=True,
-    help="How to print groups; paths leaves out the first of each.",
+    help="Output format; paths leaves out the first image of each group.",
 )
 @html_option
-@click.option("--exact", is_flag=True, help="Compare all pairs, however many items there are.")
+@click.option("--exact", is_flag=True, help="Compare all pairs, whatever the number of items.")
 @device_option
 @index_option
 @version_option
 def duplicates_command(
     max_distance: float | None, form: str, html_file: Path | None, exact: bool, device: str, index_path: str
 ) -> None:
-    """Finds groups of near-identical items: copies, and pictures linked by chains of near-identical ones.
+    """Finds groups of near-identical images.
 
-    Exits 1 if there are none.
+    A group contains copies, and images linked by a chain of near-identical ones. Exits 1 if there are no groups.
     """
     check_folder_exists(html_file)
     with warn_if_incomplete(api.open(index_path, device=device)) as engine:
@@ -84,8 +84,8 @@ def duplicates_command(
         if len(engine) > near.EXACT and not exact:
             pairs, together = near.checked(engine.snapshots, groups, limit.distance)
             note(
-                f"of {pairs:,} near pairs of {near.CHECKED} random items {together:,} are in one group;"
-                " --exact compares all"
+                f"{together:,} of {pairs:,} near pairs of {near.CHECKED} random items are in one group;"
+                " --exact compares all pairs"
             )
     if not groups:
         raise click.exceptions.Exit(NO_MATCH)
@@ -95,7 +95,7 @@ def _summary(groups: Groups, limit: near.Threshold) -> str:
     copies = ", ".join(f"{name} {share:.0%}" for name, share in limit.copies.items())
     items = pluralize(sum(map(len, groups)), "item")
     found = f"{pluralize(len(groups), 'group')} of {items} within {limit.distance:.4g}"
-    return found + (f"; of changed copies within it: {copies}" if copies else "")
+    return found + (f"; changed copies within it: {copies}" if copies else "")
 
 
 def _print_groups(groups: Groups, form: str) -> None:
@@ -144,7 +144,7 @@ def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: P
 @index_option
 @version_option
 def merge_command(other: tuple[str, ...], index_path: str) -> None:
-    """Takes the items of OTHER indexes of the same model in, with their features; OTHER stays as it is."""
+    """Copies the items of OTHER indexes of the same model into an index, with their features."""
     with Index(index_path) as index:
         for path in other:
             with Index(path) as source, show_progress("merging") as progress:
@@ -154,14 +154,14 @@ def merge_command(other: tuple[str, ...], index_path: str) -> None:
 
 
 @click.command("compact")
-@click.option("--dry-run", is_flag=True, help="Only say what would be reclaimed.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be reclaimed.")
 @format_option
 @index_option
 @version_option
 def compact_command(dry_run: bool, form: str, index_path: str) -> None:
-    """Reclaims the room that removed and replaced items have left in the feature files.
+    """Reclaims the disk space of removed and replaced items.
 
-    Ids stay, searches go on meanwhile, and an interruption loses nothing.
+    Ids do not change, searches work meanwhile, and an interruption loses nothing.
     """
     with Index(index_path) as index, show_progress("compacting") as progress:
         done = compact.compact(index, dry_run, progress)
@@ -170,8 +170,8 @@ def compact_command(dry_run: bool, form: str, index_path: str) -> None:
         return
     outcome = "would be reclaimed; nothing was changed" if dry_run else "reclaimed"
     size = f"{text.format_size(done.reclaimed)} ({pluralize(done.reclaimed, 'byte')})"
-    items, rows = pluralize(done.items, "item"), pluralize(done.removed, "row")
-    click.echo(f"{index_path}: {items}, {rows} that none owns, {size} {outcome}")
+    items, unused = pluralize(done.items, "item"), pluralize(done.removed, "unused row")
+    click.echo(f"{index_path}: {items}, {unused}, {size} {outcome}")
 
 
 @click.command("tune")
@@ -179,31 +179,34 @@ def compact_command(dry_run: bool, form: str, index_path: str) -> None:
     "--recall",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="R",
-    help="The share of the 10 true neighbours that must be found; 1 goes back to exact search."
+    help="Share of the 10 true neighbours that must be found; 1 restores exact search."
     "  [default: 0.99; with --codes 0.95]",
 )
 @click.option(
-    "--memory", type=ByteSize(), metavar="BYTES", help="What the structure may take: 500M, 2G.  [default: any]"
+    "--memory",
+    type=ByteSize(),
+    metavar="BYTES",
+    help="Memory limit of the search structure: 500M, 2G.  [default: none]",
 )
 @click.option(
     "--codes",
     "bits",
     type=click.IntRange(64, 512),
     metavar="BITS",
-    help="Search by binary codes of 64 to 512 bits, learned from this index's features.",
+    help="Search by binary codes of 64 to 512 bits, learned from the index's features.",
 )
 @format_option
 @index_option
 @version_option
 def tune_command(recall: float | None, memory: int | None, bits: int | None, form: str, index_path: str) -> None:
-    """Chooses the fastest way to search that reaches a recall, by measurement on items it has not seen.
+    """Measures and chooses the fastest way to search that reaches a recall.
 
-    Until it is done, and if it is interrupted, searches go on as before. Items added later are searched exactly, or
-    encoded as they come. --codes trains an autoencoder, which takes minutes; its codes are used even if another way
-    would be faster.
+    Recall is measured on held-out items. Searches work as before until the end, and after an interruption. Items added
+    later are searched exactly, or encoded. --codes trains an autoencoder, which takes minutes, and uses its codes even
+    if another way to search is faster.
     """
     if bits is not None and bits % 8:
-        raise UsageError(f"--codes {bits} is no multiple of 8")
+        raise UsageError(f"--codes {bits} is not a multiple of 8")
     with Index(index_path) as index:
         tune_index(index, recall, memory, index_path, form, bits)
 
@@ -216,7 +219,7 @@ def tune_index(
     form: str = "text",
     bits: int | None = None,
 ) -> None:
-    """Tunes an open index and prints the outcome. bits: length of binary codes; None for other ways to search."""
+    """Tunes an open index and prints the result. bits: length of binary codes; None for other ways to search."""
     with show_progress("tuning") as progress:
         if bits is None:
             choice = tune.tune(index, 0.99 if recall is None else recall, memory, progress)
@@ -232,15 +235,15 @@ def tune_index(
 def _describe_choice(choice: tune.Choice, items: int) -> str:
     if choice.kind == "exact":
         if choice.tried:
-            return "exact search; nothing that has the recall was faster"
+            return "exact search; nothing faster reaches the recall"
         if choice.exact_seconds:
-            return "exact search; no structure fits in the memory"
-        return "exact search" + (f"; {items:,} items are few" if items < tune.LEAST else "")
+            return "exact search; no structure fits into the memory"
+        return "exact search" + (f"; it is fast enough for {items:,} items" if items < tune.LEAST else "")
     parameters = choice.parameters
     unit = "bits" if choice.kind == "codes" else "components"
     return (
         f"{choice.kind} of {parameters['dimensions']} {unit}, {parameters['candidates']} candidates, effort"
         f" {parameters['effort']}; recall {choice.recall:.4f} ({choice.low:.4f} to {choice.high:.4f},"
-        f" {choice.queries} queries), {1000 * choice.seconds:.2f} ms a query instead of"
+        f" {choice.queries} queries), {1000 * choice.seconds:.2f} ms per query instead of"
         f" {1000 * choice.exact_seconds:.2f} ms, {text.format_size(choice.memory)}"
     )

@@ -1,4 +1,4 @@
-"""The model cards, as `simsearch models` shows them."""
+"""The model cards as text, for `simsearch models`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from simsearch.reports.text import format_size, table
 
 
 def facts(model: str | None = None) -> list[dict[str, Any]]:
-    """Every built-in model, or only the one named, as plain JSON values."""
+    """Returns all built-in models, or only the one named, as plain JSON values."""
     rows = []
     for name in [model] if model else BUILTIN:
         weights = find_weights(name)
@@ -40,7 +40,7 @@ def facts(model: str | None = None) -> list[dict[str, Any]]:
 
 
 def brief() -> str:
-    """The list of models, one line each."""
+    """Returns the list of models, a line for each."""
     rows = [("name", "features", "file", "")]
     for row in facts():
         mark = "default; " if row["default"] else ""
@@ -63,7 +63,7 @@ def draw_filters(model: str | None, path: Path) -> int:
 
 
 def verbose(model: str | None = None) -> str:
-    """Every field of the model cards."""
+    """Returns all fields of the model cards as text."""
     blocks = []
     for row in facts(model):
         recipe = row["recipe"]

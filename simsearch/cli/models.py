@@ -67,7 +67,7 @@ else:  # they import torch
 @click.option(
     "--objective",
     type=click.Choice(["classification", "metric"]),
-    help="What to learn: labels, or features that are near those of the same label as well.  [default: classification]",
+    help="Learn the labels, or also near features for equal labels (metric).  [default: classification]",
 )
 @click.option("--val", "validation", multiple=True, metavar="SOURCE", help="Validate on these images; repeatable.")
 @click.option(
@@ -79,34 +79,40 @@ else:  # they import torch
     help="Without --val: hold out this share of each class.",
 )
 @click.option(
-    "--from", "start", metavar="NAME|FILE", help="Begin with these weights; other classes replace the last layer."
+    "--from",
+    "start",
+    metavar="NAME|FILE",
+    help="Start with these weights; for other classes the last layer is replaced.",
 )
 @click.option(
     "--freeze",
     type=click.Choice(["none", "convolutions", "features"]),
     default="none",
     show_default=True,
-    help="With --from: leave these layers as they are.",
+    help="With --from: layers that are not changed.",
 )
 @click.option(
-    "--names", type=click.Path(path_type=Path), metavar="FILE", help="Names of the classes: label, tab, name."
+    "--names",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File with names of the classes; each line is label, tab, name.",
 )
 @exclude_option
-@click.option("--resume", is_flag=True, help="Continue an interrupted training exactly where it was.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted training exactly where it stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace weights, or an interrupted training, of the same name.")
 @device_option
 @version_option
 def train_command(source: tuple[str, ...], output: Path, names: Path | None, **options: Any) -> None:
-    """Trains a network on labelled SOURCEs and writes one .safetensors file with all that belongs to it.
+    """Trains a network on labelled SOURCEs and writes one .safetensors file.
 
-    A SOURCE is what `build` takes, labelled by its folders, columns or data set. Beside the weights FILE.safetensors
-    are left the log FILE.jsonl and its curve FILE.png, and until the training is done FILE.checkpoint, with which
-    --resume continues after Ctrl-C or a crash. Use the weights with `build --model FILE` and `classify -m FILE`.
-    Several GPUs: torchrun --nproc-per-node N -m simsearch train ...
+    A SOURCE is as for `build`, labelled by folders, a column or the data set. Beside the weights FILE.safetensors, the
+    training writes a log FILE.jsonl and its curve FILE.png, and until it is done FILE.checkpoint, from which --resume
+    continues after Ctrl-C or a crash. Use the weights with `build --model FILE` and `classify -m FILE`. Several GPUs:
+    torchrun --nproc-per-node N -m simsearch train ...
     """
     job = training_job.prepare_job(source, output, names=training_job.read_names(names) if names else None, **options)
     if options["preset"] == "adapt" and not job.start:
-        note(f"preset adapt is meant for weights to begin with: --from {registry.DEFAULT}, say")
+        note(f"preset adapt is for trained weights, for example --from {registry.DEFAULT}")
     try:
         with training_progress() as (decoding, log, stop_requested):
             outcome = run.fit(job, progress=decoding, log=log, stop=stop_requested)
@@ -122,7 +128,7 @@ def train_command(source: tuple[str, ...], output: Path, names: Path | None, **o
 
 @click.command("classify")
 @click.argument("image", nargs=-1, required=True, shell_complete=complete_files)
-@click.option("-k", "--top-k", "k", type=click.IntRange(1), default=5, show_default=True, help="Guesses an image.")
+@click.option("-k", "--top-k", "k", type=click.IntRange(1), default=5, show_default=True, help="Guesses per image.")
 @crops_option
 @click.option(
     "--format",
@@ -130,15 +136,15 @@ def train_command(source: tuple[str, ...], output: Path, names: Path | None, **o
     type=click.Choice(["text", "json", "jsonl"]),
     default="text",
     show_default=True,
-    help="How to print.",
+    help="Output format.",
 )
 @model_option
 @device_option
 @version_option
 def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, model: str | None, device: str) -> None:
-    """Says what each IMAGE most probably shows: a path, an http(s) URL, or - for standard input."""
+    """Guesses what each IMAGE shows: a path, an http(s) URL, or - for standard input."""
     if any(text.startswith(ID_PREFIX) for text in image):
-        raise UsageError("id:N names an item of an index; classify takes pictures")
+        raise UsageError("id:N names an item of an index; classify needs images")
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(image) * int(crops))
     found = classification.classify(chosen, [query_args.picture(text) for text in image], k, int(crops))
     if form == "text":
@@ -157,7 +163,7 @@ def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, mode
 
 
 def _guess_bars(name: str, guesses: Sequence[classification.Guess], width: int = 30) -> str:
-    """An image's guesses with their probabilities, each with a bar of up to `width` characters."""
+    """Formats an image's guesses, each with its probability and a bar of up to `width` characters."""
     longest = max(len(printable(guess.label)) for guess in guesses)
     lines = [printable(name)]
     for guess in guesses:
@@ -173,15 +179,17 @@ def _guess_bars(name: str, guesses: Sequence[classification.Guess], width: int =
     "--filters",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Draw the first layer's kernels into a .png file.",
+    help="Draw the first layer's kernels to a .png file.",
 )
 @click.option(
     "--calibrate",
     multiple=True,
     metavar="SOURCE",
-    help="Ready --model FILE for int8: measure its ranges on training images; repeatable.",
+    help="Prepare --model FILE for int8: measure its ranges on training images; repeatable.",
 )
-@click.option("-m", "--model", metavar="NAME|FILE", help="Only this model; for --filters, instead of the default.")
+@click.option(
+    "-m", "--model", metavar="NAME|FILE", help="Show only this model; with --filters, use it instead of the default."
+)
 @format_option
 @version_option
 def models_command(
@@ -205,8 +213,8 @@ def _calibrate(model: str | None, sources: Sequence[str]) -> None:
         raise UsageError("--calibrate needs a weights file to write into", hint="-m FILE.safetensors")
     with show_progress("decoding") as progress:
         found = int8_calibration.calibrate(model, sources, progress)
-    advice = "new indexes take it where the processor has VNNI" if found.top6 >= ENOUGH else "float32 stays the default"
+    default = "new indexes use int8 on processors with VNNI" if found.top6 >= ENOUGH else "float32 stays the default"
     click.echo(
         f"{model}: on {found.images:,} images int8 shares {found.top6:.1%} of the six nearest with float32,"
-        f" median cosine {found.cosine:.5f}; {advice}"
+        f" median cosine {found.cosine:.5f}; {default}"
     )

@@ -16,7 +16,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def complete_files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Lets the shell complete file names for an argument that can be a file among other things."""
+    """Completes file names in the shell, for arguments that may be files."""
     return [CompletionItem(incomplete, type="file")]
 
 
@@ -25,7 +25,7 @@ device_option = click.option(
     "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda or cuda:N."
 )
 format_option = click.option(
-    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output format."
 )
 index_option = click.option(
     "-i",
@@ -44,30 +44,35 @@ root_option = click.option(
     multiple=True,
     type=Root(),
     metavar="[OLD=]NEW",
-    help="Where the images are now, if they have moved.",
+    help="New place of the images, if they have moved.",
 )
-moved_model_option = click.option(
-    "--model", metavar="NAME|FILE", help="The index's model, where its weights have moved."
+moved_model_option = click.option("--model", metavar="NAME|FILE", help="The index's model, if its weights have moved.")
+model_option = click.option(
+    "-m",
+    "--model",
+    metavar="NAME|FILE",
+    help="Model to use; `simsearch models` lists them.  [default: the default model]",
 )
-model_option = click.option("-m", "--model", metavar="NAME|FILE", help="Which model.  [default: the default model]")
 crops_option = click.option(
     "--crops",
     type=click.Choice(["1", "10"]),
     default="1",
     show_default=True,
-    help="The centre, or the mean over the paper's ten patches.",
+    help="Use the centre, or the mean over the paper's ten patches.",
 )
 exclude_option = click.option(
     "--exclude", multiple=True, metavar="GLOB", help="Leave out matching paths or names; repeatable."
 )
 html_option = click.option(
-    "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a report in one HTML file."
+    "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a report to an HTML file."
 )
-seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the items drawn.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of items."
+)
 
 
 def source_options(command: Command) -> Command:
-    """The options that `build` and `add` share."""
+    """Adds the options that `build` and `add` share."""
     decorators = (
         exclude_option,
         click.option(
@@ -75,10 +80,10 @@ def source_options(command: Command) -> Command:
             type=click.Choice(["auto", "folder", "none"]),
             default="auto",
             show_default=True,
-            help="Label images by the folder they sit in: auto if all sit in one.",
+            help="Label images by their folder; auto does if all images are in folders.",
         ),
-        click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images computed at once."),
-        click.option("--workers", type=click.IntRange(1), metavar="N", help="Images decoded at once."),
+        click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images per batch."),
+        click.option("--workers", type=click.IntRange(1), metavar="N", help="Number of decoding threads."),
         device_option,
         index_option,
         format_option,

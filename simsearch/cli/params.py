@@ -13,7 +13,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def _option(param: click.Parameter | None) -> str:
-    """The option's name, as it begins an error message."""
+    """Returns the option's name and a space, as the beginning of an error message."""
     return f"{param.opts[-1]} " if param is not None else ""
 
 
@@ -27,7 +27,7 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]  # generic since clic
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
         if not match:
-            message = f"{_option(param)}{value!r} is no number of bytes"
+            message = f"{_option(param)}{value!r} is not a number of bytes"
             raise UsageError(message, hint="500M, 2G, or a plain number")
         return int(float(match[1]) * _UNITS[match[2].upper()])
 
@@ -49,7 +49,7 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic since clic
 
 
 class Root(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
-    """OLD=NEW as (recorded root, absolute path of where it is now); a bare NEW, for all other roots, as ("", path)."""
+    """OLD=NEW as (recorded root, absolute path of the new one); a bare NEW, for all other roots, as ("", path)."""
 
     name = "root"
 

@@ -17,7 +17,7 @@ LogRow = dict[str, Any]
 
 @contextmanager
 def show_progress(task: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a callback (done, total) that shows how far `task` is."""
+    """Yields a callback (done, total) that shows the progress of `task`."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -53,11 +53,11 @@ def show_progress(task: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def training_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[LogRow], None], Callable[[], bool]]]:
-    """Gives three callbacks for a training: progress of decoding, a row of the log, and "has the user asked to stop?".
+    """Yields three callbacks for a training: decoding progress, log row, and True after a request to stop.
 
-    The first Ctrl-C (or SIGTERM) lets the step finish and a checkpoint be written. A second one interrupts at once, and
-    so does the first where no step has finished yet. Two within a second count as one: torchrun passes on to its
-    processes a signal that the terminal has sent them already.
+    After the first Ctrl-C (or SIGTERM) the current step is finished and a checkpoint written. A second one interrupts
+    at once, and so does the first one if no step has finished yet. Two within a second count as one: torchrun forwards
+    signals to its processes that the terminal has already sent them.
     """
     requests: list[float] = []
     training = False
@@ -68,7 +68,7 @@ def training_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[
         if requests or not training:
             raise KeyboardInterrupt
         requests.append(time.monotonic())
-        click.echo("stopping after this step (once more: at once)", err=True)
+        click.echo("stopping after this step (Ctrl-C again: at once)", err=True)
 
     def stop_requested() -> bool:
         nonlocal training
@@ -89,7 +89,7 @@ def training_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[
 
 @contextmanager
 def _training_lines() -> Iterator[Callable[[LogRow], None]]:
-    """Prints rows as lines: steps at most one a second, and the last; all other rows."""
+    """Prints rows of the log as lines; of the steps at most one per second, and the last one."""
     last = -1.0
 
     def print_row(row: LogRow) -> None:
@@ -106,7 +106,7 @@ def _training_lines() -> Iterator[Callable[[LogRow], None]]:
 
 @contextmanager
 def _training_bar() -> Iterator[Callable[[LogRow], None]]:
-    """Draws a bar for steps; epochs and notes scroll by above it."""
+    """Draws a bar for steps; epochs and notes are printed above it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -134,7 +134,7 @@ def _format_metrics(row: LogRow) -> str:
 
 
 def _format_row(row: LogRow) -> str:
-    """A row of the training log as a line; empty for an event that is not shown."""
+    """Formats a row of the training log; returns an empty text for an event that is not shown."""
     if row["event"] == "step":
         minutes, seconds = divmod(row["left"], 60)
         return f"step {row['step']:,} of {row['steps']:,}  {_format_metrics(row)}  {minutes:,}:{seconds:02} left"

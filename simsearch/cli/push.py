@@ -23,8 +23,8 @@ from simsearch.storage.index import Index
     "--index-type",
     "kind",
     metavar="KIND",
-    help="Of a new collection: FLAT, HNSW, IVF_FLAT, IVF_SQ8, DISKANN, GPU_CAGRA, ..."
-    "  [default: FLAT below 10,000 items, HNSW; from 5 million DISKANN]",
+    help="Index of a new collection: FLAT, HNSW, IVF_FLAT, IVF_SQ8, DISKANN, GPU_CAGRA, ..."
+    "  [default: FLAT below 10,000 items, then HNSW, DISKANN from 5 million]",
 )
 @click.option(
     "--set",
@@ -32,15 +32,15 @@ from simsearch.storage.index import Index
     multiple=True,
     type=KeyValue(),
     metavar="KEY=N",
-    help="What it is built with: M=32; repeatable.",
+    help="Parameter of that index, such as M=32; repeatable.",
 )
 @click.option(
     "--storage",
     type=click.Choice(["float32", "float16"]),
     default=None,
-    help="Of a new collection; float16 needs Milvus 2.4.  [default: float32]",
+    help="Storage type of a new collection; float16 needs Milvus 2.4.  [default: float32]",
 )
-@click.option("--replace", is_flag=True, help="Drop what the collection holds now.")
+@click.option("--replace", is_flag=True, help="Drop an existing collection first.")
 @format_option
 @index_option
 @version_option
@@ -53,11 +53,11 @@ def push_command(
     form: str,
     index_path: str,
 ) -> None:
-    """Copies an index into a collection in Milvus: only what differs, so again after each change.
+    """Copies an index into a Milvus collection; after changes, only the differences.
 
-    Afterwards `-i milvus://HOST:PORT/COLLECTION` works in every verb that searches. milvus:///PATH/FILE.db is a file of
-    Milvus Lite. After ? may follow consistency=strong, timeout=SECONDS and effort=N, joined by &. An interrupted
-    push is continued by the next. $SIMSEARCH_MILVUS_TOKEN is the server's token, where it wants one.
+    Then every command that searches accepts `-i milvus://HOST:PORT/COLLECTION`. milvus:///PATH/FILE.db is a file of
+    Milvus Lite. Options follow after ?, joined by &: consistency=strong, timeout=SECONDS and effort=N. The next push
+    continues an interrupted one. $SIMSEARCH_MILVUS_TOKEN is the server's token, if it needs one.
     """
     options = push.PushOptions(kind and kind.upper(), dict(parameters), storage, replace)
     with Index(index_path) as index:
@@ -65,7 +65,7 @@ def push_command(
 
 
 def push_index(index: Index, address: str, options: push.PushOptions | None = None, form: str = "text") -> None:
-    """Pushes an open index and prints the outcome."""
+    """Pushes an open index and prints the result."""
     with show_progress("pushing") as progress:
         pushed = push.push(index, address, dataclasses.replace(options or push.PushOptions(), progress=progress))
     if form == "json":

@@ -47,13 +47,15 @@ else:
     "form",
     type=click.Choice(["table", "json", "jsonl", "csv", "paths"]),
     default=None,
-    help="How to print matches.  [default: table]",
+    help="Output format.  [default: table]",
 )
-@click.option("-0", "--print0", is_flag=True, help="Print paths, each closed by a NUL.")
+@click.option("-0", "--print0", is_flag=True, help="Print paths, each with a NUL at its end.")
 @click.option("--relative", is_flag=True, help="Print paths as stored, relative to their source.")
 @html_option
-@click.option("--montage", type=click.Path(path_type=Path), metavar="FILE", help="Write a picture: a row a query.")
-@click.option("--show", is_flag=True, help="Show the pictures in the terminal.")
+@click.option(
+    "--montage", type=click.Path(path_type=Path), metavar="FILE", help="Write one picture with a row for each query."
+)
+@click.option("--show", is_flag=True, help="Show the images in the terminal.")
 @root_option
 @moved_model_option
 @device_option
@@ -73,7 +75,7 @@ def query_command(
     device: str,
     **options: Any,
 ) -> None:
-    """Finds the indexed pictures most like each IMAGE: a path, id:N, an http(s) URL, or - for standard input.
+    """Finds the indexed images most like each IMAGE: a path, id:N, an http(s) URL, or - for standard input.
 
     Exits 1 if no match was found.
     """
@@ -97,7 +99,7 @@ def query_command(
                 shown = [replace(match, path=match.relative) for match in matches] if relative else matches
                 answers.append(results.QueryResult(name, engine.meta.model, matches.exact, took, shown))
         text = reports_text.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
-        click.echo(text, nl=False, color=True)  # a path is printed as it is, whatever it holds
+        click.echo(text, nl=False, color=True)  # paths are printed unchanged, even escape sequences
         if montage or html_file or show:
             _show_images(engine, pictures, answers, montage, html_file, show)
     if not any(answer.matches for answer in answers):
@@ -134,12 +136,12 @@ def _show_images(
 
 
 def _show_in_terminal(rows: Sequence[ResultRow]) -> None:
-    """Draws queries and matches in the terminal, or prints a note if it cannot show images."""
+    """Draws queries and matches in the terminal; prints a note if it cannot show images."""
     from rich.console import Console
 
     console = Console()
     if not reports_terminal.can_show(console):
-        note("--show needs a terminal with colours; --montage FILE and --html FILE write files")
+        note("--show needs a terminal with colours; use --montage FILE or --html FILE instead")
         return
     if advice := reports_terminal.advice():
         note(advice)

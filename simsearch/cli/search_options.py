@@ -14,14 +14,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def search_options(command: Command) -> Command:
-    """A decorator: each search option as a keyword argument of its name, as text where click has no type."""
+    """Adds an option for each search option to a command; texts for those without a type of click."""
     for option in reversed(OPTIONS):
         command = click.option(*option.command_line, option.name, **_settings(option))(command)
     return command
 
 
 def _settings(option: SearchOption) -> dict[str, Any]:
-    """The arguments of `click.option`, but for the names."""
+    """Returns the arguments of `click.option`, without the names."""
     if option.kind == "flag":
         return {"is_flag": True, "help": option.help}
     if option.kind in LISTS:
@@ -35,7 +35,7 @@ def _settings(option: SearchOption) -> dict[str, Any]:
 
 
 def search_arguments(given: Mapping[str, Any]) -> tuple[int, PictureOptions]:
-    """k and the options of `Engine.search_many` from the arguments that `search_options` adds.
+    """Makes k and the options of `Engine.search_many` from the arguments that `search_options` adds.
 
     Reads standard input and URLs. Raises UsageError, ImageError.
     """
@@ -54,6 +54,6 @@ def search_arguments(given: Mapping[str, Any]) -> tuple[int, PictureOptions]:
 
 
 def example_images(given: Mapping[str, Any]) -> list[str]:
-    """The images that options name, without their weights."""
+    """Returns the images in options, without their weights."""
     names = [text for option in OPTIONS if option.kind == "images" for text in given[option.name]]
     return [query_args.weight(text)[0] for text in names]

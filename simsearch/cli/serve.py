@@ -31,7 +31,11 @@ else:  # they need the extra [serve]; `serve --help` and `completion` do not
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 port_option = click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 for a free one.",
 )
 
 
@@ -44,29 +48,31 @@ port_option = click.option(
     metavar="[NAME=]PATH",
     shell_complete=complete_files,
     default=lambda: (os.environ.get("SIMSEARCH_INDEX") or "indexes/default",),
-    help="An index; repeatable, the first is the default; also $SIMSEARCH_INDEX.  [default: indexes/default]",
+    help="Index to serve; repeatable, the first is the default; also $SIMSEARCH_INDEX.  [default: indexes/default]",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
 @port_option
 @click.option(
     "--api-key",
     metavar="KEY|@FILE",
     envvar="SIMSEARCH_API_KEY",
-    help="Ask for this key; @FILE: a line each. $SIMSEARCH_API_KEY keeps it out of `ps`.",
+    help="Require this key, or a key in FILE, one per line. $SIMSEARCH_API_KEY keeps it out of `ps`.",
 )
-@click.option("--insecure", is_flag=True, help="Listen beyond this machine without a key.")
+@click.option("--insecure", is_flag=True, help="Allow other machines without a key.")
 @click.option("--writable", is_flag=True, help="Allow adding and removing items.")
-@click.option("--allow-urls", is_flag=True, help="Allow searching by http(s) URL; public addresses only.")
-@click.option("--cors", multiple=True, metavar="ORIGIN", help="Other sites whose pages may call; repeatable.")
-@click.option("--allow-host", multiple=True, metavar="NAME", help="Answer to this Host header as well; repeatable.")
-@click.option("--max-body", type=click.IntRange(1), default=32, show_default=True, metavar="MIB", help="Largest body.")
+@click.option("--allow-urls", is_flag=True, help="Allow searches by http(s) URL; public addresses only.")
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Site whose pages may call the service; repeatable.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Also accept this Host header; repeatable.")
+@click.option(
+    "--max-body", type=click.IntRange(1), default=32, show_default=True, metavar="MIB", help="Largest body in MiB."
+)
 @click.option(
     "--max-pixels",
     type=click.IntRange(1),
     default=64,
     show_default=True,
     metavar="MP",
-    help="Largest image, in millions of pixels.",
+    help="Largest image in millions of pixels.",
 )
 @click.option(
     "--batch-size",
@@ -74,7 +80,7 @@ port_option = click.option(
     default=32,
     show_default=True,
     metavar="N",
-    help="Searches answered at once.",
+    help="Searches per batch.",
 )
 @click.option(
     "--in-flight",
@@ -82,7 +88,7 @@ port_option = click.option(
     default=128,
     show_default=True,
     metavar="N",
-    help="Searches taken in at once; beyond, status 429.",
+    help="Searches accepted at once; others get status 429.",
 )
 @click.option(
     "--timeout",
@@ -92,7 +98,7 @@ port_option = click.option(
     metavar="S",
     help="Seconds for an answer.",
 )
-@click.option("--relative", is_flag=True, help="Answer paths as stored, relative to their source.")
+@click.option("--relative", is_flag=True, help="Return paths as stored, relative to their source.")
 @device_option
 @version_option
 def serve_command(
@@ -107,13 +113,13 @@ def serve_command(
     device: str,
     **options: Any,
 ) -> None:
-    """Serves indexes over HTTP, with a web page at /. Listens on this machine only, unless told otherwise."""
+    """Serves indexes over HTTP, with a web page at /. By default it listens on this machine only."""
     create_app = server_app.create_app  # a missing extra is reported before an index is opened
     keys = _read_keys(api_key)
     local = host in LOOPBACK
     if not local and not keys and not insecure:
-        message = f"to listen on {host} without a key would open the index to others"
-        raise UsageError(message, hint="set $SIMSEARCH_API_KEY, or give --insecure")
+        message = f"listening on {host} without a key would give others access to the index"
+        raise UsageError(message, hint="set $SIMSEARCH_API_KEY, or use --insecure")
     hosts = (*LOOPBACK, *(name.lower() for name in allow_host)) if local and not keys else None
     engines = _open_indexes(index, device, options["writable"])
     app = create_app(
@@ -123,7 +129,7 @@ def serve_command(
 
 
 def _open_indexes(arguments: tuple[str, ...], device: str, writable: bool) -> dict[str, Engine]:
-    """The engines of `-i [NAME=]PATH` by name; without NAME, a path or collection is called by its own."""
+    """Opens the indexes of `-i [NAME=]PATH`; returns engines by name, by default the path's or collection's own."""
     engines: dict[str, Engine] = {}
     for argument in arguments:
         name, separator, path = argument.partition("=")
@@ -133,13 +139,13 @@ def _open_indexes(arguments: tuple[str, ...], device: str, writable: bool) -> di
         if is_address(path) and writable:
             raise UsageError(f"{path} is not changed in place", hint="leave out --writable")
         if name in engines:
-            raise UsageError(f"two indexes are called {name!r}", hint="-i NAME=PATH names them")
+            raise UsageError(f"two indexes are called {name!r}", hint="name them: -i NAME=PATH")
         engines[name] = warn_if_incomplete(api.open(path, device=device))
     return engines
 
 
 def _read_keys(option: str | None) -> tuple[str, ...]:
-    """The key in `--api-key`, or the keys in the file that it names. Raises UsageError."""
+    """Returns the key in `--api-key`, or the keys in the file that it names. Raises UsageError."""
     if option is None:
         return ()
     if not option.startswith("@"):
@@ -156,11 +162,11 @@ def _read_keys(option: str | None) -> tuple[str, ...]:
 
 
 @click.command("demo")
-@click.option("-n", "--count", type=click.IntRange(1), default=300, show_default=True, help="Pictures.")
+@click.option("-n", "--count", type=click.IntRange(1), default=300, show_default=True, help="Number of pictures.")
 @port_option
 @version_option
 def demo_command(count: int, port: int) -> None:
-    """Shows the web page without any data: draws pictures, indexes and serves them, and leaves nothing behind."""
+    """Shows the web page with drawn sample pictures; everything is deleted at the end."""
     create_app = server_app.create_app  # a missing extra is reported before anything is drawn
     with tempfile.TemporaryDirectory(prefix="simsearch-demo-") as folder:
         with show_progress("drawing") as progress:
@@ -182,7 +188,7 @@ def demo_command(count: int, port: int) -> None:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @version_option
 def completion_command(shell: str) -> None:
-    """Prints a script that completes commands and options: eval "$(simsearch completion bash)"."""
+    """Prints a shell script for completion: eval "$(simsearch completion bash)"."""
     completion_class = get_completion_class(shell)
     if completion_class is None:
         raise UsageError(f"click has no completion for {shell}")

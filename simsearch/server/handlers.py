@@ -183,7 +183,7 @@ class SearchService:
         return served.run(find)
 
     async def image(self, request: Request, number: int) -> Response:
-        """Answers with an item's file, as an attachment if browsers cannot show it, so that they do not guess its type."""
+        """Answers with an item's file; it is an attachment if browsers cannot show it, and would guess its type."""
         served = self.index(request)
         with _image_gone_as_404():
             data, kind = await self.in_thread(lambda: thumbnails.file(served, number))

@@ -199,7 +199,7 @@ class Authentication:
             raise ApiError(400, "bad_host", "this service does not answer to the name in the Host header")
 
     def _check_origin(self, method: str, headers: Headers) -> None:
-        """Prevents request forgery: browsers send forms to any site, with the page's site as origin. Raises ApiError."""
+        """Prevents request forgery: browsers send forms to any site, with their page's origin. Raises ApiError."""
         origin = headers.get("origin")
         if not origin or method not in {"POST", "DELETE"} or origin in self.settings.cors:
             return

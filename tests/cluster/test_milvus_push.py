@@ -345,7 +345,7 @@ def test_an_interrupted_push_is_told(
         )
         with pytest.raises(KeyboardInterrupt):
             push(filler.engine.index, address)
-    told = f"the push into {address} has not ended, so items may be missing or old; another one completes it"
+    told = f"the push into {address} has not ended, so items may be missing or old; push again to complete it"
     assert any(
         line.split(maxsplit=1) == ["push", told]
         for line in simsearch_command("info", "-i", address).output.splitlines()

@@ -297,11 +297,11 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     with pytest.raises(SystemExit):
         main(["info", "-i", str(filler.path)])
-    assert f"28 rows that no item owns; simsearch compact -i {filler.path} reclaims" in capsys.readouterr().out
-    assert "28 rows that none owns" in run("--dry-run") and "nothing was changed" in run("--dry-run")
+    assert f"28 unused rows; simsearch compact -i {filler.path} reclaims" in capsys.readouterr().out
+    assert "28 unused rows" in run("--dry-run") and "nothing was changed" in run("--dry-run")
     facts = json.loads(run("--format", "json"))
     assert facts["removed"] == 28 and facts["reclaimed"] > 0
-    assert "0 rows that none owns, 0 B (0 bytes) reclaimed" in run()
+    assert "0 unused rows, 0 B (0 bytes) reclaimed" in run()
 
 
 # -- killed at chosen lines, in a process of its own

@@ -106,7 +106,7 @@ def test_lost_structure_loses_no_answers(filled: Filler) -> None:
             told = engine.info()["search"]
             assert told["missing"] and told["repair"] == f"simsearch tune --recall 0.9 -i {filled.path}"
     shown = CliRunner().invoke(main, ["info", "-i", str(filled.path)]).output
-    assert f"its files are gone or damaged, so every search is exact; {told['repair']} makes them anew" in shown
+    assert f"its files are missing or damaged, so every search is exact; {told['repair']} makes new ones" in shown
 
 
 def test_answers_say_whether_they_are_exact(filled: Filler) -> None:
@@ -280,7 +280,7 @@ def test_interval() -> None:
 def test_tune_from_the_command_line(filled: Filler, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, told in (
         (["--recall", "1"], "exact search\n"),
-        (["--memory", "1K"], "exact search; no structure fits in the memory\n"),
+        (["--memory", "1K"], "exact search; no structure fits into the memory\n"),
     ):
         done = CliRunner().invoke(main, ["tune", *arguments, "-i", str(filled.path)])
         assert done.exit_code == 0 and done.stdout == f"{filled.path}: {told}"

@@ -273,7 +273,7 @@ def test_a_recall_that_has_fallen_is_noticed(filled: Filler, capsys: pytest.Capt
     assert search["repair"] == f"simsearch tune --codes 128 --recall 0.8 -i {filled.path}"
     with pytest.raises(SystemExit):
         main(["info", "-i", str(filled.path)])
-    assert f"below the 0.8 asked for; {search['repair']} repairs it" in capsys.readouterr().out
+    assert f"below the target of 0.8; {search['repair']} repairs it" in capsys.readouterr().out
     tune.tune(filled.engine.index, 1.0)
     assert "since" not in filled.engine.info()["search"]
 

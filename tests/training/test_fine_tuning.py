@@ -56,7 +56,7 @@ def test_adapt_preset_asks_for_weights(pics, tmp_path):
     arguments = ("train", pics, "--preset", "adapt", "--epochs", 1, "--set", "image_size=63", "--held-out", 0)
     done = simsearch_(*arguments, "-o", tmp_path / "w.safetensors")
     assert done.exit_code == 0, done.output
-    assert "note: preset adapt is meant for weights to begin with: --from" in done.output
+    assert "note: preset adapt is for trained weights, for example --from" in done.output
     assert (
         training_job.prepare_job([str(pics)], tmp_path / "x", preset="adapt", start="default").start == registry.DEFAULT
     )
