@@ -111,7 +111,7 @@ def one(
     with simsearch.open(address + (f"?effort={effort}" if effort else ""), device="cpu") as engine:
         line(name, engine, queries, truth, took)
         if last:
-            engine.rows.drop()
+            engine.opened_index.client.drop()  # type: ignore[attr-defined]
 
 
 def line(

@@ -252,7 +252,7 @@ class _RayDriver:
         self.last_look = 0.0
 
     def run(self, chunks: Sequence[int]) -> Iterator[int]:
-        """See `Run`."""
+        """Computes chunks and yields their numbers in the given order; see `Run`."""
         todo, done = deque(chunks), set[int]()
         order = iter(chunks)
         following = next(order, None)

@@ -73,5 +73,5 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI
 
 
 def _needs_key(path: str) -> bool:
-    """True for a path that needs a key, if the settings have any."""
+    """Returns True for a path that needs a key, if the settings have any."""
     return path.startswith(("/v1/", "/metrics")) or path == "/v1"

@@ -70,7 +70,7 @@ class ApiError(Exception):
         self.status, self.code, self.message, self.headers = status, code, message, headers or {}
 
     def body(self) -> bytes:
-        """The JSON object {"error": {"code", "message"}}."""
+        """Returns the JSON object {"error": {"code", "message"}}."""
         return json.dumps({"error": {"code": self.code, "message": self.message}}).encode()
 
 

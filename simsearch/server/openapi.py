@@ -138,7 +138,7 @@ def schema_of(model: type[BaseModel]) -> Schema:
     definitions = whole.pop("$defs", {})
 
     def plain(value: Any, named: bool = False) -> Any:
-        """named: the keys of the dict are names of fields."""
+        """Simplifies a part of a schema. named: the keys of the dict are names of fields."""
         if isinstance(value, list):
             return [plain(each) for each in value]
         if not isinstance(value, dict):

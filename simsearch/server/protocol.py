@@ -89,7 +89,7 @@ class DeadlineProtocol(H11Protocol):
     # -- a head that does not arrive
 
     def _discards_body(self) -> bool:
-        """True while the client still sends the body of a request that has been answered."""
+        """Returns True while the client still sends the body of a request that has been answered."""
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _update_deadline(self) -> None:

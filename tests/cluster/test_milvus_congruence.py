@@ -196,7 +196,7 @@ def pushed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     with filler.engine as here, simsearch.open(address + "?consistency=strong", model=filler.model) as there:
         yield here, there
         if request.param == "server":
-            there.rows.drop()  # type: ignore[attr-defined]
+            there.opened_index.client.drop()  # type: ignore[attr-defined]
 
 
 def test_where_as_a_mapping(pushed_once: Both) -> None:

@@ -53,17 +53,17 @@ class _Flat:
     """Searches a collection, as `FlatIndex` searches an index. effort: see `search_parameters`."""
 
     def __init__(self, reader: MilvusReader, effort: int | None) -> None:
-        self.reader, self.rows, self.effort = reader, reader.known.count, effort
+        self.reader, self.rows, self.effort = reader, reader.collection.count, effort
 
     def search(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> list[Neighbours]:
         """Finds the k nearest items to each of (nq, D) queries, and those that tie with the last; exact.
 
         Raises UsageError for an index of an approximate kind.
         """
-        kind = self.reader.known.kind
+        kind = self.reader.collection.kind
         if kind not in EXACT and (permitted is None or len(permitted) > DIRECT):
             raise UsageError(
-                f"{self.reader.rows_of.address} has a {kind} index, which does not search exactly",
+                f"{self.reader.client.address} has a {kind} index, which does not search exactly",
                 hint="a collection with a FLAT index does; see `simsearch push --index-type`",
             )
         return self.candidates(queries, k, permitted)
@@ -79,7 +79,7 @@ class _Flat:
         if not np.all(np.einsum("nd,nd->n", queries, queries, dtype=np.float64) < 1e37):
             raise UsageError("the vector is too long: Milvus computes distances in float32")
         where = "" if permitted is None else permitted.where
-        if self.reader.known.kind not in EXACT and permitted is not None and available <= DIRECT:
+        if self.reader.collection.kind not in EXACT and permitted is not None and available <= DIRECT:
             return [self._measure(query, where, k) for query in queries]
         found: dict[int, Neighbours] = {}
         pending, width = list(range(len(queries))), min(k + NEAR, available, LARGEST)
@@ -99,10 +99,10 @@ class _Flat:
     def _ask(self, queries: NDArray[np.float32], width: int, where: str) -> list[list[Hit]]:
         """Asks Milvus for candidates, in portions that fit into one answer."""
         step = max(1, ANSWER // width)
-        parameters = search_parameters(self.reader.known.kind, width, self.effort)
+        parameters = search_parameters(self.reader.collection.kind, width, self.effort)
         hits: list[list[Hit]] = []
         for start in range(0, len(queries), step):
-            hits += self.reader.rows_of.search(queries[start : start + step], width, where, parameters)
+            hits += self.reader.client.search(queries[start : start + step], width, where, parameters)
         return hits
 
     def read(self, ids: NDArray[np.int64]) -> NDArray[np.float16]:
@@ -115,7 +115,7 @@ class _Flat:
 
     def _measure(self, query: NDArray[np.float32], where: str, k: int) -> Neighbours:
         """Fetches all items that meet a condition, and returns the k nearest by exact distance."""
-        rows = self.reader.rows_of.scan(where, [], int(self.reader.known.state["highest"]))
+        rows = self.reader.client.scan(where, [], int(self.reader.collection.state["highest"]))
         ids = np.array([int(row["id"]) for part in rows for row in part], np.int64)
         best = Neighbours(ids[:0], np.zeros(0))
         for start in range(0, len(ids), 1024):
@@ -155,16 +155,16 @@ class MilvusIndex:
         self.address: MilvusAddress = parse_address(address)
         self.path = _AddressPath(str(self.address))
         self.roots = dict(roots or {})
-        self.rows = MilvusClient(self.address)
+        self.client = MilvusClient(self.address)
         self._state: CollectionState | None = None
         self._opened: dict[tuple[str, str], RecordedSource] = {}
         self._lock = threading.Lock()
         try:
-            properties(self.rows)
-            self.rows.load()
+            properties(self.client)
+            self.client.load()
             source_roots.check(self.roots, list(self.state().sources.values()))
         except BaseException:
-            self.rows.close()
+            self.client.close()
             raise
 
     def identity_now(self) -> tuple[int, ...]:
@@ -173,7 +173,7 @@ class MilvusIndex:
 
     def close(self) -> None:
         """Closes the connection and the sources. The collection cannot be used afterwards."""
-        self.rows.close()
+        self.client.close()
         with self._lock:
             opened, self._opened = list(self._opened.values()), {}
         for source in opened:
@@ -181,18 +181,18 @@ class MilvusIndex:
 
     def state(self) -> CollectionState:
         """Returns the collection's properties and count; cached for `REFRESH` seconds."""
-        self.rows.check_open()
+        self.client.check_open()
         with self._lock:
             known = self._state
-            strong = self.rows.address.consistency == "strong"
+            strong = self.client.address.consistency == "strong"
             if known is None or strong or time.monotonic() - known.read > REFRESH:
-                known = self._state = CollectionState.of(self.rows)
+                known = self._state = CollectionState.of(self.client)
             return known
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[MilvusReader]:
         """Opens a reader for one operation."""
-        yield MilvusReader(self.rows, self.state())
+        yield MilvusReader(self.client, self.state())
 
     @property
     def meta(self) -> Meta:
@@ -222,8 +222,8 @@ class MilvusIndex:
     def info(self) -> dict[str, Any]:
         """Describes the collection in plain JSON values; the `recall` of an approximate index is unknown: None."""
         with self.reading() as reader:
-            own = reader.known
-            index = {key: value for key, value in self.rows.index().items() if isinstance(value, str | int | float)}
+            own = reader.collection
+            index = {key: value for key, value in self.client.index().items() if isinstance(value, str | int | float)}
             counts = reader.counts()
             return {
                 "path": str(self.address),
@@ -243,7 +243,7 @@ class MilvusIndex:
                 "recipe": own.meta.recipe,
                 "created": own.meta.created,
                 "format": own.meta.format,
-                "milvus": self.rows.version(),
+                "milvus": self.client.version(),
                 "complete": own.state["complete"],
                 "sources": [
                     {"kind": row.kind, "root": self.root_of(row), "items": counts.get(row.id, 0)}
@@ -274,7 +274,7 @@ class _Snapshots:
         return _Snapshot(_Flat(reader, self.index.address.effort), self.index.sources(reader))
 
     def structure(self, reader: MilvusReader) -> _Approximate | None:
-        return None if reader.known.kind in EXACT else _Approximate()
+        return None if reader.collection.kind in EXACT else _Approximate()
 
     def close(self) -> None:
         """Does nothing; there is nothing to close."""

@@ -97,7 +97,7 @@ def _path(operator: str, text: str, roots: Roots) -> str | None:
 
 
 def _metadata(name: str, operator: str, value: Any) -> str | None:
-    """Only equality of text and whole numbers: SQLite orders across types, Milvus does not."""
+    """Translates equality of text and whole numbers only: SQLite orders across types, Milvus does not."""
     if operator != "=" or value is None or not _PLAIN.fullmatch(name) or not name:
         return None
     field = f'metadata["{name}"]'

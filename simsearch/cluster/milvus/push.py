@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from simsearch.cluster.milvus import client, index_kinds
-from simsearch.cluster.milvus.client import MilvusClient
+from simsearch.cluster.milvus import index_kinds
+from simsearch.cluster.milvus.client import SPAN, MilvusClient
 from simsearch.cluster.milvus.reader import PROPERTIES
 from simsearch.common.milvus_address import MilvusAddress, parse_address
 from simsearch.errors import IndexDamagedError, ModelMismatchError, SimsearchError, UsageError
@@ -93,25 +93,25 @@ def push(index: Index, target: str, options: PushOptions | None = None) -> PushR
             f"the features {name} of {index.path} have components, which Milvus cannot store",
             hint="an index with --features fc7, fc7-unit or fc6 can be pushed",
         )
-    rows = MilvusClient(parse_address(target), writing=True)
+    client = MilvusClient(parse_address(target), writing=True)
     try:
         with index.reading() as reader:
-            run = _Push(index, reader, rows, options)
-            rows.exists()  # an unreachable server is noticed soon; later calls wait for one that is loading
-            rows.patience = max(rows.patience, PATIENCE)
+            run = _Push(index, reader, client, options)
+            client.exists()  # an unreachable server is noticed soon; later calls wait for one that is loading
+            client.patience = max(client.patience, PATIENCE)
             run.prepare()
             run.send()
             run.finish()
             return run.pushed
     finally:
-        rows.close()
+        client.close()
 
 
 class _Push:
     """One push, in three steps: prepare the collection, send rows, finish."""
 
-    def __init__(self, index: Index, reader: Reader, rows: MilvusClient, options: PushOptions) -> None:
-        self.index, self.reader, self.rows, self.options = index, reader, rows, options
+    def __init__(self, index: Index, reader: Reader, client: MilvusClient, options: PushOptions) -> None:
+        self.index, self.reader, self.client, self.options = index, reader, client, options
         self.items = reader.count()
         self.storage = options.storage or "float32"
         self.pushed = PushReport(items=self.items)
@@ -124,22 +124,22 @@ class _Push:
 
     def prepare(self) -> None:
         """Creates the collection, or checks that the existing one belongs to this index. Raises UsageError."""
-        if self.rows.exists() and self.options.replace:
-            self.rows.drop()
-        if not self.rows.exists():
-            kind = self.options.kind or _kind(self.items, self.rows.address)
+        if self.client.exists() and self.options.replace:
+            self.client.drop()
+        if not self.client.exists():
+            kind = self.options.kind or _kind(self.items, self.client.address)
             facts = self._facts(complete=False)
-            self.rows.create(self.index.meta.dimension, self.storage, kind, self.options.parameters, facts)
+            self.client.create(self.index.meta.dimension, self.storage, kind, self.options.parameters, facts)
         else:
             self._check()
             # Searches during the push need the new highest id and the new sources.
-            self.rows.set_properties(self._facts(complete=False))
-            self.rows.load()
-        self.pushed.kind = str(self.rows.index()["index_type"])
+            self.client.set_properties(self._facts(complete=False))
+            self.client.load()
+        self.pushed.kind = str(self.client.index()["index_type"])
 
     def _check(self) -> None:
-        address, ours = self.rows.address, self.index.meta
-        facts = self.rows.describe().get("properties") or {}
+        address, ours = self.client.address, self.index.meta
+        facts = self.client.describe().get("properties") or {}
         if not all(name in facts for name in PROPERTIES):
             raise UsageError(
                 f"the collection {address} was not made by simsearch", hint="name another one; --replace drops it"
@@ -157,7 +157,7 @@ class _Push:
                 hint="push into another collection; --replace drops this one",
             )
         self.highest = max(self.highest, int(state["highest"]))
-        kind = str(self.rows.index()["index_type"])
+        kind = str(self.client.index()["index_type"])
         for wanted, found, name in (
             (self.options.kind, kind, "index"),
             (self.options.storage, state["storage"], "storage"),
@@ -192,12 +192,12 @@ class _Push:
         done = 0
         self.options.progress(0, self.items)
         stream = self._spans()
-        for rows in self.rows.scan("", ["mark"], self.highest, strong=True):
+        for rows in self.client.scan("", ["mark"], self.highest, strong=True):
             items = next(stream)
             marks = {int(row["id"]): int(row["mark"]) for row in rows}
             gone = sorted(marks.keys() - {item.id for item in items})
             if gone:
-                self.rows.delete(gone)
+                self.client.delete(gone)
                 self.pushed.deleted += len(gone)
             fresh = [item for item in items if marks.get(item.id) != row_hash(item)]
             self.pushed.unchanged += len(items) - len(fresh)
@@ -214,9 +214,9 @@ class _Push:
         """Yields the index's items, a list for each span of ids, as `MilvusClient.scan` does."""
         stream = self.reader.items()
         ahead = next(stream, None)
-        for first in range(0, self.highest + 1, client.SPAN):
+        for first in range(0, self.highest + 1, SPAN):
             items = []
-            while ahead is not None and ahead.id < first + client.SPAN:
+            while ahead is not None and ahead.id < first + SPAN:
                 items.append(ahead)
                 ahead = next(stream, None)
             yield items
@@ -229,27 +229,27 @@ class _Push:
         for item, vector in zip(items, features, strict=True):
             row, weight = _row(item, vector, self.storage)
             if portion and size + weight > PORTION:
-                self.rows.upsert(portion)
+                self.client.upsert(portion)
                 portion, size = [], 0
             portion.append(row)
             size += weight
-        self.rows.upsert(portion)
+        self.client.upsert(portion)
 
     # -- the end
 
     def finish(self) -> None:
         """Flushes, counts and compares the collection. Raises SimsearchError if it differs from the index."""
         if self.pushed.sent or self.pushed.deleted:
-            self.rows.flush()
-        found = self.rows.count(strong=True)
+            self.client.flush()
+        found = self.client.count(strong=True)
         if found != self.items:
             raise SimsearchError(
-                f"{self.rows.address} has {found:,} rows, the index {self.items:,} items",
+                f"{self.client.address} has {found:,} rows, the index {self.items:,} items",
                 hint="is another program writing to it? push again, or use --replace",
             )
         self._compare()
         self.highest = int(self.reader.ids()[0][-1]) if self.items else 0
-        self.rows.set_properties(self._facts(complete=True))
+        self.client.set_properties(self._facts(complete=True))
 
     def _compare(self) -> None:
         """Reads a sample back and compares it, with its features. Raises IndexDamagedError."""
@@ -259,13 +259,13 @@ class _Push:
         if not items:
             return
         mine = self.reader.shards.read(np.array([item.row for item in items], np.int64))
-        rows = self.rows.query(f"id in {[item.id for item in items]}", ["mark"], strong=True)
+        rows = self.client.query(f"id in {[item.id for item in items]}", ["mark"], strong=True)
         marks = {int(row["id"]): int(row["mark"]) for row in rows}
-        theirs = self.rows.features([item.id for item in items], strong=True)
+        theirs = self.client.features([item.id for item in items], strong=True)
         for item, features in zip(items, mine, strict=True):
             if marks.get(item.id) != row_hash(item) or not np.array_equal(theirs.get(item.id), features):  # type: ignore[arg-type]
                 raise IndexDamagedError(
-                    f"{self.rows.address}: item {item.id} is not as it was sent", hint="push with --replace"
+                    f"{self.client.address}: item {item.id} is not as it was sent", hint="push with --replace"
                 )
         self.pushed.compared = len(items)
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from simsearch.cluster.milvus import client, filters
-from simsearch.cluster.milvus.client import Hit, MilvusClient
+from simsearch.cluster.milvus import filters
+from simsearch.cluster.milvus.client import SCALARS, SPAN, Hit, MilvusClient
 from simsearch.cluster.milvus.index_kinds import EXACT
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, ItemNotFoundError, UsageError
 from simsearch.storage.filters import Condition
@@ -49,17 +49,17 @@ class CollectionState:
     read: float
 
     @classmethod
-    def of(cls, rows: MilvusClient) -> CollectionState:
+    def of(cls, client: MilvusClient) -> CollectionState:
         """Reads them. Raises IndexNotFoundError if `push` did not make the collection, IndexDamagedError."""
         try:
-            meta, sources, state = properties(rows)
+            meta, sources, state = properties(client)
             read = {int(n): SourceRow(int(n), kind, root, root, {}) for n, kind, root in sources}
-            kind = str(rows.index()["index_type"])
+            kind = str(client.index()["index_type"])
             search: dict[str, Any] = {"kind": kind, "recall": 1.0 if kind in EXACT else None, "parameters": {}}
-            found = replace(Meta.of(meta, Path(str(rows.address))), search=search)
-            return cls(found, read, state, kind, rows.count(), time.monotonic())
+            found = replace(Meta.of(meta, Path(str(client.address))), search=search)
+            return cls(found, read, state, kind, client.count(), time.monotonic())
         except (KeyError, TypeError, ValueError) as error:
-            raise IndexDamagedError(f"{rows.address}: its properties cannot be read: {error}") from error
+            raise IndexDamagedError(f"{client.address}: its properties cannot be read: {error}") from error
 
     @property
     def roots(self) -> filters.Roots:
@@ -67,12 +67,12 @@ class CollectionState:
         return {number: (row.kind, row.root) for number, row in self.sources.items()}
 
 
-def properties(rows: MilvusClient) -> list[Any]:
+def properties(client: MilvusClient) -> list[Any]:
     """Returns the values of PROPERTIES. Raises IndexNotFoundError if `push` did not make the collection."""
-    facts = rows.describe().get("properties") or {}
+    facts = client.describe().get("properties") or {}
     if not all(name in facts for name in PROPERTIES):
         hint = "`simsearch push` makes a collection"
-        raise IndexNotFoundError(f"the collection {rows.address} was not made by simsearch", hint=hint)
+        raise IndexNotFoundError(f"the collection {client.address} was not made by simsearch", hint=hint)
     return [json.loads(facts[name]) for name in PROPERTIES]
 
 
@@ -92,14 +92,14 @@ class CollectionFeatures:
 
     rows_per_shard = 1 << 62
 
-    def __init__(self, rows: MilvusClient, dimension: int) -> None:
-        self.rows, self.dimension = rows, dimension
+    def __init__(self, client: MilvusClient, dimension: int) -> None:
+        self.client, self.dimension = client, dimension
         self.cache: dict[int, NDArray[np.float16]] = {}
 
     def read(self, ids: NDArray[np.int64]) -> NDArray[np.float16]:
         """Reads the features of items in the given order: (n, D) float16. Raises ItemNotFoundError."""
         wanted = [int(number) for number in ids]
-        found = self.rows.features([number for number in wanted if number not in self.cache])
+        found = self.client.features([number for number in wanted if number not in self.cache])
         found.update((number, self.cache[number]) for number in wanted if number in self.cache)
         missing = next((number for number in wanted if number not in found), None)
         if missing is not None:
@@ -110,56 +110,56 @@ class CollectionFeatures:
 class MilvusReader:
     """An `ItemReader` over a collection, for one operation; remembers the items that it has read."""
 
-    def __init__(self, rows: MilvusClient, state: CollectionState) -> None:
-        self.rows_of, self.known = rows, state
-        self.features = CollectionFeatures(rows, state.meta.dimension)
+    def __init__(self, client: MilvusClient, state: CollectionState) -> None:
+        self.client, self.collection = client, state
+        self.features = CollectionFeatures(client, state.meta.dimension)
         self.shards = self.features
         self.seen: dict[int, Item] = {}
 
     def state(self, key: str) -> int:
-        return self.known.count if key == "rows" else int(self.known.state["generation"])
+        return self.collection.count if key == "rows" else int(self.collection.state["generation"])
 
     def epoch(self) -> int:
         return 0
 
     def count(self) -> int:
-        return self.known.count
+        return self.collection.count
 
     def counts(self) -> dict[int, int]:
-        return {number: self.rows_of.count(f"source == {number}") for number in self.known.sources}
+        return {number: self.client.count(f"source == {number}") for number in self.collection.sources}
 
     def sources(self) -> list[SourceRow]:
-        return list(self.known.sources.values())
+        return list(self.collection.sources.values())
 
     def failures(self) -> NoReturn:
         raise UsageError("failures are recorded in the index that was pushed, not in the collection")
 
     def label_count(self) -> int:
-        return int(self.known.state["labels"])
+        return int(self.collection.state["labels"])
 
     def item(self, number: int) -> Item:
         if number not in self.seen and 0 < number < 2**63:
-            self._keep(self.rows_of.query(f"id == {int(number)}", client.SCALARS))
+            self._keep(self.client.query(f"id == {int(number)}", SCALARS))
         if number not in self.seen:
             raise ItemNotFoundError(f"the index has no item {number}")
         return self.seen[number]
 
     def items(self, source: int | None = None) -> Iterator[Item]:
         where = "" if source is None else f"source == {source}"
-        for rows in self.rows_of.scan(where, client.SCALARS[1:], int(self.known.state["highest"])):
+        for rows in self.client.scan(where, SCALARS[1:], int(self.collection.state["highest"])):
             yield from map(_item, rows)
 
     def items_at(self, ids: Sequence[int]) -> dict[int, Item]:
         missing = [int(number) for number in ids if int(number) not in self.seen]
-        for start in range(0, len(missing), client.SPAN):
-            self._keep(self.rows_of.query(f"id in {missing[start : start + client.SPAN]}", client.SCALARS))
+        for start in range(0, len(missing), SPAN):
+            self._keep(self.client.query(f"id in {missing[start : start + SPAN]}", SCALARS))
         return {int(number): self.item(int(number)) for number in ids}
 
     def ids_at(self, ids: NDArray[np.int64]) -> dict[int, int]:
         return {int(number): int(number) for number in ids}
 
     def row_of(self, digest: bytes) -> int | None:
-        found = self.rows_of.query(f'digest == "{digest.hex()}"', ["id"])
+        found = self.client.query(f'digest == "{digest.hex()}"', ["id"])
         return min((int(row["id"]) for row in found), default=None)
 
     def spread(self, count: int) -> list[int]:
@@ -168,15 +168,17 @@ class MilvusReader:
         return [int(number) for number in ids[places]] if len(ids) else []
 
     def ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        found = [int(row["id"]) for rows in self.rows_of.scan("", [], int(self.known.state["highest"])) for row in rows]
+        found = [
+            int(row["id"]) for rows in self.client.scan("", [], int(self.collection.state["highest"])) for row in rows
+        ]
         return np.array(found, np.int64), np.array(found, np.int64)
 
     def rows(self, conditions: Iterable[Condition] = ()) -> Any:
         """Returns the ids of all items; with conditions, the items that meet them. Raises UsageError."""
         if not (wanted := list(conditions)):
             return self.ids()[0]
-        where, rest = filters.to_milvus_expression(wanted, self.known.roots)
-        count = self.rows_of.count(where)
+        where, rest = filters.to_milvus_expression(wanted, self.collection.roots)
+        count = self.client.count(where)
         if not rest or not count:
             return Permitted(where, count)
         if count > SCAN:
@@ -186,12 +188,12 @@ class MilvusReader:
                 hint="add a condition that leaves fewer items, such as label=...",
             )
         found: list[int] = []
-        for rows in self.rows_of.scan(where, client.SCALARS[1:], int(self.known.state["highest"])):
+        for rows in self.client.scan(where, SCALARS[1:], int(self.collection.state["highest"])):
             items = map(_item, rows)
             found += filters.matching(
                 [(i.id, i.source, i.path, i.label, i.metadata, i.size, i.width, i.height) for i in items],
                 rest,
-                self.known.roots,
+                self.collection.roots,
             )
         return Permitted(f"id in {found}", len(found))
 
