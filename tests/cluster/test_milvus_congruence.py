@@ -1,4 +1,4 @@
-"""One suite for every engine: the local one, Milvus Lite and (by `scripts/test-cluster`) a Milvus server answer alike.
+"""One suite for all engines: local, Milvus Lite and (with `scripts/test-cluster`) a Milvus server give equal answers.
 
 Each operation runs on the index and on the collection that was pushed from it, and every result is compared: ids,
 paths, labels, metadata, order, distances to 1e-9, errors by type.
@@ -52,7 +52,7 @@ Both = tuple[Engine, Engine]
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What a call gives, or the type of error that it raises."""
+    """Returns the result of a call, or the type of the error that it raises."""
     try:
         return call()
     except SimsearchError as error:

@@ -109,7 +109,7 @@ def test_nothing_is_there(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_away(tmp_path: Path) -> None:
-    """One error line, exit code 2, in less than ten seconds: nobody listens, or somebody who never answers."""
+    """One error line and exit code 2 in less than ten seconds, if nothing listens or a listener never answers."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)

@@ -1,6 +1,6 @@
-"""Builds whose features are computed elsewhere give the index that a local build gives; a push outlives its server.
+"""Builds on a cluster make the same index as local builds; a push survives a restart of its server.
 
-What needs a cluster of Ray or a Milvus server runs by `scripts/test-cluster`; the rest works through chunks by itself.
+Tests that need a cluster of Ray or a Milvus server run with `scripts/test-cluster`; the others compute chunks here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RAY = pytest.mark.skipif("SIMSEARCH_TEST_RAY" not in os.environ, reason="Ray is 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """60 pictures in folders, of which some are alike, and some are none."""
+    """60 files in folders; some have the same content, and some are not images."""
     folder = tmp_path / "pictures"
     for number in range(60):
         draw(folder / "abc"[number % 3] / f"{number:02d}.png", number % 50)
@@ -66,7 +66,7 @@ def content(path: Path) -> dict[str, Any]:
 
 
 def here(count: Callable[[int], None] = lambda chunk: None) -> RayCluster:
-    """A cluster of one worker in this process. count: told of each chunk that is computed."""
+    """A cluster of one worker in this process. count: called with each chunk that is computed."""
 
     def run(work: WorkFolder, chunks: Sequence[int]) -> Iterator[int]:
         worker = RayWorker(str(work.folder), "cpu", 2)
@@ -142,7 +142,7 @@ def test_an_interrupted_build_is_continued(
 
 @pytest.mark.usefixtures("small")
 def test_a_copy_outlives_what_it_is_a_copy_of(pictures: Path, tmp_path: Path, tiny_weights: Path) -> None:
-    """Chunks are computed, nothing is committed, and then the first of two alike pictures is gone."""
+    """Chunks are computed but not committed; then the first of two equal pictures is deleted."""
 
     def dying(work: WorkFolder, chunks: Sequence[int]) -> Iterator[int]:
         list(here().run(work, chunks))

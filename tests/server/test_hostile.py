@@ -1,4 +1,4 @@
-"""What strangers send: each piece of bad input with its status, on a real socket; and the service lives on."""
+"""Hostile requests: each bad input gets its status, on a real socket, and the service continues to work."""
 
 import contextlib
 import http.server

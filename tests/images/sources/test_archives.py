@@ -168,7 +168,7 @@ def test_archive_can_be_read_by_many_threads(name: str, tmp_path: Path) -> None:
 
 
 def test_compressed_tar_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As threads ask: nearly in order. What is passed over and not asked for does not pile up."""
+    """Threads read members nearly in order. Skipped members that are never read do not pile up."""
     names = [f"{number}.png" for number in range(40)]
     write_tar(tmp_path / "x.tar", *names)
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))

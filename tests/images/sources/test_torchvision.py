@@ -24,7 +24,7 @@ from tests.helpers.sources import paths, png, put
 
 
 class Swatches:
-    """What torchvision's data sets look like: four pictures of two classes, and others for testing."""
+    """A stand-in for a data set of torchvision: four pictures of two classes, and others for testing."""
 
     classes = ("amber", ("blue", "azure"))
 
