@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simsearch import evaluate, models
-from simsearch.cli import model_cards, query_args
+from simsearch.cli import model_cards
 from simsearch.cli.console import INTERRUPTED, note, pluralize
 from simsearch.cli.lazy import LazyModule
 from simsearch.cli.options import (
@@ -23,6 +23,7 @@ from simsearch.cli.options import (
     version_option,
 )
 from simsearch.cli.progress import show_progress, training_progress
+from simsearch.cli.query_args import read_image
 from simsearch.errors import TrainingInterruptedError, UsageError
 from simsearch.models.precision import ENOUGH
 from simsearch.output import printable
@@ -134,7 +135,7 @@ def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, mode
     if any(text.startswith("id:") for text in image):
         raise UsageError("id:N names an item of an index; classify takes pictures")
     chosen = models.load(model or models.DEFAULT, device, images=len(image) * int(crops))
-    found = evaluate.classify(chosen, [query_args.picture(text) for text in image], k, int(crops))
+    found = evaluate.classify(chosen, [read_image(text) for text in image], k, int(crops))
     if form == "text":
         for number, (name, guesses) in enumerate(zip(image, found, strict=True)):
             click.echo(("\n" if number else "") + _guess_bars(name, guesses))
