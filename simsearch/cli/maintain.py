@@ -196,7 +196,7 @@ def tune_command(recall: float | None, memory: int | None, bits: int | None, for
     would be faster.
     """
     if bits is not None and bits % 8:
-        raise UsageError(f"--codes {bits} is no multiple of 8")
+        raise UsageError(f"--codes {bits} is not a multiple of 8")
     with Engine(index_path, device="cpu") as engine:
         tune_index(engine, recall, memory, index_path, form, bits)
 

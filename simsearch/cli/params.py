@@ -87,7 +87,7 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
         if not match:
-            message = f"{_option(param)}{value!r} is no number of bytes"
+            message = f"{_option(param)}{value!r} is not a number of bytes"
             raise UsageError(message, hint="500M, 2G, or a plain number")
         return int(float(match[1]) * _UNITS[match[2].upper()])
 
