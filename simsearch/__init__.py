@@ -14,12 +14,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from simsearch.version import __version__
 
 _HOME = {
     "Engine": "simsearch.engine",
     "Match": "simsearch.search.results",
-    "Summary": "simsearch.planning",
+    "Summary": "simsearch.indexing.options",
     "build": "simsearch.api",
     "create_app": "simsearch.server.app",
     "errors": "simsearch.errors",
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from simsearch import errors
     from simsearch.api import build, open
     from simsearch.engine import Engine
-    from simsearch.planning import Summary
+    from simsearch.indexing.options import Summary
     from simsearch.search.results import Match
     from simsearch.server.app import create_app
 

@@ -9,15 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simsearch import descriptors, models, opening, sync
-from simsearch.addresses import is_address
+from simsearch.common.milvus_address import is_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
-from simsearch.meta import Meta
+from simsearch.images.sources import resolve
+from simsearch.indexing import learn_components, sync
+from simsearch.indexing import options as indexing_options
+from simsearch.models import descriptors, load, registry
+from simsearch.storage.index import create, discard
+from simsearch.storage.meta import Meta
 
 if TYPE_CHECKING:
-    from simsearch.models import Model
-    from simsearch.sources import Source
+    from simsearch.images.sources.base import Source
+    from simsearch.models.base import Model
 
 DEFAULT_INDEX = "indexes/default"
 
@@ -36,9 +40,9 @@ def open(
     index: a folder, or the address of a collection in Milvus (see `addresses`), which can only be searched.
     """
     if is_address(index):
-        from simsearch.milvus import MilvusEngine
+        from simsearch.cluster.milvus.engine import open_collection
 
-        return MilvusEngine(os.fspath(index), model=model, device=device, roots=roots)
+        return open_collection(os.fspath(index), model=model, device=device, roots=roots)
     return Engine(index, model=model, device=device, roots=roots)
 
 
@@ -53,14 +57,14 @@ def build(
 ) -> Engine:
     """Makes an index from one or more sources, or brings it in step with them, and opens it.
 
-    source: folders, archives, manifests, Parquet files, `torchvision/NAME`; see `opening.resolve`.
+    source: folders, archives, manifests, Parquet files, `torchvision/NAME`; see `resolve.resolve`.
     model: for a new index the default model unless given; an existing one keeps its own, and another is refused.
     features: for a new index, a name of `descriptors.DESCRIPTORS` or an index to take the recipe of, components and
     all; the 4096 activations of fc7 unless given. An existing index keeps its own, and another name is refused.
-    options: the fields of `sync.Options`.
+    options: the fields of `options.BuildOptions`.
     """
     names = [source] if isinstance(source, str | os.PathLike) else list(source)
-    chosen = sync.Options(**options)
+    chosen = indexing_options.BuildOptions(**options)
     if chosen.dry_run:
         raise UsageError("a dry run builds no index that could be opened", hint="see simsearch.api.plan")
     engine, _ = build_with_summary(names, index, model, device=device, options=chosen, features=features)
@@ -73,72 +77,77 @@ def build_with_summary(
     model: str | Model | None,
     *,
     device: str,
-    options: sync.Options,
+    options: indexing_options.BuildOptions,
     roots: Mapping[str, str] | None = None,
     features: str | None = None,
-) -> tuple[Engine, sync.Summary]:
+) -> tuple[Engine, indexing_options.Summary]:
     """`build`, and what it did. Without names, all sources that the index knows are brought up to date.
 
     roots: where recorded sources are now (see `Engine`); recorded for good.
     """
     _on_disk(index)
-    found = [opening.resolve(os.fspath(name)) for name in names]
+    found = [resolve.resolve(os.fspath(name)) for name in names]
     path = Path(index)
     fresh = False
     if not (path / "meta.json").exists():
         if not names:
             raise UsageError(f"there is no index at {path} to bring up to date", hint="name a SOURCE to build it from")
         model, name = _described(_loaded(model, device), features, found, options, device)
-        fresh = sync.create(path, model, name)
+        fresh = create(path, model, name)
     engine = Engine(path, model=model, device=device)
     try:
         _check_features(engine, features)
         if roots:
             engine.relocate(roots)
-        return engine, sync.sync(engine, found, options)
+        return engine, sync.sync(engine.index, engine.model, found, options)
     except UsageError:
-        engine.close()
         if fresh:
-            sync.discard(path)
+            discard(engine.index)
+        engine.close()
         raise
 
 
 def plan(
-    names: Sequence[SourceName], index: str | os.PathLike[str], model: str | Model | None, options: sync.Options,
+    names: Sequence[SourceName],
+    index: str | os.PathLike[str],
+    model: str | Model | None,
+    options: indexing_options.BuildOptions,
     features: str | None = None,
-) -> sync.Summary:  # fmt: skip
+) -> indexing_options.Summary:
     """What `build` would do, without doing it."""
     _on_disk(index)
-    found = [opening.resolve(os.fspath(name)) for name in names]
+    found = [resolve.resolve(os.fspath(name)) for name in names]
     options = replace(options, dry_run=True)
     if (Path(index) / "meta.json").exists():
         with Engine(index, model=model) as engine:
             _check_features(engine, features)
-            return sync.sync(engine, found, options)
+            return sync.sync(engine.index, engine.model, found, options)
     if features is not None and not _is_index(features):
         descriptors.find(features)
     with tempfile.TemporaryDirectory() as folder:
         model = _loaded(model, "cpu")
-        sync.create(Path(folder), model)
+        create(Path(folder), model)
         with Engine(folder, model=model) as engine:
-            return sync.sync(engine, found, options)
+            return sync.sync(engine.index, engine.model, found, options)
 
 
 def _on_disk(index: str | os.PathLike[str]) -> None:
     if is_address(index):
-        raise UsageError(f"{os.fspath(index)} is no place for an index to be built in",
-                         hint="build it on disk, then `simsearch push` it there")  # fmt: skip
+        raise UsageError(
+            f"{os.fspath(index)} is no place for an index to be built in",
+            hint="build it on disk, then `simsearch push` it there",
+        )
 
 
 def _loaded(model: str | Model | None, device: str) -> Model:
     """The model of a new index, which decides what it is computed in."""
-    given = model or models.DEFAULT
-    return models.load(given, device, threads=True, precision="auto") if isinstance(given, str) else given
+    given = model or registry.DEFAULT
+    return load.load_model(given, device, threads=True, precision="auto") if isinstance(given, str) else given
 
 
 def _described(
-    model: Model, features: str | None, found: Sequence[Source], options: sync.Options, device: str
-) -> tuple[Model, str]:  # fmt: skip
+    model: Model, features: str | None, found: Sequence[Source], options: indexing_options.BuildOptions, device: str
+) -> tuple[Model, str]:
     """The model of a new index and what its features are called; learns the components where the recipe has some."""
     name = features or descriptors.REFERENCE
     if _is_index(name):
@@ -148,9 +157,9 @@ def _described(
     if recipe is None:
         return model, name
     if not recipe.dimension:
-        return descriptors.Described(model, recipe), name
-    learned = descriptors.learn(model, recipe, found, options.exclude, options.progress)
-    return descriptors.Described(model, recipe, learned), name
+        return descriptors.DescriptorModel(model, recipe), name
+    learned = learn_components.learn_components(model, recipe, found, options.exclude, options.progress)
+    return descriptors.DescriptorModel(model, recipe, learned), name
 
 
 def _is_index(features: str) -> bool:

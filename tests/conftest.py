@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from simsearch.recipe import Recipe
+from simsearch.images.preprocessing import Preprocessing
 from tests.helpers.models import Colours
 from tests.helpers.pictures import CLASSES, EACH, draw
 
@@ -58,9 +58,9 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of a small random AlexNet, which the command line can use: 63 x 63 pixels, 32 features."""
     import torch
 
-    from simsearch.models.alexnet import AlexNet
-    from simsearch.models.configs import AlexNetConfig
-    from simsearch.models.weights import Card, write
+    from simsearch.models.networks.alexnet import AlexNet
+    from simsearch.models.networks.configs import AlexNetConfig
+    from simsearch.models.weights import ModelCard, write
 
     arguments = {"num_classes": 5, "image_size": 63, "channels": (8, 16, 16, 16, 16), "hidden": 32}
     with torch.random.fork_rng():
@@ -69,5 +69,5 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network.initialise(2**0.5)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    write(path, Card("alexnet", arguments, Recipe(72, 63), tuple("abcde")), tensors, {})
+    write(path, ModelCard("alexnet", arguments, Preprocessing(72, 63), tuple("abcde")), tensors, {})
     return path

@@ -41,7 +41,7 @@ PROBE = (
 
 LOAD = (
     "import time; start = time.perf_counter()\n"
-    "from simsearch import models; model = models.load(device='cpu', images=1, precision='auto')\n"
+    "from simsearch.models import load; model = load.load_model(device='cpu', images=1, precision='auto')\n"
     "print(time.perf_counter() - start, f'{model.name} ({model.engine})')"
 )
 
@@ -54,7 +54,7 @@ image, index = sys.argv[2:]
 import simsearch.cli.main; mark("import of the command line (click)")
 import numpy; mark("import of numpy")
 import PIL.Image, PIL.ImageOps; mark("import of Pillow")
-import simsearch.engine, simsearch.output, simsearch.cli.query_args; mark("import of the rest of simsearch")
+import simsearch.engine, simsearch.reports.text, simsearch.cli.query_args; mark("import of the rest of simsearch")
 engine = simsearch.engine.Engine(index); mark("index opened")
 from simsearch import images, opening
 data, name = opening.read_picture(image)
@@ -66,8 +66,8 @@ vector = model.features(pixels)[0]; mark("session made, weights mapped; first in
 model.features(pixels); again = clock(); marks.append(("(of which an inference, done again)", again))
 import faiss; mark("import of faiss")
 matches = engine.search_by_vector(vector, 6); mark("search")
-answer = simsearch.output.Answer(image, engine.meta.model, True, 0.0, matches)
-simsearch.output.render([answer], "table", "\\n"); mark("output")
+answer = simsearch.search.results.QueryResult(image, engine.meta.model, True, 0.0, matches)
+simsearch.reports.text.render([answer], "table", "\\n"); mark("output")
 import json
 import simsearch.__main__ as program
 program.main = lambda: print(json.dumps(marks))
@@ -106,8 +106,10 @@ def against_torch(query: list[str], times: int) -> None:
             seconds.append(time.perf_counter() - start)
     ours, theirs = (statistics.median(seconds[1:]) for seconds in taken)
     ratio = statistics.median(mine / other for mine, other in zip(taken[0][1:], taken[1][1:], strict=True))
-    print(f"\nin turns: simsearch query {ours:.3f} s, python -c 'import torch' {theirs:.3f} s;"
-          f" median of the ratios {ratio:.2f}")  # fmt: skip
+    print(
+        f"\nin turns: simsearch query {ours:.3f} s, python -c 'import torch' {theirs:.3f} s;"
+        f" median of the ratios {ratio:.2f}"
+    )
 
 
 def load(times: int) -> None:

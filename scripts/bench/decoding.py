@@ -30,11 +30,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import simsearch
-from simsearch import extract, models
-from simsearch.metrics import Base, retrieval
-from simsearch.opening import resolve
-from simsearch.recipe import FILTERS, Recipe, centre_crop, shorter_side
-from simsearch.sources import folder_labels
+from simsearch.common import float16
+from simsearch.evaluation.metrics import LabelledFeatures, retrieval
+from simsearch.images.preprocessing import FILTERS, Preprocessing, centre_crop, shorter_side
+from simsearch.images.sources.base import folder_labels
+from simsearch.images.sources.resolve import resolve
+from simsearch.indexing import load
+from simsearch.models import load as models_load
+from simsearch.models import registry
 
 
 def enlarged(data: bytes, megapixels: float) -> bytes:
@@ -48,13 +51,13 @@ def enlarged(data: bytes, megapixels: float) -> bytes:
     return out.getvalue()
 
 
-def plain(data: bytes, recipe: Recipe) -> np.ndarray:
+def plain(data: bytes, recipe: Preprocessing) -> np.ndarray:
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     return centre_crop(shorter_side(image, recipe.resize, FILTERS[recipe.interpolation]), recipe.crop)
 
 
-def fast(data: bytes, recipe: Recipe) -> np.ndarray:
-    pixels = extract.load(lambda: data, recipe).pixels
+def fast(data: bytes, recipe: Preprocessing) -> np.ndarray:
+    pixels = load.load_image(lambda: data, recipe).pixels
     if pixels is None:
         raise SystemExit("an image cannot be decoded")
     return pixels
@@ -73,20 +76,26 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("--limit", type=int, default=600)
     parser.add_argument("--megapixels", type=float, nargs="+", default=[3.0])
-    parser.add_argument("--model", default=models.DEFAULT)
+    parser.add_argument("--model", default=registry.DEFAULT)
     options = parser.parse_args()
     source = resolve(options.source)
     entries = source.listing().entries
     labels = [entry.label for entry in entries] if source.labelled else folder_labels(entries, True)
     chosen = np.linspace(0, len(entries) - 1, min(options.limit, len(entries))).round().astype(int)
     numbers = np.unique([str(labels[number]) for number in chosen], return_inverse=True)[1]
-    model = models.load(options.model, "cpu")
-    print(f"{options.source}: {len(chosen):,} of {len(entries):,} images, {numbers.max() + 1} labels;"
-          f" model {model.name}, {model.recipe.crop} pixels")  # fmt: skip
-    print(f"simsearch {simsearch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores,"
-          f" load {os.getloadavg()[0]:.1f}\n")  # fmt: skip
-    print(f"{'size':>10} {'cosine: least':>14} {'1 %':>8} {'median':>8} {'top-6 same':>11} {'P@6 plain':>10}"
-          f" {'simsearch':>10} {'ms plain':>9} {'simsearch':>10}")  # fmt: skip
+    model = models_load.load_model(options.model, "cpu")
+    print(
+        f"{options.source}: {len(chosen):,} of {len(entries):,} images, {numbers.max() + 1} labels;"
+        f" model {model.name}, {model.recipe.crop} pixels"
+    )
+    print(
+        f"simsearch {simsearch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores,"
+        f" load {os.getloadavg()[0]:.1f}\n"
+    )
+    print(
+        f"{'size':>10} {'cosine: least':>14} {'1 %':>8} {'median':>8} {'top-6 same':>11} {'P@6 plain':>10}"
+        f" {'simsearch':>10} {'ms plain':>9} {'simsearch':>10}"
+    )
     for megapixels in options.megapixels:
         features, used = [], np.zeros(2)
         for number in chosen:
@@ -97,11 +106,11 @@ def main() -> None:
                 pair.append(path(data, model.recipe))
                 used[way] += time.thread_time() - start
             features.append(model.features(np.stack(pair)))
-        both = extract.stored(np.stack(features)).astype(np.float32)  # (N, 2, D)
+        both = float16.stored(np.stack(features)).astype(np.float32)  # (N, 2, D)
         a, b = both[:, 0], both[:, 1]
         cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
         same = [len(set(x) & set(y)) / 6 for x, y in zip(nearest(a), nearest(b), strict=True)]
-        scores = [retrieval(Base(rows, numbers))["P@6"].mean() for rows in (a, b)]
+        scores = [retrieval(LabelledFeatures(rows, numbers))["P@6"].mean() for rows in (a, b)]
         ms = 1000 * used / len(chosen)
         name = f"{megapixels:g} MP" if megapixels else "as it is"
         quantiles = f"{cosines.min():14.5f} {np.percentile(cosines, 1):8.5f} {np.median(cosines):8.5f}"

@@ -35,15 +35,24 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 
 import numpy as np
 
-from simsearch import descriptors, images, metrics, models, trainset
-from simsearch.descriptors import Descriptor, Part, describe, unit, whitened
+from simsearch.common import intervals
+from simsearch.evaluation import metrics
+from simsearch.images import decode
+from simsearch.images.sources import labelled
+from simsearch.indexing.learn_components import whitened
+from simsearch.models import base, descriptors, load, registry
+from simsearch.models.descriptors import Descriptor, LayerPart, describe, unit
 from simsearch.search.feedback import expanded
 
 TRAIN = [*(f"tiny-imagenet/train-{n}.zip" for n in range(4)), "imagenette160/train.zip"]
 LEARN, HELD, CLASSES = "learn", "held-out", "other classes"
-SETS = {"CIFAR-10 train": ("cifar10/train.zip", 2000), "Imagenette val": ("imagenette160/val.zip", 2000),
-        "Tiny-ImageNet val": ("tiny-imagenet/val.zip", 3000), "corel": ("corel", 2500),
-        "clothing": ("clothing", 300)}  # fmt: skip
+SETS = {
+    "CIFAR-10 train": ("cifar10/train.zip", 2000),
+    "Imagenette val": ("imagenette160/val.zip", 2000),
+    "Tiny-ImageNet val": ("tiny-imagenet/val.zip", 3000),
+    "corel": ("corel", 2500),
+    "clothing": ("clothing", 300),
+}
 VIEWS = {"centre": 1, "mirror": 1, "corners": 4, "large": 1}
 
 
@@ -61,62 +70,84 @@ class Row:
 
 
 def of(layer: str = "features", pooling: str = "", root: bool = False, **rest: Any) -> Descriptor:
-    return Descriptor((Part(layer, pooling, root),), **rest)
+    return Descriptor((LayerPart(layer, pooling, root),), **rest)
 
 
 def joined(layer: str, pooling: str, weight: float, **rest: Any) -> Descriptor:
-    return Descriptor((Part(), Part(layer, pooling, weight=weight)), **rest)
+    return Descriptor((LayerPart(), LayerPart(layer, pooling, weight=weight)), **rest)
 
 
 BOTH, FIVE = ("centre", "mirror"), ("centre", "corners")
 BEST = descriptors.DESCRIPTORS["best"]
 ROWS = (
-    Row("fc7, plain (reference)"), Row("fc7", of()), Row("fc7, root", of(root=True)),
-    Row("fc6", of("fc6")), Row("fc6, root", of("fc6", root=True), early=True),
-    Row("conv5 max", of("conv5", "max")), Row("conv5 R-MAC", of("conv5", "rmac")),
+    Row("fc7, plain (reference)"),
+    Row("fc7", of()),
+    Row("fc7, root", of(root=True)),
+    Row("fc6", of("fc6")),
+    Row("fc6, root", of("fc6", root=True), early=True),
+    Row("conv5 max", of("conv5", "max")),
+    Row("conv5 R-MAC", of("conv5", "rmac")),
     Row("conv5 R-MAC of 224 pixels", of("conv5", "rmac"), ("large",)),
     Row("conv5 R-MAC of 224 pixels, PCA 128, 0.5", of("conv5", "rmac", dimension=128, whitening=0.5), ("large",)),
     Row("conv5 R-MAC, PCA 128, 0.5", of("conv5", "rmac", dimension=128, whitening=0.5)),
     Row("fc7 + fc6", joined("fc6", "", 1.0), early=True),
     Row("fc7 + 0.5 R-MAC", joined("conv5", "rmac", 0.5), early=True),
     Row("fc7 + 0.5 R-MAC, PCA 256, 0.25", joined("conv5", "rmac", 0.5, dimension=256, whitening=0.25)),
-    Row("fc7 + mirror", of(), BOTH), Row("fc7 + 4 corners", of(), FIVE),
+    Row("fc7 + mirror", of(), BOTH),
+    Row("fc7 + 4 corners", of(), FIVE),
     Row("fc7 + mirror + 4 corners", of(), ("centre", "mirror", "corners"), early=True),
-    *(Row(f"fc7, PCA {d}, {w:g}", of(dimension=d, whitening=w))
-      for d, w in ((64, 0.25), (128, 0.25), (256, 0.0), (256, 0.25), (256, 0.5), (256, 1.0), (512, 0.25),
-                   (1024, 0.25))),
+    *(
+        Row(f"fc7, PCA {d}, {w:g}", of(dimension=d, whitening=w))
+        for d, w in (
+            (64, 0.25),
+            (128, 0.25),
+            (256, 0.0),
+            (256, 0.25),
+            (256, 0.5),
+            (256, 1.0),
+            (512, 0.25),
+            (1024, 0.25),
+        )
+    ),
     Row("fc7, root, PCA 256, 0.25", of(root=True, dimension=256, whitening=0.25), early=True),
     Row("fc6, PCA 256, 0.25", of("fc6", dimension=256, whitening=0.25), early=True),
     Row("fc7, PCA 256, 0.25, from training images", of(dimension=256, whitening=0.25), source="train"),
     Row("fc7 + mirror, PCA 256, 0.25 (best)", BEST, BOTH),
     Row("fc7 + mirror + 4 corners, PCA 256, 0.25", of(dimension=256, whitening=0.25), ("centre", "mirror", "corners")),
-    *(Row(f"{kind}, {words}", recipe, around=(what, n))
-      for kind, recipe in (("plain", None), ("fc7-256", descriptors.DESCRIPTORS["fc7-256"]))
-      for words, what, n in (("half by half", "", -1), ("query expansion 5", "AQE", 5),
-                             ("query expansion 10", "AQE", 10), ("database augmented 5", "DBA", 5))),
-)  # fmt: skip
+    *(
+        Row(f"{kind}, {words}", recipe, around=(what, n))
+        for kind, recipe in (("plain", None), ("fc7-256", descriptors.DESCRIPTORS["fc7-256"]))
+        for words, what, n in (
+            ("half by half", "", -1),
+            ("query expansion 5", "AQE", 5),
+            ("query expansion 10", "AQE", 10),
+            ("database augmented 5", "DBA", 5),
+        )
+    ),
+)
 
 
-def pictures(data: Path, name: str) -> list[trainset.Picture]:
+def pictures(data: Path, name: str) -> list[labelled.LabelledImage]:
     if name in (LEARN, HELD):
-        found = trainset.labelled([data / file for file in TRAIN])
+        found = labelled.list_labelled([data / file for file in TRAIN])
         order = np.random.default_rng(2012).permutation(len(found))
         return [found[row] for row in np.sort(order[:2048] if name == HELD else order[2048:6144])]
     place, count = SETS[name]
-    found = trainset.labelled([data / place])
+    found = labelled.list_labelled([data / place])
     order = np.random.default_rng(2012).permutation(len(found))[:count]
     return [found[row] for row in np.sort(order)]
 
 
-def larger(model: models.Model) -> Callable[[np.ndarray], np.ndarray]:
+def larger(model: base.Model) -> Callable[[np.ndarray], np.ndarray]:
     """The convolutions alone, which take pictures of any size, in torch."""
     import torch
 
-    from simsearch.models import networks, weights
-    from simsearch.models.torch_runtime import TorchRunner
+    from simsearch.models import weights
+    from simsearch.models.networks import build
+    from simsearch.models.torch.runtime import TorchRunner
 
-    file = models.find(model.name)
-    network = networks.make(file.card.architecture, file.config).eval()
+    file = registry.find_weights(model.name)
+    network = build.build_network(file.card.architecture, file.config).eval()
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.read_tensors(file.path).items()})
     runner = TorchRunner(model.recipe, "cpu")
     shape: list[int] = []
@@ -132,13 +163,17 @@ def larger(model: models.Model) -> Callable[[np.ndarray], np.ndarray]:
 class Layers:
     """A model's layers for a view of pictures, kept on disk."""
 
-    def __init__(self, data: Path, model: models.Model, limit: int | None) -> None:
+    def __init__(self, data: Path, model: base.Model, limit: int | None) -> None:
         self.data, self.model, self.limit = data, model, limit
         part = model.weights_sha256[:16] + (f"-{limit}" if limit else "")
         self.folder = Path("indexes/descriptors") / part
         side = model.recipe
-        self.recipes = {"centre": side, "mirror": side, "corners": replace(side, crop=side.resize),
-                        "large": replace(side, resize=2 * side.resize, crop=224)}  # fmt: skip
+        self.recipes = {
+            "centre": side,
+            "mirror": side,
+            "corners": replace(side, crop=side.resize),
+            "large": replace(side, resize=2 * side.resize, crop=224),
+        }
         self.larger: Any = None
 
     def compute(self, view: str, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -150,8 +185,10 @@ class Layers:
         if view == "corners":
             side = self.model.recipe.crop
             places = [(y, x) for y in (0, pixels.shape[1] - side) for x in (0, pixels.shape[1] - side)]
-            return {f"corner{n}": self.model.features(np.ascontiguousarray(pixels[:, y : y + side, x : x + side]))
-                    for n, (y, x) in enumerate(places)}  # fmt: skip
+            return {
+                f"corner{n}": self.model.features(np.ascontiguousarray(pixels[:, y : y + side, x : x + side]))
+                for n, (y, x) in enumerate(places)
+            }
         seen = pixels if view == "centre" else np.ascontiguousarray(pixels[:, :, ::-1])
         features, fc6, conv5 = self.model.outputs(("features", "fc6", "conv5"), seen)  # type: ignore[attr-defined]
         return {"features": features, "fc6": fc6, "max": conv5.max((2, 3)), "rmac": descriptors.r_mac(conv5)}
@@ -165,8 +202,8 @@ class Layers:
         found = pictures(self.data, name)[: self.limit]
         recipe = self.recipes[view]
 
-        def pixels(picture: trainset.Picture) -> np.ndarray:
-            return recipe.pixels(images.decode(picture.source.read(picture.path), recipe.resize).image)
+        def pixels(picture: labelled.LabelledImage) -> np.ndarray:
+            return recipe.pixels(decode.decode_image(picture.source.read(picture.path), recipe.resize).image)
 
         parts: dict[str, list[np.ndarray]] = {}
         with ThreadPoolExecutor() as pool:
@@ -202,7 +239,7 @@ class Layers:
             names = [f"corner{n}" for n in range(4)] if view == "corners" else [""]
             for corner in names:
                 seen = {}
-                for part in row.recipe.parts if row.recipe else (Part(),):
+                for part in row.recipe.parts if row.recipe else (LayerPart(),):
                     file = corner or (part.pooling if part.layer == "conv5" else part.layer)
                     seen[part.layer] = np.load(place / f"{view}-{file}.npy").astype(np.float32)
                 if row.recipe is None:
@@ -220,7 +257,7 @@ def searched(x: np.ndarray, labels: np.ndarray, around: tuple[str, int]) -> metr
     labels = np.unique(labels, return_inverse=True)[1]
     what, count = around
     if not count:
-        return metrics.retrieval(metrics.Base(x.astype(np.float16), labels)) | width
+        return metrics.retrieval(metrics.LabelledFeatures(x.astype(np.float16), labels)) | width
     order = np.random.default_rng(0).permutation(len(x))
     asked, base = order[::2], order[1::2]
     q, b = x[asked], x[base]
@@ -235,7 +272,7 @@ def searched(x: np.ndarray, labels: np.ndarray, around: tuple[str, int]) -> metr
         q = np.stack([expanded(row, b[places]) for row, places in zip(q, near(q), strict=True)])
     elif what == "DBA":
         b = np.stack([expanded(row, b[places]) for row, places in zip(b, near(b, itself=True), strict=True)])
-    found = metrics.retrieval(metrics.Base(b, labels[base]), metrics.Base(q, labels[asked]))
+    found = metrics.retrieval(metrics.LabelledFeatures(b, labels[base]), metrics.LabelledFeatures(q, labels[asked]))
     return found | {"dimension": width["dimension"][asked]}
 
 
@@ -266,16 +303,20 @@ def measured(layers: Layers, name: str, row: Row) -> metrics.Values:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", default=models.DEFAULT)
+    parser.add_argument("--model", default=registry.DEFAULT)
     parser.add_argument("--only", action="append", choices=[HELD, CLASSES, *SETS], help="only this set; repeatable")
     parser.add_argument("--row", action="append", default=[], metavar="WORDS", help="only rows with these words")
     parser.add_argument("--limit", type=int, help="about so many images a set, to try the whole path")
     parser.add_argument("--all", action="store_true", help="also rows that did worse from the start")
     options = parser.parse_args()
-    layers = Layers(options.data, models.load(options.model, "cpu"), options.limit)
+    layers = Layers(options.data, load.load_model(options.model, "cpu"), options.limit)
     took = layers.milliseconds()
-    rows = [row for row in ROWS if (options.all or not row.early) and
-            (not options.row or row == ROWS[0] or any(words in row.name for words in options.row))]  # fmt: skip
+    rows = [
+        row
+        for row in ROWS
+        if (options.all or not row.early)
+        and (not options.row or row == ROWS[0] or any(words in row.name for words in options.row))
+    ]
     print(
         f"{layers.model.name}, {layers.model.weights_sha256[:16]}; bytes an item as float16; ms an image in the network"
     )
@@ -284,12 +325,17 @@ def main() -> None:
         for row in rows:
             values = measured(layers, name, row)
             first = reference.setdefault(bool(row.around[1]), values["P@6"])
-            scores = metrics.estimates({**values, "difference": values["P@6"] - first})
-            shown = (f"{k.replace('AP', 'mAP')} {scores[k].value:.3f} ({scores[k].low:.3f} to {scores[k].high:.3f})"
-                     for k in ("P@1", "P@6", "AP"))  # fmt: skip
+            scores = intervals.with_intervals({**values, "difference": values["P@6"] - first})
+            shown = (
+                f"{k.replace('AP', 'mAP')} {scores[k].value:.3f} ({scores[k].low:.3f} to {scores[k].high:.3f})"
+                for k in ("P@1", "P@6", "AP")
+            )
             d, size = scores["difference"], 2 * int(values["dimension"][0])
-            print(f"{name:18} {row.name:42} {size:5} {sum(took[view] for view in row.views):5.1f}  {'  '.join(shown)}"
-                  f"  P@6 {d.value:+.3f} ({d.low:+.3f} to {d.high:+.3f})", flush=True)  # fmt: skip
+            print(
+                f"{name:18} {row.name:42} {size:5} {sum(took[view] for view in row.views):5.1f}  {'  '.join(shown)}"
+                f"  P@6 {d.value:+.3f} ({d.low:+.3f} to {d.high:+.3f})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -38,24 +38,28 @@ import onnxruntime
 import torch
 
 import simsearch
-from simsearch import extract, images, models, trainset
+from simsearch.common import float16
 from simsearch.errors import ImageError
-from simsearch.models import precision, runtime, torch_runtime
-from simsearch.recipe import Recipe
+from simsearch.images import decode
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.images.sources import labelled
+from simsearch.models import base, precision, registry
+from simsearch.models.onnx import runtime
+from simsearch.models.torch import runtime as torch_runtime
 
 BATCHES = (1, 16, 64)
 FLOAT, INT8 = "onnxruntime-cpu", "onnxruntime-cpu-int8"
 
 
-def load(sources: list[str], recipe: Recipe, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def load(sources: list[str], recipe: Preprocessing, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     """(N, S, S, 3) uint8 pictures and (N,) labels."""
-    found = trainset.labelled(sources)
+    found = labelled.list_labelled(sources)
     if limit:
         found = [found[n] for n in np.unique(np.linspace(0, len(found) - 1, min(limit, len(found))).astype(int))]
 
-    def pixels(picture: trainset.Picture) -> np.ndarray | None:
+    def pixels(picture: labelled.LabelledImage) -> np.ndarray | None:
         try:
-            return recipe.pixels(images.decode(picture.source.read(picture.path), recipe.resize).image)
+            return recipe.pixels(decode.decode_image(picture.source.read(picture.path), recipe.resize).image)
         except ImageError:
             return None
 
@@ -66,13 +70,13 @@ def load(sources: list[str], recipe: Recipe, limit: int | None) -> tuple[np.ndar
     return np.stack([decoded[n] for n in kept]), np.unique(names, return_inverse=True)[1]
 
 
-def features(model: models.Model | Half, pixels: np.ndarray) -> np.ndarray:
+def features(model: base.Model | Half, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([model.features(pixels[n : n + 64]) for n in range(0, len(pixels), 64)])
 
 
 def found_by(queries: np.ndarray, base: np.ndarray) -> np.ndarray:
     """The six nearest others in `base` of each row of `queries`: (N, 6)."""
-    queries, base = (extract.stored(x).astype(np.float32) for x in (queries, base))
+    queries, base = (float16.stored(x).astype(np.float32) for x in (queries, base))
     squares, rows = np.einsum("nd,nd->n", base, base), []
     for start in range(0, len(base), 512):
         distances = squares - 2 * queries[start : start + 512] @ base.T
@@ -97,15 +101,17 @@ def agree(rows: dict[str, np.ndarray], labels: np.ndarray) -> None:
         lengths = np.linalg.norm(reference, axis=1) * np.linalg.norm(mine, axis=1)
         cosine = np.einsum("nd,nd->n", reference.astype(np.float64), mine) / np.maximum(lengths, 1e-12)
         nearest = found_by(mine, mine)
-        print(f"{name:24} {np.median(cosine):15.6f} {cosine.min():8.5f} {common(best, nearest):16.4f}"
-              f" {share(nearest):7.4f}")  # fmt: skip
+        print(
+            f"{name:24} {np.median(cosine):15.6f} {cosine.min():8.5f} {common(best, nearest):16.4f}"
+            f" {share(nearest):7.4f}"
+        )
     print(f"\n{'queries by':24} {'items by':24} {'top-6 in common':>16} {'P@6':>7}")
     some = np.random.default_rng(0).random((len(reference), 1)) < 0.5
     for other in [name for name in rows if name == INT8 or name.endswith("float16")]:
         bases = {FLOAT: reference, other: rows[other], "half of each": np.where(some, rows[other], reference)}
         for asking in (FLOAT, other):
-            for made, base in bases.items():
-                nearest = found_by(rows[asking], base)
+            for made, rows_searched in bases.items():
+                nearest = found_by(rows[asking], rows_searched)
                 print(f"{asking:24} {made:24} {common(best, nearest):16.4f} {share(nearest):7.4f}")
 
 
@@ -151,8 +157,10 @@ def race(engines: dict, pixels: np.ndarray, rounds: int, seconds: float) -> None
                     spent[name].append(1000 * (time.process_time() - cpu) / done)
         for name in engines:
             ratio = statistics.median(a / b for a, b in zip(rates[name], rates[FLOAT], strict=True))
-            print(f"{name:24} {batch:5} {statistics.median(rates[name]):9.0f} {ratio:10.2f}"
-                  f" {statistics.median(spent[name]):8.2f}")  # fmt: skip
+            print(
+                f"{name:24} {batch:5} {statistics.median(rates[name]):9.0f} {ratio:10.2f}"
+                f" {statistics.median(spent[name]):8.2f}"
+            )
 
 
 def processor() -> str:
@@ -163,12 +171,12 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="+")
-    parser.add_argument("--model", default=models.DEFAULT)
+    parser.add_argument("--model", default=registry.DEFAULT)
     parser.add_argument("--limit", type=int, help="so many pictures, evenly from all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
-    weights = models.find(options.model)
+    weights = registry.find_weights(options.model)
     pixels, labels = load(options.source, weights.card.recipe, options.limit)
     made = [runtime.OnnxModel(weights)]
     if precision.can_quantise(weights):
@@ -182,11 +190,17 @@ def main() -> None:
     vnni = "VNNI" if precision.has_vnni() else "no VNNI"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     print(f"{processor()} ({vnni}), {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}{gpu}")
-    print(f"simsearch {simsearch.__version__}, ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__},"
-          f" Python {platform.python_version()}")  # fmt: skip
+    print(
+        f"simsearch {simsearch.__version__}, ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__},"
+        f" Python {platform.python_version()}"
+    )
     agree({name: features(model, pixels) for name, model in engines.items()}, labels)
-    race({name: model for name, model in engines.items() if name != "torch-cpu-float16"}, pixels, options.rounds,
-         options.seconds)  # fmt: skip
+    race(
+        {name: model for name, model in engines.items() if name != "torch-cpu-float16"},
+        pixels,
+        options.rounds,
+        options.seconds,
+    )
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ import numpy as np
 import vectors
 
 import simsearch
-from simsearch.export import export_npy
-from simsearch.halves import decoded
+from simsearch.common.float16 import to_float32
+from simsearch.storage.export import export_npy
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     random = np.random.default_rng(0)
     wrong, error, ties = 0, 0.0, 0
     with simsearch.open(options.index, device="cpu") as engine, tempfile.TemporaryDirectory() as folder:
-        export_npy(engine, Path(folder))
+        export_npy(engine.opened_index, Path(folder))
         features = np.load(Path(folder) / "features.npy").astype(np.float64)
         lines = (Path(folder) / "items.jsonl").read_text().splitlines()
         ids = np.array([json.loads(line)["id"] for line in lines])
@@ -76,14 +76,14 @@ def timed(path: str, count: int, k: int) -> None:
         rows = vectors.live_rows(engine)
         peer = faiss.IndexFlatL2(engine.meta.dimension)
         for start in range(0, len(rows), 8192):
-            peer.add(decoded(engine.shards.read(rows[start : start + 8192])))
+            peer.add(to_float32(engine.shards.read(rows[start : start + 8192])))
         random = np.random.default_rng(1)
-        queries = decoded(engine.shards.read(random.choice(rows, count)))
+        queries = to_float32(engine.shards.read(random.choice(rows, count)))
         queries = np.maximum(queries + random.normal(0, 0.05 * queries.std(), queries.shape).astype(np.float32), 0)
         searches = {
             "simsearch, exact": lambda q: engine.neighbours(q, k, exact=True),
             "IndexFlatL2": lambda q: peer.search(q, k),
-        }  # fmt: skip
+        }
         took: dict[str, list[float]] = {name: [] for name in searches}
         rates = []
         for number in range(-1, count):  # the first round warms up
@@ -102,8 +102,10 @@ def timed(path: str, count: int, k: int) -> None:
             search(queries)
             batch = count / (time.perf_counter() - clock)
             share = 100 * rate / bandwidth
-            print(f"{name:17} {1000 * median:8.2f} ms a query, {rate:5.1f} GB/s ({share:.0f} % of it); "
-                  f"batch of {count}: {batch:.1f} queries/s")  # fmt: skip
+            print(
+                f"{name:17} {1000 * median:8.2f} ms a query, {rate:5.1f} GB/s ({share:.0f} % of it); "
+                f"batch of {count}: {batch:.1f} queries/s"
+            )
         ratio = np.median(took["IndexFlatL2"]) / np.median(took["simsearch, exact"])
         print(f"{ratio:.1f} times as fast as IndexFlatL2, one query at a time")
 

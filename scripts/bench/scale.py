@@ -32,7 +32,8 @@ import numpy as np
 from PIL import Image
 
 import simsearch
-from simsearch import images, models
+from simsearch.images import decode
+from simsearch.models import load, registry
 
 D = 4096
 
@@ -101,7 +102,7 @@ def main() -> None:
 def measured(options: argparse.Namespace) -> dict[str, Fact]:
     """The rates of this machine, per core or per query."""
     cores = os.cpu_count() or 1
-    model = models.load(models.DEFAULT, "cpu", precision="auto")
+    model = load.load_model(registry.DEFAULT, "cpu", precision="auto")
     side = model.recipe.crop
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (32, side, side, 3), np.uint8)
@@ -113,7 +114,7 @@ def measured(options: argparse.Namespace) -> dict[str, Fact]:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90)
     data = buffer.getvalue()
-    decoding = timed(lambda: model.recipe.pixels(images.decode(data, model.recipe.resize).image))
+    decoding = timed(lambda: model.recipe.pixels(decode.decode_image(data, model.recipe.resize).image))
     found = {
         "network": Fact(1 / network, "images/s", f"measured: {model.name}, a core's share of {cores}"),
         "decoding": Fact(1 / decoding, "images/s", f"measured: a JPEG of 500 x 375, {len(data) >> 10} KiB, one core"),
@@ -125,7 +126,7 @@ def features(options: argparse.Namespace, random: np.random.Generator) -> np.nda
     if not options.index:
         latent = random.normal(size=(options.rows, 64)) @ random.normal(size=(64, D))
         return np.maximum(latent, 0).astype(np.float32)
-    with simsearch.open(options.index, device="cpu") as engine, engine.store.reading() as reader:
+    with simsearch.open(options.index, device="cpu") as engine, engine.reading() as reader:
         rows = reader.rows()[: options.rows]
         return engine.shards.read(rows).astype(np.float32)
 
@@ -185,8 +186,10 @@ def extraction(items: float, hours: float, v: dict[str, float]) -> None:
         machines = math.ceil(items / (rate * v["scaling"] * 3600 * hours))
         ideal = items / (rate * v["scaling"] * machines) / 3600
         real, lost = build(items, machines, rate * v["scaling"], v)
-        print(f"  {name}: {rate:,.0f} images/s a machine; {machines:,} machines, {ideal:.1f} h; simulated with losses"
-              f" {real:.1f} h, {lost} machines lost; ${real * machines * price:,.0f}")  # fmt: skip
+        print(
+            f"  {name}: {rate:,.0f} images/s a machine; {machines:,} machines, {ideal:.1f} h; simulated with losses"
+            f" {real:.1f} h, {lost} machines lost; ${real * machines * price:,.0f}"
+        )
 
 
 def build(items: float, machines: int, rate: float, v: dict[str, float]) -> tuple[float, int]:

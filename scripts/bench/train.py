@@ -37,14 +37,16 @@ from torch import nn
 from torchvision import transforms
 from torchvision.models import alexnet
 
-from simsearch import fit, trainset
-from simsearch.augment import Colour
 from simsearch.errors import TrainingInterruptedError
-from simsearch.models import networks
-from simsearch.models.alexnet import count
-from simsearch.models.configs import AlexNetConfig
-from simsearch.presets import PRESETS
-from simsearch.train import train
+from simsearch.images.sources import labelled
+from simsearch.models.networks import build
+from simsearch.models.networks.alexnet import count
+from simsearch.models.networks.configs import AlexNetConfig
+from simsearch.training import data as training_data
+from simsearch.training import run
+from simsearch.training.augment import ColourStats
+from simsearch.training.config import PRESETS
+from simsearch.training.loop import train
 
 BATCH = 128
 
@@ -54,10 +56,14 @@ class Files(torch.utils.data.Dataset):
 
     def __init__(self, files: list[Path], labels: list[int], side: int) -> None:
         self.files, self.labels = files, labels
-        self.transform = transforms.Compose([
-            transforms.RandomResizedCrop(side), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ])  # fmt: skip
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(side),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -85,9 +91,13 @@ def tutorial(files: list[Path], labels: list[int], side: int, steps: int, device
     network = alexnet(num_classes=max(labels) + 1).to(device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     loader = torch.utils.data.DataLoader(
-        Files(files, labels, side), BATCH, shuffle=True, num_workers=os.cpu_count() or 1, drop_last=True,
+        Files(files, labels, side),
+        BATCH,
+        shuffle=True,
+        num_workers=os.cpu_count() or 1,
+        drop_last=True,
         pin_memory=device.type == "cuda",
-    )  # fmt: skip
+    )
     start = 0.0
     for step, (x, y) in enumerate(islice(loader, steps + 1)):
         optimizer.zero_grad()
@@ -103,11 +113,11 @@ def tutorial(files: list[Path], labels: list[int], side: int, steps: int, device
 class Ours:
     """simsearch's loop; compiled once."""
 
-    def __init__(self, data: trainset.TrainingSet, side: int, device: torch.device, folder: Path) -> None:
+    def __init__(self, data: training_data.TrainingSet, side: int, device: torch.device, folder: Path) -> None:
         self.data, self.device, self.folder = data, device, folder
         self.config = replace(PRESETS["alexnet"]["fast"], image_size=side, batch_size=BATCH, epochs=1000)
-        self.colour = Colour.of(data.pixels)
-        self.network = networks.make("alexnet", AlexNetConfig(num_classes=len(data.classes), image_size=side))
+        self.colour = ColourStats.of(data.pixels)
+        self.network = build.build_network("alexnet", AlexNetConfig(num_classes=len(data.classes), image_size=side))
 
     def __call__(self, steps: int) -> float:
         done = {"steps": 0, "start": 0.0}
@@ -138,10 +148,10 @@ def main() -> None:
     parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s of the GPU; 989 is an H100's")
     options = parser.parse_args()
     device, side = torch.device(options.device), options.image_size
-    pictures = trainset.labelled([options.source])
+    pictures = labelled.list_labelled([options.source])
     classes = tuple(sorted({picture.label for picture in pictures}))
     start = time.perf_counter()
-    data, _ = trainset.load(pictures, fit.recipe_for("alexnet", side), classes)
+    data, _ = training_data.load(pictures, run.recipe_for("alexnet", side), classes)
     decoding = time.perf_counter() - start
     rates: dict[str, list[float]] = {"tutorial": [], "simsearch": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -152,8 +162,10 @@ def main() -> None:
             rates["tutorial"].append(tutorial(files, labels, side, options.steps, device))
             rates["simsearch"].append(ours(options.steps))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"AlexNet at {side} pixels, {len(classes)} classes, batch {BATCH}, {len(data):,} pictures; {name},"
-          f" torch {torch.__version__}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    print(
+        f"AlexNet at {side} pixels, {len(classes)} classes, batch {BATCH}, {len(data):,} pictures; {name},"
+        f" torch {torch.__version__}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+    )
     for which, found in rates.items():
         print(
             f"{which:10} {np.median(found):8.1f} images/s ({min(found):.1f} to {max(found):.1f}, {len(found)} rounds)"

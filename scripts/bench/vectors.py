@@ -13,10 +13,13 @@ import faiss
 import numpy as np
 
 import simsearch
-from simsearch import projection, sync
-from simsearch.halves import decoded
-from simsearch.meta import writer_lock
-from simsearch.store import Changes, Item
+from simsearch.common import pca
+from simsearch.common.float16 import to_float32
+from simsearch.indexing import sync
+from simsearch.storage.database import Changes
+from simsearch.storage.index import create
+from simsearch.storage.lock import writer_lock
+from simsearch.storage.reader import Item
 
 BLOCK = 8192
 
@@ -26,9 +29,15 @@ features, 0.16 and 0.08 (0.14 and 0.075 without noise; 0.27 and 0.21 with 0.25),
 """
 
 SOURCES = (
-    *(f"tiny-imagenet/train-{n}.zip" for n in range(4)), "tiny-imagenet/val.zip",
-    "imagenette160/train.zip", "imagenette160/val.zip", "cifar10/train.zip", "cifar10/test.zip", "corel", "clothing",
-)  # fmt: skip
+    *(f"tiny-imagenet/train-{n}.zip" for n in range(4)),
+    "tiny-imagenet/val.zip",
+    "imagenette160/train.zip",
+    "imagenette160/val.zip",
+    "cifar10/train.zip",
+    "cifar10/test.zip",
+    "corel",
+    "clothing",
+)
 """Below the data folder: 140,194 pictures."""
 
 
@@ -51,7 +60,7 @@ def real(data: Path, index: Path) -> simsearch.Engine:
 
 
 def live_rows(engine: simsearch.Engine) -> np.ndarray:
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         return reader.rows()
 
 
@@ -70,7 +79,7 @@ def enlarged(engine: simsearch.Engine, left_out: np.ndarray, count: int, seed: i
         yield engine.shards.read(rows[start : min(start + BLOCK, count)])
     if count <= len(rows):
         return
-    onto = projection.principal(engine.shards.read(np.sort(random.choice(rows, min(8192, len(rows)), False))), 64)
+    onto = pca.fit_pca(engine.shards.read(np.sort(random.choice(rows, min(8192, len(rows)), False))), 64)
     flat = np.concatenate([onto(engine.shards.read(rows[n : n + BLOCK])) for n in range(0, len(rows), BLOCK)])
     lists = faiss.index_factory(flat.shape[1], f"IVF{max(1, int(len(flat) ** 0.5))},Flat")
     lists.train(flat)
@@ -93,7 +102,7 @@ def enlarged(engine: simsearch.Engine, left_out: np.ndarray, count: int, seed: i
         block = np.empty((n, engine.meta.dimension), np.float16)
         for part in range(0, n, 1024):
             some = slice(part, min(part + 1024, n))
-            a, b = decoded(engine.shards.read(rows[first[some]])), decoded(engine.shards.read(rows[second[some]]))
+            a, b = to_float32(engine.shards.read(rows[first[some]])), to_float32(engine.shards.read(rows[second[some]]))
             kept = ((a > 0) & (b > 0)) | drawn(coins, a.shape)
             a += random.uniform(0.1, 0.9, (len(a), 1)).astype(np.float32) * (b - a)
             a *= drawn(noise, a.shape)
@@ -102,32 +111,50 @@ def enlarged(engine: simsearch.Engine, left_out: np.ndarray, count: int, seed: i
         yield block
 
 
-def beyond(features: np.ndarray, onto: projection.Projection, components: int) -> float:
+def beyond(features: np.ndarray, onto: pca.Projection, components: int) -> float:
     """The share of the variance of (n, D) features that the first principal components leave."""
-    centred = decoded(features) - onto.mean
+    centred = to_float32(features) - onto.mean
     return 1 - float(np.square(centred @ onto.axes[:, :components]).sum() / np.square(centred).sum())
 
 
 def fill(path: Path, like: simsearch.Engine, blocks: Iterable[np.ndarray]) -> None:
     """Makes an index of features alone, committed block by block as `build` does; items have paths of no files."""
     meta = like.meta
-    sync.create(path, SimpleNamespace(
-        name=meta.model, weights_sha256=meta.weights_sha256, recipe=like.recipe, dimension=meta.dimension,
-        engine=meta.engine, distances=meta.distances,
-    ))  # fmt: skip
+    create(
+        path,
+        SimpleNamespace(
+            name=meta.model,
+            weights_sha256=meta.weights_sha256,
+            recipe=like.recipe,
+            dimension=meta.dimension,
+            engine=meta.engine,
+            distances=meta.distances,
+        ),
+    )
     with simsearch.open(path, device="cpu") as engine, writer_lock(path):
-        source = engine.store.add_source("folder", "/nowhere", path, {}).id
+        source = engine.index.database.add_source("folder", "/nowhere", path, {}).id
         row = 0
         for block in blocks:
             items = [
-                Item(0, source, f"{n // 1000:04d}/{n:07d}.jpg", f"{n // 1000:04d}", {}, n.to_bytes(32, "big"),
-                     50_000, 0, 500, 375, n)
+                Item(
+                    0,
+                    source,
+                    f"{n // 1000:04d}/{n:07d}.jpg",
+                    f"{n // 1000:04d}",
+                    {},
+                    n.to_bytes(32, "big"),
+                    50_000,
+                    0,
+                    500,
+                    375,
+                    n,
+                )
                 for n in range(row, row + len(block))
-            ]  # fmt: skip
+            ]
             checksum = engine.shards.write(row, block)
-            engine.store.apply(Changes(inserted=items, blocks=[(row, len(block), checksum)]))
+            engine.index.database.apply(Changes(inserted=items, blocks=[(row, len(block), checksum)]))
             row += len(block)
-        sync.refresh_meta(engine)
+        sync.refresh_meta(engine.index)
 
 
 def memory() -> dict[str, float]:

@@ -25,8 +25,15 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 
 import numpy as np
 
-from simsearch import fit, images, metrics, models, trainset
-from simsearch.descriptors import Descriptor, describe, unit, whitened
+from simsearch.common import intervals
+from simsearch.evaluation import metrics
+from simsearch.images import decode
+from simsearch.images.sources import labelled
+from simsearch.indexing.learn_components import whitened
+from simsearch.models import base, load, registry
+from simsearch.models.descriptors import Descriptor, describe, unit
+from simsearch.training import job as training_job
+from simsearch.training import run
 
 SHOWN = ("P@1", "P@6", "AP")
 ROWS: dict[str, list[str] | None] = {
@@ -37,9 +44,9 @@ ROWS: dict[str, list[str] | None] = {
 }
 
 
-def halves(data: Path, name: str, seed: int) -> tuple[list[trainset.Picture], list[trainset.Picture]]:
+def halves(data: Path, name: str, seed: int) -> tuple[list[labelled.LabelledImage], list[labelled.LabelledImage]]:
     """Pictures to learn from and pictures to search, drawn kind by kind."""
-    found = trainset.labelled([data / "clothing" if name == "clothing" else data / "cifar10/train.zip"])
+    found = labelled.list_labelled([data / "clothing" if name == "clothing" else data / "cifar10/train.zip"])
     labels = np.unique([picture.label for picture in found], return_inverse=True)[1]
     learn, search = [], []
     for label in range(labels.max() + 1):
@@ -50,7 +57,7 @@ def halves(data: Path, name: str, seed: int) -> tuple[list[trainset.Picture], li
     return learn, search
 
 
-def copied(pictures: list[trainset.Picture], folder: Path) -> Path:
+def copied(pictures: list[labelled.LabelledImage], folder: Path) -> Path:
     """The pictures in a folder a kind, as a user would have them."""
     shutil.rmtree(folder, ignore_errors=True)
     for number, picture in enumerate(pictures):
@@ -60,19 +67,28 @@ def copied(pictures: list[trainset.Picture], folder: Path) -> Path:
     return folder
 
 
-def features(model: models.Model, pictures: list[trainset.Picture]) -> np.ndarray:
+def features(model: base.Model, pictures: list[labelled.LabelledImage]) -> np.ndarray:
     """(N, 4096) float32."""
     recipe = model.recipe
-    pixels = [recipe.pixels(images.decode(p.source.read(p.path), recipe.resize).image) for p in pictures]
+    pixels = [recipe.pixels(decode.decode_image(p.source.read(p.path), recipe.resize).image) for p in pictures]
     return np.concatenate([model.features(np.stack(pixels[n : n + 64])) for n in range(0, len(pixels), 64)])
 
 
-def tuned(learn: list[trainset.Picture], work: Path, changes: list[str], freeze: str, preset: str) -> models.Model:
+def tuned(learn: list[labelled.LabelledImage], work: Path, changes: list[str], freeze: str, preset: str) -> base.Model:
     """The default weights after fine-tuning."""
-    job = fit.prepare([str(copied(learn, work / "learn"))], work / "w.safetensors", start=models.DEFAULT, preset=preset,
-                      changes=changes, freeze=freeze, held_out=0.0, device="cpu", overwrite=True)  # fmt: skip
-    fit.fit(job)
-    return models.load(str(job.output), "cpu")
+    job = training_job.prepare_job(
+        [str(copied(learn, work / "learn"))],
+        work / "w.safetensors",
+        start=registry.DEFAULT,
+        preset=preset,
+        changes=changes,
+        freeze=freeze,
+        held_out=0.0,
+        device="cpu",
+        overwrite=True,
+    )
+    run.fit(job)
+    return load.load_model(str(job.output), "cpu")
 
 
 def main() -> None:
@@ -82,7 +98,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=list(ROWS), help="this row, beside the first; repeatable")
     parser.add_argument("--preset", default="adapt")
-    parser.add_argument("--freeze", choices=fit.FREEZE, default="convolutions")
+    parser.add_argument("--freeze", choices=training_job.FREEZE, default="convolutions")
     parser.add_argument("--change", action="append", default=[], metavar="KEY=VALUE", help="of the training's settings")
     options = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
@@ -90,7 +106,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     rows = [name for name in ROWS if not options.only or name in options.only or name == next(iter(ROWS))]
     values: dict[str, list[np.ndarray]] = {name: [] for name in rows}
-    shipped = models.load(models.DEFAULT, "cpu")
+    shipped = load.load_model(registry.DEFAULT, "cpu")
     for seed in range(options.seeds):
         learn, search = halves(options.data, options.set, seed)
         labels = np.unique([picture.label for picture in search], return_inverse=True)[1]
@@ -104,7 +120,7 @@ def main() -> None:
             elif name != "as shipped":
                 x = describe(Descriptor(), {"features": plain})
                 x = unit(whitened(x, 64, 0.25)(x))
-            found = metrics.retrieval(metrics.Base(x.astype(np.float16), labels))
+            found = metrics.retrieval(metrics.LabelledFeatures(x.astype(np.float16), labels))
             values[name].append(np.stack([found[measure] for measure in SHOWN]))
             print(f"seed {seed}, {name}: P@6 {found['P@6'].mean():.3f}", flush=True)
     reference = np.concatenate(values[rows[0]], 1)
@@ -114,7 +130,7 @@ def main() -> None:
         for kind, x in (("", all_), (" minus the first row's", all_ - reference)):
             if kind and name == rows[0]:
                 continue
-            scores = metrics.estimates(dict(zip(SHOWN, x, strict=True)))
+            scores = intervals.with_intervals(dict(zip(SHOWN, x, strict=True)))
             shown = (f"{m.replace('AP', 'mAP')} {e.value:.3f} ({e.low:.3f} to {e.high:.3f})" for m, e in scores.items())
             print(f"{(kind or name):44} {'  '.join(shown)}")
 

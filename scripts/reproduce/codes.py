@@ -48,13 +48,13 @@ import numpy as np
 import torch
 
 import simsearch
+from simsearch.common.pca import fit_pca
 from simsearch.engine import Engine
-from simsearch.models import dbn
-from simsearch.models.dbn import CodesConfig
-from simsearch.projection import principal
+from simsearch.models.hashing import autoencoder
+from simsearch.models.hashing.autoencoder import HashConfig
 
 QUERIES, K, CANDIDATES = 1000, 10, 200
-PLAIN = CodesConfig()
+PLAIN = HashConfig()
 ALL_EPOCHS = PLAIN.epochs + PLAIN.pretrain_epochs * (len(PLAIN.hidden) + 1)  # a step of either takes about as long
 AUTOENCODERS = {"dbn": {}, "random": {"pretrain_epochs": 0, "epochs": ALL_EPOCHS}, "similar": {"similarity": 1.0}}
 METHODS = (*AUTOENCODERS, "lsh", "itq", "pq", "rabitq")
@@ -88,7 +88,7 @@ def blocks(encode: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray],
 
 def itq(sample: np.ndarray, bits: int, iterations: int = 50) -> Callable[[np.ndarray], np.ndarray]:
     """The rotation of principal components that loses least by taking signs."""
-    onto = principal(sample, bits)
+    onto = fit_pca(sample, bits)
     projected = onto(sample)
     rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((bits, bits)))[0].astype(np.float32)
     for _ in range(iterations):
@@ -97,11 +97,11 @@ def itq(sample: np.ndarray, bits: int, iterations: int = 50) -> Callable[[np.nda
     return lambda x: signs(onto(x) @ rotation)
 
 
-def fitted(name: str, bits: int, field: Field, config: CodesConfig) -> tuple[Search, float]:
+def fitted(name: str, bits: int, field: Field, config: HashConfig) -> tuple[Search, float]:
     """A search by codes of that size, and the seconds it took to learn them."""
     start = time.perf_counter()
     if name in AUTOENCODERS:
-        codes = dbn.train(field.sample, replace(config, bits=bits, **AUTOENCODERS[name]))
+        codes = autoencoder.train(field.sample, replace(config, bits=bits, **AUTOENCODERS[name]))
         encode = codes.__call__
     elif name == "lsh":
         mean = field.sample.mean(0)
@@ -116,7 +116,7 @@ def fitted(name: str, bits: int, field: Field, config: CodesConfig) -> tuple[Sea
         index.add(field.base)
         return (lambda queries, k: index.search(queries, k)[1]), took
     else:
-        onto = principal(field.sample, bits)
+        onto = fit_pca(field.sample, bits)
         index = faiss.IndexRaBitQ(onto.axes.shape[1])
         project = blocks(onto)
         index.train(project(field.sample))
@@ -130,7 +130,7 @@ def fitted(name: str, bits: int, field: Field, config: CodesConfig) -> tuple[Sea
 
 def features_of(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids, features (N, D) float32 and labels of an index's items."""
-    with Engine(path, device="cpu") as engine, engine.store.reading() as reader:
+    with Engine(path, device="cpu") as engine, engine.reading() as reader:
         items = list(reader.items())
         features = reader.shards.read(np.array([item.row for item in items])).astype(np.float32)
     return np.array([item.id for item in items]), features, np.array([str(item.label) for item in items])
@@ -147,7 +147,7 @@ def split(features: np.ndarray, sample: int, k: int = K) -> tuple[Field, np.ndar
     return Field(base, base[:sample], queries, nearest(base, queries, k)), order
 
 
-def measured(name: str, bits: int, field: Field, config: CodesConfig) -> dict[str, float]:
+def measured(name: str, bits: int, field: Field, config: HashConfig) -> dict[str, float]:
     search, took = fitted(name, bits, field, config)
     found = search(field.queries, CANDIDATES)
     recalls = [len(np.intersect1d(row, true)) / K for row, true in zip(found, field.truth, strict=True)]
@@ -162,7 +162,7 @@ def agreeing(found: np.ndarray, base: np.ndarray, asked: np.ndarray) -> dict[str
     return {f"P@{k}": float(same[:, :k].mean()) for k in (1, 10, 100)}
 
 
-def cifar(path: Path, sample: int, config: CodesConfig, bits: int = 256) -> dict[str, dict[str, float]]:
+def cifar(path: Path, sample: int, config: HashConfig, bits: int = 256) -> dict[str, dict[str, float]]:
     """The nearest by codes and by distances, of pixels and of features, judged by labels."""
     ids, features, labels = features_of(path)
     with Engine(path, device="cpu") as engine:
@@ -175,7 +175,7 @@ def cifar(path: Path, sample: int, config: CodesConfig, bits: int = 256) -> dict
         field, order = split(x, sample, 100)
         base, asked = labels[order[QUERIES:]], labels[order[:QUERIES]]
         found[f"Euclidean distance of {name}"] = agreeing(field.truth, base, asked)
-        codes = dbn.train(field.sample, replace(config, bits=bits))
+        codes = autoencoder.train(field.sample, replace(config, bits=bits))
         near = hamming(field.base, codes.__call__)(field.queries, 100)
         found[f"{bits}-bit codes of {name}"] = agreeing(near, base, asked)
     return found
@@ -209,12 +209,16 @@ def main() -> None:
     parser.add_argument("--only", choices=[*METHODS, "cifar"], metavar="NAME", help="one row, or cifar")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    config = CodesConfig()
+    config = HashConfig()
     _, features, _ = features_of(options.index)
-    print(f"simsearch {simsearch.__version__}, torch {torch.__version__}, faiss {faiss.__version__}, Python"
-          f" {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")  # fmt: skip
-    print(f"{options.index}: {len(features):,} x {features.shape[1]:,} features, {QUERIES:,} of them queries,"
-          f" {min(options.sample, len(features) - QUERIES):,} to learn from; autoencoders {config}")  # fmt: skip
+    print(
+        f"simsearch {simsearch.__version__}, torch {torch.__version__}, faiss {faiss.__version__}, Python"
+        f" {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
+    print(
+        f"{options.index}: {len(features):,} x {features.shape[1]:,} features, {QUERIES:,} of them queries,"
+        f" {min(options.sample, len(features) - QUERIES):,} to learn from; autoencoders {config}"
+    )
     field, _ = split(features, options.sample)
     rows: dict[str, dict[int, dict[str, float]]] = {}
     for method in METHODS if options.only is None else [name for name in METHODS if name == options.only]:

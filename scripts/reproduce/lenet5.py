@@ -37,19 +37,21 @@ import torch
 from PIL import Image
 
 import simsearch
-from simsearch import augment, fit, pictures
-from simsearch.metrics import Base, retrieval
-from simsearch.models import networks, weights
-from simsearch.models.configs import LeNet5Config
-from simsearch.models.network import Network
-from simsearch.models.tables import LENET5_INPUT
-from simsearch.presets import PRESETS, TrainConfig, change
-from simsearch.recipe import Recipe
-from simsearch.train import accuracy, train
-from simsearch.trainset import TrainingSet
+from simsearch.evaluation.metrics import LabelledFeatures, retrieval
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.models import weights
+from simsearch.models.networks import build
+from simsearch.models.networks.base import Network
+from simsearch.models.networks.configs import LeNet5Config
+from simsearch.models.networks.lenet5_tables import LENET5_INPUT
+from simsearch.reports import charts
+from simsearch.training import augment, publish
+from simsearch.training.config import PRESETS, TrainConfig, change
+from simsearch.training.data import TrainingSet
+from simsearch.training.loop import accuracy, train
 
 LECTURE = {"paper": 0.95, "distorted": 0.80}  # percent of the test images
-COLOUR = augment.Colour.fixed(*LENET5_INPUT)
+COLOUR = augment.ColourStats.fixed(*LENET5_INPUT)
 
 
 def read(folder: Path, name: str) -> np.ndarray:
@@ -71,7 +73,7 @@ def run(
 ) -> tuple[Network, float]:
     """A trained network and its test error in percent."""
     torch.manual_seed(seed)
-    network = networks.make("lenet5", LeNet5Config())
+    network = build.build_network("lenet5", LeNet5Config())
     if config.gain:
         network.initialise(config.gain)
     file = work / f"{name}-{seed}.checkpoint"
@@ -134,7 +136,7 @@ def robustness(network: Network, test: TrainingSet, work: Path, count: int = 200
         print(f"{kind:22}" + "".join(f"{value:>7}" for value in values))
         print(f"{'error in %':22}" + "".join(f"{error:7.2f}" for error in errors))
         series[kind.split(",")[0].split(" in")[0]] = list(enumerate(errors))
-    chart = pictures.plot(series, "LeNet-5 under distortions", "step of the table", "error in %", lowest=0.0)
+    chart = charts.plot(series, "LeNet-5 under distortions", "step of the table", "error in %", lowest=0.0)
     rows = [
         np.concatenate([np.concatenate(list(strips[7 * kind + level]), 1) for level in (1, 3, 5)], 1)
         for kind in range(4)
@@ -163,10 +165,10 @@ def index(test: TrainingSet, weights_file: Path, work: Path) -> None:
             f"index of {len(engine):,} digits, {engine.meta.dimension} features each; nearest to the first, a {first}:",
             ", ".join(f"{match.label} at {match.distance:.2f}" for match in found),
         )
-        with engine.store.reading() as reader:
+        with engine.reading() as reader:
             items = list(reader.items())
         features = engine.shards.read(np.array([item.row for item in items])).astype(np.float32)
-        scores = retrieval(Base(features, np.array([int(item.label) for item in items])))
+        scores = retrieval(LabelledFeatures(features, np.array([int(item.label) for item in items])))
         print("leave-one-out over all:", ", ".join(f"{name} {np.nanmean(value):.4f}" for name, value in scores.items()))
 
 
@@ -202,15 +204,15 @@ def main() -> None:
     if options.tune:
         return
     file = options.work / "lenet5.safetensors"
-    card = weights.Card(
+    card = weights.ModelCard(
         "lenet5",
         {},
-        Recipe(28, 32, (LENET5_INPUT[0],) * 3, (LENET5_INPUT[1],) * 3),
+        Preprocessing(28, 32, (LENET5_INPUT[0],) * 3, (LENET5_INPUT[1],) * 3),
         test.classes,
         "LeNet-5 of 1998, trained on MNIST with distortions.",
         metrics=summary,
     )
-    fit.publish(network, card, file, {"test images": test}, COLOUR, compress=False)
+    publish.publish(network, card, file, {"test images": test}, COLOUR, compress=False)
     print(json.dumps(weights.read_card(file).metrics))
     robustness(network, test, options.work)
     index(test, file, options.work)

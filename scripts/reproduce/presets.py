@@ -32,12 +32,14 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 import numpy as np
 import torch
 
-from simsearch import fit, trainset
-from simsearch.augment import Colour
-from simsearch.models import networks
-from simsearch.models.configs import AlexNetConfig
-from simsearch.presets import PRESETS, TrainConfig
-from simsearch.train import train
+from simsearch.images.sources import labelled
+from simsearch.models.networks import build
+from simsearch.models.networks.configs import AlexNetConfig
+from simsearch.training import data as training_data
+from simsearch.training import run as training_run
+from simsearch.training.augment import ColourStats
+from simsearch.training.config import PRESETS, TrainConfig
+from simsearch.training.loop import train
 
 
 class Reached(Exception):  # noqa: N818
@@ -45,9 +47,9 @@ class Reached(Exception):  # noqa: N818
 
 
 def run(
-    data: trainset.TrainingSet,
-    validation: trainset.TrainingSet,
-    colour: Colour,
+    data: training_data.TrainingSet,
+    validation: training_data.TrainingSet,
+    colour: ColourStats,
     config: TrainConfig,
     target: float,
     folder: Path,
@@ -56,7 +58,7 @@ def run(
 ) -> list[tuple[float, float]]:
     """Validation top-1 after each epoch, with the seconds of training until then: [(seconds, top-1)]."""
     torch.manual_seed(config.seed)
-    network = networks.make("alexnet", AlexNetConfig(num_classes=len(data.classes), image_size=config.image_size))
+    network = build.build_network("alexnet", AlexNetConfig(num_classes=len(data.classes), image_size=config.image_size))
     network.initialise(config.gain or None)
     clock, found = {"since": time.perf_counter(), "seconds": 0.0}, []
     per_epoch = max(1, len(data) // config.batch_size)
@@ -66,15 +68,26 @@ def run(
             clock["seconds"] += time.perf_counter() - clock["since"]
         elif row["event"] == "epoch":
             found.append((clock["seconds"], row["top1"]))
-            print(f"  seed {config.seed} epoch {row['epoch']}: top-1 {row['top1']:.1%}, {clock['seconds']:.0f} s",
-                  flush=True)  # fmt: skip
+            print(
+                f"  seed {config.seed} epoch {row['epoch']}: top-1 {row['top1']:.1%}, {clock['seconds']:.0f} s",
+                flush=True,
+            )
             if row["top1"] >= target and not to_end:
                 raise Reached
             clock["since"] = time.perf_counter()
 
     with contextlib.suppress(Reached):
-        train(data, network, config, folder / "checkpoint", colour, validation=validation, device=device, log=log,
-              checkpoint_seconds=1e9)  # fmt: skip
+        train(
+            data,
+            network,
+            config,
+            folder / "checkpoint",
+            colour,
+            validation=validation,
+            device=device,
+            log=log,
+            checkpoint_seconds=1e9,
+        )
     return found
 
 
@@ -92,17 +105,20 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     side, device, target = options.image_size, torch.device(options.device), options.target
-    recipe = fit.recipe_for("alexnet", side)
-    pictures = trainset.labelled([options.source])
+    recipe = training_run.recipe_for("alexnet", side)
+    pictures = labelled.list_labelled([options.source])
     classes = tuple(sorted({picture.label for picture in pictures}))
-    data, _ = trainset.load(pictures, recipe, classes)
-    held = [picture for picture in trainset.labelled([options.val]) if picture.label in classes]
-    validation, _ = trainset.load(held, recipe, classes)
-    colour = Colour.of(data.pixels)
+    data, _ = training_data.load(pictures, recipe, classes)
+    held = [picture for picture in labelled.list_labelled([options.val]) if picture.label in classes]
+    validation, _ = training_data.load(held, recipe, classes)
+    colour = ColourStats.of(data.pixels)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"AlexNet at {side} pixels, {len(data):,} pictures of {len(classes)} classes, {len(validation):,} to validate"
-          f" on, batch 128; {where}, torch {torch.__version__}, Python {platform.python_version()},"
-          f" load {os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
+    print(
+        f"AlexNet at {side} pixels, {len(data):,} pictures of {len(classes)} classes, {len(validation):,} to validate"
+        f" on, batch 128; {where}, torch {torch.__version__}, Python {platform.python_version()},"
+        f" load {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
     seconds: dict[str, list[float]] = {}
     lengths = {"fast": options.fast_epochs, "paper": options.most}
     for name in [options.only] if options.only else list(lengths):
@@ -113,8 +129,10 @@ def main() -> None:
                 found = run(data, validation, colour, config, target, Path(folder), device, name == "fast")
             hits = [(number, time) for number, (time, top1) in enumerate(found, 1) if top1 >= target]
             when = f"{target:.0%} after {hits[0][0]} epochs, {hits[0][1]:.0f} s" if hits else f"never {target:.0%}"
-            print(f"{name:5} seed {seed}: {when}; {found[-1][1]:.1%} after {len(found)} epochs, {found[-1][0]:.0f} s",
-                  flush=True)  # fmt: skip
+            print(
+                f"{name:5} seed {seed}: {when}; {found[-1][1]:.1%} after {len(found)} epochs, {found[-1][0]:.0f} s",
+                flush=True,
+            )
             seconds.setdefault(name, []).append(hits[0][1] if hits else float("inf"))
     if not options.only:
         paper, fast = (float(np.median(seconds[name])) for name in ("paper", "fast"))

@@ -40,14 +40,17 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 import numpy as np
 import torch
 
-from simsearch import fit, pictures, trainset
-from simsearch.augment import Colour
-from simsearch.computing import has_bf16
-from simsearch.models import networks
-from simsearch.models.configs import ConvNet4Config
-from simsearch.models.network import Network
-from simsearch.presets import PRESETS
-from simsearch.train import accuracy, train
+from simsearch.images.sources import labelled
+from simsearch.models.networks import build
+from simsearch.models.networks.base import Network
+from simsearch.models.networks.configs import ConvNet4Config
+from simsearch.reports import charts
+from simsearch.training import data as training_data
+from simsearch.training import run as training_run
+from simsearch.training.augment import ColourStats
+from simsearch.training.config import PRESETS
+from simsearch.training.device import has_bf16
+from simsearch.training.loop import accuracy, train
 
 GOAL = 25.0  # percent
 GAIN = {"paper": None, "scaled": 1.0}
@@ -58,7 +61,7 @@ class Reached(Exception):  # noqa: N818
     """The goal was reached, or will not be in time."""
 
 
-def error_of(network: Network, data: trainset.TrainingSet, colour: Colour) -> float:
+def error_of(network: Network, data: training_data.TrainingSet, colour: ColourStats) -> float:
     """Percent of the images whose first guess is wrong, in the arithmetic of the training."""
     bf16 = has_bf16(torch.device("cpu"))
     mixed = (lambda: torch.autocast("cpu", torch.bfloat16)) if bf16 else contextlib.nullcontext
@@ -66,7 +69,14 @@ def error_of(network: Network, data: trainset.TrainingSet, colour: Colour) -> fl
 
 
 def run(
-    data: trainset.TrainingSet, colour: Colour, start: str, unit: str, rate: float, seed: int, epochs: int, work: Path
+    data: training_data.TrainingSet,
+    colour: ColourStats,
+    start: str,
+    unit: str,
+    rate: float,
+    seed: int,
+    epochs: int,
+    work: Path,
 ) -> dict:
     """Training error after each epoch, and the epochs and seconds to the goal (None if it was not reached)."""
     path = work / f"{start}-{unit}-{rate:g}-{seed}.json"
@@ -76,7 +86,7 @@ def run(
             return found  # a shorter one that did not reach the goal is run again
     config = replace(PRESETS["convnet4"]["paper"], learning_rate=rate, seed=seed, epochs=epochs, precision="auto")
     torch.manual_seed(seed)
-    network = networks.make("convnet4", ConvNet4Config(activation=unit))
+    network = build.build_network("convnet4", ConvNet4Config(activation=unit))
     network.initialise(GAIN[start])
     errors = [error_of(network, data, colour)]
     clock = {"since": time.monotonic(), "seconds": [0.0]}
@@ -111,7 +121,13 @@ def run(
 
 
 def choose(
-    data: trainset.TrainingSet, colour: Colour, start: str, unit: str, rates: list[float], trial: int, work: Path
+    data: training_data.TrainingSet,
+    colour: ColourStats,
+    start: str,
+    unit: str,
+    rates: list[float],
+    trial: int,
+    work: Path,
 ) -> float:
     """The rate that reaches the goal in the fewest epochs, or else comes nearest in a trial's."""
     found = [run(data, colour, start, unit, rate, TRIAL_SEED, trial, work) for rate in rates]
@@ -134,10 +150,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="use only so many images, to try the whole path")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    found = trainset.labelled([options.source])[: options.limit]
+    found = labelled.list_labelled([options.source])[: options.limit]
     classes = tuple(sorted({picture.label for picture in found}))
-    data, _ = trainset.load(found, fit.recipe_for("convnet4", 32), classes)
-    colour = Colour.of(data.pixels)
+    data, _ = training_data.load(found, training_run.recipe_for("convnet4", 32), classes)
+    colour = ColourStats.of(data.pixels)
     if options.start == "paper":
         colour = replace(colour, deviation=torch.ones(3))
     print(
@@ -147,12 +163,14 @@ def main() -> None:
     chosen, runs = {}, {}
     for unit in [options.only] if options.only else ["relu", "tanh"]:
         chosen[unit] = choose(data, colour, options.start, unit, options.rates, options.trial, options.work)
-        runs[unit] = [run(data, colour, options.start, unit, chosen[unit], seed, options.most, options.work)
-                      for seed in range(options.seeds)]  # fmt: skip
+        runs[unit] = [
+            run(data, colour, options.start, unit, chosen[unit], seed, options.most, options.work)
+            for seed in range(options.seeds)
+        ]
     if options.only:
         return
     series = {f"{unit}, seed {one['seed']}": list(enumerate(one["errors"])) for unit in runs for one in runs[unit][:2]}
-    chart = pictures.plot(series, "Training error on CIFAR-10, four layers", "epoch", "error in %", lowest=0, line=GOAL)
+    chart = charts.plot(series, "Training error on CIFAR-10, four layers", "epoch", "error in %", lowest=0, line=GOAL)
     file = options.work / f"relu_vs_tanh-{options.start}.png"
     chart.save(file)
     ratios = {}

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from simsearch import api, cluster, output, sync
-from simsearch.addresses import parse as parse_address
+from simsearch import api
 from simsearch.cli.console import format_counts, note, pluralize
 from simsearch.cli.maintain import tune_index
 from simsearch.cli.options import (
@@ -23,7 +22,11 @@ from simsearch.cli.options import (
 )
 from simsearch.cli.progress import show_progress
 from simsearch.cli.push import push_index
+from simsearch.cluster import ray
+from simsearch.common.milvus_address import parse_address
 from simsearch.errors import UsageError
+from simsearch.indexing import options as indexing_options
+from simsearch.reports import text
 
 
 @click.command("build")
@@ -32,7 +35,7 @@ from simsearch.errors import UsageError
 @click.option(
     "--features",
     metavar="NAME|INDEX",
-    help="Features of a new index: fc7, a smaller or better recipe (see the README), or those of an index.",
+    help="Features of a new index: fc7, a smaller or better recipe (see docs/models.md), or those of an index.",
 )
 @click.option("--no-prune", is_flag=True, help="Keep items whose image is gone.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
@@ -70,22 +73,22 @@ def build_command(
     """
     if address is not None:
         parse_address(address)
-    extractor = cluster.on_ray(on, device=device, threads=options["workers"], say=note) if on is not None else None
-    chosen = sync.Options(prune=not no_prune, **options)
+    extractor = ray.on_ray(on, device=device, threads=options["workers"], say=note) if on is not None else None
+    chosen = indexing_options.BuildOptions(prune=not no_prune, **options)
     if dry_run:
         _print_summary(api.plan(source, index_path, model, chosen, features), index_path, form, dry_run=True)
         return
     with show_progress("indexing") as progress:
-        chosen = sync.Options(prune=not no_prune, progress=progress, extractor=extractor, **options)
+        chosen = indexing_options.BuildOptions(prune=not no_prune, progress=progress, extractor=extractor, **options)
         engine, summary = api.build_with_summary(
             source, index_path, model, device=device, options=chosen, roots=dict(roots), features=features
         )
     with engine:
         _print_summary(summary, index_path, form)
         if recall is not None:
-            tune_index(engine, recall, None, index_path)
+            tune_index(engine.index, recall, None, index_path)
         if address is not None:
-            push_index(engine, address, form=form)
+            push_index(engine.index, address, form=form)
 
 
 @click.command("add")
@@ -101,7 +104,7 @@ def add_command(
     _print_summary(summary, index_path, form)
 
 
-def _print_summary(summary: sync.Summary, index_path: str, form: str, dry_run: bool = False) -> None:
+def _print_summary(summary: indexing_options.Summary, index_path: str, form: str, dry_run: bool = False) -> None:
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(summary)))
         return
@@ -141,7 +144,7 @@ def remove_command(name: tuple[str, ...], yes: bool, index_path: str) -> None:
         items = engine.find(name)
         if not yes:
             for item, path in zip(items[:20], engine.paths(items[:20]), strict=True):
-                click.echo(f"id:{item.id}  {output.printable(path)}")
+                click.echo(f"id:{item.id}  {text.printable(path)}")
             if len(items) > 20:
                 click.echo(f"and {len(items) - 20:,} more")
             if not sys.stdin.isatty():

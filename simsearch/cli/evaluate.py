@@ -8,16 +8,7 @@ from pathlib import Path
 
 import click
 
-from simsearch import (
-    api,
-    evaluate,
-    evaluate_search,
-    models,
-    output,
-    pictures,
-    robustness,
-    trainset,
-)
+from simsearch import api
 from simsearch.cli.console import note, pluralize, warn_if_incomplete
 from simsearch.cli.options import (
     complete_files,
@@ -31,9 +22,14 @@ from simsearch.cli.options import (
     version_option,
 )
 from simsearch.cli.progress import show_progress
+from simsearch.common.atomic_files import atomic_write
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
-from simsearch.files import write_atomically
+from simsearch.evaluation import classification, retrieval, robustness
+from simsearch.images import perturb
+from simsearch.images.sources import labelled as sources_labelled
+from simsearch.models import load, registry
+from simsearch.reports import charts, text
 from simsearch.reports.html import save_html
 from simsearch.reports.tiles import ResultRow, Tile
 
@@ -62,10 +58,10 @@ def model_command(
 
     A SOURCE is what `train` takes. Images of classes that the model does not know are counted and left out.
     """
-    labelled = trainset.labelled(source, exclude)
-    chosen = models.load(model or models.DEFAULT, device, images=len(labelled))
+    labelled = sources_labelled.list_labelled(source, exclude)
+    chosen = load.load_model(model or registry.DEFAULT, device, images=len(labelled))
     with show_progress("evaluating") as progress:
-        verdict = evaluate.judge(chosen, labelled, int(crops), progress)
+        verdict = classification.evaluate_classifier(chosen, labelled, int(crops), progress)
     if form == "json":
         click.echo(json.dumps(verdict.to_dict(), indent=1))
         return
@@ -105,10 +101,10 @@ def search_command(
     Each labelled item queries once, itself left out; items of its label are relevant. The whole ranking by exact
     distance is evaluated. Intervals are by bootstrap over the queries.
     """
-    labelled = trainset.labelled(sources) if sources else None
+    labelled = sources_labelled.list_labelled(sources) if sources else None
     with warn_if_incomplete(api.open(index_path, device=device)) as engine:
         with show_progress("evaluating") as progress:
-            verdict = evaluate_search.evaluate(engine, labelled, progress)
+            verdict = retrieval.evaluate_retrieval(engine, labelled, progress)
         if html_file:
             _write_report(engine, verdict, html_file)
     if form == "json":
@@ -119,7 +115,7 @@ def search_command(
         _print_class_scores(verdict)
 
 
-def _print_scores(verdict: evaluate_search.Verdict) -> None:
+def _print_scores(verdict: retrieval.RetrievalReport) -> None:
     queries, items = pluralize(verdict.count, "query", "queries"), pluralize(verdict.items, "item")
     classes = pluralize(len(verdict.classes), "class", "classes")
     left = failed = ""
@@ -130,20 +126,20 @@ def _print_scores(verdict: evaluate_search.Verdict) -> None:
     chance = f"P@k by chance {verdict.chance:.3f}"
     click.echo(f"{verdict.model}: {queries} over {items} of {classes}{left}{failed}; {chance}")
     rows = [(name, f"{e.value:.3f}", f"({e.low:.3f} to {e.high:.3f})") for name, e in verdict.scores.items()]
-    for line in output.table(rows):
+    for line in text.table(rows):
         click.echo(line)
 
 
-def _print_class_scores(verdict: evaluate_search.Verdict) -> None:
+def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
     rows: list[tuple[str, ...]] = [("queries", *CLASS_SCORES, "class")]
     for label, (count, scores) in verdict.classes.items():
         values = (f"{scores[name].value:.3f}" for name in CLASS_SCORES)
-        rows.append((f"{count:,}", *values, output.printable(label)))
-    for line in ("", *output.table(rows, right=len(CLASS_SCORES) + 1)):
+        rows.append((f"{count:,}", *values, text.printable(label)))
+    for line in ("", *text.table(rows, right=len(CLASS_SCORES) + 1)):
         click.echo(line)
 
 
-def _write_report(engine: Engine, verdict: evaluate_search.Verdict, path: Path, each: int = 10) -> None:
+def _write_report(engine: Engine, verdict: retrieval.RetrievalReport, path: Path, each: int = 10) -> None:
     """Writes the scores, then the `each` worst and `each` best queries with their six nearest items."""
     shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
     rows = [_report_row(engine, query) for query in shown]
@@ -165,7 +161,7 @@ def _write_report(engine: Engine, verdict: evaluate_search.Verdict, path: Path, 
     note(f"wrote {path}")
 
 
-def _report_row(engine: Engine, query: evaluate_search.Query) -> ResultRow:
+def _report_row(engine: Engine, query: retrieval.Query) -> ResultRow:
     name = engine.paths([engine.item(query.query)])[0] if isinstance(query.query, int) else query.query
     title = f"{name} (average precision {query.average_precision:.3f})"
     tiles = []
@@ -192,7 +188,7 @@ def recall_command(k: int, count: int, seed: int, form: str, index_path: str) ->
         warn_if_incomplete(api.open(index_path, device="cpu")) as engine,
         show_progress("evaluating") as progress,
     ):
-        found = evaluate_search.recall(engine, k, count, seed, progress)
+        found = retrieval.measure_recall(engine, k, count, seed, progress)
     if form == "json":
         click.echo(json.dumps(found.to_dict(), indent=1))
         return
@@ -236,14 +232,14 @@ def robustness_command(
     """
     if plot and plot.suffix.lower() != ".png":
         raise UsageError(f"{plot}: curves are drawn as PNG", hint=f"{plot.with_suffix('.png')}")
-    names = changes or tuple(robustness.CHANGES)
+    names = changes or tuple(perturb.CHANGES)
     with (
         warn_if_incomplete(api.open(index_path, device=device)) as engine,
         show_progress("changes") as progress,
     ):
         found = robustness.of_index(engine, count, names, seed, hash_too=hash_too, progress=progress)
     if plot:
-        write_atomically(plot, pictures.png(robustness.draw(found)))
+        atomic_write(plot, charts.png(robustness.draw(found)))
         note(f"wrote {plot}")
     if form == "json":
         plain = {name: [dataclasses.asdict(point) for point in points] for name, points in found.items()}
@@ -251,12 +247,12 @@ def robustness_command(
         return
     for name, points in found.items():
         click.echo(name)
-        for line in output.table(
+        for line in text.table(
             [("change", "strength", "first", "95 % interval", "distance"), *map(_point_row, points)]
         ):
             click.echo(line)
 
 
-def _point_row(point: robustness.Point) -> tuple[str, str, str, str, str]:
+def _point_row(point: robustness.RobustnessPoint) -> tuple[str, str, str, str, str]:
     interval = f"{point.first.low:.1%} to {point.first.high:.1%}"
     return point.change, f"{point.strength:g}", f"{point.first.value:.1%}", interval, f"{point.distance:.3f}"

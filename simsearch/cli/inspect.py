@@ -10,11 +10,14 @@ from typing import Any
 
 import click
 
-from simsearch import api, export, output, sample, verify
+from simsearch import api
 from simsearch.cli.console import DAMAGED, incomplete_push, pluralize, warn_if_incomplete
 from simsearch.cli.options import format_option, index_option, root_option, version_option
 from simsearch.cli.progress import show_progress
 from simsearch.engine import Engine
+from simsearch.images.samples import generate
+from simsearch.reports import text
+from simsearch.storage import export, verify
 
 
 @click.command("info")
@@ -36,7 +39,7 @@ def info_command(failures: bool, form: str, roots: tuple[tuple[str, str], ...], 
     lines = list(_info_lines(facts, index_path))
     if warning:
         lines.append(("push", warning))
-    for line in output.table(lines):
+    for line in text.table(lines):
         click.echo(line)
 
 
@@ -46,7 +49,7 @@ def _print_failures(engine: Engine, form: str) -> None:
         click.echo(json.dumps([{"path": path, "reason": reason} for path, reason in failures], indent=1))
         return
     for path, reason in failures:
-        click.echo(f"{output.printable(path)}: {reason}")
+        click.echo(f"{text.printable(path)}: {reason}")
     click.echo(f"{len(failures):,} in all", err=True)
 
 
@@ -62,7 +65,7 @@ def _info_lines(facts: dict[str, Any], index_path: str) -> Iterator[tuple[str, s
     yield "features", f"{vectors}, {facts['metric']}, by {facts['engine']}"
     for line in _search_lines(facts["search"]):
         yield "search", line
-    yield "size", output.size(facts["bytes"])
+    yield "size", text.format_size(facts["bytes"])
     for source in facts["sources"]:
         yield "source", f"{source['kind']} {source['root']} ({source['items']:,})"
     if removed := facts["rows"] - facts["items"]:
@@ -96,7 +99,7 @@ def _search_lines(search: dict[str, Any]) -> Iterator[str]:
 def verify_command(form: str, index_path: str) -> None:
     """Checks that the files of an index agree, byte for byte; exits 3 if they do not."""
     with api.open(index_path, device="cpu") as engine, show_progress("verifying") as progress:
-        verdict = verify.verify(engine, progress)
+        verdict = verify.verify(engine.opened_index, progress)
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(verdict)))
     elif not verdict.problems:
@@ -133,7 +136,7 @@ def export_command(form: str, folder: Path, roots: tuple[tuple[str, str], ...], 
         warn_if_incomplete(api.open(index_path, device="cpu", roots=dict(roots))) as engine,
         show_progress("exporting") as progress,
     ):
-        count = write(engine, folder, progress)
+        count = write(engine.opened_index, folder, progress)
     click.echo(f"{folder}: {pluralize(count, 'item')}")
 
 
@@ -145,6 +148,6 @@ def export_command(form: str, folder: Path, roots: tuple[tuple[str, str], ...], 
 def sample_command(directory: Path, count: int, seed: int) -> None:
     """Draws labelled pictures into DIRECTORY, a folder a kind, for trying things without any data."""
     with show_progress("drawing") as progress:
-        written = sample.write(directory, count, seed, progress)
-    kinds = min(count, len(sample.KINDS))
+        written = generate.generate(directory, count, seed, progress)
+    kinds = min(count, len(generate.KINDS))
     click.echo(f"{directory}: {pluralize(written, 'picture')} of {pluralize(kinds, 'kind')}")

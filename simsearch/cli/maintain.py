@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simsearch import api, compacting, merging, output, tuning
-from simsearch import duplicates as near
+from simsearch import api
 from simsearch.cli.console import NO_MATCH, check_folder_exists, note, pluralize, warn_if_incomplete
-from simsearch.cli.lazy import LazyModule
 from simsearch.cli.options import (
     complete_files,
     device_option,
@@ -25,15 +23,20 @@ from simsearch.cli.options import (
 )
 from simsearch.cli.params import ByteSize
 from simsearch.cli.progress import show_progress
+from simsearch.common.lazy import LazyModule
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
+from simsearch.indexing import compact, merge, tune
+from simsearch.reports import text
 from simsearch.reports.html import save_html
 from simsearch.reports.tiles import ResultRow, Tile
+from simsearch.search import duplicates as near
+from simsearch.storage.index import Index
 
 if TYPE_CHECKING:
-    from simsearch.models import dbn
+    from simsearch.models.hashing import autoencoder
 else:
-    dbn = LazyModule("simsearch.models.dbn")
+    autoencoder = LazyModule("simsearch.models.hashing.autoencoder")
 
 Groups = list[list[near.Member]]
 
@@ -67,15 +70,19 @@ def duplicates_command(
     """
     check_folder_exists(html_file)
     with warn_if_incomplete(api.open(index_path, device=device)) as engine:
-        limit = near.threshold(engine) if max_distance is None else near.Threshold(max_distance)
+        limit = (
+            near.copy_threshold(engine.opened_index, engine.model)
+            if max_distance is None
+            else near.Threshold(max_distance)
+        )
         with show_progress("comparing") as progress:
-            groups = near.groups(engine, limit.distance, progress, exact)
+            groups = near.duplicate_groups(engine.snapshots, limit.distance, progress, exact)
         if html_file:
             _write_report(engine, groups, limit, html_file)
         _print_groups(groups, form)
         click.echo(_summary(groups, limit), err=True)
         if len(engine) > near.EXACT and not exact:
-            pairs, together = near.checked(engine, groups, limit.distance)
+            pairs, together = near.checked(engine.snapshots, groups, limit.distance)
             note(
                 f"of {pairs:,} near pairs of {near.CHECKED} random items {together:,} are in one group;"
                 " --exact compares all"
@@ -111,13 +118,13 @@ def _print_groups(groups: Groups, form: str) -> None:
                 click.echo(member.path, color=True)
     else:
         for number, group in enumerate(groups, 1):
-            lines = output.table([("distance", "id", "label", "path"), *map(_group_row, group)], right=2)
+            lines = text.table([("distance", "id", "label", "path"), *map(_group_row, group)], right=2)
             click.echo("\n".join([f"group {number}: {pluralize(len(group), 'item')}", *lines, ""]))
 
 
 def _group_row(member: near.Member) -> tuple[str, str, str, str]:
-    label, path = output.printable(member.item.label or "-"), output.printable(member.path)
-    return output.distance(member.distance), str(member.item.id), label, path
+    label, path = text.printable(member.item.label or "-"), text.printable(member.path)
+    return text.format_distance(member.distance), str(member.item.id), label, path
 
 
 def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: Path) -> None:
@@ -138,11 +145,11 @@ def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: P
 @version_option
 def merge_command(other: tuple[str, ...], index_path: str) -> None:
     """Takes the items of OTHER indexes of the same model in, with their features; OTHER stays as it is."""
-    with Engine(index_path, device="cpu") as engine:
+    with Index(index_path) as index:
         for path in other:
-            with Engine(path, device="cpu") as source, show_progress("merging") as progress:
-                merged = merging.merge(engine, source, progress)
-            items = pluralize(len(engine), "item")
+            with Index(path) as source, show_progress("merging") as progress:
+                merged = merge.merge_indexes(index, source, progress)
+            items = pluralize(len(index), "item")
             click.echo(f"{index_path}: {items}; {merged.added:,} from {path}, {merged.known:,} known")
 
 
@@ -156,13 +163,13 @@ def compact_command(dry_run: bool, form: str, index_path: str) -> None:
 
     Ids stay, searches go on meanwhile, and an interruption loses nothing.
     """
-    with Engine(index_path, device="cpu") as engine, show_progress("compacting") as progress:
-        done = compacting.compact(engine, dry_run, progress)
+    with Index(index_path) as index, show_progress("compacting") as progress:
+        done = compact.compact(index, dry_run, progress)
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(done)))
         return
     outcome = "would be reclaimed; nothing was changed" if dry_run else "reclaimed"
-    size = f"{output.size(done.reclaimed)} ({pluralize(done.reclaimed, 'byte')})"
+    size = f"{text.format_size(done.reclaimed)} ({pluralize(done.reclaimed, 'byte')})"
     items, rows = pluralize(done.items, "item"), pluralize(done.removed, "row")
     click.echo(f"{index_path}: {items}, {rows} that none owns, {size} {outcome}")
 
@@ -197,12 +204,12 @@ def tune_command(recall: float | None, memory: int | None, bits: int | None, for
     """
     if bits is not None and bits % 8:
         raise UsageError(f"--codes {bits} is not a multiple of 8")
-    with Engine(index_path, device="cpu") as engine:
-        tune_index(engine, recall, memory, index_path, form, bits)
+    with Index(index_path) as index:
+        tune_index(index, recall, memory, index_path, form, bits)
 
 
 def tune_index(
-    engine: Engine,
+    index: Index,
     recall: float | None,
     memory: int | None,
     index_path: str,
@@ -212,28 +219,28 @@ def tune_index(
     """Tunes an open index and prints the outcome. bits: length of binary codes; None for other ways to search."""
     with show_progress("tuning") as progress:
         if bits is None:
-            choice = tuning.tune(engine, 0.99 if recall is None else recall, memory, progress)
+            choice = tune.tune(index, 0.99 if recall is None else recall, memory, progress)
         else:
-            target = tuning.RERANKED_RECALL if recall is None else recall
-            choice = tuning.tune_codes(engine, dbn.CodesConfig(bits), target, memory, progress)
+            target = tune.RERANKED_RECALL if recall is None else recall
+            choice = tune.tune_codes(index, autoencoder.HashConfig(bits), target, memory, progress)
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(choice)))
     else:
-        click.echo(f"{index_path}: {_describe_choice(choice, len(engine))}")
+        click.echo(f"{index_path}: {_describe_choice(choice, len(index))}")
 
 
-def _describe_choice(choice: tuning.Choice, items: int) -> str:
+def _describe_choice(choice: tune.Choice, items: int) -> str:
     if choice.kind == "exact":
         if choice.tried:
             return "exact search; nothing that has the recall was faster"
         if choice.exact_seconds:
             return "exact search; no structure fits in the memory"
-        return "exact search" + (f"; {items:,} items are few" if items < tuning.LEAST else "")
+        return "exact search" + (f"; {items:,} items are few" if items < tune.LEAST else "")
     parameters = choice.parameters
     unit = "bits" if choice.kind == "codes" else "components"
     return (
         f"{choice.kind} of {parameters['dimensions']} {unit}, {parameters['candidates']} candidates, effort"
         f" {parameters['effort']}; recall {choice.recall:.4f} ({choice.low:.4f} to {choice.high:.4f},"
         f" {choice.queries} queries), {1000 * choice.seconds:.2f} ms a query instead of"
-        f" {1000 * choice.exact_seconds:.2f} ms, {output.size(choice.memory)}"
+        f" {1000 * choice.exact_seconds:.2f} ms, {text.format_size(choice.memory)}"
     )

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from simsearch import pictures
+from simsearch.common.atomic_files import atomic_write
 from simsearch.errors import UsageError
-from simsearch.files import write_atomically
-from simsearch.models import BUILTIN, DEFAULT, find
+from simsearch.models.registry import BUILTIN, DEFAULT, find_weights
 from simsearch.models.weights import read_tensors
-from simsearch.output import size, table
+from simsearch.reports import charts
+from simsearch.reports.text import format_size, table
 
 
 def facts(model: str | None = None) -> list[dict[str, Any]]:
     """Every built-in model, or only the one named, as plain JSON values."""
     rows = []
     for name in [model] if model else BUILTIN:
-        weights = find(name)
+        weights = find_weights(name)
         card = weights.card
         rows.append(
             {
@@ -44,7 +44,9 @@ def brief() -> str:
     rows = [("name", "features", "file", "")]
     for row in facts():
         mark = "default; " if row["default"] else ""
-        rows.append((row["name"], str(row["dimension"]), size(row["bytes"]), mark + row["description"].split(". ")[0]))
+        rows.append(
+            (row["name"], str(row["dimension"]), format_size(row["bytes"]), mark + row["description"].split(". ")[0])
+        )
     rows.append(("torchvision/NAME", "", "", "any classifier of torchvision with its official weights, fetched once"))
     rows.append(("FILE.safetensors", "", "", "weights that simsearch wrote"))
     return "\n".join(table(rows))
@@ -54,9 +56,9 @@ def draw_filters(model: str | None, path: Path) -> int:
     """Draws the first layer's kernels into a PNG file and returns how many there are. Raises UsageError."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: kernels are drawn as PNG", hint=f"{path.with_suffix('.png')}")
-    tensors = read_tensors(find(model or DEFAULT).path)
+    tensors = read_tensors(find_weights(model or DEFAULT).path)
     first = next(name for name in ("conv.0.weight", "layers.0.weight") if name in tensors)
-    write_atomically(path, pictures.png(pictures.kernels(tensors[first])))
+    atomic_write(path, charts.png(charts.kernels(tensors[first])))
     return len(tensors[first])
 
 

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simsearch import evaluate, models
 from simsearch.cli import model_cards
 from simsearch.cli.console import INTERRUPTED, note, pluralize
-from simsearch.cli.lazy import LazyModule
 from simsearch.cli.options import (
     complete_files,
     crops_option,
@@ -24,15 +22,22 @@ from simsearch.cli.options import (
 )
 from simsearch.cli.progress import show_progress, training_progress
 from simsearch.cli.query_args import read_image
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import TrainingInterruptedError, UsageError
+from simsearch.evaluation import classification
+from simsearch.models import load, registry
 from simsearch.models.precision import ENOUGH
-from simsearch.output import printable
+from simsearch.reports.text import printable
 
 if TYPE_CHECKING:
-    from simsearch import fit, ranges
+    from simsearch.models.onnx import int8_calibration
+    from simsearch.training import job as training_job
+    from simsearch.training import publish, run
 else:  # they import torch
-    fit = LazyModule("simsearch.fit")
-    ranges = LazyModule("simsearch.ranges")
+    training_job = LazyModule("simsearch.training.job")
+    publish = LazyModule("simsearch.training.publish")
+    run = LazyModule("simsearch.training.run")
+    int8_calibration = LazyModule("simsearch.models.onnx.int8_calibration")
 
 
 @click.command("train")
@@ -99,18 +104,18 @@ def train_command(source: tuple[str, ...], output: Path, names: Path | None, **o
     --resume continues after Ctrl-C or a crash. Use the weights with `build --model FILE` and `classify -m FILE`.
     Several GPUs: torchrun --nproc-per-node N -m simsearch train ...
     """
-    job = fit.prepare(source, output, names=fit.read_names(names) if names else None, **options)
+    job = training_job.prepare_job(source, output, names=training_job.read_names(names) if names else None, **options)
     if options["preset"] == "adapt" and not job.start:
-        note(f"preset adapt is meant for weights to begin with: --from {models.DEFAULT}, say")
+        note(f"preset adapt is meant for weights to begin with: --from {registry.DEFAULT}, say")
     try:
         with training_progress() as (decoding, log, stop_requested):
-            outcome = fit.fit(job, progress=decoding, log=log, stop=stop_requested)
+            outcome = run.fit(job, progress=decoding, log=log, stop=stop_requested)
     except TrainingInterruptedError as error:
         note(f"{error}; {error.hint}")
         raise click.exceptions.Exit(INTERRUPTED) from None
     if outcome.bytes:  # the first of several processes wrote the weights and reports them
         for name, scores in outcome.metrics.items():
-            click.echo(f"{name}: {', '.join(fit.metric(*pair) for pair in scores.items())}")
+            click.echo(f"{name}: {', '.join(publish.format_metric(*pair) for pair in scores.items())}")
         classes, images = pluralize(outcome.classes, "class", "classes"), pluralize(outcome.images, "image")
         click.echo(f"{outcome.output}: {classes} from {images} in {outcome.seconds:,.0f} s, {outcome.bytes:,} bytes")
 
@@ -134,8 +139,8 @@ def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, mode
     """Says what each IMAGE most probably shows: a path, an http(s) URL, or - for standard input."""
     if any(text.startswith("id:") for text in image):
         raise UsageError("id:N names an item of an index; classify takes pictures")
-    chosen = models.load(model or models.DEFAULT, device, images=len(image) * int(crops))
-    found = evaluate.classify(chosen, [read_image(text) for text in image], k, int(crops))
+    chosen = load.load_model(model or registry.DEFAULT, device, images=len(image) * int(crops))
+    found = classification.classify(chosen, [read_image(text) for text in image], k, int(crops))
     if form == "text":
         for number, (name, guesses) in enumerate(zip(image, found, strict=True)):
             click.echo(("\n" if number else "") + _guess_bars(name, guesses))
@@ -151,7 +156,7 @@ def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, mode
     click.echo(json.dumps(answers, indent=1))
 
 
-def _guess_bars(name: str, guesses: Sequence[evaluate.Guess], width: int = 30) -> str:
+def _guess_bars(name: str, guesses: Sequence[classification.Guess], width: int = 30) -> str:
     """An image's guesses with their probabilities, each with a bar of up to `width` characters."""
     longest = max(len(printable(guess.label)) for guess in guesses)
     lines = [printable(name)]
@@ -199,7 +204,7 @@ def _calibrate(model: str | None, sources: Sequence[str]) -> None:
     if model is None:
         raise UsageError("--calibrate needs a weights file to write into", hint="-m FILE.safetensors")
     with show_progress("decoding") as progress:
-        found = ranges.calibrate(model, sources, progress)
+        found = int8_calibration.calibrate(model, sources, progress)
     advice = "new indexes take it where the processor has VNNI" if found.top6 >= ENOUGH else "float32 stays the default"
     click.echo(
         f"{model}: on {found.images:,} images int8 shares {found.top6:.1%} of the six nearest with float32,"

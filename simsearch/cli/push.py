@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from simsearch import push
-from simsearch.addresses import parse as parse_address
 from simsearch.cli.console import format_counts, pluralize
 from simsearch.cli.options import format_option, index_option, version_option
 from simsearch.cli.params import KeyValue
 from simsearch.cli.progress import show_progress
-from simsearch.engine import Engine
+from simsearch.cluster.milvus import push
+from simsearch.common.milvus_address import parse_address
+from simsearch.storage.index import Index
 
 
 @click.command("push")
@@ -59,15 +59,15 @@ def push_command(
     Milvus Lite. After ? may follow consistency=strong, timeout=SECONDS and effort=N, joined by &. An interrupted
     push is continued by the next. $SIMSEARCH_MILVUS_TOKEN is the server's token, where it wants one.
     """
-    options = push.Options(kind and kind.upper(), dict(parameters), storage, replace)
-    with Engine(index_path, device="cpu") as engine:
-        push_index(engine, address, options, form)
+    options = push.PushOptions(kind and kind.upper(), dict(parameters), storage, replace)
+    with Index(index_path) as index:
+        push_index(index, address, options, form)
 
 
-def push_index(engine: Engine, address: str, options: push.Options | None = None, form: str = "text") -> None:
+def push_index(index: Index, address: str, options: push.PushOptions | None = None, form: str = "text") -> None:
     """Pushes an open index and prints the outcome."""
     with show_progress("pushing") as progress:
-        pushed = push.push(engine, address, dataclasses.replace(options or push.Options(), progress=progress))
+        pushed = push.push(index, address, dataclasses.replace(options or push.PushOptions(), progress=progress))
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(pushed)))
         return

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simsearch import api, output
+from simsearch import api
 from simsearch.cli.console import NO_MATCH, check_folder_exists, note, warn_if_incomplete
-from simsearch.cli.lazy import LazyModule
 from simsearch.cli.options import (
     device_option,
     html_option,
@@ -24,17 +23,20 @@ from simsearch.cli.options import (
 from simsearch.cli.params import QueryImage
 from simsearch.cli.query_args import read_image
 from simsearch.cli.search_options import example_images, search_arguments, search_options
+from simsearch.common.lazy import LazyModule
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
+from simsearch.reports import text as reports_text
 from simsearch.reports.html import save_html
 from simsearch.reports.montage import montage_extension, save_montage
 from simsearch.reports.tiles import ResultRow, Tile
+from simsearch.search import results
 from simsearch.search.results import Match
 
 if TYPE_CHECKING:
-    from simsearch import terminal
+    from simsearch.reports import terminal as reports_terminal
 else:
-    terminal = LazyModule("simsearch.terminal")
+    reports_terminal = LazyModule("simsearch.reports.terminal")
 
 
 @click.command("query")
@@ -92,8 +94,8 @@ def query_command(
             took = 1000 * (time.perf_counter() - clock) / len(found)
             for name, matches in zip(image[start : start + 64], found, strict=True):
                 shown = [replace(match, path=match.relative) for match in matches] if relative else matches
-                answers.append(output.Answer(name, engine.meta.model, matches.exact, took, shown))
-        text = output.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
+                answers.append(results.QueryResult(name, engine.meta.model, matches.exact, took, shown))
+        text = reports_text.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
         click.echo(text, nl=False, color=True)  # a path is printed as it is, whatever it holds
         if montage or html_file or show:
             _show_images(engine, pictures, answers, montage, html_file, show)
@@ -104,7 +106,7 @@ def query_command(
 def _show_images(
     engine: Engine,
     pictures: Sequence[Any],
-    answers: Sequence[output.Answer],
+    answers: Sequence[results.QueryResult],
     montage: Path | None,
     html_file: Path | None,
     show: bool,
@@ -135,9 +137,9 @@ def _show_in_terminal(rows: Sequence[ResultRow]) -> None:
     from rich.console import Console
 
     console = Console()
-    if not terminal.can_show(console):
+    if not reports_terminal.can_show(console):
         note("--show needs a terminal with colours; --montage FILE and --html FILE write files")
         return
-    if advice := terminal.advice():
+    if advice := reports_terminal.advice():
         note(advice)
-    terminal.show(rows, console, terminal.graphics())
+    reports_terminal.show(rows, console, reports_terminal.graphics())

@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import get_completion_class
 
-from simsearch import api, sample, sync
-from simsearch.addresses import is_address
-from simsearch.addresses import parse as parse_address
+from simsearch import api
 from simsearch.cli.console import note, warn_if_incomplete
-from simsearch.cli.lazy import LazyModule
 from simsearch.cli.options import complete_files, device_option, version_option
 from simsearch.cli.progress import show_progress
+from simsearch.common.lazy import LazyModule
+from simsearch.common.milvus_address import is_address, parse_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
+from simsearch.images.samples import generate
+from simsearch.indexing import options
 
 if TYPE_CHECKING:
-    from simsearch import serving
     from simsearch.server import app as server_app
+    from simsearch.server import run
 else:  # they need the extra [serve]; `serve --help` and `completion` do not
     server_app = LazyModule("simsearch.server.app")
-    serving = LazyModule("simsearch.serving")
+    run = LazyModule("simsearch.server.run")
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
@@ -118,7 +119,7 @@ def serve_command(
     app = create_app(
         engines, api_keys=keys, hosts=hosts, max_body=max_body << 20, max_pixels=max_pixels * 1_000_000, **options
     )
-    serving.run(app, host, port, say=lambda url: note(f"serving {', '.join(engines)} at {url}"))
+    run.run(app, host, port, say=lambda url: note(f"serving {', '.join(engines)} at {url}"))
 
 
 def _open_indexes(arguments: tuple[str, ...], device: str, writable: bool) -> dict[str, Engine]:
@@ -163,18 +164,18 @@ def demo_command(count: int, port: int) -> None:
     create_app = server_app.create_app  # a missing extra is reported before anything is drawn
     with tempfile.TemporaryDirectory(prefix="simsearch-demo-") as folder:
         with show_progress("drawing") as progress:
-            sample.write(Path(folder) / "drawn", count, progress=progress)
+            generate.generate(Path(folder) / "drawn", count, progress=progress)
         with show_progress("indexing") as progress:
             engine, _ = api.build_with_summary(
                 [f"{folder}/drawn"],
                 f"{folder}/index",
                 None,
                 device="cpu",
-                options=sync.Options(progress=progress),
+                options=options.BuildOptions(progress=progress),
             )
         with engine:
             app = create_app({"drawn": engine}, hosts=LOOPBACK, relative=True)
-            serving.run(app, "127.0.0.1", port, say=lambda url: note(f"open {url} in a browser"))
+            run.run(app, "127.0.0.1", port, say=lambda url: note(f"open {url} in a browser"))
 
 
 @click.command("completion")

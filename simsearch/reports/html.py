@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simsearch.files import write_atomically
-from simsearch.output import distance
+from simsearch.common.atomic_files import atomic_write
+from simsearch.reports.text import format_distance
 from simsearch.reports.tiles import ResultRow, Tile, escape_unprintable, file_name, fit_image
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def save_html(
     table: Sequence[Sequence[str]] = (),
 ) -> None:
     """Writes the page as a UTF-8 file; see `render_html`. Raises UsageError if it cannot be written."""
-    write_atomically(path, render_html(rows, title, facts, table=table).encode("utf-8"))
+    atomic_write(path, render_html(rows, title, facts, table=table).encode("utf-8"))
 
 
 def render_html(
@@ -85,7 +85,7 @@ def _figure(tile: Tile, rank: int, side: int) -> dict[str, Any]:
         "rank": rank,
         "alt": alt,
         "image": _inline_image(tile, side),
-        "distance": None if tile.distance is None else distance(tile.distance),
+        "distance": None if tile.distance is None else format_distance(tile.distance),
         "similarity": similarity,
         "label": tile.label,
         "path": tile.path,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from simsearch.common.atomic_files import atomic_write
 from simsearch.errors import UsageError
-from simsearch.files import write_atomically
-from simsearch.output import distance
+from simsearch.reports.text import format_distance
 from simsearch.reports.tiles import ResultRow, Tile, escape_unprintable, file_name, fit_image
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -86,7 +86,7 @@ def _draw_tile(canvas: Image.Image, tile: Tile, corner: tuple[int, int], layout:
     else:
         canvas.paste(fitted, (x + (side - fitted.width) // 2, y + (side - fitted.height) // 2))
     name = file_name(tile.path)
-    first = name if tile.distance is None else distance(tile.distance)
+    first = name if tile.distance is None else format_distance(tile.distance)
     second = tile.label or ("" if tile.distance is None else name)
     for line, (text, colour) in enumerate([(first, INK), (second, FAINT)]):
         place = (x + side // 2, y + side + layout.gap // 2 + line * layout.line)
@@ -102,7 +102,7 @@ def save_montage(rows: Sequence[ResultRow], path: Path) -> None:
         raise UsageError(message, hint="fewer queries or matches, or .png")
     buffer = io.BytesIO()
     image.save(buffer, name, quality=92)  # PNG takes no notice of a quality
-    write_atomically(path, buffer.getvalue())
+    atomic_write(path, buffer.getvalue())
 
 
 def montage_extension(path: Path) -> str:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 from simsearch.errors import UsageError
 
 if TYPE_CHECKING:
-    from simsearch.filters import Where
     from simsearch.search.queries import Picture
+    from simsearch.storage.filters import Where
 
 Kind = Literal["integer", "number", "flag", "conditions", "box", "images"]
 """box: x, y, width, height in pixels. images: pictures or items, each with a weight; over HTTP, ids of items."""

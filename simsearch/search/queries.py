@@ -21,7 +21,7 @@ Box = tuple[int, int, int, int]
 """x, y, width, height in pixels of the upright image."""
 
 
-class IndexReplacedError(SimsearchError):
+class OutdatedQueryError(SimsearchError):
     """Another index has taken the place of the one that a query was prepared for: prepare it again."""
 
 
@@ -30,7 +30,7 @@ class PreparedImage:
     """One picture, item or vector, whose features can be looked up or computed without reading a file.
 
     item: the id, if it was given by one. digest: SHA-256 of the file, of an item's as indexed; empty if not known.
-    pixels, mirrored: (S, S, 3) uint8 from `recipe.pixels`, of the picture and, if wanted, of its mirror image.
+    pixels, mirrored: (S, S, 3) uint8 from `preprocessing.pixels`, of the picture and, if wanted, of its mirror image.
     whole: False for a part of a picture. weights_sha256: of the model that the pixels are for.
     vector: (D,) float32, in place of a picture.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,3 +26,37 @@ class Matches(list[Match]):
     """The matches of one query, nearest first. exact: whether no item can have been missed."""
 
     exact: bool = True
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """One query and its matches. took_ms: wall-clock milliseconds, its share of the batch it was answered in."""
+
+    query: str
+    model: str
+    exact: bool
+    took_ms: float
+    matches: Sequence[Match]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of the contract."""
+        matches = [
+            {
+                "rank": match.rank,
+                "id": match.id,
+                "path": match.path,
+                "label": match.label,
+                "distance": match.distance,
+                "similarity": match.similarity,
+                "metadata": match.metadata,
+            }
+            for match in self.matches
+        ]
+        return {
+            "query": self.query,
+            "model": self.model,
+            "metric": "euclidean",
+            "exact": self.exact,
+            "took_ms": round(self.took_ms, 3),
+            "matches": matches,
+        }

@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simsearch import calibration
 from simsearch.errors import UsageError
-from simsearch.filters import Where, conditions
-from simsearch.index import Neighbours
+from simsearch.search import similarity
+from simsearch.search.exact import Neighbours
 from simsearch.search.feedback import expanded
 from simsearch.search.options import SearchOptions
 from simsearch.search.results import Match, Matches
+from simsearch.storage.filters import Where, conditions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.shards import Shards
-    from simsearch.snapshot import Snapshot
-    from simsearch.store import Item, Reader
-    from simsearch.structure import Structure
+    from simsearch.storage.protocols import ApproximateSearch, FeatureReader, ItemReader, SearchSnapshot
+    from simsearch.storage.reader import Item
 
 NEAR_IDENTICAL = 0.25
 """With `dedup`, matches nearer to each other than this share of the median random pair count as one picture.
@@ -39,16 +37,19 @@ class Search:
     structure: names candidates, unless an exact search is asked for; None: all searches are exact.
     """
 
-    reader: Reader
-    snapshot: Snapshot
-    shards: Shards
+    reader: ItemReader
+    snapshot: SearchSnapshot
+    shards: FeatureReader
     table: Sequence[float]
-    structure: Structure | None = None
+    structure: ApproximateSearch | None = None
 
     def answers(
-        self, queries: NDArray[np.float32], k: int,
-        left_out: Sequence[Sequence[int]], options: SearchOptions,
-    ) -> list[Matches]:  # fmt: skip
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        left_out: Sequence[Sequence[int]],
+        options: SearchOptions,
+    ) -> list[Matches]:
         """Searches by (nq, v, D) queries, each in v variants of which the nearest counts, without the rows left out."""
         k = counted(k)
         farthest = options.get("max_distance")
@@ -87,7 +88,7 @@ class Search:
                     unfinished.append(number)
                     continue
                 kept = [(d, row) for d, row in order[:k] if farthest is None or d <= farthest]
-                near_as = calibration.similarities([distance for distance, _ in kept], self.table)
+                near_as = similarity.similarities([distance for distance, _ in kept], self.table)
                 answers[number].extend(
                     self._match(n, distance, share, items[row])
                     for n, ((distance, row), share) in enumerate(zip(kept, near_as, strict=True), 1)
@@ -123,9 +124,13 @@ class Search:
         return self.structure is not None and self.structure.serves(self.snapshot.flat, k, permitted)
 
     def _expanded(
-        self, queries: NDArray[np.float32], left_out: Sequence[Sequence[int]], count: int, options: SearchOptions,
+        self,
+        queries: NDArray[np.float32],
+        left_out: Sequence[Sequence[int]],
+        count: int,
+        options: SearchOptions,
         answers: list[Matches],
-    ) -> NDArray[np.float32]:  # fmt: skip
+    ) -> NDArray[np.float32]:
         """The (nq, v, D) queries to search by instead; the same matches are added to each variant of a query.
 
         answers: those to come, which are not exact where their query was not expanded by an exact search.
@@ -148,7 +153,7 @@ class Search:
 
     def _distinct(self, order: list[tuple[float, int]], items: dict[int, Item], k: int) -> list[tuple[float, int]]:
         """Drops what is near-identical to a better match, until k are left."""
-        same = NEAR_IDENTICAL * calibration.median(self.table)
+        same = NEAR_IDENTICAL * similarity.median(self.table)
         kept: list[tuple[float, int]] = []
         vectors: list[NDArray[np.float32]] = []
         digests: set[bytes] = set()

@@ -19,12 +19,11 @@ try:
 except ImportError as error:
     raise MissingExtraError("the HTTP service", "serve") from error
 
-from simsearch import answers, routes
 from simsearch.engine import Engine
-from simsearch.server import openapi
+from simsearch.server import errors, openapi, routes
+from simsearch.server.handlers import SearchService
 from simsearch.server.middleware import AccessLog, Authentication, BodyLimit, ResponseHeaders
-from simsearch.service import Service
-from simsearch.settings import Settings
+from simsearch.server.settings import Settings
 
 
 def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI:
@@ -37,7 +36,7 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI
     if not engines:
         raise UsageError("there is no index to serve")
     settings = Settings(**options)
-    service = Service(dict(engines), settings)
+    service = SearchService(dict(engines), settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -56,7 +55,7 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI
     app.state.service = service
     app.router.redirect_slashes = False
     routes.install(app, service)
-    answers.install(app)
+    errors.install(app)
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,

@@ -1,6 +1,6 @@
 """The middlewares of the HTTP service, outermost first: ResponseHeaders, AccessLog, Authentication and BodyLimit.
 
-Each is plain ASGI. Authentication and BodyLimit raise Refused for a request that they turn away; AccessLog answers it.
+Each is plain ASGI. Authentication and BodyLimit raise ApiError for a request that they turn away; AccessLog answers it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from simsearch.settings import Settings
-from simsearch.telemetry import Metrics
+from simsearch.server.prometheus import PrometheusMetrics
+from simsearch.server.settings import Settings
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,7 +62,7 @@ _SINGLE_HEADERS = (
 )
 
 
-class Refused(Exception):  # noqa: N818
+class ApiError(Exception):
     """An error response. code: one word for programs. message: one sentence for people."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
@@ -115,7 +115,7 @@ class ResponseHeaders:
 class AccessLog:
     """Logs and counts each request, and answers the errors that reach it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: PrometheusMetrics) -> None:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,15 +133,15 @@ class AccessLog:
 
         try:
             await self.app(scope, receive, send_and_note_status)
-        except Refused as refused:
+        except ApiError as refused:
             await _respond(refused, scope, receive, send_and_note_status)
         except ClientDisconnect:
             status = CLIENT_LEFT
         except Exception as error:
-            if status and not isinstance(error.__cause__, Refused):  # part of the response has been sent
+            if status and not isinstance(error.__cause__, ApiError):  # part of the response has been sent
                 raise
             log.error("request failed", exc_info=error, extra={"fields": {"id": scope["simsearch.id"]}})
-            internal = Refused(503, "internal", "the request failed here; the log has its id")
+            internal = ApiError(503, "internal", "the request failed here; the log has its id")
             await _respond(internal, scope, receive, send_and_note_status)
         finally:
             self._record(scope, status, time.perf_counter() - start)
@@ -164,7 +164,7 @@ class AccessLog:
         log.info("request", extra={"fields": fields})
 
 
-async def _respond(refused: Refused, scope: Scope, receive: Receive, send: Send) -> None:
+async def _respond(refused: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     headers = {"cache-control": "no-store", **refused.headers}
     response = Response(refused.body(), refused.status, headers, media_type="application/json")
     await response(scope, receive, send)
@@ -196,7 +196,7 @@ class Authentication:
         host = headers.get("host", "")
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         if self.settings.hosts is not None and name.lower() not in self.settings.hosts:
-            raise Refused(400, "bad_host", "this service does not answer to the name in the Host header")
+            raise ApiError(400, "bad_host", "this service does not answer to the name in the Host header")
 
     def _check_origin(self, method: str, headers: Headers) -> None:
         """Against request forgery: a browser sends a form to any site, with the page's own site as the origin."""
@@ -204,34 +204,34 @@ class Authentication:
         if not origin or method not in {"POST", "DELETE"} or origin in self.settings.cors:
             return
         if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
-            raise Refused(400, "cross_origin", "pages of other sites may not call this service")
+            raise ApiError(400, "cross_origin", "pages of other sites may not call this service")
 
     def _check_key(self, headers: Headers) -> None:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         if not any(hmac.compare_digest(digest, known) for known in self._digests):
-            raise Refused(401, "unauthorized", "this needs a valid API key", {"www-authenticate": "Bearer"})
+            raise ApiError(401, "unauthorized", "this needs a valid API key", {"www-authenticate": "Bearer"})
 
 
 def _check_head(scope: Scope, headers: Headers) -> None:
-    """Raises Refused for a huge head, and for one that two programs could read differently."""
+    """Raises ApiError for a huge head, and for one that two programs could read differently."""
     size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
     size += sum(len(name) + len(value) for name, value in scope["headers"])
     if size > MAX_HEAD_BYTES:
-        raise Refused(400, "bad_headers", f"the head is over {MAX_HEAD_BYTES:,} bytes", {"connection": "close"})
+        raise ApiError(400, "bad_headers", f"the head is over {MAX_HEAD_BYTES:,} bytes", {"connection": "close"})
     repeated = next((name for name in _SINGLE_HEADERS if len(headers.getlist(name)) > 1), None)
     if repeated:
-        raise Refused(400, "bad_headers", f"the header {repeated} is given more than once", {"connection": "close"})
+        raise ApiError(400, "bad_headers", f"the header {repeated} is given more than once", {"connection": "close"})
     if "transfer-encoding" in headers and "content-length" in headers:
         text = "a request has either Content-Length or Transfer-Encoding"
-        raise Refused(400, "bad_headers", text, {"connection": "close"})
+        raise ApiError(400, "bad_headers", text, {"connection": "close"})
 
 
 class BodyLimit:
     """Limits the size of a body, the time it may take to arrive, and the memory that all bodies take together."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: PrometheusMetrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
         self._total = 0  # bytes of the bodies of all requests that are not answered yet
 
@@ -263,7 +263,7 @@ class BodyLimit:
                     raise _too_large(limit)
                 if self._total > BODIES_IN_MEMORY * self.settings.max_body:
                     self.metrics.rejected.inc()
-                    raise Refused(429, "too_many_requests", "too much is being sent at once", {"retry-after": "1"})
+                    raise ApiError(429, "too_many_requests", "too much is being sent at once", {"retry-after": "1"})
             return message
 
         try:
@@ -277,8 +277,8 @@ class BodyLimit:
                 return await receive()
         except TimeoutError:
             text = f"the body did not arrive within {self.settings.body_timeout:g} s"
-            raise Refused(400, "body_too_slow", text, {"connection": "close"}) from None
+            raise ApiError(400, "body_too_slow", text, {"connection": "close"}) from None
 
 
-def _too_large(limit: int) -> Refused:
-    return Refused(413, "too_large", f"the body is over {limit:,} bytes")
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, "too_large", f"the body is over {limit:,} bytes")

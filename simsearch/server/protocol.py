@@ -14,7 +14,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from simsearch.server.middleware import Refused
+from simsearch.server.middleware import ApiError
 
 MAX_CONNECTIONS = 512
 """Connections open at once."""
@@ -36,7 +36,7 @@ class DeadlineProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            self._refuse(Refused(503, "too_many_connections", "too many connections at once", {"retry-after": "1"}))
+            self._refuse(ApiError(503, "too_many_connections", "too many connections at once", {"retry-after": "1"}))
         else:
             self._update_deadline()
 
@@ -66,7 +66,7 @@ class DeadlineProtocol(H11Protocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(Refused(400, "bad_request", "the request cannot be read as HTTP"))
+        self._refuse(ApiError(400, "bad_request", "the request cannot be read as HTTP"))
 
     # -- a client that stops reading
 
@@ -108,9 +108,9 @@ class DeadlineProtocol(H11Protocol):
     def _refuse_late_head(self) -> None:
         self._deadline = None
         if not self.transport.is_closing():
-            self._refuse(Refused(400, "head_too_slow", "the head of the request did not arrive in time"))
+            self._refuse(ApiError(400, "head_too_slow", "the head of the request did not arrive in time"))
 
-    def _refuse(self, refused: Refused) -> None:
+    def _refuse(self, refused: ApiError) -> None:
         """Sends an error response, if one can still be sent, and closes the connection."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             body = refused.body()

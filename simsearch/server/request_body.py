@@ -11,9 +11,9 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from simsearch.search.options import LISTS, OPTIONS
-from simsearch.server.middleware import Refused
+from simsearch.server.middleware import ApiError
 from simsearch.server.schemas import AddRequest, Body, SearchRequest
-from simsearch.settings import Settings
+from simsearch.server.settings import Settings
 
 Model = TypeVar("Model", bound=Body)
 Texts = dict[str, list[str]]
@@ -23,7 +23,7 @@ MOST_TEXTS = sum(option.most or 0 for option in OPTIONS if option.kind in LISTS)
 
 
 async def read_search(request: Request, model: type[SearchRequest], settings: Settings) -> tuple[SearchRequest, str]:
-    """A search, and a name for its query. Raises Refused."""
+    """A search, and a name for its query. Raises ApiError."""
     kind = _media_type(request)
     if kind == "multipart/form-data":
         texts, data, name = await _read_form(request)
@@ -34,15 +34,15 @@ async def read_search(request: Request, model: type[SearchRequest], settings: Se
     try:
         given = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
-        raise Refused(400, "bad_json", "the body is not JSON") from error
+        raise ApiError(400, "bad_json", "the body is not JSON") from error
     body = model.read(given)
     if body.way == "url" and not settings.allow_urls:
-        raise Refused(422, "urls_off", "this service fetches no URLs; `simsearch serve --allow-urls` would")
+        raise ApiError(422, "urls_off", "this service fetches no URLs; `simsearch serve --allow-urls` would")
     return body, "vector" if body.way == "vector" else f"{body.way}:{getattr(body, body.way)}"
 
 
 async def read_upload(request: Request) -> AddRequest:
-    """An image to add. Raises Refused."""
+    """An image to add. Raises ApiError."""
     kind = _media_type(request)
     if kind != "multipart/form-data":
         raise _unsupported("multipart/form-data", kind)
@@ -58,27 +58,27 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _unsupported(wanted: str, kind: str) -> Refused:
+def _unsupported(wanted: str, kind: str) -> ApiError:
     message = f"the body must be {wanted}, not {kind[:80] or 'without a type'}"
-    return Refused(415, "unsupported_media_type", message)
+    return ApiError(415, "unsupported_media_type", message)
 
 
 async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
-    """A form's texts by field, and its image's bytes and file name. Raises Refused."""
+    """A form's texts by field, and its image's bytes and file name. Raises ApiError."""
     try:
         form = await request.form(max_files=1, max_fields=MOST_TEXTS, max_part_size=1 << 16)
     except (HTTPException, ValueError, UnicodeError) as error:
-        raise Refused(400, "bad_form", f"the form cannot be read: {getattr(error, 'detail', error)}") from error
+        raise ApiError(400, "bad_form", f"the form cannot be read: {getattr(error, 'detail', error)}") from error
     try:
         image = form.get("image")
         if not isinstance(image, UploadFile):
-            raise Refused(422, "bad_argument", "the form has no file called image")
+            raise ApiError(422, "bad_argument", "the form has no file called image")
         data, name = await image.read(), (image.filename or "image")[:200]
         texts: Texts = {}
         for field, value in form.multi_items():
             if field != "image":
                 if not isinstance(value, str):
-                    raise Refused(422, "bad_argument", f"{field[:80]} is a file, not text")
+                    raise ApiError(422, "bad_argument", f"{field[:80]} is a file, not text")
                 texts.setdefault(field, []).append(value)
         return texts, data, name
     finally:
@@ -86,7 +86,7 @@ async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
 
 
 def _option_value(field: str, texts: list[str]) -> Any:
-    """The value that JSON would have for the texts of a search option; of another field, its text. Raises Refused."""
+    """The value that JSON would have for the texts of a search option; of another field, its text. Raises ApiError."""
     kind = next((option.kind for option in OPTIONS if option.http_field == field), None)
     if kind == "conditions":
         return texts
@@ -98,7 +98,7 @@ def _option_value(field: str, texts: list[str]) -> Any:
 
 def _single(field: str, texts: list[str]) -> str:
     if len(texts) > 1:
-        raise Refused(422, "bad_argument", f"{field[:80]} is given more than once")
+        raise ApiError(422, "bad_argument", f"{field[:80]} is given more than once")
     return texts[0]
 
 
@@ -106,7 +106,7 @@ def _parsed(field: str, parse: Callable[[str], Any], text: str) -> Any:
     try:
         return parse(text)
     except (ValueError, KeyError, RecursionError):
-        raise Refused(422, "bad_argument", f"{field} cannot be read") from None
+        raise ApiError(422, "bad_argument", f"{field} cannot be read") from None
 
 
 def _integer(text: str) -> int:

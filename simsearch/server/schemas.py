@@ -22,8 +22,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from simsearch.search.options import OPTIONS, SearchOption, SearchOptions
-from simsearch.server.middleware import Refused
-from simsearch.settings import Settings
+from simsearch.server.middleware import ApiError
+from simsearch.server.settings import Settings
 
 LARGEST_ID = 2**63 - 1
 MOST_URL, MOST_CONDITION, MOST_LABEL = 4000, 1000, 200
@@ -44,7 +44,7 @@ class Body(BaseModel):
 
     @classmethod
     def read(cls, given: Any) -> Self:
-        """The body of these values. Raises Refused."""
+        """The body of these values. Raises ApiError."""
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -53,7 +53,7 @@ class Body(BaseModel):
             message = f"{first['loc'][0]} {cls.must_be[str(first['loc'][0])]}"
         else:
             message = "the body must be a JSON object" if first["type"] == "model_type" else first["msg"]
-        raise Refused(422, "bad_argument", message)
+        raise ApiError(422, "bad_argument", message)
 
     @model_validator(mode="before")
     @classmethod

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import simsearch
+from simsearch.cluster.milvus.push import PushOptions, push
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError, UsageError
-from simsearch.push import Options, push
 from tests.helpers.filler import Filler
 from tests.helpers.milvus_server import PYTHON
 from tests.helpers.models import Colours
@@ -37,12 +37,12 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
         yield f"milvus://{tmp_path}/lite.db"
         return
-    from simsearch.addresses import parse
-    from simsearch.collection import Collection
+    from simsearch.cluster.milvus.client import MilvusClient
+    from simsearch.common.milvus_address import parse_address
 
     found = request.getfixturevalue("milvus_server").address(f"test_{uuid.uuid4().hex}")
     yield found + "?consistency=strong"
-    rows = Collection(parse(found))
+    rows = MilvusClient(parse_address(found))
     if rows.exists():
         rows.drop()
     rows.close()
@@ -94,7 +94,7 @@ def filled(tmp_path: Path, address: str) -> Iterator[Both]:
     filler.add(features)
     filler.edit(list(range(1, 60)), features[100:159])
     filler.remove([7, 8, 250, 300])
-    push(filler.engine, address)
+    push(filler.engine.index, address)
     with filler.engine as here, simsearch.open(address, model=filler.model) as there:
         yield here, there
 
@@ -112,15 +112,65 @@ def test_vectors_ties_and_limits(filled: Both) -> None:
 
 
 CONDITIONS = [
-    ["label=one"], ["label!=one"], ["label=two", "n>100"], ["label=none"], ["label~t*"], ["label~*o"], ["label<p"],
-    ["label>=three"], ["label="], ["label!="], ["n=7"], ["n!=7"], ["n=10"], ["n>7.5"], ["n<=3"], ["n=07"], ["n=1e400"],
-    ["metadata.n=11"], ["n~1*"], ["none=1"], ["none!=1"], ["n=true"], ["n=1.0"], ["n<text"], ["n>text"], ["n=text"],
-    ["id=9"], ["id!=9"], ["id>290", "id<=296"], ["id=7"], ["id=text"], ["id<text"], ["id>4.5"], ["id=5.0"],
-    ["id<99999999999999999999"], ["width=1"], ["height>1"], ["bytes>=280"], ["path=000003"], ["path!=000003"],
-    ["path~0000*"], ["path~*[45]"], ["path~00?01*"], ["path=/nowhere/000004"], ["path~/nowhere/0002*"],
-    ["path~/now*"], ["path~/elsewhere/*"], ['label=a"b'], ["label=a\\b"], ["label=\udcff"], ["n\udcff=1"],
-    ["label~%*"], ["label=o_e"], ["path~0001_*"], ['n"x=1'], ["=x"], ["label"], ["label=one", "label=two"],
-]  # fmt: skip
+    ["label=one"],
+    ["label!=one"],
+    ["label=two", "n>100"],
+    ["label=none"],
+    ["label~t*"],
+    ["label~*o"],
+    ["label<p"],
+    ["label>=three"],
+    ["label="],
+    ["label!="],
+    ["n=7"],
+    ["n!=7"],
+    ["n=10"],
+    ["n>7.5"],
+    ["n<=3"],
+    ["n=07"],
+    ["n=1e400"],
+    ["metadata.n=11"],
+    ["n~1*"],
+    ["none=1"],
+    ["none!=1"],
+    ["n=true"],
+    ["n=1.0"],
+    ["n<text"],
+    ["n>text"],
+    ["n=text"],
+    ["id=9"],
+    ["id!=9"],
+    ["id>290", "id<=296"],
+    ["id=7"],
+    ["id=text"],
+    ["id<text"],
+    ["id>4.5"],
+    ["id=5.0"],
+    ["id<99999999999999999999"],
+    ["width=1"],
+    ["height>1"],
+    ["bytes>=280"],
+    ["path=000003"],
+    ["path!=000003"],
+    ["path~0000*"],
+    ["path~*[45]"],
+    ["path~00?01*"],
+    ["path=/nowhere/000004"],
+    ["path~/nowhere/0002*"],
+    ["path~/now*"],
+    ["path~/elsewhere/*"],
+    ['label=a"b'],
+    ["label=a\\b"],
+    ["label=\udcff"],
+    ["n\udcff=1"],
+    ["label~%*"],
+    ["label=o_e"],
+    ["path~0001_*"],
+    ['n"x=1'],
+    ["=x"],
+    ["label"],
+    ["label=one", "label=two"],
+]
 
 
 @pytest.mark.parametrize("where", CONDITIONS, ids=str)
@@ -142,7 +192,7 @@ def pushed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         address = f"milvus://{folder}/a.db"
     else:
         address = request.getfixturevalue("milvus_server").address("once")
-    push(filler.engine, address)
+    push(filler.engine.index, address)
     with filler.engine as here, simsearch.open(address + "?consistency=strong", model=filler.model) as there:
         yield here, there
         if request.param == "server":
@@ -150,8 +200,18 @@ def pushed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 def test_where_as_a_mapping(pushed_once: Both) -> None:
-    for where in ({"label": "one", "n": 3}, {"n": 3.0}, {"n": "3"}, {"label": None}, {"n": None}, {"label": 3},
-                  {"path": "000003"}, {"n": True}, {}, {"n": [1]}):  # fmt: skip
+    for where in (
+        {"label": "one", "n": 3},
+        {"n": 3.0},
+        {"n": "3"},
+        {"label": None},
+        {"n": None},
+        {"label": 3},
+        {"path": "000003"},
+        {"n": True},
+        {},
+        {"n": [1]},
+    ):
         alike(pushed_once, "search_by_vector", np.zeros(24), 20, where=where)
 
 
@@ -177,20 +237,28 @@ def test_items(pushed_once: Both) -> None:
     for number in (1, 100, 300):
         mine, theirs = here.item(number), there.item(number)
         assert (mine.path, mine.label, mine.metadata, mine.digest) == (
-            theirs.path, theirs.label, theirs.metadata, theirs.digest,
-        )  # fmt: skip
+            theirs.path,
+            theirs.label,
+            theirs.metadata,
+            theirs.digest,
+        )
         alike(pushed_once, "search_by_id", number, 9)
         assert here.paths([mine]) == there.paths([theirs])
     alike(pushed_once, "search_many", [3, 5, 9], 4, plus=[11], minus=[12])
-    alike(pushed_once, "search_by_vectors", np.random.default_rng(1).random((30, 24), np.float32), 5,
-          without=[[], *([number] for number in range(10, 39))])  # fmt: skip
+    alike(
+        pushed_once,
+        "search_by_vectors",
+        np.random.default_rng(1).random((30, 24), np.float32),
+        5,
+        without=[[], *([number] for number in range(10, 39))],
+    )
 
 
 def test_odd_items(tmp_path: Path, address: str) -> None:
     """Names that are no UTF-8, no labels, empty labels, metadata of all kinds."""
     from dataclasses import replace
 
-    from simsearch.store import Changes
+    from simsearch.storage.database import Changes
 
     filler = Filler(tmp_path / "index", 4)
     filler.add(np.arange(28).reshape(7, 4))
@@ -206,26 +274,56 @@ def test_odd_items(tmp_path: Path, address: str) -> None:
         {"path": "*.png", "label": "100%", "metadata": {"c": "2"}},
     ]
     items = [replace(filler.engine.item(n), **facts) for n, facts in enumerate(odd, 1)]
-    filler.engine.store.apply(Changes(updated=items))
-    push(filler.engine, address)
+    filler.engine.index.database.apply(Changes(updated=items))
+    push(filler.engine.index, address)
     with filler.engine as here, simsearch.open(address, model=filler.model) as there:
         both = here, there
         alike(both, "search_by_vector", np.zeros(4), 9)
-        for where in ("label=", "label!=", "label=it's", "label=a\nb", "label~100%", "path~caf*", "path~*\udce9.png",
-                      "path=caf\udce9.png", "path=/nowhere/caf\udce9.png", "b=true", "b!=true", "b=1", "c=2", "c>1",
-                      "c!=2", "a=x", "a!=x", "d=\u2603", "e~*x*", 'q"u=1', "c=9007199254740993", "path~n%*",
-                      "path=x/\u00e9.png", "path~x*"):  # fmt: skip
+        for where in (
+            "label=",
+            "label!=",
+            "label=it's",
+            "label=a\nb",
+            "label~100%",
+            "path~caf*",
+            "path~*\udce9.png",
+            "path=caf\udce9.png",
+            "path=/nowhere/caf\udce9.png",
+            "b=true",
+            "b!=true",
+            "b=1",
+            "c=2",
+            "c>1",
+            "c!=2",
+            "a=x",
+            "a!=x",
+            "d=\u2603",
+            "e~*x*",
+            'q"u=1',
+            "c=9007199254740993",
+            "path~n%*",
+            "path=x/\u00e9.png",
+            "path~x*",
+        ):
             alike(both, "search_by_vector", np.zeros(4), 9, where=[where])
 
 
 def test_pictures(photos: Path, tmp_path: Path, address: str, colours: Colours) -> None:
     here = simsearch.build(photos, tmp_path / "index", colours)
-    push(here, address)
+    push(here.index, address)
     with here, simsearch.open(address, model=colours) as there:
         both = here, there
         stranger = draw(tmp_path / "stranger.png", 99)
-        for options in ({}, {"flip": True}, {"crop": (2, 2, 9, 9)}, {"plus": [3]}, {"minus": [stranger]},
-                        {"where": {"label": "blue"}}, {"dedup": True}, {"flip": True, "dedup": True}):  # fmt: skip
+        for options in (
+            {},
+            {"flip": True},
+            {"crop": (2, 2, 9, 9)},
+            {"plus": [3]},
+            {"minus": [stranger]},
+            {"where": {"label": "blue"}},
+            {"dedup": True},
+            {"flip": True, "dedup": True},
+        ):
             for picture in (stranger, photos / "amber" / "0.png", stranger.read_bytes()):
                 alike(both, "search", picture, 6, **options)
             alike(both, "search_by_id", 4, 30, **options)
@@ -247,7 +345,7 @@ def test_pushes_follow_changes(tmp_path: Path, address: str) -> None:
     vectors = random.normal(0, 3, (4, 8)).astype(np.float32)
 
     def check(sent: int, deleted: int, unchanged: int) -> None:
-        done = push(filler.engine, address)
+        done = push(filler.engine.index, address)
         assert (done.sent, done.deleted, done.unchanged) == (sent, deleted, unchanged)
         with simsearch.open(address, model=filler.model) as there:
             assert len(there) == len(filler.engine)
@@ -269,28 +367,28 @@ def test_pushes_follow_changes(tmp_path: Path, address: str) -> None:
 
 
 def test_an_interrupted_push_is_continued(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from simsearch import push as module
-    from simsearch.collection import Collection
+    from simsearch.cluster.milvus import push as module
+    from simsearch.cluster.milvus.client import MilvusClient
 
     filler = Filler(tmp_path / "index", 8)
     filler.add(np.random.default_rng(0).normal(0, 3, (200, 8)))
     monkeypatch.setattr(module, "PORTION", 8 * 4 * 16)
-    whole, sent = Collection.upsert, [0]
+    whole, sent = MilvusClient.upsert, [0]
 
-    def breaking(self: Collection, rows: list[dict[str, Any]]) -> None:
+    def breaking(self: MilvusClient, rows: list[dict[str, Any]]) -> None:
         if sent[0] >= 100:
             raise KeyboardInterrupt
         sent[0] += len(rows)
         whole(self, rows)
 
-    monkeypatch.setattr(Collection, "upsert", breaking)
+    monkeypatch.setattr(MilvusClient, "upsert", breaking)
     with pytest.raises(KeyboardInterrupt):
-        push(filler.engine, address)
-    monkeypatch.setattr(Collection, "upsert", whole)
+        push(filler.engine.index, address)
+    monkeypatch.setattr(MilvusClient, "upsert", whole)
     with simsearch.open(address, model=filler.model) as there:
         assert there.info()["complete"] is False
         assert len(there.search_by_vector(np.zeros(8), 500)) == sent[0]
-    done = push(filler.engine, address)
+    done = push(filler.engine.index, address)
     assert (done.sent, done.unchanged, done.compared) == (200 - sent[0], sent[0], 64)
     with filler.engine as here, simsearch.open(address, model=filler.model) as there:
         assert there.info()["complete"] is True
@@ -304,7 +402,7 @@ def test_approximate_indexes(tmp_path: Path, address: str, kind: str) -> None:
     filler = Filler(tmp_path / "index", 16)
     filler.add(random.normal(0, 3, (400, 16)))
     parameters = {"nlist": 16} if kind == "IVF_FLAT" else {}
-    push(filler.engine, address, Options(kind, parameters))
+    push(filler.engine.index, address, PushOptions(kind, parameters))
     asked = address + ("&" if "?" in address else "?") + "effort=400"
     with filler.engine as here, simsearch.open(asked, model=filler.model) as there:
         assert not there.exact
@@ -317,16 +415,20 @@ def test_approximate_indexes(tmp_path: Path, address: str, kind: str) -> None:
 
 def test_reading_verbs(photos: Path, tmp_path: Path, address: str, colours: Colours) -> None:
     """Export, evaluation and duplicates read a collection as they read an index."""
-    from simsearch import duplicates, evaluate_search
-    from simsearch.export import export_npy
+    from simsearch.evaluation import retrieval
+    from simsearch.search import duplicates
+    from simsearch.storage.export import export_npy
 
     here = simsearch.build(photos, tmp_path / "index", colours)
-    push(here, address)
+    push(here.index, address)
     with here, simsearch.open(address, model=colours) as there:
         for name, engine in (("here", here), ("there", there)):
-            assert export_npy(engine, tmp_path / name) == 24
+            assert export_npy(engine.opened_index, tmp_path / name) == 24
         assert np.array_equal(np.load(tmp_path / "here" / "features.npy"), np.load(tmp_path / "there" / "features.npy"))
         assert (tmp_path / "here" / "items.jsonl").read_text() == (tmp_path / "there" / "items.jsonl").read_text()
-        assert evaluate_search.evaluate(here).scores == evaluate_search.evaluate(there).scores
-        grouped = [[[m.item.id for m in group] for group in duplicates.groups(e, 0.9)] for e in (here, there)]
+        assert retrieval.evaluate_retrieval(here).scores == retrieval.evaluate_retrieval(there).scores
+        grouped = [
+            [[m.item.id for m in group] for group in duplicates.duplicate_groups(e.snapshots, 0.9)]
+            for e in (here, there)
+        ]
         assert grouped[0] == grouped[1]

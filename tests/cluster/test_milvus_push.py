@@ -17,9 +17,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import simsearch
-from simsearch import addresses, collection
-from simsearch.addresses import parse
 from simsearch.cli.main import main
+from simsearch.cluster.milvus import client
+from simsearch.cluster.milvus.push import PushOptions, push
+from simsearch.common import milvus_address
+from simsearch.common.milvus_address import parse_address
 from simsearch.engine import Engine
 from simsearch.errors import (
     IndexLockedError,
@@ -30,8 +32,7 @@ from simsearch.errors import (
     UnavailableError,
     UsageError,
 )
-from simsearch.filters import Condition
-from simsearch.push import Options, push
+from simsearch.storage.filters import Condition
 from tests.helpers.filler import Filler
 from tests.helpers.models import Colours
 
@@ -52,28 +53,49 @@ def filler(tmp_path: Path) -> Iterator[Filler]:
 
 
 def test_addresses() -> None:
-    given = parse("milvus://host:19530/photos?consistency=strong&timeout=2.5&effort=64")
+    given = parse_address("milvus://host:19530/photos?consistency=strong&timeout=2.5&effort=64")
     assert (given.host, given.port, given.collection, given.consistency, given.timeout, given.effort) == (
-        "host", 19530, "photos", "strong", 2.5, 64,
-    )  # fmt: skip
+        "host",
+        19530,
+        "photos",
+        "strong",
+        2.5,
+        64,
+    )
     assert (str(given), given.uri) == ("milvus://host:19530/photos", "http://host:19530")
-    assert parse("milvus://h/c").port == addresses.PORT
-    assert parse("milvus://[::1]:1/c").uri == "http://[::1]:1"
-    file = parse("milvus:///a/b%20c.db")
+    assert parse_address("milvus://h/c").port == milvus_address.PORT
+    assert parse_address("milvus://[::1]:1/c").uri == "http://[::1]:1"
+    file = parse_address("milvus:///a/b%20c.db")
     assert (file.file, file.collection, str(file)) == (Path("/a/b c.db"), "simsearch", "milvus:///a/b c.db")
-    assert str(parse("milvus:///a/b.db/birds")) == "milvus:///a/b.db/birds"
-    doubled = parse("milvus:////a/b.db")  # milvus:///$PWD/b.db
+    assert str(parse_address("milvus:///a/b.db/birds")) == "milvus:///a/b.db/birds"
+    doubled = parse_address("milvus:////a/b.db")  # milvus:///$PWD/b.db
     assert (doubled.server, str(doubled)) == ("/a/b.db", "milvus:///a/b.db")
 
 
-@pytest.mark.parametrize("text", [
-    "milvus://", "milvus://host", "milvus://host/", "milvus://host:port/c", "milvus://host:99999/c", "milvus://host/a/b",
-    "milvus://host/a-b", "milvus:///a/b", "milvus:///a.db/x/y", "milvus://host/c?consistency=weak", "milvus://host/c?x=1",
-    "milvus://host/c?timeout=0", "milvus://host/c?effort=-1", "milvus://u:p@host/c", "milvus://host/c#d", "http://host/c",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "milvus://",
+        "milvus://host",
+        "milvus://host/",
+        "milvus://host:port/c",
+        "milvus://host:99999/c",
+        "milvus://host/a/b",
+        "milvus://host/a-b",
+        "milvus:///a/b",
+        "milvus:///a.db/x/y",
+        "milvus://host/c?consistency=weak",
+        "milvus://host/c?x=1",
+        "milvus://host/c?timeout=0",
+        "milvus://host/c?effort=-1",
+        "milvus://u:p@host/c",
+        "milvus://host/c#d",
+        "http://host/c",
+    ],
+)
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(UsageError):
-        parse(text)
+        parse_address(text)
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:
@@ -124,7 +146,7 @@ def test_without_the_extra_the_pip_line(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_mismatches_are_refused(filler: Filler, tmp_path: Path) -> None:
     address = f"milvus://{tmp_path}/a.db"
-    push(filler.engine, address)
+    push(filler.engine.index, address)
     with pytest.raises(ModelMismatchError, match="c0c0") as caught:
         simsearch.open(address, model=Other(6))
     assert "d1d1" in str(caught.value)
@@ -132,19 +154,19 @@ def test_mismatches_are_refused(filler: Filler, tmp_path: Path) -> None:
     with Engine(other.path, model=other.model) as engine:
         replace(engine.meta, weights_sha256="d1" * 32).write(other.path)
     with Engine(other.path) as engine, pytest.raises(ModelMismatchError, match="d1d1"):
-        push(engine, address)
+        push(engine.index, address)
     with Engine(other.path) as engine:
         replace(engine.meta, weights_sha256="c0" * 32, created="2001-01-01T00:00:00+00:00").write(other.path)
     with Engine(other.path) as engine:
         with pytest.raises(UsageError, match="holds another index"):
-            push(engine, address)
-        assert push(engine, address, Options(replace=True)).items == 0
+            push(engine.index, address)
+        assert push(engine.index, address, PushOptions(replace=True)).items == 0
     other.engine.close()
-    for options in (Options(kind="HNSW"), Options(storage="float16")):
+    for options in (PushOptions(kind="HNSW"), PushOptions(storage="float16")):
         with pytest.raises(UsageError, match="not"):
-            push(filler.engine, address, replace(options, replace=False))
+            push(filler.engine.index, address, replace(options, replace=False))
     with pytest.raises(UsageError, match="no index is of kind"):
-        Options(kind="TREE")
+        PushOptions(kind="TREE")
 
 
 class Other(Colours):
@@ -156,10 +178,10 @@ class Other(Colours):
 
 
 def test_a_collection_of_others_is_left_alone(filler: Filler, tmp_path: Path) -> None:
-    rows = collection.Collection(parse(f"milvus://{tmp_path}/a.db"), writing=True)
+    rows = client.MilvusClient(parse_address(f"milvus://{tmp_path}/a.db"), writing=True)
     rows.create(6, "float32", "FLAT", {}, {"theirs": "1"})
     with pytest.raises(UsageError, match="was not made by simsearch"):
-        push(filler.engine, str(rows.address))
+        push(filler.engine.index, str(rows.address))
     with pytest.raises(IndexNotFoundError, match="was not made by simsearch"):
         simsearch.open(str(rows.address))
     with pytest.raises(IndexNotFoundError, match="there is no collection birds"):
@@ -169,7 +191,7 @@ def test_a_collection_of_others_is_left_alone(filler: Filler, tmp_path: Path) ->
 
 def test_a_file_serves_one_process(filler: Filler, tmp_path: Path) -> None:
     address = f"milvus://{tmp_path}/a.db"
-    push(filler.engine, address)
+    push(filler.engine.index, address)
     with simsearch.open(address, model=filler.model), simsearch.open(address, model=filler.model):
         command = [sys.executable, "-m", "simsearch", "info", "-i", address]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -184,54 +206,63 @@ def test_a_file_serves_one_process(filler: Filler, tmp_path: Path) -> None:
 
 
 def test_what_milvus_cannot_hold(tmp_path: Path) -> None:
-    from simsearch.store import Changes
+    from simsearch.storage.database import Changes
 
     filler = Filler(tmp_path / "index", 2)
     filler.add(np.zeros((2, 2)))
     long = replace(filler.engine.item(2), metadata={"text": "x" * 70_000})
-    filler.engine.store.apply(Changes(updated=[long]))
+    filler.engine.index.database.apply(Changes(updated=[long]))
     with pytest.raises(UsageError, match="the metadata of item 2 has 70,"):
-        push(filler.engine, f"milvus://{tmp_path}/a.db")
+        push(filler.engine.index, f"milvus://{tmp_path}/a.db")
     filler.engine.close()
 
 
 def test_a_wrong_row_is_noticed(filler: Filler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check at the end is one that can fail."""
-    whole = collection.Collection.upsert
+    whole = client.MilvusClient.upsert
 
-    def spoil(self: collection.Collection, rows: list[dict[str, Any]]) -> None:
+    def spoil(self: client.MilvusClient, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             row["features"] = row["features"] + (row["id"] == 7)
         whole(self, rows)
 
-    monkeypatch.setattr(collection.Collection, "upsert", spoil)
+    monkeypatch.setattr(client.MilvusClient, "upsert", spoil)
     with pytest.raises(SimsearchError, match="item 7 is not as it was sent"):
-        push(filler.engine, f"milvus://{tmp_path}/a.db")
-    monkeypatch.setattr(collection.Collection, "upsert", lambda self, rows: whole(self, rows[1:]))
+        push(filler.engine.index, f"milvus://{tmp_path}/a.db")
+    monkeypatch.setattr(client.MilvusClient, "upsert", lambda self, rows: whole(self, rows[1:]))
     with pytest.raises(SimsearchError, match="has 19 rows, the index 20 items"):
-        push(filler.engine, f"milvus://{tmp_path}/b.db")
+        push(filler.engine.index, f"milvus://{tmp_path}/b.db")
 
 
-@pytest.mark.parametrize(("condition", "expected"), [
-    ("label=cat", 'labelled == true and label == "cat"'),
-    ("n=7", 'metadata["n"] == "7" or metadata["n"] == 7'),
-    ("id>=3", "id >= 3"), ("bytes<9", "size < 9"),
-    ("path~a/*", 'path like "a/%"'),
-    ("path=/r/a", 'path == "/r/a" or (source == 1 and path == "a")'),
-    ("path~*a", None), ("n>3", None), ("label~a_*", None), ('label=a"', None), ("id>2.5", None), ("id=x", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("label=cat", 'labelled == true and label == "cat"'),
+        ("n=7", 'metadata["n"] == "7" or metadata["n"] == 7'),
+        ("id>=3", "id >= 3"),
+        ("bytes<9", "size < 9"),
+        ("path~a/*", 'path like "a/%"'),
+        ("path=/r/a", 'path == "/r/a" or (source == 1 and path == "a")'),
+        ("path~*a", None),
+        ("n>3", None),
+        ("label~a_*", None),
+        ('label=a"', None),
+        ("id>2.5", None),
+        ("id=x", None),
+    ],
+)
 def test_translation(condition: str, expected: str | None) -> None:
-    from simsearch.expressions import translate
+    from simsearch.cluster.milvus.filters import to_milvus_expression
 
-    where, rest = translate([Condition.parse(condition)], {1: ("folder", "/r")})
+    where, rest = to_milvus_expression([Condition.parse(condition)], {1: ("folder", "/r")})
     assert where == ("" if expected is None else f"({expected})")
     assert bool(rest) == (expected is None)
 
 
 def test_retries_with_a_deadline(filler: Filler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"milvus://{tmp_path}/a.db"
-    push(filler.engine, address)
-    rows = collection.Collection(parse(address))
+    push(filler.engine.index, address)
+    rows = client.MilvusClient(parse_address(address))
     rows.patience = 2.0
     whole, calls = rows._client, [0]
 
@@ -283,8 +314,16 @@ def test_commands(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
     facts = json.loads(simsearch_command("info", "-i", address, "--format", "json").stdout)
     assert (facts["items"], facts["search"]["kind"], facts["milvus"], facts["complete"]) == (24, "FLAT", "lite", True)
     assert "search    FLAT, recall 1.000" in simsearch_command("info", "-i", address).output
-    for command in (["remove", "id:1", "-y"], ["add", photos], ["tune"], ["build", photos], ["merge", index], ["verify"],
-                    ["info", "--failures"], ["serve", "--writable"]):  # fmt: skip
+    for command in (
+        ["remove", "id:1", "-y"],
+        ["add", photos],
+        ["tune"],
+        ["build", photos],
+        ["merge", index],
+        ["verify"],
+        ["info", "--failures"],
+        ["serve", "--writable"],
+    ):
         refused = simsearch_command(*command, "-i", address)
         assert refused.exit_code == 2, (command, refused.output)
         assert refused.output.startswith("error: "), refused.output
@@ -295,9 +334,11 @@ def test_an_interrupted_push_is_told(
 ) -> None:
     address = f"milvus://{tmp_path}/a.db"
     with monkeypatch.context() as patch:
-        patch.setattr("simsearch.push._Push.finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "simsearch.cluster.milvus.push._Push.finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
-            push(filler.engine, address)
+            push(filler.engine.index, address)
     told = f"the push into {address} has not ended, so items may be missing or old; another one completes it"
     assert any(
         line.split(maxsplit=1) == ["push", told]
@@ -314,7 +355,7 @@ def test_an_interrupted_push_is_told(
         assert told not in found.stdout
     with simsearch.open(address) as engine:
         assert not engine.complete
-    push(filler.engine, address)
+    push(filler.engine.index, address)
     with simsearch.open(address) as engine:
         assert engine.complete
     assert filler.engine.complete
@@ -326,7 +367,7 @@ def test_the_service_over_a_collection(photos: Path, tmp_path: Path, colours: Co
     from tests.helpers.client import Client
 
     here = simsearch.build(photos, tmp_path / "index", colours)
-    push(here, f"milvus://{tmp_path}/a.db")
+    push(here.index, f"milvus://{tmp_path}/a.db")
     with here, simsearch.open(f"milvus://{tmp_path}/a.db", model=colours) as there:
         client = Client(simsearch.create_app({"here": here, "there": there}))
         data = (photos / "amber" / "3.png").read_bytes()

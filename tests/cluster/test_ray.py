@@ -20,13 +20,15 @@ import pytest
 from click.testing import CliRunner
 
 import simsearch
-from simsearch import api, frozen, sync
+from simsearch import api
 from simsearch.cli.main import main
-from simsearch.cluster import Cluster, Worker, on_ray
+from simsearch.cluster import work as cluster_work
+from simsearch.cluster.ray import RayCluster, RayWorker, on_ray
+from simsearch.cluster.work import WorkFolder, WorkItem
 from simsearch.engine import Engine
 from simsearch.errors import ModelMismatchError, SimsearchError, UnavailableError, UsageError
-from simsearch.frozen import Job, Work
-from simsearch.verify import verify
+from simsearch.indexing import options as indexing_options
+from simsearch.storage.verify import verify
 from tests.helpers.data import DATA
 from tests.helpers.filler import Filler
 from tests.helpers.milvus_server import PYTHON, Server
@@ -50,19 +52,24 @@ def pictures(tmp_path: Path) -> Path:
 
 def content(path: Path) -> dict[str, Any]:
     """All that an index holds, but for times."""
-    with Engine(path) as engine, engine.store.reading() as reader:
+    with Engine(path) as engine, engine.reading() as reader:
         items = list(reader.items())
         features = engine.shards.read(np.array([item.row for item in items], np.int64))
-        return {"items": items, "failures": reader.failures(), "features": features.tobytes(),
-                "sources": [(row.kind, row.root, row.options) for row in reader.sources()],
-                "blocks": sum(rows for _, rows, _ in reader.blocks()), "problems": verify(engine).problems}  # fmt: skip
+        return {
+            "items": items,
+            "failures": reader.failures(),
+            "features": features.tobytes(),
+            "sources": [(row.kind, row.root, row.options) for row in reader.sources()],
+            "blocks": sum(rows for _, rows, _ in reader.blocks()),
+            "problems": verify(engine.index).problems,
+        }
 
 
-def here(count: Callable[[int], None] = lambda share: None) -> Cluster:
+def here(count: Callable[[int], None] = lambda share: None) -> RayCluster:
     """A cluster of one worker in this process. count: told of each share that is computed."""
 
-    def run(work: Work, shares: Sequence[int]) -> Iterator[int]:
-        worker = Worker(str(work.folder), "cpu", 2)
+    def run(work: WorkFolder, shares: Sequence[int]) -> Iterator[int]:
+        worker = RayWorker(str(work.folder), "cpu", 2)
         worker.ready()
         for share in shares:
             if work.read(share) is None:
@@ -70,12 +77,12 @@ def here(count: Callable[[int], None] = lambda share: None) -> Cluster:
             worker.compute(share)
             yield share
 
-    return Cluster(run)
+    return RayCluster(run)
 
 
-def build(source: Path, path: Path, model: Path, **options: Any) -> sync.Summary:
+def build(source: Path, path: Path, model: Path, **options: Any) -> indexing_options.Summary:
     engine, summary = api.build_with_summary(
-        [str(source)], path, str(model), device="cpu", options=sync.Options(**options), roots=None
+        [str(source)], path, str(model), device="cpu", options=indexing_options.BuildOptions(**options), roots=None
     )
     engine.close()
     return summary
@@ -83,7 +90,7 @@ def build(source: Path, path: Path, model: Path, **options: Any) -> sync.Summary
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen, "SMALLEST", 8)
+    monkeypatch.setattr(cluster_work, "SMALLEST", 8)
 
 
 @pytest.mark.usefixtures("small")
@@ -113,14 +120,14 @@ def test_an_interrupted_build_is_continued(
     build(pictures, tmp_path / "local", tiny_weights)
     first, asked = here().run, list[int]()
 
-    def dying(work: Work, shares: Sequence[int]) -> Iterator[int]:
+    def dying(work: WorkFolder, shares: Sequence[int]) -> Iterator[int]:
         for share in first(work, shares):
             yield share
             if share == last:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(pictures, tmp_path / "away", tiny_weights, extractor=Cluster(dying))
+        build(pictures, tmp_path / "away", tiny_weights, extractor=RayCluster(dying))
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "away" / "derived" / "work").glob("*.npz")}
     assert len(done) == last + 1
     (tmp_path / "away" / "derived" / "work" / "000000.npz").write_bytes(b"torn")  # as no write of ours leaves it
@@ -137,32 +144,32 @@ def test_an_interrupted_build_is_continued(
 def test_a_copy_outlives_what_it_is_a_copy_of(pictures: Path, tmp_path: Path, tiny_weights: Path) -> None:
     """Shares are computed, nothing is committed, and then the first of two alike pictures is gone."""
 
-    def dying(work: Work, shares: Sequence[int]) -> Iterator[int]:
+    def dying(work: WorkFolder, shares: Sequence[int]) -> Iterator[int]:
         list(here().run(work, shares))
         yield from ()
         raise KeyboardInterrupt
 
     (pictures / "a" / "copy.png").write_bytes((pictures / "a" / "00.png").read_bytes())
     with pytest.raises(KeyboardInterrupt):
-        build(pictures, tmp_path / "away", tiny_weights, extractor=Cluster(dying))
+        build(pictures, tmp_path / "away", tiny_weights, extractor=RayCluster(dying))
     (pictures / "a" / "00.png").unlink()
     build(pictures, tmp_path / "away", tiny_weights, extractor=here())
     with Engine(tmp_path / "away") as engine:
         [copy] = [match for match in engine.search(pictures / "a" / "copy.png", 60) if match.path.endswith("copy.png")]
         assert copy.distance == 0
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
 
 
 def test_shares_are_written_whole(tmp_path: Path) -> None:
-    from simsearch.loading import Extracted
+    from simsearch.indexing.load import LoadedImage
 
-    jobs = [Job(0, f"{n}\udcff", n, n) for n in range(600)]
-    work = Work.freeze(tmp_path / "work", "name", "aa", [("folder", "/x\udcff")], jobs, 0)
-    found = Work.open(tmp_path / "work")
+    jobs = [WorkItem(0, f"{n}\udcff", n, n) for n in range(600)]
+    work = WorkFolder.freeze(tmp_path / "work", "name", "aa", [("folder", "/x\udcff")], jobs, 0)
+    found = WorkFolder.open(tmp_path / "work")
     assert found is not None
     assert (found.facts, found.jobs(), len(found)) == (work.facts, jobs, 3)
     assert [job for share in range(3) for job in found.cut(jobs, share)] == jobs
-    results = [Extracted(b"d" * 32, 5, 6, 7, np.arange(3, dtype=np.float16)), Extracted(problem="no\udcff")]
+    results = [LoadedImage(b"d" * 32, 5, 6, 7, np.arange(3, dtype=np.float16)), LoadedImage(problem="no\udcff")]
     work.write(2, results)
     again = work.read(2)
     assert again is not None
@@ -174,15 +181,15 @@ def test_shares_are_written_whole(tmp_path: Path) -> None:
         work.path(2).write_bytes(whole[:length])
         assert work.read(2) is None
     (tmp_path / "work" / "work.json").unlink()
-    assert Work.open(tmp_path / "work") is None
+    assert WorkFolder.open(tmp_path / "work") is None
     with pytest.raises(UsageError, match="does not see"):
-        frozen.checked(str(tmp_path / "work"))
+        cluster_work.checked(str(tmp_path / "work"))
 
 
 def test_another_model_on_a_node_is_refused(pictures: Path, tmp_path: Path, tiny_weights: Path) -> None:
-    work = Work.freeze(tmp_path / "work", str(tiny_weights), "f" * 64, [("folder", str(pictures))], [], 0)
+    work = WorkFolder.freeze(tmp_path / "work", str(tiny_weights), "f" * 64, [("folder", str(pictures))], [], 0)
     with pytest.raises(ModelMismatchError, match="f" * 64):
-        Worker(str(work.folder), "cpu", None).ready()
+        RayWorker(str(work.folder), "cpu", None).ready()
 
 
 @pytest.mark.parametrize("where", ["ray:", "ray://", "ray://host", "raya", "ray://host:x", "dask://host:1"])
@@ -193,8 +200,9 @@ def test_where_no_cluster_can_be(where: str) -> None:
 
 def test_without_ray_the_pip_line(pictures: Path, tmp_path: Path, tiny_weights: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    result = CliRunner().invoke(main, ["build", str(pictures), "--on", "ray", "-i", str(tmp_path / "index"), "--model",
-                                       str(tiny_weights)])  # fmt: skip
+    result = CliRunner().invoke(
+        main, ["build", str(pictures), "--on", "ray", "-i", str(tmp_path / "index"), "--model", str(tiny_weights)]
+    )
     assert result.exit_code == 2
     assert "pip install 'simsearch[cluster]'" in result.output
 
@@ -259,8 +267,13 @@ def nodes() -> Iterator[Any]:
 
 def start(source: Path, path: Path, nodes: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "RAY_ADDRESS": nodes.address}
-    return subprocess.Popen([*SIMSEARCH, "build", str(source), "-i", str(path), "--on", "ray"], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    return subprocess.Popen(
+        [*SIMSEARCH, "build", str(source), "-i", str(path), "--on", "ray"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def wait_for(path: Path, shares: int, process: subprocess.Popen[str]) -> None:
@@ -290,7 +303,7 @@ def test_ray_loses_the_driver(source: Path, expected: dict[str, Any], nodes: Any
     process.communicate()
     with Engine(tmp_path / "index", device="cpu") as engine:
         print(f"after the kill: {len(engine)} items")
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
     process = start(source, tmp_path / "index", nodes)
     out, _ = process.communicate(timeout=LIMIT)
     print(out)
@@ -302,8 +315,8 @@ def test_ray_loses_the_driver(source: Path, expected: dict[str, Any], nodes: Any
 @pytest.mark.parametrize("returns", [False, True], ids=["resumed", "waited for"])
 def test_a_push_outlives_its_server(milvus_server: Server, tmp_path: Path, returns: bool, monkeypatch: Any) -> None:
     """kill -9 of the server in the middle of a push, which is resumed, or waits until the server is back."""
-    from simsearch import push as module
-    from simsearch.push import push
+    from simsearch.cluster.milvus import push as module
+    from simsearch.cluster.milvus.push import push
 
     monkeypatch.setattr(module, "PATIENCE", 180.0 if returns else 3.0)
     monkeypatch.setattr(module, "PORTION", 256 << 10)
@@ -322,7 +335,7 @@ def test_a_push_outlives_its_server(milvus_server: Server, tmp_path: Path, retur
 
     def run() -> None:
         try:
-            outcome.append(push(filler.engine, address, module.Options(progress=progress)))
+            outcome.append(push(filler.engine.index, address, module.PushOptions(progress=progress)))
         except SimsearchError as error:
             outcome.append(error)
 
@@ -335,11 +348,11 @@ def test_a_push_outlives_its_server(milvus_server: Server, tmp_path: Path, retur
     took = milvus_server.start()
     thread.join(240)
     monkeypatch.setattr(module, "PATIENCE", 180.0)  # it answers before it has loaded its collections again
-    again = push(filler.engine, address)
+    again = push(filler.engine.index, address)
     print(f"killed after 1,500 of 4,000 rows; the server was back after {took:.0f} s; then {again.sent:,} sent")
     assert (again.items, again.sent + again.unchanged, again.deleted) == (4000, 4000, 0)
     if returns:
-        assert isinstance(outcome[0], module.Pushed)
+        assert isinstance(outcome[0], module.PushReport)
         assert again.sent == 0
     else:
         assert 0 < again.sent <= 2500 + 128

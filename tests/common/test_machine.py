@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from simsearch import machine
-from simsearch.machine import Budget, quota
+from simsearch.common import machine
+from simsearch.common.machine import MemoryBudget, cgroup_cpu_quota
 
 # -- the machine
 
 
 def test_budget_holds_and_oversized_goes_alone() -> None:
-    budget, held, most = Budget(100), [0], [0]
+    budget, held, most = MemoryBudget(100), [0], [0]
     lock = threading.Lock()
 
     def use(size: int) -> None:
@@ -61,5 +61,5 @@ def test_quotas_of_control_groups(files: dict[str, str], groups: str | None, exp
         (tmp_path / "fs" / name).write_text(text)
     if groups is not None:
         (tmp_path / "groups").write_text(groups)
-    assert quota(tmp_path / "groups", tmp_path / "fs") == expected
-    assert 1 <= machine.cores() <= 1024
+    assert cgroup_cpu_quota(tmp_path / "groups", tmp_path / "fs") == expected
+    assert 1 <= machine.available_cores() <= 1024

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from simsearch import metrics
+from simsearch.common import intervals
 from simsearch.errors import UsageError
-from simsearch.metrics import Base
+from simsearch.evaluation import metrics
+from simsearch.evaluation.metrics import LabelledFeatures
 
 
 def some(n=300, dimension=24, classes=7, seed=0):
     random = np.random.default_rng(seed)
-    return Base(random.normal(size=(n, dimension)).astype(np.float32), random.integers(0, classes, n))
+    return LabelledFeatures(random.normal(size=(n, dimension)).astype(np.float32), random.integers(0, classes, n))
 
 
 def squared(a, b):
@@ -68,7 +69,7 @@ def test_knn_agrees_with_scikit_learn():
 
 
 def test_ties_go_to_the_lower_row():
-    base = Base(np.zeros((50, 4), np.float16), np.array([0] * 25 + [1] * 25))
+    base = LabelledFeatures(np.zeros((50, 4), np.float16), np.array([0] * 25 + [1] * 25))
     found = metrics.retrieval(base)
     assert (found["P@10"][:25] == 1).all()
     assert (found["P@10"][25:] == 0).all()
@@ -77,7 +78,7 @@ def test_ties_go_to_the_lower_row():
 def test_first_places_are_exact_far_from_origin():
     random = np.random.default_rng(0)
     features = 1000 + random.normal(size=(200, 64)).astype(np.float32) * 0.01
-    base = Base(features, random.integers(0, 3, 200))
+    base = LabelledFeatures(features, random.integers(0, 3, 200))
     distances = squared(features, features)
     np.fill_diagonal(distances, np.inf)
     order = np.argsort(distances, 1, kind="stable")[:, :10]
@@ -86,24 +87,24 @@ def test_first_places_are_exact_far_from_origin():
 
 
 def test_single_label_is_undefined_and_left_out():
-    base = Base(np.arange(5, dtype=np.float32)[:, None], np.array([0, 0, 1, 0, 0]))
+    base = LabelledFeatures(np.arange(5, dtype=np.float32)[:, None], np.array([0, 0, 1, 0, 0]))
     found = metrics.retrieval(base)
     assert np.isnan(found["AP"][2])
     assert found["P@1"][2] == 0
-    assert np.isfinite(metrics.estimates(found)["AP"].value)
+    assert np.isfinite(intervals.with_intervals(found)["AP"].value)
 
 
 def test_intervals_cover_the_mean():
     random = np.random.default_rng(0)
     inside = 0
     for seed in range(100):
-        _, low, high = metrics.estimates({"x": random.random(60)}, seed)["x"]
+        _, low, high = intervals.with_intervals({"x": random.random(60)}, seed)["x"]
         inside += low <= 0.5 <= high
     assert 88 <= inside <= 100
 
 
 def test_base_refuses_what_does_not_fit():
     with pytest.raises(UsageError):
-        Base(np.zeros((3, 2), np.float32), np.zeros(4, np.int64))
+        LabelledFeatures(np.zeros((3, 2), np.float32), np.zeros(4, np.int64))
     with pytest.raises(UsageError):
         metrics.retrieval(some(10, 3), some(10, 4))

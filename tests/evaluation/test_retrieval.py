@@ -7,16 +7,16 @@ import pytest
 from click.testing import CliRunner
 
 import simsearch
-from simsearch import evaluate_search
 from simsearch.cli.main import main
 from simsearch.cli.params import Weighted
 from simsearch.errors import UsageError
+from simsearch.evaluation import retrieval
 from simsearch.search.feedback import blend, weighted
 
 
 def test_an_index_is_evaluated_as_it_is_searched(index, colours):
     with simsearch.open(index, model=colours) as engine:
-        verdict = evaluate_search.evaluate(engine)
+        verdict = retrieval.evaluate_retrieval(engine)
         found = engine.search_many(list(range(1, 25)), 6)
         labels = {number: engine.item(number).label for number in range(1, 25)}
     shares = [np.mean([labels[m.id] == labels[n] for m in matches]) for n, matches in enumerate(found, 1)]
@@ -31,16 +31,16 @@ def test_an_index_is_evaluated_as_it_is_searched(index, colours):
 
 
 def test_foreign_images_are_never_left_out(index, colours, photos):
-    from simsearch import trainset
+    from simsearch.images.sources import labelled
 
     with simsearch.open(index, model=colours) as engine:
-        verdict = evaluate_search.evaluate(engine, trainset.labelled([photos]))
+        verdict = retrieval.evaluate_retrieval(engine, labelled.list_labelled([photos]))
     assert verdict.scores["P@1"].value == 1
 
 
 def test_exact_search_has_recall_one(index, colours):
     with simsearch.open(index, model=colours) as engine:
-        found = evaluate_search.recall(engine, 5, 10)
+        found = retrieval.measure_recall(engine, 5, 10)
     assert found.kind == "exact"
     assert found.recall == (1, 1, 1)
 
@@ -53,7 +53,7 @@ def test_recall_notices_what_is_missed(index, colours, monkeypatch):
             return whole(number, k, **options) if options.get("exact") else whole(number, k + 2, **options)[2:]
 
         monkeypatch.setattr(engine, "search_by_id", careless)
-        assert evaluate_search.recall(engine, 5, 10).recall.value == pytest.approx(0.6)
+        assert retrieval.measure_recall(engine, 5, 10).recall.value == pytest.approx(0.6)
 
 
 def test_from_the_command_line(photos, tmp_path, tiny_weights):

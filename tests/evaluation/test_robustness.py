@@ -5,14 +5,15 @@ import pytest
 from PIL import Image
 
 import simsearch
-from simsearch import robustness
 from simsearch.errors import UsageError
+from simsearch.evaluation import robustness
+from simsearch.images import perturb
 
 
-@pytest.mark.parametrize("name", list(robustness.CHANGES))
+@pytest.mark.parametrize("name", list(perturb.CHANGES))
 def test_every_change_grows_with_its_strength(name):
     image = Image.effect_noise((96, 80), 60).resize((96, 80)).convert("RGB")
-    change, strengths, _ = robustness.CHANGES[name]
+    change, strengths, _ = perturb.CHANGES[name]
     made = [change(image, strength, np.random.default_rng(0)) for strength in strengths]
     again = change(image, strengths[-1], np.random.default_rng(0))
     assert np.array_equal(np.asarray(made[-1]), np.asarray(again))

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from simsearch import images
 from simsearch.errors import ImageError
+from simsearch.images import decode
 
 WIDTH, HEIGHT = 48, 32
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
@@ -50,7 +50,7 @@ def numbers(image: Image.Image) -> NDArray[np.int64]:
 
 def error(data: bytes) -> str:
     with pytest.raises(ImageError) as caught:
-        images.decode(data)
+        decode.decode_image(data)
     return str(caught.value)
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from simsearch.serving import server_for
+from simsearch.server.run import server_for
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from simsearch.addresses import parse
-from simsearch.collection import Collection
+from simsearch.cluster.milvus.client import MilvusClient
+from simsearch.common.milvus_address import parse_address
 from simsearch.errors import SimsearchError
 
 PYTHON = os.environ.get("SIMSEARCH_TEST_MILVUS")
@@ -69,7 +69,7 @@ class Server:
         while time.monotonic() - clock < 180:
             assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
             try:
-                rows = Collection(parse(self.address("any")))
+                rows = MilvusClient(parse_address(self.address("any")))
                 rows.exists()
                 rows.close()
                 return time.monotonic() - clock

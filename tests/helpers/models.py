@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simsearch.recipe import Recipe
+from simsearch.images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,7 +20,7 @@ class CellModel:
 
     name, weights_sha256, engine = "cells", "ce" * 32, "numpy"
     dimension = 12
-    recipe = Recipe(resize=16, crop=16)
+    recipe = Preprocessing(resize=16, crop=16)
     distances: tuple[float, ...] = ()
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Colours:
     weights_sha256 = "c0" * 32
     dimension = 12
     engine = "numpy"
-    recipe = Recipe(resize=16, crop=16)
+    recipe = Preprocessing(resize=16, crop=16)
     distances: tuple[float, ...] = ()
 
     def __init__(self) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 from click.testing import CliRunner
 from PIL import Image
 
-from simsearch import fit
 from simsearch.cli.main import main
+from simsearch.training import job as training_job
 
 COLOURS = {"red": 0, "green": 1, "blue": 2}
 QUICK = ("--model", "convnet4", "--epochs", "4", "--set", "batch_size=8")
@@ -39,4 +39,4 @@ def refused(done, *words):
 
 def job(pics, output, *changes, **rest):
     settings = ["batch_size=8", "epochs=4", *changes]
-    return fit.prepare([str(pics)], output, architecture="convnet4", changes=settings, **rest)
+    return training_job.prepare_job([str(pics)], output, architecture="convnet4", changes=settings, **rest)

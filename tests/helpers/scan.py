@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.engine import Engine
-from simsearch.export import export_npy
 from simsearch.search.results import Match
+from simsearch.storage.export import export_npy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +27,7 @@ class Scan:
 
     @classmethod
     def of(cls, engine: Engine, folder: Path) -> Scan:
-        assert export_npy(engine, folder) == len(engine)
+        assert export_npy(engine.opened_index, folder) == len(engine)
         features = np.load(folder / "features.npy")
         assert features.dtype == np.float32
         lines = (folder / "items.jsonl").read_text().splitlines()
@@ -35,9 +35,12 @@ class Scan:
         return cls(features.astype(np.float64), [json.loads(line) for line in lines])
 
     def search(
-        self, queries: NDArray[np.float32] | Sequence[NDArray[np.float32]], k: int,
-        permit: Callable[[dict[str, Any]], bool] = lambda item: True, farthest: float = np.inf,
-    ) -> list[tuple[int, float]]:  # fmt: skip
+        self,
+        queries: NDArray[np.float32] | Sequence[NDArray[np.float32]],
+        k: int,
+        permit: Callable[[dict[str, Any]], bool] = lambda item: True,
+        farthest: float = np.inf,
+    ) -> list[tuple[int, float]]:
         """(id, distance) of the k nearest to the nearest of the queries (n, D)."""
         squared = [((self.features - query.astype(np.float64)) ** 2).sum(1) for query in np.atleast_2d(queries)]
         distances = np.sqrt(np.min(squared, axis=0))

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from simsearch import opening
-from simsearch.sources import Listing
+from simsearch.images.sources import resolve
+from simsearch.images.sources.base import Listing
 
 
 def png(seed: int = 0) -> bytes:
@@ -33,7 +33,7 @@ def put(root: Path, *names: str) -> Path:
 
 
 def listed(place: Path, exclude: Sequence[str] = ()) -> Listing:
-    source = opening.resolve(str(place))
+    source = resolve.resolve(str(place))
     try:
         return source.listing(exclude)
     finally:

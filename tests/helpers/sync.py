@@ -6,8 +6,9 @@ import itertools
 import os
 from pathlib import Path
 
-from simsearch import sync
-from simsearch.store import Item, SourceRow, Store
+from simsearch.indexing import options
+from simsearch.storage.database import Database
+from simsearch.storage.reader import Item, SourceRow
 from tests.helpers.pictures import CLASSES, EACH, draw
 
 ALL = len(CLASSES) * EACH
@@ -16,7 +17,7 @@ _ticks = itertools.count(1)
 
 def items(index: Path) -> dict[str, Item]:
     """All items by their stored path."""
-    store = Store(index / "items.sqlite")
+    store = Database(index / "items.sqlite")
     with store.reading() as reader:
         found = list(reader.items())
     store.close()
@@ -33,7 +34,7 @@ def labels(index: Path) -> dict[str, str | None]:
 
 
 def sources(index: Path) -> list[SourceRow]:
-    store = Store(index / "items.sqlite")
+    store = Database(index / "items.sqlite")
     with store.reading() as reader:
         found = reader.sources()
     store.close()
@@ -41,7 +42,7 @@ def sources(index: Path) -> list[SourceRow]:
 
 
 def failures(index: Path) -> list[tuple[str, str]]:
-    store = Store(index / "items.sqlite")
+    store = Database(index / "items.sqlite")
     with store.reading() as reader:
         found = [(path, reason) for _, path, reason in reader.failures()]
     store.close()
@@ -59,7 +60,7 @@ def edit(path: Path, seed: int) -> None:
     touch(path)
 
 
-def told(summary: sync.Summary) -> dict[str, int]:
+def told(summary: options.Summary) -> dict[str, int]:
     """What a summary counts that is not 0."""
     names = ("added", "updated", "moved", "removed", "unchanged", "failed", "computed")
     return {name: getattr(summary, name) for name in names if getattr(summary, name)}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsearch import images
 from simsearch.errors import ImageError
+from simsearch.images import decode
 from tests.helpers.encoded import encoded, error, picture, png
 
 # In a program that does not turn warnings into errors, what Pillow only warns of is no reason to give a file up.
@@ -57,7 +57,7 @@ def test_decompression_bomb_is_refused_by_header(kind: str) -> None:
     if kind == "bmp":
         data = b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0)
     assert error(data).startswith("too large: ")
-    assert f"{images.LARGEST_PIXELS:,}" in error(data)
+    assert f"{decode.LARGEST_PIXELS:,}" in error(data)
 
 
 def test_limit_holds_without_pillows_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_lines_needing_much_memory_are_refused(size: tuple[int, int]) -> None:
 
 
 def test_panorama_within_the_limit_is_no_bomb() -> None:
-    assert images.decode(encoded(Image.new("L", (40_000, 2)), "PNG")).width == 40_000
+    assert decode.decode_image(encoded(Image.new("L", (40_000, 2)), "PNG")).width == 40_000
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_truncated_file_is_refused_or_decoded(kind: str) -> None:
     data = encoded(picture(), kind)
     for part in np.linspace(1, len(data) - 1, 24, dtype=int).tolist():
         try:
-            decoded = images.decode(data[:part])
+            decoded = decode.decode_image(data[:part])
         except ImageError as refused:
             assert str(refused).strip()
             assert "\n" not in str(refused)
@@ -104,7 +104,7 @@ def test_flipped_bytes_are_refused_or_decoded(kind: str) -> None:
         for place in generator.integers(0, len(data), 4):
             damaged[place] = generator.integers(0, 256)
         try:
-            assert images.decode(bytes(damaged), 16).image.mode == "RGB"
+            assert decode.decode_image(bytes(damaged), 16).image.mode == "RGB"
         except ImageError as refused:
             assert str(refused).strip()
             assert "\n" not in str(refused)

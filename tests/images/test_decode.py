@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from simsearch import images
 from simsearch.errors import ImageError
+from simsearch.images import decode
 from tests.helpers.encoded import (
     BLACK,
     HEIGHT,
@@ -38,7 +38,7 @@ def samples(array: NDArray[np.uint16]) -> bytes:
 
 
 def first_pixel(data: bytes) -> tuple[int, ...]:
-    image = images.decode(data).image
+    image = decode.decode_image(data).image
     assert image.mode == "RGB"
     return tuple(numbers(image)[0, 0].tolist())
 
@@ -50,24 +50,24 @@ def first_pixel(data: bytes) -> tuple[int, ...]:
 def test_lossless_formats_decode_exactly(kind: str) -> None:
     lossless: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "ICO": {"sizes": [(WIDTH, HEIGHT)]}}
     options = lossless.get(kind, {})
-    decoded = images.decode(encoded(picture(), kind, **options))
+    decoded = decode.decode_image(encoded(picture(), kind, **options))
     assert_close(decoded.image, picture(), 0)
     assert (decoded.width, decoded.height) == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF", "MPO"])
 def test_lossy_formats_decode_closely(kind: str) -> None:
-    assert_close(images.decode(encoded(picture(), kind, quality=90)).image, picture(), 3)
+    assert_close(decode.decode_image(encoded(picture(), kind, quality=90)).image, picture(), 3)
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"optimize": True}, {"keep_rgb": True}])
 def test_every_kind_of_jpeg_decodes(options: dict[str, Any]) -> None:
-    assert_close(images.decode(encoded(picture(), "JPEG", quality=95, **options)).image, picture(), 3)
+    assert_close(decode.decode_image(encoded(picture(), "JPEG", quality=95, **options)).image, picture(), 3)
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
 def test_compressed_tiff_decodes(compression: str) -> None:
-    assert_close(images.decode(encoded(picture(), "TIFF", compression=compression)).image, picture(), 4)
+    assert_close(decode.decode_image(encoded(picture(), "TIFF", compression=compression)).image, picture(), 4)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
@@ -88,24 +88,24 @@ def test_cmyk_is_not_inverted(kind: str, tolerance: float) -> None:
     data = encoded(cmyk, kind, **({"quality": 95} if kind == "JPEG" else {}))
     if kind == "JPEG":
         assert b"Adobe" in data  # whose programs store the inks inverted
-    assert_close(images.decode(data).image, cmyk.convert("RGB"), tolerance)
+    assert_close(decode.decode_image(data).image, cmyk.convert("RGB"), tolerance)
 
 
 def test_16_bit_grey_png_is_scaled_down() -> None:
     grey = np.linspace(0, 65535, 64 * 4, dtype=np.uint16).reshape(4, 64)
-    decoded = images.decode(png(64, 4, 16, 0, samples(grey))).image
+    decoded = decode.decode_image(png(64, 4, 16, 0, samples(grey))).image
     assert (numbers(decoded) == (grey >> 8)[..., None]).all()
 
 
 def test_16_bit_colour_png_is_scaled_down() -> None:
     colours = np.linspace(0, 65535, 8 * 4 * 3, dtype=np.uint16).reshape(4, 24)
-    decoded = images.decode(png(8, 4, 16, 2, samples(colours))).image
+    decoded = decode.decode_image(png(8, 4, 16, 2, samples(colours))).image
     assert (numbers(decoded).reshape(4, 24) == colours >> 8).all()
 
 
 def test_16_bit_grey_and_alpha_png_lies_on_white() -> None:
     pairs = np.array([[0x4000, 0xFFFF, 0x4000, 0x0000]], np.uint16)
-    decoded = images.decode(png(2, 1, 16, 4, samples(pairs))).image
+    decoded = decode.decode_image(png(2, 1, 16, 4, samples(pairs))).image
     assert numbers(decoded).tolist() == [[[64, 64, 64], [255, 255, 255]]]
 
 
@@ -113,7 +113,7 @@ def test_16_bit_grey_and_alpha_png_lies_on_white() -> None:
 def test_16_bit_tiff_of_any_order_is_scaled_down(order: str) -> None:
     grey = np.linspace(0, 65535, 64 * 4, dtype=np.uint16).reshape(4, 64)
     raw = grey.astype(">u2" if order == "I;16B" else "<u2").tobytes()
-    decoded = images.decode(encoded(Image.frombytes(order, (64, 4), raw), "TIFF")).image
+    decoded = decode.decode_image(encoded(Image.frombytes(order, (64, 4), raw), "TIFF")).image
     assert (numbers(decoded) == (grey >> 8)[..., None]).all()
 
 
@@ -128,7 +128,7 @@ def test_16_bit_tiff_of_any_order_is_scaled_down(order: str) -> None:
 )
 def test_float_tiff_is_scaled_by_what_it_holds(values: list[float], expected: list[int]) -> None:
     data = encoded(Image.fromarray(np.array([values], np.float32)), "TIFF")
-    assert numbers(images.decode(data).image)[0].tolist() == [[value] * 3 for value in expected]
+    assert numbers(decode.decode_image(data).image)[0].tolist() == [[value] * 3 for value in expected]
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_float_tiff_is_scaled_by_what_it_holds(values: list[float], expected: li
 )
 def test_32_bit_integer_tiff_is_scaled_by_range(values: list[int], expected: list[int]) -> None:
     data = encoded(Image.fromarray(np.array([values], np.int32)), "TIFF")
-    assert numbers(images.decode(data).image)[0].tolist() == [[value] * 3 for value in expected]
+    assert numbers(decode.decode_image(data).image)[0].tolist() == [[value] * 3 for value in expected]
 
 
 def test_bilevel_is_black_and_white() -> None:
     bilevel = Image.fromarray(np.array([[True, False]]))
     for kind in ("PNG", "TIFF", "PPM", "BMP"):
-        assert numbers(images.decode(encoded(bilevel, kind)).image).tolist() == [[list(WHITE), list(BLACK)]]
+        assert numbers(decode.decode_image(encoded(bilevel, kind)).image).tolist() == [[list(WHITE), list(BLACK)]]
 
 
 def test_palette_becomes_its_colours() -> None:
@@ -151,7 +151,7 @@ def test_palette_becomes_its_colours() -> None:
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putpixel((1, 0), 1)
     for kind in ("PNG", "GIF", "TIFF", "BMP"):
-        assert numbers(images.decode(encoded(palette, kind)).image).tolist() == [[[10, 20, 30], [200, 100, 50]]]
+        assert numbers(decode.decode_image(encoded(palette, kind)).image).tolist() == [[[10, 20, 30], [200, 100, 50]]]
 
 
 def test_transparent_palette_entry_lies_on_white() -> None:
@@ -160,7 +160,10 @@ def test_transparent_palette_entry_lies_on_white() -> None:
     palette.putpixel((1, 0), 1)
     for kind, transparency in (("PNG", 0), ("PNG", b"\x00\xff"), ("GIF", 0)):
         data = encoded(palette, kind, transparency=transparency)
-        assert numbers(images.decode(data).image).tolist() == [[list(WHITE), [200, 100, 50]]], (kind, transparency)
+        assert numbers(decode.decode_image(data).image).tolist() == [[list(WHITE), [200, 100, 50]]], (
+            kind,
+            transparency,
+        )
 
 
 @pytest.mark.parametrize(
@@ -188,12 +191,12 @@ def test_transparent_png_colour_lies_on_white(mode: str, colour: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["YCbCr", "LAB", "HSV", "RGBX", "RGBa", "PA"])
 def test_any_other_mode_becomes_rgb(mode: str) -> None:
-    assert images.to_rgb(Image.new(mode, (3, 2))).mode == "RGB"
+    assert decode.to_rgb(Image.new(mode, (3, 2))).mode == "RGB"
 
 
 def test_rgb_is_handed_on_without_a_copy() -> None:
     image = picture()
-    assert images.to_rgb(image) is image
+    assert decode.to_rgb(image) is image
 
 
 # -- HEIC
@@ -206,7 +209,7 @@ def test_heic_decodes(brand: bytes) -> None:
 
     pillow_heif.register_heif_opener()
     data = encoded(picture(), "HEIF", quality=90)
-    decoded = images.decode(data[:8] + brand + data[12:])
+    decoded = decode.decode_image(data[:8] + brand + data[12:])
     assert_close(decoded.image, picture(), 6)
     assert (decoded.width, decoded.height) == (WIDTH, HEIGHT)
     assert error(data[: len(data) // 2])
@@ -215,7 +218,7 @@ def test_heic_decodes(brand: bytes) -> None:
 def test_heic_without_the_extra_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ImageError, match=r"HEIC needs the \[heif\] extra: pip install 'simsearch\[heif\]'") as caught:
-        images.decode(b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf")
+        decode.decode_image(b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf")
     assert caught.value.hint == "pip install 'simsearch[heif]'"
 
 
@@ -223,7 +226,7 @@ def test_heic_without_the_extra_names_the_cure(monkeypatch: pytest.MonkeyPatch) 
 def test_avif_needs_no_extra_under_any_brand(brand: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     data = encoded(picture(), "AVIF", quality=90)
-    assert_close(images.decode(data[:8] + brand + data[12:]).image, picture(), 3)
+    assert_close(decode.decode_image(data[:8] + brand + data[12:]).image, picture(), 3)
 
 
 # -- decoding at a smaller scale
@@ -232,15 +235,15 @@ def test_avif_needs_no_extra_under_any_brand(brand: bytes, monkeypatch: pytest.M
 @pytest.mark.parametrize("size", [(64, 64), (999, 701), (701, 999), (1600, 300), (257, 2000)])
 @pytest.mark.parametrize("needed", [16, 33, 100])
 def test_jpeg_is_decoded_at_twice_needed_size(size: tuple[int, int], needed: int) -> None:
-    decoded = images.decode(encoded(picture(*size), "JPEG"), needed)
+    decoded = decode.decode_image(encoded(picture(*size), "JPEG"), needed)
     assert min(decoded.image.size) >= min(2 * needed, *size)
     assert (decoded.width, decoded.height) == size
     assert (min(decoded.image.size) < min(size)) == (min(size) >= 4 * needed)
 
 
 def test_only_jpeg_is_decoded_at_a_smaller_scale() -> None:
-    assert images.decode(encoded(picture(400, 300), "PNG"), 10).image.size == (400, 300)
-    assert images.decode(encoded(picture(400, 300), "JPEG")).image.size == (400, 300)
+    assert decode.decode_image(encoded(picture(400, 300), "PNG"), 10).image.size == (400, 300)
+    assert decode.decode_image(encoded(picture(400, 300), "JPEG")).image.size == (400, 300)
 
 
 # -- signatures, arrays, crops
@@ -250,7 +253,7 @@ ISO = b"\0\0\0\x1cftyp"
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "QOI", "MPO"])
 def test_32_bytes_show_that_it_is_an_image(kind: str) -> None:
-    assert images.looks_like_image(encoded(picture(), kind)[:32])
+    assert decode.looks_like_image(encoded(picture(), kind)[:32])
 
 
 @pytest.mark.parametrize(
@@ -281,7 +284,7 @@ def test_32_bytes_show_that_it_is_an_image(kind: str) -> None:
     ],
 )
 def test_signatures(head: bytes, expected: bool) -> None:
-    assert images.looks_like_image(head) is expected
+    assert decode.looks_like_image(head) is expected
 
 
 @pytest.mark.parametrize(
@@ -295,7 +298,7 @@ def test_signatures(head: bytes, expected: bool) -> None:
     ids=["colour", "grey", "alpha", "strided"],
 )
 def test_arrays_become_images(array: NDArray[np.uint8], expected: tuple[int, ...]) -> None:
-    image = images.from_array(array)
+    image = decode.from_array(array)
     assert (image.mode, image.size) == ("RGB", (3, 2))
     assert image.getpixel((0, 0)) == expected
 
@@ -312,16 +315,16 @@ def test_arrays_become_images(array: NDArray[np.uint8], expected: tuple[int, ...
 )
 def test_other_arrays_are_refused(array: NDArray[Any], message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        images.from_array(array)
+        decode.from_array(array)
 
 
 def test_crop_cuts_out_x_y_width_height() -> None:
     image = picture(10, 8)
-    assert numbers(images.crop(image, (2, 3, 4, 5))).tolist() == numbers(image)[3:8, 2:6].tolist()
-    assert images.crop(image, (0, 0, 10, 8)).size == (10, 8)
+    assert numbers(decode.crop(image, (2, 3, 4, 5))).tolist() == numbers(image)[3:8, 2:6].tolist()
+    assert decode.crop(image, (0, 0, 10, 8)).size == (10, 8)
 
 
 @pytest.mark.parametrize("box", [(-1, 0, 2, 2), (0, -1, 2, 2), (0, 0, 0, 2), (0, 0, 2, -2), (9, 0, 2, 2), (0, 7, 2, 2)])
 def test_crop_that_leaves_the_image_is_refused(box: tuple[int, int, int, int]) -> None:
     with pytest.raises(ImageError, match=r"crop .* does not lie within the 10x8 image"):
-        images.crop(picture(10, 8), box)
+        decode.crop(picture(10, 8), box)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from simsearch import images
+from simsearch.images import decode
 from tests.helpers.encoded import HEIGHT, WIDTH, assert_close, encoded, needs_heif, picture
 
 # In a program that does not turn warnings into errors, what Pillow only warns of is no reason to give a file up.
@@ -49,7 +49,7 @@ def turned(orientation: int, kind: str, image: Image.Image) -> bytes:
 @pytest.mark.parametrize("orientation", STORED_BY)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF", "MPO"])
 def test_pictures_are_turned_upright_by_exif(kind: str, orientation: int) -> None:
-    decoded = images.decode(turned(orientation, kind, picture()))
+    decoded = decode.decode_image(turned(orientation, kind, picture()))
     assert_close(decoded.image, picture(), 0 if kind in {"PNG", "TIFF", "WEBP"} else 3)
     assert (decoded.width, decoded.height) == (WIDTH, HEIGHT)
 
@@ -62,7 +62,7 @@ def test_heic_is_not_turned_twice(orientation: int) -> None:
     pillow_heif.register_heif_opener()
     data = turned(orientation, "HEIF", picture(96, 64))
     assert (b"irot" in data) == (orientation != 1)
-    decoded = images.decode(data)
+    decoded = decode.decode_image(data)
     assert_close(decoded.image, picture(96, 64), 4)
     assert (decoded.width, decoded.height) == (96, 64)
 
@@ -70,7 +70,7 @@ def test_heic_is_not_turned_twice(orientation: int) -> None:
 @pytest.mark.parametrize("orientation", STORED_BY)
 def test_smaller_decoding_is_upright(orientation: int) -> None:
     original = picture(480, 320)
-    decoded = images.decode(turned(orientation, "JPEG", original), 39)
+    decoded = decode.decode_image(turned(orientation, "JPEG", original), 39)
     assert decoded.image.size == (120, 80)
     assert (decoded.width, decoded.height) == (480, 320)
     assert_close(decoded.image, original.resize((120, 80), Image.Resampling.BOX), 4)
@@ -78,12 +78,12 @@ def test_smaller_decoding_is_upright(orientation: int) -> None:
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_unknown_orientations_are_ignored(value: int) -> None:
-    assert_close(images.decode(encoded(picture(), "PNG", exif=exif(value))).image, picture(), 0)
+    assert_close(decode.decode_image(encoded(picture(), "PNG", exif=exif(value))).image, picture(), 0)
 
 
 @pytest.mark.parametrize("block", [b"", b"\0", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage" * 9])
 def test_damaged_exif_does_not_matter(block: bytes) -> None:
-    decoded = images.decode(encoded(picture(), "JPEG", quality=95, exif=block))
+    decoded = decode.decode_image(encoded(picture(), "JPEG", quality=95, exif=block))
     assert_close(decoded.image, picture(), 3)
 
 
@@ -101,6 +101,6 @@ def test_orientation_counts_in_damaged_exif(tag: int, kind: int, value: bytes) -
     fields = sorted([(0x0112, 3, 1, struct.pack("<HH", 6, 0)), (tag, kind, {2: 3, 7: 4}.get(kind, 1), value)])
     directory = b"".join(struct.pack("<HHI", *head) + content for *head, content in fields)
     block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + directory + bytes(4)
-    decoded = images.decode(encoded(picture().transpose(Turn.ROTATE_90), "JPEG", quality=95, exif=block))
+    decoded = decode.decode_image(encoded(picture().transpose(Turn.ROTATE_90), "JPEG", quality=95, exif=block))
     assert (decoded.width, decoded.height) == decoded.image.size == (WIDTH, HEIGHT)
     assert_close(decoded.image, picture(), 3)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from simsearch.errors import WeightsError
-from simsearch.recipe import FILTERS, Recipe, centre_crop, shorter_side
+from simsearch.images.preprocessing import FILTERS, Preprocessing, centre_crop, shorter_side
 from tests.helpers.encoded import RED
 
 # In a program that does not turn warnings into errors, what Pillow only warns of is no reason to give a file up.
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_recipe_scales_short_side_cuts_centre() -> None:
     image = Image.new("RGB", (90, 30), "blue")
     image.paste((255, 0, 0), (30, 0, 60, 30))
-    pixels = Recipe(resize=10, crop=10).pixels(image)
+    pixels = Preprocessing(resize=10, crop=10).pixels(image)
     assert pixels.shape == (10, 10, 3)
     assert pixels[:, 1:-1].reshape(-1, 3).tolist() == [list(RED)] * 80
 
@@ -40,7 +40,7 @@ def test_recipe_takes_panorama_middle_only(size: tuple[int, int], monkeypatch: p
         return resize(self, size, *arguments, **options)
 
     monkeypatch.setattr(Image.Image, "resize", recorded)
-    pixels = Recipe(resize=16, crop=16).pixels(image)
+    pixels = Preprocessing(resize=16, crop=16).pixels(image)
     assert pixels.shape == (16, 16, 3)
     assert (pixels == RED).all()
     assert all(max(size) <= 64 * 16 for size in scaled)
@@ -48,17 +48,18 @@ def test_recipe_takes_panorama_middle_only(size: tuple[int, int], monkeypatch: p
 
 def test_recipe_refuses_what_it_cannot_do() -> None:
     with pytest.raises(WeightsError, match="crop 21 does not fit into resize 10"):
-        Recipe(resize=10, crop=21)
+        Preprocessing(resize=10, crop=21)
     with pytest.raises(WeightsError, match="'nearest' is none of bilinear"):
-        Recipe(interpolation="nearest")
+        Preprocessing(interpolation="nearest")
     with pytest.raises(WeightsError, match="unknown key 'flip'"):
-        Recipe.from_dict({"flip": True})
+        Preprocessing.from_dict({"flip": True})
 
 
 def test_recipe_survives_json() -> None:
-    recipe = Recipe(resize=10, crop=9, mean=(1.0, 2.0, 3.0))
+    recipe = Preprocessing(resize=10, crop=9, mean=(1.0, 2.0, 3.0))
     assert (
-        Recipe.from_dict({key: list(v) if isinstance(v, tuple) else v for key, v in recipe.to_dict().items()}) == recipe
+        Preprocessing.from_dict({key: list(v) if isinstance(v, tuple) else v for key, v in recipe.to_dict().items()})
+        == recipe
     )
 
 
@@ -70,6 +71,6 @@ def test_scaling_centre_is_scaling_then_cutting(size: tuple[int, int], resize: i
     array = np.random.default_rng(sum(size)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(array)
     whole = centre_crop(shorter_side(image, resize, FILTERS["bilinear"]), crop)
-    part = Recipe(resize, crop).pixels(image)
+    part = Preprocessing(resize, crop).pixels(image)
     assert part.shape == whole.shape
     assert np.abs(part.astype(int) - whole.astype(int)).max() <= 1

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsearch import images, models, sample
-from simsearch.recipe import Recipe
+from simsearch.images import decode
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.images.samples import generate
+from simsearch.models import load
 from tests.helpers.extract import picture
 
 KINDS = ["RGB", "RGBA", "LA", "P", "L", "I;16", "I", "F", "CMYK", "turned"]
@@ -35,9 +37,9 @@ def test_large_pictures_scale_while_converting(kind: str, monkeypatch: pytest.Mo
     elif kind != "RGB":
         image = base.convert(kind)
     image.save(out, "TIFF" if kind in {"I;16", "I", "F", "CMYK"} else "PNG", **options)
-    whole = images.decode(out.getvalue())
-    monkeypatch.setattr(images, "LARGE_PIXELS", 4 * 435 * 9)  # bands of 9 rows and fewer
-    small = images.decode(out.getvalue(), 30)
+    whole = decode.decode_image(out.getvalue())
+    monkeypatch.setattr(decode, "LARGE_PIXELS", 4 * 435 * 9)  # bands of 9 rows and fewer
+    small = decode.decode_image(out.getvalue(), 30)
     assert (small.width, small.height) == (whole.width, whole.height)
     assert small.image.mode == "RGB"
     assert min(small.image.size) == 62  # a fifth, at least twice of what is needed
@@ -58,10 +60,10 @@ def test_panoramas_convert_only_their_middle(
     out, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = turn
     base.convert(kind).save(out, "TIFF", exif=exif)
-    recipe = Recipe(30, 28)
-    whole = images.decode(out.getvalue())
-    monkeypatch.setattr(images, "LARGE_PIXELS", 30_000)
-    middle = images.decode(out.getvalue(), 30)
+    recipe = Preprocessing(30, 28)
+    whole = decode.decode_image(out.getvalue())
+    monkeypatch.setattr(decode, "LARGE_PIXELS", 30_000)
+    middle = decode.decode_image(out.getvalue(), 30)
     assert (middle.width, middle.height) == (whole.width, whole.height)
     lower = min(size)
     assert sorted(middle.image.size) == [lower, 8 * lower + (max(size) - 8 * lower) % 2]
@@ -72,14 +74,14 @@ def test_panoramas_convert_only_their_middle(
 
 def test_footprint_counts_memory_while_decoding() -> None:
     size = (1200, 800)
-    assert images.footprint(picture(1, size), 10) == 1200 * 800 * 4
-    assert images.footprint(picture(1, size, "JPEG"), 10) == 150 * 100 * 4
-    assert images.footprint(picture(1, size, "JPEG"), None) == 1200 * 800 * 4
-    coefficients = images.footprint(picture(1, size, "JPEG", progressive=True, subsampling=2), 10) - 150 * 100 * 4
+    assert decode.decode_memory(picture(1, size), 10) == 1200 * 800 * 4
+    assert decode.decode_memory(picture(1, size, "JPEG"), 10) == 150 * 100 * 4
+    assert decode.decode_memory(picture(1, size, "JPEG"), None) == 1200 * 800 * 4
+    coefficients = decode.decode_memory(picture(1, size, "JPEG", progressive=True, subsampling=2), 10) - 150 * 100 * 4
     assert coefficients == 1200 * 800 * 3
-    assert images.footprint(b"no image") == 0
+    assert decode.decode_memory(b"no image") == 0
     stream = io.BytesIO(picture(1, size))
-    assert images.footprint(stream) == 1200 * 800 * 4
+    assert decode.decode_memory(stream) == 1200 * 800 * 4
     assert stream.tell() == 0
 
 
@@ -88,16 +90,16 @@ def test_footprint_counts_memory_while_decoding() -> None:
 
 def test_scaled_decoding_agrees_with_pillow() -> None:
     """Drawn pictures of 3 megapixels, by the shipped weights; scripts/bench/decoding.py does it with photographs."""
-    model = models.load(device="cpu", images=16)
+    model = load.load_model(device="cpu", images=16)
     assert model.recipe.crop == 128
     fast, plain = [], []
-    for number, kind in enumerate(list(sample.KINDS)[:16]):
+    for number, kind in enumerate(list(generate.KINDS)[:16]):
         out = io.BytesIO()
-        sample.draw(kind, number).resize((2000, 1500), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
-        small = images.decode(out.getvalue(), model.recipe.resize).image
+        generate.draw(kind, number).resize((2000, 1500), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+        small = decode.decode_image(out.getvalue(), model.recipe.resize).image
         assert small.size == (500, 375)
         fast.append(model.recipe.pixels(small))
-        plain.append(model.recipe.pixels(images.decode(out.getvalue()).image))
+        plain.append(model.recipe.pixels(decode.decode_image(out.getvalue()).image))
     a, b = (model.features(np.stack(pixels)).astype(np.float64) for pixels in (fast, plain))
     cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     assert cosines.min() >= 0.995

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from simsearch import api, sync
-from simsearch.verify import verify
+from simsearch import api
+from simsearch.indexing import options as indexing_options
+from simsearch.storage.verify import verify
 from tests.helpers.models import Colours
 
 
@@ -19,22 +20,22 @@ def index(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(index: Path, colours: Colours) -> Callable[..., sync.Summary]:
+def build(index: Path, colours: Colours) -> Callable[..., indexing_options.Summary]:
     """Builds with the `colours` model, checks that what is left is in order, and returns what was done.
 
     `computed` must be the number of images that went through the model.
     """
 
-    def run(*names: Path | str, model: Any = colours, place: Path = index, **options: Any) -> sync.Summary:
+    def run(*names: Path | str, model: Any = colours, place: Path = index, **options: Any) -> indexing_options.Summary:
         before = model.computed
         roots = options.pop("roots", None)
         engine, summary = api.build_with_summary(
-            names, place, model, device="cpu", options=sync.Options(**options), roots=roots
+            names, place, model, device="cpu", options=indexing_options.BuildOptions(**options), roots=roots
         )
         with engine:
             assert summary.computed == model.computed - before
             assert summary.items == len(engine)
-            assert verify(engine).problems == ()
+            assert verify(engine.index).problems == ()
         return summary
 
     return run

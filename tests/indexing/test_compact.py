@@ -18,14 +18,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simsearch import compacting, shards, store, structure, sync, tuning
 from simsearch.cli.main import main
-from simsearch.compacting import Compacted, compact
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, SimsearchError, UsageError
-from simsearch.meta import writer_lock
-from simsearch.shards import PREAMBLE, Shards
-from simsearch.verify import verify
+from simsearch.indexing import compact, sync, tune
+from simsearch.indexing.compact import CompactReport
+from simsearch.indexing.compact import compact as compact_compact
+from simsearch.search import ann
+from simsearch.search.exact import FlatIndex
+from simsearch.storage import database, feature_files
+from simsearch.storage.feature_files import PREAMBLE, FeatureFiles
+from simsearch.storage.index import Index
+from simsearch.storage.lock import writer_lock
+from simsearch.storage.verify import verify
 from tests.helpers.data import ROOT
 from tests.helpers.dying import trace
 from tests.helpers.filler import Filler
@@ -42,13 +47,13 @@ def holed(path: Path, n: int = 150, first: int = 70) -> tuple[Filler, np.ndarray
     filler.edit([n, n - 1], np.ones((2, D)))
     features[[n - 1, n - 2]] = 1
     filler.remove(range(first, n - 2, 3))
-    sync.refresh_meta(filler.engine)
+    sync.refresh_meta(filler.engine.index)
     return filler, features
 
 
 def content(engine: Engine) -> dict[int, list[float]]:
     """The features of each item."""
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         ids, rows = reader.ids()
         return dict(zip(ids.tolist(), engine.snapshot(reader).flat.read(rows).tolist(), strict=True))
 
@@ -63,45 +68,50 @@ def test_rows_are_reclaimed_and_items_stay(tmp_path: Path) -> None:
     before, found = content(engine), engine.search_by_vector(features[9].astype(np.float32), 50)
     size = sum(file.stat().st_size for file in (filler.path / "features").iterdir())
     kept = (filler.path / "features" / "000001.f16").stat().st_ino
-    planned = compact(engine, dry_run=True)
+    planned = compact_compact(engine.index, dry_run=True)
     assert content(engine) == before and names(filler.path)[0] == "000000.f16"
-    done = compact(engine)
-    assert done == planned == Compacted(len(before), 28, size - 4 * PREAMBLE - len(before) * 2 * D)
+    done = compact_compact(engine.index)
+    assert done == planned == CompactReport(len(before), 28, size - 4 * PREAMBLE - len(before) * 2 * D)
     assert names(filler.path) == [f"00000{n}.1.f16" for n in range(4)]
     assert (filler.path / "features" / "000001.1.f16").stat().st_ino == kept  # nothing before the first hole is copied
     for again in (engine, Engine(filler.path, model=filler.model)):
         assert content(again) == before
         assert again.search_by_vector(features[9].astype(np.float32), 50) == found
-        assert verify(again).problems == ()
+        assert verify(again.index).problems == ()
         assert again.info()["rows"] == len(again) == len(before)
-    assert compact(engine) == Compacted(len(before), 0, 0)
+    assert compact_compact(engine.index) == CompactReport(len(before), 0, 0)
     filler.rows = len(before)
     filler.add(np.full((40, D), 3))
-    assert verify(engine).problems == () and engine.search_by_vector(np.full(D, 3, np.float32), 1)[0].distance == 0
+    assert (
+        verify(engine.index).problems == () and engine.search_by_vector(np.full(D, 3, np.float32), 1)[0].distance == 0
+    )
     assert names(filler.path)[-1] == "000005.1.f16"
 
 
 def test_all_removed(tmp_path: Path) -> None:
     filler, _ = holed(tmp_path / "index")
     filler.remove(range(1, 151))
-    assert compact(filler.engine).items == 0
-    assert names(filler.path) == [] and verify(filler.engine).problems == ()
+    assert compact_compact(filler.engine.index).items == 0
+    assert names(filler.path) == [] and verify(filler.engine.index).problems == ()
     filler.rows = 0
     filler.add(np.ones((3, D)))
-    assert verify(filler.engine).problems == () and len(filler.engine.search_by_vector(np.ones(D, np.float32), 5)) == 3
+    assert (
+        verify(filler.engine.index).problems == ()
+        and len(filler.engine.search_by_vector(np.ones(D, np.float32), 5)) == 3
+    )
 
 
 def test_readers_go_on_with_what_they_hold(tmp_path: Path) -> None:
     filler, features = holed(tmp_path / "index")
     with Engine(filler.path, model=filler.model) as reading:
-        with reading.store.reading() as reader:
+        with reading.reading() as reader:
             before = content(filler.engine)
-            compact(filler.engine)
+            compact_compact(filler.engine.index)
             filler.rows = len(before)
             filler.add(np.zeros((PER, D)))
             ids, rows = reader.ids()
             snapshot = reading.snapshot(reader)
-            assert snapshot.flat.shards.epoch == 0
+            assert isinstance(snapshot.flat, FlatIndex) and snapshot.flat.shards.epoch == 0
             assert dict(zip(ids.tolist(), snapshot.flat.read(rows).tolist(), strict=True)) == before
             assert reader.shards.read(rows).tolist() == list(before.values())
             first, count, checksum = reader.blocks()[-1]
@@ -116,16 +126,16 @@ def test_late_reader_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     filler, _ = holed(tmp_path / "index")
     before = content(filler.engine)
     late = Engine(filler.path, model=filler.model)
-    late.store._shards = shards.Shards(filler.path / "features", D, PER)  # nothing mapped yet
-    hold, calls = shards.Shards.hold, []
+    late.index.database._shards = feature_files.FeatureFiles(filler.path / "features", D, PER)  # nothing mapped yet
+    hold, calls = feature_files.FeatureFiles.hold, []
 
-    def slow(self: shards.Shards, rows: int) -> bool:
+    def slow(self: feature_files.FeatureFiles, rows: int) -> bool:
         calls.append(self.epoch)
-        monkeypatch.setattr(shards.Shards, "hold", hold)
-        compact(filler.engine)
+        monkeypatch.setattr(feature_files.FeatureFiles, "hold", hold)
+        compact_compact(filler.engine.index)
         return hold(self, rows)
 
-    monkeypatch.setattr(shards.Shards, "hold", slow)
+    monkeypatch.setattr(feature_files.FeatureFiles, "hold", slow)
     assert content(late) == before
     assert calls == [0] and late.shards.epoch == 1
 
@@ -154,20 +164,20 @@ def test_searches_beside_compactions(tmp_path: Path) -> None:
                 gone = np.random.default_rng(seed).permutation(sorted(alive))[: len(alive) // 3].tolist()
                 filler.remove(gone)
                 alive -= set(gone)
-                compact(filler.engine)
+                compact_compact(filler.engine.index)
                 filler.rows = len(alive)
                 alive |= set(range(filler.count + 1, filler.count + 71))
                 filler.add(np.repeat(value[filler.count : filler.count + 70, None], D, 1))
         finally:
             over.set()
         assert all(count.result() > 0 for count in counts)
-    assert verify(filler.engine).problems == () and filler.engine.shards.epoch == 12
+    assert verify(filler.engine.index).problems == () and filler.engine.shards.epoch == 12
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any structure counts as faster than a scan."""
     clock = iter(range(10**9))
-    monkeypatch.setattr(tuning, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
 
 
 def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,11 +186,11 @@ def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.Mo
     features = (centres[np.arange(3000) % 30] + np.random.default_rng(3).normal(0, 1, (3000, 32))).astype(np.float16)
     filler.add(features)
     quick(monkeypatch)
-    tuning.tune(filler.engine, 0.9)
+    tune.tune(filler.engine.index, 0.9)
     filler.add(features[:100] + np.float16(0.25))
     gone = set(range(1, 3000, 4))
     filler.remove(sorted(gone))
-    assert compact(filler.engine).removed == len(gone)
+    assert compact_compact(filler.engine.index).removed == len(gone)
     for engine in (filler.engine, Engine(filler.path, model=filler.model)):
         assert not engine.exact
         hits = 0
@@ -191,9 +201,9 @@ def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.Mo
         assert hits >= 450
         assert engine.search_by_vector((features[1] + np.float16(0.25)).astype(np.float32), 1)[0].id == 3002
     filler.remove(range(4, 900, 4))
-    compact(filler.engine)
+    compact_compact(filler.engine.index)
     assert not filler.engine.exact
-    compact(filler.engine)
+    compact_compact(filler.engine.index)
     assert names(next((filler.path / "derived").iterdir()), "rows*") == ["rows.1.npz", "rows.2.npz", "rows.npy"]
 
 
@@ -202,15 +212,15 @@ def test_structure_of_moved_rows_is_refused(tmp_path: Path, monkeypatch: pytest.
     filler.add(np.random.default_rng(0).normal(0, 1, (2500, D)))
     filler.remove(range(1, 400))
     quick(monkeypatch)
-    record = tuning._record
+    record = tune._record
 
-    def late(engine: Engine, *rest: Any) -> Any:
-        compact(filler.engine)
-        return record(engine, *rest)
+    def late(index: Index, *rest: Any) -> Any:
+        compact_compact(filler.engine.index)
+        return record(index, *rest)
 
-    monkeypatch.setattr(tuning, "_record", late)
+    monkeypatch.setattr(tune, "_record", late)
     with pytest.raises(UsageError, match="compacted meanwhile"):
-        tuning.tune(filler.engine, 0.9)
+        tune.tune(filler.engine.index, 0.9)
     assert filler.engine.exact
 
 
@@ -221,7 +231,7 @@ def test_damage_is_not_given_a_new_checksum(tmp_path: Path) -> None:
     data[PREAMBLE + 5] ^= 1
     file.write_bytes(data)
     with pytest.raises(IndexDamagedError, match="checksum"):
-        compact(filler.engine)
+        compact_compact(filler.engine.index)
     assert filler.engine.shards.epoch == 0
     assert {f"00000{n}.f16" for n in range(5)} <= set(names(filler.path))
 
@@ -234,12 +244,12 @@ def test_a_full_disk_is_not_filled_further(tmp_path: Path, monkeypatch: pytest.M
         raise SimsearchError("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Shards, "write", full)
+        patched.setattr(FeatureFiles, "write", full)
         with pytest.raises(SimsearchError, match="no space"):
-            compact(filler.engine)
+            compact_compact(filler.engine.index)
     assert set(names(filler.path)) <= set(there)
     assert content(filler.engine) == before
-    compact(filler.engine)
+    compact_compact(filler.engine.index)
     assert content(filler.engine) == before
 
 
@@ -247,10 +257,10 @@ def test_without_descriptors_nothing_is_held(tmp_path: Path, monkeypatch: pytest
     filler, _ = holed(tmp_path / "index")
     shards, opened = filler.engine.shards.at(0), os.open
 
-    def refused(path: Path, *arguments: int) -> int:
+    def refused(path: Path, *arguments: int, **options: int) -> int:
         if str(path).endswith("2.f16"):
             raise OSError(errno.EMFILE, "too many open files")
-        return opened(path, *arguments)
+        return opened(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", refused)
     assert shards.hold(filler.rows)
@@ -262,18 +272,18 @@ def test_without_descriptors_nothing_is_held(tmp_path: Path, monkeypatch: pytest
 def test_one_writer(tmp_path: Path) -> None:
     filler, _ = holed(tmp_path / "index")
     with writer_lock(filler.path), pytest.raises(IndexLockedError):
-        compact(filler.engine)
+        compact_compact(filler.engine.index)
 
 
 def test_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError("no links here")
 
     monkeypatch.setattr(os, "link", refuse)
     filler, _ = holed(tmp_path / "index")
     before = content(filler.engine)
-    compact(filler.engine)
-    assert content(filler.engine) == before and verify(filler.engine).problems == ()
+    compact_compact(filler.engine.index)
+    assert content(filler.engine) == before and verify(filler.engine.index).problems == ()
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,19 +306,19 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 # -- killed at chosen lines, in a process of its own
 
-WATCHED = (compacting, store, shards, sync, structure)
+WATCHED = (compact, database, feature_files, sync, ann)
 
 
 def harness(folder: Path, times: int, seed: int) -> None:
     """Kills compactions of one index at `times` random lines, and looks at what is left."""
-    compacting.ROWS = 16
+    compact.ROWS = 16
     filler, _ = holed(folder / "base", first=40)
     before = content(filler.engine)
     filler.engine.close()
 
     def whole(path: Path) -> None:
         with Engine(path, model=filler.model) as engine:
-            compact(engine)
+            compact_compact(engine.index)
 
     shutil.copytree(filler.path, folder / "counted")
     count = trace(-1, *WATCHED)
@@ -325,12 +335,12 @@ def harness(folder: Path, times: int, seed: int) -> None:
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         with Engine(index, model=filler.model) as engine:
-            assert verify(engine).problems == ()
+            assert verify(engine.index).problems == ()
             assert content(engine) == before
             epoch = engine.shards.epoch
-            done = compact(engine)
+            done = compact_compact(engine.index)
             assert (done.removed > 0) == (epoch == 0)
-            assert content(engine) == before and verify(engine).problems == ()
+            assert content(engine) == before and verify(engine.index).problems == ()
             assert names(index) == names(folder / "counted")
         rounds.append(epoch)
     print(json.dumps(rounds))

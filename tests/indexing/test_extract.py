@@ -19,14 +19,16 @@ import pytest
 from PIL import Image
 
 import simsearch
-from simsearch import machine, models
+from simsearch.common import machine
 from simsearch.errors import DeviceError, ImageError
-from simsearch.extract import Task, extract
-from simsearch.loading import Extracted
-from simsearch.models import runtime, torch_runtime
-from simsearch.models.runtime import OnnxModel
-from simsearch.models.torch_runtime import TorchRunner
-from simsearch.opening import resolve
+from simsearch.images.sources.resolve import resolve
+from simsearch.indexing.extract import Task, extract
+from simsearch.indexing.load import LoadedImage
+from simsearch.models import load, registry
+from simsearch.models.onnx import runtime
+from simsearch.models.onnx.runtime import OnnxModel
+from simsearch.models.torch import runtime as torch_runtime
+from simsearch.models.torch.runtime import TorchRunner
 from tests.helpers.data import ROOT
 from tests.helpers.extract import picture
 from tests.helpers.models import CellModel
@@ -35,12 +37,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def run(model: Any, files: Sequence[bytes], **options: Any) -> list[tuple[int, Extracted]]:
+def run(model: Any, files: Sequence[bytes], **options: Any) -> list[tuple[int, LoadedImage]]:
     tasks = [Task(lambda data=data: data, number) for number, data in enumerate(files)]  # type: ignore[misc]
     return [pair for group in extract(model, tasks, **options) for pair in group]
 
 
-def features(found: Sequence[tuple[int, Extracted]]) -> NDArray[np.float16]:
+def features(found: Sequence[tuple[int, LoadedImage]]) -> NDArray[np.float16]:
     return np.stack([result.features for _, result in found if result.features is not None])
 
 
@@ -49,11 +51,11 @@ def features(found: Sequence[tuple[int, Extracted]]) -> NDArray[np.float16]:
 
 def test_features_ignore_threads_and_batches(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [picture(number, (100, 80), "JPEG") for number in range(45)]
-    plain = OnnxModel(models.find(str(tiny_weights)))
+    plain = OnnxModel(registry.find_weights(str(tiny_weights)))
     expected = features(run(plain, files, batch_size=1, workers=1))
     assert expected.shape == (45, 32)
-    monkeypatch.setattr(machine, "cores", lambda: 4)
-    several = OnnxModel(models.find(str(tiny_weights)), threads=True)
+    monkeypatch.setattr(machine, "available_cores", lambda: 4)
+    several = OnnxModel(registry.find_weights(str(tiny_weights)), threads=True)
     assert several.lanes == 4
     for model, batch_size, workers in [(plain, 32, 3), (several, 1, 8), (several, 7, 2), (several, 32, None)]:
         found = run(model, files, batch_size=batch_size, workers=workers)
@@ -95,7 +97,7 @@ def test_equal_images_are_computed_once() -> None:
 
 
 def test_slow_images_do_not_delay_earlier_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simsearch.extract.PATIENCE", 0.05)
+    monkeypatch.setattr("simsearch.indexing.extract.PATIENCE", 0.05)
     going = threading.Event()
 
     def late() -> bytes:
@@ -211,9 +213,9 @@ def test_unusable_gpu_is_passed_over(tiny_weights: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(runtime, "choose_device", lambda device, few=False: "cuda")
     monkeypatch.setattr(torch_runtime, "TorchModel", full)
-    assert models.load(str(tiny_weights)).engine == "onnxruntime-cpu"
+    assert load.load_model(str(tiny_weights)).engine == "onnxruntime-cpu"
     with pytest.raises(DeviceError, match="device 'cuda' cannot be used: CUDA out of memory"):
-        models.load(str(tiny_weights), "cuda")
+        load.load_model(str(tiny_weights), "cuda")
 
 
 # -- large files and images
@@ -238,12 +240,13 @@ def test_large_files_are_decoded_in_place(kind: str, tmp_path: Path, monkeypatch
     path = {"folder": source, "zip": tmp_path / "a.zip", "tar": tmp_path / "a.tar.gz", "csv": source / "a.csv"}[kind]
     rows = []
     for limit in (1 << 30, -1):
-        monkeypatch.setattr("simsearch.loading.LARGE_BYTES", limit)
+        monkeypatch.setattr("simsearch.images.decode.LARGE_BYTES", limit)
         with simsearch.build(path, tmp_path / f"index{limit}", CellModel()) as engine:
             assert len(engine) == 5
-            assert dict(engine.failures()).keys() == {engine.paths([engine.item(1)])[0].replace("0.png", name)
-                                                      for name in ("broken.png", "empty.png")}  # fmt: skip
-            with engine.store.reading() as reader:
+            assert dict(engine.failures()).keys() == {
+                engine.paths([engine.item(1)])[0].replace("0.png", name) for name in ("broken.png", "empty.png")
+            }
+            with engine.reading() as reader:
                 items = list(reader.items())
             rows.append(
                 [(item.path, item.digest, engine.shards.read(np.array([item.row])).tobytes()) for item in items]
@@ -260,7 +263,7 @@ MEMORY = """
 import json, re, sys
 from pathlib import Path
 import simsearch
-from simsearch import extract
+from simsearch.indexing import extract
 from tests.helpers.models import CellModel
 extract.DECODING_BYTES = 100 << 20
 engine = simsearch.build(sys.argv[1], sys.argv[2], CellModel(), workers=4)
@@ -279,8 +282,11 @@ def test_large_pictures_do_not_add_up_in_memory(tmp_path: Path) -> None:
         Image.new("RGBA", (5000, 5000), colour).save(folder / f"{number}.png", compress_level=1)
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(folder), str(tmp_path / "index")],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     count, peak = json.loads(done.stdout)
     assert count == 5
     assert peak / 1024 < 340  # Python and its packages, and what the C library keeps, take some 200

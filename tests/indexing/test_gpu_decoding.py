@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 import simsearch
-from simsearch import extract, machine
-from simsearch.loading import Extracted
-from simsearch.models.jpegs import JpegDecoder, header
+from simsearch.common import machine
+from simsearch.indexing import extract
+from simsearch.indexing.load import LoadedImage
+from simsearch.models.torch.jpeg_decoder import JpegDecoder, header
 from tests.helpers.jpegs import jpeg, pillow, smooth
 from tests.helpers.models import CellModel
 
@@ -42,7 +43,7 @@ def everything() -> list[bytes]:
     return files
 
 
-def run(model: Any, files: Sequence[bytes], **options: Any) -> list[Extracted]:
+def run(model: Any, files: Sequence[bytes], **options: Any) -> list[LoadedImage]:
     tasks = [extract.Task(lambda data=data: data, number) for number, data in enumerate(files)]  # type: ignore[misc]
     known: set[bytes] = set()
     found = []
@@ -86,7 +87,7 @@ def test_files_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [jpeg(smooth(n, (200, 150)), comment=bytes(20_000)) for n in range(60)]
     limit, gate, most = 200_000, threading.Semaphore(0), 0
     monkeypatch.setattr(extract, "WAITING_BYTES", limit)
-    count = extract._Room._count
+    count = extract._InFlight._count
 
     def noted(room: Any, reading: int, size: int) -> None:
         nonlocal most
@@ -94,7 +95,7 @@ def test_files_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         most = max(most, room.bytes)
         gate.release()
 
-    monkeypatch.setattr(extract._Room, "_count", noted)
+    monkeypatch.setattr(extract._InFlight, "_count", noted)
 
     def slow(tensors: list[Tensor]) -> list[Tensor]:
         gate.acquire(timeout=0.02)
@@ -128,8 +129,8 @@ def test_copies_of_undecodable_file_fail_alike(batch_size: int, tmp_path: Path) 
 
 def test_refused_by_device_decodes_within_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
-    hold = machine.Budget.hold
-    monkeypatch.setattr(machine.Budget, "hold", lambda budget, size: held.append(size) or hold(budget, size))  # type: ignore[func-returns-value]
+    hold = machine.MemoryBudget.hold
+    monkeypatch.setattr(machine.MemoryBudget, "hold", lambda budget, size: held.append(size) or hold(budget, size))  # type: ignore[func-returns-value]
     found = run(Handed(lambda files: []), [jpeg(smooth(n), progressive=True) for n in range(4)])
     assert all(result.features is not None for result in found)
     assert len(held) == 4

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from simsearch import sync
 from simsearch.engine import Engine
 from simsearch.errors import (
     IndexLockedError,
 )
-from simsearch.meta import writer_lock
-from simsearch.store import Store
-from simsearch.verify import verify
+from simsearch.indexing import sync
+from simsearch.storage.database import Database
+from simsearch.storage.lock import writer_lock
+from simsearch.storage.verify import verify
 from tests.helpers.models import Colours
 from tests.helpers.pictures import draw
 from tests.helpers.sync import ALL, edit, ids, told
@@ -75,7 +75,7 @@ def test_interrupted_build_keeps_what_is_done(
         build(photos, progress=interrupt, batch_size=3)
     with Engine(index, model=colours) as engine:
         assert len(engine) == 9
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
         assert engine.meta.items == 9
     before = ids(index)
     assert told(build(photos)) == {"added": ALL - 9, "unchanged": 9, "computed": ALL - 9}
@@ -97,25 +97,28 @@ def test_interrupted_build_prunes_nothing(build: Any, photos: Path, index: Path)
     assert told(build(photos)) == {"removed": 1, "unchanged": ALL - 1}
 
 
-@pytest.mark.parametrize("when", [
-    "before",
-    "after",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "when",
+    [
+        "before",
+        "after",
+    ],
+)
 def test_interrupted_in_a_commit(
     build: Any, photos: Path, index: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """Ctrl-C in the middle of a build, while a commit begins or when it is just done."""
     monkeypatch.setattr(sync, "COMMIT_IMAGES", 4)
-    apply, calls = Store.apply, itertools.count()
+    apply, calls = Database.apply, itertools.count()
 
-    def interrupted(store: Store, changes: Any) -> None:
+    def interrupted(store: Database, changes: Any) -> None:
         if next(calls) == 1:
             if when == "after":
                 apply(store, changes)
             raise KeyboardInterrupt
         apply(store, changes)
 
-    monkeypatch.setattr(Store, "apply", interrupted)
+    monkeypatch.setattr(Database, "apply", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(photos, batch_size=4)
     done = len(ids(index))

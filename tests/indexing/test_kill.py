@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
-from simsearch import api, meta, shards, store, sync
+from simsearch import api
 from simsearch.engine import Engine
-from simsearch.verify import verify
+from simsearch.indexing import sync
+from simsearch.storage import database, feature_files, meta, reader
+from simsearch.storage.verify import verify
 from tests.helpers.data import ROOT
 from tests.helpers.dying import trace
 from tests.helpers.models import Colours
@@ -66,20 +68,20 @@ def test_killed_at_random_moments(
 
 # -- at chosen lines, in a process of its own that forks before it has any threads
 
-WATCHED = (sync, store, shards, meta)
+WATCHED = (sync, database, feature_files, meta)
 
 
 def build(photos: Path, index: Path) -> int:
     """One build, verified; returns how many images were computed."""
     model = Colours()
     with api.build(photos, index, model, batch_size=4, workers=1) as engine:
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
     return model.computed
 
 
-def items(index: Path) -> dict[str, store.Item]:
-    with Engine(index, model=Colours()) as engine, engine.store.reading() as reader:
-        assert verify(engine).problems == ()
+def items(index: Path) -> dict[str, reader.Item]:
+    with Engine(index, model=Colours()) as engine, engine.reading() as reader:
+        assert verify(engine.index).problems == ()
         found = list(reader.items())
     assert len({item.path for item in found}) == len(found)
     return {item.path: item for item in found}

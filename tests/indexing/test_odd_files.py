@@ -17,17 +17,27 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import simsearch
-from simsearch import api, images, models, sample, sync
-from simsearch.verify import verify
+from simsearch import api
+from simsearch.images import decode
+from simsearch.images.samples import generate
+from simsearch.indexing import options as indexing_options
+from simsearch.models import base, load, registry
+from simsearch.storage.verify import verify
 from tests.helpers.models import CellModel
 
 GOOD, ODD = 100, 200
 UNREADABLE = "unreadable.jpg"
 Turn = Image.Transpose
 STORED_BY = (
-    None, Turn.FLIP_LEFT_RIGHT, Turn.ROTATE_180, Turn.FLIP_TOP_BOTTOM,
-    Turn.TRANSPOSE, Turn.ROTATE_90, Turn.TRANSVERSE, Turn.ROTATE_270,
-)  # fmt: skip
+    None,
+    Turn.FLIP_LEFT_RIGHT,
+    Turn.ROTATE_180,
+    Turn.FLIP_TOP_BOTTOM,
+    Turn.TRANSPOSE,
+    Turn.ROTATE_90,
+    Turn.TRANSVERSE,
+    Turn.ROTATE_270,
+)
 """How a camera that writes EXIF orientation 1, 2, ... has turned the picture."""
 
 # In a program that does not turn warnings into errors, what Pillow only warns of is no reason to give a file up.
@@ -172,7 +182,7 @@ def _unreadable_even_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def content(engine: simsearch.Engine) -> tuple[dict[str, int], dict[str, str]]:
     """The items of an index (path and row) and its failures (path and reason)."""
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         items = [(item.path, item.row) for item in reader.items()]
         failures = [(path, reason) for _, path, reason in reader.failures()]
     assert len(dict(items)) == len(items)
@@ -207,10 +217,10 @@ def test_odd_folder_is_indexed_where_readable(tmp_path: Path, odd: dict[str, byt
 
         rows = [items[f"turned-{orientation}.jpg"] for orientation in range(1, 9)]
         assert similar(engine.shards.read(np.array(rows))) >= 0.99
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
 
     computed = model.computed
-    options = sync.Options(workers=2)
+    options = indexing_options.BuildOptions(workers=2)
     engine, summary = api.build_with_summary(
         [tmp_path / "pictures"], tmp_path / "index", model, device="cpu", options=options
     )
@@ -219,7 +229,7 @@ def test_odd_folder_is_indexed_where_readable(tmp_path: Path, odd: dict[str, byt
         assert (summary.added, summary.updated, summary.moved, summary.removed) == (0, 0, 0, 0)
         assert (summary.items, summary.unchanged, summary.failed) == (len(items), len(items), len(failures))
         assert content(engine) == (items, failures)
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
 
 
 def assert_what_should_be_an_item(items: set[str], failures: dict[str, str]) -> None:
@@ -249,7 +259,7 @@ def test_mended_and_broken_files_change_places(tmp_path: Path) -> None:
 
     def build() -> tuple[list[str], list[str]]:
         with simsearch.build(folder, index=tmp_path / "index", model=CellModel()) as engine:
-            assert verify(engine).problems == ()
+            assert verify(engine.index).problems == ()
             items, failures = content(engine)
             return sorted(items), sorted(failures)
 
@@ -299,10 +309,10 @@ def test_failure_is_forgotten_once_readable(interrupted: tuple[Path, int]) -> No
 # -- the same picture, however the camera was held
 
 
-def features(model: models.Model, image: Image.Image) -> NDArray[np.float32]:
+def features(model: base.Model, image: Image.Image) -> NDArray[np.float32]:
     """The features (8, D) of a picture in all eight orientations."""
     pixels = [
-        model.recipe.pixels(images.decode(turned(image, orientation), model.recipe.resize).image)
+        model.recipe.pixels(decode.decode_image(turned(image, orientation), model.recipe.resize).image)
         for orientation in range(1, 9)
     ]
     return model.features(np.stack(pixels))
@@ -320,7 +330,7 @@ def test_ignored_orientation_changes_features() -> None:
     assert similar(model.features(both)) < 0.95
 
 
-@pytest.mark.parametrize("name", models.BUILTIN)
+@pytest.mark.parametrize("name", registry.BUILTIN)
 def test_orientation_keeps_shipped_features(name: str) -> None:
-    model = models.load(name, "cpu", images=8)
-    assert similar(features(model, sample.draw("cat", 0))) >= 0.99
+    model = load.load_model(name, "cpu", images=8)
+    assert similar(features(model, generate.draw("cat", 0))) >= 0.99

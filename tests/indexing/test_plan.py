@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from simsearch import api, sync
+from simsearch import api
 from simsearch.errors import (
     UsageError,
 )
+from simsearch.indexing import options
 from tests.helpers.models import Colours
 from tests.helpers.pictures import draw
 from tests.helpers.sync import ALL, edit, sources
@@ -26,7 +27,7 @@ def test_dry_run_counts_and_changes_nothing(build: Any, photos: Path, index: Pat
     (photos / "rose" / "0.png").unlink()
     computed = colours.computed
     for names in ([], [photos / "blue", photos / "rose"]):
-        summary = api.plan(names, index, colours, sync.Options())
+        summary = api.plan(names, index, colours, options.BuildOptions())
         assert (summary.to_read, summary.removed) == (2, 1)
     assert colours.computed == computed
     after = {path: path.read_bytes() for path in before}
@@ -34,19 +35,19 @@ def test_dry_run_counts_and_changes_nothing(build: Any, photos: Path, index: Pat
 
 
 def test_dry_run_of_a_new_index(photos: Path, index: Path, colours: Colours) -> None:
-    summary = api.plan([photos], index, colours, sync.Options())
+    summary = api.plan([photos], index, colours, options.BuildOptions())
     assert (summary.to_read, summary.items, colours.computed) == (ALL, 0, 0)
     assert not index.exists()
     with pytest.raises(UsageError):
-        api.build_with_summary([], index, colours, device="cpu", options=sync.Options())
+        api.build_with_summary([], index, colours, device="cpu", options=options.BuildOptions())
     assert not index.exists()
 
 
 def test_dry_run_records_no_source(build: Any, photos: Path, index: Path, colours: Colours) -> None:
     build(photos / "blue", labels="none")
     before = sources(index)
-    api.plan([photos / "blue"], index, colours, sync.Options())
-    api.plan([photos], index, colours, sync.Options())
+    api.plan([photos / "blue"], index, colours, options.BuildOptions())
+    api.plan([photos], index, colours, options.BuildOptions())
     assert sources(index) == before
 
 

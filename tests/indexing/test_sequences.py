@@ -10,12 +10,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from simsearch import projection, sync, tuning
-from simsearch.coded import Coded
-from simsearch.compacting import compact
-from simsearch.models.codes import Codes
-from simsearch.structure import Setting, Structure
-from simsearch.verify import verify
+from simsearch.common import pca
+from simsearch.indexing import sync, tune
+from simsearch.indexing.compact import compact
+from simsearch.models.hashing.encoder import HashEncoder
+from simsearch.search.ann import AnnIndex, AnnSettings
+from simsearch.search.binary_codes import BinaryCodeIndex
+from simsearch.storage.verify import verify
 from tests.helpers.filler import LABELS, Filler
 
 D = 16
@@ -50,20 +51,20 @@ class Sequences(RuleBasedStateMachine):
         if self.approximate:
             features = np.stack(list(self.known.values()))
             made = self.structure(features)
-            choice = tuning.Choice(made.setting.kind, 1.0, 1.0, 1.0, 1, 0.0, 0.0, 0, {})
-            tuning._record(self.filler.engine, made, choice)
-            assert isinstance(self.filler.engine._approximate(0), Structure)
+            choice = tune.Choice(made.setting.kind, 1.0, 1.0, 1.0, 1, 0.0, 0.0, 0, {})
+            tune._record(self.filler.engine.index, made, choice)
+            assert isinstance(self.filler.engine.structure, AnnIndex)
 
-    def structure(self, features: np.ndarray) -> Structure:
-        onto = projection.principal(features, D)
-        return tuning._build(Setting("sq8", D, 40, 0), onto, onto(features), np.arange(300), 300)
+    def structure(self, features: np.ndarray) -> AnnIndex:
+        onto = pca.fit_pca(features, D)
+        return tune._build(AnnSettings("sq8", D, 40, 0), onto, onto(features), np.arange(300), 300)
 
     def add(self, seed: int, n: int) -> None:
         features = vectors(seed, n)
         first = self.filler.count + 1
         self.filler.add(features)
         self.known |= dict(enumerate(features, first))
-        sync.refresh_meta(self.filler.engine)
+        sync.refresh_meta(self.filler.engine.index)
 
     @rule(seed=SEEDS, n=st.integers(1, 70))
     def added(self, seed: int, n: int) -> None:
@@ -86,9 +87,9 @@ class Sequences(RuleBasedStateMachine):
 
     @rule()
     def compacted(self) -> None:
-        compact(self.filler.engine)
+        compact(self.filler.engine.index)
         self.filler.rows = len(self.known)
-        assert verify(self.filler.engine).problems == ()
+        assert verify(self.filler.engine.index).problems == ()
 
     @rule(seed=SEEDS, k=st.integers(1, 30), label=st.sampled_from([None, *LABELS]), reach=st.floats(3, 12) | st.none())
     def searched(self, seed: int, k: int, label: str | None, reach: float | None) -> None:
@@ -119,16 +120,20 @@ class CodedSequences(Sequences):
 
     approximate = True
 
-    def structure(self, features: np.ndarray) -> Structure:
+    def structure(self, features: np.ndarray) -> AnnIndex:
         weight = np.random.default_rng(0).standard_normal((D, 512), np.float32)
-        codes = Codes(features.mean(0, dtype=np.float32), 1.0, (weight,), (np.zeros(512, np.float32),))
-        return Coded(Setting("codes", 512, 40, 0), codes, codes(features), np.arange(300), 300)
+        codes = HashEncoder(features.mean(0, dtype=np.float32), 1.0, (weight,), (np.zeros(512, np.float32),))
+        return BinaryCodeIndex(AnnSettings("codes", 512, 40, 0), codes, codes(features), np.arange(300), 300)
 
 
 limits = settings(
-    max_examples=10, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow],
-    derandomize=True, database=None,
-)  # fmt: skip
+    max_examples=10,
+    stateful_step_count=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+    database=None,
+)
 TestExact = Sequences.TestCase
 TestExact.settings = limits
 TestApproximate = ApproximateSequences.TestCase

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simsearch import reader, sync
 from simsearch.engine import Engine
 from simsearch.errors import (
     UsageError,
 )
-from simsearch.store import Changes, Item, Store
+from simsearch.indexing import sync
+from simsearch.storage import reader
+from simsearch.storage.database import Changes, Database
+from simsearch.storage.reader import Item
 from tests.helpers.models import Colours
 from tests.helpers.pictures import CLASSES, EACH, draw
 from tests.helpers.sync import ALL, _ticks, edit, failures, ids, items, labels, told, touch
@@ -24,7 +26,7 @@ from tests.helpers.sync import ALL, _ticks, edit, failures, ids, items, labels, 
 
 def features_are_those_of_the_files(index: Path, colours: Colours, root: Path) -> None:
     """Every item's features are what its file gives now."""
-    with Engine(index, model=colours) as engine, engine.store.reading() as reader:
+    with Engine(index, model=colours) as engine, engine.reading() as reader:
         for item in reader.items():
             row = engine.shards.read(np.array([item.row]))[0].astype(np.float32)
             assert np.array_equal(row, engine.features([root / item.path])[0]), item.path
@@ -321,11 +323,13 @@ def test_adding_one_image_reads_no_others(
 
 def test_items_and_failures_of_part_of_source(tmp_path: Path) -> None:
     names = ["a", "a/b", "a/b/c", "a.b", "a0", "ab", "A/b", "a\udcff/x"]
-    items = Store(tmp_path / "items.sqlite", create=True)
+    items = Database(tmp_path / "items.sqlite", create=True)
     for kind in ("folder", "zip"):
         source = items.add_source(kind, "/pictures", tmp_path, {}).id
-        new = [Item(0, source, name, None, {}, name.encode("utf-8", "surrogateescape"), 1, 1, 1, 1, 8 * source + n)
-               for n, name in enumerate(names)]  # fmt: skip
+        new = [
+            Item(0, source, name, None, {}, name.encode("utf-8", "surrogateescape"), 1, 1, 1, 1, 8 * source + n)
+            for n, name in enumerate(names)
+        ]
         items.apply(Changes(inserted=new, failed=[(source, name + "!", "why") for name in names]))
     with items.reading() as reader:
         for below in ("", "a", "a/b", "a/b/c", "b", "ab", "a\udcff"):

@@ -18,8 +18,8 @@ from simsearch.errors import (
     SimsearchError,
     UsageError,
 )
-from simsearch.store import Store
-from simsearch.verify import verify
+from simsearch.storage.database import Database
+from simsearch.storage.verify import verify
 from tests.helpers.models import Colours
 from tests.helpers.pictures import CLASSES, EACH, draw
 from tests.helpers.sync import ALL, _ticks, edit, failures, ids, items, labels, sources, told
@@ -81,10 +81,10 @@ def test_any_order_of_overlapping_sources(photos: Path, index: Path, colours: Co
             draw(folder / f"new-{next(_ticks)}.png", 3000 + next(_ticks))
             if step % 2:
                 continue
-            with api.build([], index, colours) as engine, engine.store.reading() as reader:
+            with api.build([], index, colours) as engine, engine.reading() as reader:
                 opened = engine.opened(reader)
                 found = [opened[item.source].display(item.path) for item in reader.items()]
-                assert verify(engine).problems == ()
+                assert verify(engine.index).problems == ()
             wanted = {str(f) for f in photos.rglob("*.png") if f in named or named & set(f.parents)}
             assert sorted(found) == sorted(wanted)
 
@@ -92,18 +92,18 @@ def test_any_order_of_overlapping_sources(photos: Path, index: Path, colours: Co
 def test_failing_while_absorbing(build: Any, photos: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends while the narrower source is handed over leaves both or one, never the images of both."""
     build(photos / "blue")
-    connect = Store._connect
+    connect = Database._connect
 
     def deny(action: int, table: str | None, *_: Any) -> int:
         return sqlite3.SQLITE_DENY if (action, table) == (sqlite3.SQLITE_DELETE, "sources") else sqlite3.SQLITE_OK
 
-    def guarded(store: Store) -> sqlite3.Connection:
+    def guarded(store: Database) -> sqlite3.Connection:
         connection = connect(store)
         connection.set_authorizer(deny)
         return connection
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_connect", guarded)
+        patch.setattr(Database, "_connect", guarded)
         with pytest.raises(SimsearchError, match="not authorized"):
             build(photos)
     build()
@@ -149,7 +149,7 @@ def test_add_and_remove(build: Any, photos: Path, index: Path, tmp_path: Path) -
         assert engine.search(extra, k=1)[0].path == str(extra)
         assert engine.remove([str(photos / "blue"), "id:1"]) == EACH + 1
         assert len(engine) == ALL - EACH
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
     assert extra.exists()
     assert (photos / "blue" / "0.png").exists()
 

@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from simsearch import projection, sync, tuning
 from simsearch.cli.main import main
+from simsearch.common import pca
+from simsearch.common.intervals import mean_interval
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, UsageError
-from simsearch.index import FlatIndex
-from simsearch.meta import Meta, writer_lock
-from simsearch.models.dbn import CodesConfig
-from simsearch.structure import Setting, Structure
-from simsearch.tuning import interval, tune
+from simsearch.indexing import sync, tune
+from simsearch.indexing.tune import tune as tune_tune
+from simsearch.models.hashing.autoencoder import HashConfig
+from simsearch.search.ann import AnnIndex, AnnSettings
+from simsearch.search.exact import FlatIndex
+from simsearch.storage.lock import writer_lock
+from simsearch.storage.meta import Meta
 from tests.helpers.clusters import D, clustered
 from tests.helpers.filler import Filler
 
@@ -33,7 +36,7 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filler:
     filler = Filler(tmp_path / "index", D, rows_per_shard=1024)
     filler.add(clustered(np.random.default_rng(0), 3000))
     clock = iter(range(10**9))
-    monkeypatch.setattr(tuning, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
     return filler
 
 
@@ -52,20 +55,20 @@ def recall(engine: Engine, queries: np.ndarray, **options: object) -> float:
 def test_tune_reaches_the_recall_and_records_it(filled: Filler) -> None:
     engine = filled.engine
     assert engine.exact
-    choice = tune(engine, 0.9)
+    choice = tune_tune(engine.index, 0.9)
     assert choice.kind in {"hnsw", "pq", "ivf", "sq8", "rabitq"}
     assert 0.9 <= choice.recall <= 1 and choice.low <= choice.recall <= choice.high
     with Engine(filled.path, model=filled.model) as again:
         assert not again.exact
         search = again.info()["search"]
         assert (search["kind"], search["recall"]) == (choice.kind, choice.recall)
-        assert len(again._approximate(0).rows) == 3000  # type: ignore[union-attr]
+        assert len(again.structure.rows) == 3000  # type: ignore[union-attr]
         queries = clustered(np.random.default_rng(5), 50).astype(np.float32)
         assert recall(again, queries) >= 0.85
 
 
 def test_added_removed_and_filtered_items(filled: Filler) -> None:
-    tune(filled.engine, 0.9)
+    tune_tune(filled.engine.index, 0.9)
     random = np.random.default_rng(6)
     engine = filled.engine
     new = clustered(random, 300)
@@ -86,7 +89,7 @@ def test_added_removed_and_filtered_items(filled: Filler) -> None:
 
 
 def test_lost_structure_loses_no_answers(filled: Filler) -> None:
-    tune(filled.engine, 0.9)
+    tune_tune(filled.engine.index, 0.9)
     query = clustered(np.random.default_rng(7), 1)[0].astype(np.float32)
     exact = filled.engine.search_by_vector(query, exact=True)
     for damage in ("rows.npy", None):
@@ -94,7 +97,7 @@ def test_lost_structure_loses_no_answers(filled: Filler) -> None:
         if damage:
             (folder / damage).write_bytes(b"no array")
             with pytest.raises(IndexDamagedError):
-                Structure.load(folder, Meta.read(filled.path).search["parameters"])
+                AnnIndex.load(folder, Meta.read(filled.path).search["parameters"])
         else:
             shutil.rmtree(filled.path / "derived")
         with Engine(filled.path, model=filled.model) as engine:
@@ -109,7 +112,7 @@ def test_lost_structure_loses_no_answers(filled: Filler) -> None:
 def test_answers_say_whether_they_are_exact(filled: Filler) -> None:
     engine, query = filled.engine, clustered(np.random.default_rng(7), 1)[0].astype(np.float32)
     assert engine.search_by_vector(query).exact
-    tune(engine, 0.9)
+    tune_tune(engine.index, 0.9)
     assert not engine.search_by_vector(query).exact
     assert engine.search_by_vector(query, exact=True).exact
     assert not engine.search_by_vector(query, where=["n<2000"]).exact
@@ -124,13 +127,13 @@ def test_answers_say_whether_they_are_exact(filled: Filler) -> None:
 def test_second_tune_replaces_first(filled: Filler) -> None:
     with Engine(filled.path, model=filled.model) as reader:
         assert [reader.exact] == [True]
-        tune(filled.engine, 0.9)
+        tune_tune(filled.engine.index, 0.9)
         reader.search_by_vector(np.zeros(D, np.float32))
         assert [reader.exact] == [False]
         first = {path.name for path in (filled.path / "derived").iterdir()}
-        tune(filled.engine, 0.9)
+        tune_tune(filled.engine.index, 0.9)
         assert len(first) == 1 and first != {path.name for path in (filled.path / "derived").iterdir()}
-        tune(filled.engine, 1.0)
+        tune_tune(filled.engine.index, 1.0)
         reader.search_by_vector(np.zeros(D, np.float32))
         assert reader.exact and reader.info()["search"]["kind"] == "exact"
         assert not list((filled.path / "derived").iterdir())
@@ -144,7 +147,7 @@ def test_an_interrupted_tune_changes_nothing(filled: Filler) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(filled.engine, 0.9, progress=interrupt)
+        tune_tune(filled.engine.index, 0.9, progress=interrupt)
     assert (filled.path / "meta.json").read_bytes() == before
     assert not (filled.path / "derived").exists()
 
@@ -153,45 +156,48 @@ def test_another_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
     """One that goes on for long is told before anything is measured; one that comes at the end costs nothing."""
     filler = Filler(tmp_path / "index", D)
     filler.add(clustered(np.random.default_rng(0), 100))
-    record, recorded = tuning._record, []
+    record, recorded = tune._record, []
 
-    def late(*arguments: Any) -> tuning.Choice:
+    def late(*arguments: Any) -> tune.Choice:
         writer = contextlib.ExitStack()
         writer.enter_context(writer_lock(filler.path))
         threading.Timer(0.3, writer.close).start()
         recorded.append(record(*arguments))
         return recorded[-1]
 
-    monkeypatch.setattr(tuning, "_record", late)
-    monkeypatch.setattr(tuning, "BEFORE", 0.1)
+    monkeypatch.setattr(tune, "_record", late)
+    monkeypatch.setattr(tune, "BEFORE", 0.1)
     with writer_lock(filler.path):
-        for attempt in (lambda: tune(filler.engine, 0.9), lambda: tuning.tune_codes(filler.engine, CodesConfig(64))):
+        for attempt in (
+            lambda: tune_tune(filler.engine.index, 0.9),
+            lambda: tune.tune_codes(filler.engine.index, HashConfig(64)),
+        ):
             with pytest.raises(IndexLockedError, match=f"process {os.getpid()} is writing"):
                 attempt()
-    assert tune(filler.engine, 0.9).kind == "exact" and len(recorded) == 1
+    assert tune_tune(filler.engine.index, 0.9).kind == "exact" and len(recorded) == 1
 
 
 def test_memory_is_a_limit(filled: Filler) -> None:
-    assert tune(filled.engine, 0.9, memory=1000).kind == "exact"
-    choice = tune(filled.engine, 0.9, memory=3000 * (D + 20))
+    assert tune_tune(filled.engine.index, 0.9, memory=1000).kind == "exact"
+    choice = tune_tune(filled.engine.index, 0.9, memory=3000 * (D + 20))
     assert choice.kind in {"sq8", "rabitq", "ivf", "pq"} and choice.memory <= 3000 * (D + 20)
-    codes = Setting("sq8", D, 12, 0).bytes_for(3000)  # the least, but for RaBitQ: held-out items count
+    codes = AnnSettings("sq8", D, 12, 0).bytes_for(3000)  # the least, but for RaBitQ: held-out items count
     for memory, kinds in ((codes, {"sq8", "rabitq"}), (codes - 1, {"rabitq", "exact"})):
-        assert tune(filled.engine, 0.9, memory=memory).kind in kinds
+        assert tune_tune(filled.engine.index, 0.9, memory=memory).kind in kinds
     for wrong in (0.0, 1.5):
         with pytest.raises(UsageError, match="recall"):
-            tune(filled.engine, wrong)
+            tune_tune(filled.engine.index, wrong)
     with pytest.raises(UsageError, match="memory"):
-        tune(filled.engine, 0.9, memory=0)
+        tune_tune(filled.engine.index, 0.9, memory=0)
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "pq", "ivf", "sq8", "rabitq"])
 def test_structures_take_what_is_said(kind: str) -> None:
     import faiss
 
-    setting, features = Setting(kind, 48, 12, 16), clustered(np.random.default_rng(0), 6000)
-    onto = projection.principal(features, 48)
-    made = tuning._build(setting, onto, onto(features), np.arange(6000), 6000)
+    setting, features = AnnSettings(kind, 48, 12, 16), clustered(np.random.default_rng(0), 6000)
+    onto = pca.fit_pca(features, 48)
+    made = tune._build(setting, onto, onto(features), np.arange(6000), 6000)
     taken = faiss.serialize_index(made.index).nbytes + made.rows.nbytes
     assert 0.75 * setting.bytes_for(6000) < taken < 1.05 * setting.bytes_for(6000)
 
@@ -203,8 +209,8 @@ def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.Monk
     features = clustered(np.random.default_rng(0), 2500).astype(np.float32)
     filler.add(np.minimum(features * factor, 6e4))
     clock = iter(range(10**9))
-    monkeypatch.setattr(tuning, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
-    assert tune(filler.engine, 0.95).recall >= 0.95
+    monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    assert tune_tune(filler.engine.index, 0.95).recall >= 0.95
     queries = np.minimum(clustered(np.random.default_rng(5), 40).astype(np.float32) * np.float32(factor), 6e4)
     assert not filler.engine.exact and recall(filler.engine, queries) >= 0.9
 
@@ -217,19 +223,19 @@ def test_exact_scan_is_timed_on_existing_items(filled: Filler, monkeypatch: pyte
         asked.append(search(queries[:1]))
         return 2.0, 1
 
-    monkeypatch.setattr(tuning, "SCANNED", 500)
-    monkeypatch.setattr(tuning, "_timed", timed)
+    monkeypatch.setattr(tune, "SCANNED", 500)
+    monkeypatch.setattr(tune, "_timed", timed)
     monkeypatch.setattr(FlatIndex, "search", lambda self, queries, k, permitted: (self.rows, permitted.tolist()))
     entries = np.arange(1000, 3000)
     flat = FlatIndex(filled.engine.shards, 3000)
-    assert tuning._exact_seconds(flat, entries, np.zeros((5, D), np.float32)) == 2.0 * 2000 / 500
+    assert tune._exact_seconds(flat, entries, np.zeros((5, D), np.float32)) == 2.0 * 2000 / 500
     assert asked == [(1500, list(range(1000, 1500)))]
 
 
 def test_a_small_index_stays_exact(tmp_path: Path) -> None:
     filler = Filler(tmp_path / "index", D)
     filler.add(clustered(np.random.default_rng(0), 100))
-    assert tune(filler.engine, 0.9).kind == "exact"
+    assert tune_tune(filler.engine.index, 0.9).kind == "exact"
     assert filler.engine.exact
 
 
@@ -238,11 +244,12 @@ def test_every_kind_finds_what_it_holds(tmp_path: Path, kind: str) -> None:
     filler = Filler(tmp_path / "index", D)
     features = clustered(np.random.default_rng(0), 1000)
     filler.add(features)
-    onto = projection.principal(features, 32)
-    setting = Setting(kind, 32, 100, 64)
-    made = tuning._build(setting, onto, onto(features), np.arange(1000), 1000)
-    with filler.engine.store.reading() as reader:
+    onto = pca.fit_pca(features, 32)
+    setting = AnnSettings(kind, 32, 100, 64)
+    made = tune._build(setting, onto, onto(features), np.arange(1000), 1000)
+    with filler.engine.reading() as reader:
         flat = filler.engine.snapshot(reader).flat
+        assert isinstance(flat, FlatIndex)
         found = made.search(flat, features[:50].astype(np.float32), 3, None)
         assert [each.rows[0] for each in found] == list(range(50))
         odd = np.arange(1, 1000, 2)
@@ -250,14 +257,14 @@ def test_every_kind_finds_what_it_holds(tmp_path: Path, kind: str) -> None:
         assert all((each.rows % 2 == 1).all() and len(each.rows) >= 3 for each in found)
     name, parameters = made.save(tmp_path / "derived")
     assert setting.bytes_for(1000) > 0
-    loaded = Structure.load(tmp_path / "derived" / name, parameters)
+    loaded = AnnIndex.load(tmp_path / "derived" / name, parameters)
     assert loaded.setting == setting and (loaded.rows == made.rows).all()
 
 
 def test_projection_is_orthonormal_and_principal() -> None:
     random = np.random.default_rng(0)
     x = random.normal(0, 1, (500, 5)) @ random.normal(0, 1, (5, 60)) + random.normal(0, 0.01, (500, 60)) + 7
-    onto = projection.principal(x, 5)
+    onto = pca.fit_pca(x, 5)
     np.testing.assert_allclose(onto.axes.T @ onto.axes, np.eye(5), atol=1e-6)
     kept = (onto(x).astype(np.float64) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
     exact = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
@@ -265,20 +272,22 @@ def test_projection_is_orthonormal_and_principal() -> None:
 
 
 def test_interval() -> None:
-    assert interval(np.ones(200)) == (1 - 3 / 200, 1.0)
-    low, high = interval(np.array([0.9, 1.0] * 100))
+    assert mean_interval(np.ones(200)) == (1 - 3 / 200, 1.0)
+    low, high = mean_interval(np.array([0.9, 1.0] * 100))
     assert low == pytest.approx(0.95 - 1.96 * 0.05 / 200**0.5, rel=1e-2) and low < 0.95 < high
 
 
 def test_tune_from_the_command_line(filled: Filler, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, told in (
-        (["--recall", "1"], "exact search\n"), (["--memory", "1K"], "exact search; no structure fits in the memory\n"),
-    ):  # fmt: skip
+        (["--recall", "1"], "exact search\n"),
+        (["--memory", "1K"], "exact search; no structure fits in the memory\n"),
+    ):
         done = CliRunner().invoke(main, ["tune", *arguments, "-i", str(filled.path)])
         assert done.exit_code == 0 and done.stdout == f"{filled.path}: {told}"
     for arguments, code in (
-        (["tune", "--recall", "0.9", "--memory", "1G", "--format", "json"], 0), (["tune", "--memory", "much"], 2),
-    ):  # fmt: skip
+        (["tune", "--recall", "0.9", "--memory", "1G", "--format", "json"], 0),
+        (["tune", "--memory", "much"], 2),
+    ):
         with pytest.raises(SystemExit) as end:
             main([*arguments, "-i", str(filled.path)])
         assert end.value.code == code
@@ -297,7 +306,7 @@ def test_batches_are_as_exact_as_single_queries(tmp_path: Path) -> None:
     features[random.integers(0, 3000, 500)] = features[0]
     filler.add(features)
     filler.remove(range(1, 300, 7))
-    with filler.engine.store.reading() as reader:
+    with filler.engine.reading() as reader:
         snapshot = filler.engine.snapshot(reader)
     queries = np.concatenate([features[:20].astype(np.float32), random.normal(0, 1e4, (4, D)).astype(np.float32)])
     for k in (1, 10, 700):
@@ -309,8 +318,8 @@ def test_batches_are_as_exact_as_single_queries(tmp_path: Path) -> None:
 
 
 def test_structure_newer_than_reader_is_not_used(filled: Filler) -> None:
-    tune(filled.engine, 0.9)
-    made = filled.engine._approximate(0)
+    tune_tune(filled.engine.index, 0.9)
+    made = filled.engine.structure
     assert made is not None
     earlier = FlatIndex(filled.engine.shards, 2000)
     query = earlier.read(np.array([7])).astype(np.float32)
@@ -321,6 +330,6 @@ def test_structure_newer_than_reader_is_not_used(filled: Filler) -> None:
 
 def test_build_keeps_tuning_of_another_process(filled: Filler) -> None:
     with Engine(filled.path, model=filled.model) as other:
-        tune(filled.engine, 0.9)
-        sync.remove(other, [other.item(5)])
+        tune_tune(filled.engine.index, 0.9)
+        sync.remove(other.index, [other.item(5)])
         assert Meta.read(filled.path).search["kind"] != "exact"

@@ -7,12 +7,13 @@ import pytest
 import safetensors.numpy
 import torch
 
-from simsearch import models
 from simsearch.errors import DeviceError, UsageError, WeightsError
-from simsearch.models import graphs, runtime, torch_runtime
-from simsearch.models.alexnet import AlexNet, count, local_response_norm
-from simsearch.models.configs import AlexNetConfig
-from simsearch.recipe import Recipe
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.models import load, registry
+from simsearch.models.networks.alexnet import AlexNet, count, local_response_norm
+from simsearch.models.networks.configs import AlexNetConfig
+from simsearch.models.onnx import graphs, runtime
+from simsearch.models.torch import runtime as torch_runtime
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_features_are_not_negative_and_wide(full):
 
 def test_onnx_and_torch_agree_on_a_small_network(tiny_weights):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 63, 63, 3)).astype(np.uint8)
-    found = models.find(str(tiny_weights))
+    found = registry.find_weights(str(tiny_weights))
     one = runtime.OnnxModel(found).features(pixels)
     other = torch_runtime.TorchModel(found, "cpu").features(pixels)
     np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
@@ -109,7 +110,7 @@ def test_onnx_and_torch_agree_on_a_small_network(tiny_weights):
 def test_a_cut_cache_is_made_again(tiny_weights, tmp_path, monkeypatch):
     monkeypatch.setenv("SIMSEARCH_CACHE", str(tmp_path))
     pixels = np.zeros((1, 63, 63, 3), np.uint8)
-    found = models.find(str(tiny_weights))
+    found = registry.find_weights(str(tiny_weights))
     before = runtime.OnnxModel(found).features(pixels)
     (folder,) = tmp_path.iterdir()
     (folder / "dense.safetensors").write_bytes(b"cut")
@@ -121,7 +122,9 @@ def test_a_cut_cache_is_made_again(tiny_weights, tmp_path, monkeypatch):
 def test_an_unwritable_cache_does_not_matter(tiny_weights, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SIMSEARCH_CACHE", str(tmp_path / "file" / "cache"))
-    assert runtime.OnnxModel(models.find(str(tiny_weights))).features(np.zeros((1, 63, 63, 3), np.uint8)).shape == (
+    assert runtime.OnnxModel(registry.find_weights(str(tiny_weights))).features(
+        np.zeros((1, 63, 63, 3), np.uint8)
+    ).shape == (
         1,
         32,
     )
@@ -139,7 +142,7 @@ def test_a_full_disk_is_said_in_one_line(tiny_weights, tmp_path, monkeypatch, ev
         save(tensors, path)
 
     monkeypatch.setattr(safetensors.numpy, "save_file", full)
-    model, pixels = runtime.OnnxModel(models.find(str(tiny_weights))), np.zeros((1, 63, 63, 3), np.uint8)
+    model, pixels = runtime.OnnxModel(registry.find_weights(str(tiny_weights))), np.zeros((1, 63, 63, 3), np.uint8)
     if everywhere:
         with pytest.raises(WeightsError, match=r"cannot be unpacked: .*No space left on device") as caught:
             model.features(pixels)
@@ -150,17 +153,17 @@ def test_a_full_disk_is_said_in_one_line(tiny_weights, tmp_path, monkeypatch, ev
 
 
 def test_no_images_no_features(tiny_weights):
-    assert models.load(str(tiny_weights)).features(np.zeros((0, 63, 63, 3), np.uint8)).shape == (0, 32)
+    assert load.load_model(str(tiny_weights)).features(np.zeros((0, 63, 63, 3), np.uint8)).shape == (0, 32)
 
 
 def test_unknown_names_say_what_is_known():
     with pytest.raises(UsageError, match="'alexnot'") as caught:
-        models.load("alexnot")
+        load.load_model("alexnot")
     assert "alexnet" in (caught.value.hint or "")
     with pytest.raises(UsageError, match=r"nowhere\.safetensors"):
-        models.load("nowhere.safetensors")
+        load.load_model("nowhere.safetensors")
     with pytest.raises(UsageError, match="'nonesuch'"):
-        models.load("torchvision/nonesuch")
+        load.load_model("torchvision/nonesuch")
 
 
 def test_devices():
@@ -175,9 +178,9 @@ def test_devices():
 
 
 def test_a_recipe_must_fit_the_network(tiny_weights):
-    found = models.find(str(tiny_weights))
+    found = registry.find_weights(str(tiny_weights))
     card = found.card
-    broken = models.WeightsFile(
+    broken = registry.WeightsFile(
         found.name, found.path, type(card)(card.architecture, {**card.arguments, "image_size": 71}, card.recipe), ""
     )
     with pytest.raises(WeightsError, match="63"):
@@ -189,7 +192,7 @@ def test_the_graph_is_a_chain_of_known_operators():
     names = [f"conv.{i}" for i in (0, 4, 8, 10, 12)] + ["hidden.1", "hidden.4", "classifier"]
     for name in names:
         stored[f"{name}.weight"] = stored[f"{name}.bias"] = ((1,), 0, 4)
-    model = graphs.alexnet(AlexNetConfig(), Recipe(), stored, "x")
+    model = graphs.alexnet(AlexNetConfig(), Preprocessing(), stored, "x")
     for operator in (b"Sqrt", b"Conv", b"MaxPool", b"Gemm", b"Flatten"):
         assert operator in model
 
@@ -206,7 +209,7 @@ class TestTorchvision:
 
     def test_alexnet_gives_its_last_hidden_layer(self):
         torch.manual_seed(0)
-        model = models.load("torchvision/alexnet", "cpu")
+        model = load.load_model("torchvision/alexnet", "cpu")
         assert (model.dimension, model.recipe.resize, model.recipe.crop) == (4096, 256, 224)
         features = model.features(np.zeros((2, 224, 224, 3), np.uint8))
         assert features.shape == (2, 4096)
@@ -214,7 +217,7 @@ class TestTorchvision:
         assert features.min() >= 0
 
     def test_resnet_gives_its_pooled_layer(self):
-        model = models.load("torchvision/resnet18", "cpu")
+        model = load.load_model("torchvision/resnet18", "cpu")
         assert model.dimension == 512
         assert model.features(np.zeros((1, 224, 224, 3), np.uint8)).shape == (1, 512)
 
@@ -226,7 +229,7 @@ class TestTorchvision:
 
         monkeypatch.setattr(torchvision.models, "get_model", offline)
         with pytest.raises(UsageError, match="no route to host") as caught:
-            models.load("torchvision/alexnet", "cpu")
+            load.load_model("torchvision/alexnet", "cpu")
         assert "https://" in (caught.value.hint or "")
 
 
@@ -235,7 +238,7 @@ def test_model_facts_are_json():
 
     facts = model_cards.facts()
     json.dumps(facts)
-    assert [row["name"] for row in facts if row["default"]] == [models.DEFAULT]
+    assert [row["name"] for row in facts if row["default"]] == [registry.DEFAULT]
     for row in facts:
         assert row["name"] in model_cards.brief()
         assert row["sha256"] in model_cards.verbose()

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from simsearch.models import torch_runtime
-from simsearch.models.replays import MOST, WARM, Replays
-from simsearch.models.torch_runtime import TorchRunner
-from simsearch.recipe import Recipe
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.models.torch import runtime
+from simsearch.models.torch.cuda_graphs import MOST, WARM, CudaGraphCache
+from simsearch.models.torch.runtime import TorchRunner
 from tests.helpers.jpegs import CPU, recording
 
 
 def test_a_shape_is_recorded_and_replayed() -> None:
     recorded = []
-    replays = Replays(lambda step, x: recorded.append(x.shape) or recording(step, x))  # type: ignore[func-returns-value]
+    replays = CudaGraphCache(lambda step, x: recorded.append(x.shape) or recording(step, x))  # type: ignore[func-returns-value]
     for number in range(8):
         x = torch.full((4, 3), float(number))
         assert torch.equal(replays.run("double", lambda x: 2 * x, x, CPU), 2 * x)
@@ -33,7 +33,7 @@ def test_a_shape_is_recorded_and_replayed() -> None:
 
 
 def test_no_more_shapes_than_memory_is_meant_for() -> None:
-    replays = Replays(recording)
+    replays = CudaGraphCache(recording)
     for size in range(1, MOST + 4):
         for _ in range(WARM + 1):
             assert torch.equal(replays.run("f", lambda x: x + 1, torch.ones(size), CPU), torch.full((size,), 2.0))
@@ -50,7 +50,7 @@ def test_a_recording_that_fails_is_not_used(problem: str) -> None:
         _, y = recording(step, x)
         return (lambda: None) if problem == "nan" else (lambda: y.copy_(1.1 * step(x))), y
 
-    replays, x = Replays(capture), torch.ones(4)
+    replays, x = CudaGraphCache(capture), torch.ones(4)
     for _ in range(6):
         assert torch.equal(replays.run("f", lambda x: x + 1, x, CPU), x + 1)
     assert len(replays) == 0
@@ -61,7 +61,7 @@ def test_an_error_of_the_network_is_its_own() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        Replays(recording).run("f", failing, torch.ones(4), CPU)
+        CudaGraphCache(recording).run("f", failing, torch.ones(4), CPU)
 
 
 # -- streams
@@ -72,14 +72,14 @@ class Stream:
 
 
 def test_stream_is_lent_to_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner, inside, most = TorchRunner(Recipe(8, 8), "cpu"), set[int](), 0
+    runner, inside, most = TorchRunner(Preprocessing(8, 8), "cpu"), set[int](), 0
     monkeypatch.setattr(torch.cuda, "default_stream", lambda device: Stream())
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(Tensor, "pin_memory", lambda x: x)
     runner._free = queue.SimpleQueue()
-    replays = [Replays(recording), Replays(recording)]
+    replays = [CudaGraphCache(recording), CudaGraphCache(recording)]
     for each in replays:
-        runner._free.put(torch_runtime._Lane(Stream(), each))  # type: ignore[arg-type]
+        runner._free.put(runtime._Lane(Stream(), each))  # type: ignore[arg-type]
 
     def network(x: Tensor) -> Tensor:
         nonlocal most
@@ -90,7 +90,7 @@ def test_stream_is_lent_to_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch)
         return total
 
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
-    expected = TorchRunner(Recipe(8, 8), "cpu").run(network, pixels)
+    expected = TorchRunner(Preprocessing(8, 8), "cpu").run(network, pixels)
     with ThreadPoolExecutor(6) as pool:
         for found in pool.map(lambda _: runner.run(network, pixels), range(60)):
             assert np.array_equal(found, expected)

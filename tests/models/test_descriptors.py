@@ -8,15 +8,19 @@ from click.testing import CliRunner
 from PIL import Image
 
 import simsearch
-from simsearch import descriptors, models
 from simsearch.cli.main import main
-from simsearch.descriptors import Described, Descriptor, Part, describe, r_mac, unit, whitened
 from simsearch.errors import IndexDamagedError, ModelMismatchError, UsageError
-from simsearch.meta import Meta
-from simsearch.models.runtime import OnnxModel
-from simsearch.models.torch_runtime import TorchModel
+from simsearch.indexing import learn_components
+from simsearch.indexing.learn_components import whitened
+from simsearch.models import descriptors, registry
+from simsearch.models.descriptors import Descriptor, DescriptorModel, LayerPart, describe, r_mac, unit
+from simsearch.models.onnx.runtime import OnnxModel
+from simsearch.models.torch.runtime import TorchModel
 from simsearch.search.feedback import blend, expanded
-from simsearch.verify import verify
+from simsearch.storage import components
+from simsearch.storage.folder import Folder
+from simsearch.storage.meta import Meta
+from simsearch.storage.verify import verify
 from tests.helpers.pictures import draw
 
 
@@ -31,7 +35,7 @@ def pictures(tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """A recipe with few enough components for the fake model's twelve dimensions."""
-    recipe = Descriptor((Part(root=True),), dimension=4, whitening=0.5)
+    recipe = Descriptor((LayerPart(root=True),), dimension=4, whitening=0.5)
     monkeypatch.setitem(descriptors.DESCRIPTORS, "small", recipe)
     return recipe
 
@@ -46,8 +50,8 @@ def run(*arguments):
 def test_parts_are_rooted_scaled_and_joined():
     layers = {"features": np.array([[9.0, 16.0, 0.0]], np.float32), "fc6": np.array([[0.0, 2.0]], np.float32)}
     assert describe(Descriptor(), layers) == pytest.approx(np.array([[9, 16, 0]]) / np.hypot(9, 16))
-    assert describe(Descriptor((Part(root=True),)), layers) == pytest.approx(np.array([[0.6, 0.8, 0.0]]))
-    both = Descriptor((Part(root=True), Part("fc6", weight=0.5)))
+    assert describe(Descriptor((LayerPart(root=True),)), layers) == pytest.approx(np.array([[0.6, 0.8, 0.0]]))
+    both = Descriptor((LayerPart(root=True), LayerPart("fc6", weight=0.5)))
     assert describe(both, layers) == pytest.approx(np.array([[0.6, 0.8, 0, 0, 0.5]]) / np.sqrt(1.25))
     assert both.layers == ("features", "fc6")
 
@@ -58,7 +62,7 @@ def test_a_blank_image_has_a_vector_of_zeros():
 
 def test_conv5_is_pooled_over_image_or_regions():
     maps = np.random.default_rng(0).random((3, 5, 7, 7), np.float32)
-    found = describe(Descriptor((Part("conv5", "max"),)), {"conv5": maps})
+    found = describe(Descriptor((LayerPart("conv5", "max"),)), {"conv5": maps})
     assert found == pytest.approx(unit(maps.reshape(3, 5, -1).max(2)))
     # By hand: regions of 7, 5 and 4 positions that begin at 0; at 0 and 2; at 0, 2 and 3 (1.5 rounds to even).
     expected = np.zeros((3, 5))
@@ -80,15 +84,15 @@ def test_whitening_evens_out_the_components():
 
 
 def test_the_mirror_image_has_the_same_vector(colours):
-    mirrored = Described(colours, Descriptor(mirror=True))
+    mirrored = DescriptorModel(colours, Descriptor(mirror=True))
     pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     assert mirrored.features(pixels) == pytest.approx(mirrored.features(pixels[:, :, ::-1]))
     assert mirrored.dimension == 12
 
 
-@pytest.mark.parametrize("name", ["tiny", models.DEFAULT])
+@pytest.mark.parametrize("name", ["tiny", registry.DEFAULT])
 def test_engines_agree_on_every_layer_and_recipe(name, tiny_weights):
-    file = models.find(str(tiny_weights) if name == "tiny" else name)
+    file = registry.find_weights(str(tiny_weights) if name == "tiny" else name)
     side = file.card.recipe.crop
     pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     ours, theirs = OnnxModel(file), TorchModel(file, "cpu")
@@ -98,14 +102,14 @@ def test_engines_agree_on_every_layer_and_recipe(name, tiny_weights):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4 * float(one.max()))
     for recipe in descriptors.DESCRIPTORS.values():
         plain = Descriptor(recipe.parts, recipe.mirror)
-        assert Described(ours, plain).features(pixels) == pytest.approx(
-            Described(theirs, plain).features(pixels), abs=1e-3
+        assert DescriptorModel(ours, plain).features(pixels) == pytest.approx(
+            DescriptorModel(theirs, plain).features(pixels), abs=1e-3
         )
 
 
 def test_a_network_without_the_layer_is_refused(colours):
     with pytest.raises(UsageError, match="no layer 'fc6'"):
-        Described(colours, Descriptor((Part("fc6"),)))
+        DescriptorModel(colours, Descriptor((LayerPart("fc6"),)))
 
 
 def test_feedback_leaves_the_signs_of_components():
@@ -141,7 +145,7 @@ def test_searches_use_components_of_the_index(pictures, tmp_path, small, colours
     assert again.search_by_vector(stored[6], k=3)[0].id == 7
     draw(tmp_path / "more.png", 99)
     assert again.add(tmp_path / "more.png").added == 1
-    assert verify(again).problems == ()
+    assert verify(again.index).problems == ()
 
 
 def test_records_suffice_to_remake_features(pictures, tmp_path, small, colours, monkeypatch):
@@ -154,12 +158,12 @@ def test_records_suffice_to_remake_features(pictures, tmp_path, small, colours, 
 
 def test_damaged_components_are_noticed(pictures, tmp_path, small, colours):
     simsearch.build(pictures, tmp_path / "index", colours, features="small").close()
-    file = tmp_path / "index" / descriptors.FILE
+    file = tmp_path / "index" / components.FILE
     good = file.read_bytes()
     for data in (good[:-4] + b"\0\1\2\3", good[:40], None):
         file.unlink() if data is None else file.write_bytes(data)
         done = run("verify", "-i", tmp_path / "index")
-        assert done.exit_code == 3 and descriptors.FILE in done.output
+        assert done.exit_code == 3 and components.FILE in done.output
         with pytest.raises(IndexDamagedError, match="components"):
             simsearch.open(tmp_path / "index", model=colours)
     file.write_bytes(good)
@@ -194,15 +198,15 @@ def test_too_few_pictures_leave_no_index(pictures, tmp_path, small, colours):
 
 
 def test_indexes_with_same_components_merge(pictures, tmp_path, small, colours, monkeypatch):
-    from simsearch.merging import merge
+    from simsearch.indexing.merge import merge_indexes
 
-    monkeypatch.setattr(descriptors, "FEWEST", 20)
+    monkeypatch.setattr(learn_components, "FEWEST", 20)
     one = simsearch.build(pictures / "a", tmp_path / "one", colours, features="small")
     other = simsearch.build(pictures / "b", tmp_path / "other", colours, features="small")
     with pytest.raises(ModelMismatchError, match="others of that name"):
-        merge(one, other)
+        merge_indexes(one.index, other.index)
     alike = simsearch.build(pictures / "b", tmp_path / "alike", colours, features=str(tmp_path / "one"))
-    assert merge(one, alike).added == 40
+    assert merge_indexes(one.index, alike.index).added == 40
     assert len(one) == 80
     simsearch.build(pictures / "b", tmp_path / "alike", colours, features=str(tmp_path / "one"))
     with pytest.raises(UsageError, match="has features small"):
@@ -211,7 +215,7 @@ def test_indexes_with_same_components_merge(pictures, tmp_path, small, colours, 
 
 def test_leftover_components_are_no_obstacle(pictures, tmp_path, small, colours):
     (tmp_path / "index").mkdir()
-    (tmp_path / "index" / descriptors.FILE).write_bytes(b"half")
+    (tmp_path / "index" / components.FILE).write_bytes(b"half")
     with simsearch.build(pictures, tmp_path / "index", colours, features="small") as engine:
         assert len(engine) == 80
 
@@ -248,7 +252,7 @@ def test_build_interrupted_early_succeeds_again(where, pictures, tmp_path, small
 
     place = {
         "learning": (type(colours), "features"),
-        "components": (descriptors, "sync_folder"),
+        "components": (Folder, "sync"),
         "meta": (Meta, "write"),
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -258,7 +262,7 @@ def test_build_interrupted_early_succeeds_again(where, pictures, tmp_path, small
     assert not (tmp_path / "index" / "meta.json").exists()
     with simsearch.build(pictures, tmp_path / "index", colours, features="small") as engine:
         assert len(engine) == 80
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
 
 
 def test_expansion_searches_by_first_matches(pictures, tmp_path, colours):
@@ -280,6 +284,6 @@ def test_expansion_searches_by_first_matches(pictures, tmp_path, colours):
 
 def test_few_pictures_give_few_components(pictures, tmp_path, colours, monkeypatch):
     monkeypatch.setitem(descriptors.DESCRIPTORS, "wide", Descriptor(dimension=12))
-    monkeypatch.setattr(descriptors, "ENOUGH", 10)
+    monkeypatch.setattr(learn_components, "ENOUGH", 10)
     with simsearch.build(pictures, tmp_path / "index", colours, features="wide") as engine:
         assert engine.meta.dimension == 8

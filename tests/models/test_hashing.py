@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simsearch.errors import WeightsError
-from simsearch.models import dbn
-from simsearch.models.codes import Codes, logistic
+from simsearch.models.hashing import autoencoder
+from simsearch.models.hashing.encoder import HashEncoder, logistic
 from tests.helpers.clusters import D, clustered
 from tests.helpers.codes import QUICK, hyperplanes
 
@@ -31,7 +31,7 @@ def test_bits_are_those_of_the_formula(seed: int, n: int, layers: int, size: int
     sizes = [12, *[10] * (layers - 1), size]
     weights = [random.normal(0, 1, pair).astype(np.float32) for pair in itertools.pairwise(sizes)]
     biases = [random.normal(0, 1, size).astype(np.float32) for size in sizes[1:]]
-    codes = Codes(random.normal(0, 1, 12).astype(np.float32), 0.7, tuple(weights), tuple(biases))
+    codes = HashEncoder(random.normal(0, 1, 12).astype(np.float32), 0.7, tuple(weights), tuple(biases))
     x = random.normal(0, 2, (n, 12)).astype(np.float16)
     h = (x.astype(np.float64) - codes.mean) * 0.7
     for weight, bias in zip(weights, biases, strict=True):
@@ -50,7 +50,7 @@ def test_logistic_does_not_overflow() -> None:
 def test_files(tmp_path: Path) -> None:
     codes = replace(hyperplanes(64, 5), training={"images": 3})
     codes.save(tmp_path / "codes.safetensors")
-    again = Codes.load(tmp_path / "codes.safetensors")
+    again = HashEncoder.load(tmp_path / "codes.safetensors")
     x = np.random.default_rng(0).normal(0, 1, (20, 5))
     assert (again(x) == codes(x)).all() and (again.bits, again.training) == (64, {"images": 3})
     (tmp_path / "cut").write_bytes((tmp_path / "codes.safetensors").read_bytes()[:-4])
@@ -59,7 +59,7 @@ def test_files(tmp_path: Path) -> None:
     odd.save(tmp_path / "odd")
     for name in ("cut", "empty", "odd", "missing"):
         with pytest.raises(WeightsError, match=name):
-            Codes.load(tmp_path / name)
+            HashEncoder.load(tmp_path / name)
 
 
 # -- learning
@@ -69,9 +69,9 @@ def test_contrastive_divergence_reconstructs() -> None:
     torch.manual_seed(0)
     x = torch.from_numpy(clustered(np.random.default_rng(0), 1000).astype(np.float32))
     x = (x - x.mean(0)) / x.std()
-    fresh = dbn._fresh(D, 64)
-    assert dbn._gaussian_rate(x, QUICK) == 0.02
-    machine = dbn._Machine(fresh, replace(QUICK, momentum=0.5), 0.01)
+    fresh = autoencoder._fresh(D, 64)
+    assert autoencoder._gaussian_rate(x, QUICK) == 0.02
+    machine = autoencoder._Machine(fresh, replace(QUICK, momentum=0.5), 0.01)
 
     def error() -> float:
         weight, up, down = machine.layer
@@ -79,7 +79,7 @@ def test_contrastive_divergence_reconstructs() -> None:
 
     before = error()
     for _ in range(20):
-        for part in dbn._batches(len(x), 100):
+        for part in autoencoder._batches(len(x), 100):
             machine.step(x[part])
     assert error() < 0.7 * before
 
@@ -91,9 +91,9 @@ def test_neighbours_share_bits(change: dict[str, Any]) -> None:
     x = clustered(np.random.default_rng(0), 2200)
     reported: list[tuple[int, int]] = []
     state = torch.random.get_rng_state()
-    codes = dbn.train(x[:2000], replace(QUICK, **change), lambda done, total: reported.append((done, total)))
+    codes = autoencoder.train(x[:2000], replace(QUICK, **change), lambda done, total: reported.append((done, total)))
     assert torch.equal(state, torch.random.get_rng_state())
-    assert reported[-1][1] == dbn.images(replace(QUICK, **change), 2000) and reported[-1][0] <= reported[-1][1]
+    assert reported[-1][1] == autoencoder.images(replace(QUICK, **change), 2000) and reported[-1][0] <= reported[-1][1]
     bits = np.unpackbits(codes(x), axis=1).astype(np.int64)
     hamming = (bits[2000:, None] != bits[None, :2000]).sum(2)
     distance = np.linalg.norm(x[2000:, None].astype(np.float32) - x[None, :2000], axis=2)
@@ -106,5 +106,5 @@ def test_neighbours_share_bits(change: dict[str, Any]) -> None:
 def test_training_is_repeatable() -> None:
     x = clustered(np.random.default_rng(0), 500)
     config = replace(QUICK, epochs=1, pretrain_epochs=1)
-    one, two, three = (dbn.train(x, c) for c in (config, config, replace(config, seed=1)))
+    one, two, three = (autoencoder.train(x, c) for c in (config, config, replace(config, seed=1)))
     assert (one(x) == two(x)).all() and (one(x) != three(x)).any()

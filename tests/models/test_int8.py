@@ -11,14 +11,19 @@ from click.testing import CliRunner
 from PIL import Image
 
 import simsearch
-from simsearch import fit, images, models, ranges, sample
-from simsearch.augment import Colour
 from simsearch.cli.main import main
 from simsearch.errors import DeviceError, ModelMismatchError, UsageError, WeightsError
-from simsearch.models import networks, precision, quantised, runtime, weights
-from simsearch.models.configs import AlexNetConfig
-from simsearch.recipe import Recipe
-from simsearch.trainset import TrainingSet
+from simsearch.images import decode
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.images.samples import generate
+from simsearch.models import load, precision, registry, weights
+from simsearch.models.networks import build
+from simsearch.models.networks.configs import AlexNetConfig
+from simsearch.models.onnx import int8 as onnx_int8
+from simsearch.models.onnx import int8_calibration, runtime
+from simsearch.training import publish
+from simsearch.training.augment import ColourStats
+from simsearch.training.data import TrainingSet
 from tests.helpers.data import DATA
 
 VALIDATION = DATA / "imagenette160" / "val.zip"
@@ -26,7 +31,7 @@ VALIDATION = DATA / "imagenette160" / "val.zip"
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [sample.draw(kind, seed) for kind in list(sample.KINDS)[:30] for seed in range(5)]
+    return [generate.draw(kind, seed) for kind in list(generate.KINDS)[:30] for seed in range(5)]
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +39,10 @@ def small(tiny_weights, tmp_path_factory, pictures):
     """The small random network with ranges, and pixels that are not those of the ranges."""
     path = tmp_path_factory.mktemp("int8") / "small.safetensors"
     shutil.copy(tiny_weights, path)
-    recipe = models.find(str(path)).card.recipe
+    recipe = registry.find_weights(str(path)).card.recipe
     pixels = np.stack([recipe.pixels(picture) for picture in pictures])
-    ranges.add(path, pixels[::2])
-    return models.find(str(path)), pixels[1::2]
+    int8_calibration.calibrate_file(path, pixels[::2])
+    return registry.find_weights(str(path)), pixels[1::2]
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ def test_linear_layers_are_exact_integer_sums(small):
     """Two products of 255 and 127 overflow 16 bits, in which some instructions add; ONNX Runtime must not use those."""
     found, pixels = small
     config: Any = found.config
-    half = quantised.quantise(config, weights.read_tensors(found.path), found.card.ranges)
+    half = onnx_int8.quantize(config, weights.read_tensors(found.path), found.card.ranges)
     conv5, fc6, features = runtime.OnnxModel(found, precision="int8").outputs(("conv5", "fc6", "features"), pixels)
     pooled = torch.nn.functional.max_pool2d(torch.from_numpy(conv5), 3, 2).numpy()
     factors = half.points["relu5"].factor[:, None, None]
@@ -78,21 +83,21 @@ def test_neither_batch_nor_start_changes_a_bit(small):
 
 def test_a_small_random_network_agrees(small):
     found, pixels = small
-    one, other = (runtime.OnnxModel(found, precision=kind).features(pixels) for kind in models.PRECISIONS)
-    agreement = ranges.agreement(one, other)
+    one, other = (runtime.OnnxModel(found, precision=kind).features(pixels) for kind in registry.PRECISIONS)
+    agreement = int8_calibration.agreement(one, other)
     assert agreement.cosine > 0.999
     assert agreement.top6 > 0.9
-    logits = [runtime.OnnxModel(found, precision=kind).logits(pixels) for kind in models.PRECISIONS]
+    logits = [runtime.OnnxModel(found, precision=kind).logits(pixels) for kind in registry.PRECISIONS]
     assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.99
 
 
-@pytest.mark.parametrize("name", list(models.BUILTIN))
+@pytest.mark.parametrize("name", list(registry.BUILTIN))
 def test_shipped_weights_agree_on_drawn_pictures(name, pictures):
-    found = models.find(name)
+    found = registry.find_weights(name)
     assert found.card.agreement >= precision.ENOUGH
     pixels = np.stack([found.card.recipe.pixels(picture) for picture in pictures])
-    one, other = (runtime.OnnxModel(found, precision=kind).features(pixels) for kind in models.PRECISIONS)
-    agreement = ranges.agreement(one, other)
+    one, other = (runtime.OnnxModel(found, precision=kind).features(pixels) for kind in registry.PRECISIONS)
+    agreement = int8_calibration.agreement(one, other)
     assert agreement.cosine > 0.998
     assert agreement.top6 > 0.95
 
@@ -101,13 +106,13 @@ def test_shipped_weights_agree_on_drawn_pictures(name, pictures):
 def test_the_default_agrees_on_photographs():
     import zipfile
 
-    found = models.find(models.DEFAULT)
+    found = registry.find_weights(registry.DEFAULT)
     with zipfile.ZipFile(VALIDATION) as archive:
         names = sorted(name for name in archive.namelist() if not name.endswith("/"))[::8]
-        decoded = [images.decode(archive.read(name), found.card.recipe.resize).image for name in names]
+        decoded = [decode.decode_image(archive.read(name), found.card.recipe.resize).image for name in names]
     pixels = np.stack([found.card.recipe.pixels(image) for image in decoded])
-    one, other = (runtime.OnnxModel(found, precision=kind).features(pixels) for kind in models.PRECISIONS)
-    agreement = ranges.agreement(one, other)
+    one, other = (runtime.OnnxModel(found, precision=kind).features(pixels) for kind in registry.PRECISIONS)
+    agreement = int8_calibration.agreement(one, other)
     assert agreement.cosine > 0.999
     assert agreement.top6 >= 0.96
 
@@ -119,12 +124,12 @@ def test_an_index_keeps_to_its_engine(photos, small, tmp_path, int8, monkeypatch
         assert engine.info()["engine"] == engine.meta.engine == "onnxruntime-cpu-int8"
     monkeypatch.setenv("SIMSEARCH_PRECISION", "float32")
     with simsearch.open(tmp_path / "index") as engine:
-        picture = sample.draw(next(iter(sample.KINDS)), 3)
+        picture = generate.draw(next(iter(generate.KINDS)), 3)
         picture.save(tmp_path / "other.png")
         engine.add(tmp_path / "other.png")
         assert engine.meta.engine == "onnxruntime-cpu-int8"
         (number,) = (item.id for item in engine.find(str(tmp_path / "other.png")))
-        pixels = found.card.recipe.pixels(images.decode((tmp_path / "other.png").read_bytes(), 72).image)[None]
+        pixels = found.card.recipe.pixels(decode.decode_image((tmp_path / "other.png").read_bytes(), 72).image)[None]
         expected = runtime.OnnxModel(found, precision="int8").features(pixels)[0].astype(np.float16)
         np.testing.assert_array_equal(engine.stored_features(number), expected.astype(np.float32))
         assert engine.search(Image.open(tmp_path / "other.png"), k=1)[0].distance == 0
@@ -157,39 +162,39 @@ def test_other_weights_with_ranges_are_refused(photos, small, tmp_path):
     found, _ = small
     simsearch.build(photos, tmp_path / "index", found.name).close()
     with pytest.raises(ModelMismatchError, match=found.sha256):
-        simsearch.open(tmp_path / "index", model=models.DEFAULT)
+        simsearch.open(tmp_path / "index", model=registry.DEFAULT)
 
 
 def test_int8_needs_the_processor(small, photos, tmp_path, int8):
     found, _ = small
     with pytest.raises(DeviceError, match="int8 runs on the CPU"):
-        models.load(found.name, "cuda", precision="int8")
+        load.load_model(found.name, "cuda", precision="int8")
     simsearch.build(photos, tmp_path / "index", found.name).close()
     with simsearch.open(tmp_path / "index", device="cuda") as engine, pytest.raises(DeviceError, match="int8"):
         engine.load_model()
 
 
 def test_the_choice(small, tiny_weights, monkeypatch):
-    found = models.find(models.DEFAULT)
+    found = registry.find_weights(registry.DEFAULT)
     monkeypatch.delenv("SIMSEARCH_PRECISION", raising=False)
     monkeypatch.setattr(precision, "has_vnni", lambda: True)
-    assert precision.choose(found) == "int8"
-    assert precision.choose(models.find(str(tiny_weights))) == "float32"
+    assert precision.choose_precision(found) == "int8"
+    assert precision.choose_precision(registry.find_weights(str(tiny_weights))) == "float32"
     monkeypatch.setattr(precision, "has_vnni", lambda: False)
-    assert precision.choose(found) == "float32"
+    assert precision.choose_precision(found) == "float32"
     monkeypatch.setenv("SIMSEARCH_PRECISION", "int8")
-    assert precision.choose(found) == "int8"
+    assert precision.choose_precision(found) == "int8"
     with pytest.raises(UsageError, match="no ranges"):
-        models.load(str(tiny_weights), precision="auto")
+        load.load_model(str(tiny_weights), precision="auto")
     monkeypatch.setenv("SIMSEARCH_PRECISION", "int4")
     with pytest.raises(UsageError, match="int4"):
-        models.load(str(tiny_weights), precision="auto")
-    assert models.load(str(tiny_weights)).engine == "onnxruntime-cpu"
+        load.load_model(str(tiny_weights), precision="auto")
+    assert load.load_model(str(tiny_weights)).engine == "onnxruntime-cpu"
 
 
 def test_indexes_of_two_precisions_do_not_merge(photos, small, tmp_path, monkeypatch):
     found, _ = small
-    for kind in models.PRECISIONS:
+    for kind in registry.PRECISIONS:
         monkeypatch.setenv("SIMSEARCH_PRECISION", kind)
         simsearch.build(photos, tmp_path / kind, found.name).close()
     done = run("merge", tmp_path / "int8", "-i", tmp_path / "float32")
@@ -218,7 +223,7 @@ def test_ranges_come_back_and_go_again(tiny_weights, tmp_path):
     for name, tensor in weights.read_tensors(tiny_weights).items():
         np.testing.assert_array_equal(weights.read_tensors(path)[name], tensor)
     with pytest.raises(WeightsError, match="ranges of pool1"):
-        quantised.quantise(AlexNetConfig(), weights.read_tensors(path), weights.read_card(path).ranges)
+        onnx_int8.quantize(AlexNetConfig(), weights.read_tensors(path), weights.read_card(path).ranges)
 
 
 def test_ranges_of_another_network_are_refused(small):
@@ -226,7 +231,7 @@ def test_ranges_of_another_network_are_refused(small):
     config: Any = found.config
     given = {**found.card.ranges, "relu2": np.ones(3, np.float32)}
     with pytest.raises(WeightsError, match="relu2 has 16 channels, but there are 3 ranges"):
-        quantised.quantise(config, weights.read_tensors(found.path), given)
+        onnx_int8.quantize(config, weights.read_tensors(found.path), given)
 
 
 @pytest.mark.parametrize("text", ["x", "0.9;pool1 3", "0.9;pool1 3 A!", "0.9;pool1 nan AB", "0.9;pool1 -1 AB"])
@@ -246,12 +251,12 @@ def test_ranges_that_cannot_be_read_are_refused(tiny_weights, tmp_path, text, mo
 def test_calibrating_from_the_command_line(tiny_weights, tmp_path, monkeypatch):
     path, folder = tmp_path / "w.safetensors", tmp_path / "drawn"
     shutil.copy(tiny_weights, path)
-    sample.write(folder, 80)
-    monkeypatch.setattr(ranges, "LEAST", 80)
+    generate.generate(folder, 80)
+    monkeypatch.setattr(int8_calibration, "LEAST", 80)
     done = run("models", "-m", path, "--calibrate", folder)
     assert done.exit_code == 0, done.output
     assert "of the six nearest with float32" in done.stdout
-    assert set(models.find(str(path)).card.ranges) == set(quantised.POINTS)
+    assert set(registry.find_weights(str(path)).card.ranges) == set(onnx_int8.POINTS)
     assert "int8:" in run("models", "-m", path).stdout
     again = run("models", "-m", path, "--calibrate", folder)
     assert again.exit_code == 2
@@ -266,18 +271,18 @@ def test_calibrating_from_the_command_line(tiny_weights, tmp_path, monkeypatch):
 
 
 def test_training_readies_its_weights(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(ranges, "LEAST", len(pictures))
+    monkeypatch.setattr(int8_calibration, "LEAST", len(pictures))
     path = tmp_path / "w.safetensors"
     arguments: dict[str, Any] = {"num_classes": 2, "image_size": 63, "hidden": 16, "channels": (8, 16, 16, 16, 16)}
-    network = networks.make("alexnet", AlexNetConfig(**arguments))
+    network = build.build_network("alexnet", AlexNetConfig(**arguments))
     network.initialise(2**0.5)
-    recipe = Recipe(72, 72)
+    recipe = Preprocessing(72, 72)
     squares = np.stack([recipe.pixels(picture) for picture in pictures])
     data = TrainingSet(squares, np.arange(len(squares)) % 2, ("a", "b"))
-    card = weights.Card("alexnet", arguments, Recipe(72, 63), ("a", "b"))
-    fit.publish(network, card, path, {"x": data}, Colour.of(squares), compress=False, trained_on=data)
-    found = models.find(str(path))
-    assert set(found.card.ranges) == set(quantised.POINTS)
+    card = weights.ModelCard("alexnet", arguments, Preprocessing(72, 63), ("a", "b"))
+    publish.publish(network, card, path, {"x": data}, ColourStats.of(squares), compress=False, trained_on=data)
+    found = registry.find_weights(str(path))
+    assert set(found.card.ranges) == set(onnx_int8.POINTS)
     assert found.card.agreement > 0.5
     assert runtime.OnnxModel(found, precision="int8").features(squares[:2, 4:67, 4:67]).shape == (2, 16)
 
@@ -286,4 +291,4 @@ def test_too_few_images_set_no_ranges(tiny_weights, photos, tmp_path):
     path = tmp_path / "w.safetensors"
     shutil.copy(tiny_weights, path)
     with pytest.raises(UsageError, match="24 images are too few"):
-        ranges.calibrate(str(path), [str(photos)])
+        int8_calibration.calibrate(str(path), [str(photos)])

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from simsearch import images
-from simsearch.models import jpegs
-from simsearch.models.jpegs import JpegDecoder, header, scaled_centre
-from simsearch.recipe import Recipe
+from simsearch.images import decode
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.models.torch import jpeg_decoder
+from simsearch.models.torch.jpeg_decoder import JpegDecoder, header, scaled_centre
 from tests.helpers.jpegs import CPU, jpeg, pillow, smooth
 
 if TYPE_CHECKING:
@@ -49,11 +49,18 @@ def test_others_are_left_to_the_cpu() -> None:
     smooth().save(png, "PNG")
     smooth().save(mpo, "MPO", save_all=True, append_images=[smooth(1)])
     for data in (
-        b"", b"\xff\xd8\xff", png.getvalue(), mpo.getvalue(), whole[:-40], whole[:200] + b"\xff\xd9",
-        jpeg(smooth(mode="CMYK")), jpeg(smooth(), keep_rgb=True), whole + bytes(20),
-    ):  # fmt: skip
+        b"",
+        b"\xff\xd8\xff",
+        png.getvalue(),
+        mpo.getvalue(),
+        whole[:-40],
+        whole[:200] + b"\xff\xd9",
+        jpeg(smooth(mode="CMYK")),
+        jpeg(smooth(), keep_rgb=True),
+        whole + bytes(20),
+    ):
         assert header(data) is None
-    decoder = JpegDecoder(Recipe(32, 28), pillow)
+    decoder = JpegDecoder(Preprocessing(32, 28), pillow)
     assert decoder.takes(jpeg(smooth(size=(650, 10)))) is None  # a panorama
     taken = decoder.takes(jpeg(smooth(size=(640, 10))))
     assert taken is not None
@@ -62,28 +69,28 @@ def test_others_are_left_to_the_cpu() -> None:
 
 def test_large_ones_are_left_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     data = jpeg(smooth())
-    decoder = JpegDecoder(Recipe(32, 28), pillow)
-    monkeypatch.setattr(jpegs, "MOST_PIXELS", 400 * 300)
+    decoder = JpegDecoder(Preprocessing(32, 28), pillow)
+    monkeypatch.setattr(jpeg_decoder, "MOST_PIXELS", 400 * 300)
     assert decoder.takes(data) is not None
-    monkeypatch.setattr(jpegs, "MOST_PIXELS", 400 * 300 - 1)
+    monkeypatch.setattr(jpeg_decoder, "MOST_PIXELS", 400 * 300 - 1)
     assert decoder.takes(data) is None
-    monkeypatch.setattr(jpegs, "MOST_BYTES", len(data))
+    monkeypatch.setattr(jpeg_decoder, "MOST_BYTES", len(data))
     assert header(data) is not None
-    monkeypatch.setattr(jpegs, "MOST_BYTES", len(data) - 1)
+    monkeypatch.setattr(jpeg_decoder, "MOST_BYTES", len(data) - 1)
     assert header(data) is None
 
 
 # -- scaling and cropping
 
 
-@pytest.mark.parametrize("interpolation", jpegs.MODES)
+@pytest.mark.parametrize("interpolation", jpeg_decoder.MODES)
 @pytest.mark.parametrize("size", [(400, 300), (301, 457), (64, 64), (50, 37), (1000, 64), (2001, 1333)])
 def test_pixels_are_those_of_the_recipe(size: tuple[int, int], interpolation: str) -> None:
-    recipe = Recipe(64, 56, interpolation=interpolation)
+    recipe = Preprocessing(64, 56, interpolation=interpolation)
     data = jpeg(smooth(3, size))
     picture = pillow([torch.from_numpy(np.frombuffer(data, np.uint8).copy())])[0]
     found = scaled_centre(picture, recipe).numpy().astype(int)
-    expected = recipe.pixels(images.decode(data).image).astype(int)
+    expected = recipe.pixels(decode.decode_image(data).image).astype(int)
     assert found.shape == (56, 56, 3)
     assert np.abs(found - expected).mean() < 1
     assert np.abs(found - expected).max() <= 6
@@ -91,17 +98,17 @@ def test_pixels_are_those_of_the_recipe(size: tuple[int, int], interpolation: st
 
 def test_a_picture_of_many_times_the_size_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = torch.from_numpy(np.array(smooth(3, (1200, 900)))).permute(2, 0, 1)
-    expected = scaled_centre(picture, Recipe(16, 14)).int()
-    monkeypatch.setattr(jpegs, "WIDEST", 8)  # so that squares of 7 pixels are averaged
-    assert (scaled_centre(picture, Recipe(16, 14)).int() - expected).abs().max() <= 3
+    expected = scaled_centre(picture, Preprocessing(16, 14)).int()
+    monkeypatch.setattr(jpeg_decoder, "WIDEST", 8)  # so that squares of 7 pixels are averaged
+    assert (scaled_centre(picture, Preprocessing(16, 14)).int() - expected).abs().max() <= 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_turned_upright(orientation: int) -> None:
-    recipe, data = Recipe(48, 41), jpeg(smooth(4, (131, 97)), orientation)
+    recipe, data = Preprocessing(48, 41), jpeg(smooth(4, (131, 97)), orientation)
     found = decoded(JpegDecoder(recipe, pillow), [data])[0]
     assert found is not None
-    expected = recipe.pixels(images.decode(data).image).astype(int)
+    expected = recipe.pixels(decode.decode_image(data).image).astype(int)
     assert np.abs(found.astype(int) - expected).max() <= 2
 
 
@@ -112,14 +119,14 @@ def test_the_library_is_told_of_no_orientation() -> None:
         seen.extend(Image.open(io.BytesIO(file.numpy().tobytes())).getexif().get(0x0112) for file in files)
         return pillow(files)
 
-    decoded(JpegDecoder(Recipe(48, 40), decode), [jpeg(smooth(), 6), jpeg(smooth(), 1), jpeg(smooth())])
+    decoded(JpegDecoder(Preprocessing(48, 40), decode), [jpeg(smooth(), 6), jpeg(smooth(), 1), jpeg(smooth())])
     assert seen == [None, 1, None]
 
 
 def test_recipes_that_torch_cannot_follow() -> None:
-    assert jpegs.suits(Recipe())
-    assert not jpegs.suits(Recipe(interpolation="lanczos"))
-    assert not jpegs.suits(Recipe(28, 32))
+    assert jpeg_decoder.suits(Preprocessing())
+    assert not jpeg_decoder.suits(Preprocessing(interpolation="lanczos"))
+    assert not jpeg_decoder.suits(Preprocessing(28, 32))
 
 
 # -- the decoder
@@ -135,7 +142,7 @@ def test_a_damaged_file_spoils_no_other() -> None:
             raise RuntimeError("nvjpegDecode failed: 4")
         return pillow(files)
 
-    decoder = JpegDecoder(Recipe(48, 40), decode)
+    decoder = JpegDecoder(Preprocessing(48, 40), decode)
     found = decoded(decoder, [*whole[:2], broken, *whole[2:]])
     assert [x is None for x in found] == [False, False, True, False, False, False]
     alone = [decoded(decoder, [file])[0] for file in whole]
@@ -145,12 +152,14 @@ def test_a_damaged_file_spoils_no_other() -> None:
 
 
 def test_picture_of_unannounced_size_is_not_used() -> None:
-    decoder = JpegDecoder(Recipe(48, 40), lambda files: [torch.zeros(3, 400, 300, dtype=torch.uint8) for _ in files])
+    decoder = JpegDecoder(
+        Preprocessing(48, 40), lambda files: [torch.zeros(3, 400, 300, dtype=torch.uint8) for _ in files]
+    )
     assert decoded(decoder, [jpeg(smooth())]) == [None]
 
 
 def test_groups_hold_so_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jpegs, "GROUP_PIXELS", 250_000)
+    monkeypatch.setattr(jpeg_decoder, "GROUP_PIXELS", 250_000)
     groups = []
 
     def decode(files: list[Tensor]) -> list[Tensor]:
@@ -158,14 +167,14 @@ def test_groups_hold_so_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
         return pillow(files)
 
     files = [jpeg(smooth(n, size)) for n, size in enumerate([(400, 300)] * 5 + [(900, 600)] + [(10, 10)])]
-    found = decoded(JpegDecoder(Recipe(8, 8), decode), files)
+    found = decoded(JpegDecoder(Preprocessing(8, 8), decode), files)
     assert groups == [2, 2, 1, 1, 1]
     assert all(x is not None for x in found)
-    assert JpegDecoder(Recipe(8, 8), decode).pixels([]) == []
+    assert JpegDecoder(Preprocessing(8, 8), decode).pixels([]) == []
 
 
 def test_a_library_is_tried_before_it_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert JpegDecoder.on(Recipe(), CPU, contextlib.nullcontext) is None
+    assert JpegDecoder.on(Preprocessing(), CPU, contextlib.nullcontext) is None
     gpu = torch.device("cuda")
 
     def absent(device: torch.device) -> Any:
@@ -173,8 +182,8 @@ def test_a_library_is_tried_before_it_is_trusted(monkeypatch: pytest.MonkeyPatch
 
     def on(*finders: Any) -> JpegDecoder | None:
         for name, finder in zip(("_torchcodec", "_torchvision"), finders, strict=True):
-            monkeypatch.setattr(jpegs, name, finder)
-        return JpegDecoder.on(Recipe(), gpu, contextlib.nullcontext)
+            monkeypatch.setattr(jpeg_decoder, name, finder)
+        return JpegDecoder.on(Preprocessing(), gpu, contextlib.nullcontext)
 
     def upside_down(files: list[Tensor]) -> list[Tensor]:
         return [picture.flip(1) for picture in pillow(files)]
@@ -190,16 +199,16 @@ def test_a_library_is_tried_before_it_is_trusted(monkeypatch: pytest.MonkeyPatch
     assert on(lambda _: upside_down, absent) is None
     assert on(lambda _: failing, lambda _: upside_down) is None
     assert on(absent, absent) is None
-    assert JpegDecoder.on(Recipe(interpolation="lanczos"), gpu, contextlib.nullcontext) is None
+    assert JpegDecoder.on(Preprocessing(interpolation="lanczos"), gpu, contextlib.nullcontext) is None
 
 
 def test_torchvision_decodes_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its interface; on the CPU, since that is what is here."""
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Stream())
-    decode = jpegs._torchvision(CPU)
+    decode = jpeg_decoder._torchvision(CPU)
     with warnings.catch_warnings():  # those of tests are errors
         warnings.simplefilter("ignore", DeprecationWarning)
-        assert jpegs._right(decode)
+        assert jpeg_decoder._right(decode)
 
 
 class _Stream:
@@ -212,4 +221,4 @@ def test_torchcodec_decodes_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> N
     except (ImportError, OSError) as error:  # of another torch, say
         pytest.skip(f"needs the extra [gpu]: {error}")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Stream())
-    assert jpegs._right(jpegs._torchcodec(CPU))
+    assert jpeg_decoder._right(jpeg_decoder._torchcodec(CPU))

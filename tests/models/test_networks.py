@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from simsearch import models
-from simsearch.models import lenet, networks, weights
-from simsearch.models.configs import ConvNet4Config, LeNet5Config
-from simsearch.models.lenet import ChosenMaps, LeNet5, RadialBasis, Squash, Subsampling
-from simsearch.models.runtime import OnnxModel
-from simsearch.models.tables import C3_TABLE, LENET5_INPUT, codes
-from simsearch.models.torch_runtime import TorchModel
-from simsearch.recipe import Recipe
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.models import registry, weights
+from simsearch.models.networks import build, lenet5
+from simsearch.models.networks.configs import ConvNet4Config, LeNet5Config
+from simsearch.models.networks.lenet5 import ChosenMaps, LeNet5, RadialBasis, Squash, Subsampling
+from simsearch.models.networks.lenet5_tables import C3_TABLE, LENET5_INPUT, codes
+from simsearch.models.onnx.runtime import OnnxModel
+from simsearch.models.torch.runtime import TorchModel
 
 
 def test_lenet5_has_60_000_parameters():
@@ -87,7 +87,7 @@ def test_the_loss_is_equation_9():
     logits, labels = -50 * torch.rand(6, 10), torch.arange(6)
     y = -logits.double()
     by_hand = [
-        y[p, d] + torch.log(torch.exp(torch.tensor(-lenet.RUBBISH).double()) + torch.exp(-y[p]).sum())
+        y[p, d] + torch.log(torch.exp(torch.tensor(-lenet5.RUBBISH).double()) + torch.exp(-y[p]).sum())
         for p, d in enumerate(labels)
     ]
     assert LeNet5().loss(logits, labels).item() == pytest.approx(float(torch.stack(by_hand).mean()), rel=1e-5)
@@ -114,7 +114,7 @@ def test_pixels_become_those_of_1998():
 )
 def test_both_engines_agree(architecture, config, tmp_path):
     torch.manual_seed(0)
-    network = networks.make(architecture, config)
+    network = build.build_network(architecture, config)
     with torch.no_grad():  # biases and coefficients that are not trivial
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -123,13 +123,13 @@ def test_both_engines_agree(architecture, config, tmp_path):
         with torch.no_grad():
             c3.get_parameter("weight").mul_(c3.get_buffer("table"))
     tensors = {name: tensor.detach().numpy() for name, tensor in network.state_dict().items()}
-    recipe = Recipe(28, 32, (20.0,) * 3, (200.0,) * 3) if architecture == "lenet5" else Recipe(32, 32)
+    recipe = Preprocessing(28, 32, (20.0,) * 3, (200.0,) * 3) if architecture == "lenet5" else Preprocessing(32, 32)
     classes = tuple(map(str, range(config.num_classes)))
     arguments = {"num_classes": config.num_classes}
     arguments |= {"activation": config.activation} if isinstance(config, ConvNet4Config) else {}
     path = tmp_path / "w.safetensors"
-    weights.write(path, weights.Card(architecture, arguments, recipe, classes), tensors, {})
-    found = models.find(str(path))
+    weights.write(path, weights.ModelCard(architecture, arguments, recipe, classes), tensors, {})
+    found = registry.find_weights(str(path))
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     onnx, eager = OnnxModel(found), TorchModel(found, "cpu")
     assert onnx.features(pixels).shape == (5, config.dimension)
@@ -140,16 +140,16 @@ def test_both_engines_agree(architecture, config, tmp_path):
 
 
 def test_every_architecture_has_presets():
-    from simsearch.presets import PRESETS
+    from simsearch.training.config import PRESETS
 
-    assert set(models.ARCHITECTURES) == set(networks.NETWORKS) == set(PRESETS)
+    assert set(registry.ARCHITECTURES) == set(build.NETWORKS) == set(PRESETS)
 
 
 def test_digits_are_padded_not_scaled_for_lenet5():
     from PIL import Image
 
     digit = Image.fromarray(np.full((28, 28, 3), 200, np.uint8))
-    pixels = Recipe(28, 32).pixels(digit)
+    pixels = Preprocessing(28, 32).pixels(digit)
     assert pixels.shape == (32, 32, 3)
     assert (pixels[2:-2, 2:-2] == 200).all()
     assert pixels.sum() == 28 * 28 * 3 * 200

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import simsearch
-from simsearch import models
-from simsearch.models import torch_runtime
-from simsearch.models.torch_runtime import TorchModel, TorchRunner
-from simsearch.recipe import Recipe
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.models import registry
+from simsearch.models.torch import runtime
+from simsearch.models.torch.runtime import TorchModel, TorchRunner
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def test_half_precision_is_used_where_it_agrees(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = models.find(str(tiny_weights))
+    file = registry.find_weights(str(tiny_weights))
     exact = TorchModel(file, "cpu")
     assert exact.engine == "torch-cpu"
     assert exact.decoder is None
@@ -59,7 +59,7 @@ def test_gpu_without_room_keeps_first_network(monkeypatch: pytest.MonkeyPatch) -
         return plainly(runner, function, pixels)
 
     monkeypatch.setattr(TorchRunner, "_once", full)
-    runner = TorchRunner(Recipe(8, 8), "cpu")
+    runner = TorchRunner(Preprocessing(8, 8), "cpu")
     runner.device = _Cuda()  # type: ignore[assignment]
     assert runner.fastest(network, lambda network: network) == (network, "torch-cuda")
     assert runner.most is None
@@ -75,7 +75,7 @@ def test_memory_kept_by_torch_is_no_error(monkeypatch: pytest.MonkeyPatch) -> No
         raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
 
     monkeypatch.setattr(torch.cuda, "empty_cache", refused)
-    runner = TorchRunner(Recipe(8, 8), "cpu")
+    runner = TorchRunner(Preprocessing(8, 8), "cpu")
 
     def small(x: Tensor) -> Tensor:
         if len(x) > 2:
@@ -84,7 +84,7 @@ def test_memory_kept_by_torch_is_no_error(monkeypatch: pytest.MonkeyPatch) -> No
 
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     with ThreadPoolExecutor(1) as pool:
-        with simsearch.models.replays._recording:
+        with simsearch.models.torch.cuda_graphs._recording:
             recording.set()
             found = pool.submit(runner.run, small, pixels)
             assert not emptied.wait(0.05)
@@ -100,14 +100,14 @@ def test_failing_half_precision_is_not_used(scale: float, monkeypatch: pytest.Mo
     linear.weight.mul_(scale)
     linear.bias.fill_(1e6 if scale == 300 else 0)
     network = nn.Sequential(nn.Flatten(), linear)
-    runner = TorchRunner(Recipe(8, 8), "cpu")
+    runner = TorchRunner(Preprocessing(8, 8), "cpu")
     runner.device = _Cuda()  # type: ignore[assignment]
     monkeypatch.setattr(TorchRunner, "_once", plainly)
     assert runner.fastest(network, lambda network: network) == (network, "torch-cuda")
 
 
 def test_half_and_full_precision_are_of_one_kind() -> None:
-    assert models.precision_of("torch-cuda-float16") == models.precision_of("onnxruntime-cpu") == "float32"
+    assert registry.precision_of("torch-cuda-float16") == registry.precision_of("onnxruntime-cpu") == "float32"
 
 
 class _Cuda:
@@ -131,7 +131,7 @@ def test_full_precision_lasts_until_last_thread() -> None:
         states[0] = False
         log.append("out")
 
-    together = torch_runtime._Together(setting)
+    together = runtime._Together(setting)
     first_in, first_may_go = threading.Event(), threading.Event()
 
     def first() -> None:
@@ -161,7 +161,7 @@ def test_full_precision_is_set_and_put_back(user: str) -> None:
     code = f"""
 import warnings; warnings.simplefilter("error")
 import torch
-from simsearch.models import torch_runtime
+from simsearch.models.torch import runtime as torch_runtime
 b = torch.backends
 if {user!r} == "high": torch.set_float32_matmul_precision("high")
 if {user!r} == "new": b.fp32_precision = "tf32"

@@ -6,11 +6,10 @@ import struct
 import numpy as np
 import pytest
 
-from simsearch import models
 from simsearch.errors import WeightsError
-from simsearch.models import compress, weights
-from simsearch.models.weights import Card
-from simsearch.recipe import Recipe
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.models import deep_compression, registry, weights
+from simsearch.models.weights import ModelCard
 
 
 def sparse(shape, share, seed=0):
@@ -22,8 +21,8 @@ def sparse(shape, share, seed=0):
 @pytest.mark.parametrize("bits", [1, 5, 8])
 def test_pruned_weights_decode_to_shared_values(share, bits):
     tensor = sparse((40, 500), share)
-    encoded = compress.encode(tensor, bits)
-    decoded = compress.decode(encoded)
+    encoded = deep_compression.compress_tensor(tensor, bits)
+    decoded = deep_compression.decompress_tensor(encoded)
     assert decoded.shape == tensor.shape
     assert len(np.unique(decoded[decoded != 0])) <= 2**bits - 1
     np.testing.assert_array_equal(decoded[tensor == 0], 0)
@@ -34,26 +33,29 @@ def test_pruned_weights_decode_to_shared_values(share, bits):
 def test_long_gaps_are_bridged():
     tensor = np.zeros(3000, np.float32)
     tensor[[0, 255, 256, 512, 1024, 2999]] = [1, 2, 3, 4, 5, 6]
-    np.testing.assert_allclose(compress.decode(compress.encode(tensor, 8)), tensor)
+    np.testing.assert_allclose(deep_compression.decompress_tensor(deep_compression.compress_tensor(tensor, 8)), tensor)
 
 
 def test_an_empty_tensor_of_zeros():
-    np.testing.assert_array_equal(compress.decode(compress.encode(np.zeros((3, 4), np.float32), 5)), np.zeros((3, 4)))
+    np.testing.assert_array_equal(
+        deep_compression.decompress_tensor(deep_compression.compress_tensor(np.zeros((3, 4), np.float32), 5)),
+        np.zeros((3, 4)),
+    )
 
 
 def test_five_bits_lose_little():
     tensor = sparse((256, 256), 0.3)
-    decoded = compress.decode(compress.encode(tensor, 5))
+    decoded = deep_compression.decompress_tensor(deep_compression.compress_tensor(tensor, 5))
     assert np.linalg.norm(decoded - tensor) < 0.08 * np.linalg.norm(tensor)
 
 
 def test_more_bits_than_a_byte_are_refused():
     with pytest.raises(WeightsError, match="9 bits"):
-        compress.encode(np.ones(3, np.float32), 9)
+        deep_compression.compress_tensor(np.ones(3, np.float32), 9)
 
 
 def test_streams_that_claim_too_much_are_refused():
-    good = compress.encode(sparse((50, 50), 0.1), 4)
+    good = deep_compression.compress_tensor(sparse((50, 50), 0.1), 4)
     for bad in (
         good._replace(shape=(1 << 20, 1 << 20)),
         good._replace(shape=(5, 5)),
@@ -63,13 +65,21 @@ def test_streams_that_claim_too_much_are_refused():
         good._replace(gaps=np.frombuffer(b"junk", np.uint8)),
     ):
         with pytest.raises(WeightsError):
-            compress.decode(bad)
+            deep_compression.decompress_tensor(bad)
 
 
 def test_a_file_says_everything(tmp_path):
     path = tmp_path / "w.safetensors"
-    card = Card("alexnet", {"channels": (8, 16, 16, 16, 16)}, Recipe(40, 32), ("cat", "dog"), "words", {"passes": 3},
-                {"top-1": 0.5}, (0.0, 1.0))  # fmt: skip
+    card = ModelCard(
+        "alexnet",
+        {"channels": (8, 16, 16, 16, 16)},
+        Preprocessing(40, 32),
+        ("cat", "dog"),
+        "words",
+        {"passes": 3},
+        {"top-1": 0.5},
+        (0.0, 1.0),
+    )
     tensors = {"a.weight": sparse((30, 30), 0.2), "a.bias": np.arange(4, dtype=np.float32)}
     weights.write(path, card, tensors, {"a.weight": 6})
     assert weights.read_card(path) == card
@@ -79,8 +89,17 @@ def test_a_file_says_everything(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 100, struct.pack("<Q", 20) + b"{not json at all....",
-                                     struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 1 << 60) + b"x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 8,
+        b"\xff" * 100,
+        struct.pack("<Q", 20) + b"{not json at all....",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 1 << 60) + b"x",
+    ],
+)
 def test_what_is_no_weights_file_is_refused(tmp_path, content):
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
@@ -98,18 +117,18 @@ def test_a_header_of_the_future_is_refused(tmp_path):
 
 def test_unknown_recipe_keys_are_refused():
     with pytest.raises(WeightsError, match="gamma"):
-        Recipe.from_dict({"resize": 256, "gamma": 2})
-    assert Recipe.from_dict(json.loads(json.dumps(Recipe().to_dict()))) == Recipe()
+        Preprocessing.from_dict({"resize": 256, "gamma": 2})
+    assert Preprocessing.from_dict(json.loads(json.dumps(Preprocessing().to_dict()))) == Preprocessing()
 
 
 def test_shipped_weights_fit_the_limit():
-    files = [models.find(name).path for name in models.BUILTIN]
+    files = [registry.find_weights(name).path for name in registry.BUILTIN]
     assert sum(path.stat().st_size for path in files) <= 16 << 20
 
 
-@pytest.mark.parametrize("name", list(models.BUILTIN))
+@pytest.mark.parametrize("name", list(registry.BUILTIN))
 def test_shipped_cards_are_complete(name):
-    found = models.find(name)
+    found = registry.find_weights(name)
     assert found.config.dimension == 4096
     assert len(found.card.classes) == found.config.num_classes >= 200
     assert found.card.training

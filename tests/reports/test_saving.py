@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from simsearch.common.atomic_files import atomic_write
 from simsearch.errors import UsageError
-from simsearch.files import write_atomically
 from simsearch.reports import montage
 from simsearch.reports.html import render_html, save_html
 from simsearch.reports.montage import draw_montage, save_montage
@@ -53,7 +53,7 @@ def test_save_html(tmp_path: Path) -> None:
 def test_writing_replaces_and_leaves_no_rest(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for data in [b"old", b"new"]:
-        write_atomically(path, data)
+        atomic_write(path, data)
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -69,7 +69,7 @@ def test_failed_write_keeps_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(UsageError, match="No space left on device") as caught:
-        write_atomically(path, b"new")
+        atomic_write(path, b"new")
     assert str(path) in str(caught.value) and isinstance(caught.value.__cause__, OSError)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -78,7 +78,7 @@ def test_failed_write_keeps_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "file"
     with pytest.raises(UsageError, match=re.escape(str(path))) as caught:
-        write_atomically(path, b"")
+        atomic_write(path, b"")
     assert caught.value.hint == f"create the folder {path.parent} first"
 
 
@@ -87,16 +87,16 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     for path in [tmp_path, fifo]:
         with pytest.raises(UsageError, match="not a regular file"):
-            write_atomically(path, b"")
+            atomic_write(path, b"")
     with pytest.raises(UsageError, match="Not a directory"):
-        write_atomically(_file(tmp_path / "plain") / "file", b"")
+        atomic_write(_file(tmp_path / "plain") / "file", b"")
     with pytest.raises(UsageError, match="name too long"):
-        write_atomically(tmp_path / ("x" * 300), b"")
+        atomic_write(tmp_path / ("x" * 300), b"")
 
 
 def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(_file(tmp_path / "target"))
-    write_atomically(tmp_path / "link", b"new")
+    atomic_write(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_bytes() == b"new"
 

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 import simsearch
-from simsearch import terminal
+from simsearch.reports import terminal
 from simsearch.reports.tiles import ResultRow, Tile
 
 RED, GREEN = Image.new("RGB", (40, 40), "#ff0000"), Image.new("RGB", (40, 20), "#00ff00")

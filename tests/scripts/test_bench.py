@@ -5,13 +5,13 @@ import subprocess
 import sys
 
 import simsearch
-from simsearch import sample
+from simsearch.images.samples import generate
 from tests.helpers.scripts import SCRIPTS
 
 
 def test_bench_cold(tmp_path):
     index, folder = tmp_path / "index", tmp_path / "pictures"
-    sample.write(folder, count=4)
+    generate.generate(folder, count=4)
     simsearch.build(folder, index).close()
     picture = str(next(folder.rglob("*.*")))
     script = SCRIPTS / "bench" / "cold.py"
@@ -33,9 +33,21 @@ def bench(name, *arguments):
 
 def test_bench_ingest(tmp_path, tiny_weights):
     """Twelve different JPEGs of four drawings; one tutorial's loop is enough."""
-    sample.write(tmp_path / "pictures", count=4)
-    out = bench("ingest", tmp_path / "pictures", "--count", 12, "--enlarge", 0.5, "--times", 1, "--model", tiny_weights,
-                "--skip", "tutorial")  # fmt: skip
+    generate.generate(tmp_path / "pictures", count=4)
+    out = bench(
+        "ingest",
+        tmp_path / "pictures",
+        "--count",
+        12,
+        "--enlarge",
+        0.5,
+        "--times",
+        1,
+        "--model",
+        tiny_weights,
+        "--skip",
+        "tutorial",
+    )
     assert "12 JPEGs" in out
     assert "63 pixels; 1 rounds" in out
     assert "simsearch against tutorial, batches: " in out
@@ -46,7 +58,7 @@ def test_bench_ingest(tmp_path, tiny_weights):
 
 
 def test_bench_decoding(tmp_path, tiny_weights):
-    sample.write(tmp_path / "pictures", count=8)
+    generate.generate(tmp_path / "pictures", count=8)
     out = bench("decoding", tmp_path / "pictures", "--model", tiny_weights, "--megapixels", 0, 1)
     assert "8 of 8 images" in out
     assert re.search(r"as it is +0\.99|as it is +1\.0", out)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from simsearch.engine import Engine
-from simsearch.verify import verify
+from simsearch.storage.verify import verify
 from tests.helpers.clusters import D, clustered
 from tests.helpers.filler import Filler
 from tests.helpers.scripts import SCRIPTS
@@ -52,14 +52,28 @@ def test_enlargements_are_like_their_originals(real: Filler, vectors: ModuleType
     np.testing.assert_array_equal(np.concatenate(list(vectors.enlarged(real.engine, left_out, 5000, seed=1))), made)
     vectors.fill(tmp_path / "filled", real.engine, blocks)
     with Engine(tmp_path / "filled", model=real.model) as engine:
-        assert len(engine) == 5000 and not verify(engine).problems
+        assert len(engine) == 5000 and not verify(engine.index).problems
         ids, distances = engine.neighbours(made[4000:4001].astype(np.float32), 1)
         assert (ids[0, 0], distances[0, 0]) == (4001, 0)
 
 
 def test_the_benchmark_measures_recall_and_rates(real: Filler, tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCH / "search.py"), "--data", str(tmp_path), "--work", str(tmp_path), "--queries", "20",
-               "--methods", "simsearch", "simsearch, exact", "faiss Flat", "--plot", str(tmp_path / "plot.png")]  # fmt: skip
+    command = [
+        sys.executable,
+        str(BENCH / "search.py"),
+        "--data",
+        str(tmp_path),
+        "--work",
+        str(tmp_path),
+        "--queries",
+        "20",
+        "--methods",
+        "simsearch",
+        "simsearch, exact",
+        "faiss Flat",
+        "--plot",
+        str(tmp_path / "plot.png"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "plot.png").exists()

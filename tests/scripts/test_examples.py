@@ -66,7 +66,7 @@ def test_a_pool_of_processes(index, photos, tmp_path):
 
 
 def test_replica_of_index_compacted_during_copy(index, tmp_path, monkeypatch):
-    from simsearch.compacting import compact
+    from simsearch.indexing.compact import compact
 
     replica = runpy.run_path(str(EXAMPLES / "replica.py"))
     copytree, copied = shutil.copytree, list[Path]()
@@ -76,7 +76,7 @@ def test_replica_of_index_compacted_during_copy(index, tmp_path, monkeypatch):
             copied.append(Path(source))
             with simsearch.open(index) as engine:
                 engine.remove([1, 5])
-                compact(engine)
+                compact(engine.index)
         return copytree(source, target, **options)
 
     monkeypatch.setattr(shutil, "copytree", late)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from simsearch import api, index
+from simsearch import api
 from simsearch.engine import Engine
 from simsearch.errors import ItemNotFoundError, UsageError
-from simsearch.index import FlatIndex
-from simsearch.shards import Shards
+from simsearch.search import exact
+from simsearch.search.exact import FlatIndex
+from simsearch.storage.feature_files import FeatureFiles
 from tests.helpers.filler import Filler
 from tests.helpers.models import Colours
 from tests.helpers.scan import Scan, agree
@@ -58,7 +59,7 @@ def test_search_is_a_float64_scan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: Any, rows_per_shard: int, direct: int
 ) -> None:
     """direct: up to how many permitted rows are fetched one by one; 0 sends every search through FAISS."""
-    monkeypatch.setattr(index, "DIRECT", direct)
+    monkeypatch.setattr(exact, "DIRECT", direct)
     random = np.random.default_rng(rows_per_shard + direct)
     filters: list[tuple[list[str], Callable[[dict[str, Any]], bool]]] = [
         ([], lambda item: True),
@@ -103,7 +104,7 @@ def test_ties_go_to_lower_id_whatever_the_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("direct", [0, 2048])
 def test_id_leaves_itself_out_but_not_its_equals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: int) -> None:
-    monkeypatch.setattr(index, "DIRECT", direct)
+    monkeypatch.setattr(exact, "DIRECT", direct)
     with scrambled(tmp_path / "index", np.random.default_rng(5), fine, 8, 300, 64) as engine:
         scan = Scan.of(engine, tmp_path / "out")
         for place in range(0, len(scan.items), 17):
@@ -112,8 +113,10 @@ def test_id_leaves_itself_out_but_not_its_equals(tmp_path: Path, monkeypatch: py
             others = scan.search(query, 6, lambda other, number=number: other["id"] != number)  # type: ignore[misc]
             agree(engine.search_by_id(number, 6), others)
             alike = scan.search(
-                query, 6, lambda other, item=item: other["label"] == item["label"] and other["id"] != item["id"]  # type: ignore[misc]
-            )  # fmt: skip
+                query,
+                6,
+                lambda other, item=item: other["label"] == item["label"] and other["id"] != item["id"],  # type: ignore[misc]
+            )
             agree(engine.search_by_id(number, 6, where={"label": item["label"]}), alike)
         everything = engine.search_many([item["id"] for item in scan.items], 3)
         assert [m.id for m in everything[4]] == [m.id for m in engine.search_by_id(scan.items[4]["id"], 3)]
@@ -152,7 +155,7 @@ def test_distances_tie_if_only_squares_differ(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1e-30, 1e5, 1e18, 3e38])
 def test_queries_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     """Where float32 cannot hold the squared distance, and where the features vanish beside the query."""
-    monkeypatch.setattr(index, "DIRECT", 16)
+    monkeypatch.setattr(exact, "DIRECT", 16)
     filler = Filler(tmp_path / "index", 6, rows_per_shard=64)
     filler.add(np.random.default_rng(1).normal(0, 6e4, (200, 6)).clip(-65504, 65504))
     with filler.engine as engine:
@@ -161,8 +164,8 @@ def test_queries_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, si
         for where in ([], ["label=one"]):
             expected = scan.search(query, 9, lambda item, where=where: not where or item["label"] == "one")  # type: ignore[misc]
             agree(engine.search_by_vector(query, 9, where=where), expected)
-        known = engine.neighbours(np.stack([query] * index.BATCH), 9)[0]
-        assert known.tolist() == [[number for number, _ in scan.search(query, 9)]] * index.BATCH
+        known = engine.neighbours(np.stack([query] * exact.BATCH), 9)[0]
+        assert known.tolist() == [[number for number, _ in scan.search(query, 9)]] * exact.BATCH
         assert all(np.isfinite(match.distance) for match in engine.search_by_vector(query, 9, expand=2))
 
 
@@ -245,11 +248,11 @@ def test_vector_of_words_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_flat_index_with_ties_at_the_last_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """`FlatIndex.search` gives every row that ties for the k-th place, for any permitted rows and several queries."""
-    monkeypatch.setattr(index, "DIRECT", 8)
+    monkeypatch.setattr(exact, "DIRECT", 8)
     random = np.random.default_rng(seed)
     n, dimension = int(random.integers(1, 300)), int(random.integers(1, 20))
     features = coarse(random, n, dimension)
-    shards = Shards(tmp_path, dimension, rows_per_shard=int(random.choice([10, 64, 1000])))
+    shards = FeatureFiles(tmp_path, dimension, rows_per_shard=int(random.choice([10, 64, 1000])))
     checksum = shards.write(0, features)
     assert shards.checksum(0, n) == checksum
     flat = FlatIndex(shards, n)

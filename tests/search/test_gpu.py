@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from simsearch import index as flat_index
-from simsearch import resident
 from simsearch.engine import Engine
 from simsearch.errors import DeviceError
-from simsearch.index import FlatIndex
-from simsearch.models import runtime
+from simsearch.models.onnx import runtime
+from simsearch.search import exact as flat_index
+from simsearch.search import gpu
+from simsearch.search.exact import FlatIndex
 from tests.helpers.filler import Filler
 
 D = 24
@@ -23,9 +23,9 @@ D = 24
 @pytest.fixture
 def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filler:
     """2,500 items of which many tie, on devices of small chunks."""
-    monkeypatch.setattr(resident, "CHUNK", 512)
-    monkeypatch.setattr(resident, "BLOCK", 200)
-    monkeypatch.setattr(resident, "QUERIES", 16)
+    monkeypatch.setattr(gpu, "CHUNK", 512)
+    monkeypatch.setattr(gpu, "BLOCK", 200)
+    monkeypatch.setattr(gpu, "QUERIES", 16)
     monkeypatch.setattr(flat_index, "DIRECT", 8)
     filler = Filler(tmp_path / "index", D, rows_per_shard=700)
     filler.add(np.random.default_rng(0).integers(0, 4, (2500, D)).astype(np.float16))
@@ -68,8 +68,9 @@ def test_whole_chunks_are_kept_when_items_come(filled: Filler) -> None:
     second = on_devices(filled, ["cpu"], first)
     assert set(range(2500, 2510)) <= set(second.search(query, 10, None)[0].rows.tolist())
     assert first._resident is not None and second._resident is not None
-    assert [a.features is b.features for a, b in zip(first._resident._chunks, second._resident._chunks, strict=True)] \
-        == [True] * 4 + [False]  # fmt: skip
+    assert [
+        a.features is b.features for a, b in zip(first._resident._chunks, second._resident._chunks, strict=True)
+    ] == [True] * 4 + [False]
 
 
 def test_without_room_the_cpu_scans(filled: Filler) -> None:
@@ -81,7 +82,7 @@ def test_without_room_the_cpu_scans(filled: Filler) -> None:
 def test_an_engine_on_a_device(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
     """Filters, removals and a radius, through the API."""
     monkeypatch.setattr(runtime, "choose_device", lambda device: device)
-    monkeypatch.setattr(resident, "devices_for", lambda device, rows, dimension: ["cpu"])
+    monkeypatch.setattr(gpu, "devices_for", lambda device, rows, dimension: ["cpu"])
     filled.remove(range(1, 600, 2))
     random = np.random.default_rng(2)
     with Engine(filled.path, model=filled.model, device="cuda") as engine:
@@ -91,8 +92,9 @@ def test_an_engine_on_a_device(filled: Filler, monkeypatch: pytest.MonkeyPatch) 
                 assert engine.search_by_vector(query, 7, **options) == filled.engine.search_by_vector(
                     query, 7, **options
                 )
-        with engine.store.reading() as reader:
-            assert engine.snapshot(reader).flat._resident is not None
+        with engine.reading() as reader:
+            flat = engine.snapshot(reader).flat
+            assert isinstance(flat, FlatIndex) and flat._resident is not None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -109,12 +111,12 @@ def test_devices_are_those_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     free = {"cuda:0": 5 << 30, "cuda:1": 5 << 30}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda name: (free[name], 80 << 30))
-    assert resident.devices_for("cuda", 900_000, 4096) == ["cuda:0", "cuda:1"]
-    assert resident.devices_for("cuda:1", 400_000, 4096) == ["cuda:1"]
-    assert resident.devices_for("cuda:1", 900_000, 4096) == []
-    assert resident.devices_for("cuda", 2_000_000, 4096) == []
+    assert gpu.devices_for("cuda", 900_000, 4096) == ["cuda:0", "cuda:1"]
+    assert gpu.devices_for("cuda:1", 400_000, 4096) == ["cuda:1"]
+    assert gpu.devices_for("cuda:1", 900_000, 4096) == []
+    assert gpu.devices_for("cuda", 2_000_000, 4096) == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resident.devices_for("cuda", 10, 4096) == []
+    assert gpu.devices_for("cuda", 10, 4096) == []
 
 
 def multiplied(a: Any, b: Any, out_dtype: Any) -> Any:

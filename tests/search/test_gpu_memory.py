@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import simsearch
-from simsearch import resident
-from simsearch.models import runtime
+from simsearch.models.onnx import runtime
+from simsearch.search import gpu
 from tests.helpers.filler import Filler
 
 
@@ -21,18 +21,18 @@ def test_search_goes_on_without_device_memory(tmp_path: Path, monkeypatch: pytes
     query = np.random.default_rng(1).random(32).astype(np.float32)
     expected = filler.engine.search_by_vector(query)
     monkeypatch.setattr(runtime, "choose_device", lambda device: device)
-    monkeypatch.setattr(resident, "devices_for", lambda *_: ["cpu"])
+    monkeypatch.setattr(gpu, "devices_for", lambda *_: ["cpu"])
     with simsearch.open(filler.path, model=filler.model, device="cuda") as engine:
         engine.search_by_vector(query)
         assert engine.search_by_vector(query) == expected
-        with engine.store.reading() as reader:
+        with engine.reading() as reader:
             flat = engine.snapshot(reader).flat
         assert getattr(flat, "_resident") is not None  # noqa: B009
 
         def full(*_: Any) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(resident.Resident, "_scan", full)
+        monkeypatch.setattr(gpu.GpuIndex, "_scan", full)
         assert engine.search_by_vector(query) == expected
         assert getattr(flat, "_resident") is None  # noqa: B009
         assert engine.search_by_vector(query) == expected

@@ -79,11 +79,11 @@ NEW = (
 
 def test_a_declared_option_reaches_all_interfaces(monkeypatch):
     pytest.importorskip("fastapi", reason="the [test] extra is not installed")
-    from simsearch import webpage
     from simsearch.server import openapi, request_body, schemas
-    from simsearch.settings import Settings
+    from simsearch.server import page as server_page
+    from simsearch.server.settings import Settings
 
-    for module in (options, cli_options, schemas, request_body, webpage):
+    for module in (options, cli_options, schemas, request_body, server_page):
         monkeypatch.setattr(module, "OPTIONS", (*OPTIONS, *NEW))
 
     @click.command()
@@ -99,5 +99,5 @@ def test_a_declared_option_reaches_all_interfaces(monkeypatch):
     assert request_body._option_value("min_distance", ["2.5"]) == 2.5
     fields = openapi.search_body(model, False)["requestBody"]["content"]["application/json"]["schema"]["properties"]
     assert fields["grey"] == {"type": "boolean", "description": "Colours do not count."}
-    page = webpage._with_checkboxes("<form>\n<!-- checkboxes: here -->\n</form>")
+    page = server_page._with_checkboxes("<form>\n<!-- checkboxes: here -->\n</form>")
     assert '<input id="grey" type="checkbox" data-option>Ignore &lt;colours&gt;' in page

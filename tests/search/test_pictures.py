@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsearch import api, calibration
+from simsearch import api
 from simsearch.engine import Engine
 from simsearch.errors import ImageError
+from simsearch.search import similarity
 from simsearch.search.queries import Picture
 from simsearch.search.searcher import NEAR_IDENTICAL
 from tests.helpers.models import Colours
@@ -77,7 +78,7 @@ def test_crop(engine: Engine, tmp_path: Path) -> None:
 
 def distinct(engine: Engine, scan: Scan, queries: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
     """What `dedup` promises: in the order of the answer, all that are not near-identical to one before."""
-    same = NEAR_IDENTICAL * calibration.median(engine.meta.distances)
+    same = NEAR_IDENTICAL * similarity.median(engine.meta.distances)
     features = {item["id"]: row for item, row in zip(scan.items, scan.features, strict=True)}
     kept: list[tuple[int, float]] = []
     for number, distance in scan.search(queries, len(scan.items)):

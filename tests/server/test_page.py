@@ -19,10 +19,10 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory, tiny_weights):
     """A folder of 60 drawings, and two indexes: of all, and of the first twenty."""
-    from simsearch import sample
+    from simsearch.images.samples import generate
 
     folder = tmp_path_factory.mktemp("site")
-    sample.write(folder / "drawn", 60)
+    generate.generate(folder / "drawn", 60)
     simsearch.build(folder / "drawn", folder / "all", model=str(tiny_weights)).close()
     some = sorted(path for path in (folder / "drawn").iterdir() if path.is_dir())[:10]
     simsearch.build(some, folder / "some", model=str(tiny_weights)).close()

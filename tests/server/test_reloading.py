@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 import simsearch
-from simsearch import sync
+from simsearch.indexing import sync
 from tests.helpers.client import Client, code, png, upload
 
 httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
@@ -100,9 +100,9 @@ def test_model_changes_during_search(replaced, tmp_path, photos, monkeypatch, qu
 
 
 def test_an_index_that_is_gone_and_comes_back(engine, tmp_path, monkeypatch):
-    from simsearch import served
+    from simsearch.server import reloading
 
-    monkeypatch.setattr(served, "PATIENCE", 0.2)
+    monkeypatch.setattr(reloading, "PATIENCE", 0.2)
     client = Client(simsearch.create_app(engine))
     engine.path.rename(tmp_path / "away")
     found = client.search(id=1)
@@ -117,6 +117,6 @@ def test_an_index_that_is_gone_and_comes_back(engine, tmp_path, monkeypatch):
 def test_a_lagging_generation_is_seen(client, engine, photos):
     """What is committed is found by the next request."""
     before = client("GET", "/v1/indexes").json()["indexes"][0]
-    sync.remove(engine, engine.find(1))
+    sync.remove(engine.index, engine.find(1))
     after = client("GET", "/v1/indexes").json()["indexes"][0]
     assert (after["items"], after["generation"]) == (before["items"] - 1, before["generation"] + 1)

@@ -9,16 +9,16 @@ import pytest
 pytest.importorskip("fastapi", reason="the [test] extra is not installed")
 
 from simsearch.search.options import OPTIONS
-from simsearch.server.middleware import Refused
+from simsearch.server.middleware import ApiError
 from simsearch.server.openapi import EXAMPLES, add_body, schema_of, search_body
 from simsearch.server.schemas import AddRequest, search_request
-from simsearch.settings import Settings
+from simsearch.server.settings import Settings
 
 MODEL = search_request(Settings(max_k=50))
 
 
 def refusal(model, **given):
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ApiError) as caught:
         model.read(given)
     assert (caught.value.status, caught.value.code) == (422, "bad_argument")
     return caught.value.message
@@ -65,14 +65,21 @@ def test_messages(given, message):
 
 
 def test_a_body_that_is_not_an_object():
-    with pytest.raises(Refused, match="the body must be a JSON object"):
+    with pytest.raises(ApiError, match="the body must be a JSON object"):
         MODEL.read([1])
 
 
 def test_options_by_their_names_in_python():
-    body = MODEL.read({
-        "id": 1, "filter": "label=cat", "crop": [1, 2, 3, 4], "plus": [5], "exact": True, "max_distance": 3,
-    })  # fmt: skip
+    body = MODEL.read(
+        {
+            "id": 1,
+            "filter": "label=cat",
+            "crop": [1, 2, 3, 4],
+            "plus": [5],
+            "exact": True,
+            "max_distance": 3,
+        }
+    )
     assert (body.way, body.matches) == ("id", 6)
     assert body.search_options() == {"where": ["label=cat"], "exact": True, "max_distance": 3.0}
     assert body.query_options() == {"crop": (1, 2, 3, 4), "plus": [5]}

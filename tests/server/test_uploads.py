@@ -6,7 +6,7 @@ import json
 import pytest
 
 import simsearch
-from simsearch import sync
+from simsearch.indexing import options, sync
 from tests.helpers.client import Client, code, png, upload
 
 httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
@@ -28,7 +28,7 @@ def test_writing(engine):
 
 
 def test_failed_upload_leaves_nothing(engine):
-    from simsearch.meta import writer_lock
+    from simsearch.storage.lock import writer_lock
 
     client = Client(simsearch.create_app(engine, writable=True))
     with writer_lock(engine.path):
@@ -39,7 +39,7 @@ def test_failed_upload_leaves_nothing(engine):
     assert (engine.path / "uploads" / "items.jsonl").read_text() == ""
     assert client("POST", "/v1/items", files=upload(png((9, 9)))).status_code == 201
     assert len((engine.path / "uploads" / "items.jsonl").read_text().splitlines()) == 1
-    sync.sync(engine, [], sync.Options())
+    sync.sync(engine.index, engine.model, [], options.BuildOptions())
     assert len(engine) == 25
 
 
@@ -49,13 +49,13 @@ def test_an_upload_looks_at_no_other(engine, monkeypatch):
     sizes = [(9, n) for n in range(9, 13)]
     made = [client("POST", "/v1/items", files=upload(png(size)), data={"label": "x"}).json()["id"] for size in sizes]
     lines = manifest.read_bytes()
-    monkeypatch.setattr("simsearch.uploads._forget", None)  # which would read them all
-    monkeypatch.setattr("simsearch.manifests.open", None, raising=False)
+    monkeypatch.setattr("simsearch.server.uploads._forget", None)  # which would read them all
+    monkeypatch.setattr("simsearch.images.sources.tables.open", None, raising=False)
     assert client("POST", "/v1/items", files=upload(png((9, 20)))).status_code == 201
     monkeypatch.undo()
     assert manifest.read_bytes().startswith(lines)
     assert client("DELETE", f"/v1/items/{made[1]}").status_code == 204
-    assert sync.sync(engine, [], sync.Options()).unchanged == len(engine) == 24 + 4
+    assert sync.sync(engine.index, engine.model, [], options.BuildOptions()).unchanged == len(engine) == 24 + 4
 
 
 def test_leftovers_of_dead_upload_are_removed(engine):
@@ -70,4 +70,4 @@ def test_leftovers_of_dead_upload_are_removed(engine):
     assert manifest.read_bytes() == whole + json.dumps({"path": name, "label": "new"}).encode() + b"\n"
     manifest.write_bytes(manifest.read_bytes() + b'{"path": "34')
     assert client("POST", "/v1/items", files=upload(png((9, 11)))).status_code == 201
-    assert sync.sync(engine, [], sync.Options()).unchanged == len(engine) == 24 + 3
+    assert sync.sync(engine.index, engine.model, [], options.BuildOptions()).unchanged == len(engine) == 24 + 3

@@ -18,13 +18,15 @@ import click.testing
 import numpy as np
 import pytest
 
-from simsearch import api, sync
+from simsearch import api
 from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchError, UsageError
-from simsearch.export import export_npy
-from simsearch.shards import PREAMBLE
-from simsearch.verify import verify
+from simsearch.indexing import sync
+from simsearch.storage.export import export_npy
+from simsearch.storage.feature_files import PREAMBLE
+from simsearch.storage.index import create
+from simsearch.storage.verify import verify
 from tests.helpers.data import ROOT
 from tests.helpers.filler import Filler, Wide
 from tests.helpers.models import Colours
@@ -46,8 +48,8 @@ def index(tmp_path: Path) -> Path:
         filler.add(random.normal(size=(count, DIMENSION)))
     filler.engine.close()
     with Engine(filler.path, model=MODEL) as engine:
-        sync.refresh_meta(engine)
-        assert verify(engine).problems == ()
+        sync.refresh_meta(engine.index)
+        assert verify(engine.index).problems == ()
     return filler.path
 
 
@@ -85,7 +87,7 @@ def edit_meta(index: Path, **values: Any) -> None:
 
 def problems(index: Path) -> str:
     with Engine(index, model=MODEL) as engine:
-        return "\n".join(verify(engine).problems)
+        return "\n".join(verify(engine.index).problems)
 
 
 def search_everything(index: Path, folder: Path) -> None:
@@ -97,7 +99,7 @@ def search_everything(index: Path, folder: Path) -> None:
         engine.find(["0001*", "id:3"])
         engine.failures()
         engine.info()
-        export_npy(engine, folder)
+        export_npy(engine.opened_index, folder)
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -111,31 +113,42 @@ def run(*arguments: str) -> tuple[int, str]:
 
 FOUND: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped bit of a row": (lambda i: flip(shard(i), PREAMBLE + 100), "rows 60 to 119 have checksum"),
-    "flipped last bit": (lambda i: flip(shard(i, 2), PREAMBLE + (ROWS - 128) * 16 - 1), "rows 120 to 149 have checksum"),
+    "flipped last bit": (
+        lambda i: flip(shard(i, 2), PREAMBLE + (ROWS - 128) * 16 - 1),
+        "rows 120 to 149 have checksum",
+    ),
     "flipped bit of a preamble": (lambda i: flip(shard(i), 5), "does not begin as the feature file 1 of dimension 8"),
     "flipped bit of the padding": (lambda i: flip(shard(i), PREAMBLE - 1), "does not begin as the feature file 1"),
     "shard cut short": (lambda i: truncate(shard(i, 2), PREAMBLE + 7), "too few for 22 rows"),
     "shard cut to nothing": (lambda i: truncate(shard(i, 0), 0), "has 0 bytes"),
     "missing shard": (lambda i: shard(i).unlink(), "000001.f16: No such file"),
-    "shards exchanged": (lambda i: (shard(i, 0).rename(i / "x"), shard(i, 1).rename(shard(i, 0)),
-                                    (i / "x").rename(shard(i, 1))), "does not begin as the feature file 0"),
+    "shards exchanged": (
+        lambda i: (shard(i, 0).rename(i / "x"), shard(i, 1).rename(shard(i, 0)), (i / "x").rename(shard(i, 1))),
+        "does not begin as the feature file 0",
+    ),
     "all shards missing": (lambda i: shutil.rmtree(i / "features"), "000000.f16: No such file"),
     "impossible row": (lambda i: sql(i, "UPDATE items SET row = 5000 WHERE id = 70"), "an item owns row 5000"),
     "negative row": (lambda i: sql(i, "UPDATE items SET row = -1 WHERE id = 70"), "an item owns row -1"),
     "lost block": (lambda i: sql(i, "DELETE FROM blocks WHERE first = 60"), "rows 60 to 120 have no checksum"),
-    "wrong count of rows": (lambda i: sql(i, "UPDATE state SET value = 151 WHERE key = 'rows'"), "151 rows are recorded"),
+    "wrong count of rows": (
+        lambda i: sql(i, "UPDATE state SET value = 151 WHERE key = 'rows'"),
+        "151 rows are recorded",
+    ),
     "impossible count of rows": (lambda i: sql(i, "UPDATE state SET value = 1 << 60 WHERE key = 'rows'"), "000003.f16"),
     "no count of rows": (lambda i: sql(i, "DELETE FROM state WHERE key = 'rows'"), "the state 'rows' is missing"),
     "lost source": (lambda i: sql(i, "DELETE FROM sources"), "150 items belong to no source"),
     "checksum that is no number": (lambda i: sql(i, "UPDATE blocks SET crc32 = 'x'"), "a checksum cannot be read"),
     "failure without a path": (lambda i: sql(i, "INSERT INTO failures VALUES (1, 7, 'x')"), "a failure cannot be read"),
     "lost item": (lambda i: sql(i, "DELETE FROM items WHERE id = 7"), "meta.json counts 150 items"),
-    "metadata that is no JSON": (lambda i: sql(i, "UPDATE items SET metadata = '{' WHERE id = 7"), "item 7 cannot be read"),
+    "metadata that is no JSON": (
+        lambda i: sql(i, "UPDATE items SET metadata = '{' WHERE id = 7"),
+        "item 7 cannot be read",
+    ),
     "options that are no JSON": (lambda i: sql(i, "UPDATE sources SET options = '{'"), "a source cannot be read"),
     "wrong count in meta.json": (lambda i: edit_meta(i, items=149), "meta.json counts 149 items"),
     "other dimension": (lambda i: edit_meta(i, dimension=4), "of dimension 4"),
     "other rows per shard": (lambda i: edit_meta(i, rows_per_shard=63), "checksum"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", FOUND)
@@ -159,7 +172,9 @@ UNOPENED: dict[str, Callable[[Path], object]] = {
     "empty items.sqlite": lambda i: (i / "items.sqlite").write_bytes(b""),
     "garbage items.sqlite": lambda i: (i / "items.sqlite").write_bytes(b"garbage" * 1000),
     "items.sqlite cut short": lambda i: truncate(i / "items.sqlite", 5000),
-    "garbage header": lambda i: (i / "items.sqlite").write_bytes(b"\xff" * 4096 + (i / "items.sqlite").read_bytes()[4096:]),
+    "garbage header": lambda i: (i / "items.sqlite").write_bytes(
+        b"\xff" * 4096 + (i / "items.sqlite").read_bytes()[4096:]
+    ),
     "no tables": lambda i: sql(i, "DROP TABLE state; DROP TABLE items; DROP TABLE sources"),
     "missing meta.json": lambda i: (i / "meta.json").unlink(),
     "empty meta.json": lambda i: (i / "meta.json").write_text(""),
@@ -178,7 +193,7 @@ UNOPENED: dict[str, Callable[[Path], object]] = {
     "distances of no numbers": lambda i: edit_meta(i, distances=["near", "far"]),
     "search of nothing": lambda i: edit_meta(i, search={}),
     "storage of the future": lambda i: edit_meta(i, storage="float8"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", UNOPENED)
@@ -193,22 +208,30 @@ def test_opening_says_damaged(index: Path, damage: str) -> None:
         assert len([line for line in stderr.splitlines() if line.startswith("error: ")]) == 1
 
 
-@pytest.mark.parametrize("damage", [
-    "missing shard", "all shards missing", "shard cut short", "shard cut to nothing", "impossible row", "negative row",
-    "lost source",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "missing shard",
+        "all shards missing",
+        "shard cut short",
+        "shard cut to nothing",
+        "impossible row",
+        "negative row",
+        "lost source",
+    ],
+)
 @pytest.mark.parametrize("direct", [0, 2048])
 def test_searching_says_damaged(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, direct: int
 ) -> None:
-    monkeypatch.setattr("simsearch.index.DIRECT", direct)
+    monkeypatch.setattr("simsearch.search.exact.DIRECT", direct)
     FOUND[damage][0](index)
     with Engine(index, model=MODEL) as engine:
         for where in (None, "label!=x", "n>=10"):
             with pytest.raises(IndexDamagedError):
                 engine.search_by_vector(np.zeros(DIMENSION), 150, where=where)
         with pytest.raises(IndexDamagedError):
-            export_npy(engine, tmp_path / "out")
+            export_npy(engine.opened_index, tmp_path / "out")
         with pytest.raises(IndexDamagedError):
             engine.search_by_id(70, 150)
     assert run("query", "id:70", "-k", "150", "-i", str(index))[0] == 3
@@ -251,12 +274,12 @@ def test_bytes_after_committed_rows_are_harmless(tmp_path: Path) -> None:
         file.write(b"\xff" * 1001)
     shard(path, 1).write_bytes(b"half a file that was never committed")
     with Engine(path, model=model) as engine:
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
         before = [(match.id, match.distance) for match in engine.search_by_vector(np.zeros(12), 20)]
         for n in range(10, 15):
             draw(tmp_path / "photos" / f"{n}.png", n)
         engine.add([tmp_path / "photos"])
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
         after = [(match.id, match.distance) for match in engine.search_by_vector(np.zeros(12), 20)]
         assert [pair for pair in after if pair[0] <= 10] == before
         assert len(after) == 15
@@ -284,7 +307,7 @@ def test_lagging_meta_is_no_damage(index: Path) -> None:
     sql(index, "UPDATE state SET value = value + 1 WHERE key = 'generation'")
     assert problems(index) == ""
     with Engine(index, model=MODEL) as engine:
-        sync.refresh_meta(engine)
+        sync.refresh_meta(engine.index)
     assert json.loads((index / "meta.json").read_text())["items"] == ROWS - 1
 
 
@@ -315,7 +338,7 @@ def test_half_made_index_is_completed(tmp_path: Path) -> None:
     with pytest.raises(IndexNotFoundError):
         Engine(tmp_path / "index", model=model)
     with api.build(tmp_path / "photos", tmp_path / "index", model) as engine:
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
         assert len(engine) == 1
 
 
@@ -326,7 +349,7 @@ import os, shutil, sys
 from pathlib import Path
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError
-from simsearch.verify import verify
+from simsearch.storage.verify import verify
 from tests.storage.test_damage import MODEL, search_everything
 
 index, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -336,7 +359,7 @@ if os.getuid() == 0:
     os.setuid(65534)
 search_everything(index, out)
 with Engine(index, model=MODEL) as engine:
-    assert verify(engine).problems == ()
+    assert verify(engine.index).problems == ()
     print(len(engine), flush=True)
     for action in (lambda: engine.remove([1]), lambda: engine.relocate({'': '/'})):
         try:
@@ -401,7 +424,7 @@ class Large(Colours):
 def test_full_disk_is_no_damage(photos: Path, tmp_path: Path, limit: int, name: str) -> None:
     """Files that may not grow behave like a full disk: the build fails in one line and can be gone on with."""
     path, colours = tmp_path / "index", Large()
-    sync.create(path, colours)
+    create(path, colours)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -411,7 +434,7 @@ def test_full_disk_is_no_damage(photos: Path, tmp_path: Path, limit: int, name: 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not isinstance(caught.value, IndexDamagedError | UsageError)
     with Engine(path, model=colours) as engine:
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
     with api.build(photos, path, colours) as engine:
         assert len(engine) == 24
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from simsearch.errors import IndexDamagedError
-from simsearch.index import FlatIndex
-from simsearch.shards import Shards
+from simsearch.search.exact import FlatIndex
+from simsearch.storage.feature_files import FeatureFiles
 
 
 def test_shards_take_rows_in_any_portions(tmp_path: Path) -> None:
     random = np.random.default_rng(2)
     features = random.normal(size=(300, 5)).astype(np.float16)
-    shards = Shards(tmp_path, 5, rows_per_shard=32)
+    shards = FeatureFiles(tmp_path, 5, rows_per_shard=32)
     row = 0
     while row < len(features):
         count = int(random.integers(1, 80))
@@ -29,7 +29,7 @@ def test_shards_take_rows_in_any_portions(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_not_there(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, 3, rows_per_shard=8)
+    shards = FeatureFiles(tmp_path, 3, rows_per_shard=8)
     shards.write(0, np.zeros((20, 3), np.float16))
     for rows in ([-1, 2], [3, 20], [10**15]):
         with pytest.raises(IndexDamagedError, match="there are 20"):

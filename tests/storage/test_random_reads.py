@@ -10,23 +10,27 @@ import pytest
 
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, UsageError
-from simsearch.rows import Rows
-from simsearch.shards import Shards
+from simsearch.storage.feature_files import FeatureFiles
+from simsearch.storage.random_reader import RandomReader
 from tests.helpers.filler import Filler
 
 
 @pytest.mark.parametrize("few", [0, 512])
 def test_rows_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
-    monkeypatch.setattr("simsearch.rows.FEW", few)
+    monkeypatch.setattr("simsearch.storage.random_reader.FEW", few)
     random = np.random.default_rng(0)
-    shards = Shards(tmp_path, 12, rows_per_shard=50)
+    shards = FeatureFiles(tmp_path, 12, rows_per_shard=50)
     features = random.normal(0, 1, (180, 12)).astype(np.float16)
     shards.write(0, features)
-    rows = Rows(shards, 170)
+    rows = RandomReader(shards, 170)
     for chosen in (
-        np.arange(170), np.arange(45, 105), random.permutation(170), np.array([7, 7, 6]), np.array([], np.int64),
+        np.arange(170),
+        np.arange(45, 105),
+        random.permutation(170),
+        np.array([7, 7, 6]),
+        np.array([], np.int64),
         np.array([169]),
-    ):  # fmt: skip
+    ):
         np.testing.assert_array_equal(rows.read(chosen.astype(np.int64)), features[chosen])
     for wrong in ([170], [-1]):
         with pytest.raises(IndexDamagedError, match="there are 170"):
@@ -36,13 +40,13 @@ def test_rows_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few:
         rows.read(np.array([60, 80]))
     shards.path(1).unlink()
     with pytest.raises(IndexDamagedError, match="cannot be opened"):
-        Rows(shards, 170)
+        RandomReader(shards, 170)
 
 
 def test_files_are_closed_with_their_rows(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, 12, rows_per_shard=50)
+    shards = FeatureFiles(tmp_path, 12, rows_per_shard=50)
     shards.write(0, np.zeros((180, 12), np.float16))
-    rows = Rows(shards, 180)
+    rows = RandomReader(shards, 180)
     files = list(rows._files)
     assert len(files) == 4 and os.fstat(files[0])
     del rows

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simsearch.trainset import TrainingSet
+from simsearch.training.data import TrainingSet
 from tests.helpers.runs import COLOURS, QUICK, draw, simsearch_
 
 

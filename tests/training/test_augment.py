@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from simsearch import augment
-from simsearch.augment import Colour
-from simsearch.presets import TrainConfig
+from simsearch.training import augment
+from simsearch.training.augment import ColourStats
+from simsearch.training.config import TrainConfig
 from tests.helpers.training import FAST
 
 
 def views(config, seed, batch=32):
-    return augment.draw(batch, 72, 63, config, torch.Generator().manual_seed(seed))
+    return augment.sample_augmentation(batch, 72, 63, config, torch.Generator().manual_seed(seed))
 
 
 def test_scaled_patches_are_seeded_normalised(data):
-    colour = Colour.of(data.pixels)
+    colour = ColourStats.of(data.pixels)
     pixels = torch.from_numpy(data.pixels[:32])
 
     def augmented(seed):
-        return augment.apply(views(FAST, seed), pixels, 63, colour)
+        return augment.apply_augmentation(views(FAST, seed), pixels, 63, colour)
 
     assert augmented(1).shape == (32, 3, 63, 63)
     assert torch.equal(augmented(1), augmented(1))
@@ -35,7 +35,7 @@ def test_paper_patches_are_pieces_of_picture():
     plain = replace(TrainConfig(), image_size=63, colour=0.0)
     random = np.random.default_rng(0)
     pixels = torch.from_numpy(random.integers(0, 256, (64, 72, 72, 3), dtype=np.uint8))
-    seen = augment.apply(views(plain, 0, 64), pixels, 63, Colour.fixed(0.0, 1.0)).permute(0, 2, 3, 1)
+    seen = augment.apply_augmentation(views(plain, 0, 64), pixels, 63, ColourStats.fixed(0.0, 1.0)).permute(0, 2, 3, 1)
     corners, flips = set(), set()
     for picture, patch in zip(pixels.float(), seen, strict=True):
         places = [
@@ -57,8 +57,8 @@ def test_exact_patches_agree_with_interpolated():
     plain = replace(TrainConfig(), image_size=63, colour=0.0)
     pixels = torch.randint(0, 256, (16, 72, 72, 3), dtype=torch.uint8)
     drawn = views(plain, 3, 16)
-    exact = augment.apply(drawn, pixels, 63, Colour.fixed(0.0, 1.0))
-    resampled = augment.apply(replace(drawn, exact=False), pixels, 63, Colour.fixed(0.0, 1.0))
+    exact = augment.apply_augmentation(drawn, pixels, 63, ColourStats.fixed(0.0, 1.0))
+    resampled = augment.apply_augmentation(replace(drawn, exact=False), pixels, 63, ColourStats.fixed(0.0, 1.0))
     torch.testing.assert_close(exact, resampled, rtol=0, atol=0.05)
 
 
@@ -68,7 +68,7 @@ def test_patch_coordinates_use_no_matrix_product(data):
     theta = drawn.theta
     expected = torch.nn.functional.affine_grid(theta, [len(theta), 3, 63, 63], align_corners=False)
     with torch.profiler.profile(acc_events=True) as profile:
-        augment.apply(drawn, torch.from_numpy(data.pixels[: len(theta)]), 63, Colour.fixed(0.0, 1.0))
+        augment.apply_augmentation(drawn, torch.from_numpy(data.pixels[: len(theta)]), 63, ColourStats.fixed(0.0, 1.0))
     assert not [event.key for event in profile.key_averages() if "mm" in event.key]
     torch.testing.assert_close(augment._grid(theta, 63), expected, rtol=0, atol=1e-5)
 
@@ -78,8 +78,8 @@ def test_colour_jitter_follows_components():
     jitter = replace(TrainConfig(), image_size=63, reflections=False)
     pixels = torch.full((4000, 72, 72, 3), 100, dtype=torch.uint8)[:, :63, :63]
     axes = torch.tensor([[3.0, 0.0, 0.0], [0.0, 20.0, 0.0], [0.0, 0.0, 50.0]])
-    colour = Colour(torch.zeros(3), torch.ones(3), axes)
-    drawn = augment.draw(4000, 63, 63, jitter, torch.Generator().manual_seed(0))
-    added = augment.apply(drawn, pixels, 63, colour) - 100
+    colour = ColourStats(torch.zeros(3), torch.ones(3), axes)
+    drawn = augment.sample_augmentation(4000, 63, 63, jitter, torch.Generator().manual_seed(0))
+    added = augment.apply_augmentation(drawn, pixels, 63, colour) - 100
     assert added.std((2, 3)).max() < 1e-4
     np.testing.assert_allclose(added[:, :, 0, 0].std(0), [0.3, 2.0, 5.0], rtol=0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from simsearch import fit
+from simsearch.training import run
 
 
 def test_training_takes_the_only_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,10 +17,10 @@ def test_training_takes_the_only_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         taken.append(device)
 
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
-    monkeypatch.setattr(fit, "choose_device", lambda name: name)
+    monkeypatch.setattr(run, "choose_device", lambda name: name)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert fit._device("cuda") == torch.device("cuda")
-    assert fit._device("cuda:1") == torch.device("cuda:1")
+    assert run._device("cuda") == torch.device("cuda")
+    assert run._device("cuda:1") == torch.device("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    assert fit._device("cuda") == torch.device("cuda:2")
+    assert run._device("cuda") == torch.device("cuda:2")
     assert taken == [torch.device("cuda:1"), torch.device("cuda:2")]

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from simsearch import fit, models
-from simsearch.models import weights
+from simsearch.models import registry, weights
+from simsearch.training import job as training_job
+from simsearch.training import run
 from tests.helpers.runs import draw, job, refused, simsearch_
 
 
 def tensors_after(pics, out, *changes, **rest):
-    fit.fit(job(pics, out, *changes, **rest))
+    run.fit(job(pics, out, *changes, **rest))
     return weights.read_tensors(out)
 
 
@@ -27,7 +28,7 @@ def test_fine_tuning_keeps_what_it_should(trained, tmp_path):
     np.testing.assert_allclose(other["conv.3.weight"], before["conv.3.weight"], atol=2e-3)
     card = weights.read_card(tmp_path / "o.safetensors")
     assert card.recipe == weights.read_card(file).recipe
-    assert card.training["from"] == models.find(str(file)).sha256
+    assert card.training["from"] == registry.find_weights(str(file)).sha256
 
 
 @pytest.mark.parametrize("freeze", ["convolutions", "features"])
@@ -56,7 +57,9 @@ def test_adapt_preset_asks_for_weights(pics, tmp_path):
     done = simsearch_(*arguments, "-o", tmp_path / "w.safetensors")
     assert done.exit_code == 0, done.output
     assert "note: preset adapt is meant for weights to begin with: --from" in done.output
-    assert fit.prepare([str(pics)], tmp_path / "x", preset="adapt", start="default").start == models.DEFAULT
+    assert (
+        training_job.prepare_job([str(pics)], tmp_path / "x", preset="adapt", start="default").start == registry.DEFAULT
+    )
 
 
 def test_weights_that_have_moved_get_a_hint(trained, tmp_path):

@@ -10,28 +10,30 @@ import numpy as np
 import pytest
 import torch
 
-from simsearch import augment, fit
-from simsearch import train as training
-from simsearch.augment import Colour
 from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
-from simsearch.losses import length_loss
-from simsearch.metrics import Base, retrieval
-from simsearch.models.lenet import RadialBasis
-from simsearch.pruning import BITS, Compressor
-from simsearch.trainset import TrainingSet
-from simsearch.world import World
+from simsearch.evaluation.metrics import LabelledFeatures, retrieval
+from simsearch.models.networks.lenet5 import RadialBasis
+from simsearch.training import augment, publish
+from simsearch.training import loop as training
+from simsearch.training.augment import ColourStats
+from simsearch.training.compression import BITS, Compressor
+from simsearch.training.data import TrainingSet
+from simsearch.training.distributed import ProcessGroup
+from simsearch.training.losses import length_loss
 from tests.helpers.training import FAST, fresh
 
 
 def run(data, path, config=FAST, network=None, **extra):
     network = network or fresh()
     rows: list[dict[str, object]] = []
-    training.train(data, network, config, path, Colour.of(data.pixels), log=rows.append, **extra)
+    training.train(data, network, config, path, ColourStats.of(data.pixels), log=rows.append, **extra)
     return network, rows
 
 
 def precision(network, data):
-    return retrieval(Base(fit.features_of(network, data, Colour.of(data.pixels)), data.labels))["P@6"].mean()
+    return retrieval(LabelledFeatures(publish.features_of(network, data, ColourStats.of(data.pixels)), data.labels))[
+        "P@6"
+    ].mean()
 
 
 def same(one, other):
@@ -48,7 +50,7 @@ def test_it_learns(data, tmp_path):
     last = [row for row in rows if row["event"] == "step"][-1]
     assert last["step"] == last["steps"] == 24
     assert [row["epoch"] for row in rows if row["event"] == "epoch"] == [1, 2, 3, 4]
-    assert rows[-1]["top1"] == training.accuracy(network, data, Colour.of(data.pixels))["top1"] > 0.9
+    assert rows[-1]["top1"] == training.accuracy(network, data, ColourStats.of(data.pixels))["top1"] > 0.9
     assert precision(network, data) > 0.8
 
 
@@ -108,7 +110,7 @@ def test_out_of_memory_names_a_smaller_batch(data, tmp_path, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(augment, "apply", full)
+    monkeypatch.setattr(augment, "apply_augmentation", full)
     with pytest.raises(SimsearchError, match="a batch of 16 does not fit") as error:
         run(data, tmp_path / "c")
     assert error.value.hint == "--set batch_size=8"
@@ -121,7 +123,7 @@ def test_out_of_memory_is_known_by_message(data, tmp_path, monkeypatch, said):
     def fail(*arguments):
         raise RuntimeError(said)
 
-    monkeypatch.setattr(augment, "apply", fail)
+    monkeypatch.setattr(augment, "apply_augmentation", fail)
     with pytest.raises(SimsearchError, match="does not fit"):
         run(data, tmp_path / "c")
 
@@ -130,7 +132,7 @@ def test_other_failures_are_not_out_of_memory(data, tmp_path, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(augment, "apply", fail)
+    monkeypatch.setattr(augment, "apply_augmentation", fail)
     with pytest.raises(RuntimeError, match="illegal"):
         run(data, tmp_path / "c")
 
@@ -177,10 +179,10 @@ def test_training_goes_on_without_compiling(data, tmp_path, monkeypatch):
 
 
 def test_sums_of_the_log_are_restored_in_double(data, tmp_path):
-    first = training.Training(fresh(), FAST, 6, torch.device("cpu"))
+    first = training.TrainingState(fresh(), FAST, 6, torch.device("cpu"))
     first.window += torch.tensor([1 / 3, 1, 2, 3], dtype=torch.float64)
     first.save(tmp_path / "c", {})
-    second = training.Training(fresh(), FAST, 6, torch.device("cpu"))
+    second = training.TrainingState(fresh(), FAST, 6, torch.device("cpu"))
     second.restore(tmp_path / "c", {})
     assert second.window.tolist() == first.window.tolist()
 
@@ -200,7 +202,7 @@ def test_pruning_and_sharing_keep_the_rest(data, tmp_path):
             assert len(values) <= 2 ** BITS["hidden"] - 1
         if name == "conv.0.weight" or name.endswith("bias"):
             assert (parameter != 0).float().mean().item() > 0.9
-    assert training.accuracy(network, data, Colour.of(data.pixels))["top1"] > 0.9
+    assert training.accuracy(network, data, ColourStats.of(data.pixels))["top1"] > 0.9
 
 
 def test_pruning_grows_along_a_cubic():
@@ -222,10 +224,10 @@ def test_a_teacher_shapes_the_distances(data, tmp_path):
 
 
 def test_lengths_become_equal(data, tmp_path):
-    colour = Colour.of(data.pixels)
+    colour = ColourStats.of(data.pixels)
 
     def variation(network):
-        return length_loss(torch.from_numpy(fit.features_of(network, data, colour))).item()
+        return length_loss(torch.from_numpy(publish.features_of(network, data, colour))).item()
 
     with_it, _ = run(data, tmp_path / "a", replace(FAST, norm_weight=5.0))
     without, _ = run(data, tmp_path / "b")
@@ -241,20 +243,20 @@ WORKER = """
 import sys
 from pathlib import Path
 import numpy as np, torch
-from simsearch.augment import Colour
-from simsearch.losses import length_loss, neighbour_loss, similarity_loss
+from simsearch.training.augment import ColourStats
+from simsearch.training.losses import length_loss, neighbour_loss, similarity_loss
 from tests.helpers.training import FAST, fresh
-from simsearch.train import train
-from simsearch.world import World
-from simsearch.trainset import TrainingSet
+from simsearch.training.loop import train
+from simsearch.training.distributed import ProcessGroup
+from simsearch.training.data import TrainingSet
 from dataclasses import replace
 with np.load(sys.argv[1]) as file:
     data = TrainingSet(file["pixels"], file["labels"], ("r", "g", "b"))
 network = fresh()
 rows = []
 config = replace(FAST, dropout=0.0, keep_hidden=0.5, objective="metric", norm_weight=0.5)
-train(data, network, config, Path(sys.argv[2]), Colour.of(data.pixels), validation=data, log=rows.append)
-world = World.join(torch.device("cpu"))
+train(data, network, config, Path(sys.argv[2]), ColourStats.of(data.pixels), validation=data, log=rows.append)
+world = ProcessGroup.join(torch.device("cpu"))
 torch.save({"network": network.state_dict(), "losses": [r["loss"] for r in rows if r["event"] == "step"],
             "top1": [r["top1"] for r in rows if r["event"] == "epoch"]}, f"{sys.argv[2]}.{world.rank}of{world.size}")
 """
@@ -279,7 +281,7 @@ def test_two_processes_train_same_network_as_one(data, tmp_path):
 
 
 def test_a_batch_must_be_shared_evenly(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(World, "join", lambda device: World(0, 3))
+    monkeypatch.setattr(ProcessGroup, "join", lambda device: ProcessGroup(0, 3))
     with pytest.raises(UsageError, match="16 images cannot be shared by 3 processes"):
         run(data, tmp_path / "c")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from simsearch.losses import neighbour_loss, similarity_loss
+from simsearch.training.losses import neighbour_loss, similarity_loss
 
 
 def test_similarity_loss_is_zero_on_agreement():

@@ -9,29 +9,29 @@ import time
 import numpy as np
 import pytest
 
-from simsearch import fit
 from simsearch.cli.progress import training_progress
 from simsearch.errors import TrainingInterruptedError, UsageError
 from simsearch.models import weights
+from simsearch.training import run
 from tests.helpers.runs import draw, job, rows, simsearch_
 
 
 def interrupt(pics, out, at=7, **rest):
     steps = iter(range(1, 1000))
     with pytest.raises(TrainingInterruptedError):
-        fit.fit(job(pics, out, **rest), stop=lambda: next(steps) == at)
+        run.fit(job(pics, out, **rest), stop=lambda: next(steps) == at)
 
 
 def test_an_interrupted_training_resumes_exactly(pics, tmp_path):
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    fit.fit(job(pics, whole))
+    run.fit(job(pics, whole))
     interrupt(pics, cut)
     assert not cut.exists()
     assert cut.with_suffix(".checkpoint").exists()
     with pytest.raises(UsageError, match="a training was left at") as error:
-        fit.fit(job(pics, cut))
+        run.fit(job(pics, cut))
     assert "--resume" in str(error.value.hint)
-    fit.fit(job(pics, cut, resume=True))
+    run.fit(job(pics, cut, resume=True))
 
     def told(path, event, keys):
         return [[row[key] for key in keys] for row in rows(path.with_suffix(".jsonl"), event)]
@@ -47,19 +47,19 @@ def test_an_interrupted_training_resumes_exactly(pics, tmp_path):
 def test_overwrite_starts_over(pics, tmp_path):
     out = tmp_path / "w.safetensors"
     interrupt(pics, out)
-    fit.fit(job(pics, out, overwrite=True))
+    run.fit(job(pics, out, overwrite=True))
     assert [row["epoch"] for row in rows(out.with_suffix(".jsonl"), "epoch")] == [1, 2, 3, 4]
-    fit.fit(job(pics, out, overwrite=True))
+    run.fit(job(pics, out, overwrite=True))
 
 
 def test_resuming_with_other_input_is_refused(pics, tmp_path):
     out = tmp_path / "w.safetensors"
     interrupt(pics, out)
     with pytest.raises(UsageError, match=r"learning_rate 0\.01, not 0\.5"):
-        fit.fit(job(pics, out, "learning_rate=0.5", resume=True))
+        run.fit(job(pics, out, "learning_rate=0.5", resume=True))
     draw(pics, "red", 8, seed=5)
     with pytest.raises(UsageError, match="images 33, not 40"):
-        fit.fit(job(pics, out, resume=True))
+        run.fit(job(pics, out, resume=True))
 
 
 def test_ctrl_c_leaves_resumable_checkpoint(pics, tmp_path):

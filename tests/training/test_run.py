@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 
 import simsearch
-from simsearch import evaluate, fit, models, trainset
 from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
-from simsearch.models import weights
-from simsearch.recipe import Recipe
-from simsearch.trainset import Picture
+from simsearch.evaluation import classification
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.images.sources import labelled
+from simsearch.images.sources.labelled import LabelledImage
+from simsearch.models import registry, weights
+from simsearch.training import data as training_data
+from simsearch.training import run
 from tests.helpers.runs import QUICK, draw, job, refused, rows, simsearch_
 
 
@@ -48,7 +51,7 @@ def test_log_and_card_stay_without_checkpoint(trained):
 
 def test_a_second_training_decodes_nothing(pics, tmp_path, monkeypatch):
     assert simsearch_("train", pics, "-o", tmp_path / "a.safetensors", *QUICK).exit_code == 0
-    monkeypatch.setattr(trainset, "_decode", None)
+    monkeypatch.setattr(training_data, "_decode", None)
     assert simsearch_("train", pics, "-o", tmp_path / "b.safetensors", *QUICK).exit_code == 0
     assert (tmp_path / "a.safetensors").read_bytes()[-9000:] == (tmp_path / "b.safetensors").read_bytes()[-9000:]
 
@@ -81,11 +84,11 @@ def test_validation_by_another_source(pics, tmp_path):
 
 def test_split_is_stratified_spares_singles():
     labels = np.array([0] * 50 + [1] * 20 + [2])
-    kept, held = trainset.split(labels, 0.1, 0)
+    kept, held = training_data.split(labels, 0.1, 0)
     assert np.bincount(labels[held], minlength=3).tolist() == [5, 2, 0]
     assert sorted([*kept, *held]) == list(range(71))
-    assert not np.array_equal(held, trainset.split(labels, 0.1, 1)[1])
-    assert len(trainset.split(np.array([0, 1]), 0.9, 0)[1]) == 0
+    assert not np.array_equal(held, training_data.split(labels, 0.1, 1)[1])
+    assert len(training_data.split(np.array([0, 1]), 0.9, 0)[1]) == 0
 
 
 def test_odd_sets_get_a_note_and_train(pics, tmp_path):
@@ -167,7 +170,7 @@ def test_classify_refuses_what_it_cannot_do(trained, tmp_path):
         name, classes = "nameless", ()
 
     with pytest.raises(UsageError, match="nameless has no classes"):
-        evaluate.check_classes(Nameless())
+        classification.check_classes(Nameless())
 
 
 def test_filters_are_drawn(trained, tmp_path):
@@ -182,12 +185,12 @@ def test_filters_are_drawn(trained, tmp_path):
 
 
 def test_pixels_are_those_of_the_recipe(pics):
-    found = [p for p in trainset.labelled([pics]) if p.label == "red"]
-    data, failures = trainset.load(found, Recipe(24, 20), ("red",))
+    found = [p for p in labelled.list_labelled([pics]) if p.label == "red"]
+    data, failures = training_data.load(found, Preprocessing(24, 20), ("red",))
     assert not failures
     assert data.pixels.shape == (12, 24, 24, 3)
-    gone = Picture(found[0].source, "red/gone.png", 1, 1, "red")
-    data, failures = trainset.load([*found, gone], Recipe(24, 20), ("red",))
+    gone = LabelledImage(found[0].source, "red/gone.png", 1, 1, "red")
+    data, failures = training_data.load([*found, gone], Preprocessing(24, 20), ("red",))
     assert len(data) == 12
     assert "gone.png" in failures[0][0]
 
@@ -196,7 +199,7 @@ def test_metric_objective_from_command_line(trained, tmp_path):
     file, pics = trained
     done = simsearch_("train", pics, "-o", tmp_path / "m.safetensors", "--from", file, "--objective", "metric", *QUICK)
     assert done.exit_code == 0, done.output
-    card = models.find(str(tmp_path / "m.safetensors")).card
+    card = registry.find_weights(str(tmp_path / "m.safetensors")).card
     assert card.training["settings"]["objective"] == "metric"
     refused(
         simsearch_("train", pics, "-o", tmp_path / "n.safetensors", "--set", "objective=triplet"), "triplet", "metric"
@@ -211,21 +214,21 @@ def test_inputs_that_a_network_cannot_take(pics, tmp_path, network, side):
 
 def test_gpus_for_several_processes(pics, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr(fit, "choose_device", lambda name: name)
+    monkeypatch.setattr(run, "choose_device", lambda name: name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match="2 processes want a GPU each, and there are 1"):
-        fit.fit(job(pics, tmp_path / "w.safetensors", device="cuda"))
+        run.fit(job(pics, tmp_path / "w.safetensors", device="cuda"))
     with pytest.raises(UsageError, match="2 processes cannot share cuda:1"):
-        fit.fit(job(pics, tmp_path / "w.safetensors", device="cuda:1"))
+        run.fit(job(pics, tmp_path / "w.safetensors", device="cuda:1"))
 
 
 def test_failed_curve_hides_no_other_error(pics, tmp_path, monkeypatch):
     def full(path, data):
         raise SimsearchError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(fit, "write_atomically", full)
+    monkeypatch.setattr(run, "atomic_write", full)
     with pytest.raises(TrainingInterruptedError):
-        fit.fit(job(pics, tmp_path / "w.safetensors"), stop=lambda: True)
+        run.fit(job(pics, tmp_path / "w.safetensors"), stop=lambda: True)
 
 
 def test_unwritable_weights_leave_nothing(trained, tmp_path, monkeypatch):

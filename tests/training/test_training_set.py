@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 
-from simsearch.augment import Colour
+from simsearch.training.augment import ColourStats
 from tests.helpers.runs import QUICK, refused, simsearch_
 
 
@@ -14,7 +14,7 @@ def test_colour_statistics_cover_all_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (600, 96, 96, 3), dtype=np.uint8)
     pixels[..., 1] //= 2
     tracemalloc.start()
-    found = Colour.of(pixels)
+    found = ColourStats.of(pixels)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * pixels.nbytes

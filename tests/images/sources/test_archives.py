@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import simsearch
-from simsearch import archives, opening, sources, sync
 from simsearch.errors import ImageError, UsageError
-from simsearch.sources import Source
+from simsearch.images.sources import archives, base, resolve
+from simsearch.images.sources.base import Source
+from simsearch.indexing import options
 from tests.helpers.models import CellModel
 from tests.helpers.sources import listed, paths, png, put, write_tar, write_zip
 
@@ -25,17 +26,19 @@ NESTED = ("cat/1.png", "data/train/dog/2.png", "cat/3")
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz", "x.tar.xz"])
-def test_archive_images_are_labelled_by_folder(name: str, tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_archive_images_are_labelled_by_folder(
+    name: str, tmp_path: Path, build: Callable[..., options.Summary]
+) -> None:
     place = (write_zip if name.endswith("zip") else write_tar)(tmp_path / name, *NESTED)
     listing = listed(place)
     assert sorted(paths(listing)) == sorted(NESTED)
-    labels = sources.folder_labels(listing.entries, False)
+    labels = base.folder_labels(listing.entries, False)
     assert sorted(map(str, labels)) == ["cat", "cat", "dog"]
     assert build(place).items == 3
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
         (match,) = engine.search(png(1), k=1)
         assert (match.path, match.label, match.distance) == (f"{place}!/data/train/dog/2.png", "dog", 0)
-        assert opening.read_path(match.path) == png(1)
+        assert resolve.read_path(match.path) == png(1)
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar"])
@@ -62,11 +65,11 @@ def test_member_that_is_no_image_is_counted(tmp_path: Path) -> None:
 def test_tar_of_current_folder_has_plain_paths(tmp_path: Path) -> None:
     place = write_tar(tmp_path / "x.tar", "./cat/1.png", "./2.png")
     assert paths(listed(place)) == ["cat/1.png", "2.png"]
-    assert sources.folder_labels(listed(place).entries, True) == ["cat", None]
-    assert opening.read_path(f"{place}!/2.png") == png(1)
+    assert base.folder_labels(listed(place).entries, True) == ["cat", None]
+    assert resolve.read_path(f"{place}!/2.png") == png(1)
 
 
-def test_member_with_wrong_checksum_fails_alone(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_member_with_wrong_checksum_fails_alone(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     place = write_zip(tmp_path / "x.zip", "a.png", "b.png", compression=zipfile.ZIP_STORED)
     data = bytearray(place.read_bytes())
     data[data.index(png(1)) + 60] ^= 255
@@ -74,7 +77,7 @@ def test_member_with_wrong_checksum_fails_alone(tmp_path: Path, build: Callable[
     summary = build(place)
     assert (summary.items, summary.failed) == (1, 1)
     with pytest.raises(ImageError, match=r"cannot be read from the archive: Bad CRC-32"):
-        opening.read_path(f"{place}!/b.png")
+        resolve.read_path(f"{place}!/b.png")
 
 
 def test_encrypted_member_fails_with_its_reason(tmp_path: Path) -> None:
@@ -88,28 +91,28 @@ def test_encrypted_member_fails_with_its_reason(tmp_path: Path) -> None:
     listing = listed(place)
     assert (paths(listing), listing.skipped) == (["a.png"], 1)
     with pytest.raises(ImageError, match="encrypted, password required"):
-        opening.read_path(f"{place}!/a.png")
+        resolve.read_path(f"{place}!/a.png")
 
 
-def test_recreated_zip_is_unchanged(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_recreated_zip_is_unchanged(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     build(write_zip(tmp_path / "x.zip", *NESTED))
     summary = build(write_zip(tmp_path / "x.zip", *NESTED, compression=zipfile.ZIP_STORED))
     assert (summary.unchanged, summary.to_read) == (3, 0)
 
 
-def test_last_member_of_a_name_counts(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_last_member_of_a_name_counts(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     with warnings.catch_warnings(action="ignore"):
         place = write_zip(tmp_path / "x.zip", "a.png", "a.png")
     tar = write_tar(tmp_path / "x.tar", "a.png", "a.png")
     assert build(place, tar).items == 2
-    assert opening.read_path(f"{place}!/a.png") == opening.read_path(f"{tar}!/a.png") == png(1)
+    assert resolve.read_path(f"{place}!/a.png") == resolve.read_path(f"{tar}!/a.png") == png(1)
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz", "x.tar.xz", "x.tar.zst"])
 def test_non_archive_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"no archive at all " * 100)
     with pytest.raises(UsageError, match=rf"{name} cannot be read as a (zip|tar) archive: \S") as caught:
-        opening.resolve(str(tmp_path / name))
+        resolve.resolve(str(tmp_path / name))
     assert "\n" not in str(caught.value)
     assert not str(caught.value).endswith(":")
 
@@ -133,7 +136,7 @@ def test_damaged_archive_is_refused_or_read(name: str, tmp_path: Path) -> None:
         place.write_bytes(damaged)
         source: Source | None = None
         try:
-            source = opening.resolve(str(place))
+            source = resolve.resolve(str(place))
             for entry in source.listing().entries:
                 try:
                     source.read(entry.path)
@@ -149,7 +152,7 @@ def test_damaged_archive_is_refused_or_read(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.zip", "x.tar"])
 def test_archive_can_be_read_by_many_threads(name: str, tmp_path: Path) -> None:
     names = [f"{number}.png" for number in range(40)]
-    source = opening.resolve(str((write_zip if name.endswith("zip") else write_tar)(tmp_path / name, *names)))
+    source = resolve.resolve(str((write_zip if name.endswith("zip") else write_tar)(tmp_path / name, *names)))
     wrong: list[str] = []
 
     def use() -> None:
@@ -169,7 +172,7 @@ def test_compressed_tar_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     names = [f"{number}.png" for number in range(40)]
     write_tar(tmp_path / "x.tar", *names)
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
-    source = opening.resolve(str(tmp_path / "x.tar.gz"))
+    source = resolve.resolve(str(tmp_path / "x.tar.gz"))
     assert isinstance(source, archives.TarSource)
     assert len(source.listing().entries) == 40
     begun: list[int] = []
@@ -195,13 +198,13 @@ def test_compressed_tar_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_member_is_read_by_its_printed_path(tmp_path: Path) -> None:
     place = write_zip(tmp_path / "x.zip", "a/b.png")
-    assert opening.read_path(f"{place}!/a/b.png") == png()
+    assert resolve.read_path(f"{place}!/a/b.png") == png()
     with pytest.raises(ImageError, match="no such member in the archive"):
-        opening.read_path(f"{place}!/a/c.png")
+        resolve.read_path(f"{place}!/a/c.png")
 
 
 def test_folder_ending_in_bang_is_no_archive(tmp_path: Path) -> None:
     folder = put(tmp_path / "wow!", "a.png")
     write_zip(folder / "x.zip", "b/c!/d.png")
-    assert opening.read_path(f"{folder}/a.png") == png()
-    assert opening.read_path(f"{folder}/x.zip!/b/c!/d.png") == png()
+    assert resolve.read_path(f"{folder}/a.png") == png()
+    assert resolve.read_path(f"{folder}/x.zip!/b/c!/d.png") == png()

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import simsearch
-from simsearch import opening, sources, sync
 from simsearch.errors import ImageError, UsageError
-from simsearch.sources import Entry, FolderSource
+from simsearch.images.sources import base, resolve
+from simsearch.images.sources.base import Entry, FolderSource
+from simsearch.indexing import options
 from tests.helpers.models import CellModel
 from tests.helpers.sources import listed, paths, png, put, write_tar, write_zip
 
@@ -117,7 +118,7 @@ def test_broken_link_is_an_image_with_a_problem(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "gone").symlink_to("nowhere")
     listing = listed(tmp_path)
-    assert [(entry.path, entry.problem) for entry in listing.entries] == [("gone.jpg", sources.GONE)]
+    assert [(entry.path, entry.problem) for entry in listing.entries] == [("gone.jpg", base.GONE)]
     assert listing.skipped == 1
 
 
@@ -129,7 +130,7 @@ def test_pipe_is_skipped_and_never_waited_for(name: str, tmp_path: Path) -> None
     def use() -> None:
         refused.append(f"{len(listed(tmp_path).entries)} listed, {listed(tmp_path).skipped} skipped")
         try:
-            opening.read_path(str(tmp_path / name))
+            resolve.read_path(str(tmp_path / name))
         except ImageError as error:
             refused.append(str(error))
 
@@ -156,7 +157,7 @@ def test_unlistable_folder_is_reported(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_items_of_unlistable_folder_stay(
-    tmp_path: Path, build: Callable[..., sync.Summary], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, build: Callable[..., options.Summary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = put(tmp_path / "root", "a/1.png", "a/x/2.png", "b/3.png")
     build(root)
@@ -164,10 +165,10 @@ def test_items_of_unlistable_folder_stay(
     monkeypatch.setattr(os, "scandir", lambda f: scan(f) if not f.endswith("/a") else scan("/nowhere"))
     summary = build(root)
     assert (summary.items, summary.removed, summary.unchanged) == (3, 0, 1)
-    assert summary.unread == [(str(root / "a"), sources.GONE)]
+    assert summary.unread == [(str(root / "a"), base.GONE)]
 
 
-def test_missing_root_is_refused_removes_nothing(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_missing_root_is_refused_removes_nothing(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     root = put(tmp_path / "root", "a/1.png", "a/2.png")
     build(root)
     root.rename(tmp_path / "unmounted")
@@ -179,7 +180,7 @@ def test_missing_root_is_refused_removes_nothing(tmp_path: Path, build: Callable
     assert build().unchanged == 2
 
 
-def test_index_inside_its_own_source_is_skipped(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_index_inside_its_own_source_is_skipped(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     put(tmp_path, "a.png")
     build(tmp_path)
     put(tmp_path / "index", "b.png")
@@ -195,10 +196,10 @@ def test_odd_names_are_read_as_printed(name: str, tmp_path: Path) -> None:
     (path,) = paths(listed(tmp_path))
     assert path == name
     source = FolderSource(str(tmp_path))
-    assert source.read(path) == opening.read_path(source.display(path)) == (tmp_path / name).read_bytes()
+    assert source.read(path) == resolve.read_path(source.display(path)) == (tmp_path / name).read_bytes()
 
 
-def test_names_that_are_no_utf8_survive(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_names_that_are_no_utf8_survive(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     folder = os.path.join(os.fsencode(tmp_path), b"root", b"\xff\xfe")
     os.makedirs(folder)
     with open(os.path.join(folder, b"caf\xe9.png"), "wb") as file:
@@ -215,7 +216,9 @@ def test_names_that_are_no_utf8_survive(tmp_path: Path, build: Callable[..., syn
 
 
 @pytest.mark.parametrize("year", [1960, 2400])
-def test_file_times_of_any_century_can_be_kept(year: int, tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_file_times_of_any_century_can_be_kept(
+    year: int, tmp_path: Path, build: Callable[..., options.Summary]
+) -> None:
     put(tmp_path / "root", "a.png")
     seconds = (year - 1970) * 31_556_952
     os.utime(tmp_path / "root/a.png", (seconds, seconds))
@@ -237,7 +240,7 @@ def test_files_beyond_the_limit_are_not_read(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(f"simsearch.{module}.LARGEST_BYTES", 10)
     for name in ("a.png", "a.zip!/a.png", "a.tar!/a.png"):
         with pytest.raises(ImageError, match=r"^too large: .*the limit is 10"):
-            opening.read_path(str(tmp_path / name))
+            resolve.read_path(str(tmp_path / name))
 
 
 # -- labels
@@ -255,4 +258,4 @@ def test_files_beyond_the_limit_are_not_read(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_folders_are_labels_if_all_images_in_one(names: list[str], forced: bool, expected: list[str | None]) -> None:
-    assert sources.folder_labels([Entry(name, 1, 1) for name in names], forced) == expected
+    assert base.folder_labels([Entry(name, 1, 1) for name in names], forced) == expected

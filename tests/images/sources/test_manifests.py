@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import simsearch
-from simsearch import opening, sync
 from simsearch.errors import UsageError
-from simsearch.sources import Listing
+from simsearch.images.sources import resolve
+from simsearch.images.sources.base import Listing
+from simsearch.indexing import options
 from tests.helpers.models import CellModel
 from tests.helpers.sources import listed, paths, png, put
 
@@ -50,14 +51,14 @@ def test_manifest_takes_relative_absolute_paths(tmp_path: Path) -> None:
     elsewhere = put(tmp_path / "elsewhere", "d.png")
     text = f"path\na.png\n{elsewhere}/d.png\nelsewhere/../b/c.png\n"
     assert [entry.problem for entry in manifest(tmp_path, text).entries] == [None] * 3
-    source = opening.resolve(str(tmp_path / "m.csv"))
+    source = resolve.resolve(str(tmp_path / "m.csv"))
     assert source.display("a.png") == str(tmp_path / "a.png")
     assert source.display(f"{elsewhere}/d.png") == f"{elsewhere}/d.png"
     assert source.read(f"{elsewhere}/d.png") == png()
     assert source.read("a.png") == png(0)
 
 
-def test_missing_file_of_a_manifest_is_a_failure(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_missing_file_of_a_manifest_is_a_failure(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     manifest(tmp_path, "path\na.png\ngone.png\nb\n")
     summary = build(tmp_path / "m.csv")
     assert (summary.items, summary.failed) == (1, 2)
@@ -74,14 +75,14 @@ def test_repeated_path_is_taken_once(tmp_path: Path) -> None:
     assert [(entry.path, entry.label) for entry in listed(tmp_path / "m.csv", ["b"]).entries] == [("a.png", "first")]
 
 
-def test_manifest_labels_are_not_folders(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_manifest_labels_are_not_folders(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     manifest(tmp_path, "path,label\na.png,\nb/c.png,mine\n")
     build(tmp_path / "m.csv")
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
         assert {match.relative: match.label for match in engine.search(png())} == {"a.png": None, "b/c.png": "mine"}
 
 
-def test_changed_metadata_needs_no_computation(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_changed_metadata_needs_no_computation(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     manifest(tmp_path, "path,n\na.png,1\n")
     build(tmp_path / "m.csv")
     manifest(tmp_path, "path,n\na.png,2\n")
@@ -135,7 +136,7 @@ def test_impossible_name_fails_its_line_only(tmp_path: Path) -> None:
     ],
 )
 def test_non_json_numbers_do_not_break_filters(
-    name: str, text: str, tmp_path: Path, build: Callable[..., sync.Summary]
+    name: str, text: str, tmp_path: Path, build: Callable[..., options.Summary]
 ) -> None:
     manifest(tmp_path, text, name)
     build(tmp_path / name)
@@ -145,7 +146,7 @@ def test_non_json_numbers_do_not_break_filters(
         json.dumps([match.metadata for match in engine.search(png())], allow_nan=False)
 
 
-def test_surrogates_in_label_are_replaced(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_surrogates_in_label_are_replaced(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     manifest(tmp_path, '{"path": "a.png", "label": "a\\ud800b"}\n', "m.jsonl")
     build(tmp_path / "m.jsonl")
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import simsearch
-from simsearch import manifests, opening, sync
 from simsearch.errors import ImageError, MissingExtraError, UsageError
+from simsearch.images.sources import resolve, tables
+from simsearch.indexing import options
 from tests.helpers.models import CellModel
 from tests.helpers.sources import listed, paths, png
 
@@ -33,7 +34,7 @@ def table(place: Path, columns: dict[str, Any], **options: Any) -> Path:
 
 
 @needs_pyarrow
-def test_parquet_bytes_with_labels_and_metadata(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_parquet_bytes_with_labels_and_metadata(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     data = [png(seed) for seed in range(3)]
     place = table(tmp_path / "x.parquet", {"n": [1, 2, 3], "photo": data, "label": ["cat", None, "dog"]})
     listing = listed(place)
@@ -44,7 +45,7 @@ def test_parquet_bytes_with_labels_and_metadata(tmp_path: Path, build: Callable[
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
         (match,) = engine.search(data[2], k=1, where={"n": 3})
     assert (match.path, match.label, match.distance) == (f"{place}!/row-00000002", "dog", 0)
-    assert opening.read_path(match.path) == data[2]
+    assert resolve.read_path(match.path) == data[2]
     assert build(place).unchanged == 3
 
 
@@ -53,26 +54,26 @@ def test_parquet_struct_of_hugging_face(tmp_path: Path) -> None:
     rows = [{"bytes": png(seed), "path": f"{seed}.png"} for seed in range(2)]
     place = table(tmp_path / "x.parquet", {"other": [b"1", b"2"], "image": rows, "label": [0, 1]})
     assert [entry.label for entry in listed(place).entries] == ["0", "1"]
-    assert opening.read_path(f"{place}!/row-00000001") == png(1)
+    assert resolve.read_path(f"{place}!/row-00000001") == png(1)
 
 
 @needs_pyarrow
 def test_parquet_unique_path_column_names_rows(tmp_path: Path) -> None:
     data = [png(seed) for seed in range(2)]
     assert paths(listed(table(tmp_path / "x.parquet", {"i": data, "path": ["a/1.png", "b"]}))) == ["a/1.png", "b"]
-    assert opening.read_path(f"{tmp_path}/x.parquet!/b") == png(1)
+    assert resolve.read_path(f"{tmp_path}/x.parquet!/b") == png(1)
     assert paths(listed(table(tmp_path / "y.parquet", {"i": data, "path": ["a", "a"]}))) == [
         "row-00000000",
         "row-00000001",
     ]
     with pytest.raises(ImageError, match="no such row in the table"):
-        opening.read_path(f"{tmp_path}/x.parquet!/c")
+        resolve.read_path(f"{tmp_path}/x.parquet!/c")
 
 
 @needs_pyarrow
 def test_parquet_rows_are_found_in_any_group(tmp_path: Path) -> None:
     data = [png(seed) for seed in range(20)]
-    source = opening.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=3)))
+    source = resolve.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=3)))
     assert [source.read(entry.path) for entry in reversed(source.listing().entries)] == data[::-1]
     source.close()
 
@@ -80,8 +81,8 @@ def test_parquet_rows_are_found_in_any_group(tmp_path: Path) -> None:
 @needs_pyarrow
 def test_parquet_groups_are_read_once_by_threads(tmp_path: Path) -> None:
     data = [png(seed) for seed in range(20)]
-    source = opening.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=5)))
-    assert isinstance(source, manifests.ParquetSource)
+    source = resolve.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=5)))
+    assert isinstance(source, tables.ParquetSource)
     read: list[int] = []
     file = source._file
 
@@ -105,7 +106,7 @@ def test_parquet_truncated_meanwhile_is_failure(tmp_path: Path) -> None:
     data = [np.random.default_rng(seed).bytes(200_000) for seed in range(20)]
     place = table(tmp_path / "x.parquet", {"image": data}, row_group_size=5, use_dictionary=False)
     code = (
-        "import os, sys; from simsearch import errors, opening; source = opening.resolve(sys.argv[1])\n"
+        "import os, sys; from simsearch import errors; from simsearch.images.sources import resolve; source = resolve.resolve(sys.argv[1])\n"
         "source.read('row-00000000'); os.truncate(sys.argv[1], 1_500_000)\n"
         "try: source.read('row-00000019')\n"
         "except errors.ImageError as error: print(error)"
@@ -116,7 +117,7 @@ def test_parquet_truncated_meanwhile_is_failure(tmp_path: Path) -> None:
 
 
 @needs_pyarrow
-def test_parquet_row_without_bytes_is_a_failure(tmp_path: Path, build: Callable[..., sync.Summary]) -> None:
+def test_parquet_row_without_bytes_is_a_failure(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     rows = [{"bytes": png(), "path": None}, None, {"bytes": None, "path": "x"}]
     summary = build(table(tmp_path / "x.parquet", {"image": rows}))
     assert (summary.items, summary.failed) == (1, 2)
@@ -149,7 +150,7 @@ def test_parquet_omits_unsupported_columns(tmp_path: Path) -> None:
 def test_parquet_without_images_names_columns(tmp_path: Path) -> None:
     place = table(tmp_path / "x.parquet", {"a": [1], "b": ["x"]})
     with pytest.raises(UsageError, match="no column holds image bytes") as caught:
-        opening.resolve(str(place))
+        resolve.resolve(str(place))
     assert caught.value.hint == "its columns: a, b"
 
 
@@ -159,7 +160,7 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
     data = place.read_bytes()
     place.write_bytes(b"no parquet at all")
     with pytest.raises(UsageError, match="cannot be read as Parquet"):
-        opening.resolve(str(place))
+        resolve.resolve(str(place))
     generator = np.random.default_rng(0)
     for _ in range(150):
         damaged = bytearray(data)
@@ -167,7 +168,7 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
             damaged[spot] = generator.integers(0, 256)
         place.write_bytes(damaged)
         try:
-            source = opening.resolve(str(place))
+            source = resolve.resolve(str(place))
             for entry in source.listing().entries:
                 source.read(entry.path)
         except (UsageError, ImageError) as refused:
@@ -178,5 +179,5 @@ def test_parquet_without_extra_names_the_cure(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "x.parquet").touch()
     with pytest.raises(MissingExtraError, match=r"reading Parquet needs the \[parquet\] extra") as caught:
-        opening.resolve(str(tmp_path / "x.parquet"))
+        resolve.resolve(str(tmp_path / "x.parquet"))
     assert caught.value.hint == "pip install 'simsearch[parquet]'"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from simsearch import opening
 from simsearch.errors import ImageError, UsageError
+from simsearch.images.sources import resolve
 from tests.helpers.sources import paths, put, write_tar, write_zip
 
 # -- arguments
@@ -22,26 +22,35 @@ def test_kind_of_a_source_follows_from_its_name(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path\na.png\n")
     (tmp_path / "m.jsonl").write_text('{"path": "a.png"}\n')
     kinds = {
-        ".": "folder", "folder.zip": "folder", "a.png": "folder", "X.ZIP": "zip", "x.tar": "tar", "x.tar.gz": "tar",
-        "x.tgz": "tar", "x.tar.bz2": "tar", "x.tar.xz": "tar", "m.csv": "manifest", "m.jsonl": "manifest",
-    }  # fmt: skip
+        ".": "folder",
+        "folder.zip": "folder",
+        "a.png": "folder",
+        "X.ZIP": "zip",
+        "x.tar": "tar",
+        "x.tar.gz": "tar",
+        "x.tgz": "tar",
+        "x.tar.bz2": "tar",
+        "x.tar.xz": "tar",
+        "m.csv": "manifest",
+        "m.jsonl": "manifest",
+    }
     for name, kind in kinds.items():
-        source = opening.resolve(str(tmp_path / name))
+        source = resolve.resolve(str(tmp_path / name))
         assert source.kind == kind, name
         assert paths(source.listing()), name
         source.close()
-        again = opening.reopen(kind, source.root)
+        again = resolve.reopen(kind, source.root)
         assert type(again) is type(source)
         again.close()
 
 
 def test_source_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UsageError, match="no file or folder at 'nowhere'"):
-        opening.resolve("nowhere")
+        resolve.resolve("nowhere")
     with pytest.raises(UsageError, match="no file or folder at 'a"):
-        opening.resolve("a\0b")
+        resolve.resolve("a\0b")
     with pytest.raises(UsageError, match="unknown kind 'tape'"):
-        opening.reopen("tape", "/x")
+        resolve.reopen("tape", "/x")
 
 
 @pytest.mark.parametrize(
@@ -58,4 +67,4 @@ def test_source_that_does_not_exist_is_refused() -> None:
 def test_path_that_cannot_be_read_says_why(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "broken.zip").write_bytes(b"PK")
     with pytest.raises(ImageError, match=message):
-        opening.read_path(os.path.join(tmp_path, name))
+        resolve.read_path(os.path.join(tmp_path, name))

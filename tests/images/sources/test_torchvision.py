@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 import simsearch
-from simsearch import images, opening, sync
 from simsearch.errors import ImageError, UsageError
+from simsearch.images import decode
+from simsearch.images.sources import resolve
+from simsearch.indexing import options
 from tests.helpers.models import CellModel
 from tests.helpers.sources import paths, png, put
 
@@ -52,17 +54,20 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[type],
 
 
 def test_data_set_of_torchvision_is_a_source(
-    dataset: Callable[[type], None], tmp_path: Path, build: Callable[..., sync.Summary]
+    dataset: Callable[[type], None], tmp_path: Path, build: Callable[..., options.Summary]
 ) -> None:
     dataset(Swatches)
-    listing = opening.resolve("torchvision/CIFAR10").listing(["3"])
+    listing = resolve.resolve("torchvision/CIFAR10").listing(["3"])
     assert [(entry.path, entry.label) for entry in listing.entries] == [("0", "amber"), ("1", "blue"), ("2", "amber")]
     assert build(Path("torchvision/CIFAR10"), Path("torchvision/CIFAR10:test")).items == 6
     assert (tmp_path / "datasets/CIFAR10/data").exists()
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
         (match,) = engine.search(png(101), k=1)
     assert (match.path, match.label, match.distance) == ("torchvision/CIFAR10:test!/1", "blue", 0)
-    assert images.decode(opening.read_path(match.path)).image.tobytes() == images.decode(png(101)).image.tobytes()
+    assert (
+        decode.decode_image(resolve.read_path(match.path)).image.tobytes()
+        == decode.decode_image(png(101)).image.tobytes()
+    )
     assert build(Path("torchvision/CIFAR10")).unchanged == 4
 
 
@@ -75,11 +80,11 @@ def test_real_data_set_is_read_without_network(tmp_path: Path, monkeypatch: pyte
         header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in digits.shape)
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + digits.tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x0c" + bytes(range(10)) + b"\0\1")
-    source = opening.resolve("torchvision/MNIST:test")
+    source = resolve.resolve("torchvision/MNIST:test")
     listing = source.listing()
     assert paths(listing) == [f"{number:02d}" for number in range(12)]
     assert (listing.entries[3].label, listing.entries[11].label) == ("3 - three", "1 - one")
-    decoded = images.decode(source.read("11")).image
+    decoded = decode.decode_image(source.read("11")).image
     assert (np.asarray(decoded) == digits[11, ..., None]).all()
     with pytest.raises(ImageError, match="the data set has no image '12'"):
         source.read("12")
@@ -89,10 +94,10 @@ def test_real_data_set_is_read_without_network(tmp_path: Path, monkeypatch: pyte
 
 def test_unknown_data_set_has_a_hint() -> None:
     with pytest.raises(UsageError, match="torchvision has no data set 'cifar10'") as caught:
-        opening.resolve("torchvision/cifar10").listing()
+        resolve.resolve("torchvision/cifar10").listing()
     assert caught.value.hint == "did you mean torchvision/CIFAR10?"
     with pytest.raises(UsageError, match="torchvision has no data set 'Nothing'") as caught:
-        opening.resolve("torchvision/Nothing").listing()
+        resolve.resolve("torchvision/Nothing").listing()
     assert caught.value.hint == "see torchvision.datasets for the names"
 
 
@@ -107,7 +112,7 @@ def test_unknown_data_set_has_a_hint() -> None:
 def test_unknown_split_is_refused(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMSEARCH_DATASETS", str(tmp_path))
     with pytest.raises(UsageError, match=message) as caught:
-        opening.resolve(f"torchvision/{name}").listing()
+        resolve.resolve(f"torchvision/{name}").listing()
     assert "network" not in str(caught.value.hint)
 
 
@@ -120,7 +125,7 @@ def test_missing_data_set_says_where_files_go(dataset: Callable[[type], None], t
     with pytest.raises(
         UsageError, match=r"torchvision/CIFAR10 cannot be opened: <urlopen error no network>$"
     ) as caught:
-        opening.resolve("torchvision/CIFAR10").listing()
+        resolve.resolve("torchvision/CIFAR10").listing()
     assert caught.value.hint == f"put its files into {tmp_path}/datasets/CIFAR10 where there is no network"
 
 
@@ -130,7 +135,7 @@ def test_data_set_keeps_its_own_arguments(dataset: Callable[[type], None]) -> No
             super().__init__(root, **arguments)
 
     dataset(Handing)
-    assert len(opening.resolve("torchvision/CIFAR10:test").listing().entries) == 2
+    assert len(resolve.resolve("torchvision/CIFAR10:test").listing().entries) == 2
 
 
 @pytest.mark.parametrize("item", [(1, 2, 3), np.zeros((3, 3)), ("text", 0)], ids=["triple", "array", "text"])
@@ -141,12 +146,14 @@ def test_data_set_of_something_else_is_refused(dataset: Callable[[type], None], 
 
     dataset(Other)
     with pytest.raises(UsageError, match=r"torchvision/CIFAR10 does not hold single images"):
-        opening.resolve("torchvision/CIFAR10").listing()
+        resolve.resolve("torchvision/CIFAR10").listing()
     with pytest.raises(UsageError, match="FakeData is no data set that is kept in files"):
-        opening.resolve("torchvision/FakeData").listing()
+        resolve.resolve("torchvision/FakeData").listing()
 
 
-def test_damaged_data_set_image_is_failure(dataset: Callable[[type], None], build: Callable[..., sync.Summary]) -> None:
+def test_damaged_data_set_image_is_failure(
+    dataset: Callable[[type], None], build: Callable[..., options.Summary]
+) -> None:
     class Damaged(Swatches):
         def __getitem__(self, number: int) -> tuple[Any, Any]:
             if number == 1:
@@ -157,13 +164,13 @@ def test_damaged_data_set_image_is_failure(dataset: Callable[[type], None], buil
     summary = build(Path("torchvision/CIFAR10"))
     assert (summary.items, summary.failed) == (3, 1)
     with pytest.raises(ImageError, match="cannot be read from the data set: image file is truncated"):
-        opening.resolve("torchvision/CIFAR10").read("1")
+        resolve.resolve("torchvision/CIFAR10").read("1")
 
 
 def test_folder_called_torchvision_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "torchvision/CIFAR10/a.png")
     monkeypatch.chdir(tmp_path)
-    assert opening.resolve("torchvision/CIFAR10").kind == "folder"
+    assert resolve.resolve("torchvision/CIFAR10").kind == "folder"
 
 
 def test_data_set_of_files_is_not_decoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,8 +190,9 @@ def test_data_set_of_files_is_not_decoded_twice(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(torchvision.datasets, "Folders", Folders, raising=False)
     monkeypatch.setattr(torchvision.datasets, "__all__", (*torchvision.datasets.__all__, "Folders"))
     monkeypatch.setenv("SIMSEARCH_DATASETS", str(tmp_path))
-    source = opening.resolve("torchvision/Folders")
+    source = resolve.resolve("torchvision/Folders")
     assert [(entry.path, entry.label, entry.size) for entry in source.listing().entries] == [
-        ("0", "cat", len(png())), ("1", "dog", len(png())),
-    ]  # fmt: skip
+        ("0", "cat", len(png())),
+        ("1", "dog", len(png())),
+    ]
     assert source.read("1") == png()

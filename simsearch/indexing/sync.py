@@ -1,0 +1,303 @@
+"""Bringing an index in step with its sources.
+
+Only what `simsearch.indexing.plan` found to differ is read. Content is known by its SHA-256: a file that was merely
+touched,
+renamed, moved or copied keeps the features it has. Work is committed every few seconds, so an interrupted build
+continues where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simsearch.indexing import ann_maintenance
+from simsearch.indexing import plan as indexing_plan
+from simsearch.indexing.extract import Task, extract, usual_batch
+from simsearch.indexing.known_files import KnownFiles
+from simsearch.indexing.load import LoadedImage, reading
+from simsearch.indexing.options import BuildOptions as Options
+from simsearch.indexing.options import Summary
+from simsearch.indexing.plan import Plan, PlannedSource
+from simsearch.search import similarity
+from simsearch.search.exact import FlatIndex
+from simsearch.storage.database import Changes
+from simsearch.storage.reader import Item
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.images.sources.base import Entry, Source
+    from simsearch.storage.index import Index
+    from simsearch.storage.model import IndexModel
+
+COMMIT_IMAGES = 256
+COMMIT_SECONDS = 2.0
+"""A commit follows after so many images or so many seconds, whichever comes first."""
+
+SAMPLE = 512
+"""Items whose pairwise distances calibrate `similarity`."""
+
+
+def sync(index: Index, model: IndexModel, found: Sequence[Source], options: Options) -> Summary:
+    """Synchronises the index with the given sources, or with all that it knows if none are given.
+
+    model: computes the features of new images.
+    Raises UsageError if a source is empty though the index has many items from it (a disk that is not mounted, say),
+    IndexLockedError if another process is writing, and IndexReplacedError if another index has taken this one's place.
+    """
+    start = time.monotonic()
+    summary = Summary()
+    with contextlib.nullcontext() if options.dry_run else index.writing():
+        planned = indexing_plan.plan_sources(index, found, options, summary)
+        summary.to_read = sum(len(plan.fresh) for plan in planned)
+        if options.dry_run:
+            for plan in planned:
+                plan.source.close()
+            summary.removed = sum(len(plan.missing) for plan in planned) if options.prune else 0
+            summary.failed = sum(len(plan.unreadable) for plan in planned)
+            summary.items = len(index)
+        else:
+            _SyncRun(index, model, planned, options, summary).finish()
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+def remove(index: Index, items: Sequence[Item]) -> int:
+    """Takes items out of the index. Raises IndexLockedError, IndexReplacedError."""
+    with index.writing():
+        index.database.apply(Changes(deleted=[item.id for item in items]))
+        refresh_meta(index)
+    return len(items)
+
+
+class _SyncRun:
+    """The changing half of a synchronisation. Results gather in `pending` until they are committed."""
+
+    def __init__(
+        self, index: Index, model: IndexModel, plans: Sequence[Plan], options: Options, summary: Summary
+    ) -> None:
+        self.index, self.model, self.plans, self.options, self.summary = index, model, plans, options, summary
+        self.numbers = {id(plan.place): _register(index, plan.place) for plan in plans}
+        self.pending = Changes()
+        self.committing = False
+        self.features: list[NDArray[np.float16]] = []
+        with index.reading() as reader:
+            self.row = reader.state("rows")
+            for shard, _, stop in reader.shards.spans(0, self.row):
+                reader.shards.map(shard, stop)  # damage is noticed before anything is added to it
+        self.known = KnownFiles(index.database)
+        for item in (item for plan in plans for _, item in plan.fresh if item is not None):  # overwritten, or renamed
+            self.known.add(item.digest, (item.row, item.width, item.height))
+        self.missing: dict[bytes, list[Item]] = {}
+        for plan in plans:
+            for item in plan.missing:
+                self.missing.setdefault(item.digest, []).append(item)
+        self.elsewhere = _of_gone_sources(index, plans)
+        self.committed = time.monotonic()
+
+    def finish(self) -> None:
+        """Does it all; on Ctrl-C, what is finished is committed before the exception goes on."""
+        done = False
+        try:
+            for plan in self.plans:
+                self._settle(plan)
+            self._extract()
+            if self.options.prune:
+                gone = [item.id for items in self.missing.values() for item in items]
+                self.pending.deleted += gone
+                self.summary.removed += len(gone)
+            done = True
+        finally:
+            for plan in self.plans:
+                plan.source.close()
+            if not self.committing:  # else it is unknown how far that commit came
+                self._commit()
+            refresh_meta(self.index, measure=done, engine=self.model.engine)
+        _forget_gone_sources(self.index)
+        self.summary.items = len(self.index)
+
+    def _settle(self, plan: Plan) -> None:
+        """What needs no reading."""
+        number = self.numbers[id(plan.place)]
+        self.pending.updated += [replace(item, source=number) for item in plan.relabelled]
+        self.pending.cleared += [(number, path) for path in plan.healed]
+        for entry in plan.unreadable:
+            self._fail(plan, entry, entry.problem or "unreadable")
+
+    def _extract(self) -> None:
+        total = sum(len(plan.fresh) for plan in self.plans)
+        if not total:
+            return
+        keys = [(plan, entry, item) for plan in self.plans for entry, item in plan.fresh]
+        elsewhere = self.options.extractor
+        groups: Iterator[list[tuple[tuple[Plan, Entry, Item | None], LoadedImage]]]
+        if elsewhere is not None:
+            groups = elsewhere.groups(self.index, self.model, keys, self.known, self.options.batch_size or 0)
+        else:
+            model = self.model.load(expected=total, threads=True)
+            size = self.options.batch_size or usual_batch(model)
+            tasks = (Task(reading(key[0].source, key[1].path, key[1].size), key) for key in keys)
+            groups = extract(model, tasks, known=self.known, batch_size=size, workers=self.options.workers)
+        done = 0
+        self.options.progress(0, total)
+        for group in groups:
+            for (plan, entry, item), result in group:
+                self._settle_image(plan, entry, item, result)
+            done += len(group)
+            if len(self.features) >= COMMIT_IMAGES or time.monotonic() - self.committed > COMMIT_SECONDS:
+                self._commit()
+            self.options.progress(done, total)
+        if elsewhere is not None:
+            self._commit()
+            elsewhere.finished()
+
+    def _settle_image(self, plan: Plan, entry: Entry, item: Item | None, result: LoadedImage) -> None:
+        """Turns one result into a change of the index. item: what is known at that path."""
+        if result.problem is not None:
+            self._fail(plan, entry, result.problem)
+            if item is not None and result.digest:  # it was read, and is no image any more
+                self.pending.deleted.append(item.id)
+                self.summary.removed += 1
+            return
+        number = self.numbers[id(plan.place)]
+        self.pending.cleared.append((number, entry.path))
+        new = Item(
+            0,
+            number,
+            entry.path,
+            entry.label,
+            entry.metadata or {},
+            result.digest,
+            entry.size,
+            entry.stamp,
+            result.width,
+            result.height,
+            -1,
+        )
+        if item is not None and item.digest == result.digest:
+            self.summary.unchanged += 1
+            self._keep(new, item)
+        elif item is not None:
+            self.summary.updated += 1
+            self.pending.updated.append(replace(self._place(new, result), id=item.id))
+        elif candidates := self.missing.get(result.digest) or self.elsewhere.get(result.digest):
+            self.summary.moved += 1
+            self._keep(new, candidates.pop())
+        else:
+            self.summary.added += 1
+            self.pending.inserted.append(self._place(new, result))
+
+    def _keep(self, new: Item, old: Item) -> None:
+        """The same content elsewhere or later: everything but path, stamp and label stays."""
+        kept = replace(new, id=old.id, row=old.row, width=old.width, height=old.height)
+        self.pending.updated.append(kept)
+
+    def _place(self, new: Item, result: LoadedImage) -> Item:
+        """Puts features into the next row: computed ones, or a copy of those that the same content has."""
+        row = self.row + len(self.features)
+        if result.features is not None:
+            self.summary.computed += 1
+            self.features.append(result.features)
+            self.known.add(result.digest, (row, result.width, result.height))
+            return replace(new, row=row)
+        source, width, height = self.known[result.digest]
+        if source >= self.row:
+            self.features.append(self.features[source - self.row])
+        else:
+            self.features.append(self.index.feature_files.read(np.array([source], np.int64))[0])
+        return replace(new, row=row, width=width, height=height)
+
+    def _fail(self, plan: Plan, entry: Entry, reason: str) -> None:
+        self.pending.failed.append((self.numbers[id(plan.place)], entry.path, reason))
+        self.summary.failed += 1
+
+    def _commit(self) -> None:
+        """Writes the features, then commits the items that own them."""
+        self.committing = True
+        self.index.check_in_place()
+        if self.features:
+            checksum = self.index.feature_files.write(self.row, np.stack(self.features))
+            self.pending.blocks.append((self.row, len(self.features), checksum))
+        if self.pending:
+            self.index.database.apply(self.pending)
+        self.row += len(self.features)
+        self.pending, self.features = Changes(), []
+        self.committed = time.monotonic()
+        self.committing = False
+
+
+def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[Item]]:
+    """Items of sources that are no longer where they were: what is found again elsewhere has moved."""
+    planned = {plan.place.row.id for plan in plans if plan.place.row is not None}
+    items: dict[bytes, list[Item]] = {}
+    with index.reading() as reader:
+        for row in reader.sources():
+            if row.id not in planned and row.kind != "dataset" and not os.path.exists(index.root_of(row)):
+                for item in reader.items(row.id):
+                    items.setdefault(item.digest, []).append(item)
+    return items
+
+
+def _forget_gone_sources(index: Index) -> None:
+    """Sources that are gone, and of which nothing is left in the index, need not be looked at again."""
+    with index.reading() as reader:
+        away = [row.id for row in reader.sources() if row.kind != "dataset" and not os.path.exists(index.root_of(row))]
+        gone = [number for number in away if not reader.has_items(number)]
+    for number in gone:
+        index.database.forget(number)
+
+
+def _register(index: Index, place: PlannedSource) -> int:
+    """Records a planned source, and where it is now, and returns its number."""
+    path = index.path.absolute()
+    if place.row is not None and place.root != place.row.root:
+        index.database.relocate(place.row.id, place.root, path)
+    if place.row is None or place.absorbed or (place.settings is not None and place.settings != place.row.options):
+        absorbed = [(other.id, prefix) for other, prefix in place.absorbed]
+        place.row = index.database.add_source(place.kind, place.root, path, place.options, absorbed)
+        place.absorbed = []
+    return place.row.id
+
+
+def refresh_meta(index: Index, measure: bool = True, engine: str | None = None) -> None:
+    """Brings `meta.json` up to date with what is committed; for the holder of the writer lock.
+
+    measure: see `ann_maintenance.update`. engine: the library and device that new features were computed with.
+    """
+    with index.reading() as reader:
+        generation, items, rows = reader.state("generation"), reader.count(), reader.state("rows")
+        failures = reader.failure_count()
+        index.refresh()  # another process may have tuned it
+        meta = index.meta
+        if (meta.generation, meta.items) == (generation, items):
+            return
+        distances, measured = meta.distances, meta.distances_of
+        grown = not 0.8 * measured <= items <= 1.25 * measured
+        if items >= 2 and grown and (items >= similarity.ENOUGH or not distances or measured):
+            live = reader.rows()
+            sample = np.random.default_rng(0).choice(live, min(SAMPLE, len(live)), replace=False)
+            distances, measured = list(similarity.quantiles(reader.shards.read(np.sort(sample)))), items
+        search = meta.search
+        if search["kind"] != "exact":
+            flat = FlatIndex(reader.shards, rows)
+            search = ann_maintenance.update(index.derived, search, flat, reader.rows(), measure)
+    index.write_meta(
+        replace(
+            meta,
+            generation=generation,
+            items=items,
+            rows=rows,
+            failures=failures,
+            distances=distances,
+            distances_of=measured,
+            engine=engine or meta.engine,
+            search=search,
+        )
+    )

@@ -1,0 +1,72 @@
+"""The principal components that an index's features are made with, in a file of its folder."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import safetensors.numpy
+
+from simsearch.common.pca import Projection
+from simsearch.errors import IndexDamagedError
+from simsearch.models.descriptors import Descriptor, DescriptorModel
+
+if TYPE_CHECKING:
+    from simsearch.models.base import Model
+    from simsearch.storage.folder import Folder
+    from simsearch.storage.meta import Meta
+
+FILE = "components.safetensors"
+
+
+def write(folder: Folder, projection: Projection) -> str:
+    """Writes the components into an index's folder, durably in one step, and returns their SHA-256."""
+    data = safetensors.numpy.save({"mean": projection.mean, "axes": projection.axes})
+    folder.write(FILE, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def record(folder: Folder, model: Model) -> dict[str, Any]:
+    """What `meta.json` says of a model's descriptor, whose components are written first; empty without one."""
+    if not isinstance(model, DescriptorModel):
+        return {}
+    digest = {} if model.projection is None else {"components_sha256": write(folder, model.projection)}
+    return {**model.descriptor.to_dict(), **digest}
+
+
+def read(folder: Folder, sha256: str) -> Projection:
+    """The components of an index. Raises IndexDamagedError unless they are those that it was made with."""
+    path = folder.path / FILE
+    try:
+        data = folder.read(FILE)
+    except OSError as error:
+        raise IndexDamagedError(f"{path}: {error.strerror}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise IndexDamagedError(f"{path} has SHA-256 {found}, recorded was {sha256}")
+    tensors = safetensors.numpy.load(data)
+    return Projection(tensors["mean"], tensors["axes"])
+
+
+def of_meta(folder: Folder | None, meta: Meta) -> Projection | None:
+    """An index's components; None if its features have none. Raises IndexDamagedError."""
+    digest = meta.descriptor.get("components_sha256")
+    if digest is None:
+        return None
+    if folder is None:
+        raise IndexDamagedError(f"the components of the features {meta.features} are missing")
+    return read(folder, str(digest))
+
+
+def apply(model: Model, folder: Folder | None, meta: Meta) -> Model:
+    """The model that an index's features come from: `model`, or what the index's recipe makes of it."""
+    base = model.base if isinstance(model, DescriptorModel) else model
+    if not meta.descriptor:
+        return base
+    values = {key: value for key, value in meta.descriptor.items() if key != "components_sha256"}
+    found = DescriptorModel(base, Descriptor.from_dict(values), of_meta(folder, meta))
+    if found.dimension != meta.dimension:
+        place = "" if folder is None else f"{folder.path}: "
+        message = f"{place}{meta.features} has {found.dimension} dimensions, not {meta.dimension}"
+        raise IndexDamagedError(message)
+    return found
