@@ -236,8 +236,8 @@ def test_files_beyond_the_limit_are_not_read(tmp_path: Path, monkeypatch: pytest
     put(tmp_path, "a.png")
     write_zip(tmp_path / "a.zip", "a.png")
     write_tar(tmp_path / "a.tar", "a.png")
-    for module in ("sources", "archives"):
-        monkeypatch.setattr(f"simsearch.{module}.LARGEST_BYTES", 10)
+    for module in ("base", "archives"):
+        monkeypatch.setattr(f"simsearch.images.sources.{module}.LARGEST_BYTES", 10)
     for name in ("a.png", "a.zip!/a.png", "a.tar!/a.png"):
         with pytest.raises(ImageError, match=r"^too large: .*the limit is 10"):
             resolve.read_path(str(tmp_path / name))
