@@ -56,9 +56,10 @@ import numpy; mark("import of numpy")
 import PIL.Image, PIL.ImageOps; mark("import of Pillow")
 import simsearch.engine, simsearch.reports.text, simsearch.cli.query_args; mark("import of the rest of simsearch")
 engine = simsearch.engine.Engine(index); mark("index opened")
-from simsearch import images, opening
-data, name = opening.read_picture(image)
-picture = images.decode(data, engine.recipe.resize); pixels = engine.recipe.pixels(picture.image)[None]
+from simsearch.images import decode
+from simsearch.images.sources import resolve
+data, name = resolve.read_picture(image)
+picture = decode.decode_image(data, engine.recipe.resize); pixels = engine.recipe.pixels(picture.image)[None]
 mark("image decoded and scaled")
 model = engine.load_model(expected=1); mark("weights found and hashed")
 import onnxruntime; mark("import of ONNX Runtime")

@@ -76,7 +76,7 @@ def features(model: base.Model | Half, pixels: np.ndarray) -> np.ndarray:
 
 def found_by(queries: np.ndarray, base: np.ndarray) -> np.ndarray:
     """The six nearest others in `base` of each row of `queries`: (N, 6)."""
-    queries, base = (float16.stored(x).astype(np.float32) for x in (queries, base))
+    queries, base = (float16.to_float16(x).astype(np.float32) for x in (queries, base))
     squares, rows = np.einsum("nd,nd->n", base, base), []
     for start in range(0, len(base), 512):
         distances = squares - 2 * queries[start : start + 512] @ base.T

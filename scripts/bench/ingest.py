@@ -169,10 +169,10 @@ def decoding(folder: Path, model: str, device: str) -> Callable[[], None]:
 
 
 def inference(folder: Path, model: str, device: str) -> Callable[[], None]:
-    from simsearch.models import load
+    from simsearch.models import load as models_load
 
     count = len(list(folder.iterdir()))
-    loaded = load.load_model(model, device, images=count, threads=True, precision="auto")
+    loaded = models_load.load_model(model, device, images=count, threads=True, precision="auto")
     side = loaded.recipe.crop
     pixels = np.random.default_rng(0).integers(0, 256, (32, side, side, 3), np.uint8)
     loaded.features(pixels)
@@ -206,10 +206,10 @@ def prepare(folder: Path, source: Path, count: int | None, megapixels: float | N
 
     In a process of its own: the peak memory of a process counts from that of the one which started it.
     """
-    from simsearch.models import load
+    from simsearch.models import load as models_load
 
     write(folder, source, count, megapixels)
-    loaded = load.load_model(model, device, images=1, precision="auto")
+    loaded = models_load.load_model(model, device, images=1, precision="auto")
     side = loaded.recipe.crop
     loaded.features(np.zeros((1, side, side, 3), np.uint8))
     sizes = sorted((Image.open(path).size for path in folder.iterdir()), key=lambda size: size[0] * size[1])

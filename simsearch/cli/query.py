@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simsearch import api
-from simsearch.cli import query_args
 from simsearch.cli.console import NO_MATCH, check_folder_exists, note, warn_if_incomplete
 from simsearch.cli.options import (
-    complete_files,
     device_option,
     html_option,
     index_option,
@@ -22,6 +20,8 @@ from simsearch.cli.options import (
     root_option,
     version_option,
 )
+from simsearch.cli.params import QueryImage
+from simsearch.cli.query_args import read_image
 from simsearch.cli.search_options import example_images, search_arguments, search_options
 from simsearch.common.lazy import LazyModule
 from simsearch.engine import Engine
@@ -40,13 +40,12 @@ else:
 
 
 @click.command("query")
-@click.argument("image", nargs=-1, required=True, shell_complete=complete_files)
+@click.argument("image", nargs=-1, required=True, type=QueryImage())
 @search_options
 @click.option(
     "--format",
     "form",
     type=click.Choice(["table", "json", "jsonl", "csv", "paths"]),
-    default=None,
     help="Output format.  [default: table]",
 )
 @click.option("-0", "--print0", is_flag=True, help="Print paths, each with a NUL at its end.")
@@ -87,7 +86,7 @@ def query_command(
         check_folder_exists(file)
     if [*image, *example_images(options)].count("-") > 1:
         raise UsageError("standard input can be read only once, but - is given several times")
-    pictures = [query_args.picture(text) for text in image]
+    pictures = [read_image(text) for text in image]
     k, chosen = search_arguments(options)
     with warn_if_incomplete(api.open(index_path, model=model, device=device, roots=dict(roots))) as engine:
         answers = []

@@ -8,11 +8,14 @@ each operation sees one snapshot.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import sqlite3
+import stat
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +49,24 @@ _ELSEWHERE = {
     getattr(sqlite3, f"SQLITE_{name}") for name in ("CANTOPEN", "PERM", "AUTH", "FULL", "BUSY", "READONLY", "IOERR")
 }
 """What SQLite says when not the file is at fault but the disk, its being full, or another process."""
+
+_ATTEMPTS = 50
+"""Tries to open a database while files come and go around its folder."""
+
+_PENDING, _SHARED, _SHARED_BYTES = 0x40000000, 0x40000002, 510
+"""The bytes of its file that SQLite locks; see https://sqlite.org/src/file/src/os.h."""
+
+_opening = threading.RLock()
+_held: Counter[tuple[int, int]] = Counter()
+"""How many objects of this process have connections to each file."""
+
+
+def _after_fork() -> None:
+    global _opening
+    _opening = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass
@@ -88,10 +109,12 @@ class Database:
             self._file = self._folder.pin(path.name)
         except FileNotFoundError:
             raise IndexDamagedError(f"{path} is missing") from None
+        if not stat.S_ISREG(self._folder.stat(path.name).st_mode):
+            raise IndexDamagedError(f"{path} is not a file")
         self._writable = os.access(self._folder.through, os.W_OK)
         self._reserve: sqlite3.Connection | None = None
         if create:
-            with self._mapped(), self._connection() as connection:
+            with self._mapped(), contextlib.closing(self._connect()) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
 
@@ -109,6 +132,7 @@ class Database:
                 raise UsageError(f"the index {self.path.parent} has been closed")
             connection = self._idle.pop() if self._idle else None
         if connection is None:
+            self.hold()
             connection = self._connect()
         try:
             yield connection
@@ -123,44 +147,67 @@ class Database:
                 connection.close()
 
     def hold(self) -> None:
-        """Keeps a connection in reserve, so that all can be read also when the file has been deleted."""
-        with self._mapped():
-            self._reserve = self._connect()
+        """Keeps a connection in reserve, so that all can be read also when the file has been deleted.
 
-    def _connect(self) -> sqlite3.Connection:
+        It can only read. Therefore SQLite, which deletes a log by its path when the last connection is closed, never
+        does so here, where the log of another index may have come to that path; `close` sees to it instead.
+        """
+        with self._mapped(), _opening:
+            if self._reserve is None:
+                self._reserve = self._connect("ro")
+                _held[self._file.identity] += 1
+
+    def _connect(self, mode: str = "rw") -> sqlite3.Connection:
         """A connection to the file that was there when this object was made, or to a copy of it if that is gone.
 
         SQLite resolves every link in a path before it opens it, `/proc/self/fd/N` as well, and finds the log by the
-        same path. So where the folder is now is looked up, and looked at again once all files are open.
+        same path. So it is looked up where the folder is now, and looked again once all files are open: a connection
+        counts only if the folder has not moved in between. Connections are opened one at a time, since SQLite shares
+        what it knows of a log among those of a process.
+
+        mode: "ro" for the first of a process, which in closing cannot move a log of another file into this one.
         """
-        place = self._place()
-        while place is not None:
-            connection = self._open(place)
-            try:
-                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log as well
-            except BaseException:
+        failure: sqlite3.Error | None = None
+        with _opening:
+            for attempt in range(_ATTEMPTS):
+                before = self._place()
+                if before is None:
+                    break
+                connection = None
+                try:
+                    connection = self._open(before[0], mode)
+                    if self._place() != before:  # before any log is opened
+                        connection.close()
+                        continue
+                    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log as well
+                    connection.execute("PRAGMA synchronous = FULL")
+                except sqlite3.Error as error:
+                    if connection is not None:
+                        connection.close()
+                    if self._place() == before and attempt:
+                        raise
+                    failure = error
+                    continue
+                now = self._place()
+                if now == before or (attempt == _ATTEMPTS - 1 and now is not None and now[0] == before[0]):
+                    return connection
                 connection.close()
-                raise
-            now = self._place()
-            if now == place:
-                connection.execute("PRAGMA synchronous = FULL")
-                return connection
-            connection.close()
-            place = now
+        if failure is not None and self._place() is not None:
+            raise failure
         return self._connect_to_copy()
 
-    def _place(self) -> Path | None:
-        """Where the file is now, or None."""
+    def _place(self) -> tuple[Path, object] | None:
+        """Where the file is now, and what changes when its folder is moved, even there and back; None if it is gone."""
         folder = self._folder.current_path()
         if folder is None or identity_of(folder / self.path.name) != self._file.identity:
             return None
-        return folder / self.path.name
+        return folder / self.path.name, self._folder.moves(folder)
 
-    def _open(self, path: Path) -> sqlite3.Connection:
+    def _open(self, path: Path, mode: str) -> sqlite3.Connection:
         # Without write access SQLite cannot make the files that readers share with writers, and need not: where they
         # are missing, nobody is writing.
         alone = not self._writable and not path.with_name(path.name + "-wal").exists()
-        name = "file:" + _quote(path) + ("?immutable=1" if alone else "?mode=rw")
+        name = "file:" + _quote(path) + ("?immutable=1" if alone else f"?mode={mode}")
         return sqlite3.connect(name, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
 
     def _connect_to_copy(self) -> sqlite3.Connection:
@@ -222,14 +269,44 @@ class Database:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            if self._reserve is not None:
-                idle.append(self._reserve)
-            self._reserve = None
+            reserve, self._reserve = self._reserve, None
             copy, self._copy = self._copy, None
-        for connection in idle:
-            connection.close()
+        with _opening:
+            if idle and reserve is not None:
+                self._empty_log(idle[0])
+            for connection in idle:
+                connection.close()
+            if reserve is not None:
+                reserve.close()
+                _held[self._file.identity] -= 1
+                if self._writable and not _held[self._file.identity]:
+                    del _held[self._file.identity]
+                    self._delete_log()
         if copy is not None:
             copy[0].cleanup()
+
+    def _empty_log(self, connection: sqlite3.Connection) -> None:
+        """Moves what the log holds into the database, unless others are using it."""
+        with contextlib.suppress(OSError, sqlite3.Error):
+            if self._folder.stat(self.path.name + "-wal").st_size:
+                connection.execute("PRAGMA busy_timeout = 0")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _delete_log(self) -> None:
+        """Deletes an empty log if nobody else has the database open, in the folder that is held open.
+
+        The lock is SQLite's exclusive one, which it takes itself before it deletes a log.
+        """
+        log, index = self.path.name + "-wal", self.path.name + "-shm"
+        with contextlib.suppress(OSError):
+            if self._folder.stat(log).st_size or self._folder.pin(self.path.name).identity != self._file.identity:
+                return
+            with open(self._folder.open(self.path.name, os.O_RDWR), "r+b", buffering=0) as file:
+                for start, length in ((_PENDING, 1), (_SHARED, _SHARED_BYTES)):
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+                if not self._folder.stat(log).st_size:
+                    self._folder.unlink(log)
+                    self._folder.unlink(index)
 
     def content(self, digest: bytes) -> tuple[int, int, int] | None:
         """For a file's SHA-256, the row of its features and the image's width and height, as last committed."""

@@ -73,6 +73,19 @@ class Folder:
                 return moved
         return None
 
+    def moves(self, path: Path) -> tuple[int, ...]:
+        """Numbers that change when the folder at `path`, or the link to it, is renamed: at least one of them.
+
+        They change more often than that, with every file that comes or goes beside it.
+        """
+        found: list[int] = []
+        for each in dict.fromkeys((path.parent, self.place.parent)):
+            with contextlib.suppress(OSError):
+                found += os.stat(each).st_ino, os.stat(each).st_mtime_ns
+        with contextlib.suppress(OSError):
+            found.append(os.lstat(self.place).st_ino)
+        return tuple(found)
+
     @property
     def through(self) -> Path:
         """A path that leads through the descriptor, for libraries that open files themselves.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simsearch.common.milvus_address import is_address
-from simsearch.errors import IndexDamagedError, IndexReplacedError, SimsearchError, UsageError
+from simsearch.errors import IndexDamagedError, IndexNotFoundError, IndexReplacedError, SimsearchError, UsageError
 from simsearch.images.sources.resolve import RecordedSource, Sources
 from simsearch.models import registry
 from simsearch.models.descriptors import REFERENCE
@@ -61,9 +61,9 @@ class Index:
         with contextlib.ExitStack() as opened:
             try:
                 self.folder = Folder.at(self.path)
-            except OSError:
+            except OSError as error:
                 Meta.read(self.path)  # which says what is the matter
-                raise
+                raise IndexNotFoundError(f"there was no index at {self.path} for a moment") from error
             opened.callback(self.folder.close)
             self.meta = Meta.read(self.folder)
             read = self._meta_file()
@@ -221,8 +221,8 @@ class Index:
         """Raises IndexReplacedError if the index that is open is no longer the one at its path."""
         if self.identity_now() != self.identity:
             raise IndexReplacedError(
-                f"the index {self.path} was removed or replaced while it was open, and was not changed",
-                hint="open it again",
+                f"the index {self.path} was removed or replaced while it was open",
+                hint="open it again; nothing was written into the index that is there now",
             )
 
     @contextlib.contextmanager

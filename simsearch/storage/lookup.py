@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simsearch.common.item_ids import parse_id
 from simsearch.errors import UsageError
 from simsearch.images.sources import base
 from simsearch.images.sources.resolve import Sources
@@ -21,17 +22,8 @@ if TYPE_CHECKING:
 Name = str | int | np.integer | os.PathLike[str]
 """What stands for items: an id, `id:N`, a path, a folder, an archive, or a glob."""
 
-ID_PREFIX = "id:"
-"""Marks an id where a name could also be a path."""
-
 SINGLE = (str, int, np.integer, os.PathLike)
 """One name; anything else is several."""
-
-
-def parse_id(name: str) -> int | None:
-    """Returns the id in `id:N` or a bare N; None for any other name."""
-    digits = name.removeprefix(ID_PREFIX)
-    return int(digits) if digits.isdecimal() else None
 
 
 def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources) -> list[Item]:

@@ -28,7 +28,7 @@ from tests.helpers.models import Colours
 from tests.helpers.pictures import draw
 
 OFTEN = (
-    "from simsearch import sync\nfrom simsearch.cli.main import main\n"
+    "from simsearch.indexing import sync\nfrom simsearch.cli.main import main\n"
     "sync.COMMIT_IMAGES, sync.COMMIT_SECONDS = 1, 0.0\n"  # after every batch
     "main()"
 )

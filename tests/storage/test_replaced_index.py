@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,9 +72,14 @@ def new(tmp_path: Path) -> Path:
     return pictures(tmp_path / "new", 1000, 30)
 
 
+def delete(folder: Path) -> None:
+    """Who opens an index meanwhile makes files in it."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def removed_and_built(index: Path, build: Callable[[Path], None]) -> None:
-    while index.exists():  # who opens it meanwhile makes files in it
-        shutil.rmtree(index, ignore_errors=True)
+    delete(index)
     build(index)
 
 
@@ -207,7 +214,7 @@ def test_threads_search_while_it_is_replaced_again_and_again(index, old, new, wa
             source = new if number % 2 else old
             for rest in ("before", "fresh"):
                 if not (index.is_symlink() and os.readlink(index) == rest):
-                    shutil.rmtree(index.with_name(rest), ignore_errors=True)
+                    delete(index.with_name(rest))
             if index.is_symlink():
                 target = index.resolve()
                 index.unlink()
@@ -442,3 +449,41 @@ def test_no_descriptor_is_left_open(index, old, new, way):
 def test_plan_sees_the_index_that_it_opened(index, old, tmp_path):
     summary = api.plan([old], index, Colours(), options.BuildOptions())
     assert summary.unchanged == 20
+
+
+def test_the_log_goes_with_the_last_to_close(index, tmp_path):
+    """SQLite's log is emptied into the database, and deleted by whoever closes last, other processes included."""
+    log = index / "items.sqlite-wal"
+    one, two = Engine(index, model=Colours()), Engine(index, model=Colours())
+    one.add(draw(tmp_path / "more" / "z.png", 7000))
+    assert log.stat().st_size
+    one.close()
+    assert log.exists() and len(two) == 21
+    code = (
+        "import sys, simsearch; e = simsearch.engine.Index(sys.argv[1]); print(len(e), flush=True); input(); e.close()"
+    )
+    command = [sys.executable, "-c", f"import simsearch.engine; {code}", str(index)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "21\n"
+        two.close()
+        assert log.exists()
+        other.communicate("\n", timeout=60)
+    assert not log.exists() and not (index / "items.sqlite-shm").exists()
+    with Index(index) as opened:
+        assert len(opened) == 21 and verify(opened).problems == ()
+    assert not log.exists()
+
+
+def test_closing_leaves_the_log_of_the_other_index(index, new, tmp_path, way):
+    with Engine(index, model=Colours()) as engine:
+        engine.remove(1)
+        way(index, lambda path: simsearch.build(new, index=path, model=Colours()).close())
+        other = Engine(index, model=Colours())
+        other.remove(2)
+        size = (index / "items.sqlite-wal").stat().st_size
+    assert size and (index / "items.sqlite-wal").stat().st_size == size
+    assert len(other) == 29
+    other.close()
+    assert not (index / "items.sqlite-wal").exists()
+    with Index(index) as opened:
+        assert len(opened) == 29 and verify(opened).problems == ()
