@@ -11,10 +11,12 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import sqlite3
 import stat
 import tempfile
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -101,7 +103,7 @@ class Database:
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
-        self._copy: tuple[tempfile.TemporaryDirectory[str], Path] | None = None
+        self._copy: tuple[weakref.finalize[..., Any], Path] | None = None
         try:
             self._folder = folder or Folder.at(path.parent)
             if create and not self._folder.exists(path.name):
@@ -218,11 +220,12 @@ class Database:
                     f"the index {self.path.parent} was removed or replaced while it was open", hint="open it again"
                 )
             if self._copy is None:
-                folder = tempfile.TemporaryDirectory(prefix="simsearch-", ignore_cleanup_errors=True)
-                path = Path(folder.name, self.path.name)
+                folder = tempfile.mkdtemp(prefix="simsearch-")
+                deletion = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                path = Path(folder, self.path.name)
                 with contextlib.closing(sqlite3.connect(path)) as copy:
                     self._reserve.backup(copy)
-                self._copy = folder, path
+                self._copy = deletion, path
             path = self._copy[1]
         return sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
 
@@ -283,7 +286,7 @@ class Database:
                     del _held[self._file.identity]
                     self._delete_log()
         if copy is not None:
-            copy[0].cleanup()
+            copy[0]()
 
     def _empty_log(self, connection: sqlite3.Connection) -> None:
         """Moves what the log holds into the database, unless others are using it."""
