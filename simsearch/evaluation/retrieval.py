@@ -82,7 +82,7 @@ def evaluate_retrieval(
     pictures: labelled queries; without them every labelled item queries once, itself left out. Raises UsageError where
     there is nothing to measure.
     """
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         everything = list(reader.items())
         items = [item for item in everything if item.label is not None]
         if len(items) < 2:
@@ -184,7 +184,7 @@ def measure_recall(
     """
     import time
 
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         ids, _ = reader.ids()
     if len(ids) < 2:
         raise UsageError(f"{engine.path} has {len(ids)} items, too few to measure a search by them")

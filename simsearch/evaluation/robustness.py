@@ -126,7 +126,7 @@ def of_index(
 ) -> dict[str, list[RobustnessPoint]]:
     """`measure` for `count` random items of an index, by the name of its model; `hash_too`: and for a perceptual hash
     of all its items, under "perceptual hash". Raises UsageError for an index without readable images."""
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         ids, places = reader.ids()
         base = reader.shards.read(places)
     order = np.random.default_rng(seed).permutation(len(ids))

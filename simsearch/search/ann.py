@@ -145,7 +145,7 @@ class AnnIndex:
         for tuning.
         """
         setting = setting or self.setting
-        if not self.serves(flat, k, permitted, setting):
+        if not self.can_answer(flat, k, permitted, setting):
             return flat.search(queries, k, permitted)
         bits, _ = self._allowed(flat.rows, permitted)
         wanted = setting.candidates * -(-k // K)
@@ -161,7 +161,7 @@ class AnnIndex:
             answers.append(flat.rank(query, rows, k) if enough else flat.search(query[None], k, permitted)[0])
         return answers
 
-    def serves(
+    def can_answer(
         self, flat: FlatIndex, k: int, permitted: NDArray[np.int64] | None, setting: AnnSettings | None = None
     ) -> bool:
         """Whether `search` is approximate: not if few rows are permitted, or most of them would be candidates."""

@@ -37,10 +37,10 @@ class ReloadableIndex:
 
     def __init__(self, name: str, engine: Engine, reloaded: Callable[[], None] = lambda: None) -> None:
         self.name, self.path, self.reloaded = name, engine.path, reloaded
-        self._identity = engine.identity_now
+        self._identity = engine.opened_index.identity_now
         self._lock = threading.Lock()
         self._opening = threading.Lock()
-        self._lease = _Lease(engine, engine.identity, own=False)
+        self._lease = _Lease(engine, engine.opened_index.identity, own=False)
 
     def use(self, call: Callable[[Engine], T]) -> T:
         """What `call` makes of the index at the path, all of it from one index."""
@@ -105,7 +105,7 @@ class ReloadableIndex:
             if old.identity == identity:
                 return
             engine = self._open(old.engine)
-            if engine.identity != identity:
+            if engine.opened_index.identity != identity:
                 engine.close()
                 return
             with self._lock:
@@ -119,10 +119,10 @@ class ReloadableIndex:
 
     def _open(self, old: Engine) -> Engine:
         """The index at the path, with the model in memory if it was made by the same weights."""
-        engine = Engine(self.path, device=old.device, roots=old.roots)
+        engine = Engine(self.path, device=old.device, roots=old.opened_index.roots)
         try:
             if engine.meta.weights_sha256 == old.meta.weights_sha256:
-                roots, device = old.roots, old.device
+                roots, device = old.opened_index.roots, old.device
                 engine.close()
                 engine = Engine(self.path, model=old.load_model(), device=device, roots=roots)
             engine.load_model()
@@ -145,7 +145,7 @@ class ReloadableIndex:
         """The number of items and the generation."""
 
         def read(engine: Engine) -> tuple[int, int]:
-            with engine.store.reading() as reader:
+            with engine.reading() as reader:
                 return reader.count(), reader.state("generation")
 
         try:

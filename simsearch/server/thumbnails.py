@@ -44,7 +44,7 @@ def spread(served: ReloadableIndex, count: int) -> list[int]:
     """The ids of some items, spread evenly over the index: something to begin with."""
 
     def read(engine: Engine) -> list[int]:
-        with engine.store.reading() as reader:
+        with engine.reading() as reader:
             found: list[int] = reader.spread(count)
             return found
 
