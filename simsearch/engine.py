@@ -90,8 +90,6 @@ class Engine:
             opened.close()
             raise
 
-    # -- opening and closing
-
     def __repr__(self) -> str:
         return f"<simsearch.Engine {str(self.path)!r}, model {self.meta.model}>"
 
