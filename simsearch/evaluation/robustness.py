@@ -17,6 +17,7 @@ from simsearch.common.progress import Progress
 from simsearch.errors import UsageError
 from simsearch.images.perturb import CHANGES
 from simsearch.reports import charts
+from simsearch.reports.tiles import PAPER
 from simsearch.search import similarity
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def draw(found: dict[str, list[RobustnessPoint]]) -> Image.Image:
     width, height, head = 440, 230, 34
     names = list(dict.fromkeys(point.change for points in found.values() for point in points))
     columns = 4 if len(names) > 1 else 2
-    sheet = Image.new("RGB", (width * columns, head + height * -(-2 * len(names) // columns)), charts.PAPER)
+    sheet = Image.new("RGB", (width * columns, head + height * -(-2 * len(names) // columns)), PAPER)
     charts.legend(sheet, list(found), (16, head // 2))
     for number, name in enumerate(names):
         strengths = [f"{value:g}" for value in CHANGES[name][1]]
