@@ -39,7 +39,7 @@ class ResultRow:
 
 
 def fit_image(image: Image.Image | None, side: int) -> Image.Image | None:
-    """Returns an RGB copy that fits into a square of `side` pixels, keeping proportions; None for no image or an empty one."""
+    """Returns an RGB copy scaled to fit a square of `side` pixels; None for no image or an empty one."""
     if image is None or 0 in image.size:
         return None
     scale = min(side / max(image.size), MAX_ENLARGEMENT)

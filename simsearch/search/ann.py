@@ -17,13 +17,17 @@ from zipfile import BadZipFile
 import numpy as np
 
 from simsearch.common.atomic_files import sync_folder
+from simsearch.common.lazy import LazyModule
 from simsearch.common.pca import Projection
 from simsearch.errors import IndexDamagedError
 
 if TYPE_CHECKING:
+    import faiss
     from numpy.typing import NDArray
 
     from simsearch.search.exact import FlatIndex, Neighbours
+else:
+    faiss = LazyModule("faiss")
 
 K = 10
 """The target recall is that of the 10 nearest neighbours; for more, the number of candidates grows in proportion."""
@@ -90,8 +94,6 @@ def lists(entries: int) -> int:
 
 def new_faiss_index(setting: AnnSettings, entries: int) -> Any:
     """Makes an empty FAISS index for about `entries` entries."""
-    import faiss
-
     d, eight = setting.dimensions, faiss.ScalarQuantizer.QT_8bit
     if setting.kind == "hnsw":
         index = faiss.IndexHNSWSQ(d, eight, LINKS)
@@ -204,8 +206,6 @@ class AnnIndex:
         self, queries: NDArray[np.float32], wanted: int, bits: NDArray[np.uint8] | None, setting: AnnSettings
     ) -> NDArray[np.int64]:
         """Returns FAISS's nearest entries, (nq, wanted), filled up with -1."""
-        import faiss
-
         selector = None if bits is None else faiss.IDSelectorBitmap(bits)
         if setting.kind == "hnsw":
             parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(setting.effort, wanted))
@@ -239,8 +239,6 @@ class AnnIndex:
         return name, {**asdict(self.setting), "covered": self.covered, "epoch": self.epoch}
 
     def _write(self, folder: Path) -> None:
-        import faiss
-
         for part, array in (("rows", self.rows), ("mean", self.projection.mean), ("axes", self.projection.axes)):
             np.save(folder / f"{part}.npy", array)
         faiss.write_index(self.index, str(folder / "index.faiss"))
@@ -248,8 +246,6 @@ class AnnIndex:
     @classmethod
     def load(cls, folder: Path, parameters: dict[str, Any], epoch: int = 0) -> AnnIndex:
         """Reads the files of `save`, with the rows of the given epoch. Raises IndexDamagedError."""
-        import faiss
-
         try:
             mean, axes = (np.load(folder / f"{part}.npy") for part in ("mean", "axes"))
             rows, covered = _rows(folder, parameters, epoch)

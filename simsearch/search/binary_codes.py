@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from simsearch.common.atomic_files import sync_folder
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import IndexDamagedError, WeightsError
 from simsearch.models.hashing.encoder import HashEncoder
 from simsearch.search import ann
@@ -23,9 +24,12 @@ from simsearch.search.ann import AnnIndex, AnnSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import faiss
     from numpy.typing import NDArray
 
     from simsearch.search.exact import FlatIndex
+else:
+    faiss = LazyModule("faiss")
 
 BLOCK = 2048
 """Rows encoded at once."""
@@ -51,8 +55,6 @@ class BinaryCodeIndex(AnnIndex):
         covered: int,
         epoch: int = 0,
     ) -> None:
-        import faiss
-
         self.setting, self.codes = setting, codes
         self.index = faiss.IndexBinaryFlat(codes.bits)
         self.index.add(np.ascontiguousarray(entries))
@@ -61,8 +63,6 @@ class BinaryCodeIndex(AnnIndex):
     def _candidates(
         self, queries: NDArray[np.float32], wanted: int, bits: NDArray[np.uint8] | None, setting: AnnSettings
     ) -> NDArray[np.int64]:
-        import faiss
-
         parameters = None if bits is None else faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
         entries: NDArray[np.int64] = self.index.search(self.codes(queries), wanted, params=parameters)[1]
         return entries
@@ -162,8 +162,6 @@ def renumber(derived: Path, parameters: dict[str, Any], live: NDArray[np.int64],
 
 def faiss_bytes(index: Any) -> NDArray[np.uint8]:
     """Returns a copy of the (n, bytes) codes in a binary FAISS index."""
-    import faiss
-
     codes: NDArray[np.uint8] = faiss.vector_to_array(index.xb).reshape(index.ntotal, index.code_size)
     return codes
 

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from simsearch.common import pca
+from simsearch.common.lazy import LazyModule
 from simsearch.common.progress import Progress
 from simsearch.errors import ImageError, SimsearchError, UsageError
 from simsearch.images.perturb import COPIES
@@ -27,11 +28,14 @@ from simsearch.search import similarity
 from simsearch.search.searcher import NEAR_IDENTICAL
 
 if TYPE_CHECKING:
+    import faiss
     from numpy.typing import NDArray
 
     from simsearch.storage.model import IndexModel
     from simsearch.storage.protocols import OpenIndex, Searchable, VectorSearch
     from simsearch.storage.reader import Item
+else:
+    faiss = LazyModule("faiss")
 
 COMPONENTS = 64
 """Principal components that features are projected on."""
@@ -220,8 +224,6 @@ def _listed_near(
     z: NDArray[np.float32], unique: NDArray[np.int64], farthest: float
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yields near pairs like `_all_near`, but only of each item's nearest in the inverted lists around it."""
-    import faiss
-
     d, lists = z.shape[1], int(4 * len(unique) ** 0.5)
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, lists, faiss.METRIC_L2, True)
     index.cp.niter = 10

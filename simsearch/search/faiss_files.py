@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import IndexDamagedError
 from simsearch.storage.feature_files import PREAMBLE, FeatureFiles
 
 if TYPE_CHECKING:
+    import faiss
     from numpy.typing import NDArray
+else:
+    faiss = LazyModule("faiss")
 
 
 class MappedShard(NamedTuple):
@@ -34,8 +38,6 @@ class MappedShard(NamedTuple):
 
 def open_shard(shards: FeatureFiles, shard: int, rows: int) -> MappedShard:
     """Opens the first `rows` rows of a feature file as a FAISS index. Raises IndexDamagedError."""
-    import faiss
-
     first = shard * shards.rows_per_shard
     length = PREAMBLE + rows * shards.row_bytes
     path = shards.path(shard)
@@ -60,8 +62,6 @@ def open_shard(shards: FeatureFiles, shard: int, rows: int) -> MappedShard:
 
 def _faiss_header(dimension: int, rows: int) -> bytes:
     """Returns the header of a FAISS file of `rows` float16 vectors (see faiss/impl/index_write.cpp)."""
-    import faiss
-
     empty = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
     header = bytearray(faiss.serialize_index(empty).tobytes())
     struct.pack_into("<q", header, 8, rows)  # ntotal, after the four-character code and the dimension
@@ -76,8 +76,6 @@ def search_part(
 
     mask: of all rows of the index, True for those that may be found; None for all.
     """
-    import faiss
-
     width = min(width, last - first)
     start, stop = first - part.first, last - part.first
     selector: Any = None

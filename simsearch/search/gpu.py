@@ -22,10 +22,12 @@ from simsearch.common.lazy import LazyModule
 from simsearch.models.torch.cuda_graphs import empty_cache
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from simsearch.models.torch import runtime
 else:
+    torch = LazyModule("torch")
     runtime = LazyModule("simsearch.models.torch.runtime")
 
 CHUNK = 65_536
@@ -68,8 +70,6 @@ class GpuIndex:
         devices: Sequence[str],
         before: GpuIndex | None = None,
     ) -> None:
-        import torch
-
         self.rows, self.devices = rows, tuple(devices)
         self._masked: tuple[Any, list[Any]] = (None, [])
         self._lock = threading.Lock()
@@ -92,8 +92,6 @@ class GpuIndex:
         Returns squared distances (nq, width), ascending, filled up with inf; their rows (nq, width); and how far each
         query's distances may be wrong (nq,). Returns None if the devices have too little memory left.
         """
-        import torch
-
         try:
             parts = [self._scan(queries[n : n + QUERIES], width, permitted) for n in range(0, len(queries), QUERIES)]
         except torch.OutOfMemoryError:
@@ -104,8 +102,6 @@ class GpuIndex:
     def _scan(
         self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        import torch
-
         masks = self._masks(permitted)
         best: dict[str, tuple[Any, Any]] = {}
         largest: list[Any] = []
@@ -147,8 +143,6 @@ class GpuIndex:
 
     def _masks(self, permitted: NDArray[np.int64] | None) -> list[Any] | None:
         """Returns for each chunk a boolean mask of the rows that may be found, on its device; None for all rows."""
-        import torch
-
         if permitted is None:
             return None
         with self._lock:
@@ -163,8 +157,6 @@ class GpuIndex:
 
 def _multiplies_half(chunk: _Chunk) -> bool:
     """Returns True if float16 rows can be multiplied with float32 results, as a trial with some rows shows."""
-    import torch
-
     x = chunk.features[:64]
     try:
         found = torch.mm(x, x.T, out_dtype=torch.float32)
@@ -179,8 +171,6 @@ def load(
     read: Callable[[NDArray[np.int64]], NDArray[np.float16]], rows: int, devices: Sequence[str], before: GpuIndex | None
 ) -> GpuIndex | None:
     """Loads the rows into the devices' memory; returns None if they do not fit after all."""
-    import torch
-
     with contextlib.suppress(torch.OutOfMemoryError):
         return GpuIndex(read, rows, devices, before)
     empty_cache()
@@ -189,8 +179,6 @@ def load(
 
 def devices_for(device: str, rows: int, dimension: int) -> list[str]:
     """Returns the GPUs to hold the rows: the one named, or all for "cuda"; none if the rows do not fit."""
-    import torch
-
     if not torch.cuda.is_available():
         return []
     names = [device] if ":" in device else [f"cuda:{n}" for n in range(torch.cuda.device_count())]
