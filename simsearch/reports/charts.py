@@ -93,16 +93,11 @@ def plot(
         across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
         return left + across * (right - left), bottom - up * (bottom - top)
 
-    for value in ticks(y_low, y_high):
-        _, y = place(x_low, value)
-        draw.line([(left, y), (right, y)], GRID)
-        draw.text((left - 8, y), f"{value:g}", FAINT, font=font, anchor="rm")
-    marks = {float(number): name for number, name in enumerate(names, 1)}
-    for value, name in (marks or {value: f"{value:g}" for value in ticks(x_low, x_high)}).items():
-        x, _ = place(value, y_low)
-        draw.line([(x, bottom), (x, bottom + 4)], FAINT)
-        draw.text((x, bottom + 12), name, FAINT, font=font, anchor="mm")
-    draw.line([(left, top), (left, bottom), (right, bottom)], FAINT)
+    y_marks = {place(x_low, value)[1]: f"{value:g}" for value in ticks(y_low, y_high)}
+    labels = {float(number): name for number, name in enumerate(names, 1)}
+    labels = labels or {value: f"{value:g}" for value in ticks(x_low, x_high)}
+    x_marks = {place(value, y_low)[0]: label for value, label in labels.items()}
+    _draw_axes(draw, (left, top, right, bottom), x_marks, y_marks)
     draw.text(((left + right) / 2, height - 12), x_label, INK, font=font, anchor="mm")
     draw.text((8, top - 16), y_label, INK, font=font, anchor="lm")
     if line is not None:
@@ -116,12 +111,35 @@ def plot(
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
     if not legend:
         return image
-    # If the curves rise, there is room for the legend on the left, else on the right.
-    ends = [(path[0][1], path[-1][1]) for path in series.values() if path]
-    rising = sum(last - first for first, last in ends if math.isfinite(first + last)) > 0
+    # If the lines rise, there is room for the legend on the left, else on the right.
+    x = left + 16 if _rises(series) else right - 150
     for number, name in enumerate(series):
-        _key(draw, (left + 16 if rising else right - 150, top + 10 + 18 * number), name, number)
+        _key(draw, (x, top + 10 + 18 * number), name, number)
     return image
+
+
+def _draw_axes(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    x_marks: Mapping[float, str],
+    y_marks: Mapping[float, str],
+) -> None:
+    """Draws the axes and grid of a chart. box: left, top, right, bottom. Marks are labels by place, all in pixels."""
+    left, top, right, bottom = box
+    font = ImageFont.load_default(13)
+    for y, label in y_marks.items():
+        draw.line([(left, y), (right, y)], GRID)
+        draw.text((left - 8, y), label, FAINT, font=font, anchor="rm")
+    for x, label in x_marks.items():
+        draw.line([(x, bottom), (x, bottom + 4)], FAINT)
+        draw.text((x, bottom + 12), label, FAINT, font=font, anchor="mm")
+    draw.line([(left, top), (left, bottom), (right, bottom)], FAINT)
+
+
+def _rises(series: Any) -> bool:
+    """Returns True if the lines of `plot` end higher than they start, taken together."""
+    ends = [(points[0][1], points[-1][1]) for points in series.values() if points]
+    return bool(sum(last - first for first, last in ends if math.isfinite(first + last)) > 0)
 
 
 def legend(image: Image.Image, names: Sequence[str], corner: tuple[float, float]) -> None:
