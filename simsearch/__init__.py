@@ -1,4 +1,4 @@
-"""Image-similarity search: AlexNet's last hidden layer, and the nearest neighbours in it.
+"""Image-similarity search: nearest neighbours in the features of AlexNet's last hidden layer.
 
     import simsearch
 
@@ -6,7 +6,7 @@
     for match in engine.search("cat.jpg", k=6):
         print(match.path, match.distance)
 
-Importing this package imports nothing heavy; each name is loaded when it is first used.
+Importing this package is fast: each name is imported when it is first used.
 """
 
 from __future__ import annotations

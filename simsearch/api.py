@@ -1,4 +1,4 @@
-"""`simsearch.open` and `simsearch.build`."""
+"""Opening and building indexes: `simsearch.open` and `simsearch.build`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simsearch.common.lazy import LazyModule
 from simsearch.common.milvus_address import is_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
@@ -20,12 +21,16 @@ from simsearch.storage.index import create, discard
 from simsearch.storage.meta import Meta
 
 if TYPE_CHECKING:
+    from simsearch.cluster.milvus import engine as milvus_engine
     from simsearch.images.sources.base import Source
     from simsearch.models.base import Model
+else:
+    milvus_engine = LazyModule("simsearch.cluster.milvus.engine")
 
 DEFAULT_INDEX = "indexes/default"
 
 SourceName = str | os.PathLike[str]
+"""A path, an address or `torchvision/NAME`; see `resolve.resolve`."""
 
 
 def open(
@@ -37,12 +42,10 @@ def open(
 ) -> Engine:
     """Opens an index for searching and changing; see `Engine` for the arguments.
 
-    index: a folder, or the address of a collection in Milvus (see `addresses`), which can only be searched.
+    index: a folder, or the address of a Milvus collection (see `milvus_address`), which can only be searched.
     """
     if is_address(index):
-        from simsearch.cluster.milvus.engine import open_collection
-
-        return open_collection(os.fspath(index), model=model, device=device, roots=roots)
+        return milvus_engine.open_collection(os.fspath(index), model=model, device=device, roots=roots)
     return Engine(index, model=model, device=device, roots=roots)
 
 
@@ -55,18 +58,21 @@ def build(
     features: str | None = None,
     **options: Any,
 ) -> Engine:
-    """Makes an index from one or more sources, or brings it in step with them, and opens it.
+    """Makes an index from one or more sources, or updates it from them, and opens it.
 
-    source: folders, archives, manifests, Parquet files, `torchvision/NAME`; see `resolve.resolve`.
-    model: for a new index the default model unless given; an existing one keeps its own, and another is refused.
-    features: for a new index, a name of `descriptors.DESCRIPTORS` or an index to take the recipe of, components and
-    all; the 4096 activations of fc7 unless given. An existing index keeps its own, and another name is refused.
+    source: one or more folders, archives, manifests, Parquet files or `torchvision/NAME`; see `resolve.resolve`.
+    model: the model of a new index. An existing index keeps its own; another one is refused.
+    device: see `Engine`.
+    features: the features of a new index, by default the 4096 activations of fc7: a name of `descriptors.DESCRIPTORS`,
+    or the path of an index whose descriptor and learned components to take. An existing index keeps its own; others
+    are refused.
     options: the fields of `options.BuildOptions`.
+    Raises UsageError, ModelMismatchError, IndexDamagedError, IndexLockedError.
     """
     names = [source] if isinstance(source, str | os.PathLike) else list(source)
     chosen = indexing_options.BuildOptions(**options)
     if chosen.dry_run:
-        raise UsageError("a dry run builds no index that could be opened", hint="see simsearch.api.plan")
+        raise UsageError("a dry run builds no index to open", hint="see simsearch.api.plan")
     engine, _ = build_with_summary(names, index, model, device=device, options=chosen, features=features)
     return engine
 
@@ -81,9 +87,10 @@ def build_with_summary(
     roots: Mapping[str, str] | None = None,
     features: str | None = None,
 ) -> tuple[Engine, indexing_options.Summary]:
-    """`build`, and what it did. Without names, all sources that the index knows are brought up to date.
+    """Builds like `build`, and returns the engine and a summary of the changes.
 
-    roots: where recorded sources are now (see `Engine`); recorded for good.
+    names: the sources; if there are none, all sources that the index knows are updated.
+    roots: the present locations of sources that have moved (see `Engine`), which the index then records.
     """
     _on_disk(index)
     found = [resolve.resolve(os.fspath(name)) for name in names]
@@ -91,7 +98,7 @@ def build_with_summary(
     fresh = False
     if not (path / "meta.json").exists():
         if not names:
-            raise UsageError(f"there is no index at {path} to bring up to date", hint="name a SOURCE to build it from")
+            raise UsageError(f"there is no index at {path} to update", hint="name a SOURCE to build it from")
         model, name = _described(_loaded(model, device), features, found, options, device)
         fresh = create(path, model, name)
     engine = Engine(path, model=model, device=device)
@@ -114,7 +121,7 @@ def plan(
     options: indexing_options.BuildOptions,
     features: str | None = None,
 ) -> indexing_options.Summary:
-    """What `build` would do, without doing it."""
+    """Returns the summary of what `build` would change, and changes nothing."""
     _on_disk(index)
     found = [resolve.resolve(os.fspath(name)) for name in names]
     options = replace(options, dry_run=True)
@@ -134,13 +141,13 @@ def plan(
 def _on_disk(index: str | os.PathLike[str]) -> None:
     if is_address(index):
         raise UsageError(
-            f"{os.fspath(index)} is no place for an index to be built in",
+            f"an index cannot be built at {os.fspath(index)}",
             hint="build it on disk, then `simsearch push` it there",
         )
 
 
 def _loaded(model: str | Model | None, device: str) -> Model:
-    """The model of a new index, which decides what it is computed in."""
+    """Loads the model of a new index. Its precision becomes the precision of the index."""
     given = model or registry.DEFAULT
     return load.load_model(given, device, threads=True, precision="auto") if isinstance(given, str) else given
 
@@ -148,7 +155,7 @@ def _loaded(model: str | Model | None, device: str) -> Model:
 def _described(
     model: Model, features: str | None, found: Sequence[Source], options: indexing_options.BuildOptions, device: str
 ) -> tuple[Model, str]:
-    """The model of a new index and what its features are called; learns the components where the recipe has some."""
+    """Returns the model of a new index and the name of its features; learns components if the descriptor has some."""
     name = features or descriptors.REFERENCE
     if _is_index(name):
         with Engine(name, model=model, device=device) as other:
@@ -163,13 +170,13 @@ def _described(
 
 
 def _is_index(features: str) -> bool:
-    """Whether features are those of an index, and no recipe; an index that is called like one is ./NAME."""
+    """Returns True if `features` is the path of an index. One with a descriptor's name is written as ./NAME."""
     recipes = {descriptors.REFERENCE, *descriptors.DESCRIPTORS}
     return features not in recipes and (Path(features) / "meta.json").exists()
 
 
 def _check_features(engine: Engine, features: str | None) -> None:
-    """Raises UsageError where an index has other features than those asked for."""
+    """Raises UsageError if the index has other features than `features`, unless that is None."""
     if features is None or features == engine.meta.features:
         return
     ours = engine.meta.descriptor

@@ -1,4 +1,4 @@
-"""The Python API: open an index, search it, change it.
+"""An index, its model and a search in one object: the Python API.
 
 engine = simsearch.open("indexes/photos")
 for match in engine.search("cat.jpg", k=6, where={"label": "cat"}):
@@ -9,39 +9,36 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from PIL import Image
 
 from simsearch.common.float16 import to_float16
-from simsearch.errors import ImageError, SimsearchError, UsageError
+from simsearch.errors import ImageError, UsageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import resolve
-from simsearch.images.sources.resolve import Sources
 from simsearch.indexing import ann_maintenance, sync
-from simsearch.indexing import options as indexing_options
-from simsearch.indexing.options import Summary
+from simsearch.indexing.options import AddOptions, BuildOptions, Summary
 from simsearch.models import registry
 from simsearch.search.options import PictureOptions, SearchOptions, check_names, split
-from simsearch.search.queries import Picture, as_list, as_numbers, as_vector, is_id
+from simsearch.search.queries import Picture, as_list, as_variants, as_vector, as_vectors, is_id
 from simsearch.search.query_vectors import QueryResolver
 from simsearch.search.results import Matches
-from simsearch.search.searcher import Search
+from simsearch.search.searcher import Searcher
 from simsearch.search.snapshot import Snapshots
-from simsearch.storage import lookup
 from simsearch.storage.feature_files import FeatureFiles
 from simsearch.storage.filters import Where
 from simsearch.storage.index import Index
-from simsearch.storage.lookup import SINGLE, Name
+from simsearch.storage.lookup import SINGLE, Name, find_items
 from simsearch.storage.meta import Meta
 from simsearch.storage.model import IndexModel
 from simsearch.storage.protocols import ApproximateSearch, ItemReader, OpenIndex, Searchable, SearchSnapshot
-from simsearch.storage.reader import Item, SourceRow
+from simsearch.storage.reader import Item
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,25 +46,17 @@ if TYPE_CHECKING:
     from simsearch.models.base import Model
 
 
-class AddOptions(TypedDict, total=False):
-    """The options of `Engine.add`; see `options.BuildOptions`."""
-
-    exclude: tuple[str, ...]
-    labels: Literal["auto", "folder", "none"]
-    batch_size: int | None
-    workers: int | None
-    progress: Callable[[int, int], None]
-
-
 class Engine:
-    """An open index. Safe for many threads; what other processes commit is seen by the next search.
+    """An open index. Safe for many threads; each search sees the latest commits of other processes.
 
-    It answers from the index that it opened, whole, also when another has taken its place at the path; a change then
-    raises IndexReplacedError.
+    An engine keeps answering from the index that it opened, even if another one has replaced it at its path; changes
+    then raise IndexReplacedError.
 
-    path: the index. model: its model, where the recorded one is not to be loaded by name: a name, a path or a Model
-    (which is loaded anew where it computes in another precision than the index).
-    device: see `load.load_model`. roots: where sources are now, by their recorded root; "" stands for the only one.
+    path: the folder of the index.
+    model: a name, a path or a Model to use in place of the model that the index records. A Model that computes in
+    another precision than the index is loaded again by its name.
+    device: see `load.load_model`.
+    roots: the present location of each source that has moved, by its recorded root; "" stands for the only one.
     Raises IndexNotFoundError, IndexDamagedError, ModelMismatchError.
     """
 
@@ -87,7 +76,7 @@ class Engine:
     def over(
         cls, opened: OpenIndex, snapshots: Searchable, model: str | Model | None = None, device: str = "auto"
     ) -> Engine:
-        """An engine for an index that is open already, which it closes in the end."""
+        """Makes an engine for an index that is open already. Closing the engine closes the index."""
         engine = cls.__new__(cls)
         engine._set(opened, snapshots, model, device)
         return engine
@@ -101,8 +90,6 @@ class Engine:
             opened.close()
             raise
 
-    # -- opening and closing
-
     def __repr__(self) -> str:
         return f"<simsearch.Engine {str(self.path)!r}, model {self.meta.model}>"
 
@@ -113,13 +100,13 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Lets go of files. The engine cannot be used afterwards."""
+        """Closes all files. The engine cannot be used afterwards."""
         self.snapshots.close()
         self.opened_index.close()
 
     @property
     def index(self) -> Index:
-        """The index on disk. Raises UsageError for a collection."""
+        """The index on disk. Raises UsageError for a Milvus collection, which cannot be changed in place."""
         if isinstance(self.opened_index, Index):
             return self.opened_index
         raise UsageError(
@@ -129,36 +116,16 @@ class Engine:
     @property
     def path(self) -> Path:
         """The folder of the index."""
-        path: Path = self.opened_index.path
-        return path
+        return self.opened_index.path
 
     @property
     def meta(self) -> Meta:
-        """What `meta.json` says, as last read."""
+        """The contents of `meta.json`, as last read."""
         return self.opened_index.meta
 
-    @property
-    def roots(self) -> Mapping[str, str]:
-        """Where sources are now, by their recorded root, as given when the index was opened."""
-        return self.opened_index.roots
-
-    @property
-    def store(self) -> OpenIndex:
-        """What `reading` opens a snapshot of."""
-        return self.opened_index
-
     def reading(self) -> AbstractContextManager[Any]:
-        """An `ItemReader` of one snapshot of the index."""
+        """Opens one snapshot of the index: a context manager that gives an `ItemReader`."""
         return self.opened_index.reading()
-
-    @property
-    def identity(self) -> tuple[int, ...]:
-        """What tells the open index from any other."""
-        return self.opened_index.identity
-
-    def identity_now(self) -> tuple[int, ...] | None:
-        """The identity of the index that is now at the path; None where there is none, or half of one."""
-        return self.opened_index.identity_now()
 
     def __len__(self) -> int:
         """The number of items."""
@@ -166,48 +133,46 @@ class Engine:
             return int(reader.count())
 
     def load_model(self, expected: int | None = None, threads: bool = False) -> Model:
-        """The index's model, loaded on first use.
+        """Returns the index's model, which is loaded on first use.
 
-        expected: how many images are about to be computed. threads: by several threads at once.
+        expected: the number of images to compute, if known.
+        threads: True if several threads will compute at once.
         """
         return self.model.load(expected, threads)
 
     # -- searching
 
     def search(self, image: Picture, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
-        """The k items nearest to a picture, nearest first; ties go to the lower id.
+        """Returns the k items nearest to a picture, nearest first; of equally near ones, the lower id comes first.
 
-        options, all by keyword (`options.PictureOptions`):
+        There are fewer than k matches only if fewer items meet the conditions.
+
+        Options, all by keyword (`options.PictureOptions`):
         where: conditions on items, {"label": "cat"} or ["year>2000", "path~*/2023/*"].
-        max_distance: the farthest match to report. crop: (x, y, width, height) of the upright query, in pixels.
-        plus, minus: more pictures or ids to be like and unlike, alone or as (picture, weight).
-        flip: a mirrored picture counts as the same.
-        dedup: one match per group of near-identical ones. exact: never search approximately. expand: search again by
-        the mean of the query and so many of its first matches.
+        max_distance: the largest distance of a match.
+        crop: (x, y, width, height), the part of the upright picture to search by, in pixels.
+        plus, minus: more pictures or ids that matches should be like or unlike, each alone or as (picture, weight).
+        flip: True to treat a mirrored picture as the same.
+        dedup: True for one match per group of near-identical ones.
+        exact: True to never search approximately.
+        expand: the number of first matches to average with the query for a second search.
 
-        Fewer than k only if the index holds fewer that meet the conditions. Raises ImageError if the picture cannot
-        be read, UsageError for unusable options.
+        Raises ImageError if the picture cannot be read, UsageError for unusable options.
         """
         return self.search_many([image], k, **options)[0]
 
     def search_many(
         self, pictures: Sequence[Picture | int], k: int = 6, **options: Unpack[PictureOptions]
     ) -> list[Matches]:
-        """`search` for several pictures at once, which is faster than one by one. An int is an item's id."""
+        """Searches by several pictures at once, which is faster than one by one. An int is an item's id."""
         chosen, changes = split(options)
         with self.query_resolver() as resolver:
             queries = resolver.prepare_many(as_list(pictures), **changes)
-            resolved = resolver.resolve(queries)
-            for vectors in resolved:
-                if isinstance(vectors, SimsearchError):
-                    raise vectors
-            reader = resolver.reader
-            left_out = [[reader.item(number).row for number in query.left_out] for query in queries]
-            shape = len(queries), queries[0].variants if queries else 1, self.meta.dimension
-            return self._search(reader).answers(np.array(resolved, np.float32).reshape(shape), k, left_out, chosen)
+            vectors, left_out = resolver.resolve_all(queries), resolver.rows_left_out(queries)
+            return self._searcher(resolver.reader).search(vectors, k, left_out, chosen)
 
     def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
-        """The k items nearest to item `number`, itself left out. Raises ItemNotFoundError."""
+        """Returns the k other items nearest to item `number`. Raises ItemNotFoundError."""
         if not is_id(number):
             raise UsageError(f"{number!r} is not the id of an item")
         return self.search_many([int(number)], k, **options)[0]
@@ -215,11 +180,11 @@ class Engine:
     def search_by_vector(
         self, vector: NDArray[np.floating[Any]], k: int = 6, **options: Unpack[SearchOptions]
     ) -> Matches:
-        """The k items nearest to a (D,) feature vector."""
+        """Returns the k items nearest to a (D,) feature vector."""
         check_names(options, by_vector=True)
         query = as_vector(vector, self.meta.dimension)
-        with self.store.reading() as reader:
-            return self._search(reader).answers(query[None, None], k, [[]], options)[0]
+        with self.reading() as reader:
+            return self._searcher(reader).search(query[None, None], k, [[]], options)[0]
 
     def search_by_vectors(
         self,
@@ -229,141 +194,116 @@ class Engine:
         without: Sequence[Sequence[int]] = (),
         **options: Unpack[SearchOptions],
     ) -> list[Matches]:
-        """The k items nearest to each of (n, D) float32 features in one scan; `without`: for each, ids left out.
+        """Returns the k items nearest to each of (n, D) float32 feature vectors, found in one scan.
 
-        (n, v, D) are n queries in v variants each, of which the nearest counts.
+        vectors: (n, v, D) are n queries in v variants each, of which the nearest counts.
+        without: for each query, the ids of items to leave out.
         """
         check_names(options, by_vector=True)
-        vectors = as_numbers(vectors, "the vectors are")
-        flat = self._queries(vectors.reshape(-1, vectors.shape[-1]) if vectors.ndim == 3 else vectors)
-        variants = flat.reshape(len(vectors), vectors.shape[1] if vectors.ndim == 3 else 1, flat.shape[1])
-        if len(without) not in {0, len(vectors)}:
-            raise UsageError(f"ids are to be left out of {len(without)} searches, but there are {len(vectors)} vectors")
-        with self.store.reading() as reader:
-            named = [[reader.item(number).row for number in each] for each in without] or [[] for _ in vectors]
-            return self._search(reader).answers(variants, k, named, options)
+        variants = as_variants(vectors, self.meta.dimension)
+        if len(without) not in {0, len(variants)}:
+            raise UsageError(f"`without` has {len(without)} lists of ids, but there are {len(variants)} vectors")
+        with self.reading() as reader:
+            left_out = [[reader.item(number).row for number in ids] for ids in without] or [[] for _ in variants]
+            return self._searcher(reader).search(variants, k, left_out, options)
 
     def neighbours(
         self, vectors: NDArray[np.float32], k: int = 6, *, where: Where | None = None, exact: bool = False
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The ids of the k items nearest to each of (n, D) features and their distances, both (n, k), nearest first.
+        """Returns the ids of the k items nearest to each of (n, D) features and their distances, both (n, k).
 
-        The bare search, for programs that look items up themselves. Where there are fewer than k, -1 and inf follow.
+        Only numbers, for programs that look items up themselves. If there are fewer than k, -1 and inf fill the rest.
         """
-        queries = self._queries(vectors)
-        with self.store.reading() as reader:
-            return self._search(reader).neighbours(queries, k, where, exact)
+        queries = as_vectors(vectors, self.meta.dimension)
+        with self.reading() as reader:
+            return self._searcher(reader).neighbours(queries, k, where, exact)
 
-    def stored_features(self, what: int | bytes) -> NDArray[np.float32] | None:
-        """The (D,) features that the index has of an item, by id, or of a file, by its SHA-256 or None."""
-        with self.store.reading() as reader:
-            row = reader.row_of(what) if isinstance(what, bytes) else reader.item(what).row
+    def stored_features(self, key: int | bytes) -> NDArray[np.float32] | None:
+        """Returns the (D,) features stored for an item, by its id, or for a file, by its SHA-256; None if unknown."""
+        with self.reading() as reader:
+            row = reader.row_of(key) if isinstance(key, bytes) else reader.item(key).row
             return None if row is None else reader.shards.read(np.array([row]))[0].astype(np.float32)
-
-    def _queries(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Checked (n, D) features. Raises UsageError."""
-        vectors = as_numbers(vectors, "the vectors are")
-        if vectors.ndim != 2 or vectors.shape[1] != self.meta.dimension:
-            raise UsageError(f"the vectors have shape {vectors.shape}, the index {self.meta.dimension} dimensions")
-        if not np.isfinite(vectors).all():
-            raise UsageError("the vectors have values that are not finite")
-        return np.ascontiguousarray(vectors)
 
     @contextlib.contextmanager
     def query_resolver(
         self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS
     ) -> Iterator[QueryResolver]:
-        """The means of making query vectors, over the index as it is now.
+        """Opens a resolver, which makes query vectors, over the index as it is now.
 
-        serving: for a service, which computes with the model that is loaded for many images, and whose errors name no
-        files. max_pixels: of the largest picture to decode.
+        serving: True for a service: it uses the model loaded for many images, and its errors name no files.
+        max_pixels: the number of pixels of the largest picture to decode.
         """
-        compute = (lambda pixels: self.features_of_pixels(np.stack(pixels))) if serving else self.model.compute
-        with self.store.reading() as reader:
-            sources = self._current(reader).sources
+        with self.reading() as reader:
+            sources = self.snapshot(reader).sources
             yield QueryResolver(
                 reader,
                 sources,
                 self.recipe,
                 self.meta.weights_sha256,
-                compute,
+                self._compute_served if serving else self.model.compute,
                 max_pixels=max_pixels,
                 names_in_errors=not serving,
             )
 
-    def features_of_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(n, S, S, 3) uint8 from `preprocessing.pixels` -> (n, D) features, rounded as the index keeps them."""
-        return to_float16(self.load_model().features(pixels)).astype(np.float32)
+    def _compute_served(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        return to_float16(self.load_model().features(np.stack(pixels))).astype(np.float32)
 
-    def _search(self, reader: ItemReader) -> Search:
-        snapshot = self._current(reader)
-        return Search(reader, snapshot, reader.shards, self.meta.distances, self.snapshots.structure(reader))
+    def _searcher(self, reader: ItemReader) -> Searcher:
+        snapshot = self.snapshot(reader)
+        return Searcher(reader, snapshot, reader.shards, self.meta.distances, self.snapshots.structure(reader))
 
-    def _current(self, reader: ItemReader) -> SearchSnapshot:
+    def snapshot(self, reader: ItemReader) -> SearchSnapshot:
+        """Returns the contents of the index as of the reader's snapshot, ready for searching."""
         return self.snapshots.current(reader)
 
     @property
     def structure(self) -> ApproximateSearch | None:
-        """The search structure that `tune` chose; None if every search is exact."""
+        """The approximate search that `tune` chose; None if it chose none or its files are gone."""
         with self.reading() as reader:
-            self._current(reader)
+            self.snapshot(reader)
             return self.snapshots.structure(reader)
 
     @property
     def exact(self) -> bool:
-        """Whether every search is exact: no structure was chosen by `tune`, or its files are gone."""
-        with self.reading() as reader:
-            self._current(reader)
-            return self.snapshots.structure(reader) is None
+        """True if every search is exact, because there is no usable `structure`."""
+        return self.structure is None
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is known to be missing: always, but for a collection whose push has not ended."""
+        """False for a Milvus collection whose push has not ended; True otherwise."""
         return bool(getattr(self.opened_index, "complete", True))
 
     @property
     def shards(self) -> FeatureFiles:
-        """The feature files as last committed. Those that belong to a reader are `reader.shards`."""
+        """The feature files as last committed. A reader has its own: `reader.shards`."""
         return self.index.feature_files
 
     def features(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
-        """The features (n, D) of pictures, rounded as the index keeps them."""
+        """Computes the features of pictures: (n, D) float32, rounded to float16 as in the index."""
         return self.model.features(pictures)
 
     # -- items
 
     def item(self, number: int) -> Item:
-        """The item with that id. Raises ItemNotFoundError."""
+        """Returns the item with that id. Raises ItemNotFoundError."""
         with self.reading() as reader:
             found: Item = reader.item(number)
             return found
 
-    def snapshot(self, reader: ItemReader) -> SearchSnapshot:
-        """What the index holds, as of the reader's snapshot."""
-        return self._current(reader)
-
-    def opened(self, reader: ItemReader) -> Sources:
-        """The index's sources by number, as of the reader's snapshot."""
-        return self.opened_index.sources(reader)
-
-    def root_of(self, row: SourceRow) -> str:
-        """Where a source is: as given by `roots`, where it was, or where it would be had it moved with the index."""
-        return self.opened_index.root_of(row)
-
     def paths(self, items: Iterable[Item]) -> list[str]:
-        """Each item's path, as it opens."""
+        """Returns the path of each item: its source's location and its path there."""
         with self.reading() as reader:
-            opened = self.opened(reader)
-            return [opened[item.source].display(item.path) for item in items]
+            sources = self.opened_index.sources(reader)
+            return [sources[item.source].display(item.path) for item in items]
 
     def read(self, number: int) -> bytes:
-        """The bytes of an item's image file. Raises ItemNotFoundError, ImageError."""
+        """Returns the bytes of an item's image file. Raises ItemNotFoundError, ImageError."""
         with self.reading() as reader:
             item = reader.item(number)
-            return self.opened(reader)[item.source].read(item.path)
+            return self.opened_index.sources(reader)[item.source].read(item.path)
 
     def thumbnail(self, picture: Picture | int, shorter_side: int = 256) -> Image.Image | None:
-        """A picture or item in RGB, for showing; None if it cannot be read (any more)."""
+        """Returns a picture or item as an RGB image to show; None if it cannot be read."""
         try:
             data = self.read(int(picture)) if isinstance(picture, int | np.integer) else picture
             return resolve.open_picture(data, shorter_side).image
@@ -371,16 +311,16 @@ class Engine:
             return None
 
     def failures(self) -> list[tuple[str, str]]:
-        """Path and reason of every image that could not be indexed."""
+        """Returns the path of each image that could not be indexed, and the reason."""
         with self.reading() as reader:
-            opened = self.opened(reader)
-            return [(opened[source].display(path), reason) for source, path, reason in reader.failures()]
+            sources = self.opened_index.sources(reader)
+            return [(sources[source].display(path), reason) for source, path, reason in reader.failures()]
 
     def info(self) -> dict[str, Any]:
-        """What is in the index, as plain JSON values."""
+        """Describes the index and its contents as plain JSON values."""
         structure = self.structure
-        facts = self.opened_index.info()
-        return {**facts, "search": ann_maintenance.describe(facts["search"], self.path, structure)}
+        values = self.opened_index.info()
+        return {**values, "search": ann_maintenance.describe(values["search"], self.path, structure)}
 
     # -- changing
 
@@ -389,17 +329,20 @@ class Engine:
     ) -> Summary:
         """Adds one or more images, folders or other sources to the index; nothing is removed from it."""
         found = [resolve.resolve(os.fspath(path)) for path in ([paths] if isinstance(paths, SINGLE) else paths)]
-        return sync.sync(self.index, self.model, found, indexing_options.BuildOptions(prune=False, **options))
+        return sync.sync(self.index, self.model, found, BuildOptions(prune=False, **options))
 
     def find(self, names: Name | Iterable[Name]) -> list[Item]:
-        """The items that ids (7 or "id:7"), paths, folders or globs mean, by id. Raises UsageError for one in vain."""
+        """Returns the items that ids (7 or "id:7"), paths, folders or globs name, by id.
+
+        Raises UsageError for a name that matches no item.
+        """
         with self.index.reading() as reader:
-            return lookup.find_items(names, reader, self.opened(reader))
+            return find_items(names, reader, self.opened_index.sources(reader))
 
     def remove(self, names: Name | Iterable[Name]) -> int:
-        """Removes items by id, path, folder or glob, and returns how many. The images themselves are not touched."""
+        """Removes items by id, path, folder or glob, and returns their number. Image files are left alone."""
         return sync.remove(self.index, self.find(names))
 
     def relocate(self, roots: Mapping[str, str]) -> None:
-        """Records where sources are now, for good; see `roots` of the class. Raises UsageError for an unknown one."""
+        """Records new locations of sources; `roots` as in `__init__`. Raises UsageError for an unknown root."""
         self.index.relocate(roots)

@@ -1,6 +1,6 @@
-"""How good a model is: its guesses on labelled pictures, and its features as a ground for retrieval.
+"""Classification of pictures by a model, and its error on labelled pictures.
 
-Krizhevsky et al. 2012, section 4.1 (the average over ten patches at test time) and section 6 (top-1 and top-5 error).
+Krizhevsky et al. 2012, section 4.1 (averaging over ten patches at test time) and section 6 (top-1 and top-5 error).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from simsearch.images.sources.labelled import LabelledImage
 
 BATCH = 32
+"""Pictures classified at once, and patches computed at once."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,12 @@ class Guess:
 
 @dataclass(frozen=True)
 class ClassificationReport:
-    """Top-1 and top-5 error over `images` pictures. unknown: pictures of classes that the model was not trained on."""
+    """Top-1 and top-5 error over `images` pictures, as fractions.
+
+    crops: the number of patches of each picture.
+    unknown: the number of pictures whose class the model was not trained on; they are left out.
+    failed: the number of pictures that could not be decoded.
+    """
 
     model: str
     crops: int
@@ -47,13 +53,16 @@ class ClassificationReport:
     top5_error: Interval
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns plain JSON values."""
         return asdict(self)
 
 
 def patches(image: Image.Image, recipe: Preprocessing, crops: int) -> NDArray[np.uint8]:
-    """What the network looks at: (1, S, S, 3) the centre, or (10, S, S, 3) the four corners and the centre of the
-    scaled image's middle square, and their reflections (section 4.1). uint8."""
+    """Cuts the network's inputs out of an image: (crops, S, S, 3) uint8.
+
+    crops: 1 for the centre, or 10 for the four corners and the centre of the scaled image's middle square and their
+    reflections (section 4.1).
+    """
     if crops == 1:
         return recipe.pixels(image)[None]
     side, small = max(recipe.resize, recipe.crop), recipe.crop
@@ -65,7 +74,7 @@ def patches(image: Image.Image, recipe: Preprocessing, crops: int) -> NDArray[np
 
 
 def probabilities(model: Any, images: Sequence[Image.Image], crops: int = 1) -> NDArray[np.float64]:
-    """(n, C): the softmax over the classes, averaged over the patches of each image."""
+    """Returns the softmax over C classes, averaged over the patches of each of n images: (n, C)."""
     pixels = np.concatenate([patches(image, model.recipe, crops) for image in images])
     logits = np.concatenate([model.logits(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)])
     shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
@@ -75,15 +84,17 @@ def probabilities(model: Any, images: Sequence[Image.Image], crops: int = 1) -> 
 
 
 def check_classes(model: Any) -> tuple[str, ...]:
-    """The names of the model's classes. Raises UsageError for a model that has none."""
+    """Returns the names of the model's classes. Raises UsageError for a model without classes."""
     classes: tuple[str, ...] = getattr(model, "classes", ())
     if not classes or not hasattr(model, "logits"):
-        raise UsageError(f"model {model.name} has no classes to choose from", hint="one that `simsearch train` wrote")
+        raise UsageError(
+            f"model {model.name} has no classes to choose from", hint="use a model trained by `simsearch train`"
+        )
     return classes
 
 
 def classify(model: Any, pictures: Sequence[Any], k: int = 5, crops: int = 1) -> Iterator[list[Guess]]:
-    """The k most probable classes of each picture (a path, bytes, PIL image or array), most probable first.
+    """Yields the k most probable classes of each picture (a path, bytes, PIL image or array), most probable first.
 
     Raises UsageError for a model without classes, ImageError for a picture that cannot be read.
     """
@@ -101,9 +112,12 @@ def evaluate_classifier(
     crops: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ClassificationReport:
-    """Top-1 and top-5 error over labelled pictures. Raises UsageError where the model knows none of their classes.
+    """Measures the top-1 and top-5 error over labelled pictures.
 
-    A picture's label is a class if it is the class's name, or what the class was called in the training data.
+    A label is either the name of a class or its label in the training data.
+    crops: 1 or 10, the patches of each picture; see `patches`.
+    progress: called with the number of pictures done and of all.
+    Raises UsageError if the model knows none of the labels or no picture can be decoded.
     """
     numbers = {name: number for number, name in enumerate(check_classes(model))}
     numbers = {**numbers, **{name: number for number, name in enumerate(model.labels)}}

@@ -1,8 +1,8 @@
-"""How well a ranking by Euclidean distance agrees with labels: P@k, R-precision, average precision, recall, kNN.
+"""Agreement of rankings by Euclidean distance with labels: P@k, R-precision, average precision, recall, kNN.
 
-Every query's whole ranking is evaluated, in blocks whose size does not depend on the number of queries. Distances come
-from a float32 matrix product; the first places, which P@k and kNN look at, are measured again in float64, so that they
-are those of an exact search, with ties to the lower row.
+The whole ranking of every query is evaluated, in blocks whose size does not depend on the number of queries. Distances
+come from a float32 matrix product. The first places, which P@k and kNN use, are measured again in float64, so they are
+the same as in an exact search; of equally near rows the lower one comes first.
 
 Definitions are those of Manning, Raghavan & Schütze, "Introduction to Information Retrieval", section 8.4; `hit@k` is
 what metric learning calls recall@k (Jégou et al. 2011). Letters: N rows, nq queries, D dimension, R relevant rows.
@@ -19,37 +19,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.common.progress import Progress
 from simsearch.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-from simsearch.common.progress import Progress
 
 PRECISIONS = (1, 5, 6, 10)
+"""The k of P@k."""
 
 RECALLS = (10, 100)
+"""The k of recall@k and hit@k."""
 
 NEIGHBOURS = 5
-
 """Votes of the kNN classifier."""
 
-
-_CELLS = 1 << 23  # distances held at once
-
-_MARGIN = 16  # rows measured again beyond those that are needed
-
+_CELLS = 1 << 23  # distances in memory at once
+_MARGIN = 16  # rows measured again beyond those needed
 _ROUNDING = 1e-5  # of float32 distances, relative to the largest squared norm
-
-_NOWHERE = np.uint64(2**64 - 1)
+_LAST = np.uint64(2**64 - 1)  # sorts behind every other key
 
 Values = dict[str, "NDArray[np.float64]"]
-
-"""By the name of a measure, its value for each query (nq,); NaN where it is undefined."""
+"""By name of a measure, its value for each query: (nq,), NaN where it is undefined."""
 
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """What is searched: features (N, D) of any float dtype and labels (N,) of whole numbers from 0."""
+    """Features (N, D) of any float dtype and their labels (N,), whole numbers from 0. Raises UsageError."""
 
     features: NDArray[np.floating[Any]]
     labels: NDArray[np.int64]
@@ -70,19 +66,29 @@ def retrieval(
     neighbours: int = NEIGHBOURS,
     progress: Progress = lambda done, total: None,
 ) -> Values:
-    """Measures of every query, by name; without `queries` each row of `base` queries once, itself left out.
+    """Returns measures of every query, by name. Relevant rows are those with the query's label; R is their number.
 
-    P@k: the share of the k nearest that carry the query's label. R-precision: P@R, with R the number of rows that carry
-    it. AP: average precision over the whole ranking. recall@k: the share of those R that are among the k nearest.
-    hit@k: whether any is. knn: whether the most frequent label among the nearest `neighbours` is the query's; of labels
-    as frequent, that of the nearest one counts. Measures that divide by R are NaN for a query with R = 0. A place that
-    a base of fewer than k rows does not have counts as a miss.
+    base: the rows that are ranked.
+    queries: if None, each row of `base` is a query, itself left out of its ranking.
+    precisions, recalls: the k of the measures below.
+    neighbours: the number of votes for `knn`.
+    progress: called with the number of queries done and of all.
+
+    P@k: the fraction of the k nearest that are relevant.
+    R-precision: P@R.
+    AP: average precision over the whole ranking.
+    recall@k: the fraction of the R relevant rows that are among the k nearest.
+    hit@k: 1 if a relevant row is among the k nearest, else 0.
+    knn: 1 if the most frequent label of the nearest `neighbours` is the query's, else 0; of equally frequent labels the
+    one of the nearest row counts.
+
+    Measures that divide by R are NaN if R = 0. With fewer than k rows, the missing places count as misses.
     """
-    asked = queries or base
-    if asked.features.shape[1] != base.features.shape[1]:
-        raise UsageError(f"queries have {asked.features.shape[1]} dimensions, the index {base.features.shape[1]}")
+    chosen = queries or base
+    if chosen.features.shape[1] != base.features.shape[1]:
+        raise UsageError(f"queries have {chosen.features.shape[1]} dimensions, the index {base.features.shape[1]}")
     head = max([*precisions, *recalls[:1], neighbours])
-    ranking = _Ranking(base, asked, queries is None, min(head, len(base.labels)))
+    ranking = _Ranking(base, chosen, queries is None, min(head, len(base.labels)))
     names = [
         *(f"P@{k}" for k in precisions),
         "R-precision",
@@ -90,21 +96,21 @@ def retrieval(
         *(f"{what}@{k}" for what in ("recall", "hit") for k in recalls),
         "knn",
     ]
-    values: Values = {name: np.zeros(len(asked.labels)) for name in names}
+    values: Values = {name: np.zeros(len(chosen.labels)) for name in names}
     step = max(1, min(1024, _CELLS // max(1, len(base.labels))))
-    for start in range(0, len(asked.labels), step):
-        block = slice(start, min(start + step, len(asked.labels)))
+    for start in range(0, len(chosen.labels), step):
+        block = slice(start, min(start + step, len(chosen.labels)))
         for name, found in _measure(ranking, block, precisions, recalls, neighbours).items():
             values[name][block] = found
-        progress(block.stop, len(asked.labels))
+        progress(block.stop, len(chosen.labels))
     return values
 
 
 def _measure(
     ranking: _Ranking, block: slice, precisions: Sequence[int], recalls: Sequence[int], neighbours: int
 ) -> Values:
-    """The measures of one block of queries."""
-    wanted = ranking.asked.labels[block]
+    """Returns the measures of one block of queries."""
+    wanted = ranking.queries.labels[block]
     order = ranking.order(block)  # (b, N or N - 1) rows, nearest first
     found = ranking.base.labels[order]
     query, place = np.nonzero(found == wanted[:, None])
@@ -113,7 +119,7 @@ def _measure(
     nth = np.arange(len(query)) - np.repeat(np.cumsum(hits) - hits, hits)  # of the query's relevant rows, from 0
 
     def within(k: Any) -> NDArray[np.float64]:
-        """How many relevant rows are among the first k (a number, or one for each relevant row)."""
+        """Returns each query's number of relevant rows among the first k: one k, or one for each relevant row."""
         return np.bincount(query[place < k], minlength=count).astype(np.float64)
 
     values: Values = {f"P@{k}": within(k) / k for k in precisions}
@@ -133,13 +139,17 @@ def _measure(
 
 
 class _Ranking:
-    """Complete rankings by distance. head: how many first places must be exact."""
+    """Ranks all rows of `base` by distance to each query.
 
-    def __init__(self, base: LabelledFeatures, asked: LabelledFeatures, alone: bool, head: int) -> None:
-        self.base, self.asked, self.alone, self.head = base, asked, alone, head
+    leave_one_out: True if the queries are the rows of `base`.
+    head: the number of first places that must be exact.
+    """
+
+    def __init__(self, base: LabelledFeatures, queries: LabelledFeatures, leave_one_out: bool, head: int) -> None:
+        self.base, self.queries, self.leave_one_out, self.head = base, queries, leave_one_out, head
         features = base.features
         self.mean = np.zeros(features.shape[1], np.float32)
-        if len(features):  # distances do not change with the origin, but their rounding does
+        if len(features):  # centred features have smaller rounding errors
             self.mean = features[:: max(1, len(features) // 2048)].astype(np.float32).mean(0)
         self.chunks = range(0, len(features), 8192)
         self._kept: dict[int, NDArray[np.float32]] = {}
@@ -147,15 +157,15 @@ class _Ranking:
         for start in self.chunks:
             chunk = self._centred(features[start : start + 8192])
             self.squares[start : start + 8192] = np.einsum("nd,nd->n", chunk, chunk)
-            if features.size <= 1 << 29:  # 2 GiB as float32; of more, each part is converted when it is needed
+            if features.size <= 1 << 29:  # up to 2 GiB as float32; otherwise convert on use
                 self._kept[start] = chunk
 
     def _centred(self, rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         return rows.astype(np.float32) - self.mean
 
     def order(self, block: slice) -> NDArray[np.int64]:
-        """(b, N) rows by ascending distance, or (b, N - 1) where a query is a row itself."""
-        x = self._centred(self.asked.features[block])
+        """Returns the rows by ascending distance for a block of b queries: (b, N), or (b, N - 1) leaving one out."""
+        x = self._centred(self.queries.features[block])
         squared = np.empty((len(x), len(self.squares)), np.float32)
         for start in self.chunks:
             part = slice(start, start + 8192)
@@ -165,22 +175,22 @@ class _Ranking:
         squared += self.squares
         squared += np.einsum("nd,nd->n", x, x)[:, None]
         np.maximum(squared, 0, out=squared)
-        # The bits of floats that are not negative sort as whole numbers; with the row behind them, ties do too.
+        # Bits of non-negative floats sort like integers. With the row in the low bits, ties sort by row.
         keys = squared.view(np.uint32).astype(np.uint64)
         keys <<= np.uint64(32)
         keys |= np.arange(keys.shape[1], dtype=np.uint64)
-        if self.alone:
-            keys[np.arange(len(x)), np.arange(block.start, block.stop)] = _NOWHERE
+        if self.leave_one_out:
+            keys[np.arange(len(x)), np.arange(block.start, block.stop)] = _LAST
         numbers = range(block.start, block.stop)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(self._settle, numbers, keys))
+            list(pool.map(self._sort_exactly, numbers, keys))
         found = (keys & np.uint64(2**32 - 1)).astype(np.int64)
-        return found[:, :-1] if self.alone else found
+        return found[:, :-1] if self.leave_one_out else found
 
-    def _settle(self, number: int, keys: NDArray[np.uint64]) -> None:
-        """Sorts a query's keys in place, and measures the first ones again in float64."""
+    def _sort_exactly(self, number: int, keys: NDArray[np.uint64]) -> None:
+        """Sorts a query's keys in place, and the first ones again by distances in float64."""
         keys.sort()
-        available = len(keys) - self.alone
+        available = len(keys) - self.leave_one_out
         if not available:
             return
         squared = (keys[:available] >> np.uint64(32)).astype(np.uint32).view(np.float32)
@@ -189,14 +199,17 @@ class _Ranking:
         width = min(available, max(need + _MARGIN, int(np.searchsorted(squared, squared[need - 1] + slack, "right"))))
         rows = (keys[:width] & np.uint64(2**32 - 1)).astype(np.int64)
         difference = self.base.features[rows].astype(np.float64)
-        difference -= self.asked.features[number].astype(np.float64)
+        difference -= self.queries.features[number].astype(np.float64)
         exact = np.einsum("nd,nd->n", difference, difference)
         keys[:width] = keys[:width][np.lexsort((rows, exact))]
 
 
-def chance(base: NDArray[np.int64], asked: NDArray[np.int64] | None = None) -> float:
-    """The expected P@k of a ranking at random. base, asked: labels; without `asked`, each row queries the others."""
-    counts = np.bincount(base, minlength=int(asked.max(initial=0)) + 1 if asked is not None else 0)
-    if asked is None:
+def chance(base: NDArray[np.int64], queries: NDArray[np.int64] | None = None) -> float:
+    """Returns the expected P@k of a random ranking.
+
+    base: labels of the rows (N,). queries: labels of the queries (nq,); if None, each row queries the others.
+    """
+    counts = np.bincount(base, minlength=int(queries.max(initial=0)) + 1 if queries is not None else 0)
+    if queries is None:
         return float((counts[base] - 1).mean() / max(1, len(base) - 1)) if len(base) else math.nan
-    return float(counts[asked].mean() / max(1, len(base)))
+    return float(counts[queries].mean() / max(1, len(base)))

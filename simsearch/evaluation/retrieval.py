@@ -1,7 +1,8 @@
-"""How well an index retrieves: labels as relevance, each item querying once, or pictures from elsewhere."""
+"""Retrieval quality of an index: precision and recall by its labels, and recall of its approximate search."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from simsearch.common import intervals
 from simsearch.common.intervals import Interval
+from simsearch.common.progress import Progress
 from simsearch.errors import ImageError, UsageError
 from simsearch.evaluation import metrics
 from simsearch.evaluation.metrics import LabelledFeatures
@@ -18,16 +20,14 @@ from simsearch.images.sources import resolve
 if TYPE_CHECKING:
     from simsearch.engine import Engine
     from simsearch.images.sources.labelled import LabelledImage
-from simsearch.common.progress import Progress
 
 NAMES = {"AP": "mAP", "knn": "knn_accuracy"}
-
-"""What means over queries are called, where it is not the name of the measure."""
+"""Names of means over queries that differ from the name of the measure."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One query: the item's id, or the path of a picture from elsewhere, its label and its average precision."""
+    """One query: the id of an item or the path of another picture, its label and its average precision."""
 
     query: int | str
     label: str
@@ -36,10 +36,16 @@ class Query:
 
 @dataclass(frozen=True)
 class RetrievalReport:
-    """scores: by name. classes: by label, the number of queries and their scores. chance: P@k of a random ranking.
+    """Retrieval scores of an index.
 
-    queries: those that some item is relevant to, worst first. unlabelled: items left out. failed: pictures that could
-    not be decoded.
+    items: the number of labelled items.
+    unlabelled: the number of other items, which are left out.
+    failed: the number of query pictures that could not be decoded.
+    chance: the P@k of a random ranking.
+    scores: means over queries, by name.
+    classes: by label, the number of queries and their scores.
+    queries: the queries with a relevant item, worst first.
+    count: the number of all queries.
     """
 
     model: str
@@ -53,7 +59,7 @@ class RetrievalReport:
     count: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; a score that is undefined for every query is null."""
+        """Returns plain JSON values; a score that is undefined for every query is null."""
         classes = {label: {"queries": count, **_plain(scores)} for label, (count, scores) in self.classes.items()}
         return {
             "model": self.model,
@@ -77,31 +83,32 @@ def _plain(scores: dict[str, Interval]) -> dict[str, Any]:
 def evaluate_retrieval(
     engine: Engine, pictures: Sequence[LabelledImage] | None = None, progress: Progress = lambda done, total: None
 ) -> RetrievalReport:
-    """Measures the ranking of an index's labelled items; unlabelled ones are left out of it.
+    """Measures the rankings of an index's labelled items.
 
-    pictures: labelled queries; without them every labelled item queries once, itself left out. Raises UsageError where
-    there is nothing to measure.
+    pictures: labelled queries; if None, each labelled item is a query, itself left out of its ranking.
+    progress: called with the number of pictures or queries done and of all.
+    Raises UsageError if fewer than two items have labels or no query can be decoded.
     """
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         everything = list(reader.items())
         items = [item for item in everything if item.label is not None]
         if len(items) < 2:
-            raise UsageError(f"{len(items)} items of {engine.path} have labels, too few to measure anything by them")
+            raise UsageError(f"{len(items)} items of {engine.path} have labels; at least 2 are needed")
         features = reader.shards.read(np.array([item.row for item in items], np.int64))
     labels = [str(item.label) for item in items]
     names = sorted({*labels, *(picture.label for picture in pictures or ())})
     numbers = {name: number for number, name in enumerate(names)}
     base = LabelledFeatures(features, np.array([numbers[label] for label in labels], np.int64))
     keys: list[int | str] = [item.id for item in items]
-    asked, asked_labels, failed = None, labels, 0
+    labelled_queries, query_labels, failed = None, labels, 0
     if pictures is not None:
-        keys, asked_labels, vectors = _computed(engine, pictures, progress)
+        keys, query_labels, vectors = _computed(engine, pictures, progress)
         failed = len(pictures) - len(keys)
-        asked = LabelledFeatures(vectors, np.array([numbers[label] for label in asked_labels], np.int64))
-    values = metrics.retrieval(base, asked, progress=progress)
-    queries = [Query(*row) for row in zip(keys, asked_labels, values["AP"].tolist(), strict=True)]
+        labelled_queries = LabelledFeatures(vectors, np.array([numbers[label] for label in query_labels], np.int64))
+    values = metrics.retrieval(base, labelled_queries, progress=progress)
+    queries = [Query(*row) for row in zip(keys, query_labels, values["AP"].tolist(), strict=True)]
     queries = sorted((q for q in queries if np.isfinite(q.average_precision)), key=lambda q: q.average_precision)
-    order = np.array([numbers[label] for label in asked_labels])
+    order = np.array([numbers[label] for label in query_labels])
     classes = {}
     for number in np.unique(order):
         part = {name: column[order == number] for name, column in values.items()}
@@ -111,7 +118,7 @@ def evaluate_retrieval(
         len(items),
         len(everything) - len(items),
         failed,
-        metrics.chance(base.labels, None if asked is None else asked.labels),
+        metrics.chance(base.labels, None if labelled_queries is None else labelled_queries.labels),
         _renamed(intervals.with_intervals(values)),
         classes,
         queries,
@@ -126,7 +133,7 @@ def _renamed(scores: dict[str, Interval]) -> dict[str, Interval]:
 def _computed(
     engine: Engine, pictures: Sequence[LabelledImage], progress: Progress
 ) -> tuple[list[int | str], list[str], Any]:
-    """Path, label and features of the pictures that can be decoded."""
+    """Returns paths, labels and features (n, D) of the pictures that can be decoded. Raises UsageError if none can."""
     keys: list[int | str] = []
     labels: list[str] = []
     rows = []
@@ -150,9 +157,10 @@ def _computed(
 
 @dataclass(frozen=True)
 class RecallReport:
-    """Of the k nearest items by an exact search, the share that the index's own search found, over `queries` items.
+    """The recall of an index's search: the fraction of the k nearest items that it found, over `queries` queries.
 
-    kind: of the search that was measured. milliseconds: of one query, alone, by either.
+    kind: of the index's search, as in `meta.json`.
+    milliseconds, exact_milliseconds: mean time of a single query, by the index's search and by an exact one.
     """
 
     kind: str
@@ -163,7 +171,7 @@ class RecallReport:
     exact_milliseconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns plain JSON values."""
         return {
             "kind": self.kind,
             "k": self.k,
@@ -177,17 +185,16 @@ class RecallReport:
 def measure_recall(
     engine: Engine, k: int = 10, count: int = 200, seed: int = 0, progress: Progress = lambda done, total: None
 ) -> RecallReport:
-    """Compares the index's search with its exact one on random items, each left out of its own answer.
+    """Compares the index's search with an exact one for random items, each left out of its own matches.
 
-    An item at exactly the distance of the k-th counts as found, whichever of those that tie was named. Raises
-    UsageError for an index of fewer than two items.
+    k: the number of neighbours. count: the number of queries.
+    Items that tie with the k-th one count as found.
+    Raises UsageError for an index with fewer than two items.
     """
-    import time
-
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         ids, _ = reader.ids()
     if len(ids) < 2:
-        raise UsageError(f"{engine.path} has {len(ids)} items, too few to measure a search by them")
+        raise UsageError(f"{engine.path} has {len(ids)} items; at least 2 are needed")
     chosen = np.random.default_rng(seed).choice(ids, min(count, len(ids)), replace=False).tolist()
     engine.search_by_id(chosen[0], k)  # opens the files
     shares, spent = [], np.zeros(2)

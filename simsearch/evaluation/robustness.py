@@ -1,6 +1,6 @@
-"""How far a picture may be changed and still find its original: graded changes, and the original's place.
+"""Robustness of features: how often a changed picture still finds its original, for changes of increasing strength.
 
-Every change is drawn from the picture's number and the strength alone, so two features see the same pictures.
+Random changes depend only on the seed and the picture's number, so different features see the same changed pictures.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ import numpy as np
 from PIL import Image
 
 from simsearch.common.intervals import Interval
+from simsearch.common.progress import Progress
 from simsearch.errors import UsageError
+from simsearch.images.perturb import CHANGES
+from simsearch.reports import charts
+from simsearch.reports.tiles import PAPER
 from simsearch.search import similarity
 
 if TYPE_CHECKING:
@@ -21,15 +25,14 @@ if TYPE_CHECKING:
 
     from simsearch.engine import Engine
 
-    Random = np.random.Generator
-    Progress = Callable[[int, int], None]
-from simsearch.images.perturb import CHANGES
-
 
 @dataclass(frozen=True)
 class RobustnessPoint:
-    """One change at one strength. first: how often no other item was nearer than the original. distance: the mean one
-    to the original, in units of the median distance of random pairs."""
+    """The result for one change at one strength.
+
+    first: the fraction of changed pictures to which no other item was nearer than the original.
+    distance: the mean distance to the original, in units of the median distance of random pairs.
+    """
 
     change: str
     strength: float
@@ -38,9 +41,11 @@ class RobustnessPoint:
 
 
 def perceptual_hash(image: Image.Image) -> NDArray[np.float32]:
-    """(64,) of 0 and 1: the signs of the 8 x 8 lowest DCT frequencies of a 32 x 32 grey image against their median.
+    """Returns a perceptual hash, (64,) float32 of 0 and 1.
 
-    The Euclidean distance of two is the root of the Hamming distance."""
+    Each is 1 if one of the 8 x 8 lowest DCT frequencies of the 32 x 32 grey image exceeds their median. The Euclidean
+    distance of two hashes is the square root of their Hamming distance.
+    """
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
     angles = np.pi * np.arange(8)[:, None] * (2 * np.arange(32)[None, :] + 1) / 64
     low = (np.cos(angles) @ grey @ np.cos(angles).T).ravel()
@@ -48,7 +53,7 @@ def perceptual_hash(image: Image.Image) -> NDArray[np.float32]:
 
 
 def hashes(images: Sequence[Image.Image]) -> NDArray[np.float32]:
-    """(n, 64) perceptual hashes."""
+    """Returns the perceptual hashes of n images: (n, 64)."""
     return np.stack([perceptual_hash(image) for image in images])
 
 
@@ -62,9 +67,15 @@ def measure(
     seed: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> list[RobustnessPoint]:
-    """Changes each original and looks it up. rows: where their features are in `base` (N, D); n, N >= 1.
+    """Changes each of n originals and searches for it, at each strength of each change.
 
-    Items with exactly the original's features count as the original. Raises UsageError for an unknown change.
+    rows: (n,) the originals' rows in `base`.
+    base: (N, D) the features of all items.
+    features: computes the (n, D) features of images.
+    changes: names in `perturb.CHANGES`.
+    progress: called with the number of strengths done and of all.
+    Items with exactly the original's features count as the original.
+    Raises UsageError for an unknown change.
     """
     for name in changes:
         if name not in CHANGES:
@@ -99,9 +110,10 @@ def measure(
 def _lookup(
     base: NDArray[np.floating[Any]], squares: NDArray[np.float32], queries: NDArray[np.float32], rows: NDArray[np.int64]
 ) -> list[tuple[bool, float]]:
-    """For each query, whether no row is nearer than the one at its place in `rows`, and how far that one is.
+    """Returns for each query True if no row of `base` is nearer than its row in `rows`, and the distance of that row.
 
-    A float32 matrix product leaves out what is certainly farther; the others are measured in float64."""
+    A float32 matrix product excludes rows that are certainly farther; the others are measured in float64.
+    """
     products = np.concatenate([base[n : n + 2048].astype(np.float32) @ queries.T for n in range(0, len(base), 2048)])
     found = []
     for query, row, product in zip(queries, rows, products.T, strict=True):
@@ -124,9 +136,12 @@ def of_index(
     hash_too: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, list[RobustnessPoint]]:
-    """`measure` for `count` random items of an index, by the name of its model; `hash_too`: and for a perceptual hash
-    of all its items, under "perceptual hash". Raises UsageError for an index without readable images."""
-    with engine.store.reading() as reader:
+    """Measures `count` random items of an index; returns the results by the name of its model.
+
+    hash_too: True to measure a perceptual hash as well, under "perceptual hash".
+    The other arguments are those of `measure`. Raises UsageError if no image of the index can be read.
+    """
+    with engine.reading() as reader:
         ids, places = reader.ids()
         base = reader.shards.read(places)
     order = np.random.default_rng(seed).permutation(len(ids))
@@ -155,14 +170,15 @@ def of_index(
 
 
 def draw(found: dict[str, list[RobustnessPoint]]) -> Image.Image:
-    """Two panels a change, from weak to strong: how often the original is first, in percent, and how far from it the
-    changed picture lies, in units of the median random pair; a line a feature."""
-    from simsearch.reports import charts
+    """Draws two panels for each change, over its strengths, with one line for each feature.
 
+    The panels show how often the original comes first, in percent, and the distance to it, in units of the median
+    random distance.
+    """
     width, height, head = 440, 230, 34
     names = list(dict.fromkeys(point.change for points in found.values() for point in points))
     columns = 4 if len(names) > 1 else 2
-    sheet = Image.new("RGB", (width * columns, head + height * -(-2 * len(names) // columns)), charts.PAPER)
+    sheet = Image.new("RGB", (width * columns, head + height * -(-2 * len(names) // columns)), PAPER)
     charts.legend(sheet, list(found), (16, head // 2))
     for number, name in enumerate(names):
         strengths = [f"{value:g}" for value in CHANGES[name][1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from simsearch.errors import UsageError
 
@@ -56,6 +56,16 @@ class BuildOptions:
         for name, value in (("batch_size", self.batch_size), ("workers", self.workers)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}, but must be at least 1")
+
+
+class AddOptions(TypedDict, total=False):
+    """The options of `Engine.add`; see `BuildOptions`."""
+
+    exclude: tuple[str, ...]
+    labels: Literal["auto", "folder", "none"]
+    batch_size: int | None
+    workers: int | None
+    progress: Progress
 
 
 @dataclass

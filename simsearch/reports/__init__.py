@@ -1,1 +1,1 @@
-"""Results for people: HTML pages and montages."""
+"""Results as text, HTML pages, montages, charts and terminal pictures."""

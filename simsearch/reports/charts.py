@@ -1,4 +1,4 @@
-"""Two pictures of a network: its first layer's kernels (figure 3 of Krizhevsky et al. 2012), and how it learned."""
+"""Charts: lines, the error of a network during training, and its first kernels (Krizhevsky et al. 2012, figure 3)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from simsearch.reports.tiles import FAINT, INK, PAPER
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-PAPER, INK, FAINT, GRID = "#ffffff", "#1c1f23", "#5d646c", "#e3e6ea"
+GRID = "#e3e6ea"
 LINES = (
     "#34557f",
     "#c0562f",
@@ -30,11 +32,12 @@ LINES = (
     "#666666",
 )
 
-Series = "Mapping[str, Sequence[tuple[float, float]]]"
-
 
 def kernels(weights: NDArray[np.float32], columns: int = 16, scale: int = 4, gap: int = 2) -> Image.Image:
-    """(K, 3 or 1, H, W) kernels as tiles, each scaled to its own range, in the order of the network's outputs."""
+    """Draws (K, 3 or 1, H, W) kernels as tiles, each scaled to its own range, in the order of the network's outputs.
+
+    columns: tiles in a row. scale: image pixels per weight. gap: weights between tiles.
+    """
     count, channels, height, width = weights.shape
     rows = math.ceil(count / columns)
     canvas = np.full((gap + rows * (height + gap), gap + columns * (width + gap), 3), 255, np.uint8)
@@ -62,9 +65,15 @@ def plot(
     names: Sequence[str] = (),
     legend: bool = True,
 ) -> Image.Image:
-    """Lines through points: `series` maps a name to its (x, y) pairs. lowest, highest: the axis goes at least so far.
+    """Draws lines through points.
 
-    line: a mark across. names: of the places 1, 2, ... on the x axis, instead of numbers. legend: names of the lines.
+    series: by name of a line, its (x, y) pairs; points that are not finite are left out.
+    width, height: of the image, in pixels.
+    lowest: the start of the y axis; by default the smallest y.
+    highest: a value that the y axis includes.
+    line: the y of a horizontal line across the chart.
+    names: of the places 1, 2, ... on the x axis, instead of numbers; points are then marked.
+    legend: True to show the names of the lines.
     """
     points = [point for pairs in series.values() for point in pairs if math.isfinite(point[1])]
     image = Image.new("RGB", (width, height), PAPER)
@@ -81,20 +90,14 @@ def plot(
     x_high = max(x_high, x_low + 1e-9)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return left + (x - x_low) / (x_high - x_low) * (right - left), bottom - (y - y_low) / (y_high - y_low) * (
-            bottom - top
-        )
+        across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
+        return left + across * (right - left), bottom - up * (bottom - top)
 
-    for value in ticks(y_low, y_high):
-        _, y = place(x_low, value)
-        draw.line([(left, y), (right, y)], GRID)
-        draw.text((left - 8, y), f"{value:g}", FAINT, font=font, anchor="rm")
-    marks = {float(number): name for number, name in enumerate(names, 1)}
-    for value, name in (marks or {value: f"{value:g}" for value in ticks(x_low, x_high)}).items():
-        x, _ = place(value, y_low)
-        draw.line([(x, bottom), (x, bottom + 4)], FAINT)
-        draw.text((x, bottom + 12), name, FAINT, font=font, anchor="mm")
-    draw.line([(left, top), (left, bottom), (right, bottom)], FAINT)
+    y_marks = {place(x_low, value)[1]: f"{value:g}" for value in ticks(y_low, y_high)}
+    labels = {float(number): name for number, name in enumerate(names, 1)}
+    labels = labels or {value: f"{value:g}" for value in ticks(x_low, x_high)}
+    x_marks = {place(value, y_low)[0]: label for value, label in labels.items()}
+    _draw_axes(draw, (left, top, right, bottom), x_marks, y_marks)
     draw.text(((left + right) / 2, height - 12), x_label, INK, font=font, anchor="mm")
     draw.text((8, top - 16), y_label, INK, font=font, anchor="lm")
     if line is not None:
@@ -108,23 +111,46 @@ def plot(
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
     if not legend:
         return image
-    # The legend stands where the curves leave room: on the left if they rise.
-    ends = [(path[0][1], path[-1][1]) for path in series.values() if path]
-    rising = sum(last - first for first, last in ends if math.isfinite(first + last)) > 0
+    # If the lines rise, there is room for the legend on the left, else on the right.
+    x = left + 16 if _rises(series) else right - 150
     for number, name in enumerate(series):
-        _key(draw, (left + 16 if rising else right - 150, top + 10 + 18 * number), name, number)
+        _key(draw, (x, top + 10 + 18 * number), name, number)
     return image
 
 
+def _draw_axes(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    x_marks: Mapping[float, str],
+    y_marks: Mapping[float, str],
+) -> None:
+    """Draws the axes and grid of a chart. box: left, top, right, bottom. Marks are labels by place, all in pixels."""
+    left, top, right, bottom = box
+    font = ImageFont.load_default(13)
+    for y, label in y_marks.items():
+        draw.line([(left, y), (right, y)], GRID)
+        draw.text((left - 8, y), label, FAINT, font=font, anchor="rm")
+    for x, label in x_marks.items():
+        draw.line([(x, bottom), (x, bottom + 4)], FAINT)
+        draw.text((x, bottom + 12), label, FAINT, font=font, anchor="mm")
+    draw.line([(left, top), (left, bottom), (right, bottom)], FAINT)
+
+
+def _rises(series: Any) -> bool:
+    """Returns True if the lines of `plot` end higher than they start, taken together."""
+    ends = [(points[0][1], points[-1][1]) for points in series.values() if points]
+    return bool(sum(last - first for first, last in ends if math.isfinite(first + last)) > 0)
+
+
 def legend(image: Image.Image, names: Sequence[str], corner: tuple[float, float]) -> None:
-    """The names of lines side by side, for several plots in one image."""
+    """Draws the names of lines side by side, for several charts in one image."""
     draw, (x, y) = ImageDraw.Draw(image), corner
     for number, name in enumerate(names):
         x = _key(draw, (x, y), name, number) + 24
 
 
 def _key(draw: ImageDraw.ImageDraw, corner: tuple[float, float], name: str, number: int) -> float:
-    """A line's colour and name; returns where they end."""
+    """Draws a line's colour and name; returns the x of their end."""
     (x, y), font = corner, ImageFont.load_default(13)
     draw.line([(x, y), (x + 20, y)], LINES[number % len(LINES)], 3)
     draw.text((x + 26, y), name, INK, font=font, anchor="lm")
@@ -132,7 +158,7 @@ def _key(draw: ImageDraw.ImageDraw, corner: tuple[float, float], name: str, numb
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:
-    """Round numbers between low and high."""
+    """Returns about `about` round numbers between low and high, low < high."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
@@ -141,9 +167,9 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """A training log's errors over the epochs: top-1 in training, top-1 and top-5 in validation, in percent."""
+    """Draws the errors of a training log by epoch, in percent: top-1 in training, top-1 and top-5 in validation."""
     training = [(row["epoch"], 100 * (1 - row["top1"])) for row in rows if row.get("event") == "step"]
-    if len(training) > 200:  # means of neighbours, so that the line can be read
+    if len(training) > 200:  # averaged in groups, for a smooth line
         size = math.ceil(len(training) / 200)
         groups = [training[start : start + size] for start in range(0, len(training), size)]
         training = [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
@@ -158,7 +184,7 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
+    """Encodes an image as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""Query results as one self-contained HTML page: images inlined, no script, requests forbidden by its own policy.
+"""Query results as one self-contained HTML page: inlined images, no scripts, and a policy that forbids requests.
 
-The page shows the right half of figure 4 in Krizhevsky et al. 2012: a row for each query, the query first, then the
-images whose features lie nearest to its own, in order of Euclidean distance.
+Like figure 4 (right) of Krizhevsky et al. 2012, the page has a row for each query: the query and its matches by
+ascending Euclidean distance.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def save_html(
     facts: Mapping[str, str],
     table: Sequence[Sequence[str]] = (),
 ) -> None:
-    """Writes the page as a UTF-8 file; see `render_html`. Raises UsageError if it cannot be written."""
+    """Writes the page of `render_html` to a UTF-8 file. Raises UsageError if it cannot be written."""
     atomic_write(path, render_html(rows, title, facts, table=table).encode("utf-8"))
 
 
@@ -39,10 +39,11 @@ def render_html(
     side: int = 224,
     table: Sequence[Sequence[str]] = (),
 ) -> str:
-    """The page, which encodes to UTF-8 whatever bytes the names came from.
+    """Returns the page. It can be encoded to UTF-8 even if names are not valid UTF-8.
 
-    facts: shown below the title (model, index, ...). side: of a tile, in pixels.
-    table: shown below the facts; its first row are the headings, and the first column names each row.
+    facts: names and values shown below the title (model, index, ...).
+    side: of a tile, in pixels.
+    table: shown below the facts; its first row has the headings, and its first column names each row.
     """
     sections = [
         {
@@ -58,7 +59,7 @@ def render_html(
 
 @functools.cache
 def _template() -> Template:
-    """The page's template. Each value that it prints is escaped, and unprintable characters in it are made visible."""
+    """Returns the page's template, which escapes all values and makes unprintable characters visible."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -77,7 +78,7 @@ def _template() -> Template:
 
 
 def _figure(tile: Tile, rank: int, side: int) -> dict[str, Any]:
-    """The values of a tile that the template prints; rank 0 is the query."""
+    """Returns the values of a tile for the template. Rank 0 is the query."""
     alt = f"Match {rank}: " if rank else "Query: "
     alt += f"{tile.label}, {tile.path}" if tile.label else tile.path
     similarity = None if tile.similarity is None else f"{min(max(tile.similarity, 0.0), 1.0) * 100:.1f}%"
@@ -94,7 +95,7 @@ def _figure(tile: Tile, rank: int, side: int) -> dict[str, Any]:
 
 
 def _inline_image(tile: Tile, side: int) -> dict[str, Any] | None:
-    """The tile's image as a JPEG in a data URL, with its size in pixels; None if it could not be opened."""
+    """Returns the tile's image as a JPEG data URL and its size in pixels; None if it could not be opened."""
     fitted = fit_image(tile.image, side)
     if fitted is None:
         return None

@@ -1,6 +1,6 @@
-"""Query results as one image, a row for each query, after figure 4 (right) of Krizhevsky et al. 2012.
+"""Query results as one image with a row for each query, as in figure 4 (right) of Krizhevsky et al. 2012.
 
-The query comes first, then the images whose features lie nearest to its own, in order of Euclidean distance.
+A row shows the query and its matches by ascending Euclidean distance.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from PIL import Image, ImageDraw, ImageFont
 from simsearch.common.atomic_files import atomic_write
 from simsearch.errors import UsageError
 from simsearch.reports.text import format_distance
-from simsearch.reports.tiles import ResultRow, Tile, escape_unprintable, file_name, fit_image
+from simsearch.reports.tiles import FAINT, INK, PAPER, ResultRow, Tile, escape_unprintable, file_name, fit_image
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-# extension: Pillow's name of the format, the largest number of pixels on a side
 FORMATS = {".png": ("PNG", 2**31 - 1), ".jpg": ("JPEG", 65_535), ".jpeg": ("JPEG", 65_535), ".webp": ("WEBP", 16_383)}
+"""By file extension: Pillow's name of the format and the largest number of pixels on a side."""
 
-PAPER, TILE, PANEL, FRAME, INK, FAINT = "#ffffff", "#f2f3f5", "#e3eaf4", "#34557f", "#1c1f23", "#5d646c"
+TILE, PANEL, FRAME = "#f2f3f5", "#e3eaf4", "#34557f"
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a montage's images go, in pixels; column 0 is the query's, set apart."""
+    """The places of a montage's images, in pixels. Column 0 has the queries, at some distance from the others."""
 
     side: int  # of a tile
     gap: int
@@ -44,9 +44,9 @@ class _Layout:
 
 
 def draw_montage(rows: Sequence[ResultRow], side: int = 160) -> Image.Image:
-    """An RGB image with a square of `side` pixels for each query and each match.
+    """Draws an RGB image with a square of `side` pixels for each query and each match.
 
-    Pillow's built-in font has little more than ASCII: accents are dropped, other scripts show as boxes.
+    Pillow's built-in font has little more than ASCII: accents are dropped, and other scripts appear as boxes.
     """
     text = max(10, side // 11)
     gap, line = max(6, side // 16), round(text * 1.35)
@@ -67,17 +67,17 @@ def draw_montage(rows: Sequence[ResultRow], side: int = 160) -> Image.Image:
 
 
 def _draw_panel(draw: ImageDraw.ImageDraw, row: int, layout: _Layout) -> None:
-    """Draws the background and frame that set a query apart from its matches."""
+    """Draws the background and frame of a query."""
     x, y, pad = layout.left(0), layout.top(row), layout.gap * 3 // 4
     box = (x - pad, y - pad, x + layout.side + pad - 1, y + layout.cell + pad - 1)
     draw.rounded_rectangle(box, radius=pad, fill=PANEL, outline=FRAME, width=max(1, layout.side // 80))
 
 
 def _draw_tile(canvas: Image.Image, tile: Tile, corner: tuple[int, int], layout: _Layout) -> None:
-    """Draws an image and two lines below it: distance (a query: file name), then label (without one: file name)."""
+    """Draws an image and two lines of text: distance and label (or file name); for a query, file name and label."""
     (x, y), side, font = corner, layout.side, layout.font
     draw = ImageDraw.Draw(canvas)
-    if x != layout.left(0):  # the query lies on its panel
+    if x != layout.left(0):  # a query has its panel as background
         draw.rectangle((x, y, x + side - 1, y + side - 1), fill=TILE)
     fitted = fit_image(tile.image, side)
     if fitted is None:
@@ -94,19 +94,22 @@ def _draw_tile(canvas: Image.Image, tile: Tile, corner: tuple[int, int], layout:
 
 
 def save_montage(rows: Sequence[ResultRow], path: Path) -> None:
-    """Writes the montage. Raises UsageError: unknown extension, montage too large for the format, path not writable."""
+    """Writes a montage in the format of the path's extension.
+
+    Raises UsageError for an unknown extension, a montage too large for the format, or a path that cannot be written.
+    """
     name, largest = FORMATS[montage_extension(path)]
     image = draw_montage(rows)
     if max(image.size) > largest:
         message = f"{path}: a montage of {image.width} by {image.height} pixels exceeds {name}'s limit of {largest}"
         raise UsageError(message, hint="fewer queries or matches, or .png")
     buffer = io.BytesIO()
-    image.save(buffer, name, quality=92)  # PNG takes no notice of a quality
+    image.save(buffer, name, quality=92)  # ignored by PNG
     atomic_write(path, buffer.getvalue())
 
 
 def montage_extension(path: Path) -> str:
-    """The extension of `path` as a key of FORMATS. Raises UsageError if it is not one."""
+    """Returns the extension of `path`, a key of FORMATS. Raises UsageError for any other extension."""
     extension = path.suffix.lower()
     if extension not in FORMATS:
         message = f"{path}: no montage format has the extension {extension!r}"
@@ -115,14 +118,14 @@ def montage_extension(path: Path) -> str:
 
 
 def _drop_accents(text: str) -> str:
-    """The text without accents, which the montage's font lacks."""
+    """Removes accents, which the montage's font lacks."""
     decomposed = unicodedata.normalize("NFKD", escape_unprintable(text))
     return "".join(character for character in decomposed if not unicodedata.combining(character))
 
 
 def _elide(text: str, font: Font, width: int) -> str:
-    """The text, or as much of its beginning as fits into `width` pixels with an ellipsis after it."""
-    kept = text[:width]  # no letter is narrower than a pixel, and measuring takes time
+    """Shortens text to `width` pixels; shortened text ends in an ellipsis."""
+    kept = text[:width]  # no letter is narrower than a pixel, and measuring is slow
     while kept and font.getlength(kept if kept == text else kept + "…") > width:
         kept = kept[:-1]
     return kept if kept == text else kept.rstrip() + "…"

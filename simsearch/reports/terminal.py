@@ -1,14 +1,14 @@
-"""Pictures in the terminal: a query and its matches, as Kitty's or Sixel's graphics, or as coloured half blocks.
+"""Queries and matches in the terminal: by the graphics of Kitty or Sixel, or as coloured half blocks.
 
-A half block is a character whose upper half has the colour of one pixel and whose lower half that of the pixel below.
+A half block is a character that shows two pixels, one in its upper half and one in its lower half.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,23 @@ from rich.text import Text
 
 from simsearch.reports.montage import draw_montage
 from simsearch.reports.text import format_distance, printable
-from simsearch.reports.tiles import ResultRow, Tile
+from simsearch.reports.tiles import ResultRow, Tile, file_name
 
 SIDE = 18
-"""Columns of a tile, and half as many lines, where the terminal is narrow."""
+"""Smallest width of a tile, in characters; its height is half as many lines."""
 
 WIDEST = 32
+"""Largest width of a tile, in characters."""
 
 GAP = 2
+"""Characters between tiles."""
 
 
 def show(rows: Sequence[ResultRow], console: Console, renderable: Any = None) -> None:
-    """Draws each query and its matches. renderable: a picture class of textual-image, else half blocks.
+    """Draws each query and its matches.
 
-    Draws nothing where the console has no colours: see `can_show`.
+    console: a terminal with colours; see `can_show`.
+    renderable: a picture class of textual-image; None for half blocks.
     """
     tiles = max(2, (console.width + GAP) // (SIDE + GAP))
     for row in rows:
@@ -49,13 +52,13 @@ def show(rows: Sequence[ResultRow], console: Console, renderable: Any = None) ->
 
 
 def can_show(console: Console) -> bool:
-    """Whether pictures would be seen as such."""
+    """Returns True if the console is a terminal that can show pictures, at least as coloured blocks."""
     return console.is_terminal and console.color_system is not None and not console.no_color
 
 
 def graphics() -> Any:
-    """The picture class of textual-image for this terminal; None where half blocks are the best there is."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):  # it asks the terminal, and reads what that answers
+    """Returns the picture class of textual-image for this terminal; None if it can only show half blocks."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):  # textual-image queries the terminal and reads its answer
         return None
     try:
         from textual_image import renderable
@@ -65,16 +68,14 @@ def graphics() -> Any:
 
 
 def advice() -> str | None:
-    """What to install, where the terminal is known for graphics and textual-image is missing."""
-    import importlib.util
-
+    """Returns a hint to install textual-image, if it is missing and the terminal is known to support graphics."""
     knows = os.environ.get("TERM") == "xterm-kitty" or os.environ.get("TERM_PROGRAM") in {"WezTerm", "iTerm.app"}
     missing = knows and importlib.util.find_spec("textual_image") is None
     return "this terminal shows sharper pictures after pip install 'simsearch[show]'" if missing else None
 
 
 def _grid(row: ResultRow, width: int) -> Table:
-    """The query and its matches, four tiles a line if these are not too small."""
+    """Returns the query and its matches as tiles, four in a line if the terminal is wide enough."""
     side = min(max(SIDE, (width + GAP) // 4 - GAP), WIDEST)
     cells = [_tile(row.query, "query", side)]
     cells += [_tile(match, str(rank), side) for rank, match in enumerate(row.matches, 1)]
@@ -88,7 +89,7 @@ def _grid(row: ResultRow, width: int) -> Table:
 
 
 def _tile(picture: Tile, title: str, side: int) -> Group:
-    name = PurePath(picture.path).name or picture.path
+    name = file_name(picture.path)
     first = title if picture.distance is None else f"{title}  {format_distance(picture.distance)}"
     captions = _caption(first, "bold", side), _caption(picture.label or name, "dim", side)
     return Group(*blocks(picture.image, side), *captions)
@@ -101,7 +102,7 @@ def _caption(words: str, style: str, side: int) -> Text:
 
 
 def blocks(image: Image.Image | None, side: int = SIDE) -> list[Text]:
-    """A picture as side / 2 lines of `side` characters, its aspect ratio kept, in the middle of them."""
+    """Returns a picture as side / 2 lines of `side` characters, centred, keeping proportions."""
     side -= side % 2
     lines = [Text(" " * side) for _ in range(side // 2)]
     if image is None:

@@ -1,4 +1,4 @@
-"""The forms in which results are printed."""
+"""Results as text: tables, JSON, JSON lines, CSV and paths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ FORMATS = ("table", "json", "jsonl", "csv", "paths")
 
 
 def render(answers: Sequence[QueryResult], form: str, end: str = "\n") -> str:
-    """All answers as text, in one of FORMATS; `end` closes each path of "paths"."""
+    """Returns all results as text.
+
+    form: one of FORMATS.
+    end: follows each path in the format "paths".
+    """
     if form == "json":
         return json.dumps([answer.to_dict() for answer in answers], indent=1) + "\n"
     if form == "jsonl":
@@ -36,7 +40,7 @@ def render(answers: Sequence[QueryResult], form: str, end: str = "\n") -> str:
 
 
 def table(rows: Iterable[Sequence[str]], right: int = 0) -> list[str]:
-    """Rows as lines with aligned columns, two spaces apart; the first `right` columns are flush right."""
+    """Returns rows as lines with aligned columns, two spaces apart; the first `right` columns are right-aligned."""
     rows = list(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
@@ -49,19 +53,19 @@ def table(rows: Iterable[Sequence[str]], right: int = 0) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """A name that cannot disturb the terminal: control characters become escapes."""
+    """Escapes control characters, which could change the terminal's state; keeps os.fsdecode's surrogates."""
     return "".join(
         c if c.isprintable() or 0xDC80 <= ord(c) <= 0xDCFF else c.encode("unicode_escape").decode() for c in text
     )
 
 
 def format_distance(number: float) -> str:
-    """Four digits; what is left of nothing after float32 arithmetic is shown as nothing."""
+    """Formats a distance with four digits; one below 0.001, which may be a rounding error, as 0."""
     return "0" if number < 1e-3 else f"{number:.4g}"
 
 
 def format_size(number: float) -> str:
-    """A number of bytes for people."""
+    """Formats a number of bytes with a unit, as 1.5 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1024:
             return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"

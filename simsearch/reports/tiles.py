@@ -1,4 +1,4 @@
-"""The content of a report, query by query, and how an image or a name is fitted into it."""
+"""Queries and matches as tiles of a report, and functions that fit images and names into them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from pathlib import PurePath
 
 from PIL import Image
 
-MAX_ENLARGEMENT = 2.0  # a 32-pixel image enlarged to a whole tile would show the resampling filter and nothing else
+PAPER, INK, FAINT = "#ffffff", "#1c1f23", "#5d646c"
+"""Colours of drawn reports: the background, text, and less important text."""
 
-# control characters, bidirectional overrides, os.fsdecode's surrogates: they break lines, disguise names, do not encode
+MAX_ENLARGEMENT = 2.0  # larger ones of tiny images show little but the resampling filter
+
+# Control characters break lines, bidirectional overrides disguise names, and surrogates of os.fsdecode do not encode.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A query or a match. image: upright and of any size, None if it could not be opened."""
+    """A query or a match. image: upright, of any size and mode; None if it could not be opened."""
 
     image: Image.Image | None
     path: str
@@ -36,20 +39,20 @@ class ResultRow:
 
 
 def fit_image(image: Image.Image | None, side: int) -> Image.Image | None:
-    """An RGB copy, its aspect ratio kept, that fits into `side` by `side` pixels; None if there is nothing to show."""
+    """Returns an RGB copy scaled to fit a square of `side` pixels; None for no image or an empty one."""
     if image is None or 0 in image.size:
         return None
     scale = min(side / max(image.size), MAX_ENLARGEMENT)
     width, height = (max(1, round(length * scale)) for length in image.size)
-    pixels = image if image.mode == "RGB" else image.convert("RGB")  # convert copies, also where nothing changes
+    pixels = image if image.mode == "RGB" else image.convert("RGB")  # convert always copies
     return pixels.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def file_name(path: str) -> str:
-    """The last part of a path, or all of it if it has none."""
+    """Returns the last part of a path, or the whole path if it has none."""
     return PurePath(path).name or path
 
 
 def escape_unprintable(text: str) -> str:
-    """The text with characters that would disturb the page as escapes, so that it encodes to UTF-8."""
+    """Escapes control characters and others that a page cannot show, so that the text encodes to UTF-8."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)

@@ -1,7 +1,7 @@
-"""Approximate search: a small structure over projected features names candidates, the exact features rank them.
+"""Approximate search: a small FAISS index over projected features finds candidates, which the exact features rank.
 
-The structure is derived data in `derived/<name>/`: the projection, FAISS's index over the projected features, and the
-row of each of its entries. Rows written after it was made are scanned exactly; rows that are gone are never returned.
+It is derived data in `derived/<name>/`: the projection, FAISS's index over the projected features, and the feature row
+of each entry. Newer rows are scanned exactly; deleted rows are never returned.
 """
 
 from __future__ import annotations
@@ -17,35 +17,42 @@ from zipfile import BadZipFile
 import numpy as np
 
 from simsearch.common.atomic_files import sync_folder
+from simsearch.common.lazy import LazyModule
 from simsearch.common.pca import Projection
 from simsearch.errors import IndexDamagedError
 
 if TYPE_CHECKING:
+    import faiss
     from numpy.typing import NDArray
 
     from simsearch.search.exact import FlatIndex, Neighbours
+else:
+    faiss = LazyModule("faiss")
 
 K = 10
-"""The recall that is promised is that of so many neighbours; for more, candidates grow in proportion."""
+"""The target recall is that of the 10 nearest neighbours; for more, the number of candidates grows in proportion."""
 
 NARROW = 0.25
-"""A filter that permits a smaller share of the entries is answered by an exact scan."""
+"""If a filter permits a smaller fraction of the entries, the search is an exact scan."""
 
 LINKS, CONSTRUCTION = 24, 80
-"""HNSW's links of a node, and how widely it looks for them."""
+"""HNSW's M (links per node) and efConstruction."""
 
 FILLED = 32
-"""FAISS's fast scan compares so many codes at once, and fills each list up to a multiple."""
+"""FAISS's fast scan compares this number of codes at once, and pads each list to a multiple of it."""
 
 LISTED = ("ivf", "pq")
-"""Kinds that visit the lists nearest to a query."""
+"""The kinds with inverted lists, of which a search visits those nearest to the query."""
 
 
 @dataclass(frozen=True)
 class AnnSettings:
-    """kind: hnsw, ivf, pq, sq8, rabitq or codes. dimensions: of the projection, or bits. candidates: ranked exactly.
+    """The kind and parameters of an approximate search. The field names are also keys in `meta.json`.
 
-    effort: HNSW's list of candidates (efSearch) or visited lists (nprobe) of ivf and pq; 0 for kinds that scan.
+    kind: hnsw, ivf, pq, sq8, rabitq or codes.
+    dimensions: of the projection; for codes, the number of bits.
+    candidates: the number ranked exactly.
+    effort: efSearch for hnsw, nprobe for ivf and pq, 0 for kinds that scan.
     """
 
     kind: str
@@ -54,7 +61,7 @@ class AnnSettings:
     effort: int
 
     def bytes_for(self, entries: int) -> int:
-        """Resident memory of so many entries, about: codes, links, lists, and each one's row; of pq, at most."""
+        """Estimates the memory of `entries` entries: codes, links, lists and row numbers. For pq, an upper bound."""
         each = {
             "hnsw": self.dimensions + 8 * LINKS + 24,
             "ivf": self.dimensions + 8,
@@ -68,7 +75,10 @@ class AnnSettings:
 
 
 def recalls(found: list[Neighbours], truth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each query the share of its K that are as near as the true K-th, `truth` away; ties count either way."""
+    """Returns each query's recall: the fraction of its K neighbours no farther than the true K-th one.
+
+    truth: (nq,) distances of the true K-th neighbours. Rows that tie with it count.
+    """
     return np.array(
         [
             np.count_nonzero(each.distances[:K] <= limit * (1 + 1e-9)) / K
@@ -78,14 +88,12 @@ def recalls(found: list[Neighbours], truth: NDArray[np.float64]) -> NDArray[np.f
 
 
 def lists(entries: int) -> int:
-    """IVF's number of lists."""
+    """Returns the number of IVF lists for `entries` entries."""
     return int(min(max(4 * entries**0.5, 8), max(entries // 16, 1), 8192))
 
 
 def new_faiss_index(setting: AnnSettings, entries: int) -> Any:
-    """An empty FAISS index of that kind for about so many entries."""
-    import faiss
-
+    """Makes an empty FAISS index for about `entries` entries."""
     d, eight = setting.dimensions, faiss.ScalarQuantizer.QT_8bit
     if setting.kind == "hnsw":
         index = faiss.IndexHNSWSQ(d, eight, LINKS)
@@ -106,10 +114,13 @@ def new_faiss_index(setting: AnnSettings, entries: int) -> Any:
 
 
 class AnnIndex:
-    """Searches by `index` over the features that `projection` makes of `rows`. Safe for many threads.
+    """Approximate search by a FAISS index over projected features. Safe for many threads.
 
-    rows: (n,) the feature row of each entry, all below `covered`, how many rows there were when it was made; -1 for
-    what a compaction has removed. epoch: of the feature files that the rows lie in.
+    projection: from features to the vectors in `index`.
+    index: FAISS's index, of n entries.
+    rows: (n,) the feature row of each entry; -1 if compaction has removed it.
+    covered: the number of feature rows when it was made, larger than all of `rows`.
+    epoch: the compaction that the rows belong to.
     """
 
     def __init__(
@@ -126,9 +137,9 @@ class AnnIndex:
 
     def _cover(self, rows: NDArray[np.int64], covered: int, epoch: int) -> None:
         self.rows, self.covered, self.epoch = rows, covered, epoch
-        there = rows >= 0
-        bits = None if there.all() else np.packbits(there, bitorder="little")
-        self._all: tuple[NDArray[np.uint8] | None, int] = bits, int(there.sum())
+        live = rows >= 0
+        bits = None if live.all() else np.packbits(live, bitorder="little")
+        self._all: tuple[NDArray[np.uint8] | None, int] = bits, int(live.sum())
         self._bits: tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None, int] = (None, *self._all)
 
     def search(
@@ -139,13 +150,13 @@ class AnnIndex:
         permitted: NDArray[np.int64] | None,
         setting: AnnSettings | None = None,
     ) -> list[Neighbours]:
-        """About the k nearest permitted rows to each of (nq, D) queries, measured exactly, k where there are as many.
+        """Returns about the k nearest permitted rows to each of (nq, D) queries, with exact distances.
 
-        All of them where the structure does not serve. setting: other candidates and effort than the structure's own,
-        for tuning.
+        Searches exactly if `can_answer` is False. There are fewer than k only if fewer rows are permitted.
+        setting: candidates and effort in place of the index's own, for tuning.
         """
         setting = setting or self.setting
-        if not self.serves(flat, k, permitted, setting):
+        if not self.can_answer(flat, k, permitted, setting):
             return flat.search(queries, k, permitted)
         bits, _ = self._allowed(flat.rows, permitted)
         wanted = setting.candidates * -(-k // K)
@@ -161,29 +172,29 @@ class AnnIndex:
             answers.append(flat.rank(query, rows, k) if enough else flat.search(query[None], k, permitted)[0])
         return answers
 
-    def serves(
+    def can_answer(
         self, flat: FlatIndex, k: int, permitted: NDArray[np.int64] | None, setting: AnnSettings | None = None
     ) -> bool:
-        """Whether `search` is approximate: not if few rows are permitted, or most of them would be candidates."""
-        if self.covered > flat.rows:  # made since this reader's snapshot was taken, of rows that it does not know
+        """Returns True if `search` is approximate: many rows are permitted, and few of them become candidates."""
+        if self.covered > flat.rows:  # newer than the reader's snapshot, which lacks some of its rows
             return False
         _, allowed = self._allowed(flat.rows, permitted)
         wanted = (setting or self.setting).candidates * -(-k // K)
         return allowed >= NARROW * len(self.rows) and 2 * wanted <= allowed
 
     def _fresh(self, flat: FlatIndex, permitted: NDArray[np.int64] | None) -> NDArray[np.int64]:
-        """The permitted rows that came after the structure."""
+        """Returns the permitted rows that were added after the index was made."""
         if permitted is None:
             return np.arange(self.covered, flat.rows)
         return permitted[np.searchsorted(permitted, self.covered) :]
 
     def _allowed(self, rows: int, permitted: NDArray[np.int64] | None) -> tuple[NDArray[np.uint8] | None, int]:
-        """Which entries may be found, as FAISS's bitmap (None for all), and how many."""
+        """Returns the entries that may be found, as a bitmap for FAISS (None for all), and their number."""
         if permitted is None:
             return self._all
         known, bits, count = self._bits
         if known is not permitted:
-            mask = np.zeros(max(rows, self.covered) + 1, bool)  # the last one stands for rows that are gone, -1
+            mask = np.zeros(max(rows, self.covered) + 1, bool)  # the last one is for removed rows, -1
             mask[permitted] = True
             chosen = mask[self.rows]
             count = int(chosen.sum())
@@ -194,9 +205,7 @@ class AnnIndex:
     def _candidates(
         self, queries: NDArray[np.float32], wanted: int, bits: NDArray[np.uint8] | None, setting: AnnSettings
     ) -> NDArray[np.int64]:
-        """FAISS's nearest entries, (nq, wanted); -1 where there are none."""
-        import faiss
-
+        """Returns FAISS's nearest entries, (nq, wanted), filled up with -1."""
         selector = None if bits is None else faiss.IDSelectorBitmap(bits)
         if setting.kind == "hnsw":
             parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(setting.effort, wanted))
@@ -212,7 +221,7 @@ class AnnIndex:
     # -- files
 
     def save(self, folder: Path) -> tuple[str, dict[str, Any]]:
-        """Writes the files under a new name in `folder`, and returns it and what `load` must be given."""
+        """Writes the files to a new folder in `folder`; returns its name and the parameters for `load`."""
         name = secrets.token_hex(8)
         partial = folder / f".{name}"
         partial.mkdir(parents=True)
@@ -230,31 +239,27 @@ class AnnIndex:
         return name, {**asdict(self.setting), "covered": self.covered, "epoch": self.epoch}
 
     def _write(self, folder: Path) -> None:
-        import faiss
-
         for part, array in (("rows", self.rows), ("mean", self.projection.mean), ("axes", self.projection.axes)):
             np.save(folder / f"{part}.npy", array)
         faiss.write_index(self.index, str(folder / "index.faiss"))
 
     @classmethod
     def load(cls, folder: Path, parameters: dict[str, Any], epoch: int = 0) -> AnnIndex:
-        """Reads what `save` wrote, with the rows of the given epoch. Raises IndexDamagedError."""
-        import faiss
-
+        """Reads the files of `save`, with the rows of the given epoch. Raises IndexDamagedError."""
         try:
             mean, axes = (np.load(folder / f"{part}.npy") for part in ("mean", "axes"))
             rows, covered = _rows(folder, parameters, epoch)
             index = faiss.read_index(str(folder / "index.faiss"))
             setting = AnnSettings(**{name: parameters[name] for name in AnnSettings.__dataclass_fields__})
             if (index.ntotal, index.d) != (len(rows), setting.dimensions) or axes.shape != (len(mean), index.d):
-                raise ValueError("its parts do not belong together")
+                raise ValueError("its files do not belong together")
             return cls(setting, Projection(mean, axes), index, rows, covered, epoch)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, BadZipFile) as error:
             raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
 
 
 def _rows(folder: Path, parameters: dict[str, Any], epoch: int) -> tuple[NDArray[np.int64], int]:
-    """The row of each entry in an epoch, and how many rows the structure covers."""
+    """Reads the row of each entry in an epoch, and the number of rows covered."""
     if epoch == parameters.get("epoch", 0):
         return np.load(folder / "rows.npy"), int(parameters["covered"])
     with np.load(folder / f"rows.{epoch}.npz") as file:
@@ -262,24 +267,24 @@ def _rows(folder: Path, parameters: dict[str, Any], epoch: int) -> tuple[NDArray
 
 
 def renumber(folder: Path, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
-    """Prepares a structure for the feature files of epoch `new`, which hold the (n,) rows `live` of `old`, ascending.
+    """Prepares an index for a compaction: epoch `new` keeps the (n,) rows `live` of epoch `old`, ascending.
 
-    What was recorded for readers of `old` stays, what is older goes. Raises OSError, ValueError or KeyError for a
-    structure that cannot be read.
+    Keeps the files for readers of `old`, deletes older ones. Raises OSError, ValueError or KeyError if the index cannot
+    be read.
     """
     rows, covered = _rows(folder, parameters, old)
     record(folder, old, new, rows=moved(rows, live), covered=np.searchsorted(live, covered))
 
 
 def moved(rows: NDArray[np.int64], live: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where rows are once only the rows `live`, ascending, are left: (n,), -1 for those that are not."""
+    """Returns the new (n,) numbers of rows after all but the rows `live`, ascending, are removed; -1 if removed."""
     places = np.searchsorted(live, rows)
-    there = np.append(live, -2)[places] == rows
-    return np.where(there, places, -1)
+    kept = np.append(live, -2)[places] == rows
+    return np.where(kept, places, -1)
 
 
 def record(folder: Path, old: int, new: int, **arrays: Any) -> None:
-    """Writes what a structure is in the epoch `new` beside what it was in `old`."""
+    """Writes an index's arrays for epoch `new`, keeps those of `old`, and deletes older ones."""
     partial = folder / ".rows.partial"
     with partial.open("wb") as file:
         np.savez(file, **arrays)

@@ -1,7 +1,7 @@
-"""Approximate search by binary codes: the nearest by Hamming distance are candidates, the exact features rank them.
+"""Approximate search by binary codes: the nearest by Hamming distance are candidates, which the exact features rank.
 
-A structure in `derived/<name>/` like any other: `encoder.safetensors` encodes, `entries.npy` holds the codes of the
-rows in `random_reader.npy`. Items that come later are encoded when they are committed, into one further file each time.
+Derived data in `derived/<name>/`, as in `ann`: `codes.safetensors` is the encoder, `entries.npy` has the codes of the
+rows in `rows.npy`. New items are encoded when they are committed, into `added.<epoch>.<first row>.npy`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from simsearch.common.atomic_files import sync_folder
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import IndexDamagedError, WeightsError
 from simsearch.models.hashing.encoder import HashEncoder
 from simsearch.search import ann
@@ -23,19 +24,27 @@ from simsearch.search.ann import AnnIndex, AnnSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import faiss
     from numpy.typing import NDArray
 
     from simsearch.search.exact import FlatIndex
+else:
+    faiss = LazyModule("faiss")
 
 BLOCK = 2048
 """Rows encoded at once."""
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, WeightsError)
-"""What files raise that are not as they were written."""
+"""Errors from reading damaged files."""
 
 
 class BinaryCodeIndex(AnnIndex):
-    """Searches (n, bytes) codes, those of `rows`, by Hamming distance. `covered` rows of the index are encoded."""
+    """Approximate search by Hamming distance between codes.
+
+    codes: the encoder.
+    entries: (n, bytes) uint8, the code of each of `rows`.
+    rows, covered, epoch: as in `AnnIndex`.
+    """
 
     def __init__(
         self,
@@ -46,8 +55,6 @@ class BinaryCodeIndex(AnnIndex):
         covered: int,
         epoch: int = 0,
     ) -> None:
-        import faiss
-
         self.setting, self.codes = setting, codes
         self.index = faiss.IndexBinaryFlat(codes.bits)
         self.index.add(np.ascontiguousarray(entries))
@@ -56,8 +63,6 @@ class BinaryCodeIndex(AnnIndex):
     def _candidates(
         self, queries: NDArray[np.float32], wanted: int, bits: NDArray[np.uint8] | None, setting: AnnSettings
     ) -> NDArray[np.int64]:
-        import faiss
-
         parameters = None if bits is None else faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
         entries: NDArray[np.int64] = self.index.search(self.codes(queries), wanted, params=parameters)[1]
         return entries
@@ -69,7 +74,7 @@ class BinaryCodeIndex(AnnIndex):
 
 
 def load(folder: Path, parameters: dict[str, Any], epoch: int) -> AnnIndex:
-    """The structure that was saved with these parameters, of any kind. Raises IndexDamagedError."""
+    """Loads an approximate search of any kind by the parameters from `save`. Raises IndexDamagedError."""
     if parameters.get("kind") != "codes":
         return AnnIndex.load(folder, parameters, epoch)
     try:
@@ -83,14 +88,14 @@ def load(folder: Path, parameters: dict[str, Any], epoch: int) -> AnnIndex:
             covered = first + len(added)
         entries, rows = np.concatenate(parts), np.concatenate(numbers)
         if (codes.bits, len(entries)) != (setting.dimensions, len(rows)) or entries.shape[1] != codes.bits // 8:
-            raise ValueError("its parts do not belong together")
+            raise ValueError("its files do not belong together")
         return BinaryCodeIndex(setting, codes, entries, rows, covered, epoch)
     except _UNREADABLE as error:
         raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
 
 
 def _base(folder: Path, parameters: dict[str, Any], epoch: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-    """The codes, their rows, and how many rows were encoded when the structure was made, or last compacted."""
+    """Reads the codes, their rows, and the number of rows covered when the index was made or last compacted."""
     if epoch == parameters.get("epoch", 0):
         return np.load(folder / "entries.npy"), np.load(folder / "rows.npy"), int(parameters["covered"])
     with np.load(folder / f"rows.{epoch}.npz") as file:
@@ -98,7 +103,7 @@ def _base(folder: Path, parameters: dict[str, Any], epoch: int) -> tuple[NDArray
 
 
 def _added(folder: Path, epoch: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """The codes of later rows, each part with its first row."""
+    """Yields the codes of later rows, a file at a time, with the first row of each."""
     while (path := folder / f"added.{epoch}.{covered}.npy").exists():
         part: NDArray[np.uint8] = np.load(path)
         yield part, covered
@@ -106,9 +111,9 @@ def _added(folder: Path, epoch: int, covered: int) -> Iterator[tuple[NDArray[np.
 
 
 def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
-    """Encodes the rows that came since, and returns how many rows are encoded now. For the holder of the writer lock.
+    """Encodes the rows added since the last call; returns the number of rows covered now.
 
-    Raises IndexDamagedError.
+    The caller holds the writer lock. Raises IndexDamagedError.
     """
     try:
         covered, epoch = int(parameters["covered"]), flat.shards.epoch
@@ -119,7 +124,7 @@ def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
         parts: list[NDArray[np.uint8]] = []
         for part, first in _added(folder, epoch, covered):
             covered = first + len(part)
-            small = len(part) < BLOCK  # the last one grows, so that many small commits do not leave many files
+            small = len(part) < BLOCK  # a small last file is rewritten, to avoid many small files
             start, parts = (first, [part]) if small else (covered, [])
         if covered >= flat.rows:
             return covered
@@ -136,10 +141,13 @@ def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
 
 
 def renumber(derived: Path, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
-    """`ann.renumber` for a structure of any kind, if there is one; one that cannot be read is left alone."""
+    """Prepares the index's approximate search, of any kind, for a compaction; see `ann.renumber`.
+
+    Does nothing if there is none or it cannot be read.
+    """
     with contextlib.suppress(*_UNREADABLE, AttributeError, IndexDamagedError):
         folder = derived / Path(parameters.get("folder") or "none").name
-        (folder / f"rows.{new}.npz").unlink(missing_ok=True)  # of a compaction that was killed
+        (folder / f"rows.{new}.npz").unlink(missing_ok=True)  # left by a killed compaction
         if parameters.get("kind") != "codes":
             ann.renumber(folder, parameters, live, old, new)
             return
@@ -153,15 +161,13 @@ def renumber(derived: Path, parameters: dict[str, Any], live: NDArray[np.int64],
 
 
 def faiss_bytes(index: Any) -> NDArray[np.uint8]:
-    """The (n, bytes) codes in a binary index of FAISS, copied."""
-    import faiss
-
+    """Returns a copy of the (n, bytes) codes in a binary FAISS index."""
     codes: NDArray[np.uint8] = faiss.vector_to_array(index.xb).reshape(index.ntotal, index.code_size)
     return codes
 
 
 def write(path: Path, array: NDArray[Any]) -> None:
-    """Writes a `.npy` file under its name when it is complete and synced."""
+    """Writes a `.npy` file atomically: it gets its name when it is complete and on disk."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         np.save(file, array)

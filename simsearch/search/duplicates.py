@@ -1,11 +1,11 @@
 """Groups of near-identical items, without measuring all pairs.
 
 Features are projected on their principal components. An orthonormal projection never lengthens a distance, so items
-farther apart there than the threshold need not be compared; along the first component, sorted, that leaves out all
-but a window of short vectors. What is left is measured in float64, so the groups are those of all pairs; the work on
-the short vectors, though, grows with the square of their number. Of large indexes, each item is therefore compared
-with its nearest ones of the lists around it (an inverted file: the work grows with the power 1.5), and a sample of
-items, searched exactly, tells which share of the near pairs came into one group. Memory grows with the items only.
+whose projections are farther apart than the threshold need no comparison. Sorted by the first component, each item has
+to be compared with a window of others only. The remaining pairs are measured in float64, so the groups are the same as
+from all pairs; but the work still grows with the square of the number of items. In large indexes each item is
+therefore compared with its nearest ones in the inverted lists around it (the work grows with the power 1.5), and exact
+searches for a sample of items estimate the fraction of near pairs that are in one group. Memory grows linearly.
 """
 
 from __future__ import annotations
@@ -19,49 +19,47 @@ import numpy as np
 from PIL import Image
 
 from simsearch.common import pca
+from simsearch.common.lazy import LazyModule
+from simsearch.common.progress import Progress
 from simsearch.errors import ImageError, SimsearchError, UsageError
+from simsearch.images.perturb import COPIES
 from simsearch.images.sources import resolve
 from simsearch.search import similarity
 from simsearch.search.searcher import NEAR_IDENTICAL
 
 if TYPE_CHECKING:
+    import faiss
     from numpy.typing import NDArray
 
     from simsearch.storage.model import IndexModel
     from simsearch.storage.protocols import OpenIndex, Searchable, VectorSearch
     from simsearch.storage.reader import Item
-from simsearch.common.progress import Progress
-from simsearch.images.perturb import COPIES
+else:
+    faiss = LazyModule("faiss")
 
 COMPONENTS = 64
+"""Principal components that features are projected on."""
 
 SAMPLE = 8192
-
-"""Rows whose principal components are taken."""
+"""Rows that the principal components are computed from."""
 
 BLOCK, WINDOW, PAIRS = 512, 8192, 1024
-
-"""Rows compared at once with so many others, and pairs measured at once."""
+"""Rows compared at once, others that they are compared with at once, and pairs measured at once."""
 
 EXACT = 50_000
-
-"""Up to so many different items all pairs of short vectors are compared."""
+"""Up to this number of different items, all pairs of projected features are compared."""
 
 NEIGHBOURS, PROBES = 32, 16
-
-"""Beyond: an item's nearest that are measured, and the lists that they are sought in."""
+"""Above EXACT items: nearest neighbours measured for each item, and inverted lists searched for them."""
 
 CHECKED, CHECKED_NEIGHBOURS = 256, 8
-
-"""Items whose exact neighbours, at most so many of each, tell what was found."""
+"""Items searched exactly to estimate completeness, and the largest number of neighbours of each."""
 
 ORIGINALS = 32
-
 """Pictures whose copies calibrate the threshold."""
 
 FARTHEST = 0.35
-
-"""No calibrated threshold exceeds this share of the median random pair; see `search.NEAR_IDENTICAL`."""
+"""Largest calibrated threshold, as a fraction of the median random distance; see `searcher.NEAR_IDENTICAL`."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +73,24 @@ class Member:
 
 @dataclass(frozen=True)
 class Threshold:
-    """distance: what counts as near-identical. copies: for each change of a picture, the share of copies within it."""
+    """The largest distance of near-identical images.
+
+    copies: by name of a change to a picture, the fraction of changed copies within that distance.
+    """
 
     distance: float
     copies: dict[str, float] = field(default_factory=dict)
 
 
 FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
-
-"""The changes that the threshold is set by; those that change every pixel's place are only reported."""
+"""The changes that set the threshold; the others, which move every pixel, are only reported."""
 
 
 def copy_threshold(index: OpenIndex, model: IndexModel, seed: int = 0) -> Threshold:
-    """What 90 % of slightly changed copies of the index's own pictures are nearer than.
+    """Measures the distance that 90 % of slightly changed copies of the index's own pictures are within.
 
-    Where pictures or model cannot be read, it is the share of the median random pair that `dedup` uses.
+    If no picture can be read or the model is missing, returns the threshold of `dedup`: NEAR_IDENTICAL times the median
+    random distance.
     """
     median = similarity.median(index.meta.distances)
     fallback = Threshold(NEAR_IDENTICAL * median)
@@ -111,7 +112,7 @@ def copy_threshold(index: OpenIndex, model: IndexModel, seed: int = 0) -> Thresh
             name: np.linalg.norm(model.features([change(image) for image in originals]) - base, axis=1)
             for name, change in COPIES.items()
         }
-    except SimsearchError:  # the model's weights are not here
+    except SimsearchError:  # the model's weights are missing
         return fallback
     distance = float(np.quantile(np.concatenate([found[name] for name in FAITHFUL]), 0.9))
     if median:
@@ -120,7 +121,7 @@ def copy_threshold(index: OpenIndex, model: IndexModel, seed: int = 0) -> Thresh
 
 
 def _file(index: OpenIndex, number: int) -> bytes:
-    """The bytes of an item's image file. Raises ImageError."""
+    """Returns the bytes of an item's image file. Raises ImageError."""
     with index.reading() as reader:
         item = reader.item(number)
         return index.sources(reader)[item.source].read(item.path)
@@ -129,10 +130,12 @@ def _file(index: OpenIndex, number: int) -> bytes:
 def duplicate_groups(
     snapshots: Searchable, max_distance: float, progress: Progress = lambda done, total: None, exact: bool = False
 ) -> list[list[Member]]:
-    """Items linked by chains of steps of at most `max_distance`, largest group first, each by id.
+    """Groups items that are linked by chains of distances up to `max_distance`.
 
-    Beyond EXACT different items some links may be missed, see `checked`, unless `exact` is asked for. progress: items
-    compared and their number. Raises UsageError for a distance that is none.
+    Returns the groups of two or more, the largest first, the members of each by id.
+    progress: called with the number of items compared so far and of all items.
+    exact: False to accept that links may be missed among more than EXACT different items; see `checked`.
+    Raises UsageError for an invalid distance.
     """
     if not max_distance >= 0:
         raise UsageError(f"the largest distance is {max_distance}, but distances are not negative")
@@ -155,7 +158,10 @@ def duplicate_groups(
 
 
 def checked(snapshots: Searchable, found: list[list[Member]], max_distance: float, seed: int = 0) -> tuple[int, int]:
-    """How many near pairs a sample of items has by an exact search, and how many of them are in one group."""
+    """Searches a sample of items exactly; returns the number of near pairs, and of those whose items share a group.
+
+    found: the groups of `duplicate_groups` for the same `max_distance`.
+    """
     group = {member.item.id: number for number, members in enumerate(found) for member in members}
     with snapshots.reading() as reader:
         flat = snapshots.current(reader).flat
@@ -176,7 +182,7 @@ def checked(snapshots: Searchable, found: list[list[Member]], max_distance: floa
 def _linked(
     flat: VectorSearch, rows: NDArray[np.int64], reach: float, progress: Progress, exact: bool
 ) -> NDArray[np.int64]:
-    """For each of (n,) rows the first place of its group."""
+    """Returns for each of (n,) rows the lowest place in `rows` of its group: (n,)."""
     links = _Links(len(rows))
     if len(rows) < 2:
         return links.roots()
@@ -188,7 +194,7 @@ def _linked(
     for start in range(0, len(rows), BLOCK):
         features = flat.read(rows[start : start + BLOCK])
         z[start : start + BLOCK] = onto(features)
-        for place, row in enumerate(features, start):  # rows alike to the bit are linked here
+        for place, row in enumerate(features, start):  # identical rows are linked here
             links.join(first.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), place), place)
     unique = np.fromiter(first.values(), np.int64)
     rounding = 1e-5 * float(np.linalg.norm(onto.mean) + np.sqrt(np.einsum("nd,nd->n", z, z).max()))
@@ -203,7 +209,7 @@ def _linked(
 def _all_near(
     z: NDArray[np.float32], unique: NDArray[np.int64], farthest: float
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """All pairs (n, 2) of places at most so far apart, some at a time, and how many items they are complete for."""
+    """Yields all pairs of places at most `farthest` apart, (n, 2) at a time, and the number of items completed."""
     order = unique[np.argsort(z[unique, 0], kind="stable")]
     along = z[order, 0].astype(np.float64)
     for start in range(0, len(order), BLOCK):
@@ -217,9 +223,7 @@ def _all_near(
 def _listed_near(
     z: NDArray[np.float32], unique: NDArray[np.int64], farthest: float
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Like `_all_near`, of each item's nearest in the lists around it."""
-    import faiss
-
+    """Yields near pairs like `_all_near`, but only of each item's nearest in the inverted lists around it."""
     d, lists = z.shape[1], int(4 * len(unique) ** 0.5)
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, lists, faiss.METRIC_L2, True)
     index.cp.niter = 10
@@ -229,7 +233,7 @@ def _listed_near(
     for start in range(0, len(unique), WINDOW):
         index.add(z[unique[start : start + WINDOW]])
     parameters = faiss.SearchParametersIVF(nprobe=min(PROBES, lists))
-    # What is alike is asked for together, so that the lists stay in the processor's cache.
+    # Similar items are searched together, so that the lists stay in the processor's cache.
     order = np.argsort(index.quantizer.assign(z[unique], 1)[:, 0], kind="stable")
     for start in range(0, len(order), BLOCK):
         part = order[start : start + BLOCK]
@@ -242,14 +246,14 @@ def _listed_near(
 def _near(
     z: NDArray[np.float32], left: NDArray[np.int64], right: NDArray[np.int64], farthest: float
 ) -> NDArray[np.int64]:
-    """The pairs (n, 2) of places at most so far apart after projection, and a few more by rounding."""
+    """Returns the pairs of places at most `farthest` apart in projection, (n, 2), and a few more due to rounding."""
     # |a - b|^2 <= f^2 is a.b - |b|^2 / 2 >= (|a|^2 - f^2) / 2: one product and one comparison.
     a, b = z[left], z[right]
     own, others = np.einsum("nd,nd->n", a, a), np.einsum("nd,nd->n", b, b)
     ones, halves = np.ones((len(a), 1), np.float32), -others[:, None] / 2
     product = np.concatenate([a, ones], 1) @ np.concatenate([b, halves], 1).T  # (left, right)
     slack = 1e-5 * max(float(own.max()), float(others.max()))
-    with np.errstate(over="ignore"):  # of a distance that all pairs are within
+    with np.errstate(over="ignore"):  # if `farthest` is huge
         least = ((own.astype(np.float64) - farthest * farthest) / 2 - slack).astype(np.float32)
     i, j = np.nonzero(product >= least[:, None])
     pairs = np.stack([left[i], right[j]], 1)
@@ -260,7 +264,7 @@ def _near(
 def _measure(
     flat: VectorSearch, rows: NDArray[np.int64], pairs: NDArray[np.int64], reach: float, links: _Links
 ) -> None:
-    """Links those pairs that are really that near, some at a time; what is linked already needs no measuring."""
+    """Measures pairs and links those within `reach`, some at a time; skips pairs that are linked already."""
     while len(pairs):
         root = links.roots()
         pairs = pairs[root[pairs[:, 0]] != root[pairs[:, 1]]]
@@ -274,7 +278,7 @@ def _measure(
 
 
 class _Links:
-    """A union-find over places; a set's root is its lowest place."""
+    """A union-find structure over places. The root of a set is its lowest place."""
 
     def __init__(self, count: int) -> None:
         self.parent = list(range(count))
@@ -293,7 +297,7 @@ class _Links:
             self._roots = None
 
     def roots(self) -> NDArray[np.int64]:
-        """The root of every place."""
+        """Returns the root of every place: (n,)."""
         if self._roots is None:
             root: NDArray[np.int64] = np.array(self.parent, np.int64)
             while (higher := root[root]).tobytes() != root.tobytes():

@@ -1,11 +1,10 @@
 """Exact Euclidean nearest neighbours over the feature shards.
 
-One query is shared among the cores range by range, so that it is as fast as the memory. Many at once are a matrix
-product over blocks of rows decoded to float32. Either way the best candidates of float32 are measured again in
-float64, which settles their order; the search is repeated with more of them while rounding could hide a better one.
-Only the scan for a single query touches the mapping; whatever else needs rows reads them
-(`simsearch.storage.random_reader`). Where the
-rows are in a GPU's memory, it names the candidates instead (`simsearch.search.gpu`).
+For a single query the cores share the rows range by range, so memory bandwidth sets the speed. Many queries at once
+are a matrix product over blocks of rows decoded to float32. Rows in a GPU's memory are searched there
+(`simsearch.search.gpu`). In all cases float32 only finds candidates, which are measured again in float64; the search is
+repeated with more candidates while rounding could hide a better row. Only the scan for a single query uses the memory
+map; everything else reads rows from the files (`simsearch.storage.random_reader`).
 
 Letters: nq queries, k neighbours, D dimension, n rows.
 """
@@ -21,6 +20,7 @@ import numpy as np
 
 from simsearch.common.float16 import to_float32
 from simsearch.errors import IndexDamagedError
+from simsearch.search import gpu
 from simsearch.search.faiss_files import MappedShard, open_shard, pool, search_part
 from simsearch.storage.feature_files import FeatureFiles
 from simsearch.storage.random_reader import RandomReader
@@ -28,16 +28,14 @@ from simsearch.storage.random_reader import RandomReader
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.search.gpu import GpuIndex
-
 DIRECT = 2048
-"""Up to this many permitted rows are fetched and measured one by one instead of scanning all."""
+"""Up to this number of permitted rows, they are read and measured directly instead of scanning all rows."""
 
 ROUNDING = 1e-4
 """Relative margin on squared float32 distances, above the rounding of a sum of 4096 terms."""
 
 LONGEST = 1e37
-"""Squared lengths below this do not overflow float32 when they are added and multiplied."""
+"""Squared lengths below this can be added and multiplied in float32 without overflow."""
 
 BATCH = 24
 """From this many queries on, a matrix product is faster than a scan for each."""
@@ -46,16 +44,16 @@ BLOCK = 2048
 """Rows decoded to float32 at once: 32 MiB at D = 4096."""
 
 STEP = 256
-"""Rows that a core reads, decodes and measures while they are in its cache."""
+"""Rows that a core reads, decodes and measures together, so that they stay in its cache."""
 
 PIECES = 4
-"""Ranges for each core that one query is split into, so that none waits long for the last."""
+"""Ranges per core that one query is split into, so that no core waits long for the last one."""
 
 
 class Neighbours(NamedTuple):
-    """The rows nearest to one query and their distances (float64, not squared), ascending.
+    """The rows nearest to one query and their Euclidean distances (float64), ascending.
 
-    At least k where there are as many, and more where several rows tie for the k-th place.
+    More than k if several rows tie for the k-th place, fewer only if there are fewer rows.
     """
 
     rows: NDArray[np.int64]
@@ -63,9 +61,9 @@ class Neighbours(NamedTuple):
 
 
 class _Scanned(NamedTuple):
-    """What float32 finds nearest: squared distances, ascending, and rows, (nq, width); -1 where there are none.
+    """The rows nearest in float32 and their squared distances, ascending, both (nq, width); row -1 stands for none.
 
-    slack: (nq,) by how much rounding may have moved a squared distance, beyond the relative ROUNDING.
+    slack: (nq,) how far rounding may have moved a squared distance, beyond the relative ROUNDING.
     """
 
     distances: NDArray[np.float32]
@@ -74,9 +72,10 @@ class _Scanned(NamedTuple):
 
 
 class FlatIndex:
-    """The first `rows` rows of some shards, searchable. Safe for many threads; later appends do not disturb it.
+    """Exact search over the first `rows` rows of the feature files. Safe for many threads and while rows are appended.
 
-    devices: names the torch devices that are to hold so many rows, if any. before: what held fewer of these rows.
+    devices: returns the torch devices that should hold a number of rows, possibly none; None to use the CPU only.
+    before: an index over fewer of the same rows, whose GPU memory is reused.
     """
 
     def __init__(
@@ -89,16 +88,17 @@ class FlatIndex:
         self.shards, self.rows = shards, rows
         self._devices = devices
         self._before = before._resident if before is not None and before.shards is shards else None
-        self._resident: GpuIndex | None = None
-        self._asked = False
+        self._resident: gpu.GpuIndex | None = None
+        self._searched = False
         self._parts: list[MappedShard] | None = None
         self._files: RandomReader | None = None
         self._lock = threading.Lock()
 
     def search(self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> list[Neighbours]:
-        """The k nearest rows to each of (nq, D) queries.
+        """Returns the k rows nearest to each of (nq, D) queries.
 
-        permitted: ascending rows that may be found; None for all.
+        permitted: the rows that may be found, ascending; None for all.
+        Raises IndexDamagedError if a permitted row does not exist.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         available = self.rows if permitted is None else len(permitted)
@@ -115,7 +115,7 @@ class FlatIndex:
         width = min(available, k + 16)
         scan = self._multiply if len(queries) >= BATCH else self._scan
         if self._on_devices(len(queries)):
-            scan = self._by_devices
+            scan = self._scan_on_gpu
         while pending:
             scanned = scan(queries[pending], width, permitted)
             rest = []
@@ -127,25 +127,25 @@ class FlatIndex:
                 result = self.rank(queries[number], near, k)
                 limit = scanned.distances[place, -1] - scanned.slack[place]
                 if width < available and result.distances[k - 1] ** 2 * (1 + ROUNDING) >= limit:
-                    rest.append(number)  # a row just outside might belong inside
+                    rest.append(number)  # rounding may have hidden a nearer row
                 else:
                     found[number] = result
             pending, width, scan = rest, min(available, 4 * width), self._scan
         return [result for result in found if result is not None]
 
     def read(self, rows: NDArray[np.int64], out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
-        """The given rows in that order: (n, D) float16; in `out`, if that is given."""
+        """Reads the given rows, in that order: (n, D) float16, into `out` if given."""
         with self._lock:
             if self._files is None:
                 self._files = RandomReader(self.shards, self.rows)
         return self._files.read(rows, out)
 
     def rank(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Neighbours:
-        """The k nearest of the given rows, measured in float64, and those that tie with the last."""
+        """Returns the k nearest of the given rows, measured in float64, and those that tie with the last."""
         return rank_exact(query, rows, self.read(rows), k)
 
     def _measure(self, query: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> Neighbours:
-        """The answer without FAISS, for a query so far away that float32 cannot hold its squared distances."""
+        """Searches in float64 only, for a query whose squared distances float32 cannot hold."""
         rows = np.arange(self.rows) if permitted is None else permitted
         best = Neighbours(rows[:0], np.zeros(0))
         for start in range(0, len(rows), DIRECT):
@@ -153,7 +153,7 @@ class FlatIndex:
         return best
 
     def _scan(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
-        """A scan by FAISS, the rows shared among the cores."""
+        """Scans with FAISS, the rows shared among the cores."""
         parts = self._open()
         mask = self._mask(permitted)
         cores = os.cpu_count() or 1
@@ -173,7 +173,7 @@ class FlatIndex:
         return _Scanned(distances, rows, np.zeros(len(queries)))
 
     def _multiply(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
-        """Squared distances as |q|^2 - 2 q.x + |x|^2, whose rounding grows with the lengths of q and x."""
+        """Computes squared distances as |q|^2 - 2 q.x + |x|^2, whose rounding grows with the lengths of q and x."""
         with np.errstate(over="ignore"):
             lengths, doubled = np.einsum("nd,nd->n", queries, queries), -2 * queries
         total = self.rows if permitted is None else len(permitted)
@@ -184,7 +184,7 @@ class FlatIndex:
             stop = min(start + BLOCK, total)
             rows = np.arange(start, stop) if permitted is None else permitted[start:stop]
             x, own = self._block(rows, buffer)
-            with np.errstate(all="ignore"):  # what float32 cannot hold is measured otherwise
+            with np.errstate(all="ignore"):  # queries that overflow float32 are measured in float64
                 squared = doubled @ x.T  # (nq, n), less the queries' own lengths
                 squared += own
             if not max(longest := float(own.max()), float(lengths.max())) < LONGEST:
@@ -200,7 +200,7 @@ class FlatIndex:
     def _block(
         self, rows: NDArray[np.int64], buffer: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Rows as float32, in the buffer, (n, D), and their squared lengths (n,); each core takes a part."""
+        """Reads rows into the buffer; returns them, (n, D) float32, and their squared lengths, (n,)."""
         x, own = buffer[: len(rows)], np.empty(len(rows), np.float32)
         edges = np.linspace(0, len(rows), (os.cpu_count() or 1) + 1).astype(int).tolist()
 
@@ -216,17 +216,15 @@ class FlatIndex:
         return x, own
 
     def _on_devices(self, count: int) -> bool:
-        """Whether the rows are in the devices' memory: put there by the second search, or a batch."""
+        """Returns True if the rows are in GPU memory; moves them there at the second search, or for a batch."""
         if self._devices is None:
             return False
         with self._lock:
-            first, self._asked = not self._asked, True
+            first, self._searched = not self._searched, True
             if first and count < BATCH and self._before is None:
                 return False
-            there = self._before.rows if self._before is not None else 0  # on the devices already
-            if self._resident is None and (names := self._devices(max(1, self.rows - there))):
-                from simsearch.search import gpu
-
+            loaded = self._before.rows if self._before is not None else 0
+            if self._resident is None and (names := self._devices(max(1, self.rows - loaded))):
                 self._files = self._files or RandomReader(self.shards, self.rows)
                 self._resident = gpu.load(self._files.read, self.rows, names, self._before)
             if self._resident is None:
@@ -234,10 +232,10 @@ class FlatIndex:
             self._before = None
             return self._resident is not None
 
-    def _by_devices(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
+    def _scan_on_gpu(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
         resident = self._resident
         found = None if resident is None else resident.scan(queries, width, permitted)
-        if found is None:  # no room to compute in
+        if found is None:  # too little GPU memory to compute in
             self._resident = self._devices = None
             return self._scan(queries, width, permitted)
         return _Scanned(*found)
@@ -250,7 +248,7 @@ class FlatIndex:
         return mask
 
     def _open(self) -> list[MappedShard]:
-        """All shards as FAISS indexes, opened at the first search."""
+        """Returns all feature files as FAISS indexes, opened at the first search."""
         with self._lock:
             if self._parts is None:
                 self._parts = [open_shard(self.shards, n, stop) for n, _, stop in self.shards.spans(0, self.rows)]
@@ -260,7 +258,7 @@ class FlatIndex:
 def _best(
     results: list[tuple[NDArray[np.float32], NDArray[np.int64]]], width: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The `width` smallest of several (distances, rows), (nq, any) each, ascending."""
+    """Merges several (distances, rows), each (nq, any), to the `width` smallest, ascending."""
     distances = np.concatenate([result[0] for result in results], axis=1)
     rows = np.concatenate([result[1] for result in results], axis=1)
     if width < distances.shape[1]:
@@ -273,9 +271,10 @@ def _best(
 def _nearer(
     squared: NDArray[np.float32], rows: NDArray[np.int64], limits: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Of (nq, n) distances to rows (n,), those below each query's limit (nq, 1), side by side; inf fills the gaps.
+    """Returns, of (nq, n) distances to (n,) rows, those below each query's limit; inf fills up shorter lists.
 
-    Most blocks hold few of them, which spares looking for the best among all. limits: None for no limit.
+    Most blocks have few of them, which is faster than selecting the best of all.
+    limits: (nq, 1); None for no limit.
     """
     if limits is None:
         return squared, np.broadcast_to(rows, squared.shape)
@@ -291,14 +290,17 @@ def _nearer(
 def rank_exact(
     query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int
 ) -> Neighbours:
-    """The k nearest of the given rows by float64 arithmetic, and those that tie with the last."""
+    """Returns the k nearest of the given rows by float64 arithmetic, and those that tie with the last.
+
+    query: (D,). rows: (n,). features: (n, D), of the rows.
+    """
     k = min(k, len(rows))
     near = _within_reach(query, features, k)
     rows, features = rows[near], features[near]
     with np.errstate(invalid="ignore"):  # damaged rows may be infinite
         difference = to_float32(features).astype(np.float64)
         difference -= query
-        distances = np.sqrt(np.einsum("nd,nd->n", difference, difference))  # of two squares, the roots may be equal
+        distances = np.sqrt(np.einsum("nd,nd->n", difference, difference))  # roots of different squares may tie
     order = np.lexsort((rows, distances))
     last = int(np.searchsorted(distances[order], distances[order[k - 1]], side="right"))
     chosen = order[:last]
@@ -306,14 +308,14 @@ def rank_exact(
 
 
 def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: int) -> NDArray[np.int64]:
-    """Those of (n, D) features that may be among the k nearest, or tie with the last: all beyond are farther."""
+    """Returns the places in (n, D) features that may be among the k nearest or tie with the last, by float32."""
     if len(features) <= k + 8:
         return np.arange(len(features))
     with np.errstate(over="ignore", invalid="ignore"):
         difference = to_float32(features)
         difference -= query
         squared = np.einsum("nd,nd->n", difference, difference)
-    if not np.isfinite(squared).all():  # more than float32 can hold
+    if not np.isfinite(squared).all():  # float32 overflowed
         return np.arange(len(features))
     reach = np.float64(np.partition(squared, k - 1)[k - 1]) * (1 + 3 * ROUNDING) + 1e-30
     return np.flatnonzero(squared <= reach)

@@ -1,8 +1,8 @@
-"""One feature file as a FAISS index, without a copy.
+"""Feature files as FAISS indexes, without copying them.
 
-FAISS scans the float16 rows where they lie: the shard is mapped copy-on-write, FAISS's own header for a float16
-scalar-quantizer index is put into the mapping just before the first row, and `faiss.read_index` with a
-`ZeroCopyIOReader` takes it from there. Nothing is copied at opening, and nothing reaches the file.
+A feature file is mapped copy-on-write, and FAISS's header of a float16 scalar-quantizer index is written into the
+mapping just before the first row. `faiss.read_index` with a `ZeroCopyIOReader` then uses the rows in place. The file
+itself does not change.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import IndexDamagedError
 from simsearch.storage.feature_files import PREAMBLE, FeatureFiles
 
 if TYPE_CHECKING:
+    import faiss
     from numpy.typing import NDArray
+else:
+    faiss = LazyModule("faiss")
 
 
 class MappedShard(NamedTuple):
-    """Rows first to last - 1 as a FAISS index; `mapping` is what its codes lie in."""
+    """Rows first to last - 1 as a FAISS index. mapping: the memory that holds its codes."""
 
     first: int
     last: int
@@ -33,9 +37,7 @@ class MappedShard(NamedTuple):
 
 
 def open_shard(shards: FeatureFiles, shard: int, rows: int) -> MappedShard:
-    """The first rows of a feature file as a FAISS index. Raises IndexDamagedError."""
-    import faiss
-
+    """Opens the first `rows` rows of a feature file as a FAISS index. Raises IndexDamagedError."""
     first = shard * shards.rows_per_shard
     length = PREAMBLE + rows * shards.row_bytes
     path = shards.path(shard)
@@ -59,9 +61,7 @@ def open_shard(shards: FeatureFiles, shard: int, rows: int) -> MappedShard:
 
 
 def _faiss_header(dimension: int, rows: int) -> bytes:
-    """The bytes that precede the codes in a FAISS file of `rows` float16 vectors (see faiss/impl/index_write.cpp)."""
-    import faiss
-
+    """Returns the header of a FAISS file of `rows` float16 vectors (see faiss/impl/index_write.cpp)."""
     empty = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
     header = bytearray(faiss.serialize_index(empty).tobytes())
     struct.pack_into("<q", header, 8, rows)  # ntotal, after the four-character code and the dimension
@@ -72,9 +72,10 @@ def _faiss_header(dimension: int, rows: int) -> bytes:
 def search_part(
     part: MappedShard, first: int, last: int, queries: NDArray[np.float32], width: int, mask: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """FAISS's nearest of the rows first to last - 1, which lie in `part`; mask: over all rows, None for all."""
-    import faiss
+    """Finds the nearest of rows first to last - 1, all in `part`: squared distances and rows, both (nq, width).
 
+    mask: of all rows of the index, True for those that may be found; None for all.
+    """
     width = min(width, last - first)
     start, stop = first - part.first, last - part.first
     selector: Any = None
@@ -92,5 +93,5 @@ def search_part(
 
 @functools.cache
 def pool() -> ThreadPoolExecutor:
-    """The threads that share one query."""
+    """Returns the thread pool that scans ranges of rows for one query."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="scan")

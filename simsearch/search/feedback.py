@@ -1,4 +1,4 @@
-"""Query vectors moved by examples: relevance feedback and query expansion."""
+"""Relevance feedback and query expansion: query vectors moved towards or away from examples."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ def blend(
     plus_weights: Sequence[float] = (),
     minus_weights: Sequence[float] = (),
 ) -> NDArray[np.float32]:
-    """Relevance feedback (Rocchio 1971): the mean of what is wanted, moved half a step away from what is not.
+    """Returns the mean of a (D,) query and `plus`, moved half a step away from the mean of `minus` (Rocchio 1971).
 
-    Weights count in the mean of what is wanted, where the query has weight 1, and in that of what is not; the mean of
-    those of `minus` multiplies the step. All are 1 unless given. Of activations, which are not negative, neither is
-    the result.
+    plus, minus: (n, D) examples.
+    plus_weights: of each of `plus` in the mean, in which the query has weight 1.
+    minus_weights: of each of `minus` in its mean; the mean weight also multiplies the step.
+    Weights are 1 by default. The result is not negative if no input is, as with activations.
     """
     wanted: NDArray[np.float32] = np.concatenate([query[None], plus])
     factors = np.array([1.0, *(plus_weights or [1.0] * len(plus))], np.float32)
@@ -41,12 +42,12 @@ def blend(
 
 
 def expanded(query: NDArray[np.float32], near: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Average query expansion (Chum et al., ICCV 2007): the mean of a (D,) query and its (n, D) first matches.
+    """Returns the weighted mean of a (D,) query and its (n, D) first matches, scaled to the query's length.
 
-    Matches weigh the third power of their cosine to the query (Radenović, Tolias & Chum, PAMI 2019, "alpha QE"), so
-    that doubtful ones count little; the result is as long as the query.
+    Average query expansion (Chum et al., ICCV 2007). A match has the weight of its cosine to the query cubed, so that
+    doubtful matches count little (Radenović, Tolias & Chum, PAMI 2019, "alpha QE").
     """
-    q, x = query.astype(np.float64), near.astype(np.float64)  # float32 need not hold the squares
+    q, x = query.astype(np.float64), near.astype(np.float64)  # float32 squares may overflow
     length = float(np.linalg.norm(q))
     if not len(near) or not length:
         return query
@@ -57,7 +58,7 @@ def expanded(query: NDArray[np.float32], near: NDArray[np.float32]) -> NDArray[n
 
 
 def weighted(given: Sequence[Any]) -> tuple[list[Any], list[float]]:
-    """Pictures and their weights, of which some may be given as (picture, weight). Raises UsageError."""
+    """Splits examples, each a picture or (picture, weight), into pictures and weights. Raises UsageError."""
     pairs = [pair if isinstance(pair, tuple) else (pair, 1.0) for pair in given]
     for pair in pairs:
         number = pair[1] if len(pair) == 2 else None

@@ -1,11 +1,10 @@
-"""Exact search over features that lie in the memory of one or several devices, by torch.
+"""Exact search over features in the memory of one or several GPUs, by torch.
 
-The rows are kept as float16 in chunks, dealt out to the devices in turn. A search takes |q|^2 - 2 q.x + |x|^2 by a
-matrix product, block by block, and keeps the best of each device; rows that may not be found are at an infinite
-distance. Queries that are float16 as well, as those from pictures are, are multiplied as they stand where the device
-adds such products up in float32, so that a row is read once; otherwise blocks are decoded to float32 first. What comes
-back are candidates with a bound on their rounding, which `simsearch.search.exact` settles in float64, as it does
-after a scan on the CPU.
+The rows are kept as float16 in chunks, assigned to the devices in turn. A search computes |q|^2 - 2 q.x + |x|^2 by a
+matrix product, block by block, and keeps the best of each device; rows that may not be found get an infinite distance.
+Features of pictures are float16: such queries are multiplied with the rows directly if the device sums float16 products
+in float32, so that each row is read once. Otherwise blocks are decoded to float32 first. The results are candidates
+with a bound on their rounding; `simsearch.search.exact` measures them in float64, as after a scan on the CPU.
 
 Letters: nq queries, D dimension, n rows, width candidates.
 """
@@ -19,30 +18,37 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from simsearch.common.lazy import LazyModule
 from simsearch.models.torch.cuda_graphs import empty_cache
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
+    from simsearch.models.torch import runtime
+else:
+    torch = LazyModule("torch")
+    runtime = LazyModule("simsearch.models.torch.runtime")
+
 CHUNK = 65_536
-"""Rows of a chunk: 512 MiB at D = 4096. Whole chunks are kept when rows are added."""
+"""Rows of a chunk: 512 MiB at D = 4096. When rows are added, full chunks stay in place."""
 
 BLOCK = 16_384
 """Rows decoded at once."""
 
 QUERIES = 512
-"""Queries answered at once."""
+"""Queries searched at once."""
 
 SPARE = 1 << 30
-"""Bytes of each device that are left free for blocks, results, and the network."""
+"""Bytes of each device's memory left free for blocks, results and the network."""
 
 ROUNDING, ROUNDING_HALF = 2.5e-5, 1e-4
-"""How much a product may err in float32, relative to the squared sum of both lengths; and of float16, whose sums the
-matrix units of a GPU cut off rather than round."""
+"""Largest error of a product, relative to the squared sum of both lengths: in float32, and in float16, whose sums a
+GPU's matrix units truncate instead of rounding."""
 
 
 class _Chunk(NamedTuple):
-    """Rows first to last - 1. features: (n, D) float16, lengths: (n,) float32, squared, both on a device."""
+    """Rows first to last - 1. features: (n, D) float16. lengths: (n,) float32, squared. Both are on a device."""
 
     first: int
     last: int
@@ -51,9 +57,10 @@ class _Chunk(NamedTuple):
 
 
 class GpuIndex:
-    """The rows 0 to `rows` - 1 on `devices`. Safe for many threads.
+    """The first `rows` rows in the memory of `devices`. Safe for many threads.
 
-    read: (n,) rows -> (n, D) float16. before: the same rows at an earlier time, whose whole chunks are taken over.
+    read: takes (n,) rows and returns their features, (n, D) float16.
+    before: an index over fewer of the same rows, whose full chunks are reused.
     """
 
     def __init__(
@@ -63,8 +70,6 @@ class GpuIndex:
         devices: Sequence[str],
         before: GpuIndex | None = None,
     ) -> None:
-        import torch
-
         self.rows, self.devices = rows, tuple(devices)
         self._masked: tuple[Any, list[Any]] = (None, [])
         self._lock = threading.Lock()
@@ -77,18 +82,16 @@ class GpuIndex:
             features = torch.from_numpy(read(np.arange(first, last))).to(self.devices[number % len(self.devices)])
             lengths = [features[n : n + BLOCK].float().square_().sum(1) for n in range(0, last - first, BLOCK)]
             self._chunks.append(_Chunk(first, last, features, torch.cat(lengths)))
-        self._halves = bool(self._chunks) and all(map(_multiplies, self._chunks[: len(self.devices)]))
+        self._half_products = bool(self._chunks) and all(map(_multiplies_half, self._chunks[: len(self.devices)]))
 
     def scan(
         self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]] | None:
-        """The `width` permitted rows nearest to each of (nq, D) queries, by float32 arithmetic.
+        """Finds the `width` permitted rows nearest to each of (nq, D) queries, by float32 arithmetic.
 
-        Squared distances (nq, width), ascending, inf where there are none, their rows, and by how much each query's may
-        be wrong (nq,). None where the devices have no memory left for it.
+        Returns squared distances (nq, width), ascending, filled up with inf; their rows (nq, width); and how far each
+        query's distances may be wrong (nq,). Returns None if the devices have too little memory left.
         """
-        import torch
-
         try:
             parts = [self._scan(queries[n : n + QUERIES], width, permitted) for n in range(0, len(queries), QUERIES)]
         except torch.OutOfMemoryError:
@@ -99,25 +102,21 @@ class GpuIndex:
     def _scan(
         self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        import torch
-
-        from simsearch.models.torch.runtime import full_precision
-
         masks = self._masks(permitted)
         best: dict[str, tuple[Any, Any]] = {}
         largest: list[Any] = []
-        with torch.inference_mode(), full_precision(torch.device(self.devices[0])):
-            asked = torch.from_numpy(queries)
-            as_they_are = self._halves and bool((asked.half() == asked).all())
-            copies = {device: (asked.half() if as_they_are else asked).to(device) for device in self.devices}
+        with torch.inference_mode(), runtime.full_precision(torch.device(self.devices[0])):
+            on_host = torch.from_numpy(queries)
+            in_half = self._half_products and bool((on_host.half() == on_host).all())
+            copies = {device: (on_host.half() if in_half else on_host).to(device) for device in self.devices}
             own = {device: copy.float().square().sum(1, keepdim=True) for device, copy in copies.items()}
-            for number, chunk in enumerate(self._chunks):  # devices work at the same time: nothing here waits for one
+            for number, chunk in enumerate(self._chunks):  # no step here waits, so devices work in parallel
                 device = self.devices[number % len(self.devices)]
-                step = chunk.last - chunk.first if as_they_are else BLOCK
+                step = chunk.last - chunk.first if in_half else BLOCK
                 for start in range(0, chunk.last - chunk.first, step):
                     lengths = chunk.lengths[start : start + step]
                     features = chunk.features[start : start + step]
-                    if as_they_are:
+                    if in_half:
                         squared = torch.mm(copies[device], features.T, out_dtype=torch.float32)  # (nq, n)
                     else:
                         squared = copies[device] @ features.float().T
@@ -139,13 +138,11 @@ class GpuIndex:
             farthest = max(float(length) for length in largest)
         with np.errstate(over="ignore"):
             lengths = np.sqrt(np.einsum("nd,nd->n", queries, queries).astype(np.float64))
-            slack = (ROUNDING_HALF if as_they_are else ROUNDING) * (lengths + np.sqrt(farthest)) ** 2
+            slack = (ROUNDING_HALF if in_half else ROUNDING) * (lengths + np.sqrt(farthest)) ** 2
         return distances, np.where(np.isfinite(distances), found, -1), slack
 
     def _masks(self, permitted: NDArray[np.int64] | None) -> list[Any] | None:
-        """For each chunk, which of its rows may be found, on its device; None for all."""
-        import torch
-
+        """Returns for each chunk a boolean mask of the rows that may be found, on its device; None for all rows."""
         if permitted is None:
             return None
         with self._lock:
@@ -158,14 +155,12 @@ class GpuIndex:
             return masks
 
 
-def _multiplies(chunk: _Chunk) -> bool:
-    """Whether float16 rows can be multiplied with results in float32, tried on some of a chunk."""
-    import torch
-
+def _multiplies_half(chunk: _Chunk) -> bool:
+    """Returns True if float16 rows can be multiplied with float32 results, as a trial with some rows shows."""
     x = chunk.features[:64]
     try:
         found = torch.mm(x, x.T, out_dtype=torch.float32)
-    except (RuntimeError, TypeError):  # only GPUs can, by torch 2.8 and later
+    except (RuntimeError, TypeError):  # supported on GPUs only, from torch 2.8
         return False
     errors = (found - x.float() @ x.float().T).abs()
     lengths = chunk.lengths[:64].sqrt()
@@ -175,9 +170,7 @@ def _multiplies(chunk: _Chunk) -> bool:
 def load(
     read: Callable[[NDArray[np.int64]], NDArray[np.float16]], rows: int, devices: Sequence[str], before: GpuIndex | None
 ) -> GpuIndex | None:
-    """The rows in the devices' memory; None if it does not hold them after all."""
-    import torch
-
+    """Loads the rows into the devices' memory; returns None if they do not fit after all."""
     with contextlib.suppress(torch.OutOfMemoryError):
         return GpuIndex(read, rows, devices, before)
     empty_cache()
@@ -185,13 +178,11 @@ def load(
 
 
 def devices_for(device: str, rows: int, dimension: int) -> list[str]:
-    """The GPUs that are to hold so many rows: the one named, or with "cuda" all; none where they do not fit."""
-    import torch
-
+    """Returns the GPUs to hold the rows: the one named, or all for "cuda"; none if the rows do not fit."""
     if not torch.cuda.is_available():
         return []
     names = [device] if ":" in device else [f"cuda:{n}" for n in range(torch.cuda.device_count())]
     chunks = -(-rows // CHUNK)
-    empty_cache()  # what torch keeps for itself counts as taken
+    empty_cache()  # memory that torch has cached would count as used
     each = -(-chunks // len(names)) * min(CHUNK, rows) * (2 * dimension + 4)
     return names if all(torch.cuda.mem_get_info(name)[0] > each + SPARE for name in names) else []

@@ -1,8 +1,8 @@
-"""The options of a search, declared once: the command line, Python, HTTP and the web page all read this table.
+"""The options of a search in one table, which the command line, Python, HTTP and the web page all use.
 
-To add one, declare it in `OPTIONS`, give it a type in `SearchOptions` or `PictureOptions` (a test compares the two),
-and write the code that obeys it: `searcher` for those that choose among items, `query_vectors` for those that change
-the query's vectors. Nothing heavy is imported here, since `simsearch query --help` reads the table too.
+To add an option, declare it in `OPTIONS`, give it a type in `SearchOptions` or `PictureOptions` (a test compares them),
+and implement it: in `searcher` if it selects items, in `query_vectors` if it changes the query's vectors. This module
+imports nothing heavy, since `simsearch query --help` uses the table too.
 """
 
 from __future__ import annotations
@@ -18,24 +18,28 @@ if TYPE_CHECKING:
     from simsearch.storage.filters import Where
 
 Kind = Literal["integer", "number", "flag", "conditions", "box", "images"]
-"""box: x, y, width, height in pixels. images: pictures or items, each with a weight; over HTTP, ids of items."""
+"""box: x, y, width, height in pixels. images: pictures or items with weights; in HTTP requests, ids of items."""
 
 LISTS = ("conditions", "images")
 """The kinds that may be given several times."""
 
 MOST_FEEDBACK = 64
-"""The most items that a request may ask to be similar to, and as many to be unlike."""
+"""Largest number of items in `plus`, and in `minus`, of an HTTP request."""
 
 
 @dataclass(frozen=True)
 class SearchOption:
-    """One option. name: its keyword in Python.
+    """One option.
 
+    name: its keyword in Python.
     help: one sentence for the command line, and for HTTP unless `http_help` is given.
-    minimum: the least value everywhere. most: over HTTP only, the largest value, or the most values of a list.
-    changes_query: applied to the query's vectors, so for pictures and items; the others apply to any search.
-    flags, metavar: on the command line; without flags, `--` and the name. field: over HTTP; without one, the name.
-    checkbox: the label of a flag's checkbox on the web page, which has none otherwise.
+    minimum: the smallest value.
+    most: for HTTP only, the largest value, or the largest number of values of a list.
+    changes_query: True if it changes the query's vectors; it then applies to pictures and items, but not to vectors.
+    flags: on the command line; by default `--` and the name.
+    metavar: the name of its value in the command line's help.
+    field: its name in HTTP requests; by default the name.
+    checkbox: the label of a flag's checkbox on the web page; without one there is no checkbox.
     """
 
     name: str
@@ -147,9 +151,11 @@ OPTIONS = (
 class SearchOptions(TypedDict, total=False):
     """The options of every search, besides the query and k.
 
-    where: conditions on items. max_distance: the farthest match to report. dedup: one match per near-identical group.
-    exact: do not use an approximate structure, even if the index has one. expand: search again by the mean of the
-    query and this many of its first matches; see `feedback.expanded`.
+    where: conditions on items.
+    max_distance: the largest distance of a match.
+    dedup: True for one match per group of near-identical ones.
+    exact: True to never search approximately.
+    expand: the number of first matches to average with the query for a second search; see `feedback.expanded`.
     """
 
     where: Where | None
@@ -162,8 +168,10 @@ class SearchOptions(TypedDict, total=False):
 class PictureOptions(SearchOptions, total=False):
     """The options of a search by pictures or items.
 
-    crop: (x, y, width, height) of the upright query. flip: a mirrored picture counts as the same.
-    plus, minus: more pictures to be like and unlike, each alone or as (picture, weight); an int is an item's id.
+    crop: (x, y, width, height), the part of the upright picture to search by, in pixels.
+    flip: True to treat a mirrored picture as the same.
+    plus, minus: more pictures that matches should be like or unlike, each alone or as (picture, weight); an int is an
+    item's id.
     """
 
     crop: tuple[int, int, int, int] | None
@@ -173,14 +181,14 @@ class PictureOptions(SearchOptions, total=False):
 
 
 def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
-    """Raises UsageError for an option that a search does not have, or that a search by a vector does not have."""
+    """Raises UsageError for an unknown option, or one that a search by a vector does not have."""
     known = {option.name for option in OPTIONS if option.name != "k" and not (by_vector and option.changes_query)}
     if unknown := sorted(set(given) - known):
         raise UsageError(f"a search has no option {unknown[0]!r}")
 
 
 def split(given: Mapping[str, Any]) -> tuple[SearchOptions, dict[str, Any]]:
-    """Options by name as those for the searcher, and those that change the query's vectors. Raises UsageError."""
+    """Splits options into those of the searcher and those that change the query's vectors. Raises UsageError."""
     check_names(given)
     changing = {option.name for option in OPTIONS if option.changes_query}
     search = {name: value for name, value in given.items() if name not in changing}

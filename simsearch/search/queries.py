@@ -1,4 +1,4 @@
-"""What a search can be made by, as a caller gives it and as it is when read and decoded."""
+"""The forms of a query: as a caller gives it, and read and decoded."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ Box = tuple[int, int, int, int]
 
 
 class OutdatedQueryError(SimsearchError):
-    """Another index has taken the place of the one that a query was prepared for: prepare it again."""
+    """A query was prepared for an index that has been replaced since; it must be prepared again."""
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
     """One picture, item or vector, whose features can be looked up or computed without reading a file.
 
-    item: the id, if it was given by one. digest: SHA-256 of the file, of an item's as indexed; empty if not known.
-    pixels, mirrored: (S, S, 3) uint8 from `preprocessing.pixels`, of the picture and, if wanted, of its mirror image.
-    whole: False for a part of a picture. weights_sha256: of the model that the pixels are for.
+    item: the id, if the query is an item.
+    digest: SHA-256 of the file (of an item's file, as indexed); empty if not known.
+    pixels: (S, S, 3) uint8 from `preprocessing.pixels`.
+    mirrored: the same of the mirror image, if that is wanted too.
+    whole: False for a part of a picture.
+    weights_sha256: of the model that the pixels are for.
     vector: (D,) float32, in place of a picture.
     """
 
@@ -46,7 +49,7 @@ class PreparedImage:
 
 @dataclass(frozen=True, eq=False)
 class PreparedQuery:
-    """An image to search by, and those to be like (`plus`) and unlike (`minus`), each with its weight."""
+    """An image to search by, and those that matches should be like (`plus`) and unlike (`minus`), with weights."""
 
     image: PreparedImage
     plus: tuple[PreparedImage, ...] = ()
@@ -56,22 +59,22 @@ class PreparedQuery:
 
     @property
     def variants(self) -> int:
-        """The number v of its vectors: one more for the mirror image."""
+        """The number of its vectors, v: 2 with a mirror image, else 1."""
         return 1 if self.image.mirrored is None else 2
 
     @property
     def left_out(self) -> tuple[int, ...]:
-        """The ids of the items that are no answers: those it was made from, but for `minus`."""
+        """The ids of items that cannot be matches: the query itself and `plus`."""
         return tuple(image.item for image in (self.image, *self.plus) if image.item is not None)
 
 
 def is_id(value: Any) -> bool:
-    """True for a whole number, which stands for an item."""
+    """Returns True for a whole number, which is the id of an item."""
     return isinstance(value, int | np.integer)
 
 
 def as_list(pictures: Any) -> list[Any]:
-    """One picture or several as a list; a string, bytes, a file or an array is one, as is (picture, weight)."""
+    """Returns one picture or several as a list. A string, bytes, file, array or (picture, weight) is one picture."""
     if isinstance(pictures, tuple) and len(pictures) == 2 and isinstance(pictures[1], float):
         return [pictures]
     kinds = str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray
@@ -79,20 +82,37 @@ def as_list(pictures: Any) -> list[Any]:
     return [pictures] if single else list(pictures)
 
 
-def as_numbers(values: Any, what: str) -> NDArray[np.float32]:
-    """Anything made of numbers as float32; what float32 cannot hold is infinite. Raises UsageError."""
+def _as_numbers(values: Any, subject: str) -> NDArray[np.float32]:
+    """Converts numbers to float32; those too large for it become infinite. Raises UsageError, "`subject` not …"."""
     try:
         with np.errstate(over="ignore"):
             return np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{what} not made of numbers: {error}") from error
+        raise UsageError(f"{subject} not made of numbers: {error}") from error
 
 
 def as_vector(values: Any, dimension: int) -> NDArray[np.float32]:
-    """Finite (dimension,) float32 features. Raises UsageError."""
-    vector = as_numbers(values, "the vector is").reshape(-1)
+    """Converts one vector to finite (dimension,) float32. Raises UsageError."""
+    vector = _as_numbers(values, "the vector is").reshape(-1)
     if vector.shape != (dimension,):
         raise UsageError(f"the vector has {vector.size} dimensions, the index {dimension}")
     if not np.isfinite(vector).all():
         raise UsageError("the vector has values that are not finite")
     return vector
+
+
+def as_vectors(values: Any, dimension: int) -> NDArray[np.float32]:
+    """Converts vectors to finite, contiguous (n, dimension) float32. Raises UsageError."""
+    vectors = _as_numbers(values, "the vectors are")
+    if vectors.ndim != 2 or vectors.shape[1] != dimension:
+        raise UsageError(f"the vectors have shape {vectors.shape}, the index {dimension} dimensions")
+    if not np.isfinite(vectors).all():
+        raise UsageError("the vectors have values that are not finite")
+    return np.ascontiguousarray(vectors)
+
+
+def as_variants(values: Any, dimension: int) -> NDArray[np.float32]:
+    """Converts (n, D) vectors or (n, v, D), n queries in v variants each, to (n, v, D) float32. Raises UsageError."""
+    vectors = _as_numbers(values, "the vectors are")
+    flat = as_vectors(vectors.reshape(-1, vectors.shape[-1]) if vectors.ndim == 3 else vectors, dimension)
+    return flat.reshape(len(vectors), vectors.shape[1] if vectors.ndim == 3 else 1, dimension)

@@ -1,8 +1,8 @@
-"""From queries to vectors: the one way from ids, paths, bytes, arrays, crops, flips, plus and minus to (v, D) features.
+"""Query vectors: from ids, paths, bytes, arrays, crops, flips, plus and minus to (v, D) features.
 
-Preparing reads and decodes, in as many threads as one likes; resolving looks up the features that the index has and
-computes all others in one batch. `Engine.search_many` does both at once; the HTTP service prepares in the threads of
-its requests and resolves in its batches.
+Preparing reads and decodes, in any number of threads. Resolving looks up the features that the index has and computes
+the others in one batch. `Engine.search_many` does both; the HTTP service prepares in the threads of its requests and
+resolves in its batches.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DECODING_BYTES = 768 << 20
-"""Memory for images that are being decoded at the same time; a larger one is decoded alone."""
+"""Memory for the images that are decoded at the same time; a larger image is decoded alone."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """An image file in memory. name: for messages. digest, item: as in `PreparedImage`."""
+    """An image file in memory. name: for error messages. digest, item: as in `PreparedImage`."""
 
     data: bytes
     name: str
@@ -55,10 +55,15 @@ class _File:
 
 
 class QueryResolver:
-    """Makes query vectors over one snapshot of an index.
+    """Makes query vectors over one snapshot of an index. Safe for many threads.
 
-    compute: a sequence of (S, S, 3) uint8 -> (n, D) float32 features, rounded as the index keeps them.
-    max_pixels: the largest picture to decode. names_in_errors: whether an ImageError begins with the picture's name.
+    reader: the snapshot.
+    sources: the index's sources by number.
+    recipe: the preprocessing of the index's model.
+    weights_sha256: of the index's model.
+    compute: takes n arrays (S, S, 3) uint8 and returns (n, D) float32 features, rounded to float16 as in the index.
+    max_pixels: the number of pixels of the largest picture to decode.
+    names_in_errors: True to begin an ImageError with the picture's name.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class QueryResolver:
     ) -> None:
         self.reader, self.sources, self.recipe, self.weights_sha256 = reader, sources, recipe, weights_sha256
         self.compute, self.max_pixels, self.names_in_errors = compute, max_pixels, names_in_errors
-        self._lock = threading.Lock()  # the reader is asked by the threads that prepare
+        self._lock = threading.Lock()  # the threads that prepare share the reader
 
     @property
     def dimension(self) -> int:
@@ -86,7 +91,7 @@ class QueryResolver:
     def prepare(
         self, picture: Picture | int, *, crop: Box | None = None, flip: bool = False, plus: Any = (), minus: Any = ()
     ) -> PreparedQuery:
-        """Reads and decodes one query, for this resolver or that of a later snapshot.
+        """Reads and decodes one query, for this resolver or one of a later snapshot.
 
         The options are those of `options.PictureOptions`. Raises ImageError, ItemNotFoundError, UsageError.
         """
@@ -101,9 +106,9 @@ class QueryResolver:
         plus: Any = (),
         minus: Any = (),
     ) -> list[PreparedQuery]:
-        """`prepare` for several pictures, in threads, and for this resolver only.
+        """Prepares several pictures in threads, for this resolver only.
 
-        A file whose features the index has is not decoded, unless a part of it or its mirror image is wanted.
+        Unlike `prepare`, does not decode a file whose features the index has, unless a crop or flip needs its pixels.
         """
         examples = self._examples(plus, minus, decode_known=False)
         return [PreparedQuery(image, *examples) for image in self._images(pictures, crop, flip)]
@@ -111,13 +116,13 @@ class QueryResolver:
     def prepare_vector(
         self, vector: Any, *, crop: Box | None = None, flip: bool = False, plus: Any = (), minus: Any = ()
     ) -> PreparedQuery:
-        """A query by (D,) features. Raises UsageError, also for a crop or a flip."""
+        """Prepares a query by (D,) features. Raises UsageError, also for a crop or a flip."""
         if crop is not None or flip:
             raise UsageError(f"a vector cannot be {'mirrored' if crop is None else 'cropped'}")
         return PreparedQuery(PreparedImage(vector=as_vector(vector, self.dimension)), *self._examples(plus, minus))
 
     def _examples(self, plus: Any, minus: Any, *, decode_known: bool = True) -> tuple[Any, ...]:
-        """The last four fields of a `PreparedQuery`."""
+        """Prepares `plus` and `minus`, and returns the last four fields of a `PreparedQuery`."""
         wanted, wanted_weights = weighted(as_list(plus))
         unwanted, unwanted_weights = weighted(as_list(minus))
         prepared = self._images([*wanted, *unwanted], decode_known=decode_known)
@@ -136,7 +141,7 @@ class QueryResolver:
         *,
         decode_known: bool = False,
     ) -> list[PreparedImage]:
-        """Each picture prepared, in order; in threads where there are several."""
+        """Prepares pictures, several of them in threads, and returns them in order."""
         budget = MemoryBudget(DECODING_BYTES)
 
         def prepare(picture: Picture | int) -> PreparedImage:
@@ -163,7 +168,7 @@ class QueryResolver:
         decode_known: bool = True,
         budget: MemoryBudget | None = None,
     ) -> PreparedImage:
-        """Reads one picture or item, and decodes it if its features may have to be computed."""
+        """Reads one picture or item, and decodes it if its features may need computing."""
         unchanged = crop is None and not flip
         if is_id(picture) and unchanged:
             return PreparedImage(item=int(picture))  # type: ignore[arg-type]
@@ -219,10 +224,10 @@ class QueryResolver:
     # -- resolving
 
     def resolve(self, queries: Sequence[PreparedQuery]) -> list[NDArray[np.float32] | SimsearchError]:
-        """The (v, D) features of each query, or why it has none; the missing ones are computed in one batch.
+        """Returns the (v, D) features of each query, or its error; computes missing features in one batch.
 
-        An error of a single query is OutdatedQueryError, if what it was prepared for has changed, or
-        ItemNotFoundError. Raises what `compute` raises, which concerns all queries.
+        A query's error is ItemNotFoundError, or OutdatedQueryError if the index has changed since it was prepared.
+        Errors of `compute` are raised, since they concern all queries.
         """
         found: dict[int, list[NDArray[np.float32]]] = {}
         failed: dict[int, SimsearchError] = {}
@@ -245,25 +250,39 @@ class QueryResolver:
                 found[key].append(row)
         return [self._blended(query, found, failed) for query in queries]
 
-    def _known(self, image: PreparedImage) -> NDArray[np.float32] | None:
-        """The features that need not be computed: a vector's, or those that the index has of an item or a file.
+    def resolve_all(self, queries: Sequence[PreparedQuery]) -> NDArray[np.float32]:
+        """Returns the (n, v, D) features of n queries with the same v. Raises the first error of a query."""
+        vectors = self.resolve(queries)
+        for each in vectors:
+            if isinstance(each, SimsearchError):
+                raise each
+        return np.array(vectors, np.float32).reshape(
+            len(queries), queries[0].variants if queries else 1, self.dimension
+        )
 
-        Raises OutdatedQueryError if others must be, and the image was prepared for another index.
+    def rows_left_out(self, queries: Sequence[PreparedQuery]) -> list[list[int]]:
+        """Returns for each query the feature rows of the items that cannot be its matches."""
+        return [[self.reader.item(number).row for number in query.left_out] for query in queries]
+
+    def _known(self, image: PreparedImage) -> NDArray[np.float32] | None:
+        """Returns the features of a vector query, or those that the index has of an item or file; else None.
+
+        Raises OutdatedQueryError if features must be computed and the image was prepared for another index.
         """
         if image.vector is not None:
             if image.vector.shape != (self.dimension,):
-                raise OutdatedQueryError("the index was replaced by one of another dimension")
+                raise OutdatedQueryError("the index was replaced by one with another dimension")
             return image.vector
         item = None if image.item is None else self.reader.item(image.item)
         if item is not None and image.digest and item.digest != image.digest:
-            raise OutdatedQueryError("the item is another one by now")
+            raise OutdatedQueryError("the item has changed since")
         row = None
         if image.whole:
             row = item.row if item is not None else self.reader.row_of(image.digest) if image.digest else None
         if row is None and image.pixels is None:
-            raise OutdatedQueryError("the index has no such features any more")
+            raise OutdatedQueryError("the index no longer has the features")
         if (row is None or image.mirrored is not None) and image.weights_sha256 != self.weights_sha256:
-            raise OutdatedQueryError("the index was replaced by one of another model")
+            raise OutdatedQueryError("the index was replaced by one with another model")
         return None if row is None else self.reader.shards.read(np.array([row]))[0].astype(np.float32)
 
     def _blended(
@@ -272,7 +291,7 @@ class QueryResolver:
         found: Mapping[int, list[NDArray[np.float32]]],
         failed: Mapping[int, SimsearchError],
     ) -> NDArray[np.float32] | SimsearchError:
-        """A query's own vectors, each moved towards `plus` and away from `minus`."""
+        """Returns a query's own vectors, each moved towards `plus` and away from `minus`; or its error."""
         for image in (query.image, *query.plus, *query.minus):
             if id(image) in failed:
                 return failed[id(image)]
@@ -288,11 +307,11 @@ class QueryResolver:
 
 
 def _picture_file(picture: Any, whole: bool) -> _File:
-    """The file of a picture given by path, bytes or an open file; with its digest if all of it is wanted."""
+    """Reads a picture given as a path, bytes or an open file; computes its digest only for a whole picture."""
     data, name = resolve.read_picture(picture)
     return _File(data, name, hashlib.sha256(data).digest() if whole else b"")
 
 
 def _thread_safe(picture: Any) -> bool:
-    """False for what a caller may have given twice and cannot be read by two threads at a time."""
+    """Returns False for objects that two threads cannot read at once, since a caller may give one twice."""
     return not isinstance(picture, Image.Image | np.ndarray) and not hasattr(picture, "read")

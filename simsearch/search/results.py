@@ -9,7 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Match:
-    """An item at a distance. rank counts from 1; path opens as printed; see `calibration` for similarity."""
+    """An item found by a search.
+
+    rank: from 1.
+    path: where the image is now, as it can be opened.
+    distance: Euclidean.
+    similarity: in [0, 1]; see `similarity`.
+    """
 
     rank: int
     id: int
@@ -23,14 +29,14 @@ class Match:
 
 
 class Matches(list[Match]):
-    """The matches of one query, nearest first. exact: whether no item can have been missed."""
+    """The matches of one query, nearest first. exact: True if no item can have been missed."""
 
     exact: bool = True
 
 
 @dataclass(frozen=True)
 class QueryResult:
-    """One query and its matches. took_ms: wall-clock milliseconds, its share of the batch it was answered in."""
+    """One query and its matches. took_ms: wall-clock milliseconds; in a batch, the batch's time divided equally."""
 
     query: str
     model: str
@@ -39,7 +45,7 @@ class QueryResult:
     matches: Sequence[Match]
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object of the contract."""
+        """Returns plain JSON values, as `simsearch query --format json` prints them."""
         matches = [
             {
                 "rank": match.rank,

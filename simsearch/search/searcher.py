@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,18 +23,21 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 NEAR_IDENTICAL = 0.25
-"""With `dedup`, matches nearer to each other than this share of the median random pair count as one picture.
+"""With `dedup`, matches closer to each other than this fraction of the median random distance count as one picture.
 
 Measured with the shipped `alexnet` on 100 of its training images: of copies saved as JPEG at quality 50, scaled to
-75 %, cropped by 5 % or brightened by 10 %, nine in ten are nearer than 0.23; different images are all beyond 0.47.
+75 %, cropped by 5 % or brightened by 10 %, nine in ten are below 0.23; different images are all above 0.47.
 """
 
 
 @dataclass(frozen=True)
-class Search:
-    """The means of a search. table: the quantiles of random distances that calibrate similarity.
+class Searcher:
+    """Searches one snapshot of an index.
 
-    structure: names candidates, unless an exact search is asked for; None: all searches are exact.
+    reader, snapshot: the items and their features.
+    shards: reads features by row.
+    table: quantiles of the distances of random pairs, which calibrate similarity; see `similarity.quantiles`.
+    structure: an approximate search, used unless an exact one is asked for; None if all searches are exact.
     """
 
     reader: ItemReader
@@ -43,32 +46,31 @@ class Search:
     table: Sequence[float]
     structure: ApproximateSearch | None = None
 
-    def answers(
+    def search(
         self,
         queries: NDArray[np.float32],
         k: int,
         left_out: Sequence[Sequence[int]],
         options: SearchOptions,
     ) -> list[Matches]:
-        """Searches by (nq, v, D) queries, each in v variants of which the nearest counts, without the rows left out."""
-        k = counted(k)
-        farthest = options.get("max_distance")
-        if farthest is not None and not isinstance(farthest, int | float | np.number):
-            raise UsageError(f"the largest distance is {farthest!r}, not a number")
-        if farthest is not None and not farthest >= 0:
-            raise UsageError(f"the largest distance is {farthest}, but distances are not negative")
+        """Returns the k matches of each of (nq, v, D) queries: v variants, of which the nearest counts.
+
+        left_out: for each query, the rows that cannot be matches.
+        Raises UsageError for unusable options.
+        """
+        k = checked_k(k)
+        farthest = _checked_distance(options.get("max_distance"))
         answers = [Matches() for _ in queries]
         if expand := options.get("expand"):
             queries = self._expanded(queries, left_out, expand, options, answers)
-        wanted = conditions(options.get("where"))
-        permitted = self.reader.rows(wanted) if wanted else self.snapshot.live
+        permitted = self._permitted(options.get("where"))
         available = self.snapshot.flat.rows if permitted is None else len(permitted)
         pending = list(range(len(queries)))
         width = k + max((len(rows) for rows in left_out), default=0)
         while pending:
             flat = queries[pending].reshape(-1, self.shards.dimension)
             exact = bool(options.get("exact")) or not self._approximate(width, permitted)
-            found = self._near(flat, width, permitted, exact)
+            found = self._candidates(flat, width, permitted, exact)
             unfinished = []
             for place, number in enumerate(pending):
                 answers[number].exact &= exact
@@ -88,22 +90,21 @@ class Search:
                     unfinished.append(number)
                     continue
                 kept = [(d, row) for d, row in order[:k] if farthest is None or d <= farthest]
-                near_as = similarity.similarities([distance for distance, _ in kept], self.table)
-                answers[number].extend(
-                    self._match(n, distance, share, items[row])
-                    for n, ((distance, row), share) in enumerate(zip(kept, near_as, strict=True), 1)
-                )
+                answers[number].extend(self._matches(kept, items))
+            # Too few matches are left after merging variants and dropping duplicates: ask for more candidates.
             pending, width = unfinished, min(available, 4 * width)
         return answers
 
     def neighbours(
         self, queries: NDArray[np.float32], k: int, where: Where | None, exact: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The ids of the k items nearest to each of (nq, D) queries, and their distances; -1 and inf fill up."""
-        k = counted(k)
-        wanted = conditions(where)
-        permitted = self.reader.rows(wanted) if wanted else self.snapshot.live
-        found = self._near(queries, k, permitted, exact or not self._approximate(k, permitted))
+        """Returns the ids of the k items nearest to each of (nq, D) queries and their distances, both (nq, k).
+
+        If there are fewer than k, -1 and inf fill the rest.
+        """
+        k = checked_k(k)
+        permitted = self._permitted(where)
+        found = self._candidates(queries, k, permitted, exact or not self._approximate(k, permitted))
         known = self.reader.ids_at(np.unique(np.concatenate([each.rows for each in found]))) if found else {}
         ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
         for number, near in enumerate(found):
@@ -112,16 +113,21 @@ class Search:
             ids[number, : len(order)], distances[number, : len(order)] = named[order], near.distances[order]
         return ids, distances
 
-    def _near(
+    def _permitted(self, where: Where | None) -> NDArray[np.int64] | None:
+        """Returns the rows that may be found; None for all."""
+        wanted = conditions(where)
+        return self.reader.rows(wanted) if wanted else self.snapshot.live
+
+    def _candidates(
         self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None, exact: bool
     ) -> list[Neighbours]:
-        """The rows nearest to (nq, D) queries; by the structure unless `exact`."""
+        """Returns the rows nearest to each of (nq, D) queries, found by the structure unless `exact`."""
         if self.structure is None or exact:
             return self.snapshot.flat.search(queries, k, permitted)
         return self.structure.search(self.snapshot.flat, queries, k, permitted)
 
     def _approximate(self, k: int, permitted: NDArray[np.int64] | None) -> bool:
-        return self.structure is not None and self.structure.serves(self.snapshot.flat, k, permitted)
+        return self.structure is not None and self.structure.can_answer(self.snapshot.flat, k, permitted)
 
     def _expanded(
         self,
@@ -131,15 +137,15 @@ class Search:
         options: SearchOptions,
         answers: list[Matches],
     ) -> NDArray[np.float32]:
-        """The (nq, v, D) queries to search by instead; the same matches are added to each variant of a query.
+        """Returns (nq, v, D) queries averaged with their first matches, the same ones for each variant of a query.
 
-        answers: those to come, which are not exact where their query was not expanded by an exact search.
+        answers: of each query; `exact` becomes False if the query's first matches come from an approximate search.
         """
         if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
-            raise UsageError(f"a query cannot be expanded by {count!r} matches", hint="a whole number from 1 on")
+            raise UsageError(f"a query cannot be expanded by {count!r} matches", hint="give a whole number from 1")
         first: SearchOptions = {"where": options.get("where"), "exact": bool(options.get("exact"))}
         results = []
-        found = self.answers(queries, count, left_out, first)
+        found = self.search(queries, count, left_out, first)
         for query, matches, answer in zip(queries, found, answers, strict=True):
             answer.exact = matches.exact
             rows = np.array([self.reader.item(match.id).row for match in matches], np.int64)
@@ -147,12 +153,16 @@ class Search:
             results.append([expanded(variant, near) for variant in query])
         return np.array(results, np.float32)
 
-    def _match(self, rank: int, distance: float, similarity: float, item: Item) -> Match:
-        path = self.snapshot.sources[item.source].display(item.path)
-        return Match(rank, item.id, path, item.label, distance, similarity, item.metadata, item.path)
+    def _matches(self, order: Sequence[tuple[float, int]], items: Mapping[int, Item]) -> Iterator[Match]:
+        """Yields the matches for (distance, row) pairs, nearest first. items: by row."""
+        shares = similarity.similarities([distance for distance, _ in order], self.table)
+        for rank, ((distance, row), share) in enumerate(zip(order, shares, strict=True), 1):
+            item = items[row]
+            path = self.snapshot.sources[item.source].display(item.path)
+            yield Match(rank, item.id, path, item.label, distance, share, item.metadata, item.path)
 
     def _distinct(self, order: list[tuple[float, int]], items: dict[int, Item], k: int) -> list[tuple[float, int]]:
-        """Drops what is near-identical to a better match, until k are left."""
+        """Returns the first k (distance, row) pairs that are not near-identical to an earlier one."""
         same = NEAR_IDENTICAL * similarity.median(self.table)
         kept: list[tuple[float, int]] = []
         vectors: list[NDArray[np.float32]] = []
@@ -169,20 +179,29 @@ class Search:
         return kept
 
 
-def counted(k: int) -> int:
-    """A number of matches to ask for. Raises UsageError."""
+def _checked_distance(farthest: float | None) -> float | None:
+    """Checks the largest distance of a match. Raises UsageError."""
+    if farthest is not None and not isinstance(farthest, int | float | np.number):
+        raise UsageError(f"the largest distance is {farthest!r}, not a number")
+    if farthest is not None and not farthest >= 0:
+        raise UsageError(f"the largest distance is {farthest}, but distances are not negative")
+    return farthest
+
+
+def checked_k(k: int) -> int:
+    """Checks a number of matches. Raises UsageError."""
     if not isinstance(k, int | np.integer) or isinstance(k, bool):
         raise UsageError(f"k is {k!r}, not a whole number")
     if k < 1:
-        raise UsageError(f"k is {k}, but at least one match must be asked for")
+        raise UsageError(f"k is {k}, but must be at least 1")
     return int(k)
 
 
 def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: bool) -> Neighbours:
-    """For each row but those left out, the nearest of several variants of a query.
+    """Merges the neighbours of a query's variants: each row at its smallest distance, without the rows left out.
 
-    complete: whether each variant lists all rows. If not, a row beyond the end of some variant's list may be nearer to
-    that variant than is known here, so what lies farther than the shortest list reaches is dropped.
+    complete: True if each variant lists all rows. Otherwise a row beyond the end of some variant's list may be nearer
+    to that variant than its known distance, so rows farther than the end of the shortest list are dropped.
     """
     if len(variants) == 1:
         near = variants[0]

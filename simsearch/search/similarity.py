@@ -1,7 +1,7 @@
-"""From distances to similarities: how unusual is it for two images to be as near as this?
+"""Similarities from distances: the fraction of random pairs of images that are farther apart.
 
-The similarity of a match is the share of random pairs of images that are farther apart. It needs no scale of its own
-and means the same for every model: 0.5 is what two random images have, 0.99 is nearer than 99 of 100 random pairs.
+It means the same for every model: two random images have 0.5 on average, and a pair with 0.99 is nearer than 99 of 100
+random pairs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 POINTS = 201
-"""Quantiles kept."""
+"""Number of quantiles."""
 
 ENOUGH = 64
-"""From this many images on, an index's own pairs are used instead of the model's."""
+"""From this number of images, the quantiles come from the index itself instead of the model."""
 
 
 def quantiles(features: NDArray[np.float16]) -> tuple[float, ...]:
-    """Quantiles of the distances between all pairs of different (n, D) features, ascending; empty for n < 2.
+    """Returns POINTS quantiles of the distances between all pairs of different (n, D) features, ascending.
 
-    The lowest ones, where matches lie, are spaced more closely than the others.
+    They are denser at small distances, where matches are. Empty if fewer than two features differ.
     """
     x = np.unique(features, axis=0).astype(np.float64)
     if len(x) < 2:
@@ -37,18 +37,18 @@ def quantiles(features: NDArray[np.float16]) -> tuple[float, ...]:
 
 
 def similarity(distance: float, table: Sequence[float]) -> float:
-    """The share of random pairs farther apart than `distance`, in [0, 1], by linear interpolation.
+    """Returns the fraction of random pairs farther apart than `distance`, in [0, 1], by linear interpolation.
 
-    Identical features have similarity 1; without a table nothing else can be said, and the rest is 0.
+    table: from `quantiles`. If it is empty, the similarity is 1 for identical features and 0 for others.
     """
     return similarities([distance], table)[0]
 
 
 def similarities(distances: Sequence[float], table: Sequence[float]) -> list[float]:
-    """`similarity` of each distance."""
+    """Returns the `similarity` of each distance."""
     if not table:
         return [1.0 if distance == 0 else 0.0 for distance in distances]
-    # Below the nearest random pair the share falls from 1 to what one pair in the sample amounts to.
+    # From distance 0 to the nearest random pair the fraction falls from 1 to 1 - 1e-6.
     points = np.zeros(len(table) + 1)
     points[1:] = table
     shares = np.ones(len(table) + 1)
@@ -61,7 +61,7 @@ def similarities(distances: Sequence[float], table: Sequence[float]) -> list[flo
 
 
 def median(table: Sequence[float]) -> float:
-    """The median distance of random pairs; 0 without a table."""
+    """Returns the median distance of random pairs; 0 if the table is empty."""
     return float(np.interp(0.5, _shares(len(table)), table)) if table else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Searching an index as it is now: what one generation of it holds, and what is open already used again."""
+"""Snapshots of an index for searching, which are reused until the index changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one generation of the index holds. live: the rows that items own, or None if all do."""
+    """The contents of one generation of the index. live: the rows that items own, ascending; None if all do."""
 
     generation: int
     flat: FlatIndex
@@ -34,9 +34,9 @@ class Snapshot:
 
 
 class Snapshots:
-    """The snapshots of an index for searches on one device: "cpu", "auto" (which scans on the CPU), "cuda", "cuda:N".
+    """Gives the current snapshot of an index, for searches on one device. Safe for many threads.
 
-    Safe for many threads.
+    device: "cpu", "auto" (which scans on the CPU), "cuda" (all GPUs) or "cuda:N".
     """
 
     def __init__(self, index: Index, device: str = "cpu") -> None:
@@ -46,16 +46,16 @@ class Snapshots:
         self._structure: tuple[Any, AnnIndex | None] = (None, None)
 
     def reading(self) -> contextlib.AbstractContextManager[Reader]:
-        """One snapshot of the database, and the feature files that belong to it."""
+        """Opens one snapshot of the database with the feature files that belong to it."""
         return self.index.reading()
 
     def current(self, reader: Reader) -> Snapshot:
-        """The snapshot that belongs to the reader's. Raises DeviceError where a device was named and is not there."""
+        """Returns the snapshot that belongs to the reader. Raises DeviceError if the named device is missing."""
         generation = reader.state("generation")
         with self._lock:
             last = self._last
             if last is not None and last.generation == generation:
-                if self.index.meta.generation < generation:  # who has committed writes meta.json only afterwards
+                if self.index.meta.generation < generation:  # meta.json is written after the commit
                     self.index.refresh()
                 return last
             rows = reader.state("rows")
@@ -67,26 +67,28 @@ class Snapshots:
             return self._last
 
     def structure(self, reader: Reader) -> AnnIndex | None:
-        """The search structure that `tune` chose, loaded on first use; None if there is none, or it is gone."""
-        epoch = reader.epoch()  # of the feature files whose rows it shall name
+        """Returns the approximate search that `tune` chose, loaded on first use; None if there is none."""
+        epoch = reader.epoch()  # of the reader's feature files, since compaction renumbers rows
         with self._lock:
             parameters = self.index.meta.search["parameters"]
             name = parameters.get("folder", "") if isinstance(parameters, dict) else ""
             key = name, epoch, parameters.get("encoded") if name else None
             if self._structure[0] != key:
                 loaded = None
-                with contextlib.suppress(IndexDamagedError, OSError):  # derived data: its loss costs time, not answers
+                with contextlib.suppress(
+                    IndexDamagedError, OSError
+                ):  # derived data: without it searches are exact and slower
                     loaded = binary_codes.load(self.index.derived / Path(name).name, parameters, epoch)
                 self._structure = key, loaded
             return self._structure[1] if name else None
 
     def close(self) -> None:
-        """Forgets what is open."""
+        """Releases the snapshot and the approximate search."""
         with self._lock:
             self._last, self._structure = None, (None, None)
 
     def _flat(self, reader: Reader, rows: int) -> FlatIndex:
-        """All rows for exact search: on GPUs if such a device was named and they fit, else on the CPU."""
+        """Returns all rows for exact search: on GPUs if `device` names them and the rows fit, else on the CPU."""
         if not self.device.startswith("cuda"):
             return FlatIndex(reader.shards, rows)
         runtime.choose_device(self.device)

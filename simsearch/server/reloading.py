@@ -39,10 +39,10 @@ class ReloadableIndex:
 
     def __init__(self, name: str, engine: Engine, reloaded: Callable[[], None] = lambda: None) -> None:
         self.name, self.path, self.reloaded = name, engine.path, reloaded
-        self._identity = engine.identity_now
+        self._identity = engine.opened_index.identity_now
         self._lock = threading.Lock()
         self._opening = threading.Lock()
-        self._lease = _Lease(engine, engine.identity, own=False)
+        self._lease = _Lease(engine, engine.opened_index.identity, own=False)
 
     def run(self, call: Callable[[Engine], T]) -> T:
         """Returns the result of `call` on the engine; calls it again if the index is replaced meanwhile.
@@ -110,7 +110,7 @@ class ReloadableIndex:
             if old.identity == identity:
                 return
             engine = self._open(old.engine)
-            if engine.identity != identity:
+            if engine.opened_index.identity != identity:
                 engine.close()
                 return
             with self._lock:
@@ -124,10 +124,10 @@ class ReloadableIndex:
 
     def _open(self, old: Engine) -> Engine:
         """Opens the index at the path; reuses the loaded model if its weights are the same."""
-        engine = Engine(self.path, device=old.device, roots=old.roots)
+        engine = Engine(self.path, device=old.device, roots=old.opened_index.roots)
         try:
             if engine.meta.weights_sha256 == old.meta.weights_sha256:
-                roots, device = old.roots, old.device
+                roots, device = old.opened_index.roots, old.device
                 engine.close()
                 engine = Engine(self.path, model=old.load_model(), device=device, roots=roots)
             engine.load_model()
@@ -149,7 +149,7 @@ class ReloadableIndex:
         """Returns the number of items and the generation; (0, -1) for a damaged index."""
 
         def read(engine: Engine) -> tuple[int, int]:
-            with engine.store.reading() as reader:
+            with engine.reading() as reader:
                 return reader.count(), reader.state("generation")
 
         try:

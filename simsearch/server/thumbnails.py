@@ -46,7 +46,7 @@ def spread(served: ReloadableIndex, count: int) -> list[int]:
     """Returns the ids of `count` items, spread evenly over the index."""
 
     def read(engine: Engine) -> list[int]:
-        with engine.store.reading() as reader:
+        with engine.reading() as reader:
             found: list[int] = reader.spread(count)
             return found
 

@@ -95,7 +95,7 @@ class ApproximateSearch(Protocol):
         """About the k nearest rows to each of (nq, D) queries, as `VectorSearch.search` gives them."""
         ...
 
-    def serves(self, flat: Any, k: int, permitted: Any) -> bool:
+    def can_answer(self, flat: Any, k: int, permitted: Any) -> bool:
         """True if `search` is approximate for so many rows."""
         ...
 

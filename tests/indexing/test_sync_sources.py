@@ -82,7 +82,7 @@ def test_any_order_of_overlapping_sources(photos: Path, index: Path, colours: Co
             if step % 2:
                 continue
             with api.build([], index, colours) as engine, engine.reading() as reader:
-                opened = engine.opened(reader)
+                opened = engine.opened_index.sources(reader)
                 found = [opened[item.source].display(item.path) for item in reader.items()]
                 assert verify(engine.index).problems == ()
             wanted = {str(f) for f in photos.rglob("*.png") if f in named or named & set(f.parents)}

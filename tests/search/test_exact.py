@@ -207,7 +207,7 @@ def test_vector_errors(tmp_path: Path) -> None:
         for odd in (0, 1.5, True):
             with pytest.raises(UsageError, match=f"k is {odd}"):
                 engine.neighbours(np.zeros((1, 4), np.float32), odd)  # type: ignore[arg-type]
-        with pytest.raises(UsageError, match="left out of 1 searches, but there are 2"):
+        with pytest.raises(UsageError, match="`without` has 1 lists of ids, but there are 2"):
             engine.search_by_vectors(np.zeros((2, 4), np.float32), without=[[1]])
         assert len(engine.neighbours([[0, 0, 0, 0]], 2)[0][0]) == 2  # type: ignore[arg-type]
 

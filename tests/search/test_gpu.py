@@ -155,4 +155,4 @@ def test_wrong_float16_products_are_not_used(filled: Filler, wrong: float, monke
     there, here = on_devices(filled, ["cpu"]), FlatIndex(filled.engine.shards, filled.rows)
     query = np.ones((1, D), np.float32)
     assert there.search(query, 5, None)[0].rows.tolist() == here.search(query, 5, None)[0].rows.tolist()
-    assert there._resident is not None and not there._resident._halves
+    assert there._resident is not None and not there._resident._half_products

@@ -110,8 +110,8 @@ def test_an_index_of_another_model(engine, fresh):
         for image, reason in (
             (PreparedImage(pixels=pixels, weights_sha256="0" * 64), "another model"),
             (PreparedImage(item=1, digest=item.digest, mirrored=pixels, weights_sha256="0" * 64), "another model"),
-            (PreparedImage(item=1, digest=b"x" * 32, pixels=pixels), "another one by now"),
-            (PreparedImage(digest=b"x" * 32), "no such features"),
+            (PreparedImage(item=1, digest=b"x" * 32, pixels=pixels), "item has changed since"),
+            (PreparedImage(digest=b"x" * 32), "no longer has the features"),
             (PreparedImage(vector=np.zeros(7, np.float32)), "another dimension"),
         ):
             error = resolver.resolve([PreparedQuery(image)])[0]

@@ -131,7 +131,7 @@ class _Approximate:
     ) -> list[Neighbours]:
         return flat.candidates(queries, k, permitted)
 
-    def serves(self, flat: _Flat, k: int, permitted: Permitted | None) -> bool:
+    def can_answer(self, flat: _Flat, k: int, permitted: Permitted | None) -> bool:
         return permitted is None or len(permitted) > DIRECT
 
 
