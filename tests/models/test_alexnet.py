@@ -13,6 +13,7 @@ from simsearch.models import load, registry
 from simsearch.models.networks.alexnet import AlexNet, count, local_response_norm
 from simsearch.models.networks.configs import AlexNetConfig
 from simsearch.models.onnx import graphs, runtime
+from simsearch.models.safetensors_header import TensorLocation
 from simsearch.models.torch import runtime as torch_runtime
 
 
@@ -188,10 +189,10 @@ def test_a_recipe_must_fit_the_network(tiny_weights):
 
 
 def test_the_graph_is_a_chain_of_known_operators():
-    stored = graphs.Stored()
+    stored = {}
     names = [f"conv.{i}" for i in (0, 4, 8, 10, 12)] + ["hidden.1", "hidden.4", "classifier"]
     for name in names:
-        stored[f"{name}.weight"] = stored[f"{name}.bias"] = ((1,), 0, 4)
+        stored[f"{name}.weight"] = stored[f"{name}.bias"] = TensorLocation((1,), 0, 4)
     model = graphs.alexnet(AlexNetConfig(), Preprocessing(), stored, "x")
     for operator in (b"Sqrt", b"Conv", b"MaxPool", b"Gemm", b"Flatten"):
         assert operator in model

@@ -252,7 +252,7 @@ def test_calibrating_from_the_command_line(tiny_weights, tmp_path, monkeypatch):
     path, folder = tmp_path / "w.safetensors", tmp_path / "drawn"
     shutil.copy(tiny_weights, path)
     generate.generate(folder, 80)
-    monkeypatch.setattr(int8_calibration, "LEAST", 80)
+    monkeypatch.setattr(int8_calibration, "MIN_IMAGES", 80)
     done = run("models", "-m", path, "--calibrate", folder)
     assert done.exit_code == 0, done.output
     assert "of the six nearest with float32" in done.stdout
@@ -271,7 +271,7 @@ def test_calibrating_from_the_command_line(tiny_weights, tmp_path, monkeypatch):
 
 
 def test_training_readies_its_weights(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(int8_calibration, "LEAST", len(pictures))
+    monkeypatch.setattr(int8_calibration, "MIN_IMAGES", len(pictures))
     path = tmp_path / "w.safetensors"
     arguments: dict[str, Any] = {"num_classes": 2, "image_size": 63, "hidden": 16, "channels": (8, 16, 16, 16, 16)}
     network = build.build_network("alexnet", AlexNetConfig(**arguments))

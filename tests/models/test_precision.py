@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import simsearch
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.models import registry
-from simsearch.models.torch import runtime
+from simsearch.models.torch import precision
 from simsearch.models.torch.runtime import TorchModel, TorchRunner
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def test_gpu_without_room_keeps_first_network(monkeypatch: pytest.MonkeyPatch) -
     runner = TorchRunner(Preprocessing(8, 8), "cpu")
     runner.device = _Cuda()  # type: ignore[assignment]
     assert runner.fastest(network, lambda network: network) == (network, "torch-cuda")
-    assert runner.most is None
+    assert runner.max_batch is None
 
 
 def test_memory_kept_by_torch_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_full_precision_lasts_until_last_thread() -> None:
         states[0] = False
         log.append("out")
 
-    together = runtime._Together(setting)
+    together = precision._SharedContext(setting)
     first_in, first_may_go = threading.Event(), threading.Event()
 
     def first() -> None:
@@ -161,7 +161,7 @@ def test_full_precision_is_set_and_put_back(user: str) -> None:
     code = f"""
 import warnings; warnings.simplefilter("error")
 import torch
-from simsearch.models.torch import runtime as torch_runtime
+from simsearch.models.torch import precision
 b = torch.backends
 if {user!r} == "high": torch.set_float32_matmul_precision("high")
 if {user!r} == "new": b.fp32_precision = "tf32"
@@ -173,7 +173,7 @@ def state():
              b.cuda.matmul.allow_fp16_reduced_precision_reduction, b.cuda.matmul.fp32_precision]
     return found + ([] if {user!r} in ("new", "products") else [torch.get_float32_matmul_precision()])
 before = state()
-with torch_runtime._full(), torch_runtime._full():
+with precision._full(), precision._full():
     assert "tf32" not in state()[2:] and "high" not in state() and not state()[4], state()
     assert not b.cuda.matmul.allow_tf32
     if {user!r} in ("default", "high"):

@@ -218,7 +218,7 @@ def test_gpus_for_several_processes(pics, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(run, "choose_device", lambda name: name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match="2 processes want a GPU each, and there are 1"):
+    with pytest.raises(UsageError, match="2 processes need a GPU each, and there are 1"):
         run.fit(job(pics, tmp_path / "w.safetensors", device="cuda"))
     with pytest.raises(UsageError, match="2 processes cannot share cuda:1"):
         run.fit(job(pics, tmp_path / "w.safetensors", device="cuda:1"))

@@ -20,7 +20,7 @@ def test_colour_statistics_cover_all_pixels():
     assert peak < 3 * pixels.nbytes
     every = pixels.reshape(-1, 3).astype(np.float64)
     np.testing.assert_allclose(found.mean, every.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(found.deviation, every.std(0), rtol=1e-6)
+    np.testing.assert_allclose(found.std, every.std(0), rtol=1e-6)
     axes = found.axes.double().numpy()
     np.testing.assert_allclose(axes @ axes.T, np.cov(every.T), rtol=1e-4, atol=1e-2)
 
