@@ -110,14 +110,12 @@ def train(
                 log(_row(training, world, rate))
             if at_end:
                 _end_epoch(training, world, mixed, colour, validation, log)
-            checks_stop = world.size == 1 or at_end or state.step % STOP_INTERVAL == 0
-            stopping = checks_stop and world.any(stop(), device)
+            stopping = (world.size == 1 or at_end or state.step % STOP_INTERVAL == 0) and world.any(stop(), device)
             if saver.due() or stopping or training.done:
                 saver.save(float(loss))
             if stopping:
-                raise TrainingInterruptedError(
-                    f"stopped at step {state.step:,} of {training.steps:,}", hint="--resume continues"
-                )
+                place = f"step {state.step:,} of {training.steps:,}"
+                raise TrainingInterruptedError(f"stopped at {place}", hint="--resume continues")
     training.apply_average()
     network.eval()
     return state.seconds

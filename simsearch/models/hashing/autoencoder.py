@@ -71,9 +71,8 @@ def train(
     start = time.monotonic()
     x = torch.from_numpy(np.asarray(sample, np.float32))
     mean = x.mean(0)
-    scale = 1 / max(
-        float((x - mean).pow(2).mean().sqrt()), 1e-6
-    )  # one factor for all dimensions, so that distances keep their proportions
+    # One factor for all dimensions, so that distances keep their proportions.
+    scale = 1 / max(float((x - mean).pow(2).mean().sqrt()), 1e-6)
     x = (x - mean) * scale
     sizes = (x.shape[1], *config.hidden, config.bits)
     total = images(config, len(x))

@@ -130,7 +130,7 @@ class LeNet5(Network):
         return hidden
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Returns the discriminative loss (equation 9), the mean of y_label + log(e^-j + sum_i e^-y_i) with y = -logits."""
+        """Returns the loss of equation 9, the mean of y_label + log(e^-j + sum_i e^-y_i) with y = -logits."""
         rubbish = torch.full_like(logits[:, :1], -RUBBISH)
         total = torch.logsumexp(torch.cat([logits, rubbish], 1), 1)
         target = logits.gather(1, labels[:, None]).squeeze(1)

@@ -91,10 +91,10 @@ class OnnxModel(WeightsBackedModel):
     """A network on the CPU in ONNX Runtime, in float32 or, if the weights have ranges, in int8.
 
     The weights are decompressed once per weights file and stored in the cache, from where the runtime maps them into
-    memory. Features are the same to the last bit whatever `few` and `threads` are. Thread-safe.
+    memory. Thread-safe.
 
     few: start faster, without rearranging the weights, but compute more slowly.
-    threads: `lanes` threads will call the model at once, each of which uses a part of the cores.
+    threads: `lanes` threads will call the model at once, each on some of the cores; features do not change by a bit.
     precision: "float32" or "int8". folder: where to store the decompressed weights instead of the cache.
     Raises UsageError if the weights have no ranges for int8, and WeightsError if they cannot be used.
     """
@@ -160,7 +160,7 @@ class OnnxModel(WeightsBackedModel):
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         version = f"v{graphs.VERSION}"
         if self.precision == "int8":
-            if not has_vnni():  # without VNNI, sums of weights of 8 bits could overflow in 16 bits
+            if not has_vnni():  # then sums could overflow in 16 bits; checking for that makes opening slow
                 options.add_session_config_entry("session.x64quantprecision", "1")
             version = f"int8-v{int8.VERSION}"
         with _decompressing(self.name):

@@ -49,7 +49,7 @@ def _ieee() -> Iterator[None]:
     else:
         settings += [(place, "fp32_precision", "ieee") for place in (matmul, cudnn.conv, cudnn.rnn)]
     with contextlib.ExitStack() as restore:
-        if precision not in {None, "highest"}:  # set by the older interface, which must not contradict
+        if precision not in {None, "highest"}:  # the older interface must not contradict the newer one
             restore.callback(torch.set_float32_matmul_precision, precision)
             torch.set_float32_matmul_precision("highest")
         for place, name, value in settings:

@@ -109,7 +109,7 @@ class TorchRunner:
     a batch does not fit into the GPU's memory, it and all later ones are divided into smaller batches.
 
     recipe: the preprocessing, for the normalisation. lanes: the number of threads that should compute at once.
-    max_batch: the largest batch that is known to fit, or None.
+    max_batch: limit of a batch once one did not fit into the memory; None before.
     """
 
     def __init__(self, recipe: Preprocessing, device: str) -> None:

@@ -37,7 +37,7 @@ class TorchvisionModel:
         try:
             network = torchvision.models.get_model(short_name, weights=entry)
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a broken download is a RuntimeError
-            hint = f"the file is {entry.url}; put it into torch's hub cache by hand where there is no network"
+            hint = f"the file is {entry.url}; without a network, put it into torch's hub cache by hand"
             raise UsageError(f"the weights of {name} cannot be fetched: {error}", hint=hint) from error
         self.name = name
         self.weights_sha256 = _digest(network)
