@@ -1,4 +1,4 @@
-"""The network is the paper's, and every way of running it agrees."""
+"""AlexNet is as in the paper, and all engines agree."""
 
 import json
 
@@ -133,7 +133,7 @@ def test_an_unwritable_cache_does_not_matter(tiny_weights, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_a_full_disk_is_said_in_one_line(tiny_weights, tmp_path, monkeypatch, everywhere):
-    """safetensors has an error of its own for it. Where a temporary folder has room, that is used."""
+    """safetensors raises its own error for a full disk; a temporary folder is used if it has space."""
     monkeypatch.setenv("SIMSEARCH_CACHE", str(tmp_path))
     save = safetensors.numpy.save_file
 
@@ -199,7 +199,7 @@ def test_the_graph_is_a_chain_of_known_operators():
 
 
 class TestTorchvision:
-    """torchvision's networks, without their weights, which would have to be downloaded."""
+    """Networks of torchvision with random weights, since the official ones would be downloaded."""
 
     @pytest.fixture(autouse=True)
     def untrained(self, monkeypatch):

@@ -1,4 +1,4 @@
-"""The 8-bit engine: exact sums, near to float32, never mixed with it in an index."""
+"""The int8 engine: exact sums, close to float32, and never mixed with it in an index."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def small(tiny_weights, tmp_path_factory, pictures):
-    """The small random network with ranges, and pixels that are not those of the ranges."""
+    """A small random network with ranges, and pixels other than those of the ranges."""
     path = tmp_path_factory.mktemp("int8") / "small.safetensors"
     shutil.copy(tiny_weights, path)
     recipe = registry.find_weights(str(path)).card.recipe
@@ -55,7 +55,7 @@ def run(*arguments):
 
 
 def test_linear_layers_are_exact_integer_sums(small):
-    """Two products of 255 and 127 overflow 16 bits, in which some instructions add; ONNX Runtime must not use those."""
+    """Two products of 255 and 127 overflow 16 bits; ONNX Runtime must not use instructions that sum in 16 bits."""
     found, pixels = small
     config: Any = found.config
     half = onnx_int8.quantize(config, weights.read_tensors(found.path), found.card.ranges)

@@ -203,7 +203,7 @@ def test_a_library_is_tried_before_it_is_trusted(monkeypatch: pytest.MonkeyPatch
 
 
 def test_torchvision_decodes_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its interface; on the CPU, since that is what is here."""
+    """The same interface, but decoding on the CPU."""
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Stream())
     decode = jpeg_decoder._torchvision(CPU)
     with warnings.catch_warnings():  # those of tests are errors

@@ -66,7 +66,7 @@ def test_gpu_without_room_keeps_first_network(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_memory_kept_by_torch_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a recording that failed; during one it is waited for."""
+    """torch raises after a failed recording. During a recording, the call waits."""
     recording, emptied = threading.Event(), threading.Event()
 
     def refused() -> None:
@@ -95,7 +95,7 @@ def test_memory_kept_by_torch_is_no_error(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("scale", [300.0, 1e-9, float("nan")])
 def test_failing_half_precision_is_not_used(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values that float16 cannot hold, and features that are none."""
+    """Values beyond the range of float16, and features that are NaN."""
     linear = nn.Linear(3 * 64, 8).requires_grad_(False)
     linear.weight.mul_(scale)
     linear.bias.fill_(1e6 if scale == 300 else 0)
@@ -157,7 +157,7 @@ def test_full_precision_lasts_until_last_thread() -> None:
 
 @pytest.mark.parametrize("user", ["default", "high", "new", "convolutions", "products", "both"])
 def test_full_precision_is_set_and_put_back(user: str) -> None:
-    """Whichever of torch's interfaces the program around uses."""
+    """With each of torch's two interfaces in use by the surrounding program."""
     code = f"""
 import warnings; warnings.simplefilter("error")
 import torch

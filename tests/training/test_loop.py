@@ -139,7 +139,7 @@ def test_other_failures_are_not_out_of_memory(data, tmp_path, monkeypatch):
 
 
 def test_nan_weights_are_never_saved(data, tmp_path):
-    """The loss of the step before was one still."""
+    """The loss of the step was still finite."""
     steps = iter(range(1, 100))
     with pytest.raises(TrainingInterruptedError):
         run(data, tmp_path / "c", stop=lambda: next(steps) == 2)

@@ -26,7 +26,7 @@ def test_colour_statistics_cover_all_pixels():
 
 
 def test_decoding_claims_its_space_at_once(pics, tmp_path, monkeypatch):
-    """Or a full disk would kill the process in the middle, by a signal that says nothing."""
+    """Otherwise a full disk would kill the process during training, by a signal without a message."""
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
