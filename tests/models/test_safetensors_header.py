@@ -1,5 +1,7 @@
 """The header of .safetensors files, compared with the safetensors library."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -10,7 +12,7 @@ from simsearch.models.safetensors_header import locate_tensors, pack_header, rea
 
 def test_tensors_are_where_the_header_says(tmp_path):
     path = tmp_path / "x.safetensors"
-    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4, dtype=np.uint8)}
+    tensors: dict[str, Any] = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(4, dtype=np.uint8)}
     safetensors.numpy.save_file(tensors, path, {"note": "é"})
     located, data = locate_tensors(path), path.read_bytes()
     assert set(located) == set(tensors)
