@@ -179,7 +179,7 @@ def main() -> None:
     weights = registry.find_weights(options.model)
     pixels, labels = load(options.source, weights.card.recipe, options.limit)
     made = [runtime.OnnxModel(weights)]
-    if precision.can_quantise(weights):
+    if precision.can_quantize(weights):
         made.append(runtime.OnnxModel(weights, precision="int8"))
     with float32():
         devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)

@@ -127,7 +127,7 @@ def decoding(weights: registry.WeightsFile, folder: Path, device: torch.device, 
     if decoder is None:
         print("decoding: the device does not decode JPEGs")
         return
-    taken = [found for data in files if (found := decoder.takes(data)) is not None]
+    taken = [found for data in files if (found := decoder.accept(data)) is not None]
 
     def there() -> int:
         return sum(x is not None for n in range(0, len(taken), 256) for x in decoder.pixels(taken[n : n + 256]))

@@ -155,7 +155,7 @@ def main() -> None:
     data, _ = training_data.load(found, training_run.recipe_for("convnet4", 32), classes)
     colour = ColourStats.of(data.pixels)
     if options.start == "paper":
-        colour = replace(colour, deviation=torch.ones(3))
+        colour = replace(colour, std=torch.ones(3))
     print(
         f"{len(data):,} images, start {options.start}; batch 128, momentum 0.9, no weight decay, no dropout,"
         f" no augmentation; torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"

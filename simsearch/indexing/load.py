@@ -78,7 +78,7 @@ def load_image(
             digest, size = _hashed(data)
             if digest in known:
                 return LoadedImage(digest, size)
-            if decoder is not None and isinstance(data, bytes) and (taken := decoder.takes(data)) is not None:
+            if decoder is not None and isinstance(data, bytes) and (taken := decoder.accept(data)) is not None:
                 return LoadedImage(digest, size, *taken.header.upright, file=taken)
             needed = decode.decode_memory(data, recipe.resize) if budget is not None else 0
             with budget.hold(needed) if budget is not None else contextlib.nullcontext():

@@ -1,1 +1,1 @@
-"""From pixels to features: networks, runtimes, weights files and descriptors."""
+"""Models turn pixels into features: networks, runtimes, weights files and descriptors."""

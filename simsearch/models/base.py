@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
 
 class Model(Protocol):
-    """What the engine needs of a model; any object with these members will do.
+    """The interface of a model; any object with these members can be used.
 
-    name: how to get it again from `load`. weights_sha256: identifies the weights. dimension: D.
-    engine: what computes, such as "onnxruntime-cpu". distances: see `ModelCard`; may be empty. A model
-    that profits from several threads calling `features` at once has their number as `lanes`; one whose device decodes
-    JPEGs has a `jpeg_decoder.JpegDecoder` as `decoder`.
+    name: `load_model(name)` loads the model again.
+    weights_sha256: identifies the weights. dimension: D. recipe: the preprocessing of images.
+    engine: the software and device that compute, such as "onnxruntime-cpu".
+    distances: quantiles of distances between random images, see `ModelCard`; may be empty.
+
+    Optional members: `lanes`, the number of threads that should call `features` at once; `decoder`, a
+    `jpeg_decoder.JpegDecoder` if the device can decode JPEGs; `layers` and `outputs`, for features of other layers.
     """
 
     @property
@@ -34,5 +37,5 @@ class Model(Protocol):
     def distances(self) -> tuple[float, ...]: ...
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, S, S, 3) uint8 RGB from `preprocessing.pixels` -> (B, D) float32."""
+        """Computes features: (B, S, S, 3) uint8 RGB from `recipe.pixels` -> (B, D) float32."""
         ...

@@ -2,13 +2,13 @@
 
 A trained and pruned tensor becomes three arrays:
 
-- codebook: (2^bits,) float32, entry 0 is zero and the others are the shared values that k-means found (section 3);
-- gaps: the distance from each stored weight to the one before it, a byte each; where it exceeds 255 a filler with
-  index 0 stands in between (section 2, figure 2);
-- indices: each stored weight's place in the codebook, a byte each.
+- codebook: (2^bits,) float32, entry 0 is zero and the others are the shared values found by k-means (section 3);
+- gaps: the number of zeros before each stored weight, one byte each; longer gaps contain fillers, which are stored
+  weights with index 0 (section 2, figure 2);
+- indices: the position of each stored weight in the codebook, one byte each.
 
 Gaps and indices are Huffman-coded by zlib (section 4), which any Python can read. Decoding yields the dense float32
-tensor and allocates no more than the declared shape needs, whatever the streams claim.
+tensor. It allocates no more than the declared shape needs, even if the streams are longer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGEST_TENSOR = 1 << 28
-"""Elements; no layer of a network served here comes near it."""
+"""Largest number of elements of a tensor that is decoded, far more than any layer of these networks has."""
 
 
 class CompressedTensor(NamedTuple):
@@ -39,9 +39,9 @@ class CompressedTensor(NamedTuple):
 
 
 def compress_tensor(weights: NDArray[np.float32], bits: int) -> CompressedTensor:
-    """Shares the non-zero weights among 2^bits - 1 values and packs them.
+    """Replaces the non-zero weights by 2^bits - 1 shared values and packs them.
 
-    weights: any shape; its zeros count as pruned. bits: 1 to 8.
+    weights: any shape; zeros count as pruned. bits: 1 to 8. Raises WeightsError for other bits.
     """
     if not 1 <= bits <= 8:
         raise WeightsError(f"cannot share weights with {bits} bits", hint="1 to 8 bits")
@@ -61,7 +61,7 @@ def compress_tensor(weights: NDArray[np.float32], bits: int) -> CompressedTensor
 
 
 def decompress_tensor(encoded: CompressedTensor) -> NDArray[np.float32]:
-    """The dense float32 tensor of `encoded`. Raises WeightsError if the streams do not fit the shape."""
+    """Returns the dense float32 tensor. Raises WeightsError if the streams do not fit the shape."""
     size = math.prod(encoded.shape)
     if not 0 <= encoded.stored <= size <= LARGEST_TENSOR:
         raise WeightsError(f"a compressed tensor declares {encoded.stored} weights for shape {encoded.shape}")
@@ -76,10 +76,11 @@ def decompress_tensor(encoded: CompressedTensor) -> NDArray[np.float32]:
 
 
 def k_means(values: NDArray[np.float32], k: int, rounds: int = 30) -> NDArray[np.float32]:
-    """The k centres of one-dimensional k-means, ascending, from centres spread evenly over the range.
+    """Returns the centres of one-dimensional k-means, (k,), ascending.
 
-    Even spreading keeps a centre for the rare large weights, which matter most (Han et al., section 3.2). Where there
-    are no more than k different values, as after training with shared weights, they are the centres.
+    The initial centres are evenly spaced over the range, so that the rare large weights, which matter most, keep theirs
+    (Han et al., section 3.2). If there are no more than k distinct values, as after training with shared weights, these
+    are the centres.
     """
     ordered = np.sort(values.astype(np.float64))
     if not len(ordered):
@@ -98,8 +99,11 @@ def k_means(values: NDArray[np.float32], k: int, rounds: int = 30) -> NDArray[np
 
 
 def _huffman(stream: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The shortest of several codings. zlib's memory level sets how long its blocks are: short ones follow a stream
-    whose statistics change along the tensor, long ones spend less on tables."""
+    """Returns the shortest of several encodings of a stream.
+
+    zlib's memory level determines the length of its blocks: short ones adapt to statistics that change along the
+    tensor, long ones spend fewer bytes on tables.
+    """
 
     def coded(level: int) -> bytes:
         packer = zlib.compressobj(9, zlib.DEFLATED, 15, level, zlib.Z_HUFFMAN_ONLY)
@@ -109,6 +113,7 @@ def _huffman(stream: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _unpack(stream: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
+    """Decodes a stream of `length` bytes. Raises WeightsError if it is damaged or of another length."""
     try:
         data = zlib.decompressobj().decompress(stream.tobytes(), length + 1)
     except zlib.error as error:

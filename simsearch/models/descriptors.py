@@ -1,12 +1,12 @@
-"""Other vectors of the same network: named recipes for what an index keeps of an image, instead of plain fc7.
+"""Descriptors: vectors that an index can store of an image instead of the plain features of the last hidden layer.
 
 Pooling: the maxima of each map (Razavian et al. 2014), or those over regions of several sizes, R-MAC (Tolias et al.,
 ICLR 2016). Square roots of activations even out a few strong ones (Jégou et al., PAMI 2012, "power normalisation");
 principal components keep the quality of neural codes in a fraction of their bytes (Babenko et al., ECCV 2014), and
-whitening divides each by its deviation to some power (Jégou & Chum, ECCV 2012). The components are learned without
-labels, from pictures of the index itself when it is made; after that they never change.
+whitening divides each by its standard deviation to some power (Jégou & Chum, ECCV 2012). The components are learned
+without labels from images of the index when it is built, and do not change afterwards.
 
-Letters: B images, D dimension of the network's layer or of a concatenation, d dimension that an index keeps.
+Letters: B images, D dimension of the network's layer or of a concatenation, d dimension stored in the index.
 """
 
 from __future__ import annotations
@@ -27,16 +27,15 @@ if TYPE_CHECKING:
     from simsearch.models.torch.jpeg_decoder import JpegDecoder
 
 REFERENCE = "fc7"
-
-"""The last hidden layer as it is, under Euclidean distance: what every other recipe is compared with."""
+"""Name of the plain features of the last hidden layer, with which all descriptors are compared."""
 
 
 @dataclass(frozen=True)
 class LayerPart:
-    """One layer's share in a descriptor.
+    """The part of a descriptor that comes from one layer.
 
-    layer: "features" (fc7), "fc6" or "conv5". pooling: of conv5, "max" or "rmac". root: square roots of activations.
-    weight: of the part, at unit length, beside the others.
+    layer: "features" (fc7), "fc6" or "conv5". pooling: of conv5, "max" or "rmac". root: take the square root of
+    activations. weight: length of this part before the parts are concatenated.
     """
 
     layer: str = "features"
@@ -47,10 +46,10 @@ class LayerPart:
 
 @dataclass(frozen=True)
 class Descriptor:
-    """A recipe for one vector of unit length.
+    """The definition of a vector of unit length.
 
-    parts: joined end to end. mirror: the mean with the mirror image's vector. dimension: of the principal components
-    kept; 0 keeps the vector. whitening: 0 only rotates, 1 gives all components the same variance.
+    parts: concatenated. mirror: average with the vector of the mirror image. dimension: number of principal components
+    to keep; 0 for no projection. whitening: from 0 (rotation only) to 1 (equal variance of all components).
     """
 
     parts: tuple[LayerPart, ...] = (LayerPart(),)
@@ -60,7 +59,10 @@ class Descriptor:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Descriptor:
-        """Reads what `to_dict` wrote. Raises UsageError for a key of the future, which would change the features."""
+        """Makes a descriptor from what `to_dict` returned.
+
+        Raises UsageError for unknown keys, which would change features.
+        """
         try:
             return cls(**{**values, "parts": tuple(LayerPart(**part) for part in values["parts"])})
         except (KeyError, TypeError) as error:
@@ -69,12 +71,12 @@ class Descriptor:
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns the fields as JSON values."""
         return asdict(self)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """What the network must give out, each once."""
+        """The distinct layers that the network must output."""
         return tuple(dict.fromkeys(part.layer for part in self.parts))
 
 
@@ -89,19 +91,18 @@ DESCRIPTORS: dict[str, Descriptor] = {
     "conv5-max": Descriptor((LayerPart("conv5", "max"),)),
     "conv5-rmac": Descriptor((LayerPart("conv5", "rmac"),)),
 }
-
-"""Recipes by name. `best` retrieves best of those that scripts/bench/descriptors.py compares on training images and on
-pictures of another kind; `fc7-256` is nearly as good at half the computation."""
+"""Descriptors by name. `best` had the best retrieval in scripts/bench/descriptors.py, on training images and on images
+of another kind; `fc7-256` is nearly as good and takes half the computation."""
 
 
 def unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(B, D) rows at length 1; a row of zeros stays one."""
+    """Scales the rows of (B, D) to length 1; rows of zeros stay zero."""
     scaled: NDArray[np.float32] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
     return scaled
 
 
 def r_mac(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(B, C, H, H) to (B, C): the sum of the unit maxima over 1, 4 and 9 overlapping squares."""
+    """Pools (B, C, H, H) to (B, C): the sum of the maxima over 1, 4 and 9 overlapping squares, each at length 1."""
     side, total = maps.shape[2], np.zeros(maps.shape[:2], np.float32)
     for scale in (1, 2, 3):
         size = -(-2 * side // (scale + 1))
@@ -113,7 +114,10 @@ def r_mac(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def describe(descriptor: Descriptor, layers: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The (B, D) vectors of unit length from a network's layers, one view, before any projection."""
+    """Computes (B, D) vectors of unit length from the layers of one view, before mirroring and projection.
+
+    layers: float32 by name, (B, D) or for conv5 (B, C, H, H).
+    """
     joined = []
     for part in descriptor.parts:
         x = layers[part.layer]
@@ -125,44 +129,45 @@ def describe(descriptor: Descriptor, layers: dict[str, NDArray[np.float32]]) -> 
 
 
 class DescriptorModel:
-    """A model whose features are a descriptor's vectors; otherwise the model that it is given, `base`.
+    """Wraps a model so that its features are the vectors of a descriptor.
 
-    projection: what `learn` found, for a descriptor that has a dimension. Raises UsageError where the network does not
-    give out a layer.
+    projection: the learned principal components, for a descriptor with a dimension.
+    Raises UsageError if the network does not output a layer that the descriptor needs.
     """
 
     def __init__(self, base: Model, descriptor: Descriptor, projection: Projection | None = None) -> None:
         self.base, self.descriptor, self.projection = base, descriptor, projection
         self.name, self.weights_sha256, self.engine = base.name, base.weights_sha256, base.engine
         self.distances: tuple[float, ...] = ()
-        given = getattr(base, "layers", ("features",))
+        available = getattr(base, "layers", ("features",))
         for layer in descriptor.layers:
-            if layer not in given:
-                hint = f"it gives out {', '.join(given)}"
+            if layer not in available:
+                hint = f"it has {', '.join(available)}"
                 raise UsageError(f"the network of {base.name} has no layer {layer!r}", hint=hint)
 
     @property
     def few(self) -> bool:
-        """Whether the model was loaded for a handful of images."""
+        """True if the model was loaded for a few images."""
         return bool(getattr(self.base, "few", False))
 
     @property
     def lanes(self) -> int:
-        """How many threads should compute at once."""
+        """Number of threads that should compute at once."""
         return int(getattr(self.base, "lanes", 1))
 
     @property
     def decoder(self) -> JpegDecoder | None:
-        """What decodes JPEGs on the model's device; None where nothing does."""
+        """The JPEG decoder of the model's device; None if it has none."""
         return getattr(self.base, "decoder", None)
 
     @property
     def recipe(self) -> Preprocessing:
+        """The preprocessing of the wrapped model."""
         return self.base.recipe
 
     @property
     def dimension(self) -> int:
-        """d, or where nothing is projected D, for which an image is computed."""
+        """d, or D if there is no projection; for some descriptors this computes one blank image."""
         if self.projection is not None:
             return int(self.projection.axes.shape[1])
         if self.descriptor.layers == ("features",):
@@ -171,7 +176,7 @@ class DescriptorModel:
         return int(self._view(np.zeros((1, side, side, 3), np.uint8)).shape[1])
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, S, S, 3) uint8 RGB from `preprocessing.pixels` -> (B, d) float32 of unit length."""
+        """Computes vectors: (B, S, S, 3) uint8 RGB from `recipe.pixels` -> (B, d) float32 of unit length."""
         x = self._view(pixels)
         if self.descriptor.mirror:
             x = unit(x + self._view(np.ascontiguousarray(pixels[:, :, ::-1])))
@@ -181,12 +186,12 @@ class DescriptorModel:
         names = self.descriptor.layers
         if names == ("features",):
             return describe(self.descriptor, {"features": self.base.features(pixels)})
-        found = self.base.outputs(names, pixels)  # type: ignore[attr-defined]  # a network with layers has outputs
+        found = self.base.outputs(names, pixels)  # type: ignore[attr-defined]  # models with `layers` have `outputs`
         return describe(self.descriptor, dict(zip(names, found, strict=True)))
 
 
 def find(name: str) -> Descriptor | None:
-    """The recipe of that name; None for the reference. Raises UsageError."""
+    """Returns the descriptor of that name; None for `REFERENCE`. Raises UsageError for an unknown name."""
     if name == REFERENCE:
         return None
     if name not in DESCRIPTORS:

@@ -1,4 +1,4 @@
-"""What features are computed in: float32, or int8 where weights and processor are fit for it."""
+"""The choice of precision: float32, or int8 if the weights and the processor are suited to it."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ if TYPE_CHECKING:
     from simsearch.models.registry import WeightsFile
 
 CALIBRATE = "simsearch models --calibrate SOURCE -m FILE measures them, for AlexNet"
+"""Hint for weights without activation ranges."""
 
 ENOUGH = 0.97
-"""From this agreement of int8 with float32 on, int8 is the choice for a new index."""
+"""Lowest agreement of int8 with float32 (`ModelCard.agreement`) at which int8 is used for a new index."""
 
 
-def can_quantise(weights: WeightsFile) -> bool:
-    """Whether the network can run in int8: AlexNet, with ranges in its file."""
+def can_quantize(weights: WeightsFile) -> bool:
+    """Returns true if the network can run in int8: it is AlexNet, and its file has ranges."""
     return weights.card.architecture == "alexnet" and bool(weights.card.ranges)
 
 
 def choose_precision(weights: WeightsFile) -> str:
-    """What a new index is computed in on the CPU: `$SIMSEARCH_PRECISION`, else int8 where it is good and fast.
+    """Returns the precision of a new index on the CPU: `$SIMSEARCH_PRECISION`, or int8 if it is accurate and fast.
 
-    Good is an agreement with float32 of `ENOUGH` on training images; fast is a processor with VNNI, by which it was
-    measured. Raises UsageError for another word.
+    It is accurate enough if it agrees with float32 to `ENOUGH` on training images, and fast on a processor with VNNI.
+    Raises UsageError if the variable has an unknown value.
     """
-    asked = os.environ.get("SIMSEARCH_PRECISION") or "auto"
-    if asked in PRECISIONS:
-        return asked
-    if asked != "auto":
-        raise UsageError(f"SIMSEARCH_PRECISION is {asked!r}", hint=f"auto, {' or '.join(PRECISIONS)}")
-    good = can_quantise(weights) and weights.card.agreement >= ENOUGH
-    return "int8" if good and has_vnni() else "float32"
+    requested = os.environ.get("SIMSEARCH_PRECISION") or "auto"
+    if requested in PRECISIONS:
+        return requested
+    if requested != "auto":
+        raise UsageError(f"SIMSEARCH_PRECISION is {requested!r}", hint=f"auto, {' or '.join(PRECISIONS)}")
+    accurate = can_quantize(weights) and weights.card.agreement >= ENOUGH
+    return "int8" if accurate and has_vnni() else "float32"
 
 
 def has_vnni() -> bool:
-    """Whether the processor multiplies 8-bit integers fast, as far as Linux says."""
+    """Returns true if the processor has instructions for dot products of 8-bit integers, according to /proc/cpuinfo."""
     try:
         text = Path("/proc/cpuinfo").read_text("ascii", "replace")
     except OSError:

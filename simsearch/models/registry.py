@@ -1,7 +1,7 @@
-"""The model registry: names that stand for a network, its weights and its recipe.
+"""The model registry: finds the weights file that a name stands for.
 
-A name is one of `BUILTIN`, or `torchvision/<name>` for a network and the official weights of torchvision, or the path
-of a `.safetensors` file that simsearch wrote. Importing this module imports neither torch nor ONNX Runtime.
+A name is one of `BUILTIN`, or `torchvision/<name>` for a network of torchvision with its official weights, or the path
+of a `.safetensors` file written by simsearch. Importing this module imports neither torch nor ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -19,36 +19,31 @@ from simsearch.models.weights import ModelCard, read_card, sha256, sha256_withou
 DEFAULT = "alexnet-distilled"
 
 TORCHVISION = "torchvision/"
-
-"""Names with this beginning are torchvision's networks."""
+"""Prefix of the names of torchvision's networks."""
 
 FEW = 32
-
-"""Up to this many images are not worth the start of CUDA, nor rearranging the weights for speed."""
+"""For up to this many images, starting CUDA or rearranging the weights takes longer than it saves."""
 
 PRECISIONS = ("float32", "int8")
-
-"""What the features are computed in."""
+"""Arithmetic in which features can be computed."""
 
 BUILTIN: dict[str, str] = {
     "alexnet-distilled": "alexnet-distilled.safetensors",
     "alexnet": "alexnet.safetensors",
 }
-
-"""Names of the weights inside the package, and their files under `simsearch/models/weights_data/`."""
+"""Names of the models in the package, and their files in `simsearch/models/weights_data/`."""
 
 ARCHITECTURES: dict[str, Any] = {
     "alexnet": AlexNetConfig,
     "lenet5": LeNet5Config,
     "convnet4": ConvNet4Config,
 }
-
-"""Networks that a weights file may name, and the configuration of each."""
+"""Architectures that a weights file may name, and the configuration class of each."""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file found by name: where it is, what it says of itself, and its SHA-256."""
+    """A weights file found by name, with the card in its header and the SHA-256 of the file."""
 
     name: str
     path: Path
@@ -57,25 +52,28 @@ class WeightsFile:
 
     @property
     def config(self) -> Config:
-        """The network's configuration. Raises WeightsError where the header's arguments do not fit."""
+        """The network's configuration. Raises WeightsError if the header names an unknown architecture or argument."""
         try:
-            found: Config = ARCHITECTURES[self.card.architecture](**self.card.arguments)
+            config: Config = ARCHITECTURES[self.card.architecture](**self.card.arguments)
         except KeyError:
             known = ", ".join(ARCHITECTURES)
-            raise WeightsError(f"{self.path}: architecture {self.card.architecture!r} is none of {known}") from None
+            raise WeightsError(f"{self.path}: architecture {self.card.architecture!r} is not one of {known}") from None
         except TypeError as error:
             raise WeightsError(f"{self.path}: {error}") from error
-        return found
+        return config
 
 
 def check_device(device: str) -> None:
-    """Raises DeviceError for a word that names no device; whether it is there is seen when a model is loaded."""
+    """Raises DeviceError if `device` is not a device name; it need not exist until a model is loaded."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise DeviceError(f"no device is called {device!r}", hint="auto, cpu, cuda or cuda:N")
 
 
 def find_weights(name: str) -> WeightsFile:
-    """The weights file that `name` stands for (a built-in name or a path). Raises UsageError for anything else."""
+    """Finds the weights file of a built-in name or a path.
+
+    Raises UsageError for an unknown name or a missing file, and WeightsError for a file of another kind.
+    """
     if name in BUILTIN:
         path = Path(__file__).parent / "weights_data" / BUILTIN[name]
     elif name.endswith(".safetensors") or os.sep in name:
@@ -92,12 +90,12 @@ def find_weights(name: str) -> WeightsFile:
 
 
 def precision_of(engine: str) -> str:
-    """What an engine computes in, by its name: one of `PRECISIONS`."""
+    """Returns the precision of an engine, one of `PRECISIONS`, from its name."""
     return "int8" if engine.endswith("-int8") else "float32"
 
 
 def sha256_before_ranges(name: str) -> str | None:
-    """The SHA-256 that a weights file had before its ranges were added; None for what is no weights file."""
+    """Returns the SHA-256 of a weights file before its ranges were added; None if the name has no weights file."""
     try:
         return sha256_without_ranges(find_weights(name).path)
     except (UsageError, WeightsError):
@@ -105,7 +103,7 @@ def sha256_before_ranges(name: str) -> str | None:
 
 
 def same_weights(name: str, first: str, second: str) -> bool:
-    """Whether two SHA-256 are of the same weights, of which one may be from before the ranges of `name` were added."""
+    """Returns true if two SHA-256 are of the same weights, one perhaps from before the ranges of `name` were added."""
     if first == second:
         return True
     before = sha256_before_ranges(name)

@@ -1,8 +1,8 @@
-"""Weights files: `.safetensors` whose header says everything that is needed to use them.
+"""Weights files: `.safetensors` files whose header contains everything needed to use them.
 
 The header's `simsearch` entry is a JSON object: format, architecture, arguments, recipe, classes, description,
 training, metrics, and how compressed tensors are encoded (`simsearch.models.deep_compression`). The header's `ranges`
-entry, for the 8-bit engine, may be added later. Nothing is ever unpickled.
+entry, for the int8 engine, may be added later. No pickled code is ever executed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from simsearch.common.atomic_files import atomic_write
 from simsearch.errors import WeightsError
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.models import deep_compression
+from simsearch.models.safetensors_header import Header, pack_header, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,19 +31,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = 1
-_LARGEST_HEADER = 64 << 20
+"""Version of the header's `simsearch` entry."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a weights file says of itself.
+    """The description of a model in the header of its weights file.
 
-    architecture: a key of `simsearch.models.registry.ARCHITECTURES`; arguments: those of its configuration.
-    training and metrics are free-form summaries, shown by `simsearch models --verbose`.
-    labels: what the classes were called in the training data, where those are not their names (WordNet ids, say).
+    architecture: a key of `simsearch.models.registry.ARCHITECTURES`. arguments: those of its configuration.
+    recipe: the preprocessing of images. classes: names of the classes.
+    training, metrics: free-form summaries, shown by `simsearch models --verbose`.
     distances: quantiles of the distances between random pairs of training images, for `similarity` in small indexes.
-    ranges: the largest activations of training images, by point and channel, for `simsearch.models.onnx.int8`.
-    agreement: the share of their six nearest that int8 and float32 have in common; 0 where it was not measured.
+    labels: the labels of the classes in the training data, which may differ from their names (WordNet ids, for
+    example).
+    ranges: the largest activations on training images, by point, (channels,) each, for `simsearch.models.onnx.int8`.
+    agreement: mean fraction of the six nearest neighbours that int8 and float32 have in common; 0 if not measured.
     """
 
     architecture: str
@@ -60,14 +62,14 @@ class ModelCard:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_card(path: Path) -> ModelCard:
-    """Reads the header alone. Raises WeightsError for a file that is not a simsearch weights file."""
-    header = _header(path)
+    """Reads the card from the header. Raises WeightsError if the file is not a simsearch weights file."""
+    header = _read_entry(path)
     try:
         ranges, agreement = _ranges_from(header["ranges"])
         return ModelCard(
@@ -90,8 +92,8 @@ def read_card(path: Path) -> ModelCard:
 
 
 def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
-    """All tensors, dense, float32, by parameter name."""
-    encoding = _header(path).get("encoding", {})
+    """Reads all tensors: dense float32 arrays by parameter name. Raises WeightsError."""
+    encoding = _read_entry(path).get("encoding", {})
     try:
         raw = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
@@ -109,10 +111,11 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def write(path: Path, card: ModelCard, tensors: Mapping[str, NDArray[np.float32]], bits: Mapping[str, int]) -> None:
-    """Writes a weights file in one atomic step. The card's ranges belong to other tensors; see `add_ranges`.
+    """Writes a weights file atomically, without the card's ranges (see `add_ranges`).
 
+    tensors: float32, by parameter name.
     bits: for each tensor to compress, the bits of its shared weights; the others are stored as float16.
-    Raises UsageError where there is no way to write.
+    Raises UsageError if the file cannot be written.
     """
     stored: dict[str, NDArray[Any]] = {}
     encoding: dict[str, Any] = {}
@@ -142,23 +145,24 @@ def write(path: Path, card: ModelCard, tensors: Mapping[str, NDArray[np.float32]
 
 
 def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement: float = 0.0) -> None:
-    """Writes `ModelCard.ranges` and `agreement` into the header, replacing what is there; the tensors stay as they are.
+    """Writes `ModelCard.ranges` and `agreement` into the header, atomically; the tensors do not change.
 
-    Values are kept in a character each, rounded up by less than a twentieth, and down to a sixteenth of the largest.
+    Each value takes one character: it is rounded up by less than 5 %, and values below a sixteenth of the point's
+    largest are raised to that. Raises WeightsError if the file is not a weights file.
     """
-    _header(path)  # or it is no weights file
-    header, start = _without_ranges(path)
-    beginning = '{"__metadata__":{'
-    if not header.startswith(beginning):  # as other programs write it
-        values = json.loads(header)
-        header = json.dumps({"__metadata__": values.pop("__metadata__"), **values}, separators=(",", ":"))
+    _read_entry(path)  # raises WeightsError if it is not a weights file
+    header = _header_without_ranges(path)
+    text = header.text
+    if not text.startswith(_METADATA):  # written by another program
+        values = header.values()
+        text = json.dumps({"__metadata__": values.pop("__metadata__"), **values}, separators=(",", ":"))
     parts = [f"{agreement:.4f}", *(f"{name} {peak:.4g} {codes}" for name, (peak, codes) in _coded(ranges).items())]
-    header = f"{beginning}{_RANGES}{json.dumps(';'.join(parts))},{header.removeprefix(beginning)}"
+    text = f"{_METADATA}{_RANGES}{json.dumps(';'.join(parts))},{text.removeprefix(_METADATA)}"
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with path.open("rb") as old, partial.open("wb") as new:
-            old.seek(start)
-            new.write(_preamble(header))
+            old.seek(header.start)
+            new.write(pack_header(text))
             shutil.copyfileobj(old, new, 1 << 20)
         os.replace(partial, path)
     finally:
@@ -166,35 +170,36 @@ def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement:
 
 
 def sha256_without_ranges(path: Path) -> str:
-    """The SHA-256 of the file as it was before `add_ranges`: indexes that it made then are as good with it now."""
-    _header(path)
-    header, start = _without_ranges(path)
-    digest = hashlib.sha256(_preamble(header))
+    """Returns the SHA-256 that the file had before `add_ranges`, which older indexes made with these weights record."""
+    _read_entry(path)  # raises WeightsError if it is not a weights file
+    header = _header_without_ranges(path)
+    digest = hashlib.sha256(pack_header(header.text))
     with path.open("rb") as file:
-        file.seek(start)
+        file.seek(header.start)
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
+_METADATA = '{"__metadata__":{'
 _RANGES = '"ranges":'
 _CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _PER_OCTAVE = 16
-"""Steps of a character, within a factor of two."""
+"""Steps within a factor of two."""
 
 
 def _coded(ranges: Mapping[str, NDArray[np.float32]]) -> dict[str, tuple[float, str]]:
-    """For each point the largest value of all and, a character a channel, how far below it the channel's lies."""
+    """Encodes the ranges: for each point its largest value, and one character per channel for the ratio to it."""
     coded = {}
     for name, values in ranges.items():
-        peak = float(f"{float(values.max()) * 1.0005:.4g}") or 1e-6  # rounding must not lower it
+        peak = float(f"{float(values.max()) * 1.0005:.4g}") or 1e-6  # rounding must not reduce it
         below = np.floor(_PER_OCTAVE * np.log2(peak / np.maximum(values, peak * 1e-6)))
         coded[name] = peak, "".join(_CODES[int(code)] for code in np.clip(below, 0, len(_CODES) - 1))
     return coded
 
 
 def _ranges_from(text: str) -> tuple[dict[str, NDArray[np.float32]], float]:
-    """What `add_ranges` wrote. Raises ValueError."""
+    """Decodes the text that `add_ranges` wrote: the ranges and the agreement. Raises ValueError."""
     agreement, *parts = text.split(";") if text else ["0"]
     ranges = {}
     for part in parts:
@@ -206,42 +211,28 @@ def _ranges_from(text: str) -> tuple[dict[str, NDArray[np.float32]], float]:
     return ranges, float(agreement)
 
 
-def _without_ranges(path: Path) -> tuple[str, int]:
-    """The file's header as text, without padding and ranges, and where the tensors begin."""
-    with path.open("rb") as file:
-        size = struct.unpack("<Q", file.read(8))[0]
-        header = file.read(size).decode().rstrip(" ")
-    before, found, after = header.partition('{"__metadata__":{' + _RANGES)
-    if found and not before:
-        _, end = json.JSONDecoder().raw_decode(after)
-        after = after[end:].removeprefix(",")
-        header = '{"__metadata__":{' + after
-    return header, 8 + size
+def _header_without_ranges(path: Path) -> Header:
+    """Reads the header of a file and removes the `ranges` entry that `add_ranges` put first in it."""
+    header = read_header(path)
+    before, found, after = header.text.partition(_METADATA + _RANGES)
+    if not found or before:
+        return header
+    _, end = json.JSONDecoder().raw_decode(after)
+    return header._replace(text=_METADATA + after[end:].removeprefix(","))
 
 
-def _preamble(header: str) -> bytes:
-    """What a .safetensors file begins with: the header's length, and the header padded to a multiple of 8."""
-    raw = header.encode()
-    raw += b" " * (-len(raw) % 8)
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _header(path: Path) -> dict[str, Any]:
+def _read_entry(path: Path) -> dict[str, Any]:
+    """Reads the header's `simsearch` entry, with the text of its `ranges` entry as "ranges". Raises WeightsError."""
     try:
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if not 2 <= size <= _LARGEST_HEADER:
-                raise WeightsError(f"{path} is not a .safetensors file")
-            header = json.loads(file.read(size))
-            found = json.loads(header["__metadata__"]["simsearch"])
-            found["ranges"] = header["__metadata__"].get("ranges", "")
+        metadata = read_header(path).values()["__metadata__"]
+        entry = json.loads(metadata["simsearch"])
+        entry["ranges"] = metadata.get("ranges", "")
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"{path} is not a simsearch weights file", hint="`simsearch models` lists what can be named instead"
+            f"{path} is not a simsearch weights file", hint="`simsearch models` lists the built-in models"
         ) from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise WeightsError(f"{path} has weights format {found.get('format')!r}, this version reads {FORMAT}")
-    return found
+    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
+        raise WeightsError(f"{path} has weights format {entry.get('format')!r}; this version reads {FORMAT}")
+    return entry

@@ -1,1 +1,1 @@
-"""From labelled images to one weights file."""
+"""Training: from labelled images to one weights file."""

@@ -1,6 +1,6 @@
-"""Batches of training pictures: random patches, reflections, distortions and colours, on the device.
+"""Random patches, reflections, distortions and colour changes of a batch of training images, on the device.
 
-Krizhevsky et al. 2012, section 4.1. Shape letters: B batch, P side of the stored pictures, S side of the input.
+Krizhevsky et al. 2012, section 4.1. Shape letters: B batch, P side of the stored images, S side of the network's input.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ColourStats:
-    """Statistics of the training pixels on the 0 to 255 scale: mean (3,), deviation (3,), and the covariance's
-    eigenvectors (3, 3, in columns) each times the root of its eigenvalue."""
+    """Statistics of the training pixels by channel (R, G, B), on the scale 0 to 255.
+
+    mean, std: (3,). axes: (3, 3), in its columns the principal components (eigenvectors of the covariance), each times
+    its standard deviation.
+    """
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
     axes: Tensor
 
     @classmethod
     def of(cls, pixels: Any) -> ColourStats:
-        """Measures (N, P, P, 3) uint8 on up to 2,000 images spread evenly over the set, a few at a time."""
+        """Measures (N, P, P, 3) uint8 on up to 4,000 images, evenly spaced in the set."""
         sample = np.arange(0, len(pixels), max(1, len(pixels) // 2000))
-        count, sums, products = 0, np.zeros(3), np.zeros((3, 3))  # of whole numbers, hence exact
+        count, sums, products = 0, np.zeros(3), np.zeros((3, 3))  # of integers, so the sums are exact
         for start in range(0, len(sample), 32):
             x = pixels[sample[start : start + 32]].reshape(-1, 3).astype(np.float64)
             count, sums, products = count + len(x), sums + x.sum(0), products + x.T @ x
@@ -42,29 +45,34 @@ class ColourStats:
         covariance = products / count - np.outer(mean, mean)
         values, vectors = np.linalg.eigh(covariance)
         axes = vectors * np.sqrt(np.maximum(values, 0))
-        deviation = np.sqrt(np.maximum(covariance.diagonal(), 1.0))  # pictures of one colour have none
-        return cls(*(torch.tensor(x, dtype=torch.float32) for x in (mean, deviation, axes)))
+        std = np.sqrt(np.maximum(covariance.diagonal(), 1.0))  # images of a single colour would divide by 0
+        return cls(*(torch.tensor(x, dtype=torch.float32) for x in (mean, std, axes)))
 
     @classmethod
-    def fixed(cls, mean: float, deviation: float) -> ColourStats:
-        """The same mean and deviation for all three channels, whatever the pictures."""
-        return cls(torch.full((3,), mean), torch.full((3,), deviation), torch.zeros(3, 3))
+    def fixed(cls, mean: float, std: float) -> ColourStats:
+        """Returns the same mean and standard deviation for all three channels, and no colour axes."""
+        return cls(torch.full((3,), mean), torch.full((3,), std), torch.zeros(3, 3))
 
     def to(self, device: torch.device) -> ColourStats:
-        return ColourStats(self.mean.to(device), self.deviation.to(device), self.axes.to(device))
+        """Returns a copy on the device."""
+        return ColourStats(self.mean.to(device), self.std.to(device), self.axes.to(device))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What was drawn for a batch: theta (B, 2, 3), the affine map from the input's grid [-1, 1]^2 to the picture's;
-    shift (B, 3), how far along each principal component of colour, if at all; exact: whether pixels stay whole."""
+    """Random views of a batch.
+
+    theta: (B, 2, 3), the affine map from the input's grid [-1, 1]^2 to that of the stored image.
+    shift: (B, 3), the change along each principal component of colour; None if colours do not change.
+    exact: true if the views consist of whole pixels, so that nothing is interpolated.
+    """
 
     theta: Tensor
     shift: Tensor | None
     exact: bool
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Augmentation:
-        """The same views with both tensors changed."""
+        """Applies `change` to both tensors."""
         return Augmentation(change(self.theta), None if self.shift is None else change(self.shift), self.exact)
 
     def __getitem__(self, part: slice) -> Augmentation:
@@ -74,9 +82,10 @@ class Augmentation:
 def sample_augmentation(
     batch: int, stored: int, side: int, config: TrainConfig, generator: torch.Generator
 ) -> Augmentation:
-    """Random views for a batch of pictures of `stored` pixels, seen by a network of `side` pixels.
+    """Draws random views for a batch of images.
 
-    Drawn on the CPU and for the whole batch at once, so that every device and every process trains on the same ones.
+    batch: B, in all processes together. stored: P. side: S. generator: on the CPU.
+    They are drawn on the CPU and for the whole batch, so that all devices and processes train on the same views.
     """
 
     def uniform(low: float, high: float) -> Tensor:
@@ -86,7 +95,7 @@ def sample_augmentation(
         area, ratio = uniform(config.smallest_patch, 1), torch.exp(uniform(-math.log(4 / 3), math.log(4 / 3)))
         width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
         x, y = (1 - width) * uniform(-1, 1), (1 - height) * uniform(-1, 1)
-    else:  # a square of whole pixels
+    else:  # a square that starts at a whole pixel
         room = stored - side
         width = height = torch.full((batch,), side / stored)
         x, y = ((torch.rand(batch, generator=generator) * (room + 1)).floor() * 2 - room for _ in range(2))
@@ -112,10 +121,10 @@ def sample_augmentation(
 
 
 def apply_augmentation(views: Augmentation, pixels: Tensor, side: int, colour: ColourStats) -> Tensor:
-    """Cuts the views: (B, P, P, 3) uint8 -> (B, 3, S, S) float32, normalised, channels last."""
+    """Cuts the views out of the images: (B, P, P, 3) uint8 -> (B, 3, S, S) float32, normalised, channels last."""
     device, stored = pixels.device, pixels.shape[1]
     theta = views.theta.to(device)
-    if views.exact:  # an index instead of an interpolation: quicker, and the pixels stay what they were
+    if views.exact:  # indexing is faster than interpolation and keeps the pixel values
         rows = ((theta[:, 1, 2] + 1) * stored - side).div(2).round().long()
         columns = ((theta[:, 0, 2] + 1) * stored - side).div(2).round().long()
         steps = torch.arange(side, device=device)
@@ -132,9 +141,9 @@ def apply_augmentation(views: Augmentation, pixels: Tensor, side: int, colour: C
 
 
 def _grid(theta: Tensor, side: int) -> Tensor:
-    """Where each position of the input lies in the picture: (B, S, S, 2).
+    """Returns the coordinates in the stored image of each position of the input: (B, S, S, 2).
 
-    `F.affine_grid` without its matrix product, which TF32 would round to a tenth of a pixel.
+    The same as `F.affine_grid`, but without its matrix product, which TF32 would round to a tenth of a pixel.
     """
     centres = (torch.arange(side, device=theta.device) * 2 + 1) / side - 1
     x, y = centres[None, None, :, None], centres[None, :, None, None]
@@ -143,13 +152,13 @@ def _grid(theta: Tensor, side: int) -> Tensor:
 
 
 def centre(pixels: Tensor, side: int, colour: ColourStats) -> Tensor:
-    """The centre patches, as at inference: (B, P, P, 3) uint8 -> (B, 3, S, S) float32, normalised."""
+    """Cuts out the centre patches, as at inference: (B, P, P, 3) uint8 -> (B, 3, S, S) float32, normalised."""
     start = (pixels.shape[1] - side) // 2
     patch = pixels[:, start : start + side, start : start + side]
     return normalise(patch.permute(0, 3, 1, 2).float(), colour)
 
 
 def normalise(x: Tensor, colour: ColourStats) -> Tensor:
-    """(B, 3, S, S) on the 0 to 255 scale to what the network takes."""
-    x = (x - colour.mean[:, None, None]) / colour.deviation[:, None, None]
+    """Subtracts the mean and divides by the standard deviation: (B, 3, S, S) on the scale 0 to 255, channels last."""
+    x = (x - colour.mean[:, None, None]) / colour.std[:, None, None]
     return x.contiguous(memory_format=torch.channels_last)

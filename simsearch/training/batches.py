@@ -1,4 +1,4 @@
-"""The batches of a training: which images, in which order, gathered ahead of the device that computes."""
+"""The batches of a training: their order, and threads that prepare them while the device computes."""
 
 from __future__ import annotations
 
@@ -6,39 +6,53 @@ import functools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from simsearch.common import machine
 from simsearch.training import augment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from simsearch.training.config import TrainConfig
     from simsearch.training.data import TrainingSet
     from simsearch.training.distributed import ProcessGroup
-    from simsearch.training.loop import TrainingState
+    from simsearch.training.state import TrainingState
 
-AHEAD = 4
-"""Batches that threads gather while a GPU computes; a CPU is the slower part, and one is enough."""
+PREFETCH = 4
+"""Batches that threads prepare while a GPU computes. One is enough for a CPU, which computes more slowly than that."""
 
-TOGETHER = 4
-"""Images of a label that go into a batch together, so that each has others to be near to."""
+IMAGES_PER_LABEL = 4
+"""Images of one label that the metric objective puts into the same batch, so that each has neighbours to be near to."""
 
 
-def batches(data: TrainingSet, training: TrainingState, world: ProcessGroup, batch: int) -> Iterator[tuple[Any, ...]]:
-    """This process's share of each batch until training is done: pixels, labels and teacher on the device, views.
+class Batch(NamedTuple):
+    """The images of one step in this process, on the device.
 
-    While a batch is computed, threads gather the next. What a GPU is to get lies in pinned memory, from where copies
-    queue up behind the work there; from elsewhere each would wait until all of that is done.
+    pixels: (b, P, P, 3) uint8. labels: (b,) int64. teacher: (b, T) features of a teacher, or None. views: (b) random
+    views of the pixels.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    teacher: Tensor | None
+    views: augment.Augmentation
+
+
+def batches(data: TrainingSet, training: TrainingState, world: ProcessGroup, batch: int) -> Iterator[Batch]:
+    """Yields this process's part of each batch until training is done.
+
+    batch: the images of a step in all processes together.
+    Threads prepare the next batches meanwhile. For a GPU they put them into pinned memory: only copies from there are
+    asynchronous, all others wait until the GPU has finished its work.
     """
     config, device, per_epoch = training.config, training.device, training.steps_per_epoch
-    share = batch // world.size
-    mine = slice(world.rank * share, (world.rank + 1) * share)
+    count = batch // world.size
+    mine = slice(world.rank * count, (world.rank + 1) * count)
     stored = data.pixels.shape[1]
     cuda = device.type == "cuda"
     order = functools.lru_cache(2)(lambda epoch: epoch_order(data.labels, config, epoch))
@@ -54,26 +68,29 @@ def batches(data: TrainingSet, training: TrainingState, world: ProcessGroup, bat
             return [tensor.pin_memory() for tensor in tensors], views.each(torch.Tensor.pin_memory)
         return tensors, views
 
-    def moved(tensor: Tensor) -> Tensor:
+    def to_device(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    threads = min(AHEAD, machine.available_cores()) if cuda else 1
+    threads = min(PREFETCH, machine.available_cores()) if cuda else 1
     with ThreadPoolExecutor(threads, thread_name_prefix="batches") as pool:
         step = training.state.step
         ahead = deque(pool.submit(gather, number) for number in range(step, step + threads))
         while not training.done:
             tensors, views = ahead.popleft().result()
             ahead.append(pool.submit(gather, training.state.step + threads))
-            pixels, labels, *teacher = map(moved, tensors)
-            yield pixels, labels, teacher[0] if teacher else None, views.each(moved)
+            pixels, labels, *teacher = map(to_device, tensors)
+            yield Batch(pixels, labels, teacher[0] if teacher else None, views.each(to_device))
 
 
 def epoch_order(labels: NDArray[np.int64], config: TrainConfig, epoch: int) -> NDArray[np.int64]:
-    """The rows of an epoch, each once; for the metric objective, images of a label come a few at a time."""
+    """Returns a random order of all rows: (N,).
+
+    For the metric objective, images of the same label come in groups of `IMAGES_PER_LABEL`.
+    """
     random = np.random.default_rng((config.seed, epoch))
     order = random.permutation(len(labels))
     if config.objective != "metric":
         return order
     order = order[np.argsort(labels[order], kind="stable")]
-    groups = [order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)]
+    groups = [order[start : start + IMAGES_PER_LABEL] for start in range(0, len(order), IMAGES_PER_LABEL)]
     return np.concatenate([groups[number] for number in random.permutation(len(groups))])

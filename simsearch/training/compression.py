@@ -1,7 +1,7 @@
-"""Compressing a network while it trains: pruning, then weight sharing, both trained through.
+"""Compresses a network while it trains: first pruning, then weight sharing, each followed by more training.
 
-Han, Mao, Dally: "Deep Compression", ICLR 2016 (pruning, section 2; trained sharing, section 3); the share kept falls
-along the cubic of Zhu & Gupta, "To prune, or not to prune", 2017.
+Han, Mao, Dally: "Deep Compression", ICLR 2016 (pruning, section 2; trained sharing, section 3). The fraction
+of weights kept falls along the cubic of Zhu & Gupta, "To prune, or not to prune", 2017.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from simsearch.training.config import TrainConfig
 
 BITS = {"conv": 8, "hidden": 5, "classifier": 6}
-"""Bits of the shared weights, by the part of the network; Han et al. use 8 in convolutions and 5 in linear layers."""
+"""Bits of the shared weights by part of the network. Han et al. use 8 in convolutions and 5 in linear layers."""
 
 EVERY = 8
-"""Steps between two rounds of sharing; the weights of a group drift apart only that long."""
+"""Steps between two rounds of sharing, between which the weights of a group drift apart."""
 
 
 class Group(NamedTuple):
-    """The weights kept of one tensor. mask: where they lie; which: the shared value of each; counts: of each value."""
+    """The shared weights of one tensor.
+
+    mask: bool in the tensor's shape, true for the n weights kept. which: (n,) uint8, the number of each weight's shared
+    value. counts: (values,) int, how many weights have each value, at least 1.
+    """
 
     mask: Tensor
     which: Tensor
@@ -33,12 +37,12 @@ class Group(NamedTuple):
 
 
 def compressed(name: str) -> bool:
-    """Whether a parameter is pruned and shared: biases and the first layer's kernels are few and precious."""
+    """Returns true if a parameter is pruned and shared: a weight, but not of the first layer, where few matter much."""
     return name.endswith("weight") and name != "conv.0.weight" and name.split(".")[0] in BITS
 
 
 class Compressor:
-    """Keeps the largest weights of each tensor, ever fewer of them, and later one value for each group of them."""
+    """Sets the smallest weights of each tensor to zero, ever more of them, and later makes groups share a value."""
 
     def __init__(self, network: nn.Module, config: TrainConfig) -> None:
         self.config = config
@@ -50,7 +54,10 @@ class Compressor:
 
     @torch.no_grad()
     def after(self, step: int, steps: int) -> None:
-        """What is due after optimizer step number `step`: new masks now and then, zeros always, sharing at the end."""
+        """Prunes and shares the weights after optimizer step number `step` of `steps`.
+
+        The masks are chosen 100 times in a training; the weights they exclude are set to zero after every step.
+        """
         progress = step / steps
         if not self.groups and (step % max(1, steps // 100) == 0 or not self.masks):
             self._choose(progress)
@@ -63,16 +70,17 @@ class Compressor:
                 self._share()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint must hold: the masks, and each weight's group."""
+        """Returns the masks, and the number of each weight's shared value, for a checkpoint."""
         return {"masks": dict(self.masks), "which": {name: group.which for name, group in self.groups.items()}}
 
     def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Takes up where `state` was read."""
+        """Continues from what `state` returned."""
         self.masks = {name: mask.to(self.parameters[name].device) for name, mask in state["masks"].items()}
         for name, which in state["which"].items():
             self.groups[name] = self._of(name, which.to(self.parameters[name].device))
 
     def _choose(self, progress: float) -> None:
+        """Chooses the masks: the largest weights of each tensor, as many as the schedule keeps at this progress."""
         span = max(self.config.prune_until - self.config.prune_from, 1e-9)
         done = min(1.0, (progress - self.config.prune_from) / span)
         for name, final in self.final.items():
@@ -85,6 +93,7 @@ class Compressor:
             self.masks[name] = weight.abs() >= threshold
 
     def _group(self) -> None:
+        """Assigns each weight kept to the nearest of the values that k-means finds for its tensor."""
         for name, weight in self.parameters.items():
             kept = weight[self._mask(name)].contiguous()
             centres = torch.from_numpy(k_means(kept.float().cpu().numpy(), 2 ** BITS[name.split(".")[0]] - 1))
@@ -101,7 +110,7 @@ class Compressor:
         return Group(self._mask(name), which, torch.bincount(which.int(), minlength=values).clamp(min=1))
 
     def _share(self) -> None:
-        """Every weight becomes the mean of its group: gradient steps thus move the shared values."""
+        """Sets every weight to the mean of its group, so that gradient steps move the shared values."""
         for name, group in self.groups.items():
             weight, which = self.parameters[name], group.which.int()
             sums = torch.bincount(which, weights=weight[group.mask].double(), minlength=len(group.counts))

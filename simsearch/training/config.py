@@ -1,4 +1,4 @@
-"""How a training goes: every number in one frozen object, and named sets of them for each network.
+"""The configuration of a training: one frozen object, and presets of it for each network.
 
 Krizhevsky et al. 2012, sections 4 and 5; LeCun et al. 1998, section III.
 """
@@ -16,7 +16,10 @@ from simsearch.errors import UsageError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training. The defaults are AlexNet's, as the paper trains it."""
+    """The settings of a training.
+
+    The defaults are those of the paper for AlexNet. Raises UsageError for invalid values.
+    """
 
     image_size: int = 224
     epochs: int = 90  # "roughly 90 cycles" (section 5)
@@ -26,41 +29,41 @@ class TrainConfig:
     schedule: Literal["plateau", "cosine", "constant"] = "plateau"  # plateau: divided by 10 when validation stalls
     patience: int = 5  # epochs without a better validation error that count as stalling
     reductions: int = 3  # "reduced three times prior to termination"
-    warmup: float = 0.0  # share of the steps in which the rate rises from nothing; for the cosine
+    warmup: float = 0.0  # fraction of the steps in which the rate rises from 0; not used by plateau
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
-    clip: float = 0.0  # longest gradient; 0: any
+    clip: float = 0.0  # largest norm of the gradient; 0: no limit
     dropout: float = 0.5
-    gain: float = 0.0  # 0: first weights as the network's paper says; else deviation gain / sqrt(fan in)
-    average: float = 0.0  # share of the last epochs over which the weights are averaged (Izmailov et al. 2018)
-    # pictures
-    patches: Literal["fixed", "scaled"] = "fixed"  # fixed: as large as the input; scaled: of any area and 3:4 to 4:3
-    smallest_patch: float = 0.3  # least share of the image's area in a scaled patch
+    gain: float = 0.0  # 0: initial weights as in the network's paper; otherwise std is gain / sqrt(fan in)
+    average: float = 0.0  # fraction of the epochs, at the end, over which weights are averaged (Izmailov et al. 2018)
+    # augmentation
+    patches: Literal["fixed", "scaled"] = "fixed"  # fixed: of the input's size; scaled: random area, 3:4 to 4:3
+    smallest_patch: float = 0.3  # smallest area of a scaled patch, as a fraction of the image
     reflections: bool = True
-    colour: float = 0.1  # deviation along the principal components of the pixels' colours (section 4.1)
-    shift: float = 0.0  # planar distortions: largest shift, as a share of the side,
-    rotation: float = 0.0  # largest turn in degrees,
-    shear: float = 0.0  # largest shear,
-    zoom: float = 0.0  # and largest change of scale and of either axis, as a share
+    colour: float = 0.1  # std of the change along the principal components of colour (section 4.1)
+    shift: float = 0.0  # largest shift, as a fraction of the side
+    rotation: float = 0.0  # largest rotation, degrees
+    shear: float = 0.0  # largest shear
+    zoom: float = 0.0  # largest change of scale, and of the aspect ratio, as a fraction
     # speed
-    precision: Literal["float32", "auto"] = "float32"  # auto: bfloat16 where it is fast, TF32 for the rest
+    precision: Literal["float32", "auto"] = "float32"  # auto: bfloat16 if it is fast, TF32 for the rest
     compile: bool = False  # torch.compile
     # features
-    objective: Literal["classification", "metric"] = "classification"  # metric: near those of the label as well
-    metric_weight: float = 1.0  # beside label_weight
-    teacher_weight: float = 0.0  # 0: labels alone
+    objective: Literal["classification", "metric"] = "classification"  # metric: also moves images of a label together
+    metric_weight: float = 1.0  # of the metric loss
+    teacher_weight: float = 0.0  # 0: labels only
     label_weight: float = 1.0
     temperature: float = 0.1  # of the two similarity matrices
     norm_weight: float = 0.0  # of the relative variance of the features' lengths
     # compression
-    keep_convolution: float = 1.0  # share of the weights kept in the convolutions after the first,
-    keep_hidden: float = 1.0  # in the hidden linear layers,
-    keep_classifier: float = 1.0  # and in the last one
-    prune_from: float = 0.0  # shares of the steps between which pruning sets in
-    prune_until: float = 0.5
-    share_from: float = 1.0  # share of the steps after which the weights kept are shared; 1: never
+    keep_convolution: float = 1.0  # fraction of the weights kept in the convolutions after the first
+    keep_hidden: float = 1.0  # in the hidden linear layers
+    keep_classifier: float = 1.0  # in the last layer
+    prune_from: float = 0.0  # fraction of the steps at which pruning begins
+    prune_until: float = 0.5  # and at which it is complete
+    share_from: float = 1.0  # fraction of the steps after which the remaining weights are shared; 1: never
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,15 +79,15 @@ class TrainConfig:
         for name in ("image_size", "epochs", "batch_size", "patience", "reductions"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint="1 or more")
-        for said, within, names in _WITHIN:
+        for allowed, is_allowed, names in _RANGES:
             for name in names:
-                if not (within(getattr(self, name)) and math.isfinite(getattr(self, name))):
-                    raise UsageError(f"{name} is {getattr(self, name)}", hint=said)
+                if not (is_allowed(getattr(self, name)) and math.isfinite(getattr(self, name))):
+                    raise UsageError(f"{name} is {getattr(self, name)}", hint=allowed)
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov needs momentum", hint="nesterov=false")
 
 
-_WITHIN: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("more than 0", lambda x: x > 0, ("learning_rate", "temperature")),
     (
         "0 or more",
@@ -185,11 +188,15 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
     },
     "convnet4": {"paper": _CONVNET},
 }
-"""By architecture, then by name; the first is the default."""
+"""Presets by architecture, then by name; the first of each architecture is its default."""
 
 
 def settings(architecture: str, preset: str | None, changes: list[str]) -> TrainConfig:
-    """A preset with `key=value` changes, values in JSON or as plain words. Raises UsageError."""
+    """Returns a preset with changes applied.
+
+    preset: its name; None for the architecture's default. changes: `key=value`, the value in JSON or as a plain word.
+    Raises UsageError for unknown names and keys, and for invalid values.
+    """
     known = PRESETS[architecture]
     name = preset or next(iter(known))
     if name not in known:
@@ -198,7 +205,10 @@ def settings(architecture: str, preset: str | None, changes: list[str]) -> Train
 
 
 def change(config: TrainConfig, changes: list[str]) -> TrainConfig:
-    """A configuration with `key=value` changes. Raises UsageError for an unknown key or an unfit value."""
+    """Returns a configuration with `key=value` changes applied.
+
+    Raises UsageError for an unknown key or an invalid value.
+    """
     names = [field.name for field in fields(TrainConfig)]
     values: dict[str, Any] = {}
     for text in changes:

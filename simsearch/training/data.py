@@ -1,7 +1,7 @@
-"""From labelled sources to arrays that a training can draw batches from.
+"""Decodes labelled images into arrays for training.
 
-Pictures are decoded once, scaled and cut to the P x P square that the paper keeps (section 2), and kept as uint8 in the
-cache, where the next training over the same files finds them.
+Images are decoded once, scaled, cut to a P x P square as in the paper (section 2), and cached as uint8, so that the
+next training on the same files does not decode them again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from simsearch.images.sources.labelled import LabelledImage
 
 
 class ArrayView:
-    """Some rows of an array, read when they are asked for: a view of (N, ...) that may lie on disk."""
+    """Some rows of an array of shape (N, ...), which may lie on disk; they are read on access."""
 
     def __init__(self, array: NDArray[Any], rows: NDArray[np.int64]) -> None:
         self.array, self.rows = array, rows
@@ -52,9 +52,10 @@ class ArrayView:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Decoded images: pixels (N, P, P, 3) uint8, labels (N,) int64, class names, teacher (N, T) or None.
+    """Decoded images.
 
-    pixels and teacher may be `Rows`.
+    pixels: (N, P, P, 3) uint8. labels: (N,) int64, numbers of `classes`. teacher: (N, T) float features to imitate, or
+    None. pixels and teacher may be an `ArrayView` or memory-mapped. Raises SimsearchError if the lengths differ.
     """
 
     pixels: Any
@@ -72,18 +73,18 @@ class TrainingSet:
         return len(self.labels)
 
     def select(self, rows: NDArray[np.int64]) -> TrainingSet:
-        """The images of these rows."""
+        """Returns a view of the images in these rows."""
         teacher = None if self.teacher is None else ArrayView(self.teacher, rows)
         return replace(self, pixels=ArrayView(self.pixels, rows), labels=self.labels[rows], teacher=teacher)
 
 
-def split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to train on and rows held out, ascending: `share` of each class is held out, but never all of it."""
+def split(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns rows to train on and rows held out, both ascending: `fraction` of each class, but never a whole class."""
     random = np.random.default_rng((2012, seed))
     held: list[NDArray[np.int64]] = []
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero(labels == label))
-        held.append(rows[: min(round(share * len(rows)), len(rows) - 1)])
+        held.append(rows[: min(round(fraction * len(rows)), len(rows) - 1)])
     out = np.sort(np.concatenate(held)) if held else np.zeros(0, np.int64)
     return np.setdiff1d(np.arange(len(labels)), out), out
 
@@ -94,9 +95,10 @@ def load(
     classes: tuple[str, ...],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[TrainingSet, list[tuple[str, str]]]:
-    """Decodes what is not in the cache yet: the set, and (path, reason) of images that could not be decoded.
+    """Decodes images to squares of max(resize, crop) pixels, or reads them from the cache.
 
-    Stored are squares of max(resize, crop) pixels. Images of classes not in `classes` must have been left out.
+    Returns the set of decoded images, and (path, reason) for each image that could not be decoded.
+    pictures: images whose labels are all in `classes`.
     """
     digest = hashlib.sha256(repr((recipe.resize, recipe.crop, recipe.interpolation)).encode())
     for p in pictures:
@@ -107,7 +109,7 @@ def load(
     )
     pixels = np.load(folder / "pixels.npy", mmap_mode="r")
     failures: dict[str, str] = json.loads((folder / "failures.json").read_text())
-    if pixels.nbytes < _memory() // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")):  # processes of torchrun
+    if pixels.nbytes < _memory() // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")):  # torchrun's processes share it
         pixels = np.array(pixels)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[picture.label] for picture in pictures], np.int64)
@@ -121,6 +123,7 @@ def load(
 
 
 def _decode(folder: Path, pictures: Sequence[LabelledImage], recipe: Preprocessing, progress: Progress) -> None:
+    """Writes pixels.npy and failures.json (error messages by row) into a folder."""
     side = max(recipe.resize, recipe.crop)
     shape = (len(pictures), side, side, 3)
     out = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, shape)
@@ -146,19 +149,22 @@ def _decode(folder: Path, pictures: Sequence[LabelledImage], recipe: Preprocessi
 
 
 def _reserve(path: Path) -> None:
-    """Claims the disk space of a file. Raises OSError: of a mapped file, a full disk would kill the process."""
+    """Allocates the disk space of a file.
+
+    Raises OSError; a full disk would kill the process while it writes a mapped file.
+    """
     if hasattr(os, "posix_fallocate"):  # not on macOS
         with path.open("r+b") as file:
             try:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
             except OSError as error:
-                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # the file system cannot allocate in advance
                     return
                 raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def _memory() -> int:
-    """Bytes of memory in this machine."""
+    """Returns the bytes of memory of this machine, or 8 GiB if they are unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

@@ -1,4 +1,4 @@
-"""How a training computes on its device: compiled, in which arithmetic, and what it says where the memory is short."""
+"""Computing on the training device: compilation, mixed precision, and errors when its memory is too small."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 def compile_with_fallback(
     outputs: Callable[[Tensor], Any], log: Callable[[dict[str, Any]], None]
 ) -> Callable[[Tensor], Any]:
-    """A forward pass by torch.compile, or as it stands where the first call fails: for want of a compiler, say."""
+    """Compiles a forward pass with torch.compile.
+
+    If the first call fails (no compiler, for example), runs it uncompiled.
+    """
     forward: Callable[[Tensor], Any] | None = None
 
     def call(x: Tensor) -> Any:
@@ -48,7 +51,7 @@ def compile_with_fallback(
 
 @contextlib.contextmanager
 def within_memory(batch: int, device: torch.device) -> Iterator[None]:
-    """Raises SimsearchError where the memory does not suffice for a batch."""
+    """Turns an out-of-memory error into SimsearchError with a hint for a smaller batch."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -59,15 +62,18 @@ def within_memory(batch: int, device: torch.device) -> Iterator[None]:
 
 
 def _is_memory(error: Exception) -> bool:
-    """Whether there was too little memory; only some of those who say so have a class of their own for it."""
-    said = str(error).lower()
-    words = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in said for word in words)
+    """Returns true for an out-of-memory error; some libraries report it only by the message of a RuntimeError."""
+    message = str(error).lower()
+    phrases = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(phrase in message for phrase in phrases)
 
 
 @contextlib.contextmanager
 def autocast_context(config: TrainConfig, device: torch.device) -> Iterator[Callable[[], Any]]:
-    """What makes the context in which the network computes, a new one for each use; settings are put back after."""
+    """Yields a function that makes a new autocast context for the configured precision.
+
+    For the duration it also permits TF32 on a GPU, if the precision is "auto"; the setting is restored at the end.
+    """
     if config.precision == "float32":
         yield contextlib.nullcontext
         return
@@ -86,7 +92,7 @@ def autocast_context(config: TrainConfig, device: torch.device) -> Iterator[Call
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is fast on the device; without it, float32 is the quicker choice."""
+    """Returns true if the device has instructions for bfloat16; if not, float32 is faster."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

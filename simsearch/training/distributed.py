@@ -1,4 +1,4 @@
-"""The processes that train together, by torch.distributed: what they add up, share, and wait for."""
+"""Communication between the processes of one training, by torch.distributed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PATIENCE = timedelta(days=1)
-"""For which processes wait for each other: the first one decodes all pictures and publishes the weights alone."""
+"""Timeout of a collective operation: the other processes wait while the first one decodes images or writes weights."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that train together; `rank` is this one's number."""
+    """The processes that train together. rank: number of this process, from 0. size: number of processes."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def join(cls, device: torch.device) -> ProcessGroup:
-        """The world that torchrun describes in the environment, or one of a single process."""
+        """Joins the processes that torchrun describes in the environment; without torchrun, a group of one process."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         if not distributed.is_initialized():
@@ -37,37 +37,39 @@ class ProcessGroup:
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     def total(self, numbers: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+        """Returns the sum over all processes, computed in place."""
         if self.size > 1:
             distributed.all_reduce(numbers)
         return numbers
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is up in any process."""
+        """Returns true if the flag is true in any process."""
         return bool(self.total(torch.tensor(float(flag), device=device))) if self.size > 1 else flag
 
-    def gathered(self, rows: Tensor) -> Tensor:
-        """The rows (b, ...) of all processes, in the order of their ranks: (b * size, ...); gradients find back."""
+    def gather(self, rows: Tensor) -> Tensor:
+        """Joins the rows (b, ...) of all processes by rank: (b * size, ...). Gradients flow back to each process."""
         if self.size == 1:
             return rows
-        found: Tensor = _Gathered.apply(rows)
-        return found
+        gathered: Tensor = _Gather.apply(rows)
+        return gathered
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits until all processes have called this."""
         if self.size > 1:
             distributed.barrier()
 
     def leave(self) -> None:
-        """Once all processes are here, ends what connects them: NCCL wants no process to exit before."""
+        """Waits for all processes, then closes the connections: with NCCL, none may exit before the others are done."""
         if self.size > 1:
             distributed.barrier()
             distributed.destroy_process_group()
 
 
-class _Gathered(torch.autograd.Function):
-    """The gradient of a row is the sum of what all processes make of it; averaged over them, as gradients of weights
-    are, that of one process which has the whole batch."""
+class _Gather(torch.autograd.Function):
+    """Gathers rows from all processes; in the backward pass, a row's gradient is the sum over all processes.
+
+    Averaged over the processes, as the gradients of weights are, it equals that of one process with the whole batch.
+    """
 
     @staticmethod
     def forward(context: Any, rows: Tensor) -> Tensor:

@@ -13,18 +13,22 @@ from simsearch.training.config import PRESETS, TrainConfig, settings
 
 SIDES = {"alexnet": (63, 1024), "lenet5": (32, 32), "convnet4": (15, 1024)}
 
-"""Least and largest side of each network's input, in pixels."""
+"""Smallest and largest side of each network's input, in pixels."""
 
 FREEZE = ("none", "convolutions", "features")
+"""Parts of the network that can be kept as they are: nothing, the convolutions, or everything but the classifier."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What to train on what.
+    """The input, settings and output of one training.
 
-    sources: with labels; classes of the same name are one. validation: sources for it; without any, `held_out` of the
-    images of each class. start: weights to begin with, a file or a model's name; its classifier is replaced unless the
-    classes are the same. freeze: the part of the network that stays as it is. names: of the classes, by label.
+    sources: labelled sources; equal labels in several sources are one class.
+    output: the weights file to write, `.safetensors`.
+    validation: sources to validate on; if empty, the fraction `held_out` of each class is used.
+    start: weights to start from, a file or a model's name; the classifier is replaced unless the classes are the same.
+    freeze: one of `FREEZE`. names: names of the classes, by label. exclude: glob patterns of paths to leave out.
+    resume: continue from the checkpoint if there is one. overwrite: replace existing files.
     """
 
     sources: Sequence[str]
@@ -42,7 +46,7 @@ class TrainingJob:
     overwrite: bool = False
 
     def beside(self, extension: str) -> Path:
-        """The file of this training with another extension."""
+        """Returns the path of the output with another extension."""
         return self.output.with_suffix(extension)
 
 
@@ -58,9 +62,12 @@ def prepare_job(
     start: str | None = None,
     **rest: Any,
 ) -> TrainingJob:
-    """A job from a preset's name and `key=value` changes of it; network and input size are those of `start`, if given.
+    """Makes a job from a preset and `key=value` changes to it.
 
-    start: "default" stands for the default model. rest: the other fields of `Job`. Raises UsageError.
+    architecture: by default that of `start`, or AlexNet; the input size is that of `start`, unless changed.
+    start: a weights file or a model's name; "default" for the default model.
+    rest: other fields of `TrainingJob`.
+    Raises UsageError.
     """
     start = registry.DEFAULT if start == "default" else start
     card = registry.find_weights(start).card if start else None
@@ -75,7 +82,7 @@ def prepare_job(
 
 
 def read_names(path: Path) -> dict[str, str]:
-    """Names by label, from lines of label, tab, name. Raises UsageError."""
+    """Reads class names from lines of label, tab, name: names by label. Raises UsageError."""
     try:
         lines = [line.split("\t") for line in path.read_text("utf-8").splitlines() if line.strip()]
         return {label: name.strip() for label, name in lines}
@@ -86,6 +93,7 @@ def read_names(path: Path) -> dict[str, str]:
 
 
 def check_image_size(job: TrainingJob) -> None:
+    """Raises UsageError if the network cannot take images of the configured size."""
     least, most = SIDES[job.architecture]
     if not least <= job.config.image_size <= most:
         hint = f"--set image_size={least}" + (" or more" if most > least else "")

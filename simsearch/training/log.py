@@ -1,4 +1,4 @@
-"""The log of a training as JSON lines, and its curve."""
+"""The log of a training, as JSON lines and as a chart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from simsearch.reports import charts
 
 
 class TrainingLog:
-    """The log: each row goes on to the caller and, in the process that writes, into a file of JSON lines."""
+    """Passes each row on to `log` and appends it to a file of JSON lines.
+
+    path: the file; None in all processes but the first, where rows are discarded.
+    resumed: keep the rows of the existing file.
+    """
 
     def __init__(self, path: Path | None, resumed: bool, log: Callable[[dict[str, Any]], None]) -> None:
         self.path, self.log = path, log
@@ -26,7 +30,7 @@ class TrainingLog:
         if self.path is None:
             return
         self.log(row)
-        if row["event"] == "resume":  # what came after the checkpoint comes again
+        if row["event"] == "resume":  # steps after the checkpoint are repeated
             self.rows = [old for old in self.rows if old.get("step", 0) <= row["step"]]
             self.path.write_text("".join(json.dumps(old) + "\n" for old in self.rows))
             return
@@ -35,10 +39,10 @@ class TrainingLog:
             file.write(json.dumps(row) + "\n")
 
     def draw(self, path: Path) -> None:
-        """Writes the curve."""
+        """Writes the learning curve as a PNG file."""
         if self.path is not None and self.rows:
             atomic_write(path, charts.png(charts.curve(self.rows)))
 
 
 def silent(row: dict[str, Any]) -> None:
-    """A log that nobody reads."""
+    """Discards a row: the log of all processes but the first."""

@@ -1,4 +1,4 @@
-"""Losses on features, beside the one on labels: like a teacher's, near those of the same label, of equal lengths.
+"""Losses on features, added to the loss on labels: metric learning, distillation, and equal lengths.
 
 Shape letters: B batch, D width of the last hidden layer, T width of the teacher's features.
 """
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def neighbour_loss(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """How far features (B, D) are from having those of their label as nearest neighbours: a scalar.
+    """Returns the supervised contrastive loss of features (B, D) with labels (B,), a scalar.
 
-    Supervised contrastive learning (Khosla et al., NeurIPS 2020, L_out): each image gives a distribution over the
-    others of the batch, and the loss is the mean negative logarithm of what those of its label (B,) get. By Euclidean
-    distance as in `similarity_loss`, not by the cosine. Images that are alone with their label do not count.
+    Khosla et al., NeurIPS 2020, L_out: a softmax over each image's nearness to the other images of the batch gives a
+    distribution, and the loss is the mean negative log probability of the images with the same label. Nearness is by
+    Euclidean distance as in `similarity_loss`, not by cosine. Images whose label occurs once in the batch are ignored.
     """
     itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
     nearness = _nearness(features, temperature).masked_fill(itself, -1e4).log_softmax(1)
@@ -27,11 +27,11 @@ def neighbour_loss(features: Tensor, labels: Tensor, temperature: float) -> Tens
 
 
 def similarity_loss(features: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """How far the student's neighbourhoods are from the teacher's: a scalar.
+    """Returns the mean Kullback-Leibler divergence between the neighbourhoods of teacher and student, a scalar.
 
-    features (B, D) and teacher (B, T) each give, for every image, a distribution over the other B - 1 images of the
-    batch: the teacher's by cosine, the student's by squared Euclidean distance in units of the mean squared norm
-    (for vectors of equal length the two agree). The loss is the mean Kullback-Leibler divergence.
+    features: (B, D), the student's. teacher: (B, T). A softmax over the similarity to the other B - 1 images of the
+    batch gives each image a distribution: by cosine for the teacher, by squared Euclidean distance in units of the mean
+    squared norm for the student (for vectors of equal length the two agree).
     """
     student = _nearness(features, temperature)
     unit = F.normalize(teacher.float(), dim=1)
@@ -43,17 +43,19 @@ def similarity_loss(features: Tensor, teacher: Tensor, temperature: float) -> Te
 
 
 def length_loss(features: Tensor) -> Tensor:
-    """The relative variance of the lengths of (B, D) features: 0 where all are as long, so that Euclidean
-    distance orders pictures as the cosine does, which knows nothing of contrast."""
+    """Returns the relative variance of the lengths of features (B, D), a scalar.
+
+    With equal lengths, Euclidean distance ranks images as the cosine does, which does not depend on contrast.
+    """
     lengths = features.float().norm(dim=1)
     variation: Tensor = lengths.var() / lengths.mean().square().clamp(min=1e-6)
     return variation
 
 
 def _nearness(features: Tensor, temperature: float) -> Tensor:
-    """(B, D) to (B, B): minus half the squared Euclidean distances, in units of the mean squared norm, / temperature.
+    """Returns minus half the squared Euclidean distances, in units of the mean squared norm, / temperature: (B, B).
 
-    The unit is part of the gradient: held constant, it would let a loss shrink all features to nothing.
+    The gradient includes the unit; with a constant one, a loss could shrink all features to zero.
     """
     features = features.float()
     squared = features.square().sum(1)

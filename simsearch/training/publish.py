@@ -1,4 +1,4 @@
-"""From a trained network to a weights file: compress, write, read back, measure."""
+"""Writes a trained network to a weights file: compresses it, reads it back and measures its accuracy."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ def publish(
     compress: bool,
     trained_on: TrainingSet | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Writes the weights, reads them back, and measures what was read; the figures go into the card.
+    """Writes the weights file and returns its metrics, by the name of the set and of the metric.
 
-    checks: what to measure on, by name. compress: prune, share and Huffman-code (see `models.deep_compression`).
-    trained_on: on some of these, the ranges that the 8-bit engine needs.
+    The metrics are measured on the network as read back from the file, and stored in the file's card.
+
+    checks: sets to measure on, by name. compress: share and Huffman-code the weights (`models.deep_compression`).
+    trained_on: the training images; on some of them AlexNet's activation ranges for int8 are measured.
     """
     network = network.cpu().eval()
     tensors = {name: value.detach().float().numpy() for name, value in network.state_dict().items()}
@@ -54,7 +56,7 @@ def publish(
         labels = data.labels[sample_rows(len(data))]
         found = retrieval(LabelledFeatures(features, labels))
         metrics[name] = dict(scores)
-        if np.bincount(labels).mean() > 6:  # of fewer images a label, six nearest cannot all carry it
+        if np.bincount(labels).mean() > 6:  # with fewer images per label, not all of the six nearest can have it
             metrics[name] |= {"P@6": float(found["P@6"].mean()), "mAP": float(np.nanmean(found["AP"]))}
         if not number:
             distances = similarity.quantiles(features[:512].astype(np.float16))
@@ -64,14 +66,14 @@ def publish(
     training = {**card.training, **({"weights kept": f"{kept / total:.1%} of {total:,}"} if compress else {})}
     card = replace(card, metrics={**shown, **card.metrics}, distances=distances, training=training)
     weights.write(output, card, tensors, bits)
-    if trained_on is not None and card.architecture == "alexnet" and len(trained_on) >= int8_calibration.LEAST:
-        some = trained_on.select(sample_rows(len(trained_on), int8_calibration.MOST))
+    if trained_on is not None and card.architecture == "alexnet" and len(trained_on) >= int8_calibration.MIN_IMAGES:
+        some = trained_on.select(sample_rows(len(trained_on), int8_calibration.MAX_IMAGES))
         int8_calibration.calibrate_file(output, _centres(some, card.recipe.crop))
     return metrics
 
 
 def _centres(data: TrainingSet, side: int) -> np.ndarray[Any, Any]:
-    """(N, side, side, 3) uint8, the centres of all pictures."""
+    """Returns the centre patches of all images: (N, side, side, 3) uint8."""
     edge = (data.pixels.shape[1] - side) // 2
     return np.ascontiguousarray(data.pixels[:][:, edge : edge + side, edge : edge + side])
 
@@ -80,7 +82,7 @@ def _centres(data: TrainingSet, side: int) -> np.ndarray[Any, Any]:
 def features_of(
     network: Network, data: TrainingSet, colour: ColourStats, batch_size: int = 256
 ) -> np.ndarray[Any, Any]:
-    """(N, D) float32 features of the centre patches."""
+    """Computes the features of the centre patches: (N, D) float32."""
     network.eval()
     device = next(network.parameters()).device
     colour, rows = colour.to(device), []
@@ -91,11 +93,11 @@ def features_of(
 
 
 def sample_rows(count: int, most: int = 4096) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Up to `most` rows, spread evenly."""
+    """Returns up to `most` of `count` row numbers, evenly spaced, ascending."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def format_metric(name: str, value: float) -> str:
-    """A figure as it is shown."""
+    """Formats a metric for display: "top-1 56.2%", "mAP 0.412"."""
     shown = {"top1": "top-1", "top5": "top-5"}.get(name)
     return f"{shown} {value:.1%}" if shown else f"{name} {value:.3f}"

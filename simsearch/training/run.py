@@ -1,14 +1,14 @@
-"""From labelled sources to a weights file: what `simsearch train` does.
+"""Trains a network on labelled sources and writes its weights file: `simsearch train`.
 
-Beside the weights FILE.safetensors stand FILE.jsonl, the log, FILE.png, its curve, and while the training is not done
-FILE.checkpoint.
+Next to the weights FILE.safetensors it writes FILE.jsonl, the log, FILE.png, the learning curve, and during the
+training FILE.checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,19 +28,25 @@ from simsearch.training import data as training_data
 from simsearch.training.augment import ColourStats
 from simsearch.training.config import TrainConfig
 from simsearch.training.distributed import ProcessGroup
+from simsearch.training.job import FREEZE, TrainingJob, check_image_size
+from simsearch.training.log import TrainingLog, silent
 from simsearch.training.loop import train
+from simsearch.training.publish import publish, sample_rows
 
 if TYPE_CHECKING:
     from simsearch.models.networks.base import Network
     from simsearch.training.data import TrainingSet
-from simsearch.training.job import FREEZE, TrainingJob, check_image_size
-from simsearch.training.log import TrainingLog, silent
-from simsearch.training.publish import publish, sample_rows
+
+Log = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a training left. metrics: by what they were measured on. seconds: of training, all runs together."""
+    """The result of a training.
+
+    output: the weights file. images, classes: trained on. metrics: by the set they were measured on, then by name.
+    seconds: of training, in all runs together. bytes: size of the weights file.
+    """
 
     output: Path
     images: int
@@ -54,36 +60,33 @@ def fit(
     job: TrainingJob,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    log: Callable[[dict[str, Any]], None] = lambda row: None,
+    log: Log = lambda row: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainingReport:
-    """Trains a network and writes its weights. Raises UsageError for what cannot be trained, and
-    `TrainingInterruptedError` when `stop` turned true; the checkpoint then continues with `resume`."""
+    """Trains a network and writes its weights.
+
+    progress: called with the number of decoded images and their total. log: gets the rows that `loop.train` describes.
+    stop: when it returns true, a checkpoint is written, from which `resume` continues.
+    Raises UsageError if the job cannot be done, and TrainingInterruptedError after a stop.
+    """
     _check_output(job)
     device = _device(job.device)
     world = ProcessGroup.join(device)
-    if world.rank:  # what there is to say, the first process says
+    if world.rank:  # only the first process reports
         log = silent
     start = registry.find_weights(job.start) if job.start else None
     if world.rank:
-        world.wait()  # until the first process has decoded
+        world.wait()  # until the first process has decoded the images
     data, validation, recipe = gather(job, start, progress, log)
     if not world.rank:
         world.wait()
     colour = colour_of(job.architecture, data, start)
-    recipe = replace(recipe, mean=_three(colour.mean), std=_three(colour.deviation))
+    recipe = replace(recipe, mean=_three(colour.mean), std=_three(colour.std))
     torch.manual_seed(job.config.seed)
     network, arguments = build(job, data.classes, start)
     checkpoint = job.beside(".checkpoint")
     journal = TrainingLog(job.beside(".jsonl") if not world.rank else None, job.resume and checkpoint.exists(), log)
-    facts = {
-        "architecture": job.architecture,
-        "classes": list(data.classes),
-        "images": len(data),
-        "start": start.sha256 if start else None,
-        "freeze": job.freeze,
-    }
-    try:
+    with _drawn(journal, job.beside(".png")):
         seconds = train(
             data,
             network,
@@ -93,45 +96,66 @@ def fit(
             validation=validation,
             device=device,
             resume=job.resume,
-            facts=facts,
+            facts=_facts(job, data, start),
             log=journal,
             stop=stop,
         )
-    except BaseException:
-        with contextlib.suppress(SimsearchError, OSError):  # whatever ended the training is what is to be told
-            journal.draw(job.beside(".png"))
-        raise
-    journal.draw(job.beside(".png"))
     card = weights.ModelCard(job.architecture, arguments, recipe, _named(job, data.classes), labels=data.classes)
-    card = replace(card, training=_story(job, data, validation, start, seconds))
-    outcome = TrainingReport(job.output, len(data), len(data.classes), {}, seconds, 0)
+    card = replace(card, training=_summary(job, data, validation, start, seconds))
+    report = TrainingReport(job.output, len(data), len(data.classes), {}, seconds, 0)
     if not world.rank:
         checks = {"validation": validation} if validation else {"training images": data.select(sample_rows(len(data)))}
         compress = _compresses(job.config)
         metrics = publish(network, card, job.output, checks, colour, compress=compress, trained_on=data)
         checkpoint.unlink(missing_ok=True)
-        outcome = replace(outcome, metrics=metrics, bytes=job.output.stat().st_size)
+        report = replace(report, metrics=metrics, bytes=job.output.stat().st_size)
     world.leave()
-    return outcome
+    return report
+
+
+@contextlib.contextmanager
+def _drawn(journal: TrainingLog, path: Path) -> Iterator[None]:
+    """Draws the learning curve after the training, even if it failed; an error of the training is never hidden."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(SimsearchError, OSError):
+            journal.draw(path)
+        raise
+    journal.draw(path)
+
+
+def _facts(job: TrainingJob, data: TrainingSet, start: registry.WeightsFile | None) -> dict[str, Any]:
+    """Returns the values, besides the configuration, that must be the same when a checkpoint is resumed."""
+    return {
+        "architecture": job.architecture,
+        "classes": list(data.classes),
+        "images": len(data),
+        "start": start.sha256 if start else None,
+        "freeze": job.freeze,
+    }
 
 
 def gather(
     job: TrainingJob,
     start: registry.WeightsFile | None,
     progress: Callable[[int, int], None],
-    log: Callable[[dict[str, Any]], None],
+    log: Log,
 ) -> tuple[TrainingSet, TrainingSet | None, Preprocessing]:
-    """Lists and decodes what to train on and what to validate on."""
+    """Lists and decodes the images of a job: those to train on, those to validate on, and how they are preprocessed.
+
+    Raises UsageError if the images have fewer than two labels, or if no validation image has one of these labels.
+    """
     recipe = start.card.recipe if start else recipe_for(job.architecture, job.config.image_size)
-    found = labelled.list_labelled(job.sources, job.exclude)
-    classes = tuple(sorted({picture.label for picture in found}))
+    images = labelled.list_labelled(job.sources, job.exclude)
+    classes = tuple(sorted({image.label for image in images}))
     if len(classes) < 2:
         raise UsageError(f"all images have the label {classes[0]!r}; there is nothing to tell apart")
-    data, failures = training_data.load(found, recipe, classes, progress)
+    data, failures = training_data.load(images, recipe, classes, progress)
     validation = None
     if job.validation:
         others = labelled.list_labelled(job.validation, job.exclude)
-        known = [picture for picture in others if picture.label in set(classes)]
+        known = [image for image in others if image.label in set(classes)]
         if not known:
             raise UsageError(f"no class of {', '.join(job.validation)} is one of those to train")
         if len(known) < len(others):
@@ -139,22 +163,22 @@ def gather(
         validation, more = training_data.load(known, recipe, classes, progress)
         failures = [*failures, *more]
     elif job.held_out:
-        rows, held = training_data.split(data.labels, job.held_out, job.config.seed)
-        data, validation = data.select(rows), data.select(held) if len(held) else None
+        rows, held_out = training_data.split(data.labels, job.held_out, job.config.seed)
+        data, validation = data.select(rows), data.select(held_out) if len(held_out) else None
     for path, reason in failures[:5]:
         _note(log, f"left out: {path}: {reason}")
     if len(failures) > 5:
         _note(log, f"left out: {len(failures) - 5:,} more images that cannot be decoded")
-    alone = int((np.bincount(data.labels, minlength=len(classes)) == 1).sum())
-    if alone:
-        _note(log, f"{alone:,} of {len(classes):,} classes have one image; it is trained on and not held out")
+    single = int((np.bincount(data.labels, minlength=len(classes)) == 1).sum())
+    if single:
+        _note(log, f"{single:,} of {len(classes):,} classes have one image; it is trained on and not held out")
     if validation is None and job.config.schedule == "plateau":
         _note(log, "there is no validation set, so the learning rate will not fall")
     return data, validation, recipe
 
 
 def recipe_for(architecture: str, image_size: int) -> Preprocessing:
-    """How pictures become the input of a network: in the paper's proportion, 256 pixels for 224."""
+    """Returns a network's preprocessing; AlexNet's has the paper's proportion, 256 pixels for an input of 224."""
     if architecture == "lenet5":
         return Preprocessing(28, 32)
     if architecture == "convnet4":
@@ -163,8 +187,11 @@ def recipe_for(architecture: str, image_size: int) -> Preprocessing:
 
 
 def colour_of(architecture: str, data: TrainingSet, start: registry.WeightsFile | None = None) -> ColourStats:
-    """The statistics that normalise the input: LeNet-5's fixed ones, those of the weights to start from, or the
-    training pixels' own."""
+    """Returns the statistics that normalise the input.
+
+    They are fixed for LeNet-5; else mean and std are those of `start`, if given, or are measured on the training
+    images.
+    """
     if architecture == "lenet5":
         return ColourStats.fixed(*LENET5_INPUT)
     own = ColourStats.of(data.pixels)
@@ -177,7 +204,10 @@ def colour_of(architecture: str, data: TrainingSet, start: registry.WeightsFile 
 def build(
     job: TrainingJob, classes: tuple[str, ...], start: registry.WeightsFile | None
 ) -> tuple[Network, dict[str, Any]]:
-    """The network to train, and the arguments of its configuration."""
+    """Builds the network to train and returns it with the arguments of its configuration.
+
+    Raises UsageError if `start` is of another architecture or input size, or if no parameter is left to train.
+    """
     kind = registry.ARCHITECTURES[job.architecture]
     arguments = dict(start.card.arguments) if start else {"image_size": job.config.image_size}
     arguments["num_classes"] = len(classes)
@@ -213,12 +243,13 @@ def build(
 
 
 def _check_output(job: TrainingJob) -> None:
+    """Raises UsageError if the job's files cannot be written or must not be replaced, or if a setting is invalid."""
     if job.output.suffix != ".safetensors":
         raise UsageError(f"{job.output} would hold weights", hint=f"{job.output.with_suffix('.safetensors')}")
     if not job.output.absolute().parent.is_dir():
         raise UsageError(f"{job.output} cannot be written: its folder does not exist")
     if not 0 <= job.held_out < 1:
-        raise UsageError(f"{job.held_out} is no share to hold out", hint="0 or more and less than 1")
+        raise UsageError(f"held_out is {job.held_out}", hint="0 or more and less than 1")
     if job.freeze not in FREEZE:
         raise UsageError(f"freeze is {job.freeze!r}", hint=f"one of {', '.join(FREEZE)}")
     if job.beside(".checkpoint").exists() and not (job.resume or job.overwrite):
@@ -229,6 +260,7 @@ def _check_output(job: TrainingJob) -> None:
 
 
 def _device(name: str) -> torch.device:
+    """Chooses the device of this process. Raises UsageError if torchrun started more processes than there are GPUs."""
     chosen = choose_device(name)
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > 1 and chosen.startswith("cuda:"):
@@ -237,7 +269,7 @@ def _device(name: str) -> torch.device:
         )
     if processes > 1 and chosen == "cuda" and processes > gpus:
         hint = f"torchrun --nproc-per-node {gpus}, or --device cpu"
-        raise UsageError(f"{processes} processes want a GPU each, and there are {gpus}", hint=hint)
+        raise UsageError(f"{processes} processes need a GPU each, and there are {gpus}", hint=hint)
     if chosen == "cuda" and "LOCAL_RANK" in os.environ:
         chosen = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(chosen)
@@ -259,22 +291,23 @@ def _compresses(config: TrainConfig) -> bool:
     return min(config.keep_convolution, config.keep_hidden, config.keep_classifier, config.share_from) < 1
 
 
-def _story(
+def _summary(
     job: TrainingJob,
     data: TrainingSet,
     validation: TrainingSet | None,
     start: registry.WeightsFile | None,
     seconds: float,
 ) -> dict[str, Any]:
-    held = f", {len(validation):,} to validate on" if validation is not None else ""
-    story = {
-        "data": f"{len(data):,} images of {len(data.classes):,} classes{held}",
+    """Returns a summary of the training for the card of the weights file."""
+    held_out = f", {len(validation):,} to validate on" if validation is not None else ""
+    summary = {
+        "data": f"{len(data):,} images of {len(data.classes):,} classes{held_out}",
         "passes": job.config.epochs,
         "minutes": round(seconds / 60, 1),
         "settings": asdict(job.config),
     }
-    return {**story, **({"from": start.sha256} if start else {})}
+    return {**summary, **({"from": start.sha256} if start else {})}
 
 
-def _note(log: Callable[[dict[str, Any]], None], text: str) -> None:
+def _note(log: Log, text: str) -> None:
     log({"event": "note", "text": text})

@@ -1,4 +1,4 @@
-"""The network is the paper's, and every way of running it agrees."""
+"""AlexNet is as in the paper, and all engines agree."""
 
 import json
 
@@ -13,6 +13,7 @@ from simsearch.models import load, registry
 from simsearch.models.networks.alexnet import AlexNet, count, local_response_norm
 from simsearch.models.networks.configs import AlexNetConfig
 from simsearch.models.onnx import graphs, runtime
+from simsearch.models.safetensors_header import TensorLocation
 from simsearch.models.torch import runtime as torch_runtime
 
 
@@ -132,7 +133,7 @@ def test_an_unwritable_cache_does_not_matter(tiny_weights, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_a_full_disk_is_said_in_one_line(tiny_weights, tmp_path, monkeypatch, everywhere):
-    """safetensors has an error of its own for it. Where a temporary folder has room, that is used."""
+    """safetensors raises its own error for a full disk; a temporary folder is used if it has space."""
     monkeypatch.setenv("SIMSEARCH_CACHE", str(tmp_path))
     save = safetensors.numpy.save_file
 
@@ -188,17 +189,17 @@ def test_a_recipe_must_fit_the_network(tiny_weights):
 
 
 def test_the_graph_is_a_chain_of_known_operators():
-    stored = graphs.Stored()
+    stored = {}
     names = [f"conv.{i}" for i in (0, 4, 8, 10, 12)] + ["hidden.1", "hidden.4", "classifier"]
     for name in names:
-        stored[f"{name}.weight"] = stored[f"{name}.bias"] = ((1,), 0, 4)
+        stored[f"{name}.weight"] = stored[f"{name}.bias"] = TensorLocation((1,), 0, 4)
     model = graphs.alexnet(AlexNetConfig(), Preprocessing(), stored, "x")
     for operator in (b"Sqrt", b"Conv", b"MaxPool", b"Gemm", b"Flatten"):
         assert operator in model
 
 
 class TestTorchvision:
-    """torchvision's networks, without their weights, which would have to be downloaded."""
+    """Networks of torchvision with random weights, since the official ones would be downloaded."""
 
     @pytest.fixture(autouse=True)
     def untrained(self, monkeypatch):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.models.torch import runtime
-from simsearch.models.torch.cuda_graphs import MOST, WARM, CudaGraphCache
+from simsearch.models.torch.cuda_graphs import MAX_RECORDINGS, WARM_UP, CudaGraphCache
 from simsearch.models.torch.runtime import TorchRunner
 from tests.helpers.jpegs import CPU, recording
 
@@ -26,7 +26,7 @@ def test_a_shape_is_recorded_and_replayed() -> None:
     for number in range(8):
         x = torch.full((4, 3), float(number))
         assert torch.equal(replays.run("double", lambda x: 2 * x, x, CPU), 2 * x)
-        assert len(replays) == (number >= WARM - 1)
+        assert len(replays) == (number >= WARM_UP - 1)
     assert recorded == [(4, 3)]
     assert torch.equal(replays.run("triple", lambda x: 3 * x, x, CPU), 3 * x)  # another function
     assert torch.equal(replays.run("double", lambda x: 2 * x, x[:2], CPU), 2 * x[:2])  # another shape
@@ -34,10 +34,10 @@ def test_a_shape_is_recorded_and_replayed() -> None:
 
 def test_no_more_shapes_than_memory_is_meant_for() -> None:
     replays = CudaGraphCache(recording)
-    for size in range(1, MOST + 4):
-        for _ in range(WARM + 1):
+    for size in range(1, MAX_RECORDINGS + 4):
+        for _ in range(WARM_UP + 1):
             assert torch.equal(replays.run("f", lambda x: x + 1, torch.ones(size), CPU), torch.full((size,), 2.0))
-    assert len(replays) == MOST
+    assert len(replays) == MAX_RECORDINGS
 
 
 @pytest.mark.parametrize("problem", ["error", "memory", "wrong", "nan"])

@@ -1,4 +1,4 @@
-"""Features by recipe: what they are, that the engines agree on them, and every verb on an index that has them."""
+"""Descriptors: their definitions, agreement of the engines, and all operations of an index that uses them."""
 
 import json
 
@@ -26,7 +26,7 @@ from tests.helpers.pictures import draw
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Eighty different pictures of two labels."""
+    """Eighty different images with two labels."""
     for number in range(80):
         draw(tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png", number)
     return tmp_path / "pictures"

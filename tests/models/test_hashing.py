@@ -69,9 +69,9 @@ def test_contrastive_divergence_reconstructs() -> None:
     torch.manual_seed(0)
     x = torch.from_numpy(clustered(np.random.default_rng(0), 1000).astype(np.float32))
     x = (x - x.mean(0)) / x.std()
-    fresh = autoencoder._fresh(D, 64)
+    fresh = autoencoder._random_layer(D, 64)
     assert autoencoder._gaussian_rate(x, QUICK) == 0.02
-    machine = autoencoder._Machine(fresh, replace(QUICK, momentum=0.5), 0.01)
+    machine = autoencoder._BoltzmannMachine(fresh, replace(QUICK, momentum=0.5), 0.01)
 
     def error() -> float:
         weight, up, down = machine.layer

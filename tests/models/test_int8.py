@@ -1,4 +1,4 @@
-"""The 8-bit engine: exact sums, near to float32, never mixed with it in an index."""
+"""The int8 engine: exact sums, close to float32, and never mixed with it in an index."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def small(tiny_weights, tmp_path_factory, pictures):
-    """The small random network with ranges, and pixels that are not those of the ranges."""
+    """A small random network with ranges, and pixels other than those of the ranges."""
     path = tmp_path_factory.mktemp("int8") / "small.safetensors"
     shutil.copy(tiny_weights, path)
     recipe = registry.find_weights(str(path)).card.recipe
@@ -55,7 +55,7 @@ def run(*arguments):
 
 
 def test_linear_layers_are_exact_integer_sums(small):
-    """Two products of 255 and 127 overflow 16 bits, in which some instructions add; ONNX Runtime must not use those."""
+    """Two products of 255 and 127 overflow 16 bits; ONNX Runtime must not use instructions that sum in 16 bits."""
     found, pixels = small
     config: Any = found.config
     half = onnx_int8.quantize(config, weights.read_tensors(found.path), found.card.ranges)
@@ -252,7 +252,7 @@ def test_calibrating_from_the_command_line(tiny_weights, tmp_path, monkeypatch):
     path, folder = tmp_path / "w.safetensors", tmp_path / "drawn"
     shutil.copy(tiny_weights, path)
     generate.generate(folder, 80)
-    monkeypatch.setattr(int8_calibration, "LEAST", 80)
+    monkeypatch.setattr(int8_calibration, "MIN_IMAGES", 80)
     done = run("models", "-m", path, "--calibrate", folder)
     assert done.exit_code == 0, done.output
     assert "of the six nearest with float32" in done.stdout
@@ -271,7 +271,7 @@ def test_calibrating_from_the_command_line(tiny_weights, tmp_path, monkeypatch):
 
 
 def test_training_readies_its_weights(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(int8_calibration, "LEAST", len(pictures))
+    monkeypatch.setattr(int8_calibration, "MIN_IMAGES", len(pictures))
     path = tmp_path / "w.safetensors"
     arguments: dict[str, Any] = {"num_classes": 2, "image_size": 63, "hidden": 16, "channels": (8, 16, 16, 16, 16)}
     network = build.build_network("alexnet", AlexNetConfig(**arguments))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def decoded(decoder: JpegDecoder, files: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
-    taken = [decoder.takes(data) for data in files]
+    taken = [decoder.accept(data) for data in files]
     assert None not in taken
     return decoder.pixels(taken)  # type: ignore[arg-type]
 
@@ -61,8 +61,8 @@ def test_others_are_left_to_the_cpu() -> None:
     ):
         assert header(data) is None
     decoder = JpegDecoder(Preprocessing(32, 28), pillow)
-    assert decoder.takes(jpeg(smooth(size=(650, 10)))) is None  # a panorama
-    taken = decoder.takes(jpeg(smooth(size=(640, 10))))
+    assert decoder.accept(jpeg(smooth(size=(650, 10)))) is None  # a panorama
+    taken = decoder.accept(jpeg(smooth(size=(640, 10))))
     assert taken is not None
     assert taken.header == (640, 10, 1)
 
@@ -70,13 +70,13 @@ def test_others_are_left_to_the_cpu() -> None:
 def test_large_ones_are_left_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     data = jpeg(smooth())
     decoder = JpegDecoder(Preprocessing(32, 28), pillow)
-    monkeypatch.setattr(jpeg_decoder, "MOST_PIXELS", 400 * 300)
-    assert decoder.takes(data) is not None
-    monkeypatch.setattr(jpeg_decoder, "MOST_PIXELS", 400 * 300 - 1)
-    assert decoder.takes(data) is None
-    monkeypatch.setattr(jpeg_decoder, "MOST_BYTES", len(data))
+    monkeypatch.setattr(jpeg_decoder, "MAX_PIXELS", 400 * 300)
+    assert decoder.accept(data) is not None
+    monkeypatch.setattr(jpeg_decoder, "MAX_PIXELS", 400 * 300 - 1)
+    assert decoder.accept(data) is None
+    monkeypatch.setattr(jpeg_decoder, "MAX_BYTES", len(data))
     assert header(data) is not None
-    monkeypatch.setattr(jpeg_decoder, "MOST_BYTES", len(data) - 1)
+    monkeypatch.setattr(jpeg_decoder, "MAX_BYTES", len(data) - 1)
     assert header(data) is None
 
 
@@ -99,7 +99,7 @@ def test_pixels_are_those_of_the_recipe(size: tuple[int, int], interpolation: st
 def test_a_picture_of_many_times_the_size_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = torch.from_numpy(np.array(smooth(3, (1200, 900)))).permute(2, 0, 1)
     expected = scaled_centre(picture, Preprocessing(16, 14)).int()
-    monkeypatch.setattr(jpeg_decoder, "WIDEST", 8)  # so that squares of 7 pixels are averaged
+    monkeypatch.setattr(jpeg_decoder, "MAX_REDUCTION", 8)  # so that squares of 7 pixels are averaged
     assert (scaled_centre(picture, Preprocessing(16, 14)).int() - expected).abs().max() <= 3
 
 
@@ -124,9 +124,9 @@ def test_the_library_is_told_of_no_orientation() -> None:
 
 
 def test_recipes_that_torch_cannot_follow() -> None:
-    assert jpeg_decoder.suits(Preprocessing())
-    assert not jpeg_decoder.suits(Preprocessing(interpolation="lanczos"))
-    assert not jpeg_decoder.suits(Preprocessing(28, 32))
+    assert jpeg_decoder.supports(Preprocessing())
+    assert not jpeg_decoder.supports(Preprocessing(interpolation="lanczos"))
+    assert not jpeg_decoder.supports(Preprocessing(28, 32))
 
 
 # -- the decoder
@@ -203,12 +203,12 @@ def test_a_library_is_tried_before_it_is_trusted(monkeypatch: pytest.MonkeyPatch
 
 
 def test_torchvision_decodes_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its interface; on the CPU, since that is what is here."""
+    """The same interface, but decoding on the CPU."""
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Stream())
     decode = jpeg_decoder._torchvision(CPU)
     with warnings.catch_warnings():  # those of tests are errors
         warnings.simplefilter("ignore", DeprecationWarning)
-        assert jpeg_decoder._right(decode)
+        assert jpeg_decoder._is_correct(decode)
 
 
 class _Stream:
@@ -221,4 +221,4 @@ def test_torchcodec_decodes_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> N
     except (ImportError, OSError) as error:  # of another torch, say
         pytest.skip(f"needs the extra [gpu]: {error}")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Stream())
-    assert jpeg_decoder._right(jpeg_decoder._torchcodec(CPU))
+    assert jpeg_decoder._is_correct(jpeg_decoder._torchcodec(CPU))

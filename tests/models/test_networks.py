@@ -1,4 +1,4 @@
-"""LeNet-5 and the four-layer network: to the letter of 1998, and the same in both engines."""
+"""LeNet-5 and the four-layer network: as in their papers, and the same in both engines."""
 
 import numpy as np
 import pytest

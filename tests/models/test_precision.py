@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import simsearch
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.models import registry
-from simsearch.models.torch import runtime
+from simsearch.models.torch import precision
 from simsearch.models.torch.runtime import TorchModel, TorchRunner
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ def test_gpu_without_room_keeps_first_network(monkeypatch: pytest.MonkeyPatch) -
     runner = TorchRunner(Preprocessing(8, 8), "cpu")
     runner.device = _Cuda()  # type: ignore[assignment]
     assert runner.fastest(network, lambda network: network) == (network, "torch-cuda")
-    assert runner.most is None
+    assert runner.max_batch is None
 
 
 def test_memory_kept_by_torch_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a recording that failed; during one it is waited for."""
+    """torch raises after a failed recording. During a recording, the call waits."""
     recording, emptied = threading.Event(), threading.Event()
 
     def refused() -> None:
@@ -95,7 +95,7 @@ def test_memory_kept_by_torch_is_no_error(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("scale", [300.0, 1e-9, float("nan")])
 def test_failing_half_precision_is_not_used(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values that float16 cannot hold, and features that are none."""
+    """Values beyond the range of float16, and features that are NaN."""
     linear = nn.Linear(3 * 64, 8).requires_grad_(False)
     linear.weight.mul_(scale)
     linear.bias.fill_(1e6 if scale == 300 else 0)
@@ -131,7 +131,7 @@ def test_full_precision_lasts_until_last_thread() -> None:
         states[0] = False
         log.append("out")
 
-    together = runtime._Together(setting)
+    together = precision._SharedContext(setting)
     first_in, first_may_go = threading.Event(), threading.Event()
 
     def first() -> None:
@@ -157,11 +157,11 @@ def test_full_precision_lasts_until_last_thread() -> None:
 
 @pytest.mark.parametrize("user", ["default", "high", "new", "convolutions", "products", "both"])
 def test_full_precision_is_set_and_put_back(user: str) -> None:
-    """Whichever of torch's interfaces the program around uses."""
+    """With each of torch's two interfaces in use by the surrounding program."""
     code = f"""
 import warnings; warnings.simplefilter("error")
 import torch
-from simsearch.models.torch import runtime as torch_runtime
+from simsearch.models.torch import precision
 b = torch.backends
 if {user!r} == "high": torch.set_float32_matmul_precision("high")
 if {user!r} == "new": b.fp32_precision = "tf32"
@@ -173,7 +173,7 @@ def state():
              b.cuda.matmul.allow_fp16_reduced_precision_reduction, b.cuda.matmul.fp32_precision]
     return found + ([] if {user!r} in ("new", "products") else [torch.get_float32_matmul_precision()])
 before = state()
-with torch_runtime._full(), torch_runtime._full():
+with precision._full(), precision._full():
     assert "tf32" not in state()[2:] and "high" not in state() and not state()[4], state()
     assert not b.cuda.matmul.allow_tf32
     if {user!r} in ("default", "high"):

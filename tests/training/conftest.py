@@ -9,7 +9,7 @@ from tests.helpers.runs import COLOURS, QUICK, draw, simsearch_
 
 @pytest.fixture(scope="module")
 def data():
-    """Three colours, noisy."""
+    """Noisy images of three colours."""
     random = np.random.default_rng(0)
     labels = np.arange(96) % 3
     pixels = random.normal(60, 20, (96, 72, 72, 3))
@@ -27,7 +27,7 @@ def pics(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Weights of a small network that tells three colours apart, and the pictures."""
+    """Weights of a small network that distinguishes three colours, and its images."""
     folder = tmp_path_factory.mktemp("trained")
     for label in COLOURS:
         draw(folder / "pics", label, 12)

@@ -63,7 +63,7 @@ def test_exact_patches_agree_with_interpolated():
 
 
 def test_patch_coordinates_use_no_matrix_product(data):
-    """Which a GPU would compute in TF32, a tenth of a pixel off."""
+    """A GPU would compute them in TF32, with errors of a tenth of a pixel."""
     drawn = views(replace(FAST, rotation=20.0, shear=0.2, colour=0.0), 0)
     theta = drawn.theta
     expected = torch.nn.functional.affine_grid(theta, [len(theta), 3, 63, 63], align_corners=False)
@@ -74,7 +74,7 @@ def test_patch_coordinates_use_no_matrix_product(data):
 
 
 def test_colour_jitter_follows_components():
-    """Section 4.1: [p1, p2, p3] [a1 l1, ...] with a of deviation 0.1 is added to every pixel of an image."""
+    """Section 4.1: [p1, p2, p3] [a1 l1, ...] with a of standard deviation 0.1 is added to every pixel of an image."""
     jitter = replace(TrainConfig(), image_size=63, reflections=False)
     pixels = torch.full((4000, 72, 72, 3), 100, dtype=torch.uint8)[:, :63, :63]
     axes = torch.tensor([[3.0, 0.0, 0.0], [0.0, 20.0, 0.0], [0.0, 0.0, 50.0]])

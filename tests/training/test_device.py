@@ -1,4 +1,4 @@
-"""Which devices a training takes."""
+"""The choice of devices for training."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from simsearch.images.sources import labelled
 from simsearch.images.sources.labelled import LabelledImage
 from simsearch.models import registry, weights
 from simsearch.training import data as training_data
+from simsearch.training import log as training_log
 from simsearch.training import run
 from tests.helpers.runs import QUICK, draw, job, refused, rows, simsearch_
 
@@ -218,7 +219,7 @@ def test_gpus_for_several_processes(pics, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(run, "choose_device", lambda name: name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match="2 processes want a GPU each, and there are 1"):
+    with pytest.raises(UsageError, match="2 processes need a GPU each, and there are 1"):
         run.fit(job(pics, tmp_path / "w.safetensors", device="cuda"))
     with pytest.raises(UsageError, match="2 processes cannot share cuda:1"):
         run.fit(job(pics, tmp_path / "w.safetensors", device="cuda:1"))
@@ -228,7 +229,7 @@ def test_failed_curve_hides_no_other_error(pics, tmp_path, monkeypatch):
     def full(path, data):
         raise SimsearchError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(run, "atomic_write", full)
+    monkeypatch.setattr(training_log, "atomic_write", full)
     with pytest.raises(TrainingInterruptedError):
         run.fit(job(pics, tmp_path / "w.safetensors"), stop=lambda: True)
 

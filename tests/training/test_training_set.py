@@ -20,13 +20,13 @@ def test_colour_statistics_cover_all_pixels():
     assert peak < 3 * pixels.nbytes
     every = pixels.reshape(-1, 3).astype(np.float64)
     np.testing.assert_allclose(found.mean, every.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(found.deviation, every.std(0), rtol=1e-6)
+    np.testing.assert_allclose(found.std, every.std(0), rtol=1e-6)
     axes = found.axes.double().numpy()
     np.testing.assert_allclose(axes @ axes.T, np.cov(every.T), rtol=1e-4, atol=1e-2)
 
 
 def test_decoding_claims_its_space_at_once(pics, tmp_path, monkeypatch):
-    """Or a full disk would kill the process in the middle, by a signal that says nothing."""
+    """Otherwise a full disk would kill the process during training, by a signal without a message."""
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")

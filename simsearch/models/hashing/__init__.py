@@ -1,1 +1,1 @@
-"""Short binary codes from a deep autoencoder."""
+"""Hashing: short binary codes of features, from a deep autoencoder."""

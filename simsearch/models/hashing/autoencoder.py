@@ -1,12 +1,12 @@
-"""Training binary codes: a deep autoencoder, pre-trained layer by layer as a deep belief network.
+"""Trains binary codes: a deep autoencoder, pre-trained layer by layer as a deep belief network.
 
 Each layer is a restricted Boltzmann machine trained by one step of contrastive divergence on the layer below
 (Hinton, Osindero, Teh 2006; Hinton & Salakhutdinov: "Reducing the dimensionality of data with neural networks", Science
 2006). The first one has Gaussian visible units of variance 1, the others binary ones. The stack is unrolled into an
-autoencoder and fine-tuned by backpropagation; its code layer is rounded to 0 and 1 on the way forward, which the way
-back ignores (Krizhevsky & Hinton, ESANN 2011). A second loss, off unless asked for, keeps distances: see `_apart`.
+autoencoder and fine-tuned by backpropagation; its code layer is rounded to 0 and 1 in the forward pass only
+(Krizhevsky & Hinton, ESANN 2011). An optional second loss preserves distances: see `_distance_loss`.
 
-Letters: B images of a batch, D dimension, n layers, h hidden activations.
+Letters: n images of the sample, B images of a batch, D dimension, h activations of a layer.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from simsearch.common.progress import Progress
 from simsearch.errors import SimsearchError
 from simsearch.models.hashing.encoder import HashEncoder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-from simsearch.common.progress import Progress
 
 
 @dataclass(frozen=True)
 class HashConfig:
-    """bits: of the code; hidden: the layers before it. Epochs are passes over the sample."""
+    """The settings of a training. bits: of the code. hidden: widths of the layers before it."""
 
     bits: int = 256
     hidden: tuple[int, ...] = (1024, 512)
@@ -41,16 +41,19 @@ class HashConfig:
     epochs: int = 5
     batch: int = 128
     rbm_rate: float = 0.05  # of binary units
-    gaussian_rate: float = 0.8  # over the data's largest variance along any direction; at 4 it was seen to diverge
+    gaussian_rate: float = 0.8  # divided by the largest variance along any direction; 4 diverged
     momentum: float = 0.9
-    decay: float = 2e-4  # Hinton's practical guide
+    decay: float = 2e-4  # as in Hinton's practical guide to training RBMs
     rate: float = 1e-3  # of Adam, falling to 0 along a cosine
-    similarity: float = 0.0  # weight of the loss that keeps distances
+    similarity: float = 0.0  # weight of the loss that preserves distances
     seed: int = 0
 
 
 class Layer(NamedTuple):
-    """weight: (d_in, d_out); up: (d_out,), down: (d_in,), the biases of hidden and of visible units."""
+    """One layer.
+
+    weight: (d_in, d_out). up: (d_out,), biases of the hidden units. down: (d_in,), of the visible units.
+    """
 
     weight: Tensor
     up: Tensor
@@ -60,26 +63,31 @@ class Layer(NamedTuple):
 def train(
     sample: NDArray[np.floating], config: HashConfig, progress: Progress = lambda done, total: None
 ) -> HashEncoder:
-    """Codes learned from a (n, D) sample. progress: images gone through, in all epochs, and their number."""
+    """Learns codes from a sample of features (n, D).
+
+    progress: called with the images processed, summed over all epochs, and their total.
+    Raises SimsearchError if the training diverges.
+    """
     start = time.monotonic()
     x = torch.from_numpy(np.asarray(sample, np.float32))
     mean = x.mean(0)
-    scale = 1 / max(float((x - mean).pow(2).mean().sqrt()), 1e-6)  # one for all: distances must keep their shape
+    # One factor for all dimensions, so that distances keep their proportions.
+    scale = 1 / max(float((x - mean).pow(2).mean().sqrt()), 1e-6)
     x = (x - mean) * scale
     sizes = (x.shape[1], *config.hidden, config.bits)
     total = images(config, len(x))
     done = 0
 
-    def advanced(count: int) -> None:
+    def advance(count: int) -> None:
         nonlocal done
         done += count
         progress(done, total)
 
-    with torch.random.fork_rng(devices=[]), _products():
+    with torch.random.fork_rng(devices=[]), _fast_products():
         torch.manual_seed(config.seed)
-        layers = [_fresh(a, b) for a, b in itertools.pairwise(sizes)]
-        layers = _pretrained(x, layers, config, advanced) if config.pretrain_epochs else _scaled(x[:2048], layers)
-        layers, loss = _tuned(x, layers, config, advanced)
+        layers = [_random_layer(a, b) for a, b in itertools.pairwise(sizes)]
+        layers = _pretrain(x, layers, config, advance) if config.pretrain_epochs else _scale_layers(x[:2048], layers)
+        layers, loss = _fine_tune(x, layers, config, advance)
     facts = {**asdict(config), "images": len(x), "loss": loss, "seconds": round(time.monotonic() - start, 1)}
     return HashEncoder(
         mean.numpy(),
@@ -91,23 +99,24 @@ def train(
 
 
 def images(config: HashConfig, count: int) -> int:
-    """How many images go through in all epochs of a training on `count`."""
+    """Returns the images processed in all epochs of a training on `count` images."""
     return (config.pretrain_epochs * (len(config.hidden) + 1) + config.epochs) * count
 
 
-def _products() -> AbstractContextManager[object]:
-    """Matrix products in bfloat16 where the processor has instructions for them, else in float32."""
-    able = (getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
-    return torch.autocast("cpu", torch.bfloat16, enabled=any(able), cache_enabled=False)  # weights change at each step
+def _fast_products() -> AbstractContextManager[object]:
+    """Returns a context with matrix products in bfloat16, if the processor has instructions for them."""
+    supported = (getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=any(supported), cache_enabled=False)  # weights change
 
 
-def _fresh(visible: int, hidden: int) -> Layer:
+def _random_layer(visible: int, hidden: int) -> Layer:
+    """Returns a layer with Gaussian weights of standard deviation 1 / sqrt(visible), and zero biases."""
     weight = torch.randn(visible, hidden) * (1 / visible**0.5)
     return Layer(weight, torch.zeros(hidden), torch.zeros(visible))
 
 
 def _batches(count: int, size: int) -> Iterator[Tensor]:
-    """Places in random order, `size` at a time; the last ones are left out if they are fewer than half of that."""
+    """Yields random batches of `size` row numbers; a last batch of less than half that size is left out."""
     order = torch.randperm(count)
     for start in range(0, count, size):
         part = order[start : start + size]
@@ -115,55 +124,54 @@ def _batches(count: int, size: int) -> Iterator[Tensor]:
             yield part
 
 
-def _scaled(x: Tensor, layers: Sequence[Layer]) -> list[Layer]:
-    """Random layers whose units lie around their thresholds: over x, what they sum up has mean 0 and deviation 1.
+def _scale_layers(x: Tensor, layers: Sequence[Layer]) -> list[Layer]:
+    """Scales random layers so that the inputs of each unit have mean 0 and standard deviation 1 over x (n, D).
 
-    In the manner of Mishkin & Matas (ICLR 2016). Sums of activations, which are positive, would leave most bits fixed.
+    As in Mishkin & Matas (ICLR 2016). Otherwise most bits would be constant, since activations are positive.
     """
-    found = []
+    scaled = []
     for weight, up, down in layers:
         sums = x @ weight
-        deviation = sums.std(0).clamp(min=1e-6)
-        found.append(Layer(weight / deviation, up - sums.mean(0) / deviation, down))
-        x = torch.sigmoid(x @ found[-1].weight + found[-1].up)
-    return found
+        std = sums.std(0).clamp(min=1e-6)
+        scaled.append(Layer(weight / std, up - sums.mean(0) / std, down))
+        x = torch.sigmoid(x @ scaled[-1].weight + scaled[-1].up)
+    return scaled
 
 
-LARGEST = 1e3
+MAX_WEIGHT = 1e3
+"""A layer with a larger weight has diverged."""
 
-"""A weight beyond this has run away."""
 
-
-def _pretrained(x: Tensor, layers: Sequence[Layer], config: HashConfig, advanced: Callable[[int], None]) -> list[Layer]:
-    """Each layer as a restricted Boltzmann machine over the one below, whose probabilities are its data."""
-    found = []
+def _pretrain(x: Tensor, layers: Sequence[Layer], config: HashConfig, advance: Callable[[int], None]) -> list[Layer]:
+    """Trains each layer as a restricted Boltzmann machine on the probabilities of the layer below."""
+    pretrained = []
     for number, layer in enumerate(layers):
         rate = _gaussian_rate(x, config) if number == 0 else None
-        while (learned := _machine(x, layer, config, rate, advanced)) is None:
+        while (learned := _train_rbm(x, layer, config, rate, advance)) is None:
             if rate is None or rate < 1e-4:
                 raise SimsearchError("the codes' network diverges on these features", hint="tune without --codes")
-            rate /= 4  # of whitened features, say, which vary alike in all of a few dimensions
-        found.append(learned)
+            rate /= 4  # the rate is too high for whitened features, for example, of equal variance in few dimensions
+        pretrained.append(learned)
         x = torch.cat([torch.sigmoid(part @ learned.weight + learned.up) for part in torch.split(x, 2048)])
-    return found
+    return pretrained
 
 
-def _machine(
-    x: Tensor, layer: Layer, config: HashConfig, rate: float | None, advanced: Callable[[int], None]
+def _train_rbm(
+    x: Tensor, layer: Layer, config: HashConfig, rate: float | None, advance: Callable[[int], None]
 ) -> Layer | None:
-    """What the layer learns from (n, d_in) data; None if it diverges."""
-    machine = _Machine(Layer(*(part.clone() for part in layer)), config, rate)
+    """Trains one layer on (n, d_in) data; returns None if it diverges."""
+    machine = _BoltzmannMachine(Layer(*(part.clone() for part in layer)), config, rate)
     for epoch in range(config.pretrain_epochs):
         machine.momentum = 0.5 if epoch == 0 else config.momentum
         for part in _batches(len(x), config.batch):
             if not machine.step(x[part]):
                 return None
-            advanced(len(part))
-    return machine.layer if bool(machine.layer.weight.abs().max() < LARGEST) else None
+            advance(len(part))
+    return machine.layer if bool(machine.layer.weight.abs().max() < MAX_WEIGHT) else None
 
 
 def _gaussian_rate(x: Tensor, config: HashConfig) -> float:
-    """The rate at which Gaussian units learn from centred (n, D) data, by power iteration."""
+    """Returns the rate for Gaussian units on centred data (n, D), from its largest variance by power iteration."""
     direction = torch.ones(x.shape[1])
     variance = torch.ones(())
     for _ in range(10):
@@ -173,10 +181,10 @@ def _gaussian_rate(x: Tensor, config: HashConfig) -> float:
     return min(0.02, config.gaussian_rate / float(variance))
 
 
-class _Machine:
-    """A restricted Boltzmann machine that learns by one step of contrastive divergence with momentum.
+class _BoltzmannMachine:
+    """A restricted Boltzmann machine, trained by one step of contrastive divergence with momentum.
 
-    gaussian: the rate, if the visible units are Gaussian.
+    gaussian: the learning rate if the visible units are Gaussian; None if they are binary.
     """
 
     def __init__(self, layer: Layer, config: HashConfig, gaussian: float | None = None) -> None:
@@ -187,41 +195,44 @@ class _Machine:
 
     @torch.no_grad()
     def step(self, data: Tensor) -> bool:
-        """data: (B, d_in), of mean 0 and variance about 1 for Gaussian units, else probabilities. False: diverged."""
+        """Learns from a batch (B, d_in); returns false if the weights have diverged.
+
+        data: for Gaussian units, of mean 0 and variance about 1; for binary units, probabilities.
+        """
         weight, up, down = self.layer
         h = torch.sigmoid(data @ weight + up)  # (B, d_out)
         if not torch.isfinite(h).all():
             return False
         states = torch.bernoulli(h)
-        seen = states @ weight.T + down
+        visible = states @ weight.T + down
         if self.gaussian is None:
-            seen = torch.sigmoid(seen)
-        again = torch.sigmoid(seen @ weight + up)
-        # <v h> of the data less that of what they were turned into, as one product, whose sums are not rounded between
-        agreement = torch.cat([data, -seen]).T @ torch.cat([h, again])  # (d_in, d_out)
+            visible = torch.sigmoid(visible)
+        hidden = torch.sigmoid(visible @ weight + up)
+        # <v h> of the data minus <v h> of the reconstruction, as one product, so that neither is rounded separately
+        agreement = torch.cat([data, -visible]).T @ torch.cat([h, hidden])  # (d_in, d_out)
         weight.grad = self.config.decay * weight - agreement / len(data)
-        up.grad, down.grad = (again - h).mean(0), (seen - data).mean(0)
+        up.grad, down.grad = (hidden - h).mean(0), (visible - data).mean(0)
         self._optimizer.param_groups[0]["momentum"] = self.momentum
         self._optimizer.step()
         return True
 
 
 class _Rounded(torch.autograd.Function):
-    """0 or 1 forward, the identity back."""
+    """Rounds probabilities to 0 or 1; the gradient passes unchanged (straight-through estimator)."""
 
     @staticmethod
     def forward(_: object, probability: Tensor) -> Tensor:
         return (probability > 0.5).to(probability.dtype)
 
     @staticmethod
-    def backward(_: object, slope: Tensor) -> Tensor:
-        return slope
+    def backward(_: object, gradient: Tensor) -> Tensor:
+        return gradient
 
 
-def _tuned(
-    x: Tensor, layers: Sequence[Layer], config: HashConfig, advanced: Callable[[int], None]
+def _fine_tune(
+    x: Tensor, layers: Sequence[Layer], config: HashConfig, advance: Callable[[int], None]
 ) -> tuple[list[Layer], float]:
-    """The unrolled autoencoder after fine-tuning, and the last epoch's mean squared error of a value."""
+    """Fine-tunes the unrolled autoencoder; returns its encoder and the mean squared error of the last epoch."""
     ups = [[layer.weight.clone(), layer.up.clone()] for layer in layers]
     downs = [[layer.weight.T.clone(), layer.down.clone()] for layer in reversed(layers)]
     parameters = [tensor.requires_grad_() for pair in (*ups, *downs) for tensor in pair]
@@ -237,31 +248,34 @@ def _tuned(
             for weight, bias in ups:
                 h = torch.sigmoid(h @ weight + bias)
             code = _Rounded.apply(h)
-            seen = code
+            output = code
             for number, (weight, bias) in enumerate(downs):
-                seen = seen @ weight + bias
+                output = output @ weight + bias
                 if number < len(downs) - 1:
-                    seen = torch.sigmoid(seen)
-            error = F.mse_loss(seen, data)
-            whole = error
+                    output = torch.sigmoid(output)
+            error = F.mse_loss(output, data)
+            total = error
             if config.similarity:
-                whole = error + config.similarity * _apart(data, code)
+                total = error + config.similarity * _distance_loss(data, code)
             optimizer.zero_grad(set_to_none=True)
-            whole.backward()  # type: ignore[no-untyped-call]
+            total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             errors.append(float(error.detach()))
-            advanced(len(part))
+            advance(len(part))
         loss = float(np.mean(errors))
     return [Layer(w.detach(), b.detach(), torch.zeros(0)) for w, b in ups], loss
 
 
-def _apart(data: Tensor, code: Tensor) -> Tensor:
-    """How badly the codes' distances follow those of the data, over all pairs of a batch."""
-    wanted = torch.cdist(data, data)
-    wanted = wanted / wanted.mean()
+def _distance_loss(data: Tensor, code: Tensor) -> Tensor:
+    """Returns the weighted squared difference between the distances of data (B, D) and of codes (B, bits), a scalar.
+
+    It covers all pairs of a batch; near pairs of the data weigh more.
+    """
+    target = torch.cdist(data, data)
+    target = target / target.mean()
     signs = 2 * code - 1
     hamming = (1 - signs @ signs.T / code.shape[1]) / 2  # (B, B), from 0 to 1
     found = hamming / hamming.mean().detach().clamp(min=1e-3)
-    weight = torch.exp(-2 * wanted)
-    return (weight * (found - wanted).pow(2)).sum() / weight.sum()
+    weight = torch.exp(-2 * target)
+    return (weight * (found - target).pow(2)).sum() / weight.sum()

@@ -1,4 +1,4 @@
-"""Binary codes of features: the encoder half of an autoencoder, whose last layer is cut at one half.
+"""Binary codes of features: the encoder of an autoencoder, whose outputs are rounded to bits.
 
 Krizhevsky & Hinton: "Using very deep autoencoders for content-based image retrieval", ESANN 2011; Krizhevsky, Sutskever
 and Hinton 2012, section 7, propose them for the activations of AlexNet's last hidden layer. Encoding is a few matrix
@@ -24,19 +24,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = 1
+"""Version of the file that `HashEncoder.save` writes."""
+
 BITS = (64, 512)
-"""The fewest and the most bits; between them every multiple of 8 will do."""
+"""Smallest and largest number of bits, which must be a multiple of 8."""
 
 BLOCK = 2048
-"""Features encoded at once."""
+"""Number of features encoded at once."""
 
 
 @dataclass(frozen=True)
 class HashEncoder:
-    """Features to bits: h = (x - mean) * scale, then h = logistic(h @ w + b) for each layer, the last one > 1/2.
+    """Encodes features as bits: h = (x - mean) * scale, then h = logistic(h @ w + b) for each layer; a bit is h > 1/2.
 
-    mean: (D,), scale: one number for all dimensions, weights: (d_in, d_out) each, biases: (d_out,) each; float32.
-    training: what the training says of itself.
+    mean: (D,). scale: one factor for all dimensions. weights: (d_in, d_out) each. biases: (d_out,) each. All float32.
+    training: settings and results of the training.
     """
 
     mean: NDArray[np.float32]
@@ -47,10 +49,11 @@ class HashEncoder:
 
     @property
     def bits(self) -> int:
+        """The number of bits of a code."""
         return int(self.weights[-1].shape[1])
 
     def __call__(self, features: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-        """(n, D) features to (n, bits / 8) bytes, the first bit lowest."""
+        """Encodes features (n, D) as codes (n, bits / 8) uint8, the first bit in the lowest place."""
         out = np.empty((len(features), self.bits // 8), np.uint8)
         for start in range(0, len(features), BLOCK):
             h: NDArray[Any] = (features[start : start + BLOCK].astype(np.float32) - self.mean) * np.float32(self.scale)
@@ -61,7 +64,7 @@ class HashEncoder:
         return out
 
     def save(self, path: Path) -> None:
-        """Writes a `.safetensors` file and syncs it."""
+        """Writes a `.safetensors` file and flushes it to disk."""
         tensors = {"mean": self.mean}
         for number, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             tensors |= {f"{number}.weight": np.ascontiguousarray(w), f"{number}.bias": b}
@@ -73,7 +76,7 @@ class HashEncoder:
 
     @classmethod
     def load(cls, path: Path) -> HashEncoder:
-        """Reads what `save` wrote. Raises WeightsError."""
+        """Reads a file written by `save`. Raises WeightsError if it cannot be used."""
         try:
             with safetensors.safe_open(path, "np") as file:
                 facts = json.loads(file.metadata()["simsearch codes"])
@@ -91,5 +94,5 @@ class HashEncoder:
 
 
 def logistic(x: NDArray[Any]) -> NDArray[Any]:
-    """1 / (1 + exp(-x)), without overflow."""
+    """Computes 1 / (1 + exp(-x)) without overflow."""
     return 0.5 * np.tanh(0.5 * x) + 0.5

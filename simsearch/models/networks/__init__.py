@@ -1,1 +1,1 @@
-"""The networks, each after its paper."""
+"""The networks, each as in its paper."""

@@ -1,17 +1,17 @@
-"""AlexNet, to the letter of the paper.
+"""AlexNet, exactly as in the paper.
 
 Krizhevsky, Sutskever, Hinton: "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012.
 Section numbers below are the paper's.
 
 Shape letters: B images in a batch, S side of the input, C classes.
 
-At S = 224 with 1000 classes (`count` derives all of this from the layers, a test pins it):
+At S = 224 with 1000 classes (`count` computes these numbers from the layers, and a test checks them):
 
 - 60,965,224 parameters ("60 million").
 - 659,272 neurons ("650,000"): the outputs of the five convolutions and three linear layers. The paper's own list in
   section 3.5 gives 253,440 for the first layer, where 55 x 55 x 96 = 290,400.
-- 724,406,816 connections, one for each weight applied at each output position, bias not counted; 670,279,808 when
-  taps that fall on zero padding are left out. The lecture's "630 million" is of that size; neither count yields it.
+- 724,406,816 connections, one for each weight at each output position, without biases; 670,279,808 without those that
+  fall on zero padding. The "630 million" of the authors' lecture is of this order, but is neither number.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def local_response_norm(x: Tensor, n: int = 5, k: float = 2.0, alpha: float = 1e
     multiplies the plain sum, as in the paper's formula, not the mean. A sum of shifted slices replaces PyTorch's
     three-dimensional average pooling, and for the paper's beta = 3/4 two square roots replace the power.
     """
-    if x.dtype == torch.float16:  # whose largest value a square soon exceeds
+    if x.dtype == torch.float16:  # squares would soon overflow
         return local_response_norm(x.float(), n, k, alpha, beta).half()
     half = n // 2
     squares = F.pad(x * x, (0, 0, 0, 0, half, half))
@@ -69,7 +69,7 @@ class AlexNet(Network):
         c1, c2, c3, c4, c5 = config.channels
         halves = config.groups
         # The paper says 224 x 224, which an 11 x 11 kernel at stride 4 does not cover evenly; 2 pixels of padding
-        # give the 55 x 55 positions that its figure implies. Sizes at S = 224:
+        # give the 55 x 55 positions in its figure. Sizes at S = 224:
         self.conv = nn.Sequential(
             nn.Conv2d(3, c1, 11, stride=4, padding=2),  # (B, 96, 55, 55)
             nn.ReLU(inplace=True),
@@ -79,7 +79,7 @@ class AlexNet(Network):
             nn.ReLU(inplace=True),
             LocalResponseNorm(),
             nn.MaxPool2d(3, stride=2),  # (B, 256, 13, 13)
-            nn.Conv2d(c2, c3, 3, padding=1),  # (B, 384, 13, 13), the one layer that sees both halves
+            nn.Conv2d(c2, c3, 3, padding=1),  # (B, 384, 13, 13), the one convolution that reads both halves
             nn.ReLU(inplace=True),
             nn.Conv2d(c3, c4, 3, padding=1, groups=halves),  # (B, 384, 13, 13)
             nn.ReLU(inplace=True),
@@ -99,10 +99,10 @@ class AlexNet(Network):
         self.initialise()
 
     def initialise(self, gain: float | None = None) -> None:
-        """Draws the weights anew (section 5): Gaussian with deviation 0.01, biases 1 where ReLU should start active.
+        """Draws Gaussian weights with standard deviation 0.01; biases are 1 in the layers that section 5 lists, else 0.
 
-        With `gain`, the deviation is gain / sqrt(fan in) instead and all biases are 0 (He et al., ICCV 2015, at
-        gain = sqrt 2), with which short trainings get going sooner.
+        With `gain`, the standard deviation is gain / sqrt(fan in) and all biases are 0 (He et al., ICCV 2015, for
+        gain = sqrt 2), with which the loss falls sooner in short trainings.
         """
         biased = {"conv.4", "conv.10", "conv.12", "hidden.1", "hidden.4"}
         for name, layer in self.named_modules():
@@ -116,19 +116,19 @@ class AlexNet(Network):
             nn.init.normal_(self.classifier.get_parameter("weight"), std=0.01)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, 4096): the last hidden layer after its ReLU, hence non-negative (section 6.1)."""
+        """Computes features: (B, 3, S, S) -> (B, 4096), the last hidden layer after its ReLU (section 6.1)."""
         hidden: Tensor = self.hidden(self.conv(x).flatten(1))
         return hidden
 
     def activations(self, x: Tensor) -> dict[str, Tensor]:
-        """conv5 (B, 256, H, W) before the last pooling, fc6 and features (B, 4096), each after its ReLU."""
+        """Returns conv5 (B, 256, H, W) before the last pooling, fc6 and features (B, 4096), each after its ReLU."""
         conv5 = self.conv[:-1](x)
         fc6 = self.hidden[:3](self.conv[-1](conv5).flatten(1))
         return {"conv5": conv5, "fc6": fc6, "features": self.hidden[3:](fc6)}
 
 
 class Counts(NamedTuple):
-    """What `count` counts; see the module's header for how."""
+    """The results of `count`; the module's docstring defines them."""
 
     parameters: int
     neurons: int
@@ -138,6 +138,8 @@ class Counts(NamedTuple):
 
 @dataclass
 class _Tally:
+    """The sums over the layers seen so far."""
+
     neurons: int = 0
     connections: int = 0
     inside: int = 0

@@ -1,4 +1,4 @@
-"""What the training loop and the runtime need of a network in torch, and which there are."""
+"""The base class of networks in torch, as the training loop and the runtime use them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from simsearch.models.networks.configs import Config
 
 
 class Network(nn.Module):
-    """A network that ends in features and a classifier over them."""
+    """A network of two parts: one computes features, the other classifies them."""
 
     config: Config
     classifier: nn.Module
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) float, normalised by the recipe -> (B, D)."""
+        """Computes features: (B, 3, S, S) float, normalised as the recipe says -> (B, D)."""
         raise NotImplementedError
 
     def activations(self, x: Tensor) -> dict[str, Tensor]:
-        """What can be searched by, by name: `features`, and for some networks earlier layers as well."""
+        """Returns the layers that can be searched by, by name: `features`, and in some networks earlier layers."""
         return {"features": self.features(x)}
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, C) logits; softmax turns them into the class probabilities."""
+        """Computes logits, (B, 3, S, S) -> (B, C); their softmax is the class probabilities."""
         logits: Tensor = self.classifier(self.features(x))
         return logits
 
     def initialise(self, gain: float | None = None) -> None:
-        """Draws the weights anew: as the network's paper says, or with deviation gain / sqrt(fan in)."""
+        """Draws new random weights, as in the network's paper or with standard deviation gain / sqrt(fan in)."""
         raise NotImplementedError
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """(B, C) float32 logits and (B,) int64 labels -> the mean loss, a scalar."""
+        """Returns the mean loss, a scalar, of logits (B, C) float32 and labels (B,) int64."""
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)

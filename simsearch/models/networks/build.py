@@ -1,4 +1,4 @@
-"""From an architecture's name to its network in torch."""
+"""Builds the torch network of an architecture."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from simsearch.models.networks.convnet4 import ConvNet4
 from simsearch.models.networks.lenet5 import LeNet5
 
 NETWORKS: dict[str, Any] = {"alexnet": AlexNet, "lenet5": LeNet5, "convnet4": ConvNet4}
-"""Networks by the names of `simsearch.models.registry.ARCHITECTURES`; each takes that architecture's configuration."""
+"""Network classes by architecture, as in `simsearch.models.registry.ARCHITECTURES`; each takes its configuration."""
 
 
 def build_network(architecture: str, config: Any) -> Network:
-    """A network with first weights drawn from torch's random numbers."""
+    """Returns a network with random weights, drawn from torch's default generator."""
     network: Network = NETWORKS[architecture](config)
     return network

@@ -1,4 +1,4 @@
-"""What can vary in each network. The defaults are those of the papers; importing this imports no torch."""
+"""The configuration of each network, with the defaults of its paper. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Literal, Protocol
 
 
 class Config(Protocol):
-    """What every configuration has. num_classes: C. image_size: S, side of the input. dimension: D, the features."""
+    """The fields of every configuration.
+
+    num_classes: C. image_size: S, side of the input. dimension: D, of features.
+    """
 
     @property
     def num_classes(self) -> int: ...
@@ -30,7 +33,7 @@ class AlexNetConfig:
 
     @property
     def flat(self) -> int:
-        """Inputs of the first hidden layer: channels times positions after the last pooling."""
+        """Number of inputs of the first hidden layer: channels times positions after the last pooling."""
         side = (self.map_side - 3) // 2 + 1
         return self.channels[4] * side * side
 
@@ -44,12 +47,13 @@ class AlexNetConfig:
 
     @property
     def dimension(self) -> int:
+        """The width of the features."""
         return self.hidden
 
 
 @dataclass(frozen=True)
 class LeNet5Config:
-    """The configuration of `lenet5.LeNet5`. With another number of classes than ten its output codes are random."""
+    """The configuration of `lenet5.LeNet5`. Unless there are ten classes, its output codes are random."""
 
     num_classes: int = 10
     image_size: int = 32
@@ -57,12 +61,13 @@ class LeNet5Config:
 
     @property
     def dimension(self) -> int:
+        """The width of the features."""
         return 84
 
 
 @dataclass(frozen=True)
 class ConvNet4Config:
-    """The configuration of `convnet4.ConvNet4`: above all the unit, which figure 1 of AlexNet compares."""
+    """The configuration of `convnet4.ConvNet4`, whose activations are compared in figure 1 of the AlexNet paper."""
 
     num_classes: int = 10
     image_size: int = 32
@@ -79,4 +84,5 @@ class ConvNet4Config:
 
     @property
     def dimension(self) -> int:
+        """The width of the features."""
         return self.channels[2] * self.sides[2] ** 2

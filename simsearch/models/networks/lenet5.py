@@ -1,9 +1,11 @@
-"""LeNet-5, the network of 1998.
+"""LeNet-5, the network of LeCun et al. 1998.
 
 LeCun, Bottou, Bengio, Haffner: "Gradient-based learning applied to document recognition", Proc. IEEE 86(11), 1998.
-Section II.B describes the layers, II.C the loss, appendix A the squashing function and the first weights.
+Section II.B describes the layers, II.C the loss, appendix A the squashing function and the initial weights.
 
-60,000 trainable parameters (156 + 12 + 1,516 + 32 + 48,120 + 10,164, a test counts them). B: images in a batch.
+It has 60,000 trainable parameters (156 + 12 + 1,516 + 32 + 48,120 + 10,164; a test counts them).
+
+Shape letters: B images in a batch, C classes.
 """
 
 from __future__ import annotations
@@ -17,19 +19,21 @@ from simsearch.models.networks.configs import LeNet5Config
 from simsearch.models.networks.lenet5_tables import C3_TABLE, LUMA, codes
 
 RUBBISH = 10.0
-"""The constant j of the loss: how near an image of no class would be to a class of its own. The paper only says that it
-is positive; of 0.1, 3, 10, 20 and 1000 this gave the fewest errors on 10,000 training images held out."""
+"""The constant j of the loss: the distance of an image to a "rubbish" class beside the C classes.
+
+The paper only says that it is positive; of 0.1, 3, 10, 20 and 1000, this value gave the fewest errors on 10,000
+training images held out."""
 
 
 class Squash(nn.Module):
-    """A tanh(S a), scaled so that the outputs 1 and -1 belong to the inputs 1 and -1 (appendix A)."""
+    """The activation A tanh(S a), scaled so that it maps 1 to 1 and -1 to -1 (appendix A)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 1.7159 * torch.tanh(x * (2 / 3))
 
 
 class Subsampling(nn.Module):
-    """Adds up 2 x 2 positions, times one trainable coefficient a map, plus one trainable bias (layers S2 and S4)."""
+    """Sums 2 x 2 positions, times one trainable coefficient per map, plus one trainable bias (layers S2 and S4)."""
 
     def __init__(self, maps: int) -> None:
         super().__init__()
@@ -54,7 +58,7 @@ class ChosenMaps(nn.Conv2d):
 
 
 class RadialBasis(nn.Module):
-    """The output units: minus the squared Euclidean distance of F6 to each class's code (equation 7)."""
+    """The output units: minus the squared Euclidean distance of F6 to the code of each class (equation 7)."""
 
     codes: Tensor
 
@@ -63,13 +67,16 @@ class RadialBasis(nn.Module):
         self.register_buffer("codes", torch.from_numpy(codes(classes)))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # squares of 84 numbers want more than bfloat16's eight bits
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16's 8 bits are too few for sums of 84 squares
             x = x.float()
             return 2 * x @ self.codes.T - x.square().sum(1, keepdim=True) - self.codes.square().sum(1)
 
 
 class LeNet5(Network):
-    """Input (B, 3, 32, 32), of which the grey is used, ink on background as 1.175 on -0.1; output (B, C) logits."""
+    """The network. Input (B, 3, 32, 32), output (B, C) logits.
+
+    It uses the luminance of the input alone, where background is -0.1 and ink is 1.175.
+    """
 
     def __init__(self, config: LeNet5Config | None = None) -> None:
         super().__init__()
@@ -95,19 +102,22 @@ class LeNet5(Network):
         self.initialise()
 
     def initialise(self, gain: float | None = None) -> None:
-        """Uniform in +-2.4 / fan in (appendix A), biases 0. With `gain`, Gaussian with gain / sqrt(fan in)."""
+        """Draws weights uniformly from +-2.4 / fan in (appendix A) and sets biases to 0.
+
+        With `gain`, weights are Gaussian with standard deviation gain / sqrt(fan in).
+        """
         for layer in self.layers:
             if isinstance(layer, Subsampling):
-                nn.init.constant_(layer.weight, 0.25)  # an average, to begin with
+                nn.init.constant_(layer.weight, 0.25)  # the average of the four positions
                 nn.init.zeros_(layer.bias)
             elif isinstance(layer, nn.Conv2d | nn.Linear):
-                reads = layer.weight[0].numel()
+                fan_in = layer.weight[0].numel()
                 if isinstance(layer, ChosenMaps):
-                    reads = 25 * int(layer.table[0].sum())
+                    fan_in = 25 * int(layer.table[0].sum())
                 if gain is None:
-                    nn.init.uniform_(layer.weight, -2.4 / reads, 2.4 / reads)
+                    nn.init.uniform_(layer.weight, -2.4 / fan_in, 2.4 / fan_in)
                 else:
-                    nn.init.normal_(layer.weight, std=gain / reads**0.5)
+                    nn.init.normal_(layer.weight, std=gain / fan_in**0.5)
                 if isinstance(layer, ChosenMaps):
                     with torch.no_grad():
                         layer.weight.mul_(layer.table)
@@ -115,15 +125,15 @@ class LeNet5(Network):
                 nn.init.zeros_(layer.bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, 3, 32, 32) -> (B, 84): layer F6 after its squashing, between -1.7159 and 1.7159."""
+        """Computes features: (B, 3, 32, 32) -> (B, 84), layer F6 after its activation, from -1.7159 to 1.7159."""
         hidden: Tensor = self.layers((x * self.luma).sum(1, keepdim=True))
         return hidden
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """The discriminative loss (equation 9), with y = -logits: mean of y_label + log(e^-j + sum_i e^-y_i)."""
+        """Returns the loss of equation 9, the mean of y_label + log(e^-j + sum_i e^-y_i) with y = -logits."""
         rubbish = torch.full_like(logits[:, :1], -RUBBISH)
-        every = torch.logsumexp(torch.cat([logits, rubbish], 1), 1)
+        total = torch.logsumexp(torch.cat([logits, rubbish], 1), 1)
         target = logits.gather(1, labels[:, None]).squeeze(1)
         if smoothing:
             target = (1 - smoothing) * target + smoothing * logits.mean(1)
-        return (every - target).mean()
+        return (total - target).mean()

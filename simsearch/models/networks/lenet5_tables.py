@@ -1,7 +1,7 @@
-"""LeNet-5's fixed parts: which maps are connected, how pixels are scaled, and the codes of its output units.
+"""The constants of LeNet-5: which maps are connected, how pixels are scaled, and the codes of the output units.
 
 LeCun, Bottou, Bengio, Haffner: "Gradient-based learning applied to document recognition", Proc. IEEE 86(11), 1998,
-section II.B. Needs numpy alone, so that the ONNX graph and the torch network share it.
+section II.B. This module needs only NumPy, since the ONNX graph uses it as well as the torch network.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LENET5_INPUT = (20.0, 200.0)
-"""Mean and deviation on the 0 to 255 scale that map 0 to -0.1 and 255 to 1.175: background and ink of the paper."""
+"""Mean and standard deviation on the scale 0 to 255.
+
+They map 0 to -0.1 and 255 to 1.175, the paper's background and ink.
+"""
 
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R BT.601)."""
+"""Weights of red, green and blue in the luminance (ITU-R BT.601)."""
 
 _SPANS = [
     [0, 1, 2],
@@ -39,7 +42,7 @@ _SPANS = [
 ]
 
 C3_TABLE: NDArray[np.float32] = np.array([[float(i in span) for i in range(6)] for span in _SPANS], np.float32)
-"""(16, 6): which maps of S2 each map of C3 reads (table I): runs of three, runs of four, broken fours, and all."""
+"""(16, 6), 1 where a map of C3 reads a map of S2 (table I): three or four adjacent maps, two pairs, or all six."""
 
 _DIGITS = (
     "..###.. .#...#. ##...## ##...## ##...## ##...## ##...## ##...## .#...#. ..###..",
@@ -56,14 +59,14 @@ _DIGITS = (
 
 
 def codes(classes: int) -> NDArray[np.float32]:
-    """(C, 84) of -1 and 1: the target of layer F6 for each class.
+    """Returns the target of layer F6 for each class: (C, 84), of -1 and 1.
 
-    For ten classes the digits as bitmaps 7 wide and 12 high (figure 3 of the paper, drawn anew here); otherwise codes
-    chosen at random with equal probability, which the paper names as the alternative.
+    For ten classes they are bitmaps of the digits, 7 wide and 12 high, redrawn after figure 3 of the paper; otherwise
+    random codes, which the paper mentions as the alternative.
     """
     if classes == len(_DIGITS):
         rows = [digit.replace(" ", "").ljust(84, ".") for digit in _DIGITS]
         return np.array([[1.0 if cell == "#" else -1.0 for cell in row] for row in rows], np.float32)
     random = np.random.default_rng(1998)
-    chosen: NDArray[np.float32] = np.where(random.random((classes, 84)) < 0.5, -1, 1).astype(np.float32)
-    return chosen
+    random_codes: NDArray[np.float32] = np.where(random.random((classes, 84)) < 0.5, -1, 1).astype(np.float32)
+    return random_codes

@@ -1,14 +1,15 @@
 """The networks as ONNX graphs, built without torch, for ONNX Runtime on the CPU.
 
-Each builder writes the same network as its torch module, with the recipe's mean and deviation in front: the input is
-`pixels` (B, S, S, 3) uint8, the outputs are `features` (B, D) float32 and `logits` (B, C) float32.
-A test compares the two on real images.
+Each builder writes the same network as its torch module, preceded by the recipe's normalisation: the input is `pixels`
+(B, S, S, 3) uint8, the outputs are `features` (B, D) float32 and `logits` (B, C) float32. A test compares the two on
+real images.
 
 The protocol buffer fields are those of onnx.proto (ONNX 1.x, operator set 17).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,10 @@ from simsearch.models.onnx.protobuf import (
     text_field,
     value_info,
 )
+from simsearch.models.safetensors_header import TensorLocation
 
 VERSION = 3
-
-"""Part of the cached graph's file name: raise it whenever a builder changes."""
+"""Part of the name of the cached graph; increase it whenever a builder changes."""
 
 _KINDS = {"float32": FLOAT, "uint8": UINT8, "int8": 3, "int32": 6, "int64": 7}
 
@@ -38,15 +39,18 @@ _OPERATOR_SET = 17
 _IR_VERSION = 8
 
 
-class Stored(dict[str, tuple[tuple[int, ...], int, int]]):
-    """Where each tensor lies in a .safetensors file: shape, first byte, number of bytes."""
+Locations = Mapping[str, TensorLocation]
+"""Where each tensor lies in the weights file, by name."""
 
 
 class Graph:
-    """A chain of ONNX nodes. Each method adds one and makes its output the input of the next."""
+    """A chain of ONNX nodes: each node that is added reads the output of the previous one.
 
-    def __init__(self, name: str, stored: Stored, location: str) -> None:
-        self.name, self.stored, self.location = name, stored, location
+    tensors: the locations of the weights. weights_file: name of their file, in the folder of the graph.
+    """
+
+    def __init__(self, name: str, tensors: Locations, weights_file: str) -> None:
+        self.name, self.tensors, self.weights_file = name, tensors, weights_file
         self.nodes: list[bytes] = []
         self.initializers: list[bytes] = []
         self.last = "pixels"
@@ -55,7 +59,11 @@ class Graph:
     def add(
         self, operator: str, *constants: str, output: str | None = None, domain: str = "", **attributes: Any
     ) -> None:
-        """Appends a node that reads the last output and `constants`. domain: whose operator it is, if not ONNX's."""
+        """Appends a node that reads the last output and `constants`.
+
+        constants: names of other inputs. output: name of the output; by default a new one. domain: that of the
+        operator, if it is not one of ONNX itself. attributes: of the operator.
+        """
         output = output or f"x{len(self.nodes)}"
         fields = [text_field(1, name) for name in (self.last, *constants)]
         fields += [text_field(2, output), text_field(3, output), text_field(4, operator)]
@@ -66,16 +74,16 @@ class Graph:
         self.last = output
 
     def constant(self, name: str, array: np.ndarray[Any, np.dtype[Any]]) -> str:
-        """A small tensor kept in the graph itself."""
+        """Stores a small tensor in the graph itself and returns its name."""
         dims = b"".join(integer_field(1, size) for size in array.shape)
         raw = bytes_field(9, np.ascontiguousarray(array).tobytes())
         self.initializers.append(dims + integer_field(2, _KINDS[array.dtype.name]) + text_field(8, name) + raw)
         return name
 
     def weight(self, name: str, kind: type = np.float32) -> str:
-        """A tensor that stays in the weights file, from where the runtime maps it."""
-        shape, first, size = self.stored[name]
-        entries = {"location": self.location, "offset": str(first), "length": str(size)}
+        """Refers to a tensor in the weights file, which the runtime maps into memory, and returns its name."""
+        shape, first, size = self.tensors[name]
+        entries = {"location": self.weights_file, "offset": str(first), "length": str(size)}
         external = b"".join(
             message_field(13, text_field(1, key) + text_field(2, value)) for key, value in entries.items()
         )
@@ -87,7 +95,7 @@ class Graph:
         return name
 
     def model(self, side: int, outputs: dict[str, int | tuple[int, ...]]) -> bytes:
-        """The finished ModelProto. outputs: name of each, and its width or its shape without the batch."""
+        """Returns the finished ModelProto. side: S. outputs: by name, the width or the shape without the batch."""
         graph = b"".join(message_field(1, node) for node in self.nodes) + text_field(2, self.name)
         graph += b"".join(message_field(5, tensor) for tensor in self.initializers)
         graph += message_field(11, value_info("pixels", UINT8, (None, side, side, 3)))
@@ -100,9 +108,9 @@ class Graph:
         return integer_field(1, _IR_VERSION) + text_field(2, "simsearch") + message_field(7, graph) + operators
 
 
-def begin(name: str, recipe: Preprocessing, stored: Stored, location: str) -> Graph:
-    """A graph that has turned pixels into the network's (B, 3, S, S) input."""
-    graph = Graph(name, stored, location)
+def begin(name: str, recipe: Preprocessing, tensors: Locations, weights_file: str) -> Graph:
+    """Starts a graph with the conversion of pixels into the network's input (B, 3, S, S)."""
+    graph = Graph(name, tensors, weights_file)
     graph.add("Cast", to=FLOAT)
     graph.add("Transpose", perm=(0, 3, 1, 2))
     graph.add("Sub", graph.constant("mean", np.array(recipe.mean, np.float32).reshape(1, 3, 1, 1)))
@@ -113,7 +121,7 @@ def begin(name: str, recipe: Preprocessing, stored: Stored, location: str) -> Gr
 def convolution(
     graph: Graph, layer: int, kernel: int, stride: int, padding: int, groups: int, output: str | None = None
 ) -> None:
-    """One of AlexNet's convolutions with its ReLU."""
+    """Adds one of AlexNet's convolutions and its ReLU."""
     weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
     graph.add(
         "Conv", *weights, kernel_shape=(kernel, kernel), strides=(stride, stride), pads=(padding,) * 4, group=groups
@@ -122,9 +130,9 @@ def convolution(
 
 
 def normalisation(graph: Graph, channels: int) -> None:
-    """Local response normalisation."""
-    # x / (2 + 1e-4 * sum of 5 adjacent squares)^(3/4). The sum is a 1x1 convolution by a band matrix, and the power
-    # two square roots: ONNX Runtime's own LRN takes twice the time of the convolutions before it.
+    """Adds local response normalisation over `channels` channels."""
+    # x / (2 + 1e-4 * sum of 5 adjacent squares)^(3/4). The sum is a 1x1 convolution with a band matrix, and the power
+    # consists of two square roots: ONNX Runtime's own LRN takes twice as long as the convolutions before it.
     x = graph.last
     near = np.abs(np.arange(channels)[:, None] - np.arange(channels)[None, :]) <= 2
     band = (1e-4 * near).astype(np.float32).reshape(channels, channels, 1, 1)
@@ -140,24 +148,24 @@ def normalisation(graph: Graph, channels: int) -> None:
 
 
 def pooling(graph: Graph) -> None:
-    """AlexNet's overlapping pooling."""
+    """Adds AlexNet's overlapping pooling."""
     graph.add("MaxPool", kernel_shape=(3, 3), strides=(2, 2))
 
 
 def classifier(graph: Graph) -> None:
-    """AlexNet's last layer."""
+    """Adds AlexNet's last layer."""
     graph.add("Gemm", graph.weight("classifier.weight"), graph.weight("classifier.bias"), output="logits", transB=1)
 
 
 def alexnet_outputs(config: AlexNetConfig) -> dict[str, int | tuple[int, ...]]:
-    """What AlexNet gives out, and its width or shape."""
+    """Returns AlexNet's outputs by name, with their width or shape."""
     maps = (config.channels[4], config.map_side, config.map_side)
     return {"features": config.hidden, "logits": config.num_classes, "conv5": maps, "fc6": config.hidden}
 
 
-def alexnet(config: AlexNetConfig, recipe: Preprocessing, stored: Stored, location: str) -> bytes:
-    """The ONNX model of `simsearch.models.networks.alexnet.AlexNet(config)`, its weights in the file `location`."""
-    graph = begin("alexnet", recipe, stored, location)
+def alexnet(config: AlexNetConfig, recipe: Preprocessing, tensors: Locations, weights_file: str) -> bytes:
+    """Returns the ONNX model of `simsearch.models.networks.alexnet.AlexNet(config)`, its weights in `weights_file`."""
+    graph = begin("alexnet", recipe, tensors, weights_file)
     convolution(graph, 0, 11, 4, 2, 1)
     normalisation(graph, config.channels[0])
     pooling(graph)
@@ -177,9 +185,9 @@ def alexnet(config: AlexNetConfig, recipe: Preprocessing, stored: Stored, locati
     return graph.model(config.image_size, alexnet_outputs(config))
 
 
-def lenet5(config: LeNet5Config, recipe: Preprocessing, stored: Stored, location: str) -> bytes:
-    """The ONNX model of `simsearch.models.networks.lenet5.LeNet5(config)`."""
-    graph = begin("lenet5", recipe, stored, location)
+def lenet5(config: LeNet5Config, recipe: Preprocessing, tensors: Locations, weights_file: str) -> bytes:
+    """Returns the ONNX model of `simsearch.models.networks.lenet5.LeNet5(config)`."""
+    graph = begin("lenet5", recipe, tensors, weights_file)
 
     def scalar(value: float) -> str:
         return graph.constant(f"c{len(graph.nodes)}", np.array(value, np.float32))
@@ -210,7 +218,9 @@ def lenet5(config: LeNet5Config, recipe: Preprocessing, stored: Stored, location
     graph.add("Flatten", axis=1)
     graph.add("Gemm", graph.weight("layers.11.weight"), graph.weight("layers.11.bias"), transB=1)
     squash("features")
-    graph.add("ReduceSumSquare", axes=(1,), keepdims=1)  # minus the squared distance to each code of 84 signs
+    graph.add(
+        "ReduceSumSquare", axes=(1,), keepdims=1
+    )  # the logits are minus the squared distances to codes of 84 signs
     squares, graph.last = graph.last, "features"
     graph.add("Gemm", graph.weight("classifier.codes"), alpha=2.0, transB=1)
     graph.add("Sub", squares)
@@ -218,9 +228,9 @@ def lenet5(config: LeNet5Config, recipe: Preprocessing, stored: Stored, location
     return graph.model(config.image_size, {"features": config.dimension, "logits": config.num_classes})
 
 
-def convnet4(config: ConvNet4Config, recipe: Preprocessing, stored: Stored, location: str) -> bytes:
-    """The ONNX model of `simsearch.models.networks.convnet4.ConvNet4(config)`."""
-    graph = begin("convnet4", recipe, stored, location)
+def convnet4(config: ConvNet4Config, recipe: Preprocessing, tensors: Locations, weights_file: str) -> bytes:
+    """Returns the ONNX model of `simsearch.models.networks.convnet4.ConvNet4(config)`."""
+    graph = begin("convnet4", recipe, tensors, weights_file)
     for layer in (0, 3, 6):
         weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
         graph.add("Conv", *weights, kernel_shape=(5, 5), pads=(2, 2, 2, 2))

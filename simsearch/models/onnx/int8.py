@@ -1,13 +1,14 @@
-"""AlexNet in 8-bit integers, for ONNX Runtime on the CPU. The first convolution, the normalisations and the classifier
-stay in float32.
+"""AlexNet in 8-bit integers, for ONNX Runtime on the CPU.
 
-Weights are signed, with a step for each output channel; activations, none of which is negative, are unsigned, from 0 to
-the largest value that training images gave (`ranges`); sums are 32-bit and exact, so the features depend neither on the
-batch nor on the threads. An activation is quantised in equal steps over all channels, though some channels reach ten
-times as far as others. Each is therefore divided by a factor of its own, which the next layer's weights take back
-(Nagel et al., ICCV 2019; Xiao et al., ICML 2023), which costs nothing: ReLU and pooling let factors pass.
+The first convolution, the normalisations and the classifier stay in float32. Weights are signed, with one step per
+output channel. Activations, which are never negative, are unsigned, from 0 to the largest value on training images
+(`ranges`). Sums are 32-bit and exact, so the features do not depend on the batch or on the number of threads.
 
-Shape letters: I inputs and O outputs of a layer, in channels.
+Activations have the same step in all channels, but some channels reach ten times as far as others. Each channel is
+therefore divided by its own factor, by which the weights of the next layer are multiplied (Nagel et al., ICCV 2019;
+Xiao et al., ICML 2023). This takes no time, since ReLU and pooling commute with the factors.
+
+Shape letters: I input channels, O output channels and G groups of a layer, K positions of its kernel.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from simsearch.errors import WeightsError
 from simsearch.models.onnx import graphs
-from simsearch.models.onnx.graphs import Stored
+from simsearch.models.onnx.graphs import Locations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,13 +32,13 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 VERSION = 1
-"""Part of the cached graph's file name: raise it whenever the graph or a number in it changes."""
+"""Part of the name of the cached graph; increase it whenever the graph or a number in it changes."""
 
 POINTS = ("pool1", "relu2", "pool2", "relu3", "relu4", "relu5", "fc6")
-"""Where the ranges are measured: after the layer's ReLU or pooling, as numbered in the paper."""
+"""Points where activations are quantized: after the ReLU or pooling of the layer of that number in the paper."""
 
 FLOAT = ("conv.0.weight", "conv.0.bias", "classifier.weight", "classifier.bias")
-"""What stays in float32."""
+"""Tensors that stay in float32."""
 
 _LAYERS = {
     "conv.4": ("pool1", True, "relu2"),
@@ -47,17 +48,21 @@ _LAYERS = {
     "hidden.1": ("relu5", False, None),
     "hidden.4": ("fc6", False, None),
 }
-"""For each layer: the point that it reads, whether in groups, and the point that it writes in 8 bits."""
+"""For each layer: the point that it reads, true if it has groups, and the point that it writes in 8 bits, if any."""
 
-_TOWARDS_ACTIVATIONS = 0.75
-"""How much of the spread between channels moves from the activations into the weights, which suffer from it less."""
+_MIGRATION = 0.75
+"""Fraction of the spread between channels that is moved from activations to weights, where it costs less accuracy."""
 
 _BLOCK = 1 << 17
-"""Weights looked at together, so that they stay in the processor's cache."""
+"""Weights processed at once, few enough for the cache of the processor."""
 
 
 class Layer(NamedTuple):
-    """weight: int8 in the shape of the float one. step: (O,) of the weights. bias: (O,) in units of both steps."""
+    """A quantized layer.
+
+    weight: int8, in the shape of the float32 one. step: (O,) float32, of the weights. bias: (O,) int32, in units of the
+    product of the steps of weights and inputs.
+    """
 
     weight: NDArray[np.int8]
     step: Floats
@@ -65,23 +70,27 @@ class Layer(NamedTuple):
 
 
 class Point(NamedTuple):
-    """factor: (I,) that each channel is divided by. step: of the 256 values that it then has."""
+    """A quantized activation.
+
+    factor: (I,) float32, divisors of the channels. step: of the 256 values after division.
+    """
 
     factor: Floats
     step: float
 
 
 class QuantizedNetwork(NamedTuple):
-    """The network's 8-bit half: layers by name, activations by point."""
+    """The quantized part of the network: layers by name, and activations by point."""
 
     layers: dict[str, Layer]
     points: dict[str, Point]
 
 
 def quantize(config: AlexNetConfig, tensors: Mapping[str, Floats], ranges: Mapping[str, Floats]) -> QuantizedNetwork:
-    """tensors: the network's, by name. ranges: the largest values by point (`POINTS`), (I,), but (1,) for fc6.
+    """Quantizes a network.
 
-    Raises WeightsError where the two do not fit.
+    tensors: its parameters by name. ranges: the largest activations by point (`POINTS`), (I,) each, but (1,) for fc6.
+    Raises WeightsError if they do not fit together.
     """
     if missing := [name for name in POINTS if name not in ranges]:
         raise WeightsError(f"the ranges of {missing[0]} are missing")
@@ -99,14 +108,18 @@ def quantize(config: AlexNetConfig, tensors: Mapping[str, Floats], ranges: Mappi
         factor = np.broadcast_to(points[point].factor, inputs).reshape(groups, 1, -1, 1)
         flat = (kernel * factor).reshape(len(weight), -1)
         step = _steps(flat)
-        whole = np.clip(np.rint(flat / step[:, None]), -127, 127).astype(np.int8)
+        rounded = np.clip(np.rint(flat / step[:, None]), -127, 127).astype(np.int8)
         bias = np.rint(tensors[f"{name}.bias"].astype(np.float64) / (step.astype(np.float64) * points[point].step))
-        layers[name] = Layer(whole.reshape(weight.shape), step, np.clip(bias, -(2**31), 2**31 - 1).astype(np.int32))
+        layers[name] = Layer(rounded.reshape(weight.shape), step, np.clip(bias, -(2**31), 2**31 - 1).astype(np.int32))
     return QuantizedNetwork(layers, points)
 
 
 def _point(largest: Floats, weights: Floats | None) -> Point:
-    """weights: (I,) the largest of the next layer's for each channel; None where no layer follows."""
+    """Chooses the factors and the step of one activation.
+
+    largest: (I,), the largest activation of each channel. weights: (I,), the largest weight of the next layer for each
+    channel; None if the next layer is not quantized.
+    """
     largest = np.maximum(largest, max(float(largest.max()) * 0.02, 1e-6))
     if len(largest) == 1:
         factor = np.ones(1, np.float32)
@@ -114,50 +127,80 @@ def _point(largest: Floats, weights: Floats | None) -> Point:
         factor = largest / largest.max()
     else:
         weights = np.maximum(weights, max(float(weights.max()) * 0.02, 1e-6))
-        factor = largest**_TOWARDS_ACTIVATIONS / weights ** (1 - _TOWARDS_ACTIVATIONS)
+        factor = largest**_MIGRATION / weights ** (1 - _MIGRATION)
         factor = factor / factor.max()
     return Point(factor.astype(np.float32), float((largest / factor).max()) / 255)
 
 
 def _steps(rows: Floats) -> Floats:
-    """For each of (O, n) rows the step of its 255 values that leaves the smallest squared error."""
+    """Returns for each row of (O, n) the step that gives the smallest squared error with 255 values: (O,)."""
     blocks = np.array_split(rows, min(len(rows), 1 + rows.size // _BLOCK))
     return np.concatenate([_steps_of(block) for block in blocks])
 
 
 def _steps_of(rows: Floats) -> Floats:
+    """Does the work of `_steps` for one block of rows: tries 13 steps from the largest one down."""
     largest = np.maximum(np.abs(rows).max(1), 1e-8)
-    best, least = largest / 127, np.full(len(rows), np.inf)
-    for share in np.linspace(1, 0.64, 13, dtype=np.float32):
-        step = (largest * share / 127)[:, None]
-        wrong = np.square(np.clip(np.rint(rows / step), -127, 127) * step - rows).sum(1)
-        best, least = np.where(wrong < least, step[:, 0], best), np.minimum(wrong, least)
-    found: Floats = best.astype(np.float32)
-    return found
+    best, smallest = largest / 127, np.full(len(rows), np.inf)
+    for fraction in np.linspace(1, 0.64, 13, dtype=np.float32):
+        step = (largest * fraction / 127)[:, None]
+        error = np.square(np.clip(np.rint(rows / step), -127, 127) * step - rows).sum(1)
+        best, smallest = np.where(error < smallest, step[:, 0], best), np.minimum(error, smallest)
+    steps: Floats = best.astype(np.float32)
+    return steps
 
 
-def arrays(tensors: Mapping[str, Floats], quantised: QuantizedNetwork) -> dict[str, NDArray[Any]]:
-    """What the graph of `alexnet` refers to by name; linear layers lie inputs first, which a single image needs."""
+def arrays(tensors: Mapping[str, Floats], quantized: QuantizedNetwork) -> dict[str, NDArray[Any]]:
+    """Returns the tensors that the graph of `alexnet` refers to, by name; linear layers are transposed to (I, O)."""
     kept: dict[str, NDArray[Any]] = {name: tensors[name] for name in FLOAT}
-    for name, layer in quantised.layers.items():
+    for name, layer in quantized.layers.items():
         kept[f"{name}.weight"] = layer.weight if layer.weight.ndim == 4 else np.ascontiguousarray(layer.weight.T)
     return kept
 
 
 def alexnet(
-    config: AlexNetConfig, recipe: Preprocessing, stored: Stored, location: str, quantised: QuantizedNetwork
+    config: AlexNetConfig, recipe: Preprocessing, locations: Locations, weights_file: str, quantized: QuantizedNetwork
 ) -> bytes:
-    """The ONNX model of the quantised network, its weights in the file `location`; outputs as `graphs.alexnet`."""
-    graph = graphs.begin("alexnet-int8", recipe, stored, location)
-    points = quantised.points
+    """Returns the ONNX model of the quantized network, with the outputs of `graphs.alexnet`.
 
-    def step(name: str, scale: Floats | float) -> str:
-        return graph.constant(f"{name}.step", np.asarray(scale, np.float32))
+    locations: of the tensors of `arrays` in `weights_file`.
+    """
+    build = _GraphBuilder(graphs.begin("alexnet-int8", recipe, locations, weights_file), config, quantized)
+    side = (config.image_size + 2 * 2 - 11) // 4 + 1
+    graphs.convolution(build.graph, 0, 11, 4, 2, 1)
+    build.normalisation(config.channels[0], side)
+    graphs.pooling(build.graph)
+    build.quantize("pool1")
+    build.convolution("conv.4", 5, 2)
+    build.dequantize("relu2")
+    build.normalisation(config.channels[1], (side - 3) // 2 + 1)
+    graphs.pooling(build.graph)
+    build.quantize("pool2")
+    build.convolution("conv.8", 3, 1)
+    build.convolution("conv.10", 3, 1)
+    build.convolution("conv.12", 3, 1)
+    build.dequantize("relu5", "conv5")
+    graphs.pooling(build.graph)
+    build.quantize("relu5")
+    build.graph.add("Flatten", axis=1)
+    build.linear("hidden.1", "fc6")
+    build.quantize("fc6")
+    build.linear("hidden.4", "features")
+    graphs.classifier(build.graph)
+    return build.graph.model(config.image_size, graphs.alexnet_outputs(config))
 
-    nought = graph.constant("nought", np.zeros((), np.uint8))
 
-    def normalisation(channels: int, side: int) -> None:
-        """As `graphs.normalisation`, but a pooling adds up adjacent channels, in less time."""
+class _GraphBuilder:
+    """Adds the layers of the quantized network to a graph."""
+
+    def __init__(self, graph: graphs.Graph, config: AlexNetConfig, quantized: QuantizedNetwork) -> None:
+        self.graph, self._config = graph, config
+        self._layers, self._points = quantized.layers, quantized.points
+        self._zero = graph.constant("nought", np.zeros((), np.uint8))
+
+    def normalisation(self, channels: int, side: int) -> None:
+        """Adds the same as `graphs.normalisation`; here a pooling over channels, which is faster, computes the sums."""
+        graph = self.graph
         x, last = graph.last, f"{graph.last}.norm"
         graph.add("Mul", x)
         graph.add("Reshape", graph.constant(f"{last}.flat", np.array([0, 1, channels, -1], np.int64)))
@@ -172,78 +215,61 @@ def alexnet(
         scale, graph.last = graph.last, x
         graph.add("Div", scale)
 
-    def quantised_from(point: str) -> None:
-        """Divides by the point's factors and rounds."""
-        scale = points[point].step * points[point].factor
-        many = np.size(scale) > 1
-        zero = graph.constant(f"{point}.zeros", np.zeros(np.size(scale), np.uint8)) if many else nought
-        graph.add("QuantizeLinear", step(f"{point}.in", scale if many else np.reshape(scale, ())), zero, axis=1)
+    def quantize(self, point: str) -> None:
+        """Divides an activation by the factors of its channels and rounds it."""
+        scale = self._points[point].step * self._points[point].factor
+        if np.size(scale) > 1:
+            zero = self.graph.constant(f"{point}.zeros", np.zeros(np.size(scale), np.uint8))
+        else:
+            scale, zero = np.reshape(scale, ()), self._zero
+        self.graph.add("QuantizeLinear", self._step(f"{point}.in", scale), zero, axis=1)
 
-    def layer(name: str) -> tuple[str, ...]:
-        """The operands of a layer up to its weights' zero point; results come divided by the next point's factors."""
-        point, _, after = _LAYERS[name]
-        scale = quantised.layers[name].step
-        if after:
-            scale = scale / points[after].factor
-        zeros = graph.constant(f"{name}.zeros", np.zeros(len(scale), np.int8))
-        return (
-            step(f"{name}.in", points[point].step),
-            nought,
-            graph.weight(f"{name}.weight", np.int8),
-            step(f"{name}.weight", scale),
-            zeros,
-        )
+    def dequantize(self, point: str, output: str | None = None) -> None:
+        """Turns an activation back into float32."""
+        scale = self._points[point].step * self._points[point].factor
+        step = self._step(f"{point}.out", scale)
+        zeros = self.graph.constant(f"{point}.noughts", np.zeros(len(scale), np.uint8))
+        self.graph.add("DequantizeLinear", step, zeros, output=output, axis=1)
 
-    def convolution(name: str, kernel: int, padding: int) -> None:
-        _, grouped, after = _LAYERS[name]
-        assert after is not None
-        bias = graph.constant(f"{name}.bias", quantised.layers[name].bias)
-        groups = config.groups if grouped else 1
-        graph.add(
+    def convolution(self, name: str, kernel: int, padding: int) -> None:
+        """Adds a convolution from 8 bits to 8 bits; its output range starts at 0, so it includes the ReLU."""
+        _, grouped, writes = _LAYERS[name]
+        assert writes is not None
+        bias = self.graph.constant(f"{name}.bias", self._layers[name].bias)
+        self.graph.add(
             "QLinearConv",
-            *layer(name),
-            step(f"{name}.out", points[after].step),
-            nought,
+            *self._operands(name),
+            self._step(f"{name}.out", self._points[writes].step),
+            self._zero,
             bias,
             kernel_shape=(kernel, kernel),
             pads=(padding,) * 4,
-            group=groups,
+            group=self._config.groups if grouped else 1,
         )
 
-    def float_again(point: str, output: str | None = None) -> None:
-        scale = points[point].step * points[point].factor
-        graph.add(
-            "DequantizeLinear",
-            step(f"{point}.out", scale),
-            graph.constant(f"{point}.noughts", np.zeros(len(scale), np.uint8)),
-            output=output,
-            axis=1,
+    def linear(self, name: str, output: str) -> None:
+        """Adds a linear layer from 8 bits to float32, and its ReLU."""
+        bias = self.graph.constant(f"{name}.bias", self._layers[name].bias)
+        self.graph.add("QGemm", *self._operands(name), bias, domain="com.microsoft")
+        self.graph.add("Relu", output=output)
+
+    def _operands(self, name: str) -> tuple[str, ...]:
+        """Returns the operands of a layer, from the step of its input to the zero point of its weights.
+
+        The steps of the weights include the division by the factors of the point that the layer writes.
+        """
+        reads, _, writes = _LAYERS[name]
+        scale = self._layers[name].step
+        if writes:
+            scale = scale / self._points[writes].factor
+        zeros = self.graph.constant(f"{name}.zeros", np.zeros(len(scale), np.int8))
+        return (
+            self._step(f"{name}.in", self._points[reads].step),
+            self._zero,
+            self.graph.weight(f"{name}.weight", np.int8),
+            self._step(f"{name}.weight", scale),
+            zeros,
         )
 
-    def linear(name: str, output: str) -> None:
-        bias = graph.constant(f"{name}.bias", quantised.layers[name].bias)
-        graph.add("QGemm", *layer(name), bias, domain="com.microsoft")
-        graph.add("Relu", output=output)
-
-    side = (config.image_size + 2 * 2 - 11) // 4 + 1
-    graphs.convolution(graph, 0, 11, 4, 2, 1)
-    normalisation(config.channels[0], side)
-    graphs.pooling(graph)
-    quantised_from("pool1")
-    convolution("conv.4", 5, 2)
-    float_again("relu2")
-    normalisation(config.channels[1], (side - 3) // 2 + 1)
-    graphs.pooling(graph)
-    quantised_from("pool2")
-    convolution("conv.8", 3, 1)
-    convolution("conv.10", 3, 1)
-    convolution("conv.12", 3, 1)
-    float_again("relu5", "conv5")
-    graphs.pooling(graph)
-    quantised_from("relu5")
-    graph.add("Flatten", axis=1)
-    linear("hidden.1", "fc6")
-    quantised_from("fc6")
-    linear("hidden.4", "features")
-    graphs.classifier(graph)
-    return graph.model(config.image_size, graphs.alexnet_outputs(config))
+    def _step(self, name: str, scale: Floats | float) -> str:
+        return self.graph.constant(f"{name}.step", np.asarray(scale, np.float32))

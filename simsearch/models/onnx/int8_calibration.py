@@ -1,5 +1,5 @@
-"""What a weights file must know for the 8-bit engine: how far each activation reaches, measured on training images, and
-how well the features then agree with those of float32."""
+"""Calibration of the int8 engine: measures the ranges of activations on training images, and how well int8 features
+agree with those of float32."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
     from simsearch.models.registry import WeightsFile
 
-MOST = 2048
-"""Images that are measured; half of them set the ranges, the others judge."""
+MAX_IMAGES = 2048
+"""Largest number of images used: half of them for the ranges, the other half to measure the agreement."""
 
-LEAST = 256
-"""Fewer say little: among a few images nearly any features find the same six."""
+MIN_IMAGES = 256
+"""Fewer images are not enough to measure agreement: among a few, nearly any features find the same nearest six."""
 
-_PLACES = {
+_MODULES = {
     "pool1": "conv.3",
     "relu2": "conv.5",
     "pool2": "conv.7",
@@ -45,12 +45,16 @@ _PLACES = {
     "relu5": "conv.13",
     "fc6": "hidden.2",
 }
-"""The module of `simsearch.models.networks.alexnet.AlexNet` whose output each point is."""
+"""For each point, the module of `simsearch.models.networks.alexnet.AlexNet` whose output is measured."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How int8 and float32 compare on `images`: the share of their six nearest in common, the median cosine."""
+    """The agreement of int8 with float32.
+
+    images: number of images compared. top6: mean fraction of the six nearest neighbours in common. cosine: median
+    cosine of the two features of an image.
+    """
 
     images: int
     top6: float
@@ -60,9 +64,12 @@ class Agreement:
 def calibrate(
     file: str, sources: Sequence[str], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Agreement:
-    """Measures the ranges of a weights file on images like those that it was trained on, and writes them into it.
+    """Measures the ranges of a weights file and writes them into it.
 
-    The tensors stay as they are; the file's SHA-256 changes, but indexes made before still know it. Raises UsageError.
+    file: path of the weights file. sources: images like those it was trained on. progress: called with the images done
+    and their total.
+    The tensors do not change. The SHA-256 of the file does, but older indexes still accept the file. Raises UsageError
+    if the file cannot be calibrated, has ranges already, or if there are fewer than `MIN_IMAGES` images.
     """
     if file in registry.BUILTIN:
         raise UsageError(f"{file} comes with its ranges", hint="-m FILE.safetensors")
@@ -70,35 +77,38 @@ def calibrate(
     if found.card.architecture != "alexnet":
         raise UsageError(f"{file} is of architecture {found.card.architecture}; int8 runs AlexNet alone")
     if found.card.ranges:
-        raise UsageError(f"{file} has its ranges already", hint="other ones would not fit the indexes that it made")
+        raise UsageError(f"{file} has its ranges already", hint="indexes made with them would not match other ranges")
     return calibrate_file(found.path, _pixels(found, sources, progress))
 
 
 def calibrate_file(path: Path, pixels: NDArray[np.uint8]) -> Agreement:
-    """`calibrate` on (n, S, S, 3) uint8 images from the recipe: every other one sets the ranges, the rest judge."""
+    """Does the same as `calibrate` with preprocessed images (n, S, S, 3) uint8.
+
+    Every other image is used for the ranges, the others for the agreement.
+    """
     found = registry.find_weights(os.fspath(path.absolute()))
     found_ranges = measure(found, pixels[::2])
     weights.add_ranges(path, found_ranges)
-    verdict = compare(registry.find_weights(found.name), pixels[1::2])
-    weights.add_ranges(path, found_ranges, verdict.top6)
-    return verdict
+    result = compare(registry.find_weights(found.name), pixels[1::2])
+    weights.add_ranges(path, found_ranges, result.top6)
+    return result
 
 
 @torch.no_grad()
 def measure(file: WeightsFile, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """The largest activations over (n, S, S, 3) uint8 images, by point: (channels,) each, but (1,) for fc6."""
+    """Returns the largest activations on images (n, S, S, 3) uint8, by point: (channels,) each, but (1,) for fc6."""
     network = build.build_network(file.card.architecture, file.config).eval()
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.read_tensors(file.path).items()})
     largest: dict[str, Any] = {}
 
-    def note(point: str) -> Any:
+    def record(point: str) -> Any:
         def hook(_: Any, __: Any, output: torch.Tensor) -> None:
-            reached = output.amax((0, 2, 3)) if output.dim() == 4 else output.amax().reshape(1)
-            largest[point] = torch.maximum(largest[point], reached) if point in largest else reached.clone()
+            peak = output.amax((0, 2, 3)) if output.dim() == 4 else output.amax().reshape(1)
+            largest[point] = torch.maximum(largest[point], peak) if point in largest else peak.clone()
 
         return hook
 
-    handles = [network.get_submodule(_PLACES[point]).register_forward_hook(note(point)) for point in int8.POINTS]
+    handles = [network.get_submodule(_MODULES[point]).register_forward_hook(record(point)) for point in int8.POINTS]
     runner = TorchRunner(file.card.recipe, "cpu")
     for start in range(0, len(pixels), 64):
         runner.run(network.features, pixels[start : start + 64])
@@ -108,7 +118,7 @@ def measure(file: WeightsFile, pixels: NDArray[np.uint8]) -> dict[str, NDArray[n
 
 
 def compare(file: WeightsFile, pixels: NDArray[np.uint8]) -> Agreement:
-    """int8 against float32 on (n, S, S, 3) uint8 images."""
+    """Compares the int8 and float32 features of images (n, S, S, 3) uint8."""
     rows = []
     for precision in registry.PRECISIONS:
         with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +128,7 @@ def compare(file: WeightsFile, pixels: NDArray[np.uint8]) -> Agreement:
 
 
 def agreement(reference: NDArray[np.float32], features: NDArray[np.float32]) -> Agreement:
-    """How two engines' (n, D) features of the same images compare, as an index would store them."""
+    """Compares two (n, D) arrays of features of the same images, in float16 as an index stores them."""
     first, second = nearest_rows(reference), nearest_rows(features)
     common = np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(first.tolist(), second.tolist(), strict=True)])
     a, b = reference.astype(np.float64), features.astype(np.float64)
@@ -127,7 +137,7 @@ def agreement(reference: NDArray[np.float32], features: NDArray[np.float32]) -> 
 
 
 def nearest_rows(features: NDArray[np.float32], k: int = 6) -> NDArray[np.int64]:
-    """The k nearest others of each of (n, D) features: (n, k) rows."""
+    """Returns for each of (n, D) features the rows of its k nearest neighbours, unordered: (n, k)."""
     x = float16.to_float16(features).astype(np.float32)
     squares = np.einsum("nd,nd->n", x, x)
     found = []
@@ -139,14 +149,17 @@ def nearest_rows(features: NDArray[np.float32], k: int = 6) -> NDArray[np.int64]
 
 
 def _pixels(file: WeightsFile, sources: Sequence[str], progress: Callable[[int, int], None]) -> NDArray[np.uint8]:
-    """Up to `MOST` images spread evenly over the sources, as the network sees them. Raises UsageError for too few."""
+    """Decodes and preprocesses up to `MAX_IMAGES` images, evenly spaced in the sources: (n, S, S, 3) uint8.
+
+    Raises UsageError if fewer than `MIN_IMAGES` can be decoded.
+    """
     opened = [resolve.resolve(os.fspath(name)) for name in sources]
-    places = [(source, entry.path) for source in opened for entry in source.listing().entries if entry.problem is None]
-    chosen = [places[n] for n in np.unique(np.linspace(0, len(places) - 1, min(len(places), MOST)).astype(int))]
+    items = [(source, entry.path) for source in opened for entry in source.listing().entries if entry.problem is None]
+    chosen = [items[n] for n in np.unique(np.linspace(0, len(items) - 1, min(len(items), MAX_IMAGES)).astype(int))]
     recipe = file.card.recipe
 
-    def load(place: Any) -> NDArray[np.uint8] | None:
-        source, path = place
+    def load(item: Any) -> NDArray[np.uint8] | None:
+        source, path = item
         try:
             return recipe.pixels(decode.decode_image(source.read(path), recipe.resize).image)
         except ImageError:
@@ -159,6 +172,6 @@ def _pixels(file: WeightsFile, sources: Sequence[str], progress: Callable[[int, 
             progress(done, len(chosen))
     for source in opened:
         source.close()
-    if len(kept) < LEAST:
-        raise UsageError(f"{len(kept)} images are too few to measure ranges on", hint=f"{LEAST} or more")
+    if len(kept) < MIN_IMAGES:
+        raise UsageError(f"{len(kept)} images are too few to measure ranges on", hint=f"{MIN_IMAGES} or more")
     return np.stack(kept)

@@ -1,4 +1,7 @@
-"""The few protocol buffer fields that an ONNX file needs."""
+"""Encodes the protocol buffer fields that an ONNX file needs.
+
+Each function returns the bytes of a field with its number, or of a message that consists of fields.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ FLOAT, UINT8 = 1, 2  # TensorProto.DataType
 
 
 def _varint(value: int) -> bytes:
-    value &= (1 << 64) - 1  # negative integers are sent as 64-bit two's complement
+    value &= (1 << 64) - 1  # negative integers are encoded as 64-bit two's complement
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -19,10 +22,12 @@ def _varint(value: int) -> bytes:
 
 
 def integer_field(number: int, value: int) -> bytes:
+    """Encodes an integer or an enum."""
     return _varint(number << 3) + _varint(value)
 
 
 def bytes_field(number: int, value: bytes) -> bytes:
+    """Encodes bytes, or a message, preceded by their length."""
     return _varint(number << 3 | 2) + _varint(len(value)) + value
 
 
@@ -30,10 +35,12 @@ message_field = bytes_field
 
 
 def text_field(number: int, value: str) -> bytes:
+    """Encodes a string as UTF-8."""
     return bytes_field(number, value.encode())
 
 
 def attribute(name: str, value: float | int | Sequence[int]) -> bytes:
+    """Encodes an AttributeProto: a float, an integer or a list of integers."""
     if isinstance(value, float):
         return text_field(1, name) + _varint(2 << 3 | 5) + struct.pack("<f", value) + integer_field(20, 1)
     if isinstance(value, int):
@@ -42,6 +49,7 @@ def attribute(name: str, value: float | int | Sequence[int]) -> bytes:
 
 
 def value_info(name: str, kind: int, shape: Sequence[int | None]) -> bytes:
+    """Encodes a ValueInfoProto: a tensor of element type `kind`, where None in the shape is the size of the batch."""
     dims = b"".join(
         message_field(1, text_field(2, "batch") if size is None else integer_field(1, size)) for size in shape
     )

@@ -1,12 +1,10 @@
-"""Running a network by ONNX Runtime on the CPU, which starts in a fraction of a second, and choosing the device."""
+"""Runs networks with ONNX Runtime on the CPU, where it starts in a fraction of a second, and chooses the device."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
-import struct
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,7 +17,8 @@ from simsearch.common import cache, machine
 from simsearch.errors import DeviceError, UsageError, WeightsError
 from simsearch.models import registry
 from simsearch.models.onnx import graphs, int8
-from simsearch.models.precision import CALIBRATE, can_quantise, has_vnni
+from simsearch.models.precision import CALIBRATE, can_quantize, has_vnni
+from simsearch.models.safetensors_header import locate_tensors
 from simsearch.models.weights import read_tensors
 
 if TYPE_CHECKING:
@@ -28,22 +27,22 @@ if TYPE_CHECKING:
     from simsearch.models.registry import WeightsFile
 
 LAYERS: dict[str, tuple[str, ...]] = {"alexnet": ("features", "fc6", "conv5")}
-"""What networks give out by name, besides their logits; the others have `features` alone."""
+"""Layers that a network outputs, by architecture; the others output `features` only."""
 
-MOST_LANES = 8
-"""Threads that compute at once; each holds the activations of a batch."""
+MAX_LANES = 8
+"""Largest number of threads that compute at once, each of which needs memory for the activations of a batch."""
 
 _BUILDERS: dict[str, Any] = {"alexnet": graphs.alexnet, "lenet5": graphs.lenet5, "convnet4": graphs.convnet4}
 
-_HARMFUL = ["QDQPropagationTransformer", "QDQSelectorActionTransformer"]
-"""Optimisers of ONNX Runtime that move 8-bit values into the poolings, which then take longer than convolutions."""
+_DISABLED_OPTIMIZERS = ["QDQPropagationTransformer", "QDQSelectorActionTransformer"]
+"""These move 8-bit values into the pooling layers, which then take longer than the convolutions."""
 
 
 def choose_device(device: str, few: bool = False) -> str:
-    """Resolves "auto" and checks that the device exists: "cpu", "cuda" or "cuda:N".
+    """Resolves "auto" and checks that the device exists; returns "cpu", "cuda" or "cuda:N".
 
-    few: only a handful of images will be computed, for which "auto" does not wake a GPU.
-    Raises DeviceError. torch is imported only if a GPU driver is present or was asked for.
+    few: only a few images will be computed, for which "auto" does not start a GPU.
+    Raises DeviceError. torch is imported only if a GPU was requested or a driver is present.
     """
     if device == "cpu":
         return "cpu"
@@ -65,7 +64,10 @@ def choose_device(device: str, few: bool = False) -> str:
 
 
 class WeightsBackedModel:
-    """What a model says of itself, from its weights file. Raises WeightsError where recipe and network do not fit."""
+    """The properties of a model that come from its weights file.
+
+    Raises WeightsError if recipe and network do not fit.
+    """
 
     def __init__(self, weights: WeightsFile) -> None:
         self.name, self.weights_sha256 = weights.name, weights.sha256
@@ -78,20 +80,23 @@ class WeightsBackedModel:
             raise WeightsError(f"the recipe cuts {self.recipe.crop} pixels but the network takes {config.image_size}")
 
     def check_outputs(self, names: Sequence[str]) -> None:
-        """Raises UsageError for a layer that the network does not give out."""
+        """Raises UsageError if the network does not output one of the layers."""
         for name in names:
             if name not in self.layers:
-                hint = f"it gives out {', '.join(self.layers)}"
+                hint = f"it has {', '.join(self.layers)}"
                 raise UsageError(f"the network of {self.name} has no layer {name!r}", hint=hint)
 
 
 class OnnxModel(WeightsBackedModel):
-    """A network on the CPU through ONNX Runtime, in float32 or, where the weights have ranges, in int8.
+    """A network on the CPU in ONNX Runtime, in float32 or, if the weights have ranges, in int8.
 
-    The compressed weights are decoded once per weights file and kept dense in the cache, from where the runtime maps
-    them, or in `folder`. Safe for several threads. `few` trades speed for a start without copying the weights. With
-    `threads` as many as `lanes` should compute at once, each on its share of the cores; features are the same to the
-    last bit.
+    The weights are decompressed once per weights file and stored in the cache, from where the runtime maps them into
+    memory. Thread-safe.
+
+    few: start faster, without rearranging the weights, but compute more slowly.
+    threads: `lanes` threads will call the model at once, each on some of the cores; features do not change by a bit.
+    precision: "float32" or "int8". folder: where to store the decompressed weights instead of the cache.
+    Raises UsageError if the weights have no ranges for int8, and WeightsError if they cannot be used.
     """
 
     def __init__(
@@ -103,28 +108,29 @@ class OnnxModel(WeightsBackedModel):
         precision: str = "float32",
         folder: Path | None = None,
     ) -> None:
-        if precision == "int8" and not can_quantise(weights):
+        if precision == "int8" and not can_quantize(weights):
             raise UsageError(f"{weights.name} cannot run in int8: it has no ranges", hint=CALIBRATE)
         self.precision = precision
         self.engine = "onnxruntime-cpu" + ("-int8" if precision == "int8" else "")
         super().__init__(weights)
         self._weights, self.few, self._folder = weights, few, folder
-        self.lanes = min(machine.available_cores(), MOST_LANES) if threads else 1
+        self.lanes = min(machine.available_cores(), MAX_LANES) if threads else 1
         self._session: Any = None
         self._lock = threading.Lock()
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, S, S, 3) uint8 -> (B, D) float32, the last hidden layer after its ReLU."""
+        """Computes features: (B, S, S, 3) uint8 -> (B, D) float32, the last hidden layer after its activation."""
         return self._run("features", pixels)
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, S, S, 3) uint8 -> (B, C) float32."""
+        """Computes logits: (B, S, S, 3) uint8 -> (B, C) float32."""
         return self._run("logits", pixels)
 
     def outputs(self, names: Sequence[str], pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Several layers at once, by name: "features", "fc6" (B, D), "conv5" (B, C, H, W), after their ReLU.
+        """Computes several layers at once: float32 arrays in the order of `names`.
 
-        Raises UsageError for a layer that the network does not give out.
+        pixels: (B, S, S, 3) uint8. names: "features" or "fc6", (B, D), or "conv5", (B, C, H, W), all after their ReLU.
+        Raises UsageError if the network does not output one of them.
         """
         self.check_outputs(names)
         return [self._run(names[0], pixels)] if len(names) == 1 else self._started().run(names, {"pixels": pixels})
@@ -146,7 +152,7 @@ class OnnxModel(WeightsBackedModel):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is reported below
+        options.log_severity_level = 4  # errors are raised, and reported from there
         if self.few:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if self.lanes > 1:
@@ -154,29 +160,29 @@ class OnnxModel(WeightsBackedModel):
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         version = f"v{graphs.VERSION}"
         if self.precision == "int8":
-            if not has_vnni():  # then sums could overflow in 16 bits; looking for that takes longer than the rest
+            if not has_vnni():  # then sums could overflow in 16 bits; checking for that makes opening slow
                 options.add_session_config_entry("session.x64quantprecision", "1")
             version = f"int8-v{int8.VERSION}"
-        with _unpacking(self.name):
-            folder = self._folder or cache.cached_folder(f"{self.weights_sha256[:32]}-{version}", self._fill)
+        with _decompressing(self.name):
+            folder = self._folder or cache.cached_folder(f"{self.weights_sha256[:32]}-{version}", self._write_cache)
         for attempt in (1, 2):
             try:
                 if not self.few and _checksum(folder / "dense.safetensors") != (folder / "dense.crc32").read_text():
                     raise OSError("the cached weights have changed")
                 path = str(folder / "network.onnx")
                 return onnxruntime.InferenceSession(
-                    path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_HARMFUL
+                    path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED_OPTIMIZERS
                 )
             except Exception as error:  # onnxruntime raises its own classes, and RuntimeError for missing files
                 if attempt == 2:
                     raise WeightsError(f"{self.name}: ONNX Runtime cannot open the network: {error}") from error
-                with _unpacking(self.name):
+                with _decompressing(self.name):
                     folder.mkdir(exist_ok=True)
-                    self._fill(folder)  # a cache that was cut short or tampered with
+                    self._write_cache(folder)  # the cache is damaged
         raise AssertionError("unreachable")
 
-    def _fill(self, folder: Path) -> None:
-        """Writes the dense weights and the graph that refers to them."""
+    def _write_cache(self, folder: Path) -> None:
+        """Writes the dense weights, their checksum, and the graph that refers to them."""
         import safetensors.numpy
 
         dense, card = folder / "dense.safetensors", self._weights.card
@@ -186,17 +192,17 @@ class OnnxModel(WeightsBackedModel):
             build = _BUILDERS[card.architecture]
             if self.precision == "int8":
                 config: Any = self._weights.config
-                half = int8.quantize(config, tensors, card.ranges)
-                tensors = int8.arrays(tensors, half)
-                build = functools.partial(int8.alexnet, quantised=half)
+                quantized = int8.quantize(config, tensors, card.ranges)
+                tensors = int8.arrays(tensors, quantized)
+                build = functools.partial(int8.alexnet, quantized=quantized)
             try:
                 safetensors.numpy.save_file(tensors, partial)
-            except safetensors.SafetensorError as error:  # a full disk, say
+            except safetensors.SafetensorError as error:  # a full disk, for example
                 raise OSError(str(error)) from error
             checksum = _checksum(partial)
             _sync(partial)
             partial.replace(dense)
-            model = build(self._weights.config, self.recipe, _stored(dense), dense.name)
+            model = build(self._weights.config, self.recipe, locate_tensors(dense), dense.name)
         except KeyError as error:
             raise WeightsError(f"{self._weights.path}: tensor {error} is missing") from error
         (folder / "network.onnx").write_bytes(model)
@@ -206,30 +212,17 @@ class OnnxModel(WeightsBackedModel):
 
 
 @contextlib.contextmanager
-def _unpacking(name: str) -> Iterator[None]:
-    """Raises WeightsError where the dense weights of a model cannot be written."""
+def _decompressing(name: str) -> Iterator[None]:
+    """Turns an OSError while the dense weights of a model are written into WeightsError."""
     try:
         yield
     except OSError as error:
-        hint = "$SIMSEARCH_CACHE names a folder with room for them, else a temporary one is tried"
+        hint = "set $SIMSEARCH_CACHE to a folder with enough free space"
         raise WeightsError(f"the weights of {name} cannot be unpacked: {error.strerror or error}", hint=hint) from error
 
 
-def _stored(path: Path) -> graphs.Stored:
-    """Where the tensors of a .safetensors file lie."""
-    with path.open("rb") as file:
-        start = struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(start))
-    stored = graphs.Stored()
-    for name, facts in header.items():
-        if name != "__metadata__":
-            first, last = facts["data_offsets"]
-            stored[name] = (tuple(facts["shape"]), 8 + start + first, last - first)
-    return stored
-
-
 def _checksum(path: Path) -> str:
-    """The CRC-32 of a file: before many images are computed, the cached weights are checked."""
+    """Returns the CRC-32 of a file in hexadecimal; cached weights are checked before many images are computed."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 24):
@@ -238,5 +231,6 @@ def _checksum(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
+    """Flushes a file to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

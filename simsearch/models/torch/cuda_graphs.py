@@ -1,7 +1,7 @@
-"""CUDA graphs: what is computed again and again for one shape of input is recorded once, and then replayed.
+"""CUDA graphs: records the forward pass for input shapes that occur repeatedly, and replays the recording.
 
-A replay starts the dozens of kernels of a forward pass by one call, which matters where a batch is small: a query is
-one picture. Recording is an optimisation only: where it fails, or its result differs, the shape is computed as before.
+A replay starts the dozens of kernels of a forward pass by one call, which saves time in small batches such as a query
+of one image. If recording fails, or a replay gives another result, the shape is computed in the ordinary way.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     Step = Callable[[torch.Tensor], torch.Tensor]
     Capture = Callable[[Step, torch.Tensor], tuple[Callable[[], None], torch.Tensor]]
 
-WARM = 3
-"""A shape is recorded when it has been computed so many times, by when libraries have chosen their kernels."""
+WARM_UP = 3
+"""A shape is recorded after this many computations, by which time the libraries have chosen their kernels."""
 
-MOST = 8
-"""Shapes recorded a thread: each keeps the activations of its batch."""
+MAX_RECORDINGS = 8
+"""Largest number of shapes recorded per thread; each keeps the activations of its batch in memory."""
 
-DEVIATION = 0.01
-"""By how much a replay may differ from the ordinary result, relative to the largest value."""
+TOLERANCE = 0.01
+"""Largest accepted difference between a replay and the ordinary result, relative to the largest value."""
 
-_recording = threading.Lock()  # torch permits one recording at a time in a process
+_recording = threading.Lock()  # torch allows one recording at a time per process
 
 
 class _Recorded(NamedTuple):
-    """x: what is read, y: what is written, by `replay`; both stay where they are on the device."""
+    """A recording. replay: reads x and writes y, two tensors whose memory on the device does not change."""
 
     x: torch.Tensor
     replay: Callable[[], None]
@@ -39,20 +39,20 @@ class _Recorded(NamedTuple):
 
 
 def capture(step: Step, x: torch.Tensor) -> tuple[Callable[[], None], torch.Tensor]:
-    """Records `step(x)` on the current stream of x's GPU: what replays it, and the tensor that it then writes."""
+    """Records `step(x)` on the current stream of x's GPU; returns the replay function and the tensor that it writes."""
     import torch
 
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.current_stream(x.device)
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # others go on meanwhile
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # other threads go on computing
         y = step(x)
     return graph.replay, y
 
 
 def empty_cache() -> None:
-    """Gives the GPU's memory that torch keeps for itself back, after what is being recorded.
+    """Releases the GPU memory that torch has cached, once no recording is in progress.
 
-    torch refuses that during a recording, and for good after one that failed.
+    torch refuses to do so during a recording, and always after a failed one; that is ignored.
     """
     import torch
 
@@ -61,22 +61,22 @@ def empty_cache() -> None:
 
 
 class CudaGraphCache:
-    """The recordings of one thread, on its stream. Not safe for several."""
+    """The recordings of one thread on its stream. Not thread-safe."""
 
     def __init__(self, capture: Capture = capture) -> None:
         self._capture = capture
         self._seen: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, _Recorded] = {}
-        self._able = True
+        self._can_record = True
 
     def __len__(self) -> int:
         """The number of recordings in use."""
         return len(self._recorded)
 
     def run(self, function: Hashable, step: Step, x: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """`step` of x, which may lie on the host; the result is valid until the next call.
+        """Computes `step(x)`; the result is valid until the next call.
 
-        function: what tells one step from another of equal shape.
+        x: may be in host memory. function: identifies the step among others with the same input shape.
         """
         key = (function, x.shape, x.dtype)
         recorded = self._recorded.get(key)
@@ -86,22 +86,22 @@ class CudaGraphCache:
             return recorded.y
         y = step(x.to(device, non_blocking=True))
         self._seen[key] += 1
-        if self._seen[key] == WARM and len(self._recorded) < MOST and self._able:
-            if (made := self._record(step, x, y, device)) is not None:
-                self._recorded[key] = made
+        if self._seen[key] == WARM_UP and len(self._recorded) < MAX_RECORDINGS and self._can_record:
+            if (recording := self._record(step, x, y, device)) is not None:
+                self._recorded[key] = recording
             else:
-                self._able = False  # what failed once is not tried again
+                self._can_record = False  # do not try again
         return y
 
     def _record(self, step: Step, x: torch.Tensor, y: torch.Tensor, device: torch.device) -> _Recorded | None:
-        """The recording of a step whose ordinary result is y; None where that cannot be had or is not y."""
+        """Records a step whose ordinary result is y; returns None if that fails or if a replay does not give y."""
         try:
-            own = x.to(device, copy=True)
+            copied = x.to(device, copy=True)
             with _recording:
-                replay, again = self._capture(step, own)
+                replay, again = self._capture(step, copied)
             replay()
-            limit = DEVIATION * float(y.abs().max())
-            same = bool((again - y).abs().max() <= limit)  # not where either is NaN
-        except RuntimeError:  # out of memory, and what cannot be recorded
+            limit = TOLERANCE * float(y.abs().max())
+            same = bool((again - y).abs().max() <= limit)  # false if either contains NaN
+        except RuntimeError:  # out of memory, or an operation that cannot be recorded
             return None
-        return _Recorded(own, replay, again) if same else None
+        return _Recorded(copied, replay, again) if same else None

@@ -1,7 +1,7 @@
-"""JPEGs from bytes to a network's input on a GPU: decoded by nvJPEG, then turned upright, scaled and cropped there.
+"""Decodes JPEGs on a GPU with nvJPEG, and there turns them upright, scales and crops them to a network's input.
 
-Through TorchCodec, where it is installed, or torchvision, whose decoder TorchCodec succeeds. Which files are decoded
-here depends on the file alone: those that every decoder reads alike. What the GPU refuses is decoded on the CPU.
+It uses TorchCodec if that is installed, otherwise torchvision, whose decoder is deprecated in favour of it. Only files
+that all decoders read alike are decoded here; the choice depends on the file alone. Others are decoded on the CPU.
 
 Letters: H, W height and width, S side of the network's input.
 """
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
     Stream = Callable[[], contextlib.AbstractContextManager[object]]
 
 MODES = ("bilinear", "bicubic")
-"""The interpolations that torch does as Pillow does, widening the filter where it scales down."""
+"""Interpolations for which torch and Pillow agree: both widen the filter when scaling down."""
 
-MOST_BYTES = 32 << 20
-"""Larger files are read as streams, on the CPU."""
+MAX_BYTES = 32 << 20
+"""Size of the largest file decoded here; larger ones are read as streams, on the CPU."""
 
-MOST_PIXELS = 1 << 26
-"""Larger pictures are decoded on the CPU: on the GPU they would take three bytes a pixel and twelve while scaled."""
+MAX_PIXELS = 1 << 26
+"""Size of the largest image decoded here; it takes three bytes per pixel on the GPU, and twelve while it is scaled."""
 
 GROUP_PIXELS = 1 << 27
-"""Pictures decoded at once."""
+"""Largest number of pixels of the images decoded at once."""
 
-WIDEST = 23
-"""Times that a picture is scaled down in one step, and not yet twice: bicubic filters of more than 47 do not fit."""
+MAX_REDUCTION = 23
+"""Largest whole factor by which an image is scaled down in one step; bicubic filters for 47 do not fit a GPU."""
 
 TOLERANCE = 4.0
-"""Grey levels by which a decoder's answer may differ from Pillow's, in the mean over a test picture."""
+"""Largest accepted mean difference between a decoder and Pillow on a test image, in grey levels."""
 
 _ORIENTATION = 0x0112  # EXIF tag
 
 
 class Header(NamedTuple):
-    """What is known of a JPEG before it is decoded: its size as stored and its EXIF orientation, 1 to 8."""
+    """The size of a JPEG as stored, in pixels, and its EXIF orientation, 1 to 8."""
 
     width: int
     height: int
@@ -57,23 +57,23 @@ class Header(NamedTuple):
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Width and height as seen."""
+        """Width and height of the upright image."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
 class GpuJpeg(NamedTuple):
-    """A file that the device is to decode, and what its header says."""
+    """A file to decode on the GPU, and its header."""
 
     data: bytes
     header: Header
 
 
 def header(data: bytes) -> Header | None:
-    """The header of a JPEG that a GPU decodes as Pillow does; None for everything else.
+    """Reads the header of a JPEG that a GPU decodes as Pillow does; returns None for everything else.
 
-    That is: whole to its last bytes, of 8 bits, grey or in YCbCr (not RGB, CMYK, or with a second picture in it).
+    Such files are complete, of 8 bits, and grey or in YCbCr (not RGB, CMYK, or with a second image in them).
     """
-    if len(data) > MOST_BYTES or not data.startswith(b"\xff\xd8\xff") or b"\xff\xd9" not in data[-16:]:
+    if len(data) > MAX_BYTES or not data.startswith(b"\xff\xd8\xff") or b"\xff\xd9" not in data[-16:]:
         return None
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
@@ -83,23 +83,24 @@ def header(data: bytes) -> Header | None:
             if image.format != "JPEG" or not plain or image.info.get("adobe_transform", 1) == 0:
                 return None
             orientation = 1
-            with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
+            with contextlib.suppress(Exception):  # the pixels may be fine even if EXIF is damaged
                 orientation = int(image.getexif().get(_ORIENTATION, 1))
             return Header(image.width, image.height, orientation if 1 <= orientation <= 8 else 1)
-    except Exception:  # hostile bytes make Pillow raise nearly anything; the CPU's path names the reason
+    except Exception:  # Pillow may raise anything for hostile bytes; decoding on the CPU reports the reason
         return None
 
 
 def scaled_centre(picture: torch.Tensor, recipe: Preprocessing, orientation: int = 1) -> torch.Tensor:
-    """(3, H, W) uint8 as stored -> (S, S, 3) uint8 as `preprocessing.pixels` makes of the upright picture, within
-    rounding.
+    """Scales and crops an image as `Preprocessing.pixels` does, up to rounding: (3, H, W) uint8 -> (S, S, 3) uint8.
 
-    Beyond the widest filters that a GPU's blocks have memory for, squares of pixels are averaged first.
+    picture: as stored. orientation: EXIF's.
+    Larger reductions than `MAX_REDUCTION` would need filters that exceed the shared memory of a GPU's blocks; in that
+    case, squares of pixels are averaged first.
     """
     import torch.nn.functional as F
 
-    x = _turned(picture, orientation)[None].float()  # (1, 3, H, W)
-    factor = min(x.shape[2:]) // (WIDEST * recipe.resize)
+    x = _turn_upright(picture, orientation)[None].float()  # (1, 3, H, W)
+    factor = min(x.shape[2:]) // (MAX_REDUCTION * recipe.resize)
     if factor > 1:
         top, left = (side % factor // 2 for side in x.shape[2:])
         x = F.avg_pool2d(x[:, :, top:, left:], factor)
@@ -113,18 +114,19 @@ def scaled_centre(picture: torch.Tensor, recipe: Preprocessing, orientation: int
     return x.round().clamp(0, 255).byte().permute(1, 2, 0)
 
 
-def _turned(picture: torch.Tensor, orientation: int) -> torch.Tensor:
-    """(3, H, W) as stored, upright: EXIF's orientations 2 to 8 are mirrored, turned, or both."""
+def _turn_upright(picture: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Turns (3, H, W) upright; EXIF orientations 2 to 8 are mirrored, rotated, or both."""
     if orientation >= 5:
         picture = picture.transpose(1, 2)
     across, down = orientation in {2, 3, 6, 7}, orientation in {3, 4, 7, 8}
-    return picture.flip([axis for axis, turn in ((2, across), (1, down)) if turn]) if across or down else picture
+    return picture.flip([axis for axis, flipped in ((2, across), (1, down)) if flipped]) if across or down else picture
 
 
 class JpegDecoder:
-    """Decodes on one device by `decode`: 1-d uint8 tensors of files -> (3, H, W) uint8 there. Safe for threads.
+    """Decodes JPEGs on one device to a network's input. Thread-safe.
 
-    stream: the context in which a thread computes there. library: whose decoder it is.
+    decode: turns files, 1-d uint8 tensors, into images, (3, H, W) uint8 on the device. stream: makes the context in
+    which a thread computes there. library: the name of the library that decodes.
     """
 
     def __init__(
@@ -134,70 +136,71 @@ class JpegDecoder:
 
     @classmethod
     def on(cls, recipe: Preprocessing, device: torch.device, stream: Stream) -> JpegDecoder | None:
-        """The decoder of a GPU; None on the CPU, and where no library decodes a test picture there rightly."""
-        if device.type != "cuda" or not suits(recipe):
+        """Returns the decoder of a GPU; None for the CPU, and if no library decodes the test images there correctly."""
+        if device.type != "cuda" or not supports(recipe):
             return None
         for library, find in (("TorchCodec", _torchcodec), ("torchvision", _torchvision)):
-            with contextlib.suppress(Exception), stream():  # a library that is absent, or of another CUDA
+            with contextlib.suppress(Exception), stream():  # the library is missing, or made for another CUDA
                 decode = find(device)
-                if _right(decode):
+                if _is_correct(decode):
                     return cls(recipe, decode, stream, library)
         return None
 
-    def takes(self, data: bytes) -> GpuJpeg | None:
-        """The file if it is to be decoded here."""
+    def accept(self, data: bytes) -> GpuJpeg | None:
+        """Returns the file with its header if it can be decoded here, otherwise None."""
         found = header(data)
-        if found is None or found.width * found.height > MOST_PIXELS:
+        if found is None or found.width * found.height > MAX_PIXELS:
             return None
         shorter, longer = sorted((found.width, found.height))
-        return (
-            GpuJpeg(data, found) if shorter and longer <= 64 * shorter else None
-        )  # else `preprocessing.pixels` cuts first
+        if not shorter or longer > 64 * shorter:  # such images are cropped before they are scaled
+            return None
+        return GpuJpeg(data, found)
 
     def pixels(self, files: Sequence[GpuJpeg]) -> list[NDArray[np.uint8] | None]:
-        """(S, S, 3) uint8 of each file; None for those that the device cannot decode after all."""
+        """Decodes files to (S, S, 3) uint8 each; None for files that cannot be decoded on the device after all."""
         import torch
 
         with torch.inference_mode(), self._stream():
             found: list[torch.Tensor | None] = []
             for group in _groups(files):
-                found += self._group(group)
+                found += self._decode_group(group)
             return [None if x is None else x.cpu().numpy() for x in found]
 
-    def _group(self, group: list[GpuJpeg]) -> list[torch.Tensor | None]:
-        """Half by half where it fails: one damaged file spoils the group, and less at once takes less memory."""
-        with contextlib.suppress(Exception):  # hostile bytes make libraries raise nearly anything
-            return self._at_once(group)
+    def _decode_group(self, group: list[GpuJpeg]) -> list[torch.Tensor | None]:
+        """Decodes a group; if that fails, each half of it: the cause may be one damaged file or too little memory."""
+        with contextlib.suppress(Exception):  # libraries may raise anything for hostile bytes
+            return self._decode_at_once(group)
         if len(group) == 1:
             return [None]
         middle = len(group) // 2
-        return self._group(group[:middle]) + self._group(group[middle:])
+        return self._decode_group(group[:middle]) + self._decode_group(group[middle:])
 
-    def _at_once(self, group: list[GpuJpeg]) -> list[torch.Tensor | None]:
-        pictures = self._decode([_tensor(_neutral(taken)) for taken in group])
-        return [self._fitted(picture, taken.header) for picture, taken in zip(pictures, group, strict=True)]
+    def _decode_at_once(self, group: list[GpuJpeg]) -> list[torch.Tensor | None]:
+        pictures = self._decode([_tensor(_without_orientation(jpeg)) for jpeg in group])
+        return [self._fit(picture, jpeg.header) for picture, jpeg in zip(pictures, group, strict=True)]
 
-    def _fitted(self, picture: torch.Tensor, found: Header) -> torch.Tensor | None:
+    def _fit(self, picture: torch.Tensor, found: Header) -> torch.Tensor | None:
+        """Scales and crops a decoded image; returns None if it does not have the size in its header."""
         if picture.shape != (3, found.height, found.width):
             return None
         return scaled_centre(picture, self.recipe, found.orientation)
 
 
-def suits(recipe: Preprocessing) -> bool:
-    """Whether `scaled_centre` can do what the recipe says."""
+def supports(recipe: Preprocessing) -> bool:
+    """Returns true if `scaled_centre` supports the interpolation and the sizes of the recipe."""
     return recipe.interpolation in MODES and recipe.crop <= recipe.resize
 
 
 def _groups(files: Sequence[GpuJpeg]) -> Iterator[list[GpuJpeg]]:
-    """The files in order, as many together as `GROUP_PIXELS` allow."""
+    """Yields the files in order, in groups of up to `GROUP_PIXELS` pixels."""
     group: list[GpuJpeg] = []
     pixels = 0
-    for taken in files:
-        size = taken.header.width * taken.header.height
+    for jpeg in files:
+        size = jpeg.header.width * jpeg.header.height
         if group and pixels + size > GROUP_PIXELS:
             yield group
             group, pixels = [], 0
-        group.append(taken)
+        group.append(jpeg)
         pixels += size
     if group:
         yield group
@@ -209,38 +212,40 @@ def _tensor(data: bytes) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 
 
-def _neutral(taken: GpuJpeg) -> bytes:
-    """Without an orientation for the library to follow: some do, some don't."""
-    data = taken.data
-    return data if taken.header.orientation == 1 else data.replace(b"Exif\0\0", b"----\0\0")
+def _without_orientation(jpeg: GpuJpeg) -> bytes:
+    """Returns the file without its orientation, since some libraries turn images upright and others do not."""
+    data = jpeg.data
+    return data if jpeg.header.orientation == 1 else data.replace(b"Exif\0\0", b"----\0\0")
 
 
 def _torchcodec(device: torch.device) -> Decode:
     from torchcodec.decoders import decode_jpeg
 
-    return _in_turn(functools.partial(decode_jpeg, mode="RGB", device=device), device)
+    return _synchronized(functools.partial(decode_jpeg, mode="RGB", device=device), device)
 
 
 def _torchvision(device: torch.device) -> Decode:
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torchvision\.io")  # for TorchCodec's sake
-    return _in_turn(functools.partial(decode_jpeg, mode=ImageReadMode.RGB, device=device), device)
+    warnings.filterwarnings(
+        "ignore", category=DeprecationWarning, module=r"torchvision\.io"
+    )  # it recommends TorchCodec
+    return _synchronized(functools.partial(decode_jpeg, mode=ImageReadMode.RGB, device=device), device)
 
 
-def _in_turn(decode: Decode, device: torch.device) -> Decode:
-    """After all earlier work of the stream: the hardware's decoder may write into memory that is still being read."""
+def _synchronized(decode: Decode, device: torch.device) -> Decode:
+    """Makes `decode` wait for the stream: the hardware decoder may write to memory that the stream still reads."""
     import torch
 
-    def waiting(files: list[torch.Tensor]) -> list[torch.Tensor]:
+    def synchronized(files: list[torch.Tensor]) -> list[torch.Tensor]:
         torch.cuda.current_stream(device).synchronize()
         return decode(files)
 
-    return waiting
+    return synchronized
 
 
-def _right(decode: Any) -> bool:
-    """Whether a decoder gives what Pillow does for two pictures, in colour with coarse chroma and in grey."""
+def _is_correct(decode: Any) -> bool:
+    """Returns true if a decoder agrees with Pillow on two images: colour with subsampled chroma, and grey."""
     y, x = np.mgrid[0:96, 0:144]
     waves = [127 + 120 * np.sin(x / a + y / b) for a, b in ((17, 29), (31, -19), (-23, 41))]
     image = Image.fromarray(np.stack(waves, 2).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""torchvision's networks with their official weights, as feature extractors: everything but the last linear layer."""
+"""Networks of torchvision with their official weights, as feature extractors without the last linear layer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 
 class TorchvisionModel:
-    """`torchvision/<name>`: penultimate features, with the preprocessing that torchvision publishes for the weights.
+    """The model `torchvision/<name>`: penultimate features, with the preprocessing that torchvision publishes.
 
-    The weights come through torchvision's own loader, which downloads them once. Runs in torch on every device.
-    Raises UsageError for a name that torchvision does not know or that has no classifier to cut off, and where the
-    weights cannot be fetched.
+    torchvision downloads the weights once. It runs in torch on every device.
+    Raises UsageError for an unknown name, for a network without a linear layer, and if the download fails.
     """
 
     distances: tuple[float, ...] = ()
@@ -29,38 +28,41 @@ class TorchvisionModel:
     def __init__(self, name: str, device: str) -> None:
         import torchvision
 
-        short = name.removeprefix("torchvision/")
+        short_name = name.removeprefix("torchvision/")
         try:
-            choice = torchvision.models.get_model_weights(short).DEFAULT
+            entry = torchvision.models.get_model_weights(short_name).DEFAULT
         except (ValueError, AttributeError):
             hint = "see torchvision.models.list_models(), for example torchvision/alexnet or torchvision/resnet50"
-            raise UsageError(f"torchvision has no image classifier called {short!r}", hint=hint) from None
+            raise UsageError(f"torchvision has no image classifier called {short_name!r}", hint=hint) from None
         try:
-            network = torchvision.models.get_model(short, weights=choice)
+            network = torchvision.models.get_model(short_name, weights=entry)
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a broken download is a RuntimeError
-            hint = f"the file is {choice.url}; put it into torch's hub cache by hand where there is no network"
+            hint = f"the file is {entry.url}; without a network, put it into torch's hub cache by hand"
             raise UsageError(f"the weights of {name} cannot be fetched: {error}", hint=hint) from error
         self.name = name
         self.weights_sha256 = _digest(network)
         self.dimension = cut_classifier(network)
-        self.recipe = recipe_of(choice.transforms())
+        self.recipe = recipe_of(entry.transforms())
         self._runner = TorchRunner(self.recipe, device)
         self.lanes = self._runner.lanes
-        self._network, self.engine = self._runner.fastest(self._runner.placed(network), lambda network: network)
+        self._network, self.engine = self._runner.fastest(self._runner.prepare(network), lambda network: network)
         self.decoder = self._runner.decoder()
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, S, S, 3) uint8 -> (B, D) float32, what the network's last linear layer reads."""
+        """Computes features: (B, S, S, 3) uint8 -> (B, D) float32, the input of the last linear layer."""
         return self._runner.run(self._network, pixels)
 
 
 def cut_classifier(network: nn.Module) -> int:
-    """Replaces the last linear layer by the identity, in place, and returns the width D of what it read."""
+    """Replaces the last linear layer by the identity, in place, and returns the width D of its input.
+
+    Raises UsageError if there is none.
+    """
     from torch import nn
 
     linear = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     if not linear:
-        raise UsageError(f"{type(network).__name__} ends in no linear layer, so it has no penultimate features")
+        raise UsageError(f"{type(network).__name__} has no linear layer, and so no penultimate features")
     name, layer = linear[-1]
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, nn.Identity())
@@ -68,7 +70,7 @@ def cut_classifier(network: nn.Module) -> int:
 
 
 def recipe_of(transforms: Any) -> Preprocessing:
-    """torchvision's published preprocessing as a Recipe, on the 0 to 255 scale."""
+    """Converts the preprocessing that torchvision publishes, on the scale 0 to 1, into one on the scale 0 to 255."""
     scale = [tuple(255.0 * value for value in values) for values in (transforms.mean, transforms.std)]
     return Preprocessing(
         resize=max(transforms.resize_size[0], transforms.crop_size[0]),
@@ -80,6 +82,7 @@ def recipe_of(transforms: Any) -> Preprocessing:
 
 
 def _digest(network: nn.Module) -> str:
+    """Returns the SHA-256 of the names and values of all tensors, in hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
