@@ -177,7 +177,7 @@ def test_searches_beside_compactions(tmp_path: Path) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any structure counts as faster than a scan."""
     clock = iter(range(10**9))
-    monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(tune, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
 
 
 def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,14 +212,14 @@ def test_structure_of_moved_rows_is_refused(tmp_path: Path, monkeypatch: pytest.
     filler.add(np.random.default_rng(0).normal(0, 1, (2500, D)))
     filler.remove(range(1, 400))
     quick(monkeypatch)
-    record = tune._record
+    record = tune.record_choice
 
     def late(index: Index, *rest: Any) -> Any:
         compact_compact(filler.engine.index)
         return record(index, *rest)
 
-    monkeypatch.setattr(tune, "_record", late)
-    with pytest.raises(UsageError, match="compacted meanwhile"):
+    monkeypatch.setattr(tune, "record_choice", late)
+    with pytest.raises(UsageError, match="compacted during tuning"):
         tune.tune(filler.engine.index, 0.9)
     assert filler.engine.exact
 

@@ -52,7 +52,7 @@ class Sequences(RuleBasedStateMachine):
             features = np.stack(list(self.known.values()))
             made = self.structure(features)
             choice = tune.Choice(made.setting.kind, 1.0, 1.0, 1.0, 1, 0.0, 0.0, 0, {})
-            tune._record(self.filler.engine.index, made, choice)
+            tune.record_choice(self.filler.engine.index, made, choice)
             assert isinstance(self.filler.engine.structure, AnnIndex)
 
     def structure(self, features: np.ndarray) -> AnnIndex:

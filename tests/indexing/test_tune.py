@@ -21,6 +21,7 @@ from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, UsageError
 from simsearch.indexing import sync, tune
 from simsearch.indexing.tune import tune as tune_tune
+from simsearch.indexing.tune_codes import tune_codes
 from simsearch.models.hashing.autoencoder import HashConfig
 from simsearch.search.ann import AnnIndex, AnnSettings
 from simsearch.search.exact import FlatIndex
@@ -36,7 +37,7 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filler:
     filler = Filler(tmp_path / "index", D, rows_per_shard=1024)
     filler.add(clustered(np.random.default_rng(0), 3000))
     clock = iter(range(10**9))
-    monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(tune, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
     return filler
 
 
@@ -156,7 +157,7 @@ def test_another_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
     """One that goes on for long is told before anything is measured; one that comes at the end costs nothing."""
     filler = Filler(tmp_path / "index", D)
     filler.add(clustered(np.random.default_rng(0), 100))
-    record, recorded = tune._record, []
+    record, recorded = tune.record_choice, []
 
     def late(*arguments: Any) -> tune.Choice:
         writer = contextlib.ExitStack()
@@ -165,12 +166,12 @@ def test_another_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
         recorded.append(record(*arguments))
         return recorded[-1]
 
-    monkeypatch.setattr(tune, "_record", late)
-    monkeypatch.setattr(tune, "BEFORE", 0.1)
+    monkeypatch.setattr(tune, "record_choice", late)
+    monkeypatch.setattr(tune, "LOCK_SECONDS", 0.1)
     with writer_lock(filler.path):
         for attempt in (
             lambda: tune_tune(filler.engine.index, 0.9),
-            lambda: tune.tune_codes(filler.engine.index, HashConfig(64)),
+            lambda: tune_codes(filler.engine.index, HashConfig(64)),
         ):
             with pytest.raises(IndexLockedError, match=f"process {os.getpid()} is writing"):
                 attempt()
@@ -209,7 +210,7 @@ def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.Monk
     features = clustered(np.random.default_rng(0), 2500).astype(np.float32)
     filler.add(np.minimum(features * factor, 6e4))
     clock = iter(range(10**9))
-    monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(tune, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
     assert tune_tune(filler.engine.index, 0.95).recall >= 0.95
     queries = np.minimum(clustered(np.random.default_rng(5), 40).astype(np.float32) * np.float32(factor), 6e4)
     assert not filler.engine.exact and recall(filler.engine, queries) >= 0.9
@@ -224,7 +225,7 @@ def test_exact_scan_is_timed_on_existing_items(filled: Filler, monkeypatch: pyte
         return 2.0, 1
 
     monkeypatch.setattr(tune, "SCANNED", 500)
-    monkeypatch.setattr(tune, "_timed", timed)
+    monkeypatch.setattr(tune, "time_queries", timed)
     monkeypatch.setattr(FlatIndex, "search", lambda self, queries, k, permitted: (self.rows, permitted.tolist()))
     entries = np.arange(1000, 3000)
     flat = FlatIndex(filled.engine.shards, 3000)
