@@ -9,8 +9,7 @@ changes before that step. For binary codes, see `simsearch.indexing.tune_codes`.
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ from simsearch.common.float16 import to_float32
 from simsearch.common.intervals import mean_interval
 from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import UsageError
-from simsearch.indexing import sync
+from simsearch.indexing import measure, sync
+from simsearch.indexing.measure import Benchmark
 from simsearch.search import ann
 from simsearch.search.ann import AnnIndex, AnnSettings, K
 from simsearch.search.exact import FlatIndex
@@ -31,17 +31,10 @@ from simsearch.storage.index import WORK_FOLDER
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.search.exact import Neighbours
     from simsearch.storage.index import Index
 
-QUERIES = 400
-"""Number of held-out items; half of them choose the settings, the other half measure the recall."""
-
-TIMED = 25
-"""Number of queries that are timed, one at a time."""
-
-SAMPLE, RACE, BLOCK, ADDED = 16_384, 32_768, 1024, 8192
-"""Rows to learn from, rows to race on, rows projected at a time, rows added at a time."""
+RACE, BLOCK, ADDED = 32_768, 1024, 8192
+"""Rows to race on, rows projected at a time, rows added at a time."""
 
 SCANNED = 65_536
 """Rows that are scanned exactly to time an exact search: 512 MiB at D = 4096."""
@@ -115,30 +108,6 @@ class Choice:
     tried: tuple[dict[str, Any], ...] = ()
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """Queries with known answers, to measure structures with.
-
-    flat: the exact search. rows: (n,) the rows to search. queries: (nq, D).
-    truth: (nq,) the distance between each query and its K-th true neighbour.
-    """
-
-    flat: FlatIndex
-    rows: NDArray[np.int64]
-    queries: NDArray[np.float32]
-    truth: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, flat: FlatIndex, rows: NDArray[np.int64], queries: NDArray[np.float32]) -> Benchmark:
-        """Searches the rows exactly for the true neighbours of the queries."""
-        found = flat.search(queries, K, rows)
-        return cls(flat, rows, queries, np.array([each.distances[K - 1] for each in found]))
-
-    def recalls(self, found: list[Neighbours], part: slice) -> NDArray[np.float64]:
-        """Returns the recall of each query in `part`: the share of its K matches that are as near as the true K-th."""
-        return ann.recalls(found, self.truth[part])
-
-
 def tune(index: Index, recall: float, memory: int | None = None, progress: Progress = no_progress) -> Choice:
     """Chooses, builds and records the fastest structure with at least `recall` and at most `memory` bytes.
 
@@ -155,10 +124,10 @@ def tune(index: Index, recall: float, memory: int | None = None, progress: Progr
         raise UsageError(f"the memory is {memory} bytes, but must be at least 1")
     with index.writing(LOCK_SECONDS):  # fail now if the index is locked, not after minutes of measuring
         pass
-    flat, rows = open_flat(index)
+    flat, rows = measure.open_flat(index)
     if len(rows) < LEAST or recall == 1:
         return record_choice(index, None, _exact(0.0))
-    held_out, entries, sample = hold_out(flat, rows)
+    held_out, entries, sample = measure.hold_out(flat, rows)
     queries = to_float32(flat.read(held_out))
     projection = _scale_to_float16(pca.fit_pca(sample, DIMENSIONS), sample)
     projected = _project(flat, entries, projection, progress)
@@ -179,28 +148,6 @@ def tune(index: Index, recall: float, memory: int | None = None, progress: Progr
     return record_choice(index, None, replace(_exact(seconds), tried=tuple(tried)))
 
 
-def open_flat(index: Index) -> tuple[FlatIndex, NDArray[np.int64]]:
-    """Returns an exact search over all rows of an index, and (n,) the rows of its items, ascending."""
-    with index.reading() as reader:
-        return FlatIndex(reader.shards, reader.state("rows")), reader.rows()
-
-
-def hold_out(
-    flat: FlatIndex, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
-    """Splits the rows at random.
-
-    Returns (nq,) held-out rows in random order, (n,) the other rows, ascending, and the (s, D) features of a sample of
-    those others to learn from.
-    """
-    random = np.random.default_rng(0)
-    shuffled = random.permutation(rows)
-    count = min(QUERIES, len(rows) // 10)
-    held_out, entries = shuffled[:count], np.sort(shuffled[count:])
-    sample = flat.read(np.sort(random.choice(entries, min(SAMPLE, len(entries)), replace=False)))
-    return held_out, entries, sample
-
-
 def _exact(seconds: float) -> Choice:
     return Choice("exact", 1.0, 1.0, 1.0, 0, seconds, seconds, 0, {})
 
@@ -212,7 +159,7 @@ def _exact_seconds(flat: FlatIndex, entries: NDArray[np.int64], queries: NDArray
     """
     within = entries[:SCANNED]
     part = FlatIndex(flat.shards, int(within[-1]) + 1)
-    seconds, _ = time_queries(lambda query: part.search(query, K, within), queries)
+    seconds, _ = measure.time_queries(lambda query: part.search(query, K, within), queries)
     return seconds * len(entries) / len(within)
 
 
@@ -245,7 +192,7 @@ def _build(
 ) -> AnnIndex:
     """Builds a structure over the (n, d or more) projected features of `rows`; covered: the index's number of rows."""
     index = ann.new_faiss_index(setting, len(rows))
-    some = np.random.default_rng(1).choice(len(rows), min(4 * SAMPLE, len(rows)), replace=False)
+    some = np.random.default_rng(1).choice(len(rows), min(4 * measure.SAMPLE, len(rows)), replace=False)
     index.train(to_float32(projected[np.sort(some), : setting.dimensions]))
     for start in range(0, len(rows), ADDED):
         index.add(to_float32(projected[start : start + ADDED, : setting.dimensions]))
@@ -329,7 +276,7 @@ def _measure(made: AnnIndex, benchmark: Benchmark, recall: float) -> Choice | No
         low, high = mean_interval(recalls)
         if recalls.mean() < recall:
             continue
-        seconds, _ = time_queries(lambda query, s=setting: made.search(flat, query, K, rows, s), queries)  # type: ignore[misc]
+        seconds, _ = measure.time_queries(lambda query, s=setting: made.search(flat, query, K, rows, s), queries)  # type: ignore[misc]
         parameters = {
             "dimensions": setting.dimensions,
             "candidates": setting.candidates,
@@ -348,20 +295,6 @@ def _measure(made: AnnIndex, benchmark: Benchmark, recall: float) -> Choice | No
             parameters,
         )
     return None
-
-
-def time_queries(search: Callable[[NDArray[np.float32]], Any], queries: NDArray[np.float32]) -> tuple[float, int]:
-    """Returns the median seconds of one query, and the number of queries that were timed.
-
-    search: called with one query, (1, D).
-    """
-    search(queries[:1])  # a first call also loads and allocates
-    took = []
-    for query in queries[:TIMED]:
-        clock = time.perf_counter()
-        search(query[None])
-        took.append(time.perf_counter() - clock)
-    return float(np.median(took)), len(took)
 
 
 def record_choice(index: Index, made: AnnIndex | None, choice: Choice, target: float | None = None) -> Choice:

@@ -11,8 +11,9 @@ from simsearch.common.intervals import mean_interval
 from simsearch.common.lazy import LazyModule
 from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import UsageError
-from simsearch.indexing import tune
-from simsearch.indexing.tune import Benchmark, Choice
+from simsearch.indexing import measure, tune
+from simsearch.indexing.measure import Benchmark
+from simsearch.indexing.tune import Choice
 from simsearch.search.ann import AnnSettings, K
 from simsearch.search.binary_codes import BinaryCodeIndex
 
@@ -52,10 +53,10 @@ def tune_codes(
         raise UsageError(f"the recall {recall} is not between 0 and 1")
     with index.writing(tune.LOCK_SECONDS):  # fail now if the index is locked, not after minutes of training
         pass
-    flat, rows = tune.open_flat(index)
+    flat, rows = measure.open_flat(index)
     setting = AnnSettings("codes", config.bits, CANDIDATES[0], 0)
     _check_size(index, len(rows), setting, memory)
-    held_out, entries, sample = tune.hold_out(flat, rows)
+    held_out, entries, sample = measure.hold_out(flat, rows)
     codes = autoencoder.train(sample, config, lambda done, total: progress(done, total + len(entries)))
     trained = autoencoder.images(config, len(sample))
     encoded = np.empty((len(entries), config.bits // 8), np.uint8)
@@ -96,12 +97,12 @@ def _measure(made: BinaryCodeIndex, benchmark: Benchmark, recall: float) -> Choi
     """
     flat, queries, rows = benchmark.flat, benchmark.queries, benchmark.rows
     half = len(queries) // 2
-    exact_seconds, _ = tune.time_queries(lambda query: flat.search(query, K, rows), queries)
+    exact_seconds, _ = measure.time_queries(lambda query: flat.search(query, K, rows), queries)
     for candidates in CANDIDATES:
         made.setting = replace(made.setting, candidates=candidates)
         if benchmark.recalls(made.search(flat, queries[:half], K, rows), slice(0, half)).mean() >= recall:
             break
     recalls = benchmark.recalls(made.search(flat, queries[half:], K, rows), slice(half, None))
     low, high = mean_interval(recalls)
-    seconds, _ = tune.time_queries(lambda query: made.search(flat, query, K, rows), queries)
+    seconds, _ = measure.time_queries(lambda query: made.search(flat, query, K, rows), queries)
     return Choice("codes", float(recalls.mean()), low, high, len(recalls), seconds, exact_seconds, 0, {})

@@ -21,7 +21,7 @@ import pytest
 from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, SimsearchError, UsageError
-from simsearch.indexing import compact, sync, tune
+from simsearch.indexing import compact, measure, sync, tune
 from simsearch.indexing.compact import CompactReport
 from simsearch.indexing.compact import compact as compact_compact
 from simsearch.search import ann
@@ -177,7 +177,7 @@ def test_searches_beside_compactions(tmp_path: Path) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any structure counts as faster than a scan."""
     clock = iter(range(10**9))
-    monkeypatch.setattr(tune, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(measure, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
 
 
 def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from simsearch.common import pca
 from simsearch.common.intervals import mean_interval
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, UsageError
-from simsearch.indexing import sync, tune
+from simsearch.indexing import measure, sync, tune
 from simsearch.indexing.tune import tune as tune_tune
 from simsearch.indexing.tune_codes import tune_codes
 from simsearch.models.hashing.autoencoder import HashConfig
@@ -37,7 +37,7 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filler:
     filler = Filler(tmp_path / "index", D, rows_per_shard=1024)
     filler.add(clustered(np.random.default_rng(0), 3000))
     clock = iter(range(10**9))
-    monkeypatch.setattr(tune, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(measure, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
     return filler
 
 
@@ -210,7 +210,7 @@ def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.Monk
     features = clustered(np.random.default_rng(0), 2500).astype(np.float32)
     filler.add(np.minimum(features * factor, 6e4))
     clock = iter(range(10**9))
-    monkeypatch.setattr(tune, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(measure, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
     assert tune_tune(filler.engine.index, 0.95).recall >= 0.95
     queries = np.minimum(clustered(np.random.default_rng(5), 40).astype(np.float32) * np.float32(factor), 6e4)
     assert not filler.engine.exact and recall(filler.engine, queries) >= 0.9
@@ -225,7 +225,7 @@ def test_exact_scan_is_timed_on_existing_items(filled: Filler, monkeypatch: pyte
         return 2.0, 1
 
     monkeypatch.setattr(tune, "SCANNED", 500)
-    monkeypatch.setattr(tune, "time_queries", timed)
+    monkeypatch.setattr(measure, "time_queries", timed)
     monkeypatch.setattr(FlatIndex, "search", lambda self, queries, k, permitted: (self.rows, permitted.tolist()))
     entries = np.arange(1000, 3000)
     flat = FlatIndex(filled.engine.shards, 3000)
