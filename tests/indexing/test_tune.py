@@ -1,4 +1,4 @@
-"""Approximate search: what `tune` promises, and what stays true of it whatever happens to the index."""
+"""Approximate search: the guarantees of `tune`, whatever happens to the index afterwards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.helpers.filler import Filler
 
 @pytest.fixture
 def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filler:
-    """3,000 items, where a structure is always thought faster than a scan."""
+    """An index of 3,000 items, in which every structure counts as faster than a scan."""
     filler = Filler(tmp_path / "index", D, rows_per_shard=1024)
     filler.add(clustered(np.random.default_rng(0), 3000))
     clock = iter(range(10**9))
@@ -42,7 +42,7 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filler:
 
 
 def recall(engine: Engine, queries: np.ndarray, **options: object) -> float:
-    """The share of the exact search's ten that an approximate one finds, by distance."""
+    """Returns the share of the ten exact matches that an approximate search finds, by distance."""
     hits = 0
     for query in queries:
         exact = engine.search_by_vector(query, 10, exact=True, **options)  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ def test_an_interrupted_tune_changes_nothing(filled: Filler) -> None:
 
 
 def test_another_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that goes on for long is told before anything is measured; one that comes at the end costs nothing."""
+    """A lock held at the start raises before anything is measured; one held briefly at the end is waited for."""
     filler = Filler(tmp_path / "index", D)
     filler.add(clustered(np.random.default_rng(0), 100))
     record, recorded = tune.record_choice, []
@@ -182,7 +182,7 @@ def test_memory_is_a_limit(filled: Filler) -> None:
     assert tune_tune(filled.engine.index, 0.9, memory=1000).kind == "exact"
     choice = tune_tune(filled.engine.index, 0.9, memory=3000 * (D + 20))
     assert choice.kind in {"sq8", "rabitq", "ivf", "pq"} and choice.memory <= 3000 * (D + 20)
-    codes = AnnSettings("sq8", D, 12, 0).bytes_for(3000)  # the least, but for RaBitQ: held-out items count
+    codes = AnnSettings("sq8", D, 12, 0).bytes_for(3000)  # the smallest but for RaBitQ; held-out items count
     for memory, kinds in ((codes, {"sq8", "rabitq"}), (codes - 1, {"rabitq", "exact"})):
         assert tune_tune(filled.engine.index, 0.9, memory=memory).kind in kinds
     for wrong in (0.0, 1.5):
@@ -205,7 +205,7 @@ def test_structures_take_what_is_said(kind: str) -> None:
 
 @pytest.mark.parametrize("factor", [8000, 1e-6])
 def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
-    """Where projections are longer than float16 can hold, or among its smallest numbers."""
+    """Also if projections exceed the range of float16, or are near its smallest numbers."""
     filler = Filler(tmp_path / "index", D)
     features = clustered(np.random.default_rng(0), 2500).astype(np.float32)
     filler.add(np.minimum(features * factor, 6e4))
@@ -217,7 +217,7 @@ def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_exact_scan_is_timed_on_existing_items(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though the first rows be those of removed items."""
+    """Even if the first rows belong to removed items."""
     asked: list[Any] = []
 
     def timed(search: Any, queries: Any) -> tuple[float, int]:
