@@ -26,7 +26,7 @@ from simsearch.cli.progress import show_progress
 from simsearch.common.lazy import LazyModule
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
-from simsearch.indexing import compact, merge, tune
+from simsearch.indexing import compact, merge, tune, tune_codes
 from simsearch.reports import text
 from simsearch.reports.html import save_html
 from simsearch.reports.tiles import ResultRow, Tile
@@ -224,8 +224,8 @@ def tune_index(
         if bits is None:
             choice = tune.tune(index, 0.99 if recall is None else recall, memory, progress)
         else:
-            target = tune.RERANKED_RECALL if recall is None else recall
-            choice = tune.tune_codes(index, autoencoder.HashConfig(bits), target, memory, progress)
+            target = tune_codes.RECALL if recall is None else recall
+            choice = tune_codes.tune_codes(index, autoencoder.HashConfig(bits), target, memory, progress)
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(choice)))
     else:

@@ -1,7 +1,7 @@
-"""What becomes of a search structure when the index grows: new items are encoded, and its recall is watched.
+"""Maintenance of a search structure while its index grows: encodes new items and measures the recall on them.
 
-Called after each commit of many changes, under the writer lock. Measuring reads all features once, for all queries
-together, and only when the index has grown by a tenth since the last time.
+Called with the writer lock held, at the end of a build and of other large changes. A measurement reads all features
+once, for all queries together, and is made only when the index has grown by a tenth since the last one.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ if TYPE_CHECKING:
     from simsearch.search.exact import FlatIndex
 
 GROWN = 1.1
-"""The recall is measured again when so many times as many items are there as when it last was."""
+"""Growth factor of the number of items after which the recall is measured again."""
 
 QUERIES = 100
-"""New items that measure it; they are left out of what is searched."""
+"""Number of new items to measure the recall with; they are not among the items searched."""
 
 
 def update(
     derived: Path, search: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], measure: bool = True
 ) -> dict[str, Any]:
-    """What `meta.json` says of the search, brought up to date for an index with the rows `live`, ascending.
+    """Returns the `search` entry of `meta.json`, updated for an index whose items have the rows `live`.
 
-    `since` is the recall of items that came after the structure: value, low, high, queries, and items at that time. A
-    structure that cannot be read is left to those who search: without it, they search exactly. measure: whether the
-    recall may be measured, which takes its time.
+    The key `since` is the recall of items added after the structure was built: value, low, high, queries, and the
+    number of items at that time. A structure that cannot be read is ignored; searches are then exact.
+
+    derived: the index's folder of structures. search: the entry so far. live: (n,), ascending.
+    measure: False to skip the measurement, which is slow.
     """
     parameters = search["parameters"]
     if not isinstance(parameters, dict) or not parameters.get("folder"):
@@ -47,34 +49,37 @@ def update(
             search = {**search, "parameters": {**parameters, "encoded": binary_codes.extend(folder, parameters, flat)}}
         before = search.get("since", search).get("items", 0)
         if measure and before and len(live) >= GROWN * before:
-            search = {**search, "since": _measured(folder, search["parameters"], flat, live, len(live) - before)}
+            search = {**search, "since": _measure(folder, search["parameters"], flat, live, len(live) - before)}
     return search
 
 
-def _measured(
+def _measure(
     folder: Path, parameters: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], new: int
 ) -> dict[str, Any]:
-    """The recall of the `new` last rows, or some of them."""
-    made = binary_codes.load(folder, parameters, flat.shards.epoch)
+    """Returns the recall of the last `new` rows, or of a sample of them."""
+    structure = binary_codes.load(folder, parameters, flat.shards.epoch)
     queries = np.random.default_rng(0).choice(live[-new:], min(QUERIES, new), replace=False)
     others = np.setdiff1d(live, queries, assume_unique=True)
     vectors = flat.read(queries).astype(np.float32)
-    truth = np.array([found.distances[K - 1] for found in flat.search(vectors, K, others)])
-    shares = recalls(made.search(flat, vectors, K, others), truth)
-    mean = intervals.with_intervals({"recall": shares})["recall"]
+    truth = np.array([matches.distances[K - 1] for matches in flat.search(vectors, K, others)])
+    values = recalls(structure.search(flat, vectors, K, others), truth)
+    mean = intervals.with_intervals({"recall": values})["recall"]
     return {"recall": mean.value, "low": mean.low, "high": mean.high, "queries": len(queries), "items": len(live)}
 
 
 def recall_dropped(search: dict[str, Any]) -> bool:
-    """Whether the recall of what came since lies below what was asked for, by its whole confidence interval."""
+    """Returns True if the upper bound of the recall on new items is below the target."""
     since = search.get("since") or {}
     return bool(since.get("high", 1.0) < (search.get("target") or 0))
 
 
 def describe(search: dict[str, Any], index: Path, structure: object | None) -> dict[str, Any]:
-    """What `info` says of the search: what is recorded, and the command that repairs what is wrong with it.
+    """Returns the facts about the search that `info` shows: the `search` entry of `meta.json` and two more keys.
 
-    structure: what could be loaded. missing: its files are gone or cannot be read, so every search is exact.
+    `missing`: True if the structure's files are missing or damaged, so that every search is exact.
+    `repair`: the command that builds a new structure, if the files are missing or the recall has dropped.
+
+    structure: the loaded structure, or None.
     """
     parameters = search["parameters"]
     if structure is None and isinstance(parameters, dict) and parameters.get("folder"):

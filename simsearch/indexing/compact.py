@@ -1,9 +1,9 @@
-"""Reclaiming what removed items have left behind in the feature files.
+"""Compaction: reclaims the disk space of removed items in the feature files.
 
-Rows that no item owns lie between the others until the files are written anew: under the names of the next epoch,
-without them, in the same order. One transaction then gives the items their new rows, and only after it the old files
-are deleted. Before the commit nothing has changed; after it, what a kill leaves is swept by the next compaction.
-Files before the first hole are not copied but linked.
+Removing an item leaves an unused row behind. A compaction writes new feature files without the unused rows, in the same
+order, under the file names of the next epoch. One transaction then assigns the items their new rows, and only after
+that are the old files deleted. An interruption before the commit changes nothing; after it, the next compaction deletes
+the remaining files. Files before the first unused row are hard-linked, not copied.
 """
 
 from __future__ import annotations
@@ -33,14 +33,17 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Reader
 
 ROWS = 2048
-"""Rows written, and synced, at once."""
+"""Number of rows written and synced at a time."""
 
 _NAME = re.compile(r"(\d{6,})(?:\.(\d+))?\.f16")
 
 
 @dataclass(frozen=True)
 class CompactReport:
-    """removed: rows that no item owned. reclaimed: bytes by which the feature files have shrunk, or would shrink."""
+    """The outcome of a compaction, or the expected one of a dry run.
+
+    items: number of items. removed: number of unused rows. reclaimed: bytes by which the feature files shrink.
+    """
 
     items: int
     removed: int
@@ -49,9 +52,12 @@ class CompactReport:
 
 @dataclass(frozen=True)
 class _Plan:
-    """rows: of the items, ascending; ids: theirs; total: rows there are; kept: those before the first file with a hole.
+    """The rows to keep.
 
-    blocks: (first row, rows, CRC-32) of what was written at once.
+    rows: (n,) rows of the items, ascending. ids: (n,) their ids.
+    total: number of rows, unused ones included.
+    kept: number of rows in the files before the first file with an unused row.
+    blocks: (first row, number of rows, CRC-32) of each recorded block.
     """
 
     rows: NDArray[np.int64]
@@ -64,28 +70,30 @@ class _Plan:
 def compact(
     index: Index, dry_run: bool = False, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> CompactReport:
-    """Writes the feature files without the rows of removed items; ids stay, and readers go on with what they hold.
+    """Rewrites the feature files without unused rows; ids stay the same, and open readers keep the old files.
 
-    progress: rows dealt with and their number. Raises IndexLockedError, SimsearchError where the disk does not take
-    the files, and IndexDamagedError for rows that have lost their checksum: they are never given a new one.
+    dry_run: only compute the report.
+    progress: called with the number of rows processed and their total.
+    Raises IndexLockedError if another process is writing, SimsearchError if the files cannot be written, and
+    IndexDamagedError if features do not match their checksums.
     """
     with contextlib.nullcontext() if dry_run else index.writing():
         with index.reading() as reader:
-            plan, old = _planned(reader), reader.shards
+            plan, old = _make_plan(reader), reader.shards
         removed = plan.total - len(plan.rows)
         new = old.at(old.epoch + 1) if removed else old
-        before = _occupied(old.folder)
+        before = _used_bytes(old.folder)
         if dry_run:
-            after = (
-                _expected(plan, old) if removed else sum(_bytes(old.folder, name) for name in _current(old, plan.total))
-            )
+            after = _expected_bytes(plan, old)
+            if not removed:  # only stale files of an earlier compaction can go
+                after = sum(_file_bytes(old.folder, name) for name in _current(old, plan.total))
             return CompactReport(len(plan.rows), removed, max(0, before - after))
         if removed:
             _delete_stale(old, plan.total)
             try:
-                blocks = _written(plan, old, new, progress)
+                blocks = _write(plan, old, new, progress)
             except BaseException:
-                with contextlib.suppress(OSError):  # what was written would only fill the disk
+                with contextlib.suppress(OSError):  # free the disk space of the new files
                     _delete_stale(old, plan.total)
                 raise
             index.refresh()
@@ -95,10 +103,11 @@ def compact(
             index.database.renumber(pairs, blocks, len(plan.rows), new.epoch)
             sync.refresh_meta(index)
         _delete_stale(new, len(plan.rows))
-        return CompactReport(len(plan.rows), removed, before - _occupied(old.folder))
+        return CompactReport(len(plan.rows), removed, before - _used_bytes(old.folder))
 
 
-def _planned(reader: Reader) -> _Plan:
+def _make_plan(reader: Reader) -> _Plan:
+    """Finds the rows to keep. Raises IndexDamagedError if an item has a row that does not exist."""
     ids, rows = reader.ids()
     order = np.argsort(rows, kind="stable")
     ids, rows = ids[order], rows[order]
@@ -107,14 +116,14 @@ def _planned(reader: Reader) -> _Plan:
         raise IndexDamagedError(f"items own rows {rows[0]} to {rows[-1]}, but there are {total}")
     holes = np.flatnonzero(rows != np.arange(len(rows)))
     first = int(holes[0]) if len(holes) else len(rows)
-    per = reader.shards.rows_per_shard
-    return _Plan(rows, ids, total, first // per * per, reader.blocks())
+    per_file = reader.shards.rows_per_shard
+    return _Plan(rows, ids, total, first // per_file * per_file, reader.blocks())
 
 
-def _written(
+def _write(
     plan: _Plan, old: FeatureFiles, new: FeatureFiles, progress: Callable[[int, int], None]
 ) -> list[tuple[int, int, int]]:
-    """Writes the files of the next epoch, and returns (first row, rows, CRC-32) of what was written at once."""
+    """Writes the files of the next epoch, and returns (first row, number of rows, CRC-32) of each block."""
     for shard, _, _ in old.spans(0, plan.kept):
         _link(old, new, shard)
     new.folder.sync()
@@ -130,7 +139,7 @@ def _written(
         row += len(features)
         waiting.clear()
 
-    for first, features, checksum in _blocks(plan, old):
+    for first, features, checksum in _read_blocks(plan, old):
         last = first + len(features)
         if last <= plan.kept:
             blocks.append((first, len(features), checksum))
@@ -148,10 +157,11 @@ def _written(
     return blocks
 
 
-def _blocks(plan: _Plan, old: FeatureFiles) -> Iterator[tuple[int, NDArray[np.float16], int]]:
-    """(first row, features, CRC-32) of what was written at once. Raises IndexDamagedError if it is not that any more.
+def _read_blocks(plan: _Plan, old: FeatureFiles) -> Iterator[tuple[int, NDArray[np.float16], int]]:
+    """Yields (first row, features, CRC-32) of each recorded block.
 
-    Files that are kept are not read, but for a block that goes on in the next one.
+    Kept files are not read, and their blocks yield features of zero columns, except for a block that continues in the
+    next file. Raises IndexDamagedError if features do not match their checksum or a row has no checksum.
     """
     done = 0
     for first, count, expected in plan.blocks:
@@ -174,7 +184,7 @@ def _blocks(plan: _Plan, old: FeatureFiles) -> Iterator[tuple[int, NDArray[np.fl
 
 
 def _link(old: FeatureFiles, new: FeatureFiles, shard: int) -> None:
-    """The same file under another name; a copy where the file system knows no links."""
+    """Hard-links a feature file under its new name; copies it if the file system has no hard links."""
     folder, name = new.folder, new.name(shard)
     try:
         folder.link(old.name(shard), name)
@@ -194,12 +204,12 @@ def _link(old: FeatureFiles, new: FeatureFiles, shard: int) -> None:
 
 
 def _current(shards: FeatureFiles, rows: int) -> set[str]:
-    """The names of the files that `rows` rows lie in."""
+    """Returns the names of the files that contain the first `rows` rows."""
     return {shards.name(shard) for shard, _, _ in shards.spans(0, rows)}
 
 
 def _delete_stale(shards: FeatureFiles, rows: int) -> None:
-    """Deletes all feature files but those that `rows` rows lie in."""
+    """Deletes all feature files except those that contain the first `rows` rows."""
     current = _current(shards, rows)
     for name in shards.folder.names():
         if _NAME.fullmatch(name) and name not in current:
@@ -207,26 +217,26 @@ def _delete_stale(shards: FeatureFiles, rows: int) -> None:
     shards.folder.sync()
 
 
-def _occupied(folder: Folder) -> int:
-    """The bytes of all feature files; of one under two names, once."""
+def _used_bytes(folder: Folder) -> int:
+    """Returns the total size of all feature files in bytes; a file with two names counts once."""
     found: dict[int, int] = {}
     for name in folder.names():
-        with contextlib.suppress(FileNotFoundError):  # another compaction
+        with contextlib.suppress(FileNotFoundError):  # deleted by another compaction
             if _NAME.fullmatch(name):
                 facts = folder.stat(name)
                 found[facts.st_ino] = facts.st_size
     return sum(found.values())
 
 
-def _bytes(folder: Folder, name: str) -> int:
-    """The size of a file; 0 if it is gone."""
+def _file_bytes(folder: Folder, name: str) -> int:
+    """Returns the size of a file in bytes; 0 if it does not exist."""
     try:
         return folder.stat(name).st_size
     except FileNotFoundError:
         return 0
 
 
-def _expected(plan: _Plan, shards: FeatureFiles) -> int:
-    """The bytes of the feature files without the rows that no item owns."""
+def _expected_bytes(plan: _Plan, shards: FeatureFiles) -> int:
+    """Returns the size in bytes of the feature files without unused rows."""
     files = -(-len(plan.rows) // shards.rows_per_shard)
     return files * PREAMBLE + len(plan.rows) * shards.row_bytes

@@ -1,8 +1,8 @@
-"""From images to features: read, hash, decode and compute in threads; results in the order of the tasks.
+"""Feature extraction: reads, hashes, decodes and computes images in threads, and yields results in task order.
 
-Decoding and, on the CPU, inference share the same threads, each of which computes on one core: whatever is ready is
-done next, so no core waits while there is work, and none is fought over. A thread of its own keeps them supplied; the
-caller, who writes what has been computed, holds up nobody. A GPU that decodes JPEGs is handed those files as they are.
+Decoding and, on the CPU, inference share one pool of single-core threads: each takes whatever is ready next, so that
+all cores are busy and none is oversubscribed. A separate thread feeds the pool, so that a caller who writes the results
+to disk does not hold up the computation. If the GPU can decode JPEGs, those files are passed to it undecoded.
 """
 
 from __future__ import annotations
@@ -30,31 +30,35 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DECODING_BYTES = 768 << 20
-"""Memory for images in the middle of being decoded: the largest that is not refused, or many ordinary ones."""
+"""Memory limit for images being decoded: enough for the largest accepted image, or for many ordinary ones."""
 
 AHEAD = 4
-"""Batches whose images may be decoded, or wait to be, before their turn."""
+"""Number of batches whose images may be queued or decoded in advance."""
 
 PATIENCE = 1.0
-"""Seconds after which a batch that is not full is computed, where images are slow to decode."""
+"""Seconds after which an incomplete batch is computed, if images are slow to decode."""
 
 WAITING_BYTES = 256 << 20
-"""Of files that wait for a GPU to decode them; a batch is computed when its own are a quarter of that."""
+"""Size limit of the files that wait for a GPU decoder; a batch is computed when its files reach a quarter of it."""
 
 FINISHED = 16
-"""Batches that may wait for the caller."""
+"""Maximum number of computed batches that wait for the caller."""
 
 
 @dataclass(frozen=True)
 class Task(Generic[T]):
-    """An image to read, whole or (better for a large file) as a stream, and what the caller wants with the result."""
+    """An image to extract features from.
+
+    read: returns the file as bytes, or (better for a large file) as a stream.
+    key: returned with the result.
+    """
 
     read: Callable[[], bytes | IO[bytes]]
     key: T
 
 
 def usual_batch(model: Model) -> int:
-    """Images computed at once; fewer where several batches are computed at once, so that they do not add up."""
+    """Returns the default batch size of a model; smaller if it computes several batches in parallel."""
     return 256 if "cuda" in model.engine else max(16, 64 // max(2, getattr(model, "lanes", 1)))
 
 
@@ -66,13 +70,16 @@ def extract(
     batch_size: int = 32,
     workers: int | None = None,
 ) -> Iterator[list[tuple[T, LoadedImage]]]:
-    """Yields the results of all tasks in order, some at a time.
+    """Yields the results of all tasks in order, in batches.
 
-    known: digests whose features the caller has; those images are read and hashed but not computed. It may grow
-    with the results: of images alike only the first is computed, and the others have no features.
-    workers: threads; as many as there are cores by default. At most `DECODING_BYTES` are spent on images being
-    decoded, and a few batches of cropped pixels and of features wait, so the memory needed depends neither on how
-    many images there are nor on how large they are. Features depend on none of these numbers.
+    Memory is bounded, whatever the number and size of the images: at most `DECODING_BYTES` for images being decoded,
+    and a few batches of pixels and features. The features do not depend on the batch size or the number of workers.
+
+    known: digests whose features the caller has; those images are read and hashed but not computed. The caller may add
+        to it. Of several images with the same content, only the first is computed; the others have no features.
+    batch_size: number of images computed at a time.
+    workers: number of threads; by default, the number of available cores.
+    Raises the exceptions of the tasks' iterator and of the model.
     """
     run = _ExtractionPipeline(model, tasks, known, batch_size, workers or available_cores())
     try:
@@ -82,47 +89,47 @@ def extract(
 
 
 class _ExtractionPipeline(Generic[T]):
-    """One run of `extract`: the threads, and what is under way."""
+    """One run of `extract`: its threads and the images in flight."""
 
     def __init__(
         self, model: Model, tasks: Iterable[Task[T]], known: Container[bytes], batch_size: int, workers: int
     ) -> None:
         self.model, self.tasks, self.known, self.batch_size = model, iter(tasks), known, batch_size
         self.decoder: JpegDecoder | None = getattr(model, "decoder", None)
-        self.room = _InFlight(2 * workers)
+        self.in_flight = _InFlight(2 * workers)
         self.ahead = max(AHEAD * batch_size, 2 * workers)
         self.lanes = getattr(model, "lanes", 1)
         self.budget = MemoryBudget(DECODING_BYTES)
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        # A GPU, and a model that is not meant for several threads, compute beside the decoding.
+        # Only a multi-threaded CPU model shares the decoding threads.
         shared = self.lanes > 1 and "cuda" not in model.engine
         self.computing: Executor = self.pool if shared else ThreadPoolExecutor(self.lanes, thread_name_prefix="compute")
-        self.under_way: deque[Future[list[tuple[T, LoadedImage]]]] = deque()
-        self.under_way_digests: set[bytes] = set()
-        self.refused: dict[bytes, str] = {}
+        self.computing_batches: deque[Future[list[tuple[T, LoadedImage]]]] = deque()
+        self.computing_digests: set[bytes] = set()
+        self.failures: dict[bytes, str] = {}
         self.finished: queue.Queue[Future[list[tuple[T, LoadedImage]]] | None] = queue.Queue(FINISHED)
         self.stopped = False
         self.feeder = threading.Thread(target=self._feed, name="feed", daemon=True)
         self.feeder.start()
 
     def results(self) -> Iterator[list[tuple[T, LoadedImage]]]:
-        """The batches, in order, as they are computed. An exception of the model is raised in its place."""
+        """Yields the computed batches in order; raises an exception of the model in place of its batch."""
         while (future := self.finished.get()) is not None:
-            batch = [(key, self._alike(result)) for key, result in future.result()]
+            batch = [(key, self._share_failure(result)) for key, result in future.result()]
             yield batch
-            self.under_way_digests.difference_update([result.digest for _, result in batch])
+            self.computing_digests.difference_update([result.digest for _, result in batch])
 
-    def _alike(self, result: LoadedImage) -> LoadedImage:
-        """With the problem of the image that it is like, where that was found out by the model's device only."""
+    def _share_failure(self, result: LoadedImage) -> LoadedImage:
+        """Copies the failure of an earlier image with the same content, which only the GPU decoder detected."""
         if result.problem is not None:
-            if result.digest in self.under_way_digests:
-                self.refused[result.digest] = result.problem
-        elif result.features is None and result.digest in self.refused:
-            return replace(result, problem=self.refused[result.digest])
+            if result.digest in self.computing_digests:
+                self.failures[result.digest] = result.problem
+        elif result.features is None and result.digest in self.failures:
+            return replace(result, problem=self.failures[result.digest])
         return result
 
     def stop(self) -> None:
-        """Ends the threads; what has not begun is dropped."""
+        """Stops the threads and drops all work that has not started."""
         self.stopped = True
         self.feeder.join()
         self.pool.shutdown(wait=True, cancel_futures=True)
@@ -131,7 +138,7 @@ class _ExtractionPipeline(Generic[T]):
     def _feed(self) -> None:
         try:
             self._feed_batches()
-        except BaseException as error:  # of the tasks' iterator, say: it belongs to the caller
+        except BaseException as error:  # passed on to the caller; the tasks' iterator may raise anything
             failed: Future[list[tuple[T, LoadedImage]]] = Future()
             failed.set_exception(error)
             self._hand_over(failed)
@@ -140,53 +147,53 @@ class _ExtractionPipeline(Generic[T]):
     def _feed_batches(self) -> None:
         waiting: deque[tuple[T, Future[LoadedImage]]] = deque()
         batch: list[tuple[T, LoadedImage]] = []
-        full, held, begun = 0, 0, 0.0
+        pending, waiting_bytes, started = 0, 0, 0.0
         while not self.stopped:
             while (
                 len(waiting) < self.ahead
-                and (not waiting or self.decoder is None or self.room)
+                and (not waiting or self.decoder is None or self.in_flight)
                 and (task := next(self.tasks, None)) is not None
             ):
-                waiting.append((task.key, self.room.submit(self.pool, self._load, task)))
+                waiting.append((task.key, self.in_flight.submit(self.pool, self._load, task)))
             if not waiting:
                 break
             key, future = waiting[0]
             if batch and not future.done():
-                wait([future], max(0.0, begun + PATIENCE - time.monotonic()))
+                wait([future], max(0.0, started + PATIENCE - time.monotonic()))
             if not batch or future.done():
                 waiting.popleft()
-                begun = begun if batch else time.monotonic()
-                batch.append((key, self._once(future.result())))
-                full += batch[-1][1].pending
-                held += batch[-1][1].waiting
-                if full < self.batch_size and len(batch) < self.ahead and held < WAITING_BYTES // 4:
+                started = started if batch else time.monotonic()
+                batch.append((key, self._skip_known(future.result())))
+                pending += batch[-1][1].pending
+                waiting_bytes += batch[-1][1].waiting
+                if pending < self.batch_size and len(batch) < self.ahead and waiting_bytes < WAITING_BYTES // 4:
                     continue
             self._compute(batch)
-            batch, full, held = [], 0, 0
+            batch, pending, waiting_bytes = [], 0, 0
         if batch and not self.stopped:
             self._compute(batch)
 
     def _load(self, task: Task[T]) -> LoadedImage:
         return load_image(task.read, self.model.recipe, self.known, self.budget, self.decoder)
 
-    def _once(self, result: LoadedImage) -> LoadedImage:
-        """Without pixels if the caller has the features of that digest by now, or will have."""
+    def _skip_known(self, result: LoadedImage) -> LoadedImage:
+        """Drops the pixels if the features of that content are known by now, or are being computed."""
         if not result.pending:
             return result
-        # In this order: a digest leaves those under way only after the caller knows it.
-        if result.digest in self.under_way_digests or result.digest in self.known:
-            self.room.let_go([result])
+        # In this order: a digest is removed from `computing_digests` only after the caller knows it.
+        if result.digest in self.computing_digests or result.digest in self.known:
+            self.in_flight.release([result])
             return replace(result, pixels=None, file=None)
-        self.under_way_digests.add(result.digest)
+        self.computing_digests.add(result.digest)
         return result
 
     def _compute(self, batch: list[tuple[T, LoadedImage]]) -> None:
-        """Sends a batch to be computed, one more than are computed at once, and hands its result over in its turn."""
-        while self.under_way and (len(self.under_way) > self.lanes or self.under_way[0].done()):
-            wait([self.under_way.popleft()])
-        future = self.computing.submit(_computed, self.model, batch, self.budget)
-        future.add_done_callback(lambda _, loaded=[result for _, result in batch]: self.room.let_go(loaded))  # type: ignore[misc]
-        self.under_way.append(future)
+        """Submits a batch, once at most `lanes` others are unfinished, and queues its result for the caller."""
+        while self.computing_batches and (len(self.computing_batches) > self.lanes or self.computing_batches[0].done()):
+            wait([self.computing_batches.popleft()])
+        future = self.computing.submit(_compute_batch, self.model, batch, self.budget)
+        future.add_done_callback(lambda _, loaded=[result for _, result in batch]: self.in_flight.release(loaded))  # type: ignore[misc]
+        self.computing_batches.append(future)
         self._hand_over(future)
 
     def _hand_over(self, future: Future[list[tuple[T, LoadedImage]]] | None) -> None:
@@ -197,27 +204,27 @@ class _ExtractionPipeline(Generic[T]):
 
 
 class _InFlight:
-    """Counts the images that are being read, and the bytes of files that wait for a GPU to decode them.
+    """Counts the images being read, and the bytes of the files that wait for a GPU decoder.
 
-    True while there is room for more of both.
+    Its truth value is True while both are below their limits.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.reading, self.bytes = most, 0, 0
+    def __init__(self, limit: int) -> None:
+        self.limit, self.reading, self.bytes = limit, 0, 0
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
-        return self.reading < self.most and self.bytes < WAITING_BYTES
+        return self.reading < self.limit and self.bytes < WAITING_BYTES
 
     def submit(self, pool: Executor, loading: Callable[[Task[T]], LoadedImage], task: Task[T]) -> Future[LoadedImage]:
-        """Has an image loaded, which counts as being read until it is."""
+        """Loads an image in the pool and counts it as being read until then."""
         self._count(1, 0)
         future = pool.submit(loading, task)
         future.add_done_callback(self._loaded)
         return future
 
-    def let_go(self, loaded: Iterable[LoadedImage]) -> None:
-        """Files wait no more."""
+    def release(self, loaded: Iterable[LoadedImage]) -> None:
+        """Subtracts files that no longer wait."""
         self._count(0, -sum(result.waiting for result in loaded))
 
     def _loaded(self, future: Future[LoadedImage]) -> None:
@@ -230,7 +237,10 @@ class _InFlight:
             self.bytes += size
 
 
-def _computed(model: Model, batch: list[tuple[T, LoadedImage]], budget: MemoryBudget) -> list[tuple[T, LoadedImage]]:
+def _compute_batch(
+    model: Model, batch: list[tuple[T, LoadedImage]], budget: MemoryBudget
+) -> list[tuple[T, LoadedImage]]:
+    """Decodes the files that wait for the GPU and computes the features of all images that have pixels."""
     decoder: JpegDecoder | None = getattr(model, "decoder", None)
     if decoder is not None:
         loaded = decode_on_gpu([result for _, result in batch], decoder, model.recipe, budget)

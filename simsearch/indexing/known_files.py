@@ -1,4 +1,7 @@
-"""Which files' contents an index has features of: asked one by one, so that adding one image to millions is quick."""
+"""The file contents whose features an index has.
+
+Looked up one by one in the database, so that adding one image to millions is quick.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ if TYPE_CHECKING:
     from simsearch.storage.database import Database
 
 Place = tuple[int, int, int]
-"""The row of a file's features, and the image's width and height."""
+"""The row of a file's features, and the image's width and height in pixels."""
 
 
 class KnownFiles:
-    """By the SHA-256 of a file, where its features are, for the holder of the writer lock. Safe for many threads.
+    """A read-only mapping from the SHA-256 digest of a file to its `Place`. Thread-safe; needs the writer lock.
 
-    What was found once stays known: a row outlives the item that owned it until the index is compacted.
+    Entries are never dropped: a row stays valid after its item is removed, until the index is compacted.
     """
 
-    def __init__(self, store: Database) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._known: dict[bytes, Place] = {}
 
     def __contains__(self, digest: object) -> bool:
@@ -31,11 +34,11 @@ class KnownFiles:
         return found
 
     def add(self, digest: bytes, place: Place) -> None:
-        """Notes features that are about to be committed, unless there are some of the same content."""
+        """Adds features that are about to be committed, unless the content is known already."""
         self._known.setdefault(digest, place)
 
     def _get(self, digest: bytes) -> Place | None:
         found = self._known.get(digest)
-        if found is None and (found := self._store.content(digest)) is not None:
+        if found is None and (found := self._database.content(digest)) is not None:
             found = self._known.setdefault(digest, found)
         return found

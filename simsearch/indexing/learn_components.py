@@ -1,4 +1,4 @@
-"""Learning the components of a descriptor from a sample of the images to index."""
+"""Learns the principal components of a descriptor from a sample of the images to index."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ import numpy as np
 from simsearch.common.pca import Projection, fit_pca
 from simsearch.errors import UsageError
 from simsearch.indexing.extract import Task, extract
+from simsearch.models.descriptors import Descriptor, DescriptorModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.images.sources.base import Source
     from simsearch.models.base import Model
-from simsearch.models.descriptors import Descriptor, DescriptorModel
 
 SAMPLE = 4096
-
-"""Pictures that the components are learned from."""
+"""Maximum number of pictures to learn from."""
 
 ENOUGH, FEWEST = 2, 64
-
-"""So many pictures are needed for each component, and for any at all."""
+"""Minimum number of pictures: for each component, and in total."""
 
 
 def learn_components(
@@ -36,9 +34,13 @@ def learn_components(
     exclude: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Projection:
-    """The principal components of a descriptor over up to `SAMPLE` pictures of the sources, drawn at random.
+    """Returns the principal components of a descriptor, learned from at most `SAMPLE` random pictures of the sources.
 
-    Of few pictures, there are fewer components than the descriptor asks for. Raises UsageError for less than `FEWEST`.
+    Has fewer components than the descriptor asks for if there are few pictures.
+
+    base: the model whose features the descriptor combines. exclude: globs of paths to leave out.
+    progress: called with the number of pictures processed and their total.
+    Raises UsageError for fewer than `FEWEST` readable pictures with different contents.
     """
     listed = [(source, entry) for source in sources for entry in source.listing(exclude).entries]
     chosen = np.random.default_rng(0).permutation(len(listed))[:SAMPLE]
@@ -53,14 +55,14 @@ def learn_components(
         progress(done, len(tasks))
     if len(rows) < FEWEST:
         raise UsageError(
-            f"{len(rows):,} different pictures are too few to learn components from, which takes {FEWEST}",
-            hint="begin with more of them, or with --features fc7-unit",
+            f"{len(rows):,} different pictures are too few to learn components from; at least {FEWEST} are needed",
+            hint="build from more pictures, or use --features fc7-unit",
         )
     return whitened(np.stack(rows), min(descriptor.dimension, len(rows) // ENOUGH), descriptor.whitening)
 
 
 def whitened(sample: NDArray[np.floating[Any]], dimensions: int, whitening: float) -> Projection:
-    """The principal components of a (n, D) sample, each divided by its deviation to the power `whitening`."""
-    found = fit_pca(sample, dimensions)
-    deviation = np.maximum(found(sample).std(0), 1e-6)
-    return Projection(found.mean, (found.axes / deviation**whitening).astype(np.float32))
+    """Returns the principal components of an (n, D) sample, each divided by its std to the power of `whitening`."""
+    components = fit_pca(sample, dimensions)
+    std = np.maximum(components(sample).std(0), 1e-6)
+    return Projection(components.mean, (components.axes / std**whitening).astype(np.float32))

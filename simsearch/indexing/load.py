@@ -1,4 +1,4 @@
-"""One image on its way to the network: read, hashed, and decoded into the pixels that the recipe asks for."""
+"""Loading of one image: reads and hashes the file, and decodes it into the pixels that the model takes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from simsearch.models.torch.jpeg_decoder import GpuJpeg, JpegDecoder
 
 TRIMMED_BYTES = 32 << 20
-"""After images that took more, freed memory is given back to the system."""
+"""After decoding an image that needed more memory, freed memory is returned to the system."""
 
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """What became of one image.
+    """The result of loading one image.
 
-    digest: SHA-256 of the file (empty if it could not be read). features: (D,) float16, None where the digest was
-    known already or the image failed. problem: why it failed. pixels: (S, S, 3) uint8, or file: a JPEG that the model's
-    device decodes, until the batch is computed.
+    digest: SHA-256 of the file; empty if it could not be read.
+    size: of the file, in bytes.
+    width, height: of the image, in pixels.
+    features: (D,) float16; None if the digest was known already or the image failed.
+    problem: the reason of a failure.
+    pixels: (S, S, 3) uint8, until the features are computed.
+    file: a JPEG for the model's device to decode, until it is decoded.
     """
 
     digest: bytes = b""
@@ -46,17 +50,17 @@ class LoadedImage:
 
     @property
     def waiting(self) -> int:
-        """Bytes of a file that waits for the device."""
+        """Bytes of the file that waits for the device; 0 if there is none."""
         return 0 if self.file is None else len(self.file.data)
 
     @property
     def pending(self) -> bool:
-        """Whether features are yet to be computed."""
+        """True until the features are computed."""
         return self.pixels is not None or self.file is not None
 
 
 def reading(source: Source, path: str, size: int) -> Callable[[], bytes | IO[bytes]]:
-    """How to read an image of a source: a large one is not held in memory as a whole."""
+    """Returns a function that reads an image of a source: as bytes, or as a stream if it is large."""
     return functools.partial(source.read if size <= LARGE_BYTES else source.stream, path)
 
 
@@ -67,15 +71,17 @@ def load_image(
     budget: MemoryBudget | None = None,
     decoder: JpegDecoder | None = None,
 ) -> LoadedImage:
-    """Reads, hashes and decodes one image; a failure is a result, not an exception.
+    """Reads, hashes and decodes one image; a failure is returned as a result, not raised.
 
-    decoder: what it takes is left to it, undecoded.
+    known: digests of images that need not be decoded.
+    budget: memory shared by all images being decoded; None for no limit.
+    decoder: a GPU decoder; the files that it accepts are returned undecoded.
     """
     digest, size = b"", 0
     try:
         data = read()
         with contextlib.nullcontext() if isinstance(data, bytes) else data:
-            digest, size = _hashed(data)
+            digest, size = _hash(data)
             if digest in known:
                 return LoadedImage(digest, size)
             if decoder is not None and isinstance(data, bytes) and (taken := decoder.accept(data)) is not None:
@@ -90,7 +96,7 @@ def load_image(
                     release_free_memory()
     except ImageError as error:
         return LoadedImage(digest, size, problem=str(error))
-    except OSError as error:  # of a stream: bytes were read before
+    except OSError as error:  # while reading a stream
         return LoadedImage(digest, size, problem=error.strerror or str(error))
     except MemoryError:
         return LoadedImage(digest, size, problem="too large for the memory at hand")
@@ -100,20 +106,23 @@ def load_image(
 def decode_on_gpu(
     loaded: Sequence[LoadedImage], decoder: JpegDecoder, recipe: Preprocessing, budget: MemoryBudget | None = None
 ) -> list[LoadedImage]:
-    """With the pixels of all files that were left to the decoder; what it cannot decode after all is loaded here."""
-    files = [result.file for result in loaded if result.file is not None]
-    found = iter(decoder.pixels(files) if files else ())
+    """Decodes all files that wait for the GPU, and returns all images in order.
 
-    def resolved(result: LoadedImage, file: GpuJpeg) -> LoadedImage:
-        if (pixels := next(found)) is not None:
+    Files that the GPU cannot decode are decoded on the CPU.
+    """
+    files = [result.file for result in loaded if result.file is not None]
+    decoded = iter(decoder.pixels(files) if files else ())
+
+    def with_pixels(result: LoadedImage, file: GpuJpeg) -> LoadedImage:
+        if (pixels := next(decoded)) is not None:
             return replace(result, pixels=pixels, file=None)
         return load_image(lambda: file.data, recipe, budget=budget)
 
-    return [result if result.file is None else resolved(result, result.file) for result in loaded]
+    return [result if result.file is None else with_pixels(result, result.file) for result in loaded]
 
 
-def _hashed(data: bytes | IO[bytes]) -> tuple[bytes, int]:
-    """SHA-256 and size in bytes; a stream is left at its start."""
+def _hash(data: bytes | IO[bytes]) -> tuple[bytes, int]:
+    """Returns the SHA-256 digest and the size in bytes, and rewinds a stream to its start."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).digest(), len(data)
     digest, size = hashlib.sha256(), 0

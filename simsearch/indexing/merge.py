@@ -1,4 +1,4 @@
-"""Taking another index of the same model in."""
+"""Merging: copies the items of another index of the same model."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Reader
 
 _ITEMS = 1024
+"""Items copied and committed at a time."""
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """added: items taken in. known: items left out, because the index has one of that source and path."""
+    """The outcome of a merge.
+
+    added: number of items copied. known: number of items skipped, as the index has one of that source and path.
+    """
 
     added: int
     known: int
@@ -33,22 +37,26 @@ class MergeReport:
 def merge_indexes(
     target: Index, other: Index, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> MergeReport:
-    """Copies the items of `other`, with their features, into `target`; nothing is computed.
+    """Copies the items of `other`, with their features, into `target`; computes nothing.
 
-    A kill leaves whole blocks of items, and a second merge adds the rest. Raises ModelMismatchError, UsageError.
+    An interrupted merge keeps the items committed so far; merging again adds the rest.
+
+    progress: called with the number of items processed and their total.
+    Raises ModelMismatchError if the indexes differ in model, features or precision, UsageError if both are the same
+    index, and IndexLockedError if another process is writing.
     """
     if target.path.resolve() == other.path.resolve():
         raise UsageError(f"{target.path} cannot be merged into itself")
     ours, theirs = target.meta, other.meta
-    alike = any(
+    same_model = any(
         registry.same_weights(meta.model, ours.weights_sha256, theirs.weights_sha256) for meta in (ours, theirs)
     )
-    if ours.descriptor != theirs.descriptor and alike:
+    if ours.descriptor != theirs.descriptor and same_model:
         raise ModelMismatchError(
             f"{target.path} has features {ours.features}, {other.path} {theirs.features} or others of that name",
             hint=f"an index built with --features {target.path} has the same",
         )
-    if not alike or (ours.recipe, ours.dimension) != (theirs.recipe, theirs.dimension):
+    if not same_model or (ours.recipe, ours.dimension) != (theirs.recipe, theirs.dimension):
         raise ModelMismatchError(
             f"{target.path} was made by model {ours.model} with weights {ours.weights_sha256},"
             f" {other.path} by {theirs.model} with weights {theirs.weights_sha256}",
@@ -60,7 +68,7 @@ def merge_indexes(
             hint=f"SIMSEARCH_PRECISION={target.precision} builds an index that can be merged",
         )
     with target.writing(), other.reading() as reader:
-        sources = _sources(target, other, reader)
+        sources = _map_sources(target, other, reader)
         with target.reading() as own:
             taken = {(item.source, item.path) for item in own.items()}
             row = own.state("rows")
@@ -85,8 +93,8 @@ def merge_indexes(
     return MergeReport(done, known)
 
 
-def _sources(target: Index, other: Index, reader: Reader) -> dict[int, int]:
-    """The number in `target` of each source of `other`."""
+def _map_sources(target: Index, other: Index, reader: Reader) -> dict[int, int]:
+    """Returns the number in `target` of each source of `other`; adds sources that `target` does not have."""
     with target.reading() as own:
         known = {(row.kind, target.root_of(row)): row.id for row in own.sources()}
     numbers = {}
@@ -99,7 +107,7 @@ def _sources(target: Index, other: Index, reader: Reader) -> dict[int, int]:
 
 
 def _append(target: Index, other: Reader, items: list[Item], row: int) -> int:
-    """Writes the items' features from `row` on, commits them, and returns the row after the last."""
+    """Writes the items' features from `row` on, commits the items, and returns the next free row."""
     target.check_in_place()
     features = other.shards.read(np.array([item.row for item in items], np.int64))
     checksum = target.feature_files.write(row, features)

@@ -6,36 +6,41 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
+from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import UsageError
 
 if TYPE_CHECKING:
     from simsearch.indexing.load import LoadedImage
     from simsearch.storage.index import Index
     from simsearch.storage.model import IndexModel
-from simsearch.common.progress import Progress
 
 
 class Extractor(Protocol):
-    """What computes features elsewhere; `ray.RayCluster` is one."""
+    """Computes features on other machines; implemented by `simsearch.cluster.ray.RayCluster`."""
 
     def groups(
         self, index: Index, model: IndexModel, keys: Sequence[Any], known: Container[bytes], batch_size: int
     ) -> Iterator[list[tuple[Any, LoadedImage]]]:
-        """See `extract.extract`: the results of all images in their order. batch_size: 0 chooses for the device."""
+        """Yields the results of all images in order, like `extract.extract`; batch_size: 0 for the device's default."""
         ...
 
     def finished(self) -> None:
-        """Called when all of it is committed."""
+        """Called once all results are committed."""
         ...
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How to synchronise.
+    """Options of a build.
 
-    exclude: globs over relative paths or names. labels: "auto" takes folder names if every image sits in a folder,
-    "folder" wherever one does, "none" never. prune: remove items whose image is gone. batch_size, workers: None
-    chooses for the machine. progress: see `Progress`. extractor: computes elsewhere; None computes here.
+    exclude: globs that match relative paths or names.
+    labels: "auto" uses folder names as labels if every image is in a folder, "folder" for those that are, "none" never.
+    prune: remove items whose image is gone.
+    dry_run: only count the differences.
+    batch_size, workers: None chooses for the machine.
+    progress: called with the number of images processed and their total.
+    extractor: computes features on other machines; None computes them in this process.
+    Raises UsageError for an invalid value.
     """
 
     exclude: tuple[str, ...] = ()
@@ -44,7 +49,7 @@ class BuildOptions:
     dry_run: bool = False
     batch_size: int | None = None
     workers: int | None = None
-    progress: Progress = lambda done, total: None
+    progress: Progress = no_progress
     extractor: Extractor | None = None
 
     def __post_init__(self) -> None:
@@ -70,9 +75,11 @@ class AddOptions(TypedDict, total=False):
 
 @dataclass
 class Summary:
-    """What a synchronisation did, in images. computed: how many went through the model.
+    """The outcome of a build, in numbers of images.
 
-    to_read: in a dry run, the images that are new or changed. unread: folders that could not be listed, with reasons.
+    computed: images that went through the model.
+    to_read: images that are new or changed.
+    unread: folders that could not be listed, with reasons.
     """
 
     items: int = 0

@@ -1,4 +1,4 @@
-"""What differs between an index and its sources: found by listing and comparing, before anything is changed."""
+"""Planning of a build: lists the sources and finds the differences from the index, without changing anything."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from simsearch.errors import UsageError
 from simsearch.images.sources import base, resolve
+from simsearch.indexing.options import BuildOptions, Summary
 from simsearch.storage.filters import replace_surrogates
 from simsearch.storage.reader import Item, SourceRow
 
 if TYPE_CHECKING:
     from simsearch.storage.index import Index
     from simsearch.storage.reader import Reader
-from simsearch.indexing.options import BuildOptions, Summary
 
 
 @dataclass
 class PlannedSource:
-    """A source as it is, or will be, recorded.
+    """A source of the index, recorded already or to be recorded.
 
-    root: where it is now. row: its record, if there is one. settings: what to record anew, if anything.
-    absorbed: narrower sources that become part of this one, each with the path from this root to its own.
+    root: its present location.
+    row: its record; None for a new source.
+    settings: settings to record; None to keep those in the record.
+    absorbed: recorded sources inside this one, which become part of it, each with its path relative to this root.
     """
 
     kind: str
@@ -42,10 +44,13 @@ class PlannedSource:
 
 @dataclass
 class Plan:
-    """What differs between one source, or a part of one, and the index.
+    """The differences between the index and one source, or a part of one.
 
-    fresh: images to read, each with the item known at its path. missing: items whose image is gone, or has moved.
-    healed: paths of recorded failures that are none any more.
+    fresh: new or changed images, each with the item recorded at its path.
+    relabelled: items with a new label or new metadata.
+    missing: items whose image is gone or has moved.
+    unreadable: images that cannot be read.
+    recovered: paths that failed before and are readable now, or are gone.
     """
 
     place: PlannedSource
@@ -54,35 +59,41 @@ class Plan:
     relabelled: list[Item] = field(default_factory=list)
     missing: list[Item] = field(default_factory=list)
     unreadable: list[base.Entry] = field(default_factory=list)
-    healed: list[str] = field(default_factory=list)
+    recovered: list[str] = field(default_factory=list)
 
 
 def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptions, summary: Summary) -> list[Plan]:
-    """Compares the given sources with the index, or all that it knows if none are given; counts go to `summary`.
+    """Compares sources with the index, and returns the differences of each; adds the counts to `summary`.
 
-    Raises UsageError if a source is empty though the index has many items from it (a disk that is not mounted, say).
+    found: the sources; if empty, all sources that the index has recorded.
+    Raises UsageError if a source is empty but the index has items from it (for example, an unmounted disk).
     """
     with index.reading() as reader:
         known = [(row, index.root_of(row)) for row in reader.sources()]
 
-        def kept(row: SourceRow, root: str) -> bool:
+        def is_relevant(row: SourceRow, root: str) -> bool:
             return row.kind == "dataset" or os.path.exists(root) or reader.has_items(row.id)
 
-        pairs = _placed(found, known, options) if found else [_again(reader, *pair) for pair in known if kept(*pair)]
+        pairs = (
+            _assign_sources(found, known, options)
+            if found
+            else [_reopen_source(reader, *pair) for pair in known if is_relevant(*pair)]
+        )
         return [_compare(reader, place, source, options, summary) for place, source in pairs]
 
 
-def _again(reader: Reader, row: SourceRow, root: str) -> tuple[PlannedSource, base.Source]:
+def _reopen_source(reader: Reader, row: SourceRow, root: str) -> tuple[PlannedSource, base.Source]:
+    """Opens a recorded source at its present root."""
     source = resolve.reopen(row.kind, root)
     if isinstance(source, base.FolderSource) and row.options.get("partial"):
         source.only = frozenset(item.path for item in reader.items(row.id))
     return PlannedSource(row.kind, root, row), source
 
 
-def _placed(
+def _assign_sources(
     found: Sequence[base.Source], known: Sequence[tuple[SourceRow, str]], options: BuildOptions
 ) -> list[tuple[PlannedSource, base.Source]]:
-    """The place of each source; of sources that overlap, the widest counts."""
+    """Pairs each source with its record, or a new one; of overlapping sources, only the widest is kept."""
     places = [PlannedSource(row.kind, root, row) for row, root in known]
     pairs: list[tuple[PlannedSource, base.Source]] = []
     for source in sorted(found, key=_extent):
@@ -105,7 +116,7 @@ def _placed(
 def _folder_place(
     source: base.FolderSource, places: Sequence[PlannedSource], options: BuildOptions
 ) -> tuple[PlannedSource, str]:
-    """The place of a folder or a single file, and the path from the place's root to it."""
+    """Returns the planned source of a folder or single file, and the path to it relative to that source's root."""
     folders = [place for place in places if place.kind == source.kind]
     for place in folders:
         partial = place.options.get("partial", False)
@@ -115,7 +126,7 @@ def _folder_place(
                 place.absorbed = _narrower(place, folders)
             return place, source.within
         if source.root == place.root:
-            if options.prune:  # described anew
+            if options.prune:  # its settings are given again
                 place.settings = _settings(options)
             return place, ""
         if not partial and below(source.root, place.root.rstrip("/")):
@@ -129,7 +140,7 @@ def _folder_place(
 
 
 def _narrower(place: PlannedSource, folders: Sequence[PlannedSource]) -> list[tuple[SourceRow, str]]:
-    """The recorded sources inside a folder, each with the path to it."""
+    """Returns the recorded sources inside a folder, each with its relative path."""
     return [
         (other.row, os.path.relpath(other.root, place.root))
         for other in folders
@@ -138,15 +149,17 @@ def _narrower(place: PlannedSource, folders: Sequence[PlannedSource]) -> list[tu
 
 
 def _settings(options: BuildOptions) -> dict[str, Any]:
+    """Returns the settings to record for a source."""
     return {"exclude": list(options.exclude), "labels": options.labels}
 
 
 def _extent(source: base.Source) -> tuple[int, str]:
-    """Sorts wide folders before narrow ones and single files."""
+    """Sort key: outer folders before inner ones and single files."""
     return len(os.path.normpath(os.path.join(source.root, source.within)).split(os.sep)), source.root
 
 
 def _covers(wide: base.Source, narrow: base.Source) -> bool:
+    """Returns True if `narrow` is the same source as `wide`, or lies inside it."""
     if not isinstance(wide, base.FolderSource) or not isinstance(narrow, base.FolderSource):
         return (wide.kind, wide.root) == (narrow.kind, narrow.root)
     return below(*(os.path.join(source.root, source.within).rstrip("/") for source in (narrow, wide)))
@@ -155,30 +168,30 @@ def _covers(wide: base.Source, narrow: base.Source) -> bool:
 def _compare(
     reader: Reader, place: PlannedSource, source: base.Source, options: BuildOptions, summary: Summary
 ) -> Plan:
-    """Lists a source and finds what differs from the index."""
+    """Lists a source and returns its differences from the index."""
     plan = Plan(place, source)
     listing = source.listing((*options.exclude, *place.options.get("exclude", ())))
     summary.skipped += listing.skipped
     summary.unread += [(source.display(path), reason) for path, reason in listing.unread]
     within = source.within
-    held, failed = _held(reader, place, within)
+    items, failed = _recorded(reader, place, within)
     partial = place.options.get("partial", False)
-    if held and not listing.entries and options.prune and not within and not partial:
+    if items and not listing.entries and options.prune and not within and not partial:
         reasons = "; ".join(f"{source.display(path)}: {reason}" for path, reason in listing.unread)
         raise UsageError(
-            f"{source.root} holds no images, but the index has {len(held)} from it",
+            f"{source.root} holds no images, but the index has {len(items)} from it",
             hint=(reasons and reasons + "; ")
-            + "is the disk mounted? `simsearch remove` takes them out, --no-prune keeps them",
+            + "is the disk mounted? `simsearch remove` removes them, --no-prune keeps them",
         )
     for entry, label in zip(listing.entries, _labels(source, listing.entries, place, options), strict=True):
-        item = held.get(entry.path)
+        item = items.get(entry.path)
         if entry.problem is not None:
             failed.discard(entry.path)
             plan.unreadable.append(entry)
-            if entry.problem != base.GONE:  # it may be readable again tomorrow
-                held.pop(entry.path, None)
+            if entry.problem != base.GONE:  # the item stays: the image may be readable next time
+                items.pop(entry.path, None)
             continue
-        held.pop(entry.path, None)
+        items.pop(entry.path, None)
         if item is None or (item.size, item.stamp) != (entry.size, entry.stamp):
             failed.discard(entry.path)
             plan.fresh.append((replace(entry, label=label), item))
@@ -187,31 +200,31 @@ def _compare(
         if (item.label, item.metadata) != (label, entry.metadata or {}):
             plan.relabelled.append(replace(item, label=label, metadata=entry.metadata or {}))
     unread = [path for path, _ in listing.unread]
-    plan.missing = [item for path, item in held.items() if not any(below(path, folder) for folder in unread)]
-    plan.healed = sorted(path for path in failed if not any(below(path, folder) for folder in unread))
+    plan.missing = [item for path, item in items.items() if not any(below(path, folder) for folder in unread)]
+    plan.recovered = sorted(path for path in failed if not any(below(path, folder) for folder in unread))
     return plan
 
 
-def _held(reader: Reader, place: PlannedSource, within: str) -> tuple[dict[str, Item], set[str]]:
-    """What the index has of a place, or of the part of it below `within`: items by path, and failed paths."""
+def _recorded(reader: Reader, place: PlannedSource, within: str) -> tuple[dict[str, Item], set[str]]:
+    """Returns the recorded items by path and the failed paths of a source, or of the part of it below `within`."""
     rows = [(place.row, "")] if place.row is not None else []
-    held: dict[str, Item] = {}
+    items: dict[str, Item] = {}
     failed: set[str] = set()
     for row, prefix in [*rows, *((row, prefix + "/") for row, prefix in place.absorbed)]:
-        below_it = "" if prefix else within
-        paths = ((prefix + item.path, item) for item in reader.items(row.id, below_it))
-        held |= {path: replace(item, path=path) for path, item in paths}
-        failed |= {prefix + path for _, path, _ in reader.failures(row.id, below_it)}
+        folder = "" if prefix else within
+        paths = ((prefix + item.path, item) for item in reader.items(row.id, folder))
+        items |= {path: replace(item, path=path) for path, item in paths}
+        failed |= {prefix + path for _, path, _ in reader.failures(row.id, folder)}
     if within:
-        held = {path: item for path, item in held.items() if below(path, within)}
+        items = {path: item for path, item in items.items() if below(path, within)}
         failed = {path for path in failed if below(path, within)}
-    return held, failed
+    return items, failed
 
 
 def _labels(
     source: base.Source, entries: Sequence[base.Entry], place: PlannedSource, options: BuildOptions
 ) -> list[str | None]:
-    """The label of each entry, by the rule asked for or else by that recorded for the source."""
+    """Returns the label of each entry, by the given rule, or by the recorded one if the rule is "auto"."""
     rule = options.labels if options.labels != "auto" else place.options.get("labels", "auto")
     if rule == "none":
         return [None] * len(entries)
@@ -223,5 +236,5 @@ def _labels(
 
 
 def below(path: str, folder: str) -> bool:
-    """Whether a path is a folder or lies below it; everything lies below ""."""
+    """Returns True if `path` is `folder` or lies below it; every path lies below ""."""
     return not folder or path == folder or path.startswith(folder + "/")

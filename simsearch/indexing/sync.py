@@ -1,9 +1,8 @@
-"""Bringing an index in step with its sources.
+"""Synchronisation of an index with its sources.
 
-Only what `simsearch.indexing.plan` found to differ is read. Content is known by its SHA-256: a file that was merely
-touched,
-renamed, moved or copied keeps the features it has. Work is committed every few seconds, so an interrupted build
-continues where it was.
+Reads only the images that `simsearch.indexing.plan` found to differ. Contents are identified by their SHA-256 digest: a
+file that was touched, renamed, moved or copied keeps its features. Changes are committed every few seconds, so that an
+interrupted build continues where it stopped.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from simsearch.indexing import plan as indexing_plan
 from simsearch.indexing.extract import Task, extract, usual_batch
 from simsearch.indexing.known_files import KnownFiles
 from simsearch.indexing.load import LoadedImage, reading
-from simsearch.indexing.options import BuildOptions as Options
-from simsearch.indexing.options import Summary
+from simsearch.indexing.options import BuildOptions, Summary
 from simsearch.indexing.plan import Plan, PlannedSource
 from simsearch.search import similarity
 from simsearch.search.exact import FlatIndex
@@ -39,18 +37,19 @@ if TYPE_CHECKING:
 
 COMMIT_IMAGES = 256
 COMMIT_SECONDS = 2.0
-"""A commit follows after so many images or so many seconds, whichever comes first."""
+"""Changes are committed after this number of new features or of seconds, whichever comes first."""
 
 SAMPLE = 512
-"""Items whose pairwise distances calibrate `similarity`."""
+"""Number of random items whose pairwise distances calibrate `similarity`."""
 
 
-def sync(index: Index, model: IndexModel, found: Sequence[Source], options: Options) -> Summary:
-    """Synchronises the index with the given sources, or with all that it knows if none are given.
+def sync(index: Index, model: IndexModel, found: Sequence[Source], options: BuildOptions) -> Summary:
+    """Synchronises the index with its sources, and returns the counts.
 
     model: computes the features of new images.
-    Raises UsageError if a source is empty though the index has many items from it (a disk that is not mounted, say),
-    IndexLockedError if another process is writing, and IndexReplacedError if another index has taken this one's place.
+    found: the sources; if empty, all sources that the index has recorded.
+    Raises UsageError if a source is empty but the index has items from it (for example, an unmounted disk),
+    IndexLockedError if another process is writing, and IndexReplacedError if the index was replaced at its path.
     """
     start = time.monotonic()
     summary = Summary()
@@ -70,7 +69,7 @@ def sync(index: Index, model: IndexModel, found: Sequence[Source], options: Opti
 
 
 def remove(index: Index, items: Sequence[Item]) -> int:
-    """Takes items out of the index. Raises IndexLockedError, IndexReplacedError."""
+    """Removes items from the index and returns their number. Raises IndexLockedError and IndexReplacedError."""
     with index.writing():
         index.database.apply(Changes(deleted=[item.id for item in items]))
         refresh_meta(index)
@@ -78,10 +77,10 @@ def remove(index: Index, items: Sequence[Item]) -> int:
 
 
 class _SyncRun:
-    """The changing half of a synchronisation. Results gather in `pending` until they are committed."""
+    """Applies the plans to the index; collects changes in `pending` and `features` until the next commit."""
 
     def __init__(
-        self, index: Index, model: IndexModel, plans: Sequence[Plan], options: Options, summary: Summary
+        self, index: Index, model: IndexModel, plans: Sequence[Plan], options: BuildOptions, summary: Summary
     ) -> None:
         self.index, self.model, self.plans, self.options, self.summary = index, model, plans, options, summary
         self.numbers = {id(plan.place): _register(index, plan.place) for plan in plans}
@@ -91,9 +90,10 @@ class _SyncRun:
         with index.reading() as reader:
             self.row = reader.state("rows")
             for shard, _, stop in reader.shards.spans(0, self.row):
-                reader.shards.map(shard, stop)  # damage is noticed before anything is added to it
+                reader.shards.map(shard, stop)  # raises if a file is damaged, before anything is written
         self.known = KnownFiles(index.database)
-        for item in (item for plan in plans for _, item in plan.fresh if item is not None):  # overwritten, or renamed
+        # These items may be overwritten or renamed before a file of the same content is read.
+        for item in (item for plan in plans for _, item in plan.fresh if item is not None):
             self.known.add(item.digest, (item.row, item.width, item.height))
         self.missing: dict[bytes, list[Item]] = {}
         for plan in plans:
@@ -103,11 +103,11 @@ class _SyncRun:
         self.committed = time.monotonic()
 
     def finish(self) -> None:
-        """Does it all; on Ctrl-C, what is finished is committed before the exception goes on."""
+        """Applies all plans; if interrupted, commits the finished part before the exception propagates."""
         done = False
         try:
             for plan in self.plans:
-                self._settle(plan)
+                self._apply_plan(plan)
             self._extract()
             if self.options.prune:
                 gone = [item.id for items in self.missing.values() for item in items]
@@ -117,21 +117,22 @@ class _SyncRun:
         finally:
             for plan in self.plans:
                 plan.source.close()
-            if not self.committing:  # else it is unknown how far that commit came
+            if not self.committing:  # if a commit was interrupted, its outcome is unknown
                 self._commit()
             refresh_meta(self.index, measure=done, engine=self.model.engine)
         _forget_gone_sources(self.index)
         self.summary.items = len(self.index)
 
-    def _settle(self, plan: Plan) -> None:
-        """What needs no reading."""
+    def _apply_plan(self, plan: Plan) -> None:
+        """Records the changes that need no image to be read."""
         number = self.numbers[id(plan.place)]
         self.pending.updated += [replace(item, source=number) for item in plan.relabelled]
-        self.pending.cleared += [(number, path) for path in plan.healed]
+        self.pending.cleared += [(number, path) for path in plan.recovered]
         for entry in plan.unreadable:
             self._fail(plan, entry, entry.problem or "unreadable")
 
     def _extract(self) -> None:
+        """Computes the features of all new and changed images, and commits them as they come."""
         total = sum(len(plan.fresh) for plan in self.plans)
         if not total:
             return
@@ -149,7 +150,7 @@ class _SyncRun:
         self.options.progress(0, total)
         for group in groups:
             for (plan, entry, item), result in group:
-                self._settle_image(plan, entry, item, result)
+                self._apply_result(plan, entry, item, result)
             done += len(group)
             if len(self.features) >= COMMIT_IMAGES or time.monotonic() - self.committed > COMMIT_SECONDS:
                 self._commit()
@@ -158,11 +159,11 @@ class _SyncRun:
             self._commit()
             elsewhere.finished()
 
-    def _settle_image(self, plan: Plan, entry: Entry, item: Item | None, result: LoadedImage) -> None:
-        """Turns one result into a change of the index. item: what is known at that path."""
+    def _apply_result(self, plan: Plan, entry: Entry, item: Item | None, result: LoadedImage) -> None:
+        """Turns one result into a change of the index. item: the item recorded at that path."""
         if result.problem is not None:
             self._fail(plan, entry, result.problem)
-            if item is not None and result.digest:  # it was read, and is no image any more
+            if item is not None and result.digest:  # the file was read: it is no longer an image
                 self.pending.deleted.append(item.id)
                 self.summary.removed += 1
             return
@@ -195,12 +196,12 @@ class _SyncRun:
             self.pending.inserted.append(self._place(new, result))
 
     def _keep(self, new: Item, old: Item) -> None:
-        """The same content elsewhere or later: everything but path, stamp and label stays."""
+        """Updates an item whose content is the same: only its path, stamp, label and metadata change."""
         kept = replace(new, id=old.id, row=old.row, width=old.width, height=old.height)
         self.pending.updated.append(kept)
 
     def _place(self, new: Item, result: LoadedImage) -> Item:
-        """Puts features into the next row: computed ones, or a copy of those that the same content has."""
+        """Assigns the next row to an item, with computed features or a copy of those of the same content."""
         row = self.row + len(self.features)
         if result.features is not None:
             self.summary.computed += 1
@@ -215,6 +216,7 @@ class _SyncRun:
         return replace(new, row=row, width=width, height=height)
 
     def _fail(self, plan: Plan, entry: Entry, reason: str) -> None:
+        """Records an image that could not be read."""
         self.pending.failed.append((self.numbers[id(plan.place)], entry.path, reason))
         self.summary.failed += 1
 
@@ -234,7 +236,7 @@ class _SyncRun:
 
 
 def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[Item]]:
-    """Items of sources that are no longer where they were: what is found again elsewhere has moved."""
+    """Returns the items of sources that no longer exist, by digest: an image found elsewhere counts as moved."""
     planned = {plan.place.row.id for plan in plans if plan.place.row is not None}
     items: dict[bytes, list[Item]] = {}
     with index.reading() as reader:
@@ -246,7 +248,7 @@ def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[It
 
 
 def _forget_gone_sources(index: Index) -> None:
-    """Sources that are gone, and of which nothing is left in the index, need not be looked at again."""
+    """Deletes the records of sources that no longer exist and have no items left."""
     with index.reading() as reader:
         away = [row.id for row in reader.sources() if row.kind != "dataset" and not os.path.exists(index.root_of(row))]
         gone = [number for number in away if not reader.has_items(number)]
@@ -255,7 +257,7 @@ def _forget_gone_sources(index: Index) -> None:
 
 
 def _register(index: Index, place: PlannedSource) -> int:
-    """Records a planned source, and where it is now, and returns its number."""
+    """Records a planned source and its present location, and returns its number."""
     path = index.path.absolute()
     if place.row is not None and place.root != place.row.root:
         index.database.relocate(place.row.id, place.root, path)
@@ -267,9 +269,10 @@ def _register(index: Index, place: PlannedSource) -> int:
 
 
 def refresh_meta(index: Index, measure: bool = True, engine: str | None = None) -> None:
-    """Brings `meta.json` up to date with what is committed; for the holder of the writer lock.
+    """Updates `meta.json` after a commit; needs the writer lock.
 
-    measure: see `ann_maintenance.update`. engine: the library and device that new features were computed with.
+    measure: False to skip the measurement of the recall (see `ann_maintenance.update`).
+    engine: the library and device that computed the new features; None keeps the recorded one.
     """
     with index.reading() as reader:
         generation, items, rows = reader.state("generation"), reader.count(), reader.state("rows")

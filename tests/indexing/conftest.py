@@ -21,7 +21,7 @@ def index(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def build(index: Path, colours: Colours) -> Callable[..., indexing_options.Summary]:
-    """Builds with the `colours` model, checks that what is left is in order, and returns what was done.
+    """Builds with the `colours` model, verifies the index, and returns the summary.
 
     `computed` must be the number of images that went through the model.
     """

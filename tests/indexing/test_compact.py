@@ -1,4 +1,4 @@
-"""`compact`: the room of removed items comes back, and nothing else changes, whoever reads or kills meanwhile."""
+"""`compact` reclaims the space of removed items and changes nothing else, even with readers or if killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, SimsearchError, UsageError
-from simsearch.indexing import compact, sync, tune
+from simsearch.indexing import compact, measure, sync, tune
 from simsearch.indexing.compact import CompactReport
 from simsearch.indexing.compact import compact as compact_compact
 from simsearch.search import ann
@@ -39,7 +39,7 @@ D, PER = 8, 32
 
 
 def holed(path: Path, n: int = 150, first: int = 70) -> tuple[Filler, np.ndarray]:
-    """An index of which every third item from the `first` on was removed, and two got other features."""
+    """Makes an index, removes every third item from `first` on, and changes the features of two items."""
     filler = Filler(path, D, rows_per_shard=PER)
     features = np.random.default_rng(1).normal(0, 5, (n, D)).astype(np.float16)
     for start in range(0, n, 20):
@@ -52,7 +52,7 @@ def holed(path: Path, n: int = 150, first: int = 70) -> tuple[Filler, np.ndarray
 
 
 def content(engine: Engine) -> dict[int, list[float]]:
-    """The features of each item."""
+    """Returns the features of each item."""
     with engine.reading() as reader:
         ids, rows = reader.ids()
         return dict(zip(ids.tolist(), engine.snapshot(reader).flat.read(rows).tolist(), strict=True))
@@ -122,7 +122,7 @@ def test_readers_go_on_with_what_they_hold(tmp_path: Path) -> None:
 
 
 def test_late_reader_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between its first look at the database and its mapping of the files, these are deleted."""
+    """The files are deleted after the reader has read the database and before it maps them."""
     filler, _ = holed(tmp_path / "index")
     before = content(filler.engine)
     late = Engine(filler.path, model=filler.model)
@@ -141,9 +141,9 @@ def test_late_reader_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_searches_beside_compactions(tmp_path: Path) -> None:
-    """Two threads search while a third of the items goes and others come, again and again."""
+    """Two threads search while a third of the items is removed and others are added, repeatedly."""
     filler = Filler(tmp_path / "index", D, rows_per_shard=PER)
-    value = np.arange(3000) % 97  # of all features of the item that is the n-th to come
+    value = np.arange(3000) % 97  # the value of all features of the n-th item added
     filler.add(np.repeat(value[:200, None], D, 1))
     over = threading.Event()
 
@@ -175,9 +175,9 @@ def test_searches_beside_compactions(tmp_path: Path) -> None:
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any structure counts as faster than a scan."""
+    """Makes every structure count as faster than a scan."""
     clock = iter(range(10**9))
-    monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(measure, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
 
 
 def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,14 +212,14 @@ def test_structure_of_moved_rows_is_refused(tmp_path: Path, monkeypatch: pytest.
     filler.add(np.random.default_rng(0).normal(0, 1, (2500, D)))
     filler.remove(range(1, 400))
     quick(monkeypatch)
-    record = tune._record
+    record = tune.record_choice
 
     def late(index: Index, *rest: Any) -> Any:
         compact_compact(filler.engine.index)
         return record(index, *rest)
 
-    monkeypatch.setattr(tune, "_record", late)
-    with pytest.raises(UsageError, match="compacted meanwhile"):
+    monkeypatch.setattr(tune, "record_choice", late)
+    with pytest.raises(UsageError, match="compacted during tuning"):
         tune.tune(filler.engine.index, 0.9)
     assert filler.engine.exact
 
@@ -304,13 +304,13 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "0 unused rows, 0 B (0 bytes) reclaimed" in run()
 
 
-# -- killed at chosen lines, in a process of its own
+# -- killed at chosen lines, in a separate process
 
 WATCHED = (compact, database, feature_files, sync, ann)
 
 
 def harness(folder: Path, times: int, seed: int) -> None:
-    """Kills compactions of one index at `times` random lines, and looks at what is left."""
+    """Kills compactions of one index at `times` random lines, and checks the index after each."""
     compact.ROWS = 16
     filler, _ = holed(folder / "base", first=40)
     before = content(filler.engine)
@@ -352,4 +352,4 @@ def test_killed_at_any_line(tmp_path: Path) -> None:
         [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout)) == {0, 1}  # some came before the commit, some after
+    assert set(json.loads(done.stdout)) == {0, 1}  # some kills came before the commit, some after

@@ -1,4 +1,4 @@
-"""Features are extracted in order, in batches, within the memory."""
+"""Features are extracted in order, in batches, within the memory limit."""
 
 from __future__ import annotations
 
@@ -151,11 +151,11 @@ def test_abandoned_extraction_ends_its_threads() -> None:
     ]
 
 
-# -- a GPU, as far as that can be seen without one
+# -- a GPU, simulated
 
 
 class Device(CellModel):
-    """A model that computes two batches at once, each of which waits for the other."""
+    """A model that computes two batches in parallel, each of which waits for the other."""
 
     lanes, engine = 2, "torch-cuda"
 
@@ -193,7 +193,7 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
     assert np.array_equal(runner.run(network, pixels), expected)
     assert sizes == [13, 6, 3, 3, 3, 3, 1]
     assert np.array_equal(runner.run(network, pixels[:4]), expected[:4])
-    assert sizes[7:] == [3, 1]  # it remembers
+    assert sizes[7:] == [3, 1]  # it keeps the smaller batch size
     assert runner.run(network, pixels[:0]).shape == (0, 3)
 
 
@@ -267,14 +267,14 @@ from simsearch.indexing import extract
 from tests.helpers.models import CellModel
 extract.DECODING_BYTES = 100 << 20
 engine = simsearch.build(sys.argv[1], sys.argv[2], CellModel(), workers=4)
-# Not ru_maxrss, which begins with what the parent process had.
+# Not ru_maxrss, which starts at the value of the parent process.
 print(json.dumps([len(engine), int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])]))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
 def test_large_pictures_do_not_add_up_in_memory(tmp_path: Path) -> None:
-    """Five pictures of 95 MiB each, four threads, 100 MiB for decoding: one at a time, and no copies of any."""
+    """Five pictures of 95 MiB each, four threads, 100 MiB for decoding: decoded one at a time, without copies."""
     folder = tmp_path / "large"
     folder.mkdir()
     for number in range(5):
@@ -289,4 +289,4 @@ def test_large_pictures_do_not_add_up_in_memory(tmp_path: Path) -> None:
     )
     count, peak = json.loads(done.stdout)
     assert count == 5
-    assert peak / 1024 < 340  # Python and its packages, and what the C library keeps, take some 200
+    assert peak / 1024 < 340  # about 200 are taken by Python, its packages and the C library

@@ -1,4 +1,4 @@
-"""Extraction with a device that decodes."""
+"""Extraction with a device that decodes JPEGs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_what_the_device_refuses_is_decoded_here(error: Exception) -> None:
 
 
 def test_files_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device slower than the files are read: what waits for it stays near the limit."""
+    """The device is slower than the reading: the size of the waiting files stays near the limit."""
     files = [jpeg(smooth(n, (200, 150)), comment=bytes(20_000)) for n in range(60)]
     limit, gate, most = 200_000, threading.Semaphore(0), 0
     monkeypatch.setattr(extract, "WAITING_BYTES", limit)
@@ -103,15 +103,15 @@ def test_files_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     found = run(Handed(slow), files, batch_size=64, workers=2)
     assert all(result.features is not None for result in found)
-    assert most <= limit + 6 * max(map(len, files))  # those being read already when the limit is reached
+    assert most <= limit + 6 * max(map(len, files))  # files already being read when the limit is reached
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_copies_of_undecodable_file_fail_alike(batch_size: int, tmp_path: Path) -> None:
-    """Its header is in order, so that the copies are told from each other's digests before it is known to be broken."""
+    """Its header is valid, so that the copies are recognised by their digest before the file is known to be broken."""
     whole = jpeg(smooth())
     tables = whole.index(b"\xff\xc4") + 5
-    broken = whole[:tables] + b"\xff" * 16 + whole[tables + 16 :]  # more codes of one bit than there are
+    broken = whole[:tables] + b"\xff" * 16 + whole[tables + 16 :]  # more one-bit codes than can exist
     files = [whole, broken, jpeg(smooth(1)), broken, broken]
     assert header(broken) is not None
     expected = run(CellModel(), files, batch_size=batch_size)

@@ -1,4 +1,4 @@
-"""One writer at a time; interrupted builds keep what is done."""
+"""One writer at a time; interrupted builds keep the finished part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kill -9` during a build: at random moments as a user's machine would, and at chosen lines of what writes the index."""
+"""`kill -9` during a build: at random moments, and at chosen lines of the code that writes the index."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OFTEN = (
 
 @pytest.fixture
 def script() -> ModuleType:
-    """`scripts/bench/kill.py` as a module."""
+    """Returns `scripts/bench/kill.py` as a module."""
     loader = importlib.machinery.SourceFileLoader("bench_kill", str(ROOT / "scripts" / "bench" / "kill.py"))
     spec = importlib.util.spec_from_loader("bench_kill", loader)
     assert spec is not None
@@ -50,7 +50,7 @@ def script() -> ModuleType:
 def test_killed_at_random_moments(
     script: ModuleType, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """The benchmark itself, small: builds of 200 pictures through the command line, committed after every batch."""
+    """A small run of the benchmark: builds of 200 pictures by the command line, committed after every batch."""
     for number in range(200):
         draw(tmp_path / "photos" / "abcde"[number % 5] / f"{number}.png", number)
     monkeypatch.setattr(script, "SIMSEARCH", [sys.executable, "-c", OFTEN])
@@ -66,13 +66,13 @@ def test_killed_at_random_moments(
     assert "0 not as claimed" in out
 
 
-# -- at chosen lines, in a process of its own that forks before it has any threads
+# -- at chosen lines, in a separate process that forks before it starts any threads
 
 WATCHED = (sync, database, feature_files, meta)
 
 
 def build(photos: Path, index: Path) -> int:
-    """One build, verified; returns how many images were computed."""
+    """Builds and verifies once; returns the number of images computed."""
     model = Colours()
     with api.build(photos, index, model, batch_size=4, workers=1) as engine:
         assert verify(engine.index).problems == ()
@@ -88,7 +88,7 @@ def items(index: Path) -> dict[str, reader.Item]:
 
 
 def killed(photos: Path, base: Path | None, folder: Path, fatal: int) -> dict[str, int]:
-    """Kills a build at a line and checks what is left and what the next build makes of it.
+    """Kills a build at a line, checks the index, and checks the next build.
 
     base: the index to start from, brought in step by an undisturbed build in `folder / "whole"`.
     """
@@ -117,7 +117,7 @@ def killed(photos: Path, base: Path | None, folder: Path, fatal: int) -> dict[st
 
 
 def harness(folder: Path, changed: bool, times: int, seed: int) -> None:
-    """Kills builds at `times` random lines: first builds, or such that find changed files."""
+    """Kills builds at `times` random lines: first builds, or builds that find changed files."""
     sync.COMMIT_IMAGES = 1
     photos, base = folder / "photos", None
     for number in range(24):
@@ -131,7 +131,7 @@ def harness(folder: Path, changed: bool, times: int, seed: int) -> None:
         for number in range(30, 36):
             draw(photos / "new" / f"{number}.png", number)
         (photos / "a" / "06.png").rename(photos / "c" / "moved.png")
-        (photos / "b" / "01.png").rename(photos / "01.png")  # takes all labels away
+        (photos / "b" / "01.png").rename(photos / "01.png")  # removes all labels
         shutil.copy(photos / "c" / "02.png", photos / "new" / "copy.png")
         (photos / "c" / "05.png").write_bytes(b"broken")
         (photos / "a" / "09.png").unlink()

@@ -1,4 +1,4 @@
-"""A folder of 100 good pictures and 200 broken and odd files: nothing stops a build, and nothing is lost silently."""
+"""A folder of 100 good pictures and 200 broken and odd files: no file stops a build, and none is lost silently."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ STORED_BY = (
     Turn.TRANSVERSE,
     Turn.ROTATE_270,
 )
-"""How a camera that writes EXIF orientation 1, 2, ... has turned the picture."""
+"""The rotation or flip that a camera reports as EXIF orientation 1, 2, ..."""
 
-# In a program that does not turn warnings into errors, what Pillow only warns of is no reason to give a file up.
+# As in a program that does not turn warnings into errors: a warning from Pillow does not make a file fail.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 32)) -> Image.Image:
-    """A smooth picture of random colours; another seed gives another one."""
+    """Returns a smooth picture of random colours, different for each seed."""
     colours = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
 
@@ -57,7 +57,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """A PNG made by hand, since Pillow writes neither bombs nor 16-bit colours."""
+    """Returns a PNG made by hand, since Pillow writes neither decompression bombs nor 16-bit colours."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -68,7 +68,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
 
 
 def turned(image: Image.Image, orientation: int) -> bytes:
-    """The picture as a camera stores it that writes this orientation."""
+    """Returns the picture as a camera stores it with this orientation."""
     turn = STORED_BY[orientation - 1]
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -77,7 +77,7 @@ def turned(image: Image.Image, orientation: int) -> bytes:
 
 
 def odd_files() -> Iterator[tuple[bytes, bytes]]:
-    """Names and contents; every name claims to be an image, or else the content does."""
+    """Yields names and contents; either the name or the content says that it is an image."""
     for orientation in range(1, 9):
         yield b"turned-%d.jpg" % orientation, turned(picture(1000), orientation)
     yield from odd_modes()
@@ -138,7 +138,7 @@ def no_images() -> Iterator[tuple[bytes, bytes]]:
 
 
 def truncated() -> Iterator[tuple[bytes, bytes]]:
-    """Pictures cut off at every kind of place, more than are needed."""
+    """Yields pictures truncated at many different places, more than are needed."""
     kinds = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "QOI")
     names = ("jpg", "png", "gif", "webp", "tif", "bmp", "avif", "jp2", "ppm", "qoi")
     whole = [encoded(picture(1200 + number, (60, 40)), kind) for number, kind in enumerate(kinds)]
@@ -149,7 +149,7 @@ def truncated() -> Iterator[tuple[bytes, bytes]]:
 
 @pytest.fixture
 def odd(tmp_path: Path) -> dict[str, bytes]:
-    """The odd files by name, written into `tmp_path/pictures` among the good ones."""
+    """Writes the odd files among the good ones into `tmp_path/pictures`, and returns the odd files by name."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(GOOD):
@@ -168,7 +168,7 @@ def odd(tmp_path: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def _unreadable_even_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To root no file is unreadable, so the system is made to refuse it."""
+    """Makes the system refuse a file, as root can read every file."""
     real = os.open
 
     def refusing(path: Any, *arguments: Any, **options: Any) -> int:
@@ -181,7 +181,7 @@ def _unreadable_even_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def content(engine: simsearch.Engine) -> tuple[dict[str, int], dict[str, str]]:
-    """The items of an index (path and row) and its failures (path and reason)."""
+    """Returns the items of an index (path and row) and its failures (path and reason)."""
     with engine.reading() as reader:
         items = [(item.path, item.row) for item in reader.items()]
         failures = [(path, reason) for _, path, reason in reader.failures()]
@@ -191,7 +191,7 @@ def content(engine: simsearch.Engine) -> tuple[dict[str, int], dict[str, str]]:
 
 
 def similar(features: NDArray[np.floating[Any]]) -> float:
-    """The least cosine between any two of (n, D) features."""
+    """Returns the smallest cosine between any two of (n, D) features."""
     directions = features.astype(np.float64)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     return float((directions @ directions.T).min())
@@ -233,7 +233,7 @@ def test_odd_folder_is_indexed_where_readable(tmp_path: Path, odd: dict[str, byt
 
 
 def assert_what_should_be_an_item(items: set[str], failures: dict[str, str]) -> None:
-    """Of files whose fate does not depend on the decoders at hand."""
+    """For files whose outcome does not depend on the installed decoders."""
     decodable = {os.fsdecode(name) for name, _ in odd_modes()} | {f"turned-{number}.jpg" for number in range(1, 9)}
     decodable |= {"new\nline.png", os.fsdecode(b"not-utf8-\xff\xe9.png"), "no-extension"}
     decodable |= {"wrong.jpg", "wrong.png", "wrong.txt"}
@@ -273,7 +273,7 @@ def test_mended_and_broken_files_change_places(tmp_path: Path) -> None:
 
 @pytest.fixture
 def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, int]:
-    """A folder of two pictures, indexed, then again while one could not be read; and what the index held then."""
+    """Indexes two pictures, and again while one cannot be read; returns the folder and the number of items."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(2):
@@ -310,7 +310,7 @@ def test_failure_is_forgotten_once_readable(interrupted: tuple[Path, int]) -> No
 
 
 def features(model: base.Model, image: Image.Image) -> NDArray[np.float32]:
-    """The features (8, D) of a picture in all eight orientations."""
+    """Returns the features (8, D) of a picture in all eight orientations."""
     pixels = [
         model.recipe.pixels(decode.decode_image(turned(image, orientation), model.recipe.resize).image)
         for orientation in range(1, 9)

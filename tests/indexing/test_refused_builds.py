@@ -102,7 +102,7 @@ def test_a_lone_string_is_one_name(build: Any, photos: Path, index: Path) -> Non
     with Engine(index, model=Colours()) as engine:
         with pytest.raises(UsageError, match="empty name"):
             engine.remove("")
-        assert engine.add(photos / "blue" / "0.png").added == 1  # named, so wanted
+        assert engine.add(photos / "blue" / "0.png").added == 1  # named explicitly, so added in spite of the exclusion
         assert engine.remove("id:1") == 1
         assert engine.remove(2) == 1
         found = engine.search_many(str(photos / "blue" / "1.png"), 1, plus=str(photos / "blue" / "1.png"))

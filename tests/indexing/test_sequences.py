@@ -1,4 +1,4 @@
-"""Any sequence of changes and searches gives what a dictionary of vectors gives."""
+"""Any sequence of changes and searches gives the same results as a dictionary of vectors."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def vectors(seed: int, n: int) -> np.ndarray:
-    """Features of few values, so that distances tie."""
+    """Returns features of few different values, so that distances tie."""
     return np.random.default_rng(seed).integers(0, 4, (n, D)).astype(np.float16)
 
 
 class Sequences(RuleBasedStateMachine):
-    """The index beside a dictionary; `approximate` puts a structure over what the index holds at first."""
+    """An index and a dictionary side by side; `approximate` builds a structure over the first items of the index."""
 
     approximate = False
 
@@ -52,7 +52,7 @@ class Sequences(RuleBasedStateMachine):
             features = np.stack(list(self.known.values()))
             made = self.structure(features)
             choice = tune.Choice(made.setting.kind, 1.0, 1.0, 1.0, 1, 0.0, 0.0, 0, {})
-            tune._record(self.filler.engine.index, made, choice)
+            tune.record_choice(self.filler.engine.index, made, choice)
             assert isinstance(self.filler.engine.structure, AnnIndex)
 
     def structure(self, features: np.ndarray) -> AnnIndex:
@@ -116,7 +116,7 @@ class ApproximateSequences(Sequences):
 
 
 class CodedSequences(Sequences):
-    """By binary codes, which also encode what comes later."""
+    """With binary codes, which also encode items added later."""
 
     approximate = True
 

@@ -1,4 +1,4 @@
-"""Builds compute only what changed, and items keep their ids."""
+"""Builds compute only changed images, and items keep their ids."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.sync import ALL, _ticks, edit, failures, ids, items, labels, 
 
 
 def features_are_those_of_the_files(index: Path, colours: Colours, root: Path) -> None:
-    """Every item's features are what its file gives now."""
+    """Checks that every item has the features of its present file."""
     with Engine(index, model=colours) as engine, engine.reading() as reader:
         for item in reader.items():
             row = engine.shards.read(np.array([item.row]))[0].astype(np.float32)
@@ -51,7 +51,7 @@ def test_touched_file_is_read_but_not_computed(build: Any, photos: Path, index: 
     assert told(build(photos)) == {"unchanged": ALL}
     after = items(index)
     changed = {path for path in after if after[path] != before[path]}
-    assert changed == {"blue/3.png"}  # its stamp
+    assert changed == {"blue/3.png"}  # its modification time
     assert after["blue/3.png"].row == before["blue/3.png"].row
 
 
@@ -122,7 +122,7 @@ def test_everything_at_once(build: Any, photos: Path, index: Path, colours: Colo
     build(photos)
     before = ids(index)
     (photos / "amber" / "0.png").rename(photos / "blue" / "was-amber.png")  # moved
-    draw(photos / "amber" / "0.png", 910)  # and another in its place
+    draw(photos / "amber" / "0.png", 910)  # and a new image in its place
     touch(photos / "amber" / "0.png")
     (photos / "amber" / "1.png").unlink()
     edit(photos / "amber" / "2.png", 911)
@@ -145,7 +145,7 @@ def test_two_copies_in_a_first_build(build: Any, photos: Path, index: Path) -> N
     shutil.copy(photos / "blue" / "0.png", photos / "rose" / "same.png")
     summary = build(photos)
     assert summary.added == ALL + 1
-    assert summary.computed in {ALL, ALL + 1}  # by whether both were in flight at once
+    assert summary.computed in {ALL, ALL + 1}  # depends on whether both were in flight at the same time
     found = items(index)
     assert found["blue/0.png"].digest == found["rose/same.png"].digest
     with Engine(index, model=Colours()) as engine:
@@ -166,7 +166,7 @@ def test_of_two_copies_one_deleted(build: Any, photos: Path, index: Path, colour
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_histories(build: Any, photos: Path, index: Path, colours: Colours, seed: int) -> None:
-    """Many random changes: only new content is computed, unchanged paths keep their ids, features fit the files."""
+    """After many random changes, only new content is computed, unchanged paths keep their ids, and features are right."""
     random = np.random.default_rng(seed)
     build(photos)
     for step in range(5):
@@ -219,7 +219,7 @@ def test_no_prune_keeps_items_of_gone_images(build: Any, photos: Path, index: Pa
     assert told(build(photos)) == {"removed": 1, "unchanged": ALL - 1}
 
 
-def test_failure_is_recorded_and_healed(build: Any, photos: Path, index: Path) -> None:
+def test_failure_is_recorded_and_recovered(build: Any, photos: Path, index: Path) -> None:
     bad = photos / "blue" / "bad.png"
     bad.write_bytes(b"not an image")
     assert told(build(photos)) == {"added": ALL, "failed": 1, "computed": ALL}
@@ -259,7 +259,7 @@ def test_emptied_source_is_refused(build: Any, photos: Path, index: Path) -> Non
     build(photos)
     before = items(index)
     photos.rename(photos.with_name("elsewhere"))
-    photos.mkdir()  # as a mount point is when its disk is missing
+    photos.mkdir()  # like the mount point of a missing disk
     for names in ([photos], []):
         with pytest.raises(UsageError, match="holds no images, but the index has 24"):
             build(*names)
@@ -291,7 +291,7 @@ def test_missing_source_leaves_no_index(build: Any, tmp_path: Path, index: Path)
 def test_renamed_file_keeps_features_if_replaced(
     build: Any, photos: Path, colours: Colours, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if the item that had the features has been committed with others before the file is read."""
+    """Even if the item that had the features was overwritten by a commit before the file is read."""
     build(photos)
     monkeypatch.setattr(sync, "COMMIT_IMAGES", 1)
     os.replace(photos / "amber" / "0.png", photos / "rose" / "z.png")

@@ -63,7 +63,7 @@ def test_a_file_named_before_its_folder(build: Any, photos: Path, index: Path) -
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_any_order_of_overlapping_sources(photos: Path, index: Path, colours: Colours, seed: int) -> None:
-    """Folders, folders in them and single files, built and added at random: each image is indexed once, for good."""
+    """Folders, their subfolders and single files, built and added at random: each image is indexed exactly once."""
     names = [photos, *(photos / name for name in ("blue", "blue/deep", "blue/deep/er", "rose"))]
     for number, name in enumerate(names):
         for each in "xy":
@@ -90,7 +90,7 @@ def test_any_order_of_overlapping_sources(photos: Path, index: Path, colours: Co
 
 
 def test_failing_while_absorbing(build: Any, photos: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that ends while the narrower source is handed over leaves both or one, never the images of both."""
+    """A process killed while a source absorbs another leaves both or one, but never an image twice."""
     build(photos / "blue")
     connect = Database._connect
 
@@ -238,7 +238,7 @@ def test_roots_say_where_the_images_are(
         build(roots={"/nowhere": str(moved)})
 
 
-# -- what a review found
+# -- regressions
 
 
 def test_a_renamed_folder_is_not_indexed_twice(build: Any, photos: Path, index: Path) -> None:

@@ -1,4 +1,4 @@
-"""Approximate search: what `tune` promises, and what stays true of it whatever happens to the index."""
+"""Approximate search: the guarantees of `tune`, whatever happens to the index afterwards."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from simsearch.common import pca
 from simsearch.common.intervals import mean_interval
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, UsageError
-from simsearch.indexing import sync, tune
+from simsearch.indexing import measure, sync, tune
 from simsearch.indexing.tune import tune as tune_tune
+from simsearch.indexing.tune_codes import tune_codes
 from simsearch.models.hashing.autoencoder import HashConfig
 from simsearch.search.ann import AnnIndex, AnnSettings
 from simsearch.search.exact import FlatIndex
@@ -32,16 +33,16 @@ from tests.helpers.filler import Filler
 
 @pytest.fixture
 def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filler:
-    """3,000 items, where a structure is always thought faster than a scan."""
+    """An index of 3,000 items, in which every structure counts as faster than a scan."""
     filler = Filler(tmp_path / "index", D, rows_per_shard=1024)
     filler.add(clustered(np.random.default_rng(0), 3000))
     clock = iter(range(10**9))
-    monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(measure, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
     return filler
 
 
 def recall(engine: Engine, queries: np.ndarray, **options: object) -> float:
-    """The share of the exact search's ten that an approximate one finds, by distance."""
+    """Returns the share of the ten exact matches that an approximate search finds, by distance."""
     hits = 0
     for query in queries:
         exact = engine.search_by_vector(query, 10, exact=True, **options)  # type: ignore[arg-type]
@@ -153,10 +154,10 @@ def test_an_interrupted_tune_changes_nothing(filled: Filler) -> None:
 
 
 def test_another_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that goes on for long is told before anything is measured; one that comes at the end costs nothing."""
+    """A lock held at the start raises before anything is measured; one held briefly at the end is waited for."""
     filler = Filler(tmp_path / "index", D)
     filler.add(clustered(np.random.default_rng(0), 100))
-    record, recorded = tune._record, []
+    record, recorded = tune.record_choice, []
 
     def late(*arguments: Any) -> tune.Choice:
         writer = contextlib.ExitStack()
@@ -165,12 +166,12 @@ def test_another_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
         recorded.append(record(*arguments))
         return recorded[-1]
 
-    monkeypatch.setattr(tune, "_record", late)
-    monkeypatch.setattr(tune, "BEFORE", 0.1)
+    monkeypatch.setattr(tune, "record_choice", late)
+    monkeypatch.setattr(tune, "LOCK_SECONDS", 0.1)
     with writer_lock(filler.path):
         for attempt in (
             lambda: tune_tune(filler.engine.index, 0.9),
-            lambda: tune.tune_codes(filler.engine.index, HashConfig(64)),
+            lambda: tune_codes(filler.engine.index, HashConfig(64)),
         ):
             with pytest.raises(IndexLockedError, match=f"process {os.getpid()} is writing"):
                 attempt()
@@ -181,7 +182,7 @@ def test_memory_is_a_limit(filled: Filler) -> None:
     assert tune_tune(filled.engine.index, 0.9, memory=1000).kind == "exact"
     choice = tune_tune(filled.engine.index, 0.9, memory=3000 * (D + 20))
     assert choice.kind in {"sq8", "rabitq", "ivf", "pq"} and choice.memory <= 3000 * (D + 20)
-    codes = AnnSettings("sq8", D, 12, 0).bytes_for(3000)  # the least, but for RaBitQ: held-out items count
+    codes = AnnSettings("sq8", D, 12, 0).bytes_for(3000)  # the smallest but for RaBitQ; held-out items count
     for memory, kinds in ((codes, {"sq8", "rabitq"}), (codes - 1, {"rabitq", "exact"})):
         assert tune_tune(filled.engine.index, 0.9, memory=memory).kind in kinds
     for wrong in (0.0, 1.5):
@@ -204,19 +205,19 @@ def test_structures_take_what_is_said(kind: str) -> None:
 
 @pytest.mark.parametrize("factor", [8000, 1e-6])
 def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
-    """Where projections are longer than float16 can hold, or among its smallest numbers."""
+    """Also if projections exceed the range of float16, or are near its smallest numbers."""
     filler = Filler(tmp_path / "index", D)
     features = clustered(np.random.default_rng(0), 2500).astype(np.float32)
     filler.add(np.minimum(features * factor, 6e4))
     clock = iter(range(10**9))
-    monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(measure, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
     assert tune_tune(filler.engine.index, 0.95).recall >= 0.95
     queries = np.minimum(clustered(np.random.default_rng(5), 40).astype(np.float32) * np.float32(factor), 6e4)
     assert not filler.engine.exact and recall(filler.engine, queries) >= 0.9
 
 
 def test_exact_scan_is_timed_on_existing_items(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though the first rows be those of removed items."""
+    """Even if the first rows belong to removed items."""
     asked: list[Any] = []
 
     def timed(search: Any, queries: Any) -> tuple[float, int]:
@@ -224,7 +225,7 @@ def test_exact_scan_is_timed_on_existing_items(filled: Filler, monkeypatch: pyte
         return 2.0, 1
 
     monkeypatch.setattr(tune, "SCANNED", 500)
-    monkeypatch.setattr(tune, "_timed", timed)
+    monkeypatch.setattr(measure, "time_queries", timed)
     monkeypatch.setattr(FlatIndex, "search", lambda self, queries, k, permitted: (self.rows, permitted.tolist()))
     entries = np.arange(1000, 3000)
     flat = FlatIndex(filled.engine.shards, 3000)

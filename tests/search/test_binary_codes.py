@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
-from simsearch.indexing import sync, tune
+from simsearch.indexing import measure, sync, tune
 from simsearch.indexing.compact import compact
+from simsearch.indexing.tune_codes import tune_codes
 from simsearch.models.hashing import autoencoder
 from simsearch.models.hashing.autoencoder import HashConfig
 from simsearch.models.hashing.encoder import HashEncoder
@@ -82,7 +83,7 @@ def approximate(engine: Engine) -> BinaryCodeIndex:
 
 def test_tune_codes_and_what_comes_after(filled: Filler) -> None:
     engine = filled.engine
-    choice = tune.tune_codes(engine.index, QUICK, 0.8)
+    choice = tune_codes(engine.index, QUICK, 0.8)
     assert choice.kind == "codes" and 0.8 <= choice.low <= choice.recall <= choice.high and choice.queries == 150
     search = engine.info()["search"]
     assert (search["kind"], search["recall"], search["target"]) == ("codes", choice.recall, 0.8)
@@ -130,7 +131,7 @@ def test_even_features_of_few_dimensions(tmp_path: Path) -> None:
 
 def test_many_small_commits_leave_one_file(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binary_codes, "BLOCK", 20)
-    tune.tune_codes(filled.engine.index, QUICK, 0.8)
+    tune_codes(filled.engine.index, QUICK, 0.8)
     new = clustered(np.random.default_rng(5), 36)
     for start in range(0, 36, 4):
         filled.add(new[start : start + 4])
@@ -142,7 +143,7 @@ def test_many_small_commits_leave_one_file(filled: Filler, monkeypatch: pytest.M
 
 
 def test_what_is_gone_costs_time_and_no_answers(filled: Filler) -> None:
-    tune.tune_codes(filled.engine.index, QUICK, 0.5)
+    tune_codes(filled.engine.index, QUICK, 0.5)
     query = clustered(np.random.default_rng(7), 1)[0].astype(np.float32)
     exact = filled.engine.search_by_vector(query, exact=True)
     folder = next((filled.path / "derived").iterdir())
@@ -167,7 +168,7 @@ def test_what_is_gone_costs_time_and_no_answers(filled: Filler) -> None:
 
 @pytest.mark.parametrize("name", ["codes.safetensors", "entries.npy", "rows.npy"])
 def test_emptied_file_costs_time_and_no_answers(filled: Filler, name: str) -> None:
-    tune.tune_codes(filled.engine.index, QUICK, 0.8)
+    tune_codes(filled.engine.index, QUICK, 0.8)
     next((filled.path / "derived").glob(f"*/{name}")).write_bytes(b"")
     with Engine(filled.path, model=filled.model) as engine:
         assert engine.exact
@@ -175,7 +176,7 @@ def test_emptied_file_costs_time_and_no_answers(filled: Filler, name: str) -> No
 
 
 def test_a_part_that_is_missing_is_scanned(filled: Filler) -> None:
-    tune.tune_codes(filled.engine.index, QUICK, 0.5)
+    tune_codes(filled.engine.index, QUICK, 0.5)
     for _ in range(2):
         filled.add(clustered(np.random.default_rng(8), 20))
         synchronise(filled)
@@ -209,20 +210,20 @@ def test_candidates_are_the_nearest_codes(seed: int, n: int, wanted: int, share:
 
 def test_limits(filled: Filler, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="bytes, more than"):
-        tune.tune_codes(filled.engine.index, QUICK, memory=1000)
+        tune_codes(filled.engine.index, QUICK, memory=1000)
     with pytest.raises(UsageError, match="recall"):
-        tune.tune_codes(filled.engine.index, QUICK, 1.5)
+        tune_codes(filled.engine.index, QUICK, 1.5)
     small = Filler(tmp_path / "small", D)
     small.add(clustered(np.random.default_rng(0), 100))
     with pytest.raises(UsageError, match="too few"):
-        tune.tune_codes(small.engine.index, QUICK)
+        tune_codes(small.engine.index, QUICK)
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     before = (filled.path / "meta.json").read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        tune.tune_codes(filled.engine.index, QUICK, progress=interrupt)
+        tune_codes(filled.engine.index, QUICK, progress=interrupt)
     assert (filled.path / "meta.json").read_bytes() == before and not (filled.path / "derived").exists()
 
 
@@ -255,7 +256,7 @@ def test_from_the_command_line(
 
 
 def test_a_recall_that_has_fallen_is_noticed(filled: Filler, capsys: pytest.CaptureFixture[str]) -> None:
-    choice = tune.tune_codes(filled.engine.index, QUICK, 0.8)
+    choice = tune_codes(filled.engine.index, QUICK, 0.8)
     filled.add(clustered(np.random.default_rng(3), 200))
     synchronise(filled)
     assert "since" not in Meta.read(filled.path).search  # not a tenth yet
@@ -280,7 +281,7 @@ def test_a_recall_that_has_fallen_is_noticed(filled: Filler, capsys: pytest.Capt
 
 def test_other_structures_are_watched_as_well(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**9))
-    monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(measure, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
     tune.tune(filled.engine.index, 0.9)
     measured: list[int] = []
     search = FlatIndex.search

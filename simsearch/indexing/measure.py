@@ -1,0 +1,89 @@
+"""Measuring search structures: held-out queries with known answers, recall, and time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.search import ann
+from simsearch.search.ann import K
+from simsearch.search.exact import FlatIndex
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.search.exact import Neighbours
+    from simsearch.storage.index import Index
+
+QUERIES = 400
+"""Number of held-out items; half of them choose the settings, the other half measure the recall."""
+
+TIMED = 25
+"""Number of queries that are timed, one at a time."""
+
+SAMPLE = 16_384
+"""Number of rows to learn from."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Queries with known answers, to measure structures with.
+
+    flat: the exact search. rows: (n,) the rows to search. queries: (nq, D).
+    truth: (nq,) the distance between each query and its K-th true neighbour.
+    """
+
+    flat: FlatIndex
+    rows: NDArray[np.int64]
+    queries: NDArray[np.float32]
+    truth: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, flat: FlatIndex, rows: NDArray[np.int64], queries: NDArray[np.float32]) -> Benchmark:
+        """Searches the rows exactly for the true neighbours of the queries."""
+        found = flat.search(queries, K, rows)
+        return cls(flat, rows, queries, np.array([each.distances[K - 1] for each in found]))
+
+    def recalls(self, found: list[Neighbours], part: slice) -> NDArray[np.float64]:
+        """Returns the recall of each query in `part`: the share of its K matches that are as near as the true K-th."""
+        return ann.recalls(found, self.truth[part])
+
+
+def open_flat(index: Index) -> tuple[FlatIndex, NDArray[np.int64]]:
+    """Returns an exact search over all rows of an index, and (n,) the rows of its items, ascending."""
+    with index.reading() as reader:
+        return FlatIndex(reader.shards, reader.state("rows")), reader.rows()
+
+
+def hold_out(
+    flat: FlatIndex, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
+    """Splits the rows at random.
+
+    Returns (nq,) held-out rows in random order, (n,) the other rows, ascending, and the (s, D) features of a sample of
+    those others to learn from.
+    """
+    random = np.random.default_rng(0)
+    shuffled = random.permutation(rows)
+    count = min(QUERIES, len(rows) // 10)
+    held_out, entries = shuffled[:count], np.sort(shuffled[count:])
+    sample = flat.read(np.sort(random.choice(entries, min(SAMPLE, len(entries)), replace=False)))
+    return held_out, entries, sample
+
+
+def time_queries(search: Callable[[NDArray[np.float32]], Any], queries: NDArray[np.float32]) -> tuple[float, int]:
+    """Returns the median seconds of one query, and the number of queries that were timed.
+
+    search: called with one query, (1, D).
+    """
+    search(queries[:1])  # a first call also loads and allocates
+    took = []
+    for query in queries[:TIMED]:
+        clock = time.perf_counter()
+        search(query[None])
+        took.append(time.perf_counter() - clock)
+    return float(np.median(took)), len(took)
