@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,12 +15,16 @@ if TYPE_CHECKING:
 RESAMPLES = 1000
 
 
-class Interval(NamedTuple):
+@dataclass(frozen=True)
+class Interval:
     """A value with its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.value, self.low, self.high))
 
     @classmethod
     def of_proportion(cls, count: int, trials: int) -> Interval:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +75,7 @@ class RetrievalReport:
 
 def _plain(scores: dict[str, Interval]) -> dict[str, Any]:
     return {
-        name: {part: value if np.isfinite(value) else None for part, value in score._asdict().items()}
+        name: {part: value if np.isfinite(value) else None for part, value in asdict(score).items()}
         for name, score in scores.items()
     }
 
@@ -176,7 +176,7 @@ class RecallReport:
             "kind": self.kind,
             "k": self.k,
             "queries": self.queries,
-            "recall": self.recall._asdict(),
+            "recall": asdict(self.recall),
             "milliseconds": self.milliseconds,
             "exact_milliseconds": self.exact_milliseconds,
         }

@@ -42,7 +42,7 @@ def test_exact_search_has_recall_one(index, colours):
     with simsearch.open(index, model=colours) as engine:
         found = retrieval.measure_recall(engine, 5, 10)
     assert found.kind == "exact"
-    assert found.recall == (1, 1, 1)
+    assert tuple(found.recall) == (1, 1, 1)
 
 
 def test_recall_notices_what_is_missed(index, colours, monkeypatch):
