@@ -36,7 +36,9 @@ def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
                 continue
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             who = f"process {holder}" if holder else "another process"
-            raise IndexLockedError(f"{who} is writing to {place}", hint="wait for it; reading is possible")
+            raise IndexLockedError(
+                f"{who} is writing to {place}", hint="wait until it has finished; reading is possible meanwhile"
+            )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
@@ -45,7 +47,7 @@ def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
 
 
 def _taken(descriptor: int) -> bool:
-    """Whether the lock on an open file is now this process's."""
+    """Tries to lock an open file; returns True on success."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
