@@ -1,8 +1,8 @@
 """The items of an index in an SQLite database; a commit of the database is a commit of the index.
 
 Rows of features are written and synced first, then one transaction records their items, so a process that dies at any
-moment leaves a committed state. Readers never wait: the database is in write-ahead-log mode, and each operation sees one
-snapshot.
+moment leaves a committed state. Readers never wait: the database is in write-ahead-log mode, and each operation sees
+one snapshot.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class Database:
         return self._connect_to_copy()
 
     def _place(self) -> tuple[Path, object] | None:
-        """Returns the file's current path and a value that changes if its folder moves; None if it was deleted."""
+        """Returns the file's path now and a value that changes if its folder moves; None if it was deleted."""
         folder = self._folder.current_path()
         if folder is None or identity_of(folder / self.path.name) != self._file.identity:
             return None
