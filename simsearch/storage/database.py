@@ -162,7 +162,7 @@ class Database:
     def _connect(self, mode: str = "rw") -> sqlite3.Connection:
         """Connects to the file that was there when this object was created, or to a copy of it if it was deleted.
 
-        SQLite resolves all links in a path before opening it, including `/proc/self/fd/N`, and finds the log by the same
+        SQLite resolves all links in a path before opening it, even `/proc/self/fd/N`, and finds the log by the same
         path. The current path of the folder is therefore determined before opening and checked once all files are open;
         the connection is used only if the folder has not moved in between. Connections are opened one at a time, since
         the connections of a process share SQLite's state of a log.
@@ -199,7 +199,7 @@ class Database:
         return self._connect_to_copy()
 
     def _place(self) -> tuple[Path, object] | None:
-        """Returns the file's path now and a value that changes if its folder moves; None if it was deleted."""
+        """Returns the file's path and a value that changes if its folder moves; None if it was deleted."""
         folder = self._folder.current_path()
         if folder is None or identity_of(folder / self.path.name) != self._file.identity:
             return None

@@ -64,7 +64,7 @@ class Meta:
         except FileNotFoundError:
             if _has_features(folder):
                 raise IndexDamagedError(f"{path} is missing, but there are feature files") from None
-            hint = f"create one: simsearch build SOURCE -i {place}"
+            hint = f"make one: simsearch build SOURCE -i {place}"
             raise IndexNotFoundError(f"there is no index at {place}", hint=hint) from None
         except PermissionError as error:
             raise UsageError(f"{path}: {error.strerror}") from error
