@@ -47,7 +47,7 @@ CREATE TABLE IF NOT EXISTS failures (
 CREATE TABLE IF NOT EXISTS blocks (first INTEGER PRIMARY KEY, rows INTEGER NOT NULL, crc32 INTEGER NOT NULL);
 INSERT OR IGNORE INTO state VALUES ('rows', 0), ('generation', 0);
 """
-_ELSEWHERE = {
+_NOT_DAMAGE = {
     getattr(sqlite3, f"SQLITE_{name}") for name in ("CANTOPEN", "PERM", "AUTH", "FULL", "BUSY", "READONLY", "IOERR")
 }
 """SQLite errors that are caused by the disk, permissions or another process, not by a damaged file."""
@@ -59,7 +59,7 @@ _PENDING, _SHARED, _SHARED_BYTES = 0x40000000, 0x40000002, 510
 """The byte ranges that SQLite locks; see https://sqlite.org/src/file/src/os.h."""
 
 _opening = threading.RLock()
-_held: Counter[tuple[int, int]] = Counter()
+_open_counts: Counter[tuple[int, int]] = Counter()
 """The number of `Database` objects in this process with connections to each file, by device and inode."""
 
 
@@ -116,7 +116,7 @@ class Database:
         self._writable = os.access(self._folder.through, os.W_OK)
         self._reserve: sqlite3.Connection | None = None
         if create:
-            with self._mapped(), contextlib.closing(self._connect()) as connection:
+            with self._translate_errors(), contextlib.closing(self._connect()) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
 
@@ -154,10 +154,10 @@ class Database:
         It is read-only: on closing the last writable connection, SQLite deletes the log by path, where the log of
         another index may be by then. `close` deletes the log instead.
         """
-        with self._mapped(), _opening:
+        with self._translate_errors(), _opening:
             if self._reserve is None:
                 self._reserve = self._connect("ro")
-                _held[self._file.identity] += 1
+                _open_counts[self._file.identity] += 1
 
     def _connect(self, mode: str = "rw") -> sqlite3.Connection:
         """Connects to the file that was there when this object was created, or to a copy of it if it was deleted.
@@ -172,13 +172,13 @@ class Database:
         failure: sqlite3.Error | None = None
         with _opening:
             for attempt in range(_ATTEMPTS):
-                before = self._place()
+                before = self._current_file()
                 if before is None:
                     break
                 connection = None
                 try:
                     connection = self._open(before[0], mode)
-                    if self._place() != before:  # before any log is opened
+                    if self._current_file() != before:  # before any log is opened
                         connection.close()
                         continue
                     connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log as well
@@ -186,19 +186,19 @@ class Database:
                 except sqlite3.Error as error:
                     if connection is not None:
                         connection.close()
-                    if self._place() == before and attempt:
+                    if self._current_file() == before and attempt:
                         raise
                     failure = error
                     continue
-                now = self._place()
+                now = self._current_file()
                 if now == before or (attempt == _ATTEMPTS - 1 and now is not None and now[0] == before[0]):
                     return connection
                 connection.close()
-        if failure is not None and self._place() is not None:
+        if failure is not None and self._current_file() is not None:
             raise failure
         return self._connect_to_copy()
 
-    def _place(self) -> tuple[Path, object] | None:
+    def _current_file(self) -> tuple[Path, object] | None:
         """Returns the file's path and a value that changes if its folder moves; None if it was deleted."""
         folder = self._folder.current_path()
         if folder is None or identity_of(folder / self.path.name) != self._file.identity:
@@ -230,21 +230,21 @@ class Database:
         return sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
 
     @contextlib.contextmanager
-    def _mapped(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Translates SQLite's errors. Its message about a damaged schema may not be valid UTF-8."""
         try:
             yield
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
             denied = code & 0xFF != sqlite3.SQLITE_CANTOPEN or not os.access(self.path, os.R_OK)
-            if code & 0xFF in _ELSEWHERE and denied and code != sqlite3.SQLITE_IOERR_SHORT_READ:
+            if code & 0xFF in _NOT_DAMAGE and denied and code != sqlite3.SQLITE_IOERR_SHORT_READ:
                 raise SimsearchError(f"{self.path} cannot be used: {error}") from error
             raise IndexDamagedError(f"{self.path}: {error}") from error
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Reader]:
         """Opens a reader on one snapshot of the database and its feature files."""
-        with self._mapped():
+        with self._translate_errors():
             while True:
                 with self._connection() as connection:
                     connection.execute("BEGIN")
@@ -281,9 +281,9 @@ class Database:
                 connection.close()
             if reserve is not None:
                 reserve.close()
-                _held[self._file.identity] -= 1
-                if self._writable and not _held[self._file.identity]:
-                    del _held[self._file.identity]
+                _open_counts[self._file.identity] -= 1
+                if self._writable and not _open_counts[self._file.identity]:
+                    del _open_counts[self._file.identity]
                     self._delete_log()
         if copy is not None:
             copy[0]()
@@ -313,14 +313,14 @@ class Database:
 
     def content(self, digest: bytes) -> tuple[int, int, int] | None:
         """Returns (row, width, height) of an image by the SHA-256 of its file; None if it is not in the index."""
-        with self._mapped(), self._connection() as connection:
+        with self._translate_errors(), self._connection() as connection:
             return Reader(connection, self.path).content(digest)
 
     # -- writing
 
     def apply(self, changes: Changes) -> None:
         """Commits `changes` in one durable transaction."""
-        with self._mapped(), self._connection() as connection:
+        with self._translate_errors(), self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("DELETE FROM items WHERE id = ?", [(number,) for number in changes.deleted])
             connection.executemany(
@@ -354,7 +354,7 @@ class Database:
 
         rows: (new row, id) of each item that moves, by ascending row. blocks: all blocks, as in `Changes`.
         """
-        with self._mapped(), self._connection() as connection:
+        with self._translate_errors(), self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("UPDATE items SET row = ? WHERE id = ?", rows)
             connection.execute("DELETE FROM blocks")
@@ -372,7 +372,7 @@ class Database:
         absorbed: (source, path relative to `root`) of narrower sources whose items are moved to this one.
         """
         relative = os.path.relpath(root, index) if os.path.isabs(root) else root
-        with self._mapped(), self._connection() as connection:
+        with self._translate_errors(), self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
                 "INSERT INTO sources (kind, root, relative, options) VALUES (?,?,?,?)"
@@ -389,7 +389,7 @@ class Database:
 
     def relocate(self, source: int, root: str, index: Path) -> None:
         """Changes the root of a source. Raises UsageError if another source has it."""
-        with self._mapped(), self._connection() as connection:
+        with self._translate_errors(), self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
             try:
@@ -403,7 +403,7 @@ class Database:
 
     def forget(self, number: int) -> None:
         """Removes a source that no item belongs to."""
-        with self._mapped(), self._connection() as connection:
+        with self._translate_errors(), self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("DELETE FROM failures WHERE source = ?", (number,))
             connection.execute(

@@ -268,7 +268,7 @@ def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
     features: the name of the features, if the model is a `DescriptorModel`.
     Raises UsageError if there is something else at the path.
     """
-    if path.exists() and (not path.is_dir() or any(not _ours(child.name) for child in path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(not _is_index_file(child.name) for child in path.iterdir())):
         if (path / "meta.json").exists():
             return False
         raise UsageError(f"{path} exists and is not an index", hint="give another path with -i/--index")
@@ -307,7 +307,7 @@ def discard(index: Index) -> None:
             return
         index.close()
         for name in index.folder.names():
-            if name == "meta.json" or _ours(name):
+            if name == "meta.json" or _is_index_file(name):
                 index.folder.remove(name)
     if identity_of(index.path) == index.folder.identity:
         with contextlib.suppress(OSError):
@@ -325,7 +325,7 @@ def _holds_items(path: Path, folder: Folder) -> bool:
         store.close()
 
 
-def _ours(name: str) -> bool:
+def _is_index_file(name: str) -> bool:
     known = {"features", "derived", "writer.lock", ".meta.json.partial"}
     return name in known | {components.FILE, f".{components.FILE}.partial"} or name.startswith(DATABASE)
 

@@ -30,7 +30,7 @@ def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
         raise UsageError(f"the index {place} cannot be written: {error.strerror}") from error
     try:
         latest = time.monotonic() + patience
-        while not _taken(descriptor):
+        while not _try_lock(descriptor):
             if time.monotonic() < latest:
                 time.sleep(0.05)
                 continue
@@ -46,7 +46,7 @@ def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _taken(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     """Tries to lock an open file; returns True on success."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -62,7 +62,7 @@ class Reader:
         self._connection, self._path = connection, path
 
     @contextlib.contextmanager
-    def _legible(self, what: str) -> Iterator[None]:
+    def _report_damage(self, what: str) -> Iterator[None]:
         """Raises IndexDamagedError for values that cannot be converted."""
         try:
             yield
@@ -87,15 +87,15 @@ class Reader:
 
     def sources(self) -> list[SourceRow]:
         rows = self._connection.execute("SELECT id, kind, root, relative, options FROM sources ORDER BY id")
-        with self._legible("a source"):
+        with self._report_damage("a source"):
             return [SourceRow(r[0], r[1], os.fsdecode(r[2]), os.fsdecode(r[3]), json.loads(r[4])) for r in rows]
 
     def failures(self, source: int | None = None, below: str = "") -> list[tuple[int, str, str]]:
         """Returns (source, path, reason) of each image that could not be indexed; source, below: as in `items`."""
         condition, parameters = _within(source, below)
-        question = f"SELECT source, path, reason FROM failures {condition} ORDER BY source, path"
-        rows = self._connection.execute(question, parameters)
-        with self._legible("a failure"):
+        query = f"SELECT source, path, reason FROM failures {condition} ORDER BY source, path"
+        rows = self._connection.execute(query, parameters)
+        with self._report_damage("a failure"):
             return [(row[0], os.fsdecode(row[1]), row[2]) for row in rows]
 
     def failure_count(self) -> int:
@@ -117,7 +117,7 @@ class Reader:
     def blocks(self) -> list[tuple[int, int, int]]:
         """Returns (first row, rows, CRC-32) of each block written at once, sorted by first row."""
         rows = self._connection.execute("SELECT first, rows, crc32 FROM blocks ORDER BY first")
-        with self._legible("a checksum"):
+        with self._report_damage("a checksum"):
             return [(int(first), int(count), int(checksum)) for first, count, checksum in rows]
 
     def item(self, number: int) -> Item:
@@ -167,8 +167,8 @@ class Reader:
 
     def content(self, digest: bytes) -> tuple[int, int, int] | None:
         """Returns (row, width, height) of an image by the SHA-256 of its file; None if it is not in the index."""
-        question = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
-        found: tuple[int, int, int] | None = self._connection.execute(question, (digest,)).fetchone()
+        query = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
+        found: tuple[int, int, int] | None = self._connection.execute(query, (digest,)).fetchone()
         return found
 
     def row_of(self, digest: bytes) -> int | None:
@@ -186,7 +186,7 @@ class Reader:
         where = " WHERE " + " AND ".join(parts) if parts else ""
         try:
             cursor = self._connection.execute(f"SELECT row FROM items{where}", parameters)
-            with self._legible("an item's row"):
+            with self._report_damage("an item's row"):
                 found = np.fromiter((row[0] for row in cursor), np.int64)
         except sqlite3.OperationalError as error:
             raise UsageError(f"a filter cannot be used: {error}") from error
@@ -196,7 +196,7 @@ class Reader:
     def ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns the ids and rows of all items, (n,) each, sorted by id."""
         rows = self._connection.execute("SELECT id, row FROM items ORDER BY id").fetchall()
-        with self._legible("an item's row"):
+        with self._report_damage("an item's row"):
             pairs = np.array(rows, np.int64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
 
