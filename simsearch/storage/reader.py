@@ -200,7 +200,7 @@ class Reader:
             pairs = np.array(rows, np.int64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
 
-    def spread(self, count: int) -> list[int]:
+    def sample_ids(self, count: int) -> list[int]:
         """Returns up to `count` ids, ascending, spread evenly from the first to the last."""
         low, high = self._connection.execute("SELECT min(id), max(id) FROM items").fetchone()
         if low is None:
