@@ -5,18 +5,18 @@ SimsearchError                  the root: `except simsearch.errors.SimsearchErro
 │   └── MissingExtraError       an optional package is needed; the hint is the line that installs it
 ├── ImageError                  an image that cannot be read or decoded
 │   └── ImageTooLargeError      it has more pixels than are allowed
-├── WeightsError                a weights file that is not one, or does not fit
-│   └── ModelMismatchError      the model at hand is not the one that made the index
-├── IndexNotFoundError          there is no index at that path
+├── WeightsError                a file that holds no weights, or weights that do not fit
+│   └── ModelMismatchError      the index was made with a different model
+├── IndexNotFoundError          there is no index at this path
 ├── IndexDamagedError           the index's files contradict each other
 ├── IndexLockedError            another process is writing to the index
-├── IndexReplacedError          another index has taken the place of the one that is open
-├── ItemNotFoundError           no item has that id
-├── TrainingInterruptedError    a training was asked to stop, and left a checkpoint
-├── UnavailableError            a server, or a worker of a cluster, does not answer
-└── DeviceError                 the device asked for is not there
+├── IndexReplacedError          the open index was removed or replaced on disk
+├── ItemNotFoundError           no item has this id
+├── TrainingInterruptedError    training was interrupted after writing a checkpoint
+├── UnavailableError            a server or a cluster worker does not respond
+└── DeviceError                 the requested device is not available
 
-Each carries `hint`, one line on what to do about it, or None.
+Each has a `hint`: one line on how to fix it, or None.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class SimsearchError(Exception):
-    """The root of the tree above. `str(error)` is one sentence that names the value at fault."""
+    """The base class of all errors above. `str(error)` is one sentence that names the invalid value."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class MissingExtraError(UsageError):
     """An optional package is not installed."""
 
     def __init__(self, what: str, extra: str, *, packages: str = "") -> None:
-        """packages: what to install where the extra alone does not do it, as arguments of pip."""
+        """packages: arguments for `pip install`, if installing the extra is not enough."""
         needed = f"the [{extra}] extra" if not packages else packages.removeprefix("--no-deps ")
         line = f"pip install {packages}" if packages else f"pip install 'simsearch[{extra}]'"
         super().__init__(f"{what} needs {needed}", hint=line)
@@ -67,7 +67,7 @@ class ImageError(SimsearchError):
 
 
 class ImageTooLargeError(ImageError):
-    """An image of more pixels than are allowed."""
+    """An image with more pixels than the limit."""
 
 
 class WeightsError(SimsearchError):
@@ -75,7 +75,7 @@ class WeightsError(SimsearchError):
 
 
 class ModelMismatchError(WeightsError):
-    """The index was made by other weights than those at hand."""
+    """The index was made with different weights."""
 
 
 class IndexNotFoundError(SimsearchError):
@@ -91,20 +91,20 @@ class IndexLockedError(SimsearchError):
 
 
 class IndexReplacedError(SimsearchError):
-    """The index that is open has been removed from its path, and perhaps replaced by another one."""
+    """The open index has been removed from its path or replaced by another one."""
 
 
 class ItemNotFoundError(SimsearchError):
-    """The index has no item of that id."""
+    """The index has no item with this id."""
 
 
 class DeviceError(SimsearchError):
-    """A device that is not there or cannot be used."""
+    """A device that does not exist or cannot be used."""
 
 
 class TrainingInterruptedError(SimsearchError):
-    """A training was asked to stop; its checkpoint continues it."""
+    """Training was interrupted; it can be resumed from its checkpoint."""
 
 
 class UnavailableError(SimsearchError):
-    """A server, or the workers of a cluster, do not answer."""
+    """A server or the workers of a cluster do not respond."""

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of images: files, cores, numbers, caches."""
+"""Helpers that are independent of images: files, cores, numbers, caches."""

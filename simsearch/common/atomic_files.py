@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from simsearch.errors import UsageError
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Leaves all of `data` at `path`, or what was there before; a link stays one. UsageError: no way to write there."""
+    """Replaces the file at `path` by `data` atomically and durably; a symbolic link is followed.
+
+    Raises UsageError if the file cannot be written.
+    """
     target = Path(os.path.realpath(path))
     temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        if path.exists() and not path.is_file():  # replacing a device, or /dev/stdout, would remove it
+        if path.exists() and not path.is_file():  # a rename would delete a device such as /dev/stdout
             raise UsageError(f"cannot write {path}: it is not a regular file")
         try:
             with temporary.open("xb") as file:
@@ -30,7 +33,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names of new files in a folder survive a power failure."""
+    """Syncs a folder to disk, so that new file names survive a power failure. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Where derived files that can always be made again are kept between runs."""
+"""The cache folder, for files that can be regenerated at any time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def cache_dir() -> Path:
-    """`$SIMSEARCH_CACHE`, else `$XDG_CACHE_HOME/simsearch`, else `~/.cache/simsearch`."""
+    """Returns `$SIMSEARCH_CACHE`, else `$XDG_CACHE_HOME/simsearch`, else `~/.cache/simsearch`."""
     if own := os.environ.get("SIMSEARCH_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -21,10 +21,11 @@ def cache_dir() -> Path:
 
 
 def cached_folder(name: str, fill: Callable[[Path], None]) -> Path:
-    """The cached folder `name`; where it is missing, `fill` writes it under another name and it is moved into place.
+    """Returns the cached folder `name`, created by `fill` if it is missing.
 
-    So a reader never sees half a folder, and of two processes that fill it at once one wins. Where the cache cannot
-    be written at all, the folder is a temporary one, removed at exit. Raises OSError where that cannot be either.
+    `fill` writes to a temporary folder, which is then renamed: readers never see an incomplete folder, and if two
+    processes fill it at once, the first one wins. If the cache is not writable, the folder is a temporary one that is
+    removed at exit. Raises OSError if that cannot be created either.
     """
     target = cache_dir() / name
     if target.is_dir():
@@ -38,7 +39,7 @@ def cached_folder(name: str, fill: Callable[[Path], None]) -> Path:
         fill(partial)
         partial.rename(target)
     except OSError:
-        if not target.is_dir():  # not merely another process that was first
+        if not target.is_dir():  # if it exists, another process has filled it first
             shutil.rmtree(partial, ignore_errors=True)
             return _temporary(fill)
         shutil.rmtree(partial, ignore_errors=True)

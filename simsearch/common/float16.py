@@ -1,8 +1,8 @@
-"""float16 to float32, exactly and at the memory's speed.
+"""Fast, exact conversion of float16 to float32.
 
-NumPy and FAISS's `sa_decode` convert value by value. The bits of a half, moved 13 places to the left, are those of the
-same value as a float32 but for the exponents' biases, which are 112 apart; a multiplication by 2^112 makes up for that,
-subnormal numbers included, and all three steps are vector instructions.
+NumPy and FAISS's `sa_decode` convert one value at a time. Shifted 13 bits to the left, a float16 has the bits of the
+same float32 value, except that the exponent biases differ by 112. Multiplying by 2^112 corrects this, for subnormal
+numbers too. Each step compiles to vector instructions.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 _INFINITE = 0x7C00
 _SCALE = np.float32(2.0**112)
 _KEPT = np.array(0x8FFFE000, np.uint32).view(np.int32)
-"""What is left of an int32's bits after the shift: the sign, which it repeats, and the 15 bits that follow."""
+"""Mask for the shifted int32: keeps the sign bit and the 15 value bits, clears the repeated sign bits between."""
 
 
 def to_float32(features: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """Any array as float32: float16 fast, everything else by NumPy.
+    """Converts an array to float32 with the fast method for float16 and with NumPy for all other types.
 
-    out: a contiguous array of the same shape to write into; else a new one is made.
+    out: contiguous array of the same shape to write into; a new one by default.
     """
     x: NDArray[Any] = np.ascontiguousarray(features)
     values: NDArray[np.float32] = np.empty(x.shape, np.float32) if out is None else out
     if x.dtype != np.float16 or not x.size:
         values[...] = x
-    elif int(x.view(np.uint16).max()) < _INFINITE:  # neither negative, which has the top bit, nor infinite
+    elif int(x.view(np.uint16).max()) < _INFINITE:  # no negative values (top bit set), infinities or NaN
         bits: NDArray[Any] = values.view(np.uint32)
         bits[...] = x.view(np.uint16)
         bits <<= 13
@@ -46,5 +46,5 @@ def to_float32(features: NDArray[Any], out: NDArray[np.float32] | None = None) -
 
 
 def to_float16(features: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Features as an index keeps them. What float16 cannot hold becomes its largest value, never infinity."""
+    """Converts features to float16, the stored type. Values out of range are clipped to ±65504."""
     return np.clip(features, -65504, 65504).astype(np.float16)

@@ -1,4 +1,4 @@
-"""Confidence intervals: of a proportion, of a mean, and of means over queries by the bootstrap. All are 95 %."""
+"""95 % confidence intervals: of a proportion, of a mean, and of means over queries (bootstrap)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Interval:
 
     @classmethod
     def of_proportion(cls, count: int, trials: int) -> Interval:
-        """The proportion `count` / `trials` with Wilson's interval (1927)."""
+        """Returns the proportion `count` / `trials` with its Wilson score interval (1927)."""
         z, share = 1.959964, count / trials
         middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
         half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
@@ -36,7 +36,10 @@ class Interval:
 
 
 def mean_interval(shares: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """The interval of the mean of (n,) shares by the normal approximation; of n ones it is (1 - 3/n, 1)."""
+    """Returns the (low, high) interval of the mean of (n,) proportions, by the normal approximation.
+
+    If all values are equal, the rule of three gives the half-width, 3/n.
+    """
     mean, n = float(shares.mean()), len(shares)
     error = 1.96 * float(shares.std(ddof=1)) / n**0.5 if n > 1 else 1.0
     if error == 0:
@@ -45,8 +48,10 @@ def mean_interval(shares: NDArray[np.floating[Any]]) -> tuple[float, float]:
 
 
 def with_intervals(values: Mapping[str, NDArray[np.float64]], seed: int = 0) -> dict[str, Interval]:
-    """The mean of each measure over its queries, NaN left out, with the percentile bootstrap's 95 % interval (Efron &
-    Tibshirani 1993, section 13.3). The same resampled queries serve all measures."""
+    """Returns the mean of each measure with its percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3).
+
+    values: (nq,) per measure, a value per query; NaN is ignored. All measures share the resampled queries.
+    """
     names = list(values)
     table = np.stack([values[name] for name in names], 1)  # (nq, m)
     count = len(table)

@@ -1,9 +1,9 @@
-"""Ids of items as texts: `id:N`."""
+"""Item ids as text: `id:N`."""
 
 from __future__ import annotations
 
 ID_PREFIX = "id:"
-"""Marks an id where a name could also be a path."""
+"""Distinguishes an id from a path."""
 
 
 def parse_id(name: str) -> int | None:

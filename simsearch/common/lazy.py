@@ -1,4 +1,4 @@
-"""Modules that are imported when they are first used."""
+"""Modules that are imported on first use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 class LazyModule:
     """A module that is imported when one of its attributes is first read.
 
-    For modules that import torch, FastAPI or rich, which most uses do without. At the top of a file, so that the
-    direction of imports is seen by import-linter:
+    For modules that import torch, FastAPI or rich, which most commands do not need. Declare it at the top of a file, so
+    that import-linter sees the import:
 
         if TYPE_CHECKING:
             from simsearch.models.torch import runtime

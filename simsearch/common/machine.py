@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores, and memory that threads share."""
+"""Limits of the machine: available CPU cores, and a memory budget that threads share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 @functools.cache
 def available_cores() -> int:
-    """The cores at hand: those that the process may run on, and no more than its control group's quota pays for."""
+    """Returns the number of cores available to this process, by its CPU affinity and its cgroup's CPU quota."""
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
@@ -24,10 +24,10 @@ def available_cores() -> int:
 
 
 def cgroup_cpu_quota(membership: Path, root: Path) -> float:
-    """Cores' worth of time that control groups grant (cpu.max of version 2, cfs_quota_us of version 1), else infinity.
+    """Returns the CPU quota of the process's cgroups in cores (cgroup v1 or v2); infinity if there is none.
 
-    membership: the file that names the process's groups, a line `number:controllers:path` each. Limits of the groups
-    above apply too.
+    membership: file that lists the process's cgroups, one line `number:controllers:path` each.
+    root: where the cgroup file systems are mounted. The limits of parent cgroups apply too.
     """
     try:
         lines = membership.read_text().splitlines()
@@ -58,7 +58,7 @@ def _granted(folder: Path) -> float:
 
 
 def release_free_memory() -> None:
-    """Gives freed memory back to the system, where the C library is glibc: else it keeps hundreds of megabytes."""
+    """Returns freed memory to the system, of which glibc can keep hundreds of megabytes. No effect without glibc."""
     import ctypes
 
     with contextlib.suppress(AttributeError, OSError, TypeError):
@@ -66,9 +66,9 @@ def release_free_memory() -> None:
 
 
 class MemoryBudget:
-    """Bytes that threads share: each waits, in the order of asking, until what it is about to need is free.
+    """A number of bytes that threads share. Requests are granted in order, as soon as enough is free.
 
-    What is larger than the whole is granted when nothing else is held, so that it is dealt with alone.
+    A request larger than the total is granted once nothing else is in use.
     """
 
     def __init__(self, total: int) -> None:
@@ -79,7 +79,7 @@ class MemoryBudget:
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Takes `size` bytes of the budget for as long as the context lasts."""
+        """Reserves `size` bytes for the duration of the context; waits until they are free."""
         size, ticket = min(size, self.total), object()
         with self._changed:
             self._queue.append(ticket)

@@ -1,10 +1,12 @@
-"""Where a Milvus collection is: `milvus://host:port/collection`, or `milvus:///path/file.db` for Milvus Lite in a file.
+"""Addresses of Milvus collections: `milvus://host:port/collection`, or `milvus:///path/file.db` for Milvus Lite.
 
-After a `?` may follow, joined by `&`, `consistency=strong` (a search sees every push that has ended; the default,
-`bounded`, may lag by some seconds and is much faster), `timeout=SECONDS`, how long to try before the server counts as
-away, and `effort=N`, what an approximate index spends on a search (`ef` of HNSW, `nprobe` of IVF, ...). A file may hold
-several collections: `milvus:///path/file.db/collection`. The token of a server that wants one is taken from
-$SIMSEARCH_MILVUS_TOKEN, so that it stands in no command line and no log.
+Options follow after `?`, joined by `&`:
+    consistency=strong  searches see every completed push; the default, `bounded`, may lag by seconds but is much faster
+    timeout=SECONDS     how long to try to reach the server
+    effort=N            search effort of an approximate index (`ef` of HNSW, `nprobe` of IVF, ...)
+
+A file can hold several collections: `milvus:///path/file.db/collection`. The server's token, if it needs one, is read
+from $SIMSEARCH_MILVUS_TOKEN, so that it does not appear in command lines or logs.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from simsearch.errors import UsageError
 SCHEME = "milvus://"
 PORT = 19530
 COLLECTION = "simsearch"
-"""The collection in a file where the address names none."""
+"""The default collection of a Milvus Lite file."""
 
 TIMEOUT = 6.0
-"""Seconds to try until a server counts as away."""
+"""Default number of seconds to try to reach a server."""
 
 TOKEN = "SIMSEARCH_MILVUS_TOKEN"
 _HINT = "milvus://HOST:PORT/COLLECTION, or milvus:///PATH/FILE.db"
@@ -32,7 +34,7 @@ _HINT = "milvus://HOST:PORT/COLLECTION, or milvus:///PATH/FILE.db"
 
 @dataclass(frozen=True)
 class MilvusAddress:
-    """host and port of a server, or the file of Milvus Lite; the collection in it; how to ask."""
+    """A collection, the server (host and port) or Milvus Lite file it is in, and options for requests."""
 
     collection: str
     host: str = ""
@@ -43,24 +45,24 @@ class MilvusAddress:
     effort: int | None = None
 
     def __str__(self) -> str:
-        """The address, without what only says how to ask."""
+        """The address without its options."""
         if self.file is not None:
             return f"{SCHEME}{self.file}" + ("" if self.collection == COLLECTION else f"/{self.collection}")
         return f"{SCHEME}{self.host}:{self.port}/{self.collection}"
 
     @property
     def uri(self) -> str:
-        """As pymilvus wants it."""
+        """The address of the server or file, for pymilvus."""
         return str(self.file) if self.file is not None else f"http://{self.host}:{self.port}"
 
     @property
     def server(self) -> str:
-        """As a person wants it."""
+        """The server or file, for messages."""
         return str(self.file) if self.file is not None else f"{self.host}:{self.port}"
 
 
 def is_address(index: str | os.PathLike[str]) -> bool:
-    """Whether an index is given by the address of a collection, not by a path."""
+    """Returns True if `index` is the address of a collection and not a path."""
     return os.fspath(index).startswith(SCHEME)
 
 
@@ -70,9 +72,9 @@ def parse_address(text: str) -> MilvusAddress:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise UsageError(f"{text!r} is no address: {error}", hint=_HINT) from None
+        raise UsageError(f"{text!r} is not a valid address: {error}", hint=_HINT) from None
     if not text.startswith(SCHEME) or parts.fragment or parts.username:
-        raise UsageError(f"{text!r} is no address of a Milvus collection", hint=_HINT)
+        raise UsageError(f"{text!r} is not the address of a Milvus collection", hint=_HINT)
     settings: dict[str, Any] = {}
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
         if key == "consistency" and value in {"bounded", "strong"}:
@@ -99,6 +101,6 @@ def parse_address(text: str) -> MilvusAddress:
 
 def _name(name: str, text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name):
-        what = f"{name!r} is no name of a collection" if name else "the collection is not named"
-        raise UsageError(f"{text!r}: {what}", hint="letters, digits and _, no digit first")
+        what = f"{name!r} is not a valid collection name" if name else "the name of the collection is missing"
+        raise UsageError(f"{text!r}: {what}", hint="letters, digits and _, not starting with a digit")
     return name

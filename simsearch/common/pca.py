@@ -1,4 +1,4 @@
-"""Principal components by a randomized method: seconds where an exact solver takes minutes at D = 4096.
+"""Principal components by a randomized method, which takes seconds at D = 4096; an exact solver takes minutes.
 
 Halko, Martinsson, Tropp: "Finding structure with randomness", SIAM Review 2011, algorithms 4.4 and 5.1.
 """
@@ -20,25 +20,25 @@ OVERSAMPLING, POWER_ITERATIONS = 16, 2
 
 @dataclass(frozen=True)
 class Projection:
-    """x -> (x - mean) @ axes. mean: (D,), axes: (D, d), orthonormal, so that no distance grows; both float32."""
+    """Projects x to (x - mean) @ axes. mean: (D,) float32; axes: (D, d) float32, orthonormal: no distance grows."""
 
     mean: NDArray[np.float32]
     axes: NDArray[np.float32]
 
     def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
-        """(n, D) features to (n, d)."""
+        """Projects (n, D) features to (n, d)."""
         x: Any = to_float32(features)
         x -= self.mean
         projected: NDArray[np.float32] = x @ self.axes
         return projected
 
     def first(self, dimensions: int) -> Projection:
-        """Onto the first so many axes alone."""
+        """Returns the projection onto the first `dimensions` axes."""
         return Projection(self.mean, np.ascontiguousarray(self.axes[:, :dimensions]))
 
 
 def fit_pca(sample: NDArray[np.floating], dimensions: int, seed: int = 0) -> Projection:
-    """The first `dimensions` principal components of a (n, D) sample; fewer if n or D is smaller."""
+    """Computes the first `dimensions` principal components of an (n, D) sample; fewer if n or D is smaller."""
     x = to_float32(sample)
     mean: NDArray[np.float32] = x.mean(0, dtype=np.float64).astype(np.float32)
     x -= mean
@@ -50,6 +50,6 @@ def fit_pca(sample: NDArray[np.floating], dimensions: int, seed: int = 0) -> Pro
         y = x @ (x.T @ np.linalg.qr(y)[0])
     basis = np.linalg.qr(y)[0]  # (n, width)
     _, _, axes = np.linalg.svd(basis.T @ x, full_matrices=False)
-    # Once more in float64: the axes' lengths bound how much a distance can grow.
+    # Orthonormalized again in float64: an axis longer than 1 would let distances grow.
     exact = np.linalg.qr(axes[:d].T.astype(np.float64))[0]
     return Projection(mean, np.ascontiguousarray(exact, np.float32))

@@ -1,12 +1,12 @@
-"""Progress of long work, as a callback."""
+"""Progress callbacks of long operations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total); total may grow while the work goes on."""
+"""Called with (done, total); total may grow during the operation."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """Report nothing."""
+    """Ignores progress."""

@@ -47,7 +47,7 @@ def spread(served: ReloadableIndex, count: int) -> list[int]:
 
     def read(engine: Engine) -> list[int]:
         with engine.reading() as reader:
-            found: list[int] = reader.spread(count)
+            found: list[int] = reader.sample_ids(count)
             return found
 
     return served.run(read)

@@ -1,4 +1,4 @@
-"""The principal components that an index's features are made with, in a file of its folder."""
+"""The file with the principal components that an index's features are projected on."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FILE = "components.safetensors"
 
 
 def write(folder: Folder, projection: Projection) -> str:
-    """Writes the components into an index's folder, durably in one step, and returns their SHA-256."""
+    """Writes the components to an index's folder, atomically and durably; returns the SHA-256 of the file."""
     data = safetensors.numpy.save({"mean": projection.mean, "axes": projection.axes})
     folder.write(FILE, data)
     return hashlib.sha256(data).hexdigest()
 
 
 def record(folder: Folder, model: Model) -> dict[str, Any]:
-    """What `meta.json` says of a model's descriptor, whose components are written first; empty without one."""
+    """Writes a model's components and returns its descriptor for `meta.json`; empty without one."""
     if not isinstance(model, DescriptorModel):
         return {}
     digest = {} if model.projection is None else {"components_sha256": write(folder, model.projection)}
@@ -35,7 +35,7 @@ def record(folder: Folder, model: Model) -> dict[str, Any]:
 
 
 def read(folder: Folder, sha256: str) -> Projection:
-    """The components of an index. Raises IndexDamagedError unless they are those that it was made with."""
+    """Reads the components of an index. Raises IndexDamagedError if the SHA-256 of the file differs."""
     path = folder.path / FILE
     try:
         data = folder.read(FILE)
@@ -43,13 +43,13 @@ def read(folder: Folder, sha256: str) -> Projection:
         raise IndexDamagedError(f"{path}: {error.strerror}") from error
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
-        raise IndexDamagedError(f"{path} has SHA-256 {found}, recorded was {sha256}")
+        raise IndexDamagedError(f"{path} has SHA-256 {found}, expected {sha256}")
     tensors = safetensors.numpy.load(data)
     return Projection(tensors["mean"], tensors["axes"])
 
 
 def of_meta(folder: Folder | None, meta: Meta) -> Projection | None:
-    """An index's components; None if its features have none. Raises IndexDamagedError."""
+    """Reads an index's components; None if its features have none. Raises IndexDamagedError."""
     digest = meta.descriptor.get("components_sha256")
     if digest is None:
         return None
@@ -59,7 +59,7 @@ def of_meta(folder: Folder | None, meta: Meta) -> Projection | None:
 
 
 def apply(model: Model, folder: Folder | None, meta: Meta) -> Model:
-    """The model that an index's features come from: `model`, or what the index's recipe makes of it."""
+    """Returns the model for an index's features: `model`, or a DescriptorModel on it. Raises IndexDamagedError."""
     base = model.base if isinstance(model, DescriptorModel) else model
     if not meta.descriptor:
         return base

@@ -1,8 +1,8 @@
-"""The items of an index in SQLite, whose commit is the index's commit.
+"""The items of an index in an SQLite database; a commit of the database is a commit of the index.
 
-Rows of features are written and synced first, then one transaction records the items that own them, so a process that
-dies at any moment leaves a state that was committed. Readers never wait: the database is in write-ahead-log mode and
-each operation sees one snapshot.
+Rows of features are written and synced first, then one transaction records their items, so a process that dies at any
+moment leaves a committed state. Readers never wait: the database is in write-ahead-log mode, and each operation sees
+one snapshot.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ CREATE TABLE IF NOT EXISTS failures (
 CREATE TABLE IF NOT EXISTS blocks (first INTEGER PRIMARY KEY, rows INTEGER NOT NULL, crc32 INTEGER NOT NULL);
 INSERT OR IGNORE INTO state VALUES ('rows', 0), ('generation', 0);
 """
-_ELSEWHERE = {
+_NOT_DAMAGE = {
     getattr(sqlite3, f"SQLITE_{name}") for name in ("CANTOPEN", "PERM", "AUTH", "FULL", "BUSY", "READONLY", "IOERR")
 }
-"""What SQLite says when not the file is at fault but the disk, its being full, or another process."""
+"""SQLite errors that are caused by the disk, permissions or another process, not by a damaged file."""
 
 _ATTEMPTS = 50
-"""Tries to open a database while files come and go around its folder."""
+"""Number of attempts to open a database while the parent of its folder changes."""
 
 _PENDING, _SHARED, _SHARED_BYTES = 0x40000000, 0x40000002, 510
-"""The bytes of its file that SQLite locks; see https://sqlite.org/src/file/src/os.h."""
+"""The byte ranges that SQLite locks; see https://sqlite.org/src/file/src/os.h."""
 
 _opening = threading.RLock()
-_held: Counter[tuple[int, int]] = Counter()
-"""How many objects of this process have connections to each file."""
+_open_counts: Counter[tuple[int, int]] = Counter()
+"""The number of `Database` objects in this process with connections to each file, by device and inode."""
 
 
 def _after_fork() -> None:
@@ -73,13 +73,13 @@ os.register_at_fork(after_in_child=_after_fork)
 
 @dataclass
 class Changes:
-    """What one transaction applies. Rows named by items must have been written to the shards before."""
+    """The changes of one transaction. The rows of new items must already be in the feature files."""
 
     inserted: list[Item] = field(default_factory=list)  # id 0: assigned here
     updated: list[Item] = field(default_factory=list)  # replaced as a whole, by id
     deleted: list[int] = field(default_factory=list)
     failed: list[tuple[int, str, str]] = field(default_factory=list)  # source, path, reason
-    cleared: list[tuple[int, str]] = field(default_factory=list)  # failures that are no more
+    cleared: list[tuple[int, str]] = field(default_factory=list)  # former failures
     blocks: list[tuple[int, int, int]] = field(default_factory=list)  # first row, rows, CRC-32
 
     def __bool__(self) -> bool:
@@ -87,13 +87,13 @@ class Changes:
 
 
 class Database:
-    """The database `items.sqlite`. Use from any number of threads; writing is for the holder of the writer lock.
+    """The database `items.sqlite`. Thread-safe; writing needs the writer lock.
 
-    SQLite opens files by path. Each connection therefore counts only if the file at that path is, before and after,
-    the one that was there when this object was made; see `_connect`.
+    SQLite opens files by path. A connection is therefore used only if, before and after opening, the file at that path
+    is the one that was there when this object was created; see `_connect`.
 
-    folder: the index's, held open; that of `path` unless given. shards: the feature files, of any epoch; each reader
-    is given those of its own.
+    folder: the open folder of the index; that of `path` by default.
+    shards: the feature files, of any epoch; each reader gets those of its epoch.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Database:
         self._writable = os.access(self._folder.through, os.W_OK)
         self._reserve: sqlite3.Connection | None = None
         if create:
-            with self._mapped(), contextlib.closing(self._connect()) as connection:
+            with self._translate_errors(), contextlib.closing(self._connect()) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
 
@@ -142,43 +142,43 @@ class Database:
             if connection.in_transaction:
                 connection.rollback()
             with self._lock:
-                reusable = self._writable and not self._closed  # without write access, blind to what others write
+                reusable = self._writable and not self._closed  # without write access, it would not see later commits
                 if reusable:
                     self._idle.append(connection)
             if not reusable:
                 connection.close()
 
     def hold(self) -> None:
-        """Keeps a connection in reserve, so that all can be read also when the file has been deleted.
+        """Opens a reserve connection, so that everything stays readable after the file has been deleted.
 
-        It can only read. Therefore SQLite, which deletes a log by its path when the last connection is closed, never
-        does so here, where the log of another index may have come to that path; `close` sees to it instead.
+        It is read-only: on closing the last writable connection, SQLite deletes the log by path, where the log of
+        another index may be by then. `close` deletes the log instead.
         """
-        with self._mapped(), _opening:
+        with self._translate_errors(), _opening:
             if self._reserve is None:
                 self._reserve = self._connect("ro")
-                _held[self._file.identity] += 1
+                _open_counts[self._file.identity] += 1
 
     def _connect(self, mode: str = "rw") -> sqlite3.Connection:
-        """A connection to the file that was there when this object was made, or to a copy of it if that is gone.
+        """Connects to the file that was there when this object was created, or to a copy of it if it was deleted.
 
-        SQLite resolves every link in a path before it opens it, `/proc/self/fd/N` as well, and finds the log by the
-        same path. So it is looked up where the folder is now, and looked again once all files are open: a connection
-        counts only if the folder has not moved in between. Connections are opened one at a time, since SQLite shares
-        what it knows of a log among those of a process.
+        SQLite resolves all links in a path before opening it, even `/proc/self/fd/N`, and finds the log by the same
+        path. The current path of the folder is therefore determined before opening and checked once all files are open;
+        the connection is used only if the folder has not moved in between. Connections are opened one at a time, since
+        the connections of a process share SQLite's state of a log.
 
-        mode: "ro" for the first of a process, which in closing cannot move a log of another file into this one.
+        mode: "ro" for the first connection of a process, which on closing cannot apply the log of another file.
         """
         failure: sqlite3.Error | None = None
         with _opening:
             for attempt in range(_ATTEMPTS):
-                before = self._place()
+                before = self._current_file()
                 if before is None:
                     break
                 connection = None
                 try:
                     connection = self._open(before[0], mode)
-                    if self._place() != before:  # before any log is opened
+                    if self._current_file() != before:  # before any log is opened
                         connection.close()
                         continue
                     connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log as well
@@ -186,34 +186,34 @@ class Database:
                 except sqlite3.Error as error:
                     if connection is not None:
                         connection.close()
-                    if self._place() == before and attempt:
+                    if self._current_file() == before and attempt:
                         raise
                     failure = error
                     continue
-                now = self._place()
+                now = self._current_file()
                 if now == before or (attempt == _ATTEMPTS - 1 and now is not None and now[0] == before[0]):
                     return connection
                 connection.close()
-        if failure is not None and self._place() is not None:
+        if failure is not None and self._current_file() is not None:
             raise failure
         return self._connect_to_copy()
 
-    def _place(self) -> tuple[Path, object] | None:
-        """Where the file is now, and what changes when its folder is moved, even there and back; None if it is gone."""
+    def _current_file(self) -> tuple[Path, object] | None:
+        """Returns the file's path and a value that changes if its folder moves; None if it was deleted."""
         folder = self._folder.current_path()
         if folder is None or identity_of(folder / self.path.name) != self._file.identity:
             return None
         return folder / self.path.name, self._folder.moves(folder)
 
     def _open(self, path: Path, mode: str) -> sqlite3.Connection:
-        # Without write access SQLite cannot make the files that readers share with writers, and need not: where they
-        # are missing, nobody is writing.
+        # Without write access SQLite cannot create the files that readers share with writers. They are not needed: if
+        # they are missing, there is no writer.
         alone = not self._writable and not path.with_name(path.name + "-wal").exists()
         name = "file:" + _quote(path) + ("?immutable=1" if alone else f"?mode={mode}")
         return sqlite3.connect(name, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
 
     def _connect_to_copy(self) -> sqlite3.Connection:
-        """A connection to a copy of the deleted file, which the connection in reserve still reads."""
+        """Connects to a copy of the deleted file, made by the reserve connection. Raises IndexReplacedError."""
         with self._lock:
             if self._reserve is None:
                 raise IndexReplacedError(
@@ -230,21 +230,21 @@ class Database:
         return sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
 
     @contextlib.contextmanager
-    def _mapped(self) -> Iterator[None]:
-        """SQLite's errors as ours. Its message about a damaged schema need not be UTF-8."""
+    def _translate_errors(self) -> Iterator[None]:
+        """Translates SQLite's errors. Its message about a damaged schema may not be valid UTF-8."""
         try:
             yield
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
             denied = code & 0xFF != sqlite3.SQLITE_CANTOPEN or not os.access(self.path, os.R_OK)
-            if code & 0xFF in _ELSEWHERE and denied and code != sqlite3.SQLITE_IOERR_SHORT_READ:
+            if code & 0xFF in _NOT_DAMAGE and denied and code != sqlite3.SQLITE_IOERR_SHORT_READ:
                 raise SimsearchError(f"{self.path} cannot be used: {error}") from error
             raise IndexDamagedError(f"{self.path}: {error}") from error
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Reader]:
-        """One snapshot of the database, and the feature files that belong to it."""
-        with self._mapped():
+        """Opens a reader on one snapshot of the database and its feature files."""
+        with self._translate_errors():
             while True:
                 with self._connection() as connection:
                     connection.execute("BEGIN")
@@ -254,7 +254,7 @@ class Database:
                         return
 
     def _attach(self, reader: Reader) -> bool:
-        """Gives a reader its feature files; False if a compaction has deleted them before they could be opened."""
+        """Sets the feature files of a reader; returns False if a compaction deleted them before they were opened."""
         if self._shards is None:
             return True
         epoch, rows = reader.epoch(), reader.state("rows")
@@ -264,11 +264,11 @@ class Database:
             reader.shards = self._shards
             if reader.shards.hold(rows):
                 return True
-        with self._connection() as connection:  # a later snapshot; if it has the same epoch, the files are damaged
+        with self._connection() as connection:  # same epoch in a later snapshot: the files are damaged
             return Reader(connection, self.path).epoch() == epoch
 
     def close(self) -> None:
-        """Closes all idle connections; no more are opened."""
+        """Closes all idle connections. The database cannot be used afterwards."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -281,24 +281,24 @@ class Database:
                 connection.close()
             if reserve is not None:
                 reserve.close()
-                _held[self._file.identity] -= 1
-                if self._writable and not _held[self._file.identity]:
-                    del _held[self._file.identity]
+                _open_counts[self._file.identity] -= 1
+                if self._writable and not _open_counts[self._file.identity]:
+                    del _open_counts[self._file.identity]
                     self._delete_log()
         if copy is not None:
             copy[0]()
 
     def _empty_log(self, connection: sqlite3.Connection) -> None:
-        """Moves what the log holds into the database, unless others are using it."""
+        """Applies the log to the database, unless other processes use it."""
         with contextlib.suppress(OSError, sqlite3.Error):
             if self._folder.stat(self.path.name + "-wal").st_size:
                 connection.execute("PRAGMA busy_timeout = 0")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _delete_log(self) -> None:
-        """Deletes an empty log if nobody else has the database open, in the folder that is held open.
+        """Deletes an empty log in the open folder if no other process has the database open.
 
-        The lock is SQLite's exclusive one, which it takes itself before it deletes a log.
+        Takes SQLite's exclusive lock, as SQLite itself does before it deletes a log.
         """
         log, index = self.path.name + "-wal", self.path.name + "-shm"
         with contextlib.suppress(OSError):
@@ -312,15 +312,15 @@ class Database:
                     self._folder.unlink(index)
 
     def content(self, digest: bytes) -> tuple[int, int, int] | None:
-        """For a file's SHA-256, the row of its features and the image's width and height, as last committed."""
-        with self._mapped(), self._connection() as connection:
+        """Returns (row, width, height) of an image by the SHA-256 of its file; None if it is not in the index."""
+        with self._translate_errors(), self._connection() as connection:
             return Reader(connection, self.path).content(digest)
 
     # -- writing
 
     def apply(self, changes: Changes) -> None:
-        """Commits `changes` as a whole, durably."""
-        with self._mapped(), self._connection() as connection:
+        """Commits `changes` in one durable transaction."""
+        with self._translate_errors(), self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("DELETE FROM items WHERE id = ?", [(number,) for number in changes.deleted])
             connection.executemany(
@@ -350,11 +350,11 @@ class Database:
     def renumber(
         self, rows: Iterable[tuple[int, int]], blocks: Sequence[tuple[int, int, int]], total: int, epoch: int
     ) -> None:
-        """Commits the result of a compaction: the feature files of `epoch`, which hold `total` rows.
+        """Commits a compaction: the feature files of `epoch`, with `total` rows.
 
-        rows: for each item that moves, its new row and its id, by ascending row. blocks: as in `Changes`, all of them.
+        rows: (new row, id) of each item that moves, by ascending row. blocks: all blocks, as in `Changes`.
         """
-        with self._mapped(), self._connection() as connection:
+        with self._translate_errors(), self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("UPDATE items SET row = ? WHERE id = ?", rows)
             connection.execute("DELETE FROM blocks")
@@ -367,12 +367,12 @@ class Database:
     def add_source(
         self, kind: str, root: str, index: Path, options: dict[str, Any], absorbed: Sequence[tuple[int, str]] = ()
     ) -> SourceRow:
-        """Finds or records a source, with the options last given for it.
+        """Records a source and its options, or updates those of a recorded one; returns it.
 
-        absorbed: narrower sources whose items become its own, each with the relative path between their roots.
+        absorbed: (source, path relative to `root`) of narrower sources whose items are moved to this one.
         """
         relative = os.path.relpath(root, index) if os.path.isabs(root) else root
-        with self._mapped(), self._connection() as connection:
+        with self._translate_errors(), self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
                 "INSERT INTO sources (kind, root, relative, options) VALUES (?,?,?,?)"
@@ -388,8 +388,8 @@ class Database:
         return SourceRow(found[0], kind, root, relative, options)
 
     def relocate(self, source: int, root: str, index: Path) -> None:
-        """Points a source to where its images are now."""
-        with self._mapped(), self._connection() as connection:
+        """Changes the root of a source. Raises UsageError if another source has it."""
+        with self._translate_errors(), self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
             try:
@@ -403,7 +403,7 @@ class Database:
 
     def forget(self, number: int) -> None:
         """Removes a source that no item belongs to."""
-        with self._mapped(), self._connection() as connection:
+        with self._translate_errors(), self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("DELETE FROM failures WHERE source = ?", (number,))
             connection.execute(
@@ -414,7 +414,7 @@ class Database:
 
 
 def _absorb(connection: sqlite3.Connection, narrow: int, broad: int, prefix: str) -> None:
-    """Hands the items of a source inside another one to it."""
+    """Moves the items of a source to another one that contains it."""
     start = os.fsencode(prefix + "/")
     for table in ("items", "failures"):
         connection.execute(

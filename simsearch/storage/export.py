@@ -1,4 +1,4 @@
-"""Handing the features on: NumPy for everybody, Parquet for data frames and databases."""
+"""Export of features and items: NumPy and JSON lines, or Parquet for data frames and databases."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _ROWS = 2048
 
 
 def export_npy(index: OpenIndex, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
-    """Writes `features.npy` (N, D) float32 and, row by row, `items.jsonl`; returns N.
+    """Writes `features.npy`, (N, D) float32, and `items.jsonl`, one line per row; returns N.
 
-    Rows are in the order of the ids. Each file appears under its name only when it is complete. float32 holds the
-    stored float16 values exactly.
+    Rows are sorted by id. Files appear under their names only when they are complete. The float32 values equal the
+    stored float16 values. Raises UsageError if the folder cannot be written.
     """
     partial, listing = folder / ".features.npy.partial", folder / ".items.jsonl.partial"
     try:
@@ -52,7 +52,7 @@ def export_npy(index: OpenIndex, folder: Path, progress: Callable[[int, int], No
         os.replace(listing, folder / "items.jsonl")
     except OSError as error:
         raise UsageError(f"cannot export to {folder}: {error.strerror}") from error
-    finally:  # what an interruption leaves would only fill the disk
+    finally:  # incomplete files are useless
         _discard(partial, listing)
     return len(rows)
 
@@ -60,9 +60,9 @@ def export_npy(index: OpenIndex, folder: Path, progress: Callable[[int, int], No
 def export_parquet(
     index: OpenIndex, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> int:
-    """Writes `items.parquet`, a row an item by id, and returns N.
+    """Writes `items.parquet`, one row per item, sorted by id; returns the number of items.
 
-    Columns: id, path, label, metadata (JSON), features (a list of D float16 values, as the index keeps them).
+    Columns: id, path, label, metadata (JSON), features (a list of D float16 values, as stored).
     Raises MissingExtraError without pyarrow. The file appears under its name only when it is complete.
     """
     try:

@@ -1,11 +1,11 @@
-"""The features on disk: append-only float16 files, the only copy that an index keeps.
+"""The features on disk: append-only float16 files, the only copy in an index.
 
-Row r lies in file r // rows_per_shard. Each file begins with a page that says what it is; after it the rows follow
-without gaps, little-endian. A writer appends and syncs, then commits in SQLite how many rows there are; what lies
-beyond that is left from an interrupted write and is overwritten by the next one. Readers map the files.
+Row r is in file r // rows_per_shard. Each file starts with a header page, followed by the rows without gaps,
+little-endian. A writer appends and syncs rows, then commits the number of rows in SQLite; rows beyond that number are
+left over from an interrupted write, and the next write overwrites them. Readers map the files.
 
-`compact` writes the files anew, under names that carry the next epoch, and deletes the old ones after its commit; a
-name is never used again. What a reader of an earlier epoch has open stays readable to it.
+`compact` rewrites the files under names with the next epoch number, and deletes the old ones after its commit; names
+are never reused. Files that a reader of an earlier epoch has open stay readable.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ PREAMBLE = 4096
 
 ROWS_PER_SHARD = 8192
 
-"""64 MiB at D = 4096: small enough that one query is shared among the cores file by file."""
+"""64 MiB at D = 4096: small enough to split one query among the cores by file."""
 
 _MAGIC = b"simsearch features\n"
 
 _DESCRIPTORS = 6
 
-"""Files open at once for each shard: held, read and mapped, of a snapshot and of the next one."""
+"""Open descriptors per shard: kept open, read and mapped, for a snapshot and the next one."""
 
 
 def allow_files(count: int) -> None:
-    """Lets the process have so many files open, as far as it may."""
+    """Raises the open-file soft limit to `count`, at most to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -58,7 +58,7 @@ def allow_files(count: int) -> None:
 class FeatureFiles:
     """The feature files of one index in one epoch. Reading is safe for several threads.
 
-    folder: what they lie in, which is held open, so that files of another index at its path are never read or written.
+    folder: kept open, so that files of another index at the same path are never read or written.
     dimension: D.
     """
 
@@ -73,7 +73,7 @@ class FeatureFiles:
         self._held_rows = 0
 
     def at(self, epoch: int) -> FeatureFiles:
-        """The files of another epoch."""
+        """Returns the files of another epoch."""
         return FeatureFiles(self.folder, self.dimension, self.rows_per_shard, epoch)
 
     def name(self, shard: int) -> str:
@@ -81,13 +81,13 @@ class FeatureFiles:
         return f"{shard:06d}.{self.epoch}.f16" if self.epoch else f"{shard:06d}.f16"
 
     def path(self, shard: int) -> Path:
-        """Where a file was when the folder was opened, for messages."""
+        """The path of a file when the folder was opened, for messages."""
         return self.folder.path / self.name(shard)
 
     def hold(self, rows: int) -> bool:
-        """Opens the files of the first `rows` rows, which can then be read when `compact` has deleted them.
+        """Opens the files of the first `rows` rows, so that they stay readable after `compact` has deleted them.
 
-        False if one cannot be opened. Where the process may not have so many files open, none are held.
+        Returns False if a file cannot be opened. If the process runs into its open-file limit, none are kept open.
         """
         if rows <= self._held_rows:
             return True
@@ -105,7 +105,7 @@ class FeatureFiles:
         return True
 
     def open(self, shard: int) -> int:
-        """A descriptor of a file, for reading by position or mapping; the caller closes it. Raises OSError."""
+        """Opens a file for reading; returns the descriptor, which the caller closes. Raises OSError."""
         try:
             return self.folder.open(self.name(shard))
         except FileNotFoundError:
@@ -124,7 +124,7 @@ class FeatureFiles:
     def write(self, first: int, features: NDArray[np.float16]) -> int:
         """Writes (n, D) float16 at row `first`, syncs, and returns the CRC-32 of the bytes.
 
-        Raises SimsearchError if the disk does not take them.
+        Raises SimsearchError if they cannot be written.
         """
         data = np.ascontiguousarray(features, dtype="<f2")
         done, checksum = 0, 0
@@ -139,8 +139,8 @@ class FeatureFiles:
         return checksum
 
     def _write(self, shard: int, start: int, data: bytes) -> None:
-        """Puts bytes from row `start` of a file on and syncs it."""
-        # Only the first row makes a file: one that is gone must not come back without the rows it had.
+        """Writes bytes to a file, beginning at row `start`, and syncs it."""
+        # Only row 0 creates the file: a deleted file must not be recreated without its earlier rows.
         descriptor = self.folder.open(self.name(shard), os.O_RDWR | (os.O_CREAT if start == 0 else 0))
         with open(descriptor, "r+b", buffering=0) as file:
             if start == 0:
@@ -159,7 +159,7 @@ class FeatureFiles:
         return (_MAGIC + json.dumps(facts).encode() + b"\n").ljust(PREAMBLE, b"\0")
 
     def map(self, shard: int, rows: int) -> NDArray[np.float16]:
-        """The first `rows` rows of a file, mapped read-only: (rows, D) float16. Raises IndexDamagedError."""
+        """Maps the first `rows` rows of a file read-only: (rows, D) float16. Raises IndexDamagedError."""
         path, length = self.path(shard), PREAMBLE + rows * self.row_bytes
         try:
             descriptor = self.open(shard)
@@ -175,7 +175,7 @@ class FeatureFiles:
         return np.frombuffer(mapped, "<f2", rows * self.dimension, PREAMBLE).reshape(rows, self.dimension)
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The given rows, in that order: (n, D) float16."""
+        """Reads the given rows, in this order: (n, D) float16. Raises IndexDamagedError."""
         out = np.empty((len(rows), self.dimension), np.float16)
         shards = rows // self.rows_per_shard
         for shard in np.unique(shards):
@@ -185,7 +185,7 @@ class FeatureFiles:
         return out
 
     def checksum(self, first: int, count: int) -> int:
-        """The CRC-32 of `count` rows from row `first`."""
+        """Computes the CRC-32 of `count` rows, beginning at row `first`. Raises IndexDamagedError."""
         value = 0
         for shard, start, stop in self.spans(first, first + count):
             rows = self.map(shard, stop)
@@ -194,7 +194,7 @@ class FeatureFiles:
         return value
 
     def check_preamble(self, shard: int) -> str | None:
-        """What is wrong with a file's first page, or None."""
+        """Returns a description of the problem with a file's header page, or None. Raises OSError."""
         descriptor = self.open(shard)
         try:
             page = os.pread(descriptor, PREAMBLE, 0)

@@ -31,12 +31,12 @@ _SQL = {"=": "IS", "!=": "IS NOT", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "
 _OPERATORS = "operators: = != < > <= >= and ~ for a glob"
 
 Where = Mapping[str, Any] | Iterable[str]
-"""What `Engine.search(where=...)` takes: {"label": "cat"}, or conditions as on the command line."""
+"""The type of `where` in `Engine.search`: {"label": "cat"}, or conditions as on the command line."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """`field operator value`. A field that is no column of the items is looked up in the metadata."""
+    """`field operator value`. A field that is not a column is looked up in the metadata."""
 
     field: str
     operator: str
@@ -44,7 +44,7 @@ class Condition:
 
     @classmethod
     def parse(cls, clause: str) -> Condition:
-        """Reads one `--filter`. Raises UsageError."""
+        """Parses the argument of one `--filter`. Raises UsageError."""
         match = _SYNTAX.fullmatch(clause)
         if not match:
             raise UsageError(f"filter {clause!r} is not FIELD=VALUE", hint=_OPERATORS)
@@ -53,7 +53,7 @@ class Condition:
         return cls(match[1], match[2], match[3])
 
     def sql(self) -> tuple[str, list[Any]]:
-        """An SQL expression over the table `items`, and its parameters."""
+        """Returns an SQL expression over the table `items`, and its parameters."""
         parameters: list[Any] = []
         column = _COLUMNS.get(self.field)
         if column is None:
@@ -61,7 +61,7 @@ class Condition:
             column = "json_extract(metadata, ?)"
             parameters.append(f'$."{name}"')
         operator = _SQL[self.operator]
-        if self.field == "path":  # as stored or as printed; may hold bytes that are no UTF-8, which only a BLOB can
+        if self.field == "path":  # as stored or as printed; paths that are not UTF-8 need a BLOB
             either = " OR ".join(f"{path} {_SQL[self.operator.lstrip('!')]} CAST(? AS TEXT)" for path in _PATHS)
             negation = "NOT " if self.operator == "!=" else ""
             return f"{negation}({either})", [os.fsencode(str(self.value))] * len(_PATHS)
@@ -81,7 +81,7 @@ class Condition:
 
 
 def conditions(where: Where | None) -> list[Condition]:
-    """Reads either form of `where`; all conditions must hold."""
+    """Parses either form of `where`; an item must meet all conditions. Raises UsageError."""
     if where is None:
         return []
     if isinstance(where, str):
@@ -92,12 +92,12 @@ def conditions(where: Where | None) -> list[Condition]:
                 raise UsageError(f"filter {field!r}: {value!r} is neither text nor a number")
         return [Condition(str(field), "=", value) for field, value in where.items()]
     if not isinstance(where, Iterable):
-        raise UsageError(f"{where!r} is no list of conditions")
+        raise UsageError(f"{where!r} is not a list of conditions")
     return [Condition.parse(str(clause)) for clause in where]
 
 
 def as_number(value: Any) -> float | int | None:
-    """The number that a value is or spells, as SQLite can hold it."""
+    """Converts a value to a number that SQLite can store; None if it is not one."""
     if value in ("true", "false"):  # as SQLite reads them from JSON
         return int(value == "true")
     if not isinstance(value, int | float | str):
@@ -113,5 +113,5 @@ def as_number(value: Any) -> float | int | None:
 
 
 def replace_surrogates(value: str) -> str:
-    """A label taken from a file name may hold bytes that are no UTF-8, which a TEXT column cannot."""
+    """Replaces surrogates: they stand for bytes in a file name that are not UTF-8, which TEXT cannot store."""
     return _SURROGATES.sub("\ufffd", value)

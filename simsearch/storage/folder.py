@@ -1,6 +1,6 @@
-"""A folder that is held open, so that its files are reached through its descriptor and never again by its path.
+"""A folder that is kept open, so that its files are accessed through its descriptor and not by path.
 
-Whatever is put at the path later, by a rename or a new build, is another folder: nothing here reads or writes it.
+Another folder that comes to the same path later, by a rename or a new build, is never read or written.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 class Folder:
     """An open folder. Safe for several threads.
 
-    path: as the caller names it, for messages. descriptor: None for a folder that is missing, each file of which is
-    missing, too.
+    path: for messages.
+    descriptor: None for a missing folder; opening a file in it raises FileNotFoundError.
     """
 
     def __init__(self, path: Path, descriptor: int | None) -> None:
@@ -33,7 +33,7 @@ class Folder:
         return cls(path, os.open(path, _FLAGS))
 
     def child(self, name: str, create: bool = False) -> Folder:
-        """A folder in this one; one that is missing, unless it is created, gives a `Folder` without files."""
+        """Opens a subfolder; a missing one, unless it is created, is a `Folder` without files. Raises OSError."""
         if create:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, dir_fd=self.descriptor)
@@ -57,14 +57,14 @@ class Folder:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Device and inode, which no other folder can have while this one is open; zeros if it is missing."""
+        """Device and inode, unique while the folder is open; zeros if it is missing."""
         if self._descriptor is None:
             return 0, 0
         facts = os.fstat(self._descriptor)
         return facts.st_dev, facts.st_ino
 
     def current_path(self) -> Path | None:
-        """Where the folder is now; None if it is gone, or if the system cannot tell where it was moved to."""
+        """Returns the current path of the folder; None if it was deleted or cannot be found."""
         if identity_of(self.place) == self.identity:
             return self.place
         with contextlib.suppress(OSError):
@@ -74,9 +74,9 @@ class Folder:
         return None
 
     def moves(self, path: Path) -> tuple[int, ...]:
-        """Numbers that change when the folder at `path`, or the link to it, is renamed: at least one of them.
+        """Returns numbers of which at least one changes when the folder at `path`, or the link to it, is renamed.
 
-        They change more often than that, with every file that comes or goes beside it.
+        They also change whenever a file is created or deleted next to it.
         """
         found: list[int] = []
         for each in dict.fromkeys((path.parent, self.place.parent)):
@@ -90,7 +90,7 @@ class Folder:
     def through(self) -> Path:
         """A path that leads through the descriptor, for libraries that open files themselves.
 
-        Where the system has none (Linux has), the path at which the folder is now. Raises FileNotFoundError.
+        On systems without /proc, the current path of the folder. Raises FileNotFoundError.
         """
         path = Path(f"/proc/self/fd/{self.descriptor}")
         if identity_of(path) == self.identity:
@@ -103,14 +103,14 @@ class Folder:
     # -- files
 
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
-        """A descriptor of a file, which the caller closes. Raises OSError."""
+        """Opens a file; returns the descriptor, which the caller closes. Raises OSError."""
         return os.open(name, flags | os.O_CLOEXEC, 0o666, dir_fd=self.descriptor)
 
     def stat(self, name: str) -> os.stat_result:
         return os.stat(name, dir_fd=self.descriptor)
 
     def exists(self, name: str) -> bool:
-        """True if there is a file or folder of that name."""
+        """Returns True if there is a file or folder with this name."""
         try:
             self.stat(name)
         except OSError:
@@ -118,7 +118,7 @@ class Folder:
         return True
 
     def names(self) -> list[str]:
-        """The names of all files and folders. Raises OSError."""
+        """Returns the names of all files and folders. Raises OSError."""
         descriptor = self.open(".", os.O_RDONLY | os.O_DIRECTORY)
         try:
             return os.listdir(descriptor)
@@ -126,12 +126,12 @@ class Folder:
             os.close(descriptor)
 
     def read(self, name: str) -> bytes:
-        """The content of a file. Raises OSError."""
+        """Returns the content of a file. Raises OSError."""
         with open(self.open(name), "rb") as file:
             return file.read()
 
     def write(self, name: str, data: bytes) -> None:
-        """Leaves all of `data` under a name, durably, or what was there before. Raises OSError."""
+        """Replaces a file by `data`, atomically and durably. Raises OSError."""
         partial = f".{name}.partial"
         with open(self.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
             file.write(data)
@@ -150,14 +150,14 @@ class Folder:
             os.unlink(name, dir_fd=self.descriptor)
 
     def remove(self, name: str) -> None:
-        """Deletes a file, or a folder with all that is in it. Raises OSError."""
+        """Deletes a file, or a folder with its content. Raises OSError."""
         if stat.S_ISDIR(os.stat(name, dir_fd=self.descriptor, follow_symlinks=False).st_mode):
             shutil.rmtree(name, dir_fd=self.descriptor)
         else:
             os.unlink(name, dir_fd=self.descriptor)
 
     def sync(self) -> None:
-        """Makes the names of new files survive a power failure. Raises OSError."""
+        """Syncs the folder to disk, so that new file names survive a power failure. Raises OSError."""
         descriptor = self.open(".", os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -165,7 +165,7 @@ class Folder:
             os.close(descriptor)
 
     def pin(self, name: str) -> Pinned:
-        """Keeps hold of a file's identity. Raises OSError."""
+        """Pins a file, so that its inode is not reused. Raises OSError."""
         flag = getattr(os, "O_PATH", None)
         if flag is None:
             facts = self.stat(name)
@@ -176,9 +176,9 @@ class Folder:
 
 
 class Pinned:
-    """A file that keeps its inode, so that no other file can come to have the same, while this object lives.
+    """A file whose inode is not reused by another file during the lifetime of this object.
 
-    The descriptor is opened by O_PATH: closing another kind would drop the locks that SQLite has on the file.
+    The descriptor is opened with O_PATH: closing any other kind would drop SQLite's locks on the file.
     """
 
     def __init__(self, identity: tuple[int, int], descriptor: int | None) -> None:
@@ -188,7 +188,7 @@ class Pinned:
 
 
 def identity_of(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Device and inode of what is at a path; zeros where there is nothing."""
+    """Returns the device and inode of the file or folder at a path; zeros if there is none."""
     try:
         facts = os.stat(path)
     except OSError:

@@ -1,7 +1,7 @@
-"""An open index: its folder, its database, its feature files, and what `meta.json` says of it.
+"""An open index: its folder, database, feature files and `meta.json`.
 
-All of it is opened once, relative to the folder that was at the path then. So an index that is removed, renamed or
-replaced while it is open is still read whole, and nothing is ever written into the one that took its place.
+Everything is opened once, relative to the folder that is at the path at that time. An index that is removed, renamed or
+replaced while it is open can still be read completely, and nothing is written to the index that replaced it.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ if TYPE_CHECKING:
 DATABASE = "items.sqlite"
 
 WORK_FOLDER = "work"
-"""In an index's `derived/`: the files of a build by a cluster."""
+"""Subfolder of an index's `derived/` for the files of a cluster build."""
 
 Identity = tuple[int, ...]
 """Device and inode of an index's folder, of its feature folder, and of its database."""
 
 _FIXED = "created", "model", "weights_sha256", "recipe", "dimension", "rows_per_shard", "features", "descriptor"
-"""The facts of `meta.json` that no writer changes."""
+"""The fields of `meta.json` that never change."""
 
 
 class Index:
-    """An open index. Safe for many threads; what other processes commit is seen by the next `reading`.
+    """An open index. Thread-safe; each `reading` sees the latest commit of any process.
 
-    path: the folder. roots: where sources are now, by their recorded root; "" stands for the only one.
+    path: the folder. roots: current locations of sources, by recorded root; "" is the only source.
     Raises IndexNotFoundError, IndexDamagedError, UsageError.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, roots: Mapping[str, str] | None = None) -> None:
         if is_address(path):
             raise UsageError(
-                f"{os.fspath(path)} is no index on disk",
-                hint="a collection is read by the verbs that search, and written by `push`",
+                f"{os.fspath(path)} is not an index on disk",
+                hint="collections can be searched, and are written by `push`",
             )
         self.path, self.roots = Path(path), dict(roots or {})
         with contextlib.ExitStack() as opened:
             try:
                 self.folder = Folder.at(self.path)
             except OSError as error:
-                Meta.read(self.path)  # which says what is the matter
-                raise IndexNotFoundError(f"there was no index at {self.path} for a moment") from error
+                Meta.read(self.path)  # raises an error with the cause
+                raise IndexNotFoundError(f"the index {self.path} was being replaced") from error
             opened.callback(self.folder.close)
             self.meta = Meta.read(self.folder)
             read = self._meta_file()
@@ -78,12 +78,12 @@ class Index:
             with self.reading() as reader:
                 reader.state("rows")
                 source_roots.check(self.roots, reader.sources())
-            if self._meta_file() != read:  # brought up to date meanwhile, or that of another index in this very folder
+            if self._meta_file() != read:  # updated meanwhile, or from another index in the same folder
                 self._check_meta()
             opened.pop_all()
 
     def _meta_file(self) -> tuple[int, int] | None:
-        """What tells one `meta.json` in the folder from the next."""
+        """Returns values that change when `meta.json` is replaced; None if it is missing."""
         try:
             facts = self.folder.stat("meta.json")
         except OSError:
@@ -107,7 +107,7 @@ class Index:
         self.close()
 
     def close(self) -> None:
-        """Lets go of files. The index cannot be used afterwards."""
+        """Closes all files. The index cannot be used afterwards."""
         self.database.close()
         with self._lock:
             (_, sources), self._sources = self._sources, (-1, Sources())
@@ -117,7 +117,7 @@ class Index:
     # -- reading
 
     def reading(self) -> contextlib.AbstractContextManager[Reader]:
-        """One snapshot of the database, and the feature files that belong to it."""
+        """Opens a reader on one snapshot of the database and its feature files."""
         return self.database.reading()
 
     def __len__(self) -> int:
@@ -132,21 +132,21 @@ class Index:
 
     @property
     def feature_files(self) -> FeatureFiles:
-        """The feature files as last committed. Those that belong to a reader are `reader.shards`."""
+        """The feature files of the last commit; `reader.shards` are those of a reader."""
         with self.reading() as reader:
             return reader.shards
 
     @property
     def derived(self) -> Path:
-        """The folder of files that can be made again. A path for libraries, which leads to this index and no other."""
+        """The folder of files that can be regenerated, as a path that always leads to this index."""
         return self.folder.through / "derived"
 
     def root_of(self, row: SourceRow) -> str:
-        """Where a source is: as given by `roots`, where it was, or where it would be had it moved with the index."""
+        """Returns the location of a source: as given by `roots`, as recorded, or moved along with the index."""
         return source_roots.of(row, self.roots, self.path)
 
     def sources(self, reader: Reader) -> Sources:
-        """The index's sources by number, as of the reader's snapshot; containers that are open stay so."""
+        """Returns the sources by number, as of the reader's snapshot; open containers stay open."""
         generation = reader.state("generation")
         with self._lock:
             if self._sources[0] != generation:
@@ -159,7 +159,7 @@ class Index:
             return self._sources[1]
 
     def info(self) -> dict[str, Any]:
-        """What is in the index, as plain JSON values."""
+        """Describes the index in plain JSON values."""
         with self.reading() as reader:
             opened = self.sources(reader)
             counts = reader.counts()
@@ -188,13 +188,12 @@ class Index:
                 ],
             }
 
-    # -- what `meta.json` says
+    # -- meta.json
 
     def refresh(self) -> None:
-        """Reads `meta.json` again, which other processes bring up to date.
+        """Reads `meta.json` again, for updates by other processes.
 
-        That of another index, put into this one's folder, is not taken over; nor is it an error that there is none
-        any more, where the index is no longer at its path.
+        A file of another index is ignored; a missing file is an error only if the index is still at its path.
         """
         try:
             meta = Meta.read(self.folder)
@@ -206,31 +205,31 @@ class Index:
             self.meta = meta
 
     def write_meta(self, meta: Meta) -> None:
-        """Replaces `meta.json` in one durable step; for the holder of the writer lock. Raises IndexReplacedError."""
-        self.check_in_place()  # another index may lie in this very folder
+        """Replaces `meta.json` atomically and durably; needs the writer lock. Raises IndexReplacedError."""
+        self.check_in_place()  # the folder may contain another index by now
         meta.write(self.folder)
         self.meta = meta
 
     # -- writing
 
     def identity_now(self) -> Identity | None:
-        """The identity of the index that is now at the path; None where there is none, or half of one."""
+        """Returns the identity of the index that is now at the path; None if there is none or it is incomplete."""
         return identity_at(self.folder.place)
 
     def check_in_place(self) -> None:
-        """Raises IndexReplacedError if the index that is open is no longer the one at its path."""
+        """Raises IndexReplacedError if the open index is no longer at its path."""
         if self.identity_now() != self.identity:
             raise IndexReplacedError(
                 f"the index {self.path} was removed or replaced while it was open",
-                hint="open it again; nothing was written into the index that is there now",
+                hint="open it again; nothing was written to the index that is there now",
             )
 
     @contextlib.contextmanager
     def writing(self, patience: float = 0.0) -> Iterator[None]:
         """Holds the writer lock, which the system releases when the process dies.
 
-        patience: seconds to wait for another writer. Raises IndexLockedError, and IndexReplacedError where the index
-        is not, or at the end is no longer, the one at its path; then what was written went into the one that was open.
+        patience: seconds to wait for another writer. Raises IndexLockedError, or IndexReplacedError if the
+        index is not at its path, at the beginning or at the end; anything written has then gone to the open index.
         """
         try:
             self.check_in_place()
@@ -240,12 +239,12 @@ class Index:
             self.check_in_place()
         except IndexReplacedError:
             raise
-        except (SimsearchError, OSError):  # which may come from its having been taken away
+        except (SimsearchError, OSError):  # possibly because the index was removed
             self.check_in_place()
             raise
 
     def relocate(self, roots: Mapping[str, str]) -> None:
-        """Records where sources are now, for good; see `roots` of the class. Raises UsageError for an unknown one."""
+        """Records the current locations of sources; see `roots` of the class. Raises UsageError for an unknown root."""
         with self.writing():
             with self.reading() as reader:
                 known = reader.sources()
@@ -256,7 +255,7 @@ class Index:
 
 
 def identity_at(path: Path) -> Identity | None:
-    """What tells the index at a path from any other; None where there is none, or half of one."""
+    """Returns the identity of the index at a path; None if there is none or it is incomplete."""
     folder, database = identity_of(path), identity_of(path / DATABASE)
     if (0, 0) in (folder, database, identity_of(path / "meta.json")):
         return None
@@ -264,15 +263,15 @@ def identity_at(path: Path) -> Identity | None:
 
 
 def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
-    """Makes an empty index for a model; False if there is one already. A half-made one is completed.
+    """Creates an empty index for a model, or completes an incomplete one; returns False if it exists already.
 
-    features: what the features are called, where the model is a `DescriptorModel` one.
-    Raises UsageError if something else is at that place.
+    features: the name of the features, if the model is a `DescriptorModel`.
+    Raises UsageError if there is something else at the path.
     """
-    if path.exists() and (not path.is_dir() or any(not _ours(child.name) for child in path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(not _is_index_file(child.name) for child in path.iterdir())):
         if (path / "meta.json").exists():
             return False
-        raise UsageError(f"{path} exists and is not an index", hint="name another place with -i/--index")
+        raise UsageError(f"{path} exists and is not an index", hint="give another path with -i/--index")
     try:
         path.mkdir(parents=True, exist_ok=True)
         folder = Folder.at(path)
@@ -280,7 +279,7 @@ def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
             if folder.exists("meta.json"):
                 return False
             if folder.exists(DATABASE) and _holds_items(path, folder):
-                raise IndexDamagedError(f"{path / 'meta.json'} is missing, though the index has items")
+                raise IndexDamagedError(f"{path / 'meta.json'} is missing, but the index has items")
             folder.child("features", create=True)
             Database(path / DATABASE, create=True, folder=folder).close()
             recipe = components.record(folder, model)
@@ -297,18 +296,18 @@ def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
                 distances=list(model.distances),
             ).write(folder)
     except OSError as error:
-        raise UsageError(f"the index {path} cannot be made: {error.strerror}") from error
+        raise UsageError(f"the index {path} cannot be created: {error.strerror}") from error
     return True
 
 
 def discard(index: Index) -> None:
-    """Deletes an index that `create` has just made and that turned out to be a mistake; nothing else in its folder."""
+    """Deletes an empty index that `create` has just made; other files in its folder are kept."""
     with writer_lock(index.folder):
         if len(index) or index.identity_now() != index.identity:  # used by another process, or replaced, meanwhile
             return
         index.close()
         for name in index.folder.names():
-            if name == "meta.json" or _ours(name):
+            if name == "meta.json" or _is_index_file(name):
                 index.folder.remove(name)
     if identity_of(index.path) == index.folder.identity:
         with contextlib.suppress(OSError):
@@ -320,19 +319,19 @@ def _holds_items(path: Path, folder: Folder) -> bool:
     try:
         with store.reading() as reader:
             return reader.count() > 0
-    except IndexDamagedError:  # made half-way, without its tables
+    except IndexDamagedError:  # incomplete: it has no tables
         return False
     finally:
         store.close()
 
 
-def _ours(name: str) -> bool:
+def _is_index_file(name: str) -> bool:
     known = {"features", "derived", "writer.lock", ".meta.json.partial"}
     return name in known | {components.FILE, f".{components.FILE}.partial"} or name.startswith(DATABASE)
 
 
 def _size(folder: Path) -> int:
-    """The bytes of all files in a folder; some may come and go meanwhile."""
+    """Returns the size of all files in a folder in bytes; files may be created or deleted meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):

@@ -30,13 +30,15 @@ def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
         raise UsageError(f"the index {place} cannot be written: {error.strerror}") from error
     try:
         latest = time.monotonic() + patience
-        while not _taken(descriptor):
+        while not _try_lock(descriptor):
             if time.monotonic() < latest:
                 time.sleep(0.05)
                 continue
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             who = f"process {holder}" if holder else "another process"
-            raise IndexLockedError(f"{who} is writing to {place}", hint="wait for it; reading is possible")
+            raise IndexLockedError(
+                f"{who} is writing to {place}", hint="wait until it has finished; reading is possible meanwhile"
+            )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
@@ -44,8 +46,8 @@ def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _taken(descriptor: int) -> bool:
-    """Whether the lock on an open file is now this process's."""
+def _try_lock(descriptor: int) -> bool:
+    """Tries to lock an open file; returns True on success."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,4 +1,4 @@
-"""The items that a user's words stand for."""
+"""Lookup of items by id, path, folder, archive or glob."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 Name = str | int | np.integer | os.PathLike[str]
-"""What stands for items: an id, `id:N`, a path, a folder, an archive, or a glob."""
+"""Identifies items: an id, `id:N`, a path, a folder, an archive, or a glob."""
 
 SINGLE = (str, int, np.integer, os.PathLike)
-"""One name; anything else is several."""
+"""The types of a single name; other types are collections of names."""
 
 
 def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources) -> list[Item]:
-    """The items that names mean, by id. Raises UsageError for one in vain, ItemNotFoundError."""
+    """Returns the items that match any name, sorted by id.
+
+    Raises UsageError if a name matches no item, ItemNotFoundError for an unknown id.
+    """
     found: dict[int, Item] = {}
     rest: list[str] = []
     for given in [names] if isinstance(names, SINGLE) else names:
@@ -53,9 +56,12 @@ def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources
 
 
 def matcher(name: str) -> Callable[[str, str], bool]:
-    """Whether a name (a path, a folder, an archive or a glob) means an item, given as printed and as stored."""
+    """Returns a function that tells if a name matches an item, from the item's displayed and stored paths.
+
+    name: a path, a folder, an archive or a glob. Raises UsageError if it is empty.
+    """
     if not name:
-        raise UsageError("an empty name means no item", hint="a path, id:N, or a glob in quotes")
+        raise UsageError("an empty name matches no item", hint="a path, id:N, or a glob in quotes")
     full = os.path.abspath(os.path.expanduser(name))
     inside = full + os.sep, full + base.SEPARATOR
 

@@ -1,7 +1,7 @@
-"""`meta.json`, what an index says of itself, and the writer's lock.
+"""`meta.json`, the description of an index.
 
-The facts that never change (model, dimension, storage) are written when the index is made. Counts and calibration are
-brought up to date after a commit; `generation` says after which one, so that a reader knows when they lag behind.
+Constant fields (model, dimension, storage) are written when the index is created. Counts and calibration are updated
+after a commit; `generation` is the number of that commit, so that a reader can tell if they are out of date.
 """
 
 from __future__ import annotations
@@ -44,15 +44,18 @@ class Meta:
     search: dict[str, Any] = field(default_factory=lambda: {"kind": "exact", "recall": 1.0, "parameters": {}})
     features: str = "fc7"
     descriptor: dict[str, Any] = field(default_factory=dict)
-    """What the features are, by name and, unless they are plain fc7, in full; see `simsearch.models.descriptors`."""
+    """The definition of the features, empty for plain fc7; see `simsearch.models.descriptors`."""
     distances: list[float] = field(default_factory=list)
     """Quantiles of distances between random pairs of items; see `simsearch.search.similarity`."""
     distances_of: int = 0
-    """The number of items when they were measured."""
+    """The number of items when `distances` was measured."""
 
     @classmethod
     def read(cls, folder: Folder | Path) -> Meta:
-        """Raises IndexNotFoundError, IndexDamagedError, or UsageError for a format of the future."""
+        """Reads `meta.json` of a folder.
+
+        Raises IndexNotFoundError, IndexDamagedError, or UsageError for an unsupported format.
+        """
         place = folder.path if isinstance(folder, Folder) else folder
         path = place / "meta.json"
         try:
@@ -60,13 +63,13 @@ class Meta:
             return cls.of(json.loads(opened.read("meta.json")), place)
         except FileNotFoundError:
             if _has_features(folder):
-                raise IndexDamagedError(f"{path} is missing, though there are features") from None
+                raise IndexDamagedError(f"{path} is missing, but there are feature files") from None
             hint = f"make one: simsearch build SOURCE -i {place}"
             raise IndexNotFoundError(f"there is no index at {place}", hint=hint) from None
         except PermissionError as error:
             raise UsageError(f"{path}: {error.strerror}") from error
         except NotADirectoryError:
-            raise IndexNotFoundError(f"{place} is not a folder, so no index either") from None
+            raise IndexNotFoundError(f"{place} is not a folder and so not an index") from None
         except OSError as error:
             raise IndexDamagedError(f"{path}: {error.strerror}") from error
         except KeyError as error:
@@ -76,7 +79,7 @@ class Meta:
 
     @classmethod
     def of(cls, values: Any, place: Path) -> Meta:
-        """What JSON values say. Raises ValueError, KeyError or TypeError, and UsageError for a format of the future."""
+        """Validates JSON values. Raises ValueError, KeyError or TypeError, and UsageError for an unsupported format."""
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
         if values["format"] != FORMAT:
@@ -97,13 +100,13 @@ class Meta:
         return meta
 
     def write(self, folder: Folder | Path) -> None:
-        """Replaces the file in one atomic, durable step."""
+        """Replaces the file atomically and durably. Raises OSError."""
         opened = folder if isinstance(folder, Folder) else Folder.at(folder)
         opened.write("meta.json", (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 def _has_features(folder: Folder | Path) -> bool:
-    """True if there are feature files in an index's folder."""
+    """Returns True if an index's folder has feature files."""
     with contextlib.suppress(OSError):
         opened = folder if isinstance(folder, Folder) else Folder.at(folder)
         return any(name.endswith(".f16") for name in opened.child("features").names())

@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from simsearch.storage.protocols import OpenIndex
 
 _BATCH = 32
-"""Images computed at once."""
+"""Images per batch."""
 
 
 class IndexModel:
     """Loads the model of an index. Safe for many threads.
 
-    index: that the model is for. model: where the recorded one is not to be loaded by name: a name, a path or a Model
-    (which is loaded again where it computes in another precision than the index). device: see `load.load_model`.
+    index: the index that the model is for.
+    model: a name, a path or a Model to use instead of the recorded name; a Model of another precision is reloaded.
+    device: see `load.load_model`.
     Raises ModelMismatchError.
     """
 
@@ -62,9 +63,9 @@ class IndexModel:
         return self._model.engine if self._model is not None else None
 
     def load(self, expected: int | None = None, threads: bool = False) -> Model:
-        """The model.
+        """Returns the model, loaded on the first call.
 
-        expected: how many images are about to be computed. threads: by several threads at once.
+        expected: the number of images to compute; None if unknown. threads: True if several threads will use it.
         Raises UsageError, ModelMismatchError, IndexDamagedError.
         """
         with self._lock:
@@ -72,8 +73,8 @@ class IndexModel:
             if self._model is None or (many and getattr(self._model, "few", False)):
                 if self.name.endswith(".safetensors") and not Path(self.name).is_file():
                     raise UsageError(
-                        f"no weights file at {self.name}, where the index was made with it",
-                        hint="--model FILE says where it is now",
+                        f"no weights file at {self.name}, which the index was made with",
+                        hint="--model FILE gives its new path",
                     )
                 model = load.load_model(
                     self.name, self.device, images=expected, threads=threads, precision=self.precision
@@ -83,7 +84,10 @@ class IndexModel:
             return self._model
 
     def compute(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """(S, S, 3) uint8 each, from `preprocessing.pixels` -> (n, D) features, rounded as the index keeps them."""
+        """Computes (n, D) features, rounded to float16 as stored.
+
+        pixels: (S, S, 3) uint8 each, from `preprocessing.pixels`.
+        """
         if not pixels:
             return np.zeros((0, self.index.meta.dimension), np.float32)
         model = self.load(expected=len(pixels))
@@ -94,7 +98,7 @@ class IndexModel:
         return np.concatenate(rows)
 
     def features(self, pictures: Sequence[Any]) -> NDArray[np.float32]:
-        """Pictures, as `resolve.open_picture` takes them -> (n, D) features. Raises ImageError."""
+        """Computes (n, D) features of pictures, of any type that `resolve.open_picture` takes. Raises ImageError."""
         recipe = Preprocessing.from_dict(self.index.meta.recipe)
         decoded = (resolve.open_picture(picture, recipe.resize).image for picture in pictures)
         return self.compute([recipe.pixels(image) for image in decoded])
@@ -105,5 +109,5 @@ class IndexModel:
             raise ModelMismatchError(
                 f"the index {self.index.path} was made by model {meta.model} with weights {meta.weights_sha256},"
                 f" but {name} has weights {digest}",
-                hint="use the model that made the index, or build another index with this one",
+                hint="use the model that made the index, or build a new index with this model",
             )

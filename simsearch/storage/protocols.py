@@ -1,7 +1,7 @@
-"""The parts of an index that searches and reports use, so that a collection on a server can stand in for one on disk.
+"""The parts of an index that searches and reports use, so that a Milvus collection can take the place of files.
 
-`Index` and its readers have them all; so have the classes of `simsearch.cluster.milvus.engine`, where an item's id
-is its row.
+`Index` and its readers implement them, and so do the classes of `simsearch.cluster.milvus.engine`, where the id of an
+item is its row.
 
 Letters: nq queries, k neighbours, n rows, D dimension.
 """
@@ -33,12 +33,12 @@ class FeatureReader(Protocol):
         ...
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The given rows, in that order: (n, D) float16."""
+        """Reads the given rows, in this order: (n, D) float16."""
         ...
 
 
 class ItemReader(Protocol):
-    """Questions to one snapshot of an index; `reader.Reader` says what each answers."""
+    """Queries on one snapshot of an index; documented in `reader.Reader`."""
 
     @property
     def shards(self) -> FeatureReader: ...
@@ -66,12 +66,12 @@ class ItemReader(Protocol):
     def ids_at(self, rows: NDArray[np.int64]) -> dict[int, int]: ...
 
     def rows(self, conditions: Iterable[Condition] = ()) -> Any:
-        """What a search may find; only its length and `VectorSearch.search` tell anything of it."""
+        """Returns the rows that a search may find, in a form for `VectorSearch.search`; it has a length."""
         ...
 
     def row_of(self, digest: bytes) -> int | None: ...
 
-    def spread(self, count: int) -> list[int]: ...
+    def sample_ids(self, count: int) -> list[int]: ...
 
 
 class VectorSearch(Protocol):
@@ -80,28 +80,31 @@ class VectorSearch(Protocol):
     rows: int
 
     def search(self, queries: NDArray[np.float32], k: int, permitted: Any) -> list[Any]:
-        """The `Neighbours` of each of (nq, D) queries: the k nearest rows. permitted: of `ItemReader.rows`, or None."""
+        """Returns the `Neighbours` (k nearest rows) of each of (nq, D) queries.
+
+        permitted: from `ItemReader.rows`; None for all rows.
+        """
         ...
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The given rows, in that order: (n, D) float16."""
+        """Reads the given rows, in this order: (n, D) float16."""
         ...
 
 
 class ApproximateSearch(Protocol):
-    """Search by a structure that names candidates. flat: the exact search over the same rows."""
+    """Approximate search. flat: the exact search over the same rows."""
 
     def search(self, flat: Any, queries: NDArray[np.float32], k: int, permitted: Any) -> list[Any]:
-        """About the k nearest rows to each of (nq, D) queries, as `VectorSearch.search` gives them."""
+        """Returns the approximate k nearest rows of each of (nq, D) queries, as `VectorSearch.search` does."""
         ...
 
     def can_answer(self, flat: Any, k: int, permitted: Any) -> bool:
-        """True if `search` is approximate for so many rows."""
+        """Returns True if `search` is approximate for these arguments."""
         ...
 
 
 class SearchSnapshot(Protocol):
-    """What one generation of an index holds; see `snapshot.Snapshot`."""
+    """The content of an index at one generation; see `snapshot.Snapshot`."""
 
     @property
     def flat(self) -> VectorSearch: ...
@@ -127,48 +130,48 @@ class OpenIndex(Protocol):
 
     @property
     def folder(self) -> Folder | None:
-        """Where it keeps its files; None for a collection."""
+        """The folder of the index; None for a Milvus collection."""
         ...
 
     @property
     def identity(self) -> tuple[int, ...]:
-        """What tells it from any other index."""
+        """Values that distinguish the index from any other."""
         ...
 
     def identity_now(self) -> tuple[int, ...] | None:
-        """The identity of what is now at its path; None if there is nothing."""
+        """Returns the identity of the index that is now at the path; None if there is none."""
         ...
 
     def reading(self) -> AbstractContextManager[Any]:
-        """An `ItemReader` of one snapshot."""
+        """Opens an `ItemReader` on one snapshot."""
         ...
 
     def sources(self, reader: Any) -> Sources:
-        """Its sources by number, as of the reader's snapshot."""
+        """Returns the sources by number, as of the reader's snapshot."""
         ...
 
     def root_of(self, row: SourceRow) -> str:
-        """Where a source is now."""
+        """Returns the current location of a source."""
         ...
 
     def info(self) -> dict[str, Any]:
-        """What is in it, as plain JSON values."""
+        """Describes the index in plain JSON values."""
         ...
 
     def close(self) -> None: ...
 
 
 class Searchable(Protocol):
-    """What searches an open index; `snapshot.Snapshots` for one on disk."""
+    """The searches of an open index; `snapshot.Snapshots` for an index on disk."""
 
     def reading(self) -> AbstractContextManager[Any]: ...
 
     def current(self, reader: Any) -> SearchSnapshot:
-        """The snapshot that belongs to the reader's."""
+        """Returns the search snapshot of the reader's generation."""
         ...
 
     def structure(self, reader: Any) -> ApproximateSearch | None:
-        """What searches approximately; None if every search is exact."""
+        """Returns the approximate search; None if every search is exact."""
         ...
 
     def close(self) -> None: ...

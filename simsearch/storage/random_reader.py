@@ -1,7 +1,7 @@
-"""Rows of the feature files read by position: they count as the system's cache and not as this process's memory.
+"""Reads of single rows of the feature files, without mapping them.
 
-A page of a mapped file that was touched once belongs to the process until somebody else needs the room, and its
-neighbours are mapped along with it: ranking a few rows of each query would in time map the whole index.
+Pages of a mapped file count as memory of the process once they have been read, together with their neighbours. Ranking
+a few rows per query would map the whole index over time; data read by position stays in the system's cache instead.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FEW = 512
-"""Up to this many rows are read one by one, without looking for rows that follow each other."""
+"""Up to this number, rows are read one by one, without a search for consecutive rows."""
 
 
 class RandomReader:
-    """The first `count` rows of some shards. Safe for many threads. Raises IndexDamagedError."""
+    """Reads the first `count` rows of feature files. Safe for many threads. Raises IndexDamagedError."""
 
     def __init__(self, shards: FeatureFiles, count: int) -> None:
         self.shards, self.count = shards, count
@@ -40,13 +40,15 @@ class RandomReader:
                 os.posix_fadvise(self._files[-1], 0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, rows: NDArray[np.int64], out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
-        """The given rows, in that order: (n, D) float16; in `out`, if that is given."""
+        """Reads the given rows, in this order: (n, D) float16. out: array to write into; a new one by default."""
         if out is None:
             out = np.empty((len(rows), self.shards.dimension), np.float16)
         if not len(rows):
             return out
         if not 0 <= rows.min() <= rows.max() < self.count:
-            raise IndexDamagedError(f"rows {rows.min()} to {rows.max()} are asked for, but there are {self.count}")
+            raise IndexDamagedError(
+                f"rows {rows.min()} to {rows.max()} were requested, but there are only {self.count}"
+            )
         size, per_shard = self.shards.row_bytes, self.shards.rows_per_shard
         view = out.data.cast("B")
         for place, row, length in _runs(rows, per_shard):
@@ -65,7 +67,7 @@ class RandomReader:
 
 
 def _runs(rows: NDArray[np.int64], per_shard: int) -> Iterator[tuple[int, int, int]]:
-    """(place, row, length) of each run of rows that follow each other in one file."""
+    """Yields (position, row, length) of each run of consecutive rows in one file."""
     if len(rows) <= FEW and not (len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1):
         yield from ((place, row, 1) for place, row in enumerate(rows.tolist()))
         return

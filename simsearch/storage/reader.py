@@ -1,4 +1,4 @@
-"""Questions to one snapshot of an index's database, and what it answers with: items and sources."""
+"""Queries on one snapshot of an index's database, and the items and sources that they return."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LARGEST = 2**63 - 1  # SQLite's integers
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One indexed image. path is relative to its source's root; row is where its features lie."""
+    """One indexed image. path is relative to its source's root; row is the row of its features."""
 
     id: int
     source: int
@@ -44,7 +44,7 @@ class Item:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A source as recorded: its absolute root, and the same relative to the index, for when both have moved."""
+    """A recorded source. root: absolute; relative: the root relative to the index, for when both have moved."""
 
     id: int
     kind: str
@@ -54,7 +54,7 @@ class SourceRow:
 
 
 class Reader:
-    """Questions to one snapshot of the database. shards: the feature files that its rows lie in."""
+    """Queries on one snapshot of the database. shards: the feature files of the snapshot."""
 
     shards: FeatureFiles
 
@@ -62,22 +62,22 @@ class Reader:
         self._connection, self._path = connection, path
 
     @contextlib.contextmanager
-    def _legible(self, what: str) -> Iterator[None]:
-        """Values that no writer wrote as damage."""
+    def _report_damage(self, what: str) -> Iterator[None]:
+        """Raises IndexDamagedError for values that cannot be converted."""
         try:
             yield
         except (TypeError, ValueError) as error:
             raise IndexDamagedError(f"{self._path}: {what} cannot be read: {error}") from error
 
     def state(self, key: str) -> int:
-        """'rows': how many rows of features are committed. 'generation': grows with every change."""
+        """Returns 'rows', the number of committed rows of features, or 'generation', which grows with every change."""
         found = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         if found is None:
             raise IndexDamagedError(f"{self._path}: the state {key!r} is missing")
         return int(found[0])
 
     def epoch(self) -> int:
-        """How often the feature files have been written anew."""
+        """Returns the number of compactions so far."""
         found = self._connection.execute("SELECT value FROM state WHERE key = 'epoch'").fetchone()
         return 0 if found is None else int(found[0])
 
@@ -87,15 +87,15 @@ class Reader:
 
     def sources(self) -> list[SourceRow]:
         rows = self._connection.execute("SELECT id, kind, root, relative, options FROM sources ORDER BY id")
-        with self._legible("a source"):
+        with self._report_damage("a source"):
             return [SourceRow(r[0], r[1], os.fsdecode(r[2]), os.fsdecode(r[3]), json.loads(r[4])) for r in rows]
 
     def failures(self, source: int | None = None, below: str = "") -> list[tuple[int, str, str]]:
-        """(source, path, reason) of every image that could not be indexed; of one source, or a part as in `items`."""
+        """Returns (source, path, reason) of each image that could not be indexed; source, below: as in `items`."""
         condition, parameters = _within(source, below)
-        question = f"SELECT source, path, reason FROM failures {condition} ORDER BY source, path"
-        rows = self._connection.execute(question, parameters)
-        with self._legible("a failure"):
+        query = f"SELECT source, path, reason FROM failures {condition} ORDER BY source, path"
+        rows = self._connection.execute(query, parameters)
+        with self._report_damage("a failure"):
             return [(row[0], os.fsdecode(row[1]), row[2]) for row in rows]
 
     def failure_count(self) -> int:
@@ -106,7 +106,7 @@ class Reader:
         return int(self._connection.execute("SELECT count(DISTINCT label) FROM items").fetchone()[0])
 
     def has_items(self, source: int) -> bool:
-        """Whether any item belongs to the source."""
+        """Returns True if the source has any items."""
         found = self._connection.execute("SELECT 1 FROM items WHERE source = ? LIMIT 1", (source,)).fetchone()
         return found is not None
 
@@ -115,13 +115,13 @@ class Reader:
         return dict(self._connection.execute("SELECT source, count(*) FROM items GROUP BY source").fetchall())
 
     def blocks(self) -> list[tuple[int, int, int]]:
-        """(first row, rows, CRC-32) of what was written at once, by first row."""
+        """Returns (first row, rows, CRC-32) of each block written at once, sorted by first row."""
         rows = self._connection.execute("SELECT first, rows, crc32 FROM blocks ORDER BY first")
-        with self._legible("a checksum"):
+        with self._report_damage("a checksum"):
             return [(int(first), int(count), int(checksum)) for first, count, checksum in rows]
 
     def item(self, number: int) -> Item:
-        """Raises ItemNotFoundError, and UsageError for what is no whole number."""
+        """Returns the item with an id. Raises ItemNotFoundError, or UsageError for a number that is not an integer."""
         if not isinstance(number, int | np.integer):
             raise UsageError(f"{number!r} is not the id of an item")
         if abs(int(number)) > _LARGEST:
@@ -132,13 +132,16 @@ class Reader:
         return _item(found)
 
     def items(self, source: int | None = None, below: str = "") -> Iterator[Item]:
-        """All items by id, or those of one source; of it, those at the path `below` or in the folder of that name."""
+        """Yields the items, sorted by id.
+
+        source: only those of this source. below: of these, only those at this path or in this folder.
+        """
         condition, parameters = _within(source, below)
         for row in self._connection.execute(f"SELECT {_COLUMNS} FROM items {condition} ORDER BY id", parameters):
             yield _item(row)
 
     def items_at(self, rows: Sequence[int]) -> dict[int, Item]:
-        """The items that own the given rows, by row. Raises IndexDamagedError if one has no owner."""
+        """Returns the items of the given rows, by row. Raises IndexDamagedError for a row without an item."""
         found: dict[int, Item] = {}
         for start in range(0, len(rows), 500):
             part = [int(row) for row in rows[start : start + 500]]
@@ -151,7 +154,7 @@ class Reader:
         return found
 
     def ids_at(self, rows: NDArray[np.int64]) -> dict[int, int]:
-        """The ids of the items that own the given rows, by row. Raises IndexDamagedError if one has no owner."""
+        """Returns the item ids of the given rows, by row. Raises IndexDamagedError for a row without an item."""
         found: dict[int, int] = {}
         for start in range(0, len(rows), 500):
             part = rows[start : start + 500].tolist()
@@ -163,18 +166,18 @@ class Reader:
         return found
 
     def content(self, digest: bytes) -> tuple[int, int, int] | None:
-        """For a file's SHA-256, the row of its features and the image's width and height, if the index has it."""
-        question = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
-        found: tuple[int, int, int] | None = self._connection.execute(question, (digest,)).fetchone()
+        """Returns (row, width, height) of an image by the SHA-256 of its file; None if it is not in the index."""
+        query = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
+        found: tuple[int, int, int] | None = self._connection.execute(query, (digest,)).fetchone()
         return found
 
     def row_of(self, digest: bytes) -> int | None:
-        """The row of a file's features by its SHA-256, if the index has it."""
+        """Returns the row of an image by the SHA-256 of its file; None if it is not in the index."""
         found = self.content(digest)
         return None if found is None else found[0]
 
     def rows(self, conditions: Iterable[Condition] = ()) -> NDArray[np.int64]:
-        """The rows of the items that meet all conditions, ascending."""
+        """Returns the (n,) rows of the items that meet all conditions, ascending. Raises UsageError."""
         parts, parameters = [], []
         for condition in conditions:
             expression, values = condition.sql()
@@ -183,7 +186,7 @@ class Reader:
         where = " WHERE " + " AND ".join(parts) if parts else ""
         try:
             cursor = self._connection.execute(f"SELECT row FROM items{where}", parameters)
-            with self._legible("an item's row"):
+            with self._report_damage("an item's row"):
                 found = np.fromiter((row[0] for row in cursor), np.int64)
         except sqlite3.OperationalError as error:
             raise UsageError(f"a filter cannot be used: {error}") from error
@@ -191,14 +194,14 @@ class Reader:
         return found
 
     def ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The id and the row of every item, by id."""
+        """Returns the ids and rows of all items, (n,) each, sorted by id."""
         rows = self._connection.execute("SELECT id, row FROM items ORDER BY id").fetchall()
-        with self._legible("an item's row"):
+        with self._report_damage("an item's row"):
             pairs = np.array(rows, np.int64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
 
-    def spread(self, count: int) -> list[int]:
-        """Up to `count` ids, ascending: those next to points spread evenly from the first to the last."""
+    def sample_ids(self, count: int) -> list[int]:
+        """Returns up to `count` ids, ascending, spread evenly from the first to the last."""
         low, high = self._connection.execute("SELECT min(id), max(id) FROM items").fetchone()
         if low is None:
             return []
@@ -207,13 +210,13 @@ class Reader:
         return sorted({int(self._connection.execute(next_one, (point,)).fetchone()[0]) for point in points})
 
     def integrity(self) -> list[str]:
-        """What SQLite finds wrong with its own file."""
+        """Returns the problems that SQLite's integrity check finds, one line each."""
         found = [row[0] for row in self._connection.execute("PRAGMA integrity_check(10)")]
         return [] if found == ["ok"] else found
 
 
 def _within(source: int | None, below: str) -> tuple[str, tuple[Any, ...]]:
-    """What an SQL query says to choose a source, or a part of it, with its parameters."""
+    """Returns the WHERE clause that selects a source, or a part of it, and its parameters."""
     if source is None:
         return "", ()
     if not below:

@@ -1,4 +1,4 @@
-"""Where an index's sources are: recorded, moved with the index, or as the caller says."""
+"""Current locations of an index's sources: as recorded, moved with the index, or given by the caller."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ if TYPE_CHECKING:
 
 
 def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
-    """Each root must name a recorded source (or, as "", the only one) and a place that exists. Raises UsageError."""
+    """Checks that each key is a recorded root (or "" for the only one) and each value an existing path.
+
+    Raises UsageError.
+    """
     hint = f"its sources: {', '.join(row.root for row in known)}"
     for old, new in roots.items():
         if old and old not in {row.root for row in known}:
             raise UsageError(f"the index has no source {old}", hint=hint)
         if not old and len(known) > 1:
-            raise UsageError(f"{new} could stand for {len(known)} sources: write OLD=NEW", hint=hint)
+            raise UsageError(f"{new} is ambiguous, the index has {len(known)} sources: use OLD=NEW", hint=hint)
         if not os.path.exists(new):
             raise UsageError(f"no file or folder at {new}")
 
 
 def of(row: SourceRow, roots: Mapping[str, str], index: Path) -> str:
-    """Where a source is: as given by `roots`, where it was, or where it would be had it moved with the index."""
+    """Returns the location of a source: as given by `roots`, as recorded, or moved along with the index."""
     if roots:
         return roots.get(row.root, roots.get("", row.root))
     if os.path.isabs(row.root) and not os.path.exists(row.root):

@@ -1,4 +1,4 @@
-"""Whether the files of an index agree with each other, byte for byte."""
+"""Checks that the files of an index are intact and consistent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """problems: one line each, empty if all is well. checked: rows of features whose checksum was computed."""
+    """The result of `verify`.
+
+    problems: one line each; empty if the index is intact. checked: the number of rows whose checksum was computed.
+    """
 
     items: int
     rows: int
@@ -27,13 +30,13 @@ class VerifyReport:
 
 
 def verify(index: OpenIndex, progress: Callable[[int, int], None] = lambda done, total: None) -> VerifyReport:
-    """Checks database, feature files and `meta.json` against each other. progress: rows checked and their number.
+    """Checks database, feature files and `meta.json` against each other. progress: called with (rows checked, rows).
 
-    Reads all features once; readers and a writer may go on meanwhile. After a compaction meanwhile, it begins again.
+    Reads all features once. Readers and a writer can continue meanwhile; after a compaction, the check is restarted.
     """
     if not isinstance(index, Index):
         raise UsageError(
-            f"{index.path} has no files to be verified", hint="`simsearch push` compares a collection with its index"
+            f"{index.path} has no files to verify", hint="`simsearch push` compares a collection with its index"
         )
     while True:
         epoch, verdict = _verified(index, progress)
@@ -67,9 +70,7 @@ def _verified(index: Index, progress: Callable[[int, int], None]) -> tuple[int, 
             checked += count
             if found != expected:
                 last = first + count - 1
-                problems.append(
-                    f"features: rows {first} to {last} have checksum {found:08x}, recorded was {expected:08x}"
-                )
+                problems.append(f"features: rows {first} to {last} have checksum {found:08x}, expected {expected:08x}")
             progress(done, rows)
         if done != rows:
             problems.append(f"features: {rows} rows are recorded, checksums cover {done}")

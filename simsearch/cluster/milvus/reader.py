@@ -162,7 +162,7 @@ class MilvusReader:
         found = self.client.query(f'digest == "{digest.hex()}"', ["id"])
         return min((int(row["id"]) for row in found), default=None)
 
-    def spread(self, count: int) -> list[int]:
+    def sample_ids(self, count: int) -> list[int]:
         ids = self.ids()[0]
         places = np.unique(np.linspace(0, max(0, len(ids) - 1), count).round().astype(int))
         return [int(number) for number in ids[places]] if len(ids) else []
