@@ -17,8 +17,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from simsearch import opening, sources
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from in_venv import reexecute
+
+    reexecute()
+
 from simsearch.errors import SimsearchError
+from simsearch.images.sources import base, resolve
 
 INDEXES = Path(__file__).parent.parent / "indexes"
 ROWS = 5
@@ -30,7 +36,7 @@ def main() -> int:
         return 0 if len(sys.argv) == 2 else 2
     try:
         name = sys.argv[1] if len(sys.argv) == 2 else own_source()
-        source = opening.resolve(name)
+        source = resolve.resolve(name)
         entries = [entry for entry in source.listing().entries if not entry.problem]
     except SimsearchError as error:
         print(f"error: {error}", *([f"hint: {error.hint}"] if error.hint else []), sep="\n", file=sys.stderr)
@@ -58,7 +64,7 @@ def own_source() -> str:
     socket.setdefaulttimeout(20)
     try:
         print("fetching torchvision's Imagenette (94 MB)", file=sys.stderr)
-        opening.resolve("torchvision/Imagenette").listing()
+        resolve.resolve("torchvision/Imagenette").listing()
         return "torchvision/Imagenette"
     except SimsearchError as error:
         print(f"note: Imagenette cannot be had ({error}); drawing a sample set instead", file=sys.stderr)
@@ -71,9 +77,9 @@ def own_source() -> str:
     return str(folder)
 
 
-def hold_out(entries: list[sources.Entry]) -> list[sources.Entry]:
+def hold_out(entries: list[base.Entry]) -> list[base.Entry]:
     """A few pictures from different folders or labels, always the same ones."""
-    chosen: dict[str, sources.Entry] = {}
+    chosen: dict[str, base.Entry] = {}
     for entry in random.Random(2012).sample(entries, len(entries)):
         chosen.setdefault(entry.label or entry.path.rpartition("/")[0] or entry.path, entry)
     return list(chosen.values())[: min(ROWS, len(entries) - 1)]

@@ -18,10 +18,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Engine": "simsearch.engine",
-    "Match": "simsearch.search",
-    "Summary": "simsearch.planning",
+    "Match": "simsearch.search.results",
+    "Summary": "simsearch.indexing.options",
     "build": "simsearch.api",
-    "create_app": "simsearch.server",
+    "create_app": "simsearch.server.app",
     "errors": "simsearch.errors",
     "open": "simsearch.api",
 }
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from simsearch import errors
     from simsearch.api import build, open
     from simsearch.engine import Engine
-    from simsearch.planning import Summary
-    from simsearch.search import Match
-    from simsearch.server import create_app
+    from simsearch.indexing.options import Summary
+    from simsearch.search.results import Match
+    from simsearch.server.app import create_app
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 
-from simsearch.cli import main
+from simsearch.cli.main import main
 
 
 def run() -> None:

@@ -9,15 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simsearch import descriptors, models, opening, sync
-from simsearch.addresses import is_address
+from simsearch.cluster.milvus.address import is_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
-from simsearch.meta import Meta
+from simsearch.images.sources import resolve
+from simsearch.indexing import learn_components, sync
+from simsearch.indexing import options as indexing_options
+from simsearch.models import descriptors, load, registry
+from simsearch.storage.meta import Meta
 
 if TYPE_CHECKING:
-    from simsearch.models import Model
-    from simsearch.sources import Source
+    from simsearch.images.sources.base import Source
+    from simsearch.models.base import Model
 
 DEFAULT_INDEX = "indexes/default"
 
@@ -36,7 +39,7 @@ def open(
     index: a folder, or the address of a collection in Milvus (see `addresses`), which can only be searched.
     """
     if is_address(index):
-        from simsearch.milvus import MilvusEngine
+        from simsearch.cluster.milvus.engine import MilvusEngine
 
         return MilvusEngine(os.fspath(index), model=model, device=device, roots=roots)
     return Engine(index, model=model, device=device, roots=roots)
@@ -53,14 +56,14 @@ def build(
 ) -> Engine:
     """Makes an index from one or more sources, or brings it in step with them, and opens it.
 
-    source: folders, archives, manifests, Parquet files, `torchvision/NAME`; see `opening.resolve`.
+    source: folders, archives, manifests, Parquet files, `torchvision/NAME`; see `resolve.resolve`.
     model: for a new index the default model unless given; an existing one keeps its own, and another is refused.
     features: for a new index, a name of `descriptors.DESCRIPTORS` or an index to take the recipe of, components and
     all; the 4096 activations of fc7 unless given. An existing index keeps its own, and another name is refused.
-    options: the fields of `sync.Options`.
+    options: the fields of `options.BuildOptions`.
     """
     names = [source] if isinstance(source, str | os.PathLike) else list(source)
-    chosen = sync.Options(**options)
+    chosen = indexing_options.BuildOptions(**options)
     if chosen.dry_run:
         raise UsageError("a dry run builds no index that could be opened", hint="see simsearch.api.plan")
     engine, _ = build_with_summary(names, index, model, device=device, options=chosen, features=features)
@@ -73,16 +76,16 @@ def build_with_summary(
     model: str | Model | None,
     *,
     device: str,
-    options: sync.Options,
+    options: indexing_options.BuildOptions,
     roots: Mapping[str, str] | None = None,
     features: str | None = None,
-) -> tuple[Engine, sync.Summary]:
+) -> tuple[Engine, indexing_options.Summary]:
     """`build`, and what it did. Without names, all sources that the index knows are brought up to date.
 
     roots: where recorded sources are now (see `Engine`); recorded for good.
     """
     _on_disk(index)
-    found = [opening.resolve(os.fspath(name)) for name in names]
+    found = [resolve.resolve(os.fspath(name)) for name in names]
     path = Path(index)
     fresh = False
     if not (path / "meta.json").exists():
@@ -104,12 +107,12 @@ def build_with_summary(
 
 
 def plan(
-    names: Sequence[SourceName], index: str | os.PathLike[str], model: str | Model | None, options: sync.Options,
+    names: Sequence[SourceName], index: str | os.PathLike[str], model: str | Model | None, options: indexing_options.BuildOptions,
     features: str | None = None,
-) -> sync.Summary:  # fmt: skip
+) -> indexing_options.Summary:  # fmt: skip
     """What `build` would do, without doing it."""
     _on_disk(index)
-    found = [opening.resolve(os.fspath(name)) for name in names]
+    found = [resolve.resolve(os.fspath(name)) for name in names]
     options = replace(options, dry_run=True)
     if (Path(index) / "meta.json").exists():
         with Engine(index, model=model) as engine:
@@ -132,12 +135,12 @@ def _on_disk(index: str | os.PathLike[str]) -> None:
 
 def _loaded(model: str | Model | None, device: str) -> Model:
     """The model of a new index, which decides what it is computed in."""
-    given = model or models.DEFAULT
-    return models.load(given, device, threads=True, precision="auto") if isinstance(given, str) else given
+    given = model or registry.DEFAULT
+    return load.load_model(given, device, threads=True, precision="auto") if isinstance(given, str) else given
 
 
 def _described(
-    model: Model, features: str | None, found: Sequence[Source], options: sync.Options, device: str
+    model: Model, features: str | None, found: Sequence[Source], options: indexing_options.BuildOptions, device: str
 ) -> tuple[Model, str]:  # fmt: skip
     """The model of a new index and what its features are called; learns the components where the recipe has some."""
     name = features or descriptors.REFERENCE
@@ -148,9 +151,9 @@ def _described(
     if recipe is None:
         return model, name
     if not recipe.dimension:
-        return descriptors.Described(model, recipe), name
-    learned = descriptors.learn(model, recipe, found, options.exclude, options.progress)
-    return descriptors.Described(model, recipe, learned), name
+        return descriptors.DescriptorModel(model, recipe), name
+    learned = learn_components.learn_components(model, recipe, found, options.exclude, options.progress)
+    return descriptors.DescriptorModel(model, recipe, learned), name
 
 
 def _is_index(features: str) -> bool:

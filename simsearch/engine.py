@@ -10,39 +10,49 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
 
-from simsearch import coded, descriptors, finding, models, opening, upkeep
-from simsearch import roots as source_roots
-from simsearch.addresses import is_address
-from simsearch.errors import ImageError, IndexDamagedError, ModelMismatchError, UsageError
-from simsearch.extract import stored
-from simsearch.filters import Where
-from simsearch.finding import SINGLE, Name
-from simsearch.index import FlatIndex
-from simsearch.meta import Meta
-from simsearch.recipe import Recipe
-from simsearch.search import Matches, Picture, PictureOptions, Search, SearchOptions, blend, weighted
-from simsearch.shards import Shards
-from simsearch.snapshot import RecordedSource, Snapshot, Sources
-from simsearch.store import Item, Reader, SourceRow, Store
-from simsearch.structure import Structure
-from simsearch.vectors import Vectors, listed
+from simsearch.cluster.milvus.address import is_address
+from simsearch.common.float16 import to_float16
+from simsearch.errors import ImageError, IndexDamagedError, ModelMismatchError, SimsearchError, UsageError
+from simsearch.images import decode
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.images.sources import resolve
+from simsearch.images.sources.resolve import RecordedSource, Sources
+from simsearch.indexing import ann_maintenance
+from simsearch.models import load, registry
+from simsearch.search import binary_codes
+from simsearch.search.ann import AnnIndex
+from simsearch.search.exact import FlatIndex
+from simsearch.search.options import PictureOptions, SearchOptions, check_names, split
+from simsearch.search.queries import Picture, as_list, as_numbers, as_vector
+from simsearch.search.query_vectors import QueryResolver
+from simsearch.search.results import Matches
+from simsearch.search.searcher import Search
+from simsearch.search.snapshot import Snapshot
+from simsearch.storage import components, lookup
+from simsearch.storage import roots as source_roots
+from simsearch.storage.database import Database
+from simsearch.storage.feature_files import FeatureFiles
+from simsearch.storage.filters import Where
+from simsearch.storage.lookup import SINGLE, Name
+from simsearch.storage.meta import Meta
+from simsearch.storage.reader import Item, Reader, SourceRow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.models import Model
-    from simsearch.sync import Summary
+    from simsearch.indexing.options import Summary
+    from simsearch.models.base import Model
 
 
 class AddOptions(TypedDict, total=False):
-    """The options of `Engine.add`; see `planning.Options`."""
+    """The options of `Engine.add`; see `options.BuildOptions`."""
 
     exclude: tuple[str, ...]
     labels: Literal["auto", "folder", "none"]
@@ -56,7 +66,7 @@ class Engine:
 
     path: the index. model: its model, where the recorded one is not to be loaded by name: a name, a path or a Model
     (which is loaded anew where it computes in another precision than the index).
-    device: see `models.load`. roots: where sources are now, by their recorded root; "" stands for the only one.
+    device: see `load.load_model`. roots: where sources are now, by their recorded root; "" stands for the only one.
     Raises IndexNotFoundError, IndexDamagedError, ModelMismatchError.
     """
 
@@ -72,15 +82,15 @@ class Engine:
             raise UsageError(f"{os.fspath(path)} is no index on disk",
                              hint="a collection is read by the verbs that search, and written by `push`")  # fmt: skip
         self.path = Path(path)
-        models.check_device(device)
+        registry.check_device(device)
         self.device, self.roots = device, dict(roots or {})
         self.meta = Meta.read(self.path)
-        shards = Shards(self.path / "features", self.meta.dimension, self.meta.rows_per_shard)
-        self.store = Store(self.path / "items.sqlite", shards=shards)
-        self.recipe = Recipe.from_dict(self.meta.recipe)
+        shards = FeatureFiles(self.path / "features", self.meta.dimension, self.meta.rows_per_shard)
+        self.store = Database(self.path / "items.sqlite", shards=shards)
+        self.recipe = Preprocessing.from_dict(self.meta.recipe)
         self._lock = threading.RLock()
         self._snapshot: Snapshot | None = None
-        self._structure: tuple[Any, Structure | None] = (None, None)
+        self._structure: tuple[Any, AnnIndex | None] = (None, None)
         self._adopt(model)
         with self.store.reading() as reader:
             reader.state("rows")
@@ -92,15 +102,15 @@ class Engine:
         self._model_name = self.meta.model
         if isinstance(model, str):
             self._model_name = model
-            if not model.startswith(models.TORCHVISION):
-                self._check(model, models.find(model).sha256)
+            if not model.startswith(registry.TORCHVISION):
+                self._check(model, registry.find_weights(model).sha256)
             elif model != self.meta.model:
-                self._check(model, models.load(model, "cpu").weights_sha256)
+                self._check(model, load.load_model(model, "cpu").weights_sha256)
         elif model is not None:
             self._check(model.name, model.weights_sha256)
             self._model_name = model.name
-            if models.precision_of(model.engine) == self.precision:
-                self._model = descriptors.of_index(model, self.path, self.meta)
+            if registry.precision_of(model.engine) == self.precision:
+                self._model = components.descriptor_model_of(model, self.path, self.meta)
 
     # -- opening and closing
 
@@ -137,7 +147,7 @@ class Engine:
             return reader.count()
 
     def _check(self, name: str, digest: str) -> None:
-        if digest != self.meta.weights_sha256 and models.sha256_before_ranges(name) != self.meta.weights_sha256:
+        if digest != self.meta.weights_sha256 and registry.sha256_before_ranges(name) != self.meta.weights_sha256:
             raise ModelMismatchError(
                 f"the index {self.path} was made by model {self.meta.model} with weights {self.meta.weights_sha256},"
                 f" but {name} has weights {digest}",
@@ -150,22 +160,22 @@ class Engine:
         expected: how many images are about to be computed. threads: by several threads at once.
         """
         with self._lock:
-            many = expected is None or expected > models.FEW
+            many = expected is None or expected > registry.FEW
             if self._model is None or (many and getattr(self._model, "few", False)):
                 if self._model_name.endswith(".safetensors") and not Path(self._model_name).is_file():
                     raise UsageError(f"no weights file at {self._model_name}, where the index was made with it",
                                      hint="--model FILE says where it is now")  # fmt: skip
-                model = models.load(
+                model = load.load_model(
                     self._model_name, self.device, images=expected, threads=threads, precision=self.precision
                 )
                 self._check(model.name, model.weights_sha256)
-                self._model = descriptors.of_index(model, self.path, self.meta)
+                self._model = components.descriptor_model_of(model, self.path, self.meta)
             return self._model
 
     @property
     def precision(self) -> str:
         """What the index was made in and all else is computed in: float32 or int8, which are never mixed."""
-        return models.precision_of(self.meta.engine)
+        return registry.precision_of(self.meta.engine)
 
     @property
     def model_name(self) -> str:
@@ -182,7 +192,7 @@ class Engine:
     def search(self, image: Picture, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
         """The k items nearest to a picture, nearest first; ties go to the lower id.
 
-        options, all by keyword (`search.PictureOptions`):
+        options, all by keyword (`options.PictureOptions`):
         where: conditions on items, {"label": "cat"} or ["year>2000", "path~*/2023/*"].
         max_distance: the farthest match to report. crop: (x, y, width, height) of the upright query, in pixels.
         plus, minus: more pictures or ids to be like and unlike, alone or as (picture, weight).
@@ -199,25 +209,17 @@ class Engine:
         self, pictures: Sequence[Picture | int], k: int = 6, **options: Unpack[PictureOptions]
     ) -> list[Matches]:
         """`search` for several pictures at once, which is faster than one by one. An int is an item's id."""
-        _check_options(options, PictureOptions)
-        crop, flip = options.pop("crop", None), options.pop("flip", False)
-        plus, more = weighted(listed(options.pop("plus", ())))
-        minus, less = weighted(listed(options.pop("minus", ())))
-        pictures = listed(pictures)
-        chosen = SearchOptions(**options)  # type: ignore[typeddict-unknown-key]
-        with self.store.reading() as reader:
-            snapshot = self._current(reader)
-            vectors = Vectors(reader, snapshot, self.recipe.resize, self._compute)
-            context = vectors.of([*plus, *minus])[:, 0]
-            variants = vectors.of(pictures, crop, flip)
-            if len(context) and pictures:
-                wanted, unwanted = context[: len(plus)], context[len(plus) :]
-                variants = np.stack([[blend(row, wanted, unwanted, more, less) for row in rows] for rows in variants])
-            named = [
-                [reader.item(int(p)).row for p in (picture, *plus) if isinstance(p, int | np.integer)]
-                for picture in pictures
-            ]
-            return self._search(reader).answers(variants, k, named, chosen)
+        chosen, changes = split(options)
+        with self.query_resolver() as resolver:
+            queries = resolver.prepare_many(as_list(pictures), **changes)
+            resolved = resolver.resolve(queries)
+            for vectors in resolved:
+                if isinstance(vectors, SimsearchError):
+                    raise vectors
+            reader = resolver.reader
+            left_out = [[reader.item(number).row for number in query.left_out] for query in queries]
+            shape = len(queries), queries[0].variants if queries else 1, self.meta.dimension
+            return self._search(reader).answers(np.array(resolved, np.float32).reshape(shape), k, left_out, chosen)
 
     def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
         """The k items nearest to item `number`, itself left out. Raises ItemNotFoundError."""
@@ -229,12 +231,8 @@ class Engine:
         self, vector: NDArray[np.floating[Any]], k: int = 6, **options: Unpack[SearchOptions]
     ) -> Matches:
         """The k items nearest to a (D,) feature vector."""
-        _check_options(options, SearchOptions)
-        query = _numbers(vector, "the vector is").reshape(-1)
-        if query.shape != (self.meta.dimension,):
-            raise UsageError(f"the vector has {query.size} dimensions, the index {self.meta.dimension}")
-        if not np.isfinite(query).all():
-            raise UsageError("the vector has values that are not finite")
+        check_names(options, by_vector=True)
+        query = as_vector(vector, self.meta.dimension)
         with self.store.reading() as reader:
             return self._search(reader).answers(query[None, None], k, [[]], options)[0]
 
@@ -246,8 +244,8 @@ class Engine:
 
         (n, v, D) are n queries in v variants each, of which the nearest counts.
         """
-        _check_options(options, SearchOptions)
-        vectors = _numbers(vectors, "the vectors are")
+        check_names(options, by_vector=True)
+        vectors = as_numbers(vectors, "the vectors are")
         flat = self._queries(vectors.reshape(-1, vectors.shape[-1]) if vectors.ndim == 3 else vectors)
         variants = flat.reshape(len(vectors), vectors.shape[1] if vectors.ndim == 3 else 1, flat.shape[1])
         if len(without) not in {0, len(vectors)}:
@@ -275,22 +273,44 @@ class Engine:
 
     def _queries(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Checked (n, D) features. Raises UsageError."""
-        vectors = _numbers(vectors, "the vectors are")
+        vectors = as_numbers(vectors, "the vectors are")
         if vectors.ndim != 2 or vectors.shape[1] != self.meta.dimension:
             raise UsageError(f"the vectors have shape {vectors.shape}, the index {self.meta.dimension} dimensions")
         if not np.isfinite(vectors).all():
             raise UsageError("the vectors have values that are not finite")
         return np.ascontiguousarray(vectors)
 
+    @contextlib.contextmanager
+    def query_resolver(
+        self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS
+    ) -> Iterator[QueryResolver]:
+        """The means of making query vectors, over the index as it is now.
+
+        serving: for a service, which computes with the model that is loaded for many images, and whose errors name no
+        files. max_pixels: of the largest picture to decode.
+        """
+        compute = (lambda pixels: self.features_of_pixels(np.stack(pixels))) if serving else self._compute
+        with self.store.reading() as reader:
+            sources = self._current(reader).sources
+            yield QueryResolver(
+                reader,
+                sources,
+                self.recipe,
+                self.meta.weights_sha256,
+                compute,
+                max_pixels=max_pixels,
+                names_in_errors=not serving,
+            )
+
     def features_of_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(n, S, S, 3) uint8 from `recipe.pixels` -> (n, D) features, rounded as the index keeps them."""
-        return stored(self.load_model().features(pixels)).astype(np.float32)
+        """(n, S, S, 3) uint8 from `preprocessing.pixels` -> (n, D) features, rounded as the index keeps them."""
+        return to_float16(self.load_model().features(pixels)).astype(np.float32)
 
     def _search(self, reader: Reader) -> Search:
         snapshot = self._current(reader)
         return Search(reader, snapshot, reader.shards, self.meta.distances, self._approximate(reader.epoch()))
 
-    def _approximate(self, epoch: int) -> Structure | None:
+    def _approximate(self, epoch: int) -> AnnIndex | None:
         """The search structure that `tune` chose, loaded on first use; None if there is none, or it is gone.
 
         epoch: of the feature files whose rows it shall name.
@@ -302,12 +322,12 @@ class Engine:
             if self._structure[0] != key:
                 loaded = None
                 with contextlib.suppress(IndexDamagedError):  # derived data: what is gone costs time, not answers
-                    loaded = coded.load(self.path / "derived" / Path(name).name, parameters, epoch)
+                    loaded = binary_codes.load(self.path / "derived" / Path(name).name, parameters, epoch)
                 self._structure = key, loaded
             return self._structure[1] if name else None
 
     @property
-    def structure(self) -> Structure | None:
+    def structure(self) -> AnnIndex | None:
         """The search structure that `tune` chose; None if every search is exact."""
         with self.store.reading() as reader:
             return self._approximate(reader.epoch())
@@ -324,23 +344,25 @@ class Engine:
         return True
 
     @property
-    def shards(self) -> Shards:
+    def shards(self) -> FeatureFiles:
         """The feature files as last committed. Those that belong to a reader are `reader.shards`."""
         with self.store.reading() as reader:
             return reader.shards
 
     def features(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """The features (n, D) of pictures, rounded as the index keeps them."""
-        return self._compute([opening.open_picture(picture, self.recipe.resize).image for picture in pictures])
+        decoded = (resolve.open_picture(picture, self.recipe.resize).image for picture in pictures)
+        return self._compute([self.recipe.pixels(image) for image in decoded])
 
-    def _compute(self, decoded: Sequence[Image.Image]) -> NDArray[np.float32]:
-        if not decoded:
+    def _compute(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """(n, D) features of (S, S, 3) uint8 pixels each, with a model that is loaded for as many."""
+        if not pixels:
             return np.zeros((0, self.meta.dimension), np.float32)
-        model = self.load_model(expected=len(decoded))
-        rows = []
-        for start in range(0, len(decoded), 32):
-            pixels = np.stack([model.recipe.pixels(image) for image in decoded[start : start + 32]])
-            rows.append(stored(model.features(pixels)).astype(np.float32))
+        model = self.load_model(expected=len(pixels))
+        rows = [
+            to_float16(model.features(np.stack(pixels[start : start + 32]))).astype(np.float32)
+            for start in range(0, len(pixels), 32)
+        ]
         return np.concatenate(rows)
 
     # -- items
@@ -374,7 +396,7 @@ class Engine:
         """A picture or item in RGB, for showing; None if it cannot be read (any more)."""
         try:
             data = self.read(int(picture)) if isinstance(picture, int | np.integer) else picture
-            return opening.open_picture(data, shorter_side).image
+            return resolve.open_picture(data, shorter_side).image
         except ImageError:
             return None
 
@@ -395,7 +417,7 @@ class Engine:
                 "labels": reader.label_count(), "model": meta.model, "weights_sha256": meta.weights_sha256,
                 "features": meta.features, "dimension": meta.dimension, "metric": meta.metric,
                 "storage": meta.storage, "engine": meta.engine,
-                "search": upkeep.told(meta.search, self.path, self._approximate(reader.epoch())),
+                "search": ann_maintenance.describe(meta.search, self.path, self._approximate(reader.epoch())),
                 "bytes": _size(self.path),
                 "rows": reader.state("rows"), "recipe": meta.recipe, "created": meta.created, "format": meta.format,
                 "sources": [
@@ -410,25 +432,26 @@ class Engine:
         self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **options: Unpack[AddOptions]
     ) -> Summary:
         """Adds one or more images, folders or other sources to the index; nothing is removed from it."""
-        from simsearch import sync
+        from simsearch.indexing import options as indexing_options
+        from simsearch.indexing import sync
 
-        found = [opening.resolve(os.fspath(path)) for path in ([paths] if isinstance(paths, SINGLE) else paths)]
-        return sync.sync(self, found, sync.Options(prune=False, **options))
+        found = [resolve.resolve(os.fspath(path)) for path in ([paths] if isinstance(paths, SINGLE) else paths)]
+        return sync.sync(self, found, indexing_options.BuildOptions(prune=False, **options))
 
     def find(self, names: Name | Iterable[Name]) -> list[Item]:
         """The items that ids (7 or "id:7"), paths, folders or globs mean, by id. Raises UsageError for one in vain."""
         with self.store.reading() as reader:
-            return finding.find(names, reader, self._current(reader).sources)
+            return lookup.find_items(names, reader, self._current(reader).sources)
 
     def remove(self, names: Name | Iterable[Name]) -> int:
         """Removes items by id, path, folder or glob, and returns how many. The images themselves are not touched."""
-        from simsearch import sync
+        from simsearch.indexing import sync
 
         return sync.remove(self, self.find(names))
 
     def relocate(self, roots: Mapping[str, str]) -> None:
         """Records where sources are now, for good; see `roots` of the class. Raises UsageError for an unknown one."""
-        from simsearch.meta import writer_lock
+        from simsearch.storage.lock import writer_lock
 
         with writer_lock(self.path):
             with self.store.reading() as reader:
@@ -473,33 +496,17 @@ class Engine:
         """
         if not self.device.startswith("cuda"):
             return FlatIndex(reader.shards, rows)
-        from simsearch.models import runtime
+        from simsearch.models.onnx import runtime
 
         runtime.choose_device(self.device)
 
         def devices(count: int) -> list[str]:
-            from simsearch import resident
+            from simsearch.search import gpu
 
-            return resident.devices_for(self.device, count, self.meta.dimension)
+            return gpu.devices_for(self.device, count, self.meta.dimension)
 
         before = known.flat if known is not None and known.flat.shards is reader.shards else None
         return FlatIndex(reader.shards, rows, devices, before)
-
-
-def _check_options(given: Mapping[str, Any], known: type) -> None:
-    """No argument is silently ignored."""
-    unknown = set(given) - set(known.__annotations__) - set(SearchOptions.__annotations__)
-    if unknown:
-        raise UsageError(f"a search has no option {sorted(unknown)[0]!r}")
-
-
-def _numbers(values: Any, what: str) -> NDArray[np.float32]:
-    """Anything made of numbers as float32; what that cannot hold is infinite. Raises UsageError."""
-    try:
-        with np.errstate(over="ignore"):
-            return np.asarray(values, np.float32)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{what} not made of numbers: {error}") from error
 
 
 def _size(folder: Path) -> int:

@@ -6,50 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from simsearch.recipe import Recipe
+from simsearch.images.preprocessing import Preprocessing
+from tests.helpers.models import Colours
+from tests.helpers.pictures import CLASSES, EACH, draw
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from tests.milvus_server import Server
-
-CLASSES = ("amber", "blue", "green", "rose")
-EACH = 6
-
-
-class Colours:
-    """A fake model: the mean colour of the four quarters of a 16 x 16 picture, 0 to 1.
-
-    computed: how many images went through it.
-    """
-
-    name = "colours"
-    weights_sha256 = "c0" * 32
-    dimension = 12
-    engine = "numpy"
-    recipe = Recipe(resize=16, crop=16)
-    distances: tuple[float, ...] = ()
-
-    def __init__(self) -> None:
-        self.computed = 0
-
-    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        self.computed += len(pixels)
-        cells = pixels.reshape(-1, 2, 8, 2, 8, 3).mean((2, 4)) / 255  # (B, 2, 2, 3)
-        features: NDArray[np.float32] = cells.reshape(len(cells), 12).astype(np.float32)
-        return features
-
-
-def draw(path: Path, seed: int, kind: str = "PNG") -> Path:
-    """A picture of four quarters of random colours; another seed gives another picture."""
-    colours = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(colours.repeat(8, 0).repeat(8, 1)).save(path, kind)
-    return path
+    from tests.helpers.milvus_server import Server
 
 
 @pytest.fixture
@@ -79,7 +43,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A Milvus server, for the tests that `scripts/test-cluster` runs."""
-    from tests.milvus_server import Server
+    from tests.helpers.milvus_server import Server
 
     server = Server(tmp_path_factory.mktemp("milvus"))
     try:
@@ -94,9 +58,9 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of a small random AlexNet, which the command line can use: 63 x 63 pixels, 32 features."""
     import torch
 
-    from simsearch.models.alexnet import AlexNet
-    from simsearch.models.configs import AlexNetConfig
-    from simsearch.models.weights import Card, write
+    from simsearch.models.networks.alexnet import AlexNet
+    from simsearch.models.networks.configs import AlexNetConfig
+    from simsearch.models.weights import ModelCard, write
 
     arguments = {"num_classes": 5, "image_size": 63, "channels": (8, 16, 16, 16, 16), "hidden": 32}
     with torch.random.fork_rng():
@@ -105,5 +69,5 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network.initialise(2**0.5)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    write(path, Card("alexnet", arguments, Recipe(72, 63), tuple("abcde")), tensors, {})
+    write(path, ModelCard("alexnet", arguments, Preprocessing(72, 63), tuple("abcde")), tensors, {})
     return path

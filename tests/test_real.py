@@ -1,16 +1,17 @@
 """The shipped weights on real photographs, and on drawn ones where there are none."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import simsearch
-from simsearch import images, models, sample
-from simsearch.models import runtime, torch_runtime
+from simsearch.images import decode
+from simsearch.images.samples import generate
+from simsearch.models import registry
+from simsearch.models.onnx import runtime
+from simsearch.models.torch import runtime as torch_runtime
+from tests.helpers.data import DATA
 
-CORE = Path(__file__).parent.parent.parent / "shared" / "data"
-COREL = CORE / "corel"
+COREL = DATA / "corel"
 real = pytest.mark.skipif(not COREL.is_dir(), reason=f"the photographs of {COREL} are not there")
 
 
@@ -21,17 +22,17 @@ def cosine(a, b):
 
 def photographs():
     files = sorted(COREL.glob("*/*.jpeg"))[::100]
-    return [images.decode(path.read_bytes()).image for path in files]
+    return [decode.decode_image(path.read_bytes()).image for path in files]
 
 
 def drawn():
-    return [sample.draw(kind, 0) for kind in list(sample.KINDS)[:12]]
+    return [generate.draw(kind, 0) for kind in list(generate.KINDS)[:12]]
 
 
 @pytest.mark.parametrize("pictures", [pytest.param(photographs, marks=real), drawn])
-@pytest.mark.parametrize("name", list(models.BUILTIN))
+@pytest.mark.parametrize("name", list(registry.BUILTIN))
 def test_both_engines_agree(name, pictures):
-    found = models.find(name)
+    found = registry.find_weights(name)
     pixels = np.stack([found.card.recipe.pixels(image) for image in pictures()])
     onnx = runtime.OnnxModel(found).features(pixels)
     torch = torch_runtime.TorchModel(found, "cpu").features(pixels)
@@ -42,7 +43,7 @@ def test_both_engines_agree(name, pictures):
 
 
 @real
-def test_photographs_of_one_kind_are_near_each_other(tmp_path):
+def test_photographs_of_one_kind_are_near(tmp_path):
     """On five categories: more than half of the six nearest are of the query's, three times what chance gives."""
     folders = [COREL / name for name in sorted(path.name for path in COREL.iterdir())[:5]]
     manifest = tmp_path / "photographs.csv"
@@ -59,7 +60,7 @@ def test_photographs_of_one_kind_are_near_each_other(tmp_path):
 
 
 def test_a_drawn_picture_finds_its_kind(tmp_path):
-    sample.write(tmp_path / "drawn", 240)
+    generate.generate(tmp_path / "drawn", 240)
     with simsearch.build(tmp_path / "drawn", tmp_path / "index") as engine:
         found = engine.search_many(list(range(1, 241)), k=6)
         labels = {number: engine.item(number).label for number in range(1, 241)}
@@ -67,8 +68,8 @@ def test_a_drawn_picture_finds_its_kind(tmp_path):
     assert precision > 10 / 30  # ten times what chance gives
 
 
-def test_an_indexed_picture_is_at_distance_nought_from_itself(tmp_path):
-    sample.write(tmp_path / "drawn", 60)
+def test_indexed_picture_has_distance_zero(tmp_path):
+    generate.generate(tmp_path / "drawn", 60)
     with simsearch.build(tmp_path / "drawn", tmp_path / "index") as engine:
         for path in sorted((tmp_path / "drawn").rglob("*.jpg"))[::10]:
             match = engine.search(path, k=1)[0]

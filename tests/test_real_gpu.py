@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import simsearch
-from simsearch import models, sample
-from simsearch.models.runtime import OnnxModel
+from simsearch.images.samples import generate
+from simsearch.models import load, registry
+from simsearch.models.onnx.runtime import OnnxModel
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -25,7 +26,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    sample.write(folder, 300)
+    generate.generate(folder, 300)
     return folder
 
 
@@ -34,7 +35,7 @@ def test_features_are_those_of_the_cpu(precision: str, pictures: Path, monkeypat
     from PIL import Image
 
     monkeypatch.setenv("SIMSEARCH_PRECISION", precision)
-    cpu, gpu = OnnxModel(models.find("alexnet-distilled")), models.load("alexnet-distilled", "cuda")
+    cpu, gpu = OnnxModel(registry.find_weights("alexnet-distilled")), load.load_model("alexnet-distilled", "cuda")
     files = sorted(pictures.rglob("*.jpg"))[:64]
     pixels = np.stack([cpu.recipe.pixels(Image.open(file).convert("RGB")) for file in files])
     expected = cpu.features(pixels)
@@ -65,7 +66,7 @@ def test_a_build_gives_the_items_of_the_cpu(pictures: Path, tmp_path: Path) -> N
     (pictures / "turned.jpg").write_bytes(turned.getvalue())
     (pictures / "broken.jpg").write_bytes(turned.getvalue()[:300] + b"\xff\xd9")
     engines = [
-        simsearch.build(pictures, tmp_path / device, models.load("alexnet-distilled", device), device=device)
+        simsearch.build(pictures, tmp_path / device, load.load_model("alexnet-distilled", device), device=device)
         for device in ("cpu", "cuda")
     ]
     rows = []

@@ -236,11 +236,11 @@ class Simsearch(Method):
 
     def build(self, vectors: np.ndarray, folder: Path) -> None:
         import simsearch
-        from simsearch import tuning
+        from simsearch.indexing import tune
 
         if not self.exact:
             with simsearch.open(folder, device="cpu") as engine:
-                tuning.tune(engine, 0.99)
+                tune.tune(engine, 0.99)
 
     def load(self, folder: Path, dimension: int) -> None:
         import simsearch

@@ -13,10 +13,12 @@ import faiss
 import numpy as np
 
 import simsearch
-from simsearch import projection, sync
-from simsearch.halves import decoded
-from simsearch.meta import writer_lock
-from simsearch.store import Changes, Item
+from simsearch.common import pca
+from simsearch.common.float16 import to_float32
+from simsearch.indexing import sync
+from simsearch.storage.database import Changes
+from simsearch.storage.lock import writer_lock
+from simsearch.storage.reader import Item
 
 BLOCK = 8192
 
@@ -70,7 +72,7 @@ def enlarged(engine: simsearch.Engine, left_out: np.ndarray, count: int, seed: i
         yield engine.shards.read(rows[start : min(start + BLOCK, count)])
     if count <= len(rows):
         return
-    onto = projection.principal(engine.shards.read(np.sort(random.choice(rows, min(8192, len(rows)), False))), 64)
+    onto = pca.fit_pca(engine.shards.read(np.sort(random.choice(rows, min(8192, len(rows)), False))), 64)
     flat = np.concatenate([onto(engine.shards.read(rows[n : n + BLOCK])) for n in range(0, len(rows), BLOCK)])
     lists = faiss.index_factory(flat.shape[1], f"IVF{max(1, int(len(flat) ** 0.5))},Flat")
     lists.train(flat)
@@ -93,7 +95,7 @@ def enlarged(engine: simsearch.Engine, left_out: np.ndarray, count: int, seed: i
         block = np.empty((n, engine.meta.dimension), np.float16)
         for part in range(0, n, 1024):
             some = slice(part, min(part + 1024, n))
-            a, b = decoded(engine.shards.read(rows[first[some]])), decoded(engine.shards.read(rows[second[some]]))
+            a, b = to_float32(engine.shards.read(rows[first[some]])), to_float32(engine.shards.read(rows[second[some]]))
             kept = ((a > 0) & (b > 0)) | drawn(coins, a.shape)
             a += random.uniform(0.1, 0.9, (len(a), 1)).astype(np.float32) * (b - a)
             a *= drawn(noise, a.shape)
@@ -102,9 +104,9 @@ def enlarged(engine: simsearch.Engine, left_out: np.ndarray, count: int, seed: i
         yield block
 
 
-def beyond(features: np.ndarray, onto: projection.Projection, components: int) -> float:
+def beyond(features: np.ndarray, onto: pca.Projection, components: int) -> float:
     """The share of the variance of (n, D) features that the first principal components leave."""
-    centred = decoded(features) - onto.mean
+    centred = to_float32(features) - onto.mean
     return 1 - float(np.square(centred @ onto.axes[:, :components]).sum() / np.square(centred).sum())
 
 

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import simsearch
-from simsearch.verify import verify
+from simsearch.storage.verify import verify
 
 
 def generation(index: Path) -> int:

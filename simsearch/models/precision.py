@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simsearch.errors import UsageError
-from simsearch.models import PRECISIONS
+from simsearch.models.registry import PRECISIONS
 
 if TYPE_CHECKING:
-    from simsearch.models import WeightsFile
+    from simsearch.models.registry import WeightsFile
 
 CALIBRATE = "simsearch models --calibrate SOURCE -m FILE measures them, for AlexNet"
 
@@ -24,7 +24,7 @@ def can_quantise(weights: WeightsFile) -> bool:
     return weights.card.architecture == "alexnet" and bool(weights.card.ranges)
 
 
-def choose(weights: WeightsFile) -> str:
+def choose_precision(weights: WeightsFile) -> str:
     """What a new index is computed in on the CPU: `$SIMSEARCH_PRECISION`, else int8 where it is good and fast.
 
     Good is an agreement with float32 of `ENOUGH` on training images; fast is a processor with VNNI, by which it was

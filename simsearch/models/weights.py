@@ -1,7 +1,7 @@
 """Weights files: `.safetensors` whose header says everything that is needed to use them.
 
 The header's `simsearch` entry is a JSON object: format, architecture, arguments, recipe, classes, description,
-training, metrics, and how compressed tensors are encoded (`simsearch.models.compress`). The header's `ranges`
+training, metrics, and how compressed tensors are encoded (`simsearch.models.deep_compression`). The header's `ranges`
 entry, for the 8-bit engine, may be added later. Nothing is ever unpickled.
 """
 
@@ -20,10 +20,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from simsearch.common.atomic_files import atomic_write
 from simsearch.errors import WeightsError
-from simsearch.files import write_atomically
-from simsearch.models import compress
-from simsearch.recipe import Recipe
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.models import deep_compression
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,20 +35,20 @@ _LARGEST_HEADER = 64 << 20
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """What a weights file says of itself.
 
-    architecture: a key of `simsearch.models.ARCHITECTURES`; arguments: those of its configuration.
+    architecture: a key of `simsearch.models.registry.ARCHITECTURES`; arguments: those of its configuration.
     training and metrics are free-form summaries, shown by `simsearch models --verbose`.
     labels: what the classes were called in the training data, where those are not their names (WordNet ids, say).
     distances: quantiles of the distances between random pairs of training images, for `similarity` in small indexes.
-    ranges: the largest activations of training images, by point and channel, for `simsearch.models.quantised`.
+    ranges: the largest activations of training images, by point and channel, for `simsearch.models.onnx.int8`.
     agreement: the share of their six nearest that int8 and float32 have in common; 0 where it was not measured.
     """
 
     architecture: str
     arguments: dict[str, Any]
-    recipe: Recipe
+    recipe: Preprocessing
     classes: tuple[str, ...] = ()
     description: str = ""
     training: dict[str, Any] = field(default_factory=dict)
@@ -65,15 +65,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_card(path: Path) -> Card:
+def read_card(path: Path) -> ModelCard:
     """Reads the header alone. Raises WeightsError for a file that is not a simsearch weights file."""
     header = _header(path)
     try:
         ranges, agreement = _ranges_from(header["ranges"])
-        return Card(
+        return ModelCard(
             architecture=header["architecture"],
             arguments={k: tuple(v) if isinstance(v, list) else v for k, v in header["arguments"].items()},
-            recipe=Recipe.from_dict(header["recipe"]),
+            recipe=Preprocessing.from_dict(header["recipe"]),
             classes=tuple(header.get("classes", ())),
             description=header.get("description", ""),
             training=header.get("training", {}),
@@ -100,13 +100,15 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
     for name, facts in encoding.items():
         try:
             parts = (raw[f"{name}#{part}"] for part in ("codebook", "gaps", "indices"))
-            tensors[name] = compress.decode(compress.Encoded(tuple(facts["shape"]), int(facts["stored"]), *parts))
+            tensors[name] = deep_compression.decompress_tensor(
+                deep_compression.CompressedTensor(tuple(facts["shape"]), int(facts["stored"]), *parts)
+            )
         except (KeyError, TypeError) as error:
             raise WeightsError(f"{path}: tensor {name} is incomplete: {error}") from error
     return tensors
 
 
-def write(path: Path, card: Card, tensors: Mapping[str, NDArray[np.float32]], bits: Mapping[str, int]) -> None:
+def write(path: Path, card: ModelCard, tensors: Mapping[str, NDArray[np.float32]], bits: Mapping[str, int]) -> None:
     """Writes a weights file in one atomic step. The card's ranges belong to other tensors; see `add_ranges`.
 
     bits: for each tensor to compress, the bits of its shared weights; the others are stored as float16.
@@ -118,7 +120,7 @@ def write(path: Path, card: Card, tensors: Mapping[str, NDArray[np.float32]], bi
         if name not in bits:
             stored[name] = np.ascontiguousarray(array, dtype=np.float16)
             continue
-        encoded = compress.encode(array, bits[name])
+        encoded = deep_compression.compress_tensor(array, bits[name])
         encoding[name] = {"shape": list(encoded.shape), "stored": encoded.stored, "bits": bits[name]}
         stored[f"{name}#codebook"] = encoded.codebook
         stored[f"{name}#gaps"] = encoded.gaps
@@ -136,11 +138,11 @@ def write(path: Path, card: Card, tensors: Mapping[str, NDArray[np.float32]], bi
         "labels": card.labels,
         "encoding": encoding,
     }
-    write_atomically(path, safetensors.numpy.save(stored, {"simsearch": json.dumps(header)}))
+    atomic_write(path, safetensors.numpy.save(stored, {"simsearch": json.dumps(header)}))
 
 
 def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement: float = 0.0) -> None:
-    """Writes `Card.ranges` and `agreement` into the header, replacing what is there; the tensors stay as they are.
+    """Writes `ModelCard.ranges` and `agreement` into the header, replacing what is there; the tensors stay as they are.
 
     Values are kept in a character each, rounded up by less than a twentieth, and down to a sixteenth of the largest.
     """

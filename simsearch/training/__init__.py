@@ -1,1 +1,1 @@
-"""Training: the loop, its losses, and what makes weights small enough to ship."""
+"""From labelled images to one weights file."""

@@ -1,0 +1,156 @@
+"""The commands that change the items of an index: `build`, `add` and `remove`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import click
+
+from simsearch import api
+from simsearch.cli.console import format_counts, note, pluralize
+from simsearch.cli.maintain import tune_index
+from simsearch.cli.options import (
+    complete_files,
+    index_option,
+    moved_model_option,
+    root_option,
+    source_options,
+    version_option,
+)
+from simsearch.cli.progress import show_progress
+from simsearch.cli.push import push_index
+from simsearch.cluster import ray
+from simsearch.cluster.milvus.address import parse_address
+from simsearch.errors import UsageError
+from simsearch.indexing import options as indexing_options
+from simsearch.reports import text
+
+
+@click.command("build")
+@click.argument("source", nargs=-1, shell_complete=complete_files)
+@click.option("--model", metavar="NAME|FILE", help="Model of a new index; `simsearch models` lists them.")
+@click.option(
+    "--features",
+    metavar="NAME|INDEX",
+    help="Features of a new index: fc7, a smaller or better recipe (see the README), or those of an index.",
+)
+@click.option("--no-prune", is_flag=True, help="Keep items whose image is gone.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option(
+    "--recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="R",
+    help="Afterwards, choose how to search, as `tune --recall R` does.",
+)
+@click.option("--on", metavar="ray[://HOST:PORT]", help="Compute with the machines of a Ray cluster.")
+@click.option("--push", "address", metavar="ADDRESS", help="Afterwards, copy it to Milvus, as `push ADDRESS` does.")
+@root_option
+@source_options
+def build_command(
+    source: tuple[str, ...],
+    model: str | None,
+    features: str | None,
+    no_prune: bool,
+    dry_run: bool,
+    recall: float | None,
+    on: str | None,
+    address: str | None,
+    roots: tuple[tuple[str, str], ...],
+    index_path: str,
+    device: str,
+    form: str,
+    **options: Any,
+) -> None:
+    """Makes an index from SOURCEs or brings it in step with them.
+
+    A SOURCE is a folder, a .zip or .tar archive, a .csv or .jsonl manifest (columns path, label, any others), a
+    .parquet file with image bytes, a single image, or torchvision/NAME. New and changed images are computed, moved
+    ones recognised by their content, and gone ones removed from the index. Without SOURCE, all sources that the
+    index knows are brought up to date. An interrupted build continues where it was.
+    """
+    if address is not None:
+        parse_address(address)
+    extractor = ray.on_ray(on, device=device, threads=options["workers"], say=note) if on is not None else None
+    chosen = indexing_options.BuildOptions(prune=not no_prune, **options)
+    if dry_run:
+        _print_summary(api.plan(source, index_path, model, chosen, features), index_path, form, dry_run=True)
+        return
+    with show_progress("indexing") as progress:
+        chosen = indexing_options.BuildOptions(prune=not no_prune, progress=progress, extractor=extractor, **options)
+        engine, summary = api.build_with_summary(
+            source, index_path, model, device=device, options=chosen, roots=dict(roots), features=features
+        )
+    with engine:
+        _print_summary(summary, index_path, form)
+        if recall is not None:
+            tune_index(engine, recall, None, index_path)
+        if address is not None:
+            push_index(engine, address, form=form)
+
+
+@click.command("add")
+@click.argument("path", nargs=-1, required=True, shell_complete=complete_files)
+@moved_model_option
+@source_options
+def add_command(
+    path: tuple[str, ...], model: str | None, index_path: str, device: str, form: str, **options: Any
+) -> None:
+    """Adds images, folders or other sources to an index; nothing is removed from it."""
+    with api.open(index_path, model=model, device=device) as engine, show_progress("indexing") as progress:
+        summary = engine.add(path, progress=progress, **options)
+    _print_summary(summary, index_path, form)
+
+
+def _print_summary(summary: indexing_options.Summary, index_path: str, form: str, dry_run: bool = False) -> None:
+    if form == "json":
+        click.echo(json.dumps(dataclasses.asdict(summary)))
+        return
+    for folder, reason in summary.unread:
+        note(f"{folder} could not be listed: {reason}")
+    if dry_run:
+        click.echo(
+            f"{index_path}: would read {pluralize(summary.to_read, 'image')}, remove {summary.removed:,},"
+            f" leave {summary.unchanged:,}; nothing was changed"
+        )
+        return
+    changes = format_counts(
+        {
+            "added": summary.added,
+            "updated": summary.updated,
+            "moved": summary.moved,
+            "removed": summary.removed,
+            "unchanged": summary.unchanged,
+            "failed": summary.failed,
+        }
+    )
+    rate = f" ({summary.computed / summary.seconds:,.0f} images/s)" if summary.computed > 20 else ""
+    items = pluralize(summary.items, "item")
+    click.echo(f"{index_path}: {items}; {changes or 'no images'}; {summary.seconds:.1f} s{rate}")
+    if summary.failed:
+        note(f"`simsearch info --failures -i {index_path}` says why images failed")
+
+
+@click.command("remove")
+@click.argument("name", metavar="PATH|ID|GLOB", nargs=-1, required=True, shell_complete=complete_files)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@index_option
+@version_option
+def remove_command(name: tuple[str, ...], yes: bool, index_path: str) -> None:
+    """Removes items from an index by path, folder, id:N or glob. The image files are never touched."""
+    with api.open(index_path, device="cpu") as engine:
+        items = engine.find(name)
+        if not yes:
+            for item, path in zip(items[:20], engine.paths(items[:20]), strict=True):
+                click.echo(f"id:{item.id}  {text.printable(path)}")
+            if len(items) > 20:
+                click.echo(f"and {len(items) - 20:,} more")
+            if not sys.stdin.isatty():
+                raise UsageError(f"to be removed: {len(items):,}; nothing was", hint="--yes confirms it")
+            if not click.confirm(f"Remove {pluralize(len(items), 'item')} from {index_path}?"):
+                click.echo("nothing was removed")
+                return
+        count = engine.remove([item.id for item in items])
+        click.echo(f"{index_path}: {pluralize(len(engine), 'item')}; {count:,} removed")

@@ -1,0 +1,115 @@
+"""Error messages, exit codes and wording of the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from simsearch.engine import Engine
+
+NO_MATCH, BAD_INPUT, DAMAGED, INTERRUPTED = 1, 2, 3, 130
+"""Exit codes; 0 is success."""
+
+
+class ErrorReportingGroup(click.Group):
+    """A command group that reports an error in one line and accepts `--debug` anywhere."""
+
+    def main(self, args: Any = None, **extra: Any) -> Any:  # type: ignore[override]
+        arguments = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in arguments
+        arguments = [argument for argument in arguments if argument != "--debug"]
+        for stream in (sys.stdout, sys.stderr):  # paths may hold bytes that are not UTF-8
+            if hasattr(stream, "reconfigure"):
+                unicode = "utf" in (stream.encoding or "").lower()
+                stream.reconfigure(errors="surrogateescape" if unicode else "backslashreplace")
+        extra["standalone_mode"] = False
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # a damaged image is reported as a failure already
+        try:
+            code = super().main(arguments, **extra)
+            sys.stdout.flush()
+        except Exception as error:
+            if debug and not isinstance(error, click.ClickException | click.exceptions.Exit):
+                traceback.print_exception(error)
+            code = report_error(error)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            code = INTERRUPTED
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def report_error(error: Exception) -> int:
+    """Prints an error and its hint to stderr and returns the exit code."""
+    if isinstance(error, BrokenPipeError):  # the reader, `| head` for example, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return BAD_INPUT
+    if isinstance(error, click.UsageError):
+        _print_error(error.format_message(), f"{error.ctx.command_path} --help" if error.ctx else None)
+    elif isinstance(error, click.ClickException):
+        _print_error(error.format_message(), None)
+    elif isinstance(error, SimsearchError):
+        _print_error(str(error), error.hint)
+        return DAMAGED if isinstance(error, IndexDamagedError) else BAD_INPUT
+    elif isinstance(error, OSError) and error.strerror:
+        _print_error(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, None)
+    else:
+        _print_error(f"{type(error).__name__}: {error}", "this should not happen; --debug shows where")
+    return BAD_INPUT
+
+
+def _print_error(message: str, hint: str | None) -> None:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+
+
+def note(text: str) -> None:
+    """Prints a note to stderr."""
+    click.echo(f"note: {text}", err=True)
+
+
+def incomplete_push(engine: Engine) -> str | None:
+    """A sentence about a Milvus collection whose push was interrupted or is still running; None for any other index."""
+    if engine.complete:
+        return None
+    return f"the push into {engine.path} has not ended, so items may be missing or old; another one completes it"
+
+
+def warn_if_incomplete(engine: Engine) -> Engine:
+    """Returns the engine, after a note if its items are known to be incomplete."""
+    if warning := incomplete_push(engine):
+        note(warning)
+    return engine
+
+
+def pluralize(count: int, noun: str, plural: str | None = None) -> str:
+    """A number and the noun it counts: "1 item", "1,000 items"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def format_counts(counts: dict[str, int]) -> str:
+    """The counts that are not zero, with their names: "3 added, 1 failed"; empty if all are zero."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+
+
+def check_folder_exists(file: Path | None) -> None:
+    """Raises UsageError if a file could not be written because its folder does not exist."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise UsageError(f"{file} cannot be written: its folder does not exist")

@@ -1,0 +1,258 @@
+"""The commands that measure a model or an index: `eval model`, `eval search`, `eval recall` and `eval robustness`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from simsearch import api
+from simsearch.cli.console import note, pluralize, warn_if_incomplete
+from simsearch.cli.options import (
+    complete_files,
+    crops_option,
+    device_option,
+    exclude_option,
+    format_option,
+    index_option,
+    model_option,
+    seed_option,
+    version_option,
+)
+from simsearch.cli.progress import show_progress
+from simsearch.common.atomic_files import atomic_write
+from simsearch.engine import Engine
+from simsearch.errors import UsageError
+from simsearch.evaluation import classification, retrieval, robustness
+from simsearch.images import perturb
+from simsearch.images.sources import labelled as sources_labelled
+from simsearch.models import load, registry
+from simsearch.reports import charts, text
+from simsearch.reports.html import save_html
+from simsearch.reports.tiles import ResultRow, Tile
+
+CLASS_SCORES = ("P@1", "P@6", "R-precision", "mAP", "knn_accuracy")
+"""The scores shown for each class."""
+
+
+@click.group("eval")
+@version_option
+def eval_command() -> None:
+    """Measures how good a model, or an index, is."""
+
+
+@eval_command.command("model")
+@click.argument("source", nargs=-1, required=True, shell_complete=complete_files)
+@crops_option
+@exclude_option
+@format_option
+@model_option
+@device_option
+@version_option
+def model_command(
+    source: tuple[str, ...], crops: str, exclude: tuple[str, ...], form: str, model: str | None, device: str
+) -> None:
+    """Top-1 and top-5 error of a model's guesses over labelled SOURCEs, with 95 % intervals.
+
+    A SOURCE is what `train` takes. Images of classes that the model does not know are counted and left out.
+    """
+    labelled = sources_labelled.list_labelled(source, exclude)
+    chosen = load.load_model(model or registry.DEFAULT, device, images=len(labelled))
+    with show_progress("evaluating") as progress:
+        verdict = classification.evaluate_classifier(chosen, labelled, int(crops), progress)
+    if form == "json":
+        click.echo(json.dumps(verdict.to_dict(), indent=1))
+        return
+    left = f", {verdict.unknown:,} of unknown classes left out" if verdict.unknown else ""
+    failed = f", {verdict.failed:,} could not be decoded" if verdict.failed else ""
+    images = pluralize(verdict.images, "image")
+    click.echo(f"{verdict.model}: {images}{left}{failed}; {crops} crop{'s' * (crops != '1')}")
+    for name, share in (("top-1 error", verdict.top1_error), ("top-5 error", verdict.top5_error)):
+        click.echo(f"{name}  {share.value:6.2%}  ({share.low:.2%} to {share.high:.2%})")
+
+
+@eval_command.command("search")
+@click.option(
+    "--queries",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="Query with these labelled pictures, not with the index's own; repeatable.",
+)
+@click.option("--per-class", is_flag=True, help="Print a line a class as well.")
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the scores, and the best and worst queries, in one HTML file.",
+)
+@format_option
+@device_option
+@index_option
+@version_option
+def search_command(
+    sources: tuple[str, ...], per_class: bool, html_file: Path | None, form: str, device: str, index_path: str
+) -> None:
+    """How well an index retrieves, by its labels: P@k, R-precision, mAP, recall, kNN, with 95 % intervals.
+
+    Each labelled item queries once, itself left out; items of its label are relevant. The whole ranking by exact
+    distance is evaluated. Intervals are by bootstrap over the queries.
+    """
+    labelled = sources_labelled.list_labelled(sources) if sources else None
+    with warn_if_incomplete(api.open(index_path, device=device)) as engine:
+        with show_progress("evaluating") as progress:
+            verdict = retrieval.evaluate_retrieval(engine, labelled, progress)
+        if html_file:
+            _write_report(engine, verdict, html_file)
+    if form == "json":
+        click.echo(json.dumps(verdict.to_dict(), indent=1))
+        return
+    _print_scores(verdict)
+    if per_class:
+        _print_class_scores(verdict)
+
+
+def _print_scores(verdict: retrieval.RetrievalReport) -> None:
+    queries, items = pluralize(verdict.count, "query", "queries"), pluralize(verdict.items, "item")
+    classes = pluralize(len(verdict.classes), "class", "classes")
+    left = failed = ""
+    if verdict.unlabelled:
+        left = f", {pluralize(verdict.unlabelled, 'item')} without a label left out"
+    if verdict.failed:
+        failed = f", {pluralize(verdict.failed, 'query', 'queries')} could not be decoded"
+    chance = f"P@k by chance {verdict.chance:.3f}"
+    click.echo(f"{verdict.model}: {queries} over {items} of {classes}{left}{failed}; {chance}")
+    rows = [(name, f"{e.value:.3f}", f"({e.low:.3f} to {e.high:.3f})") for name, e in verdict.scores.items()]
+    for line in text.table(rows):
+        click.echo(line)
+
+
+def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
+    rows: list[tuple[str, ...]] = [("queries", *CLASS_SCORES, "class")]
+    for label, (count, scores) in verdict.classes.items():
+        values = (f"{scores[name].value:.3f}" for name in CLASS_SCORES)
+        rows.append((f"{count:,}", *values, text.printable(label)))
+    for line in ("", *text.table(rows, right=len(CLASS_SCORES) + 1)):
+        click.echo(line)
+
+
+def _write_report(engine: Engine, verdict: retrieval.RetrievalReport, path: Path, each: int = 10) -> None:
+    """Writes the scores, then the `each` worst and `each` best queries with their six nearest items."""
+    shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
+    rows = [_report_row(engine, query) for query in shown]
+    scores = {name: f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})" for name, e in verdict.scores.items()}
+    facts = {
+        "index": str(engine.path),
+        "model": verdict.model,
+        "features": engine.meta.features,
+        "items": f"{verdict.items:,}",
+        "queries": f"{verdict.count:,}",
+        "below": f"the {each} worst queries by average precision, then the best",
+        "P@k by chance": f"{verdict.chance:.3f}",
+        **scores,
+    }
+    table: list[tuple[str, ...]] = [("class", "queries", *CLASS_SCORES)]
+    for label, (count, found) in verdict.classes.items():
+        table.append((label, f"{count:,}", *(f"{found[name].value:.3f}" for name in CLASS_SCORES)))
+    save_html(rows, path, "How well the index retrieves", facts, table)
+    note(f"wrote {path}")
+
+
+def _report_row(engine: Engine, query: retrieval.Query) -> ResultRow:
+    name = engine.paths([engine.item(query.query)])[0] if isinstance(query.query, int) else query.query
+    title = f"{name} (average precision {query.average_precision:.3f})"
+    tiles = []
+    for match in engine.search_many([query.query], 6)[0]:
+        label = ("✓ " if match.label == query.label else "✗ ") + (match.label or "no label")
+        image = engine.thumbnail(match.id)
+        tiles.append(Tile(image, match.path, label, match.id, match.distance, match.similarity))
+    return ResultRow(Tile(engine.thumbnail(query.query), title, query.label), tiles)
+
+
+@eval_command.command("recall")
+@click.option("-k", "--top-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Matches a query.")
+@click.option("-n", "--count", type=click.IntRange(1), default=200, show_default=True, help="Items that query.")
+@seed_option
+@format_option
+@index_option
+@version_option
+def recall_command(k: int, count: int, seed: int, form: str, index_path: str) -> None:
+    """Which share of the exact k nearest items the index's own search finds, over random items.
+
+    An index that is searched exactly has recall 1.
+    """
+    with (
+        warn_if_incomplete(api.open(index_path, device="cpu")) as engine,
+        show_progress("evaluating") as progress,
+    ):
+        found = retrieval.measure_recall(engine, k, count, seed, progress)
+    if form == "json":
+        click.echo(json.dumps(found.to_dict(), indent=1))
+        return
+    queries = pluralize(found.queries, "query", "queries")
+    click.echo(
+        f"{found.kind} search: recall@{k} {found.recall.value:.4f} ({found.recall.low:.4f} to"
+        f" {found.recall.high:.4f}) over {queries}; {found.milliseconds:.1f} ms a query,"
+        f" exact {found.exact_milliseconds:.1f} ms"
+    )
+
+
+@eval_command.command("robustness")
+@click.option("-n", "--count", type=click.IntRange(1), default=200, show_default=True, help="Items that are changed.")
+@click.option(
+    "--change",
+    "changes",
+    multiple=True,
+    metavar="NAME",
+    help="Only this change: shift, rotation, scale, crop, flip, noise, blur, jpeg, colour or text; repeatable.",
+)
+@click.option("--hash", "hash_too", is_flag=True, help="Measure a 64-bit perceptual hash as well.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curves into a .png file.")
+@seed_option
+@format_option
+@device_option
+@index_option
+@version_option
+def robustness_command(
+    count: int,
+    changes: tuple[str, ...],
+    hash_too: bool,
+    plot: Path | None,
+    seed: int,
+    form: str,
+    device: str,
+    index_path: str,
+) -> None:
+    """How often a changed picture still finds its original first, and how far from it it lies.
+
+    Distances are in units of the median distance of random pairs.
+    """
+    if plot and plot.suffix.lower() != ".png":
+        raise UsageError(f"{plot}: curves are drawn as PNG", hint=f"{plot.with_suffix('.png')}")
+    names = changes or tuple(perturb.CHANGES)
+    with (
+        warn_if_incomplete(api.open(index_path, device=device)) as engine,
+        show_progress("changes") as progress,
+    ):
+        found = robustness.of_index(engine, count, names, seed, hash_too=hash_too, progress=progress)
+    if plot:
+        atomic_write(plot, charts.png(robustness.draw(found)))
+        note(f"wrote {plot}")
+    if form == "json":
+        plain = {name: [dataclasses.asdict(point) for point in points] for name, points in found.items()}
+        click.echo(json.dumps(plain, indent=1))
+        return
+    for name, points in found.items():
+        click.echo(name)
+        for line in text.table(
+            [("change", "strength", "first", "95 % interval", "distance"), *map(_point_row, points)]
+        ):
+            click.echo(line)
+
+
+def _point_row(point: robustness.RobustnessPoint) -> tuple[str, str, str, str, str]:
+    interval = f"{point.first.low:.1%} to {point.first.high:.1%}"
+    return point.change, f"{point.strength:g}", f"{point.first.value:.1%}", interval, f"{point.distance:.3f}"

@@ -1,0 +1,153 @@
+"""The commands `info`, `verify` and `export`, about the content of an index, and `sample`, which draws images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from simsearch import api
+from simsearch.cli.console import DAMAGED, incomplete_push, pluralize, warn_if_incomplete
+from simsearch.cli.options import format_option, index_option, root_option, version_option
+from simsearch.cli.progress import show_progress
+from simsearch.engine import Engine
+from simsearch.images.samples import generate
+from simsearch.reports import text
+from simsearch.storage import export, verify
+
+
+@click.command("info")
+@click.option("--failures", is_flag=True, help="List the images that could not be indexed, and why.")
+@format_option
+@root_option
+@index_option
+@version_option
+def info_command(failures: bool, form: str, roots: tuple[tuple[str, str], ...], index_path: str) -> None:
+    """Says what is in an index."""
+    with api.open(index_path, device="cpu", roots=dict(roots)) as engine:
+        if failures:
+            _print_failures(engine, form)
+            return
+        facts, warning = engine.info(), incomplete_push(engine)
+    if form == "json":
+        click.echo(json.dumps(facts, indent=1))
+        return
+    lines = list(_info_lines(facts, index_path))
+    if warning:
+        lines.append(("push", warning))
+    for line in text.table(lines):
+        click.echo(line)
+
+
+def _print_failures(engine: Engine, form: str) -> None:
+    failures = engine.failures()
+    if form == "json":
+        click.echo(json.dumps([{"path": path, "reason": reason} for path, reason in failures], indent=1))
+        return
+    for path, reason in failures:
+        click.echo(f"{text.printable(path)}: {reason}")
+    click.echo(f"{len(failures):,} in all", err=True)
+
+
+def _info_lines(facts: dict[str, Any], index_path: str) -> Iterator[tuple[str, str]]:
+    """The facts of `Engine.info` as a table of names and values."""
+    yield "items", f"{facts['items']:,}"
+    yield "failures", f"{facts['failures']:,}"
+    yield "labels", f"{facts['labels']:,}"
+    yield "model", facts["model"]
+    yield "weights", facts["weights_sha256"]
+    yield "recipe", f"shorter side {facts['recipe']['resize']}, centre {facts['recipe']['crop']}"
+    vectors = f"{facts['features']}, {facts['dimension']:,} x {facts['storage']}"
+    yield "features", f"{vectors}, {facts['metric']}, by {facts['engine']}"
+    for line in _search_lines(facts["search"]):
+        yield "search", line
+    yield "size", text.format_size(facts["bytes"])
+    for source in facts["sources"]:
+        yield "source", f"{source['kind']} {source['root']} ({source['items']:,})"
+    if removed := facts["rows"] - facts["items"]:
+        yield (
+            "removed",
+            f"{pluralize(removed, 'row')} that no item owns; simsearch compact -i {index_path} reclaims them",
+        )
+
+
+def _search_lines(search: dict[str, Any]) -> Iterator[str]:
+    """How an index is searched, its recall, and the command that repairs it where the recall is too low."""
+    if "low" not in search:
+        yield f"{search['kind']}, recall {search['recall']:.3f}"
+        return
+    bits = f" of {search['parameters']['dimensions']} bits" if search["kind"] == "codes" else ""
+    interval = f"{search['low']:.3f} to {search['high']:.3f}"
+    yield f"{search['kind']}{bits}, recall {search['recall']:.3f} ({interval}, {search['queries']} queries)"
+    if since := search.get("since"):
+        interval = f"{since['low']:.3f} to {since['high']:.3f}"
+        yield f"recall {since['recall']:.3f} ({interval}, {since['queries']} queries) of items added since"
+    if search.get("missing"):
+        yield f"its files are gone or damaged, so every search is exact; {search['repair']} makes them anew"
+    elif "repair" in search:
+        yield f"below the {search['target']:g} asked for; {search['repair']} repairs it"
+
+
+@click.command("verify")
+@format_option
+@index_option
+@version_option
+def verify_command(form: str, index_path: str) -> None:
+    """Checks that the files of an index agree, byte for byte; exits 3 if they do not."""
+    with api.open(index_path, device="cpu") as engine, show_progress("verifying") as progress:
+        verdict = verify.verify(engine, progress)
+    if form == "json":
+        click.echo(json.dumps(dataclasses.asdict(verdict)))
+    elif not verdict.problems:
+        items, rows = pluralize(verdict.items, "item"), pluralize(verdict.checked, "row")
+        click.echo(f"{index_path}: ok, {items}, {rows} of features checked")
+    for problem in verdict.problems:
+        click.echo(f"error: {problem}", err=True)
+    if verdict.problems:
+        raise click.exceptions.Exit(DAMAGED)
+
+
+@click.command("export")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["npy", "parquet"]),
+    default="npy",
+    show_default=True,
+    help="The file format; parquet needs pip install 'simsearch[parquet]'.",
+)
+@click.option(
+    "-o", "--output", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to."
+)
+@root_option
+@index_option
+@version_option
+def export_command(form: str, folder: Path, roots: tuple[tuple[str, str], ...], index_path: str) -> None:
+    """Writes the features and what they belong to.
+
+    npy: features.npy (one float32 row an item) and items.jsonl. parquet: items.parquet, with float16 features.
+    """
+    write = export.export_parquet if form == "parquet" else export.export_npy
+    with (
+        warn_if_incomplete(api.open(index_path, device="cpu", roots=dict(roots))) as engine,
+        show_progress("exporting") as progress,
+    ):
+        count = write(engine, folder, progress)
+    click.echo(f"{folder}: {pluralize(count, 'item')}")
+
+
+@click.command("sample")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("-n", "--count", type=click.IntRange(1), default=600, show_default=True, help="Pictures.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws other pictures.")
+@version_option
+def sample_command(directory: Path, count: int, seed: int) -> None:
+    """Draws labelled pictures into DIRECTORY, a folder a kind, for trying things without any data."""
+    with show_progress("drawing") as progress:
+        written = generate.generate(directory, count, seed, progress)
+    kinds = min(count, len(generate.KINDS))
+    click.echo(f"{directory}: {pluralize(written, 'picture')} of {pluralize(kinds, 'kind')}")

@@ -1,0 +1,81 @@
+"""Lazy loading for the command line: `simsearch --help` and completion load no command, and commands load no torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from simsearch.cli.console import ErrorReportingGroup
+
+
+class LazyCommands(MutableMapping[str, click.Command]):
+    """Commands by name, each imported when it is first looked up.
+
+    table: by command name, the module and its short help; the module holds the command as `NAME_command`.
+    """
+
+    def __init__(self, table: Mapping[str, tuple[str, str]]) -> None:
+        self._table = dict(table)
+        self._loaded: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._loaded:
+            module, _ = self._table[name]
+            self._loaded[name] = getattr(importlib.import_module(module), f"{name}_command")
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._loaded[name] = command
+        self._table[name] = (getattr(command.callback, "__module__", ""), command.get_short_help_str())
+
+    def __delitem__(self, name: str) -> None:
+        del self._table[name]
+        self._loaded.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table
+
+    def placeholders(self) -> dict[str, click.Command]:
+        """Commands that hold a name and a short help, for lists of commands."""
+        return {name: click.Command(name, help=short_help) for name, (_, short_help) in self._table.items()}
+
+
+class LazyGroup(ErrorReportingGroup):
+    """A group that lists its commands without importing them."""
+
+    def __init__(self, name: str | None = None, *, table: Mapping[str, tuple[str, str]], **options: Any) -> None:
+        self.lazy_commands = LazyCommands(table)
+        super().__init__(name, commands=self.lazy_commands, **options)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        click.Group(commands=self.lazy_commands.placeholders()).format_commands(ctx, formatter)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        commands = sorted(self.lazy_commands.placeholders().items())
+        found = [
+            CompletionItem(name, help=c.get_short_help_str()) for name, c in commands if name.startswith(incomplete)
+        ]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+
+
+class LazyModule:
+    """A module that is imported when one of its attributes is first read.
+
+    For modules that import torch, FastAPI or rich: a command's `--help`, and most of its uses, do without them.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)

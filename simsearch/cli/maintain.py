@@ -1,0 +1,241 @@
+"""The commands about a whole index: `duplicates`, `merge`, `compact` and `tune`."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from simsearch import api
+from simsearch.cli.console import NO_MATCH, check_folder_exists, note, pluralize, warn_if_incomplete
+from simsearch.cli.lazy import LazyModule
+from simsearch.cli.options import (
+    complete_files,
+    device_option,
+    format_option,
+    html_option,
+    index_option,
+    version_option,
+)
+from simsearch.cli.params import ByteSize
+from simsearch.cli.progress import show_progress
+from simsearch.engine import Engine
+from simsearch.errors import UsageError
+from simsearch.indexing import compact, merge, tune
+from simsearch.reports import text
+from simsearch.reports.html import save_html
+from simsearch.reports.tiles import ResultRow, Tile
+from simsearch.search import duplicates as near
+
+if TYPE_CHECKING:
+    from simsearch.models.hashing import autoencoder
+else:
+    autoencoder = LazyModule("simsearch.models.hashing.autoencoder")
+
+Groups = list[list[near.Member]]
+
+
+@click.command("duplicates")
+@click.option(
+    "--max-distance",
+    type=click.FloatRange(0),
+    metavar="D",
+    help="What counts as near-identical.  [default: measured on changed copies]",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "jsonl", "csv", "paths"]),
+    default="table",
+    show_default=True,
+    help="How to print groups; paths leaves out the first of each.",
+)
+@html_option
+@click.option("--exact", is_flag=True, help="Compare all pairs, however many items there are.")
+@device_option
+@index_option
+@version_option
+def duplicates_command(
+    max_distance: float | None, form: str, html_file: Path | None, exact: bool, device: str, index_path: str
+) -> None:
+    """Finds groups of near-identical items: copies, and pictures linked by chains of near-identical ones.
+
+    Exits 1 if there are none.
+    """
+    check_folder_exists(html_file)
+    with warn_if_incomplete(api.open(index_path, device=device)) as engine:
+        limit = near.copy_threshold(engine) if max_distance is None else near.Threshold(max_distance)
+        with show_progress("comparing") as progress:
+            groups = near.duplicate_groups(engine, limit.distance, progress, exact)
+        if html_file:
+            _write_report(engine, groups, limit, html_file)
+        _print_groups(groups, form)
+        click.echo(_summary(groups, limit), err=True)
+        if len(engine) > near.EXACT and not exact:
+            pairs, together = near.checked(engine, groups, limit.distance)
+            note(
+                f"of {pairs:,} near pairs of {near.CHECKED} random items {together:,} are in one group;"
+                " --exact compares all"
+            )
+    if not groups:
+        raise click.exceptions.Exit(NO_MATCH)
+
+
+def _summary(groups: Groups, limit: near.Threshold) -> str:
+    copies = ", ".join(f"{name} {share:.0%}" for name, share in limit.copies.items())
+    items = pluralize(sum(map(len, groups)), "item")
+    found = f"{pluralize(len(groups), 'group')} of {items} within {limit.distance:.4g}"
+    return found + (f"; of changed copies within it: {copies}" if copies else "")
+
+
+def _print_groups(groups: Groups, form: str) -> None:
+    listed = [
+        [{"id": m.item.id, "path": m.path, "label": m.item.label, "distance": m.distance} for m in group]
+        for group in groups
+    ]
+    if form == "json":
+        click.echo(json.dumps(listed, indent=1))
+    elif form == "jsonl":
+        for entries in listed:
+            click.echo(json.dumps(entries))
+    elif form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["group", "id", "path", "label", "distance"])
+        writer.writerows([n, *member.values()] for n, entries in enumerate(listed, 1) for member in entries)
+    elif form == "paths":
+        for group in groups:
+            for member in group[1:]:
+                click.echo(member.path, color=True)
+    else:
+        for number, group in enumerate(groups, 1):
+            lines = text.table([("distance", "id", "label", "path"), *map(_group_row, group)], right=2)
+            click.echo("\n".join([f"group {number}: {pluralize(len(group), 'item')}", *lines, ""]))
+
+
+def _group_row(member: near.Member) -> tuple[str, str, str, str]:
+    label, path = text.printable(member.item.label or "-"), text.printable(member.path)
+    return text.format_distance(member.distance), str(member.item.id), label, path
+
+
+def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: Path) -> None:
+    def tile(member: near.Member, first: bool) -> Tile:
+        image = engine.thumbnail(member.item.id)
+        distance = None if first else member.distance
+        return Tile(image, member.path, member.item.label, member.item.id, distance)
+
+    rows = [ResultRow(tile(group[0], True), [tile(member, False) for member in group[1:]]) for group in groups]
+    facts = {"index": str(engine.path), "model": engine.meta.model, "largest distance": f"{limit.distance:.4g}"}
+    save_html(rows, file, "Near-identical pictures", facts)
+    note(f"wrote {file}")
+
+
+@click.command("merge")
+@click.argument("other", nargs=-1, required=True, shell_complete=complete_files)
+@index_option
+@version_option
+def merge_command(other: tuple[str, ...], index_path: str) -> None:
+    """Takes the items of OTHER indexes of the same model in, with their features; OTHER stays as it is."""
+    with Engine(index_path, device="cpu") as engine:
+        for path in other:
+            with Engine(path, device="cpu") as source, show_progress("merging") as progress:
+                merged = merge.merge_indexes(engine, source, progress)
+            items = pluralize(len(engine), "item")
+            click.echo(f"{index_path}: {items}; {merged.added:,} from {path}, {merged.known:,} known")
+
+
+@click.command("compact")
+@click.option("--dry-run", is_flag=True, help="Only say what would be reclaimed.")
+@format_option
+@index_option
+@version_option
+def compact_command(dry_run: bool, form: str, index_path: str) -> None:
+    """Reclaims the room that removed and replaced items have left in the feature files.
+
+    Ids stay, searches go on meanwhile, and an interruption loses nothing.
+    """
+    with Engine(index_path, device="cpu") as engine, show_progress("compacting") as progress:
+        done = compact.compact(engine, dry_run, progress)
+    if form == "json":
+        click.echo(json.dumps(dataclasses.asdict(done)))
+        return
+    outcome = "would be reclaimed; nothing was changed" if dry_run else "reclaimed"
+    size = f"{text.format_size(done.reclaimed)} ({pluralize(done.reclaimed, 'byte')})"
+    items, rows = pluralize(done.items, "item"), pluralize(done.removed, "row")
+    click.echo(f"{index_path}: {items}, {rows} that none owns, {size} {outcome}")
+
+
+@click.command("tune")
+@click.option(
+    "--recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="R",
+    help="The share of the 10 true neighbours that must be found; 1 goes back to exact search."
+    "  [default: 0.99; with --codes 0.95]",
+)
+@click.option(
+    "--memory", type=ByteSize(), metavar="BYTES", help="What the structure may take: 500M, 2G.  [default: any]"
+)
+@click.option(
+    "--codes",
+    "bits",
+    type=click.IntRange(64, 512),
+    metavar="BITS",
+    help="Search by binary codes of 64 to 512 bits, learned from this index's features.",
+)
+@format_option
+@index_option
+@version_option
+def tune_command(recall: float | None, memory: int | None, bits: int | None, form: str, index_path: str) -> None:
+    """Chooses the fastest way to search that reaches a recall, by measurement on items it has not seen.
+
+    Until it is done, and if it is interrupted, searches go on as before. Items added later are searched exactly, or
+    encoded as they come. --codes trains an autoencoder, which takes minutes; its codes are used even if another way
+    would be faster.
+    """
+    if bits is not None and bits % 8:
+        raise UsageError(f"--codes {bits} is no multiple of 8")
+    with Engine(index_path, device="cpu") as engine:
+        tune_index(engine, recall, memory, index_path, form, bits)
+
+
+def tune_index(
+    engine: Engine,
+    recall: float | None,
+    memory: int | None,
+    index_path: str,
+    form: str = "text",
+    bits: int | None = None,
+) -> None:
+    """Tunes an open index and prints the outcome. bits: length of binary codes; None for other ways to search."""
+    with show_progress("tuning") as progress:
+        if bits is None:
+            choice = tune.tune(engine, 0.99 if recall is None else recall, memory, progress)
+        else:
+            target = tune.RERANKED_RECALL if recall is None else recall
+            choice = tune.tune_codes(engine, autoencoder.HashConfig(bits), target, memory, progress)
+    if form == "json":
+        click.echo(json.dumps(dataclasses.asdict(choice)))
+    else:
+        click.echo(f"{index_path}: {_describe_choice(choice, len(engine))}")
+
+
+def _describe_choice(choice: tune.Choice, items: int) -> str:
+    if choice.kind == "exact":
+        if choice.tried:
+            return "exact search; nothing that has the recall was faster"
+        if choice.exact_seconds:
+            return "exact search; no structure fits in the memory"
+        return "exact search" + (f"; {items:,} items are few" if items < tune.LEAST else "")
+    parameters = choice.parameters
+    unit = "bits" if choice.kind == "codes" else "components"
+    return (
+        f"{choice.kind} of {parameters['dimensions']} {unit}, {parameters['candidates']} candidates, effort"
+        f" {parameters['effort']}; recall {choice.recall:.4f} ({choice.low:.4f} to {choice.high:.4f},"
+        f" {choice.queries} queries), {1000 * choice.seconds:.2f} ms a query instead of"
+        f" {1000 * choice.exact_seconds:.2f} ms, {text.format_size(choice.memory)}"
+    )

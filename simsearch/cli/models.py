@@ -1,0 +1,211 @@
+"""The commands about models: `models`, `train` and `classify`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simsearch.cli import model_cards, query_args
+from simsearch.cli.console import INTERRUPTED, note, pluralize
+from simsearch.cli.lazy import LazyModule
+from simsearch.cli.options import (
+    complete_files,
+    crops_option,
+    device_option,
+    exclude_option,
+    format_option,
+    model_option,
+    version_option,
+)
+from simsearch.cli.progress import show_progress, training_progress
+from simsearch.errors import TrainingInterruptedError, UsageError
+from simsearch.evaluation import classification
+from simsearch.models import load, registry
+from simsearch.models.precision import ENOUGH
+from simsearch.reports.text import printable
+
+if TYPE_CHECKING:
+    from simsearch.models.onnx import int8_calibration
+    from simsearch.training import job as training_job
+    from simsearch.training import publish, run
+else:  # they import torch
+    training_job = LazyModule("simsearch.training.job")
+    publish = LazyModule("simsearch.training.publish")
+    run = LazyModule("simsearch.training.run")
+    int8_calibration = LazyModule("simsearch.models.onnx.int8_calibration")
+
+
+@click.command("train")
+@click.argument("source", nargs=-1, required=True, shell_complete=complete_files)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="Where to write the weights, a .safetensors file.",
+)
+@click.option(
+    "--model",
+    "architecture",
+    type=click.Choice(["alexnet", "lenet5", "convnet4"]),
+    default=None,
+    help="The network.  [default: alexnet, or that of --from]",
+)
+@click.option(
+    "--preset", metavar="NAME", help="alexnet: paper, fast, small, adapt; lenet5: paper, distorted.  [default: paper]"
+)
+@click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting of the preset; repeatable."
+)
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="Passes over the images; short for --set epochs=N.")
+@click.option(
+    "--objective",
+    type=click.Choice(["classification", "metric"]),
+    help="What to learn: labels, or features that are near those of the same label as well.  [default: classification]",
+)
+@click.option("--val", "validation", multiple=True, metavar="SOURCE", help="Validate on these images; repeatable.")
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.1,
+    show_default=True,
+    metavar="SHARE",
+    help="Without --val: hold out this share of each class.",
+)
+@click.option(
+    "--from", "start", metavar="NAME|FILE", help="Begin with these weights; other classes replace the last layer."
+)
+@click.option(
+    "--freeze",
+    type=click.Choice(["none", "convolutions", "features"]),
+    default="none",
+    show_default=True,
+    help="With --from: leave these layers as they are.",
+)
+@click.option(
+    "--names", type=click.Path(path_type=Path), metavar="FILE", help="Names of the classes: label, tab, name."
+)
+@exclude_option
+@click.option("--resume", is_flag=True, help="Continue an interrupted training exactly where it was.")
+@click.option("--overwrite", is_flag=True, help="Replace weights, or an interrupted training, of the same name.")
+@device_option
+@version_option
+def train_command(source: tuple[str, ...], output: Path, names: Path | None, **options: Any) -> None:
+    """Trains a network on labelled SOURCEs and writes one .safetensors file with all that belongs to it.
+
+    A SOURCE is what `build` takes, labelled by its folders, columns or data set. Beside the weights FILE.safetensors
+    are left the log FILE.jsonl and its curve FILE.png, and until the training is done FILE.checkpoint, with which
+    --resume continues after Ctrl-C or a crash. Use the weights with `build --model FILE` and `classify -m FILE`.
+    Several GPUs: torchrun --nproc-per-node N -m simsearch train ...
+    """
+    job = training_job.prepare_job(source, output, names=training_job.read_names(names) if names else None, **options)
+    if options["preset"] == "adapt" and not job.start:
+        note(f"preset adapt is meant for weights to begin with: --from {registry.DEFAULT}, say")
+    try:
+        with training_progress() as (decoding, log, stop_requested):
+            outcome = run.fit(job, progress=decoding, log=log, stop=stop_requested)
+    except TrainingInterruptedError as error:
+        note(f"{error}; {error.hint}")
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    if outcome.bytes:  # the first of several processes wrote the weights and reports them
+        for name, scores in outcome.metrics.items():
+            click.echo(f"{name}: {', '.join(publish.format_metric(*pair) for pair in scores.items())}")
+        classes, images = pluralize(outcome.classes, "class", "classes"), pluralize(outcome.images, "image")
+        click.echo(f"{outcome.output}: {classes} from {images} in {outcome.seconds:,.0f} s, {outcome.bytes:,} bytes")
+
+
+@click.command("classify")
+@click.argument("image", nargs=-1, required=True, shell_complete=complete_files)
+@click.option("-k", "--top-k", "k", type=click.IntRange(1), default=5, show_default=True, help="Guesses an image.")
+@crops_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "jsonl"]),
+    default="text",
+    show_default=True,
+    help="How to print.",
+)
+@model_option
+@device_option
+@version_option
+def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, model: str | None, device: str) -> None:
+    """Says what each IMAGE most probably shows: a path, an http(s) URL, or - for standard input."""
+    if any(text.startswith("id:") for text in image):
+        raise UsageError("id:N names an item of an index; classify takes pictures")
+    chosen = load.load_model(model or registry.DEFAULT, device, images=len(image) * int(crops))
+    found = classification.classify(chosen, [query_args.picture(text) for text in image], k, int(crops))
+    if form == "text":
+        for number, (name, guesses) in enumerate(zip(image, found, strict=True)):
+            click.echo(("\n" if number else "") + _guess_bars(name, guesses))
+        return
+    answers = [
+        {"query": name, "model": chosen.name, "guesses": [{"label": g.label, "probability": g.probability} for g in gs]}
+        for name, gs in zip(image, found, strict=True)
+    ]
+    if form == "jsonl":
+        for answer in answers:
+            click.echo(json.dumps(answer))
+        return
+    click.echo(json.dumps(answers, indent=1))
+
+
+def _guess_bars(name: str, guesses: Sequence[classification.Guess], width: int = 30) -> str:
+    """An image's guesses with their probabilities, each with a bar of up to `width` characters."""
+    longest = max(len(printable(guess.label)) for guess in guesses)
+    lines = [printable(name)]
+    for guess in guesses:
+        eighths = round(guess.probability * width * 8)
+        bar = "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")
+        lines.append(f"  {printable(guess.label).ljust(longest)}  {guess.probability:6.1%}  {bar}".rstrip())
+    return "\n".join(lines)
+
+
+@click.command("models")
+@click.option("--verbose", is_flag=True, help="Print each model's card.")
+@click.option(
+    "--filters",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw the first layer's kernels into a .png file.",
+)
+@click.option(
+    "--calibrate",
+    multiple=True,
+    metavar="SOURCE",
+    help="Ready --model FILE for int8: measure its ranges on training images; repeatable.",
+)
+@click.option("-m", "--model", metavar="NAME|FILE", help="Only this model; for --filters, instead of the default.")
+@format_option
+@version_option
+def models_command(
+    verbose: bool, filters: Path | None, calibrate: tuple[str, ...], model: str | None, form: str
+) -> None:
+    """Lists the models that an index can be built with."""
+    if calibrate:
+        _calibrate(model, calibrate)
+    elif filters:
+        count = model_cards.draw_filters(model, filters)
+        click.echo(f"{filters}: {count} kernels")
+    elif form == "json":
+        click.echo(json.dumps(model_cards.facts(model), indent=1))
+    else:
+        click.echo(model_cards.verbose(model) if verbose or model else model_cards.brief())
+
+
+def _calibrate(model: str | None, sources: Sequence[str]) -> None:
+    """Writes the int8 ranges into a weights file and prints how well int8 then agrees with float32."""
+    if model is None:
+        raise UsageError("--calibrate needs a weights file to write into", hint="-m FILE.safetensors")
+    with show_progress("decoding") as progress:
+        found = int8_calibration.calibrate(model, sources, progress)
+    advice = "new indexes take it where the processor has VNNI" if found.top6 >= ENOUGH else "float32 stays the default"
+    click.echo(
+        f"{model}: on {found.images:,} images int8 shares {found.top6:.1%} of the six nearest with float32,"
+        f" median cosine {found.cosine:.5f}; {advice}"
+    )

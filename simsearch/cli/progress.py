@@ -1,0 +1,145 @@
+"""Progress on stderr: bars on a terminal, else at most one line a second."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+LogRow = dict[str, Any]
+"""A row of the training log, as the .jsonl file has it: `event` is step, epoch, resume or note."""
+
+
+@contextmanager
+def show_progress(task: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a callback (done, total) that shows how far `task` is."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn(task),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            number = bar.add_task(task, total=None, rate="")
+            start = time.monotonic()
+
+            def draw(done: int, total: int) -> None:
+                rate = done / max(time.monotonic() - start, 1e-3)
+                bar.update(number, completed=done, total=total, rate=f"{rate:,.0f}/s")
+
+            yield draw
+        return
+    start = last = time.monotonic()
+
+    def print_line(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 1 and done:
+            last = now
+            click.echo(f"{task}: {done:,} of {total:,}, {done / (now - start):,.0f}/s", err=True)
+
+    yield print_line
+
+
+@contextmanager
+def training_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[LogRow], None], Callable[[], bool]]]:
+    """Gives three callbacks for a training: progress of decoding, a row of the log, and "has the user asked to stop?".
+
+    The first Ctrl-C (or SIGTERM) lets the step finish and a checkpoint be written. A second one interrupts at once, and
+    so does the first where no step has finished yet. Two within a second count as one: torchrun passes on to its
+    processes a signal that the terminal has sent them already.
+    """
+    requests: list[float] = []
+    training = False
+
+    def handle_signal(number: int, frame: Any) -> None:
+        if requests and time.monotonic() - requests[0] < 1:
+            return
+        if requests or not training:
+            raise KeyboardInterrupt
+        requests.append(time.monotonic())
+        click.echo("stopping after this step (once more: at once)", err=True)
+
+    def stop_requested() -> bool:
+        nonlocal training
+        training = True
+        return bool(requests)
+
+    before = {number: signal.signal(number, handle_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with (
+            _training_bar() if sys.stderr.isatty() else _training_lines() as log,
+            show_progress("decoding") as decoding,
+        ):
+            yield decoding, log, stop_requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _training_lines() -> Iterator[Callable[[LogRow], None]]:
+    """Prints rows as lines: steps at most one a second, and the last; all other rows."""
+    last = -1.0
+
+    def print_row(row: LogRow) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if row["event"] == "step" and now - last < 1 and row["step"] < row["steps"]:
+            return
+        last = now
+        if text := _format_row(row):
+            click.echo(text, err=True)
+
+    yield print_row
+
+
+@contextmanager
+def _training_bar() -> Iterator[Callable[[LogRow], None]]:
+    """Draws a bar for steps; epochs and notes scroll by above it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        bar.stop()  # decoding has a bar of its own, and there can be only one
+        task = bar.add_task("", total=None)
+
+        def draw_row(row: LogRow) -> None:
+            if row["event"] == "step":
+                bar.start()
+                bar.update(task, completed=row["step"], total=row["steps"], description=_format_metrics(row))
+            elif text := _format_row(row):
+                console.print(text, highlight=False, markup=False)
+
+        yield draw_row
+
+
+def _format_metrics(row: LogRow) -> str:
+    return (
+        f"epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  top-1 {row['top1']:.1%}  top-5 {row['top5']:.1%}"
+        f"  {row['rate']:,.0f} images/s"
+    )
+
+
+def _format_row(row: LogRow) -> str:
+    """A row of the training log as a line; empty for an event that is not shown."""
+    if row["event"] == "step":
+        minutes, seconds = divmod(row["left"], 60)
+        return f"step {row['step']:,} of {row['steps']:,}  {_format_metrics(row)}  {minutes:,}:{seconds:02} left"
+    if row["event"] == "epoch":
+        return f"epoch {row['epoch']}: validation top-1 {row['top1']:.1%}, top-5 {row['top5']:.1%}"
+    if row["event"] == "resume":
+        return f"continuing after step {row['step']:,}"
+    return f"note: {row['text']}" if row["event"] == "note" else ""

@@ -1,0 +1,78 @@
+"""The command `push`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import click
+
+from simsearch.cli.console import format_counts, pluralize
+from simsearch.cli.options import format_option, index_option, version_option
+from simsearch.cli.params import KeyValue
+from simsearch.cli.progress import show_progress
+from simsearch.cluster.milvus import push
+from simsearch.cluster.milvus.address import parse_address
+from simsearch.engine import Engine
+
+
+@click.command("push")
+@click.argument("address", metavar="milvus://HOST:PORT/COLLECTION")
+@click.option(
+    "--index-type",
+    "kind",
+    metavar="KIND",
+    help="Of a new collection: FLAT, HNSW, IVF_FLAT, IVF_SQ8, DISKANN, GPU_CAGRA, ..."
+    "  [default: FLAT below 10,000 items, HNSW; from 5 million DISKANN]",
+)
+@click.option(
+    "--set",
+    "parameters",
+    multiple=True,
+    type=KeyValue(),
+    metavar="KEY=N",
+    help="What it is built with: M=32; repeatable.",
+)
+@click.option(
+    "--storage",
+    type=click.Choice(["float32", "float16"]),
+    default=None,
+    help="Of a new collection; float16 needs Milvus 2.4.  [default: float32]",
+)
+@click.option("--replace", is_flag=True, help="Drop what the collection holds now.")
+@format_option
+@index_option
+@version_option
+def push_command(
+    address: str,
+    kind: str | None,
+    parameters: tuple[tuple[str, int | str], ...],
+    storage: Any,
+    replace: bool,
+    form: str,
+    index_path: str,
+) -> None:
+    """Copies an index into a collection in Milvus: only what differs, so again after each change.
+
+    Afterwards `-i milvus://HOST:PORT/COLLECTION` works in every verb that searches. milvus:///PATH/FILE.db is a file of
+    Milvus Lite. After ? may follow consistency=strong, timeout=SECONDS and effort=N, joined by &. An interrupted
+    push is continued by the next. $SIMSEARCH_MILVUS_TOKEN is the server's token, where it wants one.
+    """
+    options = push.PushOptions(kind and kind.upper(), dict(parameters), storage, replace)
+    with Engine(index_path, device="cpu") as engine:
+        push_index(engine, address, options, form)
+
+
+def push_index(engine: Engine, address: str, options: push.PushOptions | None = None, form: str = "text") -> None:
+    """Pushes an open index and prints the outcome."""
+    with show_progress("pushing") as progress:
+        pushed = push.push(engine, address, dataclasses.replace(options or push.PushOptions(), progress=progress))
+    if form == "json":
+        click.echo(json.dumps(dataclasses.asdict(pushed)))
+        return
+    changes = format_counts({"sent": pushed.sent, "deleted": pushed.deleted, "unchanged": pushed.unchanged})
+    click.echo(
+        f"{parse_address(address)}: {pluralize(pushed.items, 'item')}, {pushed.kind}; {changes or 'nothing to do'};"
+        f" counted, {pushed.compared:,} compared"
+    )

@@ -1,0 +1,132 @@
+"""The command `query`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simsearch import api
+from simsearch.cli import query_args
+from simsearch.cli.console import NO_MATCH, check_folder_exists, note, warn_if_incomplete
+from simsearch.cli.lazy import LazyModule
+from simsearch.cli.options import (
+    complete_files,
+    device_option,
+    html_option,
+    index_option,
+    moved_model_option,
+    root_option,
+    version_option,
+)
+from simsearch.cli.search_options import example_images, search_arguments, search_options
+from simsearch.engine import Engine
+from simsearch.errors import UsageError
+from simsearch.reports import text as reports_text
+from simsearch.reports.html import save_html
+from simsearch.reports.montage import montage_extension, save_montage
+from simsearch.reports.tiles import ResultRow, Tile
+from simsearch.search import results
+from simsearch.search.results import Match
+
+if TYPE_CHECKING:
+    from simsearch.reports import terminal as reports_terminal
+else:
+    reports_terminal = LazyModule("simsearch.reports.terminal")
+
+
+@click.command("query")
+@click.argument("image", nargs=-1, required=True, shell_complete=complete_files)
+@search_options
+@click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv", "paths"]), default=None,
+              help="How to print matches.  [default: table]")  # fmt: skip
+@click.option("-0", "--print0", is_flag=True, help="Print paths, each closed by a NUL.")
+@click.option("--relative", is_flag=True, help="Print paths as stored, relative to their source.")
+@html_option
+@click.option("--montage", type=click.Path(path_type=Path), metavar="FILE", help="Write a picture: a row a query.")
+@click.option("--show", is_flag=True, help="Show the pictures in the terminal.")
+@root_option
+@moved_model_option
+@device_option
+@index_option
+@version_option
+def query_command(
+    image: tuple[str, ...], form: str | None, print0: bool, relative: bool, html_file: Path | None,
+    montage: Path | None, show: bool, roots: tuple[tuple[str, str], ...], model: str | None, index_path: str,
+    device: str, **options: Any,
+) -> None:  # fmt: skip
+    """Finds the indexed pictures most like each IMAGE: a path, id:N, an http(s) URL, or - for standard input.
+
+    Exits 1 if no match was found.
+    """
+    if print0 and form not in {None, "paths"}:
+        raise UsageError(f"--print0 prints paths, not {form}")
+    if montage:
+        montage_extension(montage)
+    for file in (montage, html_file):
+        check_folder_exists(file)
+    if [*image, *example_images(options)].count("-") > 1:
+        raise UsageError("standard input can be read only once, but - is given several times")
+    pictures = [query_args.picture(text) for text in image]
+    k, chosen = search_arguments(options)
+    with warn_if_incomplete(api.open(index_path, model=model, device=device, roots=dict(roots))) as engine:
+        answers = []
+        for start in range(0, len(image), 64):
+            clock = time.perf_counter()
+            found = engine.search_many(pictures[start : start + 64], k, **chosen)
+            took = 1000 * (time.perf_counter() - clock) / len(found)
+            for name, matches in zip(image[start : start + 64], found, strict=True):
+                shown = [replace(match, path=match.relative) for match in matches] if relative else matches
+                answers.append(results.QueryResult(name, engine.meta.model, matches.exact, took, shown))
+        text = reports_text.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
+        click.echo(text, nl=False, color=True)  # a path is printed as it is, whatever it holds
+        if montage or html_file or show:
+            _show_images(engine, pictures, answers, montage, html_file, show)
+    if not any(answer.matches for answer in answers):
+        raise click.exceptions.Exit(NO_MATCH)
+
+
+def _show_images(
+    engine: Engine,
+    pictures: Sequence[Any],
+    answers: Sequence[results.QueryResult],
+    montage: Path | None,
+    html_file: Path | None,
+    show: bool,
+) -> None:
+    """Shows queries and matches with their images, in files and in the terminal."""
+
+    def tile(match: Match) -> Tile:
+        image = engine.thumbnail(match.id)
+        return Tile(image, match.path, match.label, match.id, match.distance, match.similarity)
+
+    rows = [
+        ResultRow(Tile(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
+        for picture, answer in zip(pictures, answers, strict=True)
+    ]
+    if show:
+        _show_in_terminal(rows)
+    if montage:
+        save_montage(rows, montage)
+        note(f"wrote {montage}")
+    if html_file:
+        facts = {"index": str(engine.path), "model": engine.meta.model, "items": f"{len(engine):,}"}
+        save_html(rows, html_file, "Most similar pictures", facts)
+        note(f"wrote {html_file}")
+
+
+def _show_in_terminal(rows: Sequence[ResultRow]) -> None:
+    """Draws queries and matches in the terminal, or prints a note if it cannot show images."""
+    from rich.console import Console
+
+    console = Console()
+    if not reports_terminal.can_show(console):
+        note("--show needs a terminal with colours; --montage FILE and --html FILE write files")
+        return
+    if advice := reports_terminal.advice():
+        note(advice)
+    reports_terminal.show(rows, console, reports_terminal.graphics())

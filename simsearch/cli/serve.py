@@ -1,0 +1,190 @@
+"""The commands `serve`, `demo` and `completion`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import get_completion_class
+
+from simsearch import api
+from simsearch.cli.console import note, warn_if_incomplete
+from simsearch.cli.lazy import LazyModule
+from simsearch.cli.options import complete_files, device_option, version_option
+from simsearch.cli.progress import show_progress
+from simsearch.cluster.milvus.address import is_address, parse_address
+from simsearch.engine import Engine
+from simsearch.errors import UsageError
+from simsearch.images.samples import generate
+from simsearch.indexing import options
+
+if TYPE_CHECKING:
+    from simsearch.server import app as server_app
+    from simsearch.server import run
+else:  # they need the extra [serve]; `serve --help` and `completion` do not
+    server_app = LazyModule("simsearch.server.app")
+    run = LazyModule("simsearch.server.run")
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
+
+port_option = click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one."
+)
+
+
+@click.command("serve")
+@click.option(
+    "-i",
+    "--index",
+    "index",
+    multiple=True,
+    metavar="[NAME=]PATH",
+    shell_complete=complete_files,
+    default=lambda: (os.environ.get("SIMSEARCH_INDEX") or "indexes/default",),
+    help="An index; repeatable, the first is the default; also $SIMSEARCH_INDEX.  [default: indexes/default]",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
+@port_option
+@click.option(
+    "--api-key",
+    metavar="KEY|@FILE",
+    envvar="SIMSEARCH_API_KEY",
+    help="Ask for this key; @FILE: a line each. $SIMSEARCH_API_KEY keeps it out of `ps`.",
+)
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without a key.")
+@click.option("--writable", is_flag=True, help="Allow adding and removing items.")
+@click.option("--allow-urls", is_flag=True, help="Allow searching by http(s) URL; public addresses only.")
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Other sites whose pages may call; repeatable.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Answer to this Host header as well; repeatable.")
+@click.option("--max-body", type=click.IntRange(1), default=32, show_default=True, metavar="MIB", help="Largest body.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    metavar="MP",
+    help="Largest image, in millions of pixels.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Searches answered at once.",
+)
+@click.option(
+    "--in-flight",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Searches taken in at once; beyond, status 429.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds for an answer.",
+)
+@click.option("--relative", is_flag=True, help="Answer paths as stored, relative to their source.")
+@device_option
+@version_option
+def serve_command(
+    index: tuple[str, ...],
+    host: str,
+    port: int,
+    api_key: str | None,
+    insecure: bool,
+    allow_host: tuple[str, ...],
+    max_body: int,
+    max_pixels: int,
+    device: str,
+    **options: Any,
+) -> None:
+    """Serves indexes over HTTP, with a web page at /. Listens on this machine only, unless told otherwise."""
+    create_app = server_app.create_app  # a missing extra is reported before an index is opened
+    keys = _read_keys(api_key)
+    local = host in LOOPBACK
+    if not local and not keys and not insecure:
+        message = f"to listen on {host} without a key would open the index to others"
+        raise UsageError(message, hint="set $SIMSEARCH_API_KEY, or give --insecure")
+    hosts = (*LOOPBACK, *(name.lower() for name in allow_host)) if local and not keys else None
+    engines = _open_indexes(index, device, options["writable"])
+    app = create_app(
+        engines, api_keys=keys, hosts=hosts, max_body=max_body << 20, max_pixels=max_pixels * 1_000_000, **options
+    )
+    run.run(app, host, port, say=lambda url: note(f"serving {', '.join(engines)} at {url}"))
+
+
+def _open_indexes(arguments: tuple[str, ...], device: str, writable: bool) -> dict[str, Engine]:
+    """The engines of `-i [NAME=]PATH` by name; without NAME, a path or collection is called by its own."""
+    engines: dict[str, Engine] = {}
+    for argument in arguments:
+        name, separator, path = argument.partition("=")
+        if not separator or "/" in name:
+            path = argument
+            name = parse_address(path).collection if is_address(path) else Path(path).name or "default"
+        if is_address(path) and writable:
+            raise UsageError(f"{path} is not changed in place", hint="leave out --writable")
+        if name in engines:
+            raise UsageError(f"two indexes are called {name!r}", hint="-i NAME=PATH names them")
+        engines[name] = warn_if_incomplete(api.open(path, device=device))
+    return engines
+
+
+def _read_keys(option: str | None) -> tuple[str, ...]:
+    """The key in `--api-key`, or the keys in the file that it names. Raises UsageError."""
+    if option is None:
+        return ()
+    if not option.startswith("@"):
+        return (option,)
+    path = option[1:]
+    try:
+        lines = Path(os.path.expanduser(path)).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the file of API keys {path} cannot be read: {error}") from error
+    keys = tuple(line.strip() for line in lines if line.strip())
+    if not keys:
+        raise UsageError(f"the file of API keys {path} is empty")
+    return keys
+
+
+@click.command("demo")
+@click.option("-n", "--count", type=click.IntRange(1), default=300, show_default=True, help="Pictures.")
+@port_option
+@version_option
+def demo_command(count: int, port: int) -> None:
+    """Shows the web page without any data: draws pictures, indexes and serves them, and leaves nothing behind."""
+    create_app = server_app.create_app  # a missing extra is reported before anything is drawn
+    with tempfile.TemporaryDirectory(prefix="simsearch-demo-") as folder:
+        with show_progress("drawing") as progress:
+            generate.generate(Path(folder) / "drawn", count, progress=progress)
+        with show_progress("indexing") as progress:
+            engine, _ = api.build_with_summary(
+                [f"{folder}/drawn"],
+                f"{folder}/index",
+                None,
+                device="cpu",
+                options=options.BuildOptions(progress=progress),
+            )
+        with engine:
+            app = create_app({"drawn": engine}, hosts=LOOPBACK, relative=True)
+            run.run(app, "127.0.0.1", port, say=lambda url: note(f"open {url} in a browser"))
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@version_option
+def completion_command(shell: str) -> None:
+    """Prints a script that completes commands and options: eval "$(simsearch completion bash)"."""
+    completion_class = get_completion_class(shell)
+    if completion_class is None:
+        raise UsageError(f"click has no completion for {shell}")
+    root = click.get_current_context().find_root().command
+    click.echo(completion_class(root, {}, "simsearch", "_SIMSEARCH_COMPLETE").source())

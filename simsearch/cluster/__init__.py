@@ -1,0 +1,1 @@
+"""Building on many machines with Ray and searching in Milvus (extra `[cluster]`)."""

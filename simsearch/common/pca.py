@@ -1,0 +1,55 @@
+"""Principal components by a randomized method: seconds where an exact solver takes minutes at D = 4096.
+
+Halko, Martinsson, Tropp: "Finding structure with randomness", SIAM Review 2011, algorithms 4.4 and 5.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.common.float16 import to_float32
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+OVERSAMPLING, POWER_ITERATIONS = 16, 2
+
+
+@dataclass(frozen=True)
+class Projection:
+    """x -> (x - mean) @ axes. mean: (D,), axes: (D, d), orthonormal, so that no distance grows; both float32."""
+
+    mean: NDArray[np.float32]
+    axes: NDArray[np.float32]
+
+    def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """(n, D) features to (n, d)."""
+        x: Any = to_float32(features)
+        x -= self.mean
+        projected: NDArray[np.float32] = x @ self.axes
+        return projected
+
+    def first(self, dimensions: int) -> Projection:
+        """Onto the first so many axes alone."""
+        return Projection(self.mean, np.ascontiguousarray(self.axes[:, :dimensions]))
+
+
+def fit_pca(sample: NDArray[np.floating], dimensions: int, seed: int = 0) -> Projection:
+    """The first `dimensions` principal components of a (n, D) sample; fewer if n or D is smaller."""
+    x = to_float32(sample)
+    mean: NDArray[np.float32] = x.mean(0, dtype=np.float64).astype(np.float32)
+    x -= mean
+    d = min(dimensions, *x.shape)
+    width = min(d + OVERSAMPLING, *x.shape)
+    random = np.random.default_rng(seed)
+    y: NDArray[Any] = x @ random.standard_normal((x.shape[1], width), np.float32)
+    for _ in range(POWER_ITERATIONS):
+        y = x @ (x.T @ np.linalg.qr(y)[0])
+    basis = np.linalg.qr(y)[0]  # (n, width)
+    _, _, axes = np.linalg.svd(basis.T @ x, full_matrices=False)
+    # Once more in float64: the axes' lengths bound how much a distance can grow.
+    exact = np.linalg.qr(axes[:d].T.astype(np.float64))[0]
+    return Projection(mean, np.ascontiguousarray(exact, np.float32))

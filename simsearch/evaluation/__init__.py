@@ -1,0 +1,1 @@
+"""Measures of quality: classification, retrieval, recall and robustness."""

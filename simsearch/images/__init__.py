@@ -1,0 +1,1 @@
+"""Finding, reading, decoding and preparing images."""

@@ -1,0 +1,1 @@
+"""Drawn pictures, for trying things without any data."""

@@ -1,0 +1,45 @@
+"""Labelled images of sources, for training and evaluation."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from simsearch.errors import UsageError
+from simsearch.images.sources import resolve
+from simsearch.images.sources.base import folder_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from simsearch.images.sources.base import Source
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """A labelled image of a source."""
+
+    source: Source
+    path: str
+    size: int
+    stamp: int
+    label: str
+
+
+def list_labelled(names: Sequence[str | os.PathLike[str]], exclude: Sequence[str] = ()) -> list[LabelledImage]:
+    """All labelled images of the sources, in order. Raises UsageError where a source has none.
+
+    Labels are the source's own, or else the names of the folders that images sit in.
+    """
+    found: list[LabelledImage] = []
+    for name in names:
+        source = resolve.resolve(os.fspath(name))
+        entries = [entry for entry in source.listing(exclude).entries if entry.problem is None]
+        labels = [entry.label for entry in entries] if source.labelled else folder_labels(entries, True)
+        pairs = [(entry, label) for entry, label in zip(entries, labels, strict=True) if label]
+        if not pairs:
+            what = "no image has a label" if entries else "there are no images"
+            raise UsageError(f"{name}: {what}", hint="a folder a class, or a manifest with a column `label`")
+        found += [LabelledImage(source, entry.path, entry.size, entry.stamp, label) for entry, label in pairs]
+    return found

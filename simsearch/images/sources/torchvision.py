@@ -1,0 +1,164 @@
+"""torchvision's data sets as sources: `torchvision/CIFAR10`, `torchvision/Imagenette:val`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import io
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from simsearch.common import cache
+from simsearch.errors import ImageError, UsageError
+from simsearch.images.sources.base import Entry, Listing, Source, excluded, file_stamp, first_line, read_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
+
+PREFIX = "torchvision/"
+
+
+class TorchvisionSource(Source):
+    """A data set by its class name in `torchvision.datasets`, with an optional split after a colon.
+
+    Files are kept under `$SIMSEARCH_DATASETS`, else in the cache, and downloaded if they are not there. Images are
+    addressed by their number in the data set and handed on as PNG, losslessly.
+    """
+
+    kind = "dataset"
+    labelled = True
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.name, _, self.split = root.removeprefix(PREFIX).partition(":")
+        self._opened: Any = None
+        self._lock = threading.Lock()
+
+    def _dataset(self) -> Any:
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
+
+    def _open(self) -> Any:
+        import torchvision
+
+        known = torchvision.datasets.__all__
+        if self.name not in known:
+            near = [name for name in known if name.lower() == self.name.lower()]
+            hint = f"did you mean {PREFIX}{near[0]}?" if near else "see torchvision.datasets for the names"
+            raise UsageError(f"torchvision has no data set {self.name!r}", hint=hint)
+        kind = getattr(torchvision.datasets, self.name)
+        accepted = _accepted(kind)
+        if "root" not in accepted:
+            raise UsageError(f"torchvision's {self.name} is no data set that is kept in files")
+        folder = os.environ.get("SIMSEARCH_DATASETS") or str(cache.cache_dir() / "datasets")
+        arguments = self._arguments(accepted)
+        folder = os.path.join(folder, self.name)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            # what is there already is not downloaded again, which some data sets refuse to do
+            with contextlib.suppress(RuntimeError, OSError):
+                return kind(folder, **{**arguments, **({"download": False} if "download" in arguments else {})})
+            return kind(folder, **arguments)
+        except Exception as error:  # a wrong split, a missing package, no network: each data set has its own
+            missing = isinstance(error, RuntimeError | OSError)
+            cure = f"put its files into {folder} where there is no network" if missing else None
+            raise UsageError(f"the data set {self.root} cannot be opened: {first_line(error)}", hint=cure) from error
+
+    def _arguments(self, accepted: Any) -> dict[str, Any]:
+        arguments: dict[str, Any] = {}
+        if "download" in accepted:
+            arguments["download"] = True
+        if self.name == "Imagenette":
+            arguments["size"] = "160px"
+        if not self.split:
+            return arguments
+        if "split" in accepted:
+            return {**arguments, "split": self.split}
+        if "train" in accepted and self.split in {"train", "test"}:
+            return {**arguments, "train": self.split == "train"}
+        raise UsageError(f"the data set {self.name} has no split {self.split!r}")
+
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        found = Listing()
+        data = self._dataset()
+        names = getattr(data, "classes", None) or getattr(data, "categories", None)
+        files = _files(data)
+        width = len(str(max(0, len(data) - 1)))
+        label: str | None
+        for number in range(len(data)):
+            path = f"{number:0{width}d}"
+            if excluded(path, exclude):
+                continue
+            if files:
+                file, target = files[number]
+                with contextlib.suppress(OSError):
+                    facts = os.stat(file)
+                    label = _class_name(names, int(target))
+                    found.entries.append(Entry(path, facts.st_size, file_stamp(facts), label))
+                    continue
+            try:
+                image, target = data[number]
+                pixels = image.tobytes()
+            except (TypeError, ValueError, AttributeError):  # pairs of images, films, tensors
+                raise UsageError(f"the data set {self.root} does not hold single images") from None
+            except Exception as error:
+                found.entries.append(Entry(path, 0, 0, problem=first_line(error)))
+                continue
+            label = None
+            if isinstance(target, int) or (hasattr(target, "ndim") and target.ndim == 0):
+                label = _class_name(names, int(target))
+            stamp = int.from_bytes(hashlib.sha256(pixels).digest()[:7], "little")
+            found.entries.append(Entry(path, len(pixels), stamp, label))
+        return found
+
+    def read(self, path: str) -> bytes:
+        try:
+            data = self._dataset()
+        except UsageError as error:
+            raise ImageError(str(error), hint=error.hint) from error
+        try:
+            if files := _files(data):
+                return read_file(files[int(path)][0])
+            image: Image.Image = data[int(path)][0]
+        except ImageError:
+            raise
+        except (ValueError, IndexError):
+            raise ImageError(f"the data set has no image {path!r}") from None
+        except Exception as error:
+            raise ImageError(f"cannot be read from the data set: {first_line(error)}") from error
+        out = io.BytesIO()
+        (image if image.mode != "CMYK" else image.convert("RGB")).save(out, "PNG", compress_level=1)
+        return out.getvalue()
+
+
+def _files(data: Any) -> list[tuple[str, int]]:
+    """The files of a data set that keeps a list of (file, class), as folder-like ones do; else nothing."""
+    pairs = getattr(data, "_samples", None) or getattr(data, "samples", None)
+    if not isinstance(pairs, list) or len(pairs) != len(data):
+        return []
+    fitting = isinstance(pairs[0], tuple) and len(pairs[0]) == 2 and isinstance(pairs[0][0], str | os.PathLike)
+    return pairs if fitting and os.path.isfile(pairs[0][0]) and isinstance(pairs[0][1], int) else []
+
+
+def _accepted(kind: Any) -> set[str]:
+    """The names of a class's arguments, with those that it hands on to its bases."""
+    names: set[str] = set()
+    for base in kind.__mro__ if inspect.isclass(kind) else ():
+        parameters = inspect.signature(base).parameters if base is not object else {}
+        names |= set(parameters)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
+
+
+def _class_name(names: Any, target: int) -> str:
+    if not names or not 0 <= target < len(names):
+        return str(target)
+    name = names[target]
+    return str(name[0] if isinstance(name, tuple | list) else name)

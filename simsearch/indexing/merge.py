@@ -1,0 +1,109 @@
+"""Taking another index of the same model in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from simsearch.errors import ModelMismatchError, UsageError
+from simsearch.indexing import sync
+from simsearch.models import registry
+from simsearch.storage.database import Changes
+from simsearch.storage.lock import writer_lock
+from simsearch.storage.reader import Item
+
+if TYPE_CHECKING:
+    from simsearch.engine import Engine
+    from simsearch.storage.reader import Reader
+
+_ITEMS = 1024
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """added: items taken in. known: items left out, because the index has one of that source and path."""
+
+    added: int
+    known: int
+
+
+def merge_indexes(
+    target: Engine, other: Engine, progress: Callable[[int, int], None] = lambda done, total: None
+) -> MergeReport:
+    """Copies the items of `other`, with their features, into `target`; nothing is computed.
+
+    A kill leaves whole blocks of items, and a second merge adds the rest. Raises ModelMismatchError, UsageError.
+    """
+    if target.path.resolve() == other.path.resolve():
+        raise UsageError(f"{target.path} cannot be merged into itself")
+    ours, theirs = target.meta, other.meta
+    alike = any(
+        registry.same_weights(engine.model_name, ours.weights_sha256, theirs.weights_sha256)
+        for engine in (target, other)
+    )
+    if ours.descriptor != theirs.descriptor and alike:
+        raise ModelMismatchError(
+            f"{target.path} has features {ours.features}, {other.path} {theirs.features} or others of that name",
+            hint=f"an index built with --features {target.path} has the same",
+        )
+    if not alike or (ours.recipe, ours.dimension) != (theirs.recipe, theirs.dimension):
+        raise ModelMismatchError(
+            f"{target.path} was made by model {ours.model} with weights {ours.weights_sha256},"
+            f" {other.path} by {theirs.model} with weights {theirs.weights_sha256}",
+            hint="only indexes of one model can be merged",
+        )
+    if target.precision != other.precision:
+        raise ModelMismatchError(
+            f"{target.path} was made by {ours.engine}, {other.path} by {theirs.engine}: their features differ a little",
+            hint=f"SIMSEARCH_PRECISION={target.precision} builds an index that can be merged",
+        )
+    with writer_lock(target.path), other.store.reading() as reader:
+        sources = _sources(target, other, reader)
+        with target.store.reading() as own:
+            taken = {(item.source, item.path) for item in own.items()}
+            row = own.state("rows")
+        known = done = 0
+        total = reader.count()
+        batch: list[Item] = []
+        with contextlib.ExitStack() as always:
+            always.callback(sync.refresh_meta, target)
+            for item in reader.items():
+                if (sources[item.source], item.path) in taken:
+                    known += 1
+                else:
+                    batch.append(replace(item, id=0, source=sources[item.source]))
+                if len(batch) == _ITEMS:
+                    row = _append(target, reader, batch, row)
+                    done, batch = done + len(batch), []
+                    progress(done + known, total)
+            if batch:
+                _append(target, reader, batch, row)
+                done += len(batch)
+        progress(total, total)
+    return MergeReport(done, known)
+
+
+def _sources(target: Engine, other: Engine, reader: Reader) -> dict[int, int]:
+    """The number in `target` of each source of `other`."""
+    with target.store.reading() as own:
+        known = {(row.kind, target.root_of(row)): row.id for row in own.sources()}
+    numbers = {}
+    for row in reader.sources():
+        place = row.kind, other.root_of(row)
+        if place not in known:
+            known[place] = target.store.add_source(*place, target.path.absolute(), row.options).id
+        numbers[row.id] = known[place]
+    return numbers
+
+
+def _append(target: Engine, other: Reader, items: list[Item], row: int) -> int:
+    """Writes the items' features from `row` on, commits them, and returns the row after the last."""
+    import numpy as np
+
+    features = other.shards.read(np.array([item.row for item in items], np.int64))
+    checksum = target.shards.write(row, features)
+    placed = [replace(item, row=row + n) for n, item in enumerate(items)]
+    target.store.apply(Changes(inserted=placed, blocks=[(row, len(items), checksum)]))
+    return row + len(items)

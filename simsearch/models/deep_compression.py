@@ -1,0 +1,118 @@
+"""Deep Compression (Han, Mao, Dally, ICLR 2016): pruned, weight-shared, Huffman-coded tensors.
+
+A trained and pruned tensor becomes three arrays:
+
+- codebook: (2^bits,) float32, entry 0 is zero and the others are the shared values that k-means found (section 3);
+- gaps: the distance from each stored weight to the one before it, a byte each; where it exceeds 255 a filler with
+  index 0 stands in between (section 2, figure 2);
+- indices: each stored weight's place in the codebook, a byte each.
+
+Gaps and indices are Huffman-coded by zlib (section 4), which any Python can read. Decoding yields the dense float32
+tensor and allocates no more than the declared shape needs, whatever the streams claim.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from simsearch.errors import WeightsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LARGEST_TENSOR = 1 << 28
+"""Elements; no layer of a network served here comes near it."""
+
+
+class CompressedTensor(NamedTuple):
+    """One compressed tensor. `stored` counts the weights in the streams, fillers included."""
+
+    shape: tuple[int, ...]
+    stored: int
+    codebook: NDArray[np.float32]
+    gaps: NDArray[np.uint8]
+    indices: NDArray[np.uint8]
+
+
+def compress_tensor(weights: NDArray[np.float32], bits: int) -> CompressedTensor:
+    """Shares the non-zero weights among 2^bits - 1 values and packs them.
+
+    weights: any shape; its zeros count as pruned. bits: 1 to 8.
+    """
+    if not 1 <= bits <= 8:
+        raise WeightsError(f"cannot share weights with {bits} bits", hint="1 to 8 bits")
+    flat = np.ascontiguousarray(weights, dtype=np.float32).reshape(-1)
+    places = np.flatnonzero(flat)
+    values = flat[places]
+    centres = k_means(values, 2**bits - 1)
+    codebook = np.concatenate([np.zeros(1, np.float32), centres])
+    nearest = np.searchsorted((centres[1:] + centres[:-1]) / 2, values).astype(np.uint8) + np.uint8(1)
+    steps = np.diff(places, prepend=-1) - 1  # zeros skipped before each weight
+    fillers = steps // 256  # a filler is itself a stored weight of value zero, 255 zeros after the last one
+    ends = np.cumsum(fillers + 1) - 1
+    stored = int(ends[-1]) + 1 if len(ends) else 0
+    gaps, indices = np.full(stored, 255, np.uint8), np.zeros(stored, np.uint8)
+    gaps[ends], indices[ends] = steps - fillers * 256, nearest
+    return CompressedTensor(weights.shape, stored, codebook, _huffman(gaps), _huffman(indices))
+
+
+def decompress_tensor(encoded: CompressedTensor) -> NDArray[np.float32]:
+    """The dense float32 tensor of `encoded`. Raises WeightsError if the streams do not fit the shape."""
+    size = math.prod(encoded.shape)
+    if not 0 <= encoded.stored <= size <= LARGEST_TENSOR:
+        raise WeightsError(f"a compressed tensor declares {encoded.stored} weights for shape {encoded.shape}")
+    flat = np.zeros(size, np.float32)
+    gaps, indices = (_unpack(stream, encoded.stored) for stream in (encoded.gaps, encoded.indices))
+    if encoded.stored:
+        places = np.cumsum(gaps, dtype=np.int64) + np.arange(encoded.stored)
+        if places[-1] >= size or int(indices.max()) >= len(encoded.codebook):
+            raise WeightsError("a compressed tensor's weights fall outside its shape")
+        flat[places] = encoded.codebook[indices]
+    return flat.reshape(encoded.shape)
+
+
+def k_means(values: NDArray[np.float32], k: int, rounds: int = 30) -> NDArray[np.float32]:
+    """The k centres of one-dimensional k-means, ascending, from centres spread evenly over the range.
+
+    Even spreading keeps a centre for the rare large weights, which matter most (Han et al., section 3.2). Where there
+    are no more than k different values, as after training with shared weights, they are the centres.
+    """
+    ordered = np.sort(values.astype(np.float64))
+    if not len(ordered):
+        return np.zeros(k, np.float32)
+    distinct = ordered[np.concatenate([[True], np.diff(ordered) > 0])]
+    if len(distinct) <= k:
+        return np.pad(distinct, (0, k - len(distinct)), mode="edge").astype(np.float32)
+    totals = np.concatenate([[0.0], np.cumsum(ordered)])
+    centres = np.linspace(ordered[0], ordered[-1], k)
+    for _ in range(rounds):
+        edges = np.concatenate([[0], np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2), [len(ordered)]])
+        counts = np.diff(edges)
+        sums = totals[edges[1:]] - totals[edges[:-1]]
+        centres = np.sort(np.where(counts > 0, sums / np.maximum(counts, 1), centres))
+    return centres.astype(np.float32)
+
+
+def _huffman(stream: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The shortest of several codings. zlib's memory level sets how long its blocks are: short ones follow a stream
+    whose statistics change along the tensor, long ones spend less on tables."""
+
+    def coded(level: int) -> bytes:
+        packer = zlib.compressobj(9, zlib.DEFLATED, 15, level, zlib.Z_HUFFMAN_ONLY)
+        return packer.compress(stream.tobytes()) + packer.flush()
+
+    return np.frombuffer(min((coded(level) for level in (9, 8, 7, 6, 5)), key=len), np.uint8)
+
+
+def _unpack(stream: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
+    try:
+        data = zlib.decompressobj().decompress(stream.tobytes(), length + 1)
+    except zlib.error as error:
+        raise WeightsError(f"a compressed tensor cannot be unpacked: {error}") from error
+    if len(data) != length:
+        raise WeightsError(f"a compressed tensor holds {len(data)} weights where {length} are declared")
+    return np.frombuffer(data, np.uint8)

@@ -1,0 +1,1 @@
+"""Short binary codes from a deep autoencoder."""

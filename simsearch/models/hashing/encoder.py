@@ -1,0 +1,95 @@
+"""Binary codes of features: the encoder half of an autoencoder, whose last layer is cut at one half.
+
+Krizhevsky & Hinton: "Using very deep autoencoders for content-based image retrieval", ESANN 2011; Krizhevsky, Sutskever
+and Hinton 2012, section 7, propose them for the activations of AlexNet's last hidden layer. Encoding is a few matrix
+products in NumPy; `simsearch.models.hashing.autoencoder` trains.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from simsearch.errors import WeightsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FORMAT = 1
+BITS = (64, 512)
+"""The fewest and the most bits; between them every multiple of 8 will do."""
+
+BLOCK = 2048
+"""Features encoded at once."""
+
+
+@dataclass(frozen=True)
+class HashEncoder:
+    """Features to bits: h = (x - mean) * scale, then h = logistic(h @ w + b) for each layer, the last one > 1/2.
+
+    mean: (D,), scale: one number for all dimensions, weights: (d_in, d_out) each, biases: (d_out,) each; float32.
+    training: what the training says of itself.
+    """
+
+    mean: NDArray[np.float32]
+    scale: float
+    weights: tuple[NDArray[np.float32], ...]
+    biases: tuple[NDArray[np.float32], ...]
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bits(self) -> int:
+        return int(self.weights[-1].shape[1])
+
+    def __call__(self, features: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+        """(n, D) features to (n, bits / 8) bytes, the first bit lowest."""
+        out = np.empty((len(features), self.bits // 8), np.uint8)
+        for start in range(0, len(features), BLOCK):
+            h: NDArray[Any] = (features[start : start + BLOCK].astype(np.float32) - self.mean) * np.float32(self.scale)
+            for w, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
+                h = logistic(h @ w + b)
+            positive = h @ self.weights[-1] + self.biases[-1] > 0
+            out[start : start + BLOCK] = np.packbits(positive, axis=1, bitorder="little")
+        return out
+
+    def save(self, path: Path) -> None:
+        """Writes a `.safetensors` file and syncs it."""
+        tensors = {"mean": self.mean}
+        for number, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            tensors |= {f"{number}.weight": np.ascontiguousarray(w), f"{number}.bias": b}
+        facts = {"format": FORMAT, "scale": self.scale, "layers": len(self.weights), "training": self.training}
+        with path.open("wb") as file:
+            file.write(safetensors.numpy.save(tensors, {"simsearch codes": json.dumps(facts)}))
+            file.flush()
+            os.fsync(file.fileno())
+
+    @classmethod
+    def load(cls, path: Path) -> HashEncoder:
+        """Reads what `save` wrote. Raises WeightsError."""
+        try:
+            with safetensors.safe_open(path, "np") as file:
+                facts = json.loads(file.metadata()["simsearch codes"])
+                if facts["format"] != FORMAT:
+                    raise ValueError(f"their format is {facts['format']!r}, this version reads {FORMAT}")
+                mean = file.get_tensor("mean")
+                weights = tuple(file.get_tensor(f"{n}.weight") for n in range(facts["layers"]))
+                biases = tuple(file.get_tensor(f"{n}.bias") for n in range(facts["layers"]))
+            sizes = [len(mean), *(len(b) for b in biases)]
+            if [w.shape for w in weights] != list(itertools.pairwise(sizes)) or not weights or sizes[-1] % 8:
+                raise ValueError("their layers do not fit together")
+            return cls(mean, float(facts["scale"]), weights, biases, facts["training"])
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise WeightsError(f"the codes {path} cannot be used: {error}") from error
+
+
+def logistic(x: NDArray[Any]) -> NDArray[Any]:
+    """1 / (1 + exp(-x)), without overflow."""
+    return 0.5 * np.tanh(0.5 * x) + 0.5

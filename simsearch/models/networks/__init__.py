@@ -1,0 +1,1 @@
+"""The networks, each after its paper."""

@@ -1,0 +1,188 @@
+"""AlexNet, to the letter of the paper.
+
+Krizhevsky, Sutskever, Hinton: "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012.
+Section numbers below are the paper's.
+
+Shape letters: B images in a batch, S side of the input, C classes.
+
+At S = 224 with 1000 classes (`count` derives all of this from the layers, a test pins it):
+
+- 60,965,224 parameters ("60 million").
+- 659,272 neurons ("650,000"): the outputs of the five convolutions and three linear layers. The paper's own list in
+  section 3.5 gives 253,440 for the first layer, where 55 x 55 x 96 = 290,400.
+- 724,406,816 connections, one for each weight applied at each output position, bias not counted; 670,279,808 when
+  taps that fall on zero padding are left out. The lecture's "630 million" is of that size; neither count yields it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simsearch.models.networks.base import Network
+from simsearch.models.networks.configs import AlexNetConfig
+
+
+def local_response_norm(x: Tensor, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> Tensor:
+    """Divides each activation by a power of the energy in `n` adjacent channels (section 3.3).
+
+    x: (B, C, H, W) floating point; the result has its shape and dtype. Unlike `torch.nn.LocalResponseNorm`, alpha
+    multiplies the plain sum, as in the paper's formula, not the mean. A sum of shifted slices replaces PyTorch's
+    three-dimensional average pooling, and for the paper's beta = 3/4 two square roots replace the power.
+    """
+    if x.dtype == torch.float16:  # whose largest value a square soon exceeds
+        return local_response_norm(x.float(), n, k, alpha, beta).half()
+    half = n // 2
+    squares = F.pad(x * x, (0, 0, 0, 0, half, half))
+    energy = squares[:, : x.shape[1]]
+    for shift in range(1, n):
+        energy = energy + squares[:, shift : shift + x.shape[1]]
+    scale = k + alpha * energy
+    if beta == 0.75:
+        root = scale.rsqrt()
+        return x * root * root.sqrt()
+    return x * scale.pow(-beta)
+
+
+class LocalResponseNorm(nn.Module):
+    """`local_response_norm` with the paper's constants, as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return local_response_norm(x)
+
+
+class AlexNet(Network):
+    """The network of figure 2: five convolutions, three linear layers, split in two halves as on the paper's two GPUs.
+
+    Input (B, 3, S, S) float, RGB with the training mean subtracted; output (B, C) logits.
+    """
+
+    def __init__(self, config: AlexNetConfig | None = None) -> None:
+        super().__init__()
+        config = config or AlexNetConfig()
+        self.config = config
+        c1, c2, c3, c4, c5 = config.channels
+        halves = config.groups
+        # The paper says 224 x 224, which an 11 x 11 kernel at stride 4 does not cover evenly; 2 pixels of padding
+        # give the 55 x 55 positions that its figure implies. Sizes at S = 224:
+        self.conv = nn.Sequential(
+            nn.Conv2d(3, c1, 11, stride=4, padding=2),  # (B, 96, 55, 55)
+            nn.ReLU(inplace=True),
+            LocalResponseNorm(),
+            nn.MaxPool2d(3, stride=2),  # (B, 96, 27, 27), overlapping (section 3.4)
+            nn.Conv2d(c1, c2, 5, padding=2, groups=halves),  # (B, 256, 27, 27)
+            nn.ReLU(inplace=True),
+            LocalResponseNorm(),
+            nn.MaxPool2d(3, stride=2),  # (B, 256, 13, 13)
+            nn.Conv2d(c2, c3, 3, padding=1),  # (B, 384, 13, 13), the one layer that sees both halves
+            nn.ReLU(inplace=True),
+            nn.Conv2d(c3, c4, 3, padding=1, groups=halves),  # (B, 384, 13, 13)
+            nn.ReLU(inplace=True),
+            nn.Conv2d(c4, c5, 3, padding=1, groups=halves),  # (B, 256, 13, 13)
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2),  # (B, 256, 6, 6)
+        )
+        self.hidden = nn.Sequential(
+            nn.Dropout(config.dropout),
+            nn.Linear(config.flat, config.hidden),  # (B, 4096)
+            nn.ReLU(inplace=True),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, config.hidden),  # (B, 4096)
+            nn.ReLU(inplace=True),
+        )
+        self.classifier = nn.Linear(config.hidden, config.num_classes)  # (B, C)
+        self.initialise()
+
+    def initialise(self, gain: float | None = None) -> None:
+        """Draws the weights anew (section 5): Gaussian with deviation 0.01, biases 1 where ReLU should start active.
+
+        With `gain`, the deviation is gain / sqrt(fan in) instead and all biases are 0 (He et al., ICCV 2015, at
+        gain = sqrt 2), with which short trainings get going sooner.
+        """
+        biased = {"conv.4", "conv.10", "conv.12", "hidden.1", "hidden.4"}
+        for name, layer in self.named_modules():
+            if not isinstance(layer, nn.Conv2d | nn.Linear):
+                continue
+            fan_in = layer.weight[0].numel()
+            nn.init.normal_(layer.weight, std=0.01 if gain is None else gain / math.sqrt(fan_in))
+            assert layer.bias is not None
+            nn.init.constant_(layer.bias, 1.0 if gain is None and name in biased else 0.0)
+        if gain is not None:
+            nn.init.normal_(self.classifier.get_parameter("weight"), std=0.01)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, 4096): the last hidden layer after its ReLU, hence non-negative (section 6.1)."""
+        hidden: Tensor = self.hidden(self.conv(x).flatten(1))
+        return hidden
+
+    def activations(self, x: Tensor) -> dict[str, Tensor]:
+        """conv5 (B, 256, H, W) before the last pooling, fc6 and features (B, 4096), each after its ReLU."""
+        conv5 = self.conv[:-1](x)
+        fc6 = self.hidden[:3](self.conv[-1](conv5).flatten(1))
+        return {"conv5": conv5, "fc6": fc6, "features": self.hidden[3:](fc6)}
+
+
+class Counts(NamedTuple):
+    """What `count` counts; see the module's header for how."""
+
+    parameters: int
+    neurons: int
+    connections: int
+    connections_inside: int
+
+
+@dataclass
+class _Tally:
+    neurons: int = 0
+    connections: int = 0
+    inside: int = 0
+
+
+def count(model: AlexNet) -> Counts:
+    """Counts parameters, neurons and connections by running one blank image through the layers."""
+    tally = _Tally()
+
+    def taps_inside(size: int, kernel: int, stride: int, padding: int, positions: int) -> int:
+        starts = (position * stride - padding for position in range(positions))
+        return sum(min(start + kernel, size) - max(start, 0) for start in starts)
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs = output[0].numel()
+        tally.neurons += outputs
+        if isinstance(layer, nn.Conv2d):
+            tally.connections += outputs * layer.weight[0].numel()
+            spans = [
+                taps_inside(
+                    inputs[0].shape[2 + axis],
+                    layer.kernel_size[axis],
+                    layer.stride[axis],
+                    int(layer.padding[axis]),
+                    output.shape[2 + axis],
+                )
+                for axis in (0, 1)
+            ]
+            tally.inside += output.shape[1] * layer.weight.shape[1] * spans[0] * spans[1]
+        else:
+            weights = sum(p.numel() for name, p in layer.named_parameters() if name == "weight")
+            tally.connections += weights
+            tally.inside += weights
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    training = model.training
+    try:
+        model.eval()
+        side = model.config.image_size
+        with torch.no_grad():
+            model(torch.zeros(1, 3, side, side))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    parameters = sum(p.numel() for p in model.parameters())
+    return Counts(parameters, tally.neurons, tally.connections, tally.inside)

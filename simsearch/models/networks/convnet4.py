@@ -1,0 +1,55 @@
+"""The four-layer convolutional network for CIFAR-10 with which AlexNet's paper compares ReLU and tanh.
+
+Krizhevsky et al. 2012, figure 1: "a four-layer convolutional neural network", no regularisation of any kind. The paper
+does not give its sizes; these are of the kind that its authors' code used for CIFAR-10 at the time: three convolutions
+of 5 x 5 with overlapping 3 x 3 / 2 pooling, and a linear layer. B: images in a batch.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from simsearch.models.networks.base import Network
+from simsearch.models.networks.configs import ConvNet4Config
+
+UNITS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+class ConvNet4(Network):
+    """Input (B, 3, 32, 32); output (B, C) logits; features are the last pooled maps."""
+
+    def __init__(self, config: ConvNet4Config | None = None) -> None:
+        super().__init__()
+        self.config = config = config or ConvNet4Config()
+        unit = UNITS[config.activation]
+        c1, c2, c3 = config.channels
+        self.conv = nn.Sequential(
+            nn.Conv2d(3, c1, 5, padding=2),  # (B, 32, 32, 32)
+            unit(),
+            nn.MaxPool2d(3, 2),  # (B, 32, 15, 15)
+            nn.Conv2d(c1, c2, 5, padding=2),
+            unit(),
+            nn.MaxPool2d(3, 2),  # (B, 32, 7, 7)
+            nn.Conv2d(c2, c3, 5, padding=2),
+            unit(),
+            nn.MaxPool2d(3, 2),  # (B, 64, 3, 3)
+            nn.Flatten(),
+        )
+        self.drop = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.dimension, config.num_classes)
+        self.initialise()
+
+    def initialise(self, gain: float | None = None) -> None:
+        """Gaussian with deviation 0.01 (section 5), or with gain / sqrt(fan in) but for the last layer; biases 0."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                last = layer is self.classifier
+                std = 0.01 if gain is None or last else gain / layer.weight[0].numel() ** 0.5
+                nn.init.normal_(layer.weight, std=std)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 3, 32, 32) -> (B, 576)."""
+        hidden: Tensor = self.drop(self.conv(x))
+        return hidden

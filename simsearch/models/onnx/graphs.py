@@ -1,0 +1,230 @@
+"""The networks as ONNX graphs, built without torch, for ONNX Runtime on the CPU.
+
+Each builder writes the same network as its torch module, with the recipe's mean and deviation in front: the input is
+`pixels` (B, S, S, 3) uint8, the outputs are `features` (B, D) float32 and `logits` (B, C) float32.
+A test compares the two on real images.
+
+The protocol buffer fields are those of onnx.proto (ONNX 1.x, operator set 17).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.models.networks.configs import AlexNetConfig, ConvNet4Config, LeNet5Config
+from simsearch.models.networks.lenet5_tables import LUMA
+from simsearch.models.onnx.protobuf import (
+    FLOAT,
+    UINT8,
+    attribute,
+    bytes_field,
+    integer_field,
+    message_field,
+    text_field,
+    value_info,
+)
+
+VERSION = 3
+
+"""Part of the cached graph's file name: raise it whenever a builder changes."""
+
+_KINDS = {"float32": FLOAT, "uint8": UINT8, "int8": 3, "int32": 6, "int64": 7}
+
+_OPERATOR_SET = 17
+
+_IR_VERSION = 8
+
+
+class Stored(dict[str, tuple[tuple[int, ...], int, int]]):
+    """Where each tensor lies in a .safetensors file: shape, first byte, number of bytes."""
+
+
+class Graph:
+    """A chain of ONNX nodes. Each method adds one and makes its output the input of the next."""
+
+    def __init__(self, name: str, stored: Stored, location: str) -> None:
+        self.name, self.stored, self.location = name, stored, location
+        self.nodes: list[bytes] = []
+        self.initializers: list[bytes] = []
+        self.last = "pixels"
+        self.domains = {""}
+
+    def add(
+        self, operator: str, *constants: str, output: str | None = None, domain: str = "", **attributes: Any
+    ) -> None:
+        """Appends a node that reads the last output and `constants`. domain: whose operator it is, if not ONNX's."""
+        output = output or f"x{len(self.nodes)}"
+        fields = [text_field(1, name) for name in (self.last, *constants)]
+        fields += [text_field(2, output), text_field(3, output), text_field(4, operator)]
+        fields += [message_field(5, attribute(key, value)) for key, value in attributes.items()]
+        fields += [text_field(7, domain)] if domain else []
+        self.domains |= {domain}
+        self.nodes.append(b"".join(fields))
+        self.last = output
+
+    def constant(self, name: str, array: np.ndarray[Any, np.dtype[Any]]) -> str:
+        """A small tensor kept in the graph itself."""
+        dims = b"".join(integer_field(1, size) for size in array.shape)
+        raw = bytes_field(9, np.ascontiguousarray(array).tobytes())
+        self.initializers.append(dims + integer_field(2, _KINDS[array.dtype.name]) + text_field(8, name) + raw)
+        return name
+
+    def weight(self, name: str, kind: type = np.float32) -> str:
+        """A tensor that stays in the weights file, from where the runtime maps it."""
+        shape, first, size = self.stored[name]
+        entries = {"location": self.location, "offset": str(first), "length": str(size)}
+        external = b"".join(
+            message_field(13, text_field(1, key) + text_field(2, value)) for key, value in entries.items()
+        )
+        dims = b"".join(integer_field(1, n) for n in shape)
+        number = _KINDS[np.dtype(kind).name]
+        self.initializers.append(
+            dims + integer_field(2, number) + text_field(8, name) + external + integer_field(14, 1)
+        )
+        return name
+
+    def model(self, side: int, outputs: dict[str, int | tuple[int, ...]]) -> bytes:
+        """The finished ModelProto. outputs: name of each, and its width or its shape without the batch."""
+        graph = b"".join(message_field(1, node) for node in self.nodes) + text_field(2, self.name)
+        graph += b"".join(message_field(5, tensor) for tensor in self.initializers)
+        graph += message_field(11, value_info("pixels", UINT8, (None, side, side, 3)))
+        shapes = {name: (size,) if isinstance(size, int) else size for name, size in outputs.items()}
+        graph += b"".join(message_field(12, value_info(name, FLOAT, (None, *shape))) for name, shape in shapes.items())
+        versions = [(domain, 1 if domain else _OPERATOR_SET) for domain in sorted(self.domains)]
+        operators = b"".join(
+            message_field(8, text_field(1, domain) + integer_field(2, version)) for domain, version in versions
+        )
+        return integer_field(1, _IR_VERSION) + text_field(2, "simsearch") + message_field(7, graph) + operators
+
+
+def begin(name: str, recipe: Preprocessing, stored: Stored, location: str) -> Graph:
+    """A graph that has turned pixels into the network's (B, 3, S, S) input."""
+    graph = Graph(name, stored, location)
+    graph.add("Cast", to=FLOAT)
+    graph.add("Transpose", perm=(0, 3, 1, 2))
+    graph.add("Sub", graph.constant("mean", np.array(recipe.mean, np.float32).reshape(1, 3, 1, 1)))
+    graph.add("Div", graph.constant("deviation", np.array(recipe.deviation, np.float32).reshape(1, 3, 1, 1)))
+    return graph
+
+
+def convolution(
+    graph: Graph, layer: int, kernel: int, stride: int, padding: int, groups: int, output: str | None = None
+) -> None:
+    """One of AlexNet's convolutions with its ReLU."""
+    weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
+    graph.add("Conv", *weights, kernel_shape=(kernel, kernel), strides=(stride, stride), pads=(padding,) * 4,
+              group=groups)  # fmt: skip
+    graph.add("Relu", output=output)
+
+
+def normalisation(graph: Graph, channels: int) -> None:
+    """Local response normalisation."""
+    # x / (2 + 1e-4 * sum of 5 adjacent squares)^(3/4). The sum is a 1x1 convolution by a band matrix, and the power
+    # two square roots: ONNX Runtime's own LRN takes twice the time of the convolutions before it.
+    x = graph.last
+    near = np.abs(np.arange(channels)[:, None] - np.arange(channels)[None, :]) <= 2
+    band = (1e-4 * near).astype(np.float32).reshape(channels, channels, 1, 1)
+    offset = np.full(channels, 2, np.float32)
+    graph.add("Mul", x)
+    graph.add("Conv", graph.constant(f"{x}.band", band), graph.constant(f"{x}.offset", offset), kernel_shape=(1, 1))
+    graph.add("Sqrt")
+    root = graph.last
+    graph.add("Sqrt")
+    graph.add("Mul", root)
+    scale, graph.last = graph.last, x
+    graph.add("Div", scale)
+
+
+def pooling(graph: Graph) -> None:
+    """AlexNet's overlapping pooling."""
+    graph.add("MaxPool", kernel_shape=(3, 3), strides=(2, 2))
+
+
+def classifier(graph: Graph) -> None:
+    """AlexNet's last layer."""
+    graph.add("Gemm", graph.weight("classifier.weight"), graph.weight("classifier.bias"), output="logits", transB=1)
+
+
+def alexnet_outputs(config: AlexNetConfig) -> dict[str, int | tuple[int, ...]]:
+    """What AlexNet gives out, and its width or shape."""
+    maps = (config.channels[4], config.map_side, config.map_side)
+    return {"features": config.hidden, "logits": config.num_classes, "conv5": maps, "fc6": config.hidden}
+
+
+def alexnet(config: AlexNetConfig, recipe: Preprocessing, stored: Stored, location: str) -> bytes:
+    """The ONNX model of `simsearch.models.networks.alexnet.AlexNet(config)`, its weights in the file `location`."""
+    graph = begin("alexnet", recipe, stored, location)
+    convolution(graph, 0, 11, 4, 2, 1)
+    normalisation(graph, config.channels[0])
+    pooling(graph)
+    convolution(graph, 4, 5, 1, 2, config.groups)
+    normalisation(graph, config.channels[1])
+    pooling(graph)
+    convolution(graph, 8, 3, 1, 1, 1)
+    convolution(graph, 10, 3, 1, 1, config.groups)
+    convolution(graph, 12, 3, 1, 1, config.groups, "conv5")
+    pooling(graph)
+    graph.add("Flatten", axis=1)
+    graph.add("Gemm", graph.weight("hidden.1.weight"), graph.weight("hidden.1.bias"), transB=1)
+    graph.add("Relu", output="fc6")
+    graph.add("Gemm", graph.weight("hidden.4.weight"), graph.weight("hidden.4.bias"), transB=1)
+    graph.add("Relu", output="features")
+    classifier(graph)
+    return graph.model(config.image_size, alexnet_outputs(config))
+
+
+def lenet5(config: LeNet5Config, recipe: Preprocessing, stored: Stored, location: str) -> bytes:
+    """The ONNX model of `simsearch.models.networks.lenet5.LeNet5(config)`."""
+    graph = begin("lenet5", recipe, stored, location)
+
+    def scalar(value: float) -> str:
+        return graph.constant(f"c{len(graph.nodes)}", np.array(value, np.float32))
+
+    def squash(output: str | None = None) -> None:
+        graph.add("Mul", scalar(2 / 3))
+        graph.add("Tanh")
+        graph.add("Mul", scalar(1.7159), output=output)
+
+    def convolution(layer: int) -> None:
+        weights = graph.weight(f"layers.{layer}.weight"), graph.weight(f"layers.{layer}.bias")
+        graph.add("Conv", *weights, kernel_shape=(5, 5))
+        squash()
+
+    def subsampling(layer: int) -> None:
+        graph.add("AveragePool", kernel_shape=(2, 2), strides=(2, 2))
+        graph.add("Mul", scalar(4.0))
+        graph.add("Mul", graph.weight(f"layers.{layer}.weight"))
+        graph.add("Add", graph.weight(f"layers.{layer}.bias"))
+        squash()
+
+    graph.add("Conv", graph.constant("luma", np.array(LUMA, np.float32).reshape(1, 3, 1, 1)), kernel_shape=(1, 1))
+    convolution(0)
+    subsampling(2)
+    convolution(4)
+    subsampling(6)
+    convolution(8)
+    graph.add("Flatten", axis=1)
+    graph.add("Gemm", graph.weight("layers.11.weight"), graph.weight("layers.11.bias"), transB=1)
+    squash("features")
+    graph.add("ReduceSumSquare", axes=(1,), keepdims=1)  # minus the squared distance to each code of 84 signs
+    squares, graph.last = graph.last, "features"
+    graph.add("Gemm", graph.weight("classifier.codes"), alpha=2.0, transB=1)
+    graph.add("Sub", squares)
+    graph.add("Sub", scalar(float(config.dimension)), output="logits")
+    return graph.model(config.image_size, {"features": config.dimension, "logits": config.num_classes})
+
+
+def convnet4(config: ConvNet4Config, recipe: Preprocessing, stored: Stored, location: str) -> bytes:
+    """The ONNX model of `simsearch.models.networks.convnet4.ConvNet4(config)`."""
+    graph = begin("convnet4", recipe, stored, location)
+    for layer in (0, 3, 6):
+        weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
+        graph.add("Conv", *weights, kernel_shape=(5, 5), pads=(2, 2, 2, 2))
+        graph.add({"relu": "Relu", "tanh": "Tanh"}[config.activation])
+        graph.add("MaxPool", kernel_shape=(3, 3), strides=(2, 2))
+    graph.add("Flatten", output="features", axis=1)
+    graph.add("Gemm", graph.weight("classifier.weight"), graph.weight("classifier.bias"), output="logits", transB=1)
+    return graph.model(config.image_size, {"features": config.dimension, "logits": config.num_classes})

@@ -1,0 +1,237 @@
+"""Running a network by ONNX Runtime on the CPU, which starts in a fraction of a second, and choosing the device."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.common import cache, machine
+from simsearch.errors import DeviceError, UsageError, WeightsError
+from simsearch.models import registry
+from simsearch.models.onnx import graphs, int8
+from simsearch.models.precision import CALIBRATE, can_quantise, has_vnni
+from simsearch.models.weights import read_tensors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.models.registry import WeightsFile
+
+LAYERS: dict[str, tuple[str, ...]] = {"alexnet": ("features", "fc6", "conv5")}
+"""What networks give out by name, besides their logits; the others have `features` alone."""
+
+MOST_LANES = 8
+"""Threads that compute at once; each holds the activations of a batch."""
+
+_BUILDERS: dict[str, Any] = {"alexnet": graphs.alexnet, "lenet5": graphs.lenet5, "convnet4": graphs.convnet4}
+
+_HARMFUL = ["QDQPropagationTransformer", "QDQSelectorActionTransformer"]
+"""Optimisers of ONNX Runtime that move 8-bit values into the poolings, which then take longer than convolutions."""
+
+
+def choose_device(device: str, few: bool = False) -> str:
+    """Resolves "auto" and checks that the device exists: "cpu", "cuda" or "cuda:N".
+
+    few: only a handful of images will be computed, for which "auto" does not wake a GPU.
+    Raises DeviceError. torch is imported only if a GPU driver is present or was asked for.
+    """
+    if device == "cpu":
+        return "cpu"
+    if device == "auto":
+        if few or not Path("/dev/nvidiactl").exists():
+            return "cpu"
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    registry.check_device(device)
+    import torch
+
+    if not torch.cuda.is_available():
+        raise DeviceError(f"device {device!r}: there is no usable GPU", hint="--device cpu")
+    number = device.partition(":")[2]
+    if number and int(number) >= torch.cuda.device_count():
+        raise DeviceError(f"device {device!r}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    return device
+
+
+class WeightsBackedModel:
+    """What a model says of itself, from its weights file. Raises WeightsError where recipe and network do not fit."""
+
+    def __init__(self, weights: WeightsFile) -> None:
+        self.name, self.weights_sha256 = weights.name, weights.sha256
+        self.recipe, self.classes = weights.card.recipe, weights.card.classes
+        self.distances, self.labels = weights.card.distances, weights.card.labels
+        config = weights.config
+        self.dimension = config.dimension
+        self.layers = LAYERS.get(weights.card.architecture, ("features",))
+        if self.recipe.crop != config.image_size:
+            raise WeightsError(f"the recipe cuts {self.recipe.crop} pixels but the network takes {config.image_size}")
+
+    def check_outputs(self, names: Sequence[str]) -> None:
+        """Raises UsageError for a layer that the network does not give out."""
+        for name in names:
+            if name not in self.layers:
+                hint = f"it gives out {', '.join(self.layers)}"
+                raise UsageError(f"the network of {self.name} has no layer {name!r}", hint=hint)
+
+
+class OnnxModel(WeightsBackedModel):
+    """A network on the CPU through ONNX Runtime, in float32 or, where the weights have ranges, in int8.
+
+    The compressed weights are decoded once per weights file and kept dense in the cache, from where the runtime maps
+    them, or in `folder`. Safe for several threads. `few` trades speed for a start without copying the weights. With
+    `threads` as many as `lanes` should compute at once, each on its share of the cores; features are the same to the
+    last bit.
+    """
+
+    def __init__(
+        self, weights: WeightsFile, *,
+        few: bool = False, threads: bool = False, precision: str = "float32", folder: Path | None = None,
+    ) -> None:  # fmt: skip
+        if precision == "int8" and not can_quantise(weights):
+            raise UsageError(f"{weights.name} cannot run in int8: it has no ranges", hint=CALIBRATE)
+        self.precision = precision
+        self.engine = "onnxruntime-cpu" + ("-int8" if precision == "int8" else "")
+        super().__init__(weights)
+        self._weights, self.few, self._folder = weights, few, folder
+        self.lanes = min(machine.available_cores(), MOST_LANES) if threads else 1
+        self._session: Any = None
+        self._lock = threading.Lock()
+
+    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) uint8 -> (B, D) float32, the last hidden layer after its ReLU."""
+        return self._run("features", pixels)
+
+    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, S, S, 3) uint8 -> (B, C) float32."""
+        return self._run("logits", pixels)
+
+    def outputs(self, names: Sequence[str], pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Several layers at once, by name: "features", "fc6" (B, D), "conv5" (B, C, H, W), after their ReLU.
+
+        Raises UsageError for a layer that the network does not give out.
+        """
+        self.check_outputs(names)
+        return [self._run(names[0], pixels)] if len(names) == 1 else self._started().run(names, {"pixels": pixels})
+
+    def _run(self, output: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        session = self._started()
+        if not len(pixels):
+            return np.zeros((0, self.dimension), np.float32)
+        result: NDArray[np.float32] = session.run([output], {"pixels": pixels})[0]
+        return result
+
+    def _started(self) -> Any:
+        with self._lock:
+            if self._session is None:
+                self._session = self._open()
+            return self._session
+
+    def _open(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is reported below
+        if self.few:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if self.lanes > 1:
+            options.intra_op_num_threads = machine.available_cores() // self.lanes
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        version = f"v{graphs.VERSION}"
+        if self.precision == "int8":
+            if not has_vnni():  # then sums could overflow in 16 bits; looking for that takes longer than the rest
+                options.add_session_config_entry("session.x64quantprecision", "1")
+            version = f"int8-v{int8.VERSION}"
+        with _unpacking(self.name):
+            folder = self._folder or cache.cached_folder(f"{self.weights_sha256[:32]}-{version}", self._fill)
+        for attempt in (1, 2):
+            try:
+                if not self.few and _checksum(folder / "dense.safetensors") != (folder / "dense.crc32").read_text():
+                    raise OSError("the cached weights have changed")
+                path = str(folder / "network.onnx")
+                return onnxruntime.InferenceSession(
+                    path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_HARMFUL
+                )
+            except Exception as error:  # onnxruntime raises its own classes, and RuntimeError for missing files
+                if attempt == 2:
+                    raise WeightsError(f"{self.name}: ONNX Runtime cannot open the network: {error}") from error
+                with _unpacking(self.name):
+                    folder.mkdir(exist_ok=True)
+                    self._fill(folder)  # a cache that was cut short or tampered with
+        raise AssertionError("unreachable")
+
+    def _fill(self, folder: Path) -> None:
+        """Writes the dense weights and the graph that refers to them."""
+        import safetensors.numpy
+
+        dense, card = folder / "dense.safetensors", self._weights.card
+        partial = folder / ".dense.partial"
+        tensors: dict[str, Any] = dict(read_tensors(self._weights.path))
+        try:
+            build = _BUILDERS[card.architecture]
+            if self.precision == "int8":
+                config: Any = self._weights.config
+                half = int8.quantize(config, tensors, card.ranges)
+                tensors = int8.arrays(tensors, half)
+                build = functools.partial(int8.alexnet, quantised=half)
+            try:
+                safetensors.numpy.save_file(tensors, partial)
+            except safetensors.SafetensorError as error:  # a full disk, say
+                raise OSError(str(error)) from error
+            checksum = _checksum(partial)
+            _sync(partial)
+            partial.replace(dense)
+            model = build(self._weights.config, self.recipe, _stored(dense), dense.name)
+        except KeyError as error:
+            raise WeightsError(f"{self._weights.path}: tensor {error} is missing") from error
+        (folder / "network.onnx").write_bytes(model)
+        (folder / "dense.crc32").write_text(checksum)
+        for name in ("network.onnx", "dense.crc32"):
+            _sync(folder / name)
+
+
+@contextlib.contextmanager
+def _unpacking(name: str) -> Iterator[None]:
+    """Raises WeightsError where the dense weights of a model cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        hint = "$SIMSEARCH_CACHE names a folder with room for them, else a temporary one is tried"
+        raise WeightsError(f"the weights of {name} cannot be unpacked: {error.strerror or error}", hint=hint) from error
+
+
+def _stored(path: Path) -> graphs.Stored:
+    """Where the tensors of a .safetensors file lie."""
+    with path.open("rb") as file:
+        start = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(start))
+    stored = graphs.Stored()
+    for name, facts in header.items():
+        if name != "__metadata__":
+            first, last = facts["data_offsets"]
+            stored[name] = (tuple(facts["shape"]), 8 + start + first, last - first)
+    return stored
+
+
+def _checksum(path: Path) -> str:
+    """The CRC-32 of a file: before many images are computed, the cached weights are checked."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

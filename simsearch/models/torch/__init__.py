@@ -1,0 +1,1 @@
+"""Networks run by torch, on the CPU or a GPU."""

@@ -1,0 +1,133 @@
+"""Pictures in the terminal: a query and its matches, as Kitty's or Sixel's graphics, or as coloured half blocks.
+
+A half block is a character whose upper half has the colour of one pixel and whose lower half that of the pixel below.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console, Group
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from simsearch.reports.montage import draw_montage
+from simsearch.reports.text import format_distance, printable
+from simsearch.reports.tiles import ResultRow, Tile
+
+SIDE = 18
+"""Columns of a tile, and half as many lines, where the terminal is narrow."""
+
+WIDEST = 32
+
+GAP = 2
+
+
+def show(rows: Sequence[ResultRow], console: Console, renderable: Any = None) -> None:
+    """Draws each query and its matches. renderable: a picture class of textual-image, else half blocks.
+
+    Draws nothing where the console has no colours: see `can_show`.
+    """
+    tiles = max(2, (console.width + GAP) // (SIDE + GAP))
+    for row in rows:
+        if renderable is None:
+            console.print(_grid(row, console.width))
+            continue
+        for start in range(0, max(1, len(row.matches)), tiles - 1):
+            chunk = ResultRow(row.query, row.matches[start : start + tiles - 1])
+            if start:
+                console.print(f"{start + 1} to {start + len(chunk.matches)}:", highlight=False)
+            width = min(console.width, (1 + len(chunk.matches)) * (SIDE + GAP))
+            console.print(renderable(draw_montage([chunk]), width=width))
+
+
+def can_show(console: Console) -> bool:
+    """Whether pictures would be seen as such."""
+    return console.is_terminal and console.color_system is not None and not console.no_color
+
+
+def graphics() -> Any:
+    """The picture class of textual-image for this terminal; None where half blocks are the best there is."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):  # it asks the terminal, and reads what that answers
+        return None
+    try:
+        from textual_image import renderable
+    except ImportError:
+        return None
+    return renderable.Image if renderable.Image in (renderable.TGPImage, renderable.SixelImage) else None
+
+
+def advice() -> str | None:
+    """What to install, where the terminal is known for graphics and textual-image is missing."""
+    import importlib.util
+
+    knows = os.environ.get("TERM") == "xterm-kitty" or os.environ.get("TERM_PROGRAM") in {"WezTerm", "iTerm.app"}
+    missing = knows and importlib.util.find_spec("textual_image") is None
+    return "this terminal shows sharper pictures after pip install 'simsearch[show]'" if missing else None
+
+
+def _grid(row: ResultRow, width: int) -> Table:
+    """The query and its matches, four tiles a line if these are not too small."""
+    side = min(max(SIDE, (width + GAP) // 4 - GAP), WIDEST)
+    cells = [_tile(row.query, "query", side)]
+    cells += [_tile(match, str(rank), side) for rank, match in enumerate(row.matches, 1)]
+    if not row.matches:
+        cells.append(Group(Text("no match")))
+    grid = Table.grid(padding=(0, GAP, 1, 0))
+    columns = max(1, (width + GAP) // (side + GAP))
+    for start in range(0, len(cells), columns):
+        grid.add_row(*cells[start : start + columns])
+    return grid
+
+
+def _tile(picture: Tile, title: str, side: int) -> Group:
+    name = PurePath(picture.path).name or picture.path
+    first = title if picture.distance is None else f"{title}  {format_distance(picture.distance)}"
+    captions = _caption(first, "bold", side), _caption(picture.label or name, "dim", side)
+    return Group(*blocks(picture.image, side), *captions)
+
+
+def _caption(words: str, style: str, side: int) -> Text:
+    text = Text(printable(words), style, no_wrap=True)
+    text.truncate(side, overflow="ellipsis", pad=True)
+    return text
+
+
+def blocks(image: Image.Image | None, side: int = SIDE) -> list[Text]:
+    """A picture as side / 2 lines of `side` characters, its aspect ratio kept, in the middle of them."""
+    side -= side % 2
+    lines = [Text(" " * side) for _ in range(side // 2)]
+    if image is None:
+        lines[side // 4] = Text("not available".center(side), "dim")
+        return lines
+    scale = side / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    left, top = (side - width) // 2, (side - height) // 2
+    resized = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    pixels = np.asarray(resized)  # (height, width, 3) uint8
+
+    def colour(x: int, y: int) -> str | None:
+        if not (0 <= x - left < width and 0 <= y - top < height):
+            return None
+        red, green, blue = pixels[y - top, x - left]
+        return f"rgb({red},{green},{blue})"
+
+    for number in range(len(lines)):
+        line = Text()
+        for x in range(side):
+            upper, lower = colour(x, 2 * number), colour(x, 2 * number + 1)
+            if upper is None and lower is None:
+                line.append(" ")
+            elif upper is None:
+                line.append("▄", Style(color=lower))
+            else:
+                line.append("▀", Style(color=upper, bgcolor=lower))
+        lines[number] = line
+    return lines

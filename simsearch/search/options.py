@@ -1,0 +1,187 @@
+"""The options of a search, declared once: the command line, Python, HTTP and the web page all read this table.
+
+To add one, declare it in `OPTIONS`, give it a type in `SearchOptions` or `PictureOptions` (a test compares the two),
+and write the code that obeys it: `searcher` for those that choose among items, `query_vectors` for those that change
+the query's vectors. Nothing heavy is imported here, since `simsearch query --help` reads the table too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+
+from simsearch.errors import UsageError
+
+if TYPE_CHECKING:
+    from simsearch.search.queries import Picture
+    from simsearch.storage.filters import Where
+
+Kind = Literal["integer", "number", "flag", "conditions", "box", "images"]
+"""box: x, y, width, height in pixels. images: pictures or items, each with a weight; over HTTP, ids of items."""
+
+LISTS = ("conditions", "images")
+"""The kinds that may be given several times."""
+
+MOST_FEEDBACK = 64
+"""The most items that a request may ask to be similar to, and as many to be unlike."""
+
+
+@dataclass(frozen=True)
+class SearchOption:
+    """One option. name: its keyword in Python.
+
+    help: one sentence for the command line, and for HTTP unless `http_help` is given.
+    minimum: the least value everywhere. most: over HTTP only, the largest value, or the most values of a list.
+    changes_query: applied to the query's vectors, so for pictures and items; the others apply to any search.
+    flags, metavar: on the command line; without flags, `--` and the name. field: over HTTP; without one, the name.
+    checkbox: the label of a flag's checkbox on the web page, which has none otherwise.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    default: int | None = None
+    minimum: int | None = None
+    most: int | None = None
+    changes_query: bool = False
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    field: str = ""
+    http_help: str = ""
+    checkbox: str = ""
+
+    @property
+    def command_line(self) -> tuple[str, ...]:
+        """Its spellings on the command line: ("-k", "--top-k")."""
+        return self.flags or ("--" + self.name.replace("_", "-"),)
+
+    @property
+    def http_field(self) -> str:
+        """Its name in a request's JSON or form."""
+        return self.field or self.name
+
+
+OPTIONS = (
+    SearchOption(
+        "k",
+        "integer",
+        "Number of matches per query.",
+        default=6,
+        minimum=1,
+        flags=("-k", "--top-k"),
+    ),
+    SearchOption(
+        "max_distance",
+        "number",
+        "Only matches at most this far.",
+        minimum=0,
+        metavar="D",
+    ),
+    SearchOption(
+        "where",
+        "conditions",
+        "Only items that meet a condition: label=cat, path~GLOB, year>2000.",
+        most=32,
+        flags=("--filter",),
+        metavar="COND",
+        field="filter",
+        http_help="Only items that meet all conditions, written as on the command line; one may stand alone.",
+    ),
+    SearchOption(
+        "crop",
+        "box",
+        "Search by this part of the query, in pixels.",
+        changes_query=True,
+        metavar="X,Y,W,H",
+        http_help="Search by this part of the upright query: x, y, width, height, in pixels.",
+    ),
+    SearchOption(
+        "plus",
+        "images",
+        "Also find images similar to IMAGE (weight W).",
+        most=MOST_FEEDBACK,
+        changes_query=True,
+        metavar="IMAGE[=W]",
+        http_help="Ids of items: also find images similar to these.",
+    ),
+    SearchOption(
+        "minus",
+        "images",
+        "Avoid images similar to IMAGE (weight W).",
+        most=MOST_FEEDBACK,
+        changes_query=True,
+        metavar="IMAGE[=W]",
+        http_help="Ids of items: avoid images similar to these.",
+    ),
+    SearchOption(
+        "exact",
+        "flag",
+        "Do not search approximately, even if the index could.",
+    ),
+    SearchOption(
+        "dedup",
+        "flag",
+        "One match for each group of near-identical ones.",
+        checkbox="Hide near-identical ones",
+    ),
+    SearchOption(
+        "expand",
+        "integer",
+        "Search again by the mean of the query and its N first matches.",
+        minimum=1,
+        most=MOST_FEEDBACK,
+        metavar="N",
+    ),
+    SearchOption(
+        "flip",
+        "flag",
+        "A mirrored picture counts as the same.",
+        changes_query=True,
+        checkbox="Mirrored ones too",
+    ),
+)
+"""In the order of `simsearch query --help`."""
+
+
+class SearchOptions(TypedDict, total=False):
+    """The options of every search, besides the query and k.
+
+    where: conditions on items. max_distance: the farthest match to report. dedup: one match per near-identical group.
+    exact: do not use an approximate structure, even if the index has one. expand: search again by the mean of the
+    query and this many of its first matches; see `feedback.expanded`.
+    """
+
+    where: Where | None
+    max_distance: float | None
+    dedup: bool
+    exact: bool
+    expand: int
+
+
+class PictureOptions(SearchOptions, total=False):
+    """The options of a search by pictures or items.
+
+    crop: (x, y, width, height) of the upright query. flip: a mirrored picture counts as the same.
+    plus, minus: more pictures to be like and unlike, each alone or as (picture, weight); an int is an item's id.
+    """
+
+    crop: tuple[int, int, int, int] | None
+    flip: bool
+    plus: Sequence[Picture | int | tuple[Picture | int, float]]
+    minus: Sequence[Picture | int | tuple[Picture | int, float]]
+
+
+def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
+    """Raises UsageError for an option that a search does not have, or that a search by a vector does not have."""
+    known = {option.name for option in OPTIONS if option.name != "k" and not (by_vector and option.changes_query)}
+    if unknown := sorted(set(given) - known):
+        raise UsageError(f"a search has no option {unknown[0]!r}")
+
+
+def split(given: Mapping[str, Any]) -> tuple[SearchOptions, dict[str, Any]]:
+    """Options by name as those for the searcher, and those that change the query's vectors. Raises UsageError."""
+    check_names(given)
+    changing = {option.name for option in OPTIONS if option.changes_query}
+    search = {name: value for name, value in given.items() if name not in changing}
+    return cast(SearchOptions, search), {name: value for name, value in given.items() if name in changing}

@@ -1,0 +1,193 @@
+"""One search over one snapshot of an index: from query vectors to matches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simsearch.errors import UsageError
+from simsearch.search import similarity
+from simsearch.search.exact import Neighbours
+from simsearch.search.feedback import expanded
+from simsearch.search.options import SearchOptions
+from simsearch.search.results import Match, Matches
+from simsearch.storage.filters import Where, conditions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.search.ann import AnnIndex
+    from simsearch.search.snapshot import Snapshot
+    from simsearch.storage.feature_files import FeatureFiles
+    from simsearch.storage.reader import Item, Reader
+
+NEAR_IDENTICAL = 0.25
+"""With `dedup`, matches nearer to each other than this share of the median random pair count as one picture.
+
+Measured with the shipped `alexnet` on 100 of its training images: of copies saved as JPEG at quality 50, scaled to
+75 %, cropped by 5 % or brightened by 10 %, nine in ten are nearer than 0.23; different images are all beyond 0.47.
+"""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The means of a search. table: the quantiles of random distances that calibrate similarity.
+
+    structure: names candidates, unless an exact search is asked for; None: all searches are exact.
+    """
+
+    reader: Reader
+    snapshot: Snapshot
+    shards: FeatureFiles
+    table: Sequence[float]
+    structure: AnnIndex | None = None
+
+    def answers(
+        self, queries: NDArray[np.float32], k: int,
+        left_out: Sequence[Sequence[int]], options: SearchOptions,
+    ) -> list[Matches]:  # fmt: skip
+        """Searches by (nq, v, D) queries, each in v variants of which the nearest counts, without the rows left out."""
+        k = counted(k)
+        farthest = options.get("max_distance")
+        if farthest is not None and not isinstance(farthest, int | float | np.number):
+            raise UsageError(f"the largest distance is {farthest!r}, not a number")
+        if farthest is not None and not farthest >= 0:
+            raise UsageError(f"the largest distance is {farthest}, but distances are not negative")
+        answers = [Matches() for _ in queries]
+        if expand := options.get("expand"):
+            queries = self._expanded(queries, left_out, expand, options, answers)
+        wanted = conditions(options.get("where"))
+        permitted = self.reader.rows(wanted) if wanted else self.snapshot.live
+        available = self.snapshot.flat.rows if permitted is None else len(permitted)
+        pending = list(range(len(queries)))
+        width = k + max((len(rows) for rows in left_out), default=0)
+        while pending:
+            flat = queries[pending].reshape(-1, self.shards.dimension)
+            exact = bool(options.get("exact")) or not self._approximate(width, permitted)
+            found = self._near(flat, width, permitted, exact)
+            unfinished = []
+            for place, number in enumerate(pending):
+                answers[number].exact &= exact
+                near = merge(
+                    found[place * queries.shape[1] : (place + 1) * queries.shape[1]],
+                    left_out[number],
+                    width >= available,
+                )
+                items = self.reader.items_at(near.rows.tolist())
+                order = sorted(
+                    zip(near.distances.tolist(), near.rows.tolist(), strict=True),
+                    key=lambda pair: (pair[0], items[pair[1]].id),
+                )
+                if options.get("dedup"):
+                    order = self._distinct(order, items, k)
+                if len(order) < k and width < available:
+                    unfinished.append(number)
+                    continue
+                kept = [(d, row) for d, row in order[:k] if farthest is None or d <= farthest]
+                near_as = similarity.similarities([distance for distance, _ in kept], self.table)
+                answers[number].extend(
+                    self._match(n, distance, share, items[row])
+                    for n, ((distance, row), share) in enumerate(zip(kept, near_as, strict=True), 1)
+                )
+            pending, width = unfinished, min(available, 4 * width)
+        return answers
+
+    def neighbours(
+        self, queries: NDArray[np.float32], k: int, where: Where | None, exact: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The ids of the k items nearest to each of (nq, D) queries, and their distances; -1 and inf fill up."""
+        k = counted(k)
+        wanted = conditions(where)
+        permitted = self.reader.rows(wanted) if wanted else self.snapshot.live
+        found = self._near(queries, k, permitted, exact or not self._approximate(k, permitted))
+        known = self.reader.ids_at(np.unique(np.concatenate([each.rows for each in found]))) if found else {}
+        ids, distances = np.full((len(found), k), -1, np.int64), np.full((len(found), k), np.inf)
+        for number, near in enumerate(found):
+            named = np.array([known[row] for row in near.rows.tolist()], np.int64)
+            order = np.lexsort((named, near.distances))[:k]
+            ids[number, : len(order)], distances[number, : len(order)] = named[order], near.distances[order]
+        return ids, distances
+
+    def _near(
+        self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None, exact: bool
+    ) -> list[Neighbours]:
+        """The rows nearest to (nq, D) queries; by the structure unless `exact`."""
+        if self.structure is None or exact:
+            return self.snapshot.flat.search(queries, k, permitted)
+        return self.structure.search(self.snapshot.flat, queries, k, permitted)
+
+    def _approximate(self, k: int, permitted: NDArray[np.int64] | None) -> bool:
+        return self.structure is not None and self.structure.serves(self.snapshot.flat, k, permitted)
+
+    def _expanded(
+        self, queries: NDArray[np.float32], left_out: Sequence[Sequence[int]], count: int, options: SearchOptions,
+        answers: list[Matches],
+    ) -> NDArray[np.float32]:  # fmt: skip
+        """The (nq, v, D) queries to search by instead; the same matches are added to each variant of a query.
+
+        answers: those to come, which are not exact where their query was not expanded by an exact search.
+        """
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
+            raise UsageError(f"a query cannot be expanded by {count!r} matches", hint="a whole number from 1 on")
+        first: SearchOptions = {"where": options.get("where"), "exact": bool(options.get("exact"))}
+        results = []
+        found = self.answers(queries, count, left_out, first)
+        for query, matches, answer in zip(queries, found, answers, strict=True):
+            answer.exact = matches.exact
+            rows = np.array([self.reader.item(match.id).row for match in matches], np.int64)
+            near = self.shards.read(rows).astype(np.float32) if len(rows) else np.zeros((0, query.shape[1]), np.float32)
+            results.append([expanded(variant, near) for variant in query])
+        return np.array(results, np.float32)
+
+    def _match(self, rank: int, distance: float, similarity: float, item: Item) -> Match:
+        path = self.snapshot.sources[item.source].display(item.path)
+        return Match(rank, item.id, path, item.label, distance, similarity, item.metadata, item.path)
+
+    def _distinct(self, order: list[tuple[float, int]], items: dict[int, Item], k: int) -> list[tuple[float, int]]:
+        """Drops what is near-identical to a better match, until k are left."""
+        same = NEAR_IDENTICAL * similarity.median(self.table)
+        kept: list[tuple[float, int]] = []
+        vectors: list[NDArray[np.float32]] = []
+        digests: set[bytes] = set()
+        for distance, row in order:
+            if len(kept) == k:
+                break
+            vector = self.shards.read(np.array([row]))[0].astype(np.float32)
+            if items[row].digest in digests or any(np.linalg.norm(other - vector) <= same for other in vectors):
+                continue
+            kept.append((distance, row))
+            vectors.append(vector)
+            digests.add(items[row].digest)
+        return kept
+
+
+def counted(k: int) -> int:
+    """A number of matches to ask for. Raises UsageError."""
+    if not isinstance(k, int | np.integer) or isinstance(k, bool):
+        raise UsageError(f"k is {k!r}, not a whole number")
+    if k < 1:
+        raise UsageError(f"k is {k}, but at least one match must be asked for")
+    return int(k)
+
+
+def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: bool) -> Neighbours:
+    """For each row but those left out, the nearest of several variants of a query.
+
+    complete: whether each variant lists all rows. If not, a row beyond the end of some variant's list may be nearer to
+    that variant than is known here, so what lies farther than the shortest list reaches is dropped.
+    """
+    if len(variants) == 1:
+        near = variants[0]
+        keep = slice(None) if not left_out else ~np.isin(near.rows, left_out)
+        return Neighbours(near.rows[keep], near.distances[keep])
+    best: dict[int, float] = {}
+    for rows, distances in variants:
+        for row, distance in zip(rows.tolist(), distances.tolist(), strict=True):
+            best[row] = min(distance, best.get(row, np.inf))
+    reach = np.inf if complete else min((float(d[-1]) for _, d in variants if len(d)), default=np.inf)
+    best = {row: distance for row, distance in best.items() if distance <= reach and row not in left_out}
+    order = sorted(best, key=lambda row: best[row])
+    return Neighbours(np.array(order, np.int64), np.array([best[row] for row in order]))

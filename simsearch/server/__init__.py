@@ -1,0 +1,1 @@
+"""The HTTP service: `simsearch.create_app` and `simsearch serve`."""

@@ -1,0 +1,76 @@
+"""The HTTP service as an ASGI app: `simsearch.create_app`.
+
+A request passes the middlewares (headers, log, key, limits), then routes -> service -> answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from simsearch.errors import MissingExtraError, UsageError
+
+try:
+    import prometheus_client  # noqa: F401
+    import python_multipart  # noqa: F401
+    from fastapi import FastAPI
+    from fastapi.middleware.cors import CORSMiddleware
+except ImportError as error:
+    raise MissingExtraError("the HTTP service", "serve") from error
+
+from simsearch.engine import Engine
+from simsearch.server import errors, openapi, routes
+from simsearch.server.handlers import SearchService
+from simsearch.server.middleware import AccessLog, Authentication, BodyLimit, ResponseHeaders
+from simsearch.server.settings import Settings
+
+
+def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI:
+    """An ASGI app (FastAPI) that searches an engine, or several by name, with a web page at its root.
+
+    It can be served by itself or mounted: `app.mount("/similar", simsearch.create_app(engine))`.
+    options: the fields of `settings.Settings`. The engines remain the caller's to close.
+    """
+    engines = engine if isinstance(engine, Mapping) else {"default": engine}
+    if not engines:
+        raise UsageError("there is no index to serve")
+    settings = Settings(**options)
+    service = SearchService(dict(engines), settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="simsearch",
+        version=openapi.VERSION,
+        description=openapi.ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.router.redirect_slashes = False
+    routes.install(app, service)
+    errors.install(app)
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors),
+            allow_methods=["*"],
+            allow_headers=["authorization", "content-type", "x-api-key"],
+        )
+    # The last added is the first that a request meets.
+    app.add_middleware(BodyLimit, settings, service.metrics)
+    app.add_middleware(Authentication, settings, _needs_key)
+    app.add_middleware(AccessLog, service.metrics)
+    app.add_middleware(ResponseHeaders, closing=lambda: service.draining)
+    return app
+
+
+def _needs_key(path: str) -> bool:
+    """True for a path that needs a key, if the settings have any."""
+    return path.startswith(("/v1/", "/metrics")) or path == "/v1"

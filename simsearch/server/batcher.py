@@ -1,0 +1,123 @@
+"""Concurrent searches answered together: one pass through the network and one scan for all that wait.
+
+Nobody waits for a batch to fill: whoever finds the worker free is computed at once, and what arrives meanwhile makes
+the next batch. So a lone request is as fast as without, and under load batches form by themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from simsearch.engine import Engine
+from simsearch.errors import SimsearchError
+from simsearch.search.options import SearchOptions
+from simsearch.search.queries import PreparedQuery
+from simsearch.search.results import Matches
+from simsearch.server.prometheus import PrometheusMetrics
+from simsearch.server.reloading import ReloadableIndex
+
+
+@dataclass
+class SearchJob:
+    """One search that waits for its batch. model: the name of the model that answered it, known when it is done."""
+
+    query: PreparedQuery
+    k: int
+    options: SearchOptions
+    model: str = ""
+    born: float = field(default_factory=time.perf_counter)
+    done: Future[Matches] = field(default_factory=Future)
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        """SearchJobs with the same key can be answered by one scan."""
+        return self.k, self.query.variants, repr(sorted(self.options.items(), key=lambda pair: pair[0]))
+
+
+class Batcher:
+    """One worker thread for an index, started with the first job. size: the most jobs at once."""
+
+    def __init__(self, served: ReloadableIndex, size: int, metrics: PrometheusMetrics) -> None:
+        self.served, self.size, self.metrics = served, size, metrics
+        self._waiting: deque[SearchJob] = deque()
+        self._ready = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, job: SearchJob) -> Future[Matches]:
+        """Puts a job in line. Its result may be any SimsearchError."""
+        with self._ready:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name=f"search-{self.served.name}", daemon=True)
+                self._thread.start()
+            self._waiting.append(job)
+            self.metrics.queue.labels(self.served.name).set(len(self._waiting))
+            self._ready.notify()
+        return job.done
+
+    def _work(self) -> None:
+        while True:
+            with self._ready:
+                while not self._waiting:
+                    if not self._ready.wait(timeout=60) and not self._waiting:
+                        self._thread = None  # started again by the next job
+                        return
+                jobs = [self._waiting.popleft() for _ in range(min(self.size, len(self._waiting)))]
+                self.metrics.queue.labels(self.served.name).set(len(self._waiting))
+            jobs = [job for job in jobs if job.done.set_running_or_notify_cancel()]
+            if jobs:
+                self._answer(jobs)
+
+    def _answer(self, jobs: Sequence[SearchJob]) -> None:
+        now = time.perf_counter()
+        for job in jobs:
+            self.metrics.phases.labels("queue").observe(now - job.born)
+        self.metrics.batch.observe(len(jobs))
+        try:
+            answers = self.served.use(lambda engine: self._answers(engine, jobs))
+        except Exception as error:
+            if len(jobs) > 1:  # whose fault it is, each finds out alone
+                for job in jobs:
+                    self._answer([job])
+                return
+            jobs[0].done.set_exception(error)
+            return
+        for job, answer in zip(jobs, answers, strict=True):
+            if isinstance(answer, Exception):
+                job.done.set_exception(answer)
+            else:
+                job.done.set_result(answer)
+
+    def _answers(self, engine: Engine, jobs: Sequence[SearchJob]) -> list[Matches | Exception]:
+        start = time.perf_counter()
+        with engine.query_resolver(serving=True) as resolver:
+            resolved = resolver.resolve([job.query for job in jobs])
+        computed = time.perf_counter()
+        results: list[Matches | Exception | None] = [r if isinstance(r, Exception) else None for r in resolved]
+        groups: dict[tuple[int, int, str], list[int]] = {}
+        for place, result in enumerate(results):
+            if result is None:
+                groups.setdefault(jobs[place].key, []).append(place)
+        for places in groups.values():
+            first = jobs[places[0]]
+            vectors = np.array([resolved[place] for place in places], np.float32)
+            without = [jobs[place].query.left_out for place in places]
+            try:
+                answers: Sequence[Matches | Exception] = engine.search_by_vectors(
+                    vectors, first.k, without=without, **first.options
+                )
+            except SimsearchError as error:
+                answers = [error] * len(places)
+            for place, answer in zip(places, answers, strict=True):
+                results[place] = answer
+        for job in jobs:
+            job.model = engine.meta.model
+        self.metrics.phases.labels("compute").observe(computed - start)
+        self.metrics.phases.labels("search").observe(time.perf_counter() - computed)
+        return [result for result in results if result is not None]

@@ -1,0 +1,284 @@
+"""The middlewares of the HTTP service, outermost first: ResponseHeaders, AccessLog, Authentication and BodyLimit.
+
+Each is plain ASGI. Authentication and BodyLimit raise ApiError for a request that they turn away; AccessLog answers it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from simsearch.server.prometheus import PrometheusMetrics
+from simsearch.server.settings import Settings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger("simsearch.serve")
+
+CLIENT_LEFT = 499
+"""The status in logs and metrics of a request whose client left before it was answered (as nginx has it)."""
+
+BODIES_IN_MEMORY = 16
+"""The bodies of all unanswered requests may take this many times the largest body."""
+
+MAX_HEAD_BYTES = 1 << 15
+"""Size of a request's line and headers."""
+
+MAX_JSON_BYTES = 1 << 20
+"""Size of a body that is not multipart: a vector of ten thousand numbers fits."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
+_SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+    "cross-origin-resource-policy": "same-origin",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+}
+# Two programs in a row could each take another one of these for the one that counts.
+_SINGLE_HEADERS = (
+    "host",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "authorization",
+    "x-api-key",
+    "origin",
+)
+
+
+class ApiError(Exception):
+    """An error response. code: one word for programs. message: one sentence for people."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.headers = status, code, message, headers or {}
+
+    def body(self) -> bytes:
+        """The JSON object {"error": {"code", "message"}}."""
+        return json.dumps({"error": {"code": self.code, "message": self.message}}).encode()
+
+
+class ResponseHeaders:
+    """Gives each request an id and each response the headers that protect browsers; answers HEAD as GET without a body.
+
+    closing: returns True while the service stops, so that clients are told to send no more on their connection.
+    """
+
+    def __init__(self, app: ASGIApp, closing: Callable[[], bool]) -> None:
+        self.app, self.closing = app, closing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        method = scope["method"]
+        scope = {
+            **scope,
+            "method": "GET" if method == "HEAD" else method,
+            "simsearch.id": request_id,
+            "simsearch.method": method,  # for the log
+        }
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=list(message["headers"]))
+                for name, value in {**_SECURITY_HEADERS, "x-request-id": request_id}.items():
+                    headers.setdefault(name, value)
+                if self.closing():
+                    headers.setdefault("connection", "close")
+                message = {**message, "headers": headers.raw}
+            elif message["type"] == "http.response.body" and method == "HEAD":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+class AccessLog:
+    """Logs and counts each request, and answers the errors that reach it."""
+
+    def __init__(self, app: ASGIApp, metrics: PrometheusMetrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        status = 0
+
+        async def send_and_note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note_status)
+        except ApiError as refused:
+            await _respond(refused, scope, receive, send_and_note_status)
+        except ClientDisconnect:
+            status = CLIENT_LEFT
+        except Exception as error:
+            if status and not isinstance(error.__cause__, ApiError):  # part of the response has been sent
+                raise
+            log.error("request failed", exc_info=error, extra={"fields": {"id": scope["simsearch.id"]}})
+            internal = ApiError(503, "internal", "the request failed here; the log has its id")
+            await _respond(internal, scope, receive, send_and_note_status)
+        finally:
+            self._record(scope, status, time.perf_counter() - start)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["simsearch.method"] if scope["simsearch.method"] in _METHODS else "other"
+        self.metrics.requests.labels(route, method, str(status)).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
+        client = scope.get("client")
+        fields = {
+            "id": scope["simsearch.id"],
+            "method": method,
+            "path": scope["path"][:200],
+            "status": status,
+            "ms": round(1000 * seconds, 2),
+            "client": client[0] if client else None,
+            **scope.get("simsearch.log", {}),
+        }
+        log.info("request", extra={"fields": fields})
+
+
+async def _respond(refused: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    headers = {"cache-control": "no-store", **refused.headers}
+    response = Response(refused.body(), refused.status, headers, media_type="application/json")
+    await response(scope, receive, send)
+
+
+class Authentication:
+    """Turns away requests with an ambiguous head, for another host, from another site's page, or without a valid key.
+
+    needs_key: returns True for a path that needs a key, if the settings have any.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, needs_key: Callable[[str], bool]) -> None:
+        self.app, self.settings, self.needs_key = app, settings, needs_key
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            _check_head(scope, headers)
+            self._check_host(headers)
+            self._check_origin(scope["method"], headers)
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if self._digests and self.needs_key(path) and scope["method"] != "OPTIONS":
+                self._check_key(headers)
+        await self.app(scope, receive, send)
+
+    def _check_host(self, headers: Headers) -> None:
+        """Against DNS rebinding: another site's name that resolves to this machine."""
+        host = headers.get("host", "")
+        name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+        if self.settings.hosts is not None and name.lower() not in self.settings.hosts:
+            raise ApiError(400, "bad_host", "this service does not answer to the name in the Host header")
+
+    def _check_origin(self, method: str, headers: Headers) -> None:
+        """Against request forgery: a browser sends a form to any site, with the page's own site as the origin."""
+        origin = headers.get("origin")
+        if not origin or method not in {"POST", "DELETE"} or origin in self.settings.cors:
+            return
+        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+            raise ApiError(400, "cross_origin", "pages of other sites may not call this service")
+
+    def _check_key(self, headers: Headers) -> None:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        if not any(hmac.compare_digest(digest, known) for known in self._digests):
+            raise ApiError(401, "unauthorized", "this needs a valid API key", {"www-authenticate": "Bearer"})
+
+
+def _check_head(scope: Scope, headers: Headers) -> None:
+    """Raises ApiError for a huge head, and for one that two programs could read differently."""
+    size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    size += sum(len(name) + len(value) for name, value in scope["headers"])
+    if size > MAX_HEAD_BYTES:
+        raise ApiError(400, "bad_headers", f"the head is over {MAX_HEAD_BYTES:,} bytes", {"connection": "close"})
+    repeated = next((name for name in _SINGLE_HEADERS if len(headers.getlist(name)) > 1), None)
+    if repeated:
+        raise ApiError(400, "bad_headers", f"the header {repeated} is given more than once", {"connection": "close"})
+    if "transfer-encoding" in headers and "content-length" in headers:
+        text = "a request has either Content-Length or Transfer-Encoding"
+        raise ApiError(400, "bad_headers", text, {"connection": "close"})
+
+
+class BodyLimit:
+    """Limits the size of a body, the time it may take to arrive, and the memory that all bodies take together."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: PrometheusMetrics) -> None:
+        self.app, self.settings, self.metrics = app, settings, metrics
+        self._total = 0  # bytes of the bodies of all requests that are not answered yet
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        multipart = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        limit = self.settings.max_body if multipart else min(MAX_JSON_BYTES, self.settings.max_body)
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise _too_large(limit)
+        received = 0
+        complete = False
+        deadline = time.monotonic() + self.settings.body_timeout
+
+        async def receive_within_limits() -> Message:
+            nonlocal received, complete
+            if complete:
+                return await receive()
+            message = await self._receive_before(deadline, receive)
+            if message["type"] == "http.request":
+                size = len(message.get("body", b""))
+                received += size
+                self._total += size
+                complete = not message.get("more_body", False)
+                if received > limit:
+                    raise _too_large(limit)
+                if self._total > BODIES_IN_MEMORY * self.settings.max_body:
+                    self.metrics.rejected.inc()
+                    raise ApiError(429, "too_many_requests", "too much is being sent at once", {"retry-after": "1"})
+            return message
+
+        try:
+            await self.app(scope, receive_within_limits, send)
+        finally:
+            self._total -= received
+
+    async def _receive_before(self, deadline: float, receive: Receive) -> Message:
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                return await receive()
+        except TimeoutError:
+            text = f"the body did not arrive within {self.settings.body_timeout:g} s"
+            raise ApiError(400, "body_too_slow", text, {"connection": "close"}) from None
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, "too_large", f"the body is over {limit:,} bytes")

@@ -1,0 +1,71 @@
+"""The web page at `/` and the reference at `/docs`, and the policy that lets nothing run but what they are made of."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from fastapi.responses import Response
+
+from simsearch.search.options import OPTIONS
+from simsearch.server import openapi
+
+
+def page() -> Response:
+    """The page, as it is in the package."""
+    headers = {"content-security-policy": _POLICY, "cache-control": "no-cache"}
+    return Response(_PAGE, media_type="text/html; charset=utf-8", headers=headers)
+
+
+def docs(document: dict[str, Any]) -> Response:
+    """The OpenAPI document as a page that asks for nothing else."""
+    parts = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            codes = ", ".join(operation.get("responses", {}))
+            shown = html.escape(json.dumps(operation.get("requestBody", {}).get("content", {}), indent=1))
+            body = f"<details><summary>Body</summary><pre>{shown}</pre></details>" if "requestBody" in operation else ""
+            parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>"
+                         f"<p>{html.escape(operation.get('summary', ''))}. Answers {codes}.</p>{body}")  # fmt: skip
+    text = (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>simsearch: HTTP</title>'
+        f"<style>{_DOCS_STYLE}</style><main><h1>simsearch {openapi.VERSION}</h1>"
+        f'<p>{html.escape(openapi.ABOUT)} <a href="openapi.json">openapi.json</a></p>{"".join(parts)}</main></html>'
+    )
+    return Response(text, media_type="text/html; charset=utf-8", headers={"content-security-policy": policy(text)})
+
+
+def policy(page: str) -> str:
+    """A content-security policy: the page's own script and style by their hashes, pictures and requests from here."""
+
+    def digest(tag: str) -> str:
+        inner = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        return "'sha256-" + base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode() + "'"
+
+    return (
+        f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; img-src 'self' blob: data:;"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _with_checkboxes(text: str) -> str:
+    """The page with a checkbox for each search option that has a label for one."""
+    boxes = "".join(
+        f'<div class="row"><label><input id="{option.http_field}" type="checkbox" data-option>'
+        f"{html.escape(option.checkbox)}</label></div>\n"
+        for option in OPTIONS
+        if option.checkbox
+    )
+    before, _, rest = text.partition("<!-- checkboxes")
+    return before + boxes + rest.partition("-->\n")[2]
+
+
+_DOCS_STYLE = """:root { color-scheme: light dark; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem;
+ margin: 2rem auto; padding: 0 1rem; } h2 { font-size: 1.05rem; margin-top: 1.75rem; } pre { overflow: auto; }"""
+_PAGE = _with_checkboxes((Path(__file__).parent / "templates" / "page.html").read_text(encoding="utf-8"))
+_POLICY = policy(_PAGE)

@@ -1,0 +1,128 @@
+"""One connection to the service: uvicorn's HTTP/1.1 protocol with the limits that uvicorn has no option for.
+
+uvicorn waits without limit for the head of a request, so a few hundred clients that send a byte a minute would keep all
+others out. DeadlineProtocol adds: a deadline for a request's head; a limit on connections that answers in JSON at once
+(`limit_concurrency` waits for a request, and answers in plain text); an end to clients that stop reading a response or
+go on sending a body that was refused; and JSON for bytes that are not HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from simsearch.server.middleware import ApiError
+
+MAX_CONNECTIONS = 512
+"""Connections open at once."""
+
+STALL_SECONDS = 30.0
+"""A client that takes no byte of its response for this long is cut off."""
+
+MAX_DISCARDED_BYTES = 64 << 20
+"""Bytes of a refused body that are read and discarded: a client that is cut off while it sends sees no response."""
+
+
+class DeadlineProtocol(H11Protocol):
+    """One client's connection. The deadline is `head_timeout` in the settings of the app that is served."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _stall_check: asyncio.TimerHandle | None = None
+    _discarded = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(ApiError(503, "too_many_connections", "too many connections at once", {"retry-after": "1"}))
+        else:
+            self._update_deadline()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._discarded = self._discarded + len(data) if self._discards_body() else 0
+        if self._discarded > MAX_DISCARDED_BYTES:
+            self.transport.close()
+        self._update_deadline()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._discards_body() or self.conn.trailing_data[0]:
+            self._update_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_deadline()
+        self._cancel_stall_check()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._schedule_stall_check(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._cancel_stall_check()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(ApiError(400, "bad_request", "the request cannot be read as HTTP"))
+
+    # -- a client that stops reading
+
+    def _schedule_stall_check(self, unsent: int) -> None:
+        self._stall_check = self.loop.call_later(STALL_SECONDS, self._abort_if_stalled, unsent)
+
+    def _abort_if_stalled(self, before: int) -> None:
+        """Ends the connection if the client has taken nothing since `before` bytes were unsent."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent >= before:
+            self.transport.abort()
+        else:
+            self._schedule_stall_check(unsent)
+
+    def _cancel_stall_check(self) -> None:
+        if self._stall_check is not None:
+            self._stall_check.cancel()
+            self._stall_check = None
+
+    # -- a head that does not arrive
+
+    def _discards_body(self) -> bool:
+        """True while the client still sends the body of a request that has been answered."""
+        return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+
+    def _update_deadline(self) -> None:
+        """Runs the deadline while a head is incomplete; further bytes do not extend it."""
+        if self.conn.their_state is not h11.IDLE and not self._discards_body():
+            self._cancel_deadline()
+        elif self._deadline is None and not self.transport.is_closing():
+            app: Any = self.config.app
+            self._deadline = self.loop.call_later(app.state.service.settings.head_timeout, self._refuse_late_head)
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _refuse_late_head(self) -> None:
+        self._deadline = None
+        if not self.transport.is_closing():
+            self._refuse(ApiError(400, "head_too_slow", "the head of the request did not arrive in time"))
+
+    def _refuse(self, refused: ApiError) -> None:
+        """Sends an error response, if one can still be sent, and closes the connection."""
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            body = refused.body()
+            headers = {
+                **refused.headers,
+                "content-type": "application/json",
+                "content-length": str(len(body)),
+                "x-content-type-options": "nosniff",
+                "connection": "close",
+            }
+            pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+            response = h11.Response(status_code=refused.status, headers=pairs)
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()

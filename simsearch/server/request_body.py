@@ -1,0 +1,128 @@
+"""Reading the body of a request, a multipart form or a JSON object, into a model of `schemas`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from simsearch.search.options import LISTS, OPTIONS
+from simsearch.server.middleware import ApiError
+from simsearch.server.schemas import AddRequest, Body, SearchRequest
+from simsearch.server.settings import Settings
+
+Model = TypeVar("Model", bound=Body)
+Texts = dict[str, list[str]]
+
+MOST_TEXTS = sum(option.most or 0 for option in OPTIONS if option.kind in LISTS) + len(OPTIONS)
+"""The most texts in a form: the longest lists, and each other field once."""
+
+
+async def read_search(request: Request, model: type[SearchRequest], settings: Settings) -> tuple[SearchRequest, str]:
+    """A search, and a name for its query. Raises ApiError."""
+    kind = _media_type(request)
+    if kind == "multipart/form-data":
+        texts, data, name = await _read_form(request)
+        values = {field: _option_value(field, given) for field, given in texts.items()}
+        return model.read({**values, "image": data}), name
+    if kind != "application/json":
+        raise _unsupported("multipart/form-data or application/json", kind)
+    try:
+        given = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "bad_json", "the body is not JSON") from error
+    body = model.read(given)
+    if body.way == "url" and not settings.allow_urls:
+        raise ApiError(422, "urls_off", "this service fetches no URLs; `simsearch serve --allow-urls` would")
+    return body, "vector" if body.way == "vector" else f"{body.way}:{getattr(body, body.way)}"
+
+
+async def read_upload(request: Request) -> AddRequest:
+    """An image to add. Raises ApiError."""
+    kind = _media_type(request)
+    if kind != "multipart/form-data":
+        raise _unsupported("multipart/form-data", kind)
+    texts, data, _ = await _read_form(request)
+    values: dict[str, Any] = {}
+    for field, given in texts.items():
+        text = _single(field, given)
+        values[field] = _parsed(field, json.loads, text) if field == "metadata" else text
+    return AddRequest.read({**values, "image": data})
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _unsupported(wanted: str, kind: str) -> ApiError:
+    message = f"the body must be {wanted}, not {kind[:80] or 'without a type'}"
+    return ApiError(415, "unsupported_media_type", message)
+
+
+async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
+    """A form's texts by field, and its image's bytes and file name. Raises ApiError."""
+    try:
+        form = await request.form(max_files=1, max_fields=MOST_TEXTS, max_part_size=1 << 16)
+    except (HTTPException, ValueError, UnicodeError) as error:
+        raise ApiError(400, "bad_form", f"the form cannot be read: {getattr(error, 'detail', error)}") from error
+    try:
+        image = form.get("image")
+        if not isinstance(image, UploadFile):
+            raise ApiError(422, "bad_argument", "the form has no file called image")
+        data, name = await image.read(), (image.filename or "image")[:200]
+        texts: Texts = {}
+        for field, value in form.multi_items():
+            if field != "image":
+                if not isinstance(value, str):
+                    raise ApiError(422, "bad_argument", f"{field[:80]} is a file, not text")
+                texts.setdefault(field, []).append(value)
+        return texts, data, name
+    finally:
+        await form.close()
+
+
+def _option_value(field: str, texts: list[str]) -> Any:
+    """The value that JSON would have for the texts of a search option; of another field, its text. Raises ApiError."""
+    kind = next((option.kind for option in OPTIONS if option.http_field == field), None)
+    if kind == "conditions":
+        return texts
+    if kind == "images":
+        return [_parsed(field, _integer, text) for text in texts]
+    text = _single(field, texts)
+    return text if kind is None else _parsed(field, _FROM_TEXT[kind], text)
+
+
+def _single(field: str, texts: list[str]) -> str:
+    if len(texts) > 1:
+        raise ApiError(422, "bad_argument", f"{field[:80]} is given more than once")
+    return texts[0]
+
+
+def _parsed(field: str, parse: Callable[[str], Any], text: str) -> Any:
+    try:
+        return parse(text)
+    except (ValueError, KeyError, RecursionError):
+        raise ApiError(422, "bad_argument", f"{field} cannot be read") from None
+
+
+def _integer(text: str) -> int:
+    """A whole number in plain digits: Python's 1_000 and other scripts' digits are not JSON's. Raises ValueError."""
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    return int(text)
+
+
+def _box(text: str) -> list[int]:
+    return [_integer(part) for part in text.strip("[]").split(",")]
+
+
+_FROM_TEXT: dict[str, Callable[[str], Any]] = {
+    "integer": _integer,
+    "number": lambda text: float(text.replace("_", "x")),
+    "box": _box,
+    "flag": lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
+}

@@ -1,0 +1,104 @@
+"""The routes of the HTTP contract, as FastAPI and OpenAPI know them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import FastAPI, Query, Request
+from fastapi import Path as PathParameter
+from fastapi.responses import Response
+
+from simsearch.server import openapi
+from simsearch.server import page as server_page
+from simsearch.server.errors import reply
+from simsearch.server.openapi import binary, errors, ok, responses
+from simsearch.server.schemas import LARGEST_ID
+
+if TYPE_CHECKING:
+    from simsearch.server.handlers import SearchService
+
+Number = Annotated[int, PathParameter(alias="id", ge=0, le=LARGEST_ID, description="An item.", examples=[1])]
+Index = Annotated[str | None, Query(alias="index", description="Which index, where there are several.")]
+Count = Annotated[int, Query(ge=1, le=100, description="How many.")]
+Size = Annotated[int, Query(ge=32, le=1024, description="Pixels of the longer side.")]
+
+
+def install(app: FastAPI, service: SearchService) -> None:
+    """Adds all routes to the app."""
+    _around(app, service)
+    _search(app, service)
+    _items(app, service)
+    if service.settings.api_keys:
+        app.openapi_schema = openapi.with_keys(app.openapi())
+
+
+def _around(app: FastAPI, service: SearchService) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return server_page.page()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return server_page.docs(app.openapi())
+
+    @app.get("/health", summary="Whether the process answers", responses=responses(openapi.Health, 400))
+    async def health() -> Response:
+        return reply({"status": "ok"})
+
+    @app.get("/ready", summary="Whether a real query works", responses=responses(openapi.Ready, 400, 503))
+    async def ready() -> Response:
+        return await service.ready()
+
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response, responses={
+        200: {"description": "Done.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **errors(400, 401, 503)})  # fmt: skip
+    async def metrics() -> Response:
+        return await service.prometheus()
+
+    @app.get("/v1/indexes", summary="The indexes served", responses=responses(openapi.Listing, 400, 401, 503))
+    async def indexes() -> Response:
+        return await service.listing()
+
+
+def _search(app: FastAPI, service: SearchService) -> None:
+    body = openapi.search_body(service.search_request, service.settings.allow_urls)
+
+    @app.post("/v1/search", summary="The items nearest to an image, an item or a vector", openapi_extra=body,
+              responses=responses(openapi.Answer, 400, 401, 404, 413, 415, 422, 429, 503))  # fmt: skip
+    async def search(request: Request, index: Index = None) -> Response:
+        return await service.search(request)
+
+
+def _items(app: FastAPI, service: SearchService) -> None:
+    write = service.settings.writable
+    reading = errors(400, 401, 404, 422, 503)
+
+    @app.get("/v1/items", summary="Some items, spread evenly over the index",
+             responses={**responses(openapi.Items), **reading})  # fmt: skip
+    async def items(request: Request, count: Count = 12, index: Index = None) -> Response:
+        return await service.items(request, count)
+
+    @app.get("/v1/items/{id}", summary="One item", responses={**responses(openapi.Item), **reading})
+    async def item(request: Request, number: Number, index: Index = None) -> Response:
+        return await service.item(request, number)
+
+    @app.get("/v1/items/{id}/image", summary="An item's image file", response_class=Response,
+             responses={**binary("image/*", "application/octet-stream"), **reading})  # fmt: skip
+    async def image(request: Request, number: Number, index: Index = None) -> Response:
+        return await service.image(request, number)
+
+    @app.get("/v1/items/{id}/thumbnail", summary="A small JPEG of an item", response_class=Response,
+             responses={**binary("image/jpeg"), 304: {"description": "Unchanged."}, **reading})  # fmt: skip
+    async def thumbnail(request: Request, number: Number, size: Size = 256, index: Index = None) -> Response:
+        return await service.thumbnail(request, number, size)
+
+    @app.post("/v1/items", summary="Adds an image", include_in_schema=write, openapi_extra=openapi.add_body(),
+              status_code=201, responses={**responses(openapi.Item, 400, 401, 404, 413, 415, 422, 503),
+              201: {**ok(openapi.Item), "description": "Added; 200 if it was there."}})  # fmt: skip
+    async def add(request: Request, index: Index = None) -> Response:
+        return await service.add(request)
+
+    @app.delete("/v1/items/{id}", summary="Takes an item out", include_in_schema=write, status_code=204,
+                responses={204: {"description": "Done."}, **reading})  # fmt: skip
+    async def remove(request: Request, number: Number, index: Index = None) -> Response:
+        return await service.remove(request, number)

@@ -1,0 +1,126 @@
+"""Running the HTTP service as a process: uvicorn, logs as JSON lines, and a stop that finishes what was begun."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from simsearch.errors import UsageError
+from simsearch.server.protocol import DeadlineProtocol
+
+IDLE = 1.0
+"""Seconds that an open connection has, at the end, to send the request that may be on its way."""
+
+GRACE = 35
+"""Seconds for requests to be finished at the end."""
+
+
+class Server(uvicorn.Server):
+    """Stops by refusing new connections, answering those that are open, and only then closing them."""
+
+    asked = 0
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.force_exit = self.should_exit and number == signal.SIGINT
+        self.asked, self.should_exit = number, True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.service.draining = True  # type: ignore[union-attr]
+        for _ in range(10):  # takes in what waits to be accepted
+            await asyncio.sleep(0)
+        for server in self.servers:
+            server.close()
+        end = asyncio.get_running_loop().time() + IDLE
+        while self.server_state.connections and asyncio.get_running_loop().time() < end and not self.force_exit:
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
+
+
+def server_for(app: Any) -> Server:
+    """A server of an app of `create_app`, not yet running."""
+    config = uvicorn.Config(
+        app,
+        http=DeadlineProtocol,
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=20,
+    )
+    return Server(config)
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a log record as a JSON object in one line; `extra={"fields": {...}}` adds keys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+@contextlib.contextmanager
+def _logs() -> Iterator[None]:
+    """The service's log on standard error, as lines of JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    loggers = {logging.getLogger("simsearch.serve"): logging.INFO, logging.getLogger("uvicorn.error"): logging.WARNING}
+    before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    try:
+        for logger, level in loggers.items():
+            logger.handlers, logger.propagate = [handler], False
+            logger.setLevel(level)
+        yield
+    finally:
+        for logger, handlers, propagate, level in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT. say: told the URL. Raises UsageError, KeyboardInterrupt."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}", hint="--port names another") from error
+    for served in app.state.service.indexes.values():
+        served.use(lambda engine: engine.load_model())
+        served.check()
+    listener.listen(1024)  # whoever reads the URL may connect
+    shown = f"[{host}]" if family == socket.AF_INET6 else host
+    say(f"http://{shown}:{listener.getsockname()[1]}/")
+    server = server_for(app)
+    with _logs():
+        server.run(sockets=[listener])
+    if server.asked == signal.SIGINT:
+        raise KeyboardInterrupt

@@ -1,0 +1,223 @@
+"""The bodies of requests as pydantic models: they check what arrives and describe it in the OpenAPI document.
+
+The fields of a search are made from the table of search options, so a new option needs nothing here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Self, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from simsearch.search.options import OPTIONS, SearchOption, SearchOptions
+from simsearch.server.middleware import ApiError
+from simsearch.server.settings import Settings
+
+LARGEST_ID = 2**63 - 1
+MOST_URL, MOST_CONDITION, MOST_LABEL = 4000, 1000, 200
+"""The longest texts, in characters."""
+
+ItemId = Annotated[int, Field(ge=0, le=LARGEST_ID)]
+Component = Annotated[float, Field(gt=-1e30, lt=1e30, allow_inf_nan=False)]
+
+
+class Body(BaseModel):
+    """The body of a request. Values are not converted: neither "1" nor true is a whole number.
+
+    must_be: by field, how a message about a wrong value goes on after the field's name.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    must_be: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def read(cls, given: Any) -> Self:
+        """The body of these values. Raises ApiError."""
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["loc"]:
+            message = f"{first['loc'][0]} {cls.must_be[str(first['loc'][0])]}"
+        else:
+            message = "the body must be a JSON object" if first["type"] == "model_type" else first["msg"]
+        raise ApiError(422, "bad_argument", message)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            for name in given:  # the first one, where pydantic would collect an error for each
+                if name not in cls.model_fields:
+                    shown = str(name)[:80].encode("utf-8", "replace").decode()
+                    raise PydanticCustomError("unknown", "{name} is not known here", {"name": shown})
+            cls._check_together(given)
+        return given
+
+    @classmethod
+    def _check_together(cls, given: dict[str, Any]) -> None:
+        """Raises PydanticCustomError for fields that do not go together."""
+
+
+class SearchRequest(Body):
+    """POST /v1/search: exactly one of image, id, vector and url, and the options that `search_request` adds.
+
+    image: the bytes of a form's file. url: only where the service fetches URLs.
+    """
+
+    WAYS: ClassVar[tuple[str, ...]] = ("image", "id", "vector", "url")
+    must_be: ClassVar[dict[str, str]] = {
+        "image": "must be a file in a multipart form",
+        "id": "must be the whole number of an item",
+        "vector": "must be a list of numbers",
+        "url": "must be text",
+    }
+
+    image: Annotated[bytes, Field(json_schema_extra={"format": "binary"})] = b""
+    id: Annotated[ItemId, Field(description="An item, itself left out.")] = 0
+    vector: Annotated[list[Component], FailFast(), Field(description="Features.")] = []
+    url: Annotated[str, Field(max_length=MOST_URL, json_schema_extra={"format": "uri"})] = ""
+
+    @classmethod
+    def _check_together(cls, given: dict[str, Any]) -> None:
+        if len(given.keys() & set(cls.WAYS)) != 1:
+            raise PydanticCustomError("ways", "exactly one of image, id, vector and url is needed")
+
+    @property
+    def way(self) -> str:
+        """The name of the one of `WAYS` that was given."""
+        return next(name for name in self.WAYS if name in self.model_fields_set)
+
+    @property
+    def matches(self) -> int:
+        """The number of matches that are wanted, k."""
+        return int(self._options()["k"])
+
+    def search_options(self) -> SearchOptions:
+        """The options of the search among the items, as far as they were given, but for k."""
+        changing = {option.name for option in OPTIONS if option.changes_query}
+        given = {name: value for name, value in self._options().items() if name not in {*changing, "k"}}
+        return cast(SearchOptions, given)
+
+    def query_options(self) -> dict[str, Any]:
+        """The options that change the query's vectors, as far as they were given."""
+        changing = {option.name for option in OPTIONS if option.changes_query}
+        return {name: value for name, value in self._options().items() if name in changing}
+
+    def _options(self) -> dict[str, Any]:
+        """By their names in Python: the given ones, and those with a default."""
+        return {
+            option.name: getattr(self, option.http_field)
+            for option in OPTIONS
+            if option.http_field in self.model_fields_set or option.default is not None
+        }
+
+
+def search_request(settings: Settings) -> type[SearchRequest]:
+    """`SearchRequest` with a field for each search option. settings: `max_k` limits k."""
+    fields: dict[str, Any] = {}
+    must_be = dict(SearchRequest.must_be)
+    for option in OPTIONS:
+        most = settings.max_k if option.name == "k" else option.most
+        kind, must_be[option.http_field] = _field(option, most)
+        described = Field(option.default, description=option.http_help or option.help)
+        fields[option.http_field] = kind, described
+    made = create_model("SearchRequest", __base__=SearchRequest, **fields)
+    made.must_be = must_be
+    return made
+
+
+def _field(option: SearchOption, most: int | None) -> tuple[Any, str]:
+    """An option's type over HTTP, and how it continues "FIELD must be ..."."""
+    match option.kind:
+        case "integer":
+            bounds = Field(ge=option.minimum, le=most)
+            return Annotated[int, bounds], f"must be a whole number from {option.minimum} to {most}"
+        case "number":
+            return Annotated[float, Field(ge=0, allow_inf_nan=False)], "must be a number that is not negative"
+        case "flag":
+            return bool, "must be true or false"
+        case "box":
+            side = Annotated[int, Field(ge=0, le=2**31 - 1)]
+            box = Annotated[list[side], FailFast(), Field(min_length=4, max_length=4), AfterValidator(tuple)]
+            return box, "must be four whole numbers: x, y, width, height"
+        case "images":
+            ids = Annotated[list[ItemId], FailFast(), Field(max_length=most)]
+            return ids, f"must be a list of at most {most} numbers of items"
+        case "conditions":
+            return _conditions(most or 1), f"must be a list of at most {most} conditions"
+
+
+def _conditions(most: int) -> Any:
+    """A list of conditions, or a single one. Names of files need not be UTF-8, so neither need these."""
+
+    def check(value: Any) -> list[str]:
+        found = [value] if isinstance(value, str) else value
+        if not isinstance(found, list) or len(found) > most:
+            raise ValueError
+        if any(not isinstance(text, str) or len(text) > MOST_CONDITION or "\0" in text for text in found):
+            raise ValueError
+        return found
+
+    schema = {
+        "type": ["array", "string"],
+        "maxItems": most,
+        "maxLength": MOST_CONDITION,
+        "items": {"type": "string", "maxLength": MOST_CONDITION},
+        "examples": [["label=cat"]],
+    }
+    return Annotated[list[str], PlainValidator(check), WithJsonSchema(schema)]
+
+
+def _line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _plain_values(value: Any) -> dict[str, Any]:
+    """Metadata: an object of texts, numbers, truth values and nulls."""
+    if not isinstance(value, dict) or {"path", "label"} & value.keys():
+        raise ValueError
+    for each in value.values():
+        number = isinstance(each, int | float) and abs(each) < 2**63  # neither infinite nor NaN
+        if not (number or isinstance(each, str | None)):
+            raise ValueError
+    return value
+
+
+class AddRequest(Body):
+    """POST /v1/items: an image to add, with what is known of it."""
+
+    must_be: ClassVar[dict[str, str]] = {
+        "image": "must be a file in a multipart form",
+        "label": "must be a line of text",
+        "metadata": "must be an object of texts and numbers",
+    }
+
+    image: Annotated[bytes, Field(json_schema_extra={"format": "binary"})]
+    label: Annotated[str, Field(max_length=MOST_LABEL), AfterValidator(_line)] = ""
+    metadata: Annotated[
+        dict[str, Any],
+        PlainValidator(_plain_values),
+        WithJsonSchema(
+            {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "description": "An object of texts and numbers.",
+                "examples": ['{"year": 2012}'],
+            }
+        ),
+    ] = {}

@@ -1,0 +1,110 @@
+"""Handing the features on: NumPy for everybody, Parquet for data frames and databases."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simsearch.errors import MissingExtraError, UsageError
+from simsearch.storage.filters import replace_surrogates
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from simsearch.engine import Engine
+    from simsearch.storage.reader import Item
+
+_ROWS = 2048
+
+
+def export_npy(engine: Engine, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
+    """Writes `features.npy` (N, D) float32 and, row by row, `items.jsonl`; returns N.
+
+    Rows are in the order of the ids. Each file appears under its name only when it is complete. float32 holds the
+    stored float16 values exactly.
+    """
+    partial, listing = folder / ".features.npy.partial", folder / ".items.jsonl.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with engine.store.reading() as reader:
+            _, rows = reader.ids()
+            opened = engine.opened(reader)
+            shape = (len(rows), engine.meta.dimension)
+            with partial.open("wb") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(rows), _ROWS):
+                    file.write(reader.shards.read(rows[start : start + _ROWS]).astype("<f4").tobytes())
+                    progress(min(start + _ROWS, len(rows)), len(rows))
+            with listing.open("w", encoding="utf-8") as lines:
+                for item in reader.items():
+                    path = opened[item.source].display(item.path)
+                    facts = {"id": item.id, "path": path, "label": item.label, "metadata": item.metadata}
+                    lines.write(json.dumps(facts) + "\n")
+        os.replace(partial, folder / "features.npy")
+        os.replace(listing, folder / "items.jsonl")
+    except OSError as error:
+        raise UsageError(f"cannot export to {folder}: {error.strerror}") from error
+    finally:  # what an interruption leaves would only fill the disk
+        _discard(partial, listing)
+    return len(rows)
+
+
+def export_parquet(
+    engine: Engine, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> int:
+    """Writes `items.parquet`, a row an item by id, and returns N.
+
+    Columns: id, path, label, metadata (JSON), features (a list of D float16 values, as the index keeps them).
+    Raises MissingExtraError without pyarrow. The file appears under its name only when it is complete.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("writing Parquet", "parquet") from None
+    dimension = engine.meta.dimension
+    columns = [("id", pyarrow.int64()), ("path", pyarrow.string()), ("label", pyarrow.string()),
+               ("metadata", pyarrow.string()), ("features", pyarrow.list_(pyarrow.float16(), dimension))]  # fmt: skip
+    facts = {"simsearch": json.dumps({"model": engine.meta.model, "weights_sha256": engine.meta.weights_sha256})}
+    schema = pyarrow.schema(columns, metadata=facts)
+    partial = folder / ".items.parquet.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with engine.store.reading() as reader, pyarrow.parquet.ParquetWriter(partial, schema) as writer:
+            total, opened, done = reader.count(), engine.opened(reader), 0
+            for items in _chunks(reader.items()):
+                features = reader.shards.read(np.array([item.row for item in items], np.int64))
+                values = pyarrow.array(features.reshape(-1), pyarrow.float16())
+                paths = [replace_surrogates(opened[item.source].display(item.path)) for item in items]
+                cells = [[item.id for item in items], paths, [item.label for item in items],
+                         [json.dumps(item.metadata) for item in items]]  # fmt: skip
+                arrays = [pyarrow.array(cell, kind) for cell, (_, kind) in zip(cells, columns[:-1], strict=True)]
+                arrays.append(pyarrow.FixedSizeListArray.from_arrays(values, dimension))
+                writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
+                done += len(items)
+                progress(done, total)
+        os.replace(partial, folder / "items.parquet")
+    except OSError as error:
+        raise UsageError(f"cannot export to {folder}: {error.strerror or error}") from error
+    finally:
+        _discard(partial)
+    return int(total)
+
+
+def _discard(*files: Path) -> None:
+    for file in files:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+
+
+def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
+    while chunk := list(itertools.islice(items, _ROWS)):
+        yield chunk

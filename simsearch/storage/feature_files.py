@@ -1,0 +1,198 @@
+"""The features on disk: append-only float16 files, the only copy that an index keeps.
+
+Row r lies in file r // rows_per_shard. Each file begins with a page that says what it is; after it the rows follow
+without gaps, little-endian. A writer appends and syncs, then commits in SQLite how many rows there are; what lies
+beyond that is left from an interrupted write and is overwritten by the next one. Readers map the files.
+
+`compact` writes the files anew, under names that carry the next epoch, and deletes the old ones after its commit; a
+name is never used again. What a reader of an earlier epoch has open stays readable to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import resource
+import weakref
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simsearch.errors import IndexDamagedError, SimsearchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+from simsearch.common.atomic_files import sync_folder
+
+PREAMBLE = 4096
+
+"""Bytes before the first row: one page, so that rows are aligned for mapping."""
+
+ROWS_PER_SHARD = 8192
+
+"""64 MiB at D = 4096: small enough that one query is shared among the cores file by file."""
+
+_MAGIC = b"simsearch features\n"
+
+_DESCRIPTORS = 6
+
+"""Files open at once for each shard: held, read and mapped, of a snapshot and of the next one."""
+
+
+def allow_files(count: int) -> None:
+    """Lets the process have so many files open, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class FeatureFiles:
+    """The feature files of one index in one epoch. dimension: D. Reading is safe for several threads."""
+
+    def __init__(self, folder: Path, dimension: int, rows_per_shard: int = ROWS_PER_SHARD, epoch: int = 0) -> None:
+        self.folder, self.dimension, self.rows_per_shard, self.epoch = folder, dimension, rows_per_shard, epoch
+        self.row_bytes = 2 * dimension
+        self._held: dict[int, int] = {}  # descriptors by shard
+        self._closed = weakref.finalize(self, _close, self._held)
+        self._held_rows = 0
+
+    def at(self, epoch: int) -> FeatureFiles:
+        """The files of another epoch."""
+        return FeatureFiles(self.folder, self.dimension, self.rows_per_shard, epoch)
+
+    def path(self, shard: int) -> Path:
+        return self.folder / (f"{shard:06d}.{self.epoch}.f16" if self.epoch else f"{shard:06d}.f16")
+
+    def hold(self, rows: int) -> bool:
+        """Opens the files of the first `rows` rows, which can then be read when `compact` has deleted them.
+
+        False if one cannot be opened. Where the process may not have so many files open, none are held.
+        """
+        if rows <= self._held_rows:
+            return True
+        allow_files(_DESCRIPTORS * -(-rows // self.rows_per_shard) + 256)
+        opened: dict[int, int] = {}
+        for shard, _, _ in self.spans(0, rows):
+            if shard not in self._held:
+                try:
+                    opened[shard] = os.open(self.path(shard), os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    _close(opened)
+                    return error.errno in {errno.EMFILE, errno.ENFILE}
+        self._held.update(opened)
+        self._held_rows = rows
+        return True
+
+    def open(self, shard: int) -> int:
+        """A descriptor of a file, for reading by position or mapping; the caller closes it. Raises OSError."""
+        try:
+            return os.open(self.path(shard), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if shard not in self._held:
+                raise
+            return os.dup(self._held[shard])
+
+    def spans(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """Splits the rows first..last-1 by file: (shard, first row within it, last row within it + 1)."""
+        while first < last:
+            shard, start = divmod(first, self.rows_per_shard)
+            stop = min(self.rows_per_shard, start + last - first)
+            yield shard, start, stop
+            first += stop - start
+
+    def write(self, first: int, features: NDArray[np.float16]) -> int:
+        """Writes (n, D) float16 at row `first`, syncs, and returns the CRC-32 of the bytes.
+
+        Raises SimsearchError if the disk does not take them.
+        """
+        data = np.ascontiguousarray(features, dtype="<f2")
+        done, checksum = 0, 0
+        for shard, start, stop in self.spans(first, first + len(data)):
+            part = data[done : done + stop - start].tobytes()
+            done += stop - start
+            checksum = zlib.crc32(part, checksum)
+            try:
+                self._write(shard, start, part)
+            except OSError as error:
+                raise SimsearchError(f"{self.path(shard)} cannot be written: {error.strerror}") from error
+        return checksum
+
+    def _write(self, shard: int, start: int, data: bytes) -> None:
+        """Puts bytes from row `start` of a file on and syncs it."""
+        # Only the first row makes a file: one that is gone must not come back without the rows it had.
+        descriptor = os.open(self.path(shard), os.O_RDWR | (os.O_CREAT if start == 0 else 0), 0o666)
+        with open(descriptor, "r+b", buffering=0) as file:
+            if start == 0:
+                file.write(self._preamble(shard))
+            file.seek(PREAMBLE + start * self.row_bytes)
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            os.fsync(file.fileno())
+        if start == 0:
+            sync_folder(self.folder)
+
+    def _preamble(self, shard: int) -> bytes:
+        """The first page of a file."""
+        facts = {"dtype": "<f2", "dimension": self.dimension, "shard": shard}
+        return (_MAGIC + json.dumps(facts).encode() + b"\n").ljust(PREAMBLE, b"\0")
+
+    def map(self, shard: int, rows: int) -> NDArray[np.float16]:
+        """The first `rows` rows of a file, mapped read-only: (rows, D) float16. Raises IndexDamagedError."""
+        path, length = self.path(shard), PREAMBLE + rows * self.row_bytes
+        try:
+            descriptor = self.open(shard)
+        except OSError as error:
+            raise IndexDamagedError(f"{path}: {error.strerror}") from error
+        try:
+            size = os.fstat(descriptor).st_size
+            if size < length:
+                raise IndexDamagedError(f"{path} has {size:,} bytes, too few for {rows:,} rows")
+            mapped = mmap.mmap(descriptor, length, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+        return np.frombuffer(mapped, "<f2", rows * self.dimension, PREAMBLE).reshape(rows, self.dimension)
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """The given rows, in that order: (n, D) float16."""
+        out = np.empty((len(rows), self.dimension), np.float16)
+        shards = rows // self.rows_per_shard
+        for shard in np.unique(shards):
+            chosen = np.flatnonzero(shards == shard)
+            within = rows[chosen] % self.rows_per_shard
+            out[chosen] = self.map(int(shard), int(within.max()) + 1)[within]
+        return out
+
+    def checksum(self, first: int, count: int) -> int:
+        """The CRC-32 of `count` rows from row `first`."""
+        value = 0
+        for shard, start, stop in self.spans(first, first + count):
+            rows = self.map(shard, stop)
+            for begin in range(start, stop, 2048):
+                value = zlib.crc32(rows[begin : min(begin + 2048, stop)].tobytes(), value)
+        return value
+
+    def check_preamble(self, shard: int) -> str | None:
+        """What is wrong with a file's first page, or None."""
+        descriptor = self.open(shard)
+        try:
+            page = os.pread(descriptor, PREAMBLE, 0)
+        finally:
+            os.close(descriptor)
+        if page != self._preamble(shard):
+            return f"{self.path(shard)} does not begin as the feature file {shard} of dimension {self.dimension}"
+        return None
+
+
+def _close(descriptors: dict[int, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)

@@ -1,0 +1,51 @@
+"""The writer lock of an index; it is released when its process ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simsearch.errors import IndexLockedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def writer_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Holds the index's writer lock, which the system releases when the process dies.
+
+    patience: seconds to wait for another writer. Raises IndexLockedError.
+    """
+    path = folder / "writer.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UsageError(f"the index {folder} cannot be written: {error.strerror}") from error
+    try:
+        latest = time.monotonic() + patience
+        while not _taken(descriptor):
+            if time.monotonic() < latest:
+                time.sleep(0.05)
+                continue
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            who = f"process {holder}" if holder else "another process"
+            raise IndexLockedError(f"{who} is writing to {folder}", hint="wait for it; reading is possible")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool:
+    """Whether the lock on an open file is now this process's."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

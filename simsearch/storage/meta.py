@@ -1,0 +1,106 @@
+"""`meta.json`, what an index says of itself, and the writer's lock.
+
+The facts that never change (model, dimension, storage) are written when the index is made. Counts and calibration are
+brought up to date after a commit; `generation` says after which one, so that a reader knows when they lag behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from simsearch.common.atomic_files import sync_folder
+from simsearch.errors import IndexDamagedError, IndexNotFoundError, UsageError
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.storage.feature_files import ROWS_PER_SHARD
+
+FORMAT = 1
+
+_KINDS: dict[str, type] = {"str": str, "int": int, "dict[str, Any]": dict, "list[float]": list}
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The content of `meta.json`."""
+
+    model: str
+    weights_sha256: str
+    recipe: dict[str, Any]
+    dimension: int
+    engine: str
+    format: int = FORMAT
+    metric: str = "euclidean"
+    storage: str = "float16"
+    rows_per_shard: int = ROWS_PER_SHARD
+    created: str = ""
+    simsearch: str = ""
+    generation: int = 0
+    items: int = 0
+    rows: int = 0
+    failures: int = 0
+    search: dict[str, Any] = field(default_factory=lambda: {"kind": "exact", "recall": 1.0, "parameters": {}})
+    features: str = "fc7"
+    descriptor: dict[str, Any] = field(default_factory=dict)
+    """What the features are, by name and, unless they are plain fc7, in full; see `simsearch.models.descriptors`."""
+    distances: list[float] = field(default_factory=list)
+    """Quantiles of distances between random pairs of items; see `simsearch.search.similarity`."""
+    distances_of: int = 0
+    """The number of items when they were measured."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Meta:
+        """Raises IndexNotFoundError, IndexDamagedError, or UsageError for a format of the future."""
+        path = folder / "meta.json"
+        try:
+            return cls.of(json.loads(path.read_bytes()), folder)
+        except FileNotFoundError:
+            if next((folder / "features").glob("*.f16"), None):
+                raise IndexDamagedError(f"{path} is missing, though there are features") from None
+            hint = f"make one: simsearch build SOURCE -i {folder}"
+            raise IndexNotFoundError(f"there is no index at {folder}", hint=hint) from None
+        except PermissionError as error:
+            raise UsageError(f"{path}: {error.strerror}") from error
+        except NotADirectoryError:
+            raise IndexNotFoundError(f"{folder} is not a folder, so no index either") from None
+        except OSError as error:
+            raise IndexDamagedError(f"{path}: {error.strerror}") from error
+        except KeyError as error:
+            raise IndexDamagedError(f"{path}: {error} is missing") from error
+        except (ValueError, TypeError) as error:
+            raise IndexDamagedError(f"{path}: {error}") from error
+
+    @classmethod
+    def of(cls, values: Any, place: Path) -> Meta:
+        """What JSON values say. Raises ValueError, KeyError or TypeError, and UsageError for a format of the future."""
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        if values["format"] != FORMAT:
+            message = f"{place} has index format {values['format']!r}, this version reads {FORMAT}"
+            raise UsageError(message, hint="upgrade simsearch, or build the index again")
+        known = {f.name: _KINDS[str(f.type)] for f in fields(cls)}
+        for key in known.keys() & values.keys():
+            if not isinstance(values[key], known[key]):
+                raise ValueError(f"{key} is {values[key]!r}")
+        meta = cls(**{key: values[key] for key in known.keys() & values.keys()})
+        Preprocessing.from_dict(meta.recipe)
+        if meta.dimension <= 0 or meta.rows_per_shard <= 0 or meta.storage != "float16":
+            raise ValueError("dimension, rows_per_shard or storage is out of range")
+        if not meta.search.keys() >= {"kind", "recall", "parameters"} or not all(
+            isinstance(distance, int | float) for distance in meta.distances
+        ):
+            raise ValueError("search or distances is not as simsearch writes it")
+        return meta
+
+    def write(self, folder: Path) -> None:
+        """Replaces the file in one atomic, durable step."""
+        partial = folder / ".meta.json.partial"
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, folder / "meta.json")
+        sync_folder(folder)

@@ -1,0 +1,230 @@
+"""Questions to one snapshot of an index's database, and what it answers with: items and sources."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.errors import IndexDamagedError, ItemNotFoundError, UsageError
+from simsearch.storage.filters import Condition
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.storage.feature_files import FeatureFiles
+
+_COLUMNS = "id, source, path, label, metadata, digest, size, stamp, width, height, row"
+_LARGEST = 2**63 - 1  # SQLite's integers
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One indexed image. path is relative to its source's root; row is where its features lie."""
+
+    id: int
+    source: int
+    path: str
+    label: str | None
+    metadata: dict[str, Any]
+    digest: bytes
+    size: int
+    stamp: int
+    width: int
+    height: int
+    row: int
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A source as recorded: its absolute root, and the same relative to the index, for when both have moved."""
+
+    id: int
+    kind: str
+    root: str
+    relative: str
+    options: dict[str, Any]
+
+
+class Reader:
+    """Questions to one snapshot of the database. shards: the feature files that its rows lie in."""
+
+    shards: FeatureFiles
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection, self._path = connection, path
+
+    @contextlib.contextmanager
+    def _legible(self, what: str) -> Iterator[None]:
+        """Values that no writer wrote as damage."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            raise IndexDamagedError(f"{self._path}: {what} cannot be read: {error}") from error
+
+    def state(self, key: str) -> int:
+        """'rows': how many rows of features are committed. 'generation': grows with every change."""
+        found = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+        if found is None:
+            raise IndexDamagedError(f"{self._path}: the state {key!r} is missing")
+        return int(found[0])
+
+    def epoch(self) -> int:
+        """How often the feature files have been written anew."""
+        found = self._connection.execute("SELECT value FROM state WHERE key = 'epoch'").fetchone()
+        return 0 if found is None else int(found[0])
+
+    def count(self) -> int:
+        """The number of items."""
+        return int(self._connection.execute("SELECT count(*) FROM items").fetchone()[0])
+
+    def sources(self) -> list[SourceRow]:
+        rows = self._connection.execute("SELECT id, kind, root, relative, options FROM sources ORDER BY id")
+        with self._legible("a source"):
+            return [SourceRow(r[0], r[1], os.fsdecode(r[2]), os.fsdecode(r[3]), json.loads(r[4])) for r in rows]
+
+    def failures(self, source: int | None = None, below: str = "") -> list[tuple[int, str, str]]:
+        """(source, path, reason) of every image that could not be indexed; of one source, or a part as in `items`."""
+        condition, parameters = _within(source, below)
+        question = f"SELECT source, path, reason FROM failures {condition} ORDER BY source, path"
+        rows = self._connection.execute(question, parameters)
+        with self._legible("a failure"):
+            return [(row[0], os.fsdecode(row[1]), row[2]) for row in rows]
+
+    def failure_count(self) -> int:
+        return int(self._connection.execute("SELECT count(*) FROM failures").fetchone()[0])
+
+    def label_count(self) -> int:
+        """The number of different labels."""
+        return int(self._connection.execute("SELECT count(DISTINCT label) FROM items").fetchone()[0])
+
+    def has_items(self, source: int) -> bool:
+        """Whether any item belongs to the source."""
+        found = self._connection.execute("SELECT 1 FROM items WHERE source = ? LIMIT 1", (source,)).fetchone()
+        return found is not None
+
+    def counts(self) -> dict[int, int]:
+        """The number of items of each source."""
+        return dict(self._connection.execute("SELECT source, count(*) FROM items GROUP BY source").fetchall())
+
+    def blocks(self) -> list[tuple[int, int, int]]:
+        """(first row, rows, CRC-32) of what was written at once, by first row."""
+        rows = self._connection.execute("SELECT first, rows, crc32 FROM blocks ORDER BY first")
+        with self._legible("a checksum"):
+            return [(int(first), int(count), int(checksum)) for first, count, checksum in rows]
+
+    def item(self, number: int) -> Item:
+        """Raises ItemNotFoundError, and UsageError for what is no whole number."""
+        if not isinstance(number, int | np.integer):
+            raise UsageError(f"{number!r} is not the id of an item")
+        if abs(int(number)) > _LARGEST:
+            raise ItemNotFoundError(f"the index has no item {number}")
+        found = self._connection.execute(f"SELECT {_COLUMNS} FROM items WHERE id = ?", (int(number),)).fetchone()
+        if found is None:
+            raise ItemNotFoundError(f"the index has no item {number}")
+        return _item(found)
+
+    def items(self, source: int | None = None, below: str = "") -> Iterator[Item]:
+        """All items by id, or those of one source; of it, those at the path `below` or in the folder of that name."""
+        condition, parameters = _within(source, below)
+        for row in self._connection.execute(f"SELECT {_COLUMNS} FROM items {condition} ORDER BY id", parameters):
+            yield _item(row)
+
+    def items_at(self, rows: Sequence[int]) -> dict[int, Item]:
+        """The items that own the given rows, by row. Raises IndexDamagedError if one has no owner."""
+        found: dict[int, Item] = {}
+        for start in range(0, len(rows), 500):
+            part = [int(row) for row in rows[start : start + 500]]
+            marks = ",".join("?" * len(part))
+            for values in self._connection.execute(f"SELECT {_COLUMNS} FROM items WHERE row IN ({marks})", part):
+                found[values[-1]] = _item(values)
+        for row in rows:
+            if row not in found:
+                raise IndexDamagedError(f"{self._path}: no item owns row {row} of the features")
+        return found
+
+    def ids_at(self, rows: NDArray[np.int64]) -> dict[int, int]:
+        """The ids of the items that own the given rows, by row. Raises IndexDamagedError if one has no owner."""
+        found: dict[int, int] = {}
+        for start in range(0, len(rows), 500):
+            part = rows[start : start + 500].tolist()
+            marks = ",".join("?" * len(part))
+            found |= self._connection.execute(f"SELECT row, id FROM items WHERE row IN ({marks})", part).fetchall()
+        if len(found) < len(rows):
+            row = next(row for row in rows.tolist() if row not in found)
+            raise IndexDamagedError(f"{self._path}: no item owns row {row} of the features")
+        return found
+
+    def content(self, digest: bytes) -> tuple[int, int, int] | None:
+        """For a file's SHA-256, the row of its features and the image's width and height, if the index has it."""
+        question = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
+        found: tuple[int, int, int] | None = self._connection.execute(question, (digest,)).fetchone()
+        return found
+
+    def row_of(self, digest: bytes) -> int | None:
+        """The row of a file's features by its SHA-256, if the index has it."""
+        found = self.content(digest)
+        return None if found is None else found[0]
+
+    def rows(self, conditions: Iterable[Condition] = ()) -> NDArray[np.int64]:
+        """The rows of the items that meet all conditions, ascending."""
+        parts, parameters = [], []
+        for condition in conditions:
+            expression, values = condition.sql()
+            parts.append(expression)
+            parameters += values
+        where = " WHERE " + " AND ".join(parts) if parts else ""
+        try:
+            cursor = self._connection.execute(f"SELECT row FROM items{where}", parameters)
+            with self._legible("an item's row"):
+                found = np.fromiter((row[0] for row in cursor), np.int64)
+        except sqlite3.OperationalError as error:
+            raise UsageError(f"a filter cannot be used: {error}") from error
+        found.sort()
+        return found
+
+    def ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The id and the row of every item, by id."""
+        rows = self._connection.execute("SELECT id, row FROM items ORDER BY id").fetchall()
+        with self._legible("an item's row"):
+            pairs = np.array(rows, np.int64).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
+
+    def spread(self, count: int) -> list[int]:
+        """Up to `count` ids, ascending: those next to points spread evenly from the first to the last."""
+        low, high = self._connection.execute("SELECT min(id), max(id) FROM items").fetchone()
+        if low is None:
+            return []
+        points = np.linspace(low, high, count).round().astype(int).tolist()
+        next_one = "SELECT id FROM items WHERE id >= ? ORDER BY id LIMIT 1"
+        return sorted({int(self._connection.execute(next_one, (point,)).fetchone()[0]) for point in points})
+
+    def integrity(self) -> list[str]:
+        """What SQLite finds wrong with its own file."""
+        found = [row[0] for row in self._connection.execute("PRAGMA integrity_check(10)")]
+        return [] if found == ["ok"] else found
+
+
+def _within(source: int | None, below: str) -> tuple[str, tuple[Any, ...]]:
+    """What an SQL query says to choose a source, or a part of it, with its parameters."""
+    if source is None:
+        return "", ()
+    if not below:
+        return "WHERE source = ?", (source,)
+    path = os.fsencode(below)
+    return "WHERE source = ? AND (path = ? OR (path >= ? AND path < ?))", (source, path, path + b"/", path + b"0")
+
+
+def _item(values: Sequence[Any]) -> Item:
+    number, source, path, label, metadata, *rest = values
+    try:
+        return Item(number, source, os.fsdecode(path), label, json.loads(metadata) if metadata else {}, *rest)
+    except (TypeError, ValueError) as error:
+        raise IndexDamagedError(f"items.sqlite: item {number} cannot be read: {error}") from error

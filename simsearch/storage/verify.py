@@ -1,0 +1,103 @@
+"""Whether the files of an index agree with each other, byte for byte."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from simsearch.errors import IndexDamagedError
+from simsearch.storage import components
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from simsearch.engine import Engine
+    from simsearch.storage.reader import Reader
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """problems: one line each, empty if all is well. checked: rows of features whose checksum was computed."""
+
+    items: int
+    rows: int
+    checked: int
+    problems: tuple[str, ...]
+
+
+def verify(engine: Engine, progress: Callable[[int, int], None] = lambda done, total: None) -> VerifyReport:
+    """Checks database, feature files and `meta.json` against each other. progress: rows checked and their number.
+
+    Reads all features once; readers and a writer may go on meanwhile. After a compaction meanwhile, it begins again.
+    """
+    while True:
+        epoch, verdict = _verified(engine, progress)
+        if not verdict.problems or epoch == engine.shards.epoch:
+            return verdict
+
+
+def _verified(engine: Engine, progress: Callable[[int, int], None]) -> tuple[int, VerifyReport]:
+    with engine.store.reading() as reader:
+        problems = [f"items.sqlite: {line}" for line in reader.integrity()]
+        try:
+            components.load_components(engine.path, engine.meta)
+        except IndexDamagedError as error:
+            problems.append(str(error))
+        items, rows = reader.count(), reader.state("rows")
+        try:
+            problems += _check_rows(engine, reader, items, rows)
+        except IndexDamagedError as error:
+            problems.append(str(error))
+        checked, done = 0, 0
+        progress(0, rows)
+        for first, count, expected in reader.blocks():
+            if first != done:
+                problems.append(f"features: rows {done} to {first} have no checksum")
+            done = first + count
+            try:
+                found = reader.shards.checksum(first, count)
+            except IndexDamagedError as error:
+                problems.append(str(error))
+                continue
+            checked += count
+            if found != expected:
+                last = first + count - 1
+                problems.append(
+                    f"features: rows {first} to {last} have checksum {found:08x}, recorded was {expected:08x}"
+                )
+            progress(done, rows)
+        if done != rows:
+            problems.append(f"features: {rows} rows are recorded, checksums cover {done}")
+        for shard in range(-(-rows // reader.shards.rows_per_shard)):
+            problems += _check_shard(reader, shard)
+            if not reader.shards.path(shard).exists():
+                break
+    return reader.shards.epoch, VerifyReport(items, rows, checked, tuple(dict.fromkeys(problems)))
+
+
+def _check_shard(reader: Reader, shard: int) -> list[str]:
+    try:
+        problem = reader.shards.check_preamble(shard)
+    except OSError as error:
+        problem = f"{reader.shards.path(shard)}: {error.strerror}"
+    return [problem] if problem else []
+
+
+def _check_rows(engine: Engine, reader: Reader, items: int, rows: int) -> list[str]:
+    problems = []
+    owned = reader.rows()
+    strays = owned[(owned < 0) | (owned >= rows)]
+    if len(strays):
+        problems.append(f"items.sqlite: an item owns row {strays[0]}, but only {rows} are recorded")
+    known = {source.id for source in reader.sources()}
+    owners = {
+        "items": (item.source for item in reader.items()),
+        "failures": (source for source, _, _ in reader.failures()),
+    }
+    for what, sources in owners.items():
+        if orphans := sum(source not in known for source in sources):
+            problems.append(f"items.sqlite: {orphans} {what} belong to no source")
+    meta = engine.meta
+    if meta.generation == reader.state("generation") and (meta.items, meta.rows) != (items, rows):
+        problems.append(f"meta.json counts {meta.items} items and {meta.rows} rows, the database {items} and {rows}")
+    return problems

@@ -1,0 +1,155 @@
+"""Batches of training pictures: random patches, reflections, distortions and colours, on the device.
+
+Krizhevsky et al. 2012, section 4.1. Shape letters: B batch, P side of the stored pictures, S side of the input.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from simsearch.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class ColourStats:
+    """Statistics of the training pixels on the 0 to 255 scale: mean (3,), deviation (3,), and the covariance's
+    eigenvectors (3, 3, in columns) each times the root of its eigenvalue."""
+
+    mean: Tensor
+    deviation: Tensor
+    axes: Tensor
+
+    @classmethod
+    def of(cls, pixels: Any) -> ColourStats:
+        """Measures (N, P, P, 3) uint8 on up to 2,000 images spread evenly over the set, a few at a time."""
+        sample = np.arange(0, len(pixels), max(1, len(pixels) // 2000))
+        count, sums, products = 0, np.zeros(3), np.zeros((3, 3))  # of whole numbers, hence exact
+        for start in range(0, len(sample), 32):
+            x = pixels[sample[start : start + 32]].reshape(-1, 3).astype(np.float64)
+            count, sums, products = count + len(x), sums + x.sum(0), products + x.T @ x
+        mean = sums / count
+        covariance = products / count - np.outer(mean, mean)
+        values, vectors = np.linalg.eigh(covariance)
+        axes = vectors * np.sqrt(np.maximum(values, 0))
+        deviation = np.sqrt(np.maximum(covariance.diagonal(), 1.0))  # pictures of one colour have none
+        return cls(*(torch.tensor(x, dtype=torch.float32) for x in (mean, deviation, axes)))
+
+    @classmethod
+    def fixed(cls, mean: float, deviation: float) -> ColourStats:
+        """The same mean and deviation for all three channels, whatever the pictures."""
+        return cls(torch.full((3,), mean), torch.full((3,), deviation), torch.zeros(3, 3))
+
+    def to(self, device: torch.device) -> ColourStats:
+        return ColourStats(self.mean.to(device), self.deviation.to(device), self.axes.to(device))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What was drawn for a batch: theta (B, 2, 3), the affine map from the input's grid [-1, 1]^2 to the picture's;
+    shift (B, 3), how far along each principal component of colour, if at all; exact: whether pixels stay whole."""
+
+    theta: Tensor
+    shift: Tensor | None
+    exact: bool
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Augmentation:
+        """The same views with both tensors changed."""
+        return Augmentation(change(self.theta), None if self.shift is None else change(self.shift), self.exact)
+
+    def __getitem__(self, part: slice) -> Augmentation:
+        return self.each(lambda tensor: tensor[part])
+
+
+def sample_augmentation(
+    batch: int, stored: int, side: int, config: TrainConfig, generator: torch.Generator
+) -> Augmentation:
+    """Random views for a batch of pictures of `stored` pixels, seen by a network of `side` pixels.
+
+    Drawn on the CPU and for the whole batch at once, so that every device and every process trains on the same ones.
+    """
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(batch, generator=generator) * (high - low) + low
+
+    if config.patches == "scaled":
+        area, ratio = uniform(config.smallest_patch, 1), torch.exp(uniform(-math.log(4 / 3), math.log(4 / 3)))
+        width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+        x, y = (1 - width) * uniform(-1, 1), (1 - height) * uniform(-1, 1)
+    else:  # a square of whole pixels
+        room = stored - side
+        width = height = torch.full((batch,), side / stored)
+        x, y = ((torch.rand(batch, generator=generator) * (room + 1)).floor() * 2 - room for _ in range(2))
+        x, y = x / stored, y / stored
+    if config.reflections:
+        width = torch.where(uniform(-1, 1) < 0, -width, width)
+    theta = torch.zeros(batch, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 2] = width, x
+    theta[:, 1, 1], theta[:, 1, 2] = height, y
+    distorted = bool(config.shift or config.rotation or config.shear or config.zoom)
+    if distorted:
+        angle = uniform(-1, 1) * math.radians(config.rotation)
+        scale = torch.exp(uniform(-1, 1) * math.log1p(config.zoom))
+        squeeze = torch.exp(uniform(-1, 1) * math.log1p(config.zoom))
+        shear = uniform(-1, 1) * config.shear
+        cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
+        turn = torch.stack([cosine, -sine, sine, cosine], 1).view(-1, 2, 2)
+        lean = torch.stack([squeeze, shear, torch.zeros(batch), 1 / squeeze], 1).view(-1, 2, 2)
+        theta[:, :, :2] = theta[:, :, :2] @ turn @ lean
+        theta[:, :, 2] += torch.stack([uniform(-1, 1), uniform(-1, 1)], 1) * 2 * config.shift
+    shift = torch.randn(batch, 3, generator=generator) * config.colour if config.colour else None
+    return Augmentation(theta, shift, config.patches == "fixed" and not distorted)
+
+
+def apply_augmentation(views: Augmentation, pixels: Tensor, side: int, colour: ColourStats) -> Tensor:
+    """Cuts the views: (B, P, P, 3) uint8 -> (B, 3, S, S) float32, normalised, channels last."""
+    device, stored = pixels.device, pixels.shape[1]
+    theta = views.theta.to(device)
+    if views.exact:  # an index instead of an interpolation: quicker, and the pixels stay what they were
+        rows = ((theta[:, 1, 2] + 1) * stored - side).div(2).round().long()
+        columns = ((theta[:, 0, 2] + 1) * stored - side).div(2).round().long()
+        steps = torch.arange(side, device=device)
+        flipped = torch.where(theta[:, 0, 0, None] < 0, steps.flip(0)[None], steps[None])
+        i, j = rows[:, None] + steps, columns[:, None] + flipped
+        which = torch.arange(len(pixels), device=device)[:, None, None]
+        x = pixels[which, i[:, :, None], j[:, None, :]].permute(0, 3, 1, 2).float()
+    else:
+        source = pixels.permute(0, 3, 1, 2).float()
+        x = F.grid_sample(source, _grid(theta, side), padding_mode="border", align_corners=False)
+    if views.shift is not None:
+        x = x + (views.shift.to(device) @ colour.axes.T)[:, :, None, None]
+    return normalise(x, colour)
+
+
+def _grid(theta: Tensor, side: int) -> Tensor:
+    """Where each position of the input lies in the picture: (B, S, S, 2).
+
+    `F.affine_grid` without its matrix product, which TF32 would round to a tenth of a pixel.
+    """
+    centres = (torch.arange(side, device=theta.device) * 2 + 1) / side - 1
+    x, y = centres[None, None, :, None], centres[None, :, None, None]
+    along, down, origin = (theta[:, None, None, :, number] for number in range(3))
+    return x * along + y * down + origin
+
+
+def centre(pixels: Tensor, side: int, colour: ColourStats) -> Tensor:
+    """The centre patches, as at inference: (B, P, P, 3) uint8 -> (B, 3, S, S) float32, normalised."""
+    start = (pixels.shape[1] - side) // 2
+    patch = pixels[:, start : start + side, start : start + side]
+    return normalise(patch.permute(0, 3, 1, 2).float(), colour)
+
+
+def normalise(x: Tensor, colour: ColourStats) -> Tensor:
+    """(B, 3, S, S) on the 0 to 255 scale to what the network takes."""
+    x = (x - colour.mean[:, None, None]) / colour.deviation[:, None, None]
+    return x.contiguous(memory_format=torch.channels_last)

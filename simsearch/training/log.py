@@ -1,0 +1,44 @@
+"""The log of a training as JSON lines, and its curve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from simsearch.common.atomic_files import atomic_write
+from simsearch.reports import charts
+
+
+class TrainingLog:
+    """The log: each row goes on to the caller and, in the process that writes, into a file of JSON lines."""
+
+    def __init__(self, path: Path | None, resumed: bool, log: Callable[[dict[str, Any]], None]) -> None:
+        self.path, self.log = path, log
+        self.rows: list[dict[str, Any]] = []
+        if path and path.exists() and resumed:
+            self.rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        elif path:
+            path.write_text("")
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        self.log(row)
+        if row["event"] == "resume":  # what came after the checkpoint comes again
+            self.rows = [old for old in self.rows if old.get("step", 0) <= row["step"]]
+            self.path.write_text("".join(json.dumps(old) + "\n" for old in self.rows))
+            return
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def draw(self, path: Path) -> None:
+        """Writes the curve."""
+        if self.path is not None and self.rows:
+            atomic_write(path, charts.png(charts.curve(self.rows)))
+
+
+def silent(row: dict[str, Any]) -> None:
+    """A log that nobody reads."""

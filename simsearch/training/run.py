@@ -1,0 +1,261 @@
+"""From labelled sources to a weights file: what `simsearch train` does.
+
+Beside the weights FILE.safetensors stand FILE.jsonl, the log, FILE.png, its curve, and while the training is not done
+FILE.checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from simsearch.errors import SimsearchError, UsageError
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.images.sources import labelled
+from simsearch.models import registry, weights
+from simsearch.models.networks import build as networks_build
+from simsearch.models.networks.lenet5_tables import LENET5_INPUT
+from simsearch.models.onnx.runtime import choose_device
+from simsearch.training import data as training_data
+from simsearch.training.augment import ColourStats
+from simsearch.training.config import TrainConfig
+from simsearch.training.distributed import ProcessGroup
+from simsearch.training.loop import train
+
+if TYPE_CHECKING:
+    from simsearch.models.networks.base import Network
+    from simsearch.training.data import TrainingSet
+from simsearch.training.job import FREEZE, TrainingJob, check_image_size
+from simsearch.training.log import TrainingLog, silent
+from simsearch.training.publish import publish, sample_rows
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a training left. metrics: by what they were measured on. seconds: of training, all runs together."""
+
+    output: Path
+    images: int
+    classes: int
+    metrics: dict[str, dict[str, float]]
+    seconds: float
+    bytes: int
+
+
+def fit(
+    job: TrainingJob,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    log: Callable[[dict[str, Any]], None] = lambda row: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> TrainingReport:
+    """Trains a network and writes its weights. Raises UsageError for what cannot be trained, and
+    `TrainingInterruptedError` when `stop` turned true; the checkpoint then continues with `resume`."""
+    _check_output(job)
+    device = _device(job.device)
+    world = ProcessGroup.join(device)
+    if world.rank:  # what there is to say, the first process says
+        log = silent
+    start = registry.find_weights(job.start) if job.start else None
+    if world.rank:
+        world.wait()  # until the first process has decoded
+    data, validation, recipe = gather(job, start, progress, log)
+    if not world.rank:
+        world.wait()
+    colour = colour_of(job.architecture, data, start)
+    recipe = replace(recipe, mean=_three(colour.mean), deviation=_three(colour.deviation))
+    torch.manual_seed(job.config.seed)
+    network, arguments = build(job, data.classes, start)
+    checkpoint = job.beside(".checkpoint")
+    journal = TrainingLog(job.beside(".jsonl") if not world.rank else None, job.resume and checkpoint.exists(), log)
+    facts = {"architecture": job.architecture, "classes": list(data.classes), "images": len(data),
+             "start": start.sha256 if start else None, "freeze": job.freeze}  # fmt: skip
+    try:
+        seconds = train(
+            data, network, job.config, checkpoint, colour, validation=validation, device=device, resume=job.resume,
+            facts=facts, log=journal, stop=stop,
+        )  # fmt: skip
+    except BaseException:
+        with contextlib.suppress(SimsearchError, OSError):  # whatever ended the training is what is to be told
+            journal.draw(job.beside(".png"))
+        raise
+    journal.draw(job.beside(".png"))
+    card = weights.ModelCard(job.architecture, arguments, recipe, _named(job, data.classes), labels=data.classes)
+    card = replace(card, training=_story(job, data, validation, start, seconds))
+    outcome = TrainingReport(job.output, len(data), len(data.classes), {}, seconds, 0)
+    if not world.rank:
+        checks = {"validation": validation} if validation else {"training images": data.select(sample_rows(len(data)))}
+        compress = _compresses(job.config)
+        metrics = publish(network, card, job.output, checks, colour, compress=compress, trained_on=data)
+        checkpoint.unlink(missing_ok=True)
+        outcome = replace(outcome, metrics=metrics, bytes=job.output.stat().st_size)
+    world.leave()
+    return outcome
+
+
+def gather(
+    job: TrainingJob, start: registry.WeightsFile | None, progress: Callable[[int, int], None],
+    log: Callable[[dict[str, Any]], None],
+) -> tuple[TrainingSet, TrainingSet | None, Preprocessing]:  # fmt: skip
+    """Lists and decodes what to train on and what to validate on."""
+    recipe = start.card.recipe if start else recipe_for(job.architecture, job.config.image_size)
+    found = labelled.list_labelled(job.sources, job.exclude)
+    classes = tuple(sorted({picture.label for picture in found}))
+    if len(classes) < 2:
+        raise UsageError(f"all images have the label {classes[0]!r}; there is nothing to tell apart")
+    data, failures = training_data.load(found, recipe, classes, progress)
+    validation = None
+    if job.validation:
+        others = labelled.list_labelled(job.validation, job.exclude)
+        known = [picture for picture in others if picture.label in set(classes)]
+        if not known:
+            raise UsageError(f"no class of {', '.join(job.validation)} is one of those to train")
+        if len(known) < len(others):
+            _note(log, f"{len(others) - len(known):,} validation images of unknown classes were left out")
+        validation, more = training_data.load(known, recipe, classes, progress)
+        failures = [*failures, *more]
+    elif job.held_out:
+        rows, held = training_data.split(data.labels, job.held_out, job.config.seed)
+        data, validation = data.select(rows), data.select(held) if len(held) else None
+    for path, reason in failures[:5]:
+        _note(log, f"left out: {path}: {reason}")
+    if len(failures) > 5:
+        _note(log, f"left out: {len(failures) - 5:,} more images that cannot be decoded")
+    alone = int((np.bincount(data.labels, minlength=len(classes)) == 1).sum())
+    if alone:
+        _note(log, f"{alone:,} of {len(classes):,} classes have one image; it is trained on and not held out")
+    if validation is None and job.config.schedule == "plateau":
+        _note(log, "there is no validation set, so the learning rate will not fall")
+    return data, validation, recipe
+
+
+def recipe_for(architecture: str, image_size: int) -> Preprocessing:
+    """How pictures become the input of a network: in the paper's proportion, 256 pixels for 224."""
+    if architecture == "lenet5":
+        return Preprocessing(28, 32)
+    if architecture == "convnet4":
+        return Preprocessing(image_size, image_size)
+    return Preprocessing(round(image_size * 256 / 224), image_size)
+
+
+def colour_of(architecture: str, data: TrainingSet, start: registry.WeightsFile | None = None) -> ColourStats:
+    """The statistics that normalise the input: LeNet-5's fixed ones, those of the weights to start from, or the
+    training pixels' own."""
+    if architecture == "lenet5":
+        return ColourStats.fixed(*LENET5_INPUT)
+    own = ColourStats.of(data.pixels)
+    if start is None:
+        return own
+    recipe = start.card.recipe
+    return ColourStats(torch.tensor(recipe.mean), torch.tensor(recipe.deviation), own.axes)
+
+
+def build(
+    job: TrainingJob, classes: tuple[str, ...], start: registry.WeightsFile | None
+) -> tuple[Network, dict[str, Any]]:
+    """The network to train, and the arguments of its configuration."""
+    kind = registry.ARCHITECTURES[job.architecture]
+    arguments = dict(start.card.arguments) if start else {"image_size": job.config.image_size}
+    arguments["num_classes"] = len(classes)
+    if start and start.card.architecture != job.architecture:
+        raise UsageError(
+            f"{job.start} is of architecture {start.card.architecture}, not {job.architecture}",
+            hint=f"--model {start.card.architecture}",
+        )
+    if start and arguments["image_size"] != job.config.image_size:
+        size = arguments["image_size"]
+        raise UsageError(
+            f"{job.start} takes {size} pixels, not {job.config.image_size}", hint=f"--set image_size={size}"
+        )
+    check_image_size(job)
+    network = networks_build.build_network(job.architecture, kind(**arguments))
+    if job.config.gain:
+        network.initialise(job.config.gain)
+    if start:
+        same = classes in (start.card.labels, start.card.classes)
+        tensors = {name: torch.from_numpy(value) for name, value in weights.read_tensors(start.path).items()}
+        if not same:
+            tensors = {name: value for name, value in tensors.items() if not name.startswith("classifier.")}
+        network.load_state_dict(tensors, strict=same)
+    if job.freeze != "none":
+        for name, layer in network.named_modules():
+            inside = not name.startswith("classifier")
+            if inside and (job.freeze == "features" or isinstance(layer, nn.Conv2d)):
+                for parameter in layer.parameters(recurse=False):
+                    parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise UsageError(f"with its {job.freeze} frozen, nothing of {job.architecture} is left to train")
+    return network, arguments
+
+
+def _check_output(job: TrainingJob) -> None:
+    if job.output.suffix != ".safetensors":
+        raise UsageError(f"{job.output} would hold weights", hint=f"{job.output.with_suffix('.safetensors')}")
+    if not job.output.absolute().parent.is_dir():
+        raise UsageError(f"{job.output} cannot be written: its folder does not exist")
+    if not 0 <= job.held_out < 1:
+        raise UsageError(f"{job.held_out} is no share to hold out", hint="0 or more and less than 1")
+    if job.freeze not in FREEZE:
+        raise UsageError(f"freeze is {job.freeze!r}", hint=f"one of {', '.join(FREEZE)}")
+    if job.beside(".checkpoint").exists() and not (job.resume or job.overwrite):
+        hint = "--resume continues, --overwrite starts over"
+        raise UsageError(f"a training was left at {job.beside('.checkpoint')}", hint=hint)
+    if job.output.exists() and not (job.overwrite or (job.resume and job.beside(".checkpoint").exists())):
+        raise UsageError(f"{job.output} exists already", hint="--overwrite replaces it")
+
+
+def _device(name: str) -> torch.device:
+    chosen = choose_device(name)
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > 1 and chosen.startswith("cuda:"):
+        raise UsageError(
+            f"{processes} processes cannot share {chosen}", hint="--device cuda gives each a GPU of its own"
+        )
+    if processes > 1 and chosen == "cuda" and processes > gpus:
+        hint = f"torchrun --nproc-per-node {gpus}, or --device cpu"
+        raise UsageError(f"{processes} processes want a GPU each, and there are {gpus}", hint=hint)
+    if chosen == "cuda" and "LOCAL_RANK" in os.environ:
+        chosen = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = torch.device(chosen)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def _three(values: torch.Tensor) -> tuple[float, float, float]:
+    red, green, blue = values.tolist()
+    return red, green, blue
+
+
+def _named(job: TrainingJob, classes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple((job.names or {}).get(label, label) for label in classes)
+
+
+def _compresses(config: TrainConfig) -> bool:
+    return min(config.keep_convolution, config.keep_hidden, config.keep_classifier, config.share_from) < 1
+
+
+def _story(
+    job: TrainingJob,
+    data: TrainingSet,
+    validation: TrainingSet | None,
+    start: registry.WeightsFile | None,
+    seconds: float,
+) -> dict[str, Any]:
+    held = f", {len(validation):,} to validate on" if validation is not None else ""
+    story = {"data": f"{len(data):,} images of {len(data.classes):,} classes{held}",
+             "passes": job.config.epochs, "minutes": round(seconds / 60, 1),
+             "settings": asdict(job.config)}  # fmt: skip
+    return {**story, **({"from": start.sha256} if start else {})}
+
+
+def _note(log: Callable[[dict[str, Any]], None], text: str) -> None:
+    log({"event": "note", "text": text})

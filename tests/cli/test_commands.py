@@ -1,0 +1,400 @@
+"""The command line as a user sees it: output, exit codes, errors. On a tiny network."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import click
+import numpy as np
+import pytest
+from PIL import Image
+
+from simsearch.cli.main import help_texts, main
+from tests.helpers.data import ROOT
+
+README = ROOT / "README.md"
+
+
+class Result:
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(capfd, monkeypatch, index):
+    """Runs a command in this process; the index is named unless the test names one."""
+    monkeypatch.setenv("SIMSEARCH_INDEX", str(index))
+    capfd.readouterr()
+
+    def call(*arguments, stdin=None):
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as exit:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Result(exit.value.code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Twelve pictures of four colours in class folders."""
+    random = np.random.default_rng(0)
+    for label, colour in {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}.items():
+        folder = tmp_path / "pictures" / label
+        folder.mkdir(parents=True)
+        for number in range(4):
+            array = np.clip(np.array(colour) + random.normal(0, 30, (80, 100, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(array).save(folder / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def index(tmp_path, pictures, tiny_weights):
+    path = tmp_path / "index"
+    with pytest.raises(SystemExit) as exit:
+        main(["build", str(pictures), "-i", str(path), "--model", str(tiny_weights)])
+    assert exit.value.code == 0
+    return path
+
+
+def test_build_says_what_it_did(run, pictures, index):
+    (pictures / "red" / "0.png").unlink()
+    (pictures / "red" / "bad.png").write_bytes(b"")
+    result = run("build", pictures)
+    assert result.code == 0
+    assert "11 items; 1 removed, 11 unchanged, 1 failed" in result.out
+    assert "info --failures" in result.err
+    failures = run("info", "--failures")
+    assert "bad.png: empty file" in failures.out
+    assert run("info", "--failures", "--format", "json").json[0]["reason"] == "empty file"
+
+
+def test_build_json_and_dry_run(run, pictures):
+    Image.new("RGB", (50, 50)).save(pictures / "blue" / "new.png")
+    dry = run("build", pictures, "--dry-run")
+    assert "would read 1 image, remove 0, leave 12; nothing was changed" in dry.out
+    assert run("build", pictures, "--format", "json").json["added"] == 1
+    assert run("build", "--format", "json").json["unchanged"] == 13
+
+
+def test_a_dry_run_makes_no_index(run, pictures, tmp_path, tiny_weights):
+    result = run("build", pictures, "-i", tmp_path / "new", "--model", tiny_weights, "--dry-run")
+    assert "would read 12 images" in result.out
+    assert not (tmp_path / "new").exists()
+
+
+def test_query_table(run, pictures):
+    result = run("query", pictures / "red" / "1.png", "-k", 3)
+    lines = result.out.splitlines()
+    assert result.code == 0
+    assert lines[0] == str(pictures / "red" / "1.png")
+    assert lines[1].split() == ["rank", "distance", "similarity", "id", "label", "path"]
+    assert lines[2].split()[0] == "1"
+    assert lines[2].endswith("red/1.png")
+    assert len(lines) == 5
+
+
+def test_query_json_is_the_contract(run, pictures, tiny_weights):
+    (answer,) = run("query", pictures / "red" / "1.png", "--format", "json").json
+    assert list(answer) == ["query", "model", "metric", "exact", "took_ms", "matches"]
+    assert answer["model"] == str(tiny_weights)
+    assert (answer["metric"], answer["exact"]) == ("euclidean", True)
+    assert len(answer["matches"]) == 6
+    for rank, match in enumerate(answer["matches"], 1):
+        assert list(match) == ["rank", "id", "path", "label", "distance", "similarity", "metadata"]
+        assert match["rank"] == rank
+        assert 0 <= match["similarity"] <= 1
+        assert os.path.exists(match["path"])
+    distances = [match["distance"] for match in answer["matches"]]
+    assert distances == sorted(distances)
+
+
+def test_query_other_forms(run, pictures):
+    query = pictures / "blue" / "1.png"
+    lines = run("query", query, "id:1", "--format", "jsonl").out.splitlines()
+    assert [json.loads(line)["query"] for line in lines] == [str(query), "id:1"]
+    rows = list(csv.DictReader(io.StringIO(run("query", query, "--format", "csv").out)))
+    assert rows[0]["path"] == str(query)
+    paths = run("query", query, "--format", "paths").out.splitlines()
+    assert paths == [row["path"] for row in rows]
+    assert run("query", query, "-0").out == "".join(path + "\0" for path in paths)
+    assert run("query", query, "--format", "paths", "--relative").out.splitlines()[0] == "blue/1.png"
+    assert run("query", query, "-0", "--format", "json").code == 2
+
+
+def test_query_by_id_omits_item_by_path_does_not(run, pictures):
+    by_path = run("query", pictures / "blue" / "0.png", "-k", 1, "--format", "json").json[0]["matches"][0]
+    assert by_path["distance"] < 0.01
+    assert by_path["id"] not in [
+        m["id"] for m in run("query", f"id:{by_path['id']}", "--format", "json").json[0]["matches"]
+    ]
+
+
+def test_query_from_standard_input(run, pictures):
+    data = (pictures / "green" / "2.png").read_bytes()
+    found = run("query", "-", "-k", 1, "--format", "paths", stdin=data)
+    assert found.out.strip().endswith("green/2.png")
+
+
+def test_filters(run, pictures):
+    query = pictures / "red" / "0.png"
+    found = run("query", query, "--filter", "label=blue", "-k", 9, "--format", "json").json[0]["matches"]
+    assert [match["label"] for match in found] == ["blue"] * 4
+    found = run("query", query, "--filter", "label!=red", "--filter", "path~*/1.png", "--format", "json").json[0][
+        "matches"
+    ]
+    assert sorted(match["label"] for match in found) == ["blue", "green"]
+    bad = run("query", query, "--filter", "label")
+    assert bad.code == 2
+    assert "'label'" in bad.err
+
+
+def test_no_match_exits_1(run, pictures):
+    result = run("query", pictures / "red" / "0.png", "--filter", "label=violet")
+    assert result.code == 1
+    assert "no match" in result.out
+    assert run("query", "id:1", "--max-distance", "0", "--format", "json").json[0]["matches"] == []
+
+
+def test_crop_flip_plus_minus_dedup(run, pictures):
+    query = pictures / "red" / "0.png"
+    assert run("query", query, "--crop", "10,10,60,60", "--flip", "--dedup", "--exact").code == 0
+    assert run("query", query, "--plus", pictures / "blue" / "0.png", "--minus", "id:1", "-k", 2).code == 0
+    for bad in ("1,2,3", "a,b,c,d", "0,0,500,500", "0,0,0,5", "-1,0,5,5"):
+        result = run("query", query, f"--crop={bad}")
+        assert result.code == 2
+        assert bad in result.err
+
+
+def test_html_and_montage(run, pictures, tmp_path):
+    result = run(
+        "query", pictures / "red" / "0.png", "id:2", "--html", tmp_path / "r.html", "--montage", tmp_path / "m.png"
+    )
+    assert result.code == 0
+    with Image.open(tmp_path / "m.png") as montage:
+        assert montage.width > 800
+    assert (tmp_path / "r.html").read_text().count("data:image/jpeg;base64") == 14
+    bad = run("query", "id:1", "--montage", tmp_path / "m.doc")
+    assert bad.code == 2
+    assert ".doc" in bad.err
+    assert bad.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["query", "nowhere.jpg"], "nowhere.jpg"),
+        (["query", "id:99999"], "99999"),
+        (["query", "id:x"], "id:x"),
+        (["query", "id:1", "-k", "0"], "0"),
+        (["query", "id:1", "--max-distance", "-1"], "-1"),
+        (["query", "id:1", "--device", "tpu"], "tpu"),
+        (["query", "id:1", "--plus", "nowhere.jpg"], "nowhere.jpg"),
+        (["query"], "IMAGE"),
+        (["build", "nowhere"], "nowhere"),
+        (["build", "torchvision/Nonesuch"], "Nonesuch"),
+        (["build", "x", "--model", "alexnot"], "x"),
+        (["remove", "nowhere/*"], "nowhere/*"),
+        (["add", "nowhere"], "nowhere"),
+        (["info", "-i", "no/index"], "no/index"),
+        (["verify", "-i", "no/index"], "no/index"),
+        (["export", "-i", "no/index", "-o", "out"], "no/index"),
+        (["frobnicate"], "frobnicate"),
+        (["query", "id:1", "--frob"], "--frob"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(run, arguments, said):
+    result = run(*arguments)
+    assert result.code == 2
+    errors = [line for line in result.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "Traceback" not in result.err
+
+
+def test_an_undecodable_query_exits_2(run, tmp_path):
+    (tmp_path / "x.jpg").write_text("no picture")
+    result = run("query", tmp_path / "x.jpg")
+    assert result.code == 2
+    assert "x.jpg: not an image" in result.err
+    assert run("query", "-", stdin=b"").code == 2
+
+
+def test_debug_shows_a_traceback(run):
+    for arguments in (["--debug", "info", "-i", "no/index"], ["info", "-i", "no/index", "--debug"]):
+        result = run(*arguments)
+        assert result.code == 2
+        assert "Traceback" in result.err
+        assert "error: there is no index at no/index" in result.err
+
+
+def test_other_model_is_refused_naming_both(run, index, tiny_weights, tmp_path):
+    recorded = json.loads((index / "meta.json").read_text())["weights_sha256"]
+    for arguments in (["query", "id:1"], ["build"], ["add", tmp_path / "pictures"]):
+        result = run(*arguments, "--model", "alexnet")
+        assert result.code == 2
+        from simsearch.models import registry
+
+        assert recorded in result.err
+        assert registry.find_weights("alexnet").sha256 in result.err
+
+
+def test_remove_asks(run, index, pictures, monkeypatch):
+    refused = run("remove", "red/*", stdin=b"")
+    assert refused.code == 2
+    assert "to be removed: 4" in refused.err
+    assert "red/0.png" in refused.out
+    assert "6 items; 6 removed" in run("remove", "-y", "id:1", pictures / "red" / "0.png", "*/1.png", "blue/2.png").out
+    assert run("verify").code == 0
+    assert (pictures / "red" / "0.png").exists()
+
+
+def test_info_verify_export(run, tmp_path):
+    facts = run("info", "--format", "json").json
+    for key in ("items", "failures", "model", "weights_sha256", "dimension", "metric", "engine", "search", "bytes"):
+        assert key in facts
+    assert set(facts["search"]) >= {"kind", "recall", "parameters"}
+    assert (facts["items"], facts["labels"]) == (12, 3)
+    assert "12" in run("info").out
+    assert "ok, 12 items" in run("verify").out
+    assert run("verify", "--format", "json").json["problems"] == []
+    assert run("export", "-o", tmp_path / "out").code == 0
+    features = np.load(tmp_path / "out" / "features.npy")
+    assert (features.shape, features.dtype) == ((12, 32), np.float32)
+    items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    assert list(items[0]) == ["id", "path", "label", "metadata"]
+    assert len(items) == 12
+
+
+def test_damage_exits_3(run, index):
+    (index / "features" / "000000.f16").unlink()
+    assert run("verify").code == 3
+    assert run("query", "id:1").code == 3
+
+
+def test_moved_images_are_found_with_root(run, pictures, tmp_path):
+    pictures.rename(tmp_path / "elsewhere")
+    found = run("query", "id:1", "--format", "paths", "--root", tmp_path / "elsewhere").out.splitlines()
+    assert all(os.path.exists(path) for path in found)
+    assert "12 unchanged" in run("build", "--root", tmp_path / "elsewhere").out
+    assert all(os.path.exists(path) for path in run("query", "id:1", "--format", "paths").out.splitlines())
+
+
+def test_names_that_are_no_text(run, pictures, tmp_path):
+    odd = os.fsdecode(os.fsencode(pictures / "red") + b"/a\nb\xff.png")
+    Image.new("RGB", (70, 70), "red").save(tmp_path / "x.png")
+    os.rename(tmp_path / "x.png", odd)
+    assert "1 added" in run("build", pictures).out
+    done = subprocess.run(
+        [sys.executable, "-m", "simsearch", "query", odd, "-k", "1", "-0"], capture_output=True, check=True
+    )
+    assert done.stdout == os.fsencode(odd) + b"\0"
+    matches = run("query", odd, "-k", 1, "--format", "json").json[0]["matches"]
+    assert os.fsencode(matches[0]["path"]) == os.fsencode(odd)
+    assert "a\\nb" in run("query", odd, "-k", 1).out
+
+
+def test_cold_query_imports_no_torch(run, pictures, index):
+    code = "import sys; from simsearch.cli.main import main\ntry: main(sys.argv[1:])\nexcept SystemExit as e: assert e.code == 0"
+    code += "\nprint(sorted(m for m in ('torch', 'torchvision', 'rich') if m in sys.modules), file=sys.stderr)"
+    for arguments in (
+        ["query", str(pictures / "red" / "0.png")],
+        ["query", "id:1"],
+        ["build", str(pictures)],
+        ["info"],
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert done.stderr.splitlines()[-1] == "[]", arguments
+
+
+def test_a_closed_pipe_is_no_error(pictures, index):
+    command = f"{sys.executable} -m simsearch query {pictures}/*/*.png -i {index} --format jsonl | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert done.returncode in {0, 141}
+    assert "Traceback" not in done.stderr
+
+
+def test_version_everywhere(run):
+    import simsearch
+
+    for arguments in ([], *([name] for name in main.commands)):
+        assert simsearch.__version__ in run(*arguments, "--version").out
+
+
+def test_models_and_sample(run, tmp_path):
+    assert "alexnet" in run("models").out
+    assert "sha256" in run("models", "--verbose").out
+    assert run("models", "--format", "json").json[0]["dimension"] == 4096
+    assert "9 pictures" in run("sample", tmp_path / "drawn", "-n", 9).out
+    assert run("sample", tmp_path / "drawn").code == 2
+
+
+def test_command_list_shows_own_short_help():
+    """The table's texts, which stand in for the commands until one is used, are the first sentences of their help."""
+    with click.Context(main) as context:
+        for name in main.list_commands(context):
+            real, listed = main.commands[name], main.lazy_commands.placeholders()[name]
+            assert (real.name, real.get_short_help_str(45)) == (name, listed.get_short_help_str(45))
+            assert real.get_short_help_str(200) == listed.get_short_help_str(200)
+
+
+def test_every_command_is_documented():
+    text = README.read_text()
+    for name, help in help_texts().items():
+        assert f"`simsearch {name}" in text or f"| `{name}" in text, f"{name} is missing from the README's table"
+        assert help in text, f"the README's help of {name} is out of date: run scripts/reference.py"
+        command: click.Command = main
+        for word in name.split():
+            assert isinstance(command, click.Group)
+            command = command.commands[word]
+        for option in command.params:
+            assert getattr(option, "help", "argument") or option.param_type_name == "argument", f"{name} {option.name}"
+
+
+# -- the end of the process
+
+
+@pytest.mark.parametrize(("does", "code", "out"), [
+    ("print('x' * 100_000, end='')", 0, "x" * 100_000),
+    ("sys.exit(3)", 3, ""),
+    ("sys.exit(None)", 0, ""),
+    ("sys.exit('a text')", 1, ""),
+    ("1 / 0", 1, ""),
+    ("threading.Thread(target=lambda: (time.sleep(0.3), print('waited for'))).start()", 0, "waited for\n"),
+    ("atexit.register(print, 'done at exit')", 0, "done at exit\n"),
+    ("ThreadPoolExecutor(2).submit(lambda: (time.sleep(0.3), print('by a pool'))); sys.exit(1)", 1, "by a pool\n"),
+    ("os.close(1)", 0, ""),
+])  # fmt: skip
+def test_program_ends_at_once_with_all_done(does: str, code: int, out: str) -> None:
+    script = f"""
+import atexit, os, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+import simsearch.__main__ as program
+def does():
+    {does}
+program.main = does
+program.run()
+print("not reached")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, out), done.stderr
+    assert "Traceback" not in done.stderr or "ZeroDivisionError" in done.stderr
+
+
+def test_the_program_in_a_pipe_that_is_closed() -> None:
+    """As before `head`: no error, whatever is left in the buffers."""
+    command = [sys.executable, "-m", "simsearch", "build", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode in {0, 1}  # 1 is what click says

@@ -1,0 +1,154 @@
+"""`serve` and `completion` on the command line: where it listens, who may call, what its log says, and how it stops."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+import simsearch
+from simsearch.cli.main import main
+from tests.helpers.live import process
+
+KEY = "a-key-that-no-log-may-show"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory, tiny_weights):
+    from tests.helpers.pictures import draw
+
+    folder = tmp_path_factory.mktemp("serve")
+    for number in range(4):
+        draw(folder / "photos" / "kind" / f"{number}.png", number)
+    simsearch.build(folder / "photos", folder / "index", model=str(tiny_weights)).close()
+    return folder / "index"
+
+
+@pytest.fixture
+def fails(capsys, monkeypatch, index):
+    """Runs `serve` with arguments that it must not accept; what it says."""
+    monkeypatch.setenv("SIMSEARCH_INDEX", str(index))
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as exit:
+            main(["serve", *map(str, arguments)])
+        assert exit.value.code == 2
+        return capsys.readouterr().err
+
+    return call
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_beyond_this_machine_only_with_a_key(fails, host):
+    said = fails("--host", host)
+    assert f"to listen on {host} without a key" in said
+    assert "--insecure" in said
+
+
+def test_what_cannot_be_used(fails, index, tmp_path, monkeypatch):
+    assert "cannot be read" in fails("--api-key", f"@{tmp_path}/nothing")
+    (tmp_path / "empty").write_text("\n \n")
+    assert "is empty" in fails("--api-key", f"@{tmp_path}/empty")
+    assert "an API key is empty" in fails("--api-key", " ")
+    assert "two indexes are called 'index'" in fails("-i", index, "-i", index)
+    assert "no index at" in fails("-i", tmp_path / "none")
+    assert "cannot listen on" in fails("--host", "192.0.2.1", "--insecure", "--port", "0")
+
+
+def test_index_of_environment_is_one_path(fails, monkeypatch, tmp_path):
+    monkeypatch.setenv("SIMSEARCH_INDEX", str(tmp_path / "my photos"))
+    assert f"no index at {tmp_path}/my photos" in fails()
+
+
+def lines(log):
+    """The entries of a log after the line that names the URL: each is a JSON object."""
+    return [json.loads(line) for line in log[1:]]
+
+
+def test_loopback_its_log_and_its_stop(index):
+    with process("-i", f"photos={index}") as (server, url, log):
+        assert "serving photos at http://127.0.0.1:" in log[0]
+        assert httpx.get(url + "ready").json() == {"status": "ready"}
+        assert httpx.get(url + "v1/indexes").json()["indexes"][0]["name"] == "photos"
+        asked = httpx.post(
+            url + "v1/search?index=photos", json={"id": 1, "filter": ["path~*secret*"]}, headers={"x-request-id": "r-1"}
+        )
+        assert asked.json()["matches"] == []
+        assert httpx.get(url + "health", headers={"host": "rebound.example"}).status_code == 400
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+    entry = next(entry for entry in lines(log) if entry.get("id") == "r-1")
+    expected = {
+        "event": "request",
+        "method": "POST",
+        "path": "/v1/search",
+        "status": 200,
+        "index": "photos",
+        "matches": 0,
+    }
+    assert expected.items() <= entry.items()
+    assert entry["ms"] > 0
+    assert "secret" not in "".join(log)
+
+
+def test_key_from_environment_and_file(index, tmp_path):
+    file = tmp_path / "keys"
+    file.write_text(f"{KEY}\n\nanother\n")
+    ways = [(("--host", "0.0.0.0"), {"SIMSEARCH_API_KEY": KEY}), (("--api-key", f"@{file}"), {}),
+            (("--api-key", KEY), {})]  # fmt: skip
+    for options, environment in ways:
+        with process("-i", index, *options, env={**os.environ, **environment}) as (server, url, log):
+            local = url.replace("0.0.0.0", "127.0.0.1")
+            assert httpx.get(local + "v1/items/1").status_code == 401
+            wrong = {"authorization": f"Bearer {KEY}x"}
+            assert httpx.get(local + "v1/items/1", headers=wrong).status_code == 401
+            right = {"authorization": f"Bearer {KEY}"}
+            assert httpx.get(local + "v1/items/1", headers=right).status_code == 200
+            assert httpx.get(local + "metrics", headers=right).status_code == 200
+            assert "security" in httpx.get(local + "openapi.json").json()["paths"]["/v1/search"]["post"]
+            server.send_signal(signal.SIGTERM)
+            server.wait(30)
+        assert KEY not in "".join(log)
+
+
+def test_insecure_serves_without_key(index):
+    with process("-i", index, "--host", "0.0.0.0", "--insecure") as (server, url, _):
+        assert httpx.get(url.replace("0.0.0.0", "127.0.0.1") + "v1/items/1").status_code == 200
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 130
+
+
+def test_demo_serves_and_leaves_nothing(tmp_path):
+    with process("-n", 30, verb="demo", env={**os.environ, "TMPDIR": str(tmp_path)}) as (server, url, _):
+        assert httpx.get(url + "v1/indexes").json()["indexes"][0]["items"] == 30
+        assert len(list(tmp_path.glob("simsearch-demo-*"))) == 1
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 130
+    assert list(tmp_path.glob("simsearch-demo-*")) == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell):
+    done = subprocess.run(
+        [sys.executable, "-m", "simsearch", "completion", shell], capture_output=True, text=True, check=True
+    )
+    assert "_SIMSEARCH_COMPLETE" in done.stdout
+    if executable := shutil.which(shell):
+        checked = subprocess.run([executable, "-n"], input=done.stdout, capture_output=True, text=True)
+        assert (checked.returncode, checked.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("words", "found"), [
+    ("simsearch qu", {"query"}), ("simsearch serve --wri", {"--writable"}), ("simsearch eval r", {"recall", "robustness"}),
+    ("simsearch query --format js", {"json", "jsonl"}),
+])  # fmt: skip
+def test_completion_completes(words, found):
+    """As the script for bash asks."""
+    asked = {"_SIMSEARCH_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    command = [sys.executable, "-c", "from simsearch.cli.main import main; main(prog_name='simsearch')"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked})
+    assert {line.split(",")[1] for line in done.stdout.splitlines()} == found

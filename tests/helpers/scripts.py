@@ -1,0 +1,5 @@
+"""The folder of the scripts."""
+
+from tests.helpers.data import ROOT
+
+SCRIPTS = ROOT / "scripts"

@@ -1,0 +1,210 @@
+"""ZIP and tar archives as sources."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import simsearch
+from simsearch.errors import ImageError, UsageError
+from simsearch.images.sources import archives, base, resolve
+from simsearch.images.sources.base import Source
+from simsearch.indexing import options
+from tests.helpers.models import CellModel
+from tests.helpers.sources import listed, paths, png, put, write_tar, write_zip
+
+NESTED = ("cat/1.png", "data/train/dog/2.png", "cat/3")
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz", "x.tar.xz"])
+def test_archive_images_are_labelled_by_folder(
+    name: str, tmp_path: Path, build: Callable[..., options.Summary]
+) -> None:
+    place = (write_zip if name.endswith("zip") else write_tar)(tmp_path / name, *NESTED)
+    listing = listed(place)
+    assert sorted(paths(listing)) == sorted(NESTED)
+    labels = base.folder_labels(listing.entries, False)
+    assert sorted(map(str, labels)) == ["cat", "cat", "dog"]
+    assert build(place).items == 3
+    with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
+        (match,) = engine.search(png(1), k=1)
+        assert (match.path, match.label, match.distance) == (f"{place}!/data/train/dog/2.png", "dog", 0)
+        assert resolve.read_path(match.path) == png(1)
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar"])
+def test_hidden_and_mac_members_are_skipped(name: str, tmp_path: Path) -> None:
+    names = ("a.png", "__MACOSX/a.png", "__MACOSX/._a.png", "b/._c.png", ".hidden/d.png", "b/e.png")
+    place = (write_zip if name.endswith("zip") else write_tar)(tmp_path / name, *names)
+    assert paths(listed(place)) == ["a.png", "b/e.png"]
+
+
+def test_member_that_is_no_image_is_counted(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", png())
+        archive.writestr("notes.txt", "hello")
+        archive.mkdir("folder.png")
+    with tarfile.open(str(tmp_path / "x.tar"), "w") as tar:
+        for name, data in (("a.png", png()), ("notes.txt", b"hello")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    for name in ("x.zip", "x.tar"):
+        assert (paths(listed(tmp_path / name)), listed(tmp_path / name).skipped) == (["a.png"], 1)
+
+
+def test_tar_of_current_folder_has_plain_paths(tmp_path: Path) -> None:
+    place = write_tar(tmp_path / "x.tar", "./cat/1.png", "./2.png")
+    assert paths(listed(place)) == ["cat/1.png", "2.png"]
+    assert base.folder_labels(listed(place).entries, True) == ["cat", None]
+    assert resolve.read_path(f"{place}!/2.png") == png(1)
+
+
+def test_member_with_wrong_checksum_fails_alone(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
+    place = write_zip(tmp_path / "x.zip", "a.png", "b.png", compression=zipfile.ZIP_STORED)
+    data = bytearray(place.read_bytes())
+    data[data.index(png(1)) + 60] ^= 255
+    place.write_bytes(data)
+    summary = build(place)
+    assert (summary.items, summary.failed) == (1, 1)
+    with pytest.raises(ImageError, match=r"cannot be read from the archive: Bad CRC-32"):
+        resolve.read_path(f"{place}!/b.png")
+
+
+def test_encrypted_member_fails_with_its_reason(tmp_path: Path) -> None:
+    place = write_zip(tmp_path / "x.zip", "a.png", "b", compression=zipfile.ZIP_STORED)
+    data = bytearray(place.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag in both of each member's headers
+        start = -1
+        while (start := data.find(signature, start + 1)) >= 0:
+            data[start + offset] |= 1
+    place.write_bytes(data)
+    listing = listed(place)
+    assert (paths(listing), listing.skipped) == (["a.png"], 1)
+    with pytest.raises(ImageError, match="encrypted, password required"):
+        resolve.read_path(f"{place}!/a.png")
+
+
+def test_recreated_zip_is_unchanged(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
+    build(write_zip(tmp_path / "x.zip", *NESTED))
+    summary = build(write_zip(tmp_path / "x.zip", *NESTED, compression=zipfile.ZIP_STORED))
+    assert (summary.unchanged, summary.to_read) == (3, 0)
+
+
+def test_last_member_of_a_name_counts(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        place = write_zip(tmp_path / "x.zip", "a.png", "a.png")
+    tar = write_tar(tmp_path / "x.tar", "a.png", "a.png")
+    assert build(place, tar).items == 2
+    assert resolve.read_path(f"{place}!/a.png") == resolve.read_path(f"{tar}!/a.png") == png(1)
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz", "x.tar.xz", "x.tar.zst"])
+def test_non_archive_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"no archive at all " * 100)
+    with pytest.raises(UsageError, match=rf"{name} cannot be read as a (zip|tar) archive: \S") as caught:
+        resolve.resolve(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+    assert not str(caught.value).endswith(":")
+
+
+@pytest.mark.parametrize("name", ["x.zip", "lzma.zip", "x.tar", "x.tar.gz", "x.tar.xz"])
+def test_damaged_archive_is_refused_or_read(name: str, tmp_path: Path) -> None:
+    place = tmp_path / name
+    if name == "lzma.zip":
+        write_zip(place, "a/1.png", "b/2", "\xfc.png", compression=zipfile.ZIP_LZMA)
+    else:
+        (write_zip if name.endswith("zip") else write_tar)(place, "a/1.png", "b/2", "\xfc.png")
+    data = place.read_bytes()
+    generator = np.random.default_rng(0)
+    for attempt in range(150):
+        damaged = bytearray(data)
+        if attempt % 5 == 0:
+            damaged = damaged[: generator.integers(0, len(data))]
+        else:
+            for spot in generator.integers(0, len(data), 4):
+                damaged[spot] = generator.choice([0, 255, int(generator.integers(0, 256))])
+        place.write_bytes(damaged)
+        source: Source | None = None
+        try:
+            source = resolve.resolve(str(place))
+            for entry in source.listing().entries:
+                try:
+                    source.read(entry.path)
+                except ImageError as refused:
+                    assert str(refused).strip()
+        except UsageError as refused:
+            assert "\n" not in str(refused)
+        finally:
+            if source is not None:
+                source.close()
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar"])
+def test_archive_can_be_read_by_many_threads(name: str, tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(40)]
+    source = resolve.resolve(str((write_zip if name.endswith("zip") else write_tar)(tmp_path / name, *names)))
+    wrong: list[str] = []
+
+    def use() -> None:
+        wrong.extend(name for number, name in enumerate(names) if source.read(name) != png(number))
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    source.close()
+    assert not wrong
+
+
+def test_compressed_tar_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As threads ask: nearly in order. What is passed over and not asked for does not pile up."""
+    names = [f"{number}.png" for number in range(40)]
+    write_tar(tmp_path / "x.tar", *names)
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
+    source = resolve.resolve(str(tmp_path / "x.tar.gz"))
+    assert isinstance(source, archives.TarSource)
+    assert len(source.listing().entries) == 40
+    begun: list[int] = []
+    seek = gzip.GzipFile.seek
+
+    def noted(file: gzip.GzipFile, offset: int, whence: int = 0) -> int:
+        begun.extend([offset] if not whence and offset < file.tell() else [])
+        return seek(file, offset, whence)
+
+    monkeypatch.setattr(gzip.GzipFile, "seek", noted)
+    monkeypatch.setattr(archives, "KEPT", 3)
+    for number in (2, 1, 0, 3, 5, 4, 39, 37, 38):
+        assert source.read(f"{number}.png") == png(number)
+    assert len(begun) == 1  # from the listing's end
+    assert source.read("0.png") == png(0)
+    assert source.read("39.png") == png(39)
+    assert len(source._passed) <= 3
+    source.close()
+
+
+# -- paths as printed
+
+
+def test_member_is_read_by_its_printed_path(tmp_path: Path) -> None:
+    place = write_zip(tmp_path / "x.zip", "a/b.png")
+    assert resolve.read_path(f"{place}!/a/b.png") == png()
+    with pytest.raises(ImageError, match="no such member in the archive"):
+        resolve.read_path(f"{place}!/a/c.png")
+
+
+def test_folder_ending_in_bang_is_no_archive(tmp_path: Path) -> None:
+    folder = put(tmp_path / "wow!", "a.png")
+    write_zip(folder / "x.zip", "b/c!/d.png")
+    assert resolve.read_path(f"{folder}/a.png") == png()
+    assert resolve.read_path(f"{folder}/x.zip!/b/c!/d.png") == png()

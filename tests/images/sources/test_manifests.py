@@ -1,0 +1,153 @@
+"""CSV and JSON-lines manifests as sources."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import simsearch
+from simsearch.errors import UsageError
+from simsearch.images.sources import resolve
+from simsearch.images.sources.base import Listing
+from simsearch.indexing import options
+from tests.helpers.models import CellModel
+from tests.helpers.sources import listed, paths, png, put
+
+# -- manifests
+
+
+def manifest(tmp_path: Path, text: str, name: str = "m.csv") -> Listing:
+    put(tmp_path, "a.png", "b/c.png")
+    (tmp_path / name).write_bytes(text.encode())
+    return listed(tmp_path / name)
+
+
+def test_csv_gives_labels_and_typed_metadata(tmp_path: Path) -> None:
+    first, second = manifest(
+        tmp_path,
+        'path,label,year,price,code,note,share\na.png,cat,1999,1.50,007,"a ""quoted"", note",-1e-3\nb/c.png,7,,,,,\n',
+    ).entries
+    assert (first.path, first.label, second.label) == ("a.png", "cat", "7")
+    assert first.metadata == {"year": 1999, "price": 1.5, "code": "007", "note": 'a "quoted", note', "share": -0.001}
+    assert second.metadata is None
+    assert first.size == (tmp_path / "a.png").stat().st_size
+    assert first.problem is None
+
+
+def test_json_lines_keep_their_types(tmp_path: Path) -> None:
+    text = (
+        '{"path": "a.png", "label": 3, "tags": ["x"], "ok": true, "none": null, "n": "5"}\n\n  \n{"path": "b/c.png"}\n'
+    )
+    first, second = manifest(tmp_path, text, "m.jsonl").entries
+    assert (first.label, first.metadata) == ("3", {"tags": ["x"], "ok": True, "n": "5"})
+    assert (second.path, second.label, second.metadata) == ("b/c.png", None, None)
+
+
+def test_manifest_takes_relative_absolute_paths(tmp_path: Path) -> None:
+    elsewhere = put(tmp_path / "elsewhere", "d.png")
+    text = f"path\na.png\n{elsewhere}/d.png\nelsewhere/../b/c.png\n"
+    assert [entry.problem for entry in manifest(tmp_path, text).entries] == [None] * 3
+    source = resolve.resolve(str(tmp_path / "m.csv"))
+    assert source.display("a.png") == str(tmp_path / "a.png")
+    assert source.display(f"{elsewhere}/d.png") == f"{elsewhere}/d.png"
+    assert source.read(f"{elsewhere}/d.png") == png()
+    assert source.read("a.png") == png(0)
+
+
+def test_missing_file_of_a_manifest_is_a_failure(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
+    manifest(tmp_path, "path\na.png\ngone.png\nb\n")
+    summary = build(tmp_path / "m.csv")
+    assert (summary.items, summary.failed) == (1, 2)
+    with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
+        assert dict(engine.failures()) == {
+            str(tmp_path / "gone.png"): "No such file or directory",
+            str(tmp_path / "b"): "Is a directory",
+        }
+
+
+def test_repeated_path_is_taken_once(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "b/c.png")
+    (tmp_path / "m.csv").write_text("path,label\na.png,first\na.png,second\nb/c.png,x\n")
+    assert [(entry.path, entry.label) for entry in listed(tmp_path / "m.csv", ["b"]).entries] == [("a.png", "first")]
+
+
+def test_manifest_labels_are_not_folders(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
+    manifest(tmp_path, "path,label\na.png,\nb/c.png,mine\n")
+    build(tmp_path / "m.csv")
+    with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
+        assert {match.relative: match.label for match in engine.search(png())} == {"a.png": None, "b/c.png": "mine"}
+
+
+def test_changed_metadata_needs_no_computation(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
+    manifest(tmp_path, "path,n\na.png,1\n")
+    build(tmp_path / "m.csv")
+    manifest(tmp_path, "path,n\na.png,2\n")
+    os.utime(tmp_path / "a.png", (5, 5))
+    assert build(tmp_path / "m.csv").computed == 0
+    with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
+        assert [match.metadata for match in engine.search(png(), where={"n": 2})] == [{"n": 2}]
+
+
+@pytest.mark.parametrize(("name", "text"), [("m.csv", "path\na.png\n"), ("m.jsonl", '{"path": "a.png"}')])
+def test_bom_and_windows_line_ends_do_not_matter(name: str, text: str, tmp_path: Path) -> None:
+    assert paths(manifest(tmp_path, "\ufeff" + text.replace("\n", "\r\n"), name)) == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.csv", "", "the first line names no column 'path'"),
+        ("m.csv", "file,label\na.png,x\n", "the first line names no column 'path'"),
+        ("m.csv", "path,label\na.png,x\n,y\n", "line 3: there is no 'path'"),
+        ("m.jsonl", '{"path": "a.png"}\n\nnope\n', "line 3: Expecting value"),
+        ("m.jsonl", '{"path": "a.png"}\n[1]\n', "line 2: not a JSON object"),
+        ("m.jsonl", '{"label": "x"}\n', "line 1: there is no 'path'"),
+        ("m.jsonl", '{"path": 7}\n', "line 1: there is no 'path'"),
+        ("m.jsonl", '{"path": "a\\ud800.png"}\n', r"line 1: the path 'a\\ud800.png' cannot name a file"),
+        ("m.jsonl", '{"path": "a.png", "n": %s}\n' % ("9" * 5000), "line 1: Exceeds the limit"),
+        ("m.jsonl", '{"path": "a.png", "n": %s}\n' % ("[" * 100_000), r"line 1: \S"),
+    ],
+)
+def test_bad_lines_are_named(name: str, text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"{name}(: |, ){message}"):
+        manifest(tmp_path, text, name)
+
+
+def test_manifest_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes("path\ncaf\xe9.png\n".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"m\.csv cannot be read: 'utf-8' codec"):
+        listed(tmp_path / "m.csv")
+
+
+def test_impossible_name_fails_its_line_only(tmp_path: Path) -> None:
+    listing = manifest(tmp_path, '{"path": "a\\u0000b.png"}\n{"path": "a.png"}\n', "m.jsonl")
+    assert [entry.problem for entry in listing.entries] == ["embedded null byte", None]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.jsonl", '{"path": "a.png", "x": NaN, "n": 1}\n{"path": "b/c.png", "x": [Infinity, 1e999], "n": 2}\n'),
+        ("m.csv", "path,x,n\na.png,1e999,1\nb/c.png,%s,2\n" % ("9" * 5000)),
+    ],
+)
+def test_non_json_numbers_do_not_break_filters(
+    name: str, text: str, tmp_path: Path, build: Callable[..., options.Summary]
+) -> None:
+    manifest(tmp_path, text, name)
+    build(tmp_path / name)
+    with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
+        (match,) = engine.search(png(), where={"n": 1})
+        assert match.relative == "a.png"
+        json.dumps([match.metadata for match in engine.search(png())], allow_nan=False)
+
+
+def test_surrogates_in_label_are_replaced(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
+    manifest(tmp_path, '{"path": "a.png", "label": "a\\ud800b"}\n', "m.jsonl")
+    build(tmp_path / "m.jsonl")
+    with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
+        assert engine.search(png())[0].label == "a?b"

@@ -1,0 +1,183 @@
+"""Parquet tables as sources."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import simsearch
+from simsearch.errors import ImageError, MissingExtraError, UsageError
+from simsearch.images.sources import resolve, tables
+from simsearch.indexing import options
+from tests.helpers.models import CellModel
+from tests.helpers.sources import listed, paths, png
+
+needs_pyarrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
+
+
+# -- Parquet
+
+
+def table(place: Path, columns: dict[str, Any], **options: Any) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), place, **options)
+    return place
+
+
+@needs_pyarrow
+def test_parquet_bytes_with_labels_and_metadata(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
+    data = [png(seed) for seed in range(3)]
+    place = table(tmp_path / "x.parquet", {"n": [1, 2, 3], "photo": data, "label": ["cat", None, "dog"]})
+    listing = listed(place)
+    assert paths(listing) == ["row-00000000", "row-00000001", "row-00000002"]
+    assert [entry.label for entry in listing.entries] == ["cat", None, "dog"]
+    assert [entry.metadata for entry in listing.entries] == [{"n": 1}, {"n": 2}, {"n": 3}]
+    assert build(place).items == 3
+    with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
+        (match,) = engine.search(data[2], k=1, where={"n": 3})
+    assert (match.path, match.label, match.distance) == (f"{place}!/row-00000002", "dog", 0)
+    assert resolve.read_path(match.path) == data[2]
+    assert build(place).unchanged == 3
+
+
+@needs_pyarrow
+def test_parquet_struct_of_hugging_face(tmp_path: Path) -> None:
+    rows = [{"bytes": png(seed), "path": f"{seed}.png"} for seed in range(2)]
+    place = table(tmp_path / "x.parquet", {"other": [b"1", b"2"], "image": rows, "label": [0, 1]})
+    assert [entry.label for entry in listed(place).entries] == ["0", "1"]
+    assert resolve.read_path(f"{place}!/row-00000001") == png(1)
+
+
+@needs_pyarrow
+def test_parquet_unique_path_column_names_rows(tmp_path: Path) -> None:
+    data = [png(seed) for seed in range(2)]
+    assert paths(listed(table(tmp_path / "x.parquet", {"i": data, "path": ["a/1.png", "b"]}))) == ["a/1.png", "b"]
+    assert resolve.read_path(f"{tmp_path}/x.parquet!/b") == png(1)
+    assert paths(listed(table(tmp_path / "y.parquet", {"i": data, "path": ["a", "a"]}))) == [
+        "row-00000000",
+        "row-00000001",
+    ]
+    with pytest.raises(ImageError, match="no such row in the table"):
+        resolve.read_path(f"{tmp_path}/x.parquet!/c")
+
+
+@needs_pyarrow
+def test_parquet_rows_are_found_in_any_group(tmp_path: Path) -> None:
+    data = [png(seed) for seed in range(20)]
+    source = resolve.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=3)))
+    assert [source.read(entry.path) for entry in reversed(source.listing().entries)] == data[::-1]
+    source.close()
+
+
+@needs_pyarrow
+def test_parquet_groups_are_read_once_by_threads(tmp_path: Path) -> None:
+    data = [png(seed) for seed in range(20)]
+    source = resolve.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=5)))
+    assert isinstance(source, tables.ParquetSource)
+    read: list[int] = []
+    file = source._file
+
+    class Counted:
+        metadata, close = file.metadata, file.close
+
+        def read_row_group(self, number: int, columns: list[str]) -> Any:
+            read.append(number)
+            return file.read_row_group(number, columns)
+
+    source._file = Counted()
+    for row in (0, 1, 2, 3, 5, 4, 6, 8, 10, 9, 7, 11, 15, 14):
+        assert source.read(f"row-{row:08d}") == data[row]
+    assert read == [0, 1, 2, 3]
+    source.close()
+
+
+@needs_pyarrow
+def test_parquet_truncated_meanwhile_is_failure(tmp_path: Path) -> None:
+    """In a process of its own, which a signal would end were the file mapped into its memory."""
+    data = [np.random.default_rng(seed).bytes(200_000) for seed in range(20)]
+    place = table(tmp_path / "x.parquet", {"image": data}, row_group_size=5, use_dictionary=False)
+    code = (
+        "import os, sys; from simsearch import errors; from simsearch.images.sources import resolve; source = resolve.resolve(sys.argv[1])\n"
+        "source.read('row-00000000'); os.truncate(sys.argv[1], 1_500_000)\n"
+        "try: source.read('row-00000019')\n"
+        "except errors.ImageError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cannot be read from the table: ")
+
+
+@needs_pyarrow
+def test_parquet_row_without_bytes_is_a_failure(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
+    rows = [{"bytes": png(), "path": None}, None, {"bytes": None, "path": "x"}]
+    summary = build(table(tmp_path / "x.parquet", {"image": rows}))
+    assert (summary.items, summary.failed) == (1, 2)
+    with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
+        assert {reason for _, reason in engine.failures()} == {"empty file"}
+
+
+@needs_pyarrow
+def test_parquet_omits_unsupported_columns(tmp_path: Path) -> None:
+    import pyarrow
+
+    columns = {
+        "image": [png()],
+        "when": pyarrow.array([1], pyarrow.timestamp("ns")),
+        "late": pyarrow.array([2**40], pyarrow.timestamp("s")),
+        "lasts": pyarrow.array([1], pyarrow.duration("ns")),
+        "nothing": [float("nan")],
+        "null": pyarrow.array([None], pyarrow.int64()),
+        "list": [[1, 2]],
+        "more": [b"bytes"],
+        "yes": [True],
+        "word": pyarrow.array(["w"]).dictionary_encode(),
+        "share": [0.5],
+    }
+    (entry,) = listed(table(tmp_path / "x.parquet", columns)).entries
+    assert entry.metadata == {"yes": True, "word": "w", "share": 0.5}
+
+
+@needs_pyarrow
+def test_parquet_without_images_names_columns(tmp_path: Path) -> None:
+    place = table(tmp_path / "x.parquet", {"a": [1], "b": ["x"]})
+    with pytest.raises(UsageError, match="no column holds image bytes") as caught:
+        resolve.resolve(str(place))
+    assert caught.value.hint == "its columns: a, b"
+
+
+@needs_pyarrow
+def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
+    place = table(tmp_path / "x.parquet", {"image": [png(seed) for seed in range(6)], "label": list("abcabc")})
+    data = place.read_bytes()
+    place.write_bytes(b"no parquet at all")
+    with pytest.raises(UsageError, match="cannot be read as Parquet"):
+        resolve.resolve(str(place))
+    generator = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(data)
+        for spot in generator.integers(0, len(data), 3):
+            damaged[spot] = generator.integers(0, 256)
+        place.write_bytes(damaged)
+        try:
+            source = resolve.resolve(str(place))
+            for entry in source.listing().entries:
+                source.read(entry.path)
+        except (UsageError, ImageError) as refused:
+            assert "\n" not in str(refused)
+
+
+def test_parquet_without_extra_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "x.parquet").touch()
+    with pytest.raises(MissingExtraError, match=r"reading Parquet needs the \[parquet\] extra") as caught:
+        resolve.resolve(str(tmp_path / "x.parquet"))
+    assert caught.value.hint == "pip install 'simsearch[parquet]'"

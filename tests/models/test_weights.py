@@ -1,0 +1,119 @@
+"""Weights files: compressed as in Deep Compression, self-describing, never trusted."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from simsearch.errors import WeightsError
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.models import deep_compression, registry, weights
+from simsearch.models.weights import ModelCard
+
+
+def sparse(shape, share, seed=0):
+    random = np.random.default_rng(seed)
+    return (random.normal(size=shape) * (random.random(shape) < share)).astype(np.float32)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.2, 1.0])
+@pytest.mark.parametrize("bits", [1, 5, 8])
+def test_pruned_weights_decode_to_shared_values(share, bits):
+    tensor = sparse((40, 500), share)
+    encoded = deep_compression.compress_tensor(tensor, bits)
+    decoded = deep_compression.decompress_tensor(encoded)
+    assert decoded.shape == tensor.shape
+    assert len(np.unique(decoded[decoded != 0])) <= 2**bits - 1
+    np.testing.assert_array_equal(decoded[tensor == 0], 0)
+    nearest = np.abs(tensor[tensor != 0][:, None] - encoded.codebook[None, 1:]).min(1)
+    np.testing.assert_allclose(np.abs(decoded - tensor)[tensor != 0], nearest, atol=1e-6)
+
+
+def test_long_gaps_are_bridged():
+    tensor = np.zeros(3000, np.float32)
+    tensor[[0, 255, 256, 512, 1024, 2999]] = [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(deep_compression.decompress_tensor(deep_compression.compress_tensor(tensor, 8)), tensor)
+
+
+def test_an_empty_tensor_of_zeros():
+    np.testing.assert_array_equal(
+        deep_compression.decompress_tensor(deep_compression.compress_tensor(np.zeros((3, 4), np.float32), 5)),
+        np.zeros((3, 4)),
+    )
+
+
+def test_five_bits_lose_little():
+    tensor = sparse((256, 256), 0.3)
+    decoded = deep_compression.decompress_tensor(deep_compression.compress_tensor(tensor, 5))
+    assert np.linalg.norm(decoded - tensor) < 0.08 * np.linalg.norm(tensor)
+
+
+def test_more_bits_than_a_byte_are_refused():
+    with pytest.raises(WeightsError, match="9 bits"):
+        deep_compression.compress_tensor(np.ones(3, np.float32), 9)
+
+
+def test_streams_that_claim_too_much_are_refused():
+    good = deep_compression.compress_tensor(sparse((50, 50), 0.1), 4)
+    for bad in (
+        good._replace(shape=(1 << 20, 1 << 20)),
+        good._replace(shape=(5, 5)),
+        good._replace(stored=good.stored - 1),
+        good._replace(stored=good.stored + 1),
+        good._replace(codebook=good.codebook[:2]),
+        good._replace(gaps=np.frombuffer(b"junk", np.uint8)),
+    ):
+        with pytest.raises(WeightsError):
+            deep_compression.decompress_tensor(bad)
+
+
+def test_a_file_says_everything(tmp_path):
+    path = tmp_path / "w.safetensors"
+    card = ModelCard("alexnet", {"channels": (8, 16, 16, 16, 16)}, Preprocessing(40, 32), ("cat", "dog"), "words", {"passes": 3},
+                {"top-1": 0.5}, (0.0, 1.0))  # fmt: skip
+    tensors = {"a.weight": sparse((30, 30), 0.2), "a.bias": np.arange(4, dtype=np.float32)}
+    weights.write(path, card, tensors, {"a.weight": 6})
+    assert weights.read_card(path) == card
+    back = weights.read_tensors(path)
+    assert set(back) == set(tensors)
+    np.testing.assert_array_equal(back["a.bias"], tensors["a.bias"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 100, struct.pack("<Q", 20) + b"{not json at all....",
+                                     struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 1 << 60) + b"x"])  # fmt: skip
+def test_what_is_no_weights_file_is_refused(tmp_path, content):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"w\.safetensors"):
+        weights.read_card(path)
+
+
+def test_a_header_of_the_future_is_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    header = json.dumps({"__metadata__": {"simsearch": json.dumps({"format": 99})}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(WeightsError, match="format 99"):
+        weights.read_card(path)
+
+
+def test_unknown_recipe_keys_are_refused():
+    with pytest.raises(WeightsError, match="gamma"):
+        Preprocessing.from_dict({"resize": 256, "gamma": 2})
+    assert Preprocessing.from_dict(json.loads(json.dumps(Preprocessing().to_dict()))) == Preprocessing()
+
+
+def test_shipped_weights_fit_the_limit():
+    files = [registry.find_weights(name).path for name in registry.BUILTIN]
+    assert sum(path.stat().st_size for path in files) <= 16 << 20
+
+
+@pytest.mark.parametrize("name", list(registry.BUILTIN))
+def test_shipped_cards_are_complete(name):
+    found = registry.find_weights(name)
+    assert found.config.dimension == 4096
+    assert len(found.card.classes) == found.config.num_classes >= 200
+    assert found.card.training
+    assert found.card.metrics
+    assert len(found.card.distances) > 100

@@ -1,0 +1,126 @@
+"""HTML reports."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+from html.parser import HTMLParser
+
+import pytest
+from markupsafe import escape
+from PIL import Image
+
+from simsearch.reports.html import render_html
+from simsearch.reports.tiles import ResultRow, Tile
+from tests.helpers.reports import match, page, row
+
+NASTY = "<script>alert(1)</script>\"'"
+
+
+class Outline(HTMLParser):
+    """The start tags of a page with their attributes, and its text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+# html
+
+
+def test_html_shows_everything_known_of_a_match() -> None:
+    text = Outline(page(row(match("pets/tom.jpg")), facts={"model": "alexnet"})).text
+    for expected in ["31.23", "62.5%", "cat", "pets/tom.jpg", "id 7", "1", "query", "model", "alexnet"]:
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("distance", "shown"),
+    [(0.0, "0"), (1e-6, "0"), (0.123456, "0.1235"), (85.0, "85"), (1234.4, "1234"), (float("inf"), "inf")],
+)
+def test_distances_have_four_significant_digits(distance: float, shown: str) -> None:
+    assert f"</small> {shown}</span>" in page(row(Tile(None, "m.jpg", distance=distance)))
+
+
+def test_html_ranks_in_order() -> None:
+    text = Outline(page(row(*(match(f"{name}.jpg") for name in "abc")))).text
+    assert [text.index(f"{name}.jpg") for name in "abc"] == sorted(text.index(f"{name}.jpg") for name in "abc")
+    assert re.findall(r'"badge">(\w+)<', page(row(match(), match()))) == ["query", "1", "2"]
+
+
+def test_html_escapes_every_string() -> None:
+    rows = [ResultRow(Tile(None, NASTY, label=NASTY), [match(NASTY, label=NASTY)])]
+    source = page(*rows, title=NASTY, facts={NASTY: NASTY})
+    outline = Outline(source)
+    assert "script" not in {tag for tag, _ in outline.tags}
+    assert not any(name.startswith("on") for _, attributes in outline.tags for name in attributes)
+    assert "<script" not in source
+    assert escape(NASTY) in source and NASTY in outline.text
+    assert [image["alt"] for image in outline.attributes("img")] == [f"Match 1: {NASTY}, {NASTY}"]
+
+
+def test_html_needs_nothing_but_itself() -> None:
+    source = page(row(match("http://example.com/a.jpg")), path := row(path="https://example.com/q.jpg"))
+    outline = Outline(source)
+    links = [value or "" for _, a in outline.tags for key, value in a.items() if key in {"src", "href", "srcset"}]
+    assert len(links) == 3 and all(link.startswith("data:image/jpeg;base64,") for link in links)
+    assert "url(" not in source and "@import" not in source
+    policy = [meta["content"] for meta in outline.attributes("meta") if "http-equiv" in meta]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert path.query.path in outline.text
+
+
+def test_html_is_semantic_and_adapts() -> None:
+    source = page(row(match(), match()), row())
+    counts = {tag: len(Outline(source).attributes(tag)) for tag in ["main", "section", "figure", "figcaption", "img"]}
+    assert counts == {"main": 1, "section": 2, "figure": 4, "figcaption": 4, "img": 4}
+    assert all(image["alt"] for image in Outline(source).attributes("img"))
+    assert "prefers-color-scheme: dark" in source and 'name="viewport"' in source
+    assert Outline(source).text.count("no match") == 1
+
+
+def test_html_thumbnails_fit_the_side() -> None:
+    source = render_html([row()], "t", {}, side=100)
+    (image,) = Outline(source).attributes("img")
+    data = base64.b64decode((image["src"] or "").partition(",")[2])
+    assert (image["width"], image["height"]) == ("100", "75")
+    assert Image.open(io.BytesIO(data)).size == (100, 75)
+
+
+def test_html_of_a_missing_image_and_of_no_rows() -> None:
+    source = page(ResultRow(Tile(None, "gone.jpg"), []))
+    assert "not available" in Outline(source).text and not Outline(source).attributes("img")
+    assert "no queries" in Outline(page()).text
+
+
+def test_html_has_a_table_where_there_is_one() -> None:
+    page = render_html([], "Title", {}, table=[("class", "P@1"), ("<cats>", "0.5"), ("dogs", "1.0")])
+    assert '<th scope="col">class</th><th scope="col">P@1</th>' in page
+    assert '<th scope="row" dir="auto">&lt;cats&gt;</th><td>0.5</td>' in page
+    assert "<table" not in render_html([], "Title", {})
+
+
+def test_html_of_unusual_names() -> None:
+    name = os.fsdecode(b"caf\xe9\n\x00.jpg") + "\u202egpj"
+    source = page(row(match(name, label=name), path=name), title=name, facts={name: name})
+    assert source.encode("utf-8")
+    assert r"caf\udce9\n\x00.jpg\u202egpj" in source
+    assert "日本語 👩\u200d🔬" in page(row(match(label="日本語 👩\u200d🔬")))
+
+
+@pytest.mark.parametrize(("similarity", "shown"), [(-0.5, "0.0%"), (1.0000001, "100.0%"), (0.5, "50.0%")])
+def test_the_bar_stays_within_its_bounds(similarity: float, shown: str) -> None:
+    assert f"width: {shown}" in page(row(Tile(None, "m.jpg", similarity=similarity)))

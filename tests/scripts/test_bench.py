@@ -1,0 +1,53 @@
+"""The benchmarks of scripts/bench run, small."""
+
+import re
+import subprocess
+import sys
+
+import simsearch
+from simsearch.images.samples import generate
+from tests.helpers.scripts import SCRIPTS
+
+
+def test_bench_cold(tmp_path):
+    index, folder = tmp_path / "index", tmp_path / "pictures"
+    generate.generate(folder, count=4)
+    simsearch.build(folder, index).close()
+    picture = str(next(folder.rglob("*.*")))
+    script = SCRIPTS / "bench" / "cold.py"
+    command = [sys.executable, str(script), picture, "-i", str(index), "--times", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "load alexnet-distilled" in done.stdout
+    assert "session made" in done.stdout
+    assert "median of the ratios" in done.stdout
+    assert "[imports: none]" in done.stdout
+
+
+def bench(name, *arguments):
+    command = [sys.executable, str(SCRIPTS / "bench" / f"{name}.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_bench_ingest(tmp_path, tiny_weights):
+    """Twelve different JPEGs of four drawings; one tutorial's loop is enough."""
+    generate.generate(tmp_path / "pictures", count=4)
+    out = bench("ingest", tmp_path / "pictures", "--count", 12, "--enlarge", 0.5, "--times", 1, "--model", tiny_weights,
+                "--skip", "tutorial")  # fmt: skip
+    assert "12 JPEGs" in out
+    assert "63 pixels; 1 rounds" in out
+    assert "simsearch against tutorial, batches: " in out
+    assert "of that" in out
+    rates = re.search(r"tutorial, batches ([\d,.]+), decoding ([\d,.]+), inference ([\d,.]+), simsearch ([\d,.]+)", out)
+    assert rates
+    assert all(float(rate.replace(",", "")) > 0 for rate in rates.groups())
+
+
+def test_bench_decoding(tmp_path, tiny_weights):
+    generate.generate(tmp_path / "pictures", count=8)
+    out = bench("decoding", tmp_path / "pictures", "--model", tiny_weights, "--megapixels", 0, 1)
+    assert "8 of 8 images" in out
+    assert re.search(r"as it is +0\.99|as it is +1\.0", out)
+    assert re.search(r"1 MP +0\.9", out)

@@ -1,0 +1,137 @@
+"""Duplicate images are found in groups."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simsearch import api
+from simsearch.cli.main import main
+from simsearch.errors import UsageError
+from simsearch.images import perturb
+from simsearch.search import duplicates
+from tests.helpers.filler import Filler
+from tests.helpers.models import Colours
+
+
+def expected(features: np.ndarray, reach: float) -> list[list[int]]:
+    """The groups, ids from 1, by comparing all pairs."""
+    x = features.astype(np.float64)
+    near = np.linalg.norm(x[:, None] - x[None], axis=2) <= reach
+    group = np.arange(len(x))
+    while True:
+        lowest = np.array([group[near[i]].min() for i in range(len(x))])
+        if (lowest == group).all():
+            break
+        group = lowest
+    found = [(1 + np.flatnonzero(group == g)).tolist() for g in np.unique(group)]
+    return sorted((g for g in found if len(g) > 1), key=lambda g: (-len(g), g[0]))
+
+
+@pytest.mark.parametrize("reach", [0.0, 0.5, 3.0, 8.0, 1e30, 1e200, np.inf])
+def test_groups_are_those_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach: float) -> None:
+    monkeypatch.setattr(duplicates, "BLOCK", 32)
+    monkeypatch.setattr(duplicates, "WINDOW", 64)
+    monkeypatch.setattr(duplicates, "PAIRS", 16)
+    random = np.random.default_rng(1)
+    features = np.maximum(random.normal(0, 2, (400, 80)), 0)
+    copies = random.integers(0, 400, 120)
+    features[random.integers(0, 400, 120)] = features[copies] + random.normal(0, 0.05, (120, 80))
+    features[:40] = features[40]
+    features = features.astype(np.float16)
+    filler = Filler(tmp_path / "index", 80, rows_per_shard=128)
+    filler.add(features)
+    found = duplicates.duplicate_groups(filler.engine, reach)
+    assert [[member.item.id for member in group] for group in found] == expected(features, reach)
+    for group in found:
+        first = features[group[0].item.id - 1].astype(np.float64)
+        for member in group:
+            distance = np.linalg.norm(features[member.item.id - 1].astype(np.float64) - first)
+            assert member.distance == pytest.approx(distance)
+
+
+def test_large_indexes_are_compared_list_by_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(2)
+    features = np.maximum(random.normal(0, 2, (3000, 80)), 0)
+    features[random.permutation(3000)[:400]] = features[:400] + random.normal(0, 0.05, (400, 80))
+    features[1000:1060] = features[7] + random.normal(0, 0.02, (60, 80))  # more than an item's nearest
+    filler = Filler(tmp_path / "index", 80)
+    filler.add(features)
+    filler.remove(range(1, 100, 9))
+
+    def ids(found: list[list[duplicates.Member]]) -> list[list[int]]:
+        return [[member.item.id for member in group] for group in found]
+
+    exact = duplicates.duplicate_groups(filler.engine, 1.5)
+    assert duplicates.checked(filler.engine, exact, 1.5)[0] == duplicates.checked(filler.engine, exact, 1.5)[1] > 20
+    monkeypatch.setattr(duplicates, "EXACT", 1000)
+    found = duplicates.duplicate_groups(filler.engine, 1.5)
+    assert ids(duplicates.duplicate_groups(filler.engine, 1.5, exact=True)) == ids(exact)
+    pairs, together = duplicates.checked(filler.engine, found, 1.5)
+    assert together >= 0.95 * pairs
+    linked = {number for group in ids(found) for number in group}
+    assert linked <= {number for group in ids(exact) for number in group}
+    assert max(map(len, found)) >= 60
+    assert duplicates.checked(filler.engine, [], 1.5) == (pairs, 0)
+
+
+def test_removed_items_are_in_no_group(tmp_path: Path) -> None:
+    filler = Filler(tmp_path / "index", 4)
+    assert duplicates.duplicate_groups(filler.engine, 1) == []
+    filler.add(np.ones((3, 4)))
+    filler.remove([2])
+    assert [[m.item.id for m in group] for group in duplicates.duplicate_groups(filler.engine, 0)] == [[1, 3]]
+    filler.remove([1])
+    assert duplicates.duplicate_groups(filler.engine, 5) == []
+    with pytest.raises(UsageError, match="not negative"):
+        duplicates.duplicate_groups(filler.engine, -1)
+
+
+def test_calibrated_threshold_finds_copies(tmp_path: Path, photos: Path, colours: Colours) -> None:
+    for name in ("amber/0", "rose/3"):
+        image = Image.open(photos / f"{name}.png")
+        image.resize((14, 14)).resize((16, 16)).save(photos / f"{name}-copy.png")
+    with api.build(photos, tmp_path / "index", colours) as engine:
+        limit = duplicates.copy_threshold(engine)
+        assert set(limit.copies) == set(perturb.COPIES)
+        assert 0 < limit.distance < 0.5
+        found = duplicates.duplicate_groups(engine, limit.distance)
+        pairs = [sorted(Path(member.path).stem for member in group) for group in found]
+        assert sorted(pairs) == [["0", "0-copy"], ["3", "3-copy"]]
+
+
+def test_threshold_without_the_pictures(tmp_path: Path, photos: Path, colours: Colours) -> None:
+    with api.build(photos, tmp_path / "index", colours) as engine:
+        photos.rename(tmp_path / "elsewhere")
+        limit = duplicates.copy_threshold(engine)
+        assert limit.copies == {} and limit.distance >= 0
+
+
+def test_duplicates_from_the_command_line(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    filler = Filler(tmp_path / "index", 4)
+    filler.add(np.array([[0, 0, 0, 0], [9, 0, 0, 0], [0, 0, 0, 1], [0, 5, 0, 0]]))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(["duplicates", "-i", str(filler.path), *arguments])
+        out = capsysbinary.readouterr()
+        return int(end.value.code or 0), out.out.decode(), out.err.decode()
+
+    code, out, err = run("--max-distance", "1", "--format", "json")
+    assert code == 0 and [[m["id"] for m in group] for group in json.loads(out)] == [[1, 3]]
+    assert "1 group of 2 items" in err
+    assert json.loads(run("--max-distance", "1", "--format", "jsonl")[1])[1]["distance"] == 1
+    assert run("--max-distance", "1", "--format", "paths")[1] == "/nowhere/000002\n"
+    rows = list(csv.DictReader(io.StringIO(run("--max-distance", "1", "--format", "csv")[1])))
+    assert [(row["group"], row["id"]) for row in rows] == [("1", "1"), ("1", "3")]
+    report = tmp_path / "report.html"
+    assert "group 1: 2 items" in run("--max-distance", "1", "--html", str(report))[1]
+    assert "Near-identical pictures" in report.read_text()
+    assert run("--max-distance", "0.5")[0] == 1
+    assert run("--html", str(tmp_path / "none" / "report.html"))[0] == 2

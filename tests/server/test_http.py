@@ -1,0 +1,187 @@
+"""The service as its clients meet it: requests, refusals, keys, hosts and errors."""
+
+import ipaddress
+import threading
+
+import pytest
+
+import simsearch
+from simsearch.errors import SimsearchError
+from simsearch.images.urls import is_public
+from tests.helpers.client import Client, code, png, upload
+
+httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
+import asyncio  # noqa: E402
+
+BAD = [
+    ({"id": 999}, 404), ({"id": 2**63}, 422), ({"id": -1}, 422), ({"id": "1"}, 422), ({"id": True}, 422), ({}, 422),
+    ({"id": 1, "vector": [1]}, 422), ({"vector": [1, 2]}, 422), ({"vector": ["a"]}, 422), ({"id": 1, "k": 0}, 422),
+    ({"id": 1, "k": 10**9}, 422), ({"id": 1, "filter": ["nonsense"]}, 422), ({"id": 1, "max_distance": -1}, 422),
+    ({"id": 1, "crop": [0, 0, 0, 0]}, 422), ({"id": 1, "crop": [0, 0, 99, 99]}, 422), ({"id": 1, "unknown": 1}, 422),
+    ({"id": 1, "flip": 1}, 422), ({"id": 1, "expand": 0}, 422), ({"id": 1, "expand": 65}, 422),
+    ({"id": 1, "filter": "nonsense"}, 422), ({"id": 1, "filter": {}}, 422), ({"url": "http://127.0.0.1/"}, 422), ({"image": "x"}, 422), ([1], 422),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "status"), BAD)
+def test_bad_arguments(client, body, status):
+    assert client("POST", "/v1/search", json=body).status_code == status
+
+
+def test_bad_bodies(client):
+    post = lambda **options: code(client("POST", "/v1/search", **options))  # noqa: E731
+    assert post(files=upload(b"not an image")) == (422, "bad_image")
+    assert post(files=upload(b"")) == (422, "bad_image")
+    assert post(files=upload(png((64, 64))[:45])) == (422, "bad_image")
+    assert post(files=upload(bytes(50 << 20))) == (413, "too_large")
+    assert post(content=b"{", headers={"content-type": "application/json"}) == (400, "bad_json")
+    assert post(content=b"[" * 100_000, headers={"content-type": "application/json"})[0] == 400
+    assert post(content=bytes(2 << 20), headers={"content-type": "application/json"}) == (413, "too_large")
+    assert post(content=b"x", headers={"content-type": "text/plain"}) == (415, "unsupported_media_type")
+    assert post(content=b"x", headers={"content-type": "multipart/form-data"})[0] == 400
+    assert post(content=b"x", headers={"content-type": "multipart/form-data; boundary=a"})[0] in {400, 422}
+
+
+def test_a_bomb_is_refused(engine):
+    client = Client(simsearch.create_app(engine, max_pixels=10_000))
+    assert code(client("POST", "/v1/search", files=upload(png((200, 200))))) == (413, "image_too_large")
+
+
+def test_a_chunked_body_and_a_slow_one(engine):
+    client = Client(simsearch.create_app(engine, max_body=1000, body_timeout=0.05))
+
+    async def endless():
+        while True:
+            yield b"x" * 100
+
+    async def slow():
+        yield b"{"
+        await asyncio.sleep(5)
+
+    headers = {"content-type": "application/json"}
+    assert code(client("POST", "/v1/search", content=endless(), headers=headers)) == (413, "too_large")
+    assert code(client("POST", "/v1/search", content=slow(), headers=headers)) == (400, "body_too_slow")
+
+
+def test_the_openapi_document(engine):
+    document = Client(simsearch.create_app(engine))("GET", "/openapi.json").json()
+    operations = {f"{method} {path}" for path, found in document["paths"].items() for method in found}
+    assert operations == {
+        "get /health", "get /ready", "get /metrics", "get /v1/indexes", "post /v1/search", "get /v1/items",
+        "get /v1/items/{id}", "get /v1/items/{id}/image", "get /v1/items/{id}/thumbnail",
+    }  # fmt: skip
+    for path, found in document["paths"].items():
+        for operation in found.values():
+            for status, answer in operation["responses"].items():
+                assert answer["description"]
+                schema = answer.get("content", {}).get("application/json", {}).get("schema")
+                if schema is not None:
+                    assert schema["examples"], f"{path} {status} has no example"
+                if int(status) >= 400:
+                    assert schema["required"] == ["error"], f"{path} {status}"
+    writing = Client(simsearch.create_app(engine, writable=True, api_keys="k"))("GET", "/openapi.json").json()
+    assert {"post", "get"} == set(writing["paths"]["/v1/items"])
+    assert writing["paths"]["/v1/search"]["post"]["security"] == [{"bearer": []}, {"header": []}]
+    assert "security" not in writing["paths"]["/health"]["get"]
+
+
+def test_keys(engine):
+    client = Client(simsearch.create_app(engine, api_keys=("secret", "other")))
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"x-api-key": "secre"}, {"authorization": "secret"}):
+        assert code(client("GET", "/v1/items/1", headers=headers)) == (401, "unauthorized")
+        assert client("GET", "/metrics", headers=headers).status_code == 401
+    assert client("GET", "/v1/items/1", headers={"authorization": "Bearer other"}).status_code == 200
+    assert client("GET", "/v1/items/1", headers={"x-api-key": "secret"}).status_code == 200
+    assert client("GET", "/health").status_code == client("GET", "/ready").status_code == 200
+
+
+def test_hosts_and_other_sites(engine):
+    client = Client(simsearch.create_app(engine, hosts=("127.0.0.1",)))
+    assert client("GET", "/health", headers={"host": "127.0.0.1:8000"}).status_code == 200
+    assert code(client("GET", "/health", headers={"host": "evil.example"})) == (400, "bad_host")
+    assert code(client("POST", "/v1/search", json={"id": 1}, headers={"origin": "http://evil.example"})) == (
+        400, "cross_origin")  # fmt: skip
+    assert "access-control-allow-origin" not in client("GET", "/health", headers={"origin": "http://a.b"}).headers
+
+
+def test_request_ids(client):
+    assert client("GET", "/health", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert client("GET", "/health", headers={"x-request-id": "a b\tc" * 90}).headers["x-request-id"] != "a b\tc" * 90
+
+
+def test_mounted_in_another_app(engine):
+    from fastapi import FastAPI
+
+    outer = FastAPI()
+    outer.mount("/similar", simsearch.create_app(engine))
+    client = Client(outer)
+    assert client("POST", "/similar/v1/search", json={"id": 1, "k": 1}).status_code == 200
+    assert "<title>simsearch" in client("GET", "/similar/").text
+    assert client("GET", "/similar/openapi.json").json()["paths"].keys() >= {"/v1/search", "/v1/items/{id}", "/ready"}
+
+
+def test_sites_that_may_call(engine):
+    client = Client(simsearch.create_app(engine, cors="https://shop.example", api_keys="k", hosts=("127.0.0.1",)))
+    asking = {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    asked = client("OPTIONS", "/v1/search", headers={"origin": "https://shop.example", **asking})
+    assert asked.headers["access-control-allow-origin"] == "https://shop.example"
+    both = {"origin": "https://shop.example", "x-api-key": "k"}
+    found = client("POST", "/v1/search", json={"id": 1}, headers=both)
+    assert (found.status_code, found.headers["access-control-allow-origin"]) == (200, "https://shop.example")
+    other = client("OPTIONS", "/v1/search", headers={"origin": "https://other.example", **asking})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_no_answer_in_time(engine, monkeypatch):
+    app = simsearch.create_app(engine, timeout=0.2)
+    served = app.state.service.indexes["default"]
+    use, slow = served.use, threading.Event()
+    monkeypatch.setattr(served, "use", lambda call: (slow.wait(10), use(call))[1])
+    found = Client(app).search(id=1)
+    assert code(found) == (503, "timeout")
+    assert found.headers["retry-after"] == "5"
+    slow.set()
+
+
+def test_what_nobody_expected_is_no_traceback(engine, monkeypatch, caplog):
+    app = simsearch.create_app(engine)
+    monkeypatch.setattr(app.state.service, "item", None)
+    found = Client(app)("GET", "/v1/items/1", headers={"x-request-id": "odd-one"})
+    assert code(found) == (503, "internal")
+    assert "NoneType" not in found.text
+    assert [record.fields["id"] for record in caplog.records if record.exc_info] == ["odd-one"]
+
+
+def test_unknown_routes_and_methods(client):
+    assert code(client("GET", "/nothing")) == (404, "not_found")
+    assert code(client("PATCH", "/v1/search")) == (405, "method_not_allowed")
+    assert code(client("GET", "/v1/items/1?index=other")) == (404, "no_such_index")
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/v1/items/1", "/v1/items/1/image", "/v1/items/999"])
+def test_head_is_get_without_the_body(client, path):
+    got, head = client("GET", path), client("HEAD", path)
+    assert head.status_code == got.status_code
+    assert head.content == b""
+    different = {"x-request-id"}
+    assert {n: v for n, v in head.headers.items() if n not in different} == {
+        n: v for n, v in got.headers.items() if n not in different
+    }
+    assert client("HEAD", "/v1/search").status_code == 405
+
+
+def test_every_error_has_a_status():
+    """An error that is not mapped on purpose answers 503."""
+    from simsearch import errors
+    from simsearch.server import errors as server_errors
+
+    own = {"WeightsError", "ModelMismatchError", "DeviceError", "TrainingInterruptedError", "SimsearchError",
+           "UnavailableError"}  # fmt: skip
+    mapped = tuple(kind for kind, _, _ in server_errors._STATUS if kind is not SimsearchError)
+    for name in set(errors.__all__) - own:
+        assert issubclass(getattr(errors, name), mapped), name
+
+
+def test_public_addresses():
+    assert is_public(ipaddress.ip_address("93.184.215.14"))
+    assert is_public(ipaddress.ip_address("2606:2800:21f:cb07:6820:80da:af6b:8b2c"))

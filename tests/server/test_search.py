@@ -1,0 +1,91 @@
+"""Searches over HTTP answer as the engine does."""
+
+import pytest
+
+from tests.helpers.client import code, png, upload
+
+httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
+
+
+def test_answers_are_those_of_the_engine(client, engine, photos):
+    data = (photos / "blue" / "3.png").read_bytes()
+    found = client("POST", "/v1/search", files=upload(data), data={"k": "4", "filter": "label=blue"})
+    assert found.status_code == 200
+    expected = engine.search(data, k=4, where={"label": "blue"})
+    assert [(m["id"], m["distance"]) for m in found.json()["matches"]] == [(m.id, m.distance) for m in expected]
+    assert set(found.json()) == {"query", "model", "metric", "exact", "took_ms", "matches"}
+    by_id = client.search(id=5, k=3, crop=[0, 0, 8, 8]).json()
+    assert [m["id"] for m in by_id["matches"]] == [m.id for m in engine.search_by_id(5, 3, crop=(0, 0, 8, 8))]
+    vector = engine.features([data])[0]
+    assert client.search(vector=vector.tolist(), k=1).json()["matches"][0]["distance"] < 1e-3
+
+
+def test_mirrored_and_expanded_match_engine(client, engine, photos):
+    data = (photos / "blue" / "3.png").read_bytes()
+
+    def pairs(matches):
+        return [(match.id, pytest.approx(match.distance)) for match in matches]
+
+    def found(answer):
+        assert answer.status_code == 200, answer.text
+        return [(match["id"], match["distance"]) for match in answer.json()["matches"]]
+
+    form = {"flip": "true", "k": "4"}
+    assert found(client("POST", "/v1/search", files=upload(data), data=form)) == pairs(
+        engine.search(data, 4, flip=True)
+    )
+    assert found(client.search(id=5, flip=True)) == pairs(engine.search_by_id(5, flip=True))
+    assert found(client.search(id=5, flip=True, crop=[1, 0, 7, 8])) == pairs(
+        engine.search_by_id(5, flip=True, crop=(1, 0, 7, 8))
+    )
+    assert found(client.search(id=5, flip=True, plus=[2], minus=[9])) == pairs(
+        engine.search_by_id(5, flip=True, plus=[2], minus=[9])
+    )
+    assert found(client.search(id=5, flip=False, expand=3)) == pairs(engine.search_by_id(5, expand=3))
+    form = {"expand": "2", "flip": "0"}
+    assert found(client("POST", "/v1/search", files=upload(data), data=form)) == pairs(engine.search(data, expand=2))
+    assert found(client.search(id=5, filter="label=blue")) == pairs(engine.search_by_id(5, where=["label=blue"]))
+    vector = engine.features([data])[0].tolist()
+    assert "cannot be mirrored" in client.search(vector=vector, flip=True).json()["error"]["message"]
+
+
+def test_numbers_in_a_form_are_those_of_json(client):
+    for field in ({"k": "1_0"}, {"k": "٣"}, {"expand": "1_0"}, {"plus": "1_0"}, {"crop": "0,0,8,1_0"}, {"flip": "yes"},
+                  {"max_distance": "1_0"}, {"k": ""}, {"expand": "2.0"}):  # fmt: skip
+        assert code(client("POST", "/v1/search", files=upload(png()), data=field)) == (422, "bad_argument"), field
+    assert client("POST", "/v1/search", files=upload(png()), data={"k": " 3 ", "flip": "True"}).status_code == 200
+
+
+def test_more_like_these_not_those(client, engine, photos):
+    data = (photos / "blue" / "3.png").read_bytes()
+    as_json = client.search(id=5, k=7, plus=[2, 9], minus=[12]).json()
+    expected = engine.search_by_id(5, 7, plus=[2, 9], minus=[12])
+    assert [(m["id"], m["distance"]) for m in as_json["matches"]] == [(m.id, m.distance) for m in expected]
+    assert not {2, 5, 9} & {m["id"] for m in as_json["matches"]}
+    fields = {"k": "7", "plus": ["2", "9"], "minus": "12"}
+    as_form = client("POST", "/v1/search", files=upload(data), data=fields).json()
+    expected = engine.search(data, 7, plus=[2, 9], minus=[12])
+    assert [(m["id"], m["distance"]) for m in as_form["matches"]] == [(m.id, m.distance) for m in expected]
+    assert code(client.search(id=5, plus=[999])) == (404, "no_such_item")
+    for wrong in (3, ["3"], [True], [-1], list(range(65))):
+        assert code(client.search(id=5, minus=wrong)) == (422, "bad_argument")
+    assert code(client("POST", "/v1/search", files=upload(data), data={"plus": "x"})) == (422, "bad_argument")
+
+
+def test_mirror_of_item_with_changed_file(client, engine, photos):
+    """The item is what was indexed; only its mirror image must come from the file."""
+    (photos / "amber" / "1.png").write_bytes(png())
+    number = engine.find(str(photos / "amber" / "1.png"))[0].id
+    found = client.search(id=number, flip=True).json()["matches"]
+    assert [(m["id"], m["distance"]) for m in found] == [
+        (m.id, pytest.approx(m.distance)) for m in engine.search_by_id(number, flip=True)
+    ]
+
+
+def test_form_may_use_all_allowed_values(client, engine):
+    fields = {"filter": ["id>0"] * 32, "plus": ["2"] * 64, "minus": ["9"] * 64, "k": "3", "crop": "0,0,8,8",
+              "max_distance": "9", "dedup": "false", "exact": "true", "flip": "true", "expand": "2"}  # fmt: skip
+    found = client("POST", "/v1/search", files=upload(png()), data=fields)
+    assert found.status_code == 200, found.text
+    for name, repeated in (("filter", ["id>0"] * 33), ("plus", ["2"] * 65)):
+        assert code(client("POST", "/v1/search", files=upload(png()), data={name: repeated})) == (422, "bad_argument")

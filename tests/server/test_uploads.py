@@ -1,0 +1,73 @@
+"""Images and removals written over HTTP."""
+
+import hashlib
+import json
+
+import pytest
+
+import simsearch
+from simsearch.indexing import options, sync
+from tests.helpers.client import Client, code, png, upload
+
+httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
+
+
+def test_writing(engine):
+    off = Client(simsearch.create_app(engine))
+    assert code(off("POST", "/v1/items", files=upload(png()))) == (404, "read_only")
+    assert code(off("DELETE", "/v1/items/1")) == (404, "read_only")
+    client = Client(simsearch.create_app(engine, writable=True))
+    made = client("POST", "/v1/items", files=upload(png()), data={"label": "../x", "metadata": '{"year": 2000}'})
+    assert made.status_code == 201
+    assert (made.json()["label"], made.json()["metadata"]) == ("../x", {"year": 2000})
+    assert client("POST", "/v1/items", files=upload(png())).status_code == 200
+    assert client("POST", "/v1/search", files=upload(png()), data={"k": "1"}).json()["matches"][0]["distance"] == 0
+    assert client("DELETE", f"/v1/items/{made.json()['id']}").status_code == 204
+    assert client("DELETE", f"/v1/items/{made.json()['id']}").status_code == 404
+    assert code(client("POST", "/v1/items", files=upload(b"x"))) == (422, "bad_image")
+
+
+def test_failed_upload_leaves_nothing(engine):
+    from simsearch.storage.lock import writer_lock
+
+    client = Client(simsearch.create_app(engine, writable=True))
+    with writer_lock(engine.path):
+        for _ in range(2):
+            assert code(client("POST", "/v1/items", files=upload(png()))) == (503, "index_locked")
+        assert code(client("DELETE", "/v1/items/1")) == (503, "index_locked")
+    assert [path.name for path in (engine.path / "uploads").iterdir()] == ["items.jsonl"]
+    assert (engine.path / "uploads" / "items.jsonl").read_text() == ""
+    assert client("POST", "/v1/items", files=upload(png((9, 9)))).status_code == 201
+    assert len((engine.path / "uploads" / "items.jsonl").read_text().splitlines()) == 1
+    sync.sync(engine, [], options.BuildOptions())
+    assert len(engine) == 25
+
+
+def test_an_upload_looks_at_no_other(engine, monkeypatch):
+    client = Client(simsearch.create_app(engine, writable=True))
+    manifest = engine.path / "uploads" / "items.jsonl"
+    sizes = [(9, n) for n in range(9, 13)]
+    made = [client("POST", "/v1/items", files=upload(png(size)), data={"label": "x"}).json()["id"] for size in sizes]
+    lines = manifest.read_bytes()
+    monkeypatch.setattr("simsearch.server.uploads._forget", None)  # which would read them all
+    monkeypatch.setattr("simsearch.images.sources.tables.open", None, raising=False)
+    assert client("POST", "/v1/items", files=upload(png((9, 20)))).status_code == 201
+    monkeypatch.undo()
+    assert manifest.read_bytes().startswith(lines)
+    assert client("DELETE", f"/v1/items/{made[1]}").status_code == 204
+    assert sync.sync(engine, [], options.BuildOptions()).unchanged == len(engine) == 24 + 4
+
+
+def test_leftovers_of_dead_upload_are_removed(engine):
+    client = Client(simsearch.create_app(engine, writable=True))
+    assert client("POST", "/v1/items", files=upload(png((9, 9))), data={"label": "x"}).status_code == 201
+    manifest, name = engine.path / "uploads" / "items.jsonl", hashlib.sha256(png((9, 10))).hexdigest()
+    whole = manifest.read_bytes()
+    (manifest.parent / name).write_bytes(b"half of it")
+    manifest.write_bytes(whole + json.dumps({"path": name, "label": "old"}).encode() + b'\n{"path": "12')
+    made = client("POST", "/v1/items", files=upload(png((9, 10))), data={"label": "new"})
+    assert (made.status_code, made.json()["label"]) == (201, "new")
+    assert manifest.read_bytes() == whole + json.dumps({"path": name, "label": "new"}).encode() + b"\n"
+    manifest.write_bytes(manifest.read_bytes() + b'{"path": "34')
+    assert client("POST", "/v1/items", files=upload(png((9, 11)))).status_code == 201
+    assert sync.sync(engine, [], options.BuildOptions()).unchanged == len(engine) == 24 + 3
