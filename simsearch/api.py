@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simsearch.cluster.milvus.address import is_address
+from simsearch.common.milvus_address import is_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.images.sources import resolve
 from simsearch.indexing import learn_components, sync
 from simsearch.indexing import options as indexing_options
 from simsearch.models import descriptors, load, registry
+from simsearch.storage.index import create, discard
 from simsearch.storage.meta import Meta
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def open(
     index: a folder, or the address of a collection in Milvus (see `addresses`), which can only be searched.
     """
     if is_address(index):
-        from simsearch.cluster.milvus.engine import MilvusEngine
+        from simsearch.cluster.milvus.engine import open_collection
 
-        return MilvusEngine(os.fspath(index), model=model, device=device, roots=roots)
+        return open_collection(os.fspath(index), model=model, device=device, roots=roots)
     return Engine(index, model=model, device=device, roots=roots)
 
 
@@ -92,17 +93,17 @@ def build_with_summary(
         if not names:
             raise UsageError(f"there is no index at {path} to bring up to date", hint="name a SOURCE to build it from")
         model, name = _described(_loaded(model, device), features, found, options, device)
-        fresh = sync.create(path, model, name)
+        fresh = create(path, model, name)
     engine = Engine(path, model=model, device=device)
     try:
         _check_features(engine, features)
         if roots:
             engine.relocate(roots)
-        return engine, sync.sync(engine, found, options)
+        return engine, sync.sync(engine.index, engine.model, found, options)
     except UsageError:
-        engine.close()
         if fresh:
-            sync.discard(path)
+            discard(engine.index)
+        engine.close()
         raise
 
 
@@ -117,14 +118,14 @@ def plan(
     if (Path(index) / "meta.json").exists():
         with Engine(index, model=model) as engine:
             _check_features(engine, features)
-            return sync.sync(engine, found, options)
+            return sync.sync(engine.index, engine.model, found, options)
     if features is not None and not _is_index(features):
         descriptors.find(features)
     with tempfile.TemporaryDirectory() as folder:
         model = _loaded(model, "cpu")
-        sync.create(Path(folder), model)
+        create(Path(folder), model)
         with Engine(folder, model=model) as engine:
-            return sync.sync(engine, found, options)
+            return sync.sync(engine.index, engine.model, found, options)
 
 
 def _on_disk(index: str | os.PathLike[str]) -> None:

@@ -9,45 +9,43 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
 
-from simsearch.cluster.milvus.address import is_address
 from simsearch.common.float16 import to_float16
-from simsearch.errors import ImageError, IndexDamagedError, ModelMismatchError, SimsearchError, UsageError
+from simsearch.errors import ImageError, SimsearchError, UsageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import resolve
-from simsearch.images.sources.resolve import RecordedSource, Sources
-from simsearch.indexing import ann_maintenance
-from simsearch.models import load, registry
-from simsearch.search import binary_codes
-from simsearch.search.ann import AnnIndex
-from simsearch.search.exact import FlatIndex
+from simsearch.images.sources.resolve import Sources
+from simsearch.indexing import ann_maintenance, sync
+from simsearch.indexing import options as indexing_options
+from simsearch.indexing.options import Summary
+from simsearch.models import registry
 from simsearch.search.options import PictureOptions, SearchOptions, check_names, split
 from simsearch.search.queries import Picture, as_list, as_numbers, as_vector
 from simsearch.search.query_vectors import QueryResolver
 from simsearch.search.results import Matches
 from simsearch.search.searcher import Search
-from simsearch.search.snapshot import Snapshot
-from simsearch.storage import components, lookup
-from simsearch.storage import roots as source_roots
-from simsearch.storage.database import Database
+from simsearch.search.snapshot import Snapshots
+from simsearch.storage import lookup
 from simsearch.storage.feature_files import FeatureFiles
 from simsearch.storage.filters import Where
+from simsearch.storage.index import Index
 from simsearch.storage.lookup import SINGLE, Name
 from simsearch.storage.meta import Meta
-from simsearch.storage.reader import Item, Reader, SourceRow
+from simsearch.storage.model import IndexModel
+from simsearch.storage.protocols import ApproximateSearch, ItemReader, OpenIndex, Searchable, SearchSnapshot
+from simsearch.storage.reader import Item, SourceRow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.indexing.options import Summary
     from simsearch.models.base import Model
 
 
@@ -64,6 +62,9 @@ class AddOptions(TypedDict, total=False):
 class Engine:
     """An open index. Safe for many threads; what other processes commit is seen by the next search.
 
+    It answers from the index that it opened, whole, also when another has taken its place at the path; a change then
+    raises IndexReplacedError.
+
     path: the index. model: its model, where the recorded one is not to be loaded by name: a name, a path or a Model
     (which is loaded anew where it computes in another precision than the index).
     device: see `load.load_model`. roots: where sources are now, by their recorded root; "" stands for the only one.
@@ -78,39 +79,27 @@ class Engine:
         device: str = "auto",
         roots: Mapping[str, str] | None = None,
     ) -> None:
-        if is_address(path):
-            raise UsageError(f"{os.fspath(path)} is no index on disk",
-                             hint="a collection is read by the verbs that search, and written by `push`")  # fmt: skip
-        self.path = Path(path)
         registry.check_device(device)
-        self.device, self.roots = device, dict(roots or {})
-        self.meta = Meta.read(self.path)
-        shards = FeatureFiles(self.path / "features", self.meta.dimension, self.meta.rows_per_shard)
-        self.store = Database(self.path / "items.sqlite", shards=shards)
-        self.recipe = Preprocessing.from_dict(self.meta.recipe)
-        self._lock = threading.RLock()
-        self._snapshot: Snapshot | None = None
-        self._structure: tuple[Any, AnnIndex | None] = (None, None)
-        self._adopt(model)
-        with self.store.reading() as reader:
-            reader.state("rows")
-            source_roots.check(self.roots, reader.sources())
+        opened = Index(path, roots=roots)
+        self._set(opened, Snapshots(opened, device), model, device)
 
-    def _adopt(self, model: str | Model | None) -> None:
-        """Notes what to load the model by, or takes a loaded one. Raises ModelMismatchError."""
-        self._model: Model | None = None
-        self._model_name = self.meta.model
-        if isinstance(model, str):
-            self._model_name = model
-            if not model.startswith(registry.TORCHVISION):
-                self._check(model, registry.find_weights(model).sha256)
-            elif model != self.meta.model:
-                self._check(model, load.load_model(model, "cpu").weights_sha256)
-        elif model is not None:
-            self._check(model.name, model.weights_sha256)
-            self._model_name = model.name
-            if registry.precision_of(model.engine) == self.precision:
-                self._model = components.descriptor_model_of(model, self.path, self.meta)
+    @classmethod
+    def over(
+        cls, opened: OpenIndex, snapshots: Searchable, model: str | Model | None = None, device: str = "auto"
+    ) -> Engine:
+        """An engine for an index that is open already, which it closes in the end."""
+        engine = cls.__new__(cls)
+        engine._set(opened, snapshots, model, device)
+        return engine
+
+    def _set(self, opened: OpenIndex, snapshots: Searchable, model: str | Model | None, device: str) -> None:
+        self.opened_index, self.snapshots, self.device = opened, snapshots, device
+        try:
+            self.model = IndexModel(opened, model, device)
+            self.recipe = Preprocessing.from_dict(self.meta.recipe)
+        except BaseException:
+            opened.close()
+            raise
 
     # -- opening and closing
 
@@ -125,67 +114,62 @@ class Engine:
 
     def close(self) -> None:
         """Lets go of files. The engine cannot be used afterwards."""
-        self.store.close()
-        with self._lock:
-            snapshot, self._snapshot = self._snapshot, None
-        for source in snapshot.sources.values() if snapshot else ():
-            source.close()
+        self.snapshots.close()
+        self.opened_index.close()
 
-    @staticmethod
-    def identity(path: Path) -> tuple[int, int, int, int] | None:
-        """What tells one index at a path from another; None where there is none, or half of one."""
-        try:
-            folder, store = os.stat(path), os.stat(path / "items.sqlite")
-            os.stat(path / "meta.json")
-        except OSError:
-            return None
-        return folder.st_dev, folder.st_ino, store.st_dev, store.st_ino
+    @property
+    def index(self) -> Index:
+        """The index on disk. Raises UsageError for a collection."""
+        if isinstance(self.opened_index, Index):
+            return self.opened_index
+        raise UsageError(f"{self.path} is not changed in place",
+                         hint="change the index that it was pushed from, and push again")  # fmt: skip
+
+    @property
+    def path(self) -> Path:
+        """The folder of the index."""
+        path: Path = self.opened_index.path
+        return path
+
+    @property
+    def meta(self) -> Meta:
+        """What `meta.json` says, as last read."""
+        return self.opened_index.meta
+
+    @property
+    def roots(self) -> Mapping[str, str]:
+        """Where sources are now, by their recorded root, as given when the index was opened."""
+        return self.opened_index.roots
+
+    @property
+    def store(self) -> OpenIndex:
+        """What `reading` opens a snapshot of."""
+        return self.opened_index
+
+    def reading(self) -> AbstractContextManager[Any]:
+        """An `ItemReader` of one snapshot of the index."""
+        return self.opened_index.reading()
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """What tells the open index from any other."""
+        return self.opened_index.identity
+
+    def identity_now(self) -> tuple[int, ...] | None:
+        """The identity of the index that is now at the path; None where there is none, or half of one."""
+        return self.opened_index.identity_now()
 
     def __len__(self) -> int:
         """The number of items."""
-        with self.store.reading() as reader:
-            return reader.count()
-
-    def _check(self, name: str, digest: str) -> None:
-        if digest != self.meta.weights_sha256 and registry.sha256_before_ranges(name) != self.meta.weights_sha256:
-            raise ModelMismatchError(
-                f"the index {self.path} was made by model {self.meta.model} with weights {self.meta.weights_sha256},"
-                f" but {name} has weights {digest}",
-                hint="use the model that made the index, or build another index with this one",
-            )
+        with self.reading() as reader:
+            return int(reader.count())
 
     def load_model(self, expected: int | None = None, threads: bool = False) -> Model:
         """The index's model, loaded on first use.
 
         expected: how many images are about to be computed. threads: by several threads at once.
         """
-        with self._lock:
-            many = expected is None or expected > registry.FEW
-            if self._model is None or (many and getattr(self._model, "few", False)):
-                if self._model_name.endswith(".safetensors") and not Path(self._model_name).is_file():
-                    raise UsageError(f"no weights file at {self._model_name}, where the index was made with it",
-                                     hint="--model FILE says where it is now")  # fmt: skip
-                model = load.load_model(
-                    self._model_name, self.device, images=expected, threads=threads, precision=self.precision
-                )
-                self._check(model.name, model.weights_sha256)
-                self._model = components.descriptor_model_of(model, self.path, self.meta)
-            return self._model
-
-    @property
-    def precision(self) -> str:
-        """What the index was made in and all else is computed in: float32 or int8, which are never mixed."""
-        return registry.precision_of(self.meta.engine)
-
-    @property
-    def model_name(self) -> str:
-        """What the model is loaded by."""
-        return self._model_name
-
-    @property
-    def engine_used(self) -> str | None:
-        """What the loaded model computes with; None while none is loaded."""
-        return self._model.engine if self._model is not None else None
+        return self.model.load(expected, threads)
 
     # -- searching
 
@@ -289,7 +273,7 @@ class Engine:
         serving: for a service, which computes with the model that is loaded for many images, and whose errors name no
         files. max_pixels: of the largest picture to decode.
         """
-        compute = (lambda pixels: self.features_of_pixels(np.stack(pixels))) if serving else self._compute
+        compute = (lambda pixels: self.features_of_pixels(np.stack(pixels))) if serving else self.model.compute
         with self.store.reading() as reader:
             sources = self._current(reader).sources
             yield QueryResolver(
@@ -306,91 +290,72 @@ class Engine:
         """(n, S, S, 3) uint8 from `preprocessing.pixels` -> (n, D) features, rounded as the index keeps them."""
         return to_float16(self.load_model().features(pixels)).astype(np.float32)
 
-    def _search(self, reader: Reader) -> Search:
+    def _search(self, reader: ItemReader) -> Search:
         snapshot = self._current(reader)
-        return Search(reader, snapshot, reader.shards, self.meta.distances, self._approximate(reader.epoch()))
+        return Search(reader, snapshot, reader.shards, self.meta.distances, self.snapshots.structure(reader))
 
-    def _approximate(self, epoch: int) -> AnnIndex | None:
-        """The search structure that `tune` chose, loaded on first use; None if there is none, or it is gone.
-
-        epoch: of the feature files whose rows it shall name.
-        """
-        with self._lock:
-            parameters = self.meta.search["parameters"]
-            name = parameters.get("folder", "") if isinstance(parameters, dict) else ""
-            key = name, epoch, parameters.get("encoded") if name else None
-            if self._structure[0] != key:
-                loaded = None
-                with contextlib.suppress(IndexDamagedError):  # derived data: what is gone costs time, not answers
-                    loaded = binary_codes.load(self.path / "derived" / Path(name).name, parameters, epoch)
-                self._structure = key, loaded
-            return self._structure[1] if name else None
+    def _current(self, reader: ItemReader) -> SearchSnapshot:
+        return self.snapshots.current(reader)
 
     @property
-    def structure(self) -> AnnIndex | None:
+    def structure(self) -> ApproximateSearch | None:
         """The search structure that `tune` chose; None if every search is exact."""
-        with self.store.reading() as reader:
-            return self._approximate(reader.epoch())
+        with self.reading() as reader:
+            self._current(reader)
+            return self.snapshots.structure(reader)
 
     @property
     def exact(self) -> bool:
         """Whether every search is exact: no structure was chosen by `tune`, or its files are gone."""
-        with self.store.reading() as reader:
-            return self._approximate(reader.epoch()) is None
+        with self.reading() as reader:
+            self._current(reader)
+            return self.snapshots.structure(reader) is None
 
     @property
     def complete(self) -> bool:
         """Whether nothing is known to be missing: always, but for a collection whose push has not ended."""
-        return True
+        return bool(getattr(self.opened_index, "complete", True))
 
     @property
     def shards(self) -> FeatureFiles:
         """The feature files as last committed. Those that belong to a reader are `reader.shards`."""
-        with self.store.reading() as reader:
-            return reader.shards
+        return self.index.feature_files
 
     def features(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """The features (n, D) of pictures, rounded as the index keeps them."""
-        decoded = (resolve.open_picture(picture, self.recipe.resize).image for picture in pictures)
-        return self._compute([self.recipe.pixels(image) for image in decoded])
-
-    def _compute(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """(n, D) features of (S, S, 3) uint8 pixels each, with a model that is loaded for as many."""
-        if not pixels:
-            return np.zeros((0, self.meta.dimension), np.float32)
-        model = self.load_model(expected=len(pixels))
-        rows = [
-            to_float16(model.features(np.stack(pixels[start : start + 32]))).astype(np.float32)
-            for start in range(0, len(pixels), 32)
-        ]
-        return np.concatenate(rows)
+        return self.model.features(pictures)
 
     # -- items
 
     def item(self, number: int) -> Item:
         """The item with that id. Raises ItemNotFoundError."""
-        with self.store.reading() as reader:
-            return reader.item(number)
+        with self.reading() as reader:
+            found: Item = reader.item(number)
+            return found
 
-    def snapshot(self, reader: Reader) -> Snapshot:
+    def snapshot(self, reader: ItemReader) -> SearchSnapshot:
         """What the index holds, as of the reader's snapshot."""
         return self._current(reader)
 
-    def opened(self, reader: Reader) -> Sources:
+    def opened(self, reader: ItemReader) -> Sources:
         """The index's sources by number, as of the reader's snapshot."""
-        return self._current(reader).sources
+        return self.opened_index.sources(reader)
+
+    def root_of(self, row: SourceRow) -> str:
+        """Where a source is: as given by `roots`, where it was, or where it would be had it moved with the index."""
+        return self.opened_index.root_of(row)
 
     def paths(self, items: Iterable[Item]) -> list[str]:
         """Each item's path, as it opens."""
-        with self.store.reading() as reader:
+        with self.reading() as reader:
             opened = self.opened(reader)
             return [opened[item.source].display(item.path) for item in items]
 
     def read(self, number: int) -> bytes:
         """The bytes of an item's image file. Raises ItemNotFoundError, ImageError."""
-        with self.store.reading() as reader:
+        with self.reading() as reader:
             item = reader.item(number)
-            return self._current(reader).sources[item.source].read(item.path)
+            return self.opened(reader)[item.source].read(item.path)
 
     def thumbnail(self, picture: Picture | int, shorter_side: int = 256) -> Image.Image | None:
         """A picture or item in RGB, for showing; None if it cannot be read (any more)."""
@@ -402,29 +367,15 @@ class Engine:
 
     def failures(self) -> list[tuple[str, str]]:
         """Path and reason of every image that could not be indexed."""
-        with self.store.reading() as reader:
+        with self.reading() as reader:
             opened = self.opened(reader)
             return [(opened[source].display(path), reason) for source, path, reason in reader.failures()]
 
     def info(self) -> dict[str, Any]:
         """What is in the index, as plain JSON values."""
-        with self.store.reading() as reader:
-            opened = self.opened(reader)
-            counts = reader.counts()
-            meta = self.meta
-            return {
-                "path": os.fspath(self.path), "items": reader.count(), "failures": reader.failure_count(),
-                "labels": reader.label_count(), "model": meta.model, "weights_sha256": meta.weights_sha256,
-                "features": meta.features, "dimension": meta.dimension, "metric": meta.metric,
-                "storage": meta.storage, "engine": meta.engine,
-                "search": ann_maintenance.describe(meta.search, self.path, self._approximate(reader.epoch())),
-                "bytes": _size(self.path),
-                "rows": reader.state("rows"), "recipe": meta.recipe, "created": meta.created, "format": meta.format,
-                "sources": [
-                    {"kind": row.kind, "root": opened[row.id].root, "items": counts.get(row.id, 0)}
-                    for row in reader.sources()
-                ],
-            }  # fmt: skip
+        structure = self.structure
+        facts = self.opened_index.info()
+        return {**facts, "search": ann_maintenance.describe(facts["search"], self.path, structure)}
 
     # -- changing
 
@@ -432,87 +383,18 @@ class Engine:
         self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **options: Unpack[AddOptions]
     ) -> Summary:
         """Adds one or more images, folders or other sources to the index; nothing is removed from it."""
-        from simsearch.indexing import options as indexing_options
-        from simsearch.indexing import sync
-
         found = [resolve.resolve(os.fspath(path)) for path in ([paths] if isinstance(paths, SINGLE) else paths)]
-        return sync.sync(self, found, indexing_options.BuildOptions(prune=False, **options))
+        return sync.sync(self.index, self.model, found, indexing_options.BuildOptions(prune=False, **options))
 
     def find(self, names: Name | Iterable[Name]) -> list[Item]:
         """The items that ids (7 or "id:7"), paths, folders or globs mean, by id. Raises UsageError for one in vain."""
-        with self.store.reading() as reader:
-            return lookup.find_items(names, reader, self._current(reader).sources)
+        with self.index.reading() as reader:
+            return lookup.find_items(names, reader, self.opened(reader))
 
     def remove(self, names: Name | Iterable[Name]) -> int:
         """Removes items by id, path, folder or glob, and returns how many. The images themselves are not touched."""
-        from simsearch.indexing import sync
-
-        return sync.remove(self, self.find(names))
+        return sync.remove(self.index, self.find(names))
 
     def relocate(self, roots: Mapping[str, str]) -> None:
         """Records where sources are now, for good; see `roots` of the class. Raises UsageError for an unknown one."""
-        from simsearch.storage.lock import writer_lock
-
-        with writer_lock(self.path):
-            with self.store.reading() as reader:
-                known = reader.sources()
-            source_roots.check(roots, known)
-            for row in known:
-                if root := roots.get(row.root, roots.get("")):
-                    self.store.relocate(row.id, os.path.abspath(root), self.path.absolute())
-
-    def root_of(self, row: SourceRow) -> str:
-        """Where a source is: as given by `roots`, where it was, or where it would be had it moved with the index."""
-        return source_roots.of(row, self.roots, self.path)
-
-    # -- snapshots
-
-    def _current(self, reader: Reader) -> Snapshot:
-        """The snapshot that belongs to the reader's, reusing what is open already."""
-        generation = reader.state("generation")
-        with self._lock:
-            known = self._snapshot
-            if known is not None and known.generation == generation:
-                if self.meta.generation < generation:  # who has committed writes meta.json only afterwards
-                    self.meta = Meta.read(self.path)
-                return known
-            rows = reader.state("rows")
-            live = None if reader.count() == rows else reader.rows()
-            same = known is not None and known.flat.rows == rows and known.flat.shards is reader.shards
-            flat = known.flat if known is not None and same else self._flat(reader, rows, known)
-            held = {(source.kind, source.root): source for source in known.sources.values()} if known else {}
-            opened = Sources()
-            for row in reader.sources():
-                place = row.kind, self.root_of(row)
-                opened[row.id] = held.get(place) or RecordedSource(*place)
-            self.meta = Meta.read(self.path)
-            self._snapshot = Snapshot(generation, flat, live, opened)
-            return self._snapshot
-
-    def _flat(self, reader: Reader, rows: int, known: Snapshot | None) -> FlatIndex:
-        """All rows for exact search: on GPUs if such a device was named and they fit, else on the CPU.
-
-        Raises DeviceError where it was named and is not there.
-        """
-        if not self.device.startswith("cuda"):
-            return FlatIndex(reader.shards, rows)
-        from simsearch.models.onnx import runtime
-
-        runtime.choose_device(self.device)
-
-        def devices(count: int) -> list[str]:
-            from simsearch.search import gpu
-
-            return gpu.devices_for(self.device, count, self.meta.dimension)
-
-        before = known.flat if known is not None and known.flat.shards is reader.shards else None
-        return FlatIndex(reader.shards, rows, devices, before)
-
-
-def _size(folder: Path) -> int:
-    """The bytes of all files in a folder; some may come and go meanwhile."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
-    return total
+        self.index.relocate(roots)

@@ -10,6 +10,7 @@ SimsearchError                  the root: `except simsearch.errors.SimsearchErro
 ├── IndexNotFoundError          there is no index at that path
 ├── IndexDamagedError           the index's files contradict each other
 ├── IndexLockedError            another process is writing to the index
+├── IndexReplacedError          another index has taken the place of the one that is open
 ├── ItemNotFoundError           no item has that id
 ├── TrainingInterruptedError    a training was asked to stop, and left a checkpoint
 ├── UnavailableError            a server, or a worker of a cluster, does not answer
@@ -27,6 +28,7 @@ __all__ = [
     "IndexDamagedError",
     "IndexLockedError",
     "IndexNotFoundError",
+    "IndexReplacedError",
     "ItemNotFoundError",
     "MissingExtraError",
     "ModelMismatchError",
@@ -86,6 +88,10 @@ class IndexDamagedError(SimsearchError):
 
 class IndexLockedError(SimsearchError):
     """Another process holds the index's writer lock."""
+
+
+class IndexReplacedError(SimsearchError):
+    """The index that is open has been removed from its path, and perhaps replaced by another one."""
 
 
 class ItemNotFoundError(SimsearchError):

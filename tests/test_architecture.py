@@ -12,6 +12,7 @@ from simsearch import errors
 
 PACKAGE = Path(simsearch.__file__).parent
 
+
 def modules():
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")

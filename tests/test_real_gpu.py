@@ -71,7 +71,7 @@ def test_a_build_gives_the_items_of_the_cpu(pictures: Path, tmp_path: Path) -> N
     ]
     rows = []
     for engine in engines:
-        with engine.store.reading() as reader:
+        with engine.reading() as reader:
             items = list(reader.items())
         rows.append(([(item.path, item.digest, item.width, item.height) for item in items],
                      engine.shards.read(np.array([item.row for item in items])).astype(np.float32)))  # fmt: skip

@@ -100,7 +100,7 @@ def main() -> None:
                 pair.append(path(data, model.recipe))
                 used[way] += time.thread_time() - start
             features.append(model.features(np.stack(pair)))
-        both = float16.to_float16(np.stack(features)).astype(np.float32)  # (N, 2, D)
+        both = float16.stored(np.stack(features)).astype(np.float32)  # (N, 2, D)
         a, b = both[:, 0], both[:, 1]
         cosines = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
         same = [len(set(x) & set(y)) / 6 for x, y in zip(nearest(a), nearest(b), strict=True)]

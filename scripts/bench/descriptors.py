@@ -35,6 +35,7 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 
 import numpy as np
 
+from simsearch.common import intervals
 from simsearch.evaluation import metrics
 from simsearch.images import decode
 from simsearch.images.sources import labelled
@@ -289,7 +290,7 @@ def main() -> None:
         for row in rows:
             values = measured(layers, name, row)
             first = reference.setdefault(bool(row.around[1]), values["P@6"])
-            scores = metrics.with_intervals({**values, "difference": values["P@6"] - first})
+            scores = intervals.with_intervals({**values, "difference": values["P@6"] - first})
             shown = (f"{k.replace('AP', 'mAP')} {scores[k].value:.3f} ({scores[k].low:.3f} to {scores[k].high:.3f})"
                      for k in ("P@1", "P@6", "AP"))  # fmt: skip
             d, size = scores["difference"], 2 * int(values["dimension"][0])

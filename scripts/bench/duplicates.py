@@ -66,8 +66,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with Engine(options.index, device="cpu") as engine:
-        limit, median = duplicates.copy_threshold(engine), similarity.median(engine.meta.distances)
-        with engine.store.reading() as reader:
+        limit = duplicates.copy_threshold(engine.opened_index, engine.model)
+        median = similarity.median(engine.meta.distances)
+        with engine.reading() as reader:
             ids, _ = reader.ids()
         chosen = (
             np.random.default_rng(options.seed + 1).choice(ids, min(options.count, len(ids)), replace=False).tolist()

@@ -76,7 +76,7 @@ def features(model: base.Model | Half, pixels: np.ndarray) -> np.ndarray:
 
 def found_by(queries: np.ndarray, base: np.ndarray) -> np.ndarray:
     """The six nearest others in `base` of each row of `queries`: (N, 6)."""
-    queries, base = (float16.to_float16(x).astype(np.float32) for x in (queries, base))
+    queries, base = (float16.stored(x).astype(np.float32) for x in (queries, base))
     squares, rows = np.einsum("nd,nd->n", base, base), []
     for start in range(0, len(base), 512):
         distances = squares - 2 * queries[start : start + 512] @ base.T
@@ -108,8 +108,8 @@ def agree(rows: dict[str, np.ndarray], labels: np.ndarray) -> None:
     for other in [name for name in rows if name == INT8 or name.endswith("float16")]:
         bases = {FLOAT: reference, other: rows[other], "half of each": np.where(some, rows[other], reference)}
         for asking in (FLOAT, other):
-            for made, base in bases.items():
-                nearest = found_by(rows[asking], base)
+            for made, rows_searched in bases.items():
+                nearest = found_by(rows[asking], rows_searched)
                 print(f"{asking:24} {made:24} {common(best, nearest):16.4f} {share(nearest):7.4f}")
 
 

@@ -44,7 +44,7 @@ def main() -> None:
     random = np.random.default_rng(0)
     wrong, error, ties = 0, 0.0, 0
     with simsearch.open(options.index, device="cpu") as engine, tempfile.TemporaryDirectory() as folder:
-        export_npy(engine, Path(folder))
+        export_npy(engine.opened_index, Path(folder))
         features = np.load(Path(folder) / "features.npy").astype(np.float64)
         lines = (Path(folder) / "items.jsonl").read_text().splitlines()
         ids = np.array([json.loads(line)["id"] for line in lines])

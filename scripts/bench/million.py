@@ -117,7 +117,7 @@ def tune(options: argparse.Namespace, index: Path) -> None:
     with simsearch.open(index, device="cpu") as engine:
         clock = time.perf_counter()
         memory = None if options.memory is None else int(1e6 * options.memory)
-        choice = tune.tune(engine, options.recall, memory)
+        choice = tune.tune(engine.index, options.recall, memory)
         print(f"tuned in {time.perf_counter() - clock:.0f} s on {os.cpu_count()} cores: {choice.kind}, recall@{K} "
               f"{choice.recall:.4f} ({choice.low:.4f} to {choice.high:.4f}) of {choice.queries} held-out items, "
               f"{choice.memory / 1e6:.0f} MB, {json.dumps(choice.parameters)}")  # fmt: skip

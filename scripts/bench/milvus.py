@@ -65,7 +65,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, folder: str) -> None:
     with simsearch.open(options.index, device="cpu") as local:
-        with local.store.reading() as reader:
+        with local.reading() as reader:
             rows = reader.rows()
         random = np.random.default_rng(7)
         queries = local.shards.read(random.choice(rows, options.queries)).astype(np.float32)
@@ -98,7 +98,7 @@ def one(
     last: bool = True,
 ) -> None:
     clock = time.perf_counter()
-    push(local, address, PushOptions(kind=kind, parameters=BUILD.get(kind, {})))
+    push(local.index, address, PushOptions(kind=kind, parameters=BUILD.get(kind, {})))
     took = time.perf_counter() - clock
     with simsearch.open(address + (f"?effort={effort}" if effort else ""), device="cpu") as engine:
         line(name, engine, queries, truth, took)

@@ -240,13 +240,13 @@ class Simsearch(Method):
 
         if not self.exact:
             with simsearch.open(folder, device="cpu") as engine:
-                tune.tune(engine, 0.99)
+                tune.tune(engine.index, 0.99)
 
     def load(self, folder: Path, dimension: int) -> None:
         import simsearch
 
         self.engine = simsearch.open(folder, device="cpu")
-        with self.engine.store.reading() as reader:
+        with self.engine.reading() as reader:
             ids, rows = reader.ids()
         self.places = np.full(int(ids.max()) + 1, -1)
         self.places[ids[np.argsort(rows)]] = np.arange(len(ids))

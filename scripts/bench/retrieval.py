@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image
 
 import simsearch
-from simsearch.evaluation.metrics import LabelledFeatures, retrieval, with_intervals
+from simsearch.common.intervals import with_intervals
+from simsearch.evaluation.metrics import LabelledFeatures, retrieval
 from simsearch.evaluation.robustness import hashes
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
@@ -71,7 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.model or list(registry.BUILTIN):
             with simsearch.build(options.source, Path(folder) / str(len(rows)), name) as engine:
-                with engine.store.reading() as reader:
+                with engine.reading() as reader:
                     items = [item for item in reader.items() if item.label is not None]
                 features = engine.shards.read(np.array([item.row for item in items])).astype(np.float32)
                 labels = np.unique([item.label for item in items], return_inverse=True)[1]

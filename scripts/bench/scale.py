@@ -126,7 +126,7 @@ def features(options: argparse.Namespace, random: np.random.Generator) -> np.nda
     if not options.index:
         latent = random.normal(size=(options.rows, 64)) @ random.normal(size=(64, D))
         return np.maximum(latent, 0).astype(np.float32)
-    with simsearch.open(options.index, device="cpu") as engine, engine.store.reading() as reader:
+    with simsearch.open(options.index, device="cpu") as engine, engine.reading() as reader:
         rows = reader.rows()[: options.rows]
         return engine.shards.read(rows).astype(np.float32)
 

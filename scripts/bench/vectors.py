@@ -17,6 +17,7 @@ from simsearch.common import pca
 from simsearch.common.float16 import to_float32
 from simsearch.indexing import sync
 from simsearch.storage.database import Changes
+from simsearch.storage.index import create
 from simsearch.storage.lock import writer_lock
 from simsearch.storage.reader import Item
 
@@ -53,7 +54,7 @@ def real(data: Path, index: Path) -> simsearch.Engine:
 
 
 def live_rows(engine: simsearch.Engine) -> np.ndarray:
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         return reader.rows()
 
 
@@ -113,12 +114,12 @@ def beyond(features: np.ndarray, onto: pca.Projection, components: int) -> float
 def fill(path: Path, like: simsearch.Engine, blocks: Iterable[np.ndarray]) -> None:
     """Makes an index of features alone, committed block by block as `build` does; items have paths of no files."""
     meta = like.meta
-    sync.create(path, SimpleNamespace(
+    create(path, SimpleNamespace(
         name=meta.model, weights_sha256=meta.weights_sha256, recipe=like.recipe, dimension=meta.dimension,
         engine=meta.engine, distances=meta.distances,
     ))  # fmt: skip
     with simsearch.open(path, device="cpu") as engine, writer_lock(path):
-        source = engine.store.add_source("folder", "/nowhere", path, {}).id
+        source = engine.index.database.add_source("folder", "/nowhere", path, {}).id
         row = 0
         for block in blocks:
             items = [
@@ -127,9 +128,9 @@ def fill(path: Path, like: simsearch.Engine, blocks: Iterable[np.ndarray]) -> No
                 for n in range(row, row + len(block))
             ]  # fmt: skip
             checksum = engine.shards.write(row, block)
-            engine.store.apply(Changes(inserted=items, blocks=[(row, len(block), checksum)]))
+            engine.index.database.apply(Changes(inserted=items, blocks=[(row, len(block), checksum)]))
             row += len(block)
-        sync.refresh_meta(engine)
+        sync.refresh_meta(engine.index)
 
 
 def memory() -> dict[str, float]:

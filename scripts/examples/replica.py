@@ -22,7 +22,7 @@ from simsearch.storage.verify import verify
 
 def generation(index: Path) -> int:
     """How many changes the index has seen."""
-    with simsearch.open(index) as engine, engine.store.reading() as reader:
+    with simsearch.open(index) as engine, engine.reading() as reader:
         return reader.state("generation")
 
 
@@ -35,7 +35,7 @@ def copy(index: Path, target: Path) -> None:
     taken.close()
     shutil.copytree(index / "features", target / "features")
     with simsearch.open(target) as engine:
-        if problems := verify(engine).problems:
+        if problems := verify(engine.index).problems:
             raise OSError(f"the copy is damaged: {problems[0]}")
 
 

@@ -25,6 +25,7 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 
 import numpy as np
 
+from simsearch.common import intervals
 from simsearch.evaluation import metrics
 from simsearch.images import decode
 from simsearch.images.sources import labelled
@@ -120,7 +121,7 @@ def main() -> None:
         for kind, x in (("", all_), (" minus the first row's", all_ - reference)):
             if kind and name == rows[0]:
                 continue
-            scores = metrics.with_intervals(dict(zip(SHOWN, x, strict=True)))
+            scores = intervals.with_intervals(dict(zip(SHOWN, x, strict=True)))
             shown = (f"{m.replace('AP', 'mAP')} {e.value:.3f} ({e.low:.3f} to {e.high:.3f})" for m, e in scores.items())
             print(f"{(kind or name):44} {'  '.join(shown)}")
 

@@ -130,7 +130,7 @@ def fitted(name: str, bits: int, field: Field, config: HashConfig) -> tuple[Sear
 
 def features_of(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids, features (N, D) float32 and labels of an index's items."""
-    with Engine(path, device="cpu") as engine, engine.store.reading() as reader:
+    with Engine(path, device="cpu") as engine, engine.reading() as reader:
         items = list(reader.items())
         features = reader.shards.read(np.array([item.row for item in items])).astype(np.float32)
     return np.array([item.id for item in items]), features, np.array([str(item.label) for item in items])

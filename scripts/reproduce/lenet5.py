@@ -165,7 +165,7 @@ def index(test: TrainingSet, weights_file: Path, work: Path) -> None:
             f"index of {len(engine):,} digits, {engine.meta.dimension} features each; nearest to the first, a {first}:",
             ", ".join(f"{match.label} at {match.distance:.2f}" for match in found),
         )
-        with engine.store.reading() as reader:
+        with engine.reading() as reader:
             items = list(reader.items())
         features = engine.shards.read(np.array([item.row for item in items])).astype(np.float32)
         scores = retrieval(LabelledFeatures(features, np.array([int(item.label) for item in items])))

@@ -23,7 +23,7 @@ from simsearch.cli.options import (
 from simsearch.cli.progress import show_progress
 from simsearch.cli.push import push_index
 from simsearch.cluster import ray
-from simsearch.cluster.milvus.address import parse_address
+from simsearch.common.milvus_address import parse_address
 from simsearch.errors import UsageError
 from simsearch.indexing import options as indexing_options
 from simsearch.reports import text
@@ -86,9 +86,9 @@ def build_command(
     with engine:
         _print_summary(summary, index_path, form)
         if recall is not None:
-            tune_index(engine, recall, None, index_path)
+            tune_index(engine.index, recall, None, index_path)
         if address is not None:
-            push_index(engine, address, form=form)
+            push_index(engine.index, address, form=form)
 
 
 @click.command("add")

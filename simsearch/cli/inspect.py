@@ -99,7 +99,7 @@ def _search_lines(search: dict[str, Any]) -> Iterator[str]:
 def verify_command(form: str, index_path: str) -> None:
     """Checks that the files of an index agree, byte for byte; exits 3 if they do not."""
     with api.open(index_path, device="cpu") as engine, show_progress("verifying") as progress:
-        verdict = verify.verify(engine, progress)
+        verdict = verify.verify(engine.opened_index, progress)
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(verdict)))
     elif not verdict.problems:
@@ -136,7 +136,7 @@ def export_command(form: str, folder: Path, roots: tuple[tuple[str, str], ...], 
         warn_if_incomplete(api.open(index_path, device="cpu", roots=dict(roots))) as engine,
         show_progress("exporting") as progress,
     ):
-        count = write(engine, folder, progress)
+        count = write(engine.opened_index, folder, progress)
     click.echo(f"{folder}: {pluralize(count, 'item')}")
 
 

@@ -31,6 +31,7 @@ from simsearch.reports import text
 from simsearch.reports.html import save_html
 from simsearch.reports.tiles import ResultRow, Tile
 from simsearch.search import duplicates as near
+from simsearch.storage.index import Index
 
 if TYPE_CHECKING:
     from simsearch.models.hashing import autoencoder
@@ -69,15 +70,19 @@ def duplicates_command(
     """
     check_folder_exists(html_file)
     with warn_if_incomplete(api.open(index_path, device=device)) as engine:
-        limit = near.copy_threshold(engine) if max_distance is None else near.Threshold(max_distance)
+        limit = (
+            near.copy_threshold(engine.opened_index, engine.model)
+            if max_distance is None
+            else near.Threshold(max_distance)
+        )
         with show_progress("comparing") as progress:
-            groups = near.duplicate_groups(engine, limit.distance, progress, exact)
+            groups = near.duplicate_groups(engine.snapshots, limit.distance, progress, exact)
         if html_file:
             _write_report(engine, groups, limit, html_file)
         _print_groups(groups, form)
         click.echo(_summary(groups, limit), err=True)
         if len(engine) > near.EXACT and not exact:
-            pairs, together = near.checked(engine, groups, limit.distance)
+            pairs, together = near.checked(engine.snapshots, groups, limit.distance)
             note(
                 f"of {pairs:,} near pairs of {near.CHECKED} random items {together:,} are in one group;"
                 " --exact compares all"
@@ -140,11 +145,11 @@ def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: P
 @version_option
 def merge_command(other: tuple[str, ...], index_path: str) -> None:
     """Takes the items of OTHER indexes of the same model in, with their features; OTHER stays as it is."""
-    with Engine(index_path, device="cpu") as engine:
+    with Index(index_path) as index:
         for path in other:
-            with Engine(path, device="cpu") as source, show_progress("merging") as progress:
-                merged = merge.merge_indexes(engine, source, progress)
-            items = pluralize(len(engine), "item")
+            with Index(path) as source, show_progress("merging") as progress:
+                merged = merge.merge_indexes(index, source, progress)
+            items = pluralize(len(index), "item")
             click.echo(f"{index_path}: {items}; {merged.added:,} from {path}, {merged.known:,} known")
 
 
@@ -158,8 +163,8 @@ def compact_command(dry_run: bool, form: str, index_path: str) -> None:
 
     Ids stay, searches go on meanwhile, and an interruption loses nothing.
     """
-    with Engine(index_path, device="cpu") as engine, show_progress("compacting") as progress:
-        done = compact.compact(engine, dry_run, progress)
+    with Index(index_path) as index, show_progress("compacting") as progress:
+        done = compact.compact(index, dry_run, progress)
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(done)))
         return
@@ -199,12 +204,12 @@ def tune_command(recall: float | None, memory: int | None, bits: int | None, for
     """
     if bits is not None and bits % 8:
         raise UsageError(f"--codes {bits} is no multiple of 8")
-    with Engine(index_path, device="cpu") as engine:
-        tune_index(engine, recall, memory, index_path, form, bits)
+    with Index(index_path) as index:
+        tune_index(index, recall, memory, index_path, form, bits)
 
 
 def tune_index(
-    engine: Engine,
+    index: Index,
     recall: float | None,
     memory: int | None,
     index_path: str,
@@ -214,14 +219,14 @@ def tune_index(
     """Tunes an open index and prints the outcome. bits: length of binary codes; None for other ways to search."""
     with show_progress("tuning") as progress:
         if bits is None:
-            choice = tune.tune(engine, 0.99 if recall is None else recall, memory, progress)
+            choice = tune.tune(index, 0.99 if recall is None else recall, memory, progress)
         else:
             target = tune.RERANKED_RECALL if recall is None else recall
-            choice = tune.tune_codes(engine, autoencoder.HashConfig(bits), target, memory, progress)
+            choice = tune.tune_codes(index, autoencoder.HashConfig(bits), target, memory, progress)
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(choice)))
     else:
-        click.echo(f"{index_path}: {_describe_choice(choice, len(engine))}")
+        click.echo(f"{index_path}: {_describe_choice(choice, len(index))}")
 
 
 def _describe_choice(choice: tune.Choice, items: int) -> str:

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from simsearch import __version__
 from simsearch.cli.params import Root
+from simsearch.version import __version__
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

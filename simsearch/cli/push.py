@@ -13,8 +13,8 @@ from simsearch.cli.options import format_option, index_option, version_option
 from simsearch.cli.params import KeyValue
 from simsearch.cli.progress import show_progress
 from simsearch.cluster.milvus import push
-from simsearch.cluster.milvus.address import parse_address
-from simsearch.engine import Engine
+from simsearch.common.milvus_address import parse_address
+from simsearch.storage.index import Index
 
 
 @click.command("push")
@@ -60,14 +60,14 @@ def push_command(
     push is continued by the next. $SIMSEARCH_MILVUS_TOKEN is the server's token, where it wants one.
     """
     options = push.PushOptions(kind and kind.upper(), dict(parameters), storage, replace)
-    with Engine(index_path, device="cpu") as engine:
-        push_index(engine, address, options, form)
+    with Index(index_path) as index:
+        push_index(index, address, options, form)
 
 
-def push_index(engine: Engine, address: str, options: push.PushOptions | None = None, form: str = "text") -> None:
+def push_index(index: Index, address: str, options: push.PushOptions | None = None, form: str = "text") -> None:
     """Pushes an open index and prints the outcome."""
     with show_progress("pushing") as progress:
-        pushed = push.push(engine, address, dataclasses.replace(options or push.PushOptions(), progress=progress))
+        pushed = push.push(index, address, dataclasses.replace(options or push.PushOptions(), progress=progress))
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(pushed)))
         return

@@ -15,7 +15,7 @@ from simsearch.cli.console import note, warn_if_incomplete
 from simsearch.cli.lazy import LazyModule
 from simsearch.cli.options import complete_files, device_option, version_option
 from simsearch.cli.progress import show_progress
-from simsearch.cluster.milvus.address import is_address, parse_address
+from simsearch.common.milvus_address import is_address, parse_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.images.samples import generate

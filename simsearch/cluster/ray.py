@@ -30,14 +30,17 @@ from simsearch.indexing.extract import Task, extract, usual_batch
 from simsearch.indexing.load import LoadedImage, reading
 from simsearch.models import load, registry
 from simsearch.storage import components
+from simsearch.storage.folder import Folder
+from simsearch.storage.index import WORK_FOLDER
 from simsearch.storage.meta import Meta
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from simsearch.engine import Engine
     from simsearch.images.sources.base import Entry, Source
     from simsearch.indexing.plan import Plan
+    from simsearch.storage.index import Index
+    from simsearch.storage.model import IndexModel
     from simsearch.storage.reader import Item
 
 Key = tuple["Plan", "Entry", "Item | None"]
@@ -76,8 +79,10 @@ class RayWorker:
                 f"{os.uname().nodename} has weights {model.weights_sha256} as {facts.model},"
                 f" but the index was made by {facts.weights_sha256}"
             )
-        index = self.work.folder.parent.parent
-        self.model = components.descriptor_model_of(model, index, Meta.read(index)) if facts.descriptor else model
+        self.model = model
+        if facts.descriptor:
+            index = Folder.at(self.work.folder.parent.parent)
+            self.model = components.apply(model, index, Meta.read(index))
         return os.uname().nodename
 
     def compute(self, share: int) -> int:
@@ -108,29 +113,32 @@ class RayCluster:
         self.folder: Path | None = None
 
     def groups(
-        self, engine: Engine, keys: Sequence[Key], known: Container[bytes], batch_size: int
+        self, index: Index, model: IndexModel, keys: Sequence[Key], known: Container[bytes], batch_size: int
     ) -> Iterator[list[tuple[Key, LoadedImage]]]:
         """The results of all images in their order, a share at a time; see `extract.extract`."""
-        self.folder = engine.path.absolute() / "derived" / cluster_work.FOLDER
+        index.check_in_place()  # workers find the work by its path
+        self.folder = index.path.absolute() / "derived" / WORK_FOLDER
         wanted = {_place(plan, entry): (plan, entry, item) for plan, entry, item in keys}
         work = WorkFolder.open(self.folder)
-        if work is not None and _belongs(work.facts, engine):
+        if work is not None and _belongs(work.facts, index):
             yield from self._take(work, wanted, known)
         if wanted:  # all of it, or what is new since that was frozen
-            yield from self._take(self._freeze(engine, wanted, batch_size), wanted, known)
+            yield from self._take(self._freeze(index, model.name, wanted, batch_size), wanted, known)
 
     def finished(self) -> None:
         """Called when all of it is committed."""
         if self.folder is not None:
             cluster_work.discard(self.folder)
 
-    def _freeze(self, engine: Engine, wanted: dict[tuple[str, str, str, int, int], Key], batch_size: int) -> WorkFolder:
+    def _freeze(
+        self, index: Index, model: str, wanted: dict[tuple[str, str, str, int, int], Key], batch_size: int
+    ) -> WorkFolder:
         numbers: dict[tuple[str, str], int] = {}
         jobs = [WorkItem(numbers.setdefault((kind, root), len(numbers)), *rest) for kind, root, *rest in wanted]  # type: ignore[arg-type]
         assert self.folder is not None
-        meta = engine.meta
-        return WorkFolder.freeze(self.folder, engine.model_name, meta.weights_sha256, list(numbers), jobs, batch_size,
-                           engine.precision, meta.descriptor)  # fmt: skip
+        meta = index.meta
+        return WorkFolder.freeze(self.folder, model, meta.weights_sha256, list(numbers), jobs, batch_size,
+                           index.precision, meta.descriptor)  # fmt: skip
 
     def _take(
         self, work: WorkFolder, wanted: dict[tuple[str, str, str, int, int], Key], known: Container[bytes]
@@ -161,10 +169,10 @@ class RayCluster:
             yield group
 
 
-def _belongs(facts: WorkInfo, engine: Engine) -> bool:
+def _belongs(facts: WorkInfo, index: Index) -> bool:
     """Whether work that was left has the features that the index keeps."""
-    meta = engine.meta
-    ours = meta.weights_sha256, engine.precision, meta.descriptor
+    meta = index.meta
+    ours = meta.weights_sha256, index.precision, meta.descriptor
     return (facts.weights_sha256, facts.precision, facts.descriptor) == ours
 
 

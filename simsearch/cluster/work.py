@@ -26,9 +26,6 @@ from simsearch.common.atomic_files import atomic_write
 from simsearch.errors import UsageError
 from simsearch.indexing.load import LoadedImage
 
-FOLDER = "work"
-"""In an index's `derived/`."""
-
 SMALLEST, LARGEST = 256, 8192
 """Images of a share; both are multiples of the batch sizes."""
 

@@ -5,13 +5,13 @@ Krizhevsky et al. 2012, section 4.1 (the average over ten patches at test time) 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.common.intervals import Interval
 from simsearch.errors import ImageError, UsageError
 from simsearch.images.preprocessing import FILTERS, centre_crop, shorter_side
 from simsearch.images.sources import resolve
@@ -35,22 +35,6 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class Proportion:
-    """A share of `of` trials, with its 95 % interval (Wilson 1927)."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, count: int, trials: int) -> Proportion:
-        z, share = 1.959964, count / trials
-        middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-        half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
-        return cls(share, max(0.0, middle - half), min(1.0, middle + half))
-
-
-@dataclass(frozen=True)
 class ClassificationReport:
     """Top-1 and top-5 error over `images` pictures. unknown: pictures of classes that the model was not trained on."""
 
@@ -59,8 +43,8 @@ class ClassificationReport:
     images: int
     unknown: int
     failed: int
-    top1_error: Proportion
-    top5_error: Proportion
+    top1_error: Interval
+    top5_error: Interval
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -144,5 +128,5 @@ def evaluate_classifier(
     if not seen:
         raise UsageError("none of the pictures could be decoded")
     unknown_count = len(pictures) - len(known)
-    errors = Proportion.of(seen - one, seen), Proportion.of(seen - five, seen)
+    errors = Interval.of_proportion(seen - one, seen), Interval.of_proportion(seen - five, seen)
     return ClassificationReport(model.name, crops, seen, unknown_count, failed, *errors)

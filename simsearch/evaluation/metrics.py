@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,7 +33,6 @@ NEIGHBOURS = 5
 
 """Votes of the kNN classifier."""
 
-RESAMPLES = 1000
 
 _CELLS = 1 << 23  # distances held at once
 
@@ -46,14 +45,6 @@ _NOWHERE = np.uint64(2**64 - 1)
 Values = dict[str, "NDArray[np.float64]"]
 
 """By the name of a measure, its value for each query (nq,); NaN where it is undefined."""
-
-
-class Estimate(NamedTuple):
-    """A mean over queries with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -191,34 +182,6 @@ class _Ranking:
         difference -= self.asked.features[number].astype(np.float64)
         exact = np.einsum("nd,nd->n", difference, difference)
         keys[:width] = keys[:width][np.lexsort((rows, exact))]
-
-
-def with_intervals(values: Mapping[str, NDArray[np.float64]], seed: int = 0) -> dict[str, Estimate]:
-    """The mean of each measure over its queries, NaN left out, with the percentile bootstrap's 95 % interval (Efron &
-    Tibshirani 1993, section 13.3). The same resampled queries serve all measures."""
-    names = list(values)
-    table = np.stack([values[name] for name in names], 1)  # (nq, m)
-    count = len(table)
-    if not count:
-        return {name: Estimate(math.nan, math.nan, math.nan) for name in names}
-    known = np.isfinite(table)
-    table = np.where(known, table, 0)
-    random = np.random.default_rng(seed)
-    step = max(1, min(RESAMPLES, (1 << 24) // count))
-    means = []
-    with np.errstate(invalid="ignore"):
-        middle = table.sum(0) / known.sum(0)
-        for start in range(0, RESAMPLES, step):
-            drawn = random.integers(0, count, (min(step, RESAMPLES - start), count))
-            times = np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(np.float64)
-            means.append(times @ table / (times @ known))
-    sample = np.concatenate(means)
-    out = {}
-    for column, name in enumerate(names):
-        drawn_means = sample[np.isfinite(sample[:, column]), column]
-        low, high = np.quantile(drawn_means, (0.025, 0.975)) if len(drawn_means) else (math.nan, math.nan)
-        out[name] = Estimate(float(middle[column]), float(low), float(high))
-    return out
 
 
 def chance(base: NDArray[np.int64], asked: NDArray[np.int64] | None = None) -> float:

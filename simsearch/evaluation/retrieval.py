@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.common import intervals
+from simsearch.common.intervals import Interval
 from simsearch.errors import ImageError, UsageError
 from simsearch.evaluation import metrics
-from simsearch.evaluation.metrics import Estimate, LabelledFeatures
+from simsearch.evaluation.metrics import LabelledFeatures
 from simsearch.images.sources import resolve
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ class RetrievalReport:
     unlabelled: int
     failed: int
     chance: float
-    scores: dict[str, Estimate]
-    classes: dict[str, tuple[int, dict[str, Estimate]]]
+    scores: dict[str, Interval]
+    classes: dict[str, tuple[int, dict[str, Interval]]]
     queries: list[Query]
     count: int
 
@@ -57,7 +59,7 @@ class RetrievalReport:
                 "failed": self.failed, "chance": self.chance, **_plain(self.scores), "classes": classes}  # fmt: skip
 
 
-def _plain(scores: dict[str, Estimate]) -> dict[str, Any]:
+def _plain(scores: dict[str, Interval]) -> dict[str, Any]:
     return {
         name: {part: value if np.isfinite(value) else None for part, value in score._asdict().items()}
         for name, score in scores.items()
@@ -95,15 +97,15 @@ def evaluate_retrieval(
     classes = {}
     for number in np.unique(order):
         part = {name: column[order == number] for name, column in values.items()}
-        classes[names[number]] = int((order == number).sum()), _renamed(metrics.with_intervals(part))
+        classes[names[number]] = int((order == number).sum()), _renamed(intervals.with_intervals(part))
     return RetrievalReport(
         engine.meta.model, len(items), len(everything) - len(items), failed,
         metrics.chance(base.labels, None if asked is None else asked.labels),
-        _renamed(metrics.with_intervals(values)), classes, queries, len(keys),
+        _renamed(intervals.with_intervals(values)), classes, queries, len(keys),
     )  # fmt: skip
 
 
-def _renamed(scores: dict[str, Estimate]) -> dict[str, Estimate]:
+def _renamed(scores: dict[str, Interval]) -> dict[str, Interval]:
     return {NAMES.get(name, name): score for name, score in scores.items()}
 
 
@@ -142,7 +144,7 @@ class RecallReport:
     kind: str
     k: int
     queries: int
-    recall: Estimate
+    recall: Interval
     milliseconds: float
     exact_milliseconds: float
 
@@ -178,6 +180,6 @@ def measure_recall(
         farthest = exact[-1].distance
         shares.append(sum(match.distance <= farthest for match in found) / len(exact))
         progress(done, len(chosen))
-    mean = metrics.with_intervals({"recall": np.array(shares)}, seed)["recall"]
+    mean = intervals.with_intervals({"recall": np.array(shares)}, seed)["recall"]
     per = 1000 * spent / len(chosen)
     return RecallReport(str(engine.meta.search["kind"]), k, len(chosen), mean, float(per[0]), float(per[1]))

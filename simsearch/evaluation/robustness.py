@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from simsearch.common.intervals import Interval
 from simsearch.errors import UsageError
-from simsearch.evaluation.classification import Proportion
 from simsearch.search import similarity
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class RobustnessPoint:
 
     change: str
     strength: float
-    first: Proportion
+    first: Interval
     distance: float
 
 
@@ -83,7 +83,9 @@ def measure(
                 first += nearest
                 total += distance
         points.append(
-            RobustnessPoint(name, strength, Proportion.of(first, len(originals)), total / len(originals) / unit)
+            RobustnessPoint(
+                name, strength, Interval.of_proportion(first, len(originals)), total / len(originals) / unit
+            )
         )
         progress(done, len(jobs))
     return points

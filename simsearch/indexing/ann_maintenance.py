@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.common import intervals
 from simsearch.errors import IndexDamagedError
-from simsearch.evaluation import metrics
 from simsearch.search import binary_codes
 from simsearch.search.ann import K, recalls
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.search.ann import AnnIndex
     from simsearch.search.exact import FlatIndex
 
 GROWN = 1.1
@@ -31,7 +30,7 @@ QUERIES = 100
 
 
 def update(
-    index: Path, search: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], measure: bool = True
+    derived: Path, search: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], measure: bool = True
 ) -> dict[str, Any]:
     """What `meta.json` says of the search, brought up to date for an index with the rows `live`, ascending.
 
@@ -42,7 +41,7 @@ def update(
     parameters = search["parameters"]
     if not isinstance(parameters, dict) or not parameters.get("folder"):
         return search
-    folder = index / "derived" / Path(parameters["folder"]).name
+    folder = derived / Path(parameters["folder"]).name
     with contextlib.suppress(IndexDamagedError):
         if parameters.get("kind") == "codes":
             search = {**search, "parameters": {**parameters, "encoded": binary_codes.extend(folder, parameters, flat)}}
@@ -62,7 +61,7 @@ def _measured(
     vectors = flat.read(queries).astype(np.float32)
     truth = np.array([found.distances[K - 1] for found in flat.search(vectors, K, others)])
     shares = recalls(made.search(flat, vectors, K, others), truth)
-    mean = metrics.with_intervals({"recall": shares})["recall"]
+    mean = intervals.with_intervals({"recall": shares})["recall"]
     return {"recall": mean.value, "low": mean.low, "high": mean.high, "queries": len(queries), "items": len(live)}
 
 
@@ -72,7 +71,7 @@ def recall_dropped(search: dict[str, Any]) -> bool:
     return bool(since.get("high", 1.0) < (search.get("target") or 0))
 
 
-def describe(search: dict[str, Any], index: Path, structure: AnnIndex | None) -> dict[str, Any]:
+def describe(search: dict[str, Any], index: Path, structure: object | None) -> dict[str, Any]:
     """What `info` says of the search: what is recorded, and the command that repairs what is wrong with it.
 
     structure: what could be loaded. missing: its files are gone or cannot be read, so every search is exact.

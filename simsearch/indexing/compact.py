@@ -15,24 +15,21 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simsearch.common.atomic_files import sync_folder
 from simsearch.errors import IndexDamagedError, SimsearchError
 from simsearch.indexing import sync
 from simsearch.search import binary_codes
 from simsearch.storage.feature_files import PREAMBLE
-from simsearch.storage.lock import writer_lock
-from simsearch.storage.meta import Meta
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.engine import Engine
     from simsearch.storage.feature_files import FeatureFiles
+    from simsearch.storage.folder import Folder
+    from simsearch.storage.index import Index
     from simsearch.storage.reader import Reader
 
 ROWS = 2048
@@ -65,21 +62,23 @@ class _Plan:
 
 
 def compact(
-    engine: Engine, dry_run: bool = False, progress: Callable[[int, int], None] = lambda done, total: None
+    index: Index, dry_run: bool = False, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> CompactReport:
     """Writes the feature files without the rows of removed items; ids stay, and readers go on with what they hold.
 
     progress: rows dealt with and their number. Raises IndexLockedError, SimsearchError where the disk does not take
     the files, and IndexDamagedError for rows that have lost their checksum: they are never given a new one.
     """
-    with contextlib.nullcontext() if dry_run else writer_lock(engine.path):
-        with engine.store.reading() as reader:
+    with contextlib.nullcontext() if dry_run else index.writing():
+        with index.reading() as reader:
             plan, old = _planned(reader), reader.shards
         removed = plan.total - len(plan.rows)
         new = old.at(old.epoch + 1) if removed else old
         before = _occupied(old.folder)
         if dry_run:
-            after = _expected(plan, old) if removed else sum(_bytes(path) for path in _current(old, plan.total))
+            after = (
+                _expected(plan, old) if removed else sum(_bytes(old.folder, name) for name in _current(old, plan.total))
+            )
             return CompactReport(len(plan.rows), removed, max(0, before - after))
         if removed:
             _delete_stale(old, plan.total)
@@ -89,12 +88,12 @@ def compact(
                 with contextlib.suppress(OSError):  # what was written would only fill the disk
                     _delete_stale(old, plan.total)
                 raise
-            tuned = Meta.read(engine.path).search["parameters"]
-            binary_codes.renumber(engine.path / "derived", tuned, plan.rows, old.epoch, new.epoch)
+            index.refresh()
+            binary_codes.renumber(index.derived, index.meta.search["parameters"], plan.rows, old.epoch, new.epoch)
             moved = np.flatnonzero(plan.rows != np.arange(len(plan.rows)))
             pairs = zip(moved.tolist(), plan.ids[moved].tolist(), strict=True)
-            engine.store.renumber(pairs, blocks, len(plan.rows), new.epoch)
-            sync.refresh_meta(engine)
+            index.database.renumber(pairs, blocks, len(plan.rows), new.epoch)
+            sync.refresh_meta(index)
         _delete_stale(new, len(plan.rows))
         return CompactReport(len(plan.rows), removed, before - _occupied(old.folder))
 
@@ -117,8 +116,8 @@ def _written(
 ) -> list[tuple[int, int, int]]:
     """Writes the files of the next epoch, and returns (first row, rows, CRC-32) of what was written at once."""
     for shard, _, _ in old.spans(0, plan.kept):
-        _link(old.path(shard), new.path(shard))
-    sync_folder(new.folder)
+        _link(old, new, shard)
+    new.folder.sync()
     blocks: list[tuple[int, int, int]] = []
     waiting: list[NDArray[np.float16]] = []
     row = plan.kept
@@ -174,49 +173,55 @@ def _blocks(plan: _Plan, old: FeatureFiles) -> Iterator[tuple[int, NDArray[np.fl
         raise IndexDamagedError(f"features: {plan.total} rows are recorded, checksums cover {done}")
 
 
-def _link(old: Path, new: Path) -> None:
+def _link(old: FeatureFiles, new: FeatureFiles, shard: int) -> None:
     """The same file under another name; a copy where the file system knows no links."""
+    folder, name = new.folder, new.name(shard)
     try:
-        os.link(old, new)
+        folder.link(old.name(shard), name)
     except FileNotFoundError as error:
-        raise IndexDamagedError(f"{old}: {error.strerror}") from error
+        raise IndexDamagedError(f"{old.path(shard)}: {error.strerror}") from error
     except OSError:
         try:
-            shutil.copyfile(old, new)
-            with new.open("rb") as file:
-                os.fsync(file.fileno())
+            with (
+                open(folder.open(old.name(shard)), "rb") as source,
+                open(folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as copy,
+            ):
+                shutil.copyfileobj(source, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
         except OSError as error:
-            raise SimsearchError(f"{new} cannot be written: {error.strerror}") from error
+            raise SimsearchError(f"{new.path(shard)} cannot be written: {error.strerror}") from error
 
 
-def _current(shards: FeatureFiles, rows: int) -> set[Path]:
-    """The files that `rows` rows lie in."""
-    return {shards.path(shard) for shard, _, _ in shards.spans(0, rows)}
+def _current(shards: FeatureFiles, rows: int) -> set[str]:
+    """The names of the files that `rows` rows lie in."""
+    return {shards.name(shard) for shard, _, _ in shards.spans(0, rows)}
 
 
 def _delete_stale(shards: FeatureFiles, rows: int) -> None:
     """Deletes all feature files but those that `rows` rows lie in."""
     current = _current(shards, rows)
-    for path in shards.folder.iterdir():
-        if _NAME.fullmatch(path.name) and path not in current:
-            path.unlink(missing_ok=True)
-    sync_folder(shards.folder)
+    for name in shards.folder.names():
+        if _NAME.fullmatch(name) and name not in current:
+            shards.folder.unlink(name)
+    shards.folder.sync()
 
 
-def _occupied(folder: Path) -> int:
+def _occupied(folder: Folder) -> int:
     """The bytes of all feature files; of one under two names, once."""
     found: dict[int, int] = {}
-    for path in folder.iterdir():
+    for name in folder.names():
         with contextlib.suppress(FileNotFoundError):  # another compaction
-            if _NAME.fullmatch(path.name):
-                found[path.stat().st_ino] = path.stat().st_size
+            if _NAME.fullmatch(name):
+                facts = folder.stat(name)
+                found[facts.st_ino] = facts.st_size
     return sum(found.values())
 
 
-def _bytes(path: Path) -> int:
+def _bytes(folder: Folder, name: str) -> int:
     """The size of a file; 0 if it is gone."""
     try:
-        return path.stat().st_size
+        return folder.stat(name).st_size
     except FileNotFoundError:
         return 0
 

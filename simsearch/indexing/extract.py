@@ -19,34 +19,29 @@ from typing import IO, TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
+from simsearch.common.float16 import to_float16
 from simsearch.common.machine import MemoryBudget, available_cores
 from simsearch.indexing.load import LoadedImage, decode_on_gpu, load_image
 
 if TYPE_CHECKING:
     from simsearch.models.base import Model
     from simsearch.models.torch.jpeg_decoder import JpegDecoder
-from simsearch.common.float16 import to_float16
 
 T = TypeVar("T")
 
 DECODING_BYTES = 768 << 20
-
 """Memory for images in the middle of being decoded: the largest that is not refused, or many ordinary ones."""
 
 AHEAD = 4
-
 """Batches whose images may be decoded, or wait to be, before their turn."""
 
 PATIENCE = 1.0
-
 """Seconds after which a batch that is not full is computed, where images are slow to decode."""
 
 WAITING_BYTES = 256 << 20
-
 """Of files that wait for a GPU to decode them; a batch is computed when its own are a quarter of that."""
 
 FINISHED = 16
-
 """Batches that may wait for the caller."""
 
 

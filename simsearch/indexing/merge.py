@@ -7,15 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from simsearch.errors import ModelMismatchError, UsageError
 from simsearch.indexing import sync
 from simsearch.models import registry
 from simsearch.storage.database import Changes
-from simsearch.storage.lock import writer_lock
 from simsearch.storage.reader import Item
 
 if TYPE_CHECKING:
-    from simsearch.engine import Engine
+    from simsearch.storage.index import Index
     from simsearch.storage.reader import Reader
 
 _ITEMS = 1024
@@ -30,7 +31,7 @@ class MergeReport:
 
 
 def merge_indexes(
-    target: Engine, other: Engine, progress: Callable[[int, int], None] = lambda done, total: None
+    target: Index, other: Index, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> MergeReport:
     """Copies the items of `other`, with their features, into `target`; nothing is computed.
 
@@ -40,8 +41,7 @@ def merge_indexes(
         raise UsageError(f"{target.path} cannot be merged into itself")
     ours, theirs = target.meta, other.meta
     alike = any(
-        registry.same_weights(engine.model_name, ours.weights_sha256, theirs.weights_sha256)
-        for engine in (target, other)
+        registry.same_weights(meta.model, ours.weights_sha256, theirs.weights_sha256) for meta in (ours, theirs)
     )
     if ours.descriptor != theirs.descriptor and alike:
         raise ModelMismatchError(
@@ -59,9 +59,9 @@ def merge_indexes(
             f"{target.path} was made by {ours.engine}, {other.path} by {theirs.engine}: their features differ a little",
             hint=f"SIMSEARCH_PRECISION={target.precision} builds an index that can be merged",
         )
-    with writer_lock(target.path), other.store.reading() as reader:
+    with target.writing(), other.reading() as reader:
         sources = _sources(target, other, reader)
-        with target.store.reading() as own:
+        with target.reading() as own:
             taken = {(item.source, item.path) for item in own.items()}
             row = own.state("rows")
         known = done = 0
@@ -85,25 +85,24 @@ def merge_indexes(
     return MergeReport(done, known)
 
 
-def _sources(target: Engine, other: Engine, reader: Reader) -> dict[int, int]:
+def _sources(target: Index, other: Index, reader: Reader) -> dict[int, int]:
     """The number in `target` of each source of `other`."""
-    with target.store.reading() as own:
+    with target.reading() as own:
         known = {(row.kind, target.root_of(row)): row.id for row in own.sources()}
     numbers = {}
     for row in reader.sources():
         place = row.kind, other.root_of(row)
         if place not in known:
-            known[place] = target.store.add_source(*place, target.path.absolute(), row.options).id
+            known[place] = target.database.add_source(*place, target.path.absolute(), row.options).id
         numbers[row.id] = known[place]
     return numbers
 
 
-def _append(target: Engine, other: Reader, items: list[Item], row: int) -> int:
+def _append(target: Index, other: Reader, items: list[Item], row: int) -> int:
     """Writes the items' features from `row` on, commits them, and returns the row after the last."""
-    import numpy as np
-
+    target.check_in_place()
     features = other.shards.read(np.array([item.row for item in items], np.int64))
-    checksum = target.shards.write(row, features)
+    checksum = target.feature_files.write(row, features)
     placed = [replace(item, row=row + n) for n, item in enumerate(items)]
-    target.store.apply(Changes(inserted=placed, blocks=[(row, len(items), checksum)]))
+    target.database.apply(Changes(inserted=placed, blocks=[(row, len(items), checksum)]))
     return row + len(items)

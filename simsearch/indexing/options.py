@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from simsearch.errors import UsageError
 
 if TYPE_CHECKING:
-    from simsearch.engine import Engine
     from simsearch.indexing.load import LoadedImage
+    from simsearch.storage.index import Index
+    from simsearch.storage.model import IndexModel
 from simsearch.common.progress import Progress
 
 
@@ -18,7 +19,7 @@ class Extractor(Protocol):
     """What computes features elsewhere; `ray.RayCluster` is one."""
 
     def groups(
-        self, engine: Engine, keys: Sequence[Any], known: Container[bytes], batch_size: int
+        self, index: Index, model: IndexModel, keys: Sequence[Any], known: Container[bytes], batch_size: int
     ) -> Iterator[list[tuple[Any, LoadedImage]]]:
         """See `extract.extract`: the results of all images in their order. batch_size: 0 chooses for the device."""
         ...

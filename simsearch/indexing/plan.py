@@ -13,7 +13,7 @@ from simsearch.storage.filters import replace_surrogates
 from simsearch.storage.reader import Item, SourceRow
 
 if TYPE_CHECKING:
-    from simsearch.engine import Engine
+    from simsearch.storage.index import Index
     from simsearch.storage.reader import Reader
 from simsearch.indexing.options import BuildOptions, Summary
 
@@ -57,13 +57,13 @@ class Plan:
     healed: list[str] = field(default_factory=list)
 
 
-def plan_sources(engine: Engine, found: Sequence[base.Source], options: BuildOptions, summary: Summary) -> list[Plan]:
+def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptions, summary: Summary) -> list[Plan]:
     """Compares the given sources with the index, or all that it knows if none are given; counts go to `summary`.
 
     Raises UsageError if a source is empty though the index has many items from it (a disk that is not mounted, say).
     """
-    with engine.store.reading() as reader:
-        known = [(row, engine.root_of(row)) for row in reader.sources()]
+    with index.reading() as reader:
+        known = [(row, index.root_of(row)) for row in reader.sources()]
 
         def kept(row: SourceRow, root: str) -> bool:
             return row.kind == "dataset" or os.path.exists(root) or reader.has_items(row.id)

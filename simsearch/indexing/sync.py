@@ -8,19 +8,14 @@ continues where it was.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-import simsearch
-from simsearch.errors import IndexDamagedError, UsageError
 from simsearch.indexing import ann_maintenance
 from simsearch.indexing import plan as indexing_plan
 from simsearch.indexing.extract import Task, extract, usual_batch
@@ -29,21 +24,17 @@ from simsearch.indexing.load import LoadedImage, reading
 from simsearch.indexing.options import BuildOptions as Options
 from simsearch.indexing.options import Summary
 from simsearch.indexing.plan import Plan, PlannedSource
-from simsearch.models.descriptors import REFERENCE
 from simsearch.search import similarity
-from simsearch.storage import components
-from simsearch.storage.components import FILE
-from simsearch.storage.database import Changes, Database
-from simsearch.storage.lock import writer_lock
-from simsearch.storage.meta import Meta
+from simsearch.search.exact import FlatIndex
+from simsearch.storage.database import Changes
 from simsearch.storage.reader import Item
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.engine import Engine
     from simsearch.images.sources.base import Entry, Source
-    from simsearch.models.base import Model
+    from simsearch.storage.index import Index
+    from simsearch.storage.model import IndexModel
 
 COMMIT_IMAGES = 256
 COMMIT_SECONDS = 2.0
@@ -53,122 +44,61 @@ SAMPLE = 512
 """Items whose pairwise distances calibrate `similarity`."""
 
 
-def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
-    """Makes an empty index for a model; False if there is one already. A half-made one is completed.
-
-    features: what the features are called, where the model is a `DescriptorModel` one.
-    Raises UsageError if something else is at that place.
-    """
-    if path.exists() and (not path.is_dir() or any(not _ours(child) for child in path.iterdir())):
-        if (path / "meta.json").exists():
-            return False
-        raise UsageError(f"{path} exists and is not an index", hint="name another place with -i/--index")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with writer_lock(path):
-            if (path / "meta.json").exists():
-                return False
-            if (path / "items.sqlite").exists() and _holds_items(path / "items.sqlite"):
-                raise IndexDamagedError(f"{path / 'meta.json'} is missing, though the index has items")
-            (path / "features").mkdir(exist_ok=True)
-            Database(path / "items.sqlite", create=True).close()
-            recipe = components.descriptor_record(path, model)
-            Meta(
-                features=features, descriptor=recipe, model=model.name,
-                weights_sha256=model.weights_sha256, recipe=model.recipe.to_dict(),
-                dimension=model.dimension, engine=model.engine, simsearch=simsearch.__version__,
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                distances=list(model.distances),
-            ).write(path)  # fmt: skip
-    except OSError as error:
-        raise UsageError(f"the index {path} cannot be made: {error.strerror}") from error
-    return True
-
-
-def _holds_items(path: Path) -> bool:
-    store = Database(path)
-    try:
-        with store.reading() as reader:
-            return reader.count() > 0
-    except IndexDamagedError:  # made half-way, without its tables
-        return False
-    finally:
-        store.close()
-
-
-def _ours(path: Path) -> bool:
-    known = {"features", "derived", "writer.lock", ".meta.json.partial", FILE, f".{FILE}.partial"}
-    return path.name in known or path.name.startswith("items.sqlite")
-
-
-def sync(engine: Engine, found: Sequence[Source], options: Options) -> Summary:
+def sync(index: Index, model: IndexModel, found: Sequence[Source], options: Options) -> Summary:
     """Synchronises the index with the given sources, or with all that it knows if none are given.
 
-    Raises UsageError if a source is empty though the index has many items from it (a disk that is not mounted, say)
-    and IndexLockedError if another process is writing.
+    model: computes the features of new images.
+    Raises UsageError if a source is empty though the index has many items from it (a disk that is not mounted, say),
+    IndexLockedError if another process is writing, and IndexReplacedError if another index has taken this one's place.
     """
     start = time.monotonic()
     summary = Summary()
-    with contextlib.nullcontext() if options.dry_run else writer_lock(engine.path):
-        planned = indexing_plan.plan_sources(engine, found, options, summary)
+    with contextlib.nullcontext() if options.dry_run else index.writing():
+        planned = indexing_plan.plan_sources(index, found, options, summary)
         summary.to_read = sum(len(plan.fresh) for plan in planned)
         if options.dry_run:
             for plan in planned:
                 plan.source.close()
             summary.removed = sum(len(plan.missing) for plan in planned) if options.prune else 0
             summary.failed = sum(len(plan.unreadable) for plan in planned)
-            summary.items = len(engine)
+            summary.items = len(index)
         else:
-            _SyncRun(engine, planned, options, summary).finish()
+            _SyncRun(index, model, planned, options, summary).finish()
     summary.seconds = time.monotonic() - start
     return summary
 
 
-def remove(engine: Engine, items: Sequence[Item]) -> int:
-    """Takes items out of the index."""
-    with writer_lock(engine.path):
-        engine.store.apply(Changes(deleted=[item.id for item in items]))
-        refresh_meta(engine)
+def remove(index: Index, items: Sequence[Item]) -> int:
+    """Takes items out of the index. Raises IndexLockedError, IndexReplacedError."""
+    with index.writing():
+        index.database.apply(Changes(deleted=[item.id for item in items]))
+        refresh_meta(index)
     return len(items)
-
-
-def discard(path: Path) -> None:
-    """Deletes an index that `create` has just made and that turned out to be a mistake; nothing else in its folder."""
-    with writer_lock(path):
-        store = Database(path / "items.sqlite")
-        with store.reading() as reader:
-            used = reader.count() > 0  # by another process meanwhile
-        store.close()
-        if used:
-            return
-        for child in sorted(path.iterdir()):
-            if child.name == "meta.json" or _ours(child):
-                shutil.rmtree(child) if child.is_dir() else child.unlink()
-    with contextlib.suppress(OSError):
-        path.rmdir()
 
 
 class _SyncRun:
     """The changing half of a synchronisation. Results gather in `pending` until they are committed."""
 
-    def __init__(self, engine: Engine, plans: Sequence[Plan], options: Options, summary: Summary) -> None:
-        self.engine, self.plans, self.options, self.summary = engine, plans, options, summary
-        self.numbers = {id(plan.place): _register(engine, plan.place) for plan in plans}
+    def __init__(
+        self, index: Index, model: IndexModel, plans: Sequence[Plan], options: Options, summary: Summary
+    ) -> None:
+        self.index, self.model, self.plans, self.options, self.summary = index, model, plans, options, summary
+        self.numbers = {id(plan.place): _register(index, plan.place) for plan in plans}
         self.pending = Changes()
         self.committing = False
         self.features: list[NDArray[np.float16]] = []
-        with engine.store.reading() as reader:
+        with index.reading() as reader:
             self.row = reader.state("rows")
             for shard, _, stop in reader.shards.spans(0, self.row):
                 reader.shards.map(shard, stop)  # damage is noticed before anything is added to it
-        self.known = KnownFiles(engine.store)
+        self.known = KnownFiles(index.database)
         for item in (item for plan in plans for _, item in plan.fresh if item is not None):  # overwritten, or renamed
             self.known.add(item.digest, (item.row, item.width, item.height))
         self.missing: dict[bytes, list[Item]] = {}
         for plan in plans:
             for item in plan.missing:
                 self.missing.setdefault(item.digest, []).append(item)
-        self.elsewhere = _of_gone_sources(engine, plans)
+        self.elsewhere = _of_gone_sources(index, plans)
         self.committed = time.monotonic()
 
     def finish(self) -> None:
@@ -188,9 +118,9 @@ class _SyncRun:
                 plan.source.close()
             if not self.committing:  # else it is unknown how far that commit came
                 self._commit()
-            refresh_meta(self.engine, measure=done)
-        _forget_gone_sources(self.engine)
-        self.summary.items = len(self.engine)
+            refresh_meta(self.index, measure=done, engine=self.model.engine)
+        _forget_gone_sources(self.index)
+        self.summary.items = len(self.index)
 
     def _settle(self, plan: Plan) -> None:
         """What needs no reading."""
@@ -208,9 +138,9 @@ class _SyncRun:
         elsewhere = self.options.extractor
         groups: Iterator[list[tuple[tuple[Plan, Entry, Item | None], LoadedImage]]]
         if elsewhere is not None:
-            groups = elsewhere.groups(self.engine, keys, self.known, self.options.batch_size or 0)
+            groups = elsewhere.groups(self.index, self.model, keys, self.known, self.options.batch_size or 0)
         else:
-            model = self.engine.load_model(expected=total, threads=True)
+            model = self.model.load(expected=total, threads=True)
             size = self.options.batch_size or usual_batch(model)
             tasks = (Task(reading(key[0].source, key[1].path, key[1].size), key) for key in keys)
             groups = extract(model, tasks, known=self.known, batch_size=size, workers=self.options.workers)
@@ -271,7 +201,7 @@ class _SyncRun:
         if source >= self.row:
             self.features.append(self.features[source - self.row])
         else:
-            self.features.append(self.engine.shards.read(np.array([source], np.int64))[0])
+            self.features.append(self.index.feature_files.read(np.array([source], np.int64))[0])
         return replace(new, row=row, width=width, height=height)
 
     def _fail(self, plan: Plan, entry: Entry, reason: str) -> None:
@@ -281,58 +211,62 @@ class _SyncRun:
     def _commit(self) -> None:
         """Writes the features, then commits the items that own them."""
         self.committing = True
+        self.index.check_in_place()
         if self.features:
-            checksum = self.engine.shards.write(self.row, np.stack(self.features))
+            checksum = self.index.feature_files.write(self.row, np.stack(self.features))
             self.pending.blocks.append((self.row, len(self.features), checksum))
         if self.pending:
-            self.engine.store.apply(self.pending)
+            self.index.database.apply(self.pending)
         self.row += len(self.features)
         self.pending, self.features = Changes(), []
         self.committed = time.monotonic()
         self.committing = False
 
 
-def _of_gone_sources(engine: Engine, plans: Sequence[Plan]) -> dict[bytes, list[Item]]:
+def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[Item]]:
     """Items of sources that are no longer where they were: what is found again elsewhere has moved."""
     planned = {plan.place.row.id for plan in plans if plan.place.row is not None}
     items: dict[bytes, list[Item]] = {}
-    with engine.store.reading() as reader:
+    with index.reading() as reader:
         for row in reader.sources():
-            if row.id not in planned and row.kind != "dataset" and not os.path.exists(engine.root_of(row)):
+            if row.id not in planned and row.kind != "dataset" and not os.path.exists(index.root_of(row)):
                 for item in reader.items(row.id):
                     items.setdefault(item.digest, []).append(item)
     return items
 
 
-def _forget_gone_sources(engine: Engine) -> None:
+def _forget_gone_sources(index: Index) -> None:
     """Sources that are gone, and of which nothing is left in the index, need not be looked at again."""
-    with engine.store.reading() as reader:
-        away = [row.id for row in reader.sources() if row.kind != "dataset" and not os.path.exists(engine.root_of(row))]
+    with index.reading() as reader:
+        away = [row.id for row in reader.sources() if row.kind != "dataset" and not os.path.exists(index.root_of(row))]
         gone = [number for number in away if not reader.has_items(number)]
     for number in gone:
-        engine.store.forget(number)
+        index.database.forget(number)
 
 
-def _register(engine: Engine, place: PlannedSource) -> int:
+def _register(index: Index, place: PlannedSource) -> int:
     """Records a planned source, and where it is now, and returns its number."""
-    index = engine.path.absolute()
+    path = index.path.absolute()
     if place.row is not None and place.root != place.row.root:
-        engine.store.relocate(place.row.id, place.root, index)
+        index.database.relocate(place.row.id, place.root, path)
     if place.row is None or place.absorbed or (place.settings is not None and place.settings != place.row.options):
         absorbed = [(other.id, prefix) for other, prefix in place.absorbed]
-        place.row = engine.store.add_source(place.kind, place.root, index, place.options, absorbed)
+        place.row = index.database.add_source(place.kind, place.root, path, place.options, absorbed)
         place.absorbed = []
     return place.row.id
 
 
-def refresh_meta(engine: Engine, measure: bool = True) -> None:
-    """Brings `meta.json` up to date with what is committed; `measure`: see `ann_maintenance.update`."""
-    with engine.store.reading() as reader:
+def refresh_meta(index: Index, measure: bool = True, engine: str | None = None) -> None:
+    """Brings `meta.json` up to date with what is committed; for the holder of the writer lock.
+
+    measure: see `ann_maintenance.update`. engine: the library and device that new features were computed with.
+    """
+    with index.reading() as reader:
         generation, items, rows = reader.state("generation"), reader.count(), reader.state("rows")
         failures = reader.failure_count()
-        meta = Meta.read(engine.path)  # another process may have tuned it
+        index.refresh()  # another process may have tuned it
+        meta = index.meta
         if (meta.generation, meta.items) == (generation, items):
-            engine.meta = meta
             return
         distances, measured = meta.distances, meta.distances_of
         grown = not 0.8 * measured <= items <= 1.25 * measured
@@ -342,9 +276,11 @@ def refresh_meta(engine: Engine, measure: bool = True) -> None:
             distances, measured = list(similarity.quantiles(reader.shards.read(np.sort(sample)))), items
         search = meta.search
         if search["kind"] != "exact":
-            search = ann_maintenance.update(engine.path, search, engine.snapshot(reader).flat, reader.rows(), measure)
-    engine.meta = replace(
-        meta, generation=generation, items=items, rows=rows, failures=failures, distances=distances,
-        distances_of=measured, engine=engine.engine_used or meta.engine, search=search,
+            flat = FlatIndex(reader.shards, rows)
+            search = ann_maintenance.update(index.derived, search, flat, reader.rows(), measure)
+    index.write_meta(
+        replace(
+            meta, generation=generation, items=items, rows=rows, failures=failures, distances=distances,
+            distances_of=measured, engine=engine or meta.engine, search=search,
+        )
     )  # fmt: skip
-    engine.meta.write(engine.path)

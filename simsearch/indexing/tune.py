@@ -7,7 +7,7 @@ added, and it replaces its predecessor in one step. Until then nothing is change
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch.cluster import work
 from simsearch.common import pca
 from simsearch.common.float16 import to_float32
+from simsearch.common.intervals import mean_interval
 from simsearch.errors import UsageError
 from simsearch.indexing import sync
 from simsearch.search import ann
@@ -25,15 +25,14 @@ from simsearch.search.ann import AnnIndex, AnnSettings, K
 from simsearch.search.binary_codes import BinaryCodeIndex
 from simsearch.search.exact import FlatIndex
 from simsearch.storage.database import Changes
-from simsearch.storage.lock import writer_lock
-from simsearch.storage.meta import Meta
+from simsearch.storage.index import WORK_FOLDER
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.engine import Engine
     from simsearch.models.hashing.autoencoder import HashConfig
     from simsearch.search.exact import Neighbours
+    from simsearch.storage.index import Index
 from simsearch.common.progress import Progress
 
 QUERIES = 400
@@ -135,7 +134,7 @@ class _Benchmark:
 
 
 def tune(
-    engine: Engine, recall: float, memory: int | None = None, progress: Progress = lambda done, total: None
+    index: Index, recall: float, memory: int | None = None, progress: Progress = lambda done, total: None
 ) -> Choice:
     """Chooses, makes and records the fastest structure of at least `recall` (of 10 neighbours) within `memory` bytes.
 
@@ -146,14 +145,11 @@ def tune(
         raise UsageError(f"the recall {recall} is not between 0 and 1")
     if memory is not None and memory < 1:
         raise UsageError(f"the memory is {memory} bytes, but must be at least 1")
-    with writer_lock(engine.path, BEFORE):  # who is refused is refused now, not after minutes
+    with index.writing(BEFORE):  # who is refused is refused now, not after minutes
         pass
-    with engine.store.reading() as reader:
-        snapshot = engine.snapshot(reader)
-        rows = reader.rows()
-    flat = snapshot.flat
+    flat, rows = _flat(index)
     if len(rows) < LEAST or recall == 1:
-        return _record(engine, None, _exact(0.0))
+        return _record(index, None, _exact(0.0))
     random = np.random.default_rng(0)
     shuffled = random.permutation(rows)
     count = min(QUERIES, len(rows) // 10)
@@ -175,8 +171,8 @@ def tune(
         made.rows = np.concatenate([made.rows, held])
         made = AnnIndex(made.setting, onto, made.index, made.rows, made.covered, flat.shards.epoch)
         choice = replace(choice, exact_seconds=seconds, tried=tuple(tried), memory=made.setting.bytes_for(len(rows)))
-        return _record(engine, made, choice, recall)
-    return _record(engine, None, replace(_exact(seconds), tried=tuple(tried)))
+        return _record(index, made, choice, recall)
+    return _record(index, None, replace(_exact(seconds), tried=tuple(tried)))
 
 
 def _exact(seconds: float) -> Choice:
@@ -273,7 +269,7 @@ def _measured(made: AnnIndex, field: _Benchmark, recall: float) -> Choice | None
             continue
         found = made.search(field.flat, field.queries[measuring], K, field.rows, setting)
         shares = field.recalls(found, measuring)
-        low, high = binomial_interval(shares)
+        low, high = mean_interval(shares)
         if shares.mean() < recall:
             continue
         seconds, _ = _timed(lambda query, s=setting: made.search(field.flat, query, K, field.rows, s), field.queries)  # type: ignore[misc]
@@ -282,15 +278,6 @@ def _measured(made: AnnIndex, field: _Benchmark, recall: float) -> Choice | None
         return Choice(setting.kind, float(shares.mean()), low, high, len(shares), seconds, 0.0,
                       setting.bytes_for(len(made.rows)), parameters)  # fmt: skip
     return None
-
-
-def binomial_interval(shares: NDArray[np.float64]) -> tuple[float, float]:
-    """A 95 % confidence interval of the mean of (n,) shares; after n times 1, its lower end is 1 - 3/n."""
-    mean, n = float(shares.mean()), len(shares)
-    error = 1.96 * float(shares.std(ddof=1)) / n**0.5 if n > 1 else 1.0
-    if error == 0:
-        error = 3 / n
-    return max(0.0, mean - error), min(1.0, mean + error)
 
 
 def _timed(search: Callable[[NDArray[np.float32]], Any], queries: NDArray[np.float32]) -> tuple[float, int]:
@@ -304,32 +291,40 @@ def _timed(search: Callable[[NDArray[np.float32]], Any], queries: NDArray[np.flo
     return float(np.median(took)), len(took)
 
 
-def _record(engine: Engine, made: AnnIndex | None, choice: Choice, target: float | None = None) -> Choice:
+def _flat(index: Index) -> tuple[FlatIndex, NDArray[np.int64]]:
+    """All rows of an index, and those of its items, ascending: (n,)."""
+    with index.reading() as reader:
+        return FlatIndex(reader.shards, reader.state("rows")), reader.rows()
+
+
+def _record(index: Index, made: AnnIndex | None, choice: Choice, target: float | None = None) -> Choice:
     """Puts the new structure in the place of the old one; readers go on with what they hold.
 
     target: the recall that was asked for.
     """
-    derived = engine.path / "derived"
-    with writer_lock(engine.path, AFTER):
-        if made is not None and made.epoch != engine.shards.epoch:
-            raise UsageError(f"{engine.path} was compacted meanwhile", hint="tune it again")
+    with index.writing(AFTER):
+        if made is not None and made.epoch != index.feature_files.epoch:
+            raise UsageError(f"{index.path} was compacted meanwhile", hint="tune it again")
         search: dict[str, Any] = {"kind": choice.kind, "recall": choice.recall, "parameters": {}}
         if made is not None:
-            name, parameters = made.save(derived)
+            name, parameters = made.save(index.derived)
             search["parameters"] = {**parameters, "folder": name}
             search |= {"low": choice.low, "high": choice.high, "queries": choice.queries, "k": K,
-                       "memory": choice.memory, "target": target, "items": len(engine)}  # fmt: skip
-        replace(Meta.read(engine.path), search=search).write(engine.path)
-        engine.store.apply(Changes())  # a new generation, which readers notice
-        sync.refresh_meta(engine)
-        for path in derived.iterdir() if derived.is_dir() else ():
-            if path.name not in {search["parameters"].get("folder"), work.FOLDER}:
-                shutil.rmtree(path, ignore_errors=True)
+                       "memory": choice.memory, "target": target, "items": len(index)}  # fmt: skip
+        index.refresh()
+        index.write_meta(replace(index.meta, search=search))
+        index.database.apply(Changes())  # a new generation, which readers notice
+        sync.refresh_meta(index)
+        derived = index.folder.child("derived")
+        for name in derived.names() if index.folder.exists("derived") else ():
+            if name not in {search["parameters"].get("folder"), WORK_FOLDER}:
+                with contextlib.suppress(OSError):
+                    derived.remove(name)
     return replace(choice, parameters=search["parameters"])
 
 
 def tune_codes(
-    engine: Engine, config: HashConfig, recall: float = RERANKED_RECALL, memory: int | None = None,
+    index: Index, config: HashConfig, recall: float = RERANKED_RECALL, memory: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Choice:  # fmt: skip
     """Trains binary codes on the index's features and searches by them from now on, whatever else were faster.
@@ -341,13 +336,12 @@ def tune_codes(
 
     if not 0 < recall <= 1:
         raise UsageError(f"the recall {recall} is not between 0 and 1")
-    with writer_lock(engine.path, BEFORE):
+    with index.writing(BEFORE):
         pass
-    with engine.store.reading() as reader:
-        flat, rows = engine.snapshot(reader).flat, reader.rows()
+    flat, rows = _flat(index)
     if len(rows) < LEAST:
         raise UsageError(
-            f"{engine.path} has {len(rows):,} items, too few to learn codes from", hint=f"at least {LEAST:,} are needed"
+            f"{index.path} has {len(rows):,} items, too few to learn codes from", hint=f"at least {LEAST:,} are needed"
         )
     setting = AnnSettings("codes", config.bits, RERANKED[0], 0)
     if memory is not None and setting.bytes_for(len(rows)) > memory:
@@ -375,10 +369,10 @@ def tune_codes(
         if field.recalls(made.search(flat, queries[:half], K, entries), slice(0, half)).mean() >= recall:
             break
     shares = field.recalls(made.search(flat, queries[half:], K, entries), slice(half, None))
-    low, high = binomial_interval(shares)
+    low, high = mean_interval(shares)
     took, _ = _timed(lambda query: made.search(flat, query, K, entries), queries)
     whole = BinaryCodeIndex(made.setting, codes, np.concatenate([encoded, codes(queries)]), np.concatenate([entries, held]),
                   flat.rows, flat.shards.epoch)  # fmt: skip
     choice = Choice("codes", float(shares.mean()), low, high, len(shares), took, seconds,
                     made.setting.bytes_for(len(rows)), {})  # fmt: skip
-    return _record(engine, whole, choice, recall)
+    return _record(index, whole, choice, recall)

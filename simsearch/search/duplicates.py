@@ -27,8 +27,8 @@ from simsearch.search.searcher import NEAR_IDENTICAL
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.engine import Engine
-    from simsearch.search.exact import FlatIndex
+    from simsearch.storage.model import IndexModel
+    from simsearch.storage.protocols import OpenIndex, Searchable, VectorSearch
     from simsearch.storage.reader import Item
 from simsearch.common.progress import Progress
 from simsearch.images.perturb import COPIES
@@ -86,19 +86,19 @@ FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
 """The changes that the threshold is set by; those that change every pixel's place are only reported."""
 
 
-def copy_threshold(engine: Engine, seed: int = 0) -> Threshold:
+def copy_threshold(index: OpenIndex, model: IndexModel, seed: int = 0) -> Threshold:
     """What 90 % of slightly changed copies of the index's own pictures are nearer than.
 
     Where pictures or model cannot be read, it is the share of the median random pair that `dedup` uses.
     """
-    median = similarity.median(engine.meta.distances)
+    median = similarity.median(index.meta.distances)
     fallback = Threshold(NEAR_IDENTICAL * median)
-    with engine.store.reading() as reader:
+    with index.reading() as reader:
         ids, _ = reader.ids()
     originals: list[Image.Image] = []
     for number in np.random.default_rng(seed).permutation(ids)[: 2 * ORIGINALS]:
         try:
-            originals.append(resolve.open_picture(engine.read(int(number)), None).image)
+            originals.append(resolve.open_picture(_file(index, int(number)), None).image)
         except ImageError:
             continue
         if len(originals) == ORIGINALS:
@@ -106,9 +106,9 @@ def copy_threshold(engine: Engine, seed: int = 0) -> Threshold:
     if not originals:
         return fallback
     try:
-        base = engine.features(originals).astype(np.float64)
+        base = model.features(originals).astype(np.float64)
         found = {
-            name: np.linalg.norm(engine.features([change(image) for image in originals]) - base, axis=1)
+            name: np.linalg.norm(model.features([change(image) for image in originals]) - base, axis=1)
             for name, change in COPIES.items()
         }
     except SimsearchError:  # the model's weights are not here
@@ -119,8 +119,15 @@ def copy_threshold(engine: Engine, seed: int = 0) -> Threshold:
     return Threshold(distance, {name: float((d <= distance).mean()) for name, d in found.items()})
 
 
+def _file(index: OpenIndex, number: int) -> bytes:
+    """The bytes of an item's image file. Raises ImageError."""
+    with index.reading() as reader:
+        item = reader.item(number)
+        return index.sources(reader)[item.source].read(item.path)
+
+
 def duplicate_groups(
-    engine: Engine, max_distance: float, progress: Progress = lambda done, total: None, exact: bool = False
+    snapshots: Searchable, max_distance: float, progress: Progress = lambda done, total: None, exact: bool = False
 ) -> list[list[Member]]:
     """Items linked by chains of steps of at most `max_distance`, largest group first, each by id.
 
@@ -129,8 +136,8 @@ def duplicate_groups(
     """
     if not max_distance >= 0:
         raise UsageError(f"the largest distance is {max_distance}, but distances are not negative")
-    with engine.store.reading() as reader:
-        snapshot = engine.snapshot(reader)
+    with snapshots.reading() as reader:
+        snapshot = snapshots.current(reader)
         ids, rows = reader.ids()
         root = _linked(snapshot.flat, rows, float(max_distance), progress, exact)
         order = np.argsort(root, kind="stable")
@@ -147,11 +154,11 @@ def duplicate_groups(
     return sorted(found, key=lambda group: (-len(group), group[0].item.id))
 
 
-def checked(engine: Engine, found: list[list[Member]], max_distance: float, seed: int = 0) -> tuple[int, int]:
+def checked(snapshots: Searchable, found: list[list[Member]], max_distance: float, seed: int = 0) -> tuple[int, int]:
     """How many near pairs a sample of items has by an exact search, and how many of them are in one group."""
     group = {member.item.id: number for number, members in enumerate(found) for member in members}
-    with engine.store.reading() as reader:
-        flat = engine.snapshot(reader).flat
+    with snapshots.reading() as reader:
+        flat = snapshots.current(reader).flat
         ids, rows = reader.ids()
         owner = np.full(flat.rows, -1)
         owner[rows] = ids
@@ -167,7 +174,7 @@ def checked(engine: Engine, found: list[list[Member]], max_distance: float, seed
 
 
 def _linked(
-    flat: FlatIndex, rows: NDArray[np.int64], reach: float, progress: Progress, exact: bool
+    flat: VectorSearch, rows: NDArray[np.int64], reach: float, progress: Progress, exact: bool
 ) -> NDArray[np.int64]:
     """For each of (n,) rows the first place of its group."""
     links = _Links(len(rows))
@@ -250,7 +257,9 @@ def _near(
     return different
 
 
-def _measure(flat: FlatIndex, rows: NDArray[np.int64], pairs: NDArray[np.int64], reach: float, links: _Links) -> None:
+def _measure(
+    flat: VectorSearch, rows: NDArray[np.int64], pairs: NDArray[np.int64], reach: float, links: _Links
+) -> None:
     """Links those pairs that are really that near, some at a time; what is linked already needs no measuring."""
     while len(pairs):
         root = links.roots()

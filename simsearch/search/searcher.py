@@ -19,10 +19,8 @@ from simsearch.storage.filters import Where, conditions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.search.ann import AnnIndex
-    from simsearch.search.snapshot import Snapshot
-    from simsearch.storage.feature_files import FeatureFiles
-    from simsearch.storage.reader import Item, Reader
+    from simsearch.storage.protocols import ApproximateSearch, FeatureReader, ItemReader, SearchSnapshot
+    from simsearch.storage.reader import Item
 
 NEAR_IDENTICAL = 0.25
 """With `dedup`, matches nearer to each other than this share of the median random pair count as one picture.
@@ -39,11 +37,11 @@ class Search:
     structure: names candidates, unless an exact search is asked for; None: all searches are exact.
     """
 
-    reader: Reader
-    snapshot: Snapshot
-    shards: FeatureFiles
+    reader: ItemReader
+    snapshot: SearchSnapshot
+    shards: FeatureReader
     table: Sequence[float]
-    structure: AnnIndex | None = None
+    structure: ApproximateSearch | None = None
 
     def answers(
         self, queries: NDArray[np.float32], k: int,

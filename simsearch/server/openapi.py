@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-import simsearch
 from simsearch.search.options import OPTIONS
 from simsearch.server.schemas import LARGEST_ID, AddRequest, SearchRequest
+from simsearch.version import __version__
 
-VERSION = simsearch.__version__
+VERSION = __version__
 ABOUT = "Finds the indexed images most like an image. Distances are Euclidean and do not decrease."
 
 Schema = dict[str, Any]

@@ -1,13 +1,12 @@
 """An index that is served: opened anew when another takes its place on disk, without a failed or mixed answer.
 
 What another process commits into an index is seen by the engine itself. Here is the other case: the folder is replaced
-(renamed over, or a link turned to another one). An engine reads its files by path, so an answer counts only if the same
-index was at the path before and after it was computed; else it is computed again on the one that is there now.
+(renamed over, or a link turned to another one). An engine goes on answering from the index that it opened, so an answer
+counts only if that one was at the path before and after; else it is computed again on the one that is there now.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
@@ -18,7 +17,7 @@ from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchError
 
 T = TypeVar("T")
-Identity = tuple[int, int, int, int] | None
+Identity = tuple[int, ...] | None
 
 PATIENCE = 5.0
 """Seconds that a request waits while there is no whole index at the path."""
@@ -38,10 +37,10 @@ class ReloadableIndex:
 
     def __init__(self, name: str, engine: Engine, reloaded: Callable[[], None] = lambda: None) -> None:
         self.name, self.path, self.reloaded = name, engine.path, reloaded
-        self._identity = functools.partial(engine.identity, engine.path)
+        self._identity = engine.identity_now
         self._lock = threading.Lock()
         self._opening = threading.Lock()
-        self._lease = _Lease(engine, self._identity(), own=False)
+        self._lease = _Lease(engine, engine.identity, own=False)
 
     def use(self, call: Callable[[Engine], T]) -> T:
         """What `call` makes of the index at the path, all of it from one index."""
@@ -106,7 +105,7 @@ class ReloadableIndex:
             if old.identity == identity:
                 return
             engine = self._open(old.engine)
-            if self._identity() != identity:
+            if engine.identity != identity:
                 engine.close()
                 return
             with self._lock:

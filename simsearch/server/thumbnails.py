@@ -38,7 +38,8 @@ def spread(served: ReloadableIndex, count: int) -> list[int]:
 
     def read(engine: Engine) -> list[int]:
         with engine.store.reading() as reader:
-            return reader.spread(count)
+            found: list[int] = reader.spread(count)
+            return found
 
     return served.use(read)
 

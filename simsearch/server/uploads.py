@@ -9,15 +9,15 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from simsearch.common.atomic_files import atomic_write
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError, UsageError
 from simsearch.images import decode
 from simsearch.images.sources.tables import ManifestSource
 from simsearch.indexing import options, sync
+from simsearch.storage.folder import Folder
+from simsearch.storage.index import Index
 
 
 class Uploads:
@@ -34,21 +34,23 @@ class Uploads:
         data: bytes = query["image"]
         decode.decode_image(data, engine.recipe.resize, largest)
         name = hashlib.sha256(data).hexdigest()
-        folder = engine.path / "uploads"
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot write {folder}: {error.strerror}") from error
+        engine.index.check_in_place()
+        folder = _folder(engine.index, create=True)
         with self._alone(folder):
             if found := _find(engine, name):
                 return found, False
-            if (folder / name).exists():  # left by a process that died
+            if folder.exists(name):  # left by a process that died
                 _forget(folder, name)
-            atomic_write(folder / name, data)
+            _write(folder, name, data)
             line = json.dumps({**query.get("metadata", {}), "path": name, "label": query.get("label")})
             try:
-                _append(folder / "items.jsonl", line)
-                sync.sync(engine, [ManifestSource(_manifest(engine), name, line)], options.BuildOptions(prune=False))
+                _append(folder, line)
+                sync.sync(
+                    engine.index,
+                    engine.model,
+                    [ManifestSource(_manifest(engine), name, line)],
+                    options.BuildOptions(prune=False),
+                )
             finally:  # what was refused must not come back with the next build
                 found = _find(engine, name)
                 if found is None:
@@ -59,19 +61,19 @@ class Uploads:
 
     def remove(self, engine: Engine, number: int) -> None:
         """Takes an item out of the index; its file too, if it came over HTTP. Raises ItemNotFoundError."""
-        folder = engine.path / "uploads"
-        with self._alone(folder) if folder.is_dir() else self._lock:
+        folder = _folder(engine.index)
+        with self._alone(folder) if folder.identity != (0, 0) else self._lock:
             path = engine.paths([engine.item(number)])[0]
             engine.remove(number)
             name = path.rpartition("/")[2]
-            if path == str((folder / name).absolute()):
+            if path == str(folder.place / name):
                 _forget(folder, name)
 
     @contextlib.contextmanager
-    def _alone(self, folder: Path) -> Iterator[None]:
+    def _alone(self, folder: Folder) -> Iterator[None]:
         """Keeps other threads and processes out of the folder."""
         with self._lock:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = folder.open(".")
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield
@@ -79,23 +81,40 @@ class Uploads:
                 os.close(descriptor)
 
 
+def _folder(index: Index, create: bool = False) -> Folder:
+    """The folder of uploads, in the index that is open. Raises UsageError."""
+    try:
+        return index.folder.child("uploads", create)
+    except OSError as error:
+        raise UsageError(f"cannot write {index.path / 'uploads'}: {error.strerror}") from error
+
+
 def _manifest(engine: Engine) -> str:
-    return str((engine.path / "uploads" / "items.jsonl").absolute())
+    return str(engine.index.folder.place / "uploads" / "items.jsonl")
+
+
+def _write(folder: Folder, name: str, data: bytes) -> None:
+    """Leaves a whole file under a name, durably. Raises UsageError."""
+    try:
+        folder.write(name, data)
+    except OSError as error:
+        raise UsageError(f"cannot write {folder.path / name}: {error.strerror}") from error
 
 
 def _find(engine: Engine, name: str) -> int | None:
     """The id of an upload's item."""
-    with engine.store.reading() as reader:
+    with engine.index.reading() as reader:
         for source in reader.sources():
-            if source.kind == ManifestSource.kind and engine.root_of(source) == _manifest(engine):
+            if source.kind == ManifestSource.kind and engine.index.root_of(source) == _manifest(engine):
                 return next((item.id for item in reader.items(source.id, name)), None)
     return None
 
 
-def _append(path: Path, line: str) -> None:
+def _append(folder: Folder, line: str) -> None:
     """Adds a line to the manifest, durably, after what a crash may have left of one."""
     try:
-        with path.open("a+b") as file:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        with open(folder.open("items.jsonl", flags), "a+b") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 1))
             if end and file.read() != b"\n":
@@ -105,14 +124,14 @@ def _append(path: Path, line: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise UsageError(f"cannot write {folder.path / 'items.jsonl'}: {error.strerror}") from error
 
 
-def _forget(folder: Path, name: str) -> None:
+def _forget(folder: Folder, name: str) -> None:
     """Takes an upload out of the manifest, and deletes its file."""
-    path = folder / "items.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    there = folder.exists("items.jsonl")
+    lines = folder.read("items.jsonl").splitlines(keepends=True) if there else []
     kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["path"] != name]
     if kept != lines:
-        atomic_write(path, b"".join(kept))
-    (folder / name).unlink(missing_ok=True)
+        _write(folder, "items.jsonl", b"".join(kept))
+    folder.unlink(name)

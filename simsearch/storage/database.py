@@ -11,15 +11,17 @@ import contextlib
 import json
 import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
+from simsearch.errors import IndexDamagedError, IndexReplacedError, SimsearchError, UsageError
 from simsearch.storage.feature_files import FeatureFiles
 from simsearch.storage.filters import replace_surrogates
+from simsearch.storage.folder import Folder, identity_of
 from simsearch.storage.reader import Item, Reader, SourceRow
 
 _SCHEMA = """
@@ -64,21 +66,39 @@ class Changes:
 class Database:
     """The database `items.sqlite`. Use from any number of threads; writing is for the holder of the writer lock.
 
-    shards: the feature files, of any epoch; each reader is given those of its own.
+    SQLite opens files by path. Each connection therefore counts only if the file at that path is, before and after,
+    the one that was there when this object was made; see `_connect`.
+
+    folder: the index's, held open; that of `path` unless given. shards: the feature files, of any epoch; each reader
+    is given those of its own.
     """
 
-    def __init__(self, path: Path, *, create: bool = False, shards: FeatureFiles | None = None) -> None:
+    def __init__(
+        self, path: Path, *, create: bool = False, shards: FeatureFiles | None = None, folder: Folder | None = None
+    ) -> None:
         self.path, self._shards = path, shards
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
-        self._writable = os.access(path.parent, os.W_OK)
-        if not create and not path.exists():
-            raise IndexDamagedError(f"{path} is missing")
+        self._copy: tuple[tempfile.TemporaryDirectory[str], Path] | None = None
+        try:
+            self._folder = folder or Folder.at(path.parent)
+            if create and not self._folder.exists(path.name):
+                os.close(self._folder.open(path.name, os.O_RDWR | os.O_CREAT))
+            self._file = self._folder.pin(path.name)
+        except FileNotFoundError:
+            raise IndexDamagedError(f"{path} is missing") from None
+        self._writable = os.access(self._folder.through, os.W_OK)
+        self._reserve: sqlite3.Connection | None = None
         if create:
             with self._mapped(), self._connection() as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the file."""
+        return self._file.identity
 
     # -- connections
 
@@ -102,14 +122,62 @@ class Database:
             if not reusable:
                 connection.close()
 
+    def hold(self) -> None:
+        """Keeps a connection in reserve, so that all can be read also when the file has been deleted."""
+        with self._mapped():
+            self._reserve = self._connect()
+
     def _connect(self) -> sqlite3.Connection:
+        """A connection to the file that was there when this object was made, or to a copy of it if that is gone.
+
+        SQLite resolves every link in a path before it opens it, `/proc/self/fd/N` as well, and finds the log by the
+        same path. So where the folder is now is looked up, and looked at again once all files are open.
+        """
+        place = self._place()
+        while place is not None:
+            connection = self._open(place)
+            try:
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log as well
+            except BaseException:
+                connection.close()
+                raise
+            now = self._place()
+            if now == place:
+                connection.execute("PRAGMA synchronous = FULL")
+                return connection
+            connection.close()
+            place = now
+        return self._connect_to_copy()
+
+    def _place(self) -> Path | None:
+        """Where the file is now, or None."""
+        folder = self._folder.current_path()
+        if folder is None or identity_of(folder / self.path.name) != self._file.identity:
+            return None
+        return folder / self.path.name
+
+    def _open(self, path: Path) -> sqlite3.Connection:
         # Without write access SQLite cannot make the files that readers share with writers, and need not: where they
         # are missing, nobody is writing.
-        alone = not self._writable and not self.path.with_name(self.path.name + "-wal").exists()
-        name = "file:" + _quote(self.path) + ("?immutable=1" if alone else "")
-        connection = sqlite3.connect(name, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA synchronous = FULL")
-        return connection
+        alone = not self._writable and not path.with_name(path.name + "-wal").exists()
+        name = "file:" + _quote(path) + ("?immutable=1" if alone else "?mode=rw")
+        return sqlite3.connect(name, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+
+    def _connect_to_copy(self) -> sqlite3.Connection:
+        """A connection to a copy of the deleted file, which the connection in reserve still reads."""
+        with self._lock:
+            if self._reserve is None:
+                raise IndexReplacedError(
+                    f"the index {self.path.parent} was removed or replaced while it was open", hint="open it again"
+                )
+            if self._copy is None:
+                folder = tempfile.TemporaryDirectory(prefix="simsearch-", ignore_cleanup_errors=True)
+                path = Path(folder.name, self.path.name)
+                with contextlib.closing(sqlite3.connect(path)) as copy:
+                    self._reserve.backup(copy)
+                self._copy = folder, path
+            path = self._copy[1]
+        return sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:
@@ -154,8 +222,14 @@ class Database:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
+            if self._reserve is not None:
+                idle.append(self._reserve)
+            self._reserve = None
+            copy, self._copy = self._copy, None
         for connection in idle:
             connection.close()
+        if copy is not None:
+            copy[0].cleanup()
 
     def content(self, digest: bytes) -> tuple[int, int, int] | None:
         """For a file's SHA-256, the row of its features and the image's width and height, as last committed."""

@@ -18,13 +18,13 @@ from simsearch.storage.filters import replace_surrogates
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from simsearch.engine import Engine
+    from simsearch.storage.protocols import OpenIndex
     from simsearch.storage.reader import Item
 
 _ROWS = 2048
 
 
-def export_npy(engine: Engine, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
+def export_npy(index: OpenIndex, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
     """Writes `features.npy` (N, D) float32 and, row by row, `items.jsonl`; returns N.
 
     Rows are in the order of the ids. Each file appears under its name only when it is complete. float32 holds the
@@ -33,10 +33,10 @@ def export_npy(engine: Engine, folder: Path, progress: Callable[[int, int], None
     partial, listing = folder / ".features.npy.partial", folder / ".items.jsonl.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with engine.store.reading() as reader:
+        with index.reading() as reader:
             _, rows = reader.ids()
-            opened = engine.opened(reader)
-            shape = (len(rows), engine.meta.dimension)
+            opened = index.sources(reader)
+            shape = (len(rows), index.meta.dimension)
             with partial.open("wb") as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
@@ -58,7 +58,7 @@ def export_npy(engine: Engine, folder: Path, progress: Callable[[int, int], None
 
 
 def export_parquet(
-    engine: Engine, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    index: OpenIndex, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> int:
     """Writes `items.parquet`, a row an item by id, and returns N.
 
@@ -70,16 +70,16 @@ def export_parquet(
         import pyarrow.parquet
     except ImportError:
         raise MissingExtraError("writing Parquet", "parquet") from None
-    dimension = engine.meta.dimension
+    dimension = index.meta.dimension
     columns = [("id", pyarrow.int64()), ("path", pyarrow.string()), ("label", pyarrow.string()),
                ("metadata", pyarrow.string()), ("features", pyarrow.list_(pyarrow.float16(), dimension))]  # fmt: skip
-    facts = {"simsearch": json.dumps({"model": engine.meta.model, "weights_sha256": engine.meta.weights_sha256})}
+    facts = {"simsearch": json.dumps({"model": index.meta.model, "weights_sha256": index.meta.weights_sha256})}
     schema = pyarrow.schema(columns, metadata=facts)
     partial = folder / ".items.parquet.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with engine.store.reading() as reader, pyarrow.parquet.ParquetWriter(partial, schema) as writer:
-            total, opened, done = reader.count(), engine.opened(reader), 0
+        with index.reading() as reader, pyarrow.parquet.ParquetWriter(partial, schema) as writer:
+            total, opened, done = reader.count(), index.sources(reader), 0
             for items in _chunks(reader.items()):
                 features = reader.shards.read(np.array([item.row for item in items], np.int64))
                 values = pyarrow.array(features.reshape(-1), pyarrow.float16())

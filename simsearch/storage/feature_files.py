@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.errors import IndexDamagedError, SimsearchError
+from simsearch.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-from simsearch.common.atomic_files import sync_folder
 
 PREAMBLE = 4096
 
@@ -56,10 +56,17 @@ def allow_files(count: int) -> None:
 
 
 class FeatureFiles:
-    """The feature files of one index in one epoch. dimension: D. Reading is safe for several threads."""
+    """The feature files of one index in one epoch. Reading is safe for several threads.
 
-    def __init__(self, folder: Path, dimension: int, rows_per_shard: int = ROWS_PER_SHARD, epoch: int = 0) -> None:
-        self.folder, self.dimension, self.rows_per_shard, self.epoch = folder, dimension, rows_per_shard, epoch
+    folder: what they lie in, which is held open, so that files of another index at its path are never read or written.
+    dimension: D.
+    """
+
+    def __init__(
+        self, folder: Folder | Path, dimension: int, rows_per_shard: int = ROWS_PER_SHARD, epoch: int = 0
+    ) -> None:
+        self.folder = folder if isinstance(folder, Folder) else Folder.at(folder)
+        self.dimension, self.rows_per_shard, self.epoch = dimension, rows_per_shard, epoch
         self.row_bytes = 2 * dimension
         self._held: dict[int, int] = {}  # descriptors by shard
         self._closed = weakref.finalize(self, _close, self._held)
@@ -69,8 +76,13 @@ class FeatureFiles:
         """The files of another epoch."""
         return FeatureFiles(self.folder, self.dimension, self.rows_per_shard, epoch)
 
+    def name(self, shard: int) -> str:
+        """The name of a file in the folder."""
+        return f"{shard:06d}.{self.epoch}.f16" if self.epoch else f"{shard:06d}.f16"
+
     def path(self, shard: int) -> Path:
-        return self.folder / (f"{shard:06d}.{self.epoch}.f16" if self.epoch else f"{shard:06d}.f16")
+        """Where a file was when the folder was opened, for messages."""
+        return self.folder.path / self.name(shard)
 
     def hold(self, rows: int) -> bool:
         """Opens the files of the first `rows` rows, which can then be read when `compact` has deleted them.
@@ -84,7 +96,7 @@ class FeatureFiles:
         for shard, _, _ in self.spans(0, rows):
             if shard not in self._held:
                 try:
-                    opened[shard] = os.open(self.path(shard), os.O_RDONLY | os.O_CLOEXEC)
+                    opened[shard] = self.folder.open(self.name(shard))
                 except OSError as error:
                     _close(opened)
                     return error.errno in {errno.EMFILE, errno.ENFILE}
@@ -95,7 +107,7 @@ class FeatureFiles:
     def open(self, shard: int) -> int:
         """A descriptor of a file, for reading by position or mapping; the caller closes it. Raises OSError."""
         try:
-            return os.open(self.path(shard), os.O_RDONLY | os.O_CLOEXEC)
+            return self.folder.open(self.name(shard))
         except FileNotFoundError:
             if shard not in self._held:
                 raise
@@ -129,7 +141,7 @@ class FeatureFiles:
     def _write(self, shard: int, start: int, data: bytes) -> None:
         """Puts bytes from row `start` of a file on and syncs it."""
         # Only the first row makes a file: one that is gone must not come back without the rows it had.
-        descriptor = os.open(self.path(shard), os.O_RDWR | (os.O_CREAT if start == 0 else 0), 0o666)
+        descriptor = self.folder.open(self.name(shard), os.O_RDWR | (os.O_CREAT if start == 0 else 0))
         with open(descriptor, "r+b", buffering=0) as file:
             if start == 0:
                 file.write(self._preamble(shard))
@@ -139,7 +151,7 @@ class FeatureFiles:
                 view = view[file.write(view) :]
             os.fsync(file.fileno())
         if start == 0:
-            sync_folder(self.folder)
+            self.folder.sync()
 
     def _preamble(self, shard: int) -> bytes:
         """The first page of a file."""

@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simsearch.errors import IndexLockedError, UsageError
+from simsearch.storage.folder import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def writer_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
+def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
     """Holds the index's writer lock, which the system releases when the process dies.
 
     patience: seconds to wait for another writer. Raises IndexLockedError.
     """
-    path = folder / "writer.lock"
+    place = folder.path if isinstance(folder, Folder) else folder
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        opened = folder if isinstance(folder, Folder) else Folder.at(folder)
+        descriptor = opened.open("writer.lock", os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise UsageError(f"the index {folder} cannot be written: {error.strerror}") from error
+        raise UsageError(f"the index {place} cannot be written: {error.strerror}") from error
     try:
         latest = time.monotonic() + patience
         while not _taken(descriptor):
@@ -34,7 +36,7 @@ def writer_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
                 continue
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             who = f"process {holder}" if holder else "another process"
-            raise IndexLockedError(f"{who} is writing to {folder}", hint="wait for it; reading is possible")
+            raise IndexLockedError(f"{who} is writing to {place}", hint="wait for it; reading is possible")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield

@@ -5,24 +5,18 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from simsearch.errors import UsageError
-from simsearch.images.sources import base
-
-if TYPE_CHECKING:
-    import numpy as np
-
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simsearch.errors import UsageError
+from simsearch.images.sources import base
 from simsearch.images.sources.resolve import Sources
 
 if TYPE_CHECKING:
-    from simsearch.storage.reader import Item, Reader
+    from simsearch.storage.protocols import ItemReader
+    from simsearch.storage.reader import Item
 
 Name = str | int | np.integer | os.PathLike[str]
 """What stands for items: an id, `id:N`, a path, a folder, an archive, or a glob."""
@@ -31,7 +25,7 @@ SINGLE = (str, int, np.integer, os.PathLike)
 """One name; anything else is several."""
 
 
-def find_items(names: Name | Iterable[Name], reader: Reader, opened: Sources) -> list[Item]:
+def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources) -> list[Item]:
     """The items that names mean, by id. Raises UsageError for one in vain, ItemNotFoundError."""
     found: dict[int, Item] = {}
     rest: list[str] = []
@@ -44,7 +38,7 @@ def find_items(names: Name | Iterable[Name], reader: Reader, opened: Sources) ->
             rest.append(name)
     if rest:
         hits = dict.fromkeys(rest, 0)
-        tests = [(name, path_matcher(name)) for name in rest]
+        tests = [(name, matcher(name)) for name in rest]
         for item in reader.items():
             shown = opened[item.source].display(item.path)
             for name, test in tests:
@@ -57,7 +51,7 @@ def find_items(names: Name | Iterable[Name], reader: Reader, opened: Sources) ->
     return [found[number] for number in sorted(found)]
 
 
-def path_matcher(name: str) -> Callable[[str, str], bool]:
+def matcher(name: str) -> Callable[[str, str], bool]:
     """Whether a name (a path, a folder, an archive or a glob) means an item, given as printed and as stored."""
     if not name:
         raise UsageError("an empty name means no item", hint="a path, id:N, or a glob in quotes")

@@ -6,16 +6,16 @@ brought up to date after a commit; `generation` says after which one, so that a 
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from simsearch.common.atomic_files import sync_folder
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, UsageError
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.storage.feature_files import ROWS_PER_SHARD
+from simsearch.storage.folder import Folder
 
 FORMAT = 1
 
@@ -51,20 +51,22 @@ class Meta:
     """The number of items when they were measured."""
 
     @classmethod
-    def read(cls, folder: Path) -> Meta:
+    def read(cls, folder: Folder | Path) -> Meta:
         """Raises IndexNotFoundError, IndexDamagedError, or UsageError for a format of the future."""
-        path = folder / "meta.json"
+        place = folder.path if isinstance(folder, Folder) else folder
+        path = place / "meta.json"
         try:
-            return cls.of(json.loads(path.read_bytes()), folder)
+            opened = folder if isinstance(folder, Folder) else Folder.at(folder)
+            return cls.of(json.loads(opened.read("meta.json")), place)
         except FileNotFoundError:
-            if next((folder / "features").glob("*.f16"), None):
+            if _has_features(folder):
                 raise IndexDamagedError(f"{path} is missing, though there are features") from None
-            hint = f"make one: simsearch build SOURCE -i {folder}"
-            raise IndexNotFoundError(f"there is no index at {folder}", hint=hint) from None
+            hint = f"make one: simsearch build SOURCE -i {place}"
+            raise IndexNotFoundError(f"there is no index at {place}", hint=hint) from None
         except PermissionError as error:
             raise UsageError(f"{path}: {error.strerror}") from error
         except NotADirectoryError:
-            raise IndexNotFoundError(f"{folder} is not a folder, so no index either") from None
+            raise IndexNotFoundError(f"{place} is not a folder, so no index either") from None
         except OSError as error:
             raise IndexDamagedError(f"{path}: {error.strerror}") from error
         except KeyError as error:
@@ -94,13 +96,15 @@ class Meta:
             raise ValueError("search or distances is not as simsearch writes it")
         return meta
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Folder | Path) -> None:
         """Replaces the file in one atomic, durable step."""
-        partial = folder / ".meta.json.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, folder / "meta.json")
-        sync_folder(folder)
+        opened = folder if isinstance(folder, Folder) else Folder.at(folder)
+        opened.write("meta.json", (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+def _has_features(folder: Folder | Path) -> bool:
+    """True if there are feature files in an index's folder."""
+    with contextlib.suppress(OSError):
+        opened = folder if isinstance(folder, Folder) else Folder.at(folder)
+        return any(name.endswith(".f16") for name in opened.child("features").names())
+    return False

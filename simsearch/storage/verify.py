@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from simsearch.errors import IndexDamagedError
+from simsearch.errors import IndexDamagedError, UsageError
 from simsearch.storage import components
+from simsearch.storage.index import Index
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from simsearch.engine import Engine
+    from simsearch.storage.protocols import OpenIndex
     from simsearch.storage.reader import Reader
 
 
@@ -25,27 +26,30 @@ class VerifyReport:
     problems: tuple[str, ...]
 
 
-def verify(engine: Engine, progress: Callable[[int, int], None] = lambda done, total: None) -> VerifyReport:
+def verify(index: OpenIndex, progress: Callable[[int, int], None] = lambda done, total: None) -> VerifyReport:
     """Checks database, feature files and `meta.json` against each other. progress: rows checked and their number.
 
     Reads all features once; readers and a writer may go on meanwhile. After a compaction meanwhile, it begins again.
     """
+    if not isinstance(index, Index):
+        raise UsageError(f"{index.path} has no files to be verified",
+                         hint="`simsearch push` compares a collection with its index")  # fmt: skip
     while True:
-        epoch, verdict = _verified(engine, progress)
-        if not verdict.problems or epoch == engine.shards.epoch:
+        epoch, verdict = _verified(index, progress)
+        if not verdict.problems or epoch == index.feature_files.epoch:
             return verdict
 
 
-def _verified(engine: Engine, progress: Callable[[int, int], None]) -> tuple[int, VerifyReport]:
-    with engine.store.reading() as reader:
+def _verified(index: Index, progress: Callable[[int, int], None]) -> tuple[int, VerifyReport]:
+    with index.reading() as reader:
         problems = [f"items.sqlite: {line}" for line in reader.integrity()]
         try:
-            components.load_components(engine.path, engine.meta)
+            components.of_meta(index.folder, index.meta)
         except IndexDamagedError as error:
             problems.append(str(error))
         items, rows = reader.count(), reader.state("rows")
         try:
-            problems += _check_rows(engine, reader, items, rows)
+            problems += _check_rows(index, reader, items, rows)
         except IndexDamagedError as error:
             problems.append(str(error))
         checked, done = 0, 0
@@ -70,7 +74,7 @@ def _verified(engine: Engine, progress: Callable[[int, int], None]) -> tuple[int
             problems.append(f"features: {rows} rows are recorded, checksums cover {done}")
         for shard in range(-(-rows // reader.shards.rows_per_shard)):
             problems += _check_shard(reader, shard)
-            if not reader.shards.path(shard).exists():
+            if not reader.shards.folder.exists(reader.shards.name(shard)):
                 break
     return reader.shards.epoch, VerifyReport(items, rows, checked, tuple(dict.fromkeys(problems)))
 
@@ -83,7 +87,7 @@ def _check_shard(reader: Reader, shard: int) -> list[str]:
     return [problem] if problem else []
 
 
-def _check_rows(engine: Engine, reader: Reader, items: int, rows: int) -> list[str]:
+def _check_rows(index: Index, reader: Reader, items: int, rows: int) -> list[str]:
     problems = []
     owned = reader.rows()
     strays = owned[(owned < 0) | (owned >= rows)]
@@ -97,7 +101,7 @@ def _check_rows(engine: Engine, reader: Reader, items: int, rows: int) -> list[s
     for what, sources in owners.items():
         if orphans := sum(source not in known for source in sources):
             problems.append(f"items.sqlite: {orphans} {what} belong to no source")
-    meta = engine.meta
+    meta = index.meta
     if meta.generation == reader.state("generation") and (meta.items, meta.rows) != (items, rows):
         problems.append(f"meta.json counts {meta.items} items and {meta.rows} rows, the database {items} and {rows}")
     return problems

@@ -37,8 +37,8 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
         yield f"milvus://{tmp_path}/lite.db"
         return
-    from simsearch.cluster.milvus.address import parse_address
     from simsearch.cluster.milvus.client import MilvusClient
+    from simsearch.common.milvus_address import parse_address
 
     found = request.getfixturevalue("milvus_server").address(f"test_{uuid.uuid4().hex}")
     yield found + "?consistency=strong"
@@ -94,7 +94,7 @@ def filled(tmp_path: Path, address: str) -> Iterator[Both]:
     filler.add(features)
     filler.edit(list(range(1, 60)), features[100:159])
     filler.remove([7, 8, 250, 300])
-    push(filler.engine, address)
+    push(filler.engine.index, address)
     with filler.engine as here, simsearch.open(address, model=filler.model) as there:
         yield here, there
 
@@ -142,7 +142,7 @@ def pushed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         address = f"milvus://{folder}/a.db"
     else:
         address = request.getfixturevalue("milvus_server").address("once")
-    push(filler.engine, address)
+    push(filler.engine.index, address)
     with filler.engine as here, simsearch.open(address + "?consistency=strong", model=filler.model) as there:
         yield here, there
         if request.param == "server":
@@ -206,8 +206,8 @@ def test_odd_items(tmp_path: Path, address: str) -> None:
         {"path": "*.png", "label": "100%", "metadata": {"c": "2"}},
     ]
     items = [replace(filler.engine.item(n), **facts) for n, facts in enumerate(odd, 1)]
-    filler.engine.store.apply(Changes(updated=items))
-    push(filler.engine, address)
+    filler.engine.index.database.apply(Changes(updated=items))
+    push(filler.engine.index, address)
     with filler.engine as here, simsearch.open(address, model=filler.model) as there:
         both = here, there
         alike(both, "search_by_vector", np.zeros(4), 9)
@@ -220,7 +220,7 @@ def test_odd_items(tmp_path: Path, address: str) -> None:
 
 def test_pictures(photos: Path, tmp_path: Path, address: str, colours: Colours) -> None:
     here = simsearch.build(photos, tmp_path / "index", colours)
-    push(here, address)
+    push(here.index, address)
     with here, simsearch.open(address, model=colours) as there:
         both = here, there
         stranger = draw(tmp_path / "stranger.png", 99)
@@ -247,7 +247,7 @@ def test_pushes_follow_changes(tmp_path: Path, address: str) -> None:
     vectors = random.normal(0, 3, (4, 8)).astype(np.float32)
 
     def check(sent: int, deleted: int, unchanged: int) -> None:
-        done = push(filler.engine, address)
+        done = push(filler.engine.index, address)
         assert (done.sent, done.deleted, done.unchanged) == (sent, deleted, unchanged)
         with simsearch.open(address, model=filler.model) as there:
             assert len(there) == len(filler.engine)
@@ -285,12 +285,12 @@ def test_an_interrupted_push_is_continued(tmp_path: Path, address: str, monkeypa
 
     monkeypatch.setattr(MilvusClient, "upsert", breaking)
     with pytest.raises(KeyboardInterrupt):
-        push(filler.engine, address)
+        push(filler.engine.index, address)
     monkeypatch.setattr(MilvusClient, "upsert", whole)
     with simsearch.open(address, model=filler.model) as there:
         assert there.info()["complete"] is False
         assert len(there.search_by_vector(np.zeros(8), 500)) == sent[0]
-    done = push(filler.engine, address)
+    done = push(filler.engine.index, address)
     assert (done.sent, done.unchanged, done.compared) == (200 - sent[0], sent[0], 64)
     with filler.engine as here, simsearch.open(address, model=filler.model) as there:
         assert there.info()["complete"] is True
@@ -304,7 +304,7 @@ def test_approximate_indexes(tmp_path: Path, address: str, kind: str) -> None:
     filler = Filler(tmp_path / "index", 16)
     filler.add(random.normal(0, 3, (400, 16)))
     parameters = {"nlist": 16} if kind == "IVF_FLAT" else {}
-    push(filler.engine, address, PushOptions(kind, parameters))
+    push(filler.engine.index, address, PushOptions(kind, parameters))
     asked = address + ("&" if "?" in address else "?") + "effort=400"
     with filler.engine as here, simsearch.open(asked, model=filler.model) as there:
         assert not there.exact
@@ -322,12 +322,15 @@ def test_reading_verbs(photos: Path, tmp_path: Path, address: str, colours: Colo
     from simsearch.storage.export import export_npy
 
     here = simsearch.build(photos, tmp_path / "index", colours)
-    push(here, address)
+    push(here.index, address)
     with here, simsearch.open(address, model=colours) as there:
         for name, engine in (("here", here), ("there", there)):
-            assert export_npy(engine, tmp_path / name) == 24
+            assert export_npy(engine.opened_index, tmp_path / name) == 24
         assert np.array_equal(np.load(tmp_path / "here" / "features.npy"), np.load(tmp_path / "there" / "features.npy"))
         assert (tmp_path / "here" / "items.jsonl").read_text() == (tmp_path / "there" / "items.jsonl").read_text()
         assert retrieval.evaluate_retrieval(here).scores == retrieval.evaluate_retrieval(there).scores
-        grouped = [[[m.item.id for m in group] for group in duplicates.duplicate_groups(e, 0.9)] for e in (here, there)]
+        grouped = [
+            [[m.item.id for m in group] for group in duplicates.duplicate_groups(e.snapshots, 0.9)]
+            for e in (here, there)
+        ]
         assert grouped[0] == grouped[1]

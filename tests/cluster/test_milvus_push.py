@@ -18,9 +18,10 @@ from click.testing import CliRunner, Result
 
 import simsearch
 from simsearch.cli.main import main
-from simsearch.cluster.milvus import address, client
-from simsearch.cluster.milvus.address import parse_address
+from simsearch.cluster.milvus import client
 from simsearch.cluster.milvus.push import PushOptions, push
+from simsearch.common import milvus_address
+from simsearch.common.milvus_address import parse_address
 from simsearch.engine import Engine
 from simsearch.errors import (
     IndexLockedError,
@@ -57,7 +58,7 @@ def test_addresses() -> None:
         "host", 19530, "photos", "strong", 2.5, 64,
     )  # fmt: skip
     assert (str(given), given.uri) == ("milvus://host:19530/photos", "http://host:19530")
-    assert parse_address("milvus://h/c").port == address.PORT
+    assert parse_address("milvus://h/c").port == milvus_address.PORT
     assert parse_address("milvus://[::1]:1/c").uri == "http://[::1]:1"
     file = parse_address("milvus:///a/b%20c.db")
     assert (file.file, file.collection, str(file)) == (Path("/a/b c.db"), "simsearch", "milvus:///a/b c.db")
@@ -124,7 +125,7 @@ def test_without_the_extra_the_pip_line(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_mismatches_are_refused(filler: Filler, tmp_path: Path) -> None:
     address = f"milvus://{tmp_path}/a.db"
-    push(filler.engine, address)
+    push(filler.engine.index, address)
     with pytest.raises(ModelMismatchError, match="c0c0") as caught:
         simsearch.open(address, model=Other(6))
     assert "d1d1" in str(caught.value)
@@ -132,17 +133,17 @@ def test_mismatches_are_refused(filler: Filler, tmp_path: Path) -> None:
     with Engine(other.path, model=other.model) as engine:
         replace(engine.meta, weights_sha256="d1" * 32).write(other.path)
     with Engine(other.path) as engine, pytest.raises(ModelMismatchError, match="d1d1"):
-        push(engine, address)
+        push(engine.index, address)
     with Engine(other.path) as engine:
         replace(engine.meta, weights_sha256="c0" * 32, created="2001-01-01T00:00:00+00:00").write(other.path)
     with Engine(other.path) as engine:
         with pytest.raises(UsageError, match="holds another index"):
-            push(engine, address)
-        assert push(engine, address, PushOptions(replace=True)).items == 0
+            push(engine.index, address)
+        assert push(engine.index, address, PushOptions(replace=True)).items == 0
     other.engine.close()
     for options in (PushOptions(kind="HNSW"), PushOptions(storage="float16")):
         with pytest.raises(UsageError, match="not"):
-            push(filler.engine, address, replace(options, replace=False))
+            push(filler.engine.index, address, replace(options, replace=False))
     with pytest.raises(UsageError, match="no index is of kind"):
         PushOptions(kind="TREE")
 
@@ -159,7 +160,7 @@ def test_a_collection_of_others_is_left_alone(filler: Filler, tmp_path: Path) ->
     rows = client.MilvusClient(parse_address(f"milvus://{tmp_path}/a.db"), writing=True)
     rows.create(6, "float32", "FLAT", {}, {"theirs": "1"})
     with pytest.raises(UsageError, match="was not made by simsearch"):
-        push(filler.engine, str(rows.address))
+        push(filler.engine.index, str(rows.address))
     with pytest.raises(IndexNotFoundError, match="was not made by simsearch"):
         simsearch.open(str(rows.address))
     with pytest.raises(IndexNotFoundError, match="there is no collection birds"):
@@ -169,7 +170,7 @@ def test_a_collection_of_others_is_left_alone(filler: Filler, tmp_path: Path) ->
 
 def test_a_file_serves_one_process(filler: Filler, tmp_path: Path) -> None:
     address = f"milvus://{tmp_path}/a.db"
-    push(filler.engine, address)
+    push(filler.engine.index, address)
     with simsearch.open(address, model=filler.model), simsearch.open(address, model=filler.model):
         command = [sys.executable, "-m", "simsearch", "info", "-i", address]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -189,9 +190,9 @@ def test_what_milvus_cannot_hold(tmp_path: Path) -> None:
     filler = Filler(tmp_path / "index", 2)
     filler.add(np.zeros((2, 2)))
     long = replace(filler.engine.item(2), metadata={"text": "x" * 70_000})
-    filler.engine.store.apply(Changes(updated=[long]))
+    filler.engine.index.database.apply(Changes(updated=[long]))
     with pytest.raises(UsageError, match="the metadata of item 2 has 70,"):
-        push(filler.engine, f"milvus://{tmp_path}/a.db")
+        push(filler.engine.index, f"milvus://{tmp_path}/a.db")
     filler.engine.close()
 
 
@@ -206,10 +207,10 @@ def test_a_wrong_row_is_noticed(filler: Filler, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(client.MilvusClient, "upsert", spoil)
     with pytest.raises(SimsearchError, match="item 7 is not as it was sent"):
-        push(filler.engine, f"milvus://{tmp_path}/a.db")
+        push(filler.engine.index, f"milvus://{tmp_path}/a.db")
     monkeypatch.setattr(client.MilvusClient, "upsert", lambda self, rows: whole(self, rows[1:]))
     with pytest.raises(SimsearchError, match="has 19 rows, the index 20 items"):
-        push(filler.engine, f"milvus://{tmp_path}/b.db")
+        push(filler.engine.index, f"milvus://{tmp_path}/b.db")
 
 
 @pytest.mark.parametrize(("condition", "expected"), [
@@ -230,7 +231,7 @@ def test_translation(condition: str, expected: str | None) -> None:
 
 def test_retries_with_a_deadline(filler: Filler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"milvus://{tmp_path}/a.db"
-    push(filler.engine, address)
+    push(filler.engine.index, address)
     rows = client.MilvusClient(parse_address(address))
     rows.patience = 2.0
     whole, calls = rows._client, [0]
@@ -299,7 +300,7 @@ def test_an_interrupted_push_is_told(
             "simsearch.cluster.milvus.push._Push.finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            push(filler.engine, address)
+            push(filler.engine.index, address)
     told = f"the push into {address} has not ended, so items may be missing or old; another one completes it"
     assert any(
         line.split(maxsplit=1) == ["push", told]
@@ -316,7 +317,7 @@ def test_an_interrupted_push_is_told(
         assert told not in found.stdout
     with simsearch.open(address) as engine:
         assert not engine.complete
-    push(filler.engine, address)
+    push(filler.engine.index, address)
     with simsearch.open(address) as engine:
         assert engine.complete
     assert filler.engine.complete
@@ -328,7 +329,7 @@ def test_the_service_over_a_collection(photos: Path, tmp_path: Path, colours: Co
     from tests.helpers.client import Client
 
     here = simsearch.build(photos, tmp_path / "index", colours)
-    push(here, f"milvus://{tmp_path}/a.db")
+    push(here.index, f"milvus://{tmp_path}/a.db")
     with here, simsearch.open(f"milvus://{tmp_path}/a.db", model=colours) as there:
         client = Client(simsearch.create_app({"here": here, "there": there}))
         data = (photos / "amber" / "3.png").read_bytes()

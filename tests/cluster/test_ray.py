@@ -52,12 +52,12 @@ def pictures(tmp_path: Path) -> Path:
 
 def content(path: Path) -> dict[str, Any]:
     """All that an index holds, but for times."""
-    with Engine(path) as engine, engine.store.reading() as reader:
+    with Engine(path) as engine, engine.reading() as reader:
         items = list(reader.items())
         features = engine.shards.read(np.array([item.row for item in items], np.int64))
         return {"items": items, "failures": reader.failures(), "features": features.tobytes(),
                 "sources": [(row.kind, row.root, row.options) for row in reader.sources()],
-                "blocks": sum(rows for _, rows, _ in reader.blocks()), "problems": verify(engine).problems}  # fmt: skip
+                "blocks": sum(rows for _, rows, _ in reader.blocks()), "problems": verify(engine.index).problems}  # fmt: skip
 
 
 def here(count: Callable[[int], None] = lambda share: None) -> RayCluster:
@@ -152,7 +152,7 @@ def test_a_copy_outlives_what_it_is_a_copy_of(pictures: Path, tmp_path: Path, ti
     with Engine(tmp_path / "away") as engine:
         [copy] = [match for match in engine.search(pictures / "a" / "copy.png", 60) if match.path.endswith("copy.png")]
         assert copy.distance == 0
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
 
 
 def test_shares_are_written_whole(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_ray_loses_the_driver(source: Path, expected: dict[str, Any], nodes: Any
     process.communicate()
     with Engine(tmp_path / "index", device="cpu") as engine:
         print(f"after the kill: {len(engine)} items")
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
     process = start(source, tmp_path / "index", nodes)
     out, _ = process.communicate(timeout=LIMIT)
     print(out)
@@ -324,7 +324,7 @@ def test_a_push_outlives_its_server(milvus_server: Server, tmp_path: Path, retur
 
     def run() -> None:
         try:
-            outcome.append(push(filler.engine, address, module.PushOptions(progress=progress)))
+            outcome.append(push(filler.engine.index, address, module.PushOptions(progress=progress)))
         except SimsearchError as error:
             outcome.append(error)
 
@@ -337,7 +337,7 @@ def test_a_push_outlives_its_server(milvus_server: Server, tmp_path: Path, retur
     took = milvus_server.start()
     thread.join(240)
     monkeypatch.setattr(module, "PATIENCE", 180.0)  # it answers before it has loaded its collections again
-    again = push(filler.engine, address)
+    again = push(filler.engine.index, address)
     print(f"killed after 1,500 of 4,000 rows; the server was back after {took:.0f} s; then {again.sent:,} sent")
     assert (again.items, again.sent + again.unchanged, again.deleted) == (4000, 4000, 0)
     if returns:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simsearch.common.intervals import Interval
 from simsearch.errors import UsageError
 from simsearch.evaluation import classification, metrics
-from simsearch.evaluation.classification import Proportion
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import labelled
 
@@ -73,7 +73,7 @@ def test_retrieval_agrees_with_a_plain_loop():
 
 
 def test_intervals_are_wilson_s():
-    half = Proportion.of(5, 10)
+    half = Interval.of_proportion(5, 10)
     assert (half.value, half.low, half.high) == pytest.approx((0.5, 0.2366, 0.7634), abs=1e-4)
-    assert Proportion.of(0, 10).low == 0
-    assert Proportion.of(10, 10).high == pytest.approx(1)
+    assert Interval.of_proportion(0, 10).low == 0
+    assert Interval.of_proportion(10, 10).high == pytest.approx(1)

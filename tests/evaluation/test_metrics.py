@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from simsearch.common import intervals
 from simsearch.errors import UsageError
 from simsearch.evaluation import metrics
 from simsearch.evaluation.metrics import LabelledFeatures
@@ -90,14 +91,14 @@ def test_single_label_is_undefined_and_left_out():
     found = metrics.retrieval(base)
     assert np.isnan(found["AP"][2])
     assert found["P@1"][2] == 0
-    assert np.isfinite(metrics.with_intervals(found)["AP"].value)
+    assert np.isfinite(intervals.with_intervals(found)["AP"].value)
 
 
 def test_intervals_cover_the_mean():
     random = np.random.default_rng(0)
     inside = 0
     for seed in range(100):
-        _, low, high = metrics.with_intervals({"x": random.random(60)}, seed)["x"]
+        _, low, high = intervals.with_intervals({"x": random.random(60)}, seed)["x"]
         inside += low <= 0.5 <= high
     assert 88 <= inside <= 100
 

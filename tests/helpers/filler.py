@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.engine import Engine
-from simsearch.indexing import sync
 from simsearch.storage.database import Changes
+from simsearch.storage.index import create
 from simsearch.storage.reader import Item
 from tests.helpers.models import Colours
 
@@ -38,11 +38,11 @@ class Filler:
 
     def __init__(self, path: Path, dimension: int, rows_per_shard: int = 8192) -> None:
         self.path, self.model = path, Wide(dimension)
-        sync.create(path, self.model)
+        create(path, self.model)
         with Engine(path, model=self.model) as engine:
             replace(engine.meta, rows_per_shard=rows_per_shard).write(path)
         self.engine = Engine(path, model=self.model)
-        self.source = self.engine.store.add_source("folder", "/nowhere", Path("/index"), {}).id
+        self.source = self.engine.index.database.add_source("folder", "/nowhere", Path("/index"), {}).id
         self.rows = self.count = 0
 
     def add(self, features: NDArray[Any]) -> None:
@@ -56,7 +56,7 @@ class Filler:
         self._apply(features, Changes(updated=items))
 
     def remove(self, numbers: Sequence[int]) -> None:
-        self.engine.store.apply(Changes(deleted=[int(number) for number in numbers]))
+        self.engine.index.database.apply(Changes(deleted=[int(number) for number in numbers]))
 
     def _item(self, number: int, row: int) -> Item:
         label, digest = LABELS[number % len(LABELS)], row.to_bytes(32, "big")
@@ -65,5 +65,5 @@ class Filler:
     def _apply(self, features: NDArray[Any], changes: Changes) -> None:
         checksum = self.engine.shards.write(self.rows, np.asarray(features, np.float16))
         changes.blocks.append((self.rows, len(features), checksum))
-        self.engine.store.apply(changes)
+        self.engine.index.database.apply(changes)
         self.rows += len(features)

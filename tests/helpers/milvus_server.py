@@ -13,8 +13,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from simsearch.cluster.milvus.address import parse_address
 from simsearch.cluster.milvus.client import MilvusClient
+from simsearch.common.milvus_address import parse_address
 from simsearch.errors import SimsearchError
 
 PYTHON = os.environ.get("SIMSEARCH_TEST_MILVUS")

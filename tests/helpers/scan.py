@@ -27,7 +27,7 @@ class Scan:
 
     @classmethod
     def of(cls, engine: Engine, folder: Path) -> Scan:
-        assert export_npy(engine, folder) == len(engine)
+        assert export_npy(engine.opened_index, folder) == len(engine)
         features = np.load(folder / "features.npy")
         assert features.dtype == np.float32
         lines = (folder / "items.jsonl").read_text().splitlines()

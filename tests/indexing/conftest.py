@@ -35,7 +35,7 @@ def build(index: Path, colours: Colours) -> Callable[..., indexing_options.Summa
         with engine:
             assert summary.computed == model.computed - before
             assert summary.items == len(engine)
-            assert verify(engine).problems == ()
+            assert verify(engine.index).problems == ()
         return summary
 
     return run

@@ -25,8 +25,10 @@ from simsearch.indexing import compact, sync, tune
 from simsearch.indexing.compact import CompactReport
 from simsearch.indexing.compact import compact as compact_compact
 from simsearch.search import ann
+from simsearch.search.exact import FlatIndex
 from simsearch.storage import database, feature_files
 from simsearch.storage.feature_files import PREAMBLE, FeatureFiles
+from simsearch.storage.index import Index
 from simsearch.storage.lock import writer_lock
 from simsearch.storage.verify import verify
 from tests.helpers.data import ROOT
@@ -45,13 +47,13 @@ def holed(path: Path, n: int = 150, first: int = 70) -> tuple[Filler, np.ndarray
     filler.edit([n, n - 1], np.ones((2, D)))
     features[[n - 1, n - 2]] = 1
     filler.remove(range(first, n - 2, 3))
-    sync.refresh_meta(filler.engine)
+    sync.refresh_meta(filler.engine.index)
     return filler, features
 
 
 def content(engine: Engine) -> dict[int, list[float]]:
     """The features of each item."""
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         ids, rows = reader.ids()
         return dict(zip(ids.tolist(), engine.snapshot(reader).flat.read(rows).tolist(), strict=True))
 
@@ -66,45 +68,50 @@ def test_rows_are_reclaimed_and_items_stay(tmp_path: Path) -> None:
     before, found = content(engine), engine.search_by_vector(features[9].astype(np.float32), 50)
     size = sum(file.stat().st_size for file in (filler.path / "features").iterdir())
     kept = (filler.path / "features" / "000001.f16").stat().st_ino
-    planned = compact_compact(engine, dry_run=True)
+    planned = compact_compact(engine.index, dry_run=True)
     assert content(engine) == before and names(filler.path)[0] == "000000.f16"
-    done = compact_compact(engine)
+    done = compact_compact(engine.index)
     assert done == planned == CompactReport(len(before), 28, size - 4 * PREAMBLE - len(before) * 2 * D)
     assert names(filler.path) == [f"00000{n}.1.f16" for n in range(4)]
     assert (filler.path / "features" / "000001.1.f16").stat().st_ino == kept  # nothing before the first hole is copied
     for again in (engine, Engine(filler.path, model=filler.model)):
         assert content(again) == before
         assert again.search_by_vector(features[9].astype(np.float32), 50) == found
-        assert verify(again).problems == ()
+        assert verify(again.index).problems == ()
         assert again.info()["rows"] == len(again) == len(before)
-    assert compact_compact(engine) == CompactReport(len(before), 0, 0)
+    assert compact_compact(engine.index) == CompactReport(len(before), 0, 0)
     filler.rows = len(before)
     filler.add(np.full((40, D), 3))
-    assert verify(engine).problems == () and engine.search_by_vector(np.full(D, 3, np.float32), 1)[0].distance == 0
+    assert (
+        verify(engine.index).problems == () and engine.search_by_vector(np.full(D, 3, np.float32), 1)[0].distance == 0
+    )
     assert names(filler.path)[-1] == "000005.1.f16"
 
 
 def test_all_removed(tmp_path: Path) -> None:
     filler, _ = holed(tmp_path / "index")
     filler.remove(range(1, 151))
-    assert compact_compact(filler.engine).items == 0
-    assert names(filler.path) == [] and verify(filler.engine).problems == ()
+    assert compact_compact(filler.engine.index).items == 0
+    assert names(filler.path) == [] and verify(filler.engine.index).problems == ()
     filler.rows = 0
     filler.add(np.ones((3, D)))
-    assert verify(filler.engine).problems == () and len(filler.engine.search_by_vector(np.ones(D, np.float32), 5)) == 3
+    assert (
+        verify(filler.engine.index).problems == ()
+        and len(filler.engine.search_by_vector(np.ones(D, np.float32), 5)) == 3
+    )
 
 
 def test_readers_go_on_with_what_they_hold(tmp_path: Path) -> None:
     filler, features = holed(tmp_path / "index")
     with Engine(filler.path, model=filler.model) as reading:
-        with reading.store.reading() as reader:
+        with reading.reading() as reader:
             before = content(filler.engine)
-            compact_compact(filler.engine)
+            compact_compact(filler.engine.index)
             filler.rows = len(before)
             filler.add(np.zeros((PER, D)))
             ids, rows = reader.ids()
             snapshot = reading.snapshot(reader)
-            assert snapshot.flat.shards.epoch == 0
+            assert isinstance(snapshot.flat, FlatIndex) and snapshot.flat.shards.epoch == 0
             assert dict(zip(ids.tolist(), snapshot.flat.read(rows).tolist(), strict=True)) == before
             assert reader.shards.read(rows).tolist() == list(before.values())
             first, count, checksum = reader.blocks()[-1]
@@ -119,13 +126,13 @@ def test_late_reader_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     filler, _ = holed(tmp_path / "index")
     before = content(filler.engine)
     late = Engine(filler.path, model=filler.model)
-    late.store._shards = feature_files.FeatureFiles(filler.path / "features", D, PER)  # nothing mapped yet
+    late.index.database._shards = feature_files.FeatureFiles(filler.path / "features", D, PER)  # nothing mapped yet
     hold, calls = feature_files.FeatureFiles.hold, []
 
     def slow(self: feature_files.FeatureFiles, rows: int) -> bool:
         calls.append(self.epoch)
         monkeypatch.setattr(feature_files.FeatureFiles, "hold", hold)
-        compact_compact(filler.engine)
+        compact_compact(filler.engine.index)
         return hold(self, rows)
 
     monkeypatch.setattr(feature_files.FeatureFiles, "hold", slow)
@@ -157,14 +164,14 @@ def test_searches_beside_compactions(tmp_path: Path) -> None:
                 gone = np.random.default_rng(seed).permutation(sorted(alive))[: len(alive) // 3].tolist()
                 filler.remove(gone)
                 alive -= set(gone)
-                compact_compact(filler.engine)
+                compact_compact(filler.engine.index)
                 filler.rows = len(alive)
                 alive |= set(range(filler.count + 1, filler.count + 71))
                 filler.add(np.repeat(value[filler.count : filler.count + 70, None], D, 1))
         finally:
             over.set()
         assert all(count.result() > 0 for count in counts)
-    assert verify(filler.engine).problems == () and filler.engine.shards.epoch == 12
+    assert verify(filler.engine.index).problems == () and filler.engine.shards.epoch == 12
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,11 +186,11 @@ def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.Mo
     features = (centres[np.arange(3000) % 30] + np.random.default_rng(3).normal(0, 1, (3000, 32))).astype(np.float16)
     filler.add(features)
     quick(monkeypatch)
-    tune.tune(filler.engine, 0.9)
+    tune.tune(filler.engine.index, 0.9)
     filler.add(features[:100] + np.float16(0.25))
     gone = set(range(1, 3000, 4))
     filler.remove(sorted(gone))
-    assert compact_compact(filler.engine).removed == len(gone)
+    assert compact_compact(filler.engine.index).removed == len(gone)
     for engine in (filler.engine, Engine(filler.path, model=filler.model)):
         assert not engine.exact
         hits = 0
@@ -194,9 +201,9 @@ def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.Mo
         assert hits >= 450
         assert engine.search_by_vector((features[1] + np.float16(0.25)).astype(np.float32), 1)[0].id == 3002
     filler.remove(range(4, 900, 4))
-    compact_compact(filler.engine)
+    compact_compact(filler.engine.index)
     assert not filler.engine.exact
-    compact_compact(filler.engine)
+    compact_compact(filler.engine.index)
     assert names(next((filler.path / "derived").iterdir()), "rows*") == ["rows.1.npz", "rows.2.npz", "rows.npy"]
 
 
@@ -207,13 +214,13 @@ def test_structure_of_moved_rows_is_refused(tmp_path: Path, monkeypatch: pytest.
     quick(monkeypatch)
     record = tune._record
 
-    def late(engine: Engine, *rest: Any) -> Any:
-        compact_compact(filler.engine)
-        return record(engine, *rest)
+    def late(index: Index, *rest: Any) -> Any:
+        compact_compact(filler.engine.index)
+        return record(index, *rest)
 
     monkeypatch.setattr(tune, "_record", late)
     with pytest.raises(UsageError, match="compacted meanwhile"):
-        tune.tune(filler.engine, 0.9)
+        tune.tune(filler.engine.index, 0.9)
     assert filler.engine.exact
 
 
@@ -224,7 +231,7 @@ def test_damage_is_not_given_a_new_checksum(tmp_path: Path) -> None:
     data[PREAMBLE + 5] ^= 1
     file.write_bytes(data)
     with pytest.raises(IndexDamagedError, match="checksum"):
-        compact_compact(filler.engine)
+        compact_compact(filler.engine.index)
     assert filler.engine.shards.epoch == 0
     assert {f"00000{n}.f16" for n in range(5)} <= set(names(filler.path))
 
@@ -239,10 +246,10 @@ def test_a_full_disk_is_not_filled_further(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patched:
         patched.setattr(FeatureFiles, "write", full)
         with pytest.raises(SimsearchError, match="no space"):
-            compact_compact(filler.engine)
+            compact_compact(filler.engine.index)
     assert set(names(filler.path)) <= set(there)
     assert content(filler.engine) == before
-    compact_compact(filler.engine)
+    compact_compact(filler.engine.index)
     assert content(filler.engine) == before
 
 
@@ -250,10 +257,10 @@ def test_without_descriptors_nothing_is_held(tmp_path: Path, monkeypatch: pytest
     filler, _ = holed(tmp_path / "index")
     shards, opened = filler.engine.shards.at(0), os.open
 
-    def refused(path: Path, *arguments: int) -> int:
+    def refused(path: Path, *arguments: int, **options: int) -> int:
         if str(path).endswith("2.f16"):
             raise OSError(errno.EMFILE, "too many open files")
-        return opened(path, *arguments)
+        return opened(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", refused)
     assert shards.hold(filler.rows)
@@ -265,18 +272,18 @@ def test_without_descriptors_nothing_is_held(tmp_path: Path, monkeypatch: pytest
 def test_one_writer(tmp_path: Path) -> None:
     filler, _ = holed(tmp_path / "index")
     with writer_lock(filler.path), pytest.raises(IndexLockedError):
-        compact_compact(filler.engine)
+        compact_compact(filler.engine.index)
 
 
 def test_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError("no links here")
 
     monkeypatch.setattr(os, "link", refuse)
     filler, _ = holed(tmp_path / "index")
     before = content(filler.engine)
-    compact_compact(filler.engine)
-    assert content(filler.engine) == before and verify(filler.engine).problems == ()
+    compact_compact(filler.engine.index)
+    assert content(filler.engine) == before and verify(filler.engine.index).problems == ()
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,7 +318,7 @@ def harness(folder: Path, times: int, seed: int) -> None:
 
     def whole(path: Path) -> None:
         with Engine(path, model=filler.model) as engine:
-            compact_compact(engine)
+            compact_compact(engine.index)
 
     shutil.copytree(filler.path, folder / "counted")
     count = trace(-1, *WATCHED)
@@ -328,12 +335,12 @@ def harness(folder: Path, times: int, seed: int) -> None:
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         with Engine(index, model=filler.model) as engine:
-            assert verify(engine).problems == ()
+            assert verify(engine.index).problems == ()
             assert content(engine) == before
             epoch = engine.shards.epoch
-            done = compact_compact(engine)
+            done = compact_compact(engine.index)
             assert (done.removed > 0) == (epoch == 0)
-            assert content(engine) == before and verify(engine).problems == ()
+            assert content(engine) == before and verify(engine.index).problems == ()
             assert names(index) == names(folder / "counted")
         rounds.append(epoch)
     print(json.dumps(rounds))

@@ -245,7 +245,7 @@ def test_large_files_are_decoded_in_place(kind: str, tmp_path: Path, monkeypatch
             assert len(engine) == 5
             assert dict(engine.failures()).keys() == {engine.paths([engine.item(1)])[0].replace("0.png", name)
                                                       for name in ("broken.png", "empty.png")}  # fmt: skip
-            with engine.store.reading() as reader:
+            with engine.reading() as reader:
                 items = list(reader.items())
             rows.append(
                 [(item.path, item.digest, engine.shards.read(np.array([item.row])).tobytes()) for item in items]

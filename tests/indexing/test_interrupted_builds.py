@@ -75,7 +75,7 @@ def test_interrupted_build_keeps_what_is_done(
         build(photos, progress=interrupt, batch_size=3)
     with Engine(index, model=colours) as engine:
         assert len(engine) == 9
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
         assert engine.meta.items == 9
     before = ids(index)
     assert told(build(photos)) == {"added": ALL - 9, "unchanged": 9, "computed": ALL - 9}

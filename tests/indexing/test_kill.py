@@ -75,13 +75,13 @@ def build(photos: Path, index: Path) -> int:
     """One build, verified; returns how many images were computed."""
     model = Colours()
     with api.build(photos, index, model, batch_size=4, workers=1) as engine:
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
     return model.computed
 
 
 def items(index: Path) -> dict[str, reader.Item]:
-    with Engine(index, model=Colours()) as engine, engine.store.reading() as reader:
-        assert verify(engine).problems == ()
+    with Engine(index, model=Colours()) as engine, engine.reading() as reader:
+        assert verify(engine.index).problems == ()
         found = list(reader.items())
     assert len({item.path for item in found}) == len(found)
     return {item.path: item for item in found}

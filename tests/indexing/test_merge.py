@@ -25,20 +25,20 @@ def test_merge(tmp_path: Path, photos: Path, colours: Colours) -> None:
         api.build([photos / "amber", photos / "blue", tmp_path / "more"], tmp_path / "two", colours) as two,
     ):
         before = colours.computed
-        merged = merge_indexes(one, two)
+        merged = merge_indexes(one.index, two.index)
         assert (merged.added, merged.known) == (7, 6) and len(one) == 13
-        assert merge_indexes(one, two).added == 0
+        assert merge_indexes(one.index, two.index).added == 0
         assert colours.computed == before
-        assert verify(one).problems == ()
+        assert verify(one.index).problems == ()
         wanted = {match.path: match.distance for match in two.search(photos / "blue" / "1.png", 13)}
         found = {match.path: match.distance for match in one.search(photos / "blue" / "1.png", 13)}
         assert found == pytest.approx(wanted)
         assert api.build([], tmp_path / "one", colours) and len(one) == 13
         with pytest.raises(UsageError, match="into itself"):
-            merge_indexes(one, one)
+            merge_indexes(one.index, one.index)
         filler = Filler(tmp_path / "other", 5)
         with pytest.raises(ModelMismatchError, match="model"):
-            merge_indexes(one, filler.engine)
+            merge_indexes(one.index, filler.engine.index)
 
 
 def test_merge_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,4 +50,4 @@ def test_merge_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not end.value.code
     assert "5 items; 3 from" in capsys.readouterr().out
     with Engine(one.path, model=one.model) as engine:
-        assert len(engine) == 5 and verify(engine).problems == ()
+        assert len(engine) == 5 and verify(engine.index).problems == ()

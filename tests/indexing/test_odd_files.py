@@ -176,7 +176,7 @@ def _unreadable_even_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def content(engine: simsearch.Engine) -> tuple[dict[str, int], dict[str, str]]:
     """The items of an index (path and row) and its failures (path and reason)."""
-    with engine.store.reading() as reader:
+    with engine.reading() as reader:
         items = [(item.path, item.row) for item in reader.items()]
         failures = [(path, reason) for _, path, reason in reader.failures()]
     assert len(dict(items)) == len(items)
@@ -211,7 +211,7 @@ def test_odd_folder_is_indexed_where_readable(tmp_path: Path, odd: dict[str, byt
 
         rows = [items[f"turned-{orientation}.jpg"] for orientation in range(1, 9)]
         assert similar(engine.shards.read(np.array(rows))) >= 0.99
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
 
     computed = model.computed
     options = indexing_options.BuildOptions(workers=2)
@@ -223,7 +223,7 @@ def test_odd_folder_is_indexed_where_readable(tmp_path: Path, odd: dict[str, byt
         assert (summary.added, summary.updated, summary.moved, summary.removed) == (0, 0, 0, 0)
         assert (summary.items, summary.unchanged, summary.failed) == (len(items), len(items), len(failures))
         assert content(engine) == (items, failures)
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
 
 
 def assert_what_should_be_an_item(items: set[str], failures: dict[str, str]) -> None:
@@ -253,7 +253,7 @@ def test_mended_and_broken_files_change_places(tmp_path: Path) -> None:
 
     def build() -> tuple[list[str], list[str]]:
         with simsearch.build(folder, index=tmp_path / "index", model=CellModel()) as engine:
-            assert verify(engine).problems == ()
+            assert verify(engine.index).problems == ()
             items, failures = content(engine)
             return sorted(items), sorted(failures)
 

@@ -52,8 +52,8 @@ class Sequences(RuleBasedStateMachine):
             features = np.stack(list(self.known.values()))
             made = self.structure(features)
             choice = tune.Choice(made.setting.kind, 1.0, 1.0, 1.0, 1, 0.0, 0.0, 0, {})
-            tune._record(self.filler.engine, made, choice)
-            assert isinstance(self.filler.engine._approximate(0), AnnIndex)
+            tune._record(self.filler.engine.index, made, choice)
+            assert isinstance(self.filler.engine.structure, AnnIndex)
 
     def structure(self, features: np.ndarray) -> AnnIndex:
         onto = pca.fit_pca(features, D)
@@ -64,7 +64,7 @@ class Sequences(RuleBasedStateMachine):
         first = self.filler.count + 1
         self.filler.add(features)
         self.known |= dict(enumerate(features, first))
-        sync.refresh_meta(self.filler.engine)
+        sync.refresh_meta(self.filler.engine.index)
 
     @rule(seed=SEEDS, n=st.integers(1, 70))
     def added(self, seed: int, n: int) -> None:
@@ -87,9 +87,9 @@ class Sequences(RuleBasedStateMachine):
 
     @rule()
     def compacted(self) -> None:
-        compact(self.filler.engine)
+        compact(self.filler.engine.index)
         self.filler.rows = len(self.known)
-        assert verify(self.filler.engine).problems == ()
+        assert verify(self.filler.engine.index).problems == ()
 
     @rule(seed=SEEDS, k=st.integers(1, 30), label=st.sampled_from([None, *LABELS]), reach=st.floats(3, 12) | st.none())
     def searched(self, seed: int, k: int, label: str | None, reach: float | None) -> None:

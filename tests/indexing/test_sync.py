@@ -26,7 +26,7 @@ from tests.helpers.sync import ALL, _ticks, edit, failures, ids, items, labels, 
 
 def features_are_those_of_the_files(index: Path, colours: Colours, root: Path) -> None:
     """Every item's features are what its file gives now."""
-    with Engine(index, model=colours) as engine, engine.store.reading() as reader:
+    with Engine(index, model=colours) as engine, engine.reading() as reader:
         for item in reader.items():
             row = engine.shards.read(np.array([item.row]))[0].astype(np.float32)
             assert np.array_equal(row, engine.features([root / item.path])[0]), item.path

@@ -81,10 +81,10 @@ def test_any_order_of_overlapping_sources(photos: Path, index: Path, colours: Co
             draw(folder / f"new-{next(_ticks)}.png", 3000 + next(_ticks))
             if step % 2:
                 continue
-            with api.build([], index, colours) as engine, engine.store.reading() as reader:
+            with api.build([], index, colours) as engine, engine.reading() as reader:
                 opened = engine.opened(reader)
                 found = [opened[item.source].display(item.path) for item in reader.items()]
-                assert verify(engine).problems == ()
+                assert verify(engine.index).problems == ()
             wanted = {str(f) for f in photos.rglob("*.png") if f in named or named & set(f.parents)}
             assert sorted(found) == sorted(wanted)
 
@@ -149,7 +149,7 @@ def test_add_and_remove(build: Any, photos: Path, index: Path, tmp_path: Path) -
         assert engine.search(extra, k=1)[0].path == str(extra)
         assert engine.remove([str(photos / "blue"), "id:1"]) == EACH + 1
         assert len(engine) == ALL - EACH
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
     assert extra.exists()
     assert (photos / "blue" / "0.png").exists()
 

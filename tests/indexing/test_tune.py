@@ -16,10 +16,10 @@ from click.testing import CliRunner
 
 from simsearch.cli.main import main
 from simsearch.common import pca
+from simsearch.common.intervals import mean_interval
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, UsageError
 from simsearch.indexing import sync, tune
-from simsearch.indexing.tune import binomial_interval
 from simsearch.indexing.tune import tune as tune_tune
 from simsearch.models.hashing.autoencoder import HashConfig
 from simsearch.search.ann import AnnIndex, AnnSettings
@@ -55,20 +55,20 @@ def recall(engine: Engine, queries: np.ndarray, **options: object) -> float:
 def test_tune_reaches_the_recall_and_records_it(filled: Filler) -> None:
     engine = filled.engine
     assert engine.exact
-    choice = tune_tune(engine, 0.9)
+    choice = tune_tune(engine.index, 0.9)
     assert choice.kind in {"hnsw", "pq", "ivf", "sq8", "rabitq"}
     assert 0.9 <= choice.recall <= 1 and choice.low <= choice.recall <= choice.high
     with Engine(filled.path, model=filled.model) as again:
         assert not again.exact
         search = again.info()["search"]
         assert (search["kind"], search["recall"]) == (choice.kind, choice.recall)
-        assert len(again._approximate(0).rows) == 3000  # type: ignore[union-attr]
+        assert len(again.structure.rows) == 3000  # type: ignore[union-attr]
         queries = clustered(np.random.default_rng(5), 50).astype(np.float32)
         assert recall(again, queries) >= 0.85
 
 
 def test_added_removed_and_filtered_items(filled: Filler) -> None:
-    tune_tune(filled.engine, 0.9)
+    tune_tune(filled.engine.index, 0.9)
     random = np.random.default_rng(6)
     engine = filled.engine
     new = clustered(random, 300)
@@ -89,7 +89,7 @@ def test_added_removed_and_filtered_items(filled: Filler) -> None:
 
 
 def test_lost_structure_loses_no_answers(filled: Filler) -> None:
-    tune_tune(filled.engine, 0.9)
+    tune_tune(filled.engine.index, 0.9)
     query = clustered(np.random.default_rng(7), 1)[0].astype(np.float32)
     exact = filled.engine.search_by_vector(query, exact=True)
     for damage in ("rows.npy", None):
@@ -112,7 +112,7 @@ def test_lost_structure_loses_no_answers(filled: Filler) -> None:
 def test_answers_say_whether_they_are_exact(filled: Filler) -> None:
     engine, query = filled.engine, clustered(np.random.default_rng(7), 1)[0].astype(np.float32)
     assert engine.search_by_vector(query).exact
-    tune_tune(engine, 0.9)
+    tune_tune(engine.index, 0.9)
     assert not engine.search_by_vector(query).exact
     assert engine.search_by_vector(query, exact=True).exact
     assert not engine.search_by_vector(query, where=["n<2000"]).exact
@@ -127,13 +127,13 @@ def test_answers_say_whether_they_are_exact(filled: Filler) -> None:
 def test_second_tune_replaces_first(filled: Filler) -> None:
     with Engine(filled.path, model=filled.model) as reader:
         assert [reader.exact] == [True]
-        tune_tune(filled.engine, 0.9)
+        tune_tune(filled.engine.index, 0.9)
         reader.search_by_vector(np.zeros(D, np.float32))
         assert [reader.exact] == [False]
         first = {path.name for path in (filled.path / "derived").iterdir()}
-        tune_tune(filled.engine, 0.9)
+        tune_tune(filled.engine.index, 0.9)
         assert len(first) == 1 and first != {path.name for path in (filled.path / "derived").iterdir()}
-        tune_tune(filled.engine, 1.0)
+        tune_tune(filled.engine.index, 1.0)
         reader.search_by_vector(np.zeros(D, np.float32))
         assert reader.exact and reader.info()["search"]["kind"] == "exact"
         assert not list((filled.path / "derived").iterdir())
@@ -147,7 +147,7 @@ def test_an_interrupted_tune_changes_nothing(filled: Filler) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune_tune(filled.engine, 0.9, progress=interrupt)
+        tune_tune(filled.engine.index, 0.9, progress=interrupt)
     assert (filled.path / "meta.json").read_bytes() == before
     assert not (filled.path / "derived").exists()
 
@@ -168,24 +168,27 @@ def test_another_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(tune, "_record", late)
     monkeypatch.setattr(tune, "BEFORE", 0.1)
     with writer_lock(filler.path):
-        for attempt in (lambda: tune_tune(filler.engine, 0.9), lambda: tune.tune_codes(filler.engine, HashConfig(64))):
+        for attempt in (
+            lambda: tune_tune(filler.engine.index, 0.9),
+            lambda: tune.tune_codes(filler.engine.index, HashConfig(64)),
+        ):
             with pytest.raises(IndexLockedError, match=f"process {os.getpid()} is writing"):
                 attempt()
-    assert tune_tune(filler.engine, 0.9).kind == "exact" and len(recorded) == 1
+    assert tune_tune(filler.engine.index, 0.9).kind == "exact" and len(recorded) == 1
 
 
 def test_memory_is_a_limit(filled: Filler) -> None:
-    assert tune_tune(filled.engine, 0.9, memory=1000).kind == "exact"
-    choice = tune_tune(filled.engine, 0.9, memory=3000 * (D + 20))
+    assert tune_tune(filled.engine.index, 0.9, memory=1000).kind == "exact"
+    choice = tune_tune(filled.engine.index, 0.9, memory=3000 * (D + 20))
     assert choice.kind in {"sq8", "rabitq", "ivf", "pq"} and choice.memory <= 3000 * (D + 20)
     codes = AnnSettings("sq8", D, 12, 0).bytes_for(3000)  # the least, but for RaBitQ: held-out items count
     for memory, kinds in ((codes, {"sq8", "rabitq"}), (codes - 1, {"rabitq", "exact"})):
-        assert tune_tune(filled.engine, 0.9, memory=memory).kind in kinds
+        assert tune_tune(filled.engine.index, 0.9, memory=memory).kind in kinds
     for wrong in (0.0, 1.5):
         with pytest.raises(UsageError, match="recall"):
-            tune_tune(filled.engine, wrong)
+            tune_tune(filled.engine.index, wrong)
     with pytest.raises(UsageError, match="memory"):
-        tune_tune(filled.engine, 0.9, memory=0)
+        tune_tune(filled.engine.index, 0.9, memory=0)
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "pq", "ivf", "sq8", "rabitq"])
@@ -207,7 +210,7 @@ def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.Monk
     filler.add(np.minimum(features * factor, 6e4))
     clock = iter(range(10**9))
     monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
-    assert tune_tune(filler.engine, 0.95).recall >= 0.95
+    assert tune_tune(filler.engine.index, 0.95).recall >= 0.95
     queries = np.minimum(clustered(np.random.default_rng(5), 40).astype(np.float32) * np.float32(factor), 6e4)
     assert not filler.engine.exact and recall(filler.engine, queries) >= 0.9
 
@@ -232,7 +235,7 @@ def test_exact_scan_is_timed_on_existing_items(filled: Filler, monkeypatch: pyte
 def test_a_small_index_stays_exact(tmp_path: Path) -> None:
     filler = Filler(tmp_path / "index", D)
     filler.add(clustered(np.random.default_rng(0), 100))
-    assert tune_tune(filler.engine, 0.9).kind == "exact"
+    assert tune_tune(filler.engine.index, 0.9).kind == "exact"
     assert filler.engine.exact
 
 
@@ -244,8 +247,9 @@ def test_every_kind_finds_what_it_holds(tmp_path: Path, kind: str) -> None:
     onto = pca.fit_pca(features, 32)
     setting = AnnSettings(kind, 32, 100, 64)
     made = tune._build(setting, onto, onto(features), np.arange(1000), 1000)
-    with filler.engine.store.reading() as reader:
+    with filler.engine.reading() as reader:
         flat = filler.engine.snapshot(reader).flat
+        assert isinstance(flat, FlatIndex)
         found = made.search(flat, features[:50].astype(np.float32), 3, None)
         assert [each.rows[0] for each in found] == list(range(50))
         odd = np.arange(1, 1000, 2)
@@ -268,8 +272,8 @@ def test_projection_is_orthonormal_and_principal() -> None:
 
 
 def test_interval() -> None:
-    assert binomial_interval(np.ones(200)) == (1 - 3 / 200, 1.0)
-    low, high = binomial_interval(np.array([0.9, 1.0] * 100))
+    assert mean_interval(np.ones(200)) == (1 - 3 / 200, 1.0)
+    low, high = mean_interval(np.array([0.9, 1.0] * 100))
     assert low == pytest.approx(0.95 - 1.96 * 0.05 / 200**0.5, rel=1e-2) and low < 0.95 < high
 
 
@@ -300,7 +304,7 @@ def test_batches_are_as_exact_as_single_queries(tmp_path: Path) -> None:
     features[random.integers(0, 3000, 500)] = features[0]
     filler.add(features)
     filler.remove(range(1, 300, 7))
-    with filler.engine.store.reading() as reader:
+    with filler.engine.reading() as reader:
         snapshot = filler.engine.snapshot(reader)
     queries = np.concatenate([features[:20].astype(np.float32), random.normal(0, 1e4, (4, D)).astype(np.float32)])
     for k in (1, 10, 700):
@@ -312,8 +316,8 @@ def test_batches_are_as_exact_as_single_queries(tmp_path: Path) -> None:
 
 
 def test_structure_newer_than_reader_is_not_used(filled: Filler) -> None:
-    tune_tune(filled.engine, 0.9)
-    made = filled.engine._approximate(0)
+    tune_tune(filled.engine.index, 0.9)
+    made = filled.engine.structure
     assert made is not None
     earlier = FlatIndex(filled.engine.shards, 2000)
     query = earlier.read(np.array([7])).astype(np.float32)
@@ -324,6 +328,6 @@ def test_structure_newer_than_reader_is_not_used(filled: Filler) -> None:
 
 def test_build_keeps_tuning_of_another_process(filled: Filler) -> None:
     with Engine(filled.path, model=filled.model) as other:
-        tune_tune(filled.engine, 0.9)
-        sync.remove(other, [other.item(5)])
+        tune_tune(filled.engine.index, 0.9)
+        sync.remove(other.index, [other.item(5)])
         assert Meta.read(filled.path).search["kind"] != "exact"

@@ -18,6 +18,7 @@ from simsearch.models.onnx.runtime import OnnxModel
 from simsearch.models.torch.runtime import TorchModel
 from simsearch.search.feedback import blend, expanded
 from simsearch.storage import components
+from simsearch.storage.folder import Folder
 from simsearch.storage.meta import Meta
 from simsearch.storage.verify import verify
 from tests.helpers.pictures import draw
@@ -144,7 +145,7 @@ def test_searches_use_components_of_the_index(pictures, tmp_path, small, colours
     assert again.search_by_vector(stored[6], k=3)[0].id == 7
     draw(tmp_path / "more.png", 99)
     assert again.add(tmp_path / "more.png").added == 1
-    assert verify(again).problems == ()
+    assert verify(again.index).problems == ()
 
 
 def test_records_suffice_to_remake_features(pictures, tmp_path, small, colours, monkeypatch):
@@ -203,9 +204,9 @@ def test_indexes_with_same_components_merge(pictures, tmp_path, small, colours, 
     one = simsearch.build(pictures / "a", tmp_path / "one", colours, features="small")
     other = simsearch.build(pictures / "b", tmp_path / "other", colours, features="small")
     with pytest.raises(ModelMismatchError, match="others of that name"):
-        merge_indexes(one, other)
+        merge_indexes(one.index, other.index)
     alike = simsearch.build(pictures / "b", tmp_path / "alike", colours, features=str(tmp_path / "one"))
-    assert merge_indexes(one, alike).added == 40
+    assert merge_indexes(one.index, alike.index).added == 40
     assert len(one) == 80
     simsearch.build(pictures / "b", tmp_path / "alike", colours, features=str(tmp_path / "one"))
     with pytest.raises(UsageError, match="has features small"):
@@ -251,7 +252,7 @@ def test_build_interrupted_early_succeeds_again(where, pictures, tmp_path, small
 
     place = {
         "learning": (type(colours), "features"),
-        "components": (descriptors, "sync_folder"),
+        "components": (Folder, "sync"),
         "meta": (Meta, "write"),
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -261,7 +262,7 @@ def test_build_interrupted_early_succeeds_again(where, pictures, tmp_path, small
     assert not (tmp_path / "index" / "meta.json").exists()
     with simsearch.build(pictures, tmp_path / "index", colours, features="small") as engine:
         assert len(engine) == 80
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
 
 
 def test_expansion_searches_by_first_matches(pictures, tmp_path, colours):

@@ -52,7 +52,7 @@ def test_enlargements_are_like_their_originals(real: Filler, vectors: ModuleType
     np.testing.assert_array_equal(np.concatenate(list(vectors.enlarged(real.engine, left_out, 5000, seed=1))), made)
     vectors.fill(tmp_path / "filled", real.engine, blocks)
     with Engine(tmp_path / "filled", model=real.model) as engine:
-        assert len(engine) == 5000 and not verify(engine).problems
+        assert len(engine) == 5000 and not verify(engine.index).problems
         ids, distances = engine.neighbours(made[4000:4001].astype(np.float32), 1)
         assert (ids[0, 0], distances[0, 0]) == (4001, 0)
 

@@ -76,7 +76,7 @@ def test_replica_of_index_compacted_during_copy(index, tmp_path, monkeypatch):
             copied.append(Path(source))
             with simsearch.open(index) as engine:
                 engine.remove([1, 5])
-                compact(engine)
+                compact(engine.index)
         return copytree(source, target, **options)
 
     monkeypatch.setattr(shutil, "copytree", late)

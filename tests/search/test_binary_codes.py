@@ -70,19 +70,19 @@ def recall(engine: Engine, queries: np.ndarray, **options: Any) -> float:
 def synchronise(filler: Filler) -> None:
     """What `build` and `remove` do after their commit."""
     with writer_lock(filler.path):
-        sync.refresh_meta(filler.engine)
+        sync.refresh_meta(filler.engine.index)
 
 
 def approximate(engine: Engine) -> BinaryCodeIndex:
-    with engine.store.reading() as reader:
-        made = engine._approximate(reader.epoch())
+    with engine.reading() as reader:
+        made = engine.snapshots.structure(reader)
     assert isinstance(made, BinaryCodeIndex)
     return made
 
 
 def test_tune_codes_and_what_comes_after(filled: Filler) -> None:
     engine = filled.engine
-    choice = tune.tune_codes(engine, QUICK, 0.8)
+    choice = tune.tune_codes(engine.index, QUICK, 0.8)
     assert choice.kind == "codes" and 0.8 <= choice.low <= choice.recall <= choice.high and choice.queries == 150
     search = engine.info()["search"]
     assert (search["kind"], search["recall"], search["target"]) == ("codes", choice.recall, 0.8)
@@ -106,9 +106,9 @@ def test_tune_codes_and_what_comes_after(filled: Filler) -> None:
         assert len(engine.search_by_vector(query, 12, where=["n>=395", "n<407"])) == 9  # three are gone
     assert recall(engine, queries) >= 0.8 and recall(engine, queries, where={"label": "two"}) >= 0.8
     assert len(engine.search_by_vector(queries[0].astype(np.float32), 10_000)) == len(engine)
-    compact(engine)
+    compact(engine.index)
     for again in (engine, Engine(filled.path, model=filled.model)):
-        assert recall(again, queries) >= 0.8 and verify(again).problems == ()
+        assert recall(again, queries) >= 0.8 and verify(again.index).problems == ()
         assert approximate(again).covered == len(again) == len(approximate(again).rows)
     filled.rows = len(engine)
     filled.add(new[:10])
@@ -130,7 +130,7 @@ def test_even_features_of_few_dimensions(tmp_path: Path) -> None:
 
 def test_many_small_commits_leave_one_file(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binary_codes, "BLOCK", 20)
-    tune.tune_codes(filled.engine, QUICK, 0.8)
+    tune.tune_codes(filled.engine.index, QUICK, 0.8)
     new = clustered(np.random.default_rng(5), 36)
     for start in range(0, 36, 4):
         filled.add(new[start : start + 4])
@@ -142,7 +142,7 @@ def test_many_small_commits_leave_one_file(filled: Filler, monkeypatch: pytest.M
 
 
 def test_what_is_gone_costs_time_and_no_answers(filled: Filler) -> None:
-    tune.tune_codes(filled.engine, QUICK, 0.5)
+    tune.tune_codes(filled.engine.index, QUICK, 0.5)
     query = clustered(np.random.default_rng(7), 1)[0].astype(np.float32)
     exact = filled.engine.search_by_vector(query, exact=True)
     folder = next((filled.path / "derived").iterdir())
@@ -167,7 +167,7 @@ def test_what_is_gone_costs_time_and_no_answers(filled: Filler) -> None:
 
 @pytest.mark.parametrize("name", ["codes.safetensors", "entries.npy", "rows.npy"])
 def test_emptied_file_costs_time_and_no_answers(filled: Filler, name: str) -> None:
-    tune.tune_codes(filled.engine, QUICK, 0.8)
+    tune.tune_codes(filled.engine.index, QUICK, 0.8)
     next((filled.path / "derived").glob(f"*/{name}")).write_bytes(b"")
     with Engine(filled.path, model=filled.model) as engine:
         assert engine.exact
@@ -175,7 +175,7 @@ def test_emptied_file_costs_time_and_no_answers(filled: Filler, name: str) -> No
 
 
 def test_a_part_that_is_missing_is_scanned(filled: Filler) -> None:
-    tune.tune_codes(filled.engine, QUICK, 0.5)
+    tune.tune_codes(filled.engine.index, QUICK, 0.5)
     for _ in range(2):
         filled.add(clustered(np.random.default_rng(8), 20))
         synchronise(filled)
@@ -209,20 +209,20 @@ def test_candidates_are_the_nearest_codes(seed: int, n: int, wanted: int, share:
 
 def test_limits(filled: Filler, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="bytes, more than"):
-        tune.tune_codes(filled.engine, QUICK, memory=1000)
+        tune.tune_codes(filled.engine.index, QUICK, memory=1000)
     with pytest.raises(UsageError, match="recall"):
-        tune.tune_codes(filled.engine, QUICK, 1.5)
+        tune.tune_codes(filled.engine.index, QUICK, 1.5)
     small = Filler(tmp_path / "small", D)
     small.add(clustered(np.random.default_rng(0), 100))
     with pytest.raises(UsageError, match="too few"):
-        tune.tune_codes(small.engine, QUICK)
+        tune.tune_codes(small.engine.index, QUICK)
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     before = (filled.path / "meta.json").read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        tune.tune_codes(filled.engine, QUICK, progress=interrupt)
+        tune.tune_codes(filled.engine.index, QUICK, progress=interrupt)
     assert (filled.path / "meta.json").read_bytes() == before and not (filled.path / "derived").exists()
 
 
@@ -255,7 +255,7 @@ def test_from_the_command_line(
 
 
 def test_a_recall_that_has_fallen_is_noticed(filled: Filler, capsys: pytest.CaptureFixture[str]) -> None:
-    choice = tune.tune_codes(filled.engine, QUICK, 0.8)
+    choice = tune.tune_codes(filled.engine.index, QUICK, 0.8)
     filled.add(clustered(np.random.default_rng(3), 200))
     synchronise(filled)
     assert "since" not in Meta.read(filled.path).search  # not a tenth yet
@@ -274,14 +274,14 @@ def test_a_recall_that_has_fallen_is_noticed(filled: Filler, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main(["info", "-i", str(filled.path)])
     assert f"below the 0.8 asked for; {search['repair']} repairs it" in capsys.readouterr().out
-    tune.tune(filled.engine, 1.0)
+    tune.tune(filled.engine.index, 1.0)
     assert "since" not in filled.engine.info()["search"]
 
 
 def test_other_structures_are_watched_as_well(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**9))
     monkeypatch.setattr(tune, "_timed", lambda search, queries: (1 / (1 + next(clock)), 1))
-    tune.tune(filled.engine, 0.9)
+    tune.tune(filled.engine.index, 0.9)
     measured: list[int] = []
     search = FlatIndex.search
 

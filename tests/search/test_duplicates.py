@@ -47,7 +47,7 @@ def test_groups_are_those_of_all_pairs(tmp_path: Path, monkeypatch: pytest.Monke
     features = features.astype(np.float16)
     filler = Filler(tmp_path / "index", 80, rows_per_shard=128)
     filler.add(features)
-    found = duplicates.duplicate_groups(filler.engine, reach)
+    found = duplicates.duplicate_groups(filler.engine.snapshots, reach)
     assert [[member.item.id for member in group] for group in found] == expected(features, reach)
     for group in found:
         first = features[group[0].item.id - 1].astype(np.float64)
@@ -68,29 +68,33 @@ def test_large_indexes_are_compared_list_by_list(tmp_path: Path, monkeypatch: py
     def ids(found: list[list[duplicates.Member]]) -> list[list[int]]:
         return [[member.item.id for member in group] for group in found]
 
-    exact = duplicates.duplicate_groups(filler.engine, 1.5)
-    assert duplicates.checked(filler.engine, exact, 1.5)[0] == duplicates.checked(filler.engine, exact, 1.5)[1] > 20
+    exact = duplicates.duplicate_groups(filler.engine.snapshots, 1.5)
+    assert (
+        duplicates.checked(filler.engine.snapshots, exact, 1.5)[0]
+        == duplicates.checked(filler.engine.snapshots, exact, 1.5)[1]
+        > 20
+    )
     monkeypatch.setattr(duplicates, "EXACT", 1000)
-    found = duplicates.duplicate_groups(filler.engine, 1.5)
-    assert ids(duplicates.duplicate_groups(filler.engine, 1.5, exact=True)) == ids(exact)
-    pairs, together = duplicates.checked(filler.engine, found, 1.5)
+    found = duplicates.duplicate_groups(filler.engine.snapshots, 1.5)
+    assert ids(duplicates.duplicate_groups(filler.engine.snapshots, 1.5, exact=True)) == ids(exact)
+    pairs, together = duplicates.checked(filler.engine.snapshots, found, 1.5)
     assert together >= 0.95 * pairs
     linked = {number for group in ids(found) for number in group}
     assert linked <= {number for group in ids(exact) for number in group}
     assert max(map(len, found)) >= 60
-    assert duplicates.checked(filler.engine, [], 1.5) == (pairs, 0)
+    assert duplicates.checked(filler.engine.snapshots, [], 1.5) == (pairs, 0)
 
 
 def test_removed_items_are_in_no_group(tmp_path: Path) -> None:
     filler = Filler(tmp_path / "index", 4)
-    assert duplicates.duplicate_groups(filler.engine, 1) == []
+    assert duplicates.duplicate_groups(filler.engine.snapshots, 1) == []
     filler.add(np.ones((3, 4)))
     filler.remove([2])
-    assert [[m.item.id for m in group] for group in duplicates.duplicate_groups(filler.engine, 0)] == [[1, 3]]
+    assert [[m.item.id for m in group] for group in duplicates.duplicate_groups(filler.engine.snapshots, 0)] == [[1, 3]]
     filler.remove([1])
-    assert duplicates.duplicate_groups(filler.engine, 5) == []
+    assert duplicates.duplicate_groups(filler.engine.snapshots, 5) == []
     with pytest.raises(UsageError, match="not negative"):
-        duplicates.duplicate_groups(filler.engine, -1)
+        duplicates.duplicate_groups(filler.engine.snapshots, -1)
 
 
 def test_calibrated_threshold_finds_copies(tmp_path: Path, photos: Path, colours: Colours) -> None:
@@ -98,10 +102,10 @@ def test_calibrated_threshold_finds_copies(tmp_path: Path, photos: Path, colours
         image = Image.open(photos / f"{name}.png")
         image.resize((14, 14)).resize((16, 16)).save(photos / f"{name}-copy.png")
     with api.build(photos, tmp_path / "index", colours) as engine:
-        limit = duplicates.copy_threshold(engine)
+        limit = duplicates.copy_threshold(engine.opened_index, engine.model)
         assert set(limit.copies) == set(perturb.COPIES)
         assert 0 < limit.distance < 0.5
-        found = duplicates.duplicate_groups(engine, limit.distance)
+        found = duplicates.duplicate_groups(engine.snapshots, limit.distance)
         pairs = [sorted(Path(member.path).stem for member in group) for group in found]
         assert sorted(pairs) == [["0", "0-copy"], ["3", "3-copy"]]
 
@@ -109,7 +113,7 @@ def test_calibrated_threshold_finds_copies(tmp_path: Path, photos: Path, colours
 def test_threshold_without_the_pictures(tmp_path: Path, photos: Path, colours: Colours) -> None:
     with api.build(photos, tmp_path / "index", colours) as engine:
         photos.rename(tmp_path / "elsewhere")
-        limit = duplicates.copy_threshold(engine)
+        limit = duplicates.copy_threshold(engine.opened_index, engine.model)
         assert limit.copies == {} and limit.distance >= 0
 
 

@@ -91,8 +91,9 @@ def test_an_engine_on_a_device(filled: Filler, monkeypatch: pytest.MonkeyPatch) 
                 assert engine.search_by_vector(query, 7, **options) == filled.engine.search_by_vector(
                     query, 7, **options
                 )
-        with engine.store.reading() as reader:
-            assert engine.snapshot(reader).flat._resident is not None
+        with engine.reading() as reader:
+            flat = engine.snapshot(reader).flat
+            assert isinstance(flat, FlatIndex) and flat._resident is not None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

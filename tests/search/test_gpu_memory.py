@@ -25,7 +25,7 @@ def test_search_goes_on_without_device_memory(tmp_path: Path, monkeypatch: pytes
     with simsearch.open(filler.path, model=filler.model, device="cuda") as engine:
         engine.search_by_vector(query)
         assert engine.search_by_vector(query) == expected
-        with engine.store.reading() as reader:
+        with engine.reading() as reader:
             flat = engine.snapshot(reader).flat
         assert getattr(flat, "_resident") is not None  # noqa: B009
 

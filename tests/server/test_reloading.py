@@ -117,6 +117,6 @@ def test_an_index_that_is_gone_and_comes_back(engine, tmp_path, monkeypatch):
 def test_a_lagging_generation_is_seen(client, engine, photos):
     """What is committed is found by the next request."""
     before = client("GET", "/v1/indexes").json()["indexes"][0]
-    sync.remove(engine, engine.find(1))
+    sync.remove(engine.index, engine.find(1))
     after = client("GET", "/v1/indexes").json()["indexes"][0]
     assert (after["items"], after["generation"]) == (before["items"] - 1, before["generation"] + 1)

@@ -39,7 +39,7 @@ def test_failed_upload_leaves_nothing(engine):
     assert (engine.path / "uploads" / "items.jsonl").read_text() == ""
     assert client("POST", "/v1/items", files=upload(png((9, 9)))).status_code == 201
     assert len((engine.path / "uploads" / "items.jsonl").read_text().splitlines()) == 1
-    sync.sync(engine, [], options.BuildOptions())
+    sync.sync(engine.index, engine.model, [], options.BuildOptions())
     assert len(engine) == 25
 
 
@@ -55,7 +55,7 @@ def test_an_upload_looks_at_no_other(engine, monkeypatch):
     monkeypatch.undo()
     assert manifest.read_bytes().startswith(lines)
     assert client("DELETE", f"/v1/items/{made[1]}").status_code == 204
-    assert sync.sync(engine, [], options.BuildOptions()).unchanged == len(engine) == 24 + 4
+    assert sync.sync(engine.index, engine.model, [], options.BuildOptions()).unchanged == len(engine) == 24 + 4
 
 
 def test_leftovers_of_dead_upload_are_removed(engine):
@@ -70,4 +70,4 @@ def test_leftovers_of_dead_upload_are_removed(engine):
     assert manifest.read_bytes() == whole + json.dumps({"path": name, "label": "new"}).encode() + b"\n"
     manifest.write_bytes(manifest.read_bytes() + b'{"path": "34')
     assert client("POST", "/v1/items", files=upload(png((9, 11)))).status_code == 201
-    assert sync.sync(engine, [], options.BuildOptions()).unchanged == len(engine) == 24 + 3
+    assert sync.sync(engine.index, engine.model, [], options.BuildOptions()).unchanged == len(engine) == 24 + 3

@@ -25,6 +25,7 @@ from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchErr
 from simsearch.indexing import sync
 from simsearch.storage.export import export_npy
 from simsearch.storage.feature_files import PREAMBLE
+from simsearch.storage.index import create
 from simsearch.storage.verify import verify
 from tests.helpers.data import ROOT
 from tests.helpers.filler import Filler, Wide
@@ -47,8 +48,8 @@ def index(tmp_path: Path) -> Path:
         filler.add(random.normal(size=(count, DIMENSION)))
     filler.engine.close()
     with Engine(filler.path, model=MODEL) as engine:
-        sync.refresh_meta(engine)
-        assert verify(engine).problems == ()
+        sync.refresh_meta(engine.index)
+        assert verify(engine.index).problems == ()
     return filler.path
 
 
@@ -86,7 +87,7 @@ def edit_meta(index: Path, **values: Any) -> None:
 
 def problems(index: Path) -> str:
     with Engine(index, model=MODEL) as engine:
-        return "\n".join(verify(engine).problems)
+        return "\n".join(verify(engine.index).problems)
 
 
 def search_everything(index: Path, folder: Path) -> None:
@@ -98,7 +99,7 @@ def search_everything(index: Path, folder: Path) -> None:
         engine.find(["0001*", "id:3"])
         engine.failures()
         engine.info()
-        export_npy(engine, folder)
+        export_npy(engine.opened_index, folder)
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -209,7 +210,7 @@ def test_searching_says_damaged(
             with pytest.raises(IndexDamagedError):
                 engine.search_by_vector(np.zeros(DIMENSION), 150, where=where)
         with pytest.raises(IndexDamagedError):
-            export_npy(engine, tmp_path / "out")
+            export_npy(engine.opened_index, tmp_path / "out")
         with pytest.raises(IndexDamagedError):
             engine.search_by_id(70, 150)
     assert run("query", "id:70", "-k", "150", "-i", str(index))[0] == 3
@@ -252,12 +253,12 @@ def test_bytes_after_committed_rows_are_harmless(tmp_path: Path) -> None:
         file.write(b"\xff" * 1001)
     shard(path, 1).write_bytes(b"half a file that was never committed")
     with Engine(path, model=model) as engine:
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
         before = [(match.id, match.distance) for match in engine.search_by_vector(np.zeros(12), 20)]
         for n in range(10, 15):
             draw(tmp_path / "photos" / f"{n}.png", n)
         engine.add([tmp_path / "photos"])
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
         after = [(match.id, match.distance) for match in engine.search_by_vector(np.zeros(12), 20)]
         assert [pair for pair in after if pair[0] <= 10] == before
         assert len(after) == 15
@@ -285,7 +286,7 @@ def test_lagging_meta_is_no_damage(index: Path) -> None:
     sql(index, "UPDATE state SET value = value + 1 WHERE key = 'generation'")
     assert problems(index) == ""
     with Engine(index, model=MODEL) as engine:
-        sync.refresh_meta(engine)
+        sync.refresh_meta(engine.index)
     assert json.loads((index / "meta.json").read_text())["items"] == ROWS - 1
 
 
@@ -316,7 +317,7 @@ def test_half_made_index_is_completed(tmp_path: Path) -> None:
     with pytest.raises(IndexNotFoundError):
         Engine(tmp_path / "index", model=model)
     with api.build(tmp_path / "photos", tmp_path / "index", model) as engine:
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
         assert len(engine) == 1
 
 
@@ -337,7 +338,7 @@ if os.getuid() == 0:
     os.setuid(65534)
 search_everything(index, out)
 with Engine(index, model=MODEL) as engine:
-    assert verify(engine).problems == ()
+    assert verify(engine.index).problems == ()
     print(len(engine), flush=True)
     for action in (lambda: engine.remove([1]), lambda: engine.relocate({'': '/'})):
         try:
@@ -402,7 +403,7 @@ class Large(Colours):
 def test_full_disk_is_no_damage(photos: Path, tmp_path: Path, limit: int, name: str) -> None:
     """Files that may not grow behave like a full disk: the build fails in one line and can be gone on with."""
     path, colours = tmp_path / "index", Large()
-    sync.create(path, colours)
+    create(path, colours)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -412,7 +413,7 @@ def test_full_disk_is_no_damage(photos: Path, tmp_path: Path, limit: int, name: 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not isinstance(caught.value, IndexDamagedError | UsageError)
     with Engine(path, model=colours) as engine:
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()
     with api.build(photos, path, colours) as engine:
         assert len(engine) == 24
-        assert verify(engine).problems == ()
+        assert verify(engine.index).problems == ()

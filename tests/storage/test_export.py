@@ -15,10 +15,12 @@ from tests.helpers.filler import Filler
 def test_parquet_holds_what_npy_holds(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     filler = Filler(tmp_path / "index", 6)
-    assert export_parquet(filler.engine, tmp_path / "empty") == 0
+    assert export_parquet(filler.engine.index, tmp_path / "empty") == 0
     filler.add(np.random.default_rng(0).normal(0, 1, (50, 6)))
     filler.remove([3, 9])
-    assert export_npy(filler.engine, tmp_path / "out") == export_parquet(filler.engine, tmp_path / "out") == 48
+    assert (
+        export_npy(filler.engine.index, tmp_path / "out") == export_parquet(filler.engine.index, tmp_path / "out") == 48
+    )
     table = parquet.read_table(tmp_path / "out" / "items.parquet")
     features = np.array(table.column("features").to_pylist(), np.float32)
     np.testing.assert_array_equal(features, np.load(tmp_path / "out" / "features.npy"))
@@ -40,5 +42,5 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
     for export in (export_npy, export_parquet):
         with pytest.raises(KeyboardInterrupt):
-            export(filler.engine, tmp_path / "out", interrupt)
+            export(filler.engine.index, tmp_path / "out", interrupt)
         assert list((tmp_path / "out").iterdir()) == []

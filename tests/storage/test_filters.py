@@ -22,7 +22,7 @@ from tests.helpers.filler import Filler
 def test_conditions(tmp_path: Path, condition: str, numbers: Sequence[int]) -> None:
     filler = Filler(tmp_path / "index", 2)
     filler.add(np.zeros((10, 2)))
-    with filler.engine.store.reading() as reader:
+    with filler.engine.reading() as reader:
         assert reader.rows([Condition.parse(condition)]).tolist() == list(numbers)
     filler.engine.close()
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch.cluster.milvus.address import TOKEN, MilvusAddress
+from simsearch.common.milvus_address import TOKEN, MilvusAddress
 from simsearch.errors import (
     IndexLockedError,
     IndexNotFoundError,

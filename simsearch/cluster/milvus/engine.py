@@ -11,32 +11,28 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simsearch.cluster.milvus import client
-from simsearch.cluster.milvus.address import MilvusAddress, parse_address
 from simsearch.cluster.milvus.client import EXACT, LARGEST, Hit, MilvusClient
 from simsearch.cluster.milvus.reader import CollectionState, MilvusReader, Permitted, properties
+from simsearch.common.milvus_address import MilvusAddress, parse_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
-from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources.resolve import RecordedSource, Sources
 from simsearch.models import registry
-from simsearch.search.exact import FlatIndex, Neighbours, rank_exact
-from simsearch.search.searcher import Search
-from simsearch.search.snapshot import Snapshot
+from simsearch.search.exact import Neighbours, rank_exact
 from simsearch.storage import roots as source_roots
-from simsearch.storage.database import Database
-from simsearch.storage.reader import Reader, SourceRow
+from simsearch.storage.meta import Meta
+from simsearch.storage.reader import SourceRow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.models.base import Model
-    from simsearch.search.ann import AnnIndex
 
 REFRESH = 2.0
 """Seconds for which the properties and the count are taken as they were, unless consistency is strong."""
@@ -126,11 +122,11 @@ class _Approximate:
     """Milvus's index in the place of a structure: `exact=True` goes past it, to `_Flat.search`."""
 
     def search(
-        self, flat: FlatIndex, queries: NDArray[np.float32], k: int, permitted: Permitted | None
+        self, flat: _Flat, queries: NDArray[np.float32], k: int, permitted: Permitted | None
     ) -> list[Neighbours]:
-        return cast(_Flat, flat).candidates(queries, k, permitted)
+        return flat.candidates(queries, k, permitted)
 
-    def serves(self, flat: FlatIndex, k: int, permitted: Permitted | None) -> bool:
+    def serves(self, flat: _Flat, k: int, permitted: Permitted | None) -> bool:
         return permitted is None or len(permitted) > DIRECT
 
 
@@ -151,19 +147,44 @@ def effort_of(kind: str, width: int, effort: int | None) -> dict[str, Any]:
     return {name: max(effort or 128, width)}
 
 
-class _Store:
-    """`Database` over a collection: `reading` gives a `Rows`."""
+class MilvusIndex:
+    """An open collection; what it takes besides an address is what `Index` takes.
 
-    def __init__(self, rows: MilvusClient) -> None:
-        self.rows = rows
+    Raises IndexNotFoundError, UnavailableError, MissingExtraError.
+    """
+
+    folder = None  # features with components are not pushed
+    identity = (0,)  # what is pushed into a collection is seen by the next search
+
+    def __init__(self, address: str, *, roots: Mapping[str, str] | None = None) -> None:
+        self.address: MilvusAddress = parse_address(address)
+        self.path = _Named(str(self.address))
+        self.roots = dict(roots or {})
+        self.rows = MilvusClient(self.address)
         self._state: CollectionState | None = None
+        self._opened: dict[tuple[str, str], RecordedSource] = {}
         self._lock = threading.Lock()
+        try:
+            properties(self.rows)
+            self.rows.load()
+            source_roots.check(self.roots, list(self.state().sources.values()))
+        except BaseException:
+            self.rows.close()
+            raise
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Reader]:
-        yield cast(Reader, MilvusReader(self.rows, self.current()))
+    def identity_now(self) -> tuple[int, ...]:
+        return self.identity
 
-    def current(self) -> CollectionState:
+    def close(self) -> None:
+        """Ends the connection. The collection cannot be used afterwards."""
+        self.rows.close()
+        with self._lock:
+            opened, self._opened = list(self._opened.values()), {}
+        for source in opened:
+            source.close()
+
+    def state(self) -> CollectionState:
+        """What the collection says of itself, now or a moment ago."""
         self.rows.check_open()
         with self._lock:
             known = self._state
@@ -172,90 +193,39 @@ class _Store:
                 known = self._state = CollectionState.of(self.rows)
             return known
 
-    def close(self) -> None:
-        self.rows.close()
-
-
-class MilvusEngine(Engine):
-    """An open collection; what it takes besides an address is what `Engine` takes.
-
-    Raises IndexNotFoundError, ModelMismatchError, UnavailableError, MissingExtraError.
-    """
-
-    def __init__(
-        self, address: str, *, model: str | Model | None = None, device: str = "auto",
-        roots: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        self.address: MilvusAddress = parse_address(address)
-        registry.check_device(device)
-        self.path = cast(Path, _Named(str(self.address)))
-        self.device, self.roots = device, dict(roots or {})
-        self.rows = MilvusClient(self.address)
-        try:
-            properties(self.rows)
-            self.rows.load()
-            store = _Store(self.rows)
-            self.meta = store.current().meta
-            self.store = cast(Database, store)
-            self.recipe = Preprocessing.from_dict(self.meta.recipe)
-            self._lock = threading.RLock()
-            self._opened: dict[tuple[str, str], RecordedSource] = {}
-            self._adopt(model)
-            source_roots.check(self.roots, list(store.current().sources.values()))
-        except BaseException:
-            self.rows.close()
-            raise
-
-    def close(self) -> None:
-        """Ends the connection. The engine cannot be used afterwards."""
-        self.store.close()
-        with self._lock:
-            opened, self._opened = list(self._opened.values()), {}
-        for source in opened:
-            source.close()
-
-    @staticmethod
-    def identity(path: Path) -> tuple[int, int, int, int] | None:
-        """A collection stays what it is; what is pushed into it is seen by the next search."""
-        return 0, 0, 0, 0
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[MilvusReader]:
+        yield MilvusReader(self.rows, self.state())
 
     @property
-    def exact(self) -> bool:
-        """Whether the index of the features is one that compares with all."""
-        return cast(_Store, self.store).current().kind in EXACT
+    def meta(self) -> Meta:
+        """What `meta.json` says of the index that was pushed."""
+        with self._lock:
+            known = self._state
+        return known.meta if known is not None else self.state().meta
 
     @property
     def complete(self) -> bool:
-        """Whether the last push has ended; one that was interrupted leaves some items out, or as they were."""
-        return bool(cast(_Store, self.store).current().state["complete"])
+        """False if the last push has not ended, so that some items are missing, or as they were."""
+        return bool(self.state().state["complete"])
 
-    def _approximate(self, epoch: int) -> AnnIndex | None:
-        return None
-
-    def _search(self, reader: Reader) -> Search:
-        snapshot, own = self._current(reader), cast(MilvusReader, reader)
-        structure = None if own.known.kind in EXACT else _Approximate()
-        return Search(reader, snapshot, own.shards, self.meta.distances, cast("AnnIndex | None", structure))
-
-    def _current(self, reader: Reader) -> Snapshot:
-        own = cast(MilvusReader, reader)
+    def sources(self, reader: MilvusReader) -> Sources:
+        """The sources by number."""
         with self._lock:
-            self.meta = own.known.meta
             opened = Sources()
-            for row in own.sources():
+            for row in reader.sources():
                 place = row.kind, self.root_of(row)
                 opened[row.id] = self._opened.setdefault(place, RecordedSource(*place))
-        flat = cast(FlatIndex, _Flat(own, self.address.effort))
-        return Snapshot(own.state("generation"), flat, None, opened)
+            return opened
 
     def root_of(self, row: SourceRow) -> str:
-        """Where a source is: as given by `root`, or where it was when it was pushed."""
+        """Where a source is: as given by `roots`, or where it was when it was pushed."""
         return self.roots.get(row.root, self.roots.get("", row.root))
 
     def info(self) -> dict[str, Any]:
         """What is in the collection, as plain JSON values; `recall` is not known of Milvus's approximate indexes."""
-        with self.store.reading() as reader:
-            own = cast(MilvusReader, reader).known
+        with self.reading() as reader:
+            own = reader.known
             index = {key: value for key, value in self.rows.index().items() if isinstance(value, str | int | float)}
             counts = reader.counts()
             return {
@@ -273,11 +243,45 @@ class MilvusEngine(Engine):
                 ],
             }  # fmt: skip
 
-    def _unchangeable(self, *_: Any, **__: Any) -> NoReturn:
-        raise UsageError(f"{self.address} is not changed in place",
-                         hint="change the index that it was pushed from, and push again")  # fmt: skip
 
-    add = remove = find = relocate = _unchangeable
+@dataclass(frozen=True)
+class _Snapshot:
+    """What a collection holds; Milvus itself leaves out what is no longer there."""
+
+    flat: _Flat
+    sources: Sources
+    live: None = None
+
+
+class _Snapshots:
+    """`Snapshots` of a collection."""
+
+    def __init__(self, index: MilvusIndex) -> None:
+        self.index = index
+
+    def reading(self) -> contextlib.AbstractContextManager[MilvusReader]:
+        return self.index.reading()
+
+    def current(self, reader: MilvusReader) -> _Snapshot:
+        return _Snapshot(_Flat(reader, self.index.address.effort), self.index.sources(reader))
+
+    def structure(self, reader: MilvusReader) -> _Approximate | None:
+        return None if reader.known.kind in EXACT else _Approximate()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def open_collection(
+    address: str, *, model: str | Model | None = None, device: str = "auto", roots: Mapping[str, str] | None = None
+) -> Engine:
+    """An engine over a collection, which can only be searched; for the arguments see `Engine`.
+
+    Raises IndexNotFoundError, ModelMismatchError, UnavailableError, MissingExtraError.
+    """
+    registry.check_device(device)
+    index = MilvusIndex(address, roots=roots)
+    return Engine.over(index, _Snapshots(index), model, device)
 
 
 class _Named(str):

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from simsearch.cluster.milvus import client
-from simsearch.cluster.milvus.address import MilvusAddress, parse_address
 from simsearch.cluster.milvus.client import MilvusClient
 from simsearch.cluster.milvus.reader import PROPERTIES
+from simsearch.common.milvus_address import MilvusAddress, parse_address
 from simsearch.errors import IndexDamagedError, ModelMismatchError, SimsearchError, UsageError
 from simsearch.storage.filters import replace_surrogates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.engine import Engine
+    from simsearch.storage.index import Index
     from simsearch.storage.reader import Item, Reader
 
 PORTION = 8 << 20
@@ -80,21 +80,21 @@ class PushReport:
     kind: str = ""
 
 
-def push(engine: Engine, target: str, options: PushOptions | None = None) -> PushReport:
+def push(index: Index, target: str, options: PushOptions | None = None) -> PushReport:
     """Brings a collection in step with an index; makes it if it is not there.
 
     Raises UnavailableError (a second push continues), ModelMismatchError for a collection of another model, UsageError
     for one of another index, unless `replace`.
     """
     options = options or PushOptions()
-    if "components_sha256" in engine.meta.descriptor:
-        name = engine.meta.features
-        raise UsageError(f"the features {name} of {engine.path} have components that Milvus cannot keep",
+    if "components_sha256" in index.meta.descriptor:
+        name = index.meta.features
+        raise UsageError(f"the features {name} of {index.path} have components that Milvus cannot keep",
                          hint="an index with --features fc7, fc7-unit or fc6 can be pushed")  # fmt: skip
     rows = MilvusClient(parse_address(target), writing=True)
     try:
-        with engine.store.reading() as reader:
-            run = _Push(engine, reader, rows, options)
+        with index.reading() as reader:
+            run = _Push(index, reader, rows, options)
             rows.exists()  # one that is away is noticed soon; one that is there may yet have to load
             rows.patience = max(rows.patience, PATIENCE)
             run.prepare()
@@ -106,13 +106,13 @@ def push(engine: Engine, target: str, options: PushOptions | None = None) -> Pus
 
 
 class _Push:
-    def __init__(self, engine: Engine, reader: Reader, rows: MilvusClient, options: PushOptions) -> None:
-        self.engine, self.reader, self.rows, self.options = engine, reader, rows, options
+    def __init__(self, index: Index, reader: Reader, rows: MilvusClient, options: PushOptions) -> None:
+        self.index, self.reader, self.rows, self.options = index, reader, rows, options
         self.items = reader.count()
         self.storage = options.storage or "float32"
         self.pushed = PushReport(items=self.items)
         self.portion: list[dict[str, Any]] = []
-        self.largest = max(1, PORTION // (4 * engine.meta.dimension + 1024))
+        self.largest = max(1, PORTION // (4 * index.meta.dimension + 1024))
         ids, _ = reader.ids()
         self.highest = int(ids[-1]) if len(ids) else 0
 
@@ -125,7 +125,7 @@ class _Push:
         if not self.rows.exists():
             kind = self.options.kind or _kind(self.items, self.rows.address)
             facts = self._facts(complete=False)
-            self.rows.create(self.engine.meta.dimension, self.storage, kind, self.options.parameters, facts)
+            self.rows.create(self.index.meta.dimension, self.storage, kind, self.options.parameters, facts)
         else:
             self._check()
             # A reader asks up to the highest id, and for sources by number, while this goes on.
@@ -134,7 +134,7 @@ class _Push:
         self.pushed.kind = str(self.rows.index()["index_type"])
 
     def _check(self) -> None:
-        address, ours = self.rows.address, self.engine.meta
+        address, ours = self.rows.address, self.index.meta
         facts = self.rows.describe().get("properties") or {}
         if not all(name in facts for name in PROPERTIES):
             raise UsageError(f"the collection {address} was not made by simsearch",
@@ -161,9 +161,9 @@ class _Push:
 
     def _facts(self, complete: bool) -> dict[str, str]:
         """The collection's properties: see `reader.PROPERTIES`."""
-        meta = {**asdict(self.engine.meta), "search": {"kind": "", "recall": 0.0, "parameters": {}},
+        meta = {**asdict(self.index.meta), "search": {"kind": "", "recall": 0.0, "parameters": {}},
                 "items": self.items, "failures": self.reader.failure_count()}  # fmt: skip
-        opened = self.engine.opened(self.reader)
+        opened = self.index.sources(self.reader)
         sources = [[row.id, row.kind, opened[row.id].root] for row in self.reader.sources()]
         state = {"complete": complete, "generation": self.reader.state("generation"), "storage": self.storage,
                  "highest": self.highest, "labels": self.reader.label_count()}  # fmt: skip

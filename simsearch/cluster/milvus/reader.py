@@ -11,14 +11,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from simsearch.cluster.milvus import client, filters
 from simsearch.cluster.milvus.client import EXACT, Hit, MilvusClient
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, ItemNotFoundError, UsageError
-from simsearch.storage.feature_files import FeatureFiles
 from simsearch.storage.filters import Condition
 from simsearch.storage.meta import Meta
 from simsearch.storage.reader import Item, SourceRow
@@ -108,7 +107,7 @@ class MilvusReader:
     def __init__(self, rows: MilvusClient, state: CollectionState) -> None:
         self.rows_of, self.known = rows, state
         self.features = Features(rows, state.meta.dimension)
-        self.shards = cast(FeatureFiles, self.features)
+        self.shards = self.features
         self.seen: dict[int, Item] = {}
 
     def state(self, key: str) -> int:
@@ -128,10 +127,6 @@ class MilvusReader:
 
     def failures(self) -> NoReturn:
         raise UsageError("what failed is recorded in the index that was pushed, not in the collection")
-
-    def integrity(self) -> NoReturn:
-        raise UsageError(f"{self.rows_of.address} has no files to be verified",
-                         hint="`simsearch push` compares a collection with its index")  # fmt: skip
 
     def label_count(self) -> int:
         return int(self.known.state["labels"])

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from simsearch.errors import ImageError, IndexDamagedError, UsageError
-from simsearch.images.sources import base
-
-if TYPE_CHECKING:
-    import numpy as np
-
-import contextlib
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from simsearch.errors import ImageError, IndexDamagedError, UsageError
 from simsearch.images import decode
 from simsearch.images.decode import EXTENSIONS, looks_like_image
-from simsearch.images.sources.base import SEPARATOR, FolderSource, Source, read_file
+from simsearch.images.sources.base import SEPARATOR, FolderSource, Listing, Source, display_path, read_file
 
 
 def resolve(name: str) -> Source:
@@ -141,23 +134,16 @@ def open_picture(picture: Any, shorter_side: int | None, name: str | None = None
         raise ImageError(f"{name or found}: {error}", hint=error.hint) from error
 
 
-class Sources(dict[int, base.Source]):
-    """The sources of an index by number."""
-
-    def __missing__(self, number: int) -> base.Source:
-        raise IndexDamagedError(f"items.sqlite: an item belongs to source {number}, which is not there")
-
-
-class RecordedSource(base.Source):
+class RecordedSource(Source):
     """A source known from the index; its container is opened when an image of it is first read."""
 
     def __init__(self, kind: str, root: str) -> None:
         super().__init__(root)
         self.kind = kind
-        self._opened: base.Source | None = None
+        self._opened: Source | None = None
         self._lock = threading.Lock()
 
-    def _source(self) -> base.Source:
+    def _source(self) -> Source:
         with self._lock:
             if self._opened is None:
                 try:
@@ -166,7 +152,7 @@ class RecordedSource(base.Source):
                     raise ImageError(str(error), hint=error.hint) from error
             return self._opened
 
-    def listing(self, exclude: Sequence[str] = ()) -> base.Listing:
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
         return self._source().listing(exclude)
 
     def read(self, path: str) -> bytes:
@@ -179,4 +165,11 @@ class RecordedSource(base.Source):
             opened.close()
 
     def display(self, path: str) -> str:
-        return base.display_path(self.kind, self.root, path)
+        return display_path(self.kind, self.root, path)
+
+
+class Sources(dict[int, Source]):
+    """The sources of an index by number."""
+
+    def __missing__(self, number: int) -> Source:
+        raise IndexDamagedError(f"items.sqlite: an item belongs to source {number}, which is not there")

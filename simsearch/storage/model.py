@@ -1,0 +1,107 @@
+"""The model that an index was made with, loaded on first use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.common.float16 import to_float16
+from simsearch.errors import ModelMismatchError, UsageError
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.images.sources import resolve
+from simsearch.models import load, registry
+from simsearch.storage import components
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.models.base import Model
+    from simsearch.storage.protocols import OpenIndex
+
+_BATCH = 32
+"""Images computed at once."""
+
+
+class IndexModel:
+    """Loads the model of an index. Safe for many threads.
+
+    index: that the model is for. model: where the recorded one is not to be loaded by name: a name, a path or a Model
+    (which is loaded again where it computes in another precision than the index). device: see `load.load_model`.
+    Raises ModelMismatchError.
+    """
+
+    def __init__(self, index: OpenIndex, model: str | Model | None = None, device: str = "auto") -> None:
+        self.index, self.device = index, device
+        self._lock = threading.RLock()
+        self._model: Model | None = None
+        self.name = index.meta.model
+        if isinstance(model, str):
+            self.name = model
+            if not model.startswith(registry.TORCHVISION):
+                self._check(model, registry.find_weights(model).sha256)
+            elif model != index.meta.model:
+                self._check(model, load.load_model(model, "cpu").weights_sha256)
+        elif model is not None:
+            self._check(model.name, model.weights_sha256)
+            self.name = model.name
+            if registry.precision_of(model.engine) == self.precision:
+                self._model = components.apply(model, index.folder, index.meta)
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic of the index's features, float32 or int8; the two are never mixed."""
+        return registry.precision_of(self.index.meta.engine)
+
+    @property
+    def engine(self) -> str | None:
+        """The library and device that the loaded model computes with; None before it is loaded."""
+        return self._model.engine if self._model is not None else None
+
+    def load(self, expected: int | None = None, threads: bool = False) -> Model:
+        """The model.
+
+        expected: how many images are about to be computed. threads: by several threads at once.
+        Raises UsageError, ModelMismatchError, IndexDamagedError.
+        """
+        with self._lock:
+            many = expected is None or expected > registry.FEW
+            if self._model is None or (many and getattr(self._model, "few", False)):
+                if self.name.endswith(".safetensors") and not Path(self.name).is_file():
+                    raise UsageError(f"no weights file at {self.name}, where the index was made with it",
+                                     hint="--model FILE says where it is now")  # fmt: skip
+                model = load.load_model(
+                    self.name, self.device, images=expected, threads=threads, precision=self.precision
+                )
+                self._check(model.name, model.weights_sha256)
+                self._model = components.apply(model, self.index.folder, self.index.meta)
+            return self._model
+
+    def compute(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """(S, S, 3) uint8 each, from `preprocessing.pixels` -> (n, D) features, rounded as the index keeps them."""
+        if not pixels:
+            return np.zeros((0, self.index.meta.dimension), np.float32)
+        model = self.load(expected=len(pixels))
+        rows = [
+            to_float16(model.features(np.stack(pixels[start : start + _BATCH]))).astype(np.float32)
+            for start in range(0, len(pixels), _BATCH)
+        ]
+        return np.concatenate(rows)
+
+    def features(self, pictures: Sequence[Any]) -> NDArray[np.float32]:
+        """Pictures, as `resolve.open_picture` takes them -> (n, D) features. Raises ImageError."""
+        recipe = Preprocessing.from_dict(self.index.meta.recipe)
+        decoded = (resolve.open_picture(picture, recipe.resize).image for picture in pictures)
+        return self.compute([recipe.pixels(image) for image in decoded])
+
+    def _check(self, name: str, digest: str) -> None:
+        meta = self.index.meta
+        if digest != meta.weights_sha256 and registry.sha256_before_ranges(name) != meta.weights_sha256:
+            raise ModelMismatchError(
+                f"the index {self.index.path} was made by model {meta.model} with weights {meta.weights_sha256},"
+                f" but {name} has weights {digest}",
+                hint="use the model that made the index, or build another index with this one",
+            )
