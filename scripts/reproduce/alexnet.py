@@ -40,20 +40,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from simsearch import augment, fit, trainset
-from simsearch.augment import Colour
-from simsearch.losses import length_loss
-from simsearch.models import networks, weights
-from simsearch.models.configs import AlexNetConfig
-from simsearch.presets import TrainConfig
-from simsearch.pruning import Compressor
-from simsearch.training import batch_norm
+from simsearch.images.sources.labelled import list_labelled
+from simsearch.models import weights
+from simsearch.models.networks.build import build_network
+from simsearch.models.networks.configs import AlexNetConfig
+from simsearch.training import augment, batch_norm
+from simsearch.training.augment import ColourStats
+from simsearch.training.compression import Compressor
+from simsearch.training.config import TrainConfig
+from simsearch.training.data import TrainingSet, load
+from simsearch.training.losses import length_loss
+from simsearch.training.publish import publish
+from simsearch.training.run import recipe_for
 from simsearch.training.similarity_queue import SimilarityQueue
-from simsearch.trainset import TrainingSet
 
 CLASSES = [line.split("\t") for line in Path(__file__).with_name("imagenet.tsv").read_text().splitlines()]
 """ImageNet's 1000 classes in the teacher's order: WordNet id, name."""
-COLOUR = Colour(
+COLOUR = ColourStats(
     torch.tensor([122.5, 115.5, 102.7]), torch.tensor([67.4, 65.8, 69.7]),
     torch.tensor([[6.2, -24.7, -63.1], [-12.4, -0.3, -66.0], [6.3, 23.4, -67.6]]),
 )  # fmt: skip
@@ -96,7 +99,7 @@ class Pictures:
     """Sources of pictures, drawn by share: each in an order of its own, and in another one when it is through."""
 
     def __init__(self, folder: Path, labelled: bool = False) -> None:
-        rows = [line.split("\t") for line in (folder / "weights.tsv").read_text().splitlines()]
+        rows = [line.split("\t") for line in (folder / "shares.tsv").read_text().splitlines()]
         known = {label: number for number, (label, _) in enumerate(CLASSES)}
         self.names, self.shards, self.labels, shares = [], [], [], []
         for name, share in rows:
@@ -172,7 +175,7 @@ class Outputs(nn.Module):
 def build(config: Config) -> nn.Module:
     """AlexNet with normalisations, its first layer drawn small so that what is drawn does not stay in its kernels."""
     torch.manual_seed(config.seed)
-    network = networks.make("alexnet", AlexNetConfig(num_classes=len(CLASSES), image_size=config.image_size))
+    network = build_network("alexnet", AlexNetConfig(num_classes=len(CLASSES), image_size=config.image_size))
     network.initialise(math.sqrt(2))
     nn.init.normal_(network.conv[0].weight, std=config.first_layer)
     batch_norm.add(network)
@@ -182,7 +185,7 @@ def build(config: Config) -> nn.Module:
 def build_from(path: Path, config: Config, pictures: Pictures) -> nn.Module:
     """The same from weights that were trained without normalisation, all but the classifier."""
     torch.manual_seed(config.seed)
-    network = networks.make("alexnet", AlexNetConfig(num_classes=len(CLASSES), image_size=config.image_size))
+    network = build_network("alexnet", AlexNetConfig(num_classes=len(CLASSES), image_size=config.image_size))
     network.initialise(math.sqrt(2))
     tensors = {name: torch.from_numpy(value) for name, value in weights.read_tensors(path).items()}
     network.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("classifier")}, strict=False)
@@ -300,8 +303,8 @@ def step_of(training: Training, forward: Any, teacher: Teacher | None, views: Tr
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + training.step)
     torch.manual_seed(config.seed * 1_000_033 + training.step)  # dropout
     pixels, labels = (torch.from_numpy(part) for part in pictures.draw(config.batch, random))
-    seen = augment.draw(config.batch, pixels.shape[1], config.image_size, views, generator)
-    x = augment.apply(seen, pixels, config.image_size, COLOUR)
+    seen = augment.sample_augmentation(config.batch, pixels.shape[1], config.image_size, views, generator)
+    x = augment.apply_augmentation(seen, pixels, config.image_size, COLOUR)
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(config, training.step)
     with torch.autocast("cpu", torch.bfloat16):
@@ -338,7 +341,7 @@ def train(config: Config, options: argparse.Namespace) -> None:
     views = TrainConfig(patches="scaled", smallest_patch=config.smallest_patch, colour=config.colour)
     outputs = Outputs(training.network)
     forward = torch.compile(outputs) if options.compile else outputs
-    checkpoint, log = options.work / "checkpoint.pt", (options.work / "log.jsonl").open("a", buffering=1)
+    checkpoint = options.work / "checkpoint.pt"
     print(f"{len(pictures):,} pictures of {len(pictures.names)} sources; from step {training.step}", flush=True)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
@@ -356,7 +359,8 @@ def train(config: Config, options: argparse.Namespace) -> None:
                    "rate": round(TOLD * config.batch / (now - told), 1),
                    "learning_rate": round(training.optimizer.param_groups[0]["lr"], 6),
                    "clock": time.strftime("%H:%M:%S")}  # fmt: skip
-            log.write(json.dumps(row) + "\n")
+            with (options.work / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
             if not math.isfinite(sum(sums.values())):
                 sys.exit(f"the loss is no number by step {training.step}; the last checkpoint remains")
             told, sums = now, {}
@@ -367,9 +371,9 @@ def train(config: Config, options: argparse.Namespace) -> None:
             sys.exit(75)
 
 
-def labelled(folder: Path, name: str) -> TrainingSet:
+def source(folder: Path, name: str) -> TrainingSet:
     """A source with its labels, as the 1000 classes' numbers."""
-    pictures = np.load(folder / f"{name}.npy", mmap_mode="r")
+    pictures = np.load(folder / f"{name}.npy")
     known = {label: number for number, (label, _) in enumerate(CLASSES)}
     text = (folder / f"{name}.labels.txt").read_text().splitlines()
     return TrainingSet(pictures, np.array([known[label] for label in text]), tuple(label for label, _ in CLASSES))
@@ -383,12 +387,12 @@ def some_of(folder: Path, count: int) -> TrainingSet:
 
 def checks(options: argparse.Namespace, recipe: Any) -> Iterator[tuple[str, TrainingSet]]:
     """What the shipped file is measured on: pictures held out, and the validation sets."""
-    yield "held-out training images", labelled(options.pictures, "held-out")
+    yield "held-out training images", source(options.pictures, "held-out")
     classes = tuple(label for label, _ in CLASSES)
     for name, file in VALIDATION.items():
-        found = trainset.labelled([options.data / file])
+        found = list_labelled([options.data / file])
         if all(picture.label in classes for picture in found):
-            yield name, trainset.load(found, recipe, classes)[0]
+            yield name, load(found, recipe, classes)[0]
 
 
 def ship(options: argparse.Namespace) -> None:
@@ -401,7 +405,7 @@ def ship(options: argparse.Namespace) -> None:
     network.load_state_dict(content["network"])
     batch_norm.fold(network)
     side = config.image_size
-    recipe = replace(fit.recipe_for("alexnet", side), mean=tuple(COLOUR.mean.tolist()),
+    recipe = replace(recipe_for("alexnet", side), mean=tuple(COLOUR.mean.tolist()),
                      deviation=tuple(COLOUR.deviation.tolist()))  # fmt: skip
     story = {"data": f"{len(Pictures(options.pictures)):,} photographs of {len(Pictures(options.pictures).names)} sources,"
                      " without labels" if config.objective == "teacher" else "photographs with labels",
@@ -413,10 +417,10 @@ def ship(options: argparse.Namespace) -> None:
     if options.note:
         story["begun from"] = options.note
     words = "under EfficientNet-lite0" if config.objective == "teacher" else "by labels alone"
-    card = weights.Card("alexnet", {"num_classes": len(CLASSES), "image_size": side}, recipe,
+    card = weights.ModelCard("alexnet", {"num_classes": len(CLASSES), "image_size": side}, recipe,
                         tuple(name for _, name in CLASSES), f"AlexNet 2012 at {side} px, {words}.", story,
                         labels=tuple(label for label, _ in CLASSES))  # fmt: skip
-    metrics = fit.publish(network, card, options.ship, dict(checks(options, recipe)), COLOUR,
+    metrics = publish(network, card, options.ship, dict(checks(options, recipe)), COLOUR,
                           compress=config.compress, trained_on=some_of(options.pictures, 2048))  # fmt: skip
     print(f"{options.ship}: {options.ship.stat().st_size:,} bytes: {json.dumps(metrics, indent=1)}", flush=True)
 

@@ -18,8 +18,8 @@ manifest has it, so an interrupted run goes on. Nothing of this is redistributed
 
     scripts/reproduce/pictures.py --unpack OUT SETS [--side 146]
 
-makes the arrays that `weights.py` reads: a file of (N, side, side, 3) uint8 a source, those held out and for choices
-in files of their own, and `weights.tsv`, the share of each source in a batch.
+makes the arrays that `alexnet.py` reads: a file of (N, side, side, 3) uint8 a source, those held out and for choices
+in files of their own, and `shares.tsv`, the share of each source in a batch.
 """
 
 from __future__ import annotations
@@ -378,7 +378,7 @@ def unpack(out: Path, sets: Path, side: int, processes: int) -> None:
             (sets / f"{name}.labels.txt").write_text("".join(f"{row['label']}\n" for row in some))
             print(f"{name}: {len(some):,}", flush=True)
     present = [name for name in shares if shares[name] and (sets / f"{name}.npy").exists()]
-    (sets / "weights.tsv").write_text("".join(f"{name}\t{shares[name]:g}\n" for name in present))
+    (sets / "shares.tsv").write_text("".join(f"{name}\t{shares[name]:g}\n" for name in present))
 
 
 def main() -> None:

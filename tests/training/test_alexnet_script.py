@@ -47,7 +47,7 @@ def pictures(tmp_path_factory):
         noise = random.integers(-40, 40, (count, 73, 73, 3))
         np.save(folder / f"{name}.npy", np.clip(colours + noise, 0, 255).astype(np.uint8))
         (folder / f"{name}.labels.txt").write_text("".join(f"{labels[n % len(labels)]}\n" for n in range(count)))
-    (folder / "weights.tsv").write_text("one\t3\ntwo\t1\n")
+    (folder / "shares.tsv").write_text("one\t3\ntwo\t1\n")
     return folder
 
 
@@ -87,7 +87,7 @@ def test_a_branch_cools_down_is_compressed_and_ships(run, script, pictures, tmp_
     rows = [json.loads(line) for line in (tmp_path / "cooled" / "log.jsonl").read_text().splitlines()]
     assert [row["learning_rate"] for row in rows] == [0.1, 0.05]
     run(tmp_path / "small", start=tmp_path / "cooled", more=4, cooldown=4, compress=True, rate=0.001, keep_hidden=0.25)
-    held = script.labelled(pictures, "held-out")
+    held = script.source(pictures, "held-out")
     monkeypatch.setattr(script, "checks", lambda options, recipe: [("held-out", held)])
     monkeypatch.setattr(script, "some_of", lambda folder, count: held)
     file = tmp_path / "alexnet.safetensors"
@@ -120,7 +120,7 @@ def test_a_source_is_drawn_whole_before_any_picture_comes_again(script, pictures
 def test_weights_trained_without_normalisation_begin_one(run, tmp_path, script, pictures):
     run(tmp_path / "first", steps=1)
     dense = tmp_path / "dense.safetensors"
-    held = script.labelled(pictures, "held-out")
+    held = script.source(pictures, "held-out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "checks", lambda options, recipe: [("held-out", held)])
         patch.setattr(script, "some_of", lambda folder, count: held)

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from simsearch.models import networks
-from simsearch.models.configs import AlexNetConfig
+from simsearch.models.networks.build import build_network
+from simsearch.models.networks.configs import AlexNetConfig
 from simsearch.training import batch_norm
 
 
 def trained_a_little() -> nn.Module:
     """An AlexNet with normalisations whose statistics, scales and offsets are all far from where they began."""
     torch.manual_seed(0)
-    network = networks.make("alexnet", AlexNetConfig(num_classes=7, image_size=64))
+    network = build_network("alexnet", AlexNetConfig(num_classes=7, image_size=64))
     network.initialise(2**0.5)
     batch_norm.add(network)
     network.train()
@@ -40,7 +40,7 @@ def test_a_folded_network_agrees_with_the_unfolded_to_rounding():
 def test_a_folded_network_is_the_papers():
     network = trained_a_little()
     batch_norm.fold(network)
-    plain = networks.make("alexnet", AlexNetConfig(num_classes=7, image_size=64))
+    plain = build_network("alexnet", AlexNetConfig(num_classes=7, image_size=64))
     shapes = {name: value.shape for name, value in plain.state_dict().items()}
     assert {name: value.shape for name, value in network.state_dict().items()} == shapes
     plain.load_state_dict(network.state_dict())
@@ -48,7 +48,7 @@ def test_a_folded_network_is_the_papers():
 
 
 def test_every_layer_but_the_classifier_is_normalised_once():
-    network = networks.make("alexnet", AlexNetConfig(num_classes=7, image_size=64))
+    network = build_network("alexnet", AlexNetConfig(num_classes=7, image_size=64))
     batch_norm.add(network)
     batch_norm.add(network)
     names = [name for name, module in network.named_modules() if isinstance(module, batch_norm.Normalised)]
@@ -72,7 +72,7 @@ def test_a_layer_without_bias_gets_one_when_folded(layer):
 
 def test_a_network_trained_without_goes_on_as_it_was():
     torch.manual_seed(3)
-    network = networks.make("alexnet", AlexNetConfig(num_classes=7, image_size=64, dropout=0.0))
+    network = build_network("alexnet", AlexNetConfig(num_classes=7, image_size=64, dropout=0.0))
     network.initialise(2**0.5)
     for name, value in network.named_parameters():
         if name.endswith("bias"):
