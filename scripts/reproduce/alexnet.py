@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Trains AlexNet on photographs without labels, under a teacher, and makes the weights that ship.
 
-    scripts/reproduce/pictures.py ...                                       # the pictures: SETS
+    scripts/reproduce/pictures.py ... && scripts/reproduce/arrays.py ...    # the pictures: SETS
     scripts/reproduce/teacher.py SETS/imagenette160+train.npy WORK          # the teacher: lite0-128-int8.onnx
     scripts/reproduce/alexnet.py SETS WORK/stable --teacher TEACHER
     scripts/reproduce/alexnet.py SETS WORK/cooled --teacher TEACHER --start WORK/stable --more 400 --cooldown 400
     scripts/reproduce/alexnet.py SETS WORK/small --teacher TEACHER --start WORK/cooled --more 60 --cooldown 60 \\
                                  --compress --rate 0.002
-    scripts/reproduce/alexnet.py SETS WORK/small --ship alexnet.safetensors --data DATA
+    scripts/reproduce/alexnet_file.py SETS WORK/small alexnet.safetensors --data DATA
 
 The first goes on at one rate for as long as there is time, and can be stopped and started again; the second branches
 off from where it is and lets the rate fall to 0, after which the weights are at their best; the third prunes and shares
@@ -29,7 +29,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from simsearch.images.sources.labelled import list_labelled
 from simsearch.models import weights
 from simsearch.models.networks.build import build_network
 from simsearch.models.networks.configs import AlexNetConfig
@@ -48,20 +46,17 @@ from simsearch.training import augment, batch_norm
 from simsearch.training.augment import ColourStats
 from simsearch.training.compression import Compressor
 from simsearch.training.config import TrainConfig
-from simsearch.training.data import TrainingSet, load
 from simsearch.training.losses import length_loss
-from simsearch.training.publish import publish
-from simsearch.training.run import recipe_for
 from simsearch.training.similarity_queue import SimilarityQueue
 
 CLASSES = [line.split("\t") for line in Path(__file__).with_name("imagenet.tsv").read_text().splitlines()]
 """ImageNet's 1000 classes in the teacher's order: WordNet id, name."""
 COLOUR = ColourStats(
-    torch.tensor([122.5, 115.5, 102.7]), torch.tensor([67.4, 65.8, 69.7]),
+    torch.tensor([122.5, 115.5, 102.7]),
+    torch.tensor([67.4, 65.8, 69.7]),
     torch.tensor([[6.2, -24.7, -63.1], [-12.4, -0.3, -66.0], [6.3, 23.4, -67.6]]),
-)  # fmt: skip
+)
 """Of Imagenette and Tiny-ImageNet; fixed, so that the pictures may become more while a training goes on."""
-VALIDATION = {"Imagenette validation": "imagenette160/val.zip", "Tiny-ImageNet-200 validation": "tiny-imagenet/val.zip"}
 TOLD = 10  # steps between two rows of the log
 
 
@@ -247,11 +242,16 @@ class Training:
 
     def save(self, path: Path) -> None:
         content = {
-            "config": asdict(self.config), "network": self.network.state_dict(), "queue": self.queue.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "mean": self.mean, "drawn": self.pictures.drawn,
-            "numbers": [self.step, self.images, self.first], "seconds": self.seconds,
+            "config": asdict(self.config),
+            "network": self.network.state_dict(),
+            "queue": self.queue.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "mean": self.mean,
+            "drawn": self.pictures.drawn,
+            "numbers": [self.step, self.images, self.first],
+            "seconds": self.seconds,
             "compressor": self.compressor.state() if self.compressor else None,
-        }  # fmt: skip
+        }
         torch.save(content, path.with_suffix(".partial"))
         os.replace(path.with_suffix(".partial"), path)
 
@@ -354,11 +354,15 @@ def train(config: Config, options: argparse.Namespace) -> None:
         now = time.monotonic()
         if training.step % TOLD == 0:
             training.seconds += now - told
-            row = {"step": training.step, "images": training.images, "minutes": round(training.seconds / 60, 2),
-                   **{name: round(value, 4) for name, value in sums.items()},
-                   "rate": round(TOLD * config.batch / (now - told), 1),
-                   "learning_rate": round(training.optimizer.param_groups[0]["lr"], 6),
-                   "clock": time.strftime("%H:%M:%S")}  # fmt: skip
+            row = {
+                "step": training.step,
+                "images": training.images,
+                "minutes": round(training.seconds / 60, 2),
+                **{name: round(value, 4) for name, value in sums.items()},
+                "rate": round(TOLD * config.batch / (now - told), 1),
+                "learning_rate": round(training.optimizer.param_groups[0]["lr"], 6),
+                "clock": time.strftime("%H:%M:%S"),
+            }
             with (options.work / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
             if not math.isfinite(sum(sums.values())):
@@ -371,60 +375,6 @@ def train(config: Config, options: argparse.Namespace) -> None:
             sys.exit(75)
 
 
-def source(folder: Path, name: str) -> TrainingSet:
-    """A source with its labels, as the 1000 classes' numbers."""
-    pictures = np.load(folder / f"{name}.npy")
-    known = {label: number for number, (label, _) in enumerate(CLASSES)}
-    text = (folder / f"{name}.labels.txt").read_text().splitlines()
-    return TrainingSet(pictures, np.array([known[label] for label in text]), tuple(label for label, _ in CLASSES))
-
-
-def some_of(folder: Path, count: int) -> TrainingSet:
-    """Pictures of all sources in their shares, without labels: for the ranges of the 8-bit engine."""
-    pixels, _ = Pictures(folder).draw(count, np.random.default_rng(0))
-    return TrainingSet(pixels, np.zeros(count, np.int64), tuple(label for label, _ in CLASSES))
-
-
-def checks(options: argparse.Namespace, recipe: Any) -> Iterator[tuple[str, TrainingSet]]:
-    """What the shipped file is measured on: pictures held out, and the validation sets."""
-    yield "held-out training images", source(options.pictures, "held-out")
-    classes = tuple(label for label, _ in CLASSES)
-    for name, file in VALIDATION.items():
-        found = list_labelled([options.data / file])
-        if all(picture.label in classes for picture in found):
-            yield name, load(found, recipe, classes)[0]
-
-
-def ship(options: argparse.Namespace) -> None:
-    """Writes what was compressed, or a dense file of what was not, with its card, and measures it."""
-    content = torch.load(options.work / "checkpoint.pt", weights_only=True)
-    config = Config(**content["config"])
-    network = build(config)
-    if config.compress:
-        batch_norm.fold(network)
-    network.load_state_dict(content["network"])
-    batch_norm.fold(network)
-    side = config.image_size
-    recipe = replace(recipe_for("alexnet", side), mean=tuple(COLOUR.mean.tolist()),
-                     deviation=tuple(COLOUR.deviation.tolist()))  # fmt: skip
-    story = {"data": f"{len(Pictures(options.pictures)):,} photographs of {len(Pictures(options.pictures).names)} sources,"
-                     " without labels" if config.objective == "teacher" else "photographs with labels",
-             "objective": "EfficientNet-lite0's likenesses over a queue (CompRess 2020) and its soft labels"
-                          if config.objective == "teacher" else "cross-entropy on labels",
-             "images seen": content["numbers"][1], "minutes": round(content["seconds"] / 60),
-             "normalisation": "batch normalisation in training, folded",
-             "input": f"{side} px, not the paper's 224, for the sake of training time"}  # fmt: skip
-    if options.note:
-        story["begun from"] = options.note
-    words = "under EfficientNet-lite0" if config.objective == "teacher" else "by labels alone"
-    card = weights.ModelCard("alexnet", {"num_classes": len(CLASSES), "image_size": side}, recipe,
-                        tuple(name for _, name in CLASSES), f"AlexNet 2012 at {side} px, {words}.", story,
-                        labels=tuple(label for label, _ in CLASSES))  # fmt: skip
-    metrics = publish(network, card, options.ship, dict(checks(options, recipe)), COLOUR,
-                          compress=config.compress, trained_on=some_of(options.pictures, 2048))  # fmt: skip
-    print(f"{options.ship}: {options.ship.stat().st_size:,} bytes: {json.dumps(metrics, indent=1)}", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path)
@@ -435,9 +385,6 @@ def main() -> None:
     parser.add_argument("--begin", type=Path, help="weights trained without normalisation to begin with")
     parser.add_argument("--save-minutes", type=float, default=4.0)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--ship", type=Path, help="write this file instead of training")
-    parser.add_argument("--data", type=Path, help="with --ship: the folder with the validation sets")
-    parser.add_argument("--note", help="with --ship: what it was begun from")
     for field in fields(Config):
         name = f"--{field.name.replace('_', '-')}"
         if field.name == "objective":
@@ -447,9 +394,6 @@ def main() -> None:
         else:
             parser.add_argument(name, type=type(field.default), default=field.default)
     options = parser.parse_args()
-    if options.ship:
-        ship(options)
-        return
     config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
     if config.objective == "teacher" and options.teacher is None:
         parser.error("--teacher is needed, or --objective labels")

@@ -15,11 +15,6 @@ A photograph is left out if its content was seen, if it is tiny, flat, long or b
 FILE, or of the repositories with the role `choice`. Out come shards of at most 40 MB, `shard-000.zip`, of JPEGs with a
 short side of 160 pixels or less, `manifest.tsv` (a row a photograph), and `counts.tsv`. Each source is skipped if the
 manifest has it, so an interrupted run goes on. Nothing of this is redistributed or needed to use simsearch.
-
-    scripts/reproduce/pictures.py --unpack OUT SETS [--side 146]
-
-makes the arrays that `alexnet.py` reads: a file of (N, side, side, 3) uint8 a source, those held out and for choices
-in files of their own, and `shares.tsv`, the share of each source in a batch.
 """
 
 from __future__ import annotations
@@ -41,17 +36,29 @@ from functools import cache
 from multiprocessing import Pool
 from pathlib import Path
 
-import numpy as np
+from hashes import Near, difference_hash
 from PIL import Image, ImageStat
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SHORT, LONG = 160, 320
-SMALLEST, LONGEST, FLATTEST = 120, 3.0, 6.0
+SMALLEST, SMALLEST_PACKED, LONGEST, FLATTEST = 120, 48, 3.0, 6.0
 SHARD = 39_000_000
-HELD_OUT = 2048
 JUDGES = ("tiny-imagenet/val.zip", "imagenette160/val.zip", "cifar10/test.zip", "corel", "clothing")
 COLUMNS = ("shard", "member", "source", "role", "path", "content", "hash", "width", "height", "label")
 Image.MAX_IMAGE_PIXELS = 80_000_000
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What became of a picture: why it is left out, or the hash of its bytes, its difference hash, width and height,
+    and a file with it."""
+
+    path: str
+    reason: str = ""
+    content: str = ""
+    hash: int = 0
+    size: tuple[int, int] = (0, 0)
+    encoded: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,9 @@ def members(origin: Origin, data: Path, snapshots: Path) -> list[tuple[str, str]
     else:
         command = ["git", f"--git-dir={git_folder(snapshots, origin.name)}", "ls-tree", "-r", "-l", "-z", "HEAD"]
         found = []
-        for entry in subprocess.run(command, capture_output=True, check=True).stdout.decode("utf8", "replace").split("\0"):
+        for entry in (
+            subprocess.run(command, capture_output=True, check=True).stdout.decode("utf8", "replace").split("\0")
+        ):
             facts, _, path = entry.partition("\t")
             parts = facts.split()
             wanted = path.lower().endswith(SUFFIXES) and re.search(origin.include, path)
@@ -111,8 +120,9 @@ def members(origin: Origin, data: Path, snapshots: Path) -> list[tuple[str, str]
 
 @cache
 def _git(folder: str) -> subprocess.Popen:
-    return subprocess.Popen(["git", f"--git-dir={folder}", "cat-file", "--batch"], stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE)  # fmt: skip
+    return subprocess.Popen(
+        ["git", f"--git-dir={folder}", "cat-file", "--batch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
 
 
 @cache
@@ -133,12 +143,6 @@ def read(place: str, address: str) -> bytes:
     content = process.stdout.read(int(parts[2]))
     process.stdout.read(1)
     return content
-
-
-def difference_hash(picture: Image.Image) -> int:
-    """64 bits: 8 rows of 9 grey means, whether each is darker than the next."""
-    grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
-    return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
 
 
 def prepare(content: bytes, smallest: int) -> Image.Image | str:
@@ -170,15 +174,15 @@ def prepare(content: bytes, smallest: int) -> Image.Image | str:
     return picture
 
 
-def process(task: tuple[str, int, list[tuple[str, str]]]) -> list[tuple]:
-    """(address, path, content's hash, difference hash, size, JPEG) or (address, path, reason) for some pictures."""
+def process(task: tuple[str, int, list[tuple[str, str]]]) -> list[Photo]:
+    """Some pictures of an archive or a git directory, each by its address and path."""
     place, smallest, some = task
-    found: list[tuple] = []
+    found = []
     for address, path in some:
         content = read(place, address)
         picture = prepare(content, smallest)
         if isinstance(picture, str):
-            found.append((address, path, picture))
+            found.append(Photo(path, picture))
             continue
         buffer = io.BytesIO()
         if min(picture.size) < SHORT and picture.size == Image.open(io.BytesIO(content)).size:
@@ -186,30 +190,8 @@ def process(task: tuple[str, int, list[tuple[str, str]]]) -> list[tuple]:
         else:
             picture.save(buffer, "JPEG", quality=88)
         digest = hashlib.sha256(content).hexdigest()[:24]
-        found.append((address, path, digest, difference_hash(picture), picture.size, buffer.getvalue()))
+        found.append(Photo(path, "", digest, difference_hash(picture), picture.size, buffer.getvalue()))
     return found
-
-
-class Near:
-    """Hashes, and whether another is within so many bits of one of them: two that differ by fewer bits than there are
-    bands agree in one of the bands."""
-
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
-        edges = [64 * n // (bits + 1) for n in range(bits + 2)]
-        self.bands = [(low, (1 << high - low) - 1) for low, high in zip(edges, edges[1:], strict=False)]
-        self.tables: list[dict[int, list[int]]] = [{} for _ in self.bands]
-
-    def add(self, value: int) -> None:
-        for (shift, mask), table in zip(self.bands, self.tables, strict=True):
-            table.setdefault(value >> shift & mask, []).append(value)
-
-    def __contains__(self, value: int) -> bool:
-        return any(
-            (other ^ value).bit_count() <= self.bits
-            for (shift, mask), table in zip(self.bands, self.tables, strict=True)
-            for other in table.get(value >> shift & mask, ())
-        )
 
 
 def judging(data: Path, hashes: Path | None) -> Near:
@@ -283,7 +265,8 @@ def held_out(origin: Origin, path: str) -> bool:
 def lay_out(data: Path, snapshots: Path, out: Path, hashes: Path | None, processes: int, most: int) -> None:
     """Every source into shards, or `most` pictures of each, evenly spaced."""
     out.mkdir(parents=True, exist_ok=True)
-    shards, judges, kept, contents = Shards(out), judging(data, hashes), Near(3), set()
+    shards, judges, kept = Shards(out), judging(data, hashes), Near(3)
+    contents: set[str] = set()
     for row in shards.past:
         contents.add(row["content"])
         (judges if row["role"] == "choice" else kept).add(int(row["hash"], 16))
@@ -292,110 +275,61 @@ def lay_out(data: Path, snapshots: Path, out: Path, hashes: Path | None, process
         for origin in origins():
             if origin.name in done:
                 continue
-            began, counts = time.monotonic(), Counter()
+            began, counts = time.monotonic(), Counter[str]()
             found = members(origin, data, snapshots)
             if most and len(found) > most:
                 found = [found[n * len(found) // most] for n in range(most)]
             place = str(data / origin.name if origin.packed else git_folder(snapshots, origin.name))
-            smallest = 48 if origin.packed else SMALLEST
+            smallest = SMALLEST_PACKED if origin.packed else SMALLEST
             tasks = [(place, smallest, found[n : n + 50]) for n in range(0, len(found), 50)]
             for some in pool.imap(process, tasks):
-                for address, path, *rest in some:
-                    if len(rest) == 1:
-                        counts[rest[0]] += 1
-                        continue
-                    content, value, (width, height), encoded = rest
-                    if content in contents:
-                        counts["seen"] += 1
-                        continue
-                    role = "held-out" if held_out(origin, path) else origin.role
-                    if role == "train" and value in judges:
-                        counts["judges"] += 1
-                        continue
-                    if value in kept:
-                        counts["alike"] += 1
-                        continue
-                    contents.add(content)
-                    (kept if role == "train" else judges).add(value)
-                    counts[role] += 1
-                    suffix = "jpg" if encoded[:2] == b"\xff\xd8" else "webp" if encoded[8:12] == b"WEBP" else "png"
-                    label = Path(path).parent.name
-                    shards.add(f"{content}.{suffix}", encoded, (origin.name, role, path, content, f"{value:016x}",
-                                                                width, height, label))  # fmt: skip
+                for photo in some:
+                    counts[keep(photo, origin, shards, judges, kept, contents)] += 1
             shards.end()
-            seconds = time.monotonic() - began
             told = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
-            line = f"{origin.name}\t{len(found)}\t{told}\t{len(found) / seconds:.0f}/s"
+            line = f"{origin.name}\t{len(found)}\t{told}\t{len(found) / (time.monotonic() - began):.0f}/s"
             with (out / "counts.tsv").open("a") as file:
                 file.write(line + "\n")
             print(line, flush=True)
 
 
-def square(task: tuple[str, list[str], int]) -> np.ndarray:
-    """(n, side, side, 3) uint8: the centres of some members of a shard."""
-    shard, some, side = task
-    found = []
-    for member in some:
-        picture = Image.open(io.BytesIO(_archive(shard).read(member))).convert("RGB")
-        width, height = picture.size
-        edge = min(width, height)
-        left, top = (width - edge) / 2, (height - edge) / 2
-        picture = picture.resize((side, side), Image.Resampling.BICUBIC, (left, top, left + edge, top + edge))
-        found.append(np.asarray(picture))
-    return np.stack(found)
-
-
-def unpack(out: Path, sets: Path, side: int, processes: int) -> None:
-    """The arrays that are trained on."""
-    sets.mkdir(parents=True, exist_ok=True)
-    with (out / "manifest.tsv").open(newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    groups: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        name = row["source"].removesuffix(".zip").replace("/", "+")
-        groups.setdefault("held-out" if row["role"] == "held-out" else name, []).append(row)
-    shares = {origin.name.removesuffix(".zip").replace("/", "+"): origin.share for origin in origins()}
-    with Pool(processes) as pool:
-        for name, some in groups.items():
-            path = sets / f"{name}.npy"
-            if path.exists():
-                continue
-            tasks, start = [], 0
-            while start < len(some):
-                end = start + 1
-                while end < len(some) and end - start < 64 and some[end]["shard"] == some[start]["shard"]:
-                    end += 1
-                tasks.append((str(out / some[start]["shard"]), [row["member"] for row in some[start:end]], side))
-                start = end
-            partial, place = sets / f"{name}.partial", 0
-            array = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(some), side, side, 3))
-            for pixels in pool.imap(square, tasks):
-                array[place : place + len(pixels)] = pixels
-                place += len(pixels)
-            array.flush()
-            del array
-            os.replace(partial, path)
-            (sets / f"{name}.labels.txt").write_text("".join(f"{row['label']}\n" for row in some))
-            print(f"{name}: {len(some):,}", flush=True)
-    present = [name for name in shares if shares[name] and (sets / f"{name}.npy").exists()]
-    (sets / "shares.tsv").write_text("".join(f"{name}\t{shares[name]:g}\n" for name in present))
+def keep(photo: Photo, origin: Origin, shards: Shards, judges: Near, kept: Near, contents: set[str]) -> str:
+    """Puts a photograph into the shards unless there is a reason not to; the reason, or what it is kept for."""
+    if photo.reason:
+        return photo.reason
+    role = "held-out" if held_out(origin, photo.path) else origin.role
+    if photo.content in contents:
+        return "seen"
+    if role == "train" and photo.hash in judges:
+        return "judges"
+    if photo.hash in kept:
+        return "alike"
+    contents.add(photo.content)
+    (kept if role == "train" else judges).add(photo.hash)
+    suffix = "jpg" if photo.encoded[:2] == b"\xff\xd8" else "webp" if photo.encoded[8:12] == b"WEBP" else "png"
+    facts = (
+        origin.name,
+        role,
+        photo.path,
+        photo.content,
+        f"{photo.hash:016x}",
+        *photo.size,
+        Path(photo.path).parent.name,
+    )
+    shards.add(f"{photo.content}.{suffix}", photo.encoded, facts)
+    return role
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("snapshots", type=Path)
+    parser.add_argument("out", type=Path)
     parser.add_argument("--hashes", type=Path)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--most", type=int, default=0, help="at most so many pictures of each source, for a trial")
-    parser.add_argument("--side", type=int, default=146)
-    parser.add_argument("--unpack", action="store_true")
     options = parser.parse_args()
-    if len(options.folders) != (2 if options.unpack else 3):
-        parser.error("--unpack OUT SETS" if options.unpack else "DATA SNAPSHOTS OUT")
-    if options.unpack:
-        unpack(*options.folders, options.side, options.processes)
-    else:
-        lay_out(*options.folders, options.hashes, options.processes, options.most)
+    lay_out(options.data, options.snapshots, options.out, options.hashes, options.processes, options.most)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,16 @@ def prepared(pictures: np.ndarray, side: int) -> np.ndarray:
 def export(name: str, side: int, path: Path) -> None:
     """Writes the float32 file, of a fixed side and any number of pictures."""
     batch = {"x": {0: "batch"}, "features": {0: "batch"}, "logits": {0: "batch"}}
-    torch.onnx.export(Teacher(name), (torch.randn(4, 3, side, side),), path, input_names=["x"],
-                      output_names=["features", "logits"], dynamic_axes=batch, opset_version=17, dynamo=False)  # fmt: skip
+    torch.onnx.export(
+        Teacher(name),
+        (torch.randn(4, 3, side, side),),
+        path,
+        input_names=["x"],
+        output_names=["features", "logits"],
+        dynamic_axes=batch,
+        opset_version=17,
+        dynamo=False,
+    )
 
 
 def quantise(path: Path, output: Path, pictures: np.ndarray) -> None:
@@ -68,9 +76,14 @@ def quantise(path: Path, output: Path, pictures: np.ndarray) -> None:
     folded = path.with_name(f"{path.stem}-folded.onnx")
     quant_pre_process(path, folded, skip_symbolic_shape=True)
     quantization.quantize_static(
-        folded, output, Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-        activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
-    )  # fmt: skip
+        folded,
+        output,
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
     folded.unlink()
 
 
@@ -114,8 +127,10 @@ def main() -> None:
         [len(set(a) & set(b)) / 6 for a, b in zip(nearest(features).tolist(), nearest(near).tolist(), strict=True)]
     )
     print(f"float32 {rate:.0f} images/s, int8 {quick:.0f} images/s ({quick / rate:.1f} times)")
-    print(f"cosine {np.median(cosine):.4f} in the median, the same first guess {np.mean(logits.argmax(1) == guesses.argmax(1)):.3f},"
-          f" of the six nearest {same:.3f} the same")  # fmt: skip
+    guess = np.mean(logits.argmax(1) == guesses.argmax(1))
+    print(
+        f"cosine {np.median(cosine):.4f} in the median, the same first guess {guess:.3f}, of the six nearest {same:.3f}"
+    )
 
 
 if __name__ == "__main__":
