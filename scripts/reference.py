@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""Writes each command's --help into the README, between its markers; the tests compare the two."""
+"""Writes docs/cli.md, each command's --help under a heading; the tests compare the two."""
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -15,14 +14,17 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 
 from simsearch.cli.main import help_texts
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+HEAD = """# Command line
+
+Every command's `--help`, written by `scripts/reference.py`. Results go to standard output, progress and notes to
+standard error. [Searching](searching.md) explains filters, crops and output formats;
+[troubleshooting](troubleshooting.md#exit-codes) lists the exit codes."""
 
 
 def main() -> None:
-    text = README.read_text()
-    blocks = "\n\n".join(f"```text\n{help}```" for help in help_texts().values())
-    start, end = "<!-- help -->", "<!-- /help -->"
-    README.write_text(re.sub(f"{start}.*{end}", lambda _: f"{start}\n\n{blocks}\n\n{end}", text, flags=re.DOTALL))
+    sections = [f"## simsearch {name}\n\n```text\n{help}```" for name, help in help_texts().items()]
+    PAGE.write_text("\n\n".join([HEAD, *sections]) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws the README's picture of the web page: scripts/screenshot.py [FILE]
 
-FILE is scripts/assets/page.webp unless given. Draws the sample pictures, indexes them, serves them on this machine, and
+FILE is docs/images/page.webp unless given. Draws the sample pictures, indexes them, serves them on this machine, and
 photographs the page in Debian's Chromium after a search by a picture that is not among them, one "like this" and one
 "not this".
 """
@@ -52,7 +52,7 @@ def photograph(server: subprocess.Popen[str], play: Playwright, chromium: str, q
 
 
 def main() -> None:
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "assets" / "page.webp"
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs" / "images" / "page.webp"
     chromium = shutil.which("chromium")
     if chromium is None:
         sys.exit("error: chromium is not installed\nhint: apt-get install chromium")

@@ -108,9 +108,12 @@ def build_with_summary(
 
 
 def plan(
-    names: Sequence[SourceName], index: str | os.PathLike[str], model: str | Model | None, options: indexing_options.BuildOptions,
+    names: Sequence[SourceName],
+    index: str | os.PathLike[str],
+    model: str | Model | None,
+    options: indexing_options.BuildOptions,
     features: str | None = None,
-) -> indexing_options.Summary:  # fmt: skip
+) -> indexing_options.Summary:
     """What `build` would do, without doing it."""
     _on_disk(index)
     found = [resolve.resolve(os.fspath(name)) for name in names]
@@ -130,8 +133,10 @@ def plan(
 
 def _on_disk(index: str | os.PathLike[str]) -> None:
     if is_address(index):
-        raise UsageError(f"{os.fspath(index)} is no place for an index to be built in",
-                         hint="build it on disk, then `simsearch push` it there")  # fmt: skip
+        raise UsageError(
+            f"{os.fspath(index)} is no place for an index to be built in",
+            hint="build it on disk, then `simsearch push` it there",
+        )
 
 
 def _loaded(model: str | Model | None, device: str) -> Model:
@@ -142,7 +147,7 @@ def _loaded(model: str | Model | None, device: str) -> Model:
 
 def _described(
     model: Model, features: str | None, found: Sequence[Source], options: indexing_options.BuildOptions, device: str
-) -> tuple[Model, str]:  # fmt: skip
+) -> tuple[Model, str]:
     """The model of a new index and what its features are called; learns the components where the recipe has some."""
     name = features or descriptors.REFERENCE
     if _is_index(name):

@@ -28,7 +28,7 @@ from simsearch.indexing import options as indexing_options
 from simsearch.indexing.options import Summary
 from simsearch.models import registry
 from simsearch.search.options import PictureOptions, SearchOptions, check_names, split
-from simsearch.search.queries import Picture, as_list, as_numbers, as_vector
+from simsearch.search.queries import Picture, as_list, as_numbers, as_vector, is_id
 from simsearch.search.query_vectors import QueryResolver
 from simsearch.search.results import Matches
 from simsearch.search.searcher import Search
@@ -122,8 +122,9 @@ class Engine:
         """The index on disk. Raises UsageError for a collection."""
         if isinstance(self.opened_index, Index):
             return self.opened_index
-        raise UsageError(f"{self.path} is not changed in place",
-                         hint="change the index that it was pushed from, and push again")  # fmt: skip
+        raise UsageError(
+            f"{self.path} is not changed in place", hint="change the index that it was pushed from, and push again"
+        )
 
     @property
     def path(self) -> Path:
@@ -207,7 +208,7 @@ class Engine:
 
     def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
         """The k items nearest to item `number`, itself left out. Raises ItemNotFoundError."""
-        if not isinstance(number, int | np.integer):
+        if not is_id(number):
             raise UsageError(f"{number!r} is not the id of an item")
         return self.search_many([int(number)], k, **options)[0]
 
@@ -221,9 +222,13 @@ class Engine:
             return self._search(reader).answers(query[None, None], k, [[]], options)[0]
 
     def search_by_vectors(
-        self, vectors: NDArray[np.float32], k: int = 6, *,
-        without: Sequence[Sequence[int]] = (), **options: Unpack[SearchOptions],
-    ) -> list[Matches]:  # fmt: skip
+        self,
+        vectors: NDArray[np.float32],
+        k: int = 6,
+        *,
+        without: Sequence[Sequence[int]] = (),
+        **options: Unpack[SearchOptions],
+    ) -> list[Matches]:
         """The k items nearest to each of (n, D) float32 features in one scan; `without`: for each, ids left out.
 
         (n, v, D) are n queries in v variants each, of which the nearest counts.

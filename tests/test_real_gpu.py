@@ -73,8 +73,12 @@ def test_a_build_gives_the_items_of_the_cpu(pictures: Path, tmp_path: Path) -> N
     for engine in engines:
         with engine.reading() as reader:
             items = list(reader.items())
-        rows.append(([(item.path, item.digest, item.width, item.height) for item in items],
-                     engine.shards.read(np.array([item.row for item in items])).astype(np.float32)))  # fmt: skip
+        rows.append(
+            (
+                [(item.path, item.digest, item.width, item.height) for item in items],
+                engine.shards.read(np.array([item.row for item in items])).astype(np.float32),
+            )
+        )
     assert rows[0][0] == rows[1][0]
     assert engines[0].failures() == engines[1].failures()
     close = cosines(rows[0][1], rows[1][1])

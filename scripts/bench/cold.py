@@ -106,8 +106,10 @@ def against_torch(query: list[str], times: int) -> None:
             seconds.append(time.perf_counter() - start)
     ours, theirs = (statistics.median(seconds[1:]) for seconds in taken)
     ratio = statistics.median(mine / other for mine, other in zip(taken[0][1:], taken[1][1:], strict=True))
-    print(f"\nin turns: simsearch query {ours:.3f} s, python -c 'import torch' {theirs:.3f} s;"
-          f" median of the ratios {ratio:.2f}")  # fmt: skip
+    print(
+        f"\nin turns: simsearch query {ours:.3f} s, python -c 'import torch' {theirs:.3f} s;"
+        f" median of the ratios {ratio:.2f}"
+    )
 
 
 def load(times: int) -> None:

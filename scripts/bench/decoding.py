@@ -84,12 +84,18 @@ def main() -> None:
     chosen = np.linspace(0, len(entries) - 1, min(options.limit, len(entries))).round().astype(int)
     numbers = np.unique([str(labels[number]) for number in chosen], return_inverse=True)[1]
     model = models_load.load_model(options.model, "cpu")
-    print(f"{options.source}: {len(chosen):,} of {len(entries):,} images, {numbers.max() + 1} labels;"
-          f" model {model.name}, {model.recipe.crop} pixels")  # fmt: skip
-    print(f"simsearch {simsearch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores,"
-          f" load {os.getloadavg()[0]:.1f}\n")  # fmt: skip
-    print(f"{'size':>10} {'cosine: least':>14} {'1 %':>8} {'median':>8} {'top-6 same':>11} {'P@6 plain':>10}"
-          f" {'simsearch':>10} {'ms plain':>9} {'simsearch':>10}")  # fmt: skip
+    print(
+        f"{options.source}: {len(chosen):,} of {len(entries):,} images, {numbers.max() + 1} labels;"
+        f" model {model.name}, {model.recipe.crop} pixels"
+    )
+    print(
+        f"simsearch {simsearch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores,"
+        f" load {os.getloadavg()[0]:.1f}\n"
+    )
+    print(
+        f"{'size':>10} {'cosine: least':>14} {'1 %':>8} {'median':>8} {'top-6 same':>11} {'P@6 plain':>10}"
+        f" {'simsearch':>10} {'ms plain':>9} {'simsearch':>10}"
+    )
     for megapixels in options.megapixels:
         features, used = [], np.zeros(2)
         for number in chosen:

@@ -46,9 +46,13 @@ from simsearch.search.feedback import expanded
 
 TRAIN = [*(f"tiny-imagenet/train-{n}.zip" for n in range(4)), "imagenette160/train.zip"]
 LEARN, HELD, CLASSES = "learn", "held-out", "other classes"
-SETS = {"CIFAR-10 train": ("cifar10/train.zip", 2000), "Imagenette val": ("imagenette160/val.zip", 2000),
-        "Tiny-ImageNet val": ("tiny-imagenet/val.zip", 3000), "corel": ("corel", 2500),
-        "clothing": ("clothing", 300)}  # fmt: skip
+SETS = {
+    "CIFAR-10 train": ("cifar10/train.zip", 2000),
+    "Imagenette val": ("imagenette160/val.zip", 2000),
+    "Tiny-ImageNet val": ("tiny-imagenet/val.zip", 3000),
+    "corel": ("corel", 2500),
+    "clothing": ("clothing", 300),
+}
 VIEWS = {"centre": 1, "mirror": 1, "corners": 4, "large": 1}
 
 
@@ -76,30 +80,51 @@ def joined(layer: str, pooling: str, weight: float, **rest: Any) -> Descriptor:
 BOTH, FIVE = ("centre", "mirror"), ("centre", "corners")
 BEST = descriptors.DESCRIPTORS["best"]
 ROWS = (
-    Row("fc7, plain (reference)"), Row("fc7", of()), Row("fc7, root", of(root=True)),
-    Row("fc6", of("fc6")), Row("fc6, root", of("fc6", root=True), early=True),
-    Row("conv5 max", of("conv5", "max")), Row("conv5 R-MAC", of("conv5", "rmac")),
+    Row("fc7, plain (reference)"),
+    Row("fc7", of()),
+    Row("fc7, root", of(root=True)),
+    Row("fc6", of("fc6")),
+    Row("fc6, root", of("fc6", root=True), early=True),
+    Row("conv5 max", of("conv5", "max")),
+    Row("conv5 R-MAC", of("conv5", "rmac")),
     Row("conv5 R-MAC of 224 pixels", of("conv5", "rmac"), ("large",)),
     Row("conv5 R-MAC of 224 pixels, PCA 128, 0.5", of("conv5", "rmac", dimension=128, whitening=0.5), ("large",)),
     Row("conv5 R-MAC, PCA 128, 0.5", of("conv5", "rmac", dimension=128, whitening=0.5)),
     Row("fc7 + fc6", joined("fc6", "", 1.0), early=True),
     Row("fc7 + 0.5 R-MAC", joined("conv5", "rmac", 0.5), early=True),
     Row("fc7 + 0.5 R-MAC, PCA 256, 0.25", joined("conv5", "rmac", 0.5, dimension=256, whitening=0.25)),
-    Row("fc7 + mirror", of(), BOTH), Row("fc7 + 4 corners", of(), FIVE),
+    Row("fc7 + mirror", of(), BOTH),
+    Row("fc7 + 4 corners", of(), FIVE),
     Row("fc7 + mirror + 4 corners", of(), ("centre", "mirror", "corners"), early=True),
-    *(Row(f"fc7, PCA {d}, {w:g}", of(dimension=d, whitening=w))
-      for d, w in ((64, 0.25), (128, 0.25), (256, 0.0), (256, 0.25), (256, 0.5), (256, 1.0), (512, 0.25),
-                   (1024, 0.25))),
+    *(
+        Row(f"fc7, PCA {d}, {w:g}", of(dimension=d, whitening=w))
+        for d, w in (
+            (64, 0.25),
+            (128, 0.25),
+            (256, 0.0),
+            (256, 0.25),
+            (256, 0.5),
+            (256, 1.0),
+            (512, 0.25),
+            (1024, 0.25),
+        )
+    ),
     Row("fc7, root, PCA 256, 0.25", of(root=True, dimension=256, whitening=0.25), early=True),
     Row("fc6, PCA 256, 0.25", of("fc6", dimension=256, whitening=0.25), early=True),
     Row("fc7, PCA 256, 0.25, from training images", of(dimension=256, whitening=0.25), source="train"),
     Row("fc7 + mirror, PCA 256, 0.25 (best)", BEST, BOTH),
     Row("fc7 + mirror + 4 corners, PCA 256, 0.25", of(dimension=256, whitening=0.25), ("centre", "mirror", "corners")),
-    *(Row(f"{kind}, {words}", recipe, around=(what, n))
-      for kind, recipe in (("plain", None), ("fc7-256", descriptors.DESCRIPTORS["fc7-256"]))
-      for words, what, n in (("half by half", "", -1), ("query expansion 5", "AQE", 5),
-                             ("query expansion 10", "AQE", 10), ("database augmented 5", "DBA", 5))),
-)  # fmt: skip
+    *(
+        Row(f"{kind}, {words}", recipe, around=(what, n))
+        for kind, recipe in (("plain", None), ("fc7-256", descriptors.DESCRIPTORS["fc7-256"]))
+        for words, what, n in (
+            ("half by half", "", -1),
+            ("query expansion 5", "AQE", 5),
+            ("query expansion 10", "AQE", 10),
+            ("database augmented 5", "DBA", 5),
+        )
+    ),
+)
 
 
 def pictures(data: Path, name: str) -> list[labelled.LabelledImage]:
@@ -143,8 +168,12 @@ class Layers:
         part = model.weights_sha256[:16] + (f"-{limit}" if limit else "")
         self.folder = Path("indexes/descriptors") / part
         side = model.recipe
-        self.recipes = {"centre": side, "mirror": side, "corners": replace(side, crop=side.resize),
-                        "large": replace(side, resize=2 * side.resize, crop=224)}  # fmt: skip
+        self.recipes = {
+            "centre": side,
+            "mirror": side,
+            "corners": replace(side, crop=side.resize),
+            "large": replace(side, resize=2 * side.resize, crop=224),
+        }
         self.larger: Any = None
 
     def compute(self, view: str, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -156,8 +185,10 @@ class Layers:
         if view == "corners":
             side = self.model.recipe.crop
             places = [(y, x) for y in (0, pixels.shape[1] - side) for x in (0, pixels.shape[1] - side)]
-            return {f"corner{n}": self.model.features(np.ascontiguousarray(pixels[:, y : y + side, x : x + side]))
-                    for n, (y, x) in enumerate(places)}  # fmt: skip
+            return {
+                f"corner{n}": self.model.features(np.ascontiguousarray(pixels[:, y : y + side, x : x + side]))
+                for n, (y, x) in enumerate(places)
+            }
         seen = pixels if view == "centre" else np.ascontiguousarray(pixels[:, :, ::-1])
         features, fc6, conv5 = self.model.outputs(("features", "fc6", "conv5"), seen)  # type: ignore[attr-defined]
         return {"features": features, "fc6": fc6, "max": conv5.max((2, 3)), "rmac": descriptors.r_mac(conv5)}
@@ -280,8 +311,12 @@ def main() -> None:
     options = parser.parse_args()
     layers = Layers(options.data, load.load_model(options.model, "cpu"), options.limit)
     took = layers.milliseconds()
-    rows = [row for row in ROWS if (options.all or not row.early) and
-            (not options.row or row == ROWS[0] or any(words in row.name for words in options.row))]  # fmt: skip
+    rows = [
+        row
+        for row in ROWS
+        if (options.all or not row.early)
+        and (not options.row or row == ROWS[0] or any(words in row.name for words in options.row))
+    ]
     print(
         f"{layers.model.name}, {layers.model.weights_sha256[:16]}; bytes an item as float16; ms an image in the network"
     )
@@ -291,11 +326,16 @@ def main() -> None:
             values = measured(layers, name, row)
             first = reference.setdefault(bool(row.around[1]), values["P@6"])
             scores = intervals.with_intervals({**values, "difference": values["P@6"] - first})
-            shown = (f"{k.replace('AP', 'mAP')} {scores[k].value:.3f} ({scores[k].low:.3f} to {scores[k].high:.3f})"
-                     for k in ("P@1", "P@6", "AP"))  # fmt: skip
+            shown = (
+                f"{k.replace('AP', 'mAP')} {scores[k].value:.3f} ({scores[k].low:.3f} to {scores[k].high:.3f})"
+                for k in ("P@1", "P@6", "AP")
+            )
             d, size = scores["difference"], 2 * int(values["dimension"][0])
-            print(f"{name:18} {row.name:42} {size:5} {sum(took[view] for view in row.views):5.1f}  {'  '.join(shown)}"
-                  f"  P@6 {d.value:+.3f} ({d.low:+.3f} to {d.high:+.3f})", flush=True)  # fmt: skip
+            print(
+                f"{name:18} {row.name:42} {size:5} {sum(took[view] for view in row.views):5.1f}  {'  '.join(shown)}"
+                f"  P@6 {d.value:+.3f} ({d.low:+.3f} to {d.high:+.3f})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -55,8 +55,11 @@ def halved(image: Image.Image) -> Image.Image:
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    **perturb.COPIES, "scaled to 50 %": halved, "cropped by 10 %": cropped, "colour 70 %": colder,
-}  # fmt: skip
+    **perturb.COPIES,
+    "scaled to 50 %": halved,
+    "cropped by 10 %": cropped,
+    "colour 70 %": colder,
+}
 
 
 def main() -> None:
@@ -74,14 +77,18 @@ def main() -> None:
             np.random.default_rng(options.seed + 1).choice(ids, min(options.count, len(ids)), replace=False).tolist()
         )
         originals = {number: resolve.open_picture(engine.read(number), None).image for number in chosen}
-        print(f"simsearch {simsearch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores;"
-              f" {options.index}: {len(ids):,} items, model {engine.meta.model}, median random pair {median:.3g};"
-              f" {len(originals)} pictures, seed {options.seed}")  # fmt: skip
+        print(
+            f"simsearch {simsearch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores;"
+            f" {options.index}: {len(ids):,} items, model {engine.meta.model}, median random pair {median:.3g};"
+            f" {len(originals)} pictures, seed {options.seed}"
+        )
         before = engine.search_by_vectors(
             np.stack([engine.stored_features(number) for number in originals]), NEAREST + 1, exact=True
         )
-        twins = {number: {match.id for match in matches if match.distance <= SHARES[0] * median}
-                 for number, matches in zip(originals, before, strict=True)}  # fmt: skip
+        twins = {
+            number: {match.id for match in matches if match.distance <= SHARES[0] * median}
+            for number, matches in zip(originals, before, strict=True)
+        }
         print(f"{sum(len(found - {number}) for number, found in twins.items())} other items are copies already\n")
         own: dict[str, np.ndarray] = {}
         others: dict[str, list[float]] = {}
@@ -90,8 +97,12 @@ def main() -> None:
             base = np.stack([engine.stored_features(number) for number in originals])
             own[name] = np.linalg.norm(copies.astype(np.float64) - base, axis=1)
             found = engine.search_by_vectors(copies, NEAREST + 1, exact=True)
-            others[name] = [match.distance for number, matches in zip(originals, found, strict=True)
-                            for match in matches if match.id != number and match.id not in twins[number]]  # fmt: skip
+            others[name] = [
+                match.distance
+                for number, matches in zip(originals, found, strict=True)
+                for match in matches
+                if match.id != number and match.id not in twins[number]
+            ]
     limits = [(f"{share:g}", share * median) for share in SHARES] + [("default", limit.distance)]
     print(f"recall by threshold (default: {limit.distance:.4g}, {limit.distance / median:.2f} of the median)")
     print(f"{'':22}" + "".join(f"{name:>9}" for name, _ in limits))

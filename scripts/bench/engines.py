@@ -101,8 +101,10 @@ def agree(rows: dict[str, np.ndarray], labels: np.ndarray) -> None:
         lengths = np.linalg.norm(reference, axis=1) * np.linalg.norm(mine, axis=1)
         cosine = np.einsum("nd,nd->n", reference.astype(np.float64), mine) / np.maximum(lengths, 1e-12)
         nearest = found_by(mine, mine)
-        print(f"{name:24} {np.median(cosine):15.6f} {cosine.min():8.5f} {common(best, nearest):16.4f}"
-              f" {share(nearest):7.4f}")  # fmt: skip
+        print(
+            f"{name:24} {np.median(cosine):15.6f} {cosine.min():8.5f} {common(best, nearest):16.4f}"
+            f" {share(nearest):7.4f}"
+        )
     print(f"\n{'queries by':24} {'items by':24} {'top-6 in common':>16} {'P@6':>7}")
     some = np.random.default_rng(0).random((len(reference), 1)) < 0.5
     for other in [name for name in rows if name == INT8 or name.endswith("float16")]:
@@ -155,8 +157,10 @@ def race(engines: dict, pixels: np.ndarray, rounds: int, seconds: float) -> None
                     spent[name].append(1000 * (time.process_time() - cpu) / done)
         for name in engines:
             ratio = statistics.median(a / b for a, b in zip(rates[name], rates[FLOAT], strict=True))
-            print(f"{name:24} {batch:5} {statistics.median(rates[name]):9.0f} {ratio:10.2f}"
-                  f" {statistics.median(spent[name]):8.2f}")  # fmt: skip
+            print(
+                f"{name:24} {batch:5} {statistics.median(rates[name]):9.0f} {ratio:10.2f}"
+                f" {statistics.median(spent[name]):8.2f}"
+            )
 
 
 def processor() -> str:
@@ -186,11 +190,17 @@ def main() -> None:
     vnni = "VNNI" if precision.has_vnni() else "no VNNI"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     print(f"{processor()} ({vnni}), {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}{gpu}")
-    print(f"simsearch {simsearch.__version__}, ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__},"
-          f" Python {platform.python_version()}")  # fmt: skip
+    print(
+        f"simsearch {simsearch.__version__}, ONNX Runtime {onnxruntime.__version__}, torch {torch.__version__},"
+        f" Python {platform.python_version()}"
+    )
     agree({name: features(model, pixels) for name, model in engines.items()}, labels)
-    race({name: model for name, model in engines.items() if name != "torch-cpu-float16"}, pixels, options.rounds,
-         options.seconds)  # fmt: skip
+    race(
+        {name: model for name, model in engines.items() if name != "torch-cpu-float16"},
+        pixels,
+        options.rounds,
+        options.seconds,
+    )
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def timed(path: str, count: int, k: int) -> None:
         searches = {
             "simsearch, exact": lambda q: engine.neighbours(q, k, exact=True),
             "IndexFlatL2": lambda q: peer.search(q, k),
-        }  # fmt: skip
+        }
         took: dict[str, list[float]] = {name: [] for name in searches}
         rates = []
         for number in range(-1, count):  # the first round warms up
@@ -102,8 +102,10 @@ def timed(path: str, count: int, k: int) -> None:
             search(queries)
             batch = count / (time.perf_counter() - clock)
             share = 100 * rate / bandwidth
-            print(f"{name:17} {1000 * median:8.2f} ms a query, {rate:5.1f} GB/s ({share:.0f} % of it); "
-                  f"batch of {count}: {batch:.1f} queries/s")  # fmt: skip
+            print(
+                f"{name:17} {1000 * median:8.2f} ms a query, {rate:5.1f} GB/s ({share:.0f} % of it); "
+                f"batch of {count}: {batch:.1f} queries/s"
+            )
         ratio = np.median(took["IndexFlatL2"]) / np.median(took["simsearch, exact"])
         print(f"{ratio:.1f} times as fast as IndexFlatL2, one query at a time")
 

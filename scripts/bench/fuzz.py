@@ -50,8 +50,15 @@ schemathesis.openapi.format("binary", strategies.one_of(pictures, damaged, strat
 """
 """What is sent as a file: pictures, damaged ones, and any bytes."""
 
-CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance",
-          "response_schema_conformance", "negative_data_rejection", "ignored_auth")  # fmt: skip
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "ignored_auth",
+)
 
 
 def main() -> int:
@@ -76,12 +83,31 @@ def main() -> int:
             reader = threading.Thread(target=log.extend, args=(server.stderr,))
             reader.start()
             try:
-                found = subprocess.run([
-                    sys.executable, "-m", "schemathesis.cli", "run", f"{url}openapi.json",
-                    "--header", f"Authorization: Bearer {KEY}", "--max-examples", str(options.examples),
-                    "--seed", str(options.seed), "--checks", ",".join(CHECKS), "--suppress-health-check", "all",
-                    "--generation-database", "none", "--workers", "2",
-                ], cwd=folder, env={**os.environ, "SCHEMATHESIS_HOOKS": "pictures", "PYTHONPATH": folder})  # fmt: skip
+                found = subprocess.run(
+                    [
+                        sys.executable,
+                        "-m",
+                        "schemathesis.cli",
+                        "run",
+                        f"{url}openapi.json",
+                        "--header",
+                        f"Authorization: Bearer {KEY}",
+                        "--max-examples",
+                        str(options.examples),
+                        "--seed",
+                        str(options.seed),
+                        "--checks",
+                        ",".join(CHECKS),
+                        "--suppress-health-check",
+                        "all",
+                        "--generation-database",
+                        "none",
+                        "--workers",
+                        "2",
+                    ],
+                    cwd=folder,
+                    env={**os.environ, "SCHEMATHESIS_HOOKS": "pictures", "PYTHONPATH": folder},
+                )
             finally:
                 server.terminate()
             code = server.wait(60)

@@ -92,8 +92,10 @@ def bandwidth(device: torch.device, seconds: float) -> float:
 def inference(weights: registry.WeightsFile, device: torch.device, seconds: float) -> None:
     network = build.build_network(weights.card.architecture, weights.config)
     operations = 2 * count(network).connections if isinstance(network, AlexNet) else 0
-    peaks = {name: product(device, dtype, seconds) for name, dtype in
-             (("float32", torch.float32), ("float16", torch.float16))}  # fmt: skip
+    peaks = {
+        name: product(device, dtype, seconds)
+        for name, dtype in (("float32", torch.float32), ("float16", torch.float16))
+    }
     print(f"\nmatrix product: {', '.join(f'{name} {peak / 1e12:.2f} TFLOP/s' for name, peak in peaks.items())}")
     print(f"{'engine':24} {'batch':>6} {'images/s':>10} {'of the product':>15}")
     for asked in ("float32", "auto"):
@@ -130,8 +132,10 @@ def decoding(weights: registry.WeightsFile, folder: Path, device: torch.device, 
     def there() -> int:
         return sum(x is not None for n in range(0, len(taken), 256) for x in decoder.pixels(taken[n : n + 256]))
 
-    print(f"decoding: {rate(there, seconds, device):.0f} images/s on the device, by {decoder.library};"
-          f" it takes {len(taken)} of {len(files)}")  # fmt: skip
+    print(
+        f"decoding: {rate(there, seconds, device):.0f} images/s on the device, by {decoder.library};"
+        f" it takes {len(taken)} of {len(files)}"
+    )
     off = []
     for file, pixels in zip(taken[:64], decoder.pixels(taken[:64]), strict=True):
         plain = load.load_image(lambda file=file: file.data, recipe).pixels
@@ -184,11 +188,13 @@ def search(device: torch.device, rows: int, seconds: float) -> None:
     some = np.sort(random.choice(rows, max(20, rows // 10), replace=False))
     for name, permitted in (("all rows", None), ("a tenth of them permitted", some)):
         for nq in (1, 512):
-            took = nq / rate(lambda nq=nq, permitted=permitted: len(held.scan(queries[:nq], 16, permitted)[0]), seconds,
-                             device)  # fmt: skip
+            took = nq / rate(
+                lambda nq=nq, permitted=permitted: len(held.scan(queries[:nq], 16, permitted)[0]), seconds, device
+            )
             floor = bytes_ / copied
-            print(f"search: {nq} at once, {name}: {1000 * took:.2f} ms, {nq / took:.0f}/s,"
-                  f" {bytes_ / took / 1e9:.0f} GB/s")  # fmt: skip
+            print(
+                f"search: {nq} at once, {name}: {1000 * took:.2f} ms, {nq / took:.0f}/s, {bytes_ / took / 1e9:.0f} GB/s"
+            )
             print(f"  reading the rows once takes {1000 * floor:.2f} ms at {copied / 1e9:.0f} GB/s: {floor / took:.0%}")
         _, found, _ = held.scan(queries[:32], 16, permitted)
         wrong = check(queries[:32], found, permitted, rows, read)

@@ -127,10 +127,14 @@ def tutorial(folder: Path, model: str, device: str, batch: int = 1) -> Callable[
     network = models.alexnet(weights=None)
     network.classifier = network.classifier[:-1]
     network.eval()
-    prepare = transforms.Compose([
-        transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
-        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    ])  # fmt: skip
+    prepare = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
 
     def run() -> None:
         index = faiss.IndexFlatL2(4096)
@@ -262,12 +266,16 @@ def report(rounds: list[dict[str, dict[str, float]]], count: int) -> None:
     for way in ("tutorial", "tutorial, batches"):
         if way in rounds[0]:
             ratios = [done[way]["wall"] / done["simsearch"]["wall"] for done in rounds]
-            print(f"simsearch against {way}: {statistics.median(ratios):.2f} times its rate"
-                  f" ({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
+            print(
+                f"simsearch against {way}: {statistics.median(ratios):.2f} times its rate"
+                f" ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
     allowed = [done["decoding"]["wall"] + done["inference"]["wall"] for done in rounds]
     shares = [wall / done["simsearch"]["wall"] for wall, done in zip(allowed, rounds, strict=True)]
-    print(f"decoding and inference together allow {count / statistics.median(allowed):,.1f} images/s; simsearch reaches"
-          f" {statistics.median(shares):.1%} of that ({min(shares):.1%} to {max(shares):.1%})")  # fmt: skip
+    print(
+        f"decoding and inference together allow {count / statistics.median(allowed):,.1f} images/s; simsearch reaches"
+        f" {statistics.median(shares):.1%} of that ({min(shares):.1%} to {max(shares):.1%})"
+    )
 
 
 def main() -> None:
@@ -303,10 +311,14 @@ def main() -> None:
         made = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
         count = made["count"]
         size = sum(path.stat().st_size for path in folder.iterdir()) / count / 1000
-        print(f"{processor()}, {machine.available_cores()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()},"
-              f" Python {platform.python_version()}, simsearch {simsearch.__version__}")  # fmt: skip
-        print(f"{options.source}: {count:,} JPEGs, the middle one {made['width']}x{made['height']}, {size:,.0f} kB on"
-              f" average; model {model}, {made['side']} pixels; {options.times} rounds")  # fmt: skip
+        print(
+            f"{processor()}, {machine.available_cores()} cores, load {os.getloadavg()[0]:.1f}, {platform.system()},"
+            f" Python {platform.python_version()}, simsearch {simsearch.__version__}"
+        )
+        print(
+            f"{options.source}: {count:,} JPEGs, the middle one {made['width']}x{made['height']}, {size:,.0f} kB on"
+            f" average; model {model}, {made['side']} pixels; {options.times} rounds"
+        )
         ways = [way for way in WAYS if way not in options.skip]
         rounds = []
         for number in range(options.times):

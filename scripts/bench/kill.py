@@ -140,18 +140,30 @@ def main() -> None:
         if not options.source:
             print(f"drawing {options.images:,} pictures", file=sys.stderr)
             generate.generate(source, options.images)
-        command = ["build", str(source), "--model", options.model, "--features", options.features,
-                   "--device", options.device]  # fmt: skip
+        command = [
+            "build",
+            str(source),
+            "--model",
+            options.model,
+            "--features",
+            options.features,
+            "--device",
+            options.device,
+        ]
         build(command, Path(folder) / "warm")  # the weights, unpacked, are in the cache from here on
         start = time.perf_counter()
         build(command, index)
         duration = time.perf_counter() - start
         whole = held(index)
-        print(f"simsearch {simsearch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores,"
-              f" load {os.getloadavg()[0]:.1f}, {platform.system()} {platform.release()}")  # fmt: skip
-        print(f"model {options.model}, features {options.features}, {len(whole):,} images; undisturbed,"
-              f" a build takes {duration:.2f} s"
-              f" ({len(whole) / duration:,.0f} images/s, start included); seed {options.seed}\n")  # fmt: skip
+        print(
+            f"simsearch {simsearch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores,"
+            f" load {os.getloadavg()[0]:.1f}, {platform.system()} {platform.release()}"
+        )
+        print(
+            f"model {options.model}, features {options.features}, {len(whole):,} images; undisturbed,"
+            f" a build takes {duration:.2f} s"
+            f" ({len(whole) / duration:,.0f} images/s, start included); seed {options.seed}\n"
+        )
         print(f"{'kill':>4}  {'after':>8}  {'committed':>9}  {'computed then':>13}  ")
         rounds = []
         for number in range(1, options.times + 1):
@@ -159,14 +171,19 @@ def main() -> None:
             done = kill_once(command, index, whole, moments.uniform(0, duration))
             rounds.append(done)
             verdict = "; ".join(done.problems) or "ok"
-            print(f"{number:4}  {done.seconds:6.2f} s  {done.committed:9,}  {done.computed:13,}  {verdict}"
-                  f"{'' if done.outcome == 'killed' else ' (' + done.outcome + ')'}", flush=True)  # fmt: skip
+            print(
+                f"{number:4}  {done.seconds:6.2f} s  {done.committed:9,}  {done.computed:13,}  {verdict}"
+                f"{'' if done.outcome == 'killed' else ' (' + done.outcome + ')'}",
+                flush=True,
+            )
     early = sum(done.outcome == "before the index existed" for done in rounds)
     late = sum(done.outcome == "was done" for done in rounds)
     partly = sum(0 < done.committed < len(whole) for done in rounds)
     wrong = sum(bool(done.problems) for done in rounds)
-    print(f"\n{len(rounds)} kills: {early} before the index existed, {late} after the build was done;"
-          f" {partly} left a part of the images committed; {wrong} not as claimed")  # fmt: skip
+    print(
+        f"\n{len(rounds)} kills: {early} before the index existed, {late} after the build was done;"
+        f" {partly} left a part of the images committed; {wrong} not as claimed"
+    )
     sys.exit(1 if wrong else 0)
 
 

@@ -72,8 +72,11 @@ def _run(step: str) -> None:
 
 def _memory(what: str) -> None:
     now = vectors.memory()
-    print(f"{what}: resident {now['all']:,.0f} MB ({now['anonymous']:,.0f} anonymous, {now['file']:,.0f} file pages), "
-          f"peak {now['peak']:,.0f} MB", flush=True)  # fmt: skip
+    print(
+        f"{what}: resident {now['all']:,.0f} MB ({now['anonymous']:,.0f} anonymous, {now['file']:,.0f} file pages), "
+        f"peak {now['peak']:,.0f} MB",
+        flush=True,
+    )
 
 
 def fill(options: argparse.Namespace, index: Path) -> None:
@@ -107,8 +110,10 @@ def fill(options: argparse.Namespace, index: Path) -> None:
                 if last - first >= 1000:
                     some = engine.shards.read(np.sort(random.choice(np.arange(first, last), 1000, False)))
                     left = [vectors.beyond(some, onto, components) for components in (64, 256)]
-                    print(f"{name}: zeros {np.mean(some == 0):.3f}, variance beyond 64 and 256 components "
-                          f"{left[0]:.3f} and {left[1]:.3f}")  # fmt: skip
+                    print(
+                        f"{name}: zeros {np.mean(some == 0):.3f}, variance beyond 64 and 256 components "
+                        f"{left[0]:.3f} and {left[1]:.3f}"
+                    )
 
 
 def tune(options: argparse.Namespace, index: Path) -> None:
@@ -118,9 +123,11 @@ def tune(options: argparse.Namespace, index: Path) -> None:
         clock = time.perf_counter()
         memory = None if options.memory is None else int(1e6 * options.memory)
         choice = tune.tune(engine.index, options.recall, memory)
-        print(f"tuned in {time.perf_counter() - clock:.0f} s on {os.cpu_count()} cores: {choice.kind}, recall@{K} "
-              f"{choice.recall:.4f} ({choice.low:.4f} to {choice.high:.4f}) of {choice.queries} held-out items, "
-              f"{choice.memory / 1e6:.0f} MB, {json.dumps(choice.parameters)}")  # fmt: skip
+        print(
+            f"tuned in {time.perf_counter() - clock:.0f} s on {os.cpu_count()} cores: {choice.kind}, recall@{K} "
+            f"{choice.recall:.4f} ({choice.low:.4f} to {choice.high:.4f}) of {choice.queries} held-out items, "
+            f"{choice.memory / 1e6:.0f} MB, {json.dumps(choice.parameters)}"
+        )
         for facts in choice.tried:
             print("  in the race:", json.dumps(facts))
     _memory("tuning")
@@ -151,8 +158,10 @@ def open(options: argparse.Namespace, index: Path) -> None:
         engine.search_by_vector(query, K, exact=True)
     took = (time.perf_counter() - clock) / 5
     size = len(engine) * 2 * engine.meta.dimension
-    print(f"exact single query: {1000 * took:.0f} ms, {size / took / 1e9:.1f} GB/s; memory bandwidth, read by "
-          f"{os.cpu_count()} threads: {vectors.bandwidth():.1f} GB/s")  # fmt: skip
+    print(
+        f"exact single query: {1000 * took:.0f} ms, {size / took / 1e9:.1f} GB/s; memory bandwidth, read by "
+        f"{os.cpu_count()} threads: {vectors.bandwidth():.1f} GB/s"
+    )
     _memory("after exact scans, which map all rows")
 
 

@@ -83,8 +83,16 @@ def measure(options: argparse.Namespace, folder: str) -> None:
         for kind in options.kinds if options.at else ():
             for number, effort in enumerate(EFFORTS.get(kind, (None,))):
                 name = f"server {kind}" + (f", effort {effort}" if effort else "")
-                one(local, f"milvus://{options.at}/bench_{kind.lower()}", name, kind, effort, queries, truth,
-                    last=number + 1 == len(EFFORTS.get(kind, (None,))))  # fmt: skip
+                one(
+                    local,
+                    f"milvus://{options.at}/bench_{kind.lower()}",
+                    name,
+                    kind,
+                    effort,
+                    queries,
+                    truth,
+                    last=number + 1 == len(EFFORTS.get(kind, (None,))),
+                )
 
 
 def one(

@@ -79,9 +79,14 @@ class Autofaiss(Faiss):
         import faiss
 
         index, _ = autofaiss.build_index(
-            np.ascontiguousarray(vectors), save_on_disk=False, metric_type="l2", max_index_memory_usage="8G",
-            current_memory_available="12G", nb_cores=THREADS, verbose=logging.ERROR,
-        )  # fmt: skip
+            np.ascontiguousarray(vectors),
+            save_on_disk=False,
+            metric_type="l2",
+            max_index_memory_usage="8G",
+            current_memory_available="12G",
+            nb_cores=THREADS,
+            verbose=logging.ERROR,
+        )
         faiss.write_index(index, str(folder / "index"))
 
 
@@ -176,8 +181,12 @@ class LeanVec(Method):
 
         raw = folder / "vectors.fvecs"
         svs.write_vecs(np.ascontiguousarray(vectors), str(raw))
-        loader = svs.LeanVecLoader(svs.VectorDataLoader(str(raw), svs.DataType.float32, vectors.shape[1]), 128,
-                                   svs.LeanVecKind.lvq8, svs.LeanVecKind.lvq8)  # fmt: skip
+        loader = svs.LeanVecLoader(
+            svs.VectorDataLoader(str(raw), svs.DataType.float32, vectors.shape[1]),
+            128,
+            svs.LeanVecKind.lvq8,
+            svs.LeanVecKind.lvq8,
+        )
         parameters = svs.VamanaBuildParameters(alpha=1.2, graph_max_degree=32, window_size=100)
         index = svs.Vamana.build(parameters, loader, svs.DistanceType.L2, num_threads=THREADS)
         raw.unlink()
@@ -268,10 +277,12 @@ class Simsearch(Method):
 
     def batch(self, queries: np.ndarray, k: int) -> np.ndarray:
         if self.whole:
-            return np.array([
-                self.places[[match.id for match in found]]
-                for found in self.engine.search_by_vectors(queries, k, exact=self.exact)
-            ])  # fmt: skip
+            return np.array(
+                [
+                    self.places[[match.id for match in found]]
+                    for found in self.engine.search_by_vectors(queries, k, exact=self.exact)
+                ]
+            )
         return self.places[self.engine.neighbours(queries, k, exact=self.exact)[0]]
 
 

@@ -186,8 +186,10 @@ def extraction(items: float, hours: float, v: dict[str, float]) -> None:
         machines = math.ceil(items / (rate * v["scaling"] * 3600 * hours))
         ideal = items / (rate * v["scaling"] * machines) / 3600
         real, lost = build(items, machines, rate * v["scaling"], v)
-        print(f"  {name}: {rate:,.0f} images/s a machine; {machines:,} machines, {ideal:.1f} h; simulated with losses"
-              f" {real:.1f} h, {lost} machines lost; ${real * machines * price:,.0f}")  # fmt: skip
+        print(
+            f"  {name}: {rate:,.0f} images/s a machine; {machines:,} machines, {ideal:.1f} h; simulated with losses"
+            f" {real:.1f} h, {lost} machines lost; ${real * machines * price:,.0f}"
+        )
 
 
 def build(items: float, machines: int, rate: float, v: dict[str, float]) -> tuple[float, int]:

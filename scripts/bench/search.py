@@ -158,8 +158,15 @@ def search(method: peers.Method, folder: Path, work: Path) -> None:
         clock = time.perf_counter()
         method.batch(queries, K)
         many = len(queries) / (time.perf_counter() - clock)
-        points.append({"setting": setting, "found": found, "single": 1 / best, "p50_ms": 1000 * float(np.median(took)),
-                       "batch": many})  # fmt: skip
+        points.append(
+            {
+                "setting": setting,
+                "found": found,
+                "single": 1 / best,
+                "p50_ms": 1000 * float(np.median(took)),
+                "batch": many,
+            }
+        )
     resident = vectors.memory()["all"] - before
     for point in points:
         hits = 0
@@ -178,28 +185,38 @@ def report(results: dict[str, dict], options: argparse.Namespace) -> None:
     for name, facts in results.items():
         for point in facts.get("points", ()):
             setting = "-" if point["setting"] is None else str(point["setting"])
-            print(f"{name:20} {setting:>12} {point['recall']:9.4f} {point['single']:9.1f} {point['p50_ms']:8.2f} "
-                  f"{point['batch']:9.1f}")  # fmt: skip
+            print(
+                f"{name:20} {setting:>12} {point['recall']:9.4f} {point['single']:9.1f} {point['p50_ms']:8.2f} "
+                f"{point['batch']:9.1f}"
+            )
     print(f"\nat recall@10 >= {options.recall}, the fastest setting for single queries")
-    print(f"{'method':20} {'recall@10':>9} {'single/s':>9} {'batch/s':>9} {'build s':>8} {'peak MB':>8} "
-          f"{'resident MB':>11} {'disk MB':>8}")  # fmt: skip
+    print(
+        f"{'method':20} {'recall@10':>9} {'single/s':>9} {'batch/s':>9} {'build s':>8} {'peak MB':>8} "
+        f"{'resident MB':>11} {'disk MB':>8}"
+    )
     for name, facts in results.items():
         able = [point for point in facts.get("points", ()) if point["recall"] >= options.recall]
         if not able:
             print(f"{name:20} {facts.get('problem', 'does not reach it')}")
             continue
         best = max(able, key=lambda point: point["single"])
-        print(f"{name:20} {best['recall']:9.4f} {best['single']:9.1f} {best['batch']:9.1f} "
-              f"{facts.get('build_s', 0):8.1f} {facts.get('peak_mb', 0):8.0f} {facts['resident_mb']:11.0f} "
-              f"{facts['bytes'] / 1e6:8.0f}")  # fmt: skip
+        print(
+            f"{name:20} {best['recall']:9.4f} {best['single']:9.1f} {best['batch']:9.1f} "
+            f"{facts.get('build_s', 0):8.1f} {facts.get('peak_mb', 0):8.0f} {facts['resident_mb']:11.0f} "
+            f"{facts['bytes'] / 1e6:8.0f}"
+        )
     if options.plot:
         from simsearch.reports import charts
 
         series = {name: front(facts["points"]) for name, facts in results.items() if "points" in facts}
-        image = charts.plot({name: points for name, points in series.items() if points},
-                              f"{len(base):,} real features, one query at a time",
-                              "recall@10 in nines: 1 is 0.9, 2 is 0.99, 3 is 0.999, 4 is more", "log10 of queries/s",
-                              width=900, height=560)  # fmt: skip
+        image = charts.plot(
+            {name: points for name, points in series.items() if points},
+            f"{len(base):,} real features, one query at a time",
+            "recall@10 in nines: 1 is 0.9, 2 is 0.99, 3 is 0.999, 4 is more",
+            "log10 of queries/s",
+            width=900,
+            height=560,
+        )
         options.plot.write_bytes(charts.png(image))
 
 

@@ -51,16 +51,20 @@ class Client:
 
     async def search(self, picture: bytes) -> tuple[int, list[float]]:
         """Status and distances. Raises RefusedError, OSError, IncompleteReadError."""
-        body = (b'--b\r\nContent-Disposition: form-data; name="k"\r\n\r\n%d\r\n--b\r\nContent-Disposition: form-data;'
-                b' name="image"; filename="q.jpg"\r\n\r\n%s\r\n--b--\r\n' % (self.k, picture))  # fmt: skip
+        body = (
+            b'--b\r\nContent-Disposition: form-data; name="k"\r\n\r\n%d\r\n--b\r\nContent-Disposition: form-data;'
+            b' name="image"; filename="q.jpg"\r\n\r\n%s\r\n--b--\r\n' % (self.k, picture)
+        )
         if self.streams is None:
             try:
                 self.streams = await asyncio.open_connection("127.0.0.1", self.port)
             except ConnectionRefusedError as error:
                 raise RefusedError from error
         reader, writer = self.streams
-        writer.write(b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-                     b"Content-Length: %d\r\n\r\n" % len(body) + body)  # fmt: skip
+        writer.write(
+            b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])  # type: ignore[index]
         text = await reader.readexactly(length)
@@ -122,7 +126,7 @@ async def load(port: int, pictures: list[bytes], options: argparse.Namespace, pi
         f"  {len(times) / seconds:.1f} searches/s, p50 {cuts[49] * 1000:.0f} ms, p99 {cuts[98] * 1000:.0f} ms,"
         f" {batch:.1f} searches a batch; memory {', '.join(map(str, sizes))} MiB after 10, 40, 70 and 100 % of the time"
     )
-    print(f"  {dict(seen)}", flush=True)  # fmt: skip
+    print(f"  {dict(seen)}", flush=True)
     return len(times) / seconds, seen
 
 
@@ -131,8 +135,10 @@ async def mean_batch(port: int) -> float:
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
     text = (await reader.read()).decode()
     writer.close()
-    total, count = (float(re.search(rf"simsearch_batch_size_{name} (\S+)", text)[1])  # type: ignore[index]
-                    for name in ("sum", "count"))  # fmt: skip
+    total, count = (
+        float(re.search(rf"simsearch_batch_size_{name} (\S+)", text)[1])  # type: ignore[index]
+        for name in ("sum", "count")
+    )
     return total / count
 
 
@@ -146,12 +152,24 @@ def main() -> int:
     options = parser.parse_args()
     files = sorted(p for p in options.images.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg"})
     pictures = [path.read_bytes() for path in random.Random(1).sample(files, min(50, len(files)))]
-    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f},"
-          f" {options.connections} connections, {options.seconds:g} s each")  # fmt: skip
+    print(
+        f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f},"
+        f" {options.connections} connections, {options.seconds:g} s each"
+    )
     rates, failed = [], False
     for size in (1, 32):
-        command = [sys.executable, "-m", "simsearch", "serve", "-i", options.index, "--port", "0",
-                   "--batch-size", str(size)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "simsearch",
+            "serve",
+            "-i",
+            options.index,
+            "--port",
+            "0",
+            "--batch-size",
+            str(size),
+        ]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
             assert server.stderr is not None
             line = server.stderr.readline()

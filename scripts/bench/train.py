@@ -56,10 +56,14 @@ class Files(torch.utils.data.Dataset):
 
     def __init__(self, files: list[Path], labels: list[int], side: int) -> None:
         self.files, self.labels = files, labels
-        self.transform = transforms.Compose([
-            transforms.RandomResizedCrop(side), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ])  # fmt: skip
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(side),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -87,9 +91,13 @@ def tutorial(files: list[Path], labels: list[int], side: int, steps: int, device
     network = alexnet(num_classes=max(labels) + 1).to(device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     loader = torch.utils.data.DataLoader(
-        Files(files, labels, side), BATCH, shuffle=True, num_workers=os.cpu_count() or 1, drop_last=True,
+        Files(files, labels, side),
+        BATCH,
+        shuffle=True,
+        num_workers=os.cpu_count() or 1,
+        drop_last=True,
         pin_memory=device.type == "cuda",
-    )  # fmt: skip
+    )
     start = 0.0
     for step, (x, y) in enumerate(islice(loader, steps + 1)):
         optimizer.zero_grad()
@@ -154,8 +162,10 @@ def main() -> None:
             rates["tutorial"].append(tutorial(files, labels, side, options.steps, device))
             rates["simsearch"].append(ours(options.steps))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"AlexNet at {side} pixels, {len(classes)} classes, batch {BATCH}, {len(data):,} pictures; {name},"
-          f" torch {torch.__version__}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    print(
+        f"AlexNet at {side} pixels, {len(classes)} classes, batch {BATCH}, {len(data):,} pictures; {name},"
+        f" torch {torch.__version__}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+    )
     for which, found in rates.items():
         print(
             f"{which:10} {np.median(found):8.1f} images/s ({min(found):.1f} to {max(found):.1f}, {len(found)} rounds)"

@@ -29,9 +29,15 @@ features, 0.16 and 0.08 (0.14 and 0.075 without noise; 0.27 and 0.21 with 0.25),
 """
 
 SOURCES = (
-    *(f"tiny-imagenet/train-{n}.zip" for n in range(4)), "tiny-imagenet/val.zip",
-    "imagenette160/train.zip", "imagenette160/val.zip", "cifar10/train.zip", "cifar10/test.zip", "corel", "clothing",
-)  # fmt: skip
+    *(f"tiny-imagenet/train-{n}.zip" for n in range(4)),
+    "tiny-imagenet/val.zip",
+    "imagenette160/train.zip",
+    "imagenette160/val.zip",
+    "cifar10/train.zip",
+    "cifar10/test.zip",
+    "corel",
+    "clothing",
+)
 """Below the data folder: 140,194 pictures."""
 
 
@@ -114,19 +120,37 @@ def beyond(features: np.ndarray, onto: pca.Projection, components: int) -> float
 def fill(path: Path, like: simsearch.Engine, blocks: Iterable[np.ndarray]) -> None:
     """Makes an index of features alone, committed block by block as `build` does; items have paths of no files."""
     meta = like.meta
-    create(path, SimpleNamespace(
-        name=meta.model, weights_sha256=meta.weights_sha256, recipe=like.recipe, dimension=meta.dimension,
-        engine=meta.engine, distances=meta.distances,
-    ))  # fmt: skip
+    create(
+        path,
+        SimpleNamespace(
+            name=meta.model,
+            weights_sha256=meta.weights_sha256,
+            recipe=like.recipe,
+            dimension=meta.dimension,
+            engine=meta.engine,
+            distances=meta.distances,
+        ),
+    )
     with simsearch.open(path, device="cpu") as engine, writer_lock(path):
         source = engine.index.database.add_source("folder", "/nowhere", path, {}).id
         row = 0
         for block in blocks:
             items = [
-                Item(0, source, f"{n // 1000:04d}/{n:07d}.jpg", f"{n // 1000:04d}", {}, n.to_bytes(32, "big"),
-                     50_000, 0, 500, 375, n)
+                Item(
+                    0,
+                    source,
+                    f"{n // 1000:04d}/{n:07d}.jpg",
+                    f"{n // 1000:04d}",
+                    {},
+                    n.to_bytes(32, "big"),
+                    50_000,
+                    0,
+                    500,
+                    375,
+                    n,
+                )
                 for n in range(row, row + len(block))
-            ]  # fmt: skip
+            ]
             checksum = engine.shards.write(row, block)
             engine.index.database.apply(Changes(inserted=items, blocks=[(row, len(block), checksum)]))
             row += len(block)

@@ -76,8 +76,17 @@ def features(model: base.Model, pictures: list[labelled.LabelledImage]) -> np.nd
 
 def tuned(learn: list[labelled.LabelledImage], work: Path, changes: list[str], freeze: str, preset: str) -> base.Model:
     """The default weights after fine-tuning."""
-    job = training_job.prepare_job([str(copied(learn, work / "learn"))], work / "w.safetensors", start=registry.DEFAULT, preset=preset,
-                      changes=changes, freeze=freeze, held_out=0.0, device="cpu", overwrite=True)  # fmt: skip
+    job = training_job.prepare_job(
+        [str(copied(learn, work / "learn"))],
+        work / "w.safetensors",
+        start=registry.DEFAULT,
+        preset=preset,
+        changes=changes,
+        freeze=freeze,
+        held_out=0.0,
+        device="cpu",
+        overwrite=True,
+    )
     run.fit(job)
     return load.load_model(str(job.output), "cpu")
 

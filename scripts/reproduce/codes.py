@@ -211,10 +211,14 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     config = HashConfig()
     _, features, _ = features_of(options.index)
-    print(f"simsearch {simsearch.__version__}, torch {torch.__version__}, faiss {faiss.__version__}, Python"
-          f" {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")  # fmt: skip
-    print(f"{options.index}: {len(features):,} x {features.shape[1]:,} features, {QUERIES:,} of them queries,"
-          f" {min(options.sample, len(features) - QUERIES):,} to learn from; autoencoders {config}")  # fmt: skip
+    print(
+        f"simsearch {simsearch.__version__}, torch {torch.__version__}, faiss {faiss.__version__}, Python"
+        f" {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
+    print(
+        f"{options.index}: {len(features):,} x {features.shape[1]:,} features, {QUERIES:,} of them queries,"
+        f" {min(options.sample, len(features) - QUERIES):,} to learn from; autoencoders {config}"
+    )
     field, _ = split(features, options.sample)
     rows: dict[str, dict[int, dict[str, float]]] = {}
     for method in METHODS if options.only is None else [name for name in METHODS if name == options.only]:

@@ -68,15 +68,26 @@ def run(
             clock["seconds"] += time.perf_counter() - clock["since"]
         elif row["event"] == "epoch":
             found.append((clock["seconds"], row["top1"]))
-            print(f"  seed {config.seed} epoch {row['epoch']}: top-1 {row['top1']:.1%}, {clock['seconds']:.0f} s",
-                  flush=True)  # fmt: skip
+            print(
+                f"  seed {config.seed} epoch {row['epoch']}: top-1 {row['top1']:.1%}, {clock['seconds']:.0f} s",
+                flush=True,
+            )
             if row["top1"] >= target and not to_end:
                 raise Reached
             clock["since"] = time.perf_counter()
 
     with contextlib.suppress(Reached):
-        train(data, network, config, folder / "checkpoint", colour, validation=validation, device=device, log=log,
-              checkpoint_seconds=1e9)  # fmt: skip
+        train(
+            data,
+            network,
+            config,
+            folder / "checkpoint",
+            colour,
+            validation=validation,
+            device=device,
+            log=log,
+            checkpoint_seconds=1e9,
+        )
     return found
 
 
@@ -102,9 +113,12 @@ def main() -> None:
     validation, _ = training_data.load(held, recipe, classes)
     colour = ColourStats.of(data.pixels)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"AlexNet at {side} pixels, {len(data):,} pictures of {len(classes)} classes, {len(validation):,} to validate"
-          f" on, batch 128; {where}, torch {torch.__version__}, Python {platform.python_version()},"
-          f" load {os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
+    print(
+        f"AlexNet at {side} pixels, {len(data):,} pictures of {len(classes)} classes, {len(validation):,} to validate"
+        f" on, batch 128; {where}, torch {torch.__version__}, Python {platform.python_version()},"
+        f" load {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
     seconds: dict[str, list[float]] = {}
     lengths = {"fast": options.fast_epochs, "paper": options.most}
     for name in [options.only] if options.only else list(lengths):
@@ -115,8 +129,10 @@ def main() -> None:
                 found = run(data, validation, colour, config, target, Path(folder), device, name == "fast")
             hits = [(number, time) for number, (time, top1) in enumerate(found, 1) if top1 >= target]
             when = f"{target:.0%} after {hits[0][0]} epochs, {hits[0][1]:.0f} s" if hits else f"never {target:.0%}"
-            print(f"{name:5} seed {seed}: {when}; {found[-1][1]:.1%} after {len(found)} epochs, {found[-1][0]:.0f} s",
-                  flush=True)  # fmt: skip
+            print(
+                f"{name:5} seed {seed}: {when}; {found[-1][1]:.1%} after {len(found)} epochs, {found[-1][0]:.0f} s",
+                flush=True,
+            )
             seconds.setdefault(name, []).append(hits[0][1] if hits else float("inf"))
     if not options.only:
         paper, fast = (float(np.median(seconds[name])) for name in ("paper", "fast"))

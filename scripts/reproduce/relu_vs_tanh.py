@@ -163,8 +163,10 @@ def main() -> None:
     chosen, runs = {}, {}
     for unit in [options.only] if options.only else ["relu", "tanh"]:
         chosen[unit] = choose(data, colour, options.start, unit, options.rates, options.trial, options.work)
-        runs[unit] = [run(data, colour, options.start, unit, chosen[unit], seed, options.most, options.work)
-                      for seed in range(options.seeds)]  # fmt: skip
+        runs[unit] = [
+            run(data, colour, options.start, unit, chosen[unit], seed, options.most, options.work)
+            for seed in range(options.seeds)
+        ]
     if options.only:
         return
     series = {f"{unit}, seed {one['seed']}": list(enumerate(one["errors"])) for unit in runs for one in runs[unit][:2]}

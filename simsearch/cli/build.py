@@ -35,7 +35,7 @@ from simsearch.reports import text
 @click.option(
     "--features",
     metavar="NAME|INDEX",
-    help="Features of a new index: fc7, a smaller or better recipe (see the README), or those of an index.",
+    help="Features of a new index: fc7, a smaller or better recipe (see docs/models.md), or those of an index.",
 )
 @click.option("--no-prune", is_flag=True, help="Keep items whose image is gone.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")

@@ -66,16 +66,3 @@ class LazyGroup(ErrorReportingGroup):
             CompletionItem(name, help=c.get_short_help_str()) for name, c in commands if name.startswith(incomplete)
         ]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
-
-
-class LazyModule:
-    """A module that is imported when one of its attributes is first read.
-
-    For modules that import torch, FastAPI or rich: a command's `--help`, and most of its uses, do without them.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self._name), attribute)

@@ -97,7 +97,7 @@ def main(debug: bool) -> None:
 
 
 def help_texts() -> dict[str, str]:
-    """The `--help` of each command, 100 columns wide, by its name: the text that the README shows."""
+    """The `--help` of each command, 100 columns wide, by its name: the text of docs/cli.md."""
     settings: dict[str, Any] = {"max_content_width": 100, "terminal_width": 100}
     with click.Context(main, info_name="simsearch", help_option_names=["-h", "--help"], **settings) as parent:
         return dict(_help_texts_of(main, parent, ""))

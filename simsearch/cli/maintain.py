@@ -13,7 +13,6 @@ import click
 
 from simsearch import api
 from simsearch.cli.console import NO_MATCH, check_folder_exists, note, pluralize, warn_if_incomplete
-from simsearch.cli.lazy import LazyModule
 from simsearch.cli.options import (
     complete_files,
     device_option,
@@ -24,6 +23,7 @@ from simsearch.cli.options import (
 )
 from simsearch.cli.params import ByteSize
 from simsearch.cli.progress import show_progress
+from simsearch.common.lazy import LazyModule
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.indexing import compact, merge, tune
@@ -203,7 +203,7 @@ def tune_command(recall: float | None, memory: int | None, bits: int | None, for
     would be faster.
     """
     if bits is not None and bits % 8:
-        raise UsageError(f"--codes {bits} is no multiple of 8")
+        raise UsageError(f"--codes {bits} is not a multiple of 8")
     with Index(index_path) as index:
         tune_index(index, recall, memory, index_path, form, bits)
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simsearch.cli import model_cards, query_args
+from simsearch.cli import model_cards
 from simsearch.cli.console import INTERRUPTED, note, pluralize
-from simsearch.cli.lazy import LazyModule
 from simsearch.cli.options import (
     complete_files,
     crops_option,
@@ -22,6 +21,8 @@ from simsearch.cli.options import (
     version_option,
 )
 from simsearch.cli.progress import show_progress, training_progress
+from simsearch.cli.query_args import read_image
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import TrainingInterruptedError, UsageError
 from simsearch.evaluation import classification
 from simsearch.models import load, registry
@@ -139,7 +140,7 @@ def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, mode
     if any(text.startswith("id:") for text in image):
         raise UsageError("id:N names an item of an index; classify takes pictures")
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(image) * int(crops))
-    found = classification.classify(chosen, [query_args.picture(text) for text in image], k, int(crops))
+    found = classification.classify(chosen, [read_image(text) for text in image], k, int(crops))
     if form == "text":
         for number, (name, guesses) in enumerate(zip(image, found, strict=True)):
             click.echo(("\n" if number else "") + _guess_bars(name, guesses))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
+from simsearch.cli.query_args import is_url, item_id
 from simsearch.errors import UsageError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -17,7 +20,64 @@ def _option(param: click.Parameter | None) -> str:
     return f"{param.opts[-1]} " if param is not None else ""
 
 
-class ByteSize(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+class QueryImage(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    """A path, id:N, an http(s) URL or -, as text; `query_args.read_image` reads it once all arguments are known."""
+
+    name = "image"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value.startswith("id:"):
+            item_id(value)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+class Weighted(click.ParamType):  # type: ignore[type-arg]
+    """IMAGE=W as an image and its weight; weight 1 without a number at the end, or if the whole text names a file."""
+
+    name = "image=w"
+
+    def convert(
+        self, value: str | tuple[str, float], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        image, equals, number = value.rpartition("=")
+        weight = 1.0
+        if not equals or os.path.exists(value) or is_url(value):
+            image = value
+        else:
+            try:
+                weight = float(number)
+            except ValueError:
+                image = value
+        return QueryImage().convert(image, param, ctx), weight
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return QueryImage().shell_complete(ctx, param, incomplete)
+
+
+class Crop(click.ParamType):  # type: ignore[type-arg]
+    """X,Y,W,H as four integers, in pixels of the upright image."""
+
+    name = "x,y,w,h"
+
+    def convert(
+        self, value: str | tuple[int, int, int, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int, int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            x, y, width, height = (int(part) for part in value.split(","))
+        except ValueError:
+            message = f"{_option(param)}{value!r} is not X,Y,W,H"
+            raise UsageError(message, hint="four whole numbers, in pixels") from None
+        return x, y, width, height
+
+
+class ByteSize(click.ParamType):  # type: ignore[type-arg]
     """A number of bytes with an optional unit (a power of 1024): 500M, 2G."""
 
     name = "bytes"
@@ -27,12 +87,12 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]  # generic since clic
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
         if not match:
-            message = f"{_option(param)}{value!r} is no number of bytes"
+            message = f"{_option(param)}{value!r} is not a number of bytes"
             raise UsageError(message, hint="500M, 2G, or a plain number")
         return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+class KeyValue(click.ParamType):  # type: ignore[type-arg]
     """KEY=N as a key and an integer, or a key and a text where N is not one."""
 
     name = "key=n"
@@ -48,7 +108,7 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic since clic
         return key, int(number) if number.isdecimal() else number
 
 
-class Root(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+class Root(click.ParamType):  # type: ignore[type-arg]
     """OLD=NEW as (recorded root, absolute path of where it is now); a bare NEW, for all other roots, as ("", path)."""
 
     name = "root"

@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simsearch import api
-from simsearch.cli import query_args
 from simsearch.cli.console import NO_MATCH, check_folder_exists, note, warn_if_incomplete
-from simsearch.cli.lazy import LazyModule
 from simsearch.cli.options import (
-    complete_files,
     device_option,
     html_option,
     index_option,
@@ -23,7 +20,10 @@ from simsearch.cli.options import (
     root_option,
     version_option,
 )
+from simsearch.cli.params import QueryImage
+from simsearch.cli.query_args import read_image
 from simsearch.cli.search_options import example_images, search_arguments, search_options
+from simsearch.common.lazy import LazyModule
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.reports import text as reports_text
@@ -40,10 +40,14 @@ else:
 
 
 @click.command("query")
-@click.argument("image", nargs=-1, required=True, shell_complete=complete_files)
+@click.argument("image", nargs=-1, required=True, type=QueryImage())
 @search_options
-@click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv", "paths"]), default=None,
-              help="How to print matches.  [default: table]")  # fmt: skip
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "jsonl", "csv", "paths"]),
+    help="How to print matches.  [default: table]",
+)
 @click.option("-0", "--print0", is_flag=True, help="Print paths, each closed by a NUL.")
 @click.option("--relative", is_flag=True, help="Print paths as stored, relative to their source.")
 @html_option
@@ -55,10 +59,19 @@ else:
 @index_option
 @version_option
 def query_command(
-    image: tuple[str, ...], form: str | None, print0: bool, relative: bool, html_file: Path | None,
-    montage: Path | None, show: bool, roots: tuple[tuple[str, str], ...], model: str | None, index_path: str,
-    device: str, **options: Any,
-) -> None:  # fmt: skip
+    image: tuple[str, ...],
+    form: str | None,
+    print0: bool,
+    relative: bool,
+    html_file: Path | None,
+    montage: Path | None,
+    show: bool,
+    roots: tuple[tuple[str, str], ...],
+    model: str | None,
+    index_path: str,
+    device: str,
+    **options: Any,
+) -> None:
     """Finds the indexed pictures most like each IMAGE: a path, id:N, an http(s) URL, or - for standard input.
 
     Exits 1 if no match was found.
@@ -71,7 +84,7 @@ def query_command(
         check_folder_exists(file)
     if [*image, *example_images(options)].count("-") > 1:
         raise UsageError("standard input can be read only once, but - is given several times")
-    pictures = [query_args.picture(text) for text in image]
+    pictures = [read_image(text) for text in image]
     k, chosen = search_arguments(options)
     with warn_if_incomplete(api.open(index_path, model=model, device=device, roots=dict(roots))) as engine:
         answers = []

@@ -1,8 +1,7 @@
-"""Images, weights and boxes as they are written on the command line."""
+"""Query images as they are named on the command line: a path, id:N, a URL, or - for standard input."""
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ _TIMEOUT = 20.0
 
 
 class Named(bytes):
-    """Bytes that know where they come from, for messages."""
+    """Bytes with the name of their origin, for messages."""
 
     name: str
 
@@ -28,42 +27,35 @@ class Named(bytes):
         return named
 
 
-def picture(text: str) -> Picture | int:
-    """`id:N`, `-` for standard input, an http(s) URL, or a path. Raises UsageError, ImageError."""
+def read_image(text: str) -> Picture | int:
+    """Reads a query image: `-` from standard input, an http(s) URL from the network; a path stays, id:N becomes an int.
+
+    Raises UsageError, ImageError.
+    """
     if text == "-":
         return Named.of(sys.stdin.buffer.read(), "standard input")
     if text.startswith("id:"):
-        if not text[3:].isdecimal():
-            raise UsageError(f"{text!r} is not the id of an item", hint="id:N with a whole number N")
-        return int(text[3:])
-    if re.match(r"https?://", text, re.IGNORECASE):
+        return item_id(text)
+    if is_url(text):
         return _fetch(text)
     return text
 
 
-def weight(text: str) -> tuple[str, float]:
-    """`IMAGE=W` as the image and its weight; without a number at the end, or where a file is called so, weight 1."""
-    name, equals, number = text.rpartition("=")
-    if not equals or os.path.exists(text) or re.match(r"https?://", text, re.IGNORECASE):
-        return text, 1.0
-    try:
-        return name, float(number)
-    except ValueError:
-        return text, 1.0
+def item_id(text: str) -> int:
+    """`id:N` as N. Raises UsageError."""
+    if not text[3:].isdecimal():
+        raise UsageError(f"{text!r} is not the id of an item", hint="id:N with a whole number N")
+    return int(text[3:])
 
 
-def box(text: str) -> tuple[int, int, int, int]:
-    """`X,Y,W,H` as four numbers. Raises UsageError."""
-    parts = text.split(",")
-    try:
-        x, y, width, height = (int(part) for part in parts)
-    except ValueError:
-        raise UsageError(f"--crop {text!r} is not X,Y,W,H", hint="four whole numbers, in pixels") from None
-    return x, y, width, height
+def is_url(text: str) -> bool:
+    """True for an http or https URL."""
+    return re.match(r"https?://", text, re.IGNORECASE) is not None
 
 
 def _fetch(url: str) -> bytes:
-    import urllib.request
+    """Downloads an image. Raises ImageError."""
+    import urllib.request  # takes as long to import as all of click
 
     request = urllib.request.Request(url, headers={"User-Agent": "simsearch"})
     try:

@@ -7,31 +7,44 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from simsearch.cli import query_args
+from simsearch.cli.params import Crop, Weighted
+from simsearch.cli.query_args import read_image
 from simsearch.search.options import LISTS, OPTIONS, PictureOptions, SearchOption
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def search_options(command: Command) -> Command:
-    """A decorator: each search option as a keyword argument of its name, as text where click has no type."""
+    """A decorator that adds each search option as a keyword argument of its name."""
     for option in reversed(OPTIONS):
         command = click.option(*option.command_line, option.name, **_settings(option))(command)
     return command
 
 
 def _settings(option: SearchOption) -> dict[str, Any]:
-    """The arguments of `click.option`, but for the names."""
+    """The keyword arguments of `click.option`."""
     if option.kind == "flag":
         return {"is_flag": True, "help": option.help}
+    settings: dict[str, Any] = {"metavar": option.metavar, "help": option.help, "type": _type(option)}
     if option.kind in LISTS:
-        return {"multiple": True, "metavar": option.metavar, "help": f"{option.help.removesuffix('.')}; repeatable."}
-    settings: dict[str, Any] = {"metavar": option.metavar, "help": option.help}
-    if option.kind in {"integer", "number"}:
-        settings["type"] = (click.IntRange if option.kind == "integer" else click.FloatRange)(option.minimum)
+        settings |= {"multiple": True, "help": f"{option.help.removesuffix('.')}; repeatable."}
     if option.default is not None:
         settings |= {"default": option.default, "show_default": True}
     return settings
+
+
+def _type(option: SearchOption) -> click.ParamType:  # type: ignore[type-arg]
+    match option.kind:
+        case "integer":
+            return click.IntRange(option.minimum)
+        case "number":
+            return click.FloatRange(option.minimum)
+        case "box":
+            return Crop()
+        case "images":
+            return Weighted()
+        case _:
+            return click.STRING
 
 
 def search_arguments(given: Mapping[str, Any]) -> tuple[int, PictureOptions]:
@@ -43,9 +56,7 @@ def search_arguments(given: Mapping[str, Any]) -> tuple[int, PictureOptions]:
     for option in OPTIONS:
         value = given[option.name]
         if option.kind == "images":
-            value = [(query_args.picture(name), number) for name, number in map(query_args.weight, value)]
-        elif option.kind == "box":
-            value = query_args.box(value) if value else None
+            value = [(read_image(image), weight) for image, weight in value]
         elif option.kind == "conditions":
             value = list(value)
         values[option.name] = value
@@ -55,5 +66,4 @@ def search_arguments(given: Mapping[str, Any]) -> tuple[int, PictureOptions]:
 
 def example_images(given: Mapping[str, Any]) -> list[str]:
     """The images that options name, without their weights."""
-    names = [text for option in OPTIONS if option.kind == "images" for text in given[option.name]]
-    return [query_args.weight(text)[0] for text in names]
+    return [image for option in OPTIONS if option.kind == "images" for image, _ in given[option.name]]

@@ -12,9 +12,9 @@ from click.shell_completion import get_completion_class
 
 from simsearch import api
 from simsearch.cli.console import note, warn_if_incomplete
-from simsearch.cli.lazy import LazyModule
 from simsearch.cli.options import complete_files, device_option, version_option
 from simsearch.cli.progress import show_progress
+from simsearch.common.lazy import LazyModule
 from simsearch.common.milvus_address import is_address, parse_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError

@@ -1,6 +1,7 @@
 """Building an index with the machines of a Ray cluster: `build --on ray`.
 
-What is to be read is found here, as in any build, and frozen (`simsearch.cluster.work`). Every node of the cluster runs a
+What is to be read is found here, as in any build, and frozen (`simsearch.cluster.work`). Every node of the cluster
+runs a
 worker for each of its GPUs, or one, that loads the model once and computes shares; a share's results are a file. This
 process takes the shares in order and puts them into the index as a local build does with its batches, so ids, features
 and failures are the same. A lost worker's share goes to another one; after a lost driver the next build finds what was
@@ -137,8 +138,9 @@ class RayCluster:
         jobs = [WorkItem(numbers.setdefault((kind, root), len(numbers)), *rest) for kind, root, *rest in wanted]  # type: ignore[arg-type]
         assert self.folder is not None
         meta = index.meta
-        return WorkFolder.freeze(self.folder, model, meta.weights_sha256, list(numbers), jobs, batch_size,
-                           index.precision, meta.descriptor)  # fmt: skip
+        return WorkFolder.freeze(
+            self.folder, model, meta.weights_sha256, list(numbers), jobs, batch_size, index.precision, meta.descriptor
+        )
 
     def _take(
         self, work: WorkFolder, wanted: dict[tuple[str, str, str, int, int], Key], known: Container[bytes]
@@ -150,8 +152,10 @@ class RayCluster:
         for share in self.run(work, needed) if needed else ():
             results = work.read(share)
             if results is None:
-                raise UnavailableError(f"share {share} of the work was computed, but {work.path(share)} cannot be read",
-                                       hint="index and sources must be at the same paths on all nodes")  # fmt: skip
+                raise UnavailableError(
+                    f"share {share} of the work was computed, but {work.path(share)} cannot be read",
+                    hint="index and sources must be at the same paths on all nodes",
+                )
             first, seen = share * work.facts.share, set[bytes]()
             group = []
             for place, result in zip(places[first : first + len(results)], results, strict=True):
@@ -214,8 +218,10 @@ def _connect(where: str) -> tuple[Any, bool]:
         try:
             socket.create_connection((parts.hostname, parts.port), CONNECT).close()
         except OSError as error:
-            raise UnavailableError(f"no answer from Ray at {parts.hostname}:{parts.port}: {error.strerror or error}",
-                                   hint="is the cluster up, and is this its port?") from error  # fmt: skip
+            raise UnavailableError(
+                f"no answer from Ray at {parts.hostname}:{parts.port}: {error.strerror or error}",
+                hint="is the cluster up, and is this its port?",
+            ) from error
     try:
         if where != "ray":
             ray.init(address=where, **quiet)
@@ -261,8 +267,10 @@ class _RayDriver:
                 if any(share is not None for _, share in self.busy.values()):
                     seen = time.monotonic()
                 elif time.monotonic() - seen > PATIENCE and following is not None:
-                    raise UnavailableError(f"no worker has started on the cluster for {PATIENCE:g} s",
-                                           hint="does it have free CPUs or GPUs? `ray status` tells")  # fmt: skip
+                    raise UnavailableError(
+                        f"no worker has started on the cluster for {PATIENCE:g} s",
+                        hint="does it have free CPUs or GPUs? `ray status` tells",
+                    )
         finally:
             for worker in self.workers.values():
                 with contextlib.suppress(Exception):
@@ -286,8 +294,11 @@ class _RayDriver:
                 if (node["NodeID"], slot) in self.workers:
                     continue
                 strategy = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-                options: dict[str, Any] = {"num_cpus": max(1, int(cpus // slots)), "scheduling_strategy": strategy,
-                                           "num_gpus": 1 if gpus and self.device != "cpu" else 0}  # fmt: skip
+                options: dict[str, Any] = {
+                    "num_cpus": max(1, int(cpus // slots)),
+                    "scheduling_strategy": strategy,
+                    "num_gpus": 1 if gpus and self.device != "cpu" else 0,
+                }
                 actor = self.ray.remote(RayWorker).options(**options)
                 worker = actor.remote(str(self.work.folder), self.device, self.threads)
                 self.workers[node["NodeID"], slot] = worker
@@ -328,5 +339,7 @@ class _RayDriver:
         self.attempts[share] += 1
         self.say(f"a worker was lost ({reason}), its share {share} goes to another")
         if self.attempts[share] == ATTEMPTS:
-            raise UnavailableError(f"share {share} took down {ATTEMPTS} workers: {reason}",
-                                   hint="too little memory there? --batch-size makes batches smaller")  # fmt: skip
+            raise UnavailableError(
+                f"share {share} took down {ATTEMPTS} workers: {reason}",
+                hint="too little memory there? --batch-size makes batches smaller",
+            )

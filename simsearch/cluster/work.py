@@ -67,16 +67,32 @@ class WorkFolder:
         self.folder, self.facts = folder, facts
 
     @classmethod
-    def freeze(cls, folder: Path, model: str, digest: str, sources: Sequence[tuple[str, str]],
-               jobs: Sequence[WorkItem], batch_size: int, precision: str = "float32",
-               descriptor: dict[str, Any] | None = None) -> WorkFolder:  # fmt: skip
+    def freeze(
+        cls,
+        folder: Path,
+        model: str,
+        digest: str,
+        sources: Sequence[tuple[str, str]],
+        jobs: Sequence[WorkItem],
+        batch_size: int,
+        precision: str = "float32",
+        descriptor: dict[str, Any] | None = None,
+    ) -> WorkFolder:
         """Writes the jobs down; `work.json`, which is written last, makes them count."""
         discard(folder)
         folder.mkdir(parents=True)
         lines = "".join(json.dumps([job.source, job.path, job.size, job.stamp]) + "\n" for job in jobs)
         atomic_write(folder / "images.jsonl", lines.encode())
-        facts = WorkInfo(model, digest, [list(pair) for pair in sources], len(jobs), _chunk(len(jobs)), batch_size,
-                      precision, descriptor or {})  # fmt: skip
+        facts = WorkInfo(
+            model,
+            digest,
+            [list(pair) for pair in sources],
+            len(jobs),
+            _chunk(len(jobs)),
+            batch_size,
+            precision,
+            descriptor or {},
+        )
         atomic_write(folder / "work.json", json.dumps(asdict(facts)).encode())
         return cls(folder, facts)
 
@@ -137,8 +153,10 @@ def checked(folder: str) -> WorkFolder:
     """The work, as a worker on another machine sees it. Raises UsageError."""
     work = WorkFolder.open(Path(folder))
     if work is None:
-        raise UsageError(f"{os.uname().nodename} does not see {folder}",
-                         hint="index and sources must be at the same paths on all nodes")  # fmt: skip
+        raise UsageError(
+            f"{os.uname().nodename} does not see {folder}",
+            hint="index and sources must be at the same paths on all nodes",
+        )
     return work
 
 

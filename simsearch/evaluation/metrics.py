@@ -62,9 +62,14 @@ class LabelledFeatures:
 
 
 def retrieval(
-    base: LabelledFeatures, queries: LabelledFeatures | None = None, *, precisions: Sequence[int] = PRECISIONS,
-    recalls: Sequence[int] = RECALLS, neighbours: int = NEIGHBOURS, progress: Progress = lambda done, total: None,
-) -> Values:  # fmt: skip
+    base: LabelledFeatures,
+    queries: LabelledFeatures | None = None,
+    *,
+    precisions: Sequence[int] = PRECISIONS,
+    recalls: Sequence[int] = RECALLS,
+    neighbours: int = NEIGHBOURS,
+    progress: Progress = lambda done, total: None,
+) -> Values:
     """Measures of every query, by name; without `queries` each row of `base` queries once, itself left out.
 
     P@k: the share of the k nearest that carry the query's label. R-precision: P@R, with R the number of rows that carry
@@ -78,8 +83,13 @@ def retrieval(
         raise UsageError(f"queries have {asked.features.shape[1]} dimensions, the index {base.features.shape[1]}")
     head = max([*precisions, *recalls[:1], neighbours])
     ranking = _Ranking(base, asked, queries is None, min(head, len(base.labels)))
-    names = [*(f"P@{k}" for k in precisions), "R-precision", "AP",
-             *(f"{what}@{k}" for what in ("recall", "hit") for k in recalls), "knn"]  # fmt: skip
+    names = [
+        *(f"P@{k}" for k in precisions),
+        "R-precision",
+        "AP",
+        *(f"{what}@{k}" for what in ("recall", "hit") for k in recalls),
+        "knn",
+    ]
     values: Values = {name: np.zeros(len(asked.labels)) for name in names}
     step = max(1, min(1024, _CELLS // max(1, len(base.labels))))
     for start in range(0, len(asked.labels), step):

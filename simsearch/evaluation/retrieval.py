@@ -55,8 +55,16 @@ class RetrievalReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; a score that is undefined for every query is null."""
         classes = {label: {"queries": count, **_plain(scores)} for label, (count, scores) in self.classes.items()}
-        return {"model": self.model, "items": self.items, "queries": self.count, "unlabelled": self.unlabelled,
-                "failed": self.failed, "chance": self.chance, **_plain(self.scores), "classes": classes}  # fmt: skip
+        return {
+            "model": self.model,
+            "items": self.items,
+            "queries": self.count,
+            "unlabelled": self.unlabelled,
+            "failed": self.failed,
+            "chance": self.chance,
+            **_plain(self.scores),
+            "classes": classes,
+        }
 
 
 def _plain(scores: dict[str, Interval]) -> dict[str, Any]:
@@ -99,10 +107,16 @@ def evaluate_retrieval(
         part = {name: column[order == number] for name, column in values.items()}
         classes[names[number]] = int((order == number).sum()), _renamed(intervals.with_intervals(part))
     return RetrievalReport(
-        engine.meta.model, len(items), len(everything) - len(items), failed,
+        engine.meta.model,
+        len(items),
+        len(everything) - len(items),
+        failed,
         metrics.chance(base.labels, None if asked is None else asked.labels),
-        _renamed(intervals.with_intervals(values)), classes, queries, len(keys),
-    )  # fmt: skip
+        _renamed(intervals.with_intervals(values)),
+        classes,
+        queries,
+        len(keys),
+    )
 
 
 def _renamed(scores: dict[str, Interval]) -> dict[str, Interval]:
@@ -150,8 +164,14 @@ class RecallReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"kind": self.kind, "k": self.k, "queries": self.queries, "recall": self.recall._asdict(),
-                "milliseconds": self.milliseconds, "exact_milliseconds": self.exact_milliseconds}  # fmt: skip
+        return {
+            "kind": self.kind,
+            "k": self.k,
+            "queries": self.queries,
+            "recall": self.recall._asdict(),
+            "milliseconds": self.milliseconds,
+            "exact_milliseconds": self.exact_milliseconds,
+        }
 
 
 def measure_recall(

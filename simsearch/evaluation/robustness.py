@@ -53,10 +53,15 @@ def hashes(images: Sequence[Image.Image]) -> NDArray[np.float32]:
 
 
 def measure(
-    originals: Sequence[Image.Image], rows: NDArray[np.int64], base: NDArray[np.floating[Any]],
-    features: Callable[[Sequence[Image.Image]], NDArray[np.float32]], *,
-    changes: Sequence[str] = tuple(CHANGES), seed: int = 0, progress: Progress = lambda done, total: None,
-) -> list[RobustnessPoint]:  # fmt: skip
+    originals: Sequence[Image.Image],
+    rows: NDArray[np.int64],
+    base: NDArray[np.floating[Any]],
+    features: Callable[[Sequence[Image.Image]], NDArray[np.float32]],
+    *,
+    changes: Sequence[str] = tuple(CHANGES),
+    seed: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> list[RobustnessPoint]:
     """Changes each original and looks it up. rows: where their features are in `base` (N, D); n, N >= 1.
 
     Items with exactly the original's features count as the original. Raises UsageError for an unknown change.
@@ -111,9 +116,14 @@ def _lookup(
 
 
 def of_index(
-    engine: Engine, count: int = 200, changes: Sequence[str] = tuple(CHANGES), seed: int = 0, *,
-    hash_too: bool = False, progress: Progress = lambda done, total: None,
-) -> dict[str, list[RobustnessPoint]]:  # fmt: skip
+    engine: Engine,
+    count: int = 200,
+    changes: Sequence[str] = tuple(CHANGES),
+    seed: int = 0,
+    *,
+    hash_too: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, list[RobustnessPoint]]:
     """`measure` for `count` random items of an index, by the name of its model; `hash_too`: and for a perceptual hash
     of all its items, under "perceptual hash". Raises UsageError for an index without readable images."""
     with engine.store.reading() as reader:
@@ -138,8 +148,9 @@ def of_index(
         others = [engine.thumbnail(int(number)) for number in ids]
         readable = np.flatnonzero([image is not None for image in others])
         table = hashes([image for image in others if image is not None])
-        found["perceptual hash"] = measure(originals, np.searchsorted(readable, rows), table, hashes, changes=changes,
-                                           seed=seed, progress=progress)  # fmt: skip
+        found["perceptual hash"] = measure(
+            originals, np.searchsorted(readable, rows), table, hashes, changes=changes, seed=seed, progress=progress
+        )
     return found
 
 
@@ -163,8 +174,18 @@ def draw(found: dict[str, list[RobustnessPoint]]) -> Image.Image:
                 ]
                 for feature, points in found.items()
             }
-            panel = charts.plot(series, name, CHANGES[name][2], words, width=width, height=height, lowest=0.0,
-                                  highest=top, names=strengths, legend=False)  # fmt: skip
+            panel = charts.plot(
+                series,
+                name,
+                CHANGES[name][2],
+                words,
+                width=width,
+                height=height,
+                lowest=0.0,
+                highest=top,
+                names=strengths,
+                legend=False,
+            )
             row, column = divmod(2 * number + half, columns)
             sheet.paste(panel, (width * column, head + height * row))
     return sheet

@@ -36,9 +36,13 @@ def is_public(address: Address) -> bool:
 
 
 def fetch(
-    url: str, largest: int, seconds: float, *,
-    permitted: Callable[[Address], bool] = is_public, any_port: bool = False,
-) -> bytes:  # fmt: skip
+    url: str,
+    largest: int,
+    seconds: float,
+    *,
+    permitted: Callable[[Address], bool] = is_public,
+    any_port: bool = False,
+) -> bytes:
     """The bytes at an http(s) URL. Raises UsageError for one that is not allowed, ImageError if it cannot be had."""
     deadline = time.monotonic() + seconds
     for _ in range(REDIRECTS + 1):

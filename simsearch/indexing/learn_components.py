@@ -30,9 +30,12 @@ ENOUGH, FEWEST = 2, 64
 
 
 def learn_components(
-    base: Model, descriptor: Descriptor, sources: Sequence[Source], exclude: Sequence[str] = (),
+    base: Model,
+    descriptor: Descriptor,
+    sources: Sequence[Source],
+    exclude: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Projection:  # fmt: skip
+) -> Projection:
     """The principal components of a descriptor over up to `SAMPLE` pictures of the sources, drawn at random.
 
     Of few pictures, there are fewer components than the descriptor asks for. Raises UsageError for less than `FEWEST`.

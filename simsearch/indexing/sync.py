@@ -1,6 +1,7 @@
 """Bringing an index in step with its sources.
 
-Only what `simsearch.indexing.plan` found to differ is read. Content is known by its SHA-256: a file that was merely touched,
+Only what `simsearch.indexing.plan` found to differ is read. Content is known by its SHA-256: a file that was merely
+touched,
 renamed, moved or copied keeps the features it has. Work is committed every few seconds, so an interrupted build
 continues where it was.
 """
@@ -168,9 +169,18 @@ class _SyncRun:
         number = self.numbers[id(plan.place)]
         self.pending.cleared.append((number, entry.path))
         new = Item(
-            0, number, entry.path, entry.label, entry.metadata or {}, result.digest, entry.size, entry.stamp,
-            result.width, result.height, -1,
-        )  # fmt: skip
+            0,
+            number,
+            entry.path,
+            entry.label,
+            entry.metadata or {},
+            result.digest,
+            entry.size,
+            entry.stamp,
+            result.width,
+            result.height,
+            -1,
+        )
         if item is not None and item.digest == result.digest:
             self.summary.unchanged += 1
             self._keep(new, item)
@@ -280,7 +290,14 @@ def refresh_meta(index: Index, measure: bool = True, engine: str | None = None) 
             search = ann_maintenance.update(index.derived, search, flat, reader.rows(), measure)
     index.write_meta(
         replace(
-            meta, generation=generation, items=items, rows=rows, failures=failures, distances=distances,
-            distances_of=measured, engine=engine or meta.engine, search=search,
+            meta,
+            generation=generation,
+            items=items,
+            rows=rows,
+            failures=failures,
+            distances=distances,
+            distances_of=measured,
+            engine=engine or meta.engine,
+            search=search,
         )
-    )  # fmt: skip
+    )

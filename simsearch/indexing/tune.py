@@ -72,8 +72,14 @@ RERANKED, RERANKED_RECALL = (200, 400, 800, 1600), 0.95
 """Candidates that binary codes may name, the fewer the better, and the recall that is enough for them."""
 
 KINDS = (
-    ("hnsw", 128), ("hnsw", 256), ("pq", 128), ("pq", 256), ("ivf", 128), ("sq8", 128), ("rabitq", 256),
-)  # fmt: skip
+    ("hnsw", 128),
+    ("hnsw", 256),
+    ("pq", 128),
+    ("pq", 256),
+    ("ivf", 128),
+    ("sq8", 128),
+    ("rabitq", 256),
+)
 
 SCANS = ("sq8", "rabitq")
 
@@ -90,9 +96,12 @@ CLOSE = 1.2
 CANDIDATES = (12, 16, 20, 30, 40, 80, 160, 320)
 
 EFFORTS = {
-    "hnsw": (20, 40, 60, 80, 120, 160, 320, 640), "pq": (8, 16, 32, 64, 128, 256), "ivf": (4, 8, 16, 32, 64, 128, 256),
-    "sq8": (0,), "rabitq": (0,),
-}  # fmt: skip
+    "hnsw": (20, 40, 60, 80, 120, 160, 320, 640),
+    "pq": (8, 16, 32, 64, 128, 256),
+    "ivf": (4, 8, 16, 32, 64, 128, 256),
+    "sq8": (0,),
+    "rabitq": (0,),
+}
 
 
 @dataclass(frozen=True)
@@ -205,9 +214,13 @@ def _project(flat: FlatIndex, rows: NDArray[np.int64], onto: pca.Projection, pro
 
 
 def _build(
-    setting: AnnSettings, onto: pca.Projection, projected: NDArray[np.floating], rows: NDArray[np.int64],
-    covered: int, progress: Progress = lambda done, total: None,
-) -> AnnIndex:  # fmt: skip
+    setting: AnnSettings,
+    onto: pca.Projection,
+    projected: NDArray[np.floating],
+    rows: NDArray[np.int64],
+    covered: int,
+    progress: Progress = lambda done, total: None,
+) -> AnnIndex:
     """A structure over (n, d or more) projected features, which belong to `rows`."""
     index = ann.new_faiss_index(setting, len(rows))
     some = np.random.default_rng(1).choice(len(rows), min(4 * SAMPLE, len(rows)), replace=False)
@@ -219,15 +232,25 @@ def _build(
 
 
 def _race(
-    flat: FlatIndex, entries: NDArray[np.int64], projected: NDArray[np.float16], onto: pca.Projection,
-    queries: NDArray[np.float32], recall: float, memory: int | None,
-) -> tuple[list[dict[str, Any]], list[AnnSettings]]:  # fmt: skip
+    flat: FlatIndex,
+    entries: NDArray[np.int64],
+    projected: NDArray[np.float16],
+    onto: pca.Projection,
+    queries: NDArray[np.float32],
+    recall: float,
+    memory: int | None,
+) -> tuple[list[dict[str, Any]], list[AnnSettings]]:
     """What each kind reaches on a part of the index, and the settings that reach the recall, fastest first."""
     some = np.sort(np.random.default_rng(2).choice(len(entries), min(RACE, len(entries)), replace=False))
     part = _Benchmark.of(flat, entries[some], queries)
     share = len(entries) / len(some)
-    growth = {"hnsw": np.log(len(entries)) / np.log(len(some)), "pq": share**0.5, "ivf": share**0.5,
-              "sq8": share, "rabitq": share}  # fmt: skip
+    growth = {
+        "hnsw": np.log(len(entries)) / np.log(len(some)),
+        "pq": share**0.5,
+        "ivf": share**0.5,
+        "sq8": share,
+        "rabitq": share,
+    }
     tried: list[dict[str, Any]] = []
     able: list[tuple[float, AnnSettings]] = []
     for kind, dimensions in KINDS:
@@ -241,8 +264,12 @@ def _race(
         if choice is not None:
             expected = choice.seconds * float(growth[kind])
             facts |= {"recall": choice.recall, "seconds": choice.seconds, "expected_seconds": expected}
-            able.append((expected, replace(setting, candidates=choice.parameters["candidates"],
-                                           effort=choice.parameters["effort"])))  # fmt: skip
+            able.append(
+                (
+                    expected,
+                    replace(setting, candidates=choice.parameters["candidates"], effort=choice.parameters["effort"]),
+                )
+            )
         tried.append(facts)
 
     def order(pair: tuple[float, AnnSettings]) -> tuple[int, int]:
@@ -273,10 +300,23 @@ def _measured(made: AnnIndex, field: _Benchmark, recall: float) -> Choice | None
         if shares.mean() < recall:
             continue
         seconds, _ = _timed(lambda query, s=setting: made.search(field.flat, query, K, field.rows, s), field.queries)  # type: ignore[misc]
-        parameters = {"dimensions": setting.dimensions, "candidates": setting.candidates, "effort": setting.effort,
-                      "kind": setting.kind}  # fmt: skip
-        return Choice(setting.kind, float(shares.mean()), low, high, len(shares), seconds, 0.0,
-                      setting.bytes_for(len(made.rows)), parameters)  # fmt: skip
+        parameters = {
+            "dimensions": setting.dimensions,
+            "candidates": setting.candidates,
+            "effort": setting.effort,
+            "kind": setting.kind,
+        }
+        return Choice(
+            setting.kind,
+            float(shares.mean()),
+            low,
+            high,
+            len(shares),
+            seconds,
+            0.0,
+            setting.bytes_for(len(made.rows)),
+            parameters,
+        )
     return None
 
 
@@ -309,8 +349,15 @@ def _record(index: Index, made: AnnIndex | None, choice: Choice, target: float |
         if made is not None:
             name, parameters = made.save(index.derived)
             search["parameters"] = {**parameters, "folder": name}
-            search |= {"low": choice.low, "high": choice.high, "queries": choice.queries, "k": K,
-                       "memory": choice.memory, "target": target, "items": len(index)}  # fmt: skip
+            search |= {
+                "low": choice.low,
+                "high": choice.high,
+                "queries": choice.queries,
+                "k": K,
+                "memory": choice.memory,
+                "target": target,
+                "items": len(index),
+            }
         index.refresh()
         index.write_meta(replace(index.meta, search=search))
         index.database.apply(Changes())  # a new generation, which readers notice
@@ -324,9 +371,12 @@ def _record(index: Index, made: AnnIndex | None, choice: Choice, target: float |
 
 
 def tune_codes(
-    index: Index, config: HashConfig, recall: float = RERANKED_RECALL, memory: int | None = None,
+    index: Index,
+    config: HashConfig,
+    recall: float = RERANKED_RECALL,
+    memory: int | None = None,
     progress: Progress = lambda done, total: None,
-) -> Choice:  # fmt: skip
+) -> Choice:
     """Trains binary codes on the index's features and searches by them from now on, whatever else were faster.
 
     The nearest by Hamming distance are ranked exactly: 200 of them, or more where that is not enough for the recall,
@@ -371,8 +421,15 @@ def tune_codes(
     shares = field.recalls(made.search(flat, queries[half:], K, entries), slice(half, None))
     low, high = mean_interval(shares)
     took, _ = _timed(lambda query: made.search(flat, query, K, entries), queries)
-    whole = BinaryCodeIndex(made.setting, codes, np.concatenate([encoded, codes(queries)]), np.concatenate([entries, held]),
-                  flat.rows, flat.shards.epoch)  # fmt: skip
-    choice = Choice("codes", float(shares.mean()), low, high, len(shares), took, seconds,
-                    made.setting.bytes_for(len(rows)), {})  # fmt: skip
+    whole = BinaryCodeIndex(
+        made.setting,
+        codes,
+        np.concatenate([encoded, codes(queries)]),
+        np.concatenate([entries, held]),
+        flat.rows,
+        flat.shards.epoch,
+    )
+    choice = Choice(
+        "codes", float(shares.mean()), low, high, len(shares), took, seconds, made.setting.bytes_for(len(rows)), {}
+    )
     return _record(index, whole, choice, recall)

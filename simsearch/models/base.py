@@ -15,9 +15,9 @@ class Model(Protocol):
     """What the engine needs of a model; any object with these members will do.
 
     name: how to get it again from `load`. weights_sha256: identifies the weights. dimension: D.
-    engine: what computes, such as "onnxruntime-cpu". distances: see `ModelCard`; may be empty. A model that profits from
-    several threads that call `features` at once says how many by an attribute `lanes`; one whose device decodes JPEGs
-    has a `jpeg_decoder.JpegDecoder` as `decoder`.
+    engine: what computes, such as "onnxruntime-cpu". distances: see `ModelCard`; may be empty. A model
+    that profits from several threads calling `features` at once has their number as `lanes`; one whose device decodes
+    JPEGs has a `jpeg_decoder.JpegDecoder` as `decoder`.
     """
 
     @property

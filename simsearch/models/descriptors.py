@@ -64,8 +64,9 @@ class Descriptor:
         try:
             return cls(**{**values, "parts": tuple(LayerPart(**part) for part in values["parts"])})
         except (KeyError, TypeError) as error:
-            raise UsageError(f"the recipe of the index's features is not understood: {error}",
-                             hint="a newer simsearch may know it") from error  # fmt: skip
+            raise UsageError(
+                f"the recipe of the index's features is not understood: {error}", hint="a newer simsearch may know it"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -10,9 +10,13 @@ from simsearch.models.registry import DEFAULT, FEW, TORCHVISION, find_weights
 
 
 def load_model(
-    name: str = DEFAULT, device: str = "auto", *,
-    images: int | None = None, threads: bool = False, precision: str = "float32",
-) -> Model:  # fmt: skip
+    name: str = DEFAULT,
+    device: str = "auto",
+    *,
+    images: int | None = None,
+    threads: bool = False,
+    precision: str = "float32",
+) -> Model:
     """Loads a model by name, ready to compute.
 
     device: "auto", "cpu", "cuda" or "cuda:N". "auto" takes a GPU if there is one and the work is worth its start-up.

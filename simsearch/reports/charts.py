@@ -16,9 +16,19 @@ if TYPE_CHECKING:
 
 PAPER, INK, FAINT, GRID = "#ffffff", "#1c1f23", "#5d646c", "#e3e6ea"
 LINES = (
-    "#34557f", "#c0562f", "#3f8f5f", "#8a5aa8", "#b08a1e", "#4aa3b5",
-    "#7f9fd1", "#e39b80", "#86c49f", "#c4a3d6", "#d9bd6c", "#666666",
-)  # fmt: skip
+    "#34557f",
+    "#c0562f",
+    "#3f8f5f",
+    "#8a5aa8",
+    "#b08a1e",
+    "#4aa3b5",
+    "#7f9fd1",
+    "#e39b80",
+    "#86c49f",
+    "#c4a3d6",
+    "#d9bd6c",
+    "#666666",
+)
 
 Series = "Mapping[str, Sequence[tuple[float, float]]]"
 
@@ -39,10 +49,19 @@ def kernels(weights: NDArray[np.float32], columns: int = 16, scale: int = 4, gap
 
 
 def plot(
-    series: Any, title: str, x_label: str, y_label: str, *,
-    width: int = 720, height: int = 420, lowest: float | None = None, highest: float | None = None,
-    line: float | None = None, names: Sequence[str] = (), legend: bool = True,
-) -> Image.Image:  # fmt: skip
+    series: Any,
+    title: str,
+    x_label: str,
+    y_label: str,
+    *,
+    width: int = 720,
+    height: int = 420,
+    lowest: float | None = None,
+    highest: float | None = None,
+    line: float | None = None,
+    names: Sequence[str] = (),
+    legend: bool = True,
+) -> Image.Image:
     """Lines through points: `series` maps a name to its (x, y) pairs. lowest, highest: the axis goes at least so far.
 
     line: a mark across. names: of the places 1, 2, ... on the x axis, instead of numbers. legend: names of the lines.

@@ -69,10 +69,12 @@ class AnnSettings:
 
 def recalls(found: list[Neighbours], truth: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of each query the share of its K that are as near as the true K-th, `truth` away; ties count either way."""
-    return np.array([
-        np.count_nonzero(each.distances[:K] <= limit * (1 + 1e-9)) / K
-        for each, limit in zip(found, truth, strict=True)
-    ])  # fmt: skip
+    return np.array(
+        [
+            np.count_nonzero(each.distances[:K] <= limit * (1 + 1e-9)) / K
+            for each, limit in zip(found, truth, strict=True)
+        ]
+    )
 
 
 def lists(entries: int) -> int:
@@ -111,9 +113,14 @@ class AnnIndex:
     """
 
     def __init__(
-        self, setting: AnnSettings, projection: Projection, index: Any, rows: NDArray[np.int64], covered: int,
+        self,
+        setting: AnnSettings,
+        projection: Projection,
+        index: Any,
+        rows: NDArray[np.int64],
+        covered: int,
         epoch: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.setting, self.index, self.projection = setting, index, projection.first(setting.dimensions)
         self._cover(rows, covered, epoch)
 
@@ -125,9 +132,13 @@ class AnnIndex:
         self._bits: tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None, int] = (None, *self._all)
 
     def search(
-        self, flat: FlatIndex, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None,
+        self,
+        flat: FlatIndex,
+        queries: NDArray[np.float32],
+        k: int,
+        permitted: NDArray[np.int64] | None,
         setting: AnnSettings | None = None,
-    ) -> list[Neighbours]:  # fmt: skip
+    ) -> list[Neighbours]:
         """About the k nearest permitted rows to each of (nq, D) queries, measured exactly, k where there are as many.
 
         All of them where the structure does not serve. setting: other candidates and effort than the structure's own,

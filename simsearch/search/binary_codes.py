@@ -1,7 +1,7 @@
 """Approximate search by binary codes: the nearest by Hamming distance are candidates, the exact features rank them.
 
-A structure in `derived/<name>/` like any other: `encoder.safetensors` encodes, `entries.npy` holds the codes of the rows
-in `random_reader.npy`. Items that come later are encoded when they are committed, into one further file each time.
+A structure in `derived/<name>/` like any other: `encoder.safetensors` encodes, `entries.npy` holds the codes of the
+rows in `random_reader.npy`. Items that come later are encoded when they are committed, into one further file each time.
 """
 
 from __future__ import annotations
@@ -38,9 +38,14 @@ class BinaryCodeIndex(AnnIndex):
     """Searches (n, bytes) codes, those of `rows`, by Hamming distance. `covered` rows of the index are encoded."""
 
     def __init__(
-        self, setting: AnnSettings, codes: HashEncoder, entries: NDArray[np.uint8], rows: NDArray[np.int64], covered: int,
+        self,
+        setting: AnnSettings,
+        codes: HashEncoder,
+        entries: NDArray[np.uint8],
+        rows: NDArray[np.int64],
+        covered: int,
         epoch: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         import faiss
 
         self.setting, self.codes = setting, codes
@@ -119,8 +124,10 @@ def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
         if covered >= flat.rows:
             return covered
         codes = HashEncoder.load(folder / "codes.safetensors")
-        parts += [codes(flat.read(np.arange(first, min(first + BLOCK, flat.rows))))
-                  for first in range(covered, flat.rows, BLOCK)]  # fmt: skip
+        parts += [
+            codes(flat.read(np.arange(first, min(first + BLOCK, flat.rows))))
+            for first in range(covered, flat.rows, BLOCK)
+        ]
         write(folder / f"added.{epoch}.{start}.npy", np.concatenate(parts))
         sync_folder(folder)
     except _UNREADABLE as error:
@@ -139,8 +146,7 @@ def renumber(derived: Path, parameters: dict[str, Any], live: NDArray[np.int64],
         made = load(folder, parameters, old)
         rows = ann.moved(made.rows, live)
         entries = faiss_bytes(made.index)[rows >= 0]
-        ann.record(folder, old, new, entries=entries, rows=rows[rows >= 0],
-                         covered=np.searchsorted(live, made.covered))  # fmt: skip
+        ann.record(folder, old, new, entries=entries, rows=rows[rows >= 0], covered=np.searchsorted(live, made.covered))
         for path in folder.glob("added.*.npy"):
             if path.name.split(".")[1] != str(old):
                 path.unlink()

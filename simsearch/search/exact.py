@@ -3,7 +3,8 @@
 One query is shared among the cores range by range, so that it is as fast as the memory. Many at once are a matrix
 product over blocks of rows decoded to float32. Either way the best candidates of float32 are measured again in
 float64, which settles their order; the search is repeated with more of them while rounding could hide a better one.
-Only the scan for a single query touches the mapping; whatever else needs rows reads them (`simsearch.storage.random_reader`). Where the
+Only the scan for a single query touches the mapping; whatever else needs rows reads them
+(`simsearch.storage.random_reader`). Where the
 rows are in a GPU's memory, it names the candidates instead (`simsearch.search.gpu`).
 
 Letters: nq queries, k neighbours, D dimension, n rows.
@@ -79,9 +80,12 @@ class FlatIndex:
     """
 
     def __init__(
-        self, shards: FeatureFiles, rows: int, devices: Callable[[int], Sequence[str]] | None = None,
+        self,
+        shards: FeatureFiles,
+        rows: int,
+        devices: Callable[[int], Sequence[str]] | None = None,
         before: FlatIndex | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.shards, self.rows = shards, rows
         self._devices = devices
         self._before = before._resident if before is not None and before.shards is shards else None

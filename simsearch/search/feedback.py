@@ -16,9 +16,12 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def blend(
-    query: NDArray[np.float32], plus: NDArray[np.float32], minus: NDArray[np.float32],
-    plus_weights: Sequence[float] = (), minus_weights: Sequence[float] = (),
-) -> NDArray[np.float32]:  # fmt: skip
+    query: NDArray[np.float32],
+    plus: NDArray[np.float32],
+    minus: NDArray[np.float32],
+    plus_weights: Sequence[float] = (),
+    minus_weights: Sequence[float] = (),
+) -> NDArray[np.float32]:
     """Relevance feedback (Rocchio 1971): the mean of what is wanted, moved half a step away from what is not.
 
     Weights count in the mean of what is wanted, where the query has weight 1, and in that of what is not; the mean of

@@ -4,8 +4,8 @@ The rows are kept as float16 in chunks, dealt out to the devices in turn. A sear
 matrix product, block by block, and keeps the best of each device; rows that may not be found are at an infinite
 distance. Queries that are float16 as well, as those from pictures are, are multiplied as they stand where the device
 adds such products up in float32, so that a row is read once; otherwise blocks are decoded to float32 first. What comes
-back are candidates with a bound on their rounding, which `simsearch.search.exact` settles in float64, as it does after a scan
-on the CPU.
+back are candidates with a bound on their rounding, which `simsearch.search.exact` settles in float64, as it does
+after a scan on the CPU.
 
 Letters: nq queries, D dimension, n rows, width candidates.
 """
@@ -57,9 +57,12 @@ class GpuIndex:
     """
 
     def __init__(
-        self, read: Callable[[NDArray[np.int64]], NDArray[np.float16]], rows: int, devices: Sequence[str],
+        self,
+        read: Callable[[NDArray[np.int64]], NDArray[np.float16]],
+        rows: int,
+        devices: Sequence[str],
         before: GpuIndex | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         import torch
 
         self.rows, self.devices = rows, tuple(devices)

@@ -21,7 +21,7 @@ Box = tuple[int, int, int, int]
 """x, y, width, height in pixels of the upright image."""
 
 
-class IndexReplacedError(SimsearchError):
+class OutdatedQueryError(SimsearchError):
     """Another index has taken the place of the one that a query was prepared for: prepare it again."""
 
 

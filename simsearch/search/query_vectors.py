@@ -12,6 +12,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from simsearch.images.sources.base import Source
 from simsearch.search.feedback import blend, weighted
 from simsearch.search.queries import (
     Box,
-    IndexReplacedError,
+    OutdatedQueryError,
     Picture,
     PreparedImage,
     PreparedQuery,
@@ -34,13 +35,23 @@ from simsearch.search.queries import (
     as_vector,
     is_id,
 )
-from simsearch.storage.reader import Item, Reader
+from simsearch.storage.reader import Reader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DECODING_BYTES = 768 << 20
 """Memory for images that are being decoded at the same time; a larger one is decoded alone."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """An image file in memory. name: for messages. digest, item: as in `PreparedImage`."""
+
+    data: bytes
+    name: str
+    digest: bytes = b""
+    item: int | None = None
 
 
 class QueryResolver:
@@ -154,38 +165,21 @@ class QueryResolver:
     ) -> PreparedImage:
         """Reads one picture or item, and decodes it if its features may have to be computed."""
         unchanged = crop is None and not flip
-        if is_id(picture):
-            number = int(picture)  # type: ignore[arg-type]
-            if unchanged:
-                return PreparedImage(item=number)
-            item, data, name = self._read(number)
-            return self._decode(data, name, crop, flip, budget, number, item.digest)
+        if is_id(picture) and unchanged:
+            return PreparedImage(item=int(picture))  # type: ignore[arg-type]
         if isinstance(picture, Image.Image):
             return self._cut(decode.from_pil(picture), crop, flip)
         if isinstance(picture, np.ndarray):
             return self._cut(decode.from_array(picture), crop, flip)
-        data, name = resolve.read_picture(picture)
-        digest = hashlib.sha256(data).digest() if crop is None else b""
-        if unchanged and not decode_known and self._has(digest):
-            return PreparedImage(digest=digest)
-        return self._decode(data, name, crop, flip, budget, None, digest)
-
-    def _decode(
-        self,
-        data: bytes,
-        name: str,
-        crop: Box | None,
-        flip: bool,
-        budget: MemoryBudget | None,
-        number: int | None,
-        digest: bytes,
-    ) -> PreparedImage:
+        file = self._item_file(int(picture)) if is_id(picture) else _picture_file(picture, crop is None)  # type: ignore[arg-type]
+        if unchanged and not decode_known and self._has(file.digest):
+            return PreparedImage(digest=file.digest)
         shorter_side = self.recipe.resize if crop is None else None  # a crop is in pixels of the original
-        needed = decode.decode_memory(data, shorter_side) if budget is not None else 0
+        needed = decode.decode_memory(file.data, shorter_side) if budget is not None else 0
         with budget.hold(needed) if budget is not None else contextlib.nullcontext():
-            with self._named(name):
-                image = decode.decode_image(data, shorter_side, self.max_pixels).image
-            return self._cut(image, crop, flip, number, digest)
+            with self._named(file.name):
+                image = decode.decode_image(file.data, shorter_side, self.max_pixels).image
+            return self._cut(image, crop, flip, file.item, file.digest)
 
     def _cut(
         self, image: Image.Image, crop: Box | None, flip: bool, number: int | None = None, digest: bytes = b""
@@ -201,14 +195,13 @@ class QueryResolver:
             weights_sha256=self.weights_sha256,
         )
 
-    def _read(self, number: int) -> tuple[Item, bytes, str]:
-        """An item, the bytes of its file, and the name to call it by."""
+    def _item_file(self, number: int) -> _File:
         with self._lock:
             item = self.reader.item(number)
         source = self.sources[item.source]
         name = source.display(item.path)
         with self._named(name):
-            return item, source.read(item.path), name
+            return _File(source.read(item.path), name, item.digest, number)
 
     def _has(self, digest: bytes) -> bool:
         with self._lock:
@@ -228,7 +221,7 @@ class QueryResolver:
     def resolve(self, queries: Sequence[PreparedQuery]) -> list[NDArray[np.float32] | SimsearchError]:
         """The (v, D) features of each query, or why it has none; the missing ones are computed in one batch.
 
-        An error of a single query is IndexReplacedError, if what it was prepared for has changed, or
+        An error of a single query is OutdatedQueryError, if what it was prepared for has changed, or
         ItemNotFoundError. Raises what `compute` raises, which concerns all queries.
         """
         found: dict[int, list[NDArray[np.float32]]] = {}
@@ -255,22 +248,22 @@ class QueryResolver:
     def _known(self, image: PreparedImage) -> NDArray[np.float32] | None:
         """The features that need not be computed: a vector's, or those that the index has of an item or a file.
 
-        Raises IndexReplacedError if others must be, and the image was prepared for another index.
+        Raises OutdatedQueryError if others must be, and the image was prepared for another index.
         """
         if image.vector is not None:
             if image.vector.shape != (self.dimension,):
-                raise IndexReplacedError("the index was replaced by one of another dimension")
+                raise OutdatedQueryError("the index was replaced by one of another dimension")
             return image.vector
         item = None if image.item is None else self.reader.item(image.item)
         if item is not None and image.digest and item.digest != image.digest:
-            raise IndexReplacedError("the item is another one by now")
+            raise OutdatedQueryError("the item is another one by now")
         row = None
         if image.whole:
             row = item.row if item is not None else self.reader.row_of(image.digest) if image.digest else None
         if row is None and image.pixels is None:
-            raise IndexReplacedError("the index has no such features any more")
+            raise OutdatedQueryError("the index has no such features any more")
         if (row is None or image.mirrored is not None) and image.weights_sha256 != self.weights_sha256:
-            raise IndexReplacedError("the index was replaced by one of another model")
+            raise OutdatedQueryError("the index was replaced by one of another model")
         return None if row is None else self.reader.shards.read(np.array([row]))[0].astype(np.float32)
 
     def _blended(
@@ -292,6 +285,12 @@ class QueryResolver:
         )
         weights = query.plus_weights, query.minus_weights
         return np.stack([blend(vector, wanted, unwanted, *weights) for vector in own])
+
+
+def _picture_file(picture: Any, whole: bool) -> _File:
+    """The file of a picture given by path, bytes or an open file; with its digest if all of it is wanted."""
+    data, name = resolve.read_picture(picture)
+    return _File(data, name, hashlib.sha256(data).digest() if whole else b"")
 
 
 def _thread_safe(picture: Any) -> bool:

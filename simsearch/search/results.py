@@ -42,10 +42,21 @@ class QueryResult:
         """The JSON object of the contract."""
         matches = [
             {
-                "rank": match.rank, "id": match.id, "path": match.path, "label": match.label,
-                "distance": match.distance, "similarity": match.similarity, "metadata": match.metadata,
+                "rank": match.rank,
+                "id": match.id,
+                "path": match.path,
+                "label": match.label,
+                "distance": match.distance,
+                "similarity": match.similarity,
+                "metadata": match.metadata,
             }
             for match in self.matches
-        ]  # fmt: skip
-        return {"query": self.query, "model": self.model, "metric": "euclidean", "exact": self.exact,
-                "took_ms": round(self.took_ms, 3), "matches": matches}  # fmt: skip
+        ]
+        return {
+            "query": self.query,
+            "model": self.model,
+            "metric": "euclidean",
+            "exact": self.exact,
+            "took_ms": round(self.took_ms, 3),
+            "matches": matches,
+        }

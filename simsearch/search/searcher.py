@@ -44,9 +44,12 @@ class Search:
     structure: ApproximateSearch | None = None
 
     def answers(
-        self, queries: NDArray[np.float32], k: int,
-        left_out: Sequence[Sequence[int]], options: SearchOptions,
-    ) -> list[Matches]:  # fmt: skip
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        left_out: Sequence[Sequence[int]],
+        options: SearchOptions,
+    ) -> list[Matches]:
         """Searches by (nq, v, D) queries, each in v variants of which the nearest counts, without the rows left out."""
         k = counted(k)
         farthest = options.get("max_distance")
@@ -121,9 +124,13 @@ class Search:
         return self.structure is not None and self.structure.serves(self.snapshot.flat, k, permitted)
 
     def _expanded(
-        self, queries: NDArray[np.float32], left_out: Sequence[Sequence[int]], count: int, options: SearchOptions,
+        self,
+        queries: NDArray[np.float32],
+        left_out: Sequence[Sequence[int]],
+        count: int,
+        options: SearchOptions,
         answers: list[Matches],
-    ) -> NDArray[np.float32]:  # fmt: skip
+    ) -> NDArray[np.float32]:
         """The (nq, v, D) queries to search by instead; the same matches are added to each variant of a query.
 
         answers: those to come, which are not exact where their query was not expanded by an exact search.

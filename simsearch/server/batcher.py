@@ -37,7 +37,7 @@ class SearchJob:
 
     @property
     def key(self) -> tuple[int, int, str]:
-        """SearchJobs with the same key can be answered by one scan."""
+        """Jobs with the same key can be answered by one scan."""
         return self.k, self.query.variants, repr(sorted(self.options.items(), key=lambda pair: pair[0]))
 
 
@@ -82,7 +82,7 @@ class Batcher:
         try:
             answers = self.served.use(lambda engine: self._answers(engine, jobs))
         except Exception as error:
-            if len(jobs) > 1:  # whose fault it is, each finds out alone
+            if len(jobs) > 1:  # one by one, so that only the faulty job fails
                 for job in jobs:
                     self._answer([job])
                 return

@@ -57,8 +57,12 @@ def _finite(value: Any) -> Any:
 
 def install(app: FastAPI) -> None:
     """Makes all errors that routes raise into answers."""
-    for kind, handler in ((ApiError, _refused), (SimsearchError, _ours), (HTTPException, _http),
-                          (RequestValidationError, _invalid)):  # fmt: skip
+    for kind, handler in (
+        (ApiError, _refused),
+        (SimsearchError, _ours),
+        (HTTPException, _http),
+        (RequestValidationError, _invalid),
+    ):
         app.add_exception_handler(kind, handler)  # type: ignore[arg-type]
 
 

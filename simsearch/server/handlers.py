@@ -23,7 +23,7 @@ from simsearch.engine import Engine
 from simsearch.errors import ImageError, SimsearchError
 from simsearch.images.urls import fetch
 from simsearch.search import similarity
-from simsearch.search.queries import IndexReplacedError, PreparedQuery
+from simsearch.search.queries import OutdatedQueryError, PreparedQuery
 from simsearch.search.results import Matches, QueryResult
 from simsearch.server import thumbnails
 from simsearch.server.batcher import Batcher, SearchJob
@@ -126,7 +126,7 @@ class SearchService:
             return job, await self._in_time(asyncio.wrap_future(self.batchers[served.name].submit(job)))
 
         for _ in range(ATTEMPTS - 1):
-            with contextlib.suppress(IndexReplacedError):
+            with contextlib.suppress(OutdatedQueryError):
                 return await once()
         return await once()
 
@@ -167,9 +167,18 @@ class SearchService:
         def find(engine: Engine) -> list[dict[str, Any]]:
             items = [engine.item(number) for number in numbers]
             paths = [item.path for item in items] if self.settings.relative else engine.paths(items)
-            return [{"id": item.id, "path": path, "label": item.label, "metadata": item.metadata,
-                     "width": item.width, "height": item.height, "bytes": item.size}
-                    for item, path in zip(items, paths, strict=True)]  # fmt: skip
+            return [
+                {
+                    "id": item.id,
+                    "path": path,
+                    "label": item.label,
+                    "metadata": item.metadata,
+                    "width": item.width,
+                    "height": item.height,
+                    "bytes": item.size,
+                }
+                for item, path in zip(items, paths, strict=True)
+            ]
 
         return served.use(find)
 
@@ -230,14 +239,28 @@ class SearchService:
             for name, served in self.indexes.items():
                 items, generation = served.facts()
                 meta = served.use(lambda engine: engine.meta)
-                found.append({"name": name, "items": items, "generation": generation, "model": meta.model,
-                              "dimension": meta.dimension,
-                              "median_distance": similarity.median(meta.distances)})  # fmt: skip
+                found.append(
+                    {
+                        "name": name,
+                        "items": items,
+                        "generation": generation,
+                        "model": meta.model,
+                        "dimension": meta.dimension,
+                        "median_distance": similarity.median(meta.distances),
+                    }
+                )
             return found
 
         settings = self.settings
-        return reply({"indexes": await self.in_thread(facts), "writable": settings.writable,
-                      "urls": settings.allow_urls, "max_body": settings.max_body, "max_k": settings.max_k})  # fmt: skip
+        return reply(
+            {
+                "indexes": await self.in_thread(facts),
+                "writable": settings.writable,
+                "urls": settings.allow_urls,
+                "max_body": settings.max_body,
+                "max_k": settings.max_k,
+            }
+        )
 
     async def ready(self) -> Response:
         """Whether a real query works in each index."""

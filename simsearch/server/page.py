@@ -29,8 +29,10 @@ def docs(document: dict[str, Any]) -> Response:
             codes = ", ".join(operation.get("responses", {}))
             shown = html.escape(json.dumps(operation.get("requestBody", {}).get("content", {}), indent=1))
             body = f"<details><summary>Body</summary><pre>{shown}</pre></details>" if "requestBody" in operation else ""
-            parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>"
-                         f"<p>{html.escape(operation.get('summary', ''))}. Answers {codes}.</p>{body}")  # fmt: skip
+            parts.append(
+                f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>"
+                f"<p>{html.escape(operation.get('summary', ''))}. Answers {codes}.</p>{body}"
+            )
     text = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>simsearch: HTTP</title>'

@@ -18,10 +18,20 @@ class PrometheusMetrics:
         own: Any = {"registry": self.registry}
         ProcessCollector(registry=self.registry)
         self.requests = Counter("simsearch_requests", "Requests answered.", ["route", "method", "status"], **own)
-        self.seconds = Histogram("simsearch_request_seconds", "From the head of a request to the end of its answer.",
-                                 ["route"], buckets=SECONDS, **own)  # fmt: skip
-        self.phases = Histogram("simsearch_phase_seconds", "Parts of a search: body, decode, compute, search ...",
-                                ["phase"], buckets=SECONDS, **own)  # fmt: skip
+        self.seconds = Histogram(
+            "simsearch_request_seconds",
+            "From the head of a request to the end of its answer.",
+            ["route"],
+            buckets=SECONDS,
+            **own,
+        )
+        self.phases = Histogram(
+            "simsearch_phase_seconds",
+            "Parts of a search: body, decode, compute, search ...",
+            ["phase"],
+            buckets=SECONDS,
+            **own,
+        )
         self.batch = Histogram("simsearch_batch_size", "Searches answered at once.", buckets=SIZES, **own)
         self.queue = Gauge("simsearch_queue", "Searches that wait for a batch.", ["index"], **own)
         self.in_flight = Gauge("simsearch_in_flight", "Searches taken in and not yet answered.", **own)

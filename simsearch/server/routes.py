@@ -49,9 +49,15 @@ def _around(app: FastAPI, service: SearchService) -> None:
     async def ready() -> Response:
         return await service.ready()
 
-    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response, responses={
-        200: {"description": "Done.", "content": {"text/plain": {"schema": {"type": "string"}}}},
-        **errors(400, 401, 503)})  # fmt: skip
+    @app.get(
+        "/metrics",
+        summary="Figures for Prometheus",
+        response_class=Response,
+        responses={
+            200: {"description": "Done.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+            **errors(400, 401, 503),
+        },
+    )
     async def metrics() -> Response:
         return await service.prometheus()
 
@@ -63,8 +69,12 @@ def _around(app: FastAPI, service: SearchService) -> None:
 def _search(app: FastAPI, service: SearchService) -> None:
     body = openapi.search_body(service.search_request, service.settings.allow_urls)
 
-    @app.post("/v1/search", summary="The items nearest to an image, an item or a vector", openapi_extra=body,
-              responses=responses(openapi.Answer, 400, 401, 404, 413, 415, 422, 429, 503))  # fmt: skip
+    @app.post(
+        "/v1/search",
+        summary="The items nearest to an image, an item or a vector",
+        openapi_extra=body,
+        responses=responses(openapi.Answer, 400, 401, 404, 413, 415, 422, 429, 503),
+    )
     async def search(request: Request, index: Index = None) -> Response:
         return await service.search(request)
 
@@ -73,8 +83,11 @@ def _items(app: FastAPI, service: SearchService) -> None:
     write = service.settings.writable
     reading = errors(400, 401, 404, 422, 503)
 
-    @app.get("/v1/items", summary="Some items, spread evenly over the index",
-             responses={**responses(openapi.Items), **reading})  # fmt: skip
+    @app.get(
+        "/v1/items",
+        summary="Some items, spread evenly over the index",
+        responses={**responses(openapi.Items), **reading},
+    )
     async def items(request: Request, count: Count = 12, index: Index = None) -> Response:
         return await service.items(request, count)
 
@@ -82,23 +95,44 @@ def _items(app: FastAPI, service: SearchService) -> None:
     async def item(request: Request, number: Number, index: Index = None) -> Response:
         return await service.item(request, number)
 
-    @app.get("/v1/items/{id}/image", summary="An item's image file", response_class=Response,
-             responses={**binary("image/*", "application/octet-stream"), **reading})  # fmt: skip
+    @app.get(
+        "/v1/items/{id}/image",
+        summary="An item's image file",
+        response_class=Response,
+        responses={**binary("image/*", "application/octet-stream"), **reading},
+    )
     async def image(request: Request, number: Number, index: Index = None) -> Response:
         return await service.image(request, number)
 
-    @app.get("/v1/items/{id}/thumbnail", summary="A small JPEG of an item", response_class=Response,
-             responses={**binary("image/jpeg"), 304: {"description": "Unchanged."}, **reading})  # fmt: skip
+    @app.get(
+        "/v1/items/{id}/thumbnail",
+        summary="A small JPEG of an item",
+        response_class=Response,
+        responses={**binary("image/jpeg"), 304: {"description": "Unchanged."}, **reading},
+    )
     async def thumbnail(request: Request, number: Number, size: Size = 256, index: Index = None) -> Response:
         return await service.thumbnail(request, number, size)
 
-    @app.post("/v1/items", summary="Adds an image", include_in_schema=write, openapi_extra=openapi.add_body(),
-              status_code=201, responses={**responses(openapi.Item, 400, 401, 404, 413, 415, 422, 503),
-              201: {**ok(openapi.Item), "description": "Added; 200 if it was there."}})  # fmt: skip
+    @app.post(
+        "/v1/items",
+        summary="Adds an image",
+        include_in_schema=write,
+        openapi_extra=openapi.add_body(),
+        status_code=201,
+        responses={
+            **responses(openapi.Item, 400, 401, 404, 413, 415, 422, 503),
+            201: {**ok(openapi.Item), "description": "Added; 200 if it was there."},
+        },
+    )
     async def add(request: Request, index: Index = None) -> Response:
         return await service.add(request)
 
-    @app.delete("/v1/items/{id}", summary="Takes an item out", include_in_schema=write, status_code=204,
-                responses={204: {"description": "Done."}, **reading})  # fmt: skip
+    @app.delete(
+        "/v1/items/{id}",
+        summary="Takes an item out",
+        include_in_schema=write,
+        status_code=204,
+        responses={204: {"description": "Done."}, **reading},
+    )
     async def remove(request: Request, number: Number, index: Index = None) -> Response:
         return await service.remove(request, number)

@@ -45,7 +45,15 @@ class Settings:
                 object.__setattr__(self, name, tuple(value))
         if any(not key.strip() for key in self.api_keys):
             raise UsageError("an API key is empty")
-        for name in ("max_body", "max_pixels", "max_k", "in_flight", "batch_size", "timeout", "body_timeout",
-                     "head_timeout"):  # fmt: skip
+        for name in (
+            "max_body",
+            "max_pixels",
+            "max_k",
+            "in_flight",
+            "batch_size",
+            "timeout",
+            "body_timeout",
+            "head_timeout",
+        ):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be positive")

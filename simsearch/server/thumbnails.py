@@ -14,8 +14,15 @@ from simsearch.server.reloading import ReloadableIndex
 CACHE = 32 << 20
 """Bytes of thumbnails kept in memory."""
 
-_FORMATS = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp",
-            "AVIF": "image/avif", "BMP": "image/bmp"}  # fmt: skip
+_FORMATS = {
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
+    "PNG": "image/png",
+    "GIF": "image/gif",
+    "WEBP": "image/webp",
+    "AVIF": "image/avif",
+    "BMP": "image/bmp",
+}
 
 
 def file(served: ReloadableIndex, number: int) -> tuple[bytes, str | None]:

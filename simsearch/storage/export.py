@@ -71,8 +71,13 @@ def export_parquet(
     except ImportError:
         raise MissingExtraError("writing Parquet", "parquet") from None
     dimension = index.meta.dimension
-    columns = [("id", pyarrow.int64()), ("path", pyarrow.string()), ("label", pyarrow.string()),
-               ("metadata", pyarrow.string()), ("features", pyarrow.list_(pyarrow.float16(), dimension))]  # fmt: skip
+    columns = [
+        ("id", pyarrow.int64()),
+        ("path", pyarrow.string()),
+        ("label", pyarrow.string()),
+        ("metadata", pyarrow.string()),
+        ("features", pyarrow.list_(pyarrow.float16(), dimension)),
+    ]
     facts = {"simsearch": json.dumps({"model": index.meta.model, "weights_sha256": index.meta.weights_sha256})}
     schema = pyarrow.schema(columns, metadata=facts)
     partial = folder / ".items.parquet.partial"
@@ -84,8 +89,12 @@ def export_parquet(
                 features = reader.shards.read(np.array([item.row for item in items], np.int64))
                 values = pyarrow.array(features.reshape(-1), pyarrow.float16())
                 paths = [replace_surrogates(opened[item.source].display(item.path)) for item in items]
-                cells = [[item.id for item in items], paths, [item.label for item in items],
-                         [json.dumps(item.metadata) for item in items]]  # fmt: skip
+                cells = [
+                    [item.id for item in items],
+                    paths,
+                    [item.label for item in items],
+                    [json.dumps(item.metadata) for item in items],
+                ]
                 arrays = [pyarrow.array(cell, kind) for cell, (_, kind) in zip(cells, columns[:-1], strict=True)]
                 arrays.append(pyarrow.FixedSizeListArray.from_arrays(values, dimension))
                 writer.write_batch(pyarrow.record_batch(arrays, schema=schema))

@@ -53,8 +53,10 @@ class Index:
 
     def __init__(self, path: str | os.PathLike[str], *, roots: Mapping[str, str] | None = None) -> None:
         if is_address(path):
-            raise UsageError(f"{os.fspath(path)} is no index on disk",
-                             hint="a collection is read by the verbs that search, and written by `push`")  # fmt: skip
+            raise UsageError(
+                f"{os.fspath(path)} is no index on disk",
+                hint="a collection is read by the verbs that search, and written by `push`",
+            )
         self.path, self.roots = Path(path), dict(roots or {})
         with contextlib.ExitStack() as opened:
             try:
@@ -163,17 +165,28 @@ class Index:
             counts = reader.counts()
             meta = self.meta
             return {
-                "path": os.fspath(self.path), "items": reader.count(), "failures": reader.failure_count(),
-                "labels": reader.label_count(), "model": meta.model, "weights_sha256": meta.weights_sha256,
-                "features": meta.features, "dimension": meta.dimension, "metric": meta.metric,
-                "storage": meta.storage, "engine": meta.engine, "search": meta.search,
-                "bytes": _size(self.folder.through), "rows": reader.state("rows"), "recipe": meta.recipe,
-                "created": meta.created, "format": meta.format,
+                "path": os.fspath(self.path),
+                "items": reader.count(),
+                "failures": reader.failure_count(),
+                "labels": reader.label_count(),
+                "model": meta.model,
+                "weights_sha256": meta.weights_sha256,
+                "features": meta.features,
+                "dimension": meta.dimension,
+                "metric": meta.metric,
+                "storage": meta.storage,
+                "engine": meta.engine,
+                "search": meta.search,
+                "bytes": _size(self.folder.through),
+                "rows": reader.state("rows"),
+                "recipe": meta.recipe,
+                "created": meta.created,
+                "format": meta.format,
                 "sources": [
                     {"kind": row.kind, "root": opened[row.id].root, "items": counts.get(row.id, 0)}
                     for row in reader.sources()
                 ],
-            }  # fmt: skip
+            }
 
     # -- what `meta.json` says
 
@@ -272,12 +285,17 @@ def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
             Database(path / DATABASE, create=True, folder=folder).close()
             recipe = components.record(folder, model)
             Meta(
-                features=features, descriptor=recipe, model=model.name,
-                weights_sha256=model.weights_sha256, recipe=model.recipe.to_dict(),
-                dimension=model.dimension, engine=model.engine, simsearch=__version__,
+                features=features,
+                descriptor=recipe,
+                model=model.name,
+                weights_sha256=model.weights_sha256,
+                recipe=model.recipe.to_dict(),
+                dimension=model.dimension,
+                engine=model.engine,
+                simsearch=__version__,
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 distances=list(model.distances),
-            ).write(folder)  # fmt: skip
+            ).write(folder)
     except OSError as error:
         raise UsageError(f"the index {path} cannot be made: {error.strerror}") from error
     return True

@@ -71,8 +71,10 @@ class IndexModel:
             many = expected is None or expected > registry.FEW
             if self._model is None or (many and getattr(self._model, "few", False)):
                 if self.name.endswith(".safetensors") and not Path(self.name).is_file():
-                    raise UsageError(f"no weights file at {self.name}, where the index was made with it",
-                                     hint="--model FILE says where it is now")  # fmt: skip
+                    raise UsageError(
+                        f"no weights file at {self.name}, where the index was made with it",
+                        hint="--model FILE says where it is now",
+                    )
                 model = load.load_model(
                     self.name, self.device, images=expected, threads=threads, precision=self.precision
                 )

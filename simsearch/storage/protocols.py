@@ -1,6 +1,7 @@
 """The parts of an index that searches and reports use, so that a collection on a server can stand in for one on disk.
 
-`Index` and its readers have them all; so have the classes of `simsearch.cluster.milvus.engine`, where an item's id is its row.
+`Index` and its readers have them all; so have the classes of `simsearch.cluster.milvus.engine`, where an item's id
+is its row.
 
 Letters: nq queries, k neighbours, n rows, D dimension.
 """

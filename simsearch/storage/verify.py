@@ -32,8 +32,9 @@ def verify(index: OpenIndex, progress: Callable[[int, int], None] = lambda done,
     Reads all features once; readers and a writer may go on meanwhile. After a compaction meanwhile, it begins again.
     """
     if not isinstance(index, Index):
-        raise UsageError(f"{index.path} has no files to be verified",
-                         hint="`simsearch push` compares a collection with its index")  # fmt: skip
+        raise UsageError(
+            f"{index.path} has no files to be verified", hint="`simsearch push` compares a collection with its index"
+        )
     while True:
         epoch, verdict = _verified(index, progress)
         if not verdict.problems or epoch == index.feature_files.epoch:

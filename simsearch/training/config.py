@@ -86,32 +86,81 @@ class TrainConfig:
 
 _WITHIN: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("more than 0", lambda x: x > 0, ("learning_rate", "temperature")),
-    ("0 or more", lambda x: x >= 0, ("weight_decay", "clip", "gain", "colour", "shift", "rotation", "shear", "zoom",
-                                     "metric_weight", "teacher_weight", "label_weight", "norm_weight")),
+    (
+        "0 or more",
+        lambda x: x >= 0,
+        (
+            "weight_decay",
+            "clip",
+            "gain",
+            "colour",
+            "shift",
+            "rotation",
+            "shear",
+            "zoom",
+            "metric_weight",
+            "teacher_weight",
+            "label_weight",
+            "norm_weight",
+        ),
+    ),
     ("0 or more and less than 1", lambda x: 0 <= x < 1, ("momentum", "dropout", "warmup")),
     ("0 to 1", lambda x: 0 <= x <= 1, ("label_smoothing", "average", "prune_from", "prune_until", "share_from")),
-    ("more than 0, at most 1", lambda x: 0 < x <= 1, ("smallest_patch", "keep_convolution", "keep_hidden",
-                                                      "keep_classifier")),
+    (
+        "more than 0, at most 1",
+        lambda x: 0 < x <= 1,
+        ("smallest_patch", "keep_convolution", "keep_hidden", "keep_classifier"),
+    ),
     ("0 to 999,999,999", lambda x: 0 <= x < 10**9, ("seed",)),
-)  # fmt: skip
+)
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-_CHOICES = {"optimizer": ("sgd", "adamw"), "schedule": ("plateau", "cosine", "constant"),
-            "patches": ("fixed", "scaled"), "precision": ("float32", "auto"),
-            "objective": ("classification", "metric")}  # fmt: skip
+_CHOICES = {
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("plateau", "cosine", "constant"),
+    "patches": ("fixed", "scaled"),
+    "precision": ("float32", "auto"),
+    "objective": ("classification", "metric"),
+}
 
 _PAPER = TrainConfig()
 _FAST = replace(
-    _PAPER, epochs=30, learning_rate=0.02, schedule="cosine", warmup=0.08, nesterov=True, label_smoothing=0.1, clip=5.0,
-    dropout=0.25, gain=2**0.5, patches="scaled", precision="auto", compile=True,
-)  # fmt: skip
+    _PAPER,
+    epochs=30,
+    learning_rate=0.02,
+    schedule="cosine",
+    warmup=0.08,
+    nesterov=True,
+    label_smoothing=0.1,
+    clip=5.0,
+    dropout=0.25,
+    gain=2**0.5,
+    patches="scaled",
+    precision="auto",
+    compile=True,
+)
 _LENET = replace(
-    _PAPER, image_size=32, epochs=20, batch_size=32, learning_rate=0.001, schedule="cosine", weight_decay=0.01,
-    dropout=0.0, reflections=False, colour=0.0,
-)  # fmt: skip
-_CONVNET = replace(
-    _PAPER, image_size=32, epochs=60, schedule="constant", gain=1.0, weight_decay=0.0, dropout=0.0, reflections=False,
+    _PAPER,
+    image_size=32,
+    epochs=20,
+    batch_size=32,
+    learning_rate=0.001,
+    schedule="cosine",
+    weight_decay=0.01,
+    dropout=0.0,
+    reflections=False,
     colour=0.0,
-)  # fmt: skip
+)
+_CONVNET = replace(
+    _PAPER,
+    image_size=32,
+    epochs=60,
+    schedule="constant",
+    gain=1.0,
+    weight_decay=0.0,
+    dropout=0.0,
+    reflections=False,
+    colour=0.0,
+)
 
 PRESETS: dict[str, dict[str, TrainConfig]] = {
     "alexnet": {

@@ -34,8 +34,12 @@ def compile_with_fallback(
             if _is_memory(error):
                 raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            log({"event": "note", "text": f"torch.compile failed ({reason.strip()[:200]}); training goes on uncompiled,"
-                                          " and slower"})  # fmt: skip
+            log(
+                {
+                    "event": "note",
+                    "text": f"torch.compile failed ({reason.strip()[:200]}); training goes on uncompiled, and slower",
+                }
+            )
             forward = outputs
             return forward(x)
 

@@ -47,10 +47,17 @@ class TrainingJob:
 
 
 def prepare_job(
-    sources: Sequence[str], output: Path, *, architecture: str | None = None, preset: str | None = None,
-    changes: Sequence[str] = (), epochs: int | None = None, objective: str | None = None, start: str | None = None,
+    sources: Sequence[str],
+    output: Path,
+    *,
+    architecture: str | None = None,
+    preset: str | None = None,
+    changes: Sequence[str] = (),
+    epochs: int | None = None,
+    objective: str | None = None,
+    start: str | None = None,
     **rest: Any,
-) -> TrainingJob:  # fmt: skip
+) -> TrainingJob:
     """A job from a preset's name and `key=value` changes of it; network and input size are those of `start`, if given.
 
     start: "default" stands for the default model. rest: the other fields of `Job`. Raises UsageError.

@@ -1,6 +1,7 @@
 """The training loop: any network here, on one GPU, several, or the CPU.
 
-Where the work happens differs by objects, not by branches: a `ProcessGroup` of one process averages nothing, `autocast` may
+Where the work happens differs by objects, not by branches: a `ProcessGroup` of one process averages nothing,
+`autocast` may
 be disabled, `torch.compile` may be the identity. `torchrun --nproc-per-node N -m simsearch train ...` makes the world
 larger; the batch is then shared out and the gradients averaged, so the result is that of one process.
 
@@ -89,8 +90,10 @@ class TrainingState:
             if isinstance(layer, nn.Dropout):
                 layer.p = config.dropout
         named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-        groups = [{"params": [p for n, p in named if n.endswith("weight")], "weight_decay": config.weight_decay},
-                  {"params": [p for n, p in named if not n.endswith("weight")], "weight_decay": 0.0}]  # fmt: skip
+        groups = [
+            {"params": [p for n, p in named if n.endswith("weight")], "weight_decay": config.weight_decay},
+            {"params": [p for n, p in named if not n.endswith("weight")], "weight_decay": 0.0},
+        ]
         groups = [group for group in groups if group["params"]]
         if config.optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
@@ -157,9 +160,13 @@ class TrainingState:
             raise SimsearchError(f"a weight became no number by step {self.state.step}", hint=self.slower())
         self.state.window = self.window.tolist()
         plain = {"config": asdict(self.config), "state": asdict(self.state), "facts": facts}
-        content = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-                   "compressor": self.compressor.state(), "average": self.average,
-                   "plain": json.dumps(plain)}  # fmt: skip
+        content = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "compressor": self.compressor.state(),
+            "average": self.average,
+            "plain": json.dumps(plain),
+        }
         partial = path.with_name(path.name + ".partial")
         try:
             torch.save(content, partial)
@@ -300,9 +307,14 @@ def _prepared(
 
 
 def _loss(
-    network: Network, config: TrainConfig, world: ProcessGroup,
-    features: Tensor, logits: Tensor, labels: Tensor, teacher: Tensor | None,
-) -> Tensor:  # fmt: skip
+    network: Network,
+    config: TrainConfig,
+    world: ProcessGroup,
+    features: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    teacher: Tensor | None,
+) -> Tensor:
     """The mean loss over a batch, a scalar: by label over this process's share, by pairs of images over the whole."""
     loss: Tensor = config.label_weight * network.loss(logits, labels, config.label_smoothing)
     taught = config.teacher_weight > 0 and teacher is not None
@@ -346,10 +358,18 @@ def _row(training: TrainingState, world: ProcessGroup, rate: _Rate) -> dict[str,
     _check(loss, training)
     speed = rate(state.step)
     left = (training.steps - state.step) * rate.batch / speed
-    return {"event": "step", "step": state.step, "steps": training.steps,
-            "epoch": round(state.step / training.steps_per_epoch, 3), "loss": round(loss, 5), "top1": round(one, 4),
-            "top5": round(five, 4), "rate": round(speed, 1), "learning_rate": training.optimizer.param_groups[0]["lr"],
-            "left": round(left)}  # fmt: skip
+    return {
+        "event": "step",
+        "step": state.step,
+        "steps": training.steps,
+        "epoch": round(state.step / training.steps_per_epoch, 3),
+        "loss": round(loss, 5),
+        "top1": round(one, 4),
+        "top5": round(five, 4),
+        "rate": round(speed, 1),
+        "learning_rate": training.optimizer.param_groups[0]["lr"],
+        "left": round(left),
+    }
 
 
 def _check(loss: float, training: TrainingState) -> None:
@@ -359,9 +379,14 @@ def _check(loss: float, training: TrainingState) -> None:
 
 @torch.no_grad()
 def accuracy(
-    network: Network, data: TrainingSet, colour: ColourStats, *, world: ProcessGroup | None = None,
-    mixed: Callable[[], Any] = contextlib.nullcontext, batch_size: int = 256,
-) -> dict[str, float]:  # fmt: skip
+    network: Network,
+    data: TrainingSet,
+    colour: ColourStats,
+    *,
+    world: ProcessGroup | None = None,
+    mixed: Callable[[], Any] = contextlib.nullcontext,
+    batch_size: int = 256,
+) -> dict[str, float]:
     """Shares of images whose label is the first, or among the first five, of the guesses from the centre patch."""
     world = world or ProcessGroup()
     network.eval()

@@ -26,13 +26,19 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def publish(
-    network: Network, card: weights.ModelCard, output: Path, checks: Mapping[str, TrainingSet], colour: ColourStats,
-    *, compress: bool, trained_on: TrainingSet | None = None,
-) -> dict[str, dict[str, float]]:  # fmt: skip
+    network: Network,
+    card: weights.ModelCard,
+    output: Path,
+    checks: Mapping[str, TrainingSet],
+    colour: ColourStats,
+    *,
+    compress: bool,
+    trained_on: TrainingSet | None = None,
+) -> dict[str, dict[str, float]]:
     """Writes the weights, reads them back, and measures what was read; the figures go into the card.
 
-    checks: what to measure on, by name. compress: prune, share and Huffman-code (see `models.deep_compression`). trained_on: on
-    some of these, the ranges that the 8-bit engine needs.
+    checks: what to measure on, by name. compress: prune, share and Huffman-code (see `models.deep_compression`).
+    trained_on: on some of these, the ranges that the 8-bit engine needs.
     """
     network = network.cpu().eval()
     tensors = {name: value.detach().float().numpy() for name, value in network.state_dict().items()}

@@ -76,13 +76,27 @@ def fit(
     network, arguments = build(job, data.classes, start)
     checkpoint = job.beside(".checkpoint")
     journal = TrainingLog(job.beside(".jsonl") if not world.rank else None, job.resume and checkpoint.exists(), log)
-    facts = {"architecture": job.architecture, "classes": list(data.classes), "images": len(data),
-             "start": start.sha256 if start else None, "freeze": job.freeze}  # fmt: skip
+    facts = {
+        "architecture": job.architecture,
+        "classes": list(data.classes),
+        "images": len(data),
+        "start": start.sha256 if start else None,
+        "freeze": job.freeze,
+    }
     try:
         seconds = train(
-            data, network, job.config, checkpoint, colour, validation=validation, device=device, resume=job.resume,
-            facts=facts, log=journal, stop=stop,
-        )  # fmt: skip
+            data,
+            network,
+            job.config,
+            checkpoint,
+            colour,
+            validation=validation,
+            device=device,
+            resume=job.resume,
+            facts=facts,
+            log=journal,
+            stop=stop,
+        )
     except BaseException:
         with contextlib.suppress(SimsearchError, OSError):  # whatever ended the training is what is to be told
             journal.draw(job.beside(".png"))
@@ -102,9 +116,11 @@ def fit(
 
 
 def gather(
-    job: TrainingJob, start: registry.WeightsFile | None, progress: Callable[[int, int], None],
+    job: TrainingJob,
+    start: registry.WeightsFile | None,
+    progress: Callable[[int, int], None],
     log: Callable[[dict[str, Any]], None],
-) -> tuple[TrainingSet, TrainingSet | None, Preprocessing]:  # fmt: skip
+) -> tuple[TrainingSet, TrainingSet | None, Preprocessing]:
     """Lists and decodes what to train on and what to validate on."""
     recipe = start.card.recipe if start else recipe_for(job.architecture, job.config.image_size)
     found = labelled.list_labelled(job.sources, job.exclude)
@@ -251,9 +267,12 @@ def _story(
     seconds: float,
 ) -> dict[str, Any]:
     held = f", {len(validation):,} to validate on" if validation is not None else ""
-    story = {"data": f"{len(data):,} images of {len(data.classes):,} classes{held}",
-             "passes": job.config.epochs, "minutes": round(seconds / 60, 1),
-             "settings": asdict(job.config)}  # fmt: skip
+    story = {
+        "data": f"{len(data):,} images of {len(data.classes):,} classes{held}",
+        "passes": job.config.epochs,
+        "minutes": round(seconds / 60, 1),
+        "settings": asdict(job.config),
+    }
     return {**story, **({"from": start.sha256} if start else {})}
 
 

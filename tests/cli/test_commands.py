@@ -13,9 +13,6 @@ import pytest
 from PIL import Image
 
 from simsearch.cli.main import help_texts, main
-from tests.helpers.data import ROOT
-
-README = ROOT / "README.md"
 
 
 class Result:
@@ -347,11 +344,8 @@ def test_command_list_shows_own_short_help():
             assert real.get_short_help_str(200) == listed.get_short_help_str(200)
 
 
-def test_every_command_is_documented():
-    text = README.read_text()
-    for name, help in help_texts().items():
-        assert f"`simsearch {name}" in text or f"| `{name}" in text, f"{name} is missing from the README's table"
-        assert help in text, f"the README's help of {name} is out of date: run scripts/reference.py"
+def test_every_option_has_help():
+    for name in help_texts():
         command: click.Command = main
         for word in name.split():
             assert isinstance(command, click.Group)
@@ -363,17 +357,20 @@ def test_every_command_is_documented():
 # -- the end of the process
 
 
-@pytest.mark.parametrize(("does", "code", "out"), [
-    ("print('x' * 100_000, end='')", 0, "x" * 100_000),
-    ("sys.exit(3)", 3, ""),
-    ("sys.exit(None)", 0, ""),
-    ("sys.exit('a text')", 1, ""),
-    ("1 / 0", 1, ""),
-    ("threading.Thread(target=lambda: (time.sleep(0.3), print('waited for'))).start()", 0, "waited for\n"),
-    ("atexit.register(print, 'done at exit')", 0, "done at exit\n"),
-    ("ThreadPoolExecutor(2).submit(lambda: (time.sleep(0.3), print('by a pool'))); sys.exit(1)", 1, "by a pool\n"),
-    ("os.close(1)", 0, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("does", "code", "out"),
+    [
+        ("print('x' * 100_000, end='')", 0, "x" * 100_000),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit(None)", 0, ""),
+        ("sys.exit('a text')", 1, ""),
+        ("1 / 0", 1, ""),
+        ("threading.Thread(target=lambda: (time.sleep(0.3), print('waited for'))).start()", 0, "waited for\n"),
+        ("atexit.register(print, 'done at exit')", 0, "done at exit\n"),
+        ("ThreadPoolExecutor(2).submit(lambda: (time.sleep(0.3), print('by a pool'))); sys.exit(1)", 1, "by a pool\n"),
+        ("os.close(1)", 0, ""),
+    ],
+)
 def test_program_ends_at_once_with_all_done(does: str, code: int, out: str) -> None:
     script = f"""
 import atexit, os, sys, threading, time

@@ -98,8 +98,11 @@ def test_loopback_its_log_and_its_stop(index):
 def test_key_from_environment_and_file(index, tmp_path):
     file = tmp_path / "keys"
     file.write_text(f"{KEY}\n\nanother\n")
-    ways = [(("--host", "0.0.0.0"), {"SIMSEARCH_API_KEY": KEY}), (("--api-key", f"@{file}"), {}),
-            (("--api-key", KEY), {})]  # fmt: skip
+    ways = [
+        (("--host", "0.0.0.0"), {"SIMSEARCH_API_KEY": KEY}),
+        (("--api-key", f"@{file}"), {}),
+        (("--api-key", KEY), {}),
+    ]
     for options, environment in ways:
         with process("-i", index, *options, env={**os.environ, **environment}) as (server, url, log):
             local = url.replace("0.0.0.0", "127.0.0.1")
@@ -142,10 +145,15 @@ def test_completion_scripts(shell):
         assert (checked.returncode, checked.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("words", "found"), [
-    ("simsearch qu", {"query"}), ("simsearch serve --wri", {"--writable"}), ("simsearch eval r", {"recall", "robustness"}),
-    ("simsearch query --format js", {"json", "jsonl"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("simsearch qu", {"query"}),
+        ("simsearch serve --wri", {"--writable"}),
+        ("simsearch eval r", {"recall", "robustness"}),
+        ("simsearch query --format js", {"json", "jsonl"}),
+    ],
+)
 def test_completion_completes(words, found):
     """As the script for bash asks."""
     asked = {"_SIMSEARCH_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}

@@ -112,15 +112,65 @@ def test_vectors_ties_and_limits(filled: Both) -> None:
 
 
 CONDITIONS = [
-    ["label=one"], ["label!=one"], ["label=two", "n>100"], ["label=none"], ["label~t*"], ["label~*o"], ["label<p"],
-    ["label>=three"], ["label="], ["label!="], ["n=7"], ["n!=7"], ["n=10"], ["n>7.5"], ["n<=3"], ["n=07"], ["n=1e400"],
-    ["metadata.n=11"], ["n~1*"], ["none=1"], ["none!=1"], ["n=true"], ["n=1.0"], ["n<text"], ["n>text"], ["n=text"],
-    ["id=9"], ["id!=9"], ["id>290", "id<=296"], ["id=7"], ["id=text"], ["id<text"], ["id>4.5"], ["id=5.0"],
-    ["id<99999999999999999999"], ["width=1"], ["height>1"], ["bytes>=280"], ["path=000003"], ["path!=000003"],
-    ["path~0000*"], ["path~*[45]"], ["path~00?01*"], ["path=/nowhere/000004"], ["path~/nowhere/0002*"],
-    ["path~/now*"], ["path~/elsewhere/*"], ['label=a"b'], ["label=a\\b"], ["label=\udcff"], ["n\udcff=1"],
-    ["label~%*"], ["label=o_e"], ["path~0001_*"], ['n"x=1'], ["=x"], ["label"], ["label=one", "label=two"],
-]  # fmt: skip
+    ["label=one"],
+    ["label!=one"],
+    ["label=two", "n>100"],
+    ["label=none"],
+    ["label~t*"],
+    ["label~*o"],
+    ["label<p"],
+    ["label>=three"],
+    ["label="],
+    ["label!="],
+    ["n=7"],
+    ["n!=7"],
+    ["n=10"],
+    ["n>7.5"],
+    ["n<=3"],
+    ["n=07"],
+    ["n=1e400"],
+    ["metadata.n=11"],
+    ["n~1*"],
+    ["none=1"],
+    ["none!=1"],
+    ["n=true"],
+    ["n=1.0"],
+    ["n<text"],
+    ["n>text"],
+    ["n=text"],
+    ["id=9"],
+    ["id!=9"],
+    ["id>290", "id<=296"],
+    ["id=7"],
+    ["id=text"],
+    ["id<text"],
+    ["id>4.5"],
+    ["id=5.0"],
+    ["id<99999999999999999999"],
+    ["width=1"],
+    ["height>1"],
+    ["bytes>=280"],
+    ["path=000003"],
+    ["path!=000003"],
+    ["path~0000*"],
+    ["path~*[45]"],
+    ["path~00?01*"],
+    ["path=/nowhere/000004"],
+    ["path~/nowhere/0002*"],
+    ["path~/now*"],
+    ["path~/elsewhere/*"],
+    ['label=a"b'],
+    ["label=a\\b"],
+    ["label=\udcff"],
+    ["n\udcff=1"],
+    ["label~%*"],
+    ["label=o_e"],
+    ["path~0001_*"],
+    ['n"x=1'],
+    ["=x"],
+    ["label"],
+    ["label=one", "label=two"],
+]
 
 
 @pytest.mark.parametrize("where", CONDITIONS, ids=str)
@@ -150,8 +200,18 @@ def pushed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 def test_where_as_a_mapping(pushed_once: Both) -> None:
-    for where in ({"label": "one", "n": 3}, {"n": 3.0}, {"n": "3"}, {"label": None}, {"n": None}, {"label": 3},
-                  {"path": "000003"}, {"n": True}, {}, {"n": [1]}):  # fmt: skip
+    for where in (
+        {"label": "one", "n": 3},
+        {"n": 3.0},
+        {"n": "3"},
+        {"label": None},
+        {"n": None},
+        {"label": 3},
+        {"path": "000003"},
+        {"n": True},
+        {},
+        {"n": [1]},
+    ):
         alike(pushed_once, "search_by_vector", np.zeros(24), 20, where=where)
 
 
@@ -177,13 +237,21 @@ def test_items(pushed_once: Both) -> None:
     for number in (1, 100, 300):
         mine, theirs = here.item(number), there.item(number)
         assert (mine.path, mine.label, mine.metadata, mine.digest) == (
-            theirs.path, theirs.label, theirs.metadata, theirs.digest,
-        )  # fmt: skip
+            theirs.path,
+            theirs.label,
+            theirs.metadata,
+            theirs.digest,
+        )
         alike(pushed_once, "search_by_id", number, 9)
         assert here.paths([mine]) == there.paths([theirs])
     alike(pushed_once, "search_many", [3, 5, 9], 4, plus=[11], minus=[12])
-    alike(pushed_once, "search_by_vectors", np.random.default_rng(1).random((30, 24), np.float32), 5,
-          without=[[], *([number] for number in range(10, 39))])  # fmt: skip
+    alike(
+        pushed_once,
+        "search_by_vectors",
+        np.random.default_rng(1).random((30, 24), np.float32),
+        5,
+        without=[[], *([number] for number in range(10, 39))],
+    )
 
 
 def test_odd_items(tmp_path: Path, address: str) -> None:
@@ -211,10 +279,32 @@ def test_odd_items(tmp_path: Path, address: str) -> None:
     with filler.engine as here, simsearch.open(address, model=filler.model) as there:
         both = here, there
         alike(both, "search_by_vector", np.zeros(4), 9)
-        for where in ("label=", "label!=", "label=it's", "label=a\nb", "label~100%", "path~caf*", "path~*\udce9.png",
-                      "path=caf\udce9.png", "path=/nowhere/caf\udce9.png", "b=true", "b!=true", "b=1", "c=2", "c>1",
-                      "c!=2", "a=x", "a!=x", "d=\u2603", "e~*x*", 'q"u=1', "c=9007199254740993", "path~n%*",
-                      "path=x/\u00e9.png", "path~x*"):  # fmt: skip
+        for where in (
+            "label=",
+            "label!=",
+            "label=it's",
+            "label=a\nb",
+            "label~100%",
+            "path~caf*",
+            "path~*\udce9.png",
+            "path=caf\udce9.png",
+            "path=/nowhere/caf\udce9.png",
+            "b=true",
+            "b!=true",
+            "b=1",
+            "c=2",
+            "c>1",
+            "c!=2",
+            "a=x",
+            "a!=x",
+            "d=\u2603",
+            "e~*x*",
+            'q"u=1',
+            "c=9007199254740993",
+            "path~n%*",
+            "path=x/\u00e9.png",
+            "path~x*",
+        ):
             alike(both, "search_by_vector", np.zeros(4), 9, where=[where])
 
 
@@ -224,8 +314,16 @@ def test_pictures(photos: Path, tmp_path: Path, address: str, colours: Colours) 
     with here, simsearch.open(address, model=colours) as there:
         both = here, there
         stranger = draw(tmp_path / "stranger.png", 99)
-        for options in ({}, {"flip": True}, {"crop": (2, 2, 9, 9)}, {"plus": [3]}, {"minus": [stranger]},
-                        {"where": {"label": "blue"}}, {"dedup": True}, {"flip": True, "dedup": True}):  # fmt: skip
+        for options in (
+            {},
+            {"flip": True},
+            {"crop": (2, 2, 9, 9)},
+            {"plus": [3]},
+            {"minus": [stranger]},
+            {"where": {"label": "blue"}},
+            {"dedup": True},
+            {"flip": True, "dedup": True},
+        ):
             for picture in (stranger, photos / "amber" / "0.png", stranger.read_bytes()):
                 alike(both, "search", picture, 6, **options)
             alike(both, "search_by_id", 4, 30, **options)

@@ -55,8 +55,13 @@ def filler(tmp_path: Path) -> Iterator[Filler]:
 def test_addresses() -> None:
     given = parse_address("milvus://host:19530/photos?consistency=strong&timeout=2.5&effort=64")
     assert (given.host, given.port, given.collection, given.consistency, given.timeout, given.effort) == (
-        "host", 19530, "photos", "strong", 2.5, 64,
-    )  # fmt: skip
+        "host",
+        19530,
+        "photos",
+        "strong",
+        2.5,
+        64,
+    )
     assert (str(given), given.uri) == ("milvus://host:19530/photos", "http://host:19530")
     assert parse_address("milvus://h/c").port == milvus_address.PORT
     assert parse_address("milvus://[::1]:1/c").uri == "http://[::1]:1"
@@ -67,11 +72,27 @@ def test_addresses() -> None:
     assert (doubled.server, str(doubled)) == ("/a/b.db", "milvus:///a/b.db")
 
 
-@pytest.mark.parametrize("text", [
-    "milvus://", "milvus://host", "milvus://host/", "milvus://host:port/c", "milvus://host:99999/c", "milvus://host/a/b",
-    "milvus://host/a-b", "milvus:///a/b", "milvus:///a.db/x/y", "milvus://host/c?consistency=weak", "milvus://host/c?x=1",
-    "milvus://host/c?timeout=0", "milvus://host/c?effort=-1", "milvus://u:p@host/c", "milvus://host/c#d", "http://host/c",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "milvus://",
+        "milvus://host",
+        "milvus://host/",
+        "milvus://host:port/c",
+        "milvus://host:99999/c",
+        "milvus://host/a/b",
+        "milvus://host/a-b",
+        "milvus:///a/b",
+        "milvus:///a.db/x/y",
+        "milvus://host/c?consistency=weak",
+        "milvus://host/c?x=1",
+        "milvus://host/c?timeout=0",
+        "milvus://host/c?effort=-1",
+        "milvus://u:p@host/c",
+        "milvus://host/c#d",
+        "http://host/c",
+    ],
+)
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(UsageError):
         parse_address(text)
@@ -213,14 +234,23 @@ def test_a_wrong_row_is_noticed(filler: Filler, tmp_path: Path, monkeypatch: pyt
         push(filler.engine.index, f"milvus://{tmp_path}/b.db")
 
 
-@pytest.mark.parametrize(("condition", "expected"), [
-    ("label=cat", 'labelled == true and label == "cat"'),
-    ("n=7", 'metadata["n"] == "7" or metadata["n"] == 7'),
-    ("id>=3", "id >= 3"), ("bytes<9", "size < 9"),
-    ("path~a/*", 'path like "a/%"'),
-    ("path=/r/a", 'path == "/r/a" or (source == 1 and path == "a")'),
-    ("path~*a", None), ("n>3", None), ("label~a_*", None), ('label=a"', None), ("id>2.5", None), ("id=x", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("label=cat", 'labelled == true and label == "cat"'),
+        ("n=7", 'metadata["n"] == "7" or metadata["n"] == 7'),
+        ("id>=3", "id >= 3"),
+        ("bytes<9", "size < 9"),
+        ("path~a/*", 'path like "a/%"'),
+        ("path=/r/a", 'path == "/r/a" or (source == 1 and path == "a")'),
+        ("path~*a", None),
+        ("n>3", None),
+        ("label~a_*", None),
+        ('label=a"', None),
+        ("id>2.5", None),
+        ("id=x", None),
+    ],
+)
 def test_translation(condition: str, expected: str | None) -> None:
     from simsearch.cluster.milvus.filters import to_milvus_expression
 
@@ -284,8 +314,16 @@ def test_commands(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
     facts = json.loads(simsearch_command("info", "-i", address, "--format", "json").stdout)
     assert (facts["items"], facts["search"]["kind"], facts["milvus"], facts["complete"]) == (24, "FLAT", "lite", True)
     assert "search    FLAT, recall 1.000" in simsearch_command("info", "-i", address).output
-    for command in (["remove", "id:1", "-y"], ["add", photos], ["tune"], ["build", photos], ["merge", index], ["verify"],
-                    ["info", "--failures"], ["serve", "--writable"]):  # fmt: skip
+    for command in (
+        ["remove", "id:1", "-y"],
+        ["add", photos],
+        ["tune"],
+        ["build", photos],
+        ["merge", index],
+        ["verify"],
+        ["info", "--failures"],
+        ["serve", "--writable"],
+    ):
         refused = simsearch_command(*command, "-i", address)
         assert refused.exit_code == 2, (command, refused.output)
         assert refused.output.startswith("error: "), refused.output

@@ -55,9 +55,14 @@ def content(path: Path) -> dict[str, Any]:
     with Engine(path) as engine, engine.reading() as reader:
         items = list(reader.items())
         features = engine.shards.read(np.array([item.row for item in items], np.int64))
-        return {"items": items, "failures": reader.failures(), "features": features.tobytes(),
-                "sources": [(row.kind, row.root, row.options) for row in reader.sources()],
-                "blocks": sum(rows for _, rows, _ in reader.blocks()), "problems": verify(engine.index).problems}  # fmt: skip
+        return {
+            "items": items,
+            "failures": reader.failures(),
+            "features": features.tobytes(),
+            "sources": [(row.kind, row.root, row.options) for row in reader.sources()],
+            "blocks": sum(rows for _, rows, _ in reader.blocks()),
+            "problems": verify(engine.index).problems,
+        }
 
 
 def here(count: Callable[[int], None] = lambda share: None) -> RayCluster:
@@ -195,8 +200,9 @@ def test_where_no_cluster_can_be(where: str) -> None:
 
 def test_without_ray_the_pip_line(pictures: Path, tmp_path: Path, tiny_weights: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    result = CliRunner().invoke(main, ["build", str(pictures), "--on", "ray", "-i", str(tmp_path / "index"), "--model",
-                                       str(tiny_weights)])  # fmt: skip
+    result = CliRunner().invoke(
+        main, ["build", str(pictures), "--on", "ray", "-i", str(tmp_path / "index"), "--model", str(tiny_weights)]
+    )
     assert result.exit_code == 2
     assert "pip install 'simsearch[cluster]'" in result.output
 
@@ -261,8 +267,13 @@ def nodes() -> Iterator[Any]:
 
 def start(source: Path, path: Path, nodes: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "RAY_ADDRESS": nodes.address}
-    return subprocess.Popen([*SIMSEARCH, "build", str(source), "-i", str(path), "--on", "ray"], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    return subprocess.Popen(
+        [*SIMSEARCH, "build", str(source), "-i", str(path), "--on", "ray"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def wait_for(path: Path, shares: int, process: subprocess.Popen[str]) -> None:

@@ -11,9 +11,10 @@ EVERY = np.arange(65536, dtype=np.uint16).view(np.float16)
 
 
 @pytest.mark.parametrize(
-    "values", [EVERY, EVERY[:0x7C00], EVERY[np.isfinite(EVERY)], EVERY[:0], EVERY[:99].reshape(11, 9)[:, ::2]],
+    "values",
+    [EVERY, EVERY[:0x7C00], EVERY[np.isfinite(EVERY)], EVERY[:0], EVERY[:99].reshape(11, 9)[:, ::2]],
     ids=["every", "positive", "finite", "none", "strided"],
-)  # fmt: skip
+)
 def test_every_half_is_decoded_exactly(values: np.ndarray) -> None:
     found = to_float32(values)
     np.testing.assert_array_equal(found, values.astype(np.float32))

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 import simsearch
 from simsearch.cli.main import main
-from simsearch.cli.query_args import weight
+from simsearch.cli.params import Weighted
 from simsearch.errors import UsageError
 from simsearch.evaluation import retrieval
 from simsearch.search.feedback import blend, weighted
@@ -78,6 +78,10 @@ def test_from_the_command_line(photos, tmp_path, tiny_weights):
 
 def test_weights_of_feedback(index, colours, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+    def weight(text):
+        return Weighted().convert(text, None, None)
+
     (tmp_path / "a=2").write_bytes(b"")
     assert weight("cat.jpg=2") == ("cat.jpg", 2.0)
     assert weight("id:7=0.5") == ("id:7", 0.5)

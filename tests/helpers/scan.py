@@ -35,9 +35,12 @@ class Scan:
         return cls(features.astype(np.float64), [json.loads(line) for line in lines])
 
     def search(
-        self, queries: NDArray[np.float32] | Sequence[NDArray[np.float32]], k: int,
-        permit: Callable[[dict[str, Any]], bool] = lambda item: True, farthest: float = np.inf,
-    ) -> list[tuple[int, float]]:  # fmt: skip
+        self,
+        queries: NDArray[np.float32] | Sequence[NDArray[np.float32]],
+        k: int,
+        permit: Callable[[dict[str, Any]], bool] = lambda item: True,
+        farthest: float = np.inf,
+    ) -> list[tuple[int, float]]:
         """(id, distance) of the k nearest to the nearest of the queries (n, D)."""
         squared = [((self.features - query.astype(np.float64)) ** 2).sum(1) for query in np.atleast_2d(queries)]
         distances = np.sqrt(np.min(squared, axis=0))

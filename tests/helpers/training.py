@@ -10,9 +10,19 @@ SMALL = AlexNetConfig(num_classes=3, image_size=63, channels=(8, 8, 8, 8, 8), hi
 
 
 FAST = TrainConfig(
-    image_size=63, epochs=4, batch_size=16, learning_rate=0.02, schedule="cosine", warmup=0.08, nesterov=True,
-    label_smoothing=0.1, clip=5.0, dropout=0.1, gain=2**0.5, patches="scaled",
-)  # fmt: skip
+    image_size=63,
+    epochs=4,
+    batch_size=16,
+    learning_rate=0.02,
+    schedule="cosine",
+    warmup=0.08,
+    nesterov=True,
+    label_smoothing=0.1,
+    clip=5.0,
+    dropout=0.1,
+    gain=2**0.5,
+    patches="scaled",
+)
 
 
 def fresh():

@@ -243,8 +243,9 @@ def test_large_files_are_decoded_in_place(kind: str, tmp_path: Path, monkeypatch
         monkeypatch.setattr("simsearch.images.decode.LARGE_BYTES", limit)
         with simsearch.build(path, tmp_path / f"index{limit}", CellModel()) as engine:
             assert len(engine) == 5
-            assert dict(engine.failures()).keys() == {engine.paths([engine.item(1)])[0].replace("0.png", name)
-                                                      for name in ("broken.png", "empty.png")}  # fmt: skip
+            assert dict(engine.failures()).keys() == {
+                engine.paths([engine.item(1)])[0].replace("0.png", name) for name in ("broken.png", "empty.png")
+            }
             with engine.reading() as reader:
                 items = list(reader.items())
             rows.append(
@@ -281,8 +282,11 @@ def test_large_pictures_do_not_add_up_in_memory(tmp_path: Path) -> None:
         Image.new("RGBA", (5000, 5000), colour).save(folder / f"{number}.png", compress_level=1)
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(folder), str(tmp_path / "index")],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     count, peak = json.loads(done.stdout)
     assert count == 5
     assert peak / 1024 < 340  # Python and its packages, and what the C library keeps, take some 200

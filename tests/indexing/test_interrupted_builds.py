@@ -97,10 +97,13 @@ def test_interrupted_build_prunes_nothing(build: Any, photos: Path, index: Path)
     assert told(build(photos)) == {"removed": 1, "unchanged": ALL - 1}
 
 
-@pytest.mark.parametrize("when", [
-    "before",
-    "after",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "when",
+    [
+        "before",
+        "after",
+    ],
+)
 def test_interrupted_in_a_commit(
     build: Any, photos: Path, index: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:

@@ -29,9 +29,15 @@ GOOD, ODD = 100, 200
 UNREADABLE = "unreadable.jpg"
 Turn = Image.Transpose
 STORED_BY = (
-    None, Turn.FLIP_LEFT_RIGHT, Turn.ROTATE_180, Turn.FLIP_TOP_BOTTOM,
-    Turn.TRANSPOSE, Turn.ROTATE_90, Turn.TRANSVERSE, Turn.ROTATE_270,
-)  # fmt: skip
+    None,
+    Turn.FLIP_LEFT_RIGHT,
+    Turn.ROTATE_180,
+    Turn.FLIP_TOP_BOTTOM,
+    Turn.TRANSPOSE,
+    Turn.ROTATE_90,
+    Turn.TRANSVERSE,
+    Turn.ROTATE_270,
+)
 """How a camera that writes EXIF orientation 1, 2, ... has turned the picture."""
 
 # In a program that does not turn warnings into errors, what Pillow only warns of is no reason to give a file up.

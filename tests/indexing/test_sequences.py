@@ -127,9 +127,13 @@ class CodedSequences(Sequences):
 
 
 limits = settings(
-    max_examples=10, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow],
-    derandomize=True, database=None,
-)  # fmt: skip
+    max_examples=10,
+    stateful_step_count=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+    database=None,
+)
 TestExact = Sequences.TestCase
 TestExact.settings = limits
 TestApproximate = ApproximateSequences.TestCase

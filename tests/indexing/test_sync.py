@@ -326,8 +326,10 @@ def test_items_and_failures_of_part_of_source(tmp_path: Path) -> None:
     items = Database(tmp_path / "items.sqlite", create=True)
     for kind in ("folder", "zip"):
         source = items.add_source(kind, "/pictures", tmp_path, {}).id
-        new = [Item(0, source, name, None, {}, name.encode("utf-8", "surrogateescape"), 1, 1, 1, 1, 8 * source + n)
-               for n, name in enumerate(names)]  # fmt: skip
+        new = [
+            Item(0, source, name, None, {}, name.encode("utf-8", "surrogateescape"), 1, 1, 1, 1, 8 * source + n)
+            for n, name in enumerate(names)
+        ]
         items.apply(Changes(inserted=new, failed=[(source, name + "!", "why") for name in names]))
     with items.reading() as reader:
         for below in ("", "a", "a/b", "a/b/c", "b", "ab", "a\udcff"):

@@ -279,13 +279,15 @@ def test_interval() -> None:
 
 def test_tune_from_the_command_line(filled: Filler, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, told in (
-        (["--recall", "1"], "exact search\n"), (["--memory", "1K"], "exact search; no structure fits in the memory\n"),
-    ):  # fmt: skip
+        (["--recall", "1"], "exact search\n"),
+        (["--memory", "1K"], "exact search; no structure fits in the memory\n"),
+    ):
         done = CliRunner().invoke(main, ["tune", *arguments, "-i", str(filled.path)])
         assert done.exit_code == 0 and done.stdout == f"{filled.path}: {told}"
     for arguments, code in (
-        (["tune", "--recall", "0.9", "--memory", "1G", "--format", "json"], 0), (["tune", "--memory", "much"], 2),
-    ):  # fmt: skip
+        (["tune", "--recall", "0.9", "--memory", "1G", "--format", "json"], 0),
+        (["tune", "--memory", "much"], 2),
+    ):
         with pytest.raises(SystemExit) as end:
             main([*arguments, "-i", str(filled.path)])
         assert end.value.code == code

@@ -49,9 +49,16 @@ def test_others_are_left_to_the_cpu() -> None:
     smooth().save(png, "PNG")
     smooth().save(mpo, "MPO", save_all=True, append_images=[smooth(1)])
     for data in (
-        b"", b"\xff\xd8\xff", png.getvalue(), mpo.getvalue(), whole[:-40], whole[:200] + b"\xff\xd9",
-        jpeg(smooth(mode="CMYK")), jpeg(smooth(), keep_rgb=True), whole + bytes(20),
-    ):  # fmt: skip
+        b"",
+        b"\xff\xd8\xff",
+        png.getvalue(),
+        mpo.getvalue(),
+        whole[:-40],
+        whole[:200] + b"\xff\xd9",
+        jpeg(smooth(mode="CMYK")),
+        jpeg(smooth(), keep_rgb=True),
+        whole + bytes(20),
+    ):
         assert header(data) is None
     decoder = JpegDecoder(Preprocessing(32, 28), pillow)
     assert decoder.takes(jpeg(smooth(size=(650, 10)))) is None  # a panorama

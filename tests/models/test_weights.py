@@ -70,8 +70,16 @@ def test_streams_that_claim_too_much_are_refused():
 
 def test_a_file_says_everything(tmp_path):
     path = tmp_path / "w.safetensors"
-    card = ModelCard("alexnet", {"channels": (8, 16, 16, 16, 16)}, Preprocessing(40, 32), ("cat", "dog"), "words", {"passes": 3},
-                {"top-1": 0.5}, (0.0, 1.0))  # fmt: skip
+    card = ModelCard(
+        "alexnet",
+        {"channels": (8, 16, 16, 16, 16)},
+        Preprocessing(40, 32),
+        ("cat", "dog"),
+        "words",
+        {"passes": 3},
+        {"top-1": 0.5},
+        (0.0, 1.0),
+    )
     tensors = {"a.weight": sparse((30, 30), 0.2), "a.bias": np.arange(4, dtype=np.float32)}
     weights.write(path, card, tensors, {"a.weight": 6})
     assert weights.read_card(path) == card
@@ -81,8 +89,17 @@ def test_a_file_says_everything(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 100, struct.pack("<Q", 20) + b"{not json at all....",
-                                     struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 1 << 60) + b"x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 8,
+        b"\xff" * 100,
+        struct.pack("<Q", 20) + b"{not json at all....",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 1 << 60) + b"x",
+    ],
+)
 def test_what_is_no_weights_file_is_refused(tmp_path, content):
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)

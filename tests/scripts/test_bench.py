@@ -34,8 +34,20 @@ def bench(name, *arguments):
 def test_bench_ingest(tmp_path, tiny_weights):
     """Twelve different JPEGs of four drawings; one tutorial's loop is enough."""
     generate.generate(tmp_path / "pictures", count=4)
-    out = bench("ingest", tmp_path / "pictures", "--count", 12, "--enlarge", 0.5, "--times", 1, "--model", tiny_weights,
-                "--skip", "tutorial")  # fmt: skip
+    out = bench(
+        "ingest",
+        tmp_path / "pictures",
+        "--count",
+        12,
+        "--enlarge",
+        0.5,
+        "--times",
+        1,
+        "--model",
+        tiny_weights,
+        "--skip",
+        "tutorial",
+    )
     assert "12 JPEGs" in out
     assert "63 pixels; 1 rounds" in out
     assert "simsearch against tutorial, batches: " in out

@@ -58,8 +58,22 @@ def test_enlargements_are_like_their_originals(real: Filler, vectors: ModuleType
 
 
 def test_the_benchmark_measures_recall_and_rates(real: Filler, tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCH / "search.py"), "--data", str(tmp_path), "--work", str(tmp_path), "--queries", "20",
-               "--methods", "simsearch", "simsearch, exact", "faiss Flat", "--plot", str(tmp_path / "plot.png")]  # fmt: skip
+    command = [
+        sys.executable,
+        str(BENCH / "search.py"),
+        "--data",
+        str(tmp_path),
+        "--work",
+        str(tmp_path),
+        "--queries",
+        "20",
+        "--methods",
+        "simsearch",
+        "simsearch, exact",
+        "faiss Flat",
+        "--plot",
+        str(tmp_path / "plot.png"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "plot.png").exists()

@@ -113,8 +113,10 @@ def test_id_leaves_itself_out_but_not_its_equals(tmp_path: Path, monkeypatch: py
             others = scan.search(query, 6, lambda other, number=number: other["id"] != number)  # type: ignore[misc]
             agree(engine.search_by_id(number, 6), others)
             alike = scan.search(
-                query, 6, lambda other, item=item: other["label"] == item["label"] and other["id"] != item["id"]  # type: ignore[misc]
-            )  # fmt: skip
+                query,
+                6,
+                lambda other, item=item: other["label"] == item["label"] and other["id"] != item["id"],  # type: ignore[misc]
+            )
             agree(engine.search_by_id(number, 6, where={"label": item["label"]}), alike)
         everything = engine.search_many([item["id"] for item in scan.items], 3)
         assert [m.id for m in everything[4]] == [m.id for m in engine.search_by_id(scan.items[4]["id"], 3)]

@@ -68,8 +68,9 @@ def test_whole_chunks_are_kept_when_items_come(filled: Filler) -> None:
     second = on_devices(filled, ["cpu"], first)
     assert set(range(2500, 2510)) <= set(second.search(query, 10, None)[0].rows.tolist())
     assert first._resident is not None and second._resident is not None
-    assert [a.features is b.features for a, b in zip(first._resident._chunks, second._resident._chunks, strict=True)] \
-        == [True] * 4 + [False]  # fmt: skip
+    assert [
+        a.features is b.features for a, b in zip(first._resident._chunks, second._resident._chunks, strict=True)
+    ] == [True] * 4 + [False]
 
 
 def test_without_room_the_cpu_scans(filled: Filler) -> None:

@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 
 import simsearch
 from simsearch.errors import ImageError, ImageTooLargeError, ItemNotFoundError, UsageError
-from simsearch.search.queries import IndexReplacedError, PreparedImage, PreparedQuery, as_list
-from tests.conftest import draw
+from simsearch.search.queries import OutdatedQueryError, PreparedImage, PreparedQuery, as_list
+from tests.helpers.pictures import draw
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_an_index_of_another_model(engine, fresh):
             (PreparedImage(vector=np.zeros(7, np.float32)), "another dimension"),
         ):
             error = resolver.resolve([PreparedQuery(image)])[0]
-            assert isinstance(error, IndexReplacedError) and reason in str(error)
+            assert isinstance(error, OutdatedQueryError) and reason in str(error)
         known = PreparedImage(digest=item.digest, pixels=pixels, weights_sha256="0" * 64)  # nothing to compute
         assert np.array_equal(vectors(resolver.resolve([PreparedQuery(known)])[0]), stored)
 

@@ -73,15 +73,17 @@ def test_all_kinds_of_searches_in_one_batch(engine, photos):
         ({"image": png()}, lambda: engine.search(png())),
         ({"id": 3}, lambda: engine.search_by_id(3)),
         ({"id": 3, "flip": True, "crop": [2, 0, 8, 16]}, lambda: engine.search_by_id(3, flip=True, crop=(2, 0, 8, 16))),
-        ({"id": 4, "flip": True, "plus": [7], "minus": [9, 2]},
-         lambda: engine.search_by_id(4, flip=True, plus=[7], minus=[9, 2])),
+        (
+            {"id": 4, "flip": True, "plus": [7], "minus": [9, 2]},
+            lambda: engine.search_by_id(4, flip=True, plus=[7], minus=[9, 2]),
+        ),
         ({"id": 4, "flip": True, "expand": 3, "k": 2}, lambda: engine.search_by_id(4, 2, flip=True, expand=3)),
         ({"id": 5, "expand": 3}, lambda: engine.search_by_id(5, expand=3)),
         ({"vector": vector.tolist(), "dedup": True}, lambda: engine.search_by_vector(vector, dedup=True)),
         ({"id": 99, "flip": False}, None),
         ({"id": 1, "plus": [99]}, None),
         ({"id": 1, "filter": ["nonsense"]}, None),
-    ]  # fmt: skip
+    ]
     jobs = [service._job(served, service.search_request.read(query)) for query, _ in queries]
     answers = batcher._answers(engine, jobs)
     for (query, expected), answer in zip(queries, answers, strict=True):

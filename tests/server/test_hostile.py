@@ -34,8 +34,15 @@ def engine(tmp_path_factory):
 @pytest.fixture(scope="module")
 def port(engine):
     """A service with tight limits, and a key."""
-    app = simsearch.create_app(engine, api_keys=KEY, hosts=("127.0.0.1",), max_body=1 << 20, max_pixels=10_000,
-                               head_timeout=1.0, body_timeout=1.0)  # fmt: skip
+    app = simsearch.create_app(
+        engine,
+        api_keys=KEY,
+        hosts=("127.0.0.1",),
+        max_body=1 << 20,
+        max_pixels=10_000,
+        head_timeout=1.0,
+        body_timeout=1.0,
+    )
     with serving(app) as port:
         yield port
 
@@ -46,10 +53,17 @@ def head(*lines, method="GET", path="/v1/items/1", key=True, host="127.0.0.1"):
 
 
 def form(data, name="image"):
-    body = (f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="q.png"\r\n\r\n'.encode() + data
-            + b"\r\n--b--\r\n")  # fmt: skip
-    sent = head("Content-Type: multipart/form-data; boundary=b", f"Content-Length: {len(body)}", method="POST",
-                path="/v1/search")  # fmt: skip
+    body = (
+        f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="q.png"\r\n\r\n'.encode()
+        + data
+        + b"\r\n--b--\r\n"
+    )
+    sent = head(
+        "Content-Type: multipart/form-data; boundary=b",
+        f"Content-Length: {len(body)}",
+        method="POST",
+        path="/v1/search",
+    )
     return sent + body
 
 
@@ -61,7 +75,11 @@ SENT = {
     "wrong key": (head("Authorization: Bearer nearly", key=False), 401, "unauthorized"),
     "key with a byte that is no ASCII": (head("X-API-Key: \xff", key=False), 401, "unauthorized"),
     "two keys": (head(f"X-API-Key: {KEY}"), 400, "bad_headers"),
-    "two authorizations": (head("Authorization: Bearer x", f"Authorization: Bearer {KEY}", key=False), 400, "bad_headers"),
+    "two authorizations": (
+        head("Authorization: Bearer x", f"Authorization: Bearer {KEY}", key=False),
+        400,
+        "bad_headers",
+    ),
     "two hosts": (head("Host: other"), 400, "bad_request"),
     "another host": (head(host="evil.example"), 400, "bad_host"),
     "no host": (b"GET /health HTTP/1.1\r\n\r\n", 400, "bad_request"),
@@ -79,18 +97,38 @@ SENT = {
     "an unknown method": (head(method="BREW"), 405, "method_not_allowed"),
     "TRACE": (head(method="TRACE"), 405, "method_not_allowed"),
     "an upgrade that is not offered": (head("Connection: Upgrade", "Upgrade: websocket"), 200, None),
-    "an upgrade to HTTP/2": (head("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: x"), 200, None),
+    "an upgrade to HTTP/2": (
+        head("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: x"),
+        200,
+        None,
+    ),
     "a length that is no number": (head(JSON, "Content-Length: many", **POST), 400, "bad_request"),
     "a negative length": (head(JSON, "Content-Length: -1", **POST), 400, "bad_request"),
     "a length over 2**64": (head(JSON, "Content-Length: 99999999999999999999", **POST), 413, "too_large"),
     "two lengths": (head(JSON, "Content-Length: 9", "Content-Length: 10", **POST) + b'{"id": 1}', 400, "bad_request"),
     "lengths in a list": (head(JSON, "Content-Length: 9, 10", **POST) + b'{"id": 1}', 400, "bad_request"),
-    "two content types": (head(JSON, "Content-Type: text/plain", "Content-Length: 9", **POST) + b'{"id": 1}', 400, "bad_headers"),
-    "CL.TE": (head(JSON, "Content-Length: 6", "Transfer-Encoding: chunked", **POST) + b"0\r\n\r\nG", 400, "bad_headers"),
-    "TE.CL": (head(JSON, "Transfer-Encoding: chunked", "Content-Length: 4", **POST) + b"1\r\n{\r\n0\r\n\r\n", 400, "bad_headers"),
+    "two content types": (
+        head(JSON, "Content-Type: text/plain", "Content-Length: 9", **POST) + b'{"id": 1}',
+        400,
+        "bad_headers",
+    ),
+    "CL.TE": (
+        head(JSON, "Content-Length: 6", "Transfer-Encoding: chunked", **POST) + b"0\r\n\r\nG",
+        400,
+        "bad_headers",
+    ),
+    "TE.CL": (
+        head(JSON, "Transfer-Encoding: chunked", "Content-Length: 4", **POST) + b"1\r\n{\r\n0\r\n\r\n",
+        400,
+        "bad_headers",
+    ),
     "TE of another kind": (head(JSON, "Transfer-Encoding: gzip", **POST) + b"x", 400, "bad_request"),
     "TE disguised": (head(JSON, "Transfer-Encoding: xchunked", **POST) + b"0\r\n\r\n", 400, "bad_request"),
-    "TE twice": (head(JSON, "Transfer-Encoding: chunked", "Transfer-Encoding: identity", **POST) + b"0\r\n\r\n", 400, "bad_request"),
+    "TE twice": (
+        head(JSON, "Transfer-Encoding: chunked", "Transfer-Encoding: identity", **POST) + b"0\r\n\r\n",
+        400,
+        "bad_request",
+    ),
     "a chunk of no size": (head(JSON, "Transfer-Encoding: chunked", **POST) + b"zz\r\n{}\r\n", 400, "bad_request"),
     "a chunk of 2**64": (head(JSON, "Transfer-Encoding: chunked", **POST) + b"ffffffffffffffffffff\r\n", 400, None),
     "a body of 50 MB, announced": (head(JSON, "Content-Length: 50000000", **POST), 413, "too_large"),
@@ -100,7 +138,7 @@ SENT = {
     "a picture under another name": (form(png(), "picture"), 422, "bad_argument"),
     "a body of no type": (head("Content-Length: 1", **POST) + b"x", 415, "unsupported_media_type"),
     "JSON of another charset": (head(JSON, "Content-Length: 2", **POST) + b"\xff\xfe", 400, "bad_json"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SENT)
@@ -112,12 +150,28 @@ def test_bytes_and_their_status(port, name):
 
 
 PATHS = [
-    "/v1/items/../../etc/passwd", "/v1/items/..%2f..%2fetc%2fpasswd", "/v1/items/%2e%2e/image", "/v1/items//etc/passwd",
-    "/v1/items/1%00/image", "/v1/items/1/image/../../../etc/passwd", "/v1/items/..;/1", "/v1/items/1%2f..%2f2",
-    "/v1/items/-1/image", "/v1/items/1.5/image", "/v1/items/1e0/image", "/v1/items/0x1/image", "/v1/items/99999999999999999999",
-    "/v1/items/%d9%a1/image%00", "/v1/items/1/image%20", "/static/../simsearch/settings.py", "//etc/passwd", "/v1/items/",
-    "/v1/items/1/thumbnail?size=1e9", "/v1/items/1?index=../other", "/v1/items/1?index=%00",
-]  # fmt: skip
+    "/v1/items/../../etc/passwd",
+    "/v1/items/..%2f..%2fetc%2fpasswd",
+    "/v1/items/%2e%2e/image",
+    "/v1/items//etc/passwd",
+    "/v1/items/1%00/image",
+    "/v1/items/1/image/../../../etc/passwd",
+    "/v1/items/..;/1",
+    "/v1/items/1%2f..%2f2",
+    "/v1/items/-1/image",
+    "/v1/items/1.5/image",
+    "/v1/items/1e0/image",
+    "/v1/items/0x1/image",
+    "/v1/items/99999999999999999999",
+    "/v1/items/%d9%a1/image%00",
+    "/v1/items/1/image%20",
+    "/static/../simsearch/settings.py",
+    "//etc/passwd",
+    "/v1/items/",
+    "/v1/items/1/thumbnail?size=1e9",
+    "/v1/items/1?index=../other",
+    "/v1/items/1?index=%00",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -233,8 +287,10 @@ def test_stuck_reader_is_cut_off_slow_one_is_not(tmp_path, monkeypatch):
     Image.fromarray(noise).save(tmp_path / "photos" / "large.png", compress_level=0)
     size = (tmp_path / "photos" / "large.png").stat().st_size
     monkeypatch.setattr(protocol, "STALL_SECONDS", 0.5)
-    with (simsearch.build(tmp_path / "photos", tmp_path / "index", model=Colours()) as engine,
-          serving(simsearch.create_app(engine)) as port):  # fmt: skip
+    with (
+        simsearch.build(tmp_path / "photos", tmp_path / "index", model=Colours()) as engine,
+        serving(simsearch.create_app(engine)) as port,
+    ):
         for pause, whole in ((0.05, True), (1.8, False)):
             received = 0
             with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
@@ -305,18 +361,64 @@ def site():
 
 
 TARGETS = [
-    "http://127.0.0.1/", "http://127.1/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/",
-    "http://[::1]/", "http://[::ffff:127.0.0.1]/", "http://[::127.0.0.1]/", "http://0/", "http://0.0.0.0/", "http://localhost/",
-    "http://LOCALHOST./", "http://169.254.169.254/meta", "http://10.0.0.1/", "http://172.16.0.1/", "http://192.168.1.1/",
-    "http://100.64.0.1/", "http://[fe80::1]/", "http://[fe80::1%25eth0]/", "http://[fc00::1]/", "http://[::]/", "http://224.0.0.1/",
-    "http://[ff02::1]/", "http://255.255.255.255/", "http://[64:ff9b::7f00:1]/", "http://[64:ff9b:1::7f00:1]/", "http://[2002:7f00:1::]/",
-    "http://[2001:0:7f00:1::]/", "http://192.0.2.1/", "http://198.18.0.1/", "file:///etc/passwd", "ftp://example.org/",
-    "gopher://127.0.0.1/", "data:image/png;base64,AAAA", "//127.0.0.1/", "http:127.0.0.1", "http://user@example.org/",
-    "http://user:word@example.org/", "http://example.org:22/", "http://example.org:99999/", "http://example.org:0/", "http://127。0。0。1/",
-    "http://１２７.0.0.1/", "http:///", "http://[::1", "http://]/", "", " ", "http://example.org/a b", "http://example.org/\r\nX: y",
-    "http://example.org\r\nX: y/", "http://%31%32%37.0.0.1/", "http://127.0.0.1#@example.org/", "http://example.org\\@127.0.0.1/",
-    "HTTP://127.0.0.1/", "http://" + "a" * 300 + "/", "http://\ud800/",
-]  # fmt: skip
+    "http://127.0.0.1/",
+    "http://127.1/",
+    "http://2130706433/",
+    "http://0x7f000001/",
+    "http://0177.0.0.1/",
+    "http://[::1]/",
+    "http://[::ffff:127.0.0.1]/",
+    "http://[::127.0.0.1]/",
+    "http://0/",
+    "http://0.0.0.0/",
+    "http://localhost/",
+    "http://LOCALHOST./",
+    "http://169.254.169.254/meta",
+    "http://10.0.0.1/",
+    "http://172.16.0.1/",
+    "http://192.168.1.1/",
+    "http://100.64.0.1/",
+    "http://[fe80::1]/",
+    "http://[fe80::1%25eth0]/",
+    "http://[fc00::1]/",
+    "http://[::]/",
+    "http://224.0.0.1/",
+    "http://[ff02::1]/",
+    "http://255.255.255.255/",
+    "http://[64:ff9b::7f00:1]/",
+    "http://[64:ff9b:1::7f00:1]/",
+    "http://[2002:7f00:1::]/",
+    "http://[2001:0:7f00:1::]/",
+    "http://192.0.2.1/",
+    "http://198.18.0.1/",
+    "file:///etc/passwd",
+    "ftp://example.org/",
+    "gopher://127.0.0.1/",
+    "data:image/png;base64,AAAA",
+    "//127.0.0.1/",
+    "http:127.0.0.1",
+    "http://user@example.org/",
+    "http://user:word@example.org/",
+    "http://example.org:22/",
+    "http://example.org:99999/",
+    "http://example.org:0/",
+    "http://127。0。0。1/",
+    "http://１２７.0.0.1/",
+    "http:///",
+    "http://[::1",
+    "http://]/",
+    "",
+    " ",
+    "http://example.org/a b",
+    "http://example.org/\r\nX: y",
+    "http://example.org\r\nX: y/",
+    "http://%31%32%37.0.0.1/",
+    "http://127.0.0.1#@example.org/",
+    "http://example.org\\@127.0.0.1/",
+    "HTTP://127.0.0.1/",
+    "http://" + "a" * 300 + "/",
+    "http://\ud800/",
+]
 
 
 @pytest.mark.parametrize("url", TARGETS)
@@ -384,13 +486,24 @@ def test_a_name_is_resolved_once(engine, site, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
     port = site.rpartition(":")[2]
-    seen = fetch(f"http://rebinding.example:{port}/picture.png", 10_000, 5, any_port=True,
-                 permitted=lambda a: str(a) == "127.0.0.1")  # fmt: skip
+    seen = fetch(
+        f"http://rebinding.example:{port}/picture.png",
+        10_000,
+        5,
+        any_port=True,
+        permitted=lambda a: str(a) == "127.0.0.1",
+    )
     assert seen == png()
     assert len(asked) == 1
     with pytest.raises(UsageError, match="public Internet"):  # one private address among several is one too many
-        monkeypatch.setattr(socket, "getaddrinfo", lambda host, port, *_, **__: [
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("93.184.215.14", "10.0.0.1")])  # fmt: skip
+        monkeypatch.setattr(
+            socket,
+            "getaddrinfo",
+            lambda host, port, *_, **__: [
+                (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+                for address in ("93.184.215.14", "10.0.0.1")
+            ],
+        )
         fetch("http://two.example/", 10_000, 5)
 
 

@@ -14,13 +14,31 @@ httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
 import asyncio  # noqa: E402
 
 BAD = [
-    ({"id": 999}, 404), ({"id": 2**63}, 422), ({"id": -1}, 422), ({"id": "1"}, 422), ({"id": True}, 422), ({}, 422),
-    ({"id": 1, "vector": [1]}, 422), ({"vector": [1, 2]}, 422), ({"vector": ["a"]}, 422), ({"id": 1, "k": 0}, 422),
-    ({"id": 1, "k": 10**9}, 422), ({"id": 1, "filter": ["nonsense"]}, 422), ({"id": 1, "max_distance": -1}, 422),
-    ({"id": 1, "crop": [0, 0, 0, 0]}, 422), ({"id": 1, "crop": [0, 0, 99, 99]}, 422), ({"id": 1, "unknown": 1}, 422),
-    ({"id": 1, "flip": 1}, 422), ({"id": 1, "expand": 0}, 422), ({"id": 1, "expand": 65}, 422),
-    ({"id": 1, "filter": "nonsense"}, 422), ({"id": 1, "filter": {}}, 422), ({"url": "http://127.0.0.1/"}, 422), ({"image": "x"}, 422), ([1], 422),
-]  # fmt: skip
+    ({"id": 999}, 404),
+    ({"id": 2**63}, 422),
+    ({"id": -1}, 422),
+    ({"id": "1"}, 422),
+    ({"id": True}, 422),
+    ({}, 422),
+    ({"id": 1, "vector": [1]}, 422),
+    ({"vector": [1, 2]}, 422),
+    ({"vector": ["a"]}, 422),
+    ({"id": 1, "k": 0}, 422),
+    ({"id": 1, "k": 10**9}, 422),
+    ({"id": 1, "filter": ["nonsense"]}, 422),
+    ({"id": 1, "max_distance": -1}, 422),
+    ({"id": 1, "crop": [0, 0, 0, 0]}, 422),
+    ({"id": 1, "crop": [0, 0, 99, 99]}, 422),
+    ({"id": 1, "unknown": 1}, 422),
+    ({"id": 1, "flip": 1}, 422),
+    ({"id": 1, "expand": 0}, 422),
+    ({"id": 1, "expand": 65}, 422),
+    ({"id": 1, "filter": "nonsense"}, 422),
+    ({"id": 1, "filter": {}}, 422),
+    ({"url": "http://127.0.0.1/"}, 422),
+    ({"image": "x"}, 422),
+    ([1], 422),
+]
 
 
 @pytest.mark.parametrize(("body", "status"), BAD)
@@ -67,9 +85,16 @@ def test_the_openapi_document(engine):
     document = Client(simsearch.create_app(engine))("GET", "/openapi.json").json()
     operations = {f"{method} {path}" for path, found in document["paths"].items() for method in found}
     assert operations == {
-        "get /health", "get /ready", "get /metrics", "get /v1/indexes", "post /v1/search", "get /v1/items",
-        "get /v1/items/{id}", "get /v1/items/{id}/image", "get /v1/items/{id}/thumbnail",
-    }  # fmt: skip
+        "get /health",
+        "get /ready",
+        "get /metrics",
+        "get /v1/indexes",
+        "post /v1/search",
+        "get /v1/items",
+        "get /v1/items/{id}",
+        "get /v1/items/{id}/image",
+        "get /v1/items/{id}/thumbnail",
+    }
     for path, found in document["paths"].items():
         for operation in found.values():
             for status, answer in operation["responses"].items():
@@ -100,7 +125,9 @@ def test_hosts_and_other_sites(engine):
     assert client("GET", "/health", headers={"host": "127.0.0.1:8000"}).status_code == 200
     assert code(client("GET", "/health", headers={"host": "evil.example"})) == (400, "bad_host")
     assert code(client("POST", "/v1/search", json={"id": 1}, headers={"origin": "http://evil.example"})) == (
-        400, "cross_origin")  # fmt: skip
+        400,
+        "cross_origin",
+    )
     assert "access-control-allow-origin" not in client("GET", "/health", headers={"origin": "http://a.b"}).headers
 
 
@@ -175,8 +202,14 @@ def test_every_error_has_a_status():
     from simsearch import errors
     from simsearch.server import errors as server_errors
 
-    own = {"WeightsError", "ModelMismatchError", "DeviceError", "TrainingInterruptedError", "SimsearchError",
-           "UnavailableError"}  # fmt: skip
+    own = {
+        "WeightsError",
+        "ModelMismatchError",
+        "DeviceError",
+        "TrainingInterruptedError",
+        "SimsearchError",
+        "UnavailableError",
+    }
     mapped = tuple(kind for kind, _, _ in server_errors._STATUS if kind is not SimsearchError)
     for name in set(errors.__all__) - own:
         assert issubclass(getattr(errors, name), mapped), name

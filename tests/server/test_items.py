@@ -6,9 +6,16 @@ from tests.helpers.client import code
 
 httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
 
-PATHS = ["/v1/items/..%2f..%2fetc%2fpasswd", "/v1/items/%2e%2e/image", "/v1/items//etc/passwd/image",
-         "/v1/items/1%00/image", "/v1/items/abc", "/v1/items/99999999999999999999/image", "/v1/items/-1/thumbnail",
-         "/v1/items/1/thumbnail?size=99999"]  # fmt: skip
+PATHS = [
+    "/v1/items/..%2f..%2fetc%2fpasswd",
+    "/v1/items/%2e%2e/image",
+    "/v1/items//etc/passwd/image",
+    "/v1/items/1%00/image",
+    "/v1/items/abc",
+    "/v1/items/99999999999999999999/image",
+    "/v1/items/-1/thumbnail",
+    "/v1/items/1/thumbnail?size=99999",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -70,9 +70,16 @@ def test_a_body_that_is_not_an_object():
 
 
 def test_options_by_their_names_in_python():
-    body = MODEL.read({
-        "id": 1, "filter": "label=cat", "crop": [1, 2, 3, 4], "plus": [5], "exact": True, "max_distance": 3,
-    })  # fmt: skip
+    body = MODEL.read(
+        {
+            "id": 1,
+            "filter": "label=cat",
+            "crop": [1, 2, 3, 4],
+            "plus": [5],
+            "exact": True,
+            "max_distance": 3,
+        }
+    )
     assert (body.way, body.matches) == ("id", 6)
     assert body.search_options() == {"where": ["label=cat"], "exact": True, "max_distance": 3.0}
     assert body.query_options() == {"crop": (1, 2, 3, 4), "plus": [5]}

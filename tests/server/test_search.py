@@ -50,8 +50,17 @@ def test_mirrored_and_expanded_match_engine(client, engine, photos):
 
 
 def test_numbers_in_a_form_are_those_of_json(client):
-    for field in ({"k": "1_0"}, {"k": "٣"}, {"expand": "1_0"}, {"plus": "1_0"}, {"crop": "0,0,8,1_0"}, {"flip": "yes"},
-                  {"max_distance": "1_0"}, {"k": ""}, {"expand": "2.0"}):  # fmt: skip
+    for field in (
+        {"k": "1_0"},
+        {"k": "٣"},
+        {"expand": "1_0"},
+        {"plus": "1_0"},
+        {"crop": "0,0,8,1_0"},
+        {"flip": "yes"},
+        {"max_distance": "1_0"},
+        {"k": ""},
+        {"expand": "2.0"},
+    ):
         assert code(client("POST", "/v1/search", files=upload(png()), data=field)) == (422, "bad_argument"), field
     assert client("POST", "/v1/search", files=upload(png()), data={"k": " 3 ", "flip": "True"}).status_code == 200
 
@@ -83,8 +92,18 @@ def test_mirror_of_item_with_changed_file(client, engine, photos):
 
 
 def test_form_may_use_all_allowed_values(client, engine):
-    fields = {"filter": ["id>0"] * 32, "plus": ["2"] * 64, "minus": ["9"] * 64, "k": "3", "crop": "0,0,8,8",
-              "max_distance": "9", "dedup": "false", "exact": "true", "flip": "true", "expand": "2"}  # fmt: skip
+    fields = {
+        "filter": ["id>0"] * 32,
+        "plus": ["2"] * 64,
+        "minus": ["9"] * 64,
+        "k": "3",
+        "crop": "0,0,8,8",
+        "max_distance": "9",
+        "dedup": "false",
+        "exact": "true",
+        "flip": "true",
+        "expand": "2",
+    }
     found = client("POST", "/v1/search", files=upload(png()), data=fields)
     assert found.status_code == 200, found.text
     for name, repeated in (("filter", ["id>0"] * 33), ("plus", ["2"] * 65)):

@@ -113,31 +113,42 @@ def run(*arguments: str) -> tuple[int, str]:
 
 FOUND: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped bit of a row": (lambda i: flip(shard(i), PREAMBLE + 100), "rows 60 to 119 have checksum"),
-    "flipped last bit": (lambda i: flip(shard(i, 2), PREAMBLE + (ROWS - 128) * 16 - 1), "rows 120 to 149 have checksum"),
+    "flipped last bit": (
+        lambda i: flip(shard(i, 2), PREAMBLE + (ROWS - 128) * 16 - 1),
+        "rows 120 to 149 have checksum",
+    ),
     "flipped bit of a preamble": (lambda i: flip(shard(i), 5), "does not begin as the feature file 1 of dimension 8"),
     "flipped bit of the padding": (lambda i: flip(shard(i), PREAMBLE - 1), "does not begin as the feature file 1"),
     "shard cut short": (lambda i: truncate(shard(i, 2), PREAMBLE + 7), "too few for 22 rows"),
     "shard cut to nothing": (lambda i: truncate(shard(i, 0), 0), "has 0 bytes"),
     "missing shard": (lambda i: shard(i).unlink(), "000001.f16: No such file"),
-    "shards exchanged": (lambda i: (shard(i, 0).rename(i / "x"), shard(i, 1).rename(shard(i, 0)),
-                                    (i / "x").rename(shard(i, 1))), "does not begin as the feature file 0"),
+    "shards exchanged": (
+        lambda i: (shard(i, 0).rename(i / "x"), shard(i, 1).rename(shard(i, 0)), (i / "x").rename(shard(i, 1))),
+        "does not begin as the feature file 0",
+    ),
     "all shards missing": (lambda i: shutil.rmtree(i / "features"), "000000.f16: No such file"),
     "impossible row": (lambda i: sql(i, "UPDATE items SET row = 5000 WHERE id = 70"), "an item owns row 5000"),
     "negative row": (lambda i: sql(i, "UPDATE items SET row = -1 WHERE id = 70"), "an item owns row -1"),
     "lost block": (lambda i: sql(i, "DELETE FROM blocks WHERE first = 60"), "rows 60 to 120 have no checksum"),
-    "wrong count of rows": (lambda i: sql(i, "UPDATE state SET value = 151 WHERE key = 'rows'"), "151 rows are recorded"),
+    "wrong count of rows": (
+        lambda i: sql(i, "UPDATE state SET value = 151 WHERE key = 'rows'"),
+        "151 rows are recorded",
+    ),
     "impossible count of rows": (lambda i: sql(i, "UPDATE state SET value = 1 << 60 WHERE key = 'rows'"), "000003.f16"),
     "no count of rows": (lambda i: sql(i, "DELETE FROM state WHERE key = 'rows'"), "the state 'rows' is missing"),
     "lost source": (lambda i: sql(i, "DELETE FROM sources"), "150 items belong to no source"),
     "checksum that is no number": (lambda i: sql(i, "UPDATE blocks SET crc32 = 'x'"), "a checksum cannot be read"),
     "failure without a path": (lambda i: sql(i, "INSERT INTO failures VALUES (1, 7, 'x')"), "a failure cannot be read"),
     "lost item": (lambda i: sql(i, "DELETE FROM items WHERE id = 7"), "meta.json counts 150 items"),
-    "metadata that is no JSON": (lambda i: sql(i, "UPDATE items SET metadata = '{' WHERE id = 7"), "item 7 cannot be read"),
+    "metadata that is no JSON": (
+        lambda i: sql(i, "UPDATE items SET metadata = '{' WHERE id = 7"),
+        "item 7 cannot be read",
+    ),
     "options that are no JSON": (lambda i: sql(i, "UPDATE sources SET options = '{'"), "a source cannot be read"),
     "wrong count in meta.json": (lambda i: edit_meta(i, items=149), "meta.json counts 149 items"),
     "other dimension": (lambda i: edit_meta(i, dimension=4), "of dimension 4"),
     "other rows per shard": (lambda i: edit_meta(i, rows_per_shard=63), "checksum"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", FOUND)
@@ -161,7 +172,9 @@ UNOPENED: dict[str, Callable[[Path], object]] = {
     "empty items.sqlite": lambda i: (i / "items.sqlite").write_bytes(b""),
     "garbage items.sqlite": lambda i: (i / "items.sqlite").write_bytes(b"garbage" * 1000),
     "items.sqlite cut short": lambda i: truncate(i / "items.sqlite", 5000),
-    "garbage header": lambda i: (i / "items.sqlite").write_bytes(b"\xff" * 4096 + (i / "items.sqlite").read_bytes()[4096:]),
+    "garbage header": lambda i: (i / "items.sqlite").write_bytes(
+        b"\xff" * 4096 + (i / "items.sqlite").read_bytes()[4096:]
+    ),
     "no tables": lambda i: sql(i, "DROP TABLE state; DROP TABLE items; DROP TABLE sources"),
     "missing meta.json": lambda i: (i / "meta.json").unlink(),
     "empty meta.json": lambda i: (i / "meta.json").write_text(""),
@@ -180,7 +193,7 @@ UNOPENED: dict[str, Callable[[Path], object]] = {
     "distances of no numbers": lambda i: edit_meta(i, distances=["near", "far"]),
     "search of nothing": lambda i: edit_meta(i, search={}),
     "storage of the future": lambda i: edit_meta(i, storage="float8"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", UNOPENED)
@@ -195,10 +208,18 @@ def test_opening_says_damaged(index: Path, damage: str) -> None:
         assert len([line for line in stderr.splitlines() if line.startswith("error: ")]) == 1
 
 
-@pytest.mark.parametrize("damage", [
-    "missing shard", "all shards missing", "shard cut short", "shard cut to nothing", "impossible row", "negative row",
-    "lost source",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "missing shard",
+        "all shards missing",
+        "shard cut short",
+        "shard cut to nothing",
+        "impossible row",
+        "negative row",
+        "lost source",
+    ],
+)
 @pytest.mark.parametrize("direct", [0, 2048])
 def test_searching_says_damaged(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, direct: int

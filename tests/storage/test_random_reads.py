@@ -24,9 +24,13 @@ def test_rows_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few:
     shards.write(0, features)
     rows = RandomReader(shards, 170)
     for chosen in (
-        np.arange(170), np.arange(45, 105), random.permutation(170), np.array([7, 7, 6]), np.array([], np.int64),
+        np.arange(170),
+        np.arange(45, 105),
+        random.permutation(170),
+        np.array([7, 7, 6]),
+        np.array([], np.int64),
         np.array([169]),
-    ):  # fmt: skip
+    ):
         np.testing.assert_array_equal(rows.read(chosen.astype(np.int64)), features[chosen])
     for wrong in ([170], [-1]):
         with pytest.raises(IndexDamagedError, match="there are 170"):

@@ -12,10 +12,16 @@ def test_settings_are_checked():
     assert settings("alexnet", "fast", ["epochs=3", "schedule=plateau"]).epochs == 3
     assert change(TrainConfig(), ["dropout=0"]).dropout == 0.0
     for text, message in (
-        ("epoch=3", "no setting is called 'epoch'"), ("epochs", "not key=value"), ("epochs=0", "epochs is 0"),
-        ("epochs=2.5", "not a whole number"), ("epochs=many", "not a whole number"), ("compile=1", "not true or false"),
-        ("schedule=step", "schedule is 'step'"), ("dropout=1", "dropout is 1.0"), ("learning_rate=0", "learning_rate"),
-    ):  # fmt: skip
+        ("epoch=3", "no setting is called 'epoch'"),
+        ("epochs", "not key=value"),
+        ("epochs=0", "epochs is 0"),
+        ("epochs=2.5", "not a whole number"),
+        ("epochs=many", "not a whole number"),
+        ("compile=1", "not true or false"),
+        ("schedule=step", "schedule is 'step'"),
+        ("dropout=1", "dropout is 1.0"),
+        ("learning_rate=0", "learning_rate"),
+    ):
         with pytest.raises(UsageError, match=message):
             change(TrainConfig(), [text])
     with pytest.raises(UsageError, match="no preset 'slow'"):
@@ -24,9 +30,24 @@ def test_settings_are_checked():
 
 @pytest.mark.parametrize(
     "text",
-    ["seed=-1", "momentum=-1", "momentum=1", "weight_decay=-1", "smallest_patch=0", "label_smoothing=2", "temperature=0",
-     "keep_hidden=0", "warmup=1", "clip=-1", "gain=-1", "average=2", "learning_rate=1e400", "dropout=NaN", "zoom=-2"],
-)  # fmt: skip
+    [
+        "seed=-1",
+        "momentum=-1",
+        "momentum=1",
+        "weight_decay=-1",
+        "smallest_patch=0",
+        "label_smoothing=2",
+        "temperature=0",
+        "keep_hidden=0",
+        "warmup=1",
+        "clip=-1",
+        "gain=-1",
+        "average=2",
+        "learning_rate=1e400",
+        "dropout=NaN",
+        "zoom=-2",
+    ],
+)
 def test_senseless_values_are_refused(text):
     with pytest.raises(UsageError, match=text.split("=")[0]):
         change(FAST, [text])

@@ -48,13 +48,35 @@ CONNECT = 4.0
 LITE_PATIENCE = 120.0
 """Seconds for a call to Milvus Lite, which computes in this process and cannot be away."""
 
-SCALARS = ("id", "source", "path", "path_hex", "label", "labelled", "metadata", "digest", "size", "stamp", "width",
-           "height")  # fmt: skip
+SCALARS = (
+    "id",
+    "source",
+    "path",
+    "path_hex",
+    "label",
+    "labelled",
+    "metadata",
+    "digest",
+    "size",
+    "stamp",
+    "width",
+    "height",
+)
 """The fields of an item; `labelled` tells no label from an empty one, `path_hex` holds a path that is no UTF-8."""
 
-EFFORT = {"HNSW": "ef", "HNSW_SQ": "ef", "HNSW_PQ": "ef", "IVF_FLAT": "nprobe", "IVF_SQ8": "nprobe",
-          "IVF_PQ": "nprobe", "SCANN": "nprobe", "DISKANN": "search_list", "GPU_CAGRA": "itopk_size",
-          "GPU_IVF_FLAT": "nprobe", "GPU_IVF_PQ": "nprobe"}  # fmt: skip
+EFFORT = {
+    "HNSW": "ef",
+    "HNSW_SQ": "ef",
+    "HNSW_PQ": "ef",
+    "IVF_FLAT": "nprobe",
+    "IVF_SQ8": "nprobe",
+    "IVF_PQ": "nprobe",
+    "SCANN": "nprobe",
+    "DISKANN": "search_list",
+    "GPU_CAGRA": "itopk_size",
+    "GPU_IVF_FLAT": "nprobe",
+    "GPU_IVF_PQ": "nprobe",
+}
 """How each approximate index calls the number that trades time for recall in a search."""
 
 KINDS = ("FLAT", "GPU_BRUTE_FORCE", *EFFORT)
@@ -62,9 +84,24 @@ EXACT = ("FLAT", "GPU_BRUTE_FORCE")
 
 _TEXT = 65535  # Milvus's limit on a VARCHAR, in bytes
 _BUILD = {"HNSW": {"M": 16, "efConstruction": 200}, "GPU_CAGRA": {"intermediate_graph_degree": 64, "graph_degree": 32}}
-_AGAIN = ("not loaded", "not fully loaded", "unavailable", "no available", "offline", "not healthy", "rate limit",
-          "not ready", "channel", "timeout", "deadline", "connect", "closing", "node not match", "service not",
-          "recovering")  # fmt: skip
+_AGAIN = (
+    "not loaded",
+    "not fully loaded",
+    "unavailable",
+    "no available",
+    "offline",
+    "not healthy",
+    "rate limit",
+    "not ready",
+    "channel",
+    "timeout",
+    "deadline",
+    "connect",
+    "closing",
+    "node not match",
+    "service not",
+    "recovering",
+)
 _open_files: dict[Path, int] = {}
 _files = threading.Lock()
 
@@ -197,8 +234,9 @@ class MilvusClient:
         # An item is looked up by its file's digest whenever a query is a file: both kinds of Milvus index text, each
         # by its own name.
         index.add_index("digest", index_type="INVERTED" if self.address.file is not None else "Trie")
-        self.ask("create_collection", collection_name=self.name, schema=schema, consistency_level="Bounded",
-                 properties=facts)  # fmt: skip
+        self.ask(
+            "create_collection", collection_name=self.name, schema=schema, consistency_level="Bounded", properties=facts
+        )
         try:
             self.ask("create_index", collection_name=self.name, index_params=index)
             self.ask("load_collection", collection_name=self.name)
@@ -265,10 +303,15 @@ class MilvusClient:
     def search(self, queries: NDArray[np.float32], width: int, where: str, effort: dict[str, Any]) -> list[list[Hit]]:
         """The `width` rows nearest to each of (nq, D) queries, with their fields and features."""
         found = self.ask(
-            "search", collection_name=self.name, data=list(queries), limit=width, filter=where,
-            output_fields=[*SCALARS, "features"], search_params={"metric_type": "L2", "params": effort},
+            "search",
+            collection_name=self.name,
+            data=list(queries),
+            limit=width,
+            filter=where,
+            output_fields=[*SCALARS, "features"],
+            search_params={"metric_type": "L2", "params": effort},
             **self._level(False),
-        )  # fmt: skip
+        )
         return [[_hit(hit) for hit in hits] for hits in found]
 
     def _query(self, where: str, fields: list[str], strong: bool) -> Any:

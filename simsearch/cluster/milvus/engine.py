@@ -60,8 +60,10 @@ class _Flat:
         """The k nearest items to each of (nq, D) queries, and those that tie with the last; none is missed."""
         kind = self.reader.known.kind
         if kind not in EXACT and (permitted is None or len(permitted) > DIRECT):
-            raise UsageError(f"{self.reader.rows_of.address} has a {kind} index, which does not search exactly",
-                             hint="a collection with a FLAT index does; see `simsearch push --index-type`")  # fmt: skip
+            raise UsageError(
+                f"{self.reader.rows_of.address} has a {kind} index, which does not search exactly",
+                hint="a collection with a FLAT index does; see `simsearch push --index-type`",
+            )
         return self.candidates(queries, k, permitted)
 
     def candidates(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> list[Neighbours]:
@@ -229,19 +231,30 @@ class MilvusIndex:
             index = {key: value for key, value in self.rows.index().items() if isinstance(value, str | int | float)}
             counts = reader.counts()
             return {
-                "path": str(self.address), "items": own.count, "failures": own.meta.failures,
-                "labels": reader.label_count(), "model": own.meta.model, "weights_sha256": own.meta.weights_sha256,
-                "features": own.meta.features, "dimension": own.meta.dimension, "metric": own.meta.metric,
-                "storage": own.state["storage"], "engine": own.meta.engine,
+                "path": str(self.address),
+                "items": own.count,
+                "failures": own.meta.failures,
+                "labels": reader.label_count(),
+                "model": own.meta.model,
+                "weights_sha256": own.meta.weights_sha256,
+                "features": own.meta.features,
+                "dimension": own.meta.dimension,
+                "metric": own.meta.metric,
+                "storage": own.state["storage"],
+                "engine": own.meta.engine,
                 "search": {**own.meta.search, "parameters": index},
                 "bytes": own.count * own.meta.dimension * (2 if own.state["storage"] == "float16" else 4),
-                "rows": own.count, "recipe": own.meta.recipe, "created": own.meta.created, "format": own.meta.format,
-                "milvus": self.rows.version(), "complete": own.state["complete"],
+                "rows": own.count,
+                "recipe": own.meta.recipe,
+                "created": own.meta.created,
+                "format": own.meta.format,
+                "milvus": self.rows.version(),
+                "complete": own.state["complete"],
                 "sources": [
                     {"kind": row.kind, "root": self.root_of(row), "items": counts.get(row.id, 0)}
                     for row in reader.sources()
                 ],
-            }  # fmt: skip
+            }
 
 
 @dataclass(frozen=True)

@@ -122,13 +122,17 @@ def matching(rows: Iterable[Sequence[Any]], wanted: Sequence[Condition], roots: 
         database.executemany(
             "INSERT INTO sources VALUES (?,?,?)", [(n, kind, os.fsencode(root)) for n, (kind, root) in roots.items()]
         )
-        database.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, source INTEGER, path BLOB, label TEXT,"
-                         " metadata TEXT, size INTEGER, width INTEGER, height INTEGER)")  # fmt: skip
+        database.execute(
+            "CREATE TABLE items (id INTEGER PRIMARY KEY, source INTEGER, path BLOB, label TEXT,"
+            " metadata TEXT, size INTEGER, width INTEGER, height INTEGER)"
+        )
         database.executemany(
             "INSERT INTO items VALUES (?,?,?,?,?,?,?,?)",
-            [(n, source, os.fsencode(path), label, json.dumps(metadata) if metadata else None, *rest)
-             for n, source, path, label, metadata, *rest in rows],
-        )  # fmt: skip
+            [
+                (n, source, os.fsencode(path), label, json.dumps(metadata) if metadata else None, *rest)
+                for n, source, path, label, metadata, *rest in rows
+            ],
+        )
         parts, parameters = [], []
         for condition in wanted:
             expression, values = condition.sql()

@@ -89,8 +89,10 @@ def push(index: Index, target: str, options: PushOptions | None = None) -> PushR
     options = options or PushOptions()
     if "components_sha256" in index.meta.descriptor:
         name = index.meta.features
-        raise UsageError(f"the features {name} of {index.path} have components that Milvus cannot keep",
-                         hint="an index with --features fc7, fc7-unit or fc6 can be pushed")  # fmt: skip
+        raise UsageError(
+            f"the features {name} of {index.path} have components that Milvus cannot keep",
+            hint="an index with --features fc7, fc7-unit or fc6 can be pushed",
+        )
     rows = MilvusClient(parse_address(target), writing=True)
     try:
         with index.reading() as reader:
@@ -137,8 +139,9 @@ class _Push:
         address, ours = self.rows.address, self.index.meta
         facts = self.rows.describe().get("properties") or {}
         if not all(name in facts for name in PROPERTIES):
-            raise UsageError(f"the collection {address} was not made by simsearch",
-                             hint="name another one; --replace drops it")  # fmt: skip
+            raise UsageError(
+                f"the collection {address} was not made by simsearch", hint="name another one; --replace drops it"
+            )
         theirs, state = json.loads(facts[PROPERTIES[0]]), json.loads(facts[PROPERTIES[2]])
         if (theirs["weights_sha256"], theirs["recipe"]) != (ours.weights_sha256, ours.recipe):
             raise ModelMismatchError(
@@ -147,8 +150,10 @@ class _Push:
                 hint="push into another collection; --replace drops this one",
             )
         if theirs["created"] != ours.created:
-            raise UsageError(f"{address} holds another index, made {theirs['created']}",
-                             hint="push into another collection; --replace drops this one")  # fmt: skip
+            raise UsageError(
+                f"{address} holds another index, made {theirs['created']}",
+                hint="push into another collection; --replace drops this one",
+            )
         self.highest = max(self.highest, int(state["highest"]))
         kind = str(self.rows.index()["index_type"])
         for asked, found, name in (
@@ -161,12 +166,21 @@ class _Push:
 
     def _facts(self, complete: bool) -> dict[str, str]:
         """The collection's properties: see `reader.PROPERTIES`."""
-        meta = {**asdict(self.index.meta), "search": {"kind": "", "recall": 0.0, "parameters": {}},
-                "items": self.items, "failures": self.reader.failure_count()}  # fmt: skip
+        meta = {
+            **asdict(self.index.meta),
+            "search": {"kind": "", "recall": 0.0, "parameters": {}},
+            "items": self.items,
+            "failures": self.reader.failure_count(),
+        }
         opened = self.index.sources(self.reader)
         sources = [[row.id, row.kind, opened[row.id].root] for row in self.reader.sources()]
-        state = {"complete": complete, "generation": self.reader.state("generation"), "storage": self.storage,
-                 "highest": self.highest, "labels": self.reader.label_count()}  # fmt: skip
+        state = {
+            "complete": complete,
+            "generation": self.reader.state("generation"),
+            "storage": self.storage,
+            "highest": self.highest,
+            "labels": self.reader.label_count(),
+        }
         return dict(zip(PROPERTIES, map(json.dumps, (meta, sources, state)), strict=True))
 
     # -- the rows
@@ -227,8 +241,10 @@ class _Push:
             self.rows.flush()
         found = self.rows.count(strong=True)
         if found != self.items:
-            raise SimsearchError(f"{self.rows.address} has {found:,} rows, the index {self.items:,} items",
-                                 hint="is something else writing to it? push again; --replace begins anew")  # fmt: skip
+            raise SimsearchError(
+                f"{self.rows.address} has {found:,} rows, the index {self.items:,} items",
+                hint="is something else writing to it? push again; --replace begins anew",
+            )
         self._compare()
         self.highest = int(self.reader.ids()[0][-1]) if self.items else 0
         self.rows.set_properties(self._facts(complete=True))
@@ -246,15 +262,25 @@ class _Push:
         theirs = self.rows.features([item.id for item in items], strong=True)
         for item, features in zip(items, mine, strict=True):
             if marks.get(item.id) != row_hash(item) or not np.array_equal(theirs.get(item.id), features):  # type: ignore[arg-type]
-                raise IndexDamagedError(f"{self.rows.address}: item {item.id} is not as it was sent",
-                                        hint="--replace begins anew")  # fmt: skip
+                raise IndexDamagedError(
+                    f"{self.rows.address}: item {item.id} is not as it was sent", hint="--replace begins anew"
+                )
         self.pushed.compared = len(items)
 
 
 def row_hash(item: Item) -> int:
     """63 bits of a hash over all that a row holds; its features are those of its digest."""
-    held = [item.source, os.fsencode(item.path).hex(), item.label, item.metadata, item.digest.hex(), item.size,
-            item.stamp, item.width, item.height]  # fmt: skip
+    held = [
+        item.source,
+        os.fsencode(item.path).hex(),
+        item.label,
+        item.metadata,
+        item.digest.hex(),
+        item.size,
+        item.stamp,
+        item.width,
+        item.height,
+    ]
     digest = hashlib.blake2b(json.dumps(held, sort_keys=True).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -263,12 +289,21 @@ def _row(item: Item, features: NDArray[np.float16], storage: str) -> tuple[dict[
     """The row of an item and about how many bytes it is. Raises UsageError for what Milvus cannot hold."""
     path = replace_surrogates(item.path)
     row = {
-        "id": item.id, "source": item.source, "path": path, "label": item.label or "",
-        "path_hex": os.fsencode(item.path).hex() if path != item.path else "", "labelled": item.label is not None,
-        "metadata": item.metadata, "digest": item.digest.hex(), "size": item.size, "stamp": item.stamp,
-        "width": item.width, "height": item.height, "mark": row_hash(item),
+        "id": item.id,
+        "source": item.source,
+        "path": path,
+        "label": item.label or "",
+        "path_hex": os.fsencode(item.path).hex() if path != item.path else "",
+        "labelled": item.label is not None,
+        "metadata": item.metadata,
+        "digest": item.digest.hex(),
+        "size": item.size,
+        "stamp": item.stamp,
+        "width": item.width,
+        "height": item.height,
+        "mark": row_hash(item),
         "features": features if storage == "float16" else features.astype(np.float32),
-    }  # fmt: skip
+    }
     cells = {name: len(str(row[name]).encode()) for name in ("path", "path_hex", "label")}
     cells["metadata"] = len(json.dumps(item.metadata).encode())
     for name, length in cells.items():

@@ -175,15 +175,18 @@ class MilvusReader:
             return Permitted(where, count)
         if count > SCAN:
             told = ", ".join(f"{c.field}{c.operator}{c.value}" for c in rest)
-            raise UsageError(f"Milvus cannot say {told}, and to look at {count:,} items here would take too long",
-                             hint="another condition, as label=..., that leaves fewer items")  # fmt: skip
+            raise UsageError(
+                f"Milvus cannot say {told}, and to look at {count:,} items here would take too long",
+                hint="another condition, as label=..., that leaves fewer items",
+            )
         found: list[int] = []
         for rows in self.rows_of.scan(where, client.SCALARS[1:], int(self.known.state["highest"])):
             items = map(_item, rows)
             found += filters.matching(
                 [(i.id, i.source, i.path, i.label, i.metadata, i.size, i.width, i.height) for i in items],
-                rest, self.known.roots,
-            )  # fmt: skip
+                rest,
+                self.known.roots,
+            )
         return Permitted(f"id in {found}", len(found))
 
     def keep(self, hits: Iterable[Hit]) -> None:
@@ -203,5 +206,16 @@ def _item(row: Mapping[str, Any]) -> Item:
     metadata = json.loads(metadata) if isinstance(metadata, str | bytes) else metadata
     label = row["label"] if row["labelled"] else None
     number = int(row["id"])
-    return Item(number, int(row["source"]), path, label, metadata or {}, bytes.fromhex(row["digest"]), int(row["size"]),
-                int(row["stamp"]), int(row["width"]), int(row["height"]), number)  # fmt: skip
+    return Item(
+        number,
+        int(row["source"]),
+        path,
+        label,
+        metadata or {},
+        bytes.fromhex(row["digest"]),
+        int(row["size"]),
+        int(row["stamp"]),
+        int(row["width"]),
+        int(row["height"]),
+        number,
+    )

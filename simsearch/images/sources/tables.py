@@ -149,9 +149,8 @@ class ParquetSource(Source):
             raise UsageError(f"{root}: no column holds image bytes", hint=f"its columns: {', '.join(schema.names)}")
         self._column = "image" if "image" in fitting else fitting[0]
         self._plain = [
-            field.name for field in schema
-            if field.name != self._column and self._holds_plain(pyarrow, field.type)
-        ]  # fmt: skip
+            field.name for field in schema if field.name != self._column and self._holds_plain(pyarrow, field.type)
+        ]
         self._rows: dict[str, int] = {}
         self._groups: dict[int, Any] = {}
         self._lock = threading.Lock()

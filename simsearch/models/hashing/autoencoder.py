@@ -82,9 +82,12 @@ def train(
         layers, loss = _tuned(x, layers, config, advanced)
     facts = {**asdict(config), "images": len(x), "loss": loss, "seconds": round(time.monotonic() - start, 1)}
     return HashEncoder(
-        mean.numpy(), scale, tuple(layer.weight.numpy() for layer in layers),
-        tuple(layer.up.numpy() for layer in layers), facts,
-    )  # fmt: skip
+        mean.numpy(),
+        scale,
+        tuple(layer.weight.numpy() for layer in layers),
+        tuple(layer.up.numpy() for layer in layers),
+        facts,
+    )
 
 
 def images(config: HashConfig, count: int) -> int:

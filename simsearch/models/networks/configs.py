@@ -19,7 +19,7 @@ class Config(Protocol):
 
 @dataclass(frozen=True)
 class AlexNetConfig:
-    """What can vary in `simsearch.models.networks.alexnet.AlexNet`."""
+    """The configuration of `alexnet.AlexNet`."""
 
     num_classes: int = 1000
     image_size: int = 224
@@ -49,7 +49,7 @@ class AlexNetConfig:
 
 @dataclass(frozen=True)
 class LeNet5Config:
-    """What can vary in `simsearch.models.networks.lenet5.LeNet5`: the classes. Without ten of them the codes are random."""
+    """The configuration of `lenet5.LeNet5`. With another number of classes than ten its output codes are random."""
 
     num_classes: int = 10
     image_size: int = 32
@@ -62,7 +62,7 @@ class LeNet5Config:
 
 @dataclass(frozen=True)
 class ConvNet4Config:
-    """What can vary in `simsearch.models.networks.convnet4.ConvNet4`: above all the unit, which figure 1 of AlexNet compares."""
+    """The configuration of `convnet4.ConvNet4`: above all the unit, which figure 1 of AlexNet compares."""
 
     num_classes: int = 10
     image_size: int = 32

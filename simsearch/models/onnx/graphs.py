@@ -115,8 +115,9 @@ def convolution(
 ) -> None:
     """One of AlexNet's convolutions with its ReLU."""
     weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
-    graph.add("Conv", *weights, kernel_shape=(kernel, kernel), strides=(stride, stride), pads=(padding,) * 4,
-              group=groups)  # fmt: skip
+    graph.add(
+        "Conv", *weights, kernel_shape=(kernel, kernel), strides=(stride, stride), pads=(padding,) * 4, group=groups
+    )
     graph.add("Relu", output=output)
 
 

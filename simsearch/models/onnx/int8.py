@@ -40,9 +40,13 @@ FLOAT = ("conv.0.weight", "conv.0.bias", "classifier.weight", "classifier.bias")
 """What stays in float32."""
 
 _LAYERS = {
-    "conv.4": ("pool1", True, "relu2"), "conv.8": ("pool2", False, "relu3"), "conv.10": ("relu3", True, "relu4"),
-    "conv.12": ("relu4", True, "relu5"), "hidden.1": ("relu5", False, None), "hidden.4": ("fc6", False, None),
-}  # fmt: skip
+    "conv.4": ("pool1", True, "relu2"),
+    "conv.8": ("pool2", False, "relu3"),
+    "conv.10": ("relu3", True, "relu4"),
+    "conv.12": ("relu4", True, "relu5"),
+    "hidden.1": ("relu5", False, None),
+    "hidden.4": ("fc6", False, None),
+}
 """For each layer: the point that it reads, whether in groups, and the point that it writes in 8 bits."""
 
 _TOWARDS_ACTIVATIONS = 0.75
@@ -182,21 +186,39 @@ def alexnet(
         if after:
             scale = scale / points[after].factor
         zeros = graph.constant(f"{name}.zeros", np.zeros(len(scale), np.int8))
-        return (step(f"{name}.in", points[point].step), nought, graph.weight(f"{name}.weight", np.int8),
-                step(f"{name}.weight", scale), zeros)  # fmt: skip
+        return (
+            step(f"{name}.in", points[point].step),
+            nought,
+            graph.weight(f"{name}.weight", np.int8),
+            step(f"{name}.weight", scale),
+            zeros,
+        )
 
     def convolution(name: str, kernel: int, padding: int) -> None:
         _, grouped, after = _LAYERS[name]
         assert after is not None
         bias = graph.constant(f"{name}.bias", quantised.layers[name].bias)
         groups = config.groups if grouped else 1
-        graph.add("QLinearConv", *layer(name), step(f"{name}.out", points[after].step), nought, bias,
-                  kernel_shape=(kernel, kernel), pads=(padding,) * 4, group=groups)  # fmt: skip
+        graph.add(
+            "QLinearConv",
+            *layer(name),
+            step(f"{name}.out", points[after].step),
+            nought,
+            bias,
+            kernel_shape=(kernel, kernel),
+            pads=(padding,) * 4,
+            group=groups,
+        )
 
     def float_again(point: str, output: str | None = None) -> None:
         scale = points[point].step * points[point].factor
-        graph.add("DequantizeLinear", step(f"{point}.out", scale), graph.constant(f"{point}.noughts",
-                  np.zeros(len(scale), np.uint8)), output=output, axis=1)  # fmt: skip
+        graph.add(
+            "DequantizeLinear",
+            step(f"{point}.out", scale),
+            graph.constant(f"{point}.noughts", np.zeros(len(scale), np.uint8)),
+            output=output,
+            axis=1,
+        )
 
     def linear(name: str, output: str) -> None:
         bias = graph.constant(f"{name}.bias", quantised.layers[name].bias)

@@ -36,8 +36,15 @@ MOST = 2048
 LEAST = 256
 """Fewer say little: among a few images nearly any features find the same six."""
 
-_PLACES = {"pool1": "conv.3", "relu2": "conv.5", "pool2": "conv.7", "relu3": "conv.9", "relu4": "conv.11",
-           "relu5": "conv.13", "fc6": "hidden.2"}  # fmt: skip
+_PLACES = {
+    "pool1": "conv.3",
+    "relu2": "conv.5",
+    "pool2": "conv.7",
+    "relu3": "conv.9",
+    "relu4": "conv.11",
+    "relu5": "conv.13",
+    "fc6": "hidden.2",
+}
 """The module of `simsearch.models.networks.alexnet.AlexNet` whose output each point is."""
 
 

@@ -95,9 +95,14 @@ class OnnxModel(WeightsBackedModel):
     """
 
     def __init__(
-        self, weights: WeightsFile, *,
-        few: bool = False, threads: bool = False, precision: str = "float32", folder: Path | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        weights: WeightsFile,
+        *,
+        few: bool = False,
+        threads: bool = False,
+        precision: str = "float32",
+        folder: Path | None = None,
+    ) -> None:
         if precision == "int8" and not can_quantise(weights):
             raise UsageError(f"{weights.name} cannot run in int8: it has no ranges", hint=CALIBRATE)
         self.precision = precision

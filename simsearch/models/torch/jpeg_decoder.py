@@ -91,7 +91,8 @@ def header(data: bytes) -> Header | None:
 
 
 def scaled_centre(picture: torch.Tensor, recipe: Preprocessing, orientation: int = 1) -> torch.Tensor:
-    """(3, H, W) uint8 as stored -> (S, S, 3) uint8 as `preprocessing.pixels` makes of the upright picture, within rounding.
+    """(3, H, W) uint8 as stored -> (S, S, 3) uint8 as `preprocessing.pixels` makes of the upright picture, within
+    rounding.
 
     Beyond the widest filters that a GPU's blocks have memory for, squares of pixels are averaged first.
     """

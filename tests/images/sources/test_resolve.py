@@ -22,9 +22,18 @@ def test_kind_of_a_source_follows_from_its_name(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path\na.png\n")
     (tmp_path / "m.jsonl").write_text('{"path": "a.png"}\n')
     kinds = {
-        ".": "folder", "folder.zip": "folder", "a.png": "folder", "X.ZIP": "zip", "x.tar": "tar", "x.tar.gz": "tar",
-        "x.tgz": "tar", "x.tar.bz2": "tar", "x.tar.xz": "tar", "m.csv": "manifest", "m.jsonl": "manifest",
-    }  # fmt: skip
+        ".": "folder",
+        "folder.zip": "folder",
+        "a.png": "folder",
+        "X.ZIP": "zip",
+        "x.tar": "tar",
+        "x.tar.gz": "tar",
+        "x.tgz": "tar",
+        "x.tar.bz2": "tar",
+        "x.tar.xz": "tar",
+        "m.csv": "manifest",
+        "m.jsonl": "manifest",
+    }
     for name, kind in kinds.items():
         source = resolve.resolve(str(tmp_path / name))
         assert source.kind == kind, name

@@ -192,6 +192,7 @@ def test_data_set_of_files_is_not_decoded_twice(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("SIMSEARCH_DATASETS", str(tmp_path))
     source = resolve.resolve("torchvision/Folders")
     assert [(entry.path, entry.label, entry.size) for entry in source.listing().entries] == [
-        ("0", "cat", len(png())), ("1", "dog", len(png())),
-    ]  # fmt: skip
+        ("0", "cat", len(png())),
+        ("1", "dog", len(png())),
+    ]
     assert source.read("1") == png()
