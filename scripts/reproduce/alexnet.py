@@ -1,0 +1,404 @@
+#!/usr/bin/env python3
+"""Trains AlexNet on photographs without labels, under a teacher, and makes the weights that ship.
+
+    scripts/reproduce/pictures.py ... && scripts/reproduce/arrays.py ...    # the pictures: SETS
+    scripts/reproduce/teacher.py SETS/imagenette160+train.npy WORK          # the teacher: lite0-128-int8.onnx
+    scripts/reproduce/alexnet.py SETS WORK/stable --teacher TEACHER
+    scripts/reproduce/alexnet.py SETS WORK/cooled --teacher TEACHER --start WORK/stable --more 400 --cooldown 400
+    scripts/reproduce/alexnet.py SETS WORK/small --teacher TEACHER --start WORK/cooled --more 60 --cooldown 60 \\
+                                 --compress --rate 0.002
+    scripts/reproduce/alexnet_file.py SETS WORK/small alexnet.safetensors --data DATA
+
+The first goes on at one rate for as long as there is time, and can be stopped and started again; the second branches
+off from where it is and lets the rate fall to 0, after which the weights are at their best; the third prunes and shares
+them while they are trained a little further; the fourth writes and measures the file. DATA is what `pictures.py` takes.
+
+WORK/NAME gets `checkpoint.pt`, every few minutes and when the process is told to end (exit code 75), and `log.jsonl`.
+Batches depend on the seed and the step alone, so a stopped training goes on as if it had not been.
+
+`--objective labels` learns from labels alone, of the pictures whose label is one of ImageNet's 1000, without a teacher.
+`--begin FILE.safetensors` begins with weights that were trained without normalisation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from simsearch.models import weights
+from simsearch.models.networks.build import build_network
+from simsearch.models.networks.configs import AlexNetConfig
+from simsearch.training import augment, batch_norm
+from simsearch.training.augment import ColourStats
+from simsearch.training.compression import Compressor
+from simsearch.training.config import TrainConfig
+from simsearch.training.losses import length_loss
+from simsearch.training.similarity_queue import SimilarityQueue
+
+CLASSES = [line.split("\t") for line in Path(__file__).with_name("imagenet.tsv").read_text().splitlines()]
+"""ImageNet's 1000 classes in the teacher's order: WordNet id, name."""
+COLOUR = ColourStats(
+    torch.tensor([122.5, 115.5, 102.7]),
+    torch.tensor([67.4, 65.8, 69.7]),
+    torch.tensor([[6.2, -24.7, -63.1], [-12.4, -0.3, -66.0], [6.3, 23.4, -67.6]]),
+)
+"""Of Imagenette and Tiny-ImageNet; fixed, so that the pictures may become more while a training goes on."""
+TOLD = 10  # steps between two rows of the log
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a training goes. The rate rises over `warmup` steps, stays, and falls linearly over the last `cooldown`."""
+
+    objective: str = "teacher"
+    image_size: int = 128
+    batch: int = 256
+    rate: float = 0.1
+    warmup: int = 60
+    steps: int = 1_000_000
+    cooldown: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    clip: float = 5.0
+    dropout: float = 0.1
+    first_layer: float = 0.01  # deviation that the first layer's kernels are drawn with
+    queue: int = 8192
+    temperature: float = 0.06
+    soft_labels: float = 0.3
+    soft_temperature: float = 2.0
+    lengths: float = 5.0
+    smallest_patch: float = 0.35
+    colour: float = 0.1
+    compress: bool = False
+    keep_convolution: float = 0.8
+    keep_hidden: float = 0.5
+    keep_classifier: float = 0.6
+    seed: int = 2012
+
+
+class Pictures:
+    """Sources of pictures, drawn by share: each in an order of its own, and in another one when it is through."""
+
+    def __init__(self, folder: Path, labelled: bool = False) -> None:
+        rows = [line.split("\t") for line in (folder / "shares.tsv").read_text().splitlines()]
+        known = {label: number for number, (label, _) in enumerate(CLASSES)}
+        self.names, self.shards, self.labels, shares = [], [], [], []
+        for name, share in rows:
+            text = (folder / f"{name}.labels.txt").read_text().splitlines()
+            labels = np.array([known.get(label, -1) for label in text])
+            if labelled and labels.min() < 0:
+                continue
+            self.names.append(name)
+            self.shards.append(np.load(folder / f"{name}.npy", mmap_mode="r"))
+            self.labels.append(labels)
+            shares.append(float(share))
+        self.shares = np.array(shares) / sum(shares)
+        self.drawn = dict.fromkeys(self.names, 0)
+        self.orders: dict[str, tuple[int, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shards))
+
+    def draw(self, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(count, P, P, 3) uint8, and the number of each one's class or -1."""
+        pixels, labels = [], []
+        counts = random.multinomial(count, self.shares)
+        for name, shard, known, many in zip(self.names, self.shards, self.labels, counts, strict=True):
+            for place in range(self.drawn[name], self.drawn[name] + int(many)):
+                row = self._row(name, len(shard), place)
+                pixels.append(shard[row])
+                labels.append(known[row])
+            self.drawn[name] += int(many)
+        return np.stack(pixels), np.array(labels)
+
+    def _row(self, name: str, size: int, place: int) -> int:
+        """Row number `place` of an endless sequence of permutations."""
+        turn, place = divmod(place, size)
+        if self.orders.get(name, (-1, None))[0] != turn:
+            self.orders[name] = turn, np.random.default_rng((turn, *name.encode())).permutation(size)
+        return int(self.orders[name][1][place])
+
+
+class Teacher:
+    """A network that sees what the student sees: ONNX with `x` (B, 3, S, S), `features` (B, T) and `logits`."""
+
+    def __init__(self, path: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.side = self.session.get_inputs()[0].shape[2]
+        self.width = self.session.get_outputs()[0].shape[1]
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, S, S), normalised for the student, to features (B, T) and logits (B, 1000)."""
+        raw = x * COLOUR.deviation[:, None, None] + COLOUR.mean[:, None, None]
+        if raw.shape[2] != self.side:
+            raw = F.interpolate(raw, (self.side, self.side), mode="bicubic", align_corners=False)
+        given = ((raw - 127) / 128).contiguous().numpy()
+        parts = [self.session.run(["features", "logits"], {"x": given[n : n + 32]}) for n in range(0, len(given), 32)]
+        features, logits = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+        return features, logits
+
+
+class Outputs(nn.Module):
+    """Both outputs of a network: (B, 3, S, S) to (B, D) features and (B, 1000) logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.network.features(x)
+        return features, self.network.classifier(features)
+
+
+def build(config: Config) -> nn.Module:
+    """AlexNet with normalisations, its first layer drawn small so that what is drawn does not stay in its kernels."""
+    torch.manual_seed(config.seed)
+    network = build_network("alexnet", AlexNetConfig(num_classes=len(CLASSES), image_size=config.image_size))
+    network.initialise(math.sqrt(2))
+    nn.init.normal_(network.conv[0].weight, std=config.first_layer)
+    batch_norm.add(network)
+    return network
+
+
+def build_from(path: Path, config: Config, pictures: Pictures) -> nn.Module:
+    """The same from weights that were trained without normalisation, all but the classifier."""
+    torch.manual_seed(config.seed)
+    network = build_network("alexnet", AlexNetConfig(num_classes=len(CLASSES), image_size=config.image_size))
+    network.initialise(math.sqrt(2))
+    tensors = {name: torch.from_numpy(value) for name, value in weights.read_tensors(path).items()}
+    network.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("classifier")}, strict=False)
+    random = np.random.default_rng(config.seed)
+    batches = [torch.from_numpy(pictures.draw(256, random)[0]) for _ in range(8)]
+    set_dropout(network, 0.0)
+    batch_norm.adopt(network, [augment.centre(batch, config.image_size, COLOUR) for batch in batches])
+    with torch.no_grad():
+        kernels = network.conv[0].layer.weight
+        kernels.mul_(config.first_layer / kernels.std())
+    return network
+
+
+def set_dropout(network: nn.Module, share: float) -> None:
+    for layer in network.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = share
+
+
+def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """SGD; weights decay, biases and normalisations do not."""
+    named = list(network.named_parameters())
+    decaying = [p for name, p in named if name.endswith("weight") and ".norm." not in name]
+    others = [p for name, p in named if not (name.endswith("weight") and ".norm." not in name)]
+    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=True, fused=True)
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """The rate of a step: warm-up, stable, decay (Hu et al., MiniCPM, 2024)."""
+    left = (config.steps - step) / config.cooldown if config.cooldown else 1.0
+    return config.rate * min(1.0, left) * min(1.0, (step + 1) / config.warmup)
+
+
+def soft_label_loss(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 times the divergence of two softmaxes at temperature T (Hinton et al. 2015), a scalar."""
+    near, target = (logits.float() / temperature).log_softmax(1), (taught / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(near, target, reduction="batchmean", log_target=True)
+
+
+class Training:
+    """Everything that a checkpoint holds."""
+
+    def __init__(self, config: Config, pictures: Pictures, network: nn.Module, width: int) -> None:
+        self.config, self.pictures, self.network = config, pictures, network
+        set_dropout(network, config.dropout)
+        self.optimizer = make_optimizer(network, config)
+        self.queue = SimilarityQueue(config.queue, network.config.hidden, width, config.temperature)
+        self.mean = torch.zeros(width)  # of the teacher's features
+        self.step, self.images, self.seconds = 0, 0, 0.0
+        self.compressor: Compressor | None = None
+        self.first = 0  # step at which the compression began
+
+    def compress(self) -> None:
+        """Prunes and shares from here on; for a network whose normalisations have been folded."""
+        shares = {name: getattr(self.config, name) for name in ("keep_convolution", "keep_hidden", "keep_classifier")}
+        plan = TrainConfig(prune_from=0.0, prune_until=0.3, share_from=0.5, **shares)
+        self.compressor, self.first = Compressor(self.network, plan), self.step
+
+    def save(self, path: Path) -> None:
+        content = {
+            "config": asdict(self.config),
+            "network": self.network.state_dict(),
+            "queue": self.queue.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "mean": self.mean,
+            "drawn": self.pictures.drawn,
+            "numbers": [self.step, self.images, self.first],
+            "seconds": self.seconds,
+            "compressor": self.compressor.state() if self.compressor else None,
+        }
+        torch.save(content, path.with_suffix(".partial"))
+        os.replace(path.with_suffix(".partial"), path)
+
+    def restore(self, content: dict[str, Any], whole: bool) -> None:
+        """Takes up a checkpoint; but for `whole`, another's weights and queue, without its optimizer."""
+        self.network.load_state_dict(content["network"])
+        self.queue.load_state_dict(content["queue"])
+        self.mean, self.seconds = content["mean"], content["seconds"]
+        self.step, self.images, self.first = content["numbers"]
+        self.pictures.drawn |= {name: n for name, n in content["drawn"].items() if name in self.pictures.drawn}
+        if whole:
+            self.optimizer.load_state_dict(content["optimizer"])
+            if self.config.compress:
+                self.compress()
+                self.first = content["numbers"][2]
+                self.compressor.restore(content["compressor"])
+
+
+def begin(config: Config, options: argparse.Namespace, pictures: Pictures, width: int) -> Training:
+    """A training from its own checkpoint, from another's, from weights, or from nothing."""
+    own = options.work / "checkpoint.pt"
+    other = options.start / "checkpoint.pt" if options.start else None
+    begun = own if own.exists() else other
+    if begun is None:
+        network = build_from(options.begin, config, pictures) if options.begin else build(config)
+        return Training(config, pictures, network.to(memory_format=torch.channels_last), width)
+    content = torch.load(begun, weights_only=True)
+    if not own.exists() and options.more:
+        config = replace(config, steps=content["numbers"][0] + options.more)
+    elif own.exists() and options.more:
+        config = replace(config, steps=content["config"]["steps"])
+    network = build(config)
+    if content["config"]["compress"]:
+        batch_norm.fold(network)
+    training = Training(config, pictures, network.to(memory_format=torch.channels_last), width)
+    going_on = own.exists() or not config.compress
+    training.restore(content, going_on)
+    if config.compress and not own.exists():
+        batch_norm.fold(network)
+        training.optimizer = make_optimizer(network.to(memory_format=torch.channels_last), config)
+        training.compress()
+    return training
+
+
+def step_of(training: Training, forward: Any, teacher: Teacher | None, views: TrainConfig) -> dict[str, float]:
+    """One step; the parts of its loss, and how often student and teacher (or label) have the same first guess."""
+    config, pictures = training.config, training.pictures
+    random = np.random.default_rng((config.seed, training.step))
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + training.step)
+    torch.manual_seed(config.seed * 1_000_033 + training.step)  # dropout
+    pixels, labels = (torch.from_numpy(part) for part in pictures.draw(config.batch, random))
+    seen = augment.sample_augmentation(config.batch, pixels.shape[1], config.image_size, views, generator)
+    x = augment.apply_augmentation(seen, pixels, config.image_size, COLOUR)
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate(config, training.step)
+    with torch.autocast("cpu", torch.bfloat16):
+        features, logits = forward(x)
+    parts = {"even": config.lengths * length_loss(features)}
+    if teacher is None:
+        parts["labels"] = F.cross_entropy(logits.float(), labels)
+    else:
+        taught, soft = teacher(x)
+        training.mean += (taught.mean(0) - training.mean) * max(0.005, 1 / (training.step + 1))
+        parts["alike"] = training.queue(features, taught - training.mean)
+        parts["soft"] = config.soft_labels * soft_label_loss(logits, soft, config.soft_temperature)
+        labels = soft.argmax(1)
+    sum(parts.values()).backward()
+    if teacher is not None:
+        training.queue.add(features, taught - training.mean)
+    norm = nn.utils.clip_grad_norm_(training.network.parameters(), config.clip)
+    training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+    training.step, training.images = training.step + 1, training.images + config.batch
+    if training.compressor:
+        training.compressor.after(training.step - training.first, config.steps - training.first)
+    agree = (logits.argmax(1) == labels).float().mean()
+    return {name: float(value.detach()) for name, value in {**parts, "agree": agree, "norm": norm}.items()}
+
+
+def train(config: Config, options: argparse.Namespace) -> None:
+    """The loop."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    pictures = Pictures(options.pictures, config.objective == "labels")
+    teacher = Teacher(options.teacher) if config.objective == "teacher" else None
+    training = begin(config, options, pictures, teacher.width if teacher else 1)
+    config = training.config
+    views = TrainConfig(patches="scaled", smallest_patch=config.smallest_patch, colour=config.colour)
+    outputs = Outputs(training.network)
+    forward = torch.compile(outputs) if options.compile else outputs
+    checkpoint = options.work / "checkpoint.pt"
+    print(f"{len(pictures):,} pictures of {len(pictures.names)} sources; from step {training.step}", flush=True)
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
+    training.network.train()
+    saved = told = time.monotonic()
+    sums: dict[str, float] = {}
+    while training.step < config.steps:
+        for name, value in step_of(training, forward, teacher, views).items():
+            sums[name] = sums.get(name, 0.0) + value / TOLD
+        now = time.monotonic()
+        if training.step % TOLD == 0:
+            training.seconds += now - told
+            row = {
+                "step": training.step,
+                "images": training.images,
+                "minutes": round(training.seconds / 60, 2),
+                **{name: round(value, 4) for name, value in sums.items()},
+                "rate": round(TOLD * config.batch / (now - told), 1),
+                "learning_rate": round(training.optimizer.param_groups[0]["lr"], 6),
+                "clock": time.strftime("%H:%M:%S"),
+            }
+            with (options.work / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            if not math.isfinite(sum(sums.values())):
+                sys.exit(f"the loss is no number by step {training.step}; the last checkpoint remains")
+            told, sums = now, {}
+        if now - saved > 60 * options.save_minutes or stopping or training.step >= config.steps:
+            training.save(checkpoint)
+            saved = time.monotonic()
+        if stopping:
+            sys.exit(75)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--teacher", type=Path, help="an ONNX file; needed to train unless by labels")
+    parser.add_argument("--start", type=Path, help="the work folder of a training to branch off from")
+    parser.add_argument("--more", type=int, help="so many steps beyond --start, instead of --steps")
+    parser.add_argument("--begin", type=Path, help="weights trained without normalisation to begin with")
+    parser.add_argument("--save-minutes", type=float, default=4.0)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    for field in fields(Config):
+        name = f"--{field.name.replace('_', '-')}"
+        if field.name == "objective":
+            parser.add_argument(name, choices=["teacher", "labels"], default=field.default)
+        elif field.name == "compress":
+            parser.add_argument(name, action="store_true")
+        else:
+            parser.add_argument(name, type=type(field.default), default=field.default)
+    options = parser.parse_args()
+    config = Config(**{field.name: getattr(options, field.name) for field in fields(Config)})
+    if config.objective == "teacher" and options.teacher is None:
+        parser.error("--teacher is needed, or --objective labels")
+    train(config, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Writes the weights file of a training by `alexnet.py`, and measures what is in it.
+
+    scripts/reproduce/alexnet_file.py SETS WORK/NAME alexnet.safetensors --data DATA [--note TEXT]
+
+DATA holds tiny-imagenet/val.zip and imagenette160/val.zip. Normalisations are folded into the weights; what
+`--compress` pruned and shared is stored as such, anything else as float16. TEXT says what the training was begun from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from alexnet import CLASSES, COLOUR, Config, Pictures, build
+
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.images.sources.labelled import list_labelled
+from simsearch.models import weights
+from simsearch.training import batch_norm
+from simsearch.training.data import TrainingSet, load
+from simsearch.training.publish import publish
+from simsearch.training.run import recipe_for
+
+VALIDATION = {"Imagenette validation": "imagenette160/val.zip", "Tiny-ImageNet-200 validation": "tiny-imagenet/val.zip"}
+
+
+def source(folder: Path, name: str) -> TrainingSet:
+    """A source with its labels, as the 1000 classes' numbers."""
+    pictures = np.load(folder / f"{name}.npy")
+    known = {label: number for number, (label, _) in enumerate(CLASSES)}
+    text = (folder / f"{name}.labels.txt").read_text().splitlines()
+    return TrainingSet(pictures, np.array([known[label] for label in text]), tuple(label for label, _ in CLASSES))
+
+
+def some_of(folder: Path, count: int) -> TrainingSet:
+    """Pictures of all sources in their shares, without labels: for the ranges of the 8-bit engine."""
+    pixels, _ = Pictures(folder).draw(count, np.random.default_rng(0))
+    return TrainingSet(pixels, np.zeros(count, np.int64), tuple(label for label, _ in CLASSES))
+
+
+def checks(options: argparse.Namespace, recipe: Preprocessing) -> Iterator[tuple[str, TrainingSet]]:
+    """What the shipped file is measured on: pictures held out, and the validation sets."""
+    yield "held-out training images", source(options.pictures, "held-out")
+    classes = tuple(label for label, _ in CLASSES)
+    for name, file in VALIDATION.items():
+        found = list_labelled([options.data / file])
+        if all(picture.label in classes for picture in found):
+            yield name, load(found, recipe, classes)[0]
+
+
+def ship(options: argparse.Namespace) -> None:
+    """Writes what was compressed, or a dense file of what was not, with its card, and measures it."""
+    content = torch.load(options.work / "checkpoint.pt", weights_only=True)
+    config = Config(**content["config"])
+    network = build(config)
+    if config.compress:
+        batch_norm.fold(network)
+    network.load_state_dict(content["network"])
+    batch_norm.fold(network)
+    side = config.image_size
+    recipe = replace(
+        recipe_for("alexnet", side), mean=tuple(COLOUR.mean.tolist()), deviation=tuple(COLOUR.deviation.tolist())
+    )
+    pictures, taught = Pictures(options.pictures, config.objective == "labels"), config.objective == "teacher"
+    sources = f"{len(pictures):,} photographs of {len(pictures.names)} sources"
+    queue = "EfficientNet-lite0's likenesses over a queue (CompRess 2020) and its soft labels"
+    story = {
+        "data": f"{sources}, without labels" if taught else sources,
+        "objective": queue if taught else "cross-entropy on labels",
+        "images seen": content["numbers"][1],
+        "minutes": round(content["seconds"] / 60),
+        "normalisation": "batch normalisation in training, folded",
+        "input": f"{side} px, not the paper's 224, for the sake of training time",
+    }
+    if options.note:
+        story["begun from"] = options.note
+    words = "under EfficientNet-lite0" if taught else "by labels alone"
+    card = weights.ModelCard(
+        "alexnet",
+        {"num_classes": len(CLASSES), "image_size": side},
+        recipe,
+        tuple(name for _, name in CLASSES),
+        f"AlexNet 2012 at {side} px, {words}.",
+        story,
+        labels=tuple(label for label, _ in CLASSES),
+    )
+    metrics = publish(
+        network,
+        card,
+        options.output,
+        dict(checks(options, recipe)),
+        COLOUR,
+        compress=config.compress,
+        trained_on=some_of(options.pictures, 2048),
+    )
+    print(f"{options.output}: {options.output.stat().st_size:,} bytes: {json.dumps(metrics, indent=1)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path, metavar="SETS")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="the folder with the validation sets")
+    parser.add_argument("--note", help="what the training was begun from")
+    ship(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

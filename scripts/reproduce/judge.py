@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""How well weights find what is alike: P@1, P@6 and mAP, leaving one out, by Euclidean distance of the plain features.
+
+    scripts/reproduce/judge.py SETS FILE.safetensors|WORK/NAME ... [--data DATA]
+
+Measured are the sets for choices: 600 pictures each of the repositories with the role `choice` in `pictures.tsv`, by
+the folders that they lie in, and the pictures held out. With --data also what no choice may be made by: Corel,
+the clothing set and the two validation sets, and for 1000 classes the guesses on Imagenette's. +- is a standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from alexnet import CLASSES, COLOUR, Config, build
+from alexnet_file import source
+from pictures import origins
+
+from simsearch.evaluation.metrics import LabelledFeatures, retrieval
+from simsearch.images.sources.labelled import list_labelled
+from simsearch.models import weights
+from simsearch.models.networks.build import build_network
+from simsearch.models.networks.configs import AlexNetConfig
+from simsearch.training import batch_norm
+from simsearch.training.augment import ColourStats
+from simsearch.training.data import TrainingSet, load
+from simsearch.training.publish import features_of
+from simsearch.training.run import recipe_for
+
+MOST = 600
+REPORTED = ("corel", "clothing", "imagenette160/val.zip", "tiny-imagenet/val.zip")
+
+
+def choices(folder: Path) -> Iterator[tuple[str, TrainingSet]]:
+    """The sets that choices are made by, a part of each repository drawn once and for all."""
+    for name in (origin.name.replace("/", "+") for origin in origins() if origin.role == "choice"):
+        pixels = np.load(folder / f"{name}.npy", mmap_mode="r")
+        text = (folder / f"{name}.labels.txt").read_text().lower().replace("-", "").splitlines()
+        rows = np.sort(np.random.default_rng(7).permutation(len(pixels))[:MOST])
+        classes, labels = np.unique([text[row] for row in rows], return_inverse=True)
+        yield name.partition("+")[2], TrainingSet(pixels[rows], labels, tuple(classes))
+    yield "held-out", source(folder, "held-out")
+
+
+def reported(data: Path, side: int) -> Iterator[tuple[str, TrainingSet]]:
+    """The sets that figures are only reported on."""
+    for name in REPORTED:
+        found = list_labelled([data / name])
+        classes = tuple(sorted({picture.label for picture in found}))
+        yield name, load(found, recipe_for("alexnet", side), classes)[0]
+
+
+def network_of(path: Path) -> tuple[torch.nn.Module, ColourStats]:
+    """The network of a weights file or a training's folder."""
+    if path.is_dir():
+        content = torch.load(path / "checkpoint.pt", weights_only=True, mmap=True)
+        network = build(Config(**content["config"]))
+        if content["config"]["compress"]:
+            batch_norm.fold(network)
+        network.load_state_dict(content["network"])
+        batch_norm.fold(network)
+        return network.eval(), COLOUR
+    card = weights.read_card(path)
+    network = build_network("alexnet", AlexNetConfig(**card.arguments))
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.read_tensors(path).items()})
+    mean, deviation = torch.tensor(card.recipe.mean), torch.tensor(card.recipe.deviation)
+    return network.eval(), replace(COLOUR, mean=mean, deviation=deviation)
+
+
+@torch.no_grad()
+def guesses(network: torch.nn.Module, data: TrainingSet, features: np.ndarray) -> str:
+    """Top-1 and top-5 of 1000 classes, and top-1 among those of the set alone."""
+    numbers = {label: number for number, (label, _) in enumerate(CLASSES)}
+    own = torch.tensor([numbers[label] for label in data.classes])
+    labels = torch.from_numpy(data.labels)
+    logits = network.classifier(torch.from_numpy(features))
+    right = logits.topk(5).indices == own[labels][:, None]
+    among = logits[:, own].argmax(1) == labels
+    one, five, few = (float(part.float().mean()) for part in (right[:, 0], right.any(1), among))
+    return f"; of 1000 classes top-1 {one:.3f}, top-5 {five:.3f}; of its own {len(own)} top-1 {few:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", type=Path)
+    parser.add_argument("weights", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path)
+    options = parser.parse_args()
+    for path in options.weights:
+        network, colour = network_of(path)
+        print(path)
+        sets = list(choices(options.sets))
+        if options.data:
+            sets += reported(options.data, network.config.image_size)
+        for name, data in sets:
+            features = features_of(network, data, colour)
+            found = retrieval(LabelledFeatures(features, data.labels))
+            six = found["P@6"][~np.isnan(found["P@6"])]
+            error = six.std() / len(six) ** 0.5
+            line = f"  {name}: {len(data):,} pictures, P@1 {np.nanmean(found['P@1']):.3f}, "
+            line += f"P@6 {six.mean():.3f} +- {error:.3f}, mAP {np.nanmean(found['AP']):.3f}"
+            if name.startswith("imagenette") and network.config.num_classes == len(CLASSES):
+                line += guesses(network, data, features)
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""scripts/reproduce/alexnet.py, from pictures to a file of weights, at a tiny size."""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from simsearch.models import weights
+
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "reproduce"
+
+
+class Fake:
+    """A teacher that sees the mean colours of quarters."""
+
+    def __init__(self, path):
+        self.width = 12
+
+    def __call__(self, x):
+        features = torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+        logits = torch.zeros(len(x), 1000)
+        logits[:, :12] = features
+        return features, logits
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The module `alexnet` beside which `alexnet_file` is found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        module = importlib.import_module("alexnet")
+        patch.setattr(module, "Teacher", Fake)
+        yield module
+        for name in ("alexnet", "alexnet_file"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def shipped(script, pictures, tmp_path, monkeypatch):
+    """Writes the file of a training, measured on the pictures held out alone."""
+    module = importlib.import_module("alexnet_file")
+    held = module.source(pictures, "held-out")
+    monkeypatch.setattr(module, "checks", lambda options, recipe: [("held-out", held)])
+    monkeypatch.setattr(module, "some_of", lambda folder, count: held)
+
+    def ship(work, note=None):
+        file = tmp_path / f"{work.name}.safetensors"
+        module.ship(argparse.Namespace(pictures=pictures, work=work, output=file, data=None, note=note))
+        return file
+
+    return ship
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two sources of coloured noise, one with ImageNet's labels and one without, and some held out."""
+    folder, random = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
+    for name, count, labels in (
+        ("one", 40, ["n01440764", "n02102040"]),
+        ("two", 24, ["x"]),
+        ("held-out", 16, ["n01440764"]),
+    ):
+        colours = random.integers(0, 255, (count, 1, 1, 3))
+        noise = random.integers(-40, 40, (count, 73, 73, 3))
+        np.save(folder / f"{name}.npy", np.clip(colours + noise, 0, 255).astype(np.uint8))
+        (folder / f"{name}.labels.txt").write_text("".join(f"{labels[n % len(labels)]}\n" for n in range(count)))
+    (folder / "shares.tsv").write_text("one\t3\ntwo\t1\n")
+    return folder
+
+
+@pytest.fixture
+def run(script, pictures, monkeypatch):
+    def call(work, start=None, more=None, begin=None, **settings):
+        small = {"image_size": 64, "batch": 8, "queue": 32, "warmup": 2, **settings}
+        options = argparse.Namespace(
+            pictures=pictures,
+            work=work,
+            teacher=Path("none"),
+            start=start,
+            more=more,
+            begin=begin,
+            save_minutes=1e9,
+            compile=False,
+        )
+        script.train(script.Config(**small), options)
+        return torch.load(work / "checkpoint.pt", weights_only=True)
+
+    monkeypatch.setattr(script, "TOLD", 1)
+    return call
+
+
+def same(one, other):
+    return all(torch.equal(one["network"][name], value) for name, value in other["network"].items())
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(run, tmp_path):
+    whole = run(tmp_path / "whole", steps=4)
+    run(tmp_path / "parts", steps=2)
+    assert not same(whole, torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True))
+    parts = run(tmp_path / "parts", steps=4)
+    assert same(whole, parts)
+    assert parts["numbers"] == [4, 32, 0]
+    rows = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["alike"] >= 0 and row["soft"] >= 0 for row in rows)
+
+
+def test_a_branch_cools_down_is_compressed_and_ships(run, shipped, tmp_path):
+    run(tmp_path / "stable", steps=3)
+    cooled = run(tmp_path / "cooled", start=tmp_path / "stable", more=2, cooldown=2)
+    assert cooled["numbers"][0] == 5
+    rows = [json.loads(line) for line in (tmp_path / "cooled" / "log.jsonl").read_text().splitlines()]
+    assert [row["learning_rate"] for row in rows] == [0.1, 0.05]
+    run(tmp_path / "small", start=tmp_path / "cooled", more=4, cooldown=4, compress=True, rate=0.001, keep_hidden=0.25)
+    file = shipped(tmp_path / "small")
+    card, tensors = weights.read_card(file), weights.read_tensors(file)
+    assert len(card.classes) == 1000
+    assert card.classes[0] == "tench"
+    assert card.labels[0] == "n01440764"
+    assert card.training["images seen"] == 72
+    assert sorted(tensors) == sorted(
+        f"{layer}.{part}"
+        for part in ("weight", "bias")
+        for layer in ("conv.0", "conv.4", "conv.8", "conv.10", "conv.12", "hidden.1", "hidden.4", "classifier")
+    )
+    kept = np.count_nonzero(tensors["hidden.4.weight"]) / tensors["hidden.4.weight"].size
+    assert abs(kept - 0.25) < 0.01
+    assert len(np.unique(tensors["hidden.4.weight"])) <= 32
+    assert file.stat().st_size < 16 * 2**20
+
+
+def test_labels_alone(run, tmp_path):
+    content = run(tmp_path / "labels", steps=2, objective="labels")
+    assert list(content["drawn"]) == ["one"]  # the source whose labels are ImageNet's
+
+
+def test_a_source_is_drawn_whole_before_any_picture_comes_again(script, pictures):
+    source = script.Pictures(pictures)
+    rows = [source._row("one", 40, place) for place in range(80)]
+    assert sorted(rows[:40]) == sorted(rows[40:]) == list(range(40))
+    assert rows[:40] != rows[40:]
+
+
+def test_weights_trained_without_normalisation_begin_one(run, shipped, tmp_path):
+    run(tmp_path / "first", steps=1)
+    dense = shipped(tmp_path / "first", note="noise")
+    assert weights.read_card(dense).training["begun from"] == "noise"
+    content = run(tmp_path / "second", steps=1, begin=dense)
+    assert abs(float(content["network"]["conv.0.layer.weight"].std()) - 0.01) < 0.01
