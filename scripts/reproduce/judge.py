@@ -11,9 +11,16 @@ the clothing set and the two validation sets, and for 1000 classes the guesses o
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 import torch
@@ -68,8 +75,8 @@ def network_of(path: Path) -> tuple[torch.nn.Module, ColourStats]:
     card = weights.read_card(path)
     network = build_network("alexnet", AlexNetConfig(**card.arguments))
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.read_tensors(path).items()})
-    mean, deviation = torch.tensor(card.recipe.mean), torch.tensor(card.recipe.deviation)
-    return network.eval(), replace(COLOUR, mean=mean, deviation=deviation)
+    mean, std = torch.tensor(card.recipe.mean), torch.tensor(card.recipe.std)
+    return network.eval(), replace(COLOUR, mean=mean, std=std)
 
 
 @torch.no_grad()
