@@ -43,7 +43,8 @@ from simsearch.errors import ImageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import labelled
-from simsearch.models import base, precision, registry
+from simsearch.models import precision, registry
+from simsearch.models.base import Model
 from simsearch.models.onnx import runtime
 from simsearch.models.torch import runtime as torch_runtime
 
@@ -70,7 +71,7 @@ def load(sources: list[str], recipe: Preprocessing, limit: int | None) -> tuple[
     return np.stack([decoded[n] for n in kept]), np.unique(names, return_inverse=True)[1]
 
 
-def features(model: base.Model | Half, pixels: np.ndarray) -> np.ndarray:
+def features(model: Model | Half, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([model.features(pixels[n : n + 64]) for n in range(0, len(pixels), 64)])
 
 

@@ -85,7 +85,7 @@ def removed_and_built(index: Path, build: Callable[[Path], None]) -> None:
 
 def emptied_and_built(index: Path, build: Callable[[Path], None]) -> None:
     for child in index.iterdir():
-        shutil.rmtree(child) if child.is_dir() else child.unlink()
+        shutil.rmtree(child) if child.is_dir() else child.unlink(missing_ok=True)  # a reader may have done so
     build(index)
 
 
