@@ -164,7 +164,7 @@ def test_text_bars_and_json_lines(trained):
 
 def test_classify_refuses_what_it_cannot_do(trained, tmp_path):
     file, _ = trained
-    refused(simsearch_("classify", "id:3", "-m", file), "takes pictures")
+    refused(simsearch_("classify", "id:3", "-m", file), "classify needs images")
     refused(simsearch_("classify", tmp_path / "no.png", "-m", file), "no.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     refused(simsearch_("classify", tmp_path / "bad.png", "-m", file), "bad.png")
