@@ -146,7 +146,7 @@ class Teacher:
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 3, S, S), normalised for the student, to features (B, T) and logits (B, 1000)."""
-        raw = x * COLOUR.deviation[:, None, None] + COLOUR.mean[:, None, None]
+        raw = x * COLOUR.std[:, None, None] + COLOUR.mean[:, None, None]
         if raw.shape[2] != self.side:
             raw = F.interpolate(raw, (self.side, self.side), mode="bicubic", align_corners=False)
         given = ((raw - 127) / 128).contiguous().numpy()

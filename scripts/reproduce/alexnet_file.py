@@ -65,7 +65,7 @@ def ship(options: argparse.Namespace) -> None:
     batch_norm.fold(network)
     side = config.image_size
     recipe = replace(
-        recipe_for("alexnet", side), mean=tuple(COLOUR.mean.tolist()), deviation=tuple(COLOUR.deviation.tolist())
+        recipe_for("alexnet", side), mean=tuple(COLOUR.mean.tolist()), std=tuple(COLOUR.std.tolist())
     )
     pictures, taught = Pictures(options.pictures, config.objective == "labels"), config.objective == "teacher"
     sources = f"{len(pictures):,} photographs of {len(pictures.names)} sources"

@@ -68,8 +68,8 @@ def network_of(path: Path) -> tuple[torch.nn.Module, ColourStats]:
     card = weights.read_card(path)
     network = build_network("alexnet", AlexNetConfig(**card.arguments))
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.read_tensors(path).items()})
-    mean, deviation = torch.tensor(card.recipe.mean), torch.tensor(card.recipe.deviation)
-    return network.eval(), replace(COLOUR, mean=mean, deviation=deviation)
+    mean, std = torch.tensor(card.recipe.mean), torch.tensor(card.recipe.std)
+    return network.eval(), replace(COLOUR, mean=mean, std=std)
 
 
 @torch.no_grad()
