@@ -11,9 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 import torch
@@ -64,9 +71,7 @@ def ship(options: argparse.Namespace) -> None:
     network.load_state_dict(content["network"])
     batch_norm.fold(network)
     side = config.image_size
-    recipe = replace(
-        recipe_for("alexnet", side), mean=tuple(COLOUR.mean.tolist()), std=tuple(COLOUR.std.tolist())
-    )
+    recipe = replace(recipe_for("alexnet", side), mean=tuple(COLOUR.mean.tolist()), std=tuple(COLOUR.std.tolist()))
     pictures, taught = Pictures(options.pictures, config.objective == "labels"), config.objective == "teacher"
     sources = f"{len(pictures):,} photographs of {len(pictures.names)} sources"
     queue = "EfficientNet-lite0's likenesses over a queue (CompRess 2020) and its soft labels"

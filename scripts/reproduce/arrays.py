@@ -13,10 +13,17 @@ import argparse
 import csv
 import io
 import os
+import sys
 import zipfile
 from functools import cache
 from multiprocessing import Pool
 from pathlib import Path
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 from pictures import origins

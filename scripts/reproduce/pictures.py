@@ -36,6 +36,12 @@ from functools import cache
 from multiprocessing import Pool
 from pathlib import Path
 
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
+
 from hashes import Near, difference_hash
 from PIL import Image, ImageStat
 

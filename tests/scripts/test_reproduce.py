@@ -128,7 +128,7 @@ def test_weights_go_on_where_they_were_stopped(tmp_path):
 
     command = [
         sys.executable,
-        str(SCRIPTS / "reproduce" / "weights"),
+        str(SCRIPTS / "reproduce" / "weights.py"),
         str(data),
         "--only",
         "alexnet",

@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from simsearch.models.networks.alexnet import AlexNet
 from simsearch.models.networks.build import build_network
 from simsearch.models.networks.configs import AlexNetConfig
 from simsearch.training import batch_norm
 
 
-def trained_a_little() -> nn.Module:
+def trained_a_little() -> AlexNet:
     """An AlexNet with normalisations whose statistics, scales and offsets are all far from where they began."""
     torch.manual_seed(0)
-    network = build_network("alexnet", AlexNetConfig(num_classes=7, image_size=64))
+    network = AlexNet(AlexNetConfig(num_classes=7, image_size=64))
     network.initialise(2**0.5)
     batch_norm.add(network)
     network.train()
@@ -86,4 +87,7 @@ def test_a_network_trained_without_goes_on_as_it_was():
         after = network.features(batches[0])
     likeness = torch.cosine_similarity(before, after)
     assert likeness.min() > 0.99
-    assert abs(float(network.conv[4].layer.weight.detach().std()) - (2 / (5 * 5 * 48)) ** 0.5) < 1e-3
+    assert (
+        abs(float(dict(network.named_parameters())["conv.4.layer.weight"].detach().std()) - (2 / (5 * 5 * 48)) ** 0.5)
+        < 1e-3
+    )

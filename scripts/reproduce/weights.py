@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the weights that ship in simsearch/weights, from decoded images to compressed files.
 
-    scripts/reproduce/weights DATA [--work DIR] [--image-size 128] [--times 1] [--only NAME] [--start STAGE=FILE]
+    scripts/reproduce/weights.py DATA [--work DIR] [--image-size 128] [--times 1] [--only NAME] [--start STAGE=FILE]
                                    [--minutes M]
 
 DATA holds tiny-imagenet/train-*.zip, tiny-imagenet/val.zip, imagenette160/train.zip, imagenette160/val.zip and
@@ -29,36 +29,45 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # in .venv, whichever Python was called
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from in_venv import reexecute
+
+    reexecute()
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from simsearch.training import run
-from simsearch.training import publish
-from simsearch.training import job
-from simsearch.images.sources import labelled
-from simsearch.training import data
-from simsearch.training.augment import ColourStats
-from simsearch.training.device import compile_with_fallback
 from simsearch.errors import TrainingInterruptedError
-from simsearch.evaluation.metrics import LabelledFeatures
-from simsearch.evaluation.metrics import retrieval
-from simsearch.models.networks import build
+from simsearch.evaluation.metrics import LabelledFeatures, retrieval
+from simsearch.images.sources import labelled
 from simsearch.models import weights
+from simsearch.models.networks import build
+from simsearch.models.networks.base import Network
 from simsearch.models.networks.configs import AlexNetConfig
-from simsearch.training.config import PRESETS
-from simsearch.training.config import TrainConfig
-from simsearch.training.loop import accuracy
-from simsearch.training.loop import train
+from simsearch.training import data as training_data
+from simsearch.training import job, publish, run
+from simsearch.training.augment import ColourStats
+from simsearch.training.config import PRESETS, TrainConfig
 from simsearch.training.data import TrainingSet
+from simsearch.training.device import compile_with_fallback
+from simsearch.training.loop import accuracy, train
 
 HELD_OUT = 2048
 TEACHER_SIDE = 224
-TRAIN = ("tiny-imagenet/train-0.zip", "tiny-imagenet/train-1.zip", "tiny-imagenet/train-2.zip",
-         "tiny-imagenet/train-3.zip", "imagenette160/train.zip")  # fmt: skip
+TRAIN = (
+    "tiny-imagenet/train-0.zip",
+    "tiny-imagenet/train-1.zip",
+    "tiny-imagenet/train-2.zip",
+    "tiny-imagenet/train-3.zip",
+    "imagenette160/train.zip",
+)
 VALIDATION = {"Tiny-ImageNet-200 validation": "tiny-imagenet/val.zip", "Imagenette validation": "imagenette160/val.zip"}
 
 
@@ -74,22 +83,35 @@ DENSE = replace(PRESETS["alexnet"]["fast"], image_size=128)
 KEEP = {"keep_convolution": 0.6, "keep_hidden": 0.2, "keep_classifier": 0.5}
 MORE = {"keep_convolution": 0.7, "keep_hidden": 0.4, "keep_classifier": 0.7}
 PRUNE = replace(DENSE, epochs=1, prune_from=0.0)
-TEACHER = {"batch_size": 256, "dropout": 0.2, "teacher_weight": 1.0, "label_weight": 0.3, "norm_weight": 5.0,
-           "smallest_patch": 0.35}  # fmt: skip
+TEACHER = {
+    "batch_size": 256,
+    "dropout": 0.2,
+    "teacher_weight": 1.0,
+    "label_weight": 0.3,
+    "norm_weight": 5.0,
+    "smallest_patch": 0.35,
+}
 STAGES = {
     "first": Stage(None, replace(DENSE, epochs=5, prune_from=0.35, prune_until=0.8, **KEEP)),
     "labels": Stage("first", replace(DENSE, epochs=2, learning_rate=0.015, norm_weight=1.0)),
-    "alexnet": Stage("labels", replace(PRUNE, learning_rate=0.003, dropout=0.15, norm_weight=1.0,
-                                       prune_until=0.5, share_from=0.75, **KEEP)),
+    "alexnet": Stage(
+        "labels",
+        replace(PRUNE, learning_rate=0.003, dropout=0.15, norm_weight=1.0, prune_until=0.5, share_from=0.75, **KEEP),
+    ),
     "taught": Stage("first", replace(DENSE, epochs=6, learning_rate=0.02, **TEACHER)),
     "sparse": Stage("taught", replace(PRUNE, learning_rate=0.002, prune_until=0.3, share_from=0.5, **TEACHER, **MORE)),
     "taught again": Stage("sparse", replace(DENSE, epochs=8, learning_rate=0.02, **TEACHER)),
-    "sparse again": Stage("taught again", replace(PRUNE, learning_rate=0.002, prune_until=0.3, share_from=0.5,
-                                                  **TEACHER, **MORE)),
+    "sparse again": Stage(
+        "taught again", replace(PRUNE, learning_rate=0.002, prune_until=0.3, share_from=0.5, **TEACHER, **MORE)
+    ),
     "taught longer": Stage("sparse again", replace(DENSE, epochs=6, learning_rate=0.02, **TEACHER)),
-    "alexnet-distilled": Stage("taught longer", replace(PRUNE, learning_rate=0.002, prune_until=0.3, share_from=0.5,
-                                                        **{**TEACHER, **MORE, "keep_hidden": 0.395})),  # fits in 16 MiB
-}  # fmt: skip
+    "alexnet-distilled": Stage(
+        "taught longer",
+        replace(
+            PRUNE, learning_rate=0.002, prune_until=0.3, share_from=0.5, **{**TEACHER, **MORE, "keep_hidden": 0.395}
+        ),
+    ),  # fits in 16 MiB
+}
 LABELS = "AlexNet 2012 at {side} px, by labels alone."
 DISTILLED = "AlexNet 2012 at {side} px, by labels and by EfficientNet-lite2's similarities."
 OBJECTIVE = {
@@ -113,13 +135,13 @@ def gather(folder: Path, image_size: int, limit: int | None) -> Sets:
     recipe = run.recipe_for("alexnet", image_size)
     found = labelled.list_labelled([folder / name for name in TRAIN])
     classes = tuple(sorted({picture.label for picture in found}))
-    whole, _ = data.load(found, recipe, classes)
+    whole, _ = training_data.load(found, recipe, classes)
     order = np.random.default_rng(2012).permutation(len(whole))[:limit]
     held_out = min(HELD_OUT, len(order) // 4)
     held, rows = np.sort(order[:held_out]), np.sort(order[held_out:])
     checks = {"held-out training images": whole.select(held)}
     for name, file in VALIDATION.items():
-        checks[name] = data.load(labelled.list_labelled([folder / file])[:limit], recipe, classes)[0]
+        checks[name] = training_data.load(labelled.list_labelled([folder / file])[:limit], recipe, classes)[0]
     return Sets(whole.select(rows), checks, job.read_names(folder / "wordnet.tsv"))
 
 
@@ -155,7 +177,7 @@ def teach(data: TrainingSet, work: Path, device: torch.device) -> TrainingSet | 
     return replace(data, teacher=np.load(path))
 
 
-def say(name: str):
+def say(name: str) -> Callable[[dict[str, Any]], None]:
     start, told = time.monotonic(), [0.0]
 
     def log(row: dict) -> None:
@@ -166,7 +188,7 @@ def say(name: str):
     return log
 
 
-def describe(network, sets: Sets, colour: ColourStats) -> dict[str, dict[str, float]]:
+def describe(network: Network, sets: Sets, colour: ColourStats) -> dict[str, dict[str, float]]:
     """What the figures of a dense network are, before it is compressed."""
     found, colour = {}, colour.to(next(network.parameters()).device)
     for name, data in sets.checks.items():
@@ -179,27 +201,43 @@ def describe(network, sets: Sets, colour: ColourStats) -> dict[str, dict[str, fl
 
 
 def ship(
-    name: str, network, parent: dict, passes: int, begun: str | None, sets: Sets, colour: ColourStats, output: Path
+    name: str,
+    network: Network,
+    parent: dict,
+    passes: int,
+    begun: str | None,
+    sets: Sets,
+    colour: ColourStats,
+    output: Path,
 ) -> None:
     """Writes the compressed weights with their card."""
     side = network.config.image_size
-    recipe = replace(run.recipe_for("alexnet", side), mean=tuple(colour.mean.tolist()),
-                     deviation=tuple(colour.deviation.tolist()))  # fmt: skip
+    recipe = replace(
+        run.recipe_for("alexnet", side), mean=tuple(colour.mean.tolist()), deviation=tuple(colour.deviation.tolist())
+    )
     story = {
         "data": f"train splits of Tiny-ImageNet-200 and Imagenette (160 px), {len(sets.data):,} images",
         "objective": OBJECTIVE[name],
         "passes": passes,
-        "dense parent": "; ".join(f"{part}: top-1 {scores['top1']:.1%}, top-5 {scores['top5']:.1%}"
-                                  for part, scores in parent.items()),
-    }  # fmt: skip
+        "dense parent": "; ".join(
+            f"{part}: top-1 {scores['top1']:.1%}, top-5 {scores['top5']:.1%}" for part, scores in parent.items()
+        ),
+    }
     if begun:
         story["begun from"] = begun
     if side != 224:
         story["input"] = f"{side} px, not the paper's 224, for the sake of training time"
     classes = sets.data.classes
     description = (DISTILLED if name == "alexnet-distilled" else LABELS).format(side=side)
-    card = weights.ModelCard("alexnet", {"num_classes": len(classes), "image_size": side}, recipe,
-                        tuple(sets.names[label] for label in classes), description, story, labels=classes)  # fmt: skip
+    card = weights.ModelCard(
+        "alexnet",
+        {"num_classes": len(classes), "image_size": side},
+        recipe,
+        tuple(sets.names[label] for label in classes),
+        description,
+        story,
+        labels=classes,
+    )
     output.mkdir(parents=True, exist_ok=True)
     file = output / f"{name}.safetensors"
     metrics = publish.publish(network, card, file, sets.checks, colour, compress=True, trained_on=sets.data)
@@ -221,12 +259,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("indexes/training"), help="for checkpoints")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[2] / "simsearch" / "models" / "weights_data")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parents[2] / "simsearch" / "models" / "weights_data"
+    )
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--times", type=int, default=1, help="so many times the passes")
     parser.add_argument("--only", choices=list(OBJECTIVE), help="make only these weights")
-    parser.add_argument("--start", action="append", default=[], metavar="STAGE=FILE",
-                        help=f"weights of a stage that need not be trained again: {', '.join(STAGES)}")  # fmt: skip
+    parser.add_argument(
+        "--start",
+        action="append",
+        default=[],
+        metavar="STAGE=FILE",
+        help=f"weights of a stage that need not be trained again: {', '.join(STAGES)}",
+    )
     parser.add_argument("--limit", type=int, help="use only so many images, to try the whole path")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes; the same command goes on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -260,9 +305,18 @@ def main() -> None:
         if stage.start:
             network.load_state_dict(trained[stage.start])
         try:
-            train(taught if learns else sets.data, network, settings, work / f"{name}.checkpoint", colour,
-                  device=device, resume=True, log=say(name), stop=lambda: time.monotonic() > end,
-                  checkpoint_seconds=120)  # fmt: skip
+            train(
+                taught if learns else sets.data,
+                network,
+                settings,
+                work / f"{name}.checkpoint",
+                colour,
+                device=device,
+                resume=True,
+                log=say(name),
+                stop=lambda: time.monotonic() > end,
+                checkpoint_seconds=120,
+            )
         except TrainingInterruptedError as error:
             print(f"{name}: {error}; the same command goes on", flush=True)
             sys.exit(75)
