@@ -14,7 +14,6 @@ from simsearch.common.milvus_address import is_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.images.sources import resolve
-from simsearch.indexing import learn_components, sync
 from simsearch.indexing import options as indexing_options
 from simsearch.models import descriptors, load, registry
 from simsearch.storage.index import create, discard
@@ -23,8 +22,11 @@ from simsearch.storage.meta import Meta
 if TYPE_CHECKING:
     from simsearch.cluster.milvus import engine as milvus_engine
     from simsearch.images.sources.base import Source
+    from simsearch.indexing import learn_components, sync
     from simsearch.models.base import Model
-else:
+else:  # a search needs none of them
+    learn_components = LazyModule("simsearch.indexing.learn_components")
+    sync = LazyModule("simsearch.indexing.sync")
     milvus_engine = LazyModule("simsearch.cluster.milvus.engine")
 
 DEFAULT_INDEX = "indexes/default"

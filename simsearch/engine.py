@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from simsearch.common.float16 import to_float16
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import ImageError, UsageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import resolve
-from simsearch.indexing import ann_maintenance, sync
 from simsearch.indexing.options import AddOptions, BuildOptions, Summary
 from simsearch.models import registry
 from simsearch.search.options import PictureOptions, SearchOptions, check_names, split
@@ -43,7 +43,11 @@ from simsearch.storage.reader import Item
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from simsearch.indexing import ann_maintenance, sync
     from simsearch.models.base import Model
+else:  # a search needs neither
+    ann_maintenance = LazyModule("simsearch.indexing.ann_maintenance")
+    sync = LazyModule("simsearch.indexing.sync")
 
 
 class Engine:

@@ -27,15 +27,18 @@ from simsearch.common.lazy import LazyModule
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.reports import text as reports_text
-from simsearch.reports.html import save_html
-from simsearch.reports.montage import montage_extension, save_montage
-from simsearch.reports.tiles import ResultRow, Tile
 from simsearch.search import results
 from simsearch.search.results import Match
 
 if TYPE_CHECKING:
+    from simsearch.reports import html as reports_html
+    from simsearch.reports import montage as reports_montage
     from simsearch.reports import terminal as reports_terminal
-else:
+    from simsearch.reports import tiles
+else:  # for pictures only
+    reports_html = LazyModule("simsearch.reports.html")
+    reports_montage = LazyModule("simsearch.reports.montage")
+    tiles = LazyModule("simsearch.reports.tiles")
     reports_terminal = LazyModule("simsearch.reports.terminal")
 
 
@@ -81,7 +84,7 @@ def query_command(
     if print0 and form not in {None, "paths"}:
         raise UsageError(f"--print0 prints paths, not {form}")
     if montage:
-        montage_extension(montage)
+        reports_montage.montage_extension(montage)
     for file in (montage, html_file):
         check_folder_exists(file)
     if [*image, *example_images(options)].count("-") > 1:
@@ -115,26 +118,26 @@ def _show_images(
 ) -> None:
     """Shows queries and matches with their images, in files and in the terminal."""
 
-    def tile(match: Match) -> Tile:
+    def tile(match: Match) -> tiles.Tile:
         image = engine.thumbnail(match.id)
-        return Tile(image, match.path, match.label, match.id, match.distance, match.similarity)
+        return tiles.Tile(image, match.path, match.label, match.id, match.distance, match.similarity)
 
     rows = [
-        ResultRow(Tile(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
+        tiles.ResultRow(tiles.Tile(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
         for picture, answer in zip(pictures, answers, strict=True)
     ]
     if show:
         _show_in_terminal(rows)
     if montage:
-        save_montage(rows, montage)
+        reports_montage.save_montage(rows, montage)
         note(f"wrote {montage}")
     if html_file:
         facts = {"index": str(engine.path), "model": engine.meta.model, "items": f"{len(engine):,}"}
-        save_html(rows, html_file, "Most similar pictures", facts)
+        reports_html.save_html(rows, html_file, "Most similar pictures", facts)
         note(f"wrote {html_file}")
 
 
-def _show_in_terminal(rows: Sequence[ResultRow]) -> None:
+def _show_in_terminal(rows: Sequence[tiles.ResultRow]) -> None:
     """Draws queries and matches in the terminal; prints a note if it cannot show images."""
     from rich.console import Console
 
