@@ -22,7 +22,7 @@ def test_tensors_are_where_the_header_says(tmp_path):
         assert data[first : first + size] == array.tobytes()
 
 
-def test_a_packed_header_is_the_one_that_was_read(tmp_path):
+def test_packed_header_is_the_one_read(tmp_path):
     path = tmp_path / "x.safetensors"
     safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, path, {"note": "é"})
     header = read_header(path)
@@ -37,7 +37,7 @@ def test_other_files_are_refused(tmp_path, content):
         read_header(tmp_path / "x")
 
 
-def test_a_header_that_is_not_an_object_is_refused(tmp_path):
+def test_header_that_is_no_object_is_refused(tmp_path):
     (tmp_path / "x").write_bytes(pack_header("[1, 2]"))
     with pytest.raises(ValueError, match="not a JSON object"):
         read_header(tmp_path / "x").values()

@@ -105,7 +105,7 @@ def test_what_is_left_out(laid_out):
     assert roles == {"train", "held-out"}
 
 
-def test_shards_hold_small_pictures_and_are_not_made_twice(script, laid_out):
+def test_shards_are_not_made_twice(script, laid_out):
     rows, out = rows_of(laid_out[2]), laid_out[2]
     with zipfile.ZipFile(out / rows[-1]["shard"]) as archive:
         assert Image.open(archive.open(rows[-1]["member"])).size == (64, 64)
@@ -130,7 +130,7 @@ def test_unpacked_arrays_and_shares(script, laid_out, tmp_path, monkeypatch):
     assert (sets / "shares.tsv").read_text() == "a+photos\t2\nimagenette160+train\t3\n"
 
 
-def test_near_finds_what_differs_by_a_few_bits_and_no_more(script):
+def test_near_finds_a_few_bits_and_no_more(script):
     random = np.random.default_rng(0)
     near = script.Near(4)
     near.add(0x0123456789ABCDEF)

@@ -77,7 +77,7 @@ NEW = (
 )
 
 
-def test_a_declared_option_reaches_all_interfaces(monkeypatch):
+def test_declared_option_reaches_all_interfaces(monkeypatch):
     pytest.importorskip("fastapi", reason="the [test] extra is not installed")
     from simsearch.server import openapi, request_body, schemas
     from simsearch.server import page as server_page

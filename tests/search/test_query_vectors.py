@@ -44,7 +44,7 @@ def test_known_content_is_looked_up(engine, photos, colours, fresh):
         assert colours.computed == 1
 
 
-def test_only_the_mirror_image_of_known_content_is_computed(engine, photos, colours):
+def test_only_mirror_of_known_is_computed(engine, photos, colours):
     path = photos / "blue" / "3.png"
     with engine.query_resolver() as resolver:
         for query in (path, engine.find(str(path))[0].id):
@@ -56,7 +56,7 @@ def test_only_the_mirror_image_of_known_content_is_computed(engine, photos, colo
             assert np.array_equal(mirrored, engine.features([ImageOps.mirror(image)])[0])
 
 
-def test_examples_are_computed_once_for_all_queries(engine, photos, colours, fresh):
+def test_examples_are_computed_once(engine, photos, colours, fresh):
     pictures = [photos / "blue" / f"{number}.png" for number in range(5)]
     found = engine.search_many(pictures, plus=[(fresh, 2.0)], minus=[7])
     assert colours.computed == 1

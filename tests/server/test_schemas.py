@@ -122,7 +122,7 @@ def test_the_document_describes_the_same_fields():
     assert (set(upload["properties"]), upload["required"]) == ({"image", "label", "metadata"}, ["image"])
 
 
-def test_schemas_are_whole_and_their_examples_fit():
+def test_schemas_are_whole_and_examples_fit():
     for model, example in EXAMPLES.items():
         schema = schema_of(model)
         assert "$ref" not in str(schema) and "title" not in schema

@@ -180,7 +180,7 @@ def test_many_threads_after_the_files_are_gone(index, old, new, way):
         assert found == [True] * 80
 
 
-def test_threads_search_while_it_is_replaced_again_and_again(index, old, new, way):
+def test_threads_search_while_it_is_replaced(index, old, new, way):
     """Each answer is that of the old index, whole; engines opened meanwhile answer from one of the two."""
     query = old / "004.png"
     problems: list[object] = []
@@ -272,7 +272,7 @@ def test_a_writer_stops(index, new, tmp_path, way, writer):
 
 
 @pytest.mark.parametrize("model", [Renamed, Other])
-def test_a_writer_of_an_index_of_another_model_stops(index, new, tmp_path, model):
+def test_writer_of_another_models_index_stops(index, new, tmp_path, model):
     check_writer(index, new, tmp_path, renamed_over, model, "add")
 
 
@@ -341,7 +341,7 @@ def check_swap(index, old, new, tmp_path, way, model, when, monkeypatch):
         assert len(engine) == 30
 
 
-def test_a_first_build_does_not_discard_another_index(tmp_path, old, new, monkeypatch):
+def test_first_build_keeps_another_index(tmp_path, old, new, monkeypatch):
     """A build that turns out to be a mistake deletes what it has made, and nothing that came in its place."""
     index, begin = tmp_path / "index", sync.sync
 
@@ -358,7 +358,7 @@ def test_a_first_build_does_not_discard_another_index(tmp_path, old, new, monkey
         assert len(opened) == 30 and verify(opened).problems == ()
 
 
-def test_a_new_index_at_the_same_place_has_its_own_lock(index, new, way):
+def test_new_index_at_same_place_has_own_lock(index, new, way):
     """Who waits to write the old one does not keep others from the new one."""
     with Index(index) as opened, writer_lock(opened.folder):
         way(index, lambda path: simsearch.build(new, index=path, model=Colours()).close())
@@ -402,7 +402,7 @@ def test_reports_over_a_replaced_index(index, new, tmp_path, way):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_relative_paths_outlive_a_change_of_folder(index, old, tmp_path, monkeypatch):
+def test_relative_paths_outlive_change_of_folder(index, old, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Engine("index", model=Colours()) as engine:
         monkeypatch.chdir("/")
@@ -474,7 +474,7 @@ def test_the_log_goes_with_the_last_to_close(index, tmp_path):
     assert not log.exists()
 
 
-def test_closing_leaves_the_log_of_the_other_index(index, new, tmp_path, way):
+def test_closing_leaves_the_other_index_log(index, new, tmp_path, way):
     with Engine(index, model=Colours()) as engine:
         engine.remove(1)
         way(index, lambda path: simsearch.build(new, index=path, model=Colours()).close())

@@ -98,7 +98,7 @@ def same(one, other):
     return all(torch.equal(one["network"][name], value) for name, value in other["network"].items())
 
 
-def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(run, tmp_path):
+def test_stopped_training_goes_on_unchanged(run, tmp_path):
     whole = run(tmp_path / "whole", steps=4)
     run(tmp_path / "parts", steps=2)
     assert not same(whole, torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True))
@@ -110,7 +110,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(run, tmp_path
     assert all(row["alike"] >= 0 and row["soft"] >= 0 for row in rows)
 
 
-def test_a_branch_cools_down_is_compressed_and_ships(run, shipped, tmp_path):
+def test_branch_cools_is_compressed_and_ships(run, shipped, tmp_path):
     run(tmp_path / "stable", steps=3)
     cooled = run(tmp_path / "cooled", start=tmp_path / "stable", more=2, cooldown=2)
     assert cooled["numbers"][0] == 5
@@ -139,14 +139,14 @@ def test_labels_alone(run, tmp_path):
     assert list(content["drawn"]) == ["one"]  # the source whose labels are ImageNet's
 
 
-def test_a_source_is_drawn_whole_before_any_picture_comes_again(script, pictures):
+def test_source_is_drawn_whole_before_repeats(script, pictures):
     source = script.Pictures(pictures)
     rows = [source._row("one", 40, place) for place in range(80)]
     assert sorted(rows[:40]) == sorted(rows[40:]) == list(range(40))
     assert rows[:40] != rows[40:]
 
 
-def test_weights_trained_without_normalisation_begin_one(run, shipped, tmp_path):
+def test_unnormalised_weights_begin_a_training(run, shipped, tmp_path):
     run(tmp_path / "first", steps=1)
     dense = shipped(tmp_path / "first", note="noise")
     assert weights.read_card(dense).training["begun from"] == "noise"

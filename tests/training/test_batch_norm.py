@@ -26,7 +26,7 @@ def trained_a_little() -> AlexNet:
     return network.eval()
 
 
-def test_a_folded_network_agrees_with_the_unfolded_to_rounding():
+def test_folded_agrees_with_unfolded_to_rounding():
     network = trained_a_little()
     x = torch.randn(8, 3, 64, 64)
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_a_folded_network_is_the_papers():
     assert not any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in network.modules())
 
 
-def test_every_layer_but_the_classifier_is_normalised_once():
+def test_all_but_classifier_are_normalised_once():
     network = build_network("alexnet", AlexNetConfig(num_classes=7, image_size=64))
     batch_norm.add(network)
     batch_norm.add(network)
@@ -58,7 +58,7 @@ def test_every_layer_but_the_classifier_is_normalised_once():
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 5, 3), nn.Linear(4, 5)])
-def test_a_layer_without_bias_gets_one_when_folded(layer):
+def test_folded_layer_gets_a_bias(layer):
     shape = (6, 3, 9, 9) if isinstance(layer, nn.Conv2d) else (6, 4)
     normalised = batch_norm.Normalised(layer)
     normalised(torch.randn(shape))
@@ -71,7 +71,7 @@ def test_a_layer_without_bias_gets_one_when_folded(layer):
     assert folded.bias is not None and folded.bias.requires_grad
 
 
-def test_a_network_trained_without_goes_on_as_it_was():
+def test_adopted_network_goes_on_as_it_was():
     torch.manual_seed(3)
     network = build_network("alexnet", AlexNetConfig(num_classes=7, image_size=64, dropout=0.0))
     network.initialise(2**0.5)

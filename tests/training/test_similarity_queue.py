@@ -18,7 +18,7 @@ def by_hand(student, teacher, students, teachers, temperature):
     return total / len(student)
 
 
-def test_the_loss_is_the_divergence_over_batch_and_queue():
+def test_loss_is_divergence_over_batch_and_queue():
     torch.manual_seed(0)
     queue = SimilarityQueue(32, 8, 6, 0.5)
     pairs = [(torch.randn(10, 8), torch.randn(10, 6)) for _ in range(3)]
@@ -42,7 +42,7 @@ def test_the_oldest_leave_the_queue():
     assert torch.equal(queue.teachers.float(), kept)
 
 
-def test_a_student_like_its_teacher_loses_nothing_and_gradients_lead_there():
+def test_student_like_teacher_has_no_loss():
     torch.manual_seed(1)
     queue = SimilarityQueue(64, 6, 6, 0.2)
     queue.add(*(torch.randn(40, 6),) * 2)
