@@ -118,7 +118,7 @@ def verify_command(form: str, index_path: str) -> None:
     type=click.Choice(["npy", "parquet"]),
     default="npy",
     show_default=True,
-    help="The file format; parquet needs pip install 'simsearch[parquet]'.",
+    help="The file format; parquet needs the [parquet] extra.",
 )
 @click.option(
     "-o",

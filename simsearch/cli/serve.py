@@ -12,7 +12,7 @@ from click.shell_completion import get_completion_class
 
 from simsearch import api
 from simsearch.cli.console import note, warn_if_incomplete
-from simsearch.cli.options import complete_files, device_option, version_option
+from simsearch.cli.options import complete_files, default_index, device_option, version_option
 from simsearch.cli.progress import show_progress
 from simsearch.common.lazy import LazyModule
 from simsearch.common.milvus_address import is_address, parse_address
@@ -47,8 +47,8 @@ port_option = click.option(
     multiple=True,
     metavar="[NAME=]PATH",
     shell_complete=complete_files,
-    default=lambda: (os.environ.get("SIMSEARCH_INDEX") or "indexes/default",),
-    help="Index to serve; repeatable, the first is the default; also $SIMSEARCH_INDEX.  [default: indexes/default]",
+    default=lambda: (default_index(),),
+    help="Index to serve; repeatable, the first is the default.  [default: as for `query`]",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
 @port_option

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from simsearch.errors import IndexDamagedError, IndexNotFoundError, UsageError
+from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchError, UsageError
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.storage.feature_files import ROWS_PER_SHARD
 from simsearch.storage.folder import Folder
@@ -61,6 +61,8 @@ class Meta:
         try:
             opened = folder if isinstance(folder, Folder) else Folder.at(folder)
             return cls.of(json.loads(opened.read("meta.json")), place)
+        except SimsearchError:
+            raise
         except FileNotFoundError:
             if _has_features(folder):
                 raise IndexDamagedError(f"{path} is missing, but there are feature files") from None

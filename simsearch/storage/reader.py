@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch.errors import IndexDamagedError, ItemNotFoundError, UsageError
+from simsearch.errors import IndexDamagedError, ItemNotFoundError, SimsearchError, UsageError
 from simsearch.storage.filters import Condition
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class Reader:
         """Raises IndexDamagedError for values that cannot be converted."""
         try:
             yield
+        except SimsearchError:
+            raise
         except (TypeError, ValueError) as error:
             raise IndexDamagedError(f"{self._path}: {what} cannot be read: {error}") from error
 
