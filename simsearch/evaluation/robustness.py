@@ -142,7 +142,7 @@ def of_index(
     The other arguments are those of `measure`. Raises UsageError if no image of the index can be read.
     """
     with engine.reading() as reader:
-        ids, places = reader.ids()
+        ids, places = reader.ids_and_rows()
         base = reader.shards.read(places)
     order = np.random.default_rng(seed).permutation(len(ids))
     chosen: list[int] = []

@@ -120,7 +120,7 @@ class AnnIndex:
     index: FAISS's index, of n entries.
     rows: (n,) the feature row of each entry; -1 if compaction has removed it.
     covered: the number of feature rows when it was made, larger than all of `rows`.
-    epoch: the compaction that the rows belong to.
+    compactions: the number of compactions so far, since each gives rows other numbers.
     """
 
     def __init__(
@@ -130,13 +130,13 @@ class AnnIndex:
         index: Any,
         rows: NDArray[np.int64],
         covered: int,
-        epoch: int = 0,
+        compactions: int = 0,
     ) -> None:
         self.setting, self.index, self.projection = setting, index, projection.first(setting.dimensions)
-        self._cover(rows, covered, epoch)
+        self._cover(rows, covered, compactions)
 
-    def _cover(self, rows: NDArray[np.int64], covered: int, epoch: int) -> None:
-        self.rows, self.covered, self.epoch = rows, covered, epoch
+    def _cover(self, rows: NDArray[np.int64], covered: int, compactions: int) -> None:
+        self.rows, self.covered, self.compactions = rows, covered, compactions
         live = rows >= 0
         bits = None if live.all() else np.packbits(live, bitorder="little")
         self._all: tuple[NDArray[np.uint8] | None, int] = bits, int(live.sum())
@@ -236,7 +236,7 @@ class AnnIndex:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        return name, {**asdict(self.setting), "covered": self.covered, "epoch": self.epoch}
+        return name, {**asdict(self.setting), "covered": self.covered, "epoch": self.compactions}
 
     def _write(self, folder: Path) -> None:
         for part, array in (("rows", self.rows), ("mean", self.projection.mean), ("axes", self.projection.axes)):
@@ -244,30 +244,30 @@ class AnnIndex:
         faiss.write_index(self.index, str(folder / "index.faiss"))
 
     @classmethod
-    def load(cls, folder: Path, parameters: dict[str, Any], epoch: int = 0) -> AnnIndex:
-        """Reads the files of `save`, with the rows of the given epoch. Raises IndexDamagedError."""
+    def load(cls, folder: Path, parameters: dict[str, Any], compactions: int = 0) -> AnnIndex:
+        """Reads the files of `save`, with the rows after `compactions`. Raises IndexDamagedError."""
         try:
             mean, axes = (np.load(folder / f"{part}.npy") for part in ("mean", "axes"))
-            rows, covered = _rows(folder, parameters, epoch)
+            rows, covered = _rows(folder, parameters, compactions)
             index = faiss.read_index(str(folder / "index.faiss"))
             setting = AnnSettings(**{name: parameters[name] for name in AnnSettings.__dataclass_fields__})
             if (index.ntotal, index.d) != (len(rows), setting.dimensions) or axes.shape != (len(mean), index.d):
                 raise ValueError("its files do not belong together")
-            return cls(setting, Projection(mean, axes), index, rows, covered, epoch)
+            return cls(setting, Projection(mean, axes), index, rows, covered, compactions)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, BadZipFile) as error:
             raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
 
 
-def _rows(folder: Path, parameters: dict[str, Any], epoch: int) -> tuple[NDArray[np.int64], int]:
-    """Reads the row of each entry in an epoch, and the number of rows covered."""
-    if epoch == parameters.get("epoch", 0):
+def _rows(folder: Path, parameters: dict[str, Any], compactions: int) -> tuple[NDArray[np.int64], int]:
+    """Reads the row of each entry after `compactions`, and the number of rows covered."""
+    if compactions == parameters.get("epoch", 0):
         return np.load(folder / "rows.npy"), int(parameters["covered"])
-    with np.load(folder / f"rows.{epoch}.npz") as file:
+    with np.load(folder / f"rows.{compactions}.npz") as file:
         return file["rows"], int(file["covered"])
 
 
 def renumber(folder: Path, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
-    """Prepares an index for a compaction: epoch `new` keeps the (n,) rows `live` of epoch `old`, ascending.
+    """Prepares an index for a compaction, from number `old` to `new`, that keeps the (n,) rows `live`, ascending.
 
     Keeps the files for readers of `old`, deletes older ones. Raises OSError, ValueError or KeyError if the index cannot
     be read.
@@ -284,7 +284,7 @@ def moved(rows: NDArray[np.int64], live: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 def record(folder: Path, old: int, new: int, **arrays: Any) -> None:
-    """Writes an index's arrays for epoch `new`, keeps those of `old`, and deletes older ones."""
+    """Writes an index's arrays after compaction `new`, keeps those of `old`, and deletes older ones."""
     partial = folder / ".rows.partial"
     with partial.open("wb") as file:
         np.savez(file, **arrays)

@@ -1,7 +1,7 @@
 """Approximate search by binary codes: the nearest by Hamming distance are candidates, which the exact features rank.
 
 Derived data in `derived/<name>/`, as in `ann`: `codes.safetensors` is the encoder, `entries.npy` has the codes of the
-rows in `rows.npy`. New items are encoded when they are committed, into `added.<epoch>.<first row>.npy`.
+rows in `rows.npy`. New items are encoded when they are committed, into `added.<compactions>.<first row>.npy`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class BinaryCodeIndex(AnnIndex):
 
     codes: the encoder.
     entries: (n, bytes) uint8, the code of each of `rows`.
-    rows, covered, epoch: as in `AnnIndex`.
+    rows, covered, compactions: as in `AnnIndex`.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class BinaryCodeIndex(AnnIndex):
         entries: NDArray[np.uint8],
         rows: NDArray[np.int64],
         covered: int,
-        epoch: int = 0,
+        compactions: int = 0,
     ) -> None:
         self.setting, self.codes = setting, codes
         self.index = faiss.IndexBinaryFlat(codes.bits)
         self.index.add(np.ascontiguousarray(entries))
-        self._cover(rows, covered, epoch)
+        self._cover(rows, covered, compactions)
 
     def _candidates(
         self, queries: NDArray[np.float32], wanted: int, bits: NDArray[np.uint8] | None, setting: AnnSettings
@@ -73,38 +73,40 @@ class BinaryCodeIndex(AnnIndex):
         np.save(folder / "rows.npy", self.rows)
 
 
-def load(folder: Path, parameters: dict[str, Any], epoch: int) -> AnnIndex:
+def load(folder: Path, parameters: dict[str, Any], compactions: int) -> AnnIndex:
     """Loads an approximate search of any kind by the parameters from `save`. Raises IndexDamagedError."""
     if parameters.get("kind") != "codes":
-        return AnnIndex.load(folder, parameters, epoch)
+        return AnnIndex.load(folder, parameters, compactions)
     try:
         setting = AnnSettings(**{name: parameters[name] for name in AnnSettings.__dataclass_fields__})
         codes = HashEncoder.load(folder / "codes.safetensors")
-        entries, rows, covered = _base(folder, parameters, epoch)
+        entries, rows, covered = _base(folder, parameters, compactions)
         parts, numbers = [entries], [rows]
-        for added, first in _added(folder, epoch, covered):
+        for added, first in _added(folder, compactions, covered):
             parts.append(added)
             numbers.append(np.arange(first, first + len(added)))
             covered = first + len(added)
         entries, rows = np.concatenate(parts), np.concatenate(numbers)
         if (codes.bits, len(entries)) != (setting.dimensions, len(rows)) or entries.shape[1] != codes.bits // 8:
             raise ValueError("its files do not belong together")
-        return BinaryCodeIndex(setting, codes, entries, rows, covered, epoch)
+        return BinaryCodeIndex(setting, codes, entries, rows, covered, compactions)
     except _UNREADABLE as error:
         raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
 
 
-def _base(folder: Path, parameters: dict[str, Any], epoch: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
+def _base(
+    folder: Path, parameters: dict[str, Any], compactions: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
     """Reads the codes, their rows, and the number of rows covered when the index was made or last compacted."""
-    if epoch == parameters.get("epoch", 0):
+    if compactions == parameters.get("epoch", 0):
         return np.load(folder / "entries.npy"), np.load(folder / "rows.npy"), int(parameters["covered"])
-    with np.load(folder / f"rows.{epoch}.npz") as file:
+    with np.load(folder / f"rows.{compactions}.npz") as file:
         return file["entries"], file["rows"], int(file["covered"])
 
 
-def _added(folder: Path, epoch: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
+def _added(folder: Path, compactions: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """Yields the codes of later rows, a file at a time, with the first row of each."""
-    while (path := folder / f"added.{epoch}.{covered}.npy").exists():
+    while (path := folder / f"added.{compactions}.{covered}.npy").exists():
         part: NDArray[np.uint8] = np.load(path)
         yield part, covered
         covered += len(part)
@@ -116,13 +118,13 @@ def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
     The caller holds the writer lock. Raises IndexDamagedError.
     """
     try:
-        covered, epoch = int(parameters["covered"]), flat.shards.epoch
-        if epoch != parameters.get("epoch", 0):
-            with np.load(folder / f"rows.{epoch}.npz") as file:
+        covered, compactions = int(parameters["covered"]), flat.shards.compactions
+        if compactions != parameters.get("epoch", 0):
+            with np.load(folder / f"rows.{compactions}.npz") as file:
                 covered = int(file["covered"])
         start = covered
         parts: list[NDArray[np.uint8]] = []
-        for part, first in _added(folder, epoch, covered):
+        for part, first in _added(folder, compactions, covered):
             covered = first + len(part)
             small = len(part) < BLOCK  # a small last file is rewritten, to avoid many small files
             start, parts = (first, [part]) if small else (covered, [])
@@ -133,7 +135,7 @@ def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
             codes(flat.read(np.arange(first, min(first + BLOCK, flat.rows))))
             for first in range(covered, flat.rows, BLOCK)
         ]
-        write(folder / f"added.{epoch}.{start}.npy", np.concatenate(parts))
+        write(folder / f"added.{compactions}.{start}.npy", np.concatenate(parts))
         sync_folder(folder)
     except _UNREADABLE as error:
         raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error

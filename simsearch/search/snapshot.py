@@ -68,17 +68,17 @@ class Snapshots:
 
     def structure(self, reader: Reader) -> AnnIndex | None:
         """Returns the approximate search that `tune` chose, loaded on first use; None if there is none."""
-        epoch = reader.epoch()  # of the reader's feature files, since compaction renumbers rows
+        compactions = reader.compactions()  # of the reader's feature files, since compaction renumbers rows
         with self._lock:
             parameters = self.index.meta.search["parameters"]
             name = parameters.get("folder", "") if isinstance(parameters, dict) else ""
-            key = name, epoch, parameters.get("encoded") if name else None
+            key = name, compactions, parameters.get("encoded") if name else None
             if self._structure[0] != key:
                 loaded = None
                 with contextlib.suppress(
                     IndexDamagedError, OSError
                 ):  # derived data: without it searches are exact and slower
-                    loaded = binary_codes.load(self.index.derived / Path(name).name, parameters, epoch)
+                    loaded = binary_codes.load(self.index.derived / Path(name).name, parameters, compactions)
                 self._structure = key, loaded
             return self._structure[1] if name else None
 

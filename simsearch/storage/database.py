@@ -93,7 +93,7 @@ class Database:
     is the one that was there when this object was created; see `_connect`.
 
     folder: the open folder of the index; that of `path` by default.
-    shards: the feature files, of any epoch; each reader gets those of its epoch.
+    shards: the feature files after any compaction; each reader gets those of its snapshot.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Database:
                 raise UsageError(f"the index {self.path.parent} has been closed")
             connection = self._idle.pop() if self._idle else None
         if connection is None:
-            self.hold()
+            self.keep_readable()
             connection = self._connect()
         try:
             yield connection
@@ -148,7 +148,7 @@ class Database:
             if not reusable:
                 connection.close()
 
-    def hold(self) -> None:
+    def keep_readable(self) -> None:
         """Opens a reserve connection, so that everything stays readable after the file has been deleted.
 
         It is read-only: on closing the last writable connection, SQLite deletes the log by path, where the log of
@@ -257,15 +257,15 @@ class Database:
         """Sets the feature files of a reader; returns False if a compaction deleted them before they were opened."""
         if self._shards is None:
             return True
-        epoch, rows = reader.epoch(), reader.state("rows")
+        compactions, rows = reader.compactions(), reader.state("rows")
         with self._lock:
-            if self._shards.epoch != epoch:
-                self._shards = self._shards.at(epoch)
+            if self._shards.compactions != compactions:
+                self._shards = self._shards.after(compactions)
             reader.shards = self._shards
-            if reader.shards.hold(rows):
+            if reader.shards.keep_open(rows):
                 return True
-        with self._connection() as connection:  # same epoch in a later snapshot: the files are damaged
-            return Reader(connection, self.path).epoch() == epoch
+        with self._connection() as connection:  # no compaction since: the files are damaged
+            return Reader(connection, self.path).compactions() == compactions
 
     def close(self) -> None:
         """Closes all idle connections. The database cannot be used afterwards."""
@@ -348,9 +348,9 @@ class Database:
             connection.execute("COMMIT")
 
     def renumber(
-        self, rows: Iterable[tuple[int, int]], blocks: Sequence[tuple[int, int, int]], total: int, epoch: int
+        self, rows: Iterable[tuple[int, int]], blocks: Sequence[tuple[int, int, int]], total: int, compactions: int
     ) -> None:
-        """Commits a compaction: the feature files of `epoch`, with `total` rows.
+        """Commits a compaction, number `compactions`, which wrote feature files with `total` rows.
 
         rows: (new row, id) of each item that moves, by ascending row. blocks: all blocks, as in `Changes`.
         """
@@ -360,7 +360,7 @@ class Database:
             connection.execute("DELETE FROM blocks")
             connection.executemany("INSERT INTO blocks VALUES (?,?,?)", blocks)
             connection.execute("UPDATE state SET value = ? WHERE key = 'rows'", (total,))
-            connection.execute("INSERT OR REPLACE INTO state VALUES ('epoch', ?)", (epoch,))
+            connection.execute("INSERT OR REPLACE INTO state VALUES ('epoch', ?)", (compactions,))
             connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
             connection.execute("COMMIT")
 

@@ -34,7 +34,7 @@ def export_npy(index: OpenIndex, folder: Path, progress: Callable[[int, int], No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with index.reading() as reader:
-            _, rows = reader.ids()
+            _, rows = reader.ids_and_rows()
             opened = index.sources(reader)
             shape = (len(rows), index.meta.dimension)
             with partial.open("wb") as file:

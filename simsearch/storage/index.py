@@ -72,7 +72,7 @@ class Index:
             self.database = Database(self.path / DATABASE, shards=shards, folder=self.folder)
             opened.callback(self.database.close)
             self.identity: Identity = (*self.folder.identity, *features.identity, *self.database.identity)
-            self.database.hold()
+            self.database.keep_readable()
             self._lock = threading.Lock()
             self._sources: tuple[int, Sources] = -1, Sources()
             with self.reading() as reader:
@@ -162,7 +162,7 @@ class Index:
         """Describes the index in plain JSON values."""
         with self.reading() as reader:
             opened = self.sources(reader)
-            counts = reader.counts()
+            counts = reader.count_by_source()
             meta = self.meta
             return {
                 "path": os.fspath(self.path),

@@ -78,7 +78,7 @@ class Reader:
             raise IndexDamagedError(f"{self._path}: the state {key!r} is missing")
         return int(found[0])
 
-    def epoch(self) -> int:
+    def compactions(self) -> int:
         """Returns the number of compactions so far."""
         found = self._connection.execute("SELECT value FROM state WHERE key = 'epoch'").fetchone()
         return 0 if found is None else int(found[0])
@@ -112,7 +112,7 @@ class Reader:
         found = self._connection.execute("SELECT 1 FROM items WHERE source = ? LIMIT 1", (source,)).fetchone()
         return found is not None
 
-    def counts(self) -> dict[int, int]:
+    def count_by_source(self) -> dict[int, int]:
         """The number of items of each source."""
         return dict(self._connection.execute("SELECT source, count(*) FROM items GROUP BY source").fetchall())
 
@@ -195,7 +195,7 @@ class Reader:
         found.sort()
         return found
 
-    def ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def ids_and_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns the ids and rows of all items, (n,) each, sorted by id."""
         rows = self._connection.execute("SELECT id, row FROM items ORDER BY id").fetchall()
         with self._report_damage("an item's row"):

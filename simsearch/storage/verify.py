@@ -39,9 +39,9 @@ def verify(index: OpenIndex, progress: Callable[[int, int], None] = lambda done,
             f"{index.path} has no files to verify", hint="`simsearch push` compares a collection with its index"
         )
     while True:
-        epoch, verdict = _verified(index, progress)
-        if not verdict.problems or epoch == index.feature_files.epoch:
-            return verdict
+        compactions, report = _verified(index, progress)
+        if not report.problems or compactions == index.feature_files.compactions:
+            return report
 
 
 def _verified(index: Index, progress: Callable[[int, int], None]) -> tuple[int, VerifyReport]:
@@ -78,7 +78,7 @@ def _verified(index: Index, progress: Callable[[int, int], None]) -> tuple[int, 
             problems += _check_shard(reader, shard)
             if not reader.shards.folder.exists(reader.shards.name(shard)):
                 break
-    return reader.shards.epoch, VerifyReport(items, rows, checked, tuple(dict.fromkeys(problems)))
+    return reader.shards.compactions, VerifyReport(items, rows, checked, tuple(dict.fromkeys(problems)))
 
 
 def _check_shard(reader: Reader, shard: int) -> list[str]:

@@ -224,7 +224,7 @@ class MilvusIndex:
         with self.reading() as reader:
             own = reader.collection
             index = {key: value for key, value in self.client.index().items() if isinstance(value, str | int | float)}
-            counts = reader.counts()
+            counts = reader.count_by_source()
             return {
                 "path": str(self.address),
                 "items": own.count,
