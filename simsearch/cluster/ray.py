@@ -72,8 +72,9 @@ class RayWorker:
         self.work = cluster_work.open_on_worker(self.folder)
         info = self.work.info
         self.items = self.work.items()
-        model = load.load_model(info.model, self.device, images=info.total, threads=True, precision=info.precision)
-        same = info.weights_sha256 in (model.weights_sha256, registry.sha256_before_ranges(info.model))
+        name = registry.current_name(info.model)
+        model = load.load_model(name, self.device, images=info.total, threads=True, precision=info.precision)
+        same = info.weights_sha256 in (model.weights_sha256, registry.sha256_before_ranges(name))
         if not same:
             raise ModelMismatchError(
                 f"{os.uname().nodename} has weights {model.weights_sha256} as {info.model},"
