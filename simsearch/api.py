@@ -16,7 +16,7 @@ from simsearch.errors import UsageError
 from simsearch.images.sources import resolve
 from simsearch.indexing import options as indexing_options
 from simsearch.models import descriptors, load, registry
-from simsearch.storage.index import create, discard
+from simsearch.storage.creation import create, discard
 from simsearch.storage.meta import Meta
 
 if TYPE_CHECKING:
