@@ -130,7 +130,7 @@ class TrainingState:
         try:
             delete_abandoned(path.parent)
             with replacing(path) as file:
-                torch.save(content, file.name)
+                torch.save(content, Path(file.name))
         except (RuntimeError, OSError) as error:  # the message from torch gives no reason
             raise SimsearchError(f"{path} cannot be written; is the disk full?") from error
 
