@@ -76,7 +76,7 @@ class Engine:
         self._set(opened, Snapshots(opened, device), model, device)
 
     @classmethod
-    def over(
+    def from_index(
         cls, opened: OpenIndex, snapshots: Searchable, model: str | Model | None = None, device: str = "auto"
     ) -> Engine:
         """Makes an engine for an index that is open already. Closing the engine closes the index."""

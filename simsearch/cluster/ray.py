@@ -122,27 +122,27 @@ class RayCluster:
         wanted = {_place(plan, entry): (plan, entry, known_item) for plan, entry, known_item in keys}
         work = WorkFolder.open(self.folder)
         if work is not None and _belongs(work.info, index):
-            yield from self._take(work, wanted, known)
+            yield from self._results(work, wanted, known)
         if wanted:  # all images, or those that are new since the work was written
-            yield from self._take(self._freeze(index, model.name, wanted, batch_size), wanted, known)
+            yield from self._results(self._create_work(index, model.name, wanted, batch_size), wanted, known)
 
     def finished(self) -> None:
         """Deletes the work; called when all results are committed."""
         if self.folder is not None:
             cluster_work.discard(self.folder)
 
-    def _freeze(
+    def _create_work(
         self, index: Index, model: str, wanted: dict[tuple[str, str, str, int, int], Key], batch_size: int
     ) -> WorkFolder:
         numbers: dict[tuple[str, str], int] = {}
         items = [WorkItem(numbers.setdefault((kind, root), len(numbers)), *rest) for kind, root, *rest in wanted]  # type: ignore[arg-type]
         assert self.folder is not None
         meta = index.meta
-        return WorkFolder.freeze(
+        return WorkFolder.create(
             self.folder, model, meta.weights_sha256, list(numbers), items, batch_size, index.precision, meta.descriptor
         )
 
-    def _take(
+    def _results(
         self, work: WorkFolder, wanted: dict[tuple[str, str, str, int, int], Key], known: Container[bytes]
     ) -> Iterator[list[tuple[Key, LoadedImage]]]:
         """Yields the results of the wanted images that the work has, and removes these images from `wanted`."""
@@ -204,7 +204,7 @@ def on_ray(
         raise UsageError(
             f"--on {where!r} names no cluster", hint="ray, or ray://HOST:PORT; the client port is usually 10001"
         )
-    return RayCluster(lambda work, chunks: _RayDriver(*_connect(where), work, device, threads, say).run(chunks))
+    return RayCluster(lambda work, chunks: _RayScheduler(*_connect(where), work, device, threads, say).run(chunks))
 
 
 def _connect(where: str) -> tuple[Any, bool]:
@@ -238,7 +238,7 @@ def _connect(where: str) -> tuple[Any, bool]:
     return ray, True
 
 
-class _RayDriver:
+class _RayScheduler:
     """Hands chunks to workers. Each slot has one worker; a slot is a GPU, or a node without GPUs."""
 
     def __init__(

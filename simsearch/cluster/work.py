@@ -79,7 +79,7 @@ class WorkFolder:
         self.folder, self.info = folder, info
 
     @classmethod
-    def freeze(
+    def create(
         cls,
         folder: Path,
         model: str,

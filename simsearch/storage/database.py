@@ -119,10 +119,10 @@ class Database:
         with self._connections.borrow() as connection:  # no compaction since: the files are damaged
             return Reader(connection, self.path).compactions() == compactions
 
-    def content(self, digest: bytes) -> tuple[int, int, int] | None:
+    def find_content(self, digest: bytes) -> tuple[int, int, int] | None:
         """Returns (row, width, height) of an image by the SHA-256 of its file; None if it is not in the index."""
         with self._connections.borrow() as connection:
-            return Reader(connection, self.path).content(digest)
+            return Reader(connection, self.path).find_content(digest)
 
     # -- writing
 

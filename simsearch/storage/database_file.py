@@ -44,7 +44,7 @@ class DatabaseFile:
             raise IndexDamagedError(f"{path} is missing") from None
         if not stat.S_ISREG(self._folder.stat(path.name).st_mode):
             raise IndexDamagedError(f"{path} is not a file")
-        self.writable = os.access(self._folder.through, os.W_OK)
+        self.writable = os.access(self._folder.descriptor_path, os.W_OK)
 
     @property
     def identity(self) -> tuple[int, int]:

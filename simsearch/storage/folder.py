@@ -89,7 +89,7 @@ class Folder:
         return tuple(found)
 
     @property
-    def through(self) -> Path:
+    def descriptor_path(self) -> Path:
         """A path that leads through the descriptor, for libraries that open files themselves.
 
         On systems without /proc, the current path of the folder. Raises FileNotFoundError.

@@ -133,11 +133,11 @@ class Index:
     @property
     def derived(self) -> Path:
         """The folder of files that can be regenerated, as a path that always leads to this index."""
-        return self.folder.through / "derived"
+        return self.folder.descriptor_path / "derived"
 
     def root_of(self, row: SourceRow) -> str:
         """Returns the location of a source: as given by `roots`, as recorded, or moved along with the index."""
-        return source_roots.of(row, self.roots, self.path)
+        return source_roots.location_of(row, self.roots, self.path)
 
     def sources(self, reader: Reader) -> Sources:
         """Returns the sources by number, as of the reader's snapshot; open containers stay open."""
@@ -171,7 +171,7 @@ class Index:
                 "storage": meta.storage,
                 "engine": meta.engine,
                 "search": meta.search,
-                "bytes": _size(self.folder.through),
+                "bytes": _size(self.folder.descriptor_path),
                 "rows": reader.state("rows"),
                 "recipe": meta.recipe,
                 "created": meta.created,

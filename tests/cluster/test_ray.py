@@ -165,7 +165,7 @@ def test_shares_are_written_whole(tmp_path: Path) -> None:
     from simsearch.indexing.load import LoadedImage
 
     items = [WorkItem(0, f"{n}\udcff", n, n) for n in range(600)]
-    work = WorkFolder.freeze(tmp_path / "work", "name", "aa", [("folder", "/x\udcff")], items, 0)
+    work = WorkFolder.create(tmp_path / "work", "name", "aa", [("folder", "/x\udcff")], items, 0)
     found = WorkFolder.open(tmp_path / "work")
     assert found is not None
     assert (found.info, found.items(), len(found)) == (work.info, items, 3)
@@ -188,7 +188,7 @@ def test_shares_are_written_whole(tmp_path: Path) -> None:
 
 
 def test_another_model_on_a_node_is_refused(pictures: Path, tmp_path: Path, tiny_weights: Path) -> None:
-    work = WorkFolder.freeze(tmp_path / "work", str(tiny_weights), "f" * 64, [("folder", str(pictures))], [], 0)
+    work = WorkFolder.create(tmp_path / "work", str(tiny_weights), "f" * 64, [("folder", str(pictures))], [], 0)
     with pytest.raises(ModelMismatchError, match="f" * 64):
         RayWorker(str(work.folder), "cpu", None).ready()
 

@@ -290,7 +290,7 @@ def open_collection(
     """
     registry.check_device(device)
     index = MilvusIndex(address, roots=roots)
-    return Engine.over(index, _Snapshots(index), model, device)
+    return Engine.from_index(index, _Snapshots(index), model, device)
 
 
 class _AddressPath(str):
