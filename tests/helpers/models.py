@@ -29,7 +29,7 @@ class CellModel:
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         self.computed += len(pixels)
         cells: NDArray[np.float32] = pixels.reshape(-1, 2, 8, 2, 8, 3).mean((2, 4), dtype=np.float32)  # (B, 2, 2, 3)
-        return cells.reshape(-1, self.dimension) / np.float32(255)
+        return cells.reshape(len(cells), 12) / np.float32(255)
 
 
 class Colours(CellModel):
