@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -44,6 +43,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from simsearch.common.atomic_files import replacing
 from simsearch.errors import TrainingInterruptedError
 from simsearch.evaluation.metrics import LabelledFeatures, retrieval
 from simsearch.images.sources import labelled
@@ -171,9 +171,8 @@ def teach(data: TrainingSet, work: Path, device: torch.device) -> TrainingSet | 
                 x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
                 rows.append(pooled(x).float().cpu().numpy())
         features = np.concatenate(rows)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, (features - features.mean(0)).astype(np.float16))
-        os.replace(partial, path)
+        with replacing(path) as file:
+            np.save(file, (features - features.mean(0)).astype(np.float16))
     return replace(data, teacher=np.load(path))
 
 

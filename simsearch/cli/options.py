@@ -43,6 +43,15 @@ def _index_or_default(context: click.Context, parameter: click.Parameter, given:
 
 
 DEFAULT_INDEX = "indexes/default"
+
+
+def output_option(name: str, metavar: str, text: str) -> Callable[[Command], Command]:
+    """Returns the required option -o/--output for a path, which the command gets as `name`."""
+    return click.option(
+        "-o", "--output", name, type=click.Path(path_type=Path), required=True, metavar=metavar, help=text
+    )
+
+
 version_option = click.version_option(__version__, prog_name="simsearch")
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda or cuda:N."

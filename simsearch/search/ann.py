@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from simsearch.common.atomic_files import sync_folder
+from simsearch.common.atomic_files import replacing, sync_folder
 from simsearch.common.lazy import LazyModule
 from simsearch.common.pca import Projection
 from simsearch.errors import IndexDamagedError
@@ -285,13 +285,8 @@ def moved(rows: NDArray[np.int64], live: NDArray[np.int64]) -> NDArray[np.int64]
 
 def record(folder: Path, old: int, new: int, **arrays: Any) -> None:
     """Writes an index's arrays after compaction `new`, keeps those of `old`, and deletes older ones."""
-    partial = folder / ".rows.partial"
-    with partial.open("wb") as file:
+    with replacing(folder / f"rows.{new}.npz") as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / f"rows.{new}.npz")
-    sync_folder(folder)
     for path in folder.glob("rows.*.npz"):
         if path.name not in {f"rows.{old}.npz", f"rows.{new}.npz"}:
             path.unlink()

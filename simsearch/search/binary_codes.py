@@ -7,14 +7,13 @@ rows in `rows.npy`. New items are encoded when they are committed, into `added.<
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from simsearch.common.atomic_files import sync_folder
+from simsearch.common.atomic_files import replacing
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import IndexDamagedError, WeightsError
 from simsearch.models.hashing.encoder import HashEncoder
@@ -136,7 +135,6 @@ def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
             for first in range(covered, flat.rows, BLOCK)
         ]
         write(folder / f"added.{compactions}.{start}.npy", np.concatenate(parts))
-        sync_folder(folder)
     except _UNREADABLE as error:
         raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
     return flat.rows
@@ -169,10 +167,6 @@ def faiss_bytes(index: Any) -> NDArray[np.uint8]:
 
 
 def write(path: Path, array: NDArray[Any]) -> None:
-    """Writes a `.npy` file atomically: it gets its name when it is complete and on disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    """Writes a `.npy` file atomically: it gets its name when it is complete and on disk. Raises OSError."""
+    with replacing(path) as file:
         np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -8,25 +8,21 @@ one snapshot.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import shutil
 import sqlite3
-import stat
-import tempfile
 import threading
-import weakref
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simsearch.errors import IndexDamagedError, IndexReplacedError, SimsearchError, UsageError
+from simsearch.errors import UsageError
+from simsearch.storage.connections import Connections
+from simsearch.storage.database_file import DatabaseFile
 from simsearch.storage.feature_files import FeatureFiles
 from simsearch.storage.filters import replace_surrogates
-from simsearch.storage.folder import Folder, identity_of
+from simsearch.storage.folder import Folder
 from simsearch.storage.reader import Item, Reader, SourceRow
 
 _SCHEMA = """
@@ -47,28 +43,6 @@ CREATE TABLE IF NOT EXISTS failures (
 CREATE TABLE IF NOT EXISTS blocks (first INTEGER PRIMARY KEY, rows INTEGER NOT NULL, crc32 INTEGER NOT NULL);
 INSERT OR IGNORE INTO state VALUES ('rows', 0), ('generation', 0);
 """
-_NOT_DAMAGE = {
-    getattr(sqlite3, f"SQLITE_{name}") for name in ("CANTOPEN", "PERM", "AUTH", "FULL", "BUSY", "READONLY", "IOERR")
-}
-"""SQLite errors that are caused by the disk, permissions or another process, not by a damaged file."""
-
-_ATTEMPTS = 50
-"""Number of attempts to open a database while the parent of its folder changes."""
-
-_PENDING, _SHARED, _SHARED_BYTES = 0x40000000, 0x40000002, 510
-"""The byte ranges that SQLite locks; see https://sqlite.org/src/file/src/os.h."""
-
-_opening = threading.RLock()
-_open_counts: Counter[tuple[int, int]] = Counter()
-"""The number of `Database` objects in this process with connections to each file, by device and inode."""
-
-
-def _after_fork() -> None:
-    global _opening
-    _opening = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass
@@ -89,9 +63,6 @@ class Changes:
 class Database:
     """The database `items.sqlite`. Thread-safe; writing needs the writer lock.
 
-    SQLite opens files by path. A connection is therefore used only if, before and after opening, the file at that path
-    is the one that was there when this object was created; see `_connect`.
-
     folder: the open folder of the index; that of `path` by default.
     shards: the feature files after any compaction; each reader gets those of its snapshot.
     """
@@ -100,23 +71,11 @@ class Database:
         self, path: Path, *, create: bool = False, shards: FeatureFiles | None = None, folder: Folder | None = None
     ) -> None:
         self.path, self._shards = path, shards
-        self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
-        self._closed = False
-        self._copy: tuple[weakref.finalize[..., Any], Path] | None = None
-        try:
-            self._folder = folder or Folder.at(path.parent)
-            if create and not self._folder.exists(path.name):
-                os.close(self._folder.open(path.name, os.O_RDWR | os.O_CREAT))
-            self._file = self._folder.pin(path.name)
-        except FileNotFoundError:
-            raise IndexDamagedError(f"{path} is missing") from None
-        if not stat.S_ISREG(self._folder.stat(path.name).st_mode):
-            raise IndexDamagedError(f"{path} is not a file")
-        self._writable = os.access(self._folder.through, os.W_OK)
-        self._reserve: sqlite3.Connection | None = None
+        self._file = DatabaseFile(path, folder, create=create)
+        self._connections = Connections(self._file)
         if create:
-            with self._translate_errors(), contextlib.closing(self._connect()) as connection:
+            with self._file.translate_errors(), contextlib.closing(self._connections.connect()) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
 
@@ -125,133 +84,26 @@ class Database:
         """Device and inode of the file."""
         return self._file.identity
 
-    # -- connections
-
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            if self._closed:
-                raise UsageError(f"the index {self.path.parent} has been closed")
-            connection = self._idle.pop() if self._idle else None
-        if connection is None:
-            self.keep_readable()
-            connection = self._connect()
-        try:
-            yield connection
-        finally:
-            if connection.in_transaction:
-                connection.rollback()
-            with self._lock:
-                reusable = self._writable and not self._closed  # without write access, it would not see later commits
-                if reusable:
-                    self._idle.append(connection)
-            if not reusable:
-                connection.close()
-
     def keep_readable(self) -> None:
-        """Opens a reserve connection, so that everything stays readable after the file has been deleted.
+        """Keeps everything readable from now on, even if the file is deleted."""
+        self._connections.keep_readable()
 
-        It is read-only: on closing the last writable connection, SQLite deletes the log by path, where the log of
-        another index may be by then. `close` deletes the log instead.
-        """
-        with self._translate_errors(), _opening:
-            if self._reserve is None:
-                self._reserve = self._connect("ro")
-                _open_counts[self._file.identity] += 1
+    def close(self) -> None:
+        """Closes all connections. The database cannot be used afterwards."""
+        self._connections.close()
 
-    def _connect(self, mode: str = "rw") -> sqlite3.Connection:
-        """Connects to the file that was there when this object was created, or to a copy of it if it was deleted.
-
-        SQLite resolves all links in a path before opening it, even `/proc/self/fd/N`, and finds the log by the same
-        path. The current path of the folder is therefore determined before opening and checked once all files are open;
-        the connection is used only if the folder has not moved in between. Connections are opened one at a time, since
-        the connections of a process share SQLite's state of a log.
-
-        mode: "ro" for the first connection of a process, which on closing cannot apply the log of another file.
-        """
-        failure: sqlite3.Error | None = None
-        with _opening:
-            for attempt in range(_ATTEMPTS):
-                before = self._current_file()
-                if before is None:
-                    break
-                connection = None
-                try:
-                    connection = self._open(before[0], mode)
-                    if self._current_file() != before:  # before any log is opened
-                        connection.close()
-                        continue
-                    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log as well
-                    connection.execute("PRAGMA synchronous = FULL")
-                except sqlite3.Error as error:
-                    if connection is not None:
-                        connection.close()
-                    if self._current_file() == before and attempt:
-                        raise
-                    failure = error
-                    continue
-                now = self._current_file()
-                if now == before or (attempt == _ATTEMPTS - 1 and now is not None and now[0] == before[0]):
-                    return connection
-                connection.close()
-        if failure is not None and self._current_file() is not None:
-            raise failure
-        return self._connect_to_copy()
-
-    def _current_file(self) -> tuple[Path, object] | None:
-        """Returns the file's path and a value that changes if its folder moves; None if it was deleted."""
-        folder = self._folder.current_path()
-        if folder is None or identity_of(folder / self.path.name) != self._file.identity:
-            return None
-        return folder / self.path.name, self._folder.moves(folder)
-
-    def _open(self, path: Path, mode: str) -> sqlite3.Connection:
-        # Without write access SQLite cannot create the files that readers share with writers. They are not needed: if
-        # they are missing, there is no writer.
-        alone = not self._writable and not path.with_name(path.name + "-wal").exists()
-        name = "file:" + _quote(path) + ("?immutable=1" if alone else f"?mode={mode}")
-        return sqlite3.connect(name, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
-
-    def _connect_to_copy(self) -> sqlite3.Connection:
-        """Connects to a copy of the deleted file, made by the reserve connection. Raises IndexReplacedError."""
-        with self._lock:
-            if self._reserve is None:
-                raise IndexReplacedError(
-                    f"the index {self.path.parent} was removed or replaced while it was open", hint="open it again"
-                )
-            if self._copy is None:
-                folder = tempfile.mkdtemp(prefix="simsearch-")
-                deletion = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-                path = Path(folder, self.path.name)
-                with contextlib.closing(sqlite3.connect(path)) as copy:
-                    self._reserve.backup(copy)
-                self._copy = deletion, path
-            path = self._copy[1]
-        return sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-
-    @contextlib.contextmanager
-    def _translate_errors(self) -> Iterator[None]:
-        """Translates SQLite's errors. Its message about a damaged schema may not be valid UTF-8."""
-        try:
-            yield
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-            denied = code & 0xFF != sqlite3.SQLITE_CANTOPEN or not os.access(self.path, os.R_OK)
-            if code & 0xFF in _NOT_DAMAGE and denied and code != sqlite3.SQLITE_IOERR_SHORT_READ:
-                raise SimsearchError(f"{self.path} cannot be used: {error}") from error
-            raise IndexDamagedError(f"{self.path}: {error}") from error
+    # -- reading
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Reader]:
         """Opens a reader on one snapshot of the database and its feature files."""
-        with self._translate_errors():
-            while True:
-                with self._connection() as connection:
-                    connection.execute("BEGIN")
-                    reader = Reader(connection, self.path)
-                    if self._attach(reader):
-                        yield reader
-                        return
+        while True:
+            with self._connections.borrow() as connection:
+                connection.execute("BEGIN")
+                reader = Reader(connection, self.path)
+                if self._attach(reader):
+                    yield reader
+                    return
 
     def _attach(self, reader: Reader) -> bool:
         """Sets the feature files of a reader; returns False if a compaction deleted them before they were opened."""
@@ -264,64 +116,19 @@ class Database:
             reader.shards = self._shards
             if reader.shards.keep_open(rows):
                 return True
-        with self._connection() as connection:  # no compaction since: the files are damaged
+        with self._connections.borrow() as connection:  # no compaction since: the files are damaged
             return Reader(connection, self.path).compactions() == compactions
 
-    def close(self) -> None:
-        """Closes all idle connections. The database cannot be used afterwards."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-            reserve, self._reserve = self._reserve, None
-            copy, self._copy = self._copy, None
-        with _opening:
-            if idle and reserve is not None:
-                self._empty_log(idle[0])
-            for connection in idle:
-                connection.close()
-            if reserve is not None:
-                reserve.close()
-                _open_counts[self._file.identity] -= 1
-                if self._writable and not _open_counts[self._file.identity]:
-                    del _open_counts[self._file.identity]
-                    self._delete_log()
-        if copy is not None:
-            copy[0]()
-
-    def _empty_log(self, connection: sqlite3.Connection) -> None:
-        """Applies the log to the database, unless other processes use it."""
-        with contextlib.suppress(OSError, sqlite3.Error):
-            if self._folder.stat(self.path.name + "-wal").st_size:
-                connection.execute("PRAGMA busy_timeout = 0")
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-    def _delete_log(self) -> None:
-        """Deletes an empty log in the open folder if no other process has the database open.
-
-        Takes SQLite's exclusive lock, as SQLite itself does before it deletes a log.
-        """
-        log, index = self.path.name + "-wal", self.path.name + "-shm"
-        with contextlib.suppress(OSError):
-            if self._folder.stat(log).st_size or self._folder.pin(self.path.name).identity != self._file.identity:
-                return
-            with open(self._folder.open(self.path.name, os.O_RDWR), "r+b", buffering=0) as file:
-                for start, length in ((_PENDING, 1), (_SHARED, _SHARED_BYTES)):
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
-                if not self._folder.stat(log).st_size:
-                    self._folder.unlink(log)
-                    self._folder.unlink(index)
-
-    def content(self, digest: bytes) -> tuple[int, int, int] | None:
+    def find_content(self, digest: bytes) -> tuple[int, int, int] | None:
         """Returns (row, width, height) of an image by the SHA-256 of its file; None if it is not in the index."""
-        with self._translate_errors(), self._connection() as connection:
-            return Reader(connection, self.path).content(digest)
+        with self._connections.borrow() as connection:
+            return Reader(connection, self.path).find_content(digest)
 
     # -- writing
 
     def apply(self, changes: Changes) -> None:
         """Commits `changes` in one durable transaction."""
-        with self._translate_errors(), self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        with self._connections.transaction() as connection:
             connection.executemany("DELETE FROM items WHERE id = ?", [(number,) for number in changes.deleted])
             connection.executemany(
                 "UPDATE items SET source=?, path=?, label=?, metadata=?, digest=?, size=?, stamp=?, width=?, height=?,"
@@ -345,7 +152,6 @@ class Database:
             rows = sum(block[1] for block in changes.blocks)
             connection.execute("UPDATE state SET value = value + ? WHERE key = 'rows'", (rows,))
             connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
-            connection.execute("COMMIT")
 
     def renumber(
         self, rows: Iterable[tuple[int, int]], blocks: Sequence[tuple[int, int, int]], total: int, compactions: int
@@ -354,15 +160,13 @@ class Database:
 
         rows: (new row, id) of each item that moves, by ascending row. blocks: all blocks, as in `Changes`.
         """
-        with self._translate_errors(), self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        with self._connections.transaction() as connection:
             connection.executemany("UPDATE items SET row = ? WHERE id = ?", rows)
             connection.execute("DELETE FROM blocks")
             connection.executemany("INSERT INTO blocks VALUES (?,?,?)", blocks)
             connection.execute("UPDATE state SET value = ? WHERE key = 'rows'", (total,))
             connection.execute("INSERT OR REPLACE INTO state VALUES ('epoch', ?)", (compactions,))
             connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
-            connection.execute("COMMIT")
 
     def add_source(
         self, kind: str, root: str, index: Path, options: dict[str, Any], absorbed: Sequence[tuple[int, str]] = ()
@@ -372,8 +176,7 @@ class Database:
         absorbed: (source, path relative to `root`) of narrower sources whose items are moved to this one.
         """
         relative = os.path.relpath(root, index) if os.path.isabs(root) else root
-        with self._translate_errors(), self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        with self._connections.transaction() as connection:
             connection.execute(
                 "INSERT INTO sources (kind, root, relative, options) VALUES (?,?,?,?)"
                 " ON CONFLICT (kind, root) DO UPDATE SET options = excluded.options, relative = excluded.relative",
@@ -384,13 +187,11 @@ class Database:
             ).fetchone()
             for narrow, prefix in absorbed:
                 _absorb(connection, narrow, found[0], prefix)
-            connection.execute("COMMIT")
         return SourceRow(found[0], kind, root, relative, options)
 
     def relocate(self, source: int, root: str, index: Path) -> None:
         """Changes the root of a source. Raises UsageError if another source has it."""
-        with self._translate_errors(), self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        with self._connections.transaction() as connection:
             connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
             try:
                 connection.execute(
@@ -399,18 +200,15 @@ class Database:
                 )
             except sqlite3.IntegrityError:
                 raise UsageError(f"{root} is already another source of this index") from None
-            connection.execute("COMMIT")
 
     def forget(self, number: int) -> None:
         """Removes a source that no item belongs to."""
-        with self._translate_errors(), self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        with self._connections.transaction() as connection:
             connection.execute("DELETE FROM failures WHERE source = ?", (number,))
             connection.execute(
                 "DELETE FROM sources WHERE id = ? AND NOT EXISTS (SELECT 1 FROM items WHERE source = ?)",
                 (number, number),
             )
-            connection.execute("COMMIT")
 
 
 def _absorb(connection: sqlite3.Connection, narrow: int, broad: int, prefix: str) -> None:
@@ -430,9 +228,3 @@ def _values(item: Item) -> tuple[Any, ...]:
     label = None if item.label is None else replace_surrogates(item.label)
     place = item.source, os.fsencode(item.path), label, metadata
     return (*place, item.digest, item.size, item.stamp, item.width, item.height, item.row)
-
-
-def _quote(path: Path) -> str:
-    from urllib.parse import quote
-
-    return quote(os.fsencode(path.absolute()))

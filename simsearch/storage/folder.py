@@ -13,6 +13,8 @@ import stat
 import weakref
 from pathlib import Path
 
+from simsearch.common.atomic_files import replacing, sync_folder
+
 _FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -87,7 +89,7 @@ class Folder:
         return tuple(found)
 
     @property
-    def through(self) -> Path:
+    def descriptor_path(self) -> Path:
         """A path that leads through the descriptor, for libraries that open files themselves.
 
         On systems without /proc, the current path of the folder. Raises FileNotFoundError.
@@ -132,13 +134,8 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces a file by `data`, atomically and durably. Raises OSError."""
-        partial = f".{name}.partial"
-        with open(self.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        with replacing(name, self.descriptor) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
-        self.sync()
 
     def link(self, old: str, new: str) -> None:
         """Gives a file a second name. Raises OSError."""
@@ -158,11 +155,7 @@ class Folder:
 
     def sync(self) -> None:
         """Syncs the folder to disk, so that new file names survive a power failure. Raises OSError."""
-        descriptor = self.open(".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(".", self.descriptor)
 
     def pin(self, name: str) -> Pinned:
         """Pins a file, so that its inode is not reused. Raises OSError."""

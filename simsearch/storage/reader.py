@@ -167,7 +167,7 @@ class Reader:
             raise IndexDamagedError(f"{self._path}: no item owns row {row} of the features")
         return found
 
-    def content(self, digest: bytes) -> tuple[int, int, int] | None:
+    def find_content(self, digest: bytes) -> tuple[int, int, int] | None:
         """Returns (row, width, height) of an image by the SHA-256 of its file; None if it is not in the index."""
         query = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
         found: tuple[int, int, int] | None = self._connection.execute(query, (digest,)).fetchone()
@@ -175,7 +175,7 @@ class Reader:
 
     def row_of(self, digest: bytes) -> int | None:
         """Returns the row of an image by the SHA-256 of its file; None if it is not in the index."""
-        found = self.content(digest)
+        found = self.find_content(digest)
         return None if found is None else found[0]
 
     def rows(self, conditions: Iterable[Condition] = ()) -> NDArray[np.int64]:

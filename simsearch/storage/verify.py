@@ -48,7 +48,7 @@ def _verified(index: Index, progress: Callable[[int, int], None]) -> tuple[int, 
     with index.reading() as reader:
         problems = [f"items.sqlite: {line}" for line in reader.integrity()]
         try:
-            components.of_meta(index.folder, index.meta)
+            components.read_recorded(index.folder, index.meta)
         except IndexDamagedError as error:
             problems.append(str(error))
         items, rows = reader.count(), reader.state("rows")

@@ -1,4 +1,4 @@
-"""Copies an index into a Milvus collection, where `simsearch.cluster.milvus.engine` searches it.
+"""Copies an index into a Milvus collection, where `simsearch.cluster.milvus.index` searches it.
 
 Only differences are sent. Each row has a hash of its content, `mark`: a push reads the ids and hashes, deletes the rows
 that the index no longer has, and sends those with another hash. So an interrupted push is continued by the next one,

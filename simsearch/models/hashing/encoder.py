@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from simsearch.common.atomic_files import replacing
 from simsearch.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -64,15 +64,13 @@ class HashEncoder:
         return out
 
     def save(self, path: Path) -> None:
-        """Writes a `.safetensors` file and flushes it to disk."""
+        """Writes a `.safetensors` file, atomically and durably. Raises OSError."""
         tensors = {"mean": self.mean}
         for number, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             tensors |= {f"{number}.weight": np.ascontiguousarray(w), f"{number}.bias": b}
         facts = {"format": FORMAT, "scale": self.scale, "layers": len(self.weights), "training": self.training}
-        with path.open("wb") as file:
+        with replacing(path) as file:
             file.write(safetensors.numpy.save(tensors, {"simsearch codes": json.dumps(facts)}))
-            file.flush()
-            os.fsync(file.fileno())
 
     @classmethod
     def load(cls, path: Path) -> HashEncoder:
