@@ -7,7 +7,8 @@ from typing import IO, Any
 
 from PIL import Image
 
-from simsearch.errors import ImageError, MissingExtraError
+from simsearch.errors import ImageError
+from simsearch.images.decoding.messages import missing_extra
 
 LARGE_PIXELS = 1 << 23
 """Larger pictures are developed at half their size, one pixel for each group of four sensors."""
@@ -69,6 +70,5 @@ def _library(name: str) -> Any:
     try:
         import rawpy
     except ImportError:
-        missing = MissingExtraError(f"a camera's raw file ({name})", "raw")
-        raise ImageError(f"{missing}: {missing.hint}", hint=missing.hint) from None
+        raise missing_extra(f"a camera's raw file ({name})", "raw") from None
     return rawpy

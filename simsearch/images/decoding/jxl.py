@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import IO
 
-from simsearch.errors import ImageError, MissingExtraError
+from simsearch.errors import ImageError
+from simsearch.images.decoding.messages import missing_extra
 
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
 _BITS = (9, 13, 18, 30)
@@ -15,8 +16,7 @@ def register() -> None:
     try:
         import pillow_jxl  # noqa: F401
     except ImportError:
-        missing = MissingExtraError("JPEG XL", "jxl")
-        raise ImageError(f"{missing}: {missing.hint}", hint=missing.hint) from None
+        raise missing_extra("JPEG XL", "jxl") from None
 
 
 def size(file: IO[bytes]) -> tuple[int, int]:

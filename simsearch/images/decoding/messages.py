@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from PIL import Image, UnidentifiedImageError
 
-from simsearch.errors import ImageError, ImageTooLargeError
+from simsearch.errors import ImageError, ImageTooLargeError, MissingExtraError
 from simsearch.images.decoding import formats
 
 _TRUNCATED = (
@@ -42,6 +42,12 @@ def readable(head: bytes, largest: int) -> Iterator[None]:
         if type(error).__name__ != "PanicException":  # of a decoder written in Rust
             raise
         raise ImageError(_DAMAGED) from error
+
+
+def missing_extra(what: str, extra: str) -> ImageError:
+    """Returns the error of a file that only an extra, which is not installed, can read."""
+    missing = MissingExtraError(what, extra)
+    return ImageError(f"{missing}: {missing.hint}", hint=missing.hint)
 
 
 def _unidentified(head: bytes) -> str:

@@ -7,8 +7,9 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from simsearch.errors import ImageError, ImageTooLargeError, MissingExtraError
+from simsearch.errors import ImageError, ImageTooLargeError
 from simsearch.images.decoding import camera_raw, formats, jpeg, jxl, modes, png, tiff, webp
+from simsearch.images.decoding.messages import missing_extra
 from simsearch.images.decoding.orientation import ignore_xmp
 from simsearch.images.decoding.scaled import draft
 
@@ -176,6 +177,5 @@ def _register_heif() -> None:
     try:
         import pillow_heif
     except ImportError:
-        missing = MissingExtraError("HEIC", "heif")
-        raise ImageError(f"{missing}: {missing.hint}", hint=missing.hint) from None
+        raise missing_extra("HEIC", "heif") from None
     pillow_heif.register_heif_opener()

@@ -9,7 +9,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from simsearch.errors import ImageError, MissingExtraError
+from simsearch.errors import ImageError
+from simsearch.images.decoding.messages import missing_extra
 from simsearch.images.decoding.modes import eight_bits
 from simsearch.images.decoding.orientation import turn
 
@@ -111,8 +112,7 @@ def opened_otherwise(file: IO[bytes]) -> Image.Image:
     try:
         import tifffile
     except ImportError:
-        missing = MissingExtraError(what, "tiff")
-        raise ImageError(f"{missing}: {missing.hint}", hint=missing.hint) from None
+        raise missing_extra(what, "tiff") from None
     file.seek(0)
     try:
         with tifffile.TiffFile(io.BytesIO(file.read())) as opened:
