@@ -17,7 +17,7 @@ from PIL import Image
 from simsearch.errors import ImageError
 from simsearch.images.decoding import camera_raw, formats, jxl, opening, tiff
 from simsearch.images.decoding.formats import EXTENSIONS, left_out, looks_like_image
-from simsearch.images.decoding.messages import readable
+from simsearch.images.decoding.messages import names_extra, readable
 from simsearch.images.decoding.modes import to_rgb
 from simsearch.images.decoding.orientation import orientation, swaps_sides, turn
 from simsearch.images.decoding.scaled import draft, scaled_rgb
@@ -38,6 +38,7 @@ __all__ = [
     "from_pil",
     "left_out",
     "looks_like_image",
+    "names_extra",
 ]
 
 LARGEST_PIXELS = 178_956_970

@@ -50,6 +50,11 @@ def missing_extra(what: str, extra: str) -> ImageError:
     return ImageError(f"{missing}: {missing.hint}", hint=missing.hint)
 
 
+def names_extra(reason: str) -> bool:
+    """Returns True if a reason is that of `missing_extra`."""
+    return " needs the [" in reason and "] extra: " in reason
+
+
 def _unidentified(head: bytes) -> str:
     """Says of a file that no decoder takes what it seems to be."""
     if (kind := formats.left_out("", head)) is not None:

@@ -32,8 +32,8 @@ def open_image(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
     if formats.is_heif(head):
         _register_heif()
     elif formats.is_jxl(head):
-        check_size(jxl.size(file), largest)
         jxl.register()
+        check_size(jxl.size(file), largest)
     image = _opened(file, head, largest)
     if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
         raise UnidentifiedImageError
