@@ -83,11 +83,13 @@ def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> i
     """Estimates from the header the bytes that `decode_image` needs for an image; 0 if the header cannot be read."""
     file, head = _file(data)
     try:
-        if formats.camera_raw(head) is not None or (formats.is_tiff(head) and tiff.is_camera_raw(file)):
-            return camera_raw.memory(file)
-        if formats.is_jxl(head):
-            width, height = jxl.size(file)
-            return 3 * 4 * width * height
+        if not head.startswith(formats.JPEG):
+            if formats.camera_raw(head) is not None or (formats.is_tiff(head) and tiff.is_camera_raw(file)):
+                return camera_raw.memory(file)
+            if formats.is_jxl(head):
+                width, height = jxl.size(file)
+                return 3 * 4 * width * height
+            file.seek(0)
         try:
             image = Image.open(file)
         except Exception:

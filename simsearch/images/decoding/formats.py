@@ -29,8 +29,11 @@ _LEFT_OUT = {
 }
 _LEFT_OUT_BY_EXTENSION = {"." + name: kind for kind, names in _LEFT_OUT.items() for name in names.split()}
 
+JPEG = b"\xff\xd8\xff"
+"""The first bytes of every JPEG."""
+
 _SIGNATURES = (
-    b"\xff\xd8\xff",  # JPEG
+    JPEG,
     b"\x89PNG\r\n\x1a\n",
     b"GIF87a",
     b"GIF89a",

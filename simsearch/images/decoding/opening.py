@@ -27,13 +27,14 @@ def open_image(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
     """
     if not head:
         raise ImageError("empty file")
-    if (name := formats.camera_raw(head)) is not None:
-        return _checked(camera_raw.opened(file, name, largest), largest)
-    if formats.is_heif(head):
-        _register_heif()
-    elif formats.is_jxl(head):
-        jxl.register()
-        check_size(jxl.size(file), largest)
+    if not head.startswith(formats.JPEG):
+        if (name := formats.camera_raw(head)) is not None:
+            return _checked(camera_raw.opened(file, name, largest), largest)
+        if formats.is_heif(head):
+            _register_heif()
+        elif formats.is_jxl(head):
+            jxl.register()
+            check_size(jxl.size(file), largest)
     image = _opened(file, head, largest)
     if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
         raise UnidentifiedImageError

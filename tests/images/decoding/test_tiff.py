@@ -172,7 +172,7 @@ def test_turned_file_of_another_type() -> None:
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    cure = r"a TIFF of 3 x 32-bit floats needs the \[tiff\] extra: pip install 'simsearch\[tiff\]'"
+    cure = r"a TIFF of 3 x 32-bit floats needs the \[tiff\] extra: .*\[tiff\]'"
     with pytest.raises(ImageError, match=cure):
         decode.decode_image(tiff((COLOUR / 255).astype(np.float32), 2))
 
