@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from simsearch.cli.console import DAMAGED, incomplete_push, pluralize, warn_if_i
 from simsearch.cli.options import format_option, index_option, output_option, root_option, version_option
 from simsearch.cli.progress import show_progress
 from simsearch.engine import Engine
+from simsearch.images.decode import names_extra
 from simsearch.images.samples import generate
 from simsearch.reports import text
 from simsearch.storage import export, verify
@@ -50,6 +52,8 @@ def _print_failures(engine: Engine, form: str) -> None:
         return
     for path, reason in failures:
         click.echo(f"{text.printable(path)}: {reason}")
+    for reason, count in Counter(reason for _, reason in failures if names_extra(reason)).items():
+        click.echo(f"{count:,}: {reason}", err=True)
     click.echo(f"{len(failures):,} in all", err=True)
 
 

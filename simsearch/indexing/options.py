@@ -93,7 +93,9 @@ class Summary:
 
     computed: images that went through the model.
     to_read: images that are new or changed.
+    skipped: files that are not images, or are left out; left_out: of these, the number by reason.
     unread: folders that could not be listed, with reasons.
+    missing_extras: images that failed because an extra is not installed, by reason.
     """
 
     items: int = 0
@@ -108,3 +110,5 @@ class Summary:
     to_read: int = 0
     seconds: float = 0.0
     unread: list[tuple[str, str]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    missing_extras: dict[str, int] = field(default_factory=dict)

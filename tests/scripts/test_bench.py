@@ -63,3 +63,9 @@ def test_bench_decoding(tmp_path, tiny_weights):
     assert "8 of 8 images" in out
     assert re.search(r"as it is +0\.99|as it is +1\.0", out)
     assert re.search(r"1 MP +0\.9", out)
+
+
+def test_fuzz_of_pictures():
+    out = bench("fuzz", "pictures", "--count", 120)
+    assert re.search(r"120 pictures of 3\d formats, seed 0: ", out), out
+    assert " 0 stops, 0 crashes, 0 above the estimated memory" in out

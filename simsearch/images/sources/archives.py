@@ -54,7 +54,7 @@ class ZipSource(Source):
             if _has_image_extension(path) or self._sniff(member):
                 found.entries.append(Entry(path, member.file_size, member.CRC))
             else:
-                found.skipped += 1
+                found.skip(path)
         return found
 
     def _sniff(self, member: zipfile.ZipInfo) -> bool:
@@ -130,7 +130,7 @@ class TarSource(Source):
                 if _has_image_extension(path) or self._sniff(member):
                     found.entries.append(Entry(path, member.size, int(member.mtime)))
                 else:
-                    found.skipped += 1
+                    found.skip(path)
         return found
 
     def _sniff(self, member: tarfile.TarInfo) -> bool:
