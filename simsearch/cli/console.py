@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -33,6 +34,9 @@ class ErrorReportingGroup(click.Group):
                 unicode = "utf" in (stream.encoding or "").lower()
                 stream.reconfigure(errors="surrogateescape" if unicode else "backslashreplace")
         extra["standalone_mode"] = False
+        notes = logging.getLogger("simsearch")
+        if not any(isinstance(handler, _NoteHandler) for handler in notes.handlers):
+            notes.addHandler(_NoteHandler(logging.WARNING))
         warnings.filterwarnings("ignore", module=r"PIL\.")  # a damaged image is reported as a failure already
         try:
             code = super().main(arguments, **extra)
@@ -83,6 +87,14 @@ def _print_error(message: str, hint: str | None) -> None:
 def note(text: str) -> None:
     """Prints a note to stderr."""
     click.echo(f"note: {text}", err=True)
+
+
+class _NoteHandler(logging.Handler):
+    """Prints warnings of the library as notes; those of the service have a handler of their own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "simsearch":
+            note(record.getMessage())
 
 
 def incomplete_push(engine: Engine) -> str | None:

@@ -30,8 +30,8 @@ from simsearch.indexing.extract import Task, extract, usual_batch
 from simsearch.indexing.load import LoadedImage, reading
 from simsearch.models import load, registry
 from simsearch.storage import components
+from simsearch.storage.derived import WORK_FOLDER
 from simsearch.storage.folder import Folder
-from simsearch.storage.index import WORK_FOLDER
 from simsearch.storage.meta import Meta
 
 if TYPE_CHECKING:

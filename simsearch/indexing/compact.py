@@ -97,7 +97,7 @@ def compact(
                     _delete_stale(old, plan.total)
                 raise
             index.refresh()
-            binary_codes.renumber(index.derived, index.meta.search["parameters"], plan.rows, old.epoch, new.epoch)
+            binary_codes.renumber(index.folder, index.meta.search["parameters"], plan.rows, old.epoch, new.epoch)
             moved = np.flatnonzero(plan.rows != np.arange(len(plan.rows)))
             pairs = zip(moved.tolist(), plan.ids[moved].tolist(), strict=True)
             index.database.renumber(pairs, blocks, len(plan.rows), new.epoch)
@@ -194,7 +194,7 @@ def _link(old: FeatureFiles, new: FeatureFiles, shard: int) -> None:
         try:
             with (
                 open(folder.open(old.name(shard)), "rb") as source,
-                open(folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as copy,
+                open(folder.create(name), "wb") as copy,
             ):
                 shutil.copyfileobj(source, copy)
                 copy.flush()

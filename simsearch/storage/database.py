@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from simsearch.errors import IndexDamagedError, IndexReplacedError, SimsearchError, UsageError
+from simsearch.storage import protection
 from simsearch.storage.feature_files import FeatureFiles
 from simsearch.storage.filters import replace_surrogates
-from simsearch.storage.folder import Folder, identity_of
+from simsearch.storage.folder import Folder, NotRegularError, error_for, identity_of
 from simsearch.storage.reader import Item, Reader, SourceRow
 
 _SCHEMA = """
@@ -51,6 +52,9 @@ _NOT_DAMAGE = {
     getattr(sqlite3, f"SQLITE_{name}") for name in ("CANTOPEN", "PERM", "AUTH", "FULL", "BUSY", "READONLY", "IOERR")
 }
 """SQLite errors that are caused by the disk, permissions or another process, not by a damaged file."""
+
+_NO_SPACE = {getattr(sqlite3, f"SQLITE_{name}") for name in ("CANTOPEN", "FULL", "READONLY", "IOERR", "PERM")}
+"""SQLite errors of a disk on which the files that readers share cannot be made."""
 
 _ATTEMPTS = 50
 """Number of attempts to open a database while the parent of its folder changes."""
@@ -100,25 +104,31 @@ class Database:
         self, path: Path, *, create: bool = False, shards: FeatureFiles | None = None, folder: Folder | None = None
     ) -> None:
         self.path, self._shards = path, shards
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[protection.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
         self._copy: tuple[weakref.finalize[..., Any], Path] | None = None
+        self._creating = create
         try:
             self._folder = folder or Folder.at(path.parent)
+            if create and self._folder.exists(path.name + "-journal"):  # left by a killed creation: nothing is in it
+                self._folder.unlink(path.name)
+                self._folder.unlink(path.name + "-journal")
             if create and not self._folder.exists(path.name):
                 os.close(self._folder.open(path.name, os.O_RDWR | os.O_CREAT))
             self._file = self._folder.pin(path.name)
         except FileNotFoundError:
             raise IndexDamagedError(f"{path} is missing") from None
-        if not stat.S_ISREG(self._folder.stat(path.name).st_mode):
-            raise IndexDamagedError(f"{path} is not a file")
+        except OSError as error:
+            raise error_for(path, error) from error
         self._writable = os.access(self._folder.through, os.W_OK)
         self._reserve: sqlite3.Connection | None = None
         if create:
             with self._translate_errors(), contextlib.closing(self._connect()) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
+                protection.check_schema(connection, path, _SCHEMA)
+            self._creating = False
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -128,7 +138,7 @@ class Database:
     # -- connections
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self) -> Iterator[protection.Connection]:
         with self._lock:
             if self._closed:
                 raise UsageError(f"the index {self.path.parent} has been closed")
@@ -142,7 +152,7 @@ class Database:
             if connection.in_transaction:
                 connection.rollback()
             with self._lock:
-                reusable = self._writable and not self._closed  # without write access, it would not see later commits
+                reusable = self._writable and not self._closed and not connection.alone
                 if reusable:
                     self._idle.append(connection)
             if not reusable:
@@ -159,7 +169,7 @@ class Database:
                 self._reserve = self._connect("ro")
                 _open_counts[self._file.identity] += 1
 
-    def _connect(self, mode: str = "rw") -> sqlite3.Connection:
+    def _connect(self, mode: str = "rw") -> protection.Connection:
         """Connects to the file that was there when this object was created, or to a copy of it if it was deleted.
 
         SQLite resolves all links in a path before opening it, even `/proc/self/fd/N`, and finds the log by the same
@@ -170,6 +180,7 @@ class Database:
         mode: "ro" for the first connection of a process, which on closing cannot apply the log of another file.
         """
         failure: sqlite3.Error | None = None
+        connection: protection.Connection | None
         with _opening:
             for attempt in range(_ATTEMPTS):
                 before = self._current_file()
@@ -186,17 +197,29 @@ class Database:
                 except sqlite3.Error as error:
                     if connection is not None:
                         connection.close()
-                    if self._current_file() == before and attempt:
+                    if self._current_file() != before or not attempt:
+                        failure = error
+                        continue
+                    if error.sqlite_errorcode & 0xFF not in _NO_SPACE:
                         raise
-                    failure = error
-                    continue
+                    connection = self._connect_without_log(before[0], error)
                 now = self._current_file()
                 if now == before or (attempt == _ATTEMPTS - 1 and now is not None and now[0] == before[0]):
+                    self._check_schema(connection)
                     return connection
                 connection.close()
         if failure is not None and self._current_file() is not None:
             raise failure
         return self._connect_to_copy()
+
+    def _check_schema(self, connection: protection.Connection) -> None:
+        """Closes the connection and raises IndexDamagedError if the database has other tables than an index's."""
+        try:
+            if not self._creating:
+                protection.check_schema(connection, self.path, _SCHEMA)
+        except BaseException:
+            connection.close()
+            raise
 
     def _current_file(self) -> tuple[Path, object] | None:
         """Returns the file's path and a value that changes if its folder moves; None if it was deleted."""
@@ -205,12 +228,68 @@ class Database:
             return None
         return folder / self.path.name, self._folder.moves(folder)
 
-    def _open(self, path: Path, mode: str) -> sqlite3.Connection:
+    def _open(self, path: Path, mode: str) -> protection.Connection:
+        self._check_neighbours()
         # Without write access SQLite cannot create the files that readers share with writers. They are not needed: if
         # they are missing, there is no writer.
         alone = not self._writable and not path.with_name(path.name + "-wal").exists()
-        name = "file:" + _quote(path) + ("?immutable=1" if alone else f"?mode={mode}")
-        return sqlite3.connect(name, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+        return self._open_alone(path) if alone else _connect(f"file:{_quote(path)}?mode={mode}", path)
+
+    def _open_alone(self, path: Path) -> protection.Connection:
+        """Opens the database without the files that readers share with writers, of which there must be none."""
+        connection = _connect(f"file:{_quote(path)}?immutable=1", path)
+        connection.alone = True
+        return connection
+
+    def _check_neighbours(self) -> None:
+        """Raises IndexDamagedError if files beside the database would make SQLite use other files, or wait.
+
+        An index has no rollback journal: it is in write-ahead-log mode. A journal may name a file that SQLite deletes.
+        """
+        for suffix in ("-wal", "-shm", "-journal"):
+            name = self.path.name + suffix
+            try:
+                mode = self._folder.stat(name).st_mode
+            except OSError:
+                continue
+            if not stat.S_ISREG(mode):
+                raise error_for(self.path.with_name(name), NotRegularError(mode, self.path.with_name(name)))
+            if suffix == "-journal":
+                raise IndexDamagedError(f"{self.path.with_name(name)} is no part of an index")
+
+    def _connect_without_log(self, path: Path, error: sqlite3.Error) -> protection.Connection:
+        """Connects where SQLite cannot make the files that readers share: the disk is full or write-protected.
+
+        With a log that is not empty, a copy of the database and its log is read. Raises `error` if that fails as well.
+        """
+        try:
+            size = self._folder.stat(self.path.name + "-wal").st_size
+        except OSError:
+            size = 0
+        try:
+            if not size:
+                connection = self._open_alone(path)
+            else:
+                copy = self._copy_with_log()
+                connection = _connect(copy.as_uri(), copy)
+                connection.execute("PRAGMA query_only = ON")
+                connection.alone = True
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except (sqlite3.Error, OSError):
+            raise error from None
+        return connection
+
+    def _copy_with_log(self) -> Path:
+        """Copies the database and its log to a temporary folder and returns the path of the copy. Raises OSError."""
+        with self._lock:
+            if self._copy is None:
+                folder = Path(tempfile.mkdtemp(prefix="simsearch-"))
+                deletion = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                for name in (self.path.name, self.path.name + "-wal"):
+                    with open(self._folder.open(name), "rb") as source, (folder / name).open("wb") as target:
+                        shutil.copyfileobj(source, target)
+                self._copy = deletion, folder / self.path.name
+            return self._copy[1]
 
     def _connect_to_copy(self) -> sqlite3.Connection:
         """Connects to a copy of the deleted file, made by the reserve connection. Raises IndexReplacedError."""
@@ -227,7 +306,7 @@ class Database:
                     self._reserve.backup(copy)
                 self._copy = deletion, path
             path = self._copy[1]
-        return sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        return _connect(path.as_uri(), path)
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
@@ -236,10 +315,11 @@ class Database:
             yield
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-            denied = code & 0xFF != sqlite3.SQLITE_CANTOPEN or not os.access(self.path, os.R_OK)
-            if code & 0xFF in _NOT_DAMAGE and denied and code != sqlite3.SQLITE_IOERR_SHORT_READ:
+            if code & 0xFF in _NOT_DAMAGE and code != sqlite3.SQLITE_IOERR_SHORT_READ:
                 raise SimsearchError(f"{self.path} cannot be used: {error}") from error
-            raise IndexDamagedError(f"{self.path}: {error}") from error
+            stopped = code == sqlite3.SQLITE_INTERRUPT
+            reason = "a statement takes far longer than its size explains" if stopped else error
+            raise IndexDamagedError(f"{self.path}: {reason}") from error
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Reader]:
@@ -430,6 +510,10 @@ def _values(item: Item) -> tuple[Any, ...]:
     label = None if item.label is None else replace_surrogates(item.label)
     place = item.source, os.fsencode(item.path), label, metadata
     return (*place, item.digest, item.size, item.stamp, item.width, item.height, item.row)
+
+
+def _connect(uri: str, path: Path) -> protection.Connection:
+    return protection.connect(uri, path, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
 
 
 def _quote(path: Path) -> str:

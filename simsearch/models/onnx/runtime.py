@@ -205,6 +205,8 @@ class OnnxModel(WeightsBackedModel):
             model = build(self._weights.config, self.recipe, locate_tensors(dense), dense.name)
         except KeyError as error:
             raise WeightsError(f"{self._weights.path}: tensor {error} is missing") from error
+        except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
+            raise WeightsError(f"{self._weights.path}: the tensors do not fit the network: {error}") from error
         (folder / "network.onnx").write_bytes(model)
         (folder / "dense.crc32").write_text(checksum)
         for name in ("network.onnx", "dense.crc32"):
