@@ -95,7 +95,8 @@ def _location(name: str, entry: Any, start: int) -> TensorLocation:
     """Checks a tensor's entry in the header. Raises ValueError."""
     if not isinstance(entry, dict) or entry.get("dtype") not in _BYTES:
         raise ValueError(f"the entry of the tensor {name!r} is not one of simsearch")
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
             raise ValueError(f"the tensor {name!r} has a wrong shape or place")

@@ -116,8 +116,8 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
     encoding = _read_entry(path).get("encoding", {})
     try:
         locate_tensors(path)
+        _check_sizes(_typed(encoding, dict), largest_network(path))
         raw = safetensors.numpy.load_file(path)
-        _check_sizes(_typed(encoding, dict), path.stat().st_size)
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
     tensors = {name: array.astype(np.float32) for name, array in raw.items() if "#" not in name}
@@ -134,19 +134,21 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
     return tensors
 
 
-def _check_sizes(encoding: dict[str, Any], size: int) -> None:
-    """Checks the declared shapes of compressed tensors. Raises ValueError and TypeError.
+def largest_network(path: Path) -> int:
+    """Returns the largest number of weights that a file may declare, so that a small one cannot ask for much memory."""
+    return ELEMENTS_PER_BYTE * path.stat().st_size + (1 << 20)
 
-    A small file cannot ask for much memory: the tensors may have 64 elements for each byte of the file.
-    """
+
+def _check_sizes(encoding: dict[str, Any], largest: int) -> None:
+    """Checks the declared shapes of compressed tensors. Raises ValueError and TypeError."""
     total = 0
     for name, facts in encoding.items():
         shape = _list(_typed(facts, dict)["shape"], int)
         if min(shape, default=0) < 0 or _typed(facts["stored"], int) < 0:
             raise ValueError(f"the tensor {name!r} has a negative size")
         total += math.prod(shape)
-    if total > ELEMENTS_PER_BYTE * size + (1 << 20):
-        raise ValueError(f"its tensors would have {total:,} elements, too many for {size:,} bytes")
+    if total > largest:
+        raise ValueError(f"its tensors would have {total:,} elements, far too many for its size")
 
 
 def write(path: Path, card: ModelCard, tensors: Mapping[str, NDArray[np.float32]], bits: Mapping[str, int]) -> None:
@@ -264,7 +266,7 @@ def _read_entry(path: Path) -> dict[str, Any]:
     """Reads the header's `simsearch` entry, with the text of its `ranges` entry as "ranges". Raises WeightsError."""
     try:
         metadata = read_header(path).values()["__metadata__"]
-        entry = _typed(outside_json.parse(metadata["simsearch"]), dict)
+        entry: dict[str, Any] = _typed(outside_json.parse(metadata["simsearch"]), dict)
         entry["ranges"] = metadata.get("ranges", "")
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error

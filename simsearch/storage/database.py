@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import sqlite3
-import stat
 import tempfile
 import threading
 import weakref
@@ -55,6 +54,13 @@ _NOT_DAMAGE = {
 
 _NO_SPACE = {getattr(sqlite3, f"SQLITE_{name}") for name in ("CANTOPEN", "FULL", "READONLY", "IOERR", "PERM")}
 """SQLite errors of a disk on which the files that readers share cannot be made."""
+
+_NEIGHBOURS: dict[str, set[bytes]] = {
+    "-wal": {b"", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83"},
+    "-shm": {b"", bytes(4), (3_007_000).to_bytes(4, "little"), (3_007_000).to_bytes(4, "big")},
+    "-journal": set(),
+}
+"""How the files beside a database begin; see https://sqlite.org/fileformat2.html and walformat.html."""
 
 _ATTEMPTS = 50
 """Number of attempts to open a database while the parent of its folder changes."""
@@ -200,7 +206,7 @@ class Database:
                     if self._current_file() != before or not attempt:
                         failure = error
                         continue
-                    if error.sqlite_errorcode & 0xFF not in _NO_SPACE:
+                    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_SPACE:
                         raise
                     connection = self._connect_without_log(before[0], error)
                 now = self._current_file()
@@ -246,16 +252,21 @@ class Database:
 
         An index has no rollback journal: it is in write-ahead-log mode. A journal may name a file that SQLite deletes.
         """
-        for suffix in ("-wal", "-shm", "-journal"):
-            name = self.path.name + suffix
+        for suffix, beginnings in _NEIGHBOURS.items():
+            if suffix == "-shm" and _open_counts[self._file.identity]:
+                continue  # it was checked before, and closing it would drop SQLite's locks
+            path = self.path.with_name(self.path.name + suffix)
             try:
-                mode = self._folder.stat(name).st_mode
-            except OSError:
+                with open(self._folder.open(path.name), "rb") as file:
+                    beginning = file.read(4)
+            except FileNotFoundError:
                 continue
-            if not stat.S_ISREG(mode):
-                raise error_for(self.path.with_name(name), NotRegularError(mode, self.path.with_name(name)))
-            if suffix == "-journal":
-                raise IndexDamagedError(f"{self.path.with_name(name)} is no part of an index")
+            except NotRegularError as error:
+                raise error_for(path, error) from error
+            except OSError:
+                continue  # SQLite tells why
+            if beginning not in beginnings:
+                raise IndexDamagedError(f"{path} is no part of an index")
 
     def _connect_without_log(self, path: Path, error: sqlite3.Error) -> protection.Connection:
         """Connects where SQLite cannot make the files that readers share: the disk is full or write-protected.

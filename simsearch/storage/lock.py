@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simsearch.errors import IndexLockedError, UsageError
-from simsearch.storage.folder import Folder
+from simsearch.storage.folder import Folder, NotRegularError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,8 @@ def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
     try:
         opened = folder if isinstance(folder, Folder) else Folder.at(folder)
         descriptor = opened.open("writer.lock", os.O_RDWR | os.O_CREAT)
+    except NotRegularError as error:
+        raise UsageError(f"{place / 'writer.lock'}: {error.strerror}", hint="delete it") from error
     except OSError as error:
         raise UsageError(f"the index {place} cannot be written: {error.strerror}") from error
     try:

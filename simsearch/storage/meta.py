@@ -25,8 +25,8 @@ LIMIT = 4 << 20
 
 MAX_DIMENSION, MAX_ROWS_PER_SHARD = 1 << 20, 1 << 31
 
-_NUMBERS = ("recall", "low", "high", "queries", "k", "memory", "target", "items")
-"""The numbers in the entry `search` and in its `since`."""
+_SINCE = ("recall", "low", "high", "queries")
+"""Numbers in the entry `since` of `search`."""
 
 _KINDS: dict[str, type] = {"str": str, "int": int, "dict[str, Any]": dict, "list[float]": list}
 
@@ -103,8 +103,11 @@ class Meta:
         counts = meta.generation, meta.items, meta.rows, meta.failures, meta.distances_of
         if meta.storage != "float16" or not all(0 <= count < 1 << 62 for count in counts):
             raise ValueError("storage or a count is out of range")
-        if not _is_search(meta.search) or not all(
-            _is_number(distance) and distance >= 0 for distance in meta.distances
+        known_keys = meta.search.keys() >= {"kind", "recall", "parameters"}
+        if (
+            not known_keys
+            or not _is_search(meta.search)
+            or not all(_is_number(distance) and distance >= 0 for distance in meta.distances)
         ):
             raise ValueError("search or distances is not as simsearch writes it")
         if meta.distances != sorted(meta.distances):
@@ -122,16 +125,18 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_search(search: dict[str, Any]) -> bool:
-    """Returns True if the entry `search` has the types that `tune` writes."""
-    since = search.get("since", {})
+    """Returns True if the entry `search` has the keys and types that `tune` writes."""
+    parameters, since = search["parameters"], search.get("since", {})
+    if type(search["kind"]) is not str or type(parameters) is not dict or type(since) is not dict:
+        return False
+    needed = {"recall", "low", "high", "queries"} if "low" in search else {"recall"}
+    folder = parameters.get("folder", "")
     return (
-        search.keys() >= {"kind", "recall", "parameters"}
-        and type(search["kind"]) is str
-        and type(search["parameters"]) is dict
-        and type(search["parameters"].get("folder", "")) is str
-        and type(since) is dict
-        and all(_is_number(each[key]) for each in (search, since) for key in _NUMBERS if each.get(key) is not None)
-        and (search["recall"] is None or _is_number(search["recall"]))
+        type(folder) is str
+        and all(_is_number(search.get(key)) for key in needed)
+        and all(_is_number(since.get(key)) for key in (*_SINCE, "items") if since)
+        and (not folder or all(_is_number(search.get(key)) for key in ("target", "items")))
+        and (search["kind"] != "codes" or _is_number(parameters.get("dimensions")))
     )
 
 

@@ -62,10 +62,10 @@ def connect(name: str, path: Path, **options: Any) -> Connection:
         connection.set_progress_handler(connection.budget.exceeded, STEP)
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        if hasattr(connection, "setconfig"):  # Python 3.12
-            connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
-            connection.setconfig(sqlite3.SQLITE_DBCONFIG_ENABLE_TRIGGER, False)
-            connection.setconfig(sqlite3.SQLITE_DBCONFIG_ENABLE_VIEW, False)
+        if configure := getattr(connection, "setconfig", None):  # Python 3.12
+            configure(getattr(sqlite3, "SQLITE_DBCONFIG_DEFENSIVE"), True)  # noqa: B009, for checkers of 3.11
+            configure(getattr(sqlite3, "SQLITE_DBCONFIG_ENABLE_TRIGGER"), False)  # noqa: B009
+            configure(getattr(sqlite3, "SQLITE_DBCONFIG_ENABLE_VIEW"), False)  # noqa: B009
         for setting in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
             sqlite3.Connection.execute(connection, f"PRAGMA {setting}").fetchall()
     except BaseException:
@@ -83,7 +83,7 @@ def check_schema(connection: sqlite3.Connection, path: Path, schema: str) -> Non
         if isinstance(name, str) and name.startswith(_BUILT_IN) and kind in {"table", "index"}:
             continue
         if name not in expected:
-            raise IndexDamagedError(f"{path} has a {kind} {name!r}, which simsearch does not make")
+            raise IndexDamagedError(f"{path} has the {kind} {name!r}, which simsearch does not make")
         if texts[name] != expected[name]:
             raise IndexDamagedError(f"{path}: the {kind} {name!r} is not as simsearch makes it")
     if missing := expected.keys() - texts.keys():

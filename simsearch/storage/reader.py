@@ -199,7 +199,7 @@ class Reader:
             with self._report_damage("an item's row"):
                 found = np.fromiter((_typed(int, row[0]) for row in cursor), np.int64)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG}:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG}:
                 raise
             raise UsageError(f"a filter cannot be used: {error}") from error
         found.sort()
@@ -254,8 +254,9 @@ def _item(values: Sequence[Any]) -> Item:
 
 
 def _source(number: Any, kind: Any, root: Any, relative: Any, options: Any) -> SourceRow:
-    roots = (os.fsdecode(_typed(bytes, each)) for each in (root, relative))
-    return SourceRow(_typed(int, number), _typed(str, kind), *roots, _typed(dict, outside_json.parse(options)))
+    facts = _typed(dict, outside_json.parse(options))
+    places = os.fsdecode(_typed(bytes, root)), os.fsdecode(_typed(bytes, relative))
+    return SourceRow(_typed(int, number), _typed(str, kind), *places, facts)
 
 
 def _typed(kind: type[T], value: Any) -> T:
