@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simsearch.common.printable import printable, printable_lines
 from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ class ErrorReportingGroup(click.Group):
             sys.stdout.flush()
         except Exception as error:
             if debug and not isinstance(error, click.ClickException | click.exceptions.Exit):
-                traceback.print_exception(error)
+                echo("".join(traceback.format_exception(error)).rstrip("\n"), err=True)
             code = report_error(error)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            echo("interrupted", err=True)
             code = INTERRUPTED
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -59,10 +60,10 @@ def report_error(error: Exception) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.Abort):
-        click.echo("interrupted", err=True)
+        echo("interrupted", err=True)
         return INTERRUPTED
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(error.format_message(), err=True)
+        echo(error.format_message(), err=True)
         return BAD_INPUT
     if isinstance(error, click.UsageError):
         _print_error(error.format_message(), f"{error.ctx.command_path} --help" if error.ctx else None)
@@ -79,14 +80,24 @@ def report_error(error: Exception) -> int:
 
 
 def _print_error(message: str, hint: str | None) -> None:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    echo(f"error: {printable(' '.join(message.split()))}", err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        echo(f"hint: {printable(hint)}", err=True)
+
+
+def echo(text: str = "", err: bool = False) -> None:
+    """Prints text for people, on lines of its own. Escape sequences in it, from names for example, are made visible."""
+    click.echo(printable_lines(text), err=err)
+
+
+def echo_data(text: str, nl: bool = True) -> None:
+    """Prints output for programs as it is; on a terminal, as `echo` does."""
+    click.echo(printable_lines(text) if sys.stdout.isatty() else text, nl=nl, color=True)
 
 
 def note(text: str) -> None:
     """Prints a note to stderr."""
-    click.echo(f"note: {text}", err=True)
+    echo(f"note: {printable(text)}", err=True)
 
 
 class _NoteHandler(logging.Handler):

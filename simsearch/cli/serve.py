@@ -11,7 +11,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from simsearch import api
-from simsearch.cli.console import note, warn_if_incomplete
+from simsearch.cli.console import echo_data, note, warn_if_incomplete
 from simsearch.cli.options import complete_files, device_option, version_option
 from simsearch.cli.progress import show_progress
 from simsearch.common.lazy import LazyModule
@@ -193,4 +193,4 @@ def completion_command(shell: str) -> None:
     if completion_class is None:
         raise UsageError(f"click has no completion for {shell}")
     root = click.get_current_context().find_root().command
-    click.echo(completion_class(root, {}, "simsearch", "_SIMSEARCH_COMPLETE").source())
+    echo_data(completion_class(root, {}, "simsearch", "_SIMSEARCH_COMPLETE").source())

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+_JOINERS = "\u200c\u200d"
+"""Characters within emojis and within words of some languages, which change nothing else."""
+
 
 def printable(text: str) -> str:
     """Escapes characters that could change the terminal's state or the order of its text, line breaks included.
@@ -17,7 +22,7 @@ def printable_lines(text: str) -> str:
 
 
 def _escaped(c: str) -> str:
-    if c.isprintable():
+    if c.isprintable() or c in _JOINERS or unicodedata.category(c) == "Zs":
         return c
     if 0xDC80 <= ord(c) <= 0xDCFF:  # a byte that os.fsdecode could not decode
         return f"\\x{ord(c) - 0xDC00:02x}"

@@ -85,10 +85,9 @@ def load(folder: Folder, parameters: dict[str, Any], epoch: int) -> AnnIndex:
             numbers.append(np.arange(first, first + len(added)))
             covered = first + len(added)
         entries, rows = np.concatenate(parts), np.concatenate(numbers)
-        if (codes.bits, entries.dtype) != (setting.dimensions, np.uint8) or entries.shape != (
-            len(rows),
-            codes.bits // 8,
-        ):
+        if codes.bits != setting.dimensions or entries.shape != (len(rows), codes.bits // 8):
+            raise ValueError("its files do not belong together")
+        if entries.dtype != np.uint8:
             raise ValueError("its files do not belong together")
         ann.check_rows(rows, covered)
         return BinaryCodeIndex(setting, codes, entries, rows, covered, epoch)

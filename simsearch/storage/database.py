@@ -302,7 +302,7 @@ class Database:
                 self._copy = deletion, folder / self.path.name
             return self._copy[1]
 
-    def _connect_to_copy(self) -> sqlite3.Connection:
+    def _connect_to_copy(self) -> protection.Connection:
         """Connects to a copy of the deleted file, made by the reserve connection. Raises IndexReplacedError."""
         with self._lock:
             if self._reserve is None:

@@ -38,7 +38,11 @@ def test_refused(text: str | bytes, reason: str) -> None:
 
 
 def test_lenient_takes_what_others_wrote() -> None:
-    assert parse_lenient('{"a": NaN, "b": [1e999, -Infinity], "c": 1, "c": 2}') == {"a": None, "b": [None, None], "c": 2}
+    assert parse_lenient('{"a": NaN, "b": [1e999, -Infinity], "c": 1, "c": 2}') == {
+        "a": None,
+        "b": [None, None],
+        "c": 2,
+    }
     with pytest.raises(ValueError, match="nested"):
         parse_lenient(nested(DEPTH + 1))
 
