@@ -16,18 +16,18 @@ from simsearch.errors import UsageError
 from simsearch.images.sources import resolve
 from simsearch.indexing import options as indexing_options
 from simsearch.models import descriptors, load, registry
-from simsearch.storage.index import create, discard
+from simsearch.storage.creation import create, discard
 from simsearch.storage.meta import Meta
 
 if TYPE_CHECKING:
-    from simsearch.cluster.milvus import engine as milvus_engine
+    from simsearch.cluster.milvus import index as milvus_index
     from simsearch.images.sources.base import Source
     from simsearch.indexing import learn_components, sync
     from simsearch.models.base import Model
 else:  # a search needs none of them
     learn_components = LazyModule("simsearch.indexing.learn_components")
     sync = LazyModule("simsearch.indexing.sync")
-    milvus_engine = LazyModule("simsearch.cluster.milvus.engine")
+    milvus_index = LazyModule("simsearch.cluster.milvus.index")
 
 DEFAULT_INDEX = "indexes/default"
 
@@ -47,7 +47,7 @@ def open(
     index: a folder, or the address of a Milvus collection (see `milvus_address`), which can only be searched.
     """
     if is_address(index):
-        return milvus_engine.open_collection(os.fspath(index), model=model, device=device, roots=roots)
+        return milvus_index.open_collection(os.fspath(index), model=model, device=device, roots=roots)
     return Engine(index, model=model, device=device, roots=roots)
 
 

@@ -7,9 +7,8 @@ for match in engine.search("cat.jpg", k=6, where={"label": "cat"}):
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -17,23 +16,23 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from PIL import Image
 
-from simsearch.common.float16 import to_float16
 from simsearch.common.lazy import LazyModule
-from simsearch.errors import ImageError, UsageError
+from simsearch.errors import UsageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import resolve
 from simsearch.indexing.options import AddOptions, BuildOptions, Summary
 from simsearch.models import registry
-from simsearch.search.options import PictureOptions, SearchOptions, check_names, split
-from simsearch.search.queries import Picture, as_list, as_variants, as_vector, as_vectors, is_id
+from simsearch.search.index_search import IndexSearch
+from simsearch.search.options import PictureOptions, SearchOptions
+from simsearch.search.queries import Picture, as_vector, is_id
 from simsearch.search.query_vectors import QueryResolver
 from simsearch.search.results import Matches
-from simsearch.search.searcher import Searcher
 from simsearch.search.snapshot import Snapshots
+from simsearch.storage import item_files
 from simsearch.storage.feature_files import FeatureFiles
 from simsearch.storage.filters import Where
-from simsearch.storage.index import Index
+from simsearch.storage.index import Index, on_disk
 from simsearch.storage.lookup import SINGLE, Name, find_items
 from simsearch.storage.meta import Meta
 from simsearch.storage.model import IndexModel
@@ -77,7 +76,7 @@ class Engine:
         self._set(opened, Snapshots(opened, device), model, device)
 
     @classmethod
-    def over(
+    def from_index(
         cls, opened: OpenIndex, snapshots: Searchable, model: str | Model | None = None, device: str = "auto"
     ) -> Engine:
         """Makes an engine for an index that is open already. Closing the engine closes the index."""
@@ -90,6 +89,7 @@ class Engine:
         try:
             self.model = IndexModel(opened, model, device)
             self.recipe = Preprocessing.from_dict(self.meta.recipe)
+            self._searches = IndexSearch(opened, snapshots, self.model, self.recipe)
         except BaseException:
             opened.close()
             raise
@@ -111,11 +111,7 @@ class Engine:
     @property
     def index(self) -> Index:
         """The index on disk. Raises UsageError for a Milvus collection, which cannot be changed in place."""
-        if isinstance(self.opened_index, Index):
-            return self.opened_index
-        raise UsageError(
-            f"{self.path} is not changed in place", hint="change the index that it was pushed from, and push again"
-        )
+        return on_disk(self.opened_index)
 
     @property
     def path(self) -> Path:
@@ -137,11 +133,7 @@ class Engine:
             return int(reader.count())
 
     def load_model(self, expected: int | None = None, threads: bool = False) -> Model:
-        """Returns the index's model, which is loaded on first use.
-
-        expected: the number of images to compute, if known.
-        threads: True if several threads will compute at once.
-        """
+        """Returns the index's model, which is loaded on first use; see `IndexModel.load`."""
         return self.model.load(expected, threads)
 
     # -- searching
@@ -169,11 +161,7 @@ class Engine:
         self, pictures: Sequence[Picture | int], k: int = 6, **options: Unpack[PictureOptions]
     ) -> list[Matches]:
         """Searches by several pictures at once, which is faster than one by one. An int is an item's id."""
-        chosen, changes = split(options)
-        with self.query_resolver() as resolver:
-            queries = resolver.prepare_many(as_list(pictures), **changes)
-            vectors, left_out = resolver.resolve_all(queries), resolver.rows_left_out(queries)
-            return self._searcher(resolver.reader).search(vectors, k, left_out, chosen)
+        return self._searches.by_pictures(pictures, k, options)
 
     def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
         """Returns the k other items nearest to item `number`. Raises ItemNotFoundError."""
@@ -185,10 +173,8 @@ class Engine:
         self, vector: NDArray[np.floating[Any]], k: int = 6, **options: Unpack[SearchOptions]
     ) -> Matches:
         """Returns the k items nearest to a (D,) feature vector."""
-        check_names(options, by_vector=True)
         query = as_vector(vector, self.meta.dimension)
-        with self.reading() as reader:
-            return self._searcher(reader).search(query[None, None], k, [[]], options)[0]
+        return self._searches.by_vectors(query[None, None], k, (), options)[0]
 
     def search_by_vectors(
         self,
@@ -203,13 +189,7 @@ class Engine:
         vectors: (n, v, D) are n queries in v variants each, of which the nearest counts.
         without: for each query, the ids of items to leave out.
         """
-        check_names(options, by_vector=True)
-        variants = as_variants(vectors, self.meta.dimension)
-        if len(without) not in {0, len(variants)}:
-            raise UsageError(f"`without` has {len(without)} lists of ids, but there are {len(variants)} vectors")
-        with self.reading() as reader:
-            left_out = [[reader.item(number).row for number in ids] for ids in without] or [[] for _ in variants]
-            return self._searcher(reader).search(variants, k, left_out, options)
+        return self._searches.by_vectors(vectors, k, without, options)
 
     def neighbours(
         self, vectors: NDArray[np.float32], k: int = 6, *, where: Where | None = None, exact: bool = False
@@ -218,43 +198,21 @@ class Engine:
 
         Only numbers, for programs that look items up themselves. If there are fewer than k, -1 and inf fill the rest.
         """
-        queries = as_vectors(vectors, self.meta.dimension)
-        with self.reading() as reader:
-            return self._searcher(reader).neighbours(queries, k, where, exact)
+        return self._searches.neighbours(vectors, k, where, exact)
 
     def stored_features(self, key: int | bytes) -> NDArray[np.float32] | None:
         """Returns the (D,) features stored for an item, by its id, or for a file, by its SHA-256; None if unknown."""
-        with self.reading() as reader:
-            row = reader.row_of(key) if isinstance(key, bytes) else reader.item(key).row
-            return None if row is None else reader.shards.read(np.array([row]))[0].astype(np.float32)
+        return self._searches.stored_features(key)
 
-    @contextlib.contextmanager
     def query_resolver(
         self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS
-    ) -> Iterator[QueryResolver]:
+    ) -> AbstractContextManager[QueryResolver]:
         """Opens a resolver, which makes query vectors, over the index as it is now.
 
         serving: True for a service: it uses the model loaded for many images, and its errors name no files.
         max_pixels: the number of pixels of the largest picture to decode.
         """
-        with self.reading() as reader:
-            sources = self.snapshot(reader).sources
-            yield QueryResolver(
-                reader,
-                sources,
-                self.recipe,
-                self.meta.weights_sha256,
-                self._compute_served if serving else self.model.compute,
-                max_pixels=max_pixels,
-                names_in_errors=not serving,
-            )
-
-    def _compute_served(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        return to_float16(self.load_model().features(np.stack(pixels))).astype(np.float32)
-
-    def _searcher(self, reader: ItemReader) -> Searcher:
-        snapshot = self.snapshot(reader)
-        return Searcher(reader, snapshot, reader.shards, self.meta.distances, self.snapshots.structure(reader))
+        return self._searches.query_resolver(serving=serving, max_pixels=max_pixels)
 
     def snapshot(self, reader: ItemReader) -> SearchSnapshot:
         """Returns the contents of the index as of the reader's snapshot, ready for searching."""
@@ -263,9 +221,7 @@ class Engine:
     @property
     def structure(self) -> ApproximateSearch | None:
         """The approximate search that `tune` chose; None if it chose none or its files are gone."""
-        with self.reading() as reader:
-            self.snapshot(reader)
-            return self.snapshots.structure(reader)
+        return self._searches.structure()
 
     @property
     def exact(self) -> bool:
@@ -296,29 +252,19 @@ class Engine:
 
     def paths(self, items: Iterable[Item]) -> list[str]:
         """Returns the path of each item: its source's location and its path there."""
-        with self.reading() as reader:
-            sources = self.opened_index.sources(reader)
-            return [sources[item.source].display(item.path) for item in items]
+        return item_files.paths(self.opened_index, items)
 
     def read(self, number: int) -> bytes:
         """Returns the bytes of an item's image file. Raises ItemNotFoundError, ImageError."""
-        with self.reading() as reader:
-            item = reader.item(number)
-            return self.opened_index.sources(reader)[item.source].read(item.path)
+        return item_files.read(self.opened_index, number)
 
     def thumbnail(self, picture: Picture | int, shorter_side: int = 256) -> Image.Image | None:
         """Returns a picture or item as an RGB image to show; None if it cannot be read."""
-        try:
-            data = self.read(int(picture)) if isinstance(picture, int | np.integer) else picture
-            return resolve.open_picture(data, shorter_side).image
-        except ImageError:
-            return None
+        return item_files.thumbnail(self.opened_index, picture, shorter_side)
 
     def failures(self) -> list[tuple[str, str]]:
         """Returns the path of each image that could not be indexed, and the reason."""
-        with self.reading() as reader:
-            sources = self.opened_index.sources(reader)
-            return [(sources[source].display(path), reason) for source, path, reason in reader.failures()]
+        return item_files.failures(self.opened_index)
 
     def info(self) -> dict[str, Any]:
         """Describes the index and its contents as plain JSON values."""

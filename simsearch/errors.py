@@ -1,25 +1,27 @@
 """Every error that simsearch raises on purpose.
 
 SimsearchError                  the root: `except simsearch.errors.SimsearchError` catches all of them
-├── UsageError                  a wrong argument: a bad filter, an unknown model, a missing source
-│   └── MissingExtraError       an optional package is needed; the hint is the line that installs it
-├── ImageError                  an image that cannot be read or decoded
+├── UsageError                  a wrong argument: a bad filter, an unknown model, a missing source (a ValueError)
+│   └── MissingExtraError       an optional package is needed; the hint is the line that installs it (an ImportError)
+├── ImageError                  an image that cannot be read or decoded (a ValueError)
 │   └── ImageTooLargeError      it has more pixels than are allowed
-├── WeightsError                a file that holds no weights, or weights that do not fit
+├── WeightsError                a file that holds no weights, or weights that do not fit (a ValueError)
 │   └── ModelMismatchError      the index was made with a different model
-├── IndexNotFoundError          there is no index at this path
+├── IndexNotFoundError          there is no index at this path (a FileNotFoundError)
 ├── IndexDamagedError           the index's files contradict each other
 ├── IndexLockedError            another process is writing to the index
 ├── IndexReplacedError          the open index was removed or replaced on disk
-├── ItemNotFoundError           no item has this id
+├── ItemNotFoundError           no item has this id (a LookupError)
 ├── TrainingInterruptedError    training was interrupted after writing a checkpoint
-├── UnavailableError            a server or a cluster worker does not respond
+├── UnavailableError            a server or a cluster worker does not respond (a ConnectionError)
 └── DeviceError                 the requested device is not available
 
-Each has a `hint`: one line on how to fix it, or None.
+Each has a `hint`: one line on how to fix it, or None. Where one of Python's own kinds fits, it is that too.
 """
 
 from __future__ import annotations
+
+from simsearch.installation import install_line, install_packages_line
 
 __all__ = [
     "DeviceError",
@@ -48,21 +50,21 @@ class SimsearchError(Exception):
         self.hint = hint
 
 
-class UsageError(SimsearchError):
+class UsageError(SimsearchError, ValueError):
     """An argument that cannot be used."""
 
 
-class MissingExtraError(UsageError):
+class MissingExtraError(UsageError, ImportError):
     """An optional package is not installed."""
 
     def __init__(self, what: str, extra: str, *, packages: str = "") -> None:
         """packages: arguments for `pip install`, if installing the extra is not enough."""
         needed = f"the [{extra}] extra" if not packages else packages.removeprefix("--no-deps ")
-        line = f"pip install {packages}" if packages else f"pip install 'simsearch[{extra}]'"
+        line = install_packages_line(packages) if packages else install_line(extra)
         super().__init__(f"{what} needs {needed}", hint=line)
 
 
-class ImageError(SimsearchError):
+class ImageError(SimsearchError, ValueError):
     """An image that cannot be read or decoded."""
 
 
@@ -70,7 +72,7 @@ class ImageTooLargeError(ImageError):
     """An image with more pixels than the limit."""
 
 
-class WeightsError(SimsearchError):
+class WeightsError(SimsearchError, ValueError):
     """A weights file that cannot be used."""
 
 
@@ -78,7 +80,7 @@ class ModelMismatchError(WeightsError):
     """The index was made with different weights."""
 
 
-class IndexNotFoundError(SimsearchError):
+class IndexNotFoundError(SimsearchError, FileNotFoundError):
     """There is no index at the path."""
 
 
@@ -94,7 +96,7 @@ class IndexReplacedError(SimsearchError):
     """The open index has been removed from its path or replaced by another one."""
 
 
-class ItemNotFoundError(SimsearchError):
+class ItemNotFoundError(SimsearchError, LookupError):
     """The index has no item with this id."""
 
 
@@ -106,5 +108,5 @@ class TrainingInterruptedError(SimsearchError):
     """Training was interrupted; it can be resumed from its checkpoint."""
 
 
-class UnavailableError(SimsearchError):
+class UnavailableError(SimsearchError, ConnectionError):
     """A server or the workers of a cluster do not respond."""

@@ -35,7 +35,7 @@ def test_features_are_those_of_the_cpu(precision: str, pictures: Path, monkeypat
     from PIL import Image
 
     monkeypatch.setenv("SIMSEARCH_PRECISION", precision)
-    cpu, gpu = OnnxModel(registry.find_weights("alexnet-distilled")), load.load_model("alexnet-distilled", "cuda")
+    cpu, gpu = OnnxModel(registry.find_weights(registry.DEFAULT)), load.load_model(registry.DEFAULT, "cuda")
     files = sorted(pictures.rglob("*.jpg"))[:64]
     pixels = np.stack([cpu.recipe.pixels(Image.open(file).convert("RGB")) for file in files])
     expected = cpu.features(pixels)
@@ -66,7 +66,7 @@ def test_a_build_gives_the_items_of_the_cpu(pictures: Path, tmp_path: Path) -> N
     (pictures / "turned.jpg").write_bytes(turned.getvalue())
     (pictures / "broken.jpg").write_bytes(turned.getvalue()[:300] + b"\xff\xd9")
     engines = [
-        simsearch.build(pictures, tmp_path / device, load.load_model("alexnet-distilled", device), device=device)
+        simsearch.build(pictures, tmp_path / device, load.load_model(registry.DEFAULT, device), device=device)
         for device in ("cpu", "cuda")
     ]
     rows = []

@@ -72,7 +72,7 @@ def main() -> None:
         limit = duplicates.copy_threshold(engine.opened_index, engine.model)
         median = similarity.median(engine.meta.distances)
         with engine.reading() as reader:
-            ids, _ = reader.ids()
+            ids, _ = reader.ids_and_rows()
         chosen = (
             np.random.default_rng(options.seed + 1).choice(ids, min(options.count, len(ids)), replace=False).tolist()
         )

@@ -6,7 +6,7 @@
 Draws sixty pictures, builds an index of them, serves it with --writable and a key, and sends thousands of requests
 made from the document, valid and invalid ones. Checked of each answer: its status is below 500 and in the document, its
 media type and body are those of the document, and no key means 401. Exit code 1 if anything is found.
-It needs schemathesis: pip install 'simsearch[dev]'.
+It needs schemathesis: pip install '.[dev]'.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if importlib.util.find_spec("schemathesis") is None:
-        sys.exit("error: schemathesis is not installed\nhint: pip install 'simsearch[dev]'")
+        sys.exit("error: schemathesis is not installed\nhint: pip install '.[dev]'")
     with tempfile.TemporaryDirectory() as folder:
         simsearch = [sys.executable, "-m", "simsearch"]
         index = str(Path(folder) / "index")

@@ -256,7 +256,7 @@ class Simsearch(Method):
 
         self.engine = simsearch.open(folder, device="cpu")
         with self.engine.reading() as reader:
-            ids, rows = reader.ids()
+            ids, rows = reader.ids_and_rows()
         self.places = np.full(int(ids.max()) + 1, -1)
         self.places[ids[np.argsort(rows)]] = np.arange(len(ids))
         self.structure = self.engine.structure

@@ -8,7 +8,7 @@ The vectors are the features of all pictures in the data folder but the queries,
 builds in one process and searches in another, which loads what was built. Only the query is timed; distances are
 computed again outside, and an answer counts if it is as near as the tenth true neighbour. Results are kept in the work
 folder by method and size, and not measured again: delete them to repeat. Peers: see `peers.py`; they are optional
-(pip install 'simsearch[bench]'; autofaiss without its dependencies, which replace FAISS), and missing ones are named.
+(pip install '.[bench]'; autofaiss without its dependencies, which replace FAISS), and missing ones are named.
 
 resident: what the searching process holds when it is done, beyond what it held with its libraries and the queries
 before loading. simsearch reads the rows that it ranks from files, through the system's cache, which is in nobody's

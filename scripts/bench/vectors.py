@@ -16,8 +16,8 @@ import simsearch
 from simsearch.common import pca
 from simsearch.common.float16 import to_float32
 from simsearch.indexing import sync
+from simsearch.storage.creation import create
 from simsearch.storage.database import Changes
-from simsearch.storage.index import create
 from simsearch.storage.lock import writer_lock
 from simsearch.storage.reader import Item
 

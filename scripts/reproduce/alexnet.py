@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -45,6 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from simsearch.common.atomic_files import replacing
 from simsearch.models import weights
 from simsearch.models.networks.build import build_network
 from simsearch.models.networks.configs import AlexNetConfig
@@ -258,8 +258,8 @@ class Training:
             "seconds": self.seconds,
             "compressor": self.compressor.state() if self.compressor else None,
         }
-        torch.save(content, path.with_suffix(".partial"))
-        os.replace(path.with_suffix(".partial"), path)
+        with replacing(path) as file:
+            torch.save(content, file)
 
     def restore(self, content: dict[str, Any], whole: bool) -> None:
         """Takes up a checkpoint; but for `whole`, another's weights and queue, without its optimizer."""

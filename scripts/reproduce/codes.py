@@ -48,6 +48,7 @@ import numpy as np
 import torch
 
 import simsearch
+from simsearch.common.atomic_files import atomic_write
 from simsearch.common.pca import fit_pca
 from simsearch.engine import Engine
 from simsearch.models.hashing import autoencoder
@@ -185,9 +186,7 @@ def kept(file: Path, make: Callable[[], dict]) -> dict:
     """What was measured before, or is now."""
     if not file.exists():
         found = make()
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(found))
-        os.replace(partial, file)
+        atomic_write(file, json.dumps(found).encode())
     return json.loads(file.read_text())
 
 

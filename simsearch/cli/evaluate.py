@@ -70,7 +70,10 @@ def model_command(
     failed = f", {verdict.failed:,} could not be decoded" if verdict.failed else ""
     images = pluralize(verdict.images, "image")
     echo(f"{printable(verdict.model)}: {images}{left}{failed}; {crops} crop{'s' * (crops != '1')}")
-    for name, share in (("top-1 error", verdict.top1_error), ("top-5 error", verdict.top5_error)):
+    errors = {"top-1 error": verdict.top1_error, "top-5 error": verdict.top5_error}
+    if len(chosen.classes) < 10:  # a blind guess of five is right half the time
+        del errors["top-5 error"]
+    for name, share in errors.items():
         echo(f"{name}  {share.value:6.2%}  ({share.low:.2%} to {share.high:.2%})")
 
 

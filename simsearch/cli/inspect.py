@@ -12,7 +12,7 @@ import click
 
 from simsearch import api
 from simsearch.cli.console import DAMAGED, echo, incomplete_push, pluralize, warn_if_incomplete
-from simsearch.cli.options import format_option, index_option, root_option, version_option
+from simsearch.cli.options import format_option, index_option, output_option, root_option, version_option
 from simsearch.cli.progress import show_progress
 from simsearch.common.printable import printable
 from simsearch.engine import Engine
@@ -119,17 +119,9 @@ def verify_command(form: str, index_path: str) -> None:
     type=click.Choice(["npy", "parquet"]),
     default="npy",
     show_default=True,
-    help="The file format; parquet needs pip install 'simsearch[parquet]'.",
+    help="The file format; parquet needs the [parquet] extra.",
 )
-@click.option(
-    "-o",
-    "--output",
-    "folder",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="Folder to write to.",
-)
+@output_option("folder", "DIR", "Folder to write to.")
 @root_option
 @index_option
 @version_option

@@ -45,9 +45,9 @@ class LazyCommands(MutableMapping[str, click.Command]):
     def __contains__(self, name: object) -> bool:
         return name in self._table
 
-    def placeholders(self) -> dict[str, click.Command]:
-        """Commands that hold a name and a short help, for lists of commands."""
-        return {name: click.Command(name, help=short_help) for name, (_, short_help) in self._table.items()}
+    def short_helps(self) -> dict[str, str]:
+        """The first sentence of each command's help, whole, by its name."""
+        return {name: f"{text.removesuffix('.').split('. ')[0]}." for name, (_, text) in self._table.items()}
 
 
 class LazyGroup(ErrorReportingGroup):
@@ -58,11 +58,10 @@ class LazyGroup(ErrorReportingGroup):
         super().__init__(name, commands=self.lazy_commands, **options)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        click.Group(commands=self.lazy_commands.placeholders()).format_commands(ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(self.lazy_commands.short_helps().items()))
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        commands = sorted(self.lazy_commands.placeholders().items())
-        found = [
-            CompletionItem(name, help=c.get_short_help_str()) for name, c in commands if name.startswith(incomplete)
-        ]
+        commands = sorted(self.lazy_commands.short_helps().items())
+        found = [CompletionItem(name, help=text) for name, text in commands if name.startswith(incomplete)]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]

@@ -18,6 +18,7 @@ from simsearch.cli.options import (
     exclude_option,
     format_option,
     model_option,
+    output_option,
     version_option,
 )
 from simsearch.cli.progress import show_progress, training_progress
@@ -43,14 +44,7 @@ else:  # they import torch
 
 @click.command("train")
 @click.argument("source", nargs=-1, required=True, shell_complete=complete_files)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="Where to write the weights, a .safetensors file.",
-)
+@output_option("output", "FILE", "Where to write the weights, a .safetensors file.")
 @click.option(
     "--model",
     "architecture",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from simsearch.cli.console import note
 from simsearch.cli.params import Root
 from simsearch.version import __version__
 
@@ -18,6 +20,36 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def complete_files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes file names in the shell, for arguments that may be files."""
     return [CompletionItem(incomplete, type="file")]
+
+
+def default_index(quiet: bool = False) -> str:
+    """Returns $SIMSEARCH_INDEX, else the nearest `indexes/default` with an index, here or in a folder above.
+
+    Without any it is the one here. Unless `quiet`, a note says which one was found above.
+    """
+    if named := os.environ.get("SIMSEARCH_INDEX"):
+        return named
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / DEFAULT_INDEX / "meta.json").is_file():
+            if folder != here and not quiet:
+                note(f"the index is {folder / DEFAULT_INDEX}")
+            return DEFAULT_INDEX if folder == here else str(folder / DEFAULT_INDEX)
+    return DEFAULT_INDEX
+
+
+def _index_or_default(context: click.Context, parameter: click.Parameter, given: str | None) -> str:
+    return default_index(context.resilient_parsing) if given is None else given
+
+
+DEFAULT_INDEX = "indexes/default"
+
+
+def output_option(name: str, metavar: str, text: str) -> Callable[[Command], Command]:
+    """Returns the required option -o/--output for a path, which the command gets as `name`."""
+    return click.option(
+        "-o", "--output", name, type=click.Path(path_type=Path), required=True, metavar=metavar, help=text
+    )
 
 
 version_option = click.version_option(__version__, prog_name="simsearch")
@@ -32,10 +64,18 @@ index_option = click.option(
     "--index",
     "index_path",
     metavar="PATH",
+    callback=_index_or_default,
+    help="The index.  [default: $SIMSEARCH_INDEX, else the nearest indexes/default here or in a folder above]",
+    shell_complete=complete_files,
+)
+new_index_option = click.option(
+    "-i",
+    "--index",
+    "index_path",
+    metavar="PATH",
     envvar="SIMSEARCH_INDEX",
-    default="indexes/default",
-    show_default=True,
-    help="The index; also $SIMSEARCH_INDEX.",
+    default=DEFAULT_INDEX,
+    help=f"The index.  [default: $SIMSEARCH_INDEX, else {DEFAULT_INDEX}]",
     shell_complete=complete_files,
 )
 root_option = click.option(
@@ -72,7 +112,7 @@ seed_option = click.option(
 
 
 def source_options(command: Command) -> Command:
-    """Adds the options that `build` and `add` share."""
+    """Adds the options that `build` and `add` share, without the index."""
     decorators = (
         exclude_option,
         click.option(
@@ -85,7 +125,6 @@ def source_options(command: Command) -> Command:
         click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images per batch."),
         click.option("--workers", type=click.IntRange(1), metavar="N", help="Number of decoding threads."),
         device_option,
-        index_option,
         format_option,
         version_option,
     )

@@ -128,10 +128,13 @@ def _training_bar() -> Iterator[Callable[[LogRow], None]]:
 
 
 def _format_metrics(row: LogRow) -> str:
-    return (
-        f"epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  top-1 {row['top1']:.1%}  top-5 {row['top5']:.1%}"
-        f"  {row['rate']:,.0f} images/s"
-    )
+    return f"epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  {_format_scores(row, '  ')}  {row['rate']:,.0f} images/s"
+
+
+def _format_scores(row: LogRow, between: str) -> str:
+    """Formats top-1 and, where there is one, top-5."""
+    names = {"top1": "top-1", "top5": "top-5"}
+    return between.join(f"{shown} {row[name]:.1%}" for name, shown in names.items() if name in row)
 
 
 def _format_row(row: LogRow) -> str:
@@ -140,7 +143,7 @@ def _format_row(row: LogRow) -> str:
         minutes, seconds = divmod(row["left"], 60)
         return f"step {row['step']:,} of {row['steps']:,}  {_format_metrics(row)}  {minutes:,}:{seconds:02} left"
     if row["event"] == "epoch":
-        return f"epoch {row['epoch']}: validation top-1 {row['top1']:.1%}, top-5 {row['top5']:.1%}"
+        return f"epoch {row['epoch']}: validation {_format_scores(row, ', ')}"
     if row["event"] == "resume":
         return f"continuing after step {row['step']:,}"
     return f"note: {row['text']}" if row["event"] == "note" else ""

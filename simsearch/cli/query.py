@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +23,7 @@ from simsearch.cli.options import (
     version_option,
 )
 from simsearch.cli.params import QueryImage
-from simsearch.cli.query_args import read_image
+from simsearch.cli.query_args import expand_folders, read_image
 from simsearch.cli.search_options import example_images, search_arguments, search_options
 from simsearch.common.lazy import LazyModule
 from simsearch.engine import Engine
@@ -58,19 +60,21 @@ else:  # for pictures only
     "--montage", type=click.Path(path_type=Path), metavar="FILE", help="Write one picture with a row for each query."
 )
 @click.option("--show", is_flag=True, help="Show the images in the terminal.")
+@click.option("--open", "open_page", is_flag=True, help="Open the report of --html in the browser.")
 @root_option
 @moved_model_option
 @device_option
 @index_option
 @version_option
 def query_command(
-    image: tuple[str, ...],
+    image: Sequence[str],
     form: str | None,
     print0: bool,
     relative: bool,
     html_file: Path | None,
     montage: Path | None,
     show: bool,
+    open_page: bool,
     roots: tuple[tuple[str, str], ...],
     model: str | None,
     index_path: str,
@@ -79,7 +83,7 @@ def query_command(
 ) -> None:
     """Finds the indexed images most like each IMAGE: a path, id:N, an http(s) URL, or - for standard input.
 
-    Exits 1 if no match was found.
+    A folder stands for the pictures in it. Exits 1 if no match was found.
     """
     if print0 and form not in {None, "paths"}:
         raise UsageError(f"--print0 prints paths, not {form}")
@@ -89,6 +93,8 @@ def query_command(
         check_folder_exists(file)
     if [*image, *example_images(options)].count("-") > 1:
         raise UsageError("standard input can be read only once, but - is given several times")
+    image = expand_folders(image)
+    html_file = html_file or (_temporary_page() if open_page else None)
     pictures = [read_image(text) for text in image]
     k, chosen = search_arguments(options)
     with warn_if_incomplete(api.open(index_path, model=model, device=device, roots=dict(roots))) as engine:
@@ -104,8 +110,17 @@ def query_command(
         echo_data(text, nl=False)
         if montage or html_file or show:
             _show_images(engine, pictures, answers, montage, html_file, show)
+    if open_page and html_file:
+        click.launch(html_file.absolute().as_uri())
     if not any(answer.matches for answer in answers):
         raise click.exceptions.Exit(NO_MATCH)
+
+
+def _temporary_page() -> Path:
+    """Returns the path of a new file for a report, which stays until the system clears its temporary files."""
+    handle, name = tempfile.mkstemp(prefix="simsearch-", suffix=".html")
+    os.close(handle)
+    return Path(name)
 
 
 def _show_images(

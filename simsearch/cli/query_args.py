@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from simsearch.common.item_ids import ID_PREFIX, parse_id
@@ -12,9 +14,11 @@ from simsearch.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from simsearch.images import urls
+    from simsearch.images.sources import resolve
     from simsearch.search.queries import Picture
-else:  # its urllib.request takes as long to import as all of click
+else:  # their libraries take as long to import as all of click
     urls = LazyModule("simsearch.images.urls")
+    resolve = LazyModule("simsearch.images.sources.resolve")
 
 _LARGEST_DOWNLOAD = 64 << 20  # bytes
 _TIMEOUT = 20.0  # seconds
@@ -33,6 +37,29 @@ class Named(bytes):
         return named
 
 
+def expand_folders(texts: Sequence[str]) -> list[str]:
+    """Replaces each folder by the pictures in it and its subfolders, in the order of their paths.
+
+    Raises UsageError for a folder without pictures.
+    """
+    found: list[str] = []
+    for text in texts:
+        if not os.path.isdir(text):
+            found.append(text)
+            continue
+        source = resolve.resolve(text)
+        paths = [entry.path for entry in source.listing().entries if not entry.problem]
+        if not paths:
+            raise UsageError(f"the folder {text} has no pictures")
+        found += [os.path.join(text, path) for path in paths]
+    return found
+
+
+def _looks_like_words(text: str) -> bool:
+    """Returns True for what can hardly be meant as a file name: there is none, and it has no suffix and no folder."""
+    return not os.path.lexists(text) and os.sep not in text and not os.path.splitext(text)[1]
+
+
 def read_image(text: str) -> Picture | int:
     """Reads a query image: `-` from standard input, an http(s) URL from the network; a path stays, id:N becomes an int.
 
@@ -44,6 +71,11 @@ def read_image(text: str) -> Picture | int:
         return item_id(text)
     if is_url(text):
         return _fetch(text)
+    if _looks_like_words(text):
+        raise UsageError(
+            f"there is no picture {text!r}, and words are not searched for",
+            hint="give a picture to search by: a path, a folder, id:N, an http(s) URL, or - for standard input",
+        )
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from click.shell_completion import get_completion_class
 
 from simsearch import api
 from simsearch.cli.console import echo_data, note, warn_if_incomplete
-from simsearch.cli.options import complete_files, device_option, version_option
+from simsearch.cli.options import Command, complete_files, default_index, device_option, version_option
 from simsearch.cli.progress import show_progress
 from simsearch.common.lazy import LazyModule
 from simsearch.common.milvus_address import is_address, parse_address
@@ -39,6 +40,11 @@ port_option = click.option(
 )
 
 
+def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command], Command]:
+    """Returns an option for a number of at least 1."""
+    return click.option(name, type=click.IntRange(1), default=default, show_default=True, metavar=unit, help=text)
+
+
 @click.command("serve")
 @click.option(
     "-i",
@@ -47,8 +53,8 @@ port_option = click.option(
     multiple=True,
     metavar="[NAME=]PATH",
     shell_complete=complete_files,
-    default=lambda: (os.environ.get("SIMSEARCH_INDEX") or "indexes/default",),
-    help="Index to serve; repeatable, the first is the default; also $SIMSEARCH_INDEX.  [default: indexes/default]",
+    default=lambda: (default_index(),),
+    help="Index to serve; repeatable, the first is the default.  [default: as for `query`]",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
 @port_option
@@ -63,33 +69,10 @@ port_option = click.option(
 @click.option("--allow-urls", is_flag=True, help="Allow searches by http(s) URL; public addresses only.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Site whose pages may call the service; repeatable.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Also accept this Host header; repeatable.")
-@click.option(
-    "--max-body", type=click.IntRange(1), default=32, show_default=True, metavar="MIB", help="Largest body in MiB."
-)
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    metavar="MP",
-    help="Largest image in millions of pixels.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=32,
-    show_default=True,
-    metavar="N",
-    help="Searches per batch.",
-)
-@click.option(
-    "--in-flight",
-    type=click.IntRange(1),
-    default=128,
-    show_default=True,
-    metavar="N",
-    help="Searches accepted at once; others get status 429.",
-)
+@_limit("--max-body", 32, "MIB", "Largest body in MiB.")
+@_limit("--max-pixels", 64, "MP", "Largest image in millions of pixels.")
+@_limit("--batch-size", 32, "N", "Searches per batch.")
+@_limit("--in-flight", 128, "N", "Searches accepted at once; others get status 429.")
 @click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),

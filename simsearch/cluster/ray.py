@@ -1,10 +1,11 @@
 """Building an index with the machines of a Ray cluster: `build --on ray`.
 
-This process, the driver, lists the images as in any build and writes the list as chunks (`simsearch.cluster.work`).
-Each node of the cluster runs one worker for each GPU, or a single one without GPUs, which loads the model once and
-computes chunks; the results of a chunk are a file. The driver takes the chunks in order and commits them as a local
-build commits its batches, so ids, features and failures are the same. If a worker is lost, another one computes its
-chunk. If the driver is lost, the next build finds the committed chunks in the index and the results of others as files.
+This process, the driver, lists the images as in any build and writes the list as chunks (`cluster.work`). Each node of
+the cluster runs one worker for each GPU, or a single one without GPUs, which loads the model once and computes chunks
+(`cluster.worker`); the results of a chunk are a file. The driver takes the chunks in order (`cluster.extractor`) and
+commits them as a local build commits its batches, so ids, features and failures are the same. If a worker is lost,
+another one computes its chunk. If the driver is lost, the next build finds the committed chunks in the index and the
+results of others as files.
 
 Sources and index must be at the same paths on all nodes.
 """
@@ -17,35 +18,13 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-from simsearch.cluster import work as cluster_work
-from simsearch.cluster.work import WorkFolder, WorkInfo, WorkItem
-from simsearch.errors import MissingExtraError, ModelMismatchError, SimsearchError, UnavailableError, UsageError
-from simsearch.images.sources import resolve
-from simsearch.indexing.extract import Task, extract, usual_batch
-from simsearch.indexing.load import LoadedImage, reading
-from simsearch.models import load, registry
-from simsearch.storage import components
-from simsearch.storage.derived import WORK_FOLDER
-from simsearch.storage.folder import Folder
-from simsearch.storage.meta import Meta
-
-if TYPE_CHECKING:
-    from collections.abc import Container
-
-    from simsearch.images.sources.base import Entry, Source
-    from simsearch.indexing.plan import Plan
-    from simsearch.storage.index import Index
-    from simsearch.storage.model import IndexModel
-    from simsearch.storage.reader import Item
-
-Key = tuple["Plan", "Entry", "Item | None"]
-Run = Callable[[WorkFolder, Sequence[int]], Iterator[int]]
-"""Computes chunks and yields their numbers in the given order, each when its results are written."""
+from simsearch.cluster.extractor import ClusterExtractor
+from simsearch.cluster.work import WorkFolder
+from simsearch.cluster.worker import Worker
+from simsearch.errors import MissingExtraError, SimsearchError, UnavailableError, UsageError
 
 WAIT = 0.5
 """Seconds between polls of the cluster."""
@@ -60,135 +39,10 @@ CONNECT = 5.0
 """Seconds to wait for the cluster's address to answer."""
 
 
-class RayWorker:
-    """Computes chunks in a process of its own, with the model loaded once."""
-
-    def __init__(self, folder: str, device: str, threads: int | None) -> None:
-        self.folder, self.device, self.threads = folder, device, threads
-        self.sources: dict[int, Source] = {}
-
-    def ready(self) -> str:
-        """Loads the model and returns the name of the machine. Raises UsageError, ModelMismatchError."""
-        self.work = cluster_work.open_on_worker(self.folder)
-        info = self.work.info
-        self.items = self.work.items()
-        model = load.load_model(info.model, self.device, images=info.total, threads=True, precision=info.precision)
-        same = info.weights_sha256 in (model.weights_sha256, registry.sha256_before_ranges(info.model))
-        if not same:
-            raise ModelMismatchError(
-                f"{os.uname().nodename} has weights {model.weights_sha256} as {info.model},"
-                f" but the index was made by {info.weights_sha256}"
-            )
-        self.model = model
-        if info.descriptor:
-            index = Folder.at(self.work.folder.parent.parent)
-            self.model = components.apply(model, index, Meta.read(index))
-        return os.uname().nodename
-
-    def compute(self, chunk: int) -> int:
-        """Computes a chunk, unless its results exist, and returns the number of images that failed."""
-        results = self.work.read(chunk)
-        if results is None:
-            tasks = [Task(self._reading(item), None) for item in self.work.chunk_items(self.items, chunk)]
-            size = self.work.info.batch_size or usual_batch(self.model)
-            groups = extract(self.model, tasks, batch_size=size, workers=self.threads)
-            results = [result for group in groups for _, result in group]
-            self.work.write(chunk, results)
-        return sum(result.problem is not None for result in results)
-
-    def _reading(self, item: WorkItem) -> Callable[[], bytes | IO[bytes]]:
-        if item.source not in self.sources:
-            self.sources[item.source] = resolve.reopen(*self.work.info.sources[item.source])
-        return reading(self.sources[item.source], item.path, item.size)
-
-
-class RayCluster:
-    """An `Extractor` for `BuildOptions`: computes the images of a build with other processes.
-
-    run: computes the chunks; `on_ray` makes one for Ray.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.folder: Path | None = None
-
-    def groups(
-        self, index: Index, model: IndexModel, keys: Sequence[Key], known: Container[bytes], batch_size: int
-    ) -> Iterator[list[tuple[Key, LoadedImage]]]:
-        """Yields the results of all images in their order, one chunk at a time; see `Extractor.groups`."""
-        index.check_in_place()  # workers find the work by its path
-        self.folder = index.path.absolute() / "derived" / WORK_FOLDER
-        wanted = {_place(plan, entry): (plan, entry, known_item) for plan, entry, known_item in keys}
-        work = WorkFolder.open(self.folder)
-        if work is not None and _belongs(work.info, index):
-            yield from self._take(work, wanted, known)
-        if wanted:  # all images, or those that are new since the work was written
-            yield from self._take(self._freeze(index, model.name, wanted, batch_size), wanted, known)
-
-    def finished(self) -> None:
-        """Deletes the work; called when all results are committed."""
-        if self.folder is not None:
-            cluster_work.discard(self.folder)
-
-    def _freeze(
-        self, index: Index, model: str, wanted: dict[tuple[str, str, str, int, int], Key], batch_size: int
-    ) -> WorkFolder:
-        numbers: dict[tuple[str, str], int] = {}
-        items = [WorkItem(numbers.setdefault((kind, root), len(numbers)), *rest) for kind, root, *rest in wanted]  # type: ignore[arg-type]
-        assert self.folder is not None
-        meta = index.meta
-        return WorkFolder.freeze(
-            self.folder, model, meta.weights_sha256, list(numbers), items, batch_size, index.precision, meta.descriptor
-        )
-
-    def _take(
-        self, work: WorkFolder, wanted: dict[tuple[str, str, str, int, int], Key], known: Container[bytes]
-    ) -> Iterator[list[tuple[Key, LoadedImage]]]:
-        """Yields the results of the wanted images that the work has, and removes these images from `wanted`."""
-        items, sources = work.items(), work.info.sources
-        places = [
-            (sources[item.source][0], sources[item.source][1], item.path, item.size, item.stamp) for item in items
-        ]
-        needed = sorted({n // work.info.chunk_size for n, place in enumerate(places) if place in wanted})
-        for chunk in self.run(work, needed) if needed else ():
-            results = work.read(chunk)
-            if results is None:
-                raise UnavailableError(
-                    f"chunk {chunk} of the work was computed, but {work.path(chunk)} cannot be read",
-                    hint="index and sources must be at the same paths on all nodes",
-                )
-            first, seen = chunk * work.info.chunk_size, set[bytes]()
-            group = []
-            for place, result in zip(places[first : first + len(results)], results, strict=True):
-                key = wanted.get(place)
-                if key is None:
-                    continue
-                known_content = result.digest in known or result.digest in seen
-                if result.features is None and result.problem is None and not known_content:
-                    continue  # the image with the same content is gone, so this one is computed with the next work
-                del wanted[place]
-                if known_content:  # as in a local build, the features of the first image with the content are kept
-                    result = replace(result, features=None)
-                seen.add(result.digest)
-                group.append((key, result))
-            yield group
-
-
-def _belongs(info: WorkInfo, index: Index) -> bool:
-    """Returns True if the work of an interrupted build has the features that the index keeps."""
-    meta = index.meta
-    ours = meta.weights_sha256, index.precision, meta.descriptor
-    return (info.weights_sha256, info.precision, info.descriptor) == ours
-
-
-def _place(plan: Plan, entry: Entry) -> tuple[str, str, str, int, int]:
-    return plan.source.kind, plan.source.root, entry.path, entry.size, entry.stamp
-
-
 def on_ray(
     where: str, *, device: str = "auto", threads: int | None = None, say: Callable[[str], None] = lambda text: None
-) -> RayCluster:
-    """Returns a `RayCluster` whose workers run on Ray.
+) -> ClusterExtractor:
+    """Returns a `ClusterExtractor` whose workers run on Ray.
 
     where: "ray" for the cluster in $RAY_ADDRESS, or for this machine if that is not set; "ray://HOST:PORT" for a
     cluster's client port. threads: of each worker. say: called with messages about workers and failures.
@@ -203,7 +57,9 @@ def on_ray(
         raise UsageError(
             f"--on {where!r} names no cluster", hint="ray, or ray://HOST:PORT; the client port is usually 10001"
         )
-    return RayCluster(lambda work, chunks: _RayDriver(*_connect(where), work, device, threads, say).run(chunks))
+    return ClusterExtractor(
+        lambda work, chunks: _RayScheduler(*_connect(where), work, device, threads, say).run(chunks)
+    )
 
 
 def _connect(where: str) -> tuple[Any, bool]:
@@ -237,7 +93,7 @@ def _connect(where: str) -> tuple[Any, bool]:
     return ray, True
 
 
-class _RayDriver:
+class _RayScheduler:
     """Hands chunks to workers. Each slot has one worker; a slot is a GPU, or a node without GPUs."""
 
     def __init__(
@@ -302,7 +158,7 @@ class _RayDriver:
                     "scheduling_strategy": strategy,
                     "num_gpus": 1 if gpus and self.device != "cpu" else 0,
                 }
-                actor = self.ray.remote(RayWorker).options(**options)
+                actor = self.ray.remote(Worker).options(**options)
                 worker = actor.remote(str(self.work.folder), self.device, self.threads)
                 self.workers[node["NodeID"], slot] = worker
                 self.busy[worker.ready.remote()] = (node["NodeID"], slot), None

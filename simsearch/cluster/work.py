@@ -79,7 +79,7 @@ class WorkFolder:
         self.folder, self.info = folder, info
 
     @classmethod
-    def freeze(
+    def create(
         cls,
         folder: Path,
         model: str,
@@ -97,7 +97,7 @@ class WorkFolder:
         discard(folder)
         folder.mkdir(parents=True)
         lines = "".join(json.dumps([item.source, item.path, item.size, item.stamp]) + "\n" for item in items)
-        atomic_write(folder / "images.jsonl", lines.encode())
+        atomic_write(folder / "images.jsonl", lines.encode(), follow_links=False)
         info = WorkInfo(
             model,
             digest,
@@ -108,7 +108,7 @@ class WorkFolder:
             precision,
             descriptor or {},
         )
-        atomic_write(folder / "work.json", json.dumps(info.to_dict()).encode())
+        atomic_write(folder / "work.json", json.dumps(info.to_dict()).encode(), follow_links=False)
         return cls(folder, info)
 
     @classmethod
@@ -143,7 +143,7 @@ class WorkFolder:
         features = np.stack(rows) if rows else np.zeros((0, 0), np.float16)  # (n, D)
         buffer = io.BytesIO()
         np.savez(buffer, records=np.frombuffer(json.dumps(records).encode(), np.uint8), features=features)
-        atomic_write(self.path(chunk), buffer.getvalue())
+        atomic_write(self.path(chunk), buffer.getvalue(), follow_links=False)
 
     def read(self, chunk: int) -> list[LoadedImage] | None:
         """Reads the results of a chunk; None if they do not exist or are damaged."""

@@ -1,40 +1,89 @@
-"""Atomic file writes."""
+"""Atomic file writes: a file gets its name only when it is complete and on disk."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from simsearch.errors import UsageError
 
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
+_ABANDONED = 24 * 3600.0
+"""Seconds after its last change for which a partial file may still be in use."""
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Replaces the file at `path` by `data` atomically and durably; a symbolic link is followed.
 
-    Raises UsageError if the file cannot be written.
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], folder: int | None = None) -> Iterator[BinaryIO]:
+    """Opens a new file, which takes the place of the one at `path` at the end of the block, atomically and durably.
+
+    If the block raises an exception, the new file is deleted and the old one is kept. The new file has a random name
+    in the same folder, and no link is followed, so that nobody who knows the path can have another file overwritten.
+    Until then `file.name` is its path, for libraries that open files themselves.
+
+    folder: a descriptor that a relative path starts at; the current folder by default. Raises OSError.
     """
-    target = Path(os.path.realpath(path))
-    temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
+    parent = os.path.dirname(path)
+    partial = os.path.join(parent, f".{secrets.token_hex(8)}.partial")
+
+    def open_new(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=folder)
+
+    new = open(partial, "xb", opener=open_new)  # noqa: SIM115
+    try:
+        with new as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial, dir_fd=folder)
+        raise
+    sync_folder(parent or ".", folder)
+
+
+def atomic_write(path: Path, data: bytes, *, follow_links: bool = True) -> None:
+    """Replaces a file by `data`, atomically and durably.
+
+    follow_links: False for files that no person has named, such as those of an index. Raises UsageError if the file
+    cannot be written.
+    """
     try:
         if path.exists() and not path.is_file():  # a rename would delete a device such as /dev/stdout
             raise UsageError(f"cannot write {path}: it is not a regular file")
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(os.path.realpath(path) if follow_links else path) as file:
+            file.write(data)
     except OSError as error:
         hint = f"create the folder {path.parent} first" if isinstance(error, FileNotFoundError) else None
         raise UsageError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Syncs a folder to disk, so that new file names survive a power failure. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def is_partial(name: str) -> bool:
+    """Returns True for the name of a file that `replacing` has not completed."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+def delete_abandoned(folder: Path) -> None:
+    """Deletes partial files that killed processes have left in a folder. Raises OSError."""
+    latest = time.time() - _ABANDONED
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if is_partial(name) and (folder / name).lstat().st_mtime < latest:
+                (folder / name).unlink()
+
+
+def sync_folder(path: str | os.PathLike[str], folder: int | None = None) -> None:
+    """Syncs a folder to disk, so that new file names survive a power failure. folder: as in `replacing`.
+
+    Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
     try:
         os.fsync(descriptor)
     finally:

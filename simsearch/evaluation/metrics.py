@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.common.distances import squared_norms
 from simsearch.common.progress import Progress
 from simsearch.errors import UsageError
 
@@ -156,7 +157,7 @@ class _Ranking:
         self.squares = np.zeros(len(features), np.float32)
         for start in self.chunks:
             chunk = self._centred(features[start : start + 8192])
-            self.squares[start : start + 8192] = np.einsum("nd,nd->n", chunk, chunk)
+            self.squares[start : start + 8192] = squared_norms(chunk)
             if features.size <= 1 << 29:  # up to 2 GiB as float32; otherwise convert on use
                 self._kept[start] = chunk
 
@@ -173,7 +174,7 @@ class _Ranking:
             np.matmul(x, chunk.T, out=squared[:, part])
         squared *= -2
         squared += self.squares
-        squared += np.einsum("nd,nd->n", x, x)[:, None]
+        squared += squared_norms(x)[:, None]
         np.maximum(squared, 0, out=squared)
         # Bits of non-negative floats sort like integers. With the row in the low bits, ties sort by row.
         keys = squared.view(np.uint32).astype(np.uint64)
@@ -200,7 +201,7 @@ class _Ranking:
         rows = (keys[:width] & np.uint64(2**32 - 1)).astype(np.int64)
         difference = self.base.features[rows].astype(np.float64)
         difference -= self.queries.features[number].astype(np.float64)
-        exact = np.einsum("nd,nd->n", difference, difference)
+        exact = squared_norms(difference)
         keys[:width] = keys[:width][np.lexsort((rows, exact))]
 
 

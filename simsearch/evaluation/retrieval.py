@@ -192,7 +192,7 @@ def measure_recall(
     Raises UsageError for an index with fewer than two items.
     """
     with engine.reading() as reader:
-        ids, _ = reader.ids()
+        ids, _ = reader.ids_and_rows()
     if len(ids) < 2:
         raise UsageError(f"{engine.path} has {len(ids)} items; at least 2 are needed")
     chosen = np.random.default_rng(seed).choice(ids, min(count, len(ids)), replace=False).tolist()

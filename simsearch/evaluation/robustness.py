@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from simsearch.common.distances import squared_norms
 from simsearch.common.intervals import Interval
 from simsearch.common.progress import Progress
 from simsearch.errors import UsageError
@@ -83,7 +84,7 @@ def measure(
     sample = np.random.default_rng(seed).choice(len(base), min(512, len(base)), replace=False)
     unit = similarity.median(similarity.quantiles(base[np.sort(sample)].astype(np.float16))) or 1.0
     blocks = [base[n : n + 2048].astype(np.float32) for n in range(0, len(base), 2048)]
-    squares = np.concatenate([np.einsum("nd,nd->n", block, block) for block in blocks])
+    squares = np.concatenate([squared_norms(block) for block in blocks])
     del blocks
     jobs = [(name, strength) for name in changes for strength in CHANGES[name][1]]
     points = []
@@ -122,7 +123,7 @@ def _lookup(
         slack = 1e-4 * (length + float(squares.max()))
         near = np.append(np.flatnonzero(squared <= squared[row] + slack), row)
         difference = base[near].astype(np.float64) - query
-        exact = np.einsum("nd,nd->n", difference, difference)
+        exact = squared_norms(difference)
         found.append((bool(exact[-1] <= exact.min()), float(np.sqrt(exact[-1]))))
     return found
 
@@ -142,7 +143,7 @@ def of_index(
     The other arguments are those of `measure`. Raises UsageError if no image of the index can be read.
     """
     with engine.reading() as reader:
-        ids, places = reader.ids()
+        ids, places = reader.ids_and_rows()
         base = reader.shards.read(places)
     order = np.random.default_rng(seed).permutation(len(ids))
     chosen: list[int] = []

@@ -15,8 +15,12 @@ Change = Callable[[Image.Image, float, Generator], Image.Image]
 
 def recompress(image: Image.Image) -> Image.Image:
     """Saves an image as JPEG of quality 50 and decodes it again."""
+    return _as_jpeg(image, 50)
+
+
+def _as_jpeg(image: Image.Image, quality: int) -> Image.Image:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=50)
+    image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
 
 
@@ -87,9 +91,7 @@ def _blur(image: Image.Image, strength: float, random: Generator) -> Image.Image
 
 
 def _jpeg(image: Image.Image, strength: float, random: Generator) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=int(strength))
-    return Image.open(buffer).convert("RGB")
+    return _as_jpeg(image, int(strength))
 
 
 def _colour(image: Image.Image, strength: float, random: Generator) -> Image.Image:

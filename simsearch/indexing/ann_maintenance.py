@@ -59,7 +59,7 @@ def _measure(
     folder: Folder, parameters: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], new: int
 ) -> dict[str, Any]:
     """Returns the recall of the last `new` rows, or of a sample of them."""
-    structure = binary_codes.load(folder, parameters, flat.shards.epoch)
+    structure = binary_codes.load(folder, parameters, flat.shards.compactions)
     queries = np.random.default_rng(0).choice(live[-new:], min(QUERIES, new), replace=False)
     others = np.setdiff1d(live, queries, assume_unique=True)
     vectors = flat.read(queries).astype(np.float32)

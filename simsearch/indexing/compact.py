@@ -1,7 +1,7 @@
 """Compaction: reclaims the disk space of removed items in the feature files.
 
 Removing an item leaves an unused row behind. A compaction writes new feature files without the unused rows, in the same
-order, under the file names of the next epoch. One transaction then assigns the items their new rows, and only after
+order, in new files. One transaction then assigns the items their new rows, and only after
 that are the old files deleted. An interruption before the commit changes nothing; after it, the next compaction deletes
 the remaining files. Files before the first unused row are hard-linked, not copied.
 """
@@ -81,7 +81,7 @@ def compact(
         with index.reading() as reader:
             plan, old = _make_plan(reader), reader.shards
         removed = plan.total - len(plan.rows)
-        new = old.at(old.epoch + 1) if removed else old
+        new = old.after(old.compactions + 1) if removed else old
         before = _used_bytes(old.folder)
         if dry_run:
             after = _expected_bytes(plan, old)
@@ -97,10 +97,12 @@ def compact(
                     _delete_stale(old, plan.total)
                 raise
             index.refresh()
-            binary_codes.renumber(index.folder, index.meta.search["parameters"], plan.rows, old.epoch, new.epoch)
+            binary_codes.renumber(
+                index.folder, index.meta.search["parameters"], plan.rows, old.compactions, new.compactions
+            )
             moved = np.flatnonzero(plan.rows != np.arange(len(plan.rows)))
             pairs = zip(moved.tolist(), plan.ids[moved].tolist(), strict=True)
-            index.database.renumber(pairs, blocks, len(plan.rows), new.epoch)
+            index.database.renumber(pairs, blocks, len(plan.rows), new.compactions)
             sync.refresh_meta(index)
         _delete_stale(new, len(plan.rows))
         return CompactReport(len(plan.rows), removed, before - _used_bytes(old.folder))
@@ -108,7 +110,7 @@ def compact(
 
 def _make_plan(reader: Reader) -> _Plan:
     """Finds the rows to keep. Raises IndexDamagedError if an item has a row that does not exist."""
-    ids, rows = reader.ids()
+    ids, rows = reader.ids_and_rows()
     order = np.argsort(rows, kind="stable")
     ids, rows = ids[order], rows[order]
     total = reader.state("rows")
@@ -123,7 +125,7 @@ def _make_plan(reader: Reader) -> _Plan:
 def _write(
     plan: _Plan, old: FeatureFiles, new: FeatureFiles, progress: Callable[[int, int], None]
 ) -> list[tuple[int, int, int]]:
-    """Writes the files of the next epoch, and returns (first row, number of rows, CRC-32) of each block."""
+    """Writes the new files, and returns (first row, number of rows, CRC-32) of each block."""
     for shard, _, _ in old.spans(0, plan.kept):
         _link(old, new, shard)
     new.folder.sync()

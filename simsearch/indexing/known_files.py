@@ -39,6 +39,6 @@ class KnownFiles:
 
     def _get(self, digest: bytes) -> Place | None:
         found = self._known.get(digest)
-        if found is None and (found := self._database.content(digest)) is not None:
+        if found is None and (found := self._database.find_content(digest)) is not None:
             found = self._known.setdefault(digest, found)
         return found

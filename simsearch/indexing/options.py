@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Extractor(Protocol):
-    """Computes features on other machines; implemented by `simsearch.cluster.ray.RayCluster`."""
+    """Computes features on other machines; implemented by `simsearch.cluster.extractor.ClusterExtractor`."""
 
     def groups(
         self, index: Index, model: IndexModel, keys: Sequence[Any], known: Container[bytes], batch_size: int

@@ -129,7 +129,7 @@ class _SyncRun:
         self.pending.updated += [replace(item, source=number) for item in plan.relabelled]
         self.pending.cleared += [(number, path) for path in plan.recovered]
         for entry in plan.unreadable:
-            self._fail(plan, entry, entry.problem or "unreadable")
+            self._record_failure(plan, entry, entry.problem or "unreadable")
 
     def _extract(self) -> None:
         """Computes the features of all new and changed images, and commits them as they come."""
@@ -162,7 +162,7 @@ class _SyncRun:
     def _apply_result(self, plan: Plan, entry: Entry, item: Item | None, result: LoadedImage) -> None:
         """Turns one result into a change of the index. item: the item recorded at that path."""
         if result.problem is not None:
-            self._fail(plan, entry, result.problem)
+            self._record_failure(plan, entry, result.problem)
             if item is not None and result.digest:  # the file was read: it is no longer an image
                 self.pending.deleted.append(item.id)
                 self.summary.removed += 1
@@ -184,23 +184,23 @@ class _SyncRun:
         )
         if item is not None and item.digest == result.digest:
             self.summary.unchanged += 1
-            self._keep(new, item)
+            self._update_recorded(new, item)
         elif item is not None:
             self.summary.updated += 1
-            self.pending.updated.append(replace(self._place(new, result), id=item.id))
+            self.pending.updated.append(replace(self._with_row(new, result), id=item.id))
         elif candidates := self.missing.get(result.digest) or self.elsewhere.get(result.digest):
             self.summary.moved += 1
-            self._keep(new, candidates.pop())
+            self._update_recorded(new, candidates.pop())
         else:
             self.summary.added += 1
-            self.pending.inserted.append(self._place(new, result))
+            self.pending.inserted.append(self._with_row(new, result))
 
-    def _keep(self, new: Item, old: Item) -> None:
+    def _update_recorded(self, new: Item, old: Item) -> None:
         """Updates an item whose content is the same: only its path, stamp, label and metadata change."""
         kept = replace(new, id=old.id, row=old.row, width=old.width, height=old.height)
         self.pending.updated.append(kept)
 
-    def _place(self, new: Item, result: LoadedImage) -> Item:
+    def _with_row(self, new: Item, result: LoadedImage) -> Item:
         """Assigns the next row to an item, with computed features or a copy of those of the same content."""
         row = self.row + len(self.features)
         if result.features is not None:
@@ -215,7 +215,7 @@ class _SyncRun:
             self.features.append(self.index.feature_files.read(np.array([source], np.int64))[0])
         return replace(new, row=row, width=width, height=height)
 
-    def _fail(self, plan: Plan, entry: Entry, reason: str) -> None:
+    def _record_failure(self, plan: Plan, entry: Entry, reason: str) -> None:
         """Records an image that could not be read."""
         self.pending.failed.append((self.numbers[id(plan.place)], entry.path, reason))
         self.summary.failed += 1

@@ -142,7 +142,7 @@ def tune(index: Index, recall: float, memory: int | None = None, progress: Progr
         made.setting = AnnSettings(**{name: choice.parameters[name] for name in AnnSettings.__dataclass_fields__})
         made.index.add(np.ascontiguousarray(projection(queries)[:, : setting.dimensions]))
         made.rows = np.concatenate([made.rows, held_out])
-        made = AnnIndex(made.setting, projection, made.index, made.rows, made.covered, flat.shards.epoch)
+        made = AnnIndex(made.setting, projection, made.index, made.rows, made.covered, flat.shards.compactions)
         choice = replace(choice, exact_seconds=seconds, tried=tuple(tried), memory=made.setting.bytes_for(len(rows)))
         return record_choice(index, made, choice, recall)
     return record_choice(index, None, replace(_exact(seconds), tried=tuple(tried)))
@@ -304,7 +304,7 @@ def record_choice(index: Index, made: AnnIndex | None, choice: Choice, target: f
     Raises UsageError if the index was compacted since the structure was built, and IndexLockedError.
     """
     with index.writing(RECORD_LOCK_SECONDS):
-        if made is not None and made.epoch != index.feature_files.epoch:
+        if made is not None and made.compactions != index.feature_files.compactions:
             raise UsageError(f"{index.path} was compacted during tuning", hint="tune it again")
         search: dict[str, Any] = {"kind": choice.kind, "recall": choice.recall, "parameters": {}}
         if made is not None:

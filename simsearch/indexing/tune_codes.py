@@ -65,7 +65,7 @@ def tune_codes(
         progress(trained + min(start + tune.BLOCK, len(entries)), trained + len(entries))
     queries = flat.read(held_out).astype(np.float32)
     benchmark = Benchmark.of(flat, entries, queries)
-    made = BinaryCodeIndex(setting, codes, encoded, entries, flat.rows, flat.shards.epoch)
+    made = BinaryCodeIndex(setting, codes, encoded, entries, flat.rows, flat.shards.compactions)
     choice = _measure(made, benchmark, recall)
     whole = BinaryCodeIndex(
         made.setting,
@@ -73,7 +73,7 @@ def tune_codes(
         np.concatenate([encoded, codes(queries)]),
         np.concatenate([entries, held_out]),
         flat.rows,
-        flat.shards.epoch,
+        flat.shards.compactions,
     )
     return tune.record_choice(index, whole, replace(choice, memory=made.setting.bytes_for(len(rows))), recall)
 

@@ -16,7 +16,7 @@ from simsearch.errors import DeviceError, UsageError, WeightsError
 from simsearch.models.networks.configs import AlexNetConfig, Config, ConvNet4Config, LeNet5Config, check_config
 from simsearch.models.weights import ModelCard, largest_network, read_card, sha256, sha256_without_ranges
 
-DEFAULT = "alexnet-distilled"
+DEFAULT = "alexnet"
 
 TORCHVISION = "torchvision/"
 """Prefix of the names of torchvision's networks."""
@@ -28,10 +28,14 @@ PRECISIONS = ("float32", "int8")
 """Arithmetic in which features can be computed."""
 
 BUILTIN: dict[str, str] = {
-    "alexnet-distilled": "alexnet-distilled.safetensors",
     "alexnet": "alexnet.safetensors",
 }
 """Names of the models in the package, and their files in `simsearch/models/weights_data/`."""
+
+RENAMED: dict[str, str] = {
+    "alexnet-distilled": "alexnet",
+}
+"""Former names of built-in models, which older indexes record, and their present names."""
 
 ARCHITECTURES: dict[str, Any] = {
     "alexnet": AlexNetConfig,
@@ -80,6 +84,8 @@ def find_weights(name: str) -> WeightsFile:
     """
     if name in BUILTIN:
         path = Path(__file__).parent / "weights_data" / BUILTIN[name]
+    elif name in RENAMED:
+        raise UsageError(f"the model {name} is called {RENAMED[name]} now", hint=f"--model {RENAMED[name]}")
     elif name.endswith(".safetensors") or os.sep in name:
         path = Path(name).expanduser().resolve()
         name = str(path)
@@ -93,6 +99,11 @@ def find_weights(name: str) -> WeightsFile:
     return WeightsFile(name, path, read_card(path), sha256(path))
 
 
+def current_name(name: str) -> str:
+    """Returns the present name of the model that an index records."""
+    return RENAMED.get(name, name)
+
+
 def precision_of(engine: str) -> str:
     """Returns the precision of an engine, one of `PRECISIONS`, from its name."""
     return "int8" if engine.endswith("-int8") else "float32"
@@ -101,7 +112,7 @@ def precision_of(engine: str) -> str:
 def sha256_before_ranges(name: str) -> str | None:
     """Returns the SHA-256 of a weights file before its ranges were added; None if the name has no weights file."""
     try:
-        return sha256_without_ranges(find_weights(name).path)
+        return sha256_without_ranges(find_weights(current_name(name)).path)
     except (UsageError, WeightsError):
         return None
 
@@ -111,4 +122,4 @@ def same_weights(name: str, first: str, second: str) -> bool:
     if first == second:
         return True
     before = sha256_before_ranges(name)
-    return before is not None and {first, second} == {find_weights(name).sha256, before}
+    return before is not None and {first, second} == {find_weights(current_name(name)).sha256, before}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from simsearch.common import outside_json
-from simsearch.common.atomic_files import atomic_write
+from simsearch.common.atomic_files import atomic_write, replacing
 from simsearch.errors import WeightsError
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.models import deep_compression
@@ -91,12 +90,12 @@ def read_card(path: Path) -> ModelCard:
             ranges=ranges,
             agreement=agreement,
         )
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: the header is incomplete: {error}") from error
     except ValueError as error:
         raise WeightsError(f"{path}: the ranges cannot be read: {error}") from error
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
 
 
 def _typed(value: Any, *kinds: type) -> Any:
@@ -199,15 +198,10 @@ def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement:
         text = json.dumps({"__metadata__": values.pop("__metadata__"), **values}, separators=(",", ":"))
     parts = [f"{agreement:.4f}", *(f"{name} {peak:.4g} {codes}" for name, (peak, codes) in _coded(ranges).items())]
     text = f"{_METADATA}{_RANGES}{json.dumps(';'.join(parts))},{text.removeprefix(_METADATA)}"
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with path.open("rb") as old, partial.open("wb") as new:
-            old.seek(header.start)
-            new.write(pack_header(text))
-            shutil.copyfileobj(old, new, 1 << 20)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with path.open("rb") as old, replacing(path) as new:
+        old.seek(header.start)
+        new.write(pack_header(text))
+        shutil.copyfileobj(old, new, 1 << 20)
 
 
 def sha256_without_ranges(path: Path) -> str:

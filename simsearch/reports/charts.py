@@ -177,7 +177,7 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     series = {
         "training, top-1": training,
         "validation, top-1": [(row["epoch"], 100 * (1 - row["top1"])) for row in epochs],
-        "validation, top-5": [(row["epoch"], 100 * (1 - row["top5"])) for row in epochs],
+        "validation, top-5": [(row["epoch"], 100 * (1 - row["top5"])) for row in epochs if "top5" in row],
     }
     shown = {name: pairs for name, pairs in series.items() if pairs}
     return plot(shown, "Error while training", "epoch", "error in %", lowest=0.0)

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simsearch.common.printable import printable
+from simsearch.installation import install_line
 from simsearch.reports.montage import draw_montage
 from simsearch.reports.text import format_distance
 from simsearch.reports.tiles import ResultRow, Tile, file_name
@@ -72,7 +73,7 @@ def advice() -> str | None:
     """Returns a hint to install textual-image, if it is missing and the terminal is known to support graphics."""
     knows = os.environ.get("TERM") == "xterm-kitty" or os.environ.get("TERM_PROGRAM") in {"WezTerm", "iTerm.app"}
     missing = knows and importlib.util.find_spec("textual_image") is None
-    return "this terminal shows sharper pictures after pip install 'simsearch[show]'" if missing else None
+    return f"this terminal shows sharper pictures after {install_line('show')}" if missing else None
 
 
 def _grid(row: ResultRow, width: int) -> Table:

@@ -123,7 +123,7 @@ class AnnIndex:
     index: FAISS's index, of n entries.
     rows: (n,) the feature row of each entry; -1 if compaction has removed it.
     covered: the number of feature rows when it was made, larger than all of `rows`.
-    epoch: the compaction that the rows belong to.
+    compactions: the number of compactions so far, since each gives rows other numbers.
     """
 
     def __init__(
@@ -133,13 +133,13 @@ class AnnIndex:
         index: Any,
         rows: NDArray[np.int64],
         covered: int,
-        epoch: int = 0,
+        compactions: int = 0,
     ) -> None:
         self.setting, self.index, self.projection = setting, index, projection.first(setting.dimensions)
-        self._cover(rows, covered, epoch)
+        self._cover(rows, covered, compactions)
 
-    def _cover(self, rows: NDArray[np.int64], covered: int, epoch: int) -> None:
-        self.rows, self.covered, self.epoch = rows, covered, epoch
+    def _cover(self, rows: NDArray[np.int64], covered: int, compactions: int) -> None:
+        self.rows, self.covered, self.compactions = rows, covered, compactions
         live = rows >= 0
         bits = None if live.all() else np.packbits(live, bitorder="little")
         self._all: tuple[NDArray[np.uint8] | None, int] = bits, int(live.sum())
@@ -235,7 +235,7 @@ class AnnIndex:
             with contextlib.suppress(OSError):
                 derived.remove(name)
             raise
-        return name, {**asdict(self.setting), "covered": self.covered, "epoch": self.epoch}
+        return name, {**asdict(self.setting), "covered": self.covered, "epoch": self.compactions}
 
     def _write(self, folder: Folder) -> None:
         for part, array in (("rows", self.rows), ("mean", self.projection.mean), ("axes", self.projection.axes)):
@@ -243,18 +243,18 @@ class AnnIndex:
         sealed.write(folder, "index.faiss", faiss.serialize_index(self.index).data)
 
     @classmethod
-    def load(cls, folder: Folder, parameters: dict[str, Any], epoch: int = 0) -> AnnIndex:
-        """Reads the files of `save`, with the rows of the given epoch. Raises IndexDamagedError, SimsearchError."""
+    def load(cls, folder: Folder, parameters: dict[str, Any], compactions: int = 0) -> AnnIndex:
+        """Reads the files of `save`, with the rows after `compactions`. Raises IndexDamagedError, SimsearchError."""
         try:
             setting = read_settings(parameters)
             mean, axes = (sealed.read_array(folder, f"{part}.npy") for part in ("mean", "axes"))
             if {str(mean.dtype), str(axes.dtype)} != {"float32"} or axes.shape != (len(mean), setting.dimensions):
                 raise ValueError("its projection does not fit")
-            rows, covered = _rows(folder, parameters, epoch)
+            rows, covered = _rows(folder, parameters, compactions)
             check_rows(rows, covered)
             index = faiss.deserialize_index(sealed.read(folder, "index.faiss"))
             check_faiss_index(index, setting, len(rows))
-            return cls(setting, Projection(mean, axes), index, rows, covered, epoch)
+            return cls(setting, Projection(mean, axes), index, rows, covered, compactions)
         except UNREADABLE as error:
             raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
 
@@ -322,21 +322,21 @@ def check_faiss_index(index: Any, setting: AnnSettings, entries: int) -> None:
             raise ValueError("its graph does not fit")
 
 
-def _rows(folder: Folder, parameters: dict[str, Any], epoch: int) -> tuple[NDArray[np.int64], int]:
-    """Reads the row of each entry in an epoch, and the number of rows covered."""
-    if epoch == parameters.get("epoch", 0):
+def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple[NDArray[np.int64], int]:
+    """Reads the row of each entry in an compactions, and the number of rows covered."""
+    if compactions == parameters.get("epoch", 0):
         return sealed.read_array(folder, "rows.npy"), int(parameters["covered"])
-    with read_arrays(folder, epoch) as file:
+    with read_arrays(folder, compactions) as file:
         return file["rows"], int(file["covered"])
 
 
-def read_arrays(folder: Folder, epoch: int) -> Any:
-    """Opens the arrays that `record` wrote for an epoch, as a context. Raises IndexDamagedError."""
-    return np.load(io.BytesIO(sealed.read(folder, f"rows.{epoch}.npz").data), allow_pickle=False)
+def read_arrays(folder: Folder, compactions: int) -> Any:
+    """Opens the arrays that `record` wrote for an compactions, as a context. Raises IndexDamagedError."""
+    return np.load(io.BytesIO(sealed.read(folder, f"rows.{compactions}.npz").data), allow_pickle=False)
 
 
 def renumber(folder: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
-    """Prepares an index for a compaction: epoch `new` keeps the (n,) rows `live` of epoch `old`, ascending.
+    """Prepares an index for a compaction: compactions `new` keeps the (n,) rows `live` of compactions `old`, ascending.
 
     Keeps the files for readers of `old`, deletes older ones. Raises an error of UNREADABLE or IndexDamagedError if the
     index cannot be read.
@@ -353,7 +353,7 @@ def moved(rows: NDArray[np.int64], live: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 def record(folder: Folder, old: int, new: int, **arrays: Any) -> None:
-    """Writes an index's arrays for epoch `new`, keeps those of `old`, and deletes older ones."""
+    """Writes an index's arrays for compactions `new`, keeps those of `old`, and deletes older ones."""
     data = io.BytesIO()
     np.savez(data, **arrays)
     sealed.write(folder, f"rows.{new}.npz", data.getbuffer())

@@ -1,7 +1,7 @@
 """Approximate search by binary codes: the nearest by Hamming distance are candidates, which the exact features rank.
 
 Derived data in `derived/<name>/`, as in `ann`: `codes.safetensors` is the encoder, `entries.npy` has the codes of the
-rows in `rows.npy`. New items are encoded when they are committed, into `added.<epoch>.<first row>.npy`.
+rows in `rows.npy`. New items are encoded when they are committed, into `added.<compactions>.<first row>.npy`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BinaryCodeIndex(AnnIndex):
 
     codes: the encoder.
     entries: (n, bytes) uint8, the code of each of `rows`.
-    rows, covered, epoch: as in `AnnIndex`.
+    rows, covered, compactions: as in `AnnIndex`.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class BinaryCodeIndex(AnnIndex):
         entries: NDArray[np.uint8],
         rows: NDArray[np.int64],
         covered: int,
-        epoch: int = 0,
+        compactions: int = 0,
     ) -> None:
         self.setting, self.codes = setting, codes
         self.index = faiss.IndexBinaryFlat(codes.bits)
         self.index.add(np.ascontiguousarray(entries))
-        self._cover(rows, covered, epoch)
+        self._cover(rows, covered, compactions)
 
     def _candidates(
         self, queries: NDArray[np.float32], wanted: int, bits: NDArray[np.uint8] | None, setting: AnnSettings
@@ -71,16 +71,16 @@ class BinaryCodeIndex(AnnIndex):
         sealed.write_array(folder, "rows.npy", self.rows)
 
 
-def load(folder: Folder, parameters: dict[str, Any], epoch: int) -> AnnIndex:
+def load(folder: Folder, parameters: dict[str, Any], compactions: int) -> AnnIndex:
     """Loads an approximate search of any kind by the parameters from `save`. Raises IndexDamagedError."""
     if parameters.get("kind") != "codes":
-        return AnnIndex.load(folder, parameters, epoch)
+        return AnnIndex.load(folder, parameters, compactions)
     try:
         setting = ann.read_settings(parameters)
         codes = _read_encoder(folder)
-        entries, rows, covered = _base(folder, parameters, epoch)
+        entries, rows, covered = _base(folder, parameters, compactions)
         parts, numbers = [entries], [rows]
-        for added, first in _added(folder, epoch, covered):
+        for added, first in _added(folder, compactions, covered):
             parts.append(added)
             numbers.append(np.arange(first, first + len(added)))
             covered = first + len(added)
@@ -90,7 +90,7 @@ def load(folder: Folder, parameters: dict[str, Any], epoch: int) -> AnnIndex:
         if entries.dtype != np.uint8:
             raise ValueError("its files do not belong together")
         ann.check_rows(rows, covered)
-        return BinaryCodeIndex(setting, codes, entries, rows, covered, epoch)
+        return BinaryCodeIndex(setting, codes, entries, rows, covered, compactions)
     except _UNREADABLE as error:
         raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
 
@@ -99,18 +99,20 @@ def _read_encoder(folder: Folder) -> HashEncoder:
     return HashEncoder.from_bytes(sealed.read(folder, "codes.safetensors").tobytes(), folder.path / "codes.safetensors")
 
 
-def _base(folder: Folder, parameters: dict[str, Any], epoch: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
+def _base(
+    folder: Folder, parameters: dict[str, Any], compactions: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
     """Reads the codes, their rows, and the number of rows covered when the index was made or last compacted."""
-    if epoch == parameters.get("epoch", 0):
+    if compactions == parameters.get("epoch", 0):
         entries, rows = (sealed.read_array(folder, f"{part}.npy") for part in ("entries", "rows"))
         return entries, rows, int(parameters["covered"])
-    with ann.read_arrays(folder, epoch) as file:
+    with ann.read_arrays(folder, compactions) as file:
         return file["entries"], file["rows"], int(file["covered"])
 
 
-def _added(folder: Folder, epoch: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
+def _added(folder: Folder, compactions: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """Yields the codes of later rows, a file at a time, with the first row of each."""
-    while folder.exists(name := f"added.{epoch}.{covered}.npy"):
+    while folder.exists(name := f"added.{compactions}.{covered}.npy"):
         part: NDArray[np.uint8] = sealed.read_array(folder, name)
         if not len(part):
             raise ValueError(f"{name} is empty")
@@ -124,13 +126,13 @@ def extend(folder: Folder, parameters: dict[str, Any], flat: FlatIndex) -> int:
     The caller holds the writer lock. Raises IndexDamagedError.
     """
     try:
-        covered, epoch = int(parameters["covered"]), flat.shards.epoch
-        if epoch != parameters.get("epoch", 0):
-            with ann.read_arrays(folder, epoch) as file:
+        covered, compactions = int(parameters["covered"]), flat.shards.compactions
+        if compactions != parameters.get("epoch", 0):
+            with ann.read_arrays(folder, compactions) as file:
                 covered = int(file["covered"])
         start = covered
         parts: list[NDArray[np.uint8]] = []
-        for part, first in _added(folder, epoch, covered):
+        for part, first in _added(folder, compactions, covered):
             covered = first + len(part)
             small = len(part) < BLOCK  # a small last file is rewritten, to avoid many small files
             start, parts = (first, [part]) if small else (covered, [])
@@ -141,7 +143,7 @@ def extend(folder: Folder, parameters: dict[str, Any], flat: FlatIndex) -> int:
             codes(flat.read(np.arange(first, min(first + BLOCK, flat.rows))))
             for first in range(covered, flat.rows, BLOCK)
         ]
-        sealed.write_array(folder, f"added.{epoch}.{start}.npy", np.concatenate(parts))
+        sealed.write_array(folder, f"added.{compactions}.{start}.npy", np.concatenate(parts))
     except _UNREADABLE as error:
         raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
     return flat.rows

@@ -95,7 +95,7 @@ def copy_threshold(index: OpenIndex, model: IndexModel, seed: int = 0) -> Thresh
     median = similarity.median(index.meta.distances)
     fallback = Threshold(NEAR_IDENTICAL * median)
     with index.reading() as reader:
-        ids, _ = reader.ids()
+        ids, _ = reader.ids_and_rows()
     originals: list[Image.Image] = []
     for number in np.random.default_rng(seed).permutation(ids)[: 2 * ORIGINALS]:
         try:
@@ -141,7 +141,7 @@ def duplicate_groups(
         raise UsageError(f"the largest distance is {max_distance}, but distances are not negative")
     with snapshots.reading() as reader:
         snapshot = snapshots.current(reader)
-        ids, rows = reader.ids()
+        ids, rows = reader.ids_and_rows()
         root = _linked(snapshot.flat, rows, float(max_distance), progress, exact)
         order = np.argsort(root, kind="stable")
         starts = np.flatnonzero(np.diff(root[order], prepend=-1))
@@ -165,7 +165,7 @@ def checked(snapshots: Searchable, found: list[list[Member]], max_distance: floa
     group = {member.item.id: number for number, members in enumerate(found) for member in members}
     with snapshots.reading() as reader:
         flat = snapshots.current(reader).flat
-        ids, rows = reader.ids()
+        ids, rows = reader.ids_and_rows()
         owner = np.full(flat.rows, -1)
         owner[rows] = ids
         chosen = np.random.default_rng(seed).choice(len(ids), min(CHECKED, len(ids)), replace=False)

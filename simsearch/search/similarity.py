@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simsearch.common.distances import squared_norms
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,7 +32,7 @@ def quantiles(features: NDArray[np.float16]) -> tuple[float, ...]:
     x = np.unique(features, axis=0).astype(np.float64)
     if len(x) < 2:
         return ()
-    squared = np.einsum("nd,nd->n", x, x)
+    squared = squared_norms(x)
     distances = squared[:, None] + squared[None, :] - 2 * x @ x.T
     pairs = np.sqrt(np.maximum(distances[np.triu_indices(len(x), 1)], 0))
     return tuple(round(float(value), 6) for value in np.quantile(pairs, _shares(POINTS)))

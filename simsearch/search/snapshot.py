@@ -74,16 +74,16 @@ class Snapshots:
 
         If its files are missing or damaged, a warning is logged once and searches are exact.
         """
-        epoch = reader.epoch()  # of the reader's feature files, since compaction renumbers rows
+        compactions = reader.compactions()  # of the reader's feature files, since compaction renumbers rows
         with self._lock:
             parameters = self.index.meta.search["parameters"]
             name = parameters.get("folder", "") if isinstance(parameters, dict) else ""
-            key = name, epoch, parameters.get("encoded") if name else None
+            key = name, compactions, parameters.get("encoded") if name else None
             if self._structure[0] != key:
                 loaded = None
                 try:
                     if name:
-                        loaded = binary_codes.load(structure_folder(self.index.folder, name), parameters, epoch)
+                        loaded = binary_codes.load(structure_folder(self.index.folder, name), parameters, compactions)
                 except (SimsearchError, OSError) as error:
                     log.warning("searches are exact: %s; `simsearch tune` makes the search structure again", error)
                 self._structure = key, loaded

@@ -106,7 +106,7 @@ EXAMPLES: dict[type[BaseModel], Schema] = {
                 "name": "photos",
                 "items": 1200,
                 "generation": 3,
-                "model": "alexnet-distilled",
+                "model": "alexnet",
                 "dimension": 4096,
                 "median_distance": 31.2,
             }

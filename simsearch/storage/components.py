@@ -60,7 +60,7 @@ def read(folder: Folder, sha256: str) -> Projection:
     return Projection(mean, axes)
 
 
-def of_meta(folder: Folder | None, meta: Meta) -> Projection | None:
+def read_recorded(folder: Folder | None, meta: Meta) -> Projection | None:
     """Reads an index's components; None if its features have none. Raises IndexDamagedError."""
     digest = meta.descriptor.get("components_sha256")
     if digest is None:
@@ -76,7 +76,7 @@ def apply(model: Model, folder: Folder | None, meta: Meta) -> Model:
     if not meta.descriptor:
         return base
     values = {key: value for key, value in meta.descriptor.items() if key != "components_sha256"}
-    found = DescriptorModel(base, Descriptor.from_dict(values), of_meta(folder, meta))
+    found = DescriptorModel(base, Descriptor.from_dict(values), read_recorded(folder, meta))
     if found.dimension != meta.dimension:
         place = "" if folder is None else f"{folder.path}: "
         message = f"{place}{meta.features} has {found.dimension} dimensions, not {meta.dimension}"

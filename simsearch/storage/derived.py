@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.common.atomic_files import is_partial
 from simsearch.errors import IndexDamagedError
 from simsearch.storage.feature_files import WITHOUT_HOLES, has_holes
-from simsearch.storage.folder import PARTIAL, error_for
+from simsearch.storage.folder import error_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,13 +115,13 @@ def _files(index: Folder) -> Iterator[tuple[Folder, str]]:
         if not index.exists(FOLDER):
             return
         for name in sorted(top.names()):
-            if name == WORK_FOLDER or name.endswith(PARTIAL):
+            if name == WORK_FOLDER or is_partial(name):
                 continue
             folder = top.child(name)
             if not folder.exists("."):
                 yield top, name
                 continue
-            yield from ((folder, each) for each in sorted(folder.names()) if not each.endswith(PARTIAL))
+            yield from ((folder, each) for each in sorted(folder.names()) if not is_partial(each))
     except OSError as error:
         raise error_for(index.path / FOLDER, error) from error
 

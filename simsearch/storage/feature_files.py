@@ -4,8 +4,8 @@ Row r is in file r // rows_per_shard. Each file starts with a header page, follo
 little-endian. A writer appends and syncs rows, then commits the number of rows in SQLite; rows beyond that number are
 left over from an interrupted write, and the next write overwrites them. Readers map the files.
 
-`compact` rewrites the files under names with the next epoch number, and deletes the old ones after its commit; names
-are never reused. Files that a reader of an earlier epoch has open stay readable.
+`compact` writes new files, named by the number of compactions, and deletes the old ones after its commit; names are
+never reused. Files that an earlier reader has open stay readable.
 """
 
 from __future__ import annotations
@@ -60,47 +60,47 @@ def allow_files(count: int) -> None:
 
 
 class FeatureFiles:
-    """The feature files of one index in one epoch. Reading is safe for several threads.
+    """The feature files of one index, from one compaction to the next. Reading is safe for several threads.
 
     folder: kept open, so that files of another index at the same path are never read or written.
     dimension: D.
     """
 
     def __init__(
-        self, folder: Folder | Path, dimension: int, rows_per_shard: int = ROWS_PER_SHARD, epoch: int = 0
+        self, folder: Folder | Path, dimension: int, rows_per_shard: int = ROWS_PER_SHARD, compactions: int = 0
     ) -> None:
         self.folder = folder if isinstance(folder, Folder) else Folder.at(folder)
-        self.dimension, self.rows_per_shard, self.epoch = dimension, rows_per_shard, epoch
+        self.dimension, self.rows_per_shard, self.compactions = dimension, rows_per_shard, compactions
         self.row_bytes = 2 * dimension
-        self._held: dict[int, int] = {}  # descriptors by shard
-        self._closed = weakref.finalize(self, _close, self._held)
-        self._held_rows = 0
+        self._descriptors: dict[int, int] = {}  # descriptors by shard
+        self._closed = weakref.finalize(self, _close, self._descriptors)
+        self._open_rows = 0
 
-    def at(self, epoch: int) -> FeatureFiles:
-        """Returns the files of another epoch."""
-        return FeatureFiles(self.folder, self.dimension, self.rows_per_shard, epoch)
+    def after(self, compactions: int) -> FeatureFiles:
+        """Returns the files after another number of compactions."""
+        return FeatureFiles(self.folder, self.dimension, self.rows_per_shard, compactions)
 
     def name(self, shard: int) -> str:
         """The name of a file in the folder."""
-        return f"{shard:06d}.{self.epoch}.f16" if self.epoch else f"{shard:06d}.f16"
+        return f"{shard:06d}.{self.compactions}.f16" if self.compactions else f"{shard:06d}.f16"
 
     def path(self, shard: int) -> Path:
         """The path of a file when the folder was opened, for messages."""
         return self.folder.path / self.name(shard)
 
-    def hold(self, rows: int) -> bool:
+    def keep_open(self, rows: int) -> bool:
         """Opens the files of the first `rows` rows, so that they stay readable after `compact` has deleted them.
 
         Returns False if a file cannot be opened. If the process runs into its open-file limit, none are kept open.
         Raises IndexDamagedError if large files have holes: scanning them would take far longer than their size on disk
         justifies, and simsearch makes none.
         """
-        if rows <= self._held_rows:
+        if rows <= self._open_rows:
             return True
         allow_files(_DESCRIPTORS * -(-rows // self.rows_per_shard) + 256)
         opened: dict[int, int] = {}
         for shard, _, _ in self.spans(0, rows):
-            if shard not in self._held:
+            if shard not in self._descriptors:
                 try:
                     opened[shard] = self.folder.open(self.name(shard))
                 except OSError as error:
@@ -109,8 +109,8 @@ class FeatureFiles:
                 if rows * self.row_bytes > WITHOUT_HOLES and has_holes(opened[shard]):
                     _close(opened)
                     raise IndexDamagedError(f"{self.path(shard)} has holes: most of it was never written")
-        self._held.update(opened)
-        self._held_rows = rows
+        self._descriptors.update(opened)
+        self._open_rows = rows
         return True
 
     def open(self, shard: int) -> int:
@@ -118,9 +118,9 @@ class FeatureFiles:
         try:
             return self.folder.open(self.name(shard))
         except FileNotFoundError:
-            if shard not in self._held:
+            if shard not in self._descriptors:
                 raise
-            return os.dup(self._held[shard])
+            return os.dup(self._descriptors[shard])
 
     def spans(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         """Splits the rows first..last-1 by file: (shard, first row within it, last row within it + 1)."""

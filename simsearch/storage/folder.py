@@ -9,21 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import stat
 import weakref
 from pathlib import Path
 
+from simsearch.common.atomic_files import replacing, sync_folder
 from simsearch.errors import IndexDamagedError, SimsearchError
 
 _FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EFBIG}
 """Errors that a file of a damaged index causes; all others come from the system."""
-
-PARTIAL = ".partial"
-"""The end of the names of files that are being written."""
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -132,7 +129,7 @@ class Folder:
         return tuple(found)
 
     @property
-    def through(self) -> Path:
+    def descriptor_path(self) -> Path:
         """A path that leads through the descriptor, for libraries that open files themselves.
 
         On systems without /proc, the current path of the folder. Raises FileNotFoundError.
@@ -202,19 +199,9 @@ class Folder:
 
     def write(self, name: str, data: bytes | memoryview, *more: bytes) -> None:
         """Replaces a file by `data`, followed by `more`, atomically and durably. Raises OSError."""
-        partial = f".{secrets.token_hex(8)}{PARTIAL}"
-        descriptor = self.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
-            with open(descriptor, "wb") as file:
-                for part in (data, *more):
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
-        except BaseException:
-            self.unlink(partial)
-            raise
-        self.sync()
+        with replacing(name, self.descriptor) as file:
+            for part in (data, *more):
+                file.write(part)
 
     def link(self, old: str, new: str) -> None:
         """Gives a file a second name. Raises OSError."""
@@ -234,11 +221,7 @@ class Folder:
 
     def sync(self) -> None:
         """Syncs the folder to disk, so that new file names survive a power failure. Raises OSError."""
-        descriptor = self._open_itself()
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(".", self.descriptor)
 
     def _open_itself(self) -> int:
         """Opens the folder for listing and syncing; the caller closes the descriptor. Raises OSError."""

@@ -7,31 +7,25 @@ replaced while it is open can still be read completely, and nothing is written t
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import stat
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from simsearch.common.milvus_address import is_address
-from simsearch.errors import IndexDamagedError, IndexNotFoundError, IndexReplacedError, SimsearchError, UsageError
+from simsearch.errors import IndexNotFoundError, IndexReplacedError, SimsearchError, UsageError
 from simsearch.images.sources.resolve import RecordedSource, Sources
 from simsearch.models import registry
-from simsearch.models.descriptors import REFERENCE
-from simsearch.storage import components
 from simsearch.storage import roots as source_roots
 from simsearch.storage.database import Database
 from simsearch.storage.feature_files import FeatureFiles
-from simsearch.storage.folder import PARTIAL, Folder, error_for, identity_of
+from simsearch.storage.folder import Folder, error_for, identity_of
 from simsearch.storage.lock import writer_lock
 from simsearch.storage.meta import Meta
+from simsearch.storage.protocols import OpenIndex
 from simsearch.storage.reader import Reader, SourceRow
-from simsearch.version import __version__
-
-if TYPE_CHECKING:
-    from simsearch.models.base import Model
 
 DATABASE = "items.sqlite"
 
@@ -73,7 +67,7 @@ class Index:
             self.database = Database(self.path / DATABASE, shards=shards, folder=self.folder)
             opened.callback(self.database.close)
             self.identity: Identity = (*self.folder.identity, *features.identity, *self.database.identity)
-            self.database.hold()
+            self.database.keep_readable()
             self._lock = threading.Lock()
             self._sources: tuple[int, Sources] = -1, Sources()
             with self.reading() as reader:
@@ -139,7 +133,7 @@ class Index:
 
     def root_of(self, row: SourceRow) -> str:
         """Returns the location of a source: as given by `roots`, as recorded, or moved along with the index."""
-        return source_roots.of(row, self.roots, self.path)
+        return source_roots.location_of(row, self.roots, self.path)
 
     def sources(self, reader: Reader) -> Sources:
         """Returns the sources by number, as of the reader's snapshot; open containers stay open."""
@@ -158,7 +152,7 @@ class Index:
         """Describes the index in plain JSON values."""
         with self.reading() as reader:
             opened = self.sources(reader)
-            counts = reader.counts()
+            counts = reader.count_by_source()
             meta = self.meta
             return {
                 "path": os.fspath(self.path),
@@ -173,7 +167,7 @@ class Index:
                 "storage": meta.storage,
                 "engine": meta.engine,
                 "search": meta.search,
-                "bytes": _size(self.folder.through),
+                "bytes": _size(self.folder.descriptor_path),
                 "rows": reader.state("rows"),
                 "recipe": meta.recipe,
                 "created": meta.created,
@@ -250,80 +244,21 @@ class Index:
                     self.database.relocate(row.id, os.path.abspath(root), self.path.absolute())
 
 
+def on_disk(opened: OpenIndex) -> Index:
+    """Returns an open index that can be changed. Raises UsageError for a Milvus collection."""
+    if isinstance(opened, Index):
+        return opened
+    raise UsageError(
+        f"{opened.path} is not changed in place", hint="change the index that it was pushed from, and push again"
+    )
+
+
 def identity_at(path: Path) -> Identity | None:
     """Returns the identity of the index at a path; None if there is none or it is incomplete."""
     folder, database = identity_of(path), identity_of(path / DATABASE)
     if (0, 0) in (folder, database, identity_of(path / "meta.json")):
         return None
     return *folder, *identity_of(path / "features"), *database
-
-
-def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
-    """Creates an empty index for a model, or completes an incomplete one; returns False if it exists already.
-
-    features: the name of the features, if the model is a `DescriptorModel`.
-    Raises UsageError if there is something else at the path.
-    """
-    if path.exists() and (not path.is_dir() or any(not _is_index_file(child.name) for child in path.iterdir())):
-        if (path / "meta.json").exists():
-            return False
-        raise UsageError(f"{path} exists and is not an index", hint="give another path with -i/--index")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        folder = Folder.at(path)
-        with writer_lock(folder):
-            if folder.exists("meta.json"):
-                return False
-            if folder.exists(DATABASE) and _holds_items(path, folder):
-                raise IndexDamagedError(f"{path / 'meta.json'} is missing, but the index has items")
-            folder.child("features", create=True)
-            Database(path / DATABASE, create=True, folder=folder).close()
-            recipe = components.record(folder, model)
-            Meta(
-                features=features,
-                descriptor=recipe,
-                model=model.name,
-                weights_sha256=model.weights_sha256,
-                recipe=model.recipe.to_dict(),
-                dimension=model.dimension,
-                engine=model.engine,
-                simsearch=__version__,
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                distances=list(model.distances),
-            ).write(folder)
-    except OSError as error:
-        raise UsageError(f"the index {path} cannot be created: {error.strerror}") from error
-    return True
-
-
-def discard(index: Index) -> None:
-    """Deletes an empty index that `create` has just made; other files in its folder are kept."""
-    with writer_lock(index.folder):
-        if len(index) or index.identity_now() != index.identity:  # used by another process, or replaced, meanwhile
-            return
-        index.close()
-        for name in index.folder.names():
-            if name == "meta.json" or _is_index_file(name):
-                index.folder.remove(name)
-    if identity_of(index.path) == index.folder.identity:
-        with contextlib.suppress(OSError):
-            index.path.rmdir()
-
-
-def _holds_items(path: Path, folder: Folder) -> bool:
-    store = Database(path / DATABASE, folder=folder)
-    try:
-        with store.reading() as reader:
-            return reader.count() > 0
-    except IndexDamagedError:  # incomplete: it has no tables
-        return False
-    finally:
-        store.close()
-
-
-def _is_index_file(name: str) -> bool:
-    known = {"features", "derived", "writer.lock", components.FILE}
-    return name in known or name.startswith(DATABASE) or (name.startswith(".") and name.endswith(PARTIAL))
 
 
 def _size(folder: Path) -> int:

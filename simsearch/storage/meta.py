@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from simsearch.common import outside_json
-from simsearch.errors import IndexDamagedError, IndexNotFoundError, UsageError, WeightsError
+from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchError, UsageError, WeightsError
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.storage.feature_files import ROWS_PER_SHARD
 from simsearch.storage.folder import Folder, error_for
@@ -70,6 +70,10 @@ class Meta:
         try:
             opened = folder if isinstance(folder, Folder) else Folder.at(folder)
             return cls.of(outside_json.parse(opened.read("meta.json", LIMIT)), place)
+        except WeightsError as error:  # of the preprocessing
+            raise IndexDamagedError(f"{path}: {error}") from error
+        except SimsearchError:
+            raise
         except FileNotFoundError:
             if _has_features(folder):
                 raise IndexDamagedError(f"{path} is missing, but there are feature files") from None
@@ -81,7 +85,7 @@ class Meta:
             raise error_for(path, error) from error
         except KeyError as error:
             raise IndexDamagedError(f"{path}: {error} is missing") from error
-        except (ValueError, TypeError, OverflowError, WeightsError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise IndexDamagedError(f"{path}: {error}") from error
 
     @classmethod

@@ -39,7 +39,7 @@ class IndexModel:
         self.index, self.device = index, device
         self._lock = threading.RLock()
         self._model: Model | None = None
-        self.name = index.meta.model
+        self.name = registry.current_name(index.meta.model)
         if isinstance(model, str):
             self.name = model
             if not model.startswith(registry.TORCHVISION):
@@ -106,6 +106,13 @@ class IndexModel:
     def _check(self, name: str, digest: str) -> None:
         meta = self.index.meta
         if digest != meta.weights_sha256 and registry.sha256_before_ranges(name) != meta.weights_sha256:
+            if name in registry.BUILTIN and name == registry.current_name(meta.model):
+                raise ModelMismatchError(
+                    f"the index {self.index.path} was made by former weights of {name}, {meta.weights_sha256};"
+                    f" this version has {digest}",
+                    hint="build a new index, or give the former weights with --model FILE; id:N, info, duplicates and"
+                    " export need neither",
+                )
             raise ModelMismatchError(
                 f"the index {self.index.path} was made by model {meta.model} with weights {meta.weights_sha256},"
                 f" but {name} has weights {digest}",

@@ -54,9 +54,11 @@ class _Budget:
         return self.steps > STEPS and self.steps > STEPS + _bytes_on_disk(self.path) // STEP_BYTES
 
 
-def connect(name: str, path: Path, **options: Any) -> Connection:
-    """Connects to a database that is not trusted. name: a path or URI, of the file at `path`. Raises sqlite3.Error."""
-    connection = sqlite3.connect(name, factory=Connection, **options)
+def connect(uri: str, path: Path) -> Connection:
+    """Connects to a database that is not trusted. uri: of the file at `path`. Raises sqlite3.Error."""
+    connection = sqlite3.connect(
+        uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False, factory=Connection
+    )
     connection.budget = _Budget(path)
     try:
         connection.set_progress_handler(connection.budget.exceeded, STEP)

@@ -1,6 +1,6 @@
 """The parts of an index that searches and reports use, so that a Milvus collection can take the place of files.
 
-`Index` and its readers implement them, and so do the classes of `simsearch.cluster.milvus.engine`, where the id of an
+`Index` and its readers implement them, and so do the classes of `simsearch.cluster.milvus.index`, where the id of an
 item is its row.
 
 Letters: nq queries, k neighbours, n rows, D dimension.
@@ -47,7 +47,7 @@ class ItemReader(Protocol):
 
     def count(self) -> int: ...
 
-    def counts(self) -> dict[int, int]: ...
+    def count_by_source(self) -> dict[int, int]: ...
 
     def sources(self) -> list[SourceRow]: ...
 
@@ -61,7 +61,7 @@ class ItemReader(Protocol):
 
     def items_at(self, rows: Sequence[int]) -> dict[int, Item]: ...
 
-    def ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+    def ids_and_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
 
     def ids_at(self, rows: NDArray[np.int64]) -> dict[int, int]: ...
 
@@ -117,7 +117,7 @@ class SearchSnapshot(Protocol):
 
 
 class OpenIndex(Protocol):
-    """An index that is open: on disk (`storage.index.Index`) or in Milvus (`engine.MilvusIndex`)."""
+    """An index that is open: on disk (`storage.index.Index`) or in Milvus (`milvus.index.MilvusIndex`)."""
 
     @property
     def path(self) -> Path | Any: ...

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from simsearch.common import outside_json
-from simsearch.errors import IndexDamagedError, ItemNotFoundError, UsageError
+from simsearch.errors import IndexDamagedError, ItemNotFoundError, SimsearchError, UsageError
 from simsearch.storage.filters import Condition
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Reader:
         """Raises IndexDamagedError for values that cannot be converted."""
         try:
             yield
+        except SimsearchError:
+            raise
         except (TypeError, ValueError) as error:
             raise IndexDamagedError(f"{self._path}: {what} cannot be read: {error}") from error
 
@@ -83,7 +85,7 @@ class Reader:
             raise IndexDamagedError(f"{self._path}: the state {key!r} is {str(value)[:40]!r}")
         return value
 
-    def epoch(self) -> int:
+    def compactions(self) -> int:
         """Returns the number of compactions so far."""
         found = self._connection.execute("SELECT value FROM state WHERE key = 'epoch'").fetchone()
         return 0 if found is None else self._state_value("epoch", found[0])
@@ -117,7 +119,7 @@ class Reader:
         found = self._connection.execute("SELECT 1 FROM items WHERE source = ? LIMIT 1", (source,)).fetchone()
         return found is not None
 
-    def counts(self) -> dict[int, int]:
+    def count_by_source(self) -> dict[int, int]:
         """The number of items of each source."""
         return dict(self._connection.execute("SELECT source, count(*) FROM items GROUP BY source").fetchall())
 
@@ -175,7 +177,7 @@ class Reader:
             raise IndexDamagedError(f"{self._path}: no item owns row {row} of the features")
         return found
 
-    def content(self, digest: bytes) -> tuple[int, int, int] | None:
+    def find_content(self, digest: bytes) -> tuple[int, int, int] | None:
         """Returns (row, width, height) of an image by the SHA-256 of its file; None if it is not in the index."""
         query = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
         found: tuple[int, int, int] | None = self._connection.execute(query, (digest,)).fetchone()
@@ -183,7 +185,7 @@ class Reader:
 
     def row_of(self, digest: bytes) -> int | None:
         """Returns the row of an image by the SHA-256 of its file; None if it is not in the index."""
-        found = self.content(digest)
+        found = self.find_content(digest)
         return None if found is None else found[0]
 
     def rows(self, conditions: Iterable[Condition] = ()) -> NDArray[np.int64]:
@@ -207,7 +209,7 @@ class Reader:
             raise IndexDamagedError(f"{self._path}: two items own the same row")
         return found
 
-    def ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def ids_and_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns the ids and rows of all items, (n,) each, sorted by id."""
         rows = self._connection.execute("SELECT id, row FROM items ORDER BY id").fetchall()
         with self._report_damage("an item's row"):

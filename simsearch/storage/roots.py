@@ -28,7 +28,7 @@ def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
             raise UsageError(f"no file or folder at {new}")
 
 
-def of(row: SourceRow, roots: Mapping[str, str], index: Path) -> str:
+def location_of(row: SourceRow, roots: Mapping[str, str], index: Path) -> str:
     """Returns the location of a source: as given by `roots`, as recorded, or moved along with the index."""
     if roots:
         return roots.get(row.root, roots.get("", row.root))

@@ -40,16 +40,16 @@ def verify(index: OpenIndex, progress: Callable[[int, int], None] = lambda done,
             f"{index.path} has no files to verify", hint="`simsearch push` compares a collection with its index"
         )
     while True:
-        epoch, verdict = _verified(index, progress)
-        if not verdict.problems or epoch == index.feature_files.epoch:
-            return verdict
+        compactions, report = _verified(index, progress)
+        if not report.problems or compactions == index.feature_files.compactions:
+            return report
 
 
 def _verified(index: Index, progress: Callable[[int, int], None]) -> tuple[int, VerifyReport]:
     with index.reading() as reader:
         problems = [f"items.sqlite: {line}" for line in reader.integrity()]
         try:
-            components.of_meta(index.folder, index.meta)
+            components.read_recorded(index.folder, index.meta)
         except IndexDamagedError as error:
             problems.append(str(error))
         items, rows = reader.count(), reader.state("rows")
@@ -80,7 +80,7 @@ def _verified(index: Index, progress: Callable[[int, int], None]) -> tuple[int, 
             problems += _check_shard(reader, shard)
             if not reader.shards.folder.exists(reader.shards.name(shard)):
                 break
-    return reader.shards.epoch, VerifyReport(items, rows, checked, tuple(dict.fromkeys(problems)))
+    return reader.shards.compactions, VerifyReport(items, rows, checked, tuple(dict.fromkeys(problems)))
 
 
 def _check_shard(reader: Reader, shard: int) -> list[str]:

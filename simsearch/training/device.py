@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ def compile_with_fallback(
     If the first call fails (no compiler, for example), runs it uncompiled.
     """
     forward: Callable[[Tensor], Any] | None = None
+    for name in ("torch.utils.cpp_extension", "torch._inductor", "torch._dynamo"):  # what they warn of is no fault
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     def call(x: Tensor) -> Any:
         nonlocal forward

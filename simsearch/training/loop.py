@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 LOG_INTERVAL = 50
 """Steps between two rows of the log."""
 
+WORTH_COMPILING = 2_500
+"""Images seen in a training on the CPU from which compiling, some 60 s, is made good by faster steps."""
+
 STOP_INTERVAL = 10
 """Steps between two checks of `stop` if there are several processes, since each check waits for the GPU."""
 
@@ -85,6 +88,7 @@ def train(
     facts: JSON values stored with the checkpoint; they must be the same when it is resumed.
     log: gets rows with an `event`: "resume" (step), "step" (every 50: step, epoch, loss, top1 and top5 from 0 to 1,
         rate in images/s, learning_rate, left in seconds), "epoch" (with validation: top1, top5), "note" (text).
+        There is no top5 with fewer than ten classes.
     stop: when it returns true, a checkpoint is written and TrainingInterruptedError raised.
 
     Raises SimsearchError if the loss becomes NaN or infinite, or if the memory does not hold a batch; the last
@@ -141,9 +145,14 @@ def _prepare_forward(training: TrainingState, world: ProcessGroup, log: Log) -> 
         outputs = nn.parallel.DistributedDataParallel(outputs, device_ids=[training.device.index] if cuda else None)
     if not training.config.compile:
         return outputs
+    images = training.steps * training.config.batch_size
+    if training.device.type == "cpu" and images < WORTH_COMPILING:
+        log({"event": "note", "text": f"not compiled, since that takes longer than training on {images:,} images does"})
+        return outputs
     if training.device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         log({"event": "note", "text": "no C++ compiler was found; training goes on uncompiled, and slower"})
         return outputs
+    log({"event": "note", "text": "compiling the network; the first step takes a minute or so"})
     return compile_with_fallback(outputs, log)
 
 
@@ -273,8 +282,7 @@ def _row(training: TrainingState, world: ProcessGroup, rate: _Rate) -> dict[str,
         "steps": training.steps,
         "epoch": round(state.step / training.steps_per_epoch, 3),
         "loss": round(loss, 5),
-        "top1": round(top1, 4),
-        "top5": round(top5, 4),
+        **_scores(training.network, round(top1, 4), round(top5, 4)),
         "rate": round(speed, 1),
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "left": round(left),
@@ -297,7 +305,7 @@ def accuracy(
     mixed: Callable[[], Any] = contextlib.nullcontext,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """Returns top-1 and top-5 accuracy on the centre patches, each from 0 to 1.
+    """Returns top-1 accuracy and, for ten classes and more, top-5 accuracy on the centre patches, each from 0 to 1.
 
     world: the processes that share the work; each of them gets the result. mixed: makes the autocast context.
     """
@@ -314,4 +322,9 @@ def accuracy(
         found = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         hits += torch.stack([found[:, 0].sum(), found.sum()])
     top1, top5 = (world.total(hits) / len(data)).tolist()
-    return {"top1": top1, "top5": top5}
+    return _scores(network, top1, top5)
+
+
+def _scores(network: Network, top1: float, top5: float) -> dict[str, float]:
+    """Names the two scores; below ten classes there is no top-5, since a blind guess would be right half the time."""
+    return {"top1": top1} | ({"top5": top5} if network.config.num_classes >= 10 else {})

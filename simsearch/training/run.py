@@ -81,12 +81,12 @@ def fit(
     if not world.rank:
         world.wait()
     colour = colour_of(job.architecture, data, start)
-    recipe = replace(recipe, mean=_three(colour.mean), std=_three(colour.std))
+    recipe = replace(recipe, mean=_as_rgb(colour.mean), std=_as_rgb(colour.std))
     torch.manual_seed(job.config.seed)
     network, arguments = build(job, data.classes, start)
     checkpoint = job.beside(".checkpoint")
     journal = TrainingLog(job.beside(".jsonl") if not world.rank else None, job.resume and checkpoint.exists(), log)
-    with _drawn(journal, job.beside(".png")):
+    with _drawing_curve(journal, job.beside(".png")):
         seconds = train(
             data,
             network,
@@ -100,7 +100,9 @@ def fit(
             log=journal,
             stop=stop,
         )
-    card = weights.ModelCard(job.architecture, arguments, recipe, _named(job, data.classes), labels=data.classes)
+    card = weights.ModelCard(
+        job.architecture, arguments, recipe, _display_names(job, data.classes), labels=data.classes
+    )
     card = replace(card, training=_summary(job, data, validation, start, seconds))
     report = TrainingReport(job.output, len(data), len(data.classes), {}, seconds, 0)
     if not world.rank:
@@ -114,7 +116,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _drawn(journal: TrainingLog, path: Path) -> Iterator[None]:
+def _drawing_curve(journal: TrainingLog, path: Path) -> Iterator[None]:
     """Draws the learning curve after the training, even if it failed; an error of the training is never hidden."""
     try:
         yield
@@ -278,12 +280,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _three(values: torch.Tensor) -> tuple[float, float, float]:
+def _as_rgb(values: torch.Tensor) -> tuple[float, float, float]:
     red, green, blue = values.tolist()
     return red, green, blue
 
 
-def _named(job: TrainingJob, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _display_names(job: TrainingJob, classes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple((job.names or {}).get(label, label) for label in classes)
 
 

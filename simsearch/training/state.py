@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from simsearch.common.atomic_files import delete_abandoned, replacing
 from simsearch.errors import SimsearchError, UsageError
 from simsearch.training.compression import Compressor
 
@@ -127,12 +127,11 @@ class TrainingState:
             "average": self.average,
             "plain": json.dumps(plain),
         }
-        partial = path.with_name(path.name + ".partial")
         try:
-            torch.save(content, partial)
-            os.replace(partial, path)
+            delete_abandoned(path.parent)
+            with replacing(path) as file:
+                torch.save(content, Path(file.name))
         except (RuntimeError, OSError) as error:  # the message from torch gives no reason
-            partial.unlink(missing_ok=True)
             raise SimsearchError(f"{path} cannot be written; is the disk full?") from error
 
     def restore(self, path: Path, facts: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from simsearch.errors import (
     UnavailableError,
     UsageError,
 )
+from simsearch.installation import install_line, install_packages_line
 from simsearch.storage.filters import Condition
 from tests.helpers.filler import Filler
 from tests.helpers.models import Colours
@@ -138,11 +139,11 @@ def test_without_the_extra_the_pip_line(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "milvus_lite", None)
     with pytest.raises(MissingExtraError) as caught:
         simsearch.open(f"milvus://{tmp_path}/a.db")
-    assert caught.value.hint == "pip install --no-deps milvus-lite pyarrow"
+    assert caught.value.hint == install_packages_line("--no-deps milvus-lite pyarrow")
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     result = simsearch_command("query", "id:1", "-i", "milvus://host/c")
     assert result.exit_code == 2
-    assert result.output.splitlines()[-1] == "hint: pip install 'simsearch[cluster]'"
+    assert result.output.splitlines()[-1] == "hint: " + install_line("cluster")
 
 
 def test_mismatches_are_refused(filler: Filler, tmp_path: Path) -> None:

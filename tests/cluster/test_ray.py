@@ -23,11 +23,14 @@ import simsearch
 from simsearch import api
 from simsearch.cli.main import main
 from simsearch.cluster import work as cluster_work
-from simsearch.cluster.ray import RayCluster, RayWorker, on_ray
+from simsearch.cluster.extractor import ClusterExtractor
+from simsearch.cluster.ray import on_ray
 from simsearch.cluster.work import WorkFolder, WorkItem
+from simsearch.cluster.worker import Worker
 from simsearch.engine import Engine
 from simsearch.errors import ModelMismatchError, SimsearchError, UnavailableError, UsageError
 from simsearch.indexing import options as indexing_options
+from simsearch.installation import install_line
 from simsearch.storage.verify import verify
 from tests.helpers.data import DATA
 from tests.helpers.filler import Filler
@@ -65,11 +68,11 @@ def content(path: Path) -> dict[str, Any]:
         }
 
 
-def here(count: Callable[[int], None] = lambda chunk: None) -> RayCluster:
+def here(count: Callable[[int], None] = lambda chunk: None) -> ClusterExtractor:
     """A cluster of one worker in this process. count: called with each chunk that is computed."""
 
     def run(work: WorkFolder, chunks: Sequence[int]) -> Iterator[int]:
-        worker = RayWorker(str(work.folder), "cpu", 2)
+        worker = Worker(str(work.folder), "cpu", 2)
         worker.ready()
         for chunk in chunks:
             if work.read(chunk) is None:
@@ -77,7 +80,7 @@ def here(count: Callable[[int], None] = lambda chunk: None) -> RayCluster:
             worker.compute(chunk)
             yield chunk
 
-    return RayCluster(run)
+    return ClusterExtractor(run)
 
 
 def build(source: Path, path: Path, model: Path, **options: Any) -> indexing_options.Summary:
@@ -127,7 +130,7 @@ def test_an_interrupted_build_is_continued(
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(pictures, tmp_path / "away", tiny_weights, extractor=RayCluster(dying))
+        build(pictures, tmp_path / "away", tiny_weights, extractor=ClusterExtractor(dying))
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "away" / "derived" / "work").glob("*.npz")}
     assert len(done) == last + 1
     (tmp_path / "away" / "derived" / "work" / "000000.npz").write_bytes(b"torn")  # as no write of ours leaves it
@@ -151,7 +154,7 @@ def test_a_copy_outlives_what_it_is_a_copy_of(pictures: Path, tmp_path: Path, ti
 
     (pictures / "a" / "copy.png").write_bytes((pictures / "a" / "00.png").read_bytes())
     with pytest.raises(KeyboardInterrupt):
-        build(pictures, tmp_path / "away", tiny_weights, extractor=RayCluster(dying))
+        build(pictures, tmp_path / "away", tiny_weights, extractor=ClusterExtractor(dying))
     (pictures / "a" / "00.png").unlink()
     build(pictures, tmp_path / "away", tiny_weights, extractor=here())
     with Engine(tmp_path / "away") as engine:
@@ -164,7 +167,7 @@ def test_shares_are_written_whole(tmp_path: Path) -> None:
     from simsearch.indexing.load import LoadedImage
 
     items = [WorkItem(0, f"{n}\udcff", n, n) for n in range(600)]
-    work = WorkFolder.freeze(tmp_path / "work", "name", "aa", [("folder", "/x\udcff")], items, 0)
+    work = WorkFolder.create(tmp_path / "work", "name", "aa", [("folder", "/x\udcff")], items, 0)
     found = WorkFolder.open(tmp_path / "work")
     assert found is not None
     assert (found.info, found.items(), len(found)) == (work.info, items, 3)
@@ -187,9 +190,9 @@ def test_shares_are_written_whole(tmp_path: Path) -> None:
 
 
 def test_another_model_on_a_node_is_refused(pictures: Path, tmp_path: Path, tiny_weights: Path) -> None:
-    work = WorkFolder.freeze(tmp_path / "work", str(tiny_weights), "f" * 64, [("folder", str(pictures))], [], 0)
+    work = WorkFolder.create(tmp_path / "work", str(tiny_weights), "f" * 64, [("folder", str(pictures))], [], 0)
     with pytest.raises(ModelMismatchError, match="f" * 64):
-        RayWorker(str(work.folder), "cpu", None).ready()
+        Worker(str(work.folder), "cpu", None).ready()
 
 
 @pytest.mark.parametrize("where", ["ray:", "ray://", "ray://host", "raya", "ray://host:x", "dask://host:1"])
@@ -204,7 +207,7 @@ def test_without_ray_the_pip_line(pictures: Path, tmp_path: Path, tiny_weights: 
         main, ["build", str(pictures), "--on", "ray", "-i", str(tmp_path / "index"), "--model", str(tiny_weights)]
     )
     assert result.exit_code == 2
-    assert "pip install 'simsearch[cluster]'" in result.output
+    assert install_line("cluster") in result.output
 
 
 def test_ray_that_is_away(pictures: Path, tmp_path: Path, tiny_weights: Path) -> None:

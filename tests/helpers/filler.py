@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.engine import Engine
+from simsearch.storage.creation import create
 from simsearch.storage.database import Changes
-from simsearch.storage.index import create
 from simsearch.storage.reader import Item
 from tests.helpers.models import Colours
 

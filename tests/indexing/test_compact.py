@@ -54,7 +54,7 @@ def holed(path: Path, n: int = 150, first: int = 70) -> tuple[Filler, np.ndarray
 def content(engine: Engine) -> dict[int, list[float]]:
     """Returns the features of each item."""
     with engine.reading() as reader:
-        ids, rows = reader.ids()
+        ids, rows = reader.ids_and_rows()
         return dict(zip(ids.tolist(), engine.snapshot(reader).flat.read(rows).tolist(), strict=True))
 
 
@@ -109,9 +109,9 @@ def test_readers_go_on_with_what_they_hold(tmp_path: Path) -> None:
             compact_compact(filler.engine.index)
             filler.rows = len(before)
             filler.add(np.zeros((PER, D)))
-            ids, rows = reader.ids()
+            ids, rows = reader.ids_and_rows()
             snapshot = reading.snapshot(reader)
-            assert isinstance(snapshot.flat, FlatIndex) and snapshot.flat.shards.epoch == 0
+            assert isinstance(snapshot.flat, FlatIndex) and snapshot.flat.shards.compactions == 0
             assert dict(zip(ids.tolist(), snapshot.flat.read(rows).tolist(), strict=True)) == before
             assert reader.shards.read(rows).tolist() == list(before.values())
             first, count, checksum = reader.blocks()[-1]
@@ -127,17 +127,17 @@ def test_late_reader_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     before = content(filler.engine)
     late = Engine(filler.path, model=filler.model)
     late.index.database._shards = feature_files.FeatureFiles(filler.path / "features", D, PER)  # nothing mapped yet
-    hold, calls = feature_files.FeatureFiles.hold, []
+    hold, calls = feature_files.FeatureFiles.keep_open, []
 
     def slow(self: feature_files.FeatureFiles, rows: int) -> bool:
-        calls.append(self.epoch)
-        monkeypatch.setattr(feature_files.FeatureFiles, "hold", hold)
+        calls.append(self.compactions)
+        monkeypatch.setattr(feature_files.FeatureFiles, "keep_open", hold)
         compact_compact(filler.engine.index)
         return hold(self, rows)
 
-    monkeypatch.setattr(feature_files.FeatureFiles, "hold", slow)
+    monkeypatch.setattr(feature_files.FeatureFiles, "keep_open", slow)
     assert content(late) == before
-    assert calls == [0] and late.shards.epoch == 1
+    assert calls == [0] and late.shards.compactions == 1
 
 
 def test_searches_beside_compactions(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_searches_beside_compactions(tmp_path: Path) -> None:
         finally:
             over.set()
         assert all(count.result() > 0 for count in counts)
-    assert verify(filler.engine.index).problems == () and filler.engine.shards.epoch == 12
+    assert verify(filler.engine.index).problems == () and filler.engine.shards.compactions == 12
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_damage_is_not_given_a_new_checksum(tmp_path: Path) -> None:
     file.write_bytes(data)
     with pytest.raises(IndexDamagedError, match="checksum"):
         compact_compact(filler.engine.index)
-    assert filler.engine.shards.epoch == 0
+    assert filler.engine.shards.compactions == 0
     assert {f"00000{n}.f16" for n in range(5)} <= set(names(filler.path))
 
 
@@ -255,7 +255,7 @@ def test_a_full_disk_is_not_filled_further(tmp_path: Path, monkeypatch: pytest.M
 
 def test_without_descriptors_nothing_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filler, _ = holed(tmp_path / "index")
-    shards, opened = filler.engine.shards.at(0), os.open
+    shards, opened = filler.engine.shards.after(0), os.open
 
     def refused(path: Path, *arguments: int, **options: int) -> int:
         if str(path).endswith("2.f16"):
@@ -263,10 +263,10 @@ def test_without_descriptors_nothing_is_held(tmp_path: Path, monkeypatch: pytest
         return opened(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", refused)
-    assert shards.hold(filler.rows)
+    assert shards.keep_open(filler.rows)
     monkeypatch.undo()
-    assert not shards._held
-    assert shards.hold(filler.rows) and shards._held
+    assert not shards._descriptors
+    assert shards.keep_open(filler.rows) and shards._descriptors
 
 
 def test_one_writer(tmp_path: Path) -> None:
@@ -337,12 +337,12 @@ def harness(folder: Path, times: int, seed: int) -> None:
         with Engine(index, model=filler.model) as engine:
             assert verify(engine.index).problems == ()
             assert content(engine) == before
-            epoch = engine.shards.epoch
+            compactions = engine.shards.compactions
             done = compact_compact(engine.index)
-            assert (done.removed > 0) == (epoch == 0)
+            assert (done.removed > 0) == (compactions == 0)
             assert content(engine) == before and verify(engine.index).problems == ()
             assert names(index) == names(folder / "counted")
-        rounds.append(epoch)
+        rounds.append(compactions)
     print(json.dumps(rounds))
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from simsearch.images.samples import generate
 from simsearch.indexing import options as indexing_options
 from simsearch.models import base, load, registry
 from simsearch.storage.verify import verify
+from tests.helpers.encoded import encoded, png
 from tests.helpers.models import CellModel
 
 GOOD, ODD = 100, 200
@@ -48,23 +47,6 @@ def picture(seed: int, size: tuple[int, int] = (48, 32)) -> Image.Image:
     """Returns a smooth picture of random colours, different for each seed."""
     colours = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """Returns a PNG made by hand, since Pillow writes neither decompression bombs nor 16-bit colours."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def turned(image: Image.Image, orientation: int) -> bytes:

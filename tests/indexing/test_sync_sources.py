@@ -18,7 +18,7 @@ from simsearch.errors import (
     SimsearchError,
     UsageError,
 )
-from simsearch.storage.database import Database
+from simsearch.storage.connections import Connections
 from simsearch.storage.verify import verify
 from tests.helpers.models import Colours
 from tests.helpers.pictures import CLASSES, EACH, draw
@@ -92,18 +92,18 @@ def test_any_order_of_overlapping_sources(photos: Path, index: Path, colours: Co
 def test_failing_while_absorbing(build: Any, photos: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process killed while a source absorbs another leaves both or one, but never an image twice."""
     build(photos / "blue")
-    connect = Database._connect
+    connect = Connections.connect
 
     def deny(action: int, table: str | None, *_: Any) -> int:
         return sqlite3.SQLITE_DENY if (action, table) == (sqlite3.SQLITE_DELETE, "sources") else sqlite3.SQLITE_OK
 
-    def guarded(store: Database, *mode: str) -> sqlite3.Connection:
-        connection = connect(store, *mode)
+    def guarded(connections: Connections, *mode: str) -> sqlite3.Connection:
+        connection = connect(connections, *mode)
         connection.set_authorizer(deny)
         return connection
 
     with monkeypatch.context() as patch:
-        patch.setattr(Database, "_connect", guarded)
+        patch.setattr(Connections, "connect", guarded)
         with pytest.raises(SimsearchError, match="not authorized"):
             build(photos)
     build()

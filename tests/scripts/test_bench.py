@@ -18,7 +18,7 @@ def test_bench_cold(tmp_path):
     command = [sys.executable, str(script), picture, "-i", str(index), "--times", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "load alexnet-distilled" in done.stdout
+    assert "load alexnet (onnx" in done.stdout
     assert "session made" in done.stdout
     assert "median of the ratios" in done.stdout
     assert "[imports: none]" in done.stdout

@@ -131,7 +131,7 @@ def test_weights_go_on_where_they_were_stopped(tmp_path):
         str(SCRIPTS / "reproduce" / "weights.py"),
         str(data),
         "--only",
-        "alexnet",
+        "alexnet-labels",
         "--image-size",
         "63",
     ]

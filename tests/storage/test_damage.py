@@ -23,9 +23,9 @@ from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchError, UsageError
 from simsearch.indexing import sync
+from simsearch.storage.creation import create
 from simsearch.storage.export import export_npy
 from simsearch.storage.feature_files import PREAMBLE
-from simsearch.storage.index import create
 from simsearch.storage.verify import verify
 from tests.helpers.data import ROOT
 from tests.helpers.filler import Filler, Wide

@@ -31,6 +31,14 @@ def run(data, path, config=FAST, network=None, **extra):
     return network, rows
 
 
+def interrupted(data, path):
+    """Stops a run at its second step and returns the checkpoint."""
+    steps = iter(range(1, 100))
+    with pytest.raises(TrainingInterruptedError):
+        run(data, path, stop=lambda: next(steps) == 2)
+    return path.read_bytes()
+
+
 def precision(network, data):
     return retrieval(LabelledFeatures(publish.features_of(network, data, ColourStats.of(data.pixels)), data.labels))[
         "P@6"
@@ -94,10 +102,7 @@ def test_other_settings_are_not_resumed(data, tmp_path):
 
 
 def test_nan_loss_is_error_and_keeps_checkpoint(data, tmp_path):
-    steps = iter(range(1, 100))
-    with pytest.raises(TrainingInterruptedError):
-        run(data, tmp_path / "c", stop=lambda: next(steps) == 2)
-    before = (tmp_path / "c").read_bytes()
+    before = interrupted(data, tmp_path / "c")
     bad = fresh()
     with torch.no_grad():
         bad.classifier.weight.fill_(float("nan"))
@@ -140,10 +145,7 @@ def test_other_failures_are_not_out_of_memory(data, tmp_path, monkeypatch):
 
 def test_nan_weights_are_never_saved(data, tmp_path):
     """The loss of the step was still finite."""
-    steps = iter(range(1, 100))
-    with pytest.raises(TrainingInterruptedError):
-        run(data, tmp_path / "c", stop=lambda: next(steps) == 2)
-    before = (tmp_path / "c").read_bytes()
+    before = interrupted(data, tmp_path / "c")
     bad = fresh()
     bad.classifier.weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(SimsearchError, match="a weight is NaN or infinite at step 1"):

@@ -1,4 +1,4 @@
-"""Copies an index into a Milvus collection, where `simsearch.cluster.milvus.engine` searches it.
+"""Copies an index into a Milvus collection, where `simsearch.cluster.milvus.index` searches it.
 
 Only differences are sent. Each row has a hash of its content, `mark`: a push reads the ids and hashes, deletes the rows
 that the index no longer has, and sends those with another hash. So an interrupted push is continued by the next one,
@@ -117,7 +117,7 @@ class _Push:
         self.pushed = PushReport(items=self.items)
         self.portion: list[dict[str, Any]] = []
         self.largest = max(1, PORTION // (4 * index.meta.dimension + 1024))
-        ids, _ = reader.ids()
+        ids, _ = reader.ids_and_rows()
         self.highest = int(ids[-1]) if len(ids) else 0
 
     # -- the collection
@@ -248,12 +248,12 @@ class _Push:
                 hint="is another program writing to it? push again, or use --replace",
             )
         self._compare()
-        self.highest = int(self.reader.ids()[0][-1]) if self.items else 0
+        self.highest = int(self.reader.ids_and_rows()[0][-1]) if self.items else 0
         self.client.set_properties(self._facts(complete=True))
 
     def _compare(self) -> None:
         """Reads a sample back and compares it, with its features. Raises IndexDamagedError."""
-        ids, _ = self.reader.ids()
+        ids, _ = self.reader.ids_and_rows()
         chosen = np.random.default_rng(0).choice(ids, min(SAMPLE, len(ids)), replace=False)
         items = [self.reader.item(int(number)) for number in np.sort(chosen)]
         if not items:

@@ -119,13 +119,13 @@ class MilvusReader:
     def state(self, key: str) -> int:
         return self.collection.count if key == "rows" else int(self.collection.state["generation"])
 
-    def epoch(self) -> int:
+    def compactions(self) -> int:
         return 0
 
     def count(self) -> int:
         return self.collection.count
 
-    def counts(self) -> dict[int, int]:
+    def count_by_source(self) -> dict[int, int]:
         return {number: self.client.count(f"source == {number}") for number in self.collection.sources}
 
     def sources(self) -> list[SourceRow]:
@@ -163,11 +163,11 @@ class MilvusReader:
         return min((int(row["id"]) for row in found), default=None)
 
     def sample_ids(self, count: int) -> list[int]:
-        ids = self.ids()[0]
+        ids = self.ids_and_rows()[0]
         places = np.unique(np.linspace(0, max(0, len(ids) - 1), count).round().astype(int))
         return [int(number) for number in ids[places]] if len(ids) else []
 
-    def ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def ids_and_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         found = [
             int(row["id"]) for rows in self.client.scan("", [], int(self.collection.state["highest"])) for row in rows
         ]
@@ -176,7 +176,7 @@ class MilvusReader:
     def rows(self, conditions: Iterable[Condition] = ()) -> Any:
         """Returns the ids of all items; with conditions, the items that meet them. Raises UsageError."""
         if not (wanted := list(conditions)):
-            return self.ids()[0]
+            return self.ids_and_rows()[0]
         where, rest = filters.to_milvus_expression(wanted, self.collection.roots)
         count = self.client.count(where)
         if not rest or not count:

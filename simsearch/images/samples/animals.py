@@ -1,8 +1,4 @@
-"""Animals of the sample: each function draws one or several of its kind before a background.
-
-Everything in which two pictures of a kind differ (colour, number, place, size, tilt, light, background) comes from the
-random generator.
-"""
+"""Animals of the sample: each function draws one or several of its kind before a background."""
 
 from __future__ import annotations
 
@@ -12,25 +8,9 @@ import numpy as np
 from numpy.random import Generator
 
 from simsearch.images.samples.backgrounds import backdrop, meadow
-from simsearch.images.samples.canvas import (
-    BLACK,
-    WHITE,
-    Canvas,
-    Colour,
-    both,
-    curve,
-    hsv,
-    lit,
-    mix,
-    oval,
-    path,
-    pick,
-    ramp,
-    relief,
-    ribbon,
-    ridge,
-    spread,
-)
+from simsearch.images.samples.canvas import Canvas, ridge, spread
+from simsearch.images.samples.colours import BLACK, WHITE, Colour, hsv, lit, mix, pick, ramp, relief
+from simsearch.images.samples.outlines import both, curve, oval, path, ribbon
 
 
 def fish(c: Canvas, rng: Generator) -> None:

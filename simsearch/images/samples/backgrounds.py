@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
-from simsearch.images.samples.canvas import (
-    BLACK,
-    WHITE,
-    Canvas,
-    Colour,
-    box,
-    hsv,
-    lit,
-    mix,
-    oval,
-    ramp,
-    relief,
-)
+from simsearch.images.samples.canvas import Canvas
+from simsearch.images.samples.colours import BLACK, WHITE, Colour, hsv, lit, mix, ramp, relief
+from simsearch.images.samples.outlines import box, oval
 
 
 def sky(c: Canvas, rng: Generator, hue: float, level: float, cloud: float = 2.5) -> None:

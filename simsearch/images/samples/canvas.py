@@ -1,4 +1,4 @@
-"""The canvas of the sample pictures, with outlines, colours, light and noise; needs only Pillow and numpy.
+"""The canvas of the sample pictures, and places on it; needs only Pillow and numpy.
 
 Lengths are in units of the shorter side, so that the same code draws landscape and portrait: the canvas spans x in
 [0, width] and y in [0, height], with y pointing down, and min(width, height) is 1. Colours are RGB in [0, 255].
@@ -6,24 +6,16 @@ Lengths are in units of the shorter side, so that the same code draws landscape 
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-T = TypeVar("T")
-Colour = tuple[float, float, float]
-Field = NDArray[np.floating[Any]]  # (H, W), one value a pixel
-Points = NDArray[np.float64]  # (n, 2), a closed outline or an open path
-
-BLACK: Colour = (18, 17, 20)
-WHITE: Colour = (252, 250, 246)
+from simsearch.images.samples.colours import Colour, Field, rgb, rounded
+from simsearch.images.samples.outlines import Points, rotation
 
 
 @dataclass(frozen=True)
@@ -123,102 +115,6 @@ class Canvas:
             total += np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)) / 2**octave
         total = (total - total.min()) / (total.max() - total.min())
         return np.asarray(Image.fromarray(total).resize(self.image.size, Image.Resampling.BILINEAR))
-
-
-def rounded(patch: Image.Image, u: Field, v: Field, towards: float, amount: float) -> Image.Image:
-    """Shades a patch like a ball: brighter around (towards, -0.45), darker away from it; u, v in [-1, 1]."""
-    far = np.sqrt(((u - towards) ** 2)[None] + ((v + 0.45) ** 2)[:, None])
-    gain = (amount * (0.62 - far)).clip(-0.85, 0.6)[..., None].astype(np.float32)
-    pixels = np.asarray(patch, dtype=np.float32)
-    pixels = pixels * (1 + np.minimum(gain, 0)) + (255 - pixels) * np.maximum(gain, 0)
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def lit(paint: Colour | Image.Image, gain: Field) -> Image.Image:
-    """Multiplies each pixel of a colour or an image by `gain` (H, W)."""
-    pixels = np.asarray(paint, dtype=np.float32) * gain.astype(np.float32)[..., None]
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def relief(height: Field, depth: float, step: int = 4) -> Field:
-    """Returns the brightness (H, W), around 1, of a surface with these heights that is lit from the upper left."""
-    beyond = np.pad(height, ((0, step), (0, step)), mode="reflect")[step:, step:]
-    return 1 + np.float32(depth) * (height - beyond)
-
-
-def ramp(values: Field, *stops: Colour) -> Image.Image:
-    """Returns an image of a field (H, W) from 0 to 1, coloured by a gradient through `stops`."""
-    places = np.linspace(0, 255, len(stops))
-    table = np.stack([np.interp(np.arange(256), places, channel) for channel in np.array(stops).T], axis=-1)
-    return Image.fromarray(table.astype(np.uint8)[(values * 255).clip(0, 255).astype(np.uint8)])
-
-
-def pick(rng: Generator, *options: T) -> T:
-    """Returns one of the options at random."""
-    return options[int(rng.integers(len(options)))]
-
-
-def rgb(colour: Colour) -> tuple[int, int, int]:
-    """Returns a colour as whole numbers."""
-    return round(colour[0]), round(colour[1]), round(colour[2])
-
-
-def hsv(hue: float, saturation: float, value: float) -> Colour:
-    """Returns a colour from hue (modulo 1), saturation and value (both cut to [0, 1])."""
-    red, green, blue = colorsys.hsv_to_rgb(hue % 1, min(1, max(0, saturation)), min(1, max(0, value)))
-    return red * 255, green * 255, blue * 255
-
-
-def mix(one: Colour, other: Colour, share: float) -> Colour:
-    """Mixes two colours; `share` is the second one's."""
-    red, green, blue = (a + (b - a) * share for a, b in zip(one, other, strict=True))
-    return red, green, blue
-
-
-def rotation(angle: float) -> Points:
-    """Returns the (2, 2) matrix that turns points, as rows, clockwise on the image."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    return np.array([[cos, sin], [-sin, cos]])
-
-
-def path(text: str) -> Points:
-    """Reads the points of "x y, x y, ...", which are in hundredths."""
-    return np.array([point.split() for point in text.split(",")], dtype=np.float64) / 100
-
-
-def both(half: Points) -> Points:
-    """Returns a symmetric outline, given its right half from top to bottom."""
-    return np.concatenate([half, half[::-1] * (-1, 1)])
-
-
-def box(left: float, top: float, right: float, bottom: float) -> Points:
-    """Returns a rectangle."""
-    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-
-
-def oval(x: float, y: float, across: float, down: float, turn: float = 0.0) -> Points:
-    """Returns an ellipse around (x, y) with the radii `across` and `down`."""
-    angle = np.linspace(0, 2 * math.pi, 48, endpoint=False)
-    return np.stack([across * np.cos(angle), down * np.sin(angle)], axis=-1) @ rotation(turn) + (x, y)
-
-
-def curve(points: ArrayLike, closed: bool = True) -> Points:
-    """Returns a smooth line through the points (a Catmull-Rom spline), with eight steps between neighbours."""
-    knots = np.asarray(points, dtype=np.float64)
-    p = np.concatenate([knots[-1:], knots, knots[:2]] if closed else [knots[:1], knots, knots[-1:]])
-    t = np.linspace(0, 1, 8, endpoint=False)[None, :, None]
-    a, b, c, d = (p[i : len(p) - 3 + i, None] for i in range(4))
-    smooth = (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * (b - c) + d - a) * t**3) / 2
-    return smooth.reshape(-1, 2) if closed else np.concatenate([smooth.reshape(-1, 2), knots[-1:]])
-
-
-def ribbon(points: ArrayLike, start: float, end: float | None = None) -> Points:
-    """Returns the outline of an open path drawn with a pen whose width runs from `start` to `end`."""
-    line = np.asarray(points, dtype=np.float64)
-    along = np.gradient(line, axis=0)
-    normal = np.stack([-along[:, 1], along[:, 0]], axis=-1) / np.maximum(np.hypot(*along.T), 1e-9)[:, None]
-    side = normal * np.linspace(start / 2, (start if end is None else end) / 2, len(line))[:, None]
-    return np.concatenate([line + side, (line - side)[::-1]])
 
 
 def ridge(c: Canvas, rng: Generator, level: float, rise: float, bumps: int, octaves: int) -> Points:

@@ -1,8 +1,4 @@
-"""Objects of the sample: each function draws one or several of its kind before a background.
-
-Everything in which two pictures of a kind differ (colour, number, place, size, tilt, light, background) comes from the
-random generator.
-"""
+"""Objects of the sample: each function draws one or several of its kind before a background."""
 
 from __future__ import annotations
 
@@ -12,25 +8,9 @@ import numpy as np
 from numpy.random import Generator
 
 from simsearch.images.samples.backgrounds import backdrop, meadow, shadow, sky
-from simsearch.images.samples.canvas import (
-    BLACK,
-    WHITE,
-    Canvas,
-    both,
-    box,
-    curve,
-    hsv,
-    lit,
-    mix,
-    oval,
-    path,
-    pick,
-    ramp,
-    relief,
-    ribbon,
-    ridge,
-    spread,
-)
+from simsearch.images.samples.canvas import Canvas, ridge, spread
+from simsearch.images.samples.colours import BLACK, WHITE, hsv, lit, mix, pick, ramp, relief
+from simsearch.images.samples.outlines import both, box, curve, oval, path, ribbon
 from simsearch.images.samples.scenes import gores
 
 

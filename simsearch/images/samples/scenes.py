@@ -1,8 +1,4 @@
-"""Scenes of the sample: each function fills a canvas with one picture of its kind.
-
-Everything in which two pictures of a kind differ (colour, number, place, size, tilt, light) comes from the random
-generator.
-"""
+"""Scenes of the sample: each function fills a canvas with one picture of its kind."""
 
 from __future__ import annotations
 
@@ -14,27 +10,9 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from simsearch.images.samples.backgrounds import sky
-from simsearch.images.samples.canvas import (
-    BLACK,
-    WHITE,
-    Canvas,
-    Colour,
-    Points,
-    both,
-    box,
-    curve,
-    hsv,
-    lit,
-    mix,
-    oval,
-    path,
-    pick,
-    ramp,
-    relief,
-    rgb,
-    ridge,
-    spread,
-)
+from simsearch.images.samples.canvas import Canvas, ridge, spread
+from simsearch.images.samples.colours import BLACK, WHITE, Colour, hsv, lit, mix, pick, ramp, relief, rgb
+from simsearch.images.samples.outlines import Points, both, box, curve, oval, path
 
 
 def reflect(c: Canvas, rng: Generator, level: float, water: Colour, dim: float) -> None:

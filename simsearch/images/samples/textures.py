@@ -1,8 +1,4 @@
-"""Textures of the sample: each function fills a canvas with one pattern.
-
-Everything in which two pictures of a kind differ (colour, number, place, size, tilt, light) comes from the random
-generator.
-"""
+"""Textures of the sample: each function fills a canvas with one pattern."""
 
 from __future__ import annotations
 
@@ -12,19 +8,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from simsearch.images.samples.canvas import (
-    BLACK,
-    WHITE,
-    Canvas,
-    Colour,
-    Field,
-    hsv,
-    lit,
-    mix,
-    pick,
-    ramp,
-    relief,
-)
+from simsearch.images.samples.canvas import Canvas
+from simsearch.images.samples.colours import BLACK, WHITE, Colour, Field, hsv, lit, mix, pick, ramp, relief
 
 
 def bricks(c: Canvas, rng: Generator) -> None:

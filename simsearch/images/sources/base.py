@@ -214,6 +214,8 @@ def open_file(path: str) -> IO[bytes]:
                 raise ImageError(f"too large: {facts.st_size:,} bytes, the limit is {LARGEST_BYTES:,}")
             stack.pop_all()
             return file
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise ImageError(_reason(error)) from error
 

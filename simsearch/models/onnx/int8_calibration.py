@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from simsearch.common import float16
+from simsearch.common.distances import squared_norms
 from simsearch.errors import ImageError, UsageError
 from simsearch.images import decode
 from simsearch.images.sources import resolve
@@ -139,7 +140,7 @@ def agreement(reference: NDArray[np.float32], features: NDArray[np.float32]) -> 
 def nearest_rows(features: NDArray[np.float32], k: int = 6) -> NDArray[np.int64]:
     """Returns for each of (n, D) features the rows of its k nearest neighbours, unordered: (n, k)."""
     x = float16.to_float16(features).astype(np.float32)
-    squares = np.einsum("nd,nd->n", x, x)
+    squares = squared_norms(x)
     found = []
     for start in range(0, len(x), 512):
         distances = squares - 2 * x[start : start + 512] @ x.T

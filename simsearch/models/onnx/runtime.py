@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.common import cache, machine
+from simsearch.common.atomic_files import delete_abandoned, replacing
 from simsearch.errors import DeviceError, UsageError, WeightsError
 from simsearch.models import registry
 from simsearch.models.onnx import graphs, int8
@@ -186,7 +186,7 @@ class OnnxModel(WeightsBackedModel):
         import safetensors.numpy
 
         dense, card = folder / "dense.safetensors", self._weights.card
-        partial = folder / ".dense.partial"
+        delete_abandoned(folder)
         tensors: dict[str, Any] = dict(read_tensors(self._weights.path))
         try:
             build = _BUILDERS[card.architecture]
@@ -195,22 +195,20 @@ class OnnxModel(WeightsBackedModel):
                 quantized = int8.quantize(config, tensors, card.ranges)
                 tensors = int8.arrays(tensors, quantized)
                 build = functools.partial(int8.alexnet, quantized=quantized)
-            try:
-                safetensors.numpy.save_file(tensors, partial)
-            except safetensors.SafetensorError as error:  # a full disk, for example
-                raise OSError(str(error)) from error
-            checksum = _checksum(partial)
-            _sync(partial)
-            partial.replace(dense)
+            with replacing(dense) as file:
+                try:
+                    safetensors.numpy.save_file(tensors, file.name)
+                except safetensors.SafetensorError as error:  # a full disk, for example
+                    raise OSError(str(error)) from error
+                checksum = _checksum(Path(file.name))
             model = build(self._weights.config, self.recipe, locate_tensors(dense), dense.name)
         except KeyError as error:
             raise WeightsError(f"{self._weights.path}: tensor {error} is missing") from error
         except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
             raise WeightsError(f"{self._weights.path}: the tensors do not fit the network: {error}") from error
-        (folder / "network.onnx").write_bytes(model)
-        (folder / "dense.crc32").write_text(checksum)
-        for name in ("network.onnx", "dense.crc32"):
-            _sync(folder / name)
+        for name, data in (("network.onnx", model), ("dense.crc32", checksum.encode())):
+            with replacing(folder / name) as file:
+                file.write(data)
 
 
 @contextlib.contextmanager
@@ -230,9 +228,3 @@ def _checksum(path: Path) -> str:
         while block := file.read(1 << 24):
             value = zlib.crc32(block, value)
     return f"{value:08x}"
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file to disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -16,6 +16,7 @@ import simsearch
 from simsearch.errors import ImageError, MissingExtraError, UsageError
 from simsearch.images.sources import resolve, tables
 from simsearch.indexing import options
+from simsearch.installation import install_line
 from tests.helpers.models import CellModel
 from tests.helpers.sources import listed, paths, png
 
@@ -180,4 +181,4 @@ def test_parquet_without_extra_names_the_cure(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "x.parquet").touch()
     with pytest.raises(MissingExtraError, match=r"reading Parquet needs the \[parquet\] extra") as caught:
         resolve.resolve(str(tmp_path / "x.parquet"))
-    assert caught.value.hint == "pip install 'simsearch[parquet]'"
+    assert caught.value.hint == install_line("parquet")

@@ -18,6 +18,7 @@ import numpy as np
 from simsearch.cluster.milvus.client import LARGEST, Hit, MilvusClient
 from simsearch.cluster.milvus.index_kinds import EXACT, search_parameters
 from simsearch.cluster.milvus.reader import CollectionState, MilvusReader, Permitted, properties
+from simsearch.common.distances import squared_norms
 from simsearch.common.milvus_address import MilvusAddress, parse_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
@@ -76,7 +77,7 @@ class _Flat:
             return [Neighbours(np.zeros(0, np.int64), np.zeros(0))] * len(queries)
         if k > LARGEST:
             raise UsageError(f"{k:,} matches are more than the {LARGEST:,} that Milvus gives")
-        if not np.all(np.einsum("nd,nd->n", queries, queries, dtype=np.float64) < 1e37):
+        if not np.all(squared_norms(queries, np.float64) < 1e37):
             raise UsageError("the vector is too long: Milvus computes distances in float32")
         where = "" if permitted is None else permitted.where
         if self.reader.collection.kind not in EXACT and permitted is not None and available <= DIRECT:
@@ -224,7 +225,7 @@ class MilvusIndex:
         with self.reading() as reader:
             own = reader.collection
             index = {key: value for key, value in self.client.index().items() if isinstance(value, str | int | float)}
-            counts = reader.counts()
+            counts = reader.count_by_source()
             return {
                 "path": str(self.address),
                 "items": own.count,
@@ -289,7 +290,7 @@ def open_collection(
     """
     registry.check_device(device)
     index = MilvusIndex(address, roots=roots)
-    return Engine.over(index, _Snapshots(index), model, device)
+    return Engine.from_index(index, _Snapshots(index), model, device)
 
 
 class _AddressPath(str):

@@ -1,0 +1,110 @@
+"""Takes the results of a build's images from the workers of a cluster, in the order of a local build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simsearch.cluster import work as cluster_work
+from simsearch.cluster.work import WorkFolder, WorkInfo, WorkItem
+from simsearch.errors import UnavailableError
+from simsearch.indexing.load import LoadedImage
+from simsearch.storage.derived import WORK_FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from simsearch.images.sources.base import Entry
+    from simsearch.indexing.plan import Plan
+    from simsearch.storage.index import Index
+    from simsearch.storage.model import IndexModel
+    from simsearch.storage.reader import Item
+
+Key = tuple["Plan", "Entry", "Item | None"]
+Run = Callable[[WorkFolder, Sequence[int]], Iterator[int]]
+"""Computes chunks and yields their numbers in the given order, each when its results are written."""
+
+
+class ClusterExtractor:
+    """An `Extractor` for `BuildOptions`: computes the images of a build with other processes.
+
+    run: computes the chunks; `on_ray` makes one for Ray.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.folder: Path | None = None
+
+    def groups(
+        self, index: Index, model: IndexModel, keys: Sequence[Key], known: Container[bytes], batch_size: int
+    ) -> Iterator[list[tuple[Key, LoadedImage]]]:
+        """Yields the results of all images in their order, one chunk at a time; see `Extractor.groups`."""
+        index.check_in_place()  # workers find the work by its path
+        self.folder = index.path.absolute() / "derived" / WORK_FOLDER
+        wanted = {_place(plan, entry): (plan, entry, known_item) for plan, entry, known_item in keys}
+        work = WorkFolder.open(self.folder)
+        if work is not None and _belongs(work.info, index):
+            yield from self._results(work, wanted, known)
+        if wanted:  # all images, or those that are new since the work was written
+            yield from self._results(self._create_work(index, model.name, wanted, batch_size), wanted, known)
+
+    def finished(self) -> None:
+        """Deletes the work; called when all results are committed."""
+        if self.folder is not None:
+            cluster_work.discard(self.folder)
+
+    def _create_work(
+        self, index: Index, model: str, wanted: dict[tuple[str, str, str, int, int], Key], batch_size: int
+    ) -> WorkFolder:
+        numbers: dict[tuple[str, str], int] = {}
+        items = [WorkItem(numbers.setdefault((kind, root), len(numbers)), *rest) for kind, root, *rest in wanted]  # type: ignore[arg-type]
+        assert self.folder is not None
+        meta = index.meta
+        return WorkFolder.create(
+            self.folder, model, meta.weights_sha256, list(numbers), items, batch_size, index.precision, meta.descriptor
+        )
+
+    def _results(
+        self, work: WorkFolder, wanted: dict[tuple[str, str, str, int, int], Key], known: Container[bytes]
+    ) -> Iterator[list[tuple[Key, LoadedImage]]]:
+        """Yields the results of the wanted images that the work has, and removes these images from `wanted`."""
+        items, sources = work.items(), work.info.sources
+        places = [
+            (sources[item.source][0], sources[item.source][1], item.path, item.size, item.stamp) for item in items
+        ]
+        needed = sorted({n // work.info.chunk_size for n, place in enumerate(places) if place in wanted})
+        for chunk in self.run(work, needed) if needed else ():
+            results = work.read(chunk)
+            if results is None:
+                raise UnavailableError(
+                    f"chunk {chunk} of the work was computed, but {work.path(chunk)} cannot be read",
+                    hint="index and sources must be at the same paths on all nodes",
+                )
+            first, seen = chunk * work.info.chunk_size, set[bytes]()
+            group = []
+            for place, result in zip(places[first : first + len(results)], results, strict=True):
+                key = wanted.get(place)
+                if key is None:
+                    continue
+                known_content = result.digest in known or result.digest in seen
+                if result.features is None and result.problem is None and not known_content:
+                    continue  # the image with the same content is gone, so this one is computed with the next work
+                del wanted[place]
+                if known_content:  # as in a local build, the features of the first image with the content are kept
+                    result = replace(result, features=None)
+                seen.add(result.digest)
+                group.append((key, result))
+            yield group
+
+
+def _belongs(info: WorkInfo, index: Index) -> bool:
+    """Returns True if the work of an interrupted build has the features that the index keeps."""
+    meta = index.meta
+    ours = meta.weights_sha256, index.precision, meta.descriptor
+    return (info.weights_sha256, info.precision, info.descriptor) == ours
+
+
+def _place(plan: Plan, entry: Entry) -> tuple[str, str, str, int, int]:
+    return plan.source.kind, plan.source.root, entry.path, entry.size, entry.stamp

@@ -1,0 +1,64 @@
+"""A worker of a cluster build: computes the images of chunks on its machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING
+
+from simsearch.cluster import work as cluster_work
+from simsearch.cluster.work import WorkItem
+from simsearch.errors import ModelMismatchError
+from simsearch.images.sources import resolve
+from simsearch.indexing.extract import Task, extract, usual_batch
+from simsearch.indexing.load import reading
+from simsearch.models import load, registry
+from simsearch.storage import components
+from simsearch.storage.folder import Folder
+from simsearch.storage.meta import Meta
+
+if TYPE_CHECKING:
+    from simsearch.images.sources.base import Source
+
+
+class Worker:
+    """Computes chunks in a process of its own, with the model loaded once."""
+
+    def __init__(self, folder: str, device: str, threads: int | None) -> None:
+        self.folder, self.device, self.threads = folder, device, threads
+        self.sources: dict[int, Source] = {}
+
+    def ready(self) -> str:
+        """Loads the model and returns the name of the machine. Raises UsageError, ModelMismatchError."""
+        self.work = cluster_work.open_on_worker(self.folder)
+        info = self.work.info
+        self.items = self.work.items()
+        name = registry.current_name(info.model)
+        model = load.load_model(name, self.device, images=info.total, threads=True, precision=info.precision)
+        same = info.weights_sha256 in (model.weights_sha256, registry.sha256_before_ranges(name))
+        if not same:
+            raise ModelMismatchError(
+                f"{os.uname().nodename} has weights {model.weights_sha256} as {info.model},"
+                f" but the index was made by {info.weights_sha256}"
+            )
+        self.model = model
+        if info.descriptor:
+            index = Folder.at(self.work.folder.parent.parent)
+            self.model = components.apply(model, index, Meta.read(index))
+        return os.uname().nodename
+
+    def compute(self, chunk: int) -> int:
+        """Computes a chunk, unless its results exist, and returns the number of images that failed."""
+        results = self.work.read(chunk)
+        if results is None:
+            tasks = [Task(self._reading(item), None) for item in self.work.chunk_items(self.items, chunk)]
+            size = self.work.info.batch_size or usual_batch(self.model)
+            groups = extract(self.model, tasks, batch_size=size, workers=self.threads)
+            results = [result for group in groups for _, result in group]
+            self.work.write(chunk, results)
+        return sum(result.problem is not None for result in results)
+
+    def _reading(self, item: WorkItem) -> Callable[[], bytes | IO[bytes]]:
+        if item.source not in self.sources:
+            self.sources[item.source] = resolve.reopen(*self.work.info.sources[item.source])
+        return reading(self.sources[item.source], item.path, item.size)

@@ -1,0 +1,15 @@
+"""Squared lengths of vectors, for distances: |a - b|^2 = |a|^2 - 2 a.b + |b|^2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+
+def squared_norms(rows: NDArray[Any], dtype: DTypeLike = None) -> NDArray[Any]:
+    """Computes the squared length of each of (n, D) rows: (n,) of their dtype, or of `dtype`."""
+    return np.einsum("nd,nd->n", rows, rows, dtype=dtype)

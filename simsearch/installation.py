@@ -1,0 +1,62 @@
+"""The line that installs an extra, for the way in which simsearch itself was installed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+
+def install_line(extra: str) -> str:
+    """The command that adds an extra to this environment.
+
+    From a checkout it names the checkout (`pip install '.[serve]'` when it is the current folder), from an archive or a
+    repository its address. Only an installation that came from a package index is repeated by name.
+    """
+    import importlib.metadata  # here and below: every start of the program would pay for these imports
+    import json
+
+    try:
+        found = importlib.metadata.distribution("simsearch")
+        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        installer = (found.read_text("INSTALLER") or "").strip()
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # run from a checkout that nobody installed
+        return f"{_installer('')} '.[{extra}]'"
+    return f"{_installer(installer)} {_requirement(extra, origin)}"
+
+
+def install_packages_line(packages: str) -> str:
+    """The command that adds packages, given as pip's arguments, to this environment."""
+    return f"{_installer('')} {packages}"
+
+
+def _installer(installer: str) -> str:
+    """How pip, or uv where that installed simsearch, is called for the Python that runs here."""
+    import shlex
+    import shutil
+
+    if installer == "uv":
+        return "uv pip install"
+    found = shutil.which("pip")
+    own = found is not None and os.path.dirname(os.path.realpath(os.path.dirname(found))) == os.path.realpath(
+        sys.prefix
+    )
+    return "pip install" if own else f"{shlex.quote(sys.executable)} -m pip install"
+
+
+def _requirement(extra: str, origin: Any) -> str:
+    import shlex
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    url = origin.get("url") if isinstance(origin, dict) else None
+    if not isinstance(url, str):
+        return f"'simsearch[{extra}]'"
+    if "vcs_info" in origin:
+        return shlex.quote(f"simsearch[{extra}] @ {origin['vcs_info'].get('vcs', 'git')}+{url}")
+    if not url.startswith("file:"):
+        return shlex.quote(f"simsearch[{extra}] @ {url}")
+    folder = url2pathname(urlsplit(url).path)
+    shown = "." if os.path.realpath(folder) == os.path.realpath(os.curdir) else folder
+    editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
+    return f"{editable}'{shown}[{extra}]'" if "'" not in shown else f"{editable}{shlex.quote(f'{shown}[{extra}]')}"

@@ -1,0 +1,99 @@
+"""The searches of one open index: by pictures and by vectors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simsearch.common.float16 import to_float16
+from simsearch.errors import UsageError
+from simsearch.images import decode
+from simsearch.images.preprocessing import Preprocessing
+from simsearch.search.options import PictureOptions, SearchOptions, check_names, split
+from simsearch.search.queries import Picture, as_list, as_variants, as_vectors
+from simsearch.search.query_vectors import QueryResolver
+from simsearch.search.results import Matches
+from simsearch.search.searcher import Searcher
+from simsearch.storage.filters import Where
+from simsearch.storage.model import IndexModel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.storage.protocols import ApproximateSearch, ItemReader, OpenIndex, Searchable
+
+
+class IndexSearch:
+    """Searches an open index; each search sees one snapshot of it. Safe for many threads.
+
+    snapshots: the snapshots of `index`. model: its model. recipe: prepares pictures for the model.
+    """
+
+    def __init__(self, index: OpenIndex, snapshots: Searchable, model: IndexModel, recipe: Preprocessing) -> None:
+        self.index, self.snapshots, self.model, self.recipe = index, snapshots, model, recipe
+
+    def by_pictures(self, pictures: Sequence[Picture | int], k: int, options: PictureOptions) -> list[Matches]:
+        """See `Engine.search_many`."""
+        chosen, changes = split(options)
+        with self.query_resolver() as resolver:
+            queries = resolver.prepare_many(as_list(pictures), **changes)
+            vectors, left_out = resolver.resolve_all(queries), resolver.rows_left_out(queries)
+            return self._searcher(resolver.reader).search(vectors, k, left_out, chosen)
+
+    def by_vectors(
+        self, vectors: NDArray[np.float32], k: int, without: Sequence[Sequence[int]], options: SearchOptions
+    ) -> list[Matches]:
+        """See `Engine.search_by_vectors`."""
+        check_names(options, by_vector=True)
+        variants = as_variants(vectors, self.index.meta.dimension)
+        if len(without) not in {0, len(variants)}:
+            raise UsageError(f"`without` has {len(without)} lists of ids, but there are {len(variants)} vectors")
+        with self.index.reading() as reader:
+            left_out = [[reader.item(number).row for number in ids] for ids in without] or [[] for _ in variants]
+            return self._searcher(reader).search(variants, k, left_out, options)
+
+    def neighbours(
+        self, vectors: NDArray[np.float32], k: int, where: Where | None, exact: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """See `Engine.neighbours`."""
+        queries = as_vectors(vectors, self.index.meta.dimension)
+        with self.index.reading() as reader:
+            return self._searcher(reader).neighbours(queries, k, where, exact)
+
+    def stored_features(self, key: int | bytes) -> NDArray[np.float32] | None:
+        """See `Engine.stored_features`."""
+        with self.index.reading() as reader:
+            row = reader.row_of(key) if isinstance(key, bytes) else reader.item(key).row
+            return None if row is None else reader.shards.read(np.array([row]))[0].astype(np.float32)
+
+    @contextlib.contextmanager
+    def query_resolver(
+        self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS
+    ) -> Iterator[QueryResolver]:
+        """See `Engine.query_resolver`."""
+        with self.index.reading() as reader:
+            yield QueryResolver(
+                reader,
+                self.snapshots.current(reader).sources,
+                self.recipe,
+                self.index.meta.weights_sha256,
+                self._compute_served if serving else self.model.compute,
+                max_pixels=max_pixels,
+                names_in_errors=not serving,
+            )
+
+    def structure(self) -> ApproximateSearch | None:
+        """See `Engine.structure`."""
+        with self.index.reading() as reader:
+            self.snapshots.current(reader)
+            return self.snapshots.structure(reader)
+
+    def _compute_served(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        return to_float16(self.model.load().features(np.stack(pixels))).astype(np.float32)
+
+    def _searcher(self, reader: ItemReader) -> Searcher:
+        snapshot = self.snapshots.current(reader)
+        return Searcher(reader, snapshot, reader.shards, self.index.meta.distances, self.snapshots.structure(reader))

@@ -1,0 +1,149 @@
+"""Connections to the database of an index, which are opened when needed and used again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from simsearch.errors import IndexReplacedError, UsageError
+from simsearch.storage import protection
+from simsearch.storage.database_file import DatabaseFile
+
+_opening = threading.RLock()
+"""Held while a connection is opened or closed, since the connections of a process share SQLite's state of a log."""
+
+_open_counts: Counter[tuple[int, int]] = Counter()
+"""The number of `Connections` objects in this process with connections to each file, by device and inode."""
+
+
+def _after_fork() -> None:
+    global _opening
+    _opening = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class Connections:
+    """The connections of this process to one database file. Thread-safe.
+
+    schema: the SQL that makes the tables which the database must have, and no others.
+    """
+
+    def __init__(self, file: DatabaseFile, schema: str) -> None:
+        self._file, self._schema = file, schema
+        self._idle: list[protection.Connection] = []
+        self._reserve: sqlite3.Connection | None = None
+        self._copy: tuple[weakref.finalize[..., Any], Path] | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[protection.Connection]:
+        """Lends a connection, and rolls an open transaction back at the end. SQLite's errors are translated."""
+        with self._file.translate_errors():
+            with self._lock:
+                if self._closed:
+                    raise UsageError(f"the index {self._file.path.parent} has been closed")
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                self.keep_readable()
+                connection = self.connect()
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.rollback()
+                with self._lock:
+                    # without write access, a connection would not see later commits
+                    reusable = self._file.writable and not self._closed and not connection.alone
+                    if reusable:
+                        self._idle.append(connection)
+                if not reusable:
+                    connection.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[protection.Connection]:
+        """Lends a connection for one durable transaction, which an exception rolls back."""
+        with self.borrow() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+
+    def keep_readable(self) -> None:
+        """Opens a reserve connection, so that everything stays readable after the file has been deleted.
+
+        It is read-only: on closing the last writable connection, SQLite deletes the log by path, where the log of
+        another index may be by then. `close` deletes the log instead.
+        """
+        with self._file.translate_errors(), _opening:
+            if self._reserve is None:
+                self._reserve = self.connect("ro")
+                _open_counts[self._file.identity] += 1
+
+    def connect(self, mode: str = "rw", check: bool = True) -> protection.Connection:
+        """Opens a connection to the file, or to a copy of it if it was deleted; the caller closes it.
+
+        mode: see `DatabaseFile.connect`. check: False for a database that has no tables yet.
+        Raises IndexReplacedError if the file was deleted before `keep_readable`, and IndexDamagedError.
+        """
+        with _opening:
+            connection = self._file.connect(mode, first=not _open_counts[self._file.identity])
+        if connection is None:
+            return self._connect_to_copy()
+        try:
+            if check:
+                protection.check_schema(connection, self._file.path, self._schema)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _connect_to_copy(self) -> protection.Connection:
+        """Connects to a copy of the deleted file, made by the reserve connection. Raises IndexReplacedError."""
+        with self._lock:
+            if self._reserve is None:
+                place = self._file.path.parent
+                raise IndexReplacedError(
+                    f"the index {place} was removed or replaced while it was open", hint="open it again"
+                )
+            if self._copy is None:
+                folder = tempfile.mkdtemp(prefix="simsearch-")
+                deletion = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                path = Path(folder, self._file.path.name)
+                with contextlib.closing(sqlite3.connect(path)) as copy:
+                    self._reserve.backup(copy)
+                self._copy = deletion, path
+            path = self._copy[1]
+        return protection.connect(path.as_uri(), path)
+
+    def close(self) -> None:
+        """Closes all idle connections; none can be borrowed afterwards."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            reserve, self._reserve = self._reserve, None
+            copy, self._copy = self._copy, None
+        identity = self._file.identity
+        with _opening:
+            if idle and reserve is not None:
+                self._file.empty_log(idle[0])
+            for connection in idle:
+                connection.close()
+            if reserve is not None:
+                reserve.close()
+                _open_counts[identity] -= 1
+                if self._file.writable and not _open_counts[identity]:
+                    del _open_counts[identity]
+                    self._file.delete_log()
+        if copy is not None:
+            copy[0]()
