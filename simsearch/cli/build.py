@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from simsearch import api
-from simsearch.cli.console import format_counts, note, pluralize
+from simsearch.cli.console import echo, format_counts, note, pluralize
 from simsearch.cli.maintain import tune_index
 from simsearch.cli.options import (
     DEFAULT_INDEX,
@@ -27,9 +27,9 @@ from simsearch.cli.progress import show_progress
 from simsearch.cli.push import push_index
 from simsearch.cluster import ray
 from simsearch.common.milvus_address import parse_address
+from simsearch.common.printable import printable
 from simsearch.errors import UsageError
 from simsearch.indexing import options as indexing_options
-from simsearch.reports import text
 
 
 @click.command("build")
@@ -111,14 +111,14 @@ def add_command(
 
 def _print_summary(summary: indexing_options.Summary, index_path: str, form: str, dry_run: bool = False) -> None:
     if form == "json":
-        click.echo(json.dumps(dataclasses.asdict(summary)))
+        echo(json.dumps(dataclasses.asdict(summary)))
         return
     for folder, reason in summary.unread:
         note(f"{folder} could not be listed: {reason}")
     for reason, count in summary.left_out.items():
         note(f"{count:,} left out: {reason}")
     if dry_run:
-        click.echo(
+        echo(
             f"{index_path}: would read {pluralize(summary.to_read, 'image')}, remove {summary.removed:,},"
             f" leave {summary.unchanged:,}; nothing was changed"
         )
@@ -135,7 +135,7 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
     )
     rate = f" ({summary.computed / summary.seconds:,.0f} images/s)" if summary.computed > 20 else ""
     items = pluralize(summary.items, "item")
-    click.echo(f"{index_path}: {items}; {changes or 'no images'}; {summary.seconds:.1f} s{rate}")
+    echo(f"{index_path}: {items}; {changes or 'no images'}; {summary.seconds:.1f} s{rate}")
     place = "" if index_path == DEFAULT_INDEX else f" -i {shlex.quote(index_path)}"
     for reason, count in summary.missing_extras.items():
         note(f"{count:,} failed: {reason}")
@@ -156,15 +156,15 @@ def remove_command(name: tuple[str, ...], yes: bool, index_path: str) -> None:
         items = engine.find(name)
         if not yes:
             for item, path in zip(items[:20], engine.paths(items[:20]), strict=True):
-                click.echo(f"id:{item.id}  {text.printable(path)}")
+                echo(f"id:{item.id}  {printable(path)}")
             if len(items) > 20:
-                click.echo(f"and {len(items) - 20:,} more")
+                echo(f"and {len(items) - 20:,} more")
             if not sys.stdin.isatty():
                 raise UsageError(
                     f"{pluralize(len(items), 'item')} to remove; nothing was removed", hint="confirm with --yes"
                 )
             if not click.confirm(f"Remove {pluralize(len(items), 'item')} from {index_path}?"):
-                click.echo("nothing was removed")
+                echo("nothing was removed")
                 return
         count = engine.remove([item.id for item in items])
-        click.echo(f"{index_path}: {pluralize(len(engine), 'item')}; {count:,} removed")
+        echo(f"{index_path}: {pluralize(len(engine), 'item')}; {count:,} removed")

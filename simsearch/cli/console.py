@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simsearch.common.printable import printable, printable_lines
 from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
 
 if TYPE_CHECKING:
@@ -33,16 +35,19 @@ class ErrorReportingGroup(click.Group):
                 unicode = "utf" in (stream.encoding or "").lower()
                 stream.reconfigure(errors="surrogateescape" if unicode else "backslashreplace")
         extra["standalone_mode"] = False
+        notes = logging.getLogger("simsearch")
+        if not any(isinstance(handler, _NoteHandler) for handler in notes.handlers):
+            notes.addHandler(_NoteHandler(logging.WARNING))
         warnings.filterwarnings("ignore", module=r"PIL\.")  # a damaged image is reported as a failure already
         try:
             code = super().main(arguments, **extra)
             sys.stdout.flush()
         except Exception as error:
             if debug and not isinstance(error, click.ClickException | click.exceptions.Exit):
-                traceback.print_exception(error)
+                echo("".join(traceback.format_exception(error)).rstrip("\n"), err=True)
             code = report_error(error)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            echo("interrupted", err=True)
             code = INTERRUPTED
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -55,10 +60,10 @@ def report_error(error: Exception) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.Abort):
-        click.echo("interrupted", err=True)
+        echo("interrupted", err=True)
         return INTERRUPTED
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(error.format_message(), err=True)
+        echo(error.format_message(), err=True)
         return BAD_INPUT
     if isinstance(error, click.UsageError):
         _print_error(error.format_message(), f"{error.ctx.command_path} --help" if error.ctx else None)
@@ -75,14 +80,32 @@ def report_error(error: Exception) -> int:
 
 
 def _print_error(message: str, hint: str | None) -> None:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    echo(f"error: {printable(' '.join(message.split()))}", err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        echo(f"hint: {printable(hint)}", err=True)
+
+
+def echo(text: str = "", err: bool = False) -> None:
+    """Prints text for people, on lines of its own. Escape sequences in it, from names for example, are made visible."""
+    click.echo(printable_lines(text), err=err)
+
+
+def echo_data(text: str, nl: bool = True) -> None:
+    """Prints output for programs as it is; on a terminal, as `echo` does."""
+    click.echo(printable_lines(text) if sys.stdout.isatty() else text, nl=nl, color=True)
 
 
 def note(text: str) -> None:
     """Prints a note to stderr."""
-    click.echo(f"note: {text}", err=True)
+    echo(f"note: {printable(text)}", err=True)
+
+
+class _NoteHandler(logging.Handler):
+    """Prints warnings of the library as notes; those of the service have a handler of their own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "simsearch":
+            note(record.getMessage())
 
 
 def incomplete_push(engine: Engine) -> str | None:

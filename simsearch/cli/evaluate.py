@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from simsearch import api
-from simsearch.cli.console import note, pluralize, warn_if_incomplete
+from simsearch.cli.console import echo, note, pluralize, warn_if_incomplete
 from simsearch.cli.options import (
     complete_files,
     crops_option,
@@ -23,6 +23,7 @@ from simsearch.cli.options import (
 )
 from simsearch.cli.progress import show_progress
 from simsearch.common.atomic_files import atomic_write
+from simsearch.common.printable import printable
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.evaluation import classification, retrieval, robustness
@@ -63,17 +64,17 @@ def model_command(
     with show_progress("evaluating") as progress:
         verdict = classification.evaluate_classifier(chosen, labelled, int(crops), progress)
     if form == "json":
-        click.echo(json.dumps(verdict.to_dict(), indent=1))
+        echo(json.dumps(verdict.to_dict(), indent=1))
         return
     left = f", {verdict.unknown:,} of unknown classes left out" if verdict.unknown else ""
     failed = f", {verdict.failed:,} could not be decoded" if verdict.failed else ""
     images = pluralize(verdict.images, "image")
-    click.echo(f"{verdict.model}: {images}{left}{failed}; {crops} crop{'s' * (crops != '1')}")
+    echo(f"{printable(verdict.model)}: {images}{left}{failed}; {crops} crop{'s' * (crops != '1')}")
     errors = {"top-1 error": verdict.top1_error, "top-5 error": verdict.top5_error}
     if len(classify.check_classes(chosen)) < 10:  # a blind guess of five is right half the time
         del errors["top-5 error"]
     for name, share in errors.items():
-        click.echo(f"{name}  {share.value:6.2%}  ({share.low:.2%} to {share.high:.2%})")
+        echo(f"{name}  {share.value:6.2%}  ({share.low:.2%} to {share.high:.2%})")
 
 
 @eval_command.command("search")
@@ -111,7 +112,7 @@ def search_command(
         if html_file:
             _write_report(engine, verdict, html_file)
     if form == "json":
-        click.echo(json.dumps(verdict.to_dict(), indent=1))
+        echo(json.dumps(verdict.to_dict(), indent=1))
         return
     _print_scores(verdict)
     if per_class:
@@ -127,19 +128,19 @@ def _print_scores(verdict: retrieval.RetrievalReport) -> None:
     if verdict.failed:
         failed = f", {pluralize(verdict.failed, 'query', 'queries')} could not be decoded"
     chance = f"P@k by chance {verdict.chance:.3f}"
-    click.echo(f"{verdict.model}: {queries} over {items} of {classes}{left}{failed}; {chance}")
+    echo(f"{printable(verdict.model)}: {queries} over {items} of {classes}{left}{failed}; {chance}")
     rows = [(name, f"{e.value:.3f}", f"({e.low:.3f} to {e.high:.3f})") for name, e in verdict.scores.items()]
     for line in text.table(rows):
-        click.echo(line)
+        echo(line)
 
 
 def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
     rows: list[tuple[str, ...]] = [("queries", *CLASS_SCORES, "class")]
     for label, (count, scores) in verdict.classes.items():
         values = (f"{scores[name].value:.3f}" for name in CLASS_SCORES)
-        rows.append((f"{count:,}", *values, text.printable(label)))
+        rows.append((f"{count:,}", *values, printable(label)))
     for line in ("", *text.table(rows, right=len(CLASS_SCORES) + 1)):
-        click.echo(line)
+        echo(line)
 
 
 def _write_report(engine: Engine, verdict: retrieval.RetrievalReport, path: Path, each: int = 10) -> None:
@@ -193,10 +194,10 @@ def recall_command(k: int, count: int, seed: int, form: str, index_path: str) ->
     ):
         found = retrieval.measure_recall(engine, k, count, seed, progress)
     if form == "json":
-        click.echo(json.dumps(found.to_dict(), indent=1))
+        echo(json.dumps(found.to_dict(), indent=1))
         return
     queries = pluralize(found.queries, "query", "queries")
-    click.echo(
+    echo(
         f"{found.kind} search: recall@{k} {found.recall.value:.4f} ({found.recall.low:.4f} to"
         f" {found.recall.high:.4f}) over {queries}; {found.milliseconds:.1f} ms per query,"
         f" exact {found.exact_milliseconds:.1f} ms"
@@ -248,14 +249,14 @@ def robustness_command(
         note(f"wrote {plot}")
     if form == "json":
         plain = {name: [dataclasses.asdict(point) for point in points] for name, points in found.items()}
-        click.echo(json.dumps(plain, indent=1))
+        echo(json.dumps(plain, indent=1))
         return
     for name, points in found.items():
-        click.echo(name)
+        echo(name)
         for line in text.table(
             [("change", "strength", "first", "95 % interval", "distance"), *map(_point_row, points)]
         ):
-            click.echo(line)
+            echo(line)
 
 
 def _point_row(point: robustness.RobustnessPoint) -> tuple[str, str, str, str, str]:

@@ -12,9 +12,10 @@ from typing import Any
 import click
 
 from simsearch import api
-from simsearch.cli.console import DAMAGED, incomplete_push, pluralize, warn_if_incomplete
+from simsearch.cli.console import DAMAGED, echo, incomplete_push, pluralize, warn_if_incomplete
 from simsearch.cli.options import format_option, index_option, output_option, root_option, version_option
 from simsearch.cli.progress import show_progress
+from simsearch.common.printable import printable
 from simsearch.engine import Engine
 from simsearch.images.decode import names_extra
 from simsearch.images.samples import generate
@@ -36,25 +37,25 @@ def info_command(failures: bool, form: str, roots: tuple[tuple[str, str], ...], 
             return
         facts, warning = engine.info(), incomplete_push(engine)
     if form == "json":
-        click.echo(json.dumps(facts, indent=1))
+        echo(json.dumps(facts, indent=1))
         return
     lines = list(_info_lines(facts, index_path))
     if warning:
         lines.append(("push", warning))
     for line in text.table(lines):
-        click.echo(line)
+        echo(line)
 
 
 def _print_failures(engine: Engine, form: str) -> None:
     failures = engine.failures()
     if form == "json":
-        click.echo(json.dumps([{"path": path, "reason": reason} for path, reason in failures], indent=1))
+        echo(json.dumps([{"path": path, "reason": reason} for path, reason in failures], indent=1))
         return
     for path, reason in failures:
-        click.echo(f"{text.printable(path)}: {reason}")
+        echo(f"{printable(path)}: {printable(reason)}")
     for reason, count in Counter(reason for _, reason in failures if names_extra(reason)).items():
-        click.echo(f"{count:,}: {reason}", err=True)
-    click.echo(f"{len(failures):,} in all", err=True)
+        echo(f"{count:,}: {printable(reason)}", err=True)
+    echo(f"{len(failures):,} in all", err=True)
 
 
 def _info_lines(facts: dict[str, Any], index_path: str) -> Iterator[tuple[str, str]]:
@@ -105,12 +106,12 @@ def verify_command(form: str, index_path: str) -> None:
     with api.open(index_path, device="cpu") as engine, show_progress("verifying") as progress:
         verdict = verify.verify(engine.opened_index, progress)
     if form == "json":
-        click.echo(json.dumps(dataclasses.asdict(verdict)))
+        echo(json.dumps(dataclasses.asdict(verdict)))
     elif not verdict.problems:
         items, rows = pluralize(verdict.items, "item"), pluralize(verdict.checked, "row")
-        click.echo(f"{index_path}: ok, {items}, {rows} of features checked")
+        echo(f"{index_path}: ok, {items}, {rows} of features checked")
     for problem in verdict.problems:
-        click.echo(f"error: {problem}", err=True)
+        echo(f"error: {printable(problem)}", err=True)
     if verdict.problems:
         raise click.exceptions.Exit(DAMAGED)
 
@@ -139,7 +140,7 @@ def export_command(form: str, folder: Path, roots: tuple[tuple[str, str], ...], 
         show_progress("exporting") as progress,
     ):
         count = write(engine.opened_index, folder, progress)
-    click.echo(f"{folder}: {pluralize(count, 'item')}")
+    echo(f"{folder}: {pluralize(count, 'item')}")
 
 
 @click.command("sample")
@@ -152,4 +153,4 @@ def sample_command(directory: Path, count: int, seed: int) -> None:
     with show_progress("drawing") as progress:
         written = generate.generate(directory, count, seed, progress)
     kinds = min(count, len(generate.KINDS))
-    click.echo(f"{directory}: {pluralize(written, 'picture')} of {pluralize(kinds, 'kind')}")
+    echo(f"{directory}: {pluralize(written, 'picture')} of {pluralize(kinds, 'kind')}")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from simsearch import api
-from simsearch.cli.console import NO_MATCH, check_folder_exists, note, pluralize, warn_if_incomplete
+from simsearch.cli.console import NO_MATCH, check_folder_exists, echo, echo_data, note, pluralize, warn_if_incomplete
 from simsearch.cli.options import (
     complete_files,
     device_option,
@@ -24,6 +24,7 @@ from simsearch.cli.options import (
 from simsearch.cli.params import ByteSize
 from simsearch.cli.progress import show_progress
 from simsearch.common.lazy import LazyModule
+from simsearch.common.printable import printable
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.indexing import compact, merge, tune, tune_codes
@@ -80,7 +81,7 @@ def duplicates_command(
         if html_file:
             _write_report(engine, groups, limit, html_file)
         _print_groups(groups, form)
-        click.echo(_summary(groups, limit), err=True)
+        echo(_summary(groups, limit), err=True)
         if len(engine) > near.EXACT and not exact:
             pairs, together = near.checked(engine.snapshots, groups, limit.distance)
             note(
@@ -104,26 +105,28 @@ def _print_groups(groups: Groups, form: str) -> None:
         for group in groups
     ]
     if form == "json":
-        click.echo(json.dumps(listed, indent=1))
+        echo(json.dumps(listed, indent=1))
     elif form == "jsonl":
         for entries in listed:
-            click.echo(json.dumps(entries))
+            echo(json.dumps(entries))
     elif form == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["group", "id", "path", "label", "distance"])
         writer.writerows([n, *member.values()] for n, entries in enumerate(listed, 1) for member in entries)
+        echo_data(out.getvalue(), nl=False)
     elif form == "paths":
         for group in groups:
             for member in group[1:]:
-                click.echo(member.path, color=True)
+                echo_data(member.path)
     else:
         for number, group in enumerate(groups, 1):
             lines = text.table([("distance", "id", "label", "path"), *map(_group_row, group)], right=2)
-            click.echo("\n".join([f"group {number}: {pluralize(len(group), 'item')}", *lines, ""]))
+            echo("\n".join([f"group {number}: {pluralize(len(group), 'item')}", *lines, ""]))
 
 
 def _group_row(member: near.Member) -> tuple[str, str, str, str]:
-    label, path = text.printable(member.item.label or "-"), text.printable(member.path)
+    label, path = printable(member.item.label or "-"), printable(member.path)
     return text.format_distance(member.distance), str(member.item.id), label, path
 
 
@@ -150,7 +153,7 @@ def merge_command(other: tuple[str, ...], index_path: str) -> None:
             with Index(path) as source, show_progress("merging") as progress:
                 merged = merge.merge_indexes(index, source, progress)
             items = pluralize(len(index), "item")
-            click.echo(f"{index_path}: {items}; {merged.added:,} from {path}, {merged.known:,} known")
+            echo(f"{index_path}: {items}; {merged.added:,} from {path}, {merged.known:,} known")
 
 
 @click.command("compact")
@@ -166,12 +169,12 @@ def compact_command(dry_run: bool, form: str, index_path: str) -> None:
     with Index(index_path) as index, show_progress("compacting") as progress:
         done = compact.compact(index, dry_run, progress)
     if form == "json":
-        click.echo(json.dumps(dataclasses.asdict(done)))
+        echo(json.dumps(dataclasses.asdict(done)))
         return
     outcome = "would be reclaimed; nothing was changed" if dry_run else "reclaimed"
     size = f"{text.format_size(done.reclaimed)} ({pluralize(done.reclaimed, 'byte')})"
     items, unused = pluralize(done.items, "item"), pluralize(done.removed, "unused row")
-    click.echo(f"{index_path}: {items}, {unused}, {size} {outcome}")
+    echo(f"{index_path}: {items}, {unused}, {size} {outcome}")
 
 
 @click.command("tune")
@@ -227,9 +230,9 @@ def tune_index(
             target = tune_codes.RECALL if recall is None else recall
             choice = tune_codes.tune_codes(index, autoencoder.HashConfig(bits), target, memory, progress)
     if form == "json":
-        click.echo(json.dumps(dataclasses.asdict(choice)))
+        echo(json.dumps(dataclasses.asdict(choice)))
     else:
-        click.echo(f"{index_path}: {_describe_choice(choice, len(index))}")
+        echo(f"{index_path}: {_describe_choice(choice, len(index))}")
 
 
 def _describe_choice(choice: tune.Choice, items: int) -> str:

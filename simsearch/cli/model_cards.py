@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simsearch.common.atomic_files import atomic_write
+from simsearch.common.printable import printable
 from simsearch.errors import UsageError
 from simsearch.models.registry import BUILTIN, DEFAULT, find_weights
 from simsearch.models.weights import read_tensors
@@ -76,10 +77,14 @@ def verbose(model: str | None = None) -> str:
             f" mean {[round(value, 1) for value in recipe['mean']]}",
             f"  file:         {row['bytes']:,} bytes, sha256 {row['sha256']}",
             *_int8(row["int8_agreement"]),
-            *(f"  training:     {key}: {value}" for key, value in row["training"].items() if key != "settings"),
-            *(f"  score:        {key}: {value}" for key, value in row["metrics"].items()),
+            *(
+                printable(f"  training:     {key}: {value}")
+                for key, value in row["training"].items()
+                if key != "settings"
+            ),
+            *(printable(f"  score:        {key}: {value}") for key, value in row["metrics"].items()),
         ]
-        blocks.append("\n".join(lines))
+        blocks.append("\n".join(map(printable, lines)))
     return "\n\n".join(blocks)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simsearch.cli import model_cards
-from simsearch.cli.console import INTERRUPTED, note, pluralize
+from simsearch.cli.console import INTERRUPTED, echo, note, pluralize
 from simsearch.cli.options import (
     complete_files,
     crops_option,
@@ -25,10 +25,10 @@ from simsearch.cli.progress import show_progress, training_progress
 from simsearch.cli.query_args import read_image
 from simsearch.common.item_ids import ID_PREFIX
 from simsearch.common.lazy import LazyModule
+from simsearch.common.printable import printable
 from simsearch.errors import TrainingInterruptedError, UsageError
 from simsearch.models import classify, load, registry
 from simsearch.models.precision import ENOUGH
-from simsearch.reports.text import printable
 
 if TYPE_CHECKING:
     from simsearch.models.onnx import int8_calibration
@@ -115,9 +115,9 @@ def train_command(source: tuple[str, ...], output: Path, names: Path | None, **o
         raise click.exceptions.Exit(INTERRUPTED) from None
     if outcome.bytes:  # the first of several processes wrote the weights and reports them
         for name, scores in outcome.metrics.items():
-            click.echo(f"{name}: {', '.join(publish.format_metric(*pair) for pair in scores.items())}")
+            echo(f"{name}: {', '.join(publish.format_metric(*pair) for pair in scores.items())}")
         classes, images = pluralize(outcome.classes, "class", "classes"), pluralize(outcome.images, "image")
-        click.echo(f"{outcome.output}: {classes} from {images} in {outcome.seconds:,.0f} s, {outcome.bytes:,} bytes")
+        echo(f"{outcome.output}: {classes} from {images} in {outcome.seconds:,.0f} s, {outcome.bytes:,} bytes")
 
 
 @click.command("classify")
@@ -143,7 +143,7 @@ def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, mode
     found = classify.classify(chosen, [read_image(text) for text in image], k, int(crops))
     if form == "text":
         for number, (name, guesses) in enumerate(zip(image, found, strict=True)):
-            click.echo(("\n" if number else "") + _guess_bars(name, guesses))
+            echo(("\n" if number else "") + _guess_bars(name, guesses))
         return
     answers = [
         {"query": name, "model": chosen.name, "guesses": [{"label": g.label, "probability": g.probability} for g in gs]}
@@ -151,9 +151,9 @@ def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, mode
     ]
     if form == "jsonl":
         for answer in answers:
-            click.echo(json.dumps(answer))
+            echo(json.dumps(answer))
         return
-    click.echo(json.dumps(answers, indent=1))
+    echo(json.dumps(answers, indent=1))
 
 
 def _guess_bars(name: str, guesses: Sequence[classify.Guess], width: int = 30) -> str:
@@ -194,11 +194,11 @@ def models_command(
         _calibrate(model, calibrate)
     elif filters:
         count = model_cards.draw_filters(model, filters)
-        click.echo(f"{filters}: {count} kernels")
+        echo(f"{filters}: {count} kernels")
     elif form == "json":
-        click.echo(json.dumps(model_cards.facts(model), indent=1))
+        echo(json.dumps(model_cards.facts(model), indent=1))
     else:
-        click.echo(model_cards.verbose(model) if verbose or model else model_cards.brief())
+        echo(model_cards.verbose(model) if verbose or model else model_cards.brief())
 
 
 def _calibrate(model: str | None, sources: Sequence[str]) -> None:
@@ -208,7 +208,7 @@ def _calibrate(model: str | None, sources: Sequence[str]) -> None:
     with show_progress("decoding") as progress:
         found = int8_calibration.calibrate(model, sources, progress)
     default = "new indexes use int8 on processors with VNNI" if found.top6 >= ENOUGH else "float32 stays the default"
-    click.echo(
+    echo(
         f"{model}: on {found.images:,} images int8 shares {found.top6:.1%} of the six nearest with float32,"
         f" median cosine {found.cosine:.5f}; {default}"
     )

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
+from simsearch.cli.console import echo
+from simsearch.common.printable import printable_lines
 
 LogRow = dict[str, Any]
 """A row of the training log, as the .jsonl file has it: `event` is step, epoch, resume or note."""
@@ -23,7 +24,7 @@ def show_progress(task: str) -> Iterator[Callable[[int, int], None]]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
-            TextColumn(task),
+            TextColumn(task, markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -46,7 +47,7 @@ def show_progress(task: str) -> Iterator[Callable[[int, int], None]]:
         now = time.monotonic()
         if now - last >= 1 and done:
             last = now
-            click.echo(f"{task}: {done:,} of {total:,}, {done / (now - start):,.0f}/s", err=True)
+            echo(f"{task}: {done:,} of {total:,}, {done / (now - start):,.0f}/s", err=True)
 
     yield print_line
 
@@ -68,7 +69,7 @@ def training_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[
         if requests or not training:
             raise KeyboardInterrupt
         requests.append(time.monotonic())
-        click.echo("stopping after this step (Ctrl-C again: at once)", err=True)
+        echo("stopping after this step (Ctrl-C again: at once)", err=True)
 
     def stop_requested() -> bool:
         nonlocal training
@@ -99,7 +100,7 @@ def _training_lines() -> Iterator[Callable[[LogRow], None]]:
             return
         last = now
         if text := _format_row(row):
-            click.echo(text, err=True)
+            echo(text, err=True)
 
     yield print_row
 
@@ -121,7 +122,7 @@ def _training_bar() -> Iterator[Callable[[LogRow], None]]:
                 bar.start()
                 bar.update(task, completed=row["step"], total=row["steps"], description=_format_metrics(row))
             elif text := _format_row(row):
-                console.print(text, highlight=False, markup=False)
+                console.print(printable_lines(text), highlight=False, markup=False)
 
         yield draw_row
 

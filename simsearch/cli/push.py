@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from simsearch.cli.console import format_counts, pluralize
+from simsearch.cli.console import echo, format_counts, pluralize
 from simsearch.cli.options import format_option, index_option, version_option
 from simsearch.cli.params import KeyValue
 from simsearch.cli.progress import show_progress
@@ -69,10 +69,10 @@ def push_index(index: Index, address: str, options: push.PushOptions | None = No
     with show_progress("pushing") as progress:
         pushed = push.push(index, address, dataclasses.replace(options or push.PushOptions(), progress=progress))
     if form == "json":
-        click.echo(json.dumps(dataclasses.asdict(pushed)))
+        echo(json.dumps(dataclasses.asdict(pushed)))
         return
     changes = format_counts({"sent": pushed.sent, "deleted": pushed.deleted, "unchanged": pushed.unchanged})
-    click.echo(
+    echo(
         f"{parse_address(address)}: {pluralize(pushed.items, 'item')}, {pushed.kind}; {changes or 'nothing to do'};"
         f" counted, {pushed.compared:,} compared"
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simsearch import api
-from simsearch.cli.console import NO_MATCH, check_folder_exists, note, warn_if_incomplete
+from simsearch.cli.console import NO_MATCH, check_folder_exists, echo_data, note, warn_if_incomplete
 from simsearch.cli.options import (
     device_option,
     html_option,
@@ -107,7 +107,7 @@ def query_command(
                 shown = [replace(match, path=match.relative) for match in matches] if relative else matches
                 answers.append(results.QueryResult(name, engine.meta.model, matches.exact, took, shown))
         text = reports_text.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
-        click.echo(text, nl=False, color=True)  # paths are printed unchanged, even escape sequences
+        echo_data(text, nl=False)
         if montage or html_file or show:
             _show_images(engine, pictures, answers, montage, html_file, show)
     if open_page and html_file:

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from simsearch import api
-from simsearch.cli.console import note, warn_if_incomplete
+from simsearch.cli.console import echo_data, note, warn_if_incomplete
 from simsearch.cli.options import Command, complete_files, default_index, device_option, version_option
 from simsearch.cli.progress import show_progress
 from simsearch.common.lazy import LazyModule
@@ -176,4 +176,4 @@ def completion_command(shell: str) -> None:
     if completion_class is None:
         raise UsageError(f"click has no completion for {shell}")
     root = click.get_current_context().find_root().command
-    click.echo(completion_class(root, {}, "simsearch", "_SIMSEARCH_COMPLETE").source())
+    echo_data(completion_class(root, {}, "simsearch", "_SIMSEARCH_COMPLETE").source())

@@ -11,7 +11,7 @@ from simsearch.cluster import work as cluster_work
 from simsearch.cluster.work import WorkFolder, WorkInfo, WorkItem
 from simsearch.errors import UnavailableError
 from simsearch.indexing.load import LoadedImage
-from simsearch.storage.index import WORK_FOLDER
+from simsearch.storage.derived import WORK_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Container

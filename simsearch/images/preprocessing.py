@@ -25,6 +25,9 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+MAX_SIDE = 4096
+"""Pixels of the largest side that images are scaled to."""
+
 _JSON_KEYS = {"std": "deviation"}
 """Keys in JSON of fields that have another name."""
 
@@ -47,9 +50,16 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
+        if type(self.resize) is not int or type(self.crop) is not int or self.resize > MAX_SIDE:
+            raise WeightsError(f"recipe: resize or crop is not a number of pixels up to {MAX_SIDE:,}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(values, tuple) or len(values) != 3 or not all(_is_level(value) for value in values):
+                raise WeightsError(f"recipe: {name} is not three numbers")
+        if not all(self.std):
+            raise WeightsError("recipe: the deviation of a channel is 0")
         if not (0 < self.crop <= 2 * self.resize):
             raise WeightsError(f"recipe: crop {self.crop} does not fit into resize {self.resize}")
-        if self.interpolation not in FILTERS:
+        if type(self.interpolation) is not str or self.interpolation not in FILTERS:
             raise WeightsError(f"recipe: interpolation {self.interpolation!r} is none of {', '.join(FILTERS)}")
 
     @classmethod
@@ -71,6 +81,10 @@ class Preprocessing:
     def pixels(self, image: Image.Image) -> Pixels:
         """Returns an RGB image as the (crop, crop, 3) uint8 array that the network sees, before mean and std."""
         return scaled_centre(image, self.resize, self.crop, FILTERS[self.interpolation])
+
+
+def _is_level(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
 
 
 def shorter_side(image: Image.Image, pixels: int, resample: Image.Resampling) -> Image.Image:

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.common import intervals
-from simsearch.errors import IndexDamagedError
+from simsearch.errors import SimsearchError
 from simsearch.search import binary_codes
 from simsearch.search.ann import K, recalls
+from simsearch.storage.derived import structure_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.search.exact import FlatIndex
+    from simsearch.storage.folder import Folder
 
 GROWN = 1.1
 """Growth factor of the number of items after which the recall is measured again."""
@@ -30,21 +32,21 @@ QUERIES = 100
 
 
 def update(
-    derived: Path, search: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], measure: bool = True
+    index: Folder, search: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], measure: bool = True
 ) -> dict[str, Any]:
     """Returns the `search` entry of `meta.json`, updated for an index whose items have the rows `live`.
 
     The key `since` is the recall of items added after the structure was built: value, low, high, queries, and the
     number of items at that time. A structure that cannot be read is ignored; searches are then exact.
 
-    derived: the index's folder of structures. search: the entry so far. live: (n,), ascending.
+    index: the index's folder. search: the entry so far. live: (n,), ascending.
     measure: False to skip the measurement, which is slow.
     """
     parameters = search["parameters"]
     if not isinstance(parameters, dict) or not parameters.get("folder"):
         return search
-    folder = derived / Path(parameters["folder"]).name
-    with contextlib.suppress(IndexDamagedError):
+    with contextlib.suppress(SimsearchError, OSError):
+        folder = structure_folder(index, parameters["folder"])
         if parameters.get("kind") == "codes":
             search = {**search, "parameters": {**parameters, "encoded": binary_codes.extend(folder, parameters, flat)}}
         before = search.get("since", search).get("items", 0)
@@ -54,7 +56,7 @@ def update(
 
 
 def _measure(
-    folder: Path, parameters: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], new: int
+    folder: Folder, parameters: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], new: int
 ) -> dict[str, Any]:
     """Returns the recall of the last `new` rows, or of a sample of them."""
     structure = binary_codes.load(folder, parameters, flat.shards.compactions)

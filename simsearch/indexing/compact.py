@@ -98,7 +98,7 @@ def compact(
                 raise
             index.refresh()
             binary_codes.renumber(
-                index.derived, index.meta.search["parameters"], plan.rows, old.compactions, new.compactions
+                index.folder, index.meta.search["parameters"], plan.rows, old.compactions, new.compactions
             )
             moved = np.flatnonzero(plan.rows != np.arange(len(plan.rows)))
             pairs = zip(moved.tolist(), plan.ids[moved].tolist(), strict=True)
@@ -196,7 +196,7 @@ def _link(old: FeatureFiles, new: FeatureFiles, shard: int) -> None:
         try:
             with (
                 open(folder.open(old.name(shard)), "rb") as source,
-                open(folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as copy,
+                open(folder.create(name), "wb") as copy,
             ):
                 shutil.copyfileobj(source, copy)
                 copy.flush()

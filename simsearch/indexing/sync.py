@@ -293,7 +293,7 @@ def refresh_meta(index: Index, measure: bool = True, engine: str | None = None) 
         search = meta.search
         if search["kind"] != "exact":
             flat = FlatIndex(reader.shards, rows)
-            search = ann_maintenance.update(index.derived, search, flat, reader.rows(), measure)
+            search = ann_maintenance.update(index.folder, search, flat, reader.rows(), measure)
     index.write_meta(
         replace(
             meta,

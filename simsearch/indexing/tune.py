@@ -25,8 +25,8 @@ from simsearch.indexing.measure import Benchmark
 from simsearch.search import ann
 from simsearch.search.ann import AnnIndex, AnnSettings, K
 from simsearch.search.exact import FlatIndex
+from simsearch.storage import derived
 from simsearch.storage.database import Changes
-from simsearch.storage.index import WORK_FOLDER
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -308,7 +308,7 @@ def record_choice(index: Index, made: AnnIndex | None, choice: Choice, target: f
             raise UsageError(f"{index.path} was compacted during tuning", hint="tune it again")
         search: dict[str, Any] = {"kind": choice.kind, "recall": choice.recall, "parameters": {}}
         if made is not None:
-            name, parameters = made.save(index.derived)
+            name, parameters = made.save(index.folder.child(derived.FOLDER, create=True))
             search["parameters"] = {**parameters, "folder": name}
             search |= {
                 "low": choice.low,
@@ -323,9 +323,9 @@ def record_choice(index: Index, made: AnnIndex | None, choice: Choice, target: f
         index.write_meta(replace(index.meta, search=search))
         index.database.apply(Changes())  # a new generation, so that readers reload
         sync.refresh_meta(index)
-        derived = index.folder.child("derived")
-        for name in derived.names() if index.folder.exists("derived") else ():
-            if name not in {search["parameters"].get("folder"), WORK_FOLDER}:
+        files = index.folder.child(derived.FOLDER)
+        for name in files.names() if files.exists(".") else ():
+            if name not in {search["parameters"].get("folder"), derived.WORK_FOLDER}:
                 with contextlib.suppress(OSError):
-                    derived.remove(name)
+                    files.remove(name)
     return replace(choice, parameters=search["parameters"])

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from simsearch.errors import DeviceError, UsageError, WeightsError
-from simsearch.models.networks.configs import AlexNetConfig, Config, ConvNet4Config, LeNet5Config
-from simsearch.models.weights import ModelCard, read_card, sha256, sha256_without_ranges
+from simsearch.models.networks.configs import AlexNetConfig, Config, ConvNet4Config, LeNet5Config, check_config
+from simsearch.models.weights import ModelCard, largest_network, read_card, sha256, sha256_without_ranges
 
 DEFAULT = "alexnet"
 
@@ -63,6 +63,10 @@ class WeightsFile:
             known = ", ".join(ARCHITECTURES)
             raise WeightsError(f"{self.path}: architecture {self.card.architecture!r} is not one of {known}") from None
         except TypeError as error:
+            raise WeightsError(f"{self.path}: {error}") from error
+        try:
+            check_config(config, largest_network(self.path))
+        except (TypeError, ValueError) as error:
             raise WeightsError(f"{self.path}: {error}") from error
         return config
 

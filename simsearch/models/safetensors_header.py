@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from simsearch.common import outside_json
 from simsearch.errors import WeightsError
 
 MAX_SIZE = 64 << 20
 """Bytes of the longest header that is read."""
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4}
+_BYTES |= {"U16": 2, "U8": 1, "BOOL": 1}
+"""Bytes of a number, by the format's names of types."""
 
 
 class Header(NamedTuple):
@@ -21,9 +26,12 @@ class Header(NamedTuple):
 
     def values(self) -> dict[str, Any]:
         """The parsed JSON. Raises ValueError."""
-        parsed = json.loads(self.text)
+        parsed = outside_json.parse(self.text)
         if not isinstance(parsed, dict):
             raise ValueError("the header is not a JSON object")
+        metadata = parsed.get("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("the header's metadata are not texts")
         return parsed
 
 
@@ -45,7 +53,15 @@ def read_header(path: Path) -> Header:
         size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= size <= MAX_SIZE:
             raise WeightsError(f"{path} is not a .safetensors file")
-        return Header(file.read(size).decode().rstrip(" "), 8 + size)
+        return parse_header(prefix + file.read(size))
+
+
+def parse_header(data: bytes) -> Header:
+    """Returns the header at the beginning of a file's content. Raises ValueError."""
+    size = struct.unpack("<Q", data[:8])[0] if len(data) > 8 else 0
+    if not 2 <= size <= min(MAX_SIZE, len(data) - 8):
+        raise ValueError("it ends within its header")
+    return Header(data[8 : 8 + size].decode().rstrip(" "), 8 + size)
 
 
 def pack_header(text: str) -> bytes:
@@ -56,11 +72,34 @@ def pack_header(text: str) -> bytes:
 
 
 def locate_tensors(path: Path) -> dict[str, TensorLocation]:
-    """Returns the location of each tensor in a file, by name. Raises as `read_header`."""
+    """Returns the location of each tensor in a file, by name.
+
+    Raises as `read_header`, and ValueError if the tensors do not fill the rest of the file one after the other.
+    """
     header = read_header(path)
     located = {}
     for name, entry in header.values().items():
         if name != "__metadata__":
-            first, last = entry["data_offsets"]
-            located[name] = TensorLocation(tuple(entry["shape"]), header.start + first, last - first)
+            located[name] = _location(name, entry, header.start)
+    end = header.start
+    for name, location in sorted(located.items(), key=lambda pair: pair[1][1:]):
+        if location.first != end:
+            raise ValueError(f"the tensor {name!r} does not begin where the one before it ends")
+        end += location.size
+    if end != path.stat().st_size:
+        raise ValueError(f"its tensors end at byte {end:,} of {path.stat().st_size:,}")
     return located
+
+
+def _location(name: str, entry: Any, start: int) -> TensorLocation:
+    """Checks a tensor's entry in the header. Raises ValueError."""
+    if not isinstance(entry, dict) or entry.get("dtype") not in _BYTES:
+        raise ValueError(f"the entry of the tensor {name!r} is not one of simsearch")
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+            raise ValueError(f"the tensor {name!r} has a wrong shape or place")
+    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * _BYTES[entry["dtype"]]:
+        raise ValueError(f"the tensor {name!r} has a shape that does not fit its size")
+    return TensorLocation(tuple(shape), start + offsets[0], offsets[1] - offsets[0])

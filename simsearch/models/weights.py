@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +19,20 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from simsearch.common import outside_json
 from simsearch.common.atomic_files import atomic_write, replacing
 from simsearch.errors import WeightsError
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.models import deep_compression
-from simsearch.models.safetensors_header import Header, pack_header, read_header
+from simsearch.models.safetensors_header import Header, locate_tensors, pack_header, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+ELEMENTS_PER_BYTE = 64
+"""Largest number of tensor elements for each byte of a weights file; compressed files of simsearch have 5 to 10."""
 
 FORMAT = 1
 """Version of the header's `simsearch` entry."""
@@ -70,32 +75,49 @@ def read_card(path: Path) -> ModelCard:
     """Reads the card from the header. Raises WeightsError if the file is not a simsearch weights file."""
     header = _read_entry(path)
     try:
-        ranges, agreement = _ranges_from(header["ranges"])
+        ranges, agreement = _ranges_from(_typed(header["ranges"], str))
+        texts = {name: _list(header.get(name, []), str) for name in ("classes", "labels")}
         return ModelCard(
-            architecture=header["architecture"],
-            arguments={k: tuple(v) if isinstance(v, list) else v for k, v in header["arguments"].items()},
-            recipe=Preprocessing.from_dict(header["recipe"]),
-            classes=tuple(header.get("classes", ())),
-            description=header.get("description", ""),
-            training=header.get("training", {}),
-            metrics=header.get("metrics", {}),
-            distances=tuple(header.get("distances", ())),
-            labels=tuple(header.get("labels", ())),
+            architecture=_typed(header["architecture"], str),
+            arguments={k: tuple(v) if isinstance(v, list) else v for k, v in _typed(header["arguments"], dict).items()},
+            recipe=Preprocessing.from_dict(_typed(header["recipe"], dict)),
+            classes=texts["classes"],
+            description=_typed(header.get("description", ""), str),
+            training=_typed(header.get("training", {}), dict),
+            metrics=_typed(header.get("metrics", {}), dict),
+            distances=_list(header.get("distances", []), int, float),
+            labels=texts["labels"],
             ranges=ranges,
             agreement=agreement,
         )
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: the header is incomplete: {error}") from error
     except ValueError as error:
         raise WeightsError(f"{path}: the ranges cannot be read: {error}") from error
 
 
+def _typed(value: Any, *kinds: type) -> Any:
+    """Returns a value of one of the given types. Raises TypeError."""
+    if type(value) not in kinds:
+        raise TypeError(f"{str(value)[:60]!r} is not of type {kinds[0].__name__}")
+    return value
+
+
+def _list(values: Any, *kinds: type) -> tuple[Any, ...]:
+    """Returns a list of values of the given types as a tuple. Raises TypeError."""
+    return tuple(_typed(value, *kinds) for value in _typed(values, list))
+
+
 def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
     """Reads all tensors: dense float32 arrays by parameter name. Raises WeightsError."""
     encoding = _read_entry(path).get("encoding", {})
     try:
+        locate_tensors(path)
+        _check_sizes(_typed(encoding, dict), largest_network(path))
         raw = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
     tensors = {name: array.astype(np.float32) for name, array in raw.items() if "#" not in name}
     for name, facts in encoding.items():
@@ -104,9 +126,28 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
             tensors[name] = deep_compression.decompress_tensor(
                 deep_compression.CompressedTensor(tuple(facts["shape"]), int(facts["stored"]), *parts)
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path}: tensor {name} is incomplete: {error}") from error
+    if odd := next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), None):
+        raise WeightsError(f"{path}: a weight in the tensor {odd!r} is NaN or infinite")
     return tensors
+
+
+def largest_network(path: Path) -> int:
+    """Returns the largest number of weights that a file may declare, so that a small one cannot ask for much memory."""
+    return ELEMENTS_PER_BYTE * path.stat().st_size + (1 << 20)
+
+
+def _check_sizes(encoding: dict[str, Any], largest: int) -> None:
+    """Checks the declared shapes of compressed tensors. Raises ValueError and TypeError."""
+    total = 0
+    for name, facts in encoding.items():
+        shape = _list(_typed(facts, dict)["shape"], int)
+        if min(shape, default=0) < 0 or _typed(facts["stored"], int) < 0:
+            raise ValueError(f"the tensor {name!r} has a negative size")
+        total += math.prod(shape)
+    if total > largest:
+        raise ValueError(f"its tensors would have {total:,} elements, far too many for its size")
 
 
 def write(path: Path, card: ModelCard, tensors: Mapping[str, NDArray[np.float32]], bits: Mapping[str, int]) -> None:
@@ -219,7 +260,7 @@ def _read_entry(path: Path) -> dict[str, Any]:
     """Reads the header's `simsearch` entry, with the text of its `ranges` entry as "ranges". Raises WeightsError."""
     try:
         metadata = read_header(path).values()["__metadata__"]
-        entry = json.loads(metadata["simsearch"])
+        entry: dict[str, Any] = _typed(outside_json.parse(metadata["simsearch"]), dict)
         entry["ranges"] = metadata.get("ranges", "")
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
@@ -227,6 +268,6 @@ def _read_entry(path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path} is not a simsearch weights file", hint="`simsearch models` lists the built-in models"
         ) from error
-    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
+    if entry.get("format") != FORMAT:
         raise WeightsError(f"{path} has weights format {entry.get('format')!r}; this version reads {FORMAT}")
     return entry

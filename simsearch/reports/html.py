@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simsearch.common.atomic_files import atomic_write
+from simsearch.common.printable import printable
 from simsearch.reports.text import format_distance
-from simsearch.reports.tiles import ResultRow, Tile, escape_unprintable, file_name, fit_image
+from simsearch.reports.tiles import ResultRow, Tile, file_name, fit_image
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -64,7 +65,7 @@ def _template() -> Template:
     from markupsafe import Markup
 
     def finalize(value: Any) -> Any:
-        return escape_unprintable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),

@@ -14,9 +14,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from simsearch.common.atomic_files import atomic_write
+from simsearch.common.printable import printable
 from simsearch.errors import UsageError
 from simsearch.reports.text import format_distance
-from simsearch.reports.tiles import FAINT, INK, PAPER, ResultRow, Tile, escape_unprintable, file_name, fit_image
+from simsearch.reports.tiles import FAINT, INK, PAPER, ResultRow, Tile, file_name, fit_image
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -119,7 +120,7 @@ def montage_extension(path: Path) -> str:
 
 def _drop_accents(text: str) -> str:
     """Removes accents, which the montage's font lacks."""
-    decomposed = unicodedata.normalize("NFKD", escape_unprintable(text))
+    decomposed = unicodedata.normalize("NFKD", printable(text))
     return "".join(character for character in decomposed if not unicodedata.combining(character))
 
 

@@ -18,9 +18,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from simsearch.common.printable import printable
 from simsearch.installation import install_line
 from simsearch.reports.montage import draw_montage
-from simsearch.reports.text import format_distance, printable
+from simsearch.reports.text import format_distance
 from simsearch.reports.tiles import ResultRow, Tile, file_name
 
 SIDE = 18

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 
+from simsearch.common.printable import printable
 from simsearch.search.results import QueryResult
 
 FORMATS = ("table", "json", "jsonl", "csv", "paths")
@@ -33,15 +34,18 @@ def render(answers: Sequence[QueryResult], form: str, end: str = "\n") -> str:
             rows = [("rank", "distance", "similarity", "id", "label", "path")]
             for m in answer.matches:
                 numbers = str(m.rank), format_distance(m.distance), f"{m.similarity:.2%}", str(m.id)
-                rows.append((*numbers, printable(m.label or "-"), printable(m.path)))
+                rows.append((*numbers, m.label or "-", m.path))
             lines = [printable(answer.query), *table(rows, right=4)]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
 
 def table(rows: Iterable[Sequence[str]], right: int = 0) -> list[str]:
-    """Returns rows as lines with aligned columns, two spaces apart; the first `right` columns are right-aligned."""
-    rows = list(rows)
+    """Returns rows as lines with aligned columns, two spaces apart; the first `right` columns are right-aligned.
+
+    Control characters in cells are made visible.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
@@ -50,13 +54,6 @@ def table(rows: Iterable[Sequence[str]], right: int = 0) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def printable(text: str) -> str:
-    """Escapes control characters, which could change the terminal's state; keeps os.fsdecode's surrogates."""
-    return "".join(
-        c if c.isprintable() or 0xDC80 <= ord(c) <= 0xDCFF else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def format_distance(number: float) -> str:

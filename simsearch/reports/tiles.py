@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -13,9 +12,6 @@ PAPER, INK, FAINT = "#ffffff", "#1c1f23", "#5d646c"
 """Colours of drawn reports: the background, text, and less important text."""
 
 MAX_ENLARGEMENT = 2.0  # larger ones of tiny images show little but the resampling filter
-
-# Control characters break lines, bidirectional overrides disguise names, and surrogates of os.fsdecode do not encode.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,3 @@ def fit_image(image: Image.Image | None, side: int) -> Image.Image | None:
 def file_name(path: str) -> str:
     """Returns the last part of a path, or the whole path if it has none."""
     return PurePath(path).name or path
-
-
-def escape_unprintable(text: str) -> str:
-    """Escapes control characters and others that a page cannot show, so that the text encodes to UTF-8."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)

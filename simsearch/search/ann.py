@@ -6,26 +6,27 @@ of each entry. Newer rows are scanned exactly; deleted rows are never returned.
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
+import re
 import secrets
-import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from simsearch.common.atomic_files import replacing, sync_folder
 from simsearch.common.lazy import LazyModule
 from simsearch.common.pca import Projection
 from simsearch.errors import IndexDamagedError
+from simsearch.storage import derived as sealed
 
 if TYPE_CHECKING:
     import faiss
     from numpy.typing import NDArray
 
     from simsearch.search.exact import FlatIndex, Neighbours
+    from simsearch.storage.folder import Folder
 else:
     faiss = LazyModule("faiss")
 
@@ -40,6 +41,8 @@ LINKS, CONSTRUCTION = 24, 80
 
 FILLED = 32
 """FAISS's fast scan compares this number of codes at once, and pads each list to a multiple of it."""
+
+_EPOCH_ROWS = re.compile(r"rows\.\d+\.npz")
 
 LISTED = ("ivf", "pq")
 """The kinds with inverted lists, of which a search visits those nearest to the query."""
@@ -216,61 +219,127 @@ class AnnIndex:
         else:
             parameters = faiss.SearchParameters(sel=selector)
         entries: NDArray[np.int64] = self.index.search(self.projection(queries), wanted, params=parameters)[1]
+        if entries.size and entries.max() >= len(self.rows):
+            raise IndexDamagedError("the search structure names entries that it does not have")
         return entries
 
     # -- files
 
-    def save(self, folder: Path) -> tuple[str, dict[str, Any]]:
-        """Writes the files to a new folder in `folder`; returns its name and the parameters for `load`."""
+    def save(self, derived: Folder) -> tuple[str, dict[str, Any]]:
+        """Writes the files to a new folder in `derived`; returns its name and the parameters for `load`."""
         name = secrets.token_hex(8)
-        partial = folder / f".{name}"
-        partial.mkdir(parents=True)
         try:
-            self._write(partial)
-            for path in partial.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            sync_folder(partial)
-            os.replace(partial, folder / name)
-            sync_folder(folder)
+            self._write(derived.child(name, create=True))
+            derived.sync()
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                derived.remove(name)
             raise
         return name, {**asdict(self.setting), "covered": self.covered, "epoch": self.compactions}
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Folder) -> None:
         for part, array in (("rows", self.rows), ("mean", self.projection.mean), ("axes", self.projection.axes)):
-            np.save(folder / f"{part}.npy", array)
-        faiss.write_index(self.index, str(folder / "index.faiss"))
+            sealed.write_array(folder, f"{part}.npy", array)
+        sealed.write(folder, "index.faiss", faiss.serialize_index(self.index).data)
 
     @classmethod
-    def load(cls, folder: Path, parameters: dict[str, Any], compactions: int = 0) -> AnnIndex:
-        """Reads the files of `save`, with the rows after `compactions`. Raises IndexDamagedError."""
+    def load(cls, folder: Folder, parameters: dict[str, Any], compactions: int = 0) -> AnnIndex:
+        """Reads the files of `save`, with the rows after `compactions`. Raises IndexDamagedError, SimsearchError."""
         try:
-            mean, axes = (np.load(folder / f"{part}.npy") for part in ("mean", "axes"))
+            setting = read_settings(parameters)
+            mean, axes = (sealed.read_array(folder, f"{part}.npy") for part in ("mean", "axes"))
+            if {str(mean.dtype), str(axes.dtype)} != {"float32"} or axes.shape != (len(mean), setting.dimensions):
+                raise ValueError("its projection does not fit")
             rows, covered = _rows(folder, parameters, compactions)
-            index = faiss.read_index(str(folder / "index.faiss"))
-            setting = AnnSettings(**{name: parameters[name] for name in AnnSettings.__dataclass_fields__})
-            if (index.ntotal, index.d) != (len(rows), setting.dimensions) or axes.shape != (len(mean), index.d):
-                raise ValueError("its files do not belong together")
+            check_rows(rows, covered)
+            index = faiss.deserialize_index(sealed.read(folder, "index.faiss"))
+            check_faiss_index(index, setting, len(rows))
             return cls(setting, Projection(mean, axes), index, rows, covered, compactions)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, BadZipFile) as error:
-            raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
+        except UNREADABLE as error:
+            raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
 
 
-def _rows(folder: Path, parameters: dict[str, Any], compactions: int) -> tuple[NDArray[np.int64], int]:
-    """Reads the row of each entry after `compactions`, and the number of rows covered."""
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, BadZipFile, MemoryError)
+"""Errors from files that do not contain what they should."""
+
+
+def read_settings(parameters: dict[str, Any]) -> AnnSettings:
+    """Returns the settings in the parameters of `meta.json`. Raises KeyError, ValueError."""
+    setting = AnnSettings(**{name: parameters[name] for name in AnnSettings.__dataclass_fields__})
+    numbers = setting.dimensions, setting.candidates, setting.effort, parameters["covered"], parameters.get("epoch", 0)
+    if not isinstance(setting.kind, str) or not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers):
+        raise ValueError("its parameters in meta.json are out of range")
+    if not (0 < setting.dimensions <= 1 << 16 and 0 < setting.candidates < 1 << 24 and setting.effort < 1 << 24):
+        raise ValueError("its parameters in meta.json are out of range")
+    return setting
+
+
+def check_rows(rows: NDArray[Any], covered: int) -> None:
+    """Raises ValueError if entries have the same row, or a row that is not below `covered`."""
+    if rows.dtype != np.int64 or rows.ndim != 1:
+        raise ValueError("its rows are not a list of integers")
+    live = rows[rows >= 0]
+    if len(live) and live.max() >= covered:
+        raise ValueError(f"it has a row {live.max()}, but only {covered} are covered")
+    if len(np.unique(live)) < len(live) or (len(rows) and rows.min() < -1):
+        raise ValueError("it has the same row twice")
+
+
+def check_faiss_index(index: Any, setting: AnnSettings, entries: int) -> None:
+    """Raises ValueError if a FAISS index is not as `new_faiss_index` makes it, or refers to entries it does not have.
+
+    FAISS follows such references without checking them.
+    """
+    expected = {
+        "hnsw": "IndexHNSWSQ",
+        "ivf": "IndexIVFScalarQuantizer",
+        "pq": "IndexIVFPQFastScan",
+        "sq8": "IndexScalarQuantizer",
+        "rabitq": "IndexRaBitQ",
+    }
+    if type(index).__name__ != expected.get(setting.kind):
+        raise ValueError(f"it is {type(index).__name__}, not of the kind {setting.kind}")
+    if (index.ntotal, index.d, index.metric_type) != (entries, setting.dimensions, faiss.METRIC_L2):
+        raise ValueError("its files do not belong together")
+    if setting.kind in LISTED:
+        quantizer = faiss.downcast_index(index.quantizer)
+        if type(quantizer).__name__ != "IndexFlatL2" or (quantizer.ntotal, quantizer.d) != (index.nlist, index.d):
+            raise ValueError("its lists do not fit")
+        sizes = sum(index.invlists.list_size(number) for number in range(index.nlist))
+        if index.invlists.nlist != index.nlist or sizes != entries:
+            raise ValueError("its lists do not fit")
+    elif setting.kind == "hnsw":
+        graph, storage = index.hnsw, index.storage
+        neighbours, offsets = faiss.vector_to_array(graph.neighbors), faiss.vector_to_array(graph.offsets)
+        sizes = len(offsets) - 1, graph.levels.size(), storage.ntotal, storage.d
+        if (
+            sizes != (entries, entries, entries, index.d)
+            or (offsets[0], offsets[-1]) != (0, len(neighbours))
+            or (offsets[1:] < offsets[:-1]).any()
+            or not -1 <= graph.entry_point < entries
+            or (len(neighbours) and not -1 <= neighbours.min() <= neighbours.max() < entries)
+        ):
+            raise ValueError("its graph does not fit")
+
+
+def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple[NDArray[np.int64], int]:
+    """Reads the row of each entry in an compactions, and the number of rows covered."""
     if compactions == parameters.get("epoch", 0):
-        return np.load(folder / "rows.npy"), int(parameters["covered"])
-    with np.load(folder / f"rows.{compactions}.npz") as file:
+        return sealed.read_array(folder, "rows.npy"), int(parameters["covered"])
+    with read_arrays(folder, compactions) as file:
         return file["rows"], int(file["covered"])
 
 
-def renumber(folder: Path, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
-    """Prepares an index for a compaction, from number `old` to `new`, that keeps the (n,) rows `live`, ascending.
+def read_arrays(folder: Folder, compactions: int) -> Any:
+    """Opens the arrays that `record` wrote for an compactions, as a context. Raises IndexDamagedError."""
+    return np.load(io.BytesIO(sealed.read(folder, f"rows.{compactions}.npz").data), allow_pickle=False)
 
-    Keeps the files for readers of `old`, deletes older ones. Raises OSError, ValueError or KeyError if the index cannot
-    be read.
+
+def renumber(folder: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
+    """Prepares an index for a compaction: compactions `new` keeps the (n,) rows `live` of compactions `old`, ascending.
+
+    Keeps the files for readers of `old`, deletes older ones. Raises an error of UNREADABLE or IndexDamagedError if the
+    index cannot be read.
     """
     rows, covered = _rows(folder, parameters, old)
     record(folder, old, new, rows=moved(rows, live), covered=np.searchsorted(live, covered))
@@ -283,10 +352,11 @@ def moved(rows: NDArray[np.int64], live: NDArray[np.int64]) -> NDArray[np.int64]
     return np.where(kept, places, -1)
 
 
-def record(folder: Path, old: int, new: int, **arrays: Any) -> None:
-    """Writes an index's arrays after compaction `new`, keeps those of `old`, and deletes older ones."""
-    with replacing(folder / f"rows.{new}.npz") as file:
-        np.savez(file, **arrays)
-    for path in folder.glob("rows.*.npz"):
-        if path.name not in {f"rows.{old}.npz", f"rows.{new}.npz"}:
-            path.unlink()
+def record(folder: Folder, old: int, new: int, **arrays: Any) -> None:
+    """Writes an index's arrays for compactions `new`, keeps those of `old`, and deletes older ones."""
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    sealed.write(folder, f"rows.{new}.npz", data.getbuffer())
+    for name in folder.names():
+        if _EPOCH_ROWS.fullmatch(name) and name not in {f"rows.{old}.npz", f"rows.{new}.npz"}:
+            folder.unlink(name)

@@ -7,18 +7,16 @@ rows in `rows.npy`. New items are encoded when they are committed, into `added.<
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from simsearch.common.atomic_files import replacing
 from simsearch.common.lazy import LazyModule
-from simsearch.errors import IndexDamagedError, WeightsError
+from simsearch.errors import IndexDamagedError, SimsearchError, WeightsError
 from simsearch.models.hashing.encoder import HashEncoder
 from simsearch.search import ann
 from simsearch.search.ann import AnnIndex, AnnSettings
+from simsearch.storage import derived as sealed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,14 +25,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.search.exact import FlatIndex
+    from simsearch.storage.folder import Folder
 else:
     faiss = LazyModule("faiss")
 
 BLOCK = 2048
 """Rows encoded at once."""
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, WeightsError)
-"""Errors from reading damaged files."""
+_UNREADABLE = (*ann.UNREADABLE, WeightsError)
+"""Errors from files that do not contain what they should."""
 
 
 class BinaryCodeIndex(AnnIndex):
@@ -66,19 +65,19 @@ class BinaryCodeIndex(AnnIndex):
         entries: NDArray[np.int64] = self.index.search(self.codes(queries), wanted, params=parameters)[1]
         return entries
 
-    def _write(self, folder: Path) -> None:
-        self.codes.save(folder / "codes.safetensors")
-        np.save(folder / "entries.npy", faiss_bytes(self.index))
-        np.save(folder / "rows.npy", self.rows)
+    def _write(self, folder: Folder) -> None:
+        sealed.write(folder, "codes.safetensors", self.codes.to_bytes())
+        sealed.write_array(folder, "entries.npy", faiss_bytes(self.index))
+        sealed.write_array(folder, "rows.npy", self.rows)
 
 
-def load(folder: Path, parameters: dict[str, Any], compactions: int) -> AnnIndex:
+def load(folder: Folder, parameters: dict[str, Any], compactions: int) -> AnnIndex:
     """Loads an approximate search of any kind by the parameters from `save`. Raises IndexDamagedError."""
     if parameters.get("kind") != "codes":
         return AnnIndex.load(folder, parameters, compactions)
     try:
-        setting = AnnSettings(**{name: parameters[name] for name in AnnSettings.__dataclass_fields__})
-        codes = HashEncoder.load(folder / "codes.safetensors")
+        setting = ann.read_settings(parameters)
+        codes = _read_encoder(folder)
         entries, rows, covered = _base(folder, parameters, compactions)
         parts, numbers = [entries], [rows]
         for added, first in _added(folder, compactions, covered):
@@ -86,32 +85,42 @@ def load(folder: Path, parameters: dict[str, Any], compactions: int) -> AnnIndex
             numbers.append(np.arange(first, first + len(added)))
             covered = first + len(added)
         entries, rows = np.concatenate(parts), np.concatenate(numbers)
-        if (codes.bits, len(entries)) != (setting.dimensions, len(rows)) or entries.shape[1] != codes.bits // 8:
+        if codes.bits != setting.dimensions or entries.shape != (len(rows), codes.bits // 8):
             raise ValueError("its files do not belong together")
+        if entries.dtype != np.uint8:
+            raise ValueError("its files do not belong together")
+        ann.check_rows(rows, covered)
         return BinaryCodeIndex(setting, codes, entries, rows, covered, compactions)
     except _UNREADABLE as error:
-        raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
+        raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
+
+
+def _read_encoder(folder: Folder) -> HashEncoder:
+    return HashEncoder.from_bytes(sealed.read(folder, "codes.safetensors").tobytes(), folder.path / "codes.safetensors")
 
 
 def _base(
-    folder: Path, parameters: dict[str, Any], compactions: int
+    folder: Folder, parameters: dict[str, Any], compactions: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
     """Reads the codes, their rows, and the number of rows covered when the index was made or last compacted."""
     if compactions == parameters.get("epoch", 0):
-        return np.load(folder / "entries.npy"), np.load(folder / "rows.npy"), int(parameters["covered"])
-    with np.load(folder / f"rows.{compactions}.npz") as file:
+        entries, rows = (sealed.read_array(folder, f"{part}.npy") for part in ("entries", "rows"))
+        return entries, rows, int(parameters["covered"])
+    with ann.read_arrays(folder, compactions) as file:
         return file["entries"], file["rows"], int(file["covered"])
 
 
-def _added(folder: Path, compactions: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
+def _added(folder: Folder, compactions: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """Yields the codes of later rows, a file at a time, with the first row of each."""
-    while (path := folder / f"added.{compactions}.{covered}.npy").exists():
-        part: NDArray[np.uint8] = np.load(path)
+    while folder.exists(name := f"added.{compactions}.{covered}.npy"):
+        part: NDArray[np.uint8] = sealed.read_array(folder, name)
+        if not len(part):
+            raise ValueError(f"{name} is empty")
         yield part, covered
         covered += len(part)
 
 
-def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
+def extend(folder: Folder, parameters: dict[str, Any], flat: FlatIndex) -> int:
     """Encodes the rows added since the last call; returns the number of rows covered now.
 
     The caller holds the writer lock. Raises IndexDamagedError.
@@ -119,7 +128,7 @@ def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
     try:
         covered, compactions = int(parameters["covered"]), flat.shards.compactions
         if compactions != parameters.get("epoch", 0):
-            with np.load(folder / f"rows.{compactions}.npz") as file:
+            with ann.read_arrays(folder, compactions) as file:
                 covered = int(file["covered"])
         start = covered
         parts: list[NDArray[np.uint8]] = []
@@ -129,25 +138,25 @@ def extend(folder: Path, parameters: dict[str, Any], flat: FlatIndex) -> int:
             start, parts = (first, [part]) if small else (covered, [])
         if covered >= flat.rows:
             return covered
-        codes = HashEncoder.load(folder / "codes.safetensors")
+        codes = _read_encoder(folder)
         parts += [
             codes(flat.read(np.arange(first, min(first + BLOCK, flat.rows))))
             for first in range(covered, flat.rows, BLOCK)
         ]
-        write(folder / f"added.{compactions}.{start}.npy", np.concatenate(parts))
+        sealed.write_array(folder, f"added.{compactions}.{start}.npy", np.concatenate(parts))
     except _UNREADABLE as error:
-        raise IndexDamagedError(f"the search structure {folder} cannot be used: {error}") from error
+        raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
     return flat.rows
 
 
-def renumber(derived: Path, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
-    """Prepares the index's approximate search, of any kind, for a compaction; see `ann.renumber`.
+def renumber(index: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
+    """Prepares an index's approximate search, of any kind, for a compaction; see `ann.renumber`.
 
-    Does nothing if there is none or it cannot be read.
+    Does nothing if there is none or it cannot be read. index: the index's folder.
     """
-    with contextlib.suppress(*_UNREADABLE, AttributeError, IndexDamagedError):
-        folder = derived / Path(parameters.get("folder") or "none").name
-        (folder / f"rows.{new}.npz").unlink(missing_ok=True)  # left by a killed compaction
+    with contextlib.suppress(*_UNREADABLE, SimsearchError):
+        folder = sealed.structure_folder(index, parameters.get("folder") or "")
+        folder.unlink(f"rows.{new}.npz")  # left by a killed compaction
         if parameters.get("kind") != "codes":
             ann.renumber(folder, parameters, live, old, new)
             return
@@ -155,18 +164,12 @@ def renumber(derived: Path, parameters: dict[str, Any], live: NDArray[np.int64],
         rows = ann.moved(made.rows, live)
         entries = faiss_bytes(made.index)[rows >= 0]
         ann.record(folder, old, new, entries=entries, rows=rows[rows >= 0], covered=np.searchsorted(live, made.covered))
-        for path in folder.glob("added.*.npy"):
-            if path.name.split(".")[1] != str(old):
-                path.unlink()
+        for name in folder.names():
+            if name.startswith("added.") and name.split(".")[1] != str(old):
+                folder.unlink(name)
 
 
 def faiss_bytes(index: Any) -> NDArray[np.uint8]:
     """Returns a copy of the (n, bytes) codes in a binary FAISS index."""
     codes: NDArray[np.uint8] = faiss.vector_to_array(index.xb).reshape(index.ntotal, index.code_size)
     return codes
-
-
-def write(path: Path, array: NDArray[Any]) -> None:
-    """Writes a `.npy` file atomically: it gets its name when it is complete and on disk. Raises OSError."""
-    with replacing(path) as file:
-        np.save(file, array)

@@ -19,6 +19,7 @@ import numpy as np
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import IndexDamagedError
 from simsearch.storage.feature_files import PREAMBLE, FeatureFiles
+from simsearch.storage.folder import error_for
 
 if TYPE_CHECKING:
     import faiss
@@ -47,7 +48,9 @@ def open_shard(shards: FeatureFiles, shard: int, rows: int) -> MappedShard:
             mapped = mmap.mmap(descriptor, length, access=mmap.ACCESS_COPY)
         finally:
             os.close(descriptor)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise error_for(path, error) from error
+    except (ValueError, OverflowError) as error:
         raise IndexDamagedError(f"{path} cannot be mapped for {rows:,} rows: {error}") from error
     header = _faiss_header(shards.dimension, rows)
     start = PREAMBLE - len(header)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simsearch.errors import IndexDamagedError
+from simsearch.errors import SimsearchError
 from simsearch.models.onnx import runtime
 from simsearch.search import binary_codes, gpu
 from simsearch.search.exact import FlatIndex
+from simsearch.storage.derived import structure_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from simsearch.search.ann import AnnIndex
     from simsearch.storage.index import Index
     from simsearch.storage.reader import Reader
+
+log = logging.getLogger("simsearch")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,10 @@ class Snapshots:
             return self._last
 
     def structure(self, reader: Reader) -> AnnIndex | None:
-        """Returns the approximate search that `tune` chose, loaded on first use; None if there is none."""
+        """Returns the approximate search that `tune` chose, loaded on first use; None if there is none.
+
+        If its files are missing or damaged, a warning is logged once and searches are exact.
+        """
         compactions = reader.compactions()  # of the reader's feature files, since compaction renumbers rows
         with self._lock:
             parameters = self.index.meta.search["parameters"]
@@ -75,12 +81,13 @@ class Snapshots:
             key = name, compactions, parameters.get("encoded") if name else None
             if self._structure[0] != key:
                 loaded = None
-                with contextlib.suppress(
-                    IndexDamagedError, OSError
-                ):  # derived data: without it searches are exact and slower
-                    loaded = binary_codes.load(self.index.derived / Path(name).name, parameters, compactions)
+                try:
+                    if name:
+                        loaded = binary_codes.load(structure_folder(self.index.folder, name), parameters, compactions)
+                except (SimsearchError, OSError) as error:
+                    log.warning("searches are exact: %s; `simsearch tune` makes the search structure again", error)
                 self._structure = key, loaded
-            return self._structure[1] if name else None
+            return self._structure[1]
 
     def close(self) -> None:
         """Releases the snapshot and the approximate search."""

@@ -10,6 +10,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from simsearch.common import outside_json
 from simsearch.search.options import LISTS, OPTIONS
 from simsearch.server.middleware import ApiError
 from simsearch.server.schemas import AddRequest, Body, SearchRequest
@@ -50,7 +51,7 @@ async def read_upload(request: Request) -> AddRequest:
     values: dict[str, Any] = {}
     for field, given in texts.items():
         text = _single(field, given)
-        values[field] = _parsed(field, json.loads, text) if field == "metadata" else text
+        values[field] = _parsed(field, outside_json.parse, text) if field == "metadata" else text
     return AddRequest.read({**values, "image": data})
 
 

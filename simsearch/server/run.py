@@ -90,7 +90,8 @@ def _logs() -> Iterator[None]:
     """Writes the service's log to stderr, as lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    loggers = {logging.getLogger("simsearch.serve"): logging.INFO, logging.getLogger("uvicorn.error"): logging.WARNING}
+    levels = {"simsearch.serve": logging.INFO, "simsearch": logging.WARNING, "uvicorn.error": logging.WARNING}
+    loggers = {logging.getLogger(name): level for name, level in levels.items()}
     before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
     try:
         for logger, level in loggers.items():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+import safetensors
 import safetensors.numpy
 
 from simsearch.common.pca import Projection
 from simsearch.errors import IndexDamagedError
 from simsearch.models.descriptors import Descriptor, DescriptorModel
+from simsearch.storage.folder import error_for
 
 if TYPE_CHECKING:
     from simsearch.models.base import Model
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from simsearch.storage.meta import Meta
 
 FILE = "components.safetensors"
+
+LIMIT = 1 << 30
+"""Bytes of the largest file of components that is read."""
 
 
 def write(folder: Folder, projection: Projection) -> str:
@@ -38,14 +43,21 @@ def read(folder: Folder, sha256: str) -> Projection:
     """Reads the components of an index. Raises IndexDamagedError if the SHA-256 of the file differs."""
     path = folder.path / FILE
     try:
-        data = folder.read(FILE)
+        data = folder.read(FILE, LIMIT)
     except OSError as error:
-        raise IndexDamagedError(f"{path}: {error.strerror}") from error
+        raise error_for(path, error) from error
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise IndexDamagedError(f"{path} has SHA-256 {found}, expected {sha256}")
-    tensors = safetensors.numpy.load(data)
-    return Projection(tensors["mean"], tensors["axes"])
+    try:
+        tensors = safetensors.numpy.load(data)
+        mean, axes = tensors["mean"], tensors["axes"]
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise IndexDamagedError(f"{path}: {error}") from error
+    kinds = {str(mean.dtype), str(axes.dtype)}
+    if kinds != {"float32"} or (mean.ndim, axes.ndim) != (1, 2) or len(mean) != len(axes):
+        raise IndexDamagedError(f"{path} does not hold principal components")
+    return Projection(mean, axes)
 
 
 def read_recorded(folder: Folder | None, meta: Meta) -> Projection | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from simsearch.errors import IndexReplacedError, UsageError
+from simsearch.storage import protection
 from simsearch.storage.database_file import DatabaseFile
 
 _opening = threading.RLock()
@@ -33,18 +34,21 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class Connections:
-    """The connections of this process to one database file. Thread-safe."""
+    """The connections of this process to one database file. Thread-safe.
 
-    def __init__(self, file: DatabaseFile) -> None:
-        self._file = file
-        self._idle: list[sqlite3.Connection] = []
+    schema: the SQL that makes the tables which the database must have, and no others.
+    """
+
+    def __init__(self, file: DatabaseFile, schema: str) -> None:
+        self._file, self._schema = file, schema
+        self._idle: list[protection.Connection] = []
         self._reserve: sqlite3.Connection | None = None
         self._copy: tuple[weakref.finalize[..., Any], Path] | None = None
         self._closed = False
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def borrow(self) -> Iterator[sqlite3.Connection]:
+    def borrow(self) -> Iterator[protection.Connection]:
         """Lends a connection, and rolls an open transaction back at the end. SQLite's errors are translated."""
         with self._file.translate_errors():
             with self._lock:
@@ -61,14 +65,14 @@ class Connections:
                     connection.rollback()
                 with self._lock:
                     # without write access, a connection would not see later commits
-                    reusable = self._file.writable and not self._closed
+                    reusable = self._file.writable and not self._closed and not connection.alone
                     if reusable:
                         self._idle.append(connection)
                 if not reusable:
                     connection.close()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[protection.Connection]:
         """Lends a connection for one durable transaction, which an exception rolls back."""
         with self.borrow() as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -86,16 +90,25 @@ class Connections:
                 self._reserve = self.connect("ro")
                 _open_counts[self._file.identity] += 1
 
-    def connect(self, mode: str = "rw") -> sqlite3.Connection:
+    def connect(self, mode: str = "rw", check: bool = True) -> protection.Connection:
         """Opens a connection to the file, or to a copy of it if it was deleted; the caller closes it.
 
-        mode: see `DatabaseFile.connect`. Raises IndexReplacedError if the file was deleted before `keep_readable`.
+        mode: see `DatabaseFile.connect`. check: False for a database that has no tables yet.
+        Raises IndexReplacedError if the file was deleted before `keep_readable`, and IndexDamagedError.
         """
         with _opening:
-            connection = self._file.connect(mode)
-        return self._connect_to_copy() if connection is None else connection
+            connection = self._file.connect(mode, first=not _open_counts[self._file.identity])
+        if connection is None:
+            return self._connect_to_copy()
+        try:
+            if check:
+                protection.check_schema(connection, self._file.path, self._schema)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
-    def _connect_to_copy(self) -> sqlite3.Connection:
+    def _connect_to_copy(self) -> protection.Connection:
         """Connects to a copy of the deleted file, made by the reserve connection. Raises IndexReplacedError."""
         with self._lock:
             if self._reserve is None:
@@ -111,7 +124,7 @@ class Connections:
                     self._reserve.backup(copy)
                 self._copy = deletion, path
             path = self._copy[1]
-        return sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        return protection.connect(path.as_uri(), path)
 
     def close(self) -> None:
         """Closes all idle connections; none can be borrowed afterwards."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from simsearch.errors import UsageError
+from simsearch.storage import protection
 from simsearch.storage.connections import Connections
 from simsearch.storage.database_file import DatabaseFile
 from simsearch.storage.feature_files import FeatureFiles
@@ -73,11 +74,15 @@ class Database:
         self.path, self._shards = path, shards
         self._lock = threading.Lock()
         self._file = DatabaseFile(path, folder, create=create)
-        self._connections = Connections(self._file)
+        self._connections = Connections(self._file, _SCHEMA)
         if create:
-            with self._file.translate_errors(), contextlib.closing(self._connections.connect()) as connection:
+            with (
+                self._file.translate_errors(),
+                contextlib.closing(self._connections.connect(check=False)) as connection,
+            ):
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
+                protection.check_schema(connection, path, _SCHEMA)
 
     @property
     def identity(self) -> tuple[int, int]:

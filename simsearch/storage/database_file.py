@@ -5,19 +5,33 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import sqlite3
-import stat
+import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from simsearch.errors import IndexDamagedError, SimsearchError
-from simsearch.storage.folder import Folder, identity_of
+from simsearch.storage import protection
+from simsearch.storage.folder import Folder, NotRegularError, error_for, identity_of
 
 _NOT_DAMAGE = {
     getattr(sqlite3, f"SQLITE_{name}") for name in ("CANTOPEN", "PERM", "AUTH", "FULL", "BUSY", "READONLY", "IOERR")
 }
 """SQLite errors that are caused by the disk, permissions or another process, not by a damaged file."""
+
+_NO_SPACE = {getattr(sqlite3, f"SQLITE_{name}") for name in ("CANTOPEN", "FULL", "READONLY", "IOERR", "PERM")}
+"""SQLite errors of a disk on which the files that readers share cannot be made."""
+
+_NEIGHBOURS: dict[str, set[bytes]] = {
+    "-wal": {b"", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83"},
+    "-shm": {b"", bytes(4), (3_007_000).to_bytes(4, "little"), (3_007_000).to_bytes(4, "big")},
+    "-journal": set(),
+}
+"""How the files beside a database begin; see https://sqlite.org/fileformat2.html and walformat.html."""
 
 _ATTEMPTS = 50
 """Number of attempts to open a database while the parent of its folder changes."""
@@ -37,13 +51,17 @@ class DatabaseFile:
         self.path = path
         try:
             self._folder = folder or Folder.at(path.parent)
+            if create and self._folder.exists(path.name + "-journal"):  # left by a killed creation: nothing is in it
+                self._folder.unlink(path.name)
+                self._folder.unlink(path.name + "-journal")
             if create and not self._folder.exists(path.name):
                 os.close(self._folder.open(path.name, os.O_RDWR | os.O_CREAT))
             self._pinned = self._folder.pin(path.name)
         except FileNotFoundError:
             raise IndexDamagedError(f"{path} is missing") from None
-        if not stat.S_ISREG(self._folder.stat(path.name).st_mode):
-            raise IndexDamagedError(f"{path} is not a file")
+        except OSError as error:
+            raise error_for(path, error) from error
+        self._log_copy: tuple[weakref.finalize[..., Any], Path] | None = None
         self.writable = os.access(self._folder.descriptor_path, os.W_OK)
 
     @property
@@ -51,22 +69,25 @@ class DatabaseFile:
         """Device and inode of the file."""
         return self._pinned.identity
 
-    def connect(self, mode: str = "rw") -> sqlite3.Connection | None:
-        """Connects to the file; returns None if it was deleted. Raises sqlite3.Error.
+    def connect(self, mode: str = "rw", first: bool = False) -> protection.Connection | None:
+        """Connects to the file; returns None if it was deleted. Raises sqlite3.Error and IndexDamagedError.
 
         SQLite resolves all links in a path before opening it, even `/proc/self/fd/N`, and finds the log by the same
         path. The current path of the folder is therefore determined before opening and checked once all files are open;
         the connection is used only if the folder has not moved in between.
 
         mode: "ro" for the first connection of a process, which on closing cannot apply the log of another file.
+        first: True if this process has no other connection to the file.
         """
         failure: sqlite3.Error | None = None
+        connection: protection.Connection | None
         for attempt in range(_ATTEMPTS):
             before = self._current()
             if before is None:
                 break
             connection = None
             try:
+                self._check_neighbours(first)
                 connection = self._open(before[0], mode)
                 if self._current() != before:  # before any log is opened
                     connection.close()
@@ -76,10 +97,12 @@ class DatabaseFile:
             except sqlite3.Error as error:
                 if connection is not None:
                     connection.close()
-                if self._current() == before and attempt:
+                if self._current() != before or not attempt:
+                    failure = error
+                    continue
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _NO_SPACE:
                     raise
-                failure = error
-                continue
+                connection = self._connect_without_log(before[0], error)
             now = self._current()
             if now == before or (attempt == _ATTEMPTS - 1 and now is not None and now[0] == before[0]):
                 return connection
@@ -95,12 +118,71 @@ class DatabaseFile:
             return None
         return folder / self.path.name, self._folder.moves(folder)
 
-    def _open(self, path: Path, mode: str) -> sqlite3.Connection:
+    def _open(self, path: Path, mode: str) -> protection.Connection:
         # Without write access SQLite cannot create the files that readers share with writers. They are not needed: if
         # they are missing, there is no writer.
         alone = not self.writable and not path.with_name(path.name + "-wal").exists()
-        name = "file:" + quote(os.fsencode(path.absolute())) + ("?immutable=1" if alone else f"?mode={mode}")
-        return sqlite3.connect(name, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+        return self._open_alone(path) if alone else protection.connect(f"{_uri(path)}?mode={mode}", path)
+
+    def _open_alone(self, path: Path) -> protection.Connection:
+        """Opens the database without the files that readers share with writers, of which there must be none."""
+        connection = protection.connect(f"{_uri(path)}?immutable=1", path)
+        connection.alone = True
+        return connection
+
+    def _check_neighbours(self, first: bool) -> None:
+        """Raises IndexDamagedError if files beside the database would make SQLite use other files, or wait.
+
+        An index has no rollback journal: it is in write-ahead-log mode. A journal may name a file that SQLite deletes.
+        """
+        for suffix, beginnings in _NEIGHBOURS.items():
+            if suffix == "-shm" and not first:
+                continue  # it was checked before, and closing it would drop SQLite's locks
+            path = self.path.with_name(self.path.name + suffix)
+            try:
+                with open(self._folder.open(path.name), "rb") as file:
+                    beginning = file.read(4)
+            except FileNotFoundError:
+                continue
+            except NotRegularError as error:
+                raise error_for(path, error) from error
+            except OSError:
+                continue  # SQLite tells why
+            if beginning not in beginnings:
+                raise IndexDamagedError(f"{path} is no part of an index")
+
+    def _connect_without_log(self, path: Path, error: sqlite3.Error) -> protection.Connection:
+        """Connects where SQLite cannot make the files that readers share: the disk is full or write-protected.
+
+        With a log that is not empty, a copy of the database and its log is read. Raises `error` if that fails as well.
+        """
+        try:
+            size = self._folder.stat(self.path.name + "-wal").st_size
+        except OSError:
+            size = 0
+        try:
+            if not size:
+                connection = self._open_alone(path)
+            else:
+                copy = self._copy_with_log()
+                connection = protection.connect(_uri(copy), copy)
+                connection.execute("PRAGMA query_only = ON")
+                connection.alone = True
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except (sqlite3.Error, OSError):
+            raise error from None
+        return connection
+
+    def _copy_with_log(self) -> Path:
+        """Copies the database and its log to a temporary folder and returns the path of the copy. Raises OSError."""
+        if self._log_copy is None:
+            folder = Path(tempfile.mkdtemp(prefix="simsearch-"))
+            deletion = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            for name in (self.path.name, self.path.name + "-wal"):
+                with open(self._folder.open(name), "rb") as source, (folder / name).open("wb") as target:
+                    shutil.copyfileobj(source, target)
+            self._log_copy = deletion, folder / self.path.name
+        return self._log_copy[1]
 
     @contextlib.contextmanager
     def translate_errors(self) -> Iterator[None]:
@@ -109,10 +191,11 @@ class DatabaseFile:
             yield
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-            denied = code & 0xFF != sqlite3.SQLITE_CANTOPEN or not os.access(self.path, os.R_OK)
-            if code & 0xFF in _NOT_DAMAGE and denied and code != sqlite3.SQLITE_IOERR_SHORT_READ:
+            if code & 0xFF in _NOT_DAMAGE and code != sqlite3.SQLITE_IOERR_SHORT_READ:
                 raise SimsearchError(f"{self.path} cannot be used: {error}") from error
-            raise IndexDamagedError(f"{self.path}: {error}") from error
+            stopped = code == sqlite3.SQLITE_INTERRUPT
+            reason = "a statement takes far longer than its size explains" if stopped else error
+            raise IndexDamagedError(f"{self.path}: {reason}") from error
 
     # -- the write-ahead log
 
@@ -138,3 +221,7 @@ class DatabaseFile:
                 if not self._folder.stat(log).st_size:
                     self._folder.unlink(log)
                     self._folder.unlink(index)
+
+
+def _uri(path: Path) -> str:
+    return "file:" + quote(os.fsencode(path.absolute()))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.errors import IndexDamagedError, SimsearchError
-from simsearch.storage.folder import Folder
+from simsearch.storage.folder import Folder, error_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,10 @@ ROWS_PER_SHARD = 8192
 
 _MAGIC = b"simsearch features\n"
 
+WITHOUT_HOLES = 1 << 30
+
+"""Bytes of features from which their files may have no holes."""
+
 _DESCRIPTORS = 6
 
 """Open descriptors per shard: kept open, read and mapped, for a snapshot and the next one."""
@@ -51,7 +55,7 @@ def allow_files(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, OverflowError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
@@ -88,6 +92,8 @@ class FeatureFiles:
         """Opens the files of the first `rows` rows, so that they stay readable after `compact` has deleted them.
 
         Returns False if a file cannot be opened. If the process runs into its open-file limit, none are kept open.
+        Raises IndexDamagedError if large files have holes: scanning them would take far longer than their size on disk
+        justifies, and simsearch makes none.
         """
         if rows <= self._open_rows:
             return True
@@ -100,6 +106,9 @@ class FeatureFiles:
                 except OSError as error:
                     _close(opened)
                     return error.errno in {errno.EMFILE, errno.ENFILE}
+                if rows * self.row_bytes > WITHOUT_HOLES and has_holes(opened[shard]):
+                    _close(opened)
+                    raise IndexDamagedError(f"{self.path(shard)} has holes: most of it was never written")
         self._descriptors.update(opened)
         self._open_rows = rows
         return True
@@ -141,10 +150,13 @@ class FeatureFiles:
     def _write(self, shard: int, start: int, data: bytes) -> None:
         """Writes bytes to a file, beginning at row `start`, and syncs it."""
         # Only row 0 creates the file: a deleted file must not be recreated without its earlier rows.
-        descriptor = self.folder.open(self.name(shard), os.O_RDWR | (os.O_CREAT if start == 0 else 0))
+        name = self.name(shard)
+        descriptor = self.folder.create(name) if start == 0 else self.folder.open(name, os.O_RDWR)
         with open(descriptor, "r+b", buffering=0) as file:
             if start == 0:
                 file.write(self._preamble(shard))
+            elif os.pread(descriptor, PREAMBLE, 0) != self._preamble(shard):  # another name of any file
+                raise IndexDamagedError(self._wrong_preamble(shard))
             file.seek(PREAMBLE + start * self.row_bytes)
             view = memoryview(data)
             while view:
@@ -164,7 +176,7 @@ class FeatureFiles:
         try:
             descriptor = self.open(shard)
         except OSError as error:
-            raise IndexDamagedError(f"{path}: {error.strerror}") from error
+            raise error_for(path, error) from error
         try:
             size = os.fstat(descriptor).st_size
             if size < length:
@@ -201,8 +213,19 @@ class FeatureFiles:
         finally:
             os.close(descriptor)
         if page != self._preamble(shard):
-            return f"{self.path(shard)} does not begin as the feature file {shard} of dimension {self.dimension}"
+            return self._wrong_preamble(shard)
         return None
+
+    def _wrong_preamble(self, shard: int) -> str:
+        return f"{self.path(shard)} does not begin as the feature file {shard} of dimension {self.dimension}"
+
+
+def has_holes(descriptor: int) -> bool:
+    """Returns True if parts of an open file take no space on disk, on systems that tell."""
+    with contextlib.suppress(AttributeError, OSError):
+        size = os.fstat(descriptor).st_size
+        return size > 0 and os.lseek(descriptor, 0, os.SEEK_HOLE) < size
+    return False
 
 
 def _close(descriptors: dict[int, int]) -> None:

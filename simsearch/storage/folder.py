@@ -1,6 +1,7 @@
 """A folder that is kept open, so that its files are accessed through its descriptor and not by path.
 
-Another folder that comes to the same path later, by a rename or a new build, is never read or written.
+Another folder that comes to the same path later, by a rename or a new build, is never read or written. Only regular
+files and folders are opened: no symbolic links, devices, pipes or sockets, since an index may come from a stranger.
 """
 
 from __future__ import annotations
@@ -14,8 +15,40 @@ import weakref
 from pathlib import Path
 
 from simsearch.common.atomic_files import replacing, sync_folder
+from simsearch.errors import IndexDamagedError, SimsearchError
 
 _FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EFBIG}
+"""Errors that a file of a damaged index causes; all others come from the system."""
+
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class NotRegularError(OSError):
+    """Something that is not a regular file is where an index has one."""
+
+    def __init__(self, mode: int, path: Path) -> None:
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.ELOOP
+        super().__init__(code, f"it is {kind}, not a regular file", os.fspath(path))
+
+
+def error_for(path: object, error: OSError) -> SimsearchError:
+    """Returns the error to raise for an index's file that cannot be read.
+
+    IndexDamagedError if the file is at fault, else SimsearchError with the system's reason: no permission, too many
+    open files, a full disk.
+    """
+    message = f"{path}: {error.strerror or error}"
+    return IndexDamagedError(message) if error.errno in _DAMAGE else SimsearchError(message)
 
 
 class Folder:
@@ -35,13 +68,20 @@ class Folder:
         return cls(path, os.open(path, _FLAGS))
 
     def child(self, name: str, create: bool = False) -> Folder:
-        """Opens a subfolder; a missing one, unless it is created, is a `Folder` without files. Raises OSError."""
+        """Opens a subfolder; a missing one, unless it is created, is a `Folder` without files.
+
+        Raises OSError, and NotRegularError for a link.
+        """
         if create:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, dir_fd=self.descriptor)
         try:
-            return Folder(self.path / name, os.open(name, _FLAGS, dir_fd=self.descriptor))
+            return Folder(self.path / name, os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=self.descriptor))
         except (FileNotFoundError, NotADirectoryError):
+            with contextlib.suppress(FileNotFoundError):
+                facts = self.stat(name)
+                if stat.S_ISLNK(facts.st_mode):
+                    raise NotRegularError(facts.st_mode, self.path / name) from None
             return Folder(self.path / name, None)
 
     def close(self) -> None:
@@ -105,14 +145,28 @@ class Folder:
     # -- files
 
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
-        """Opens a file; returns the descriptor, which the caller closes. Raises OSError."""
-        return os.open(name, flags | os.O_CLOEXEC, 0o666, dir_fd=self.descriptor)
+        """Opens a regular file; returns the descriptor, which the caller closes.
+
+        Raises OSError, and NotRegularError for anything else, without waiting for a pipe or a device.
+        """
+        path = self.path / name
+        with contextlib.suppress(FileNotFoundError):
+            facts = self.stat(name)
+            if not stat.S_ISREG(facts.st_mode):
+                raise NotRegularError(facts.st_mode, path)
+        descriptor = os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666, dir_fd=self.descriptor)
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            os.close(descriptor)
+            raise NotRegularError(facts.st_mode, path)
+        return descriptor
 
     def stat(self, name: str) -> os.stat_result:
-        return os.stat(name, dir_fd=self.descriptor)
+        """Describes a file, folder or link. Raises OSError."""
+        return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
 
     def exists(self, name: str) -> bool:
-        """Returns True if there is a file or folder with this name."""
+        """Returns True if there is a file, folder or link with this name."""
         try:
             self.stat(name)
         except OSError:
@@ -121,25 +175,37 @@ class Folder:
 
     def names(self) -> list[str]:
         """Returns the names of all files and folders. Raises OSError."""
-        descriptor = self.open(".", os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = self._open_itself()
         try:
             return os.listdir(descriptor)
         finally:
             os.close(descriptor)
 
-    def read(self, name: str) -> bytes:
-        """Returns the content of a file. Raises OSError."""
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """Returns the content of a file. limit: the largest size in bytes. Raises OSError."""
         with open(self.open(name), "rb") as file:
+            if limit is not None and os.fstat(file.fileno()).st_size > limit:
+                message = f"it has more than {limit:,} bytes"
+                raise OSError(errno.EFBIG, message, os.fspath(self.path / name))
             return file.read()
 
-    def write(self, name: str, data: bytes) -> None:
-        """Replaces a file by `data`, atomically and durably. Raises OSError."""
+    def create(self, name: str) -> int:
+        """Creates a file, in place of one of that name; returns the descriptor for reading and writing.
+
+        The old file is unlinked and never written, as it may be another name of any file. Raises OSError.
+        """
+        self.unlink(name)
+        return self.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def write(self, name: str, data: bytes | memoryview, *more: bytes) -> None:
+        """Replaces a file by `data`, followed by `more`, atomically and durably. Raises OSError."""
         with replacing(name, self.descriptor) as file:
-            file.write(data)
+            for part in (data, *more):
+                file.write(part)
 
     def link(self, old: str, new: str) -> None:
         """Gives a file a second name. Raises OSError."""
-        os.link(old, new, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
+        os.link(old, new, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor, follow_symlinks=False)
 
     def unlink(self, name: str) -> None:
         """Deletes a file, if there is one. Raises OSError."""
@@ -157,15 +223,20 @@ class Folder:
         """Syncs the folder to disk, so that new file names survive a power failure. Raises OSError."""
         sync_folder(".", self.descriptor)
 
+    def _open_itself(self) -> int:
+        """Opens the folder for listing and syncing; the caller closes the descriptor. Raises OSError."""
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptor)
+
     def pin(self, name: str) -> Pinned:
-        """Pins a file, so that its inode is not reused. Raises OSError."""
-        flag = getattr(os, "O_PATH", None)
-        if flag is None:
-            facts = self.stat(name)
-            return Pinned((facts.st_dev, facts.st_ino), None)
-        descriptor = self.open(name, flag)
-        facts = os.fstat(descriptor)
-        return Pinned((facts.st_dev, facts.st_ino), descriptor)
+        """Pins a regular file, so that its inode is not reused. Raises OSError, and NotRegularError."""
+        facts, descriptor = self.stat(name), None
+        if (flag := getattr(os, "O_PATH", None)) is not None:
+            descriptor = os.open(name, flag | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
+            facts = os.fstat(descriptor)
+        pinned = Pinned((facts.st_dev, facts.st_ino), descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise NotRegularError(facts.st_mode, self.path / name)
+        return pinned
 
 
 class Pinned:

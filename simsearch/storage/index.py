@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,16 +21,13 @@ from simsearch.models import registry
 from simsearch.storage import roots as source_roots
 from simsearch.storage.database import Database
 from simsearch.storage.feature_files import FeatureFiles
-from simsearch.storage.folder import Folder, identity_of
+from simsearch.storage.folder import Folder, error_for, identity_of
 from simsearch.storage.lock import writer_lock
 from simsearch.storage.meta import Meta
 from simsearch.storage.protocols import OpenIndex
 from simsearch.storage.reader import Reader, SourceRow
 
 DATABASE = "items.sqlite"
-
-WORK_FOLDER = "work"
-"""Subfolder of an index's `derived/` for the files of a cluster build."""
 
 Identity = tuple[int, ...]
 """Device and inode of an index's folder, of its feature folder, and of its database."""
@@ -61,7 +59,10 @@ class Index:
             opened.callback(self.folder.close)
             self.meta = Meta.read(self.folder)
             read = self._meta_file()
-            features = self.folder.child("features")
+            try:
+                features = self.folder.child("features")
+            except OSError as error:
+                raise error_for(self.path / "features", error) from error
             shards = FeatureFiles(features, self.meta.dimension, self.meta.rows_per_shard)
             self.database = Database(self.path / DATABASE, shards=shards, folder=self.folder)
             opened.callback(self.database.close)
@@ -129,11 +130,6 @@ class Index:
         """The feature files of the last commit; `reader.shards` are those of a reader."""
         with self.reading() as reader:
             return reader.shards
-
-    @property
-    def derived(self) -> Path:
-        """The folder of files that can be regenerated, as a path that always leads to this index."""
-        return self.folder.descriptor_path / "derived"
 
     def root_of(self, row: SourceRow) -> str:
         """Returns the location of a source: as given by `roots`, as recorded, or moved along with the index."""
@@ -270,5 +266,6 @@ def _size(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
+            facts = path.lstat()
+            total += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
     return total

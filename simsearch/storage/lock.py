@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simsearch.errors import IndexLockedError, UsageError
-from simsearch.storage.folder import Folder
+from simsearch.storage.folder import Folder, NotRegularError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_HOLDER = re.compile(rb"\d{0,20}")
+"""The content of a lock file: the number of the last process that held it."""
 
 
 @contextlib.contextmanager
@@ -26,6 +30,8 @@ def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
     try:
         opened = folder if isinstance(folder, Folder) else Folder.at(folder)
         descriptor = opened.open("writer.lock", os.O_RDWR | os.O_CREAT)
+    except NotRegularError as error:
+        raise UsageError(f"{place / 'writer.lock'}: {error.strerror}", hint="delete it") from error
     except OSError as error:
         raise UsageError(f"the index {place} cannot be written: {error.strerror}") from error
     try:
@@ -34,11 +40,13 @@ def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
             if time.monotonic() < latest:
                 time.sleep(0.05)
                 continue
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-            who = f"process {holder}" if holder else "another process"
+            holder = _HOLDER.fullmatch(os.pread(descriptor, 32, 0))
+            who = f"process {holder[0].decode()}" if holder and holder[0] else "another process"
             raise IndexLockedError(
                 f"{who} is writing to {place}", hint="wait until it has finished; reading is possible meanwhile"
             )
+        if not _HOLDER.fullmatch(os.pread(descriptor, 64, 0)):  # perhaps another name of a file that is needed
+            raise UsageError(f"{place / 'writer.lock'} is not a lock file of simsearch", hint="delete it")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield

@@ -12,12 +12,21 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchError, UsageError
+from simsearch.common import outside_json
+from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchError, UsageError, WeightsError
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.storage.feature_files import ROWS_PER_SHARD
-from simsearch.storage.folder import Folder
+from simsearch.storage.folder import Folder, error_for
 
 FORMAT = 1
+
+LIMIT = 4 << 20
+"""Bytes of the largest `meta.json` that is read."""
+
+MAX_DIMENSION, MAX_ROWS_PER_SHARD = 1 << 20, 1 << 31
+
+_SINCE = ("recall", "low", "high", "queries")
+"""Numbers in the entry `since` of `search`."""
 
 _KINDS: dict[str, type] = {"str": str, "int": int, "dict[str, Any]": dict, "list[float]": list}
 
@@ -60,7 +69,9 @@ class Meta:
         path = place / "meta.json"
         try:
             opened = folder if isinstance(folder, Folder) else Folder.at(folder)
-            return cls.of(json.loads(opened.read("meta.json")), place)
+            return cls.of(outside_json.parse(opened.read("meta.json", LIMIT)), place)
+        except WeightsError as error:  # of the preprocessing
+            raise IndexDamagedError(f"{path}: {error}") from error
         except SimsearchError:
             raise
         except FileNotFoundError:
@@ -68,15 +79,13 @@ class Meta:
                 raise IndexDamagedError(f"{path} is missing, but there are feature files") from None
             hint = f"make one: simsearch build SOURCE -i {place}"
             raise IndexNotFoundError(f"there is no index at {place}", hint=hint) from None
-        except PermissionError as error:
-            raise UsageError(f"{path}: {error.strerror}") from error
         except NotADirectoryError:
             raise IndexNotFoundError(f"{place} is not a folder and so not an index") from None
         except OSError as error:
-            raise IndexDamagedError(f"{path}: {error.strerror}") from error
+            raise error_for(path, error) from error
         except KeyError as error:
             raise IndexDamagedError(f"{path}: {error} is missing") from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise IndexDamagedError(f"{path}: {error}") from error
 
     @classmethod
@@ -89,22 +98,50 @@ class Meta:
             raise UsageError(message, hint="upgrade simsearch, or build the index again")
         known = {f.name: _KINDS[str(f.type)] for f in fields(cls)}
         for key in known.keys() & values.keys():
-            if not isinstance(values[key], known[key]):
-                raise ValueError(f"{key} is {values[key]!r}")
+            if type(values[key]) is not known[key]:
+                raise ValueError(f"{key} is {str(values[key])[:80]!r}")
         meta = cls(**{key: values[key] for key in known.keys() & values.keys()})
         Preprocessing.from_dict(meta.recipe)
-        if meta.dimension <= 0 or meta.rows_per_shard <= 0 or meta.storage != "float16":
-            raise ValueError("dimension, rows_per_shard or storage is out of range")
-        if not meta.search.keys() >= {"kind", "recall", "parameters"} or not all(
-            isinstance(distance, int | float) for distance in meta.distances
+        if not (0 < meta.dimension <= MAX_DIMENSION and 0 < meta.rows_per_shard <= MAX_ROWS_PER_SHARD):
+            raise ValueError("dimension or rows_per_shard is out of range")
+        counts = meta.generation, meta.items, meta.rows, meta.failures, meta.distances_of
+        if meta.storage != "float16" or not all(0 <= count < 1 << 62 for count in counts):
+            raise ValueError("storage or a count is out of range")
+        known_keys = meta.search.keys() >= {"kind", "recall", "parameters"}
+        if (
+            not known_keys
+            or not _is_search(meta.search)
+            or not all(_is_number(distance) and distance >= 0 for distance in meta.distances)
         ):
             raise ValueError("search or distances is not as simsearch writes it")
+        if meta.distances != sorted(meta.distances):
+            raise ValueError("distances do not ascend")
         return meta
 
     def write(self, folder: Folder | Path) -> None:
         """Replaces the file atomically and durably. Raises OSError."""
         opened = folder if isinstance(folder, Folder) else Folder.at(folder)
         opened.write("meta.json", (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in {int, float} and abs(value) < 1e38
+
+
+def _is_search(search: dict[str, Any]) -> bool:
+    """Returns True if the entry `search` has the keys and types that `tune` writes."""
+    parameters, since = search["parameters"], search.get("since", {})
+    if type(search["kind"]) is not str or type(parameters) is not dict or type(since) is not dict:
+        return False
+    needed = {"recall", "low", "high", "queries"} if "low" in search else {"recall"}
+    folder = parameters.get("folder", "")
+    return (
+        type(folder) is str
+        and all(_is_number(search.get(key)) for key in needed)
+        and all(_is_number(since.get(key)) for key in (*_SINCE, "items") if since)
+        and (not folder or all(_is_number(search.get(key)) for key in ("target", "items")))
+        and (search["kind"] != "codes" or _is_number(parameters.get("dimensions")))
+    )
 
 
 def _has_features(folder: Folder | Path) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 
 from simsearch.errors import IndexDamagedError
 from simsearch.storage.feature_files import PREAMBLE, FeatureFiles
+from simsearch.storage.folder import error_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ class RandomReader:
             try:
                 self._files.append(shards.open(shard))
             except OSError as error:
-                raise IndexDamagedError(f"{shards.path(shard)} cannot be opened: {error.strerror}") from error
+                raise error_for(shards.path(shard), error) from error
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._files[-1], 0, 0, os.POSIX_FADV_RANDOM)
 
@@ -59,7 +60,7 @@ class RandomReader:
                 try:
                     got = os.preadv(self._files[shard], [part], offset)
                 except OSError as error:
-                    raise IndexDamagedError(f"{self.shards.path(shard)}: {error.strerror}") from error
+                    raise error_for(self.shards.path(shard), error) from error
                 if not got:
                     raise IndexDamagedError(f"{self.shards.path(shard)} ends before row {row}")
                 part, offset = part[got:], offset + got

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from simsearch.common import outside_json
 from simsearch.errors import IndexDamagedError, ItemNotFoundError, SimsearchError, UsageError
 from simsearch.storage.filters import Condition
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.storage.feature_files import FeatureFiles
+
+T = TypeVar("T")
 
 _COLUMNS = "id, source, path, label, metadata, digest, size, stamp, width, height, row"
 _LARGEST = 2**63 - 1  # SQLite's integers
@@ -76,12 +78,17 @@ class Reader:
         found = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         if found is None:
             raise IndexDamagedError(f"{self._path}: the state {key!r} is missing")
-        return int(found[0])
+        return self._state_value(key, found[0])
+
+    def _state_value(self, key: str, value: Any) -> int:
+        if type(value) is not int or value < 0:
+            raise IndexDamagedError(f"{self._path}: the state {key!r} is {str(value)[:40]!r}")
+        return value
 
     def compactions(self) -> int:
         """Returns the number of compactions so far."""
         found = self._connection.execute("SELECT value FROM state WHERE key = 'epoch'").fetchone()
-        return 0 if found is None else int(found[0])
+        return 0 if found is None else self._state_value("epoch", found[0])
 
     def count(self) -> int:
         """The number of items."""
@@ -90,7 +97,7 @@ class Reader:
     def sources(self) -> list[SourceRow]:
         rows = self._connection.execute("SELECT id, kind, root, relative, options FROM sources ORDER BY id")
         with self._report_damage("a source"):
-            return [SourceRow(r[0], r[1], os.fsdecode(r[2]), os.fsdecode(r[3]), json.loads(r[4])) for r in rows]
+            return [_source(*row) for row in rows]
 
     def failures(self, source: int | None = None, below: str = "") -> list[tuple[int, str, str]]:
         """Returns (source, path, reason) of each image that could not be indexed; source, below: as in `items`."""
@@ -98,7 +105,7 @@ class Reader:
         query = f"SELECT source, path, reason FROM failures {condition} ORDER BY source, path"
         rows = self._connection.execute(query, parameters)
         with self._report_damage("a failure"):
-            return [(row[0], os.fsdecode(row[1]), row[2]) for row in rows]
+            return [(_typed(int, row[0]), os.fsdecode(_typed(bytes, row[1])), _typed(str, row[2])) for row in rows]
 
     def failure_count(self) -> int:
         return int(self._connection.execute("SELECT count(*) FROM failures").fetchone()[0])
@@ -120,7 +127,10 @@ class Reader:
         """Returns (first row, rows, CRC-32) of each block written at once, sorted by first row."""
         rows = self._connection.execute("SELECT first, rows, crc32 FROM blocks ORDER BY first")
         with self._report_damage("a checksum"):
-            return [(int(first), int(count), int(checksum)) for first, count, checksum in rows]
+            found = [(_typed(int, first), _typed(int, count), _typed(int, crc)) for first, count, crc in rows]
+            if any(first < 0 or count <= 0 for first, count, _ in found):
+                raise ValueError("a block of rows is out of range")
+            return found
 
     def item(self, number: int) -> Item:
         """Returns the item with an id. Raises ItemNotFoundError, or UsageError for a number that is not an integer."""
@@ -198,17 +208,21 @@ class Reader:
         try:
             cursor = self._connection.execute(f"SELECT row FROM items{where}", parameters)
             with self._report_damage("an item's row"):
-                found = np.fromiter((row[0] for row in cursor), np.int64)
+                found = np.fromiter((_typed(int, row[0]) for row in cursor), np.int64)
         except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG}:
+                raise
             raise UsageError(f"a filter cannot be used: {error}") from error
         found.sort()
+        if (found[1:] == found[:-1]).any():
+            raise IndexDamagedError(f"{self._path}: two items own the same row")
         return found
 
     def ids_and_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns the ids and rows of all items, (n,) each, sorted by id."""
         rows = self._connection.execute("SELECT id, row FROM items ORDER BY id").fetchall()
         with self._report_damage("an item's row"):
-            pairs = np.array(rows, np.int64).reshape(-1, 2)
+            pairs = np.array([(_typed(int, number), _typed(int, row)) for number, row in rows], np.int64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
 
     def sample_ids(self, count: int) -> list[int]:
@@ -238,7 +252,26 @@ def _within(source: int | None, below: str) -> tuple[str, tuple[Any, ...]]:
 
 def _item(values: Sequence[Any]) -> Item:
     number, source, path, label, metadata, *rest = values
+    digest, *numbers = rest
     try:
-        return Item(number, source, os.fsdecode(path), label, json.loads(metadata) if metadata else {}, *rest)
+        if type(path) is not bytes or type(digest) is not bytes or not (label is None or type(label) is str):
+            raise TypeError("text or bytes are of another type")
+        if not all(type(each) is int for each in (number, source, *numbers)):
+            raise TypeError("a number is of another type")
+        facts = outside_json.parse_lenient(metadata) if metadata else {}
+        return Item(number, source, os.fsdecode(path), label, _typed(dict, facts), *rest)
     except (TypeError, ValueError) as error:
         raise IndexDamagedError(f"items.sqlite: item {number} cannot be read: {error}") from error
+
+
+def _source(number: Any, kind: Any, root: Any, relative: Any, options: Any) -> SourceRow:
+    facts = _typed(dict, outside_json.parse(options))
+    places = os.fsdecode(_typed(bytes, root)), os.fsdecode(_typed(bytes, relative))
+    return SourceRow(_typed(int, number), _typed(str, kind), *places, facts)
+
+
+def _typed(kind: type[T], value: Any) -> T:
+    """Returns a value of the given type. Raises TypeError for any other: SQLite stores any type in any column."""
+    if type(value) is not kind:
+        raise TypeError(f"{kind.__name__} is expected, not {type(value).__name__}")
+    return value

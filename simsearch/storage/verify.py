@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from simsearch.errors import IndexDamagedError, UsageError
-from simsearch.storage import components
+from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
+from simsearch.storage import components, derived
+from simsearch.storage.folder import error_for
 from simsearch.storage.index import Index
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def _verified(index: Index, progress: Callable[[int, int], None]) -> tuple[int, 
         except IndexDamagedError as error:
             problems.append(str(error))
         items, rows = reader.count(), reader.state("rows")
+        problems += _check_derived(index)
         try:
             problems += _check_rows(index, reader, items, rows)
         except IndexDamagedError as error:
@@ -85,8 +87,23 @@ def _check_shard(reader: Reader, shard: int) -> list[str]:
     try:
         problem = reader.shards.check_preamble(shard)
     except OSError as error:
-        problem = f"{reader.shards.path(shard)}: {error.strerror}"
+        problem = _problem(error_for(reader.shards.path(shard), error))
     return [problem] if problem else []
+
+
+def _problem(error: SimsearchError) -> str:
+    """Returns the message of an error about damage; raises all other errors, which say nothing of the index."""
+    if not isinstance(error, IndexDamagedError):
+        raise error
+    return str(error)
+
+
+def _check_derived(index: Index) -> list[str]:
+    try:
+        damaged = derived.problems(index.folder)
+    except SimsearchError as error:
+        damaged = [_problem(error)]
+    return [f"{line}; searches are exact until `simsearch tune` makes the search structure again" for line in damaged]
 
 
 def _check_rows(index: Index, reader: Reader, items: int, rows: int) -> list[str]:

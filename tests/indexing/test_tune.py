@@ -25,6 +25,7 @@ from simsearch.indexing.tune_codes import tune_codes
 from simsearch.models.hashing.autoencoder import HashConfig
 from simsearch.search.ann import AnnIndex, AnnSettings
 from simsearch.search.exact import FlatIndex
+from simsearch.storage.folder import Folder
 from simsearch.storage.lock import writer_lock
 from simsearch.storage.meta import Meta
 from tests.helpers.clusters import D, clustered
@@ -98,7 +99,7 @@ def test_lost_structure_loses_no_answers(filled: Filler) -> None:
         if damage:
             (folder / damage).write_bytes(b"no array")
             with pytest.raises(IndexDamagedError):
-                AnnIndex.load(folder, Meta.read(filled.path).search["parameters"])
+                AnnIndex.load(Folder.at(folder), Meta.read(filled.path).search["parameters"])
         else:
             shutil.rmtree(filled.path / "derived")
         with Engine(filled.path, model=filled.model) as engine:
@@ -256,9 +257,10 @@ def test_every_kind_finds_what_it_holds(tmp_path: Path, kind: str) -> None:
         odd = np.arange(1, 1000, 2)
         found = made.search(flat, features[:50].astype(np.float32), 3, odd)
         assert all((each.rows % 2 == 1).all() and len(each.rows) >= 3 for each in found)
-    name, parameters = made.save(tmp_path / "derived")
+    derived = Folder.at(tmp_path).child("derived", create=True)
+    name, parameters = made.save(derived)
     assert setting.bytes_for(1000) > 0
-    loaded = AnnIndex.load(tmp_path / "derived" / name, parameters)
+    loaded = AnnIndex.load(derived.child(name), parameters)
     assert loaded.setting == setting and (loaded.rows == made.rows).all()
 
 

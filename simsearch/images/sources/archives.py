@@ -128,7 +128,8 @@ class TarSource(Source):
                 if _is_hidden(path) or excluded(path, exclude):
                     continue
                 if _has_image_extension(path) or self._sniff(member):
-                    found.entries.append(Entry(path, member.size, int(member.mtime)))
+                    stamp = int(member.mtime) if abs(member.mtime) < 2**62 else 0  # it may be infinite
+                    found.entries.append(Entry(path, member.size, stamp))
                 else:
                     found.skip(path)
         return found

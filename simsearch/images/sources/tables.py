@@ -11,6 +11,7 @@ import re
 import threading
 from typing import IO, TYPE_CHECKING, Any
 
+from simsearch.common.outside_json import check_depth
 from simsearch.errors import ImageError, MissingExtraError, UsageError
 from simsearch.images.sources.base import Entry, Listing, Source, excluded, file_stamp, first_line, open_file, read_file
 
@@ -84,6 +85,7 @@ class ManifestSource(Source):
                 continue
             try:
                 value = json.loads(line, parse_float=_number, parse_constant=lambda name: None)
+                check_depth(value)  # metadata are read again with this limit
             except (ValueError, RecursionError) as error:
                 reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                 raise UsageError(f"{self.root}, line {number}: {reason}") from error

@@ -17,8 +17,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from simsearch.common.atomic_files import replacing
+from simsearch.common import outside_json
 from simsearch.errors import WeightsError
+from simsearch.models.safetensors_header import parse_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,31 +64,34 @@ class HashEncoder:
             out[start : start + BLOCK] = np.packbits(positive, axis=1, bitorder="little")
         return out
 
-    def save(self, path: Path) -> None:
-        """Writes a `.safetensors` file, atomically and durably. Raises OSError."""
+    def to_bytes(self) -> bytes:
+        """Returns the encoder as a `.safetensors` file."""
         tensors = {"mean": self.mean}
         for number, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             tensors |= {f"{number}.weight": np.ascontiguousarray(w), f"{number}.bias": b}
         facts = {"format": FORMAT, "scale": self.scale, "layers": len(self.weights), "training": self.training}
-        with replacing(path) as file:
-            file.write(safetensors.numpy.save(tensors, {"simsearch codes": json.dumps(facts)}))
+        data: bytes = safetensors.numpy.save(tensors, {"simsearch codes": json.dumps(facts)})
+        return data
 
     @classmethod
-    def load(cls, path: Path) -> HashEncoder:
-        """Reads a file written by `save`. Raises WeightsError if it cannot be used."""
+    def from_bytes(cls, data: bytes, path: Path) -> HashEncoder:
+        """Reads the content of a file from `to_bytes`. path: for messages. Raises WeightsError if it cannot be used."""
         try:
-            with safetensors.safe_open(path, "np") as file:
-                facts = json.loads(file.metadata()["simsearch codes"])
-                if facts["format"] != FORMAT:
-                    raise ValueError(f"their format is {facts['format']!r}, this version reads {FORMAT}")
-                mean = file.get_tensor("mean")
-                weights = tuple(file.get_tensor(f"{n}.weight") for n in range(facts["layers"]))
-                biases = tuple(file.get_tensor(f"{n}.bias") for n in range(facts["layers"]))
+            header = parse_header(data)
+            facts = outside_json.parse(header.values()["__metadata__"]["simsearch codes"])
+            if facts["format"] != FORMAT:
+                raise ValueError(f"their format is {facts['format']!r}, this version reads {FORMAT}")
+            tensors = safetensors.numpy.load(data)
+            mean = tensors["mean"]
+            weights = tuple(tensors[f"{n}.weight"] for n in range(facts["layers"]))
+            biases = tuple(tensors[f"{n}.bias"] for n in range(facts["layers"]))
+            if any(array.dtype != np.float32 for array in tensors.values()):
+                raise ValueError("their numbers are not float32")
             sizes = [len(mean), *(len(b) for b in biases)]
             if [w.shape for w in weights] != list(itertools.pairwise(sizes)) or not weights or sizes[-1] % 8:
                 raise ValueError("their layers do not fit together")
             return cls(mean, float(facts["scale"]), weights, biases, facts["training"])
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise WeightsError(f"the codes {path} cannot be used: {error}") from error
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, Protocol
+
+LARGEST, LARGEST_IMAGE = 1 << 20, 4096
+"""Largest number in a configuration, and largest side of the input in pixels."""
 
 
 class Config(Protocol):
@@ -86,3 +89,31 @@ class ConvNet4Config:
     def dimension(self) -> int:
         """The width of the features."""
         return self.channels[2] * self.sides[2] ** 2
+
+
+def check_config(config: Config, weights: int) -> None:
+    """Checks the values of a configuration from a file. Raises TypeError and ValueError.
+
+    weights: the largest number of weights that the file may have.
+    """
+    for field in fields(config):  # type: ignore[arg-type]
+        value, default = getattr(config, field.name), field.default
+        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        parts = value if isinstance(value, tuple) else (value,)
+        if type(value) not in kinds or (isinstance(default, tuple) and len(parts) != len(default)):
+            raise TypeError(f"{field.name} is {str(value)[:60]}")
+        for part in parts:
+            if isinstance(default, tuple) and type(part) is not int:
+                raise TypeError(f"{field.name} is {str(value)[:60]}")
+            if not isinstance(part, str) and not 0 <= part <= LARGEST:
+                raise ValueError(f"{field.name} is {part}")
+    dimension = config.dimension
+    inputs = config.flat + dimension if isinstance(config, AlexNetConfig) else 0
+    if isinstance(config, AlexNetConfig) and (min(config.channels) < 1 or config.map_side < 3 or config.groups < 1):
+        raise ValueError("the network's layers have no outputs")
+    if isinstance(config, ConvNet4Config) and (min(config.channels) < 1 or min(config.sides) < 1):
+        raise ValueError("the network's layers have no outputs")
+    if dimension < 1 or config.num_classes < 1 or not 1 <= config.image_size <= LARGEST_IMAGE:
+        raise ValueError("the network has no inputs or no outputs")
+    if dimension * (inputs + config.num_classes) > weights:
+        raise ValueError(f"the network would have far more weights than the file: {dimension:,} features")

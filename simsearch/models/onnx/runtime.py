@@ -204,6 +204,8 @@ class OnnxModel(WeightsBackedModel):
             model = build(self._weights.config, self.recipe, locate_tensors(dense), dense.name)
         except KeyError as error:
             raise WeightsError(f"{self._weights.path}: tensor {error} is missing") from error
+        except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
+            raise WeightsError(f"{self._weights.path}: the tensors do not fit the network: {error}") from error
         for name, data in (("network.onnx", model), ("dense.crc32", checksum.encode())):
             with replacing(folder / name) as file:
                 file.write(data)

@@ -1,0 +1,76 @@
+"""Reads JSON that may come from a stranger: limited in size and depth, and without what JSON does not have."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+DEPTH = 64
+"""Levels of arrays and objects within each other."""
+
+LIMIT = 64 << 20
+"""Default size limit, in bytes or characters."""
+
+
+def parse(text: str | bytes, limit: int = LIMIT) -> Any:
+    """Parses JSON. Raises ValueError, also for NaN, infinite numbers, repeated keys, and text that is long or deep."""
+    return _parse(text, limit, _STRICT)
+
+
+def parse_lenient(text: str | bytes, limit: int = LIMIT) -> Any:
+    """Parses JSON as `parse`, but NaN and infinite numbers become null, and the last of repeated keys counts."""
+    return _parse(text, limit, _LENIENT)
+
+
+def check_depth(value: Any, depth: int = DEPTH) -> None:
+    """Raises ValueError if lists and objects lie within each other on more than `depth` levels."""
+    level, below = 0, [value]
+    while below:
+        parts = [part for part in below if isinstance(part, dict | list)]
+        level += bool(parts)
+        if level > depth:
+            raise ValueError(f"its arrays and objects are nested more than {depth} levels deep")
+        below = [part for each in parts for part in (each.values() if isinstance(each, dict) else each)]
+
+
+def _parse(text: str | bytes, limit: int, decoder: json.JSONDecoder) -> Any:
+    if len(text) > limit:
+        raise ValueError(f"it is longer than {limit:,} bytes")
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    try:
+        value = decoder.decode(text)
+    except RecursionError:
+        raise ValueError(f"its arrays and objects are nested more than {DEPTH} levels deep") from None
+    if text.count("[") + text.count("{") > DEPTH:
+        check_depth(value)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return values
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is too large")
+    return number
+
+
+def _finite_or_none(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+_LENIENT = json.JSONDecoder(parse_constant=lambda name: None, parse_float=_finite_or_none)

@@ -1,0 +1,29 @@
+"""Text for terminals. Names, labels and messages may come from a stranger and hold escape sequences."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_JOINERS = "\u200c\u200d"
+"""Characters within emojis and within words of some languages, which change nothing else."""
+
+
+def printable(text: str) -> str:
+    """Escapes characters that could change the terminal's state or the order of its text, line breaks included.
+
+    Escaped are all control characters, marks of writing direction, and bytes that are not UTF-8.
+    """
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def printable_lines(text: str) -> str:
+    """Escapes as `printable`, but keeps line breaks, for text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _escaped(c: str) -> str:
+    if c.isprintable() or c in _JOINERS or unicodedata.category(c) == "Zs":
+        return c
+    if 0xDC80 <= ord(c) <= 0xDCFF:  # a byte that os.fsdecode could not decode
+        return f"\\x{ord(c) - 0xDC00:02x}"
+    return c.encode("unicode_escape").decode()

@@ -1,0 +1,133 @@
+"""Derived files: files in `derived/` that can be made again from the features, each sealed with a SHA-256.
+
+The seal is the last 48 bytes of a file: a mark, and the digest of the file's name, the name of its folder and its
+content. A file is read whole and compared with its seal before anything interprets it, so that a damaged file, or one
+of another index, never reaches the native code of NumPy or FAISS. It is one atomic write with its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.common.atomic_files import is_partial
+from simsearch.errors import IndexDamagedError
+from simsearch.storage.feature_files import WITHOUT_HOLES, has_holes
+from simsearch.storage.folder import error_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from simsearch.storage.folder import Folder
+
+FOLDER = "derived"
+
+WORK_FOLDER = "work"
+"""Subfolder of `derived/` for the files of a cluster build, which have checks of their own."""
+
+SEAL = 48
+"""Bytes of a seal."""
+
+_MARK = b"simsearch sha256"
+_NAME = re.compile(r"[0-9a-f]{16}")
+_BLOCK = 1 << 20
+
+
+def write(folder: Folder, name: str, data: bytes | memoryview) -> None:
+    """Writes a sealed file, atomically and durably. Raises OSError."""
+    folder.write(name, data, _MARK + _digest(folder, name, [memoryview(data)]))
+
+
+def write_array(folder: Folder, name: str, array: NDArray[Any]) -> None:
+    """Writes an array as a sealed `.npy` file. Raises OSError."""
+    data = io.BytesIO()
+    np.save(data, array, allow_pickle=False)
+    write(folder, name, data.getbuffer())
+
+
+def read(folder: Folder, name: str) -> NDArray[np.uint8]:
+    """Returns the content of a sealed file: (n,) uint8.
+
+    Raises IndexDamagedError if it is missing, damaged, or belongs to another folder, and SimsearchError.
+    """
+    path = folder.path / name
+    try:
+        with open(folder.open(name), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            mark = os.pread(file.fileno(), SEAL, max(0, size - SEAL))
+            if size < SEAL or not mark.startswith(_MARK):
+                raise IndexDamagedError(f"{path} is damaged or has no SHA-256")
+            if size > WITHOUT_HOLES and has_holes(file.fileno()):
+                raise IndexDamagedError(f"{path} has holes: most of it was never written")
+            data = np.fromfile(file, np.uint8, size - SEAL)
+    except OSError as error:
+        raise error_for(path, error) from error
+    if len(data) != size - SEAL or mark[len(_MARK) :] != _digest(folder, name, [data.data]):
+        raise IndexDamagedError(f"{path} does not match its SHA-256")
+    return data
+
+
+def read_array(folder: Folder, name: str) -> NDArray[Any]:
+    """Returns the array in a sealed `.npy` file. Raises as `read`."""
+    try:
+        array: NDArray[Any] = np.load(io.BytesIO(read(folder, name).data), allow_pickle=False)
+    except (ValueError, EOFError, OSError, MemoryError, SyntaxError, TypeError) as error:
+        raise IndexDamagedError(f"{folder.path / name}: {error}") from error
+    return array
+
+
+def structure_folder(index: Folder, name: str, create: bool = False) -> Folder:
+    """Opens the folder of a search structure in an index's folder.
+
+    Raises IndexDamagedError for a name that simsearch does not give, and OSError.
+    """
+    if not _NAME.fullmatch(name):
+        raise IndexDamagedError(f"{index.path / FOLDER}: {name!r} does not name a search structure")
+    return index.child(FOLDER, create).child(name, create)
+
+
+def problems(index: Folder) -> list[str]:
+    """Checks the seals of all derived files of an index and returns one line for each that is damaged.
+
+    Raises SimsearchError for files that cannot be read for other reasons.
+    """
+    found = []
+    for folder, name in _files(index):
+        try:
+            read(folder, name)
+        except IndexDamagedError as error:
+            if folder.exists(name):  # else it was deleted meanwhile
+                found.append(str(error))
+    return found
+
+
+def _files(index: Folder) -> Iterator[tuple[Folder, str]]:
+    """Yields the derived files of an index, each with its folder; those that are being written are left out."""
+    try:
+        top = index.child(FOLDER)
+        if not index.exists(FOLDER):
+            return
+        for name in sorted(top.names()):
+            if name == WORK_FOLDER or is_partial(name):
+                continue
+            folder = top.child(name)
+            if not folder.exists("."):
+                yield top, name
+                continue
+            yield from ((folder, each) for each in sorted(folder.names()) if not is_partial(each))
+    except OSError as error:
+        raise error_for(index.path / FOLDER, error) from error
+
+
+def _digest(folder: Folder, name: str, parts: list[memoryview]) -> bytes:
+    digest = hashlib.sha256(f"{folder.path.name}/{name}\0".encode("utf-8", "surrogateescape"))
+    for part in parts:
+        digest.update(part)
+    return digest.digest()

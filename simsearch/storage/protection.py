@@ -1,0 +1,122 @@
+"""SQLite databases that may come from a stranger: opened without what could run code, and with bounded work.
+
+https://sqlite.org/security.html: an index's database has the tables of simsearch and nothing else, no views and no
+triggers; its values are read under limits, and a statement that does more than the file's size explains is stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from simsearch.errors import IndexDamagedError
+
+LARGEST_VALUE = 64 << 20
+"""Bytes of the longest text, blob or row."""
+
+STEP = 100_000
+"""SQLite's operations between two checks of a statement."""
+
+STEPS, STEP_BYTES = 200, 20_000
+"""A statement may take this number of steps, and one more for each so many bytes of the database on disk."""
+
+_BUILT_IN = ("sqlite_autoindex_", "sqlite_sequence", "sqlite_stat1")
+"""Tables and indexes that SQLite adds to a database by itself."""
+
+
+class Connection(sqlite3.Connection):
+    """A connection whose statements are stopped when they take far more operations than the file's size explains."""
+
+    budget: _Budget
+    alone = False
+    """True if it sees neither the changes of other connections nor a log."""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        self.budget.steps = 0
+        return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        self.budget.steps = -1 << 60  # as long as there are values
+        return super().executemany(*arguments)
+
+
+class _Budget:
+    """Counts the steps of a statement. path: the database."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.steps = path, 0
+
+    def exceeded(self) -> bool:
+        """Counts a step; returns True if the statement must stop."""
+        self.steps += 1
+        return self.steps > STEPS and self.steps > STEPS + _bytes_on_disk(self.path) // STEP_BYTES
+
+
+def connect(uri: str, path: Path) -> Connection:
+    """Connects to a database that is not trusted. uri: of the file at `path`. Raises sqlite3.Error."""
+    connection = sqlite3.connect(
+        uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False, factory=Connection
+    )
+    connection.budget = _Budget(path)
+    try:
+        connection.set_progress_handler(connection.budget.exceeded, STEP)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        if configure := getattr(connection, "setconfig", None):  # Python 3.12
+            configure(getattr(sqlite3, "SQLITE_DBCONFIG_DEFENSIVE"), True)  # noqa: B009, for checkers of 3.11
+            configure(getattr(sqlite3, "SQLITE_DBCONFIG_ENABLE_TRIGGER"), False)  # noqa: B009
+            configure(getattr(sqlite3, "SQLITE_DBCONFIG_ENABLE_VIEW"), False)  # noqa: B009
+        for setting in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+            sqlite3.Connection.execute(connection, f"PRAGMA {setting}").fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def check_schema(connection: sqlite3.Connection, path: Path, schema: str) -> None:
+    """Raises IndexDamagedError if the database has other tables and indexes than `schema` makes, views or triggers."""
+    expected = _expected(schema)
+    found = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    texts = {name: _normalised(sql) for _, name, sql in found}
+    for kind, name, _ in found:
+        if isinstance(name, str) and name.startswith(_BUILT_IN) and kind in {"table", "index"}:
+            continue
+        if name not in expected:
+            raise IndexDamagedError(f"{path} has the {kind} {name!r}, which simsearch does not make")
+        if texts[name] != expected[name]:
+            raise IndexDamagedError(f"{path}: the {kind} {name!r} is not as simsearch makes it")
+    if missing := expected.keys() - texts.keys():
+        raise IndexDamagedError(f"{path} has no table {sorted(missing)[0]!r}")
+
+
+_known: dict[str, dict[str, str]] = {}
+
+
+def _expected(schema: str) -> dict[str, str]:
+    """Returns the SQL of the tables and indexes of a schema, by name."""
+    if schema not in _known:
+        memory = sqlite3.connect(":memory:")
+        memory.executescript(schema)
+        rows = memory.execute("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite%'").fetchall()
+        memory.close()
+        _known[schema] = {name: _normalised(sql) for name, sql in rows}
+    return _known[schema]
+
+
+def _normalised(sql: object) -> str:
+    return " ".join(sql.split()) if isinstance(sql, str) else ""
+
+
+def _bytes_on_disk(path: Path) -> int:
+    """Returns the size of a database and its log; holes do not count."""
+    total = 0
+    for name in (path, path.with_name(path.name + "-wal")):
+        try:
+            facts = os.stat(name)
+        except OSError:
+            continue
+        total += min(facts.st_size, 512 * facts.st_blocks)
+    return total
