@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 
-def squared_norms(rows: NDArray[Any], dtype: DTypeLike = None) -> NDArray[Any]:
+def squared_norms(rows: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
     """Computes the squared length of each of (n, D) rows: (n,) of their dtype, or of `dtype`."""
     kind: Any = dtype
     found: NDArray[Any] = np.einsum("nd,nd->n", rows, rows, dtype=kind)

@@ -12,7 +12,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,7 +105,8 @@ class QueryResolver:
         The options are those of `options.PictureOptions`. Raises ImageError, ItemNotFoundError, UsageError.
         """
         image = self._image(picture, crop, flip, hashed=no_self)
-        return PreparedQuery(image, *self._examples(plus, minus), copies=self._copies(image) if no_self else ())
+        query = PreparedQuery(image, *self._examples(plus, minus))
+        return replace(query, copies=self._copies(image)) if no_self else query
 
     def prepare_many(
         self,
@@ -123,7 +124,7 @@ class QueryResolver:
         """
         examples = self._examples(plus, minus, decode_known=False)
         return [
-            PreparedQuery(image, *examples, copies=self._copies(image) if no_self else ())
+            replace(PreparedQuery(image, *examples), copies=self._copies(image) if no_self else ())
             for image in self._images(pictures, crop, flip, hashed=no_self)
         ]
 

@@ -55,7 +55,8 @@ def tiff(values: NDArray[Any], photometric: int, order: str = "<", planes: bool 
     height, width, samples = stacked.shape
     parts = [stacked[..., number] for number in range(samples)] if planes else [stacked]
     data = tags.pop("data", None)
-    strips = [data] if data else [part.astype(part.dtype.newbyteorder(order)).tobytes() for part in parts]
+    kind: Any = order
+    strips = [data] if data else [part.astype(part.dtype.newbyteorder(kind)).tobytes() for part in parts]
     form = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     fields: dict[int, tuple[int, ...]] = {
         256: (width,),

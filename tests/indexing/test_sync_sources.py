@@ -97,8 +97,8 @@ def test_failing_while_absorbing(build: Any, photos: Path, index: Path, monkeypa
     def deny(action: int, table: str | None, *_: Any) -> int:
         return sqlite3.SQLITE_DENY if (action, table) == (sqlite3.SQLITE_DELETE, "sources") else sqlite3.SQLITE_OK
 
-    def guarded(connections: Connections, *mode: str) -> sqlite3.Connection:
-        connection = connect(connections, *mode)
+    def guarded(connections: Connections, *mode: Any, **check: Any) -> sqlite3.Connection:
+        connection = connect(connections, *mode, **check)
         connection.set_authorizer(deny)
         return connection
 

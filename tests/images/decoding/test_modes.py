@@ -51,7 +51,8 @@ def test_unused_alpha_of_other_formats(kind: str) -> None:
 def test_alpha_of_every_format_lies_on_white(kind: str) -> None:
     layers = Image.new("RGBA", (16, 16), (200, 0, 0, 255))
     layers.paste((0, 0, 0, 0), (0, 0, 8, 16))
-    options: dict[str, Any] = {"ICO": {"sizes": [(16, 16)]}, "WEBP": {"lossless": True}}.get(kind, {})
+    given: dict[str, dict[str, Any]] = {"ICO": {"sizes": [(16, 16)]}, "WEBP": {"lossless": True}}
+    options = given.get(kind, {})
     found = numbers(decode.decode_image(encoded(layers, kind, **options)).image)
     assert found[8, [0, 15]].tolist() == [list(WHITE), [200, 0, 0]]
 
