@@ -127,6 +127,8 @@ def _print_scores(verdict: retrieval.RetrievalReport) -> None:
         left = f", {pluralize(verdict.unlabelled, 'item')} without a label left out"
     if verdict.failed:
         failed = f", {pluralize(verdict.failed, 'query', 'queries')} could not be decoded"
+    if verdict.unknown:
+        failed += f", {pluralize(verdict.unknown, 'query', 'queries')} of labels that no item has left out"
     chance = f"P@k by chance {verdict.chance:.3f}"
     echo(f"{printable(verdict.model)}: {queries} over {items} of {classes}{left}{failed}; {chance}")
     rows = [(name, f"{e.value:.3f}", f"({e.low:.3f} to {e.high:.3f})") for name, e in verdict.scores.items()]

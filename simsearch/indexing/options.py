@@ -33,7 +33,7 @@ class Extractor(Protocol):
 class BuildOptions:
     """Options of a build.
 
-    exclude: globs that match relative paths or names.
+    exclude: patterns of images to leave out, as in a .gitignore; see `exclude.Exclusion`.
     labels: "auto" uses folder names as labels if every image is in a folder, "folder" for those that are, "none" never.
     prune: remove items whose image is gone.
     dry_run: only count the differences.
@@ -96,6 +96,7 @@ class Summary:
     skipped: files that are not images, or are left out; left_out: of these, the number by reason.
     unread: folders that could not be listed, with reasons.
     missing_extras: images that failed because an extra is not installed, by reason.
+    unmatched: patterns of `exclude` that match nothing.
     """
 
     items: int = 0
@@ -112,3 +113,4 @@ class Summary:
     unread: list[tuple[str, str]] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     missing_extras: dict[str, int] = field(default_factory=dict)
+    unmatched: list[str] = field(default_factory=list)

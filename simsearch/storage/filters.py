@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import decimal
 import difflib
 import math
 import os
@@ -12,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from simsearch.common.numbers import written_number
 from simsearch.errors import UsageError
 
 _SYNTAX = re.compile(r"\s*([^=!<>~]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
@@ -30,10 +30,7 @@ _PATHS = (
     " || CAST(path AS TEXT)",
 )
 _ORDER = "<", ">", "<=", ">="
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
-_DIGITS = 400
-"""The longest number that is looked at."""
 _LISTED = 20
 """Number of fields that an error lists."""
 _SQL = {"=": "IS", "!=": "IS NOT", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "~": "GLOB"}
@@ -170,7 +167,8 @@ def check_fields(connection: sqlite3.Connection, wanted: Iterable[Condition], fo
             keys = connection.execute("SELECT DISTINCT key FROM items, json_each(metadata) ORDER BY key")
             raise _no_field(condition.key, [str(row[0]) for row in keys])
         if condition.operator in _ORDER and _bound(condition.values[0]) is None:
-            if {row[0] for row in connection.execute(kinds + " GROUP BY 1", parameters * 2)} <= {"integer", "real"}:
+            found_kinds = {row[0] for row in connection.execute(kinds + " GROUP BY 1", parameters * 2)}
+            if found_kinds <= {"integer", "real"}:
                 raise _not_a_number(condition)
 
 
@@ -241,16 +239,6 @@ def _bound(value: Any) -> float | int | None:
         except OverflowError:
             found = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     return found
-
-
-def written_number(text: str) -> int | float | None:
-    """Returns the number that a text writes in full: 7, -1.5, 0.0001; None for 007, 1.50, 12E4 and 1_000."""
-    if len(text) > _DIGITS or not _NUMBER.fullmatch(text):
-        return None
-    if "." not in text:
-        return int(text) if text != "-0" else None
-    number = float(text)
-    return number if str(number) == text or format(decimal.Decimal(str(number)), "f") == text else None
 
 
 def replace_surrogates(value: str) -> str:

@@ -7,6 +7,7 @@ training FILE.checkpoint.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from simsearch.training.data import TrainingSet
 
 Log = Callable[[dict[str, Any]], None]
+
+SAMPLED = 1024
+"""Pictures that a checksum of the training data is taken of."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +137,19 @@ def _facts(job: TrainingJob, data: TrainingSet, start: registry.WeightsFile | No
         "architecture": job.architecture,
         "classes": list(data.classes),
         "images": len(data),
+        **checksums(data),
         "start": start.sha256 if start else None,
         "freeze": job.freeze,
     }
+
+
+def checksums(data: TrainingSet) -> dict[str, str]:
+    """Returns checksums of all labels, and of up to SAMPLED pictures in order; see `state.CONTENTS`."""
+    pictures = hashlib.sha256()
+    rows = np.unique(np.linspace(0, len(data) - 1, SAMPLED).astype(np.int64))
+    for start in range(0, len(rows), 64):
+        pictures.update(np.ascontiguousarray(data.pixels[rows[start : start + 64]]))
+    return {"pictures": pictures.hexdigest(), "labels": hashlib.sha256(data.labels.tobytes()).hexdigest()}
 
 
 def gather(
