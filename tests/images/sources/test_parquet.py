@@ -77,7 +77,7 @@ def test_class_labels_have_names(column: str, tmp_path: Path) -> None:
         "img": [{"bytes": png(seed), "path": None} for seed in range(3)],
         column: [1, 0, -1],
         "kinds": [[0, 1], [], None],
-        "n": [2**64 - 1, 1, 2],
+        "n": np.array([2**64 - 1, 1, 2], np.uint64),
     }
     names = {"_type": "ClassLabel", "names": ["cat", "dog"]}
     features = {"img": {"_type": "Image"}, column: names, "kinds": {"feature": names, "_type": "List"}}
@@ -191,7 +191,10 @@ def test_parquet_row_without_bytes_is_a_failure(tmp_path: Path, build: Callable[
     summary = build(table(tmp_path / "x.parquet", {"image": rows}))
     assert (summary.items, summary.failed) == (1, 2)
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
-        assert {reason for _, reason in engine.failures()} == {"empty file"}
+        assert {reason for _, reason in engine.failures()} == {
+            parquet.NO_IMAGE,
+            "No such file or directory",
+        }
 
 
 @needs_pyarrow
@@ -212,7 +215,7 @@ def test_parquet_omits_unsupported_columns(tmp_path: Path) -> None:
         "share": [0.5],
     }
     (entry,) = listed(table(tmp_path / "x.parquet", columns)).entries
-    assert entry.metadata == {"yes": True, "word": "w", "share": 0.5}
+    assert entry.metadata == {"yes": True, "word": "w", "share": 0.5, "list": [1, 2]}
 
 
 @needs_pyarrow
