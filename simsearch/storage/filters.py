@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import re
@@ -84,12 +85,27 @@ class Condition:
 
     def sql(self) -> tuple[str, list[Any]]:
         """Returns an SQL expression over the table `items`, and its parameters; see `select`."""
+        if len(self.values) > 1 and self.field != "path":
+            return self._sql_of_many()
         parts, parameters = [], []
         for value in self.values:
             expression, given = self._sql(value)
             parts.append(f"({expression})")
             parameters += given
-        return " OR ".join(parts) or "0", parameters
+        while len(parts) > 1:  # SQLite limits the depth of an expression
+            parts = [" OR ".join(parts[start : start + 2]) for start in range(0, len(parts), 2)]
+            parts = [f"({part})" for part in parts]
+        return parts[0] if parts else "0", parameters
+
+    def _sql_of_many(self) -> tuple[str, list[Any]]:
+        """Returns SQL for any of several values, which are passed as one parameter: SQLite limits their number."""
+        column, parameters = (_COLUMNS[self.field], []) if self.key is None else _metadata_value(self.key)
+        numbers = [] if self.field == "label" else [as_number(value) for value in self.values]
+        texts = [] if self.field in NUMBERS else [_as_text(v) for v in self.values if v is not None]
+        among = [*(number for number in numbers if number is not None), *map(replace_surrogates, texts)]
+        expression = f"{column} IN (SELECT value FROM json_each(?))"
+        null = f" OR {column} IS NULL" if None in self.values else ""
+        return expression + null, [*parameters, json.dumps(among), *(parameters if null else [])]
 
     def _sql(self, value: Any) -> tuple[str, list[Any]]:
         if self.field == "path":  # as stored or as printed; paths that are not UTF-8 need a BLOB
@@ -195,7 +211,7 @@ def conditions(where: Where | None) -> list[Condition]:
         return []
     if isinstance(where, Mapping):
         return [Condition(str(field), "=", tuple(_plain_values(field, value))) for field, value in where.items()]
-    if not isinstance(where, str) and not isinstance(where, Iterable):
+    if isinstance(where, bytes) or not isinstance(where, Iterable):
         raise UsageError(f"{where!r} is not a list of conditions")
     parsed = [Condition.parse(str(clause)) for clause in ([where] if isinstance(where, str) else where)]
     facets: dict[str, list[Any]] = {}
@@ -208,7 +224,7 @@ def conditions(where: Where | None) -> list[Condition]:
 
 def _plain_values(field: Any, value: Any) -> Iterator[Any]:
     """Yields a value, or those of a list, set or array, as plain texts and numbers. Raises UsageError."""
-    many = isinstance(value, list | tuple | set | frozenset) or getattr(value, "ndim", 0) == 1
+    many = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) and getattr(value, "ndim", 1)
     for each in value if many else [value]:
         plain = each.item() if getattr(each, "ndim", None) == 0 else each  # a scalar of numpy
         if not isinstance(plain, str | int | float | None):

@@ -35,6 +35,8 @@ def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources
     """
     found: dict[int, Item] = {}
     rest: list[str] = []
+    if isinstance(names, bytes):
+        names = os.fsdecode(names)
     if not isinstance(names, SINGLE) and not isinstance(names, Iterable):
         raise UsageError(f"{names!r} names no item", hint=_NAMES)
     for given in [names] if isinstance(names, SINGLE) else names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,6 +84,16 @@ def resolve(name: str) -> Source:
                 kinds = "a folder, .zip, .tar, .csv, .jsonl, .parquet, or an image"
                 raise UsageError(f"{name!r} is neither a source nor an image", hint=f"a source is {kinds}")
     return FolderSource(os.path.dirname(path), within=os.path.basename(path))
+
+
+def as_names(given: Any) -> list[str]:
+    """Returns one path, or several, as a list of texts. Raises UsageError for other values."""
+    single = isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable)
+    names = [given] if single else list(given)
+    for name in names:
+        if not isinstance(name, str | bytes | os.PathLike):
+            raise UsageError(f"{name!r} is not a path")
+    return [os.fsdecode(name) for name in names]
 
 
 def reopen(kind: str, root: str) -> Source:
