@@ -59,7 +59,7 @@ def model_command(
 
     A SOURCE is as for `train`. Images of classes that the model does not know are counted and left out.
     """
-    labelled = sources_labelled.list_labelled(source, exclude)
+    labelled = sources_labelled.list_labelled(source, exclude, note)
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(labelled))
     with show_progress("evaluating") as progress:
         verdict = classification.evaluate_classifier(chosen, labelled, int(crops), progress)

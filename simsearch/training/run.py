@@ -163,7 +163,7 @@ def gather(
     Raises UsageError if the images have fewer than two labels, or if no validation image has one of these labels.
     """
     recipe = start.card.recipe if start else recipe_for(job.architecture, job.config.image_size)
-    images = labelled.list_labelled(job.sources, job.exclude)
+    images = labelled.list_labelled(job.sources, job.exclude, lambda text: _note(log, text))
     classes = tuple(sorted({image.label for image in images}))
     if len(classes) < 2:
         raise UsageError(f"all images have the label {classes[0]!r}; there is nothing to tell apart")

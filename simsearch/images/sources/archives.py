@@ -105,7 +105,7 @@ class ZipSource(Source):
         return self._read(path, spool)
 
     def _read(self, path: str, read: Callable[[IO[bytes]], T]) -> T:
-        member = self._members.get(path)
+        member = self._members.get(path) or self._members.get(member_path(path))  # as an older version recorded it
         if member is None:
             raise ImageError("no such member in the archive")
         if member.file_size > LARGEST_BYTES:
@@ -253,6 +253,8 @@ class TarSource(Source):
     def _read(self, path: str, read: Callable[[IO[bytes]], T]) -> T:
         with self._lock:
             try:
+                if path not in self._members_by_path():
+                    path = member_path(path)  # as an older version recorded it
                 member = self._members_by_path().get(path)
             except UsageError as error:
                 raise ImageError(str(error)) from error

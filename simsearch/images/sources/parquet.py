@@ -28,6 +28,7 @@ class ParquetSource(Source):
     type. A row without bytes but with a `path` is that file, relative to the table's folder. `label`, `class` or the
     first column of class labels becomes the label, by its name if the schema has names; other columns of plain values,
     or lists of them, become metadata. An image's path is its value in `path` if those are unique, else `row-<number>`.
+    Without a column of images, one of lists of images will do; their paths end in `/<place>`.
     """
 
     kind = "parquet"
@@ -47,6 +48,8 @@ class ParquetSource(Source):
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise UsageError(f"{root} cannot be read as Parquet: {first_line(error)}") from error
         fitting = [field.name for field in schema if _holds_bytes(pyarrow, field.type)]
+        self._several = not fitting
+        fitting = fitting or [field.name for field in schema if _holds_bytes(pyarrow, _value_type(pyarrow, field.type))]
         if not fitting:
             raise UsageError(f"{root}: no column holds image bytes", hint=f"columns: {', '.join(schema.names)}")
         features = _features(schema.metadata or {})
@@ -82,7 +85,12 @@ class ParquetSource(Source):
                 values.pop("path", None)
                 label = None if self._label is None else values.pop(self._label)
                 text = None if label is None else _text(label)
-                found.entries.append(self._entry(path, columns[self._column][i].as_py(), text, _metadata(values)))
+                value = columns[self._column][i].as_py()
+                images = enumerate(value or ()) if self._several else [(None, value)]
+                for place, image in images:
+                    found.entries.append(
+                        self._entry(path if place is None else f"{path}/{place}", image, text, _metadata(values))
+                    )
         return found
 
     def _entry(self, path: str, value: Any, label: str | None, metadata: dict[str, Any] | None) -> Entry:
@@ -154,7 +162,11 @@ class ParquetSource(Source):
         return read_file(self._beside(file))
 
     def _value(self, path: str) -> Any:
-        """Returns the value of a row in the images' column."""
+        """Returns the value of an image in the images' column."""
+        place = None
+        if self._several:
+            path, _, number = path.rpartition("/")
+            place = int(number) if number.isdecimal() else -1
         with self._lock:
             if not self._rows:
                 self._rows = {path: row for row, path in enumerate(self._paths())}
@@ -164,7 +176,12 @@ class ParquetSource(Source):
         for number in range(self._file.metadata.num_row_groups):
             count = self._file.metadata.row_group(number).num_rows
             if row < count:
-                return self._group(number)[row].as_py()
+                value = self._group(number)[row].as_py()
+                if place is None:
+                    return value
+                if not 0 <= place < len(value or ()):
+                    break
+                return value[place]
             row -= count
         raise ImageError("no such row in the table")
 
@@ -195,10 +212,15 @@ def _holds_bytes(pyarrow: Any, kind: Any) -> bool:
     return _is_any(types, kind, "binary", "large_binary", "binary_view", "fixed_size_binary")
 
 
+def _value_type(pyarrow: Any, kind: Any) -> Any:
+    """Returns the type of the values of a list; another type as it is."""
+    lists = "list", "large_list", "fixed_size_list", "list_view", "large_list_view"
+    return kind.value_type if _is_any(pyarrow.types, kind, *lists) else kind
+
+
 def _holds_plain(pyarrow: Any, kind: Any) -> bool:
     types = pyarrow.types
-    if _is_any(types, kind, "list", "large_list", "fixed_size_list", "list_view", "large_list_view", "dictionary"):
-        kind = kind.value_type
+    kind = _value_type(pyarrow, kind)
     kind = kind.value_type if types.is_dictionary(kind) else kind
     return _is_any(types, kind, "string", "large_string", "string_view", "integer", "floating", "boolean")
 

@@ -95,6 +95,7 @@ def test_member_names_are_normalised(kind: str, spelling: str, tmp_path: Path) -
     assert (sorted(paths(listing)), listing.left_out) == (["cat/1.png", "cat/2.png"], {archives.HIDDEN: 1})
     assert base.folder_labels(listing.entries, False) == ["cat", "cat"]
     assert resolve.read_path(f"{place}!/cat/2.png") == png(1)
+    assert resolve.read_path(f"{place}!/{spelling}") == png(0)  # as the member is called
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])

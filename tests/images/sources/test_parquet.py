@@ -127,6 +127,27 @@ def test_views_dictionaries_and_lists(tmp_path: Path) -> None:
 
 
 @needs_pyarrow
+def test_rows_of_several_images(tmp_path: Path) -> None:
+    rows = [
+        [{"bytes": png(0), "path": None}, {"bytes": png(1), "path": None}],
+        None,
+        [],
+        [{"bytes": png(2), "path": ""}],
+    ]
+    place = table(tmp_path / "x.parquet", {"images": rows, "label": ["a", "b", "c", "d"]}, row_group_size=2)
+    found = listed(place).entries
+    assert [(entry.path, entry.label) for entry in found] == [
+        ("row-00000000/0", "a"),
+        ("row-00000000/1", "a"),
+        ("row-00000003/0", "d"),
+    ]
+    assert [resolve.read_path(f"{place}!/{entry.path}") for entry in found] == [png(0), png(1), png(2)]
+    for path in ("row-00000000/2", "row-00000001/0", "row-00000000", "row-00000000/x"):
+        with pytest.raises(ImageError, match="no such row in the table"):
+            resolve.read_path(f"{place}!/{path}")
+
+
+@needs_pyarrow
 def test_parquet_unique_path_column_names_rows(tmp_path: Path) -> None:
     data = [png(seed) for seed in range(2)]
     assert paths(listed(table(tmp_path / "x.parquet", {"i": data, "path": ["a/1.png", "b"]}))) == ["a/1.png", "b"]
