@@ -84,7 +84,7 @@ def read_image(text: str) -> Picture | int:
     if is_url(text):
         return _fetch(text)
     if _looks_like_words(text):
-        raise UsageError(
+        raise ImageError(
             f"there is no picture {text!r}, and words are not searched for",
             hint="give a picture to search by: a path, a folder, id:N, an http(s) URL, or - for standard input",
         )

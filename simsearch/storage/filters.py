@@ -211,7 +211,8 @@ def conditions(where: Where | None) -> list[Condition]:
         return []
     if isinstance(where, Mapping):
         return [Condition(str(field), "=", tuple(_plain_values(field, value))) for field, value in where.items()]
-    if isinstance(where, bytes) or not isinstance(where, Iterable):
+    given: Any = where
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
         raise UsageError(f"{where!r} is not a list of conditions")
     parsed = [Condition.parse(str(clause)) for clause in ([where] if isinstance(where, str) else where)]
     facets: dict[str, list[Any]] = {}
@@ -224,7 +225,8 @@ def conditions(where: Where | None) -> list[Condition]:
 
 def _plain_values(field: Any, value: Any) -> Iterator[Any]:
     """Yields a value, or those of a list, set or array, as plain texts and numbers. Raises UsageError."""
-    many = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) and getattr(value, "ndim", 1)
+    scalar = isinstance(value, str | bytes | Mapping) or getattr(value, "ndim", None) == 0
+    many = isinstance(value, Iterable) and not scalar
     for each in value if many else [value]:
         plain = each.item() if getattr(each, "ndim", None) == 0 else each  # a scalar of numpy
         if not isinstance(plain, str | int | float | None):

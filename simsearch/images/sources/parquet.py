@@ -165,8 +165,8 @@ class ParquetSource(Source):
         """Returns the value of an image in the images' column."""
         place = None
         if self._several:
-            path, _, number = path.rpartition("/")
-            place = int(number) if number.isdecimal() else -1
+            path, _, last = path.rpartition("/")
+            place = int(last) if last.isdecimal() else -1
         with self._lock:
             if not self._rows:
                 self._rows = {path: row for row, path in enumerate(self._paths())}
