@@ -151,7 +151,7 @@ def _metadata_value(key: str) -> tuple[str, list[Any]]:
 
 
 def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Condition]) -> sqlite3.Cursor:
-    """Selects a column of the items that meet all conditions. Raises UsageError."""
+    """Selects a column of the items that meet all conditions. Raises UsageError and sqlite3.OperationalError."""
     parts, parameters = [], []
     for condition in wanted:
         condition.check()
@@ -160,10 +160,7 @@ def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Conditi
         parameters += values
     where = " WHERE " + " AND ".join(parts) if parts else ""
     connection.create_function(ORDERED, 1, _ordered, deterministic=True)
-    try:
-        return connection.execute(f"SELECT {column} FROM items{where}", parameters)
-    except sqlite3.OperationalError as error:
-        raise UsageError(f"a filter cannot be used: {error}") from error
+    return connection.execute(f"SELECT {column} FROM items{where}", parameters)
 
 
 def check_fields(connection: sqlite3.Connection, wanted: Iterable[Condition], found: int) -> None:
@@ -198,7 +195,7 @@ def _no_field(name: str, known: Sequence[str]) -> UsageError:
     near = difflib.get_close_matches(name, fields, 1)
     shown = ", ".join(fields[:_LISTED]) + (", ..." if len(fields) > _LISTED else "")
     return UsageError(
-        f"no item has a field {name!r}", hint=(f"did you mean {near[0]}? " if near else "") + f"fields: {shown}"
+        f"no item has a field {name!r}; the fields are {shown}", hint=f"did you mean {near[0]}?" if near else None
     )
 
 

@@ -142,9 +142,11 @@ def test_words_where_numbers_are_due(table: Callable[..., Any]) -> None:
 def test_field_of_no_item(table: Callable[..., Any]) -> None:
     find = table({"year": 1999, "größe": 1})
     for condition in ("yaer=1999", "yaer!=1999", "yaer<1"):
-        with pytest.raises(UsageError, match="no item has a field 'yaer'") as caught:
+        with pytest.raises(UsageError) as caught:
             find([condition])
-        assert caught.value.hint == "did you mean year? fields: label, path, id, width, height, bytes, größe, year"
+        fields = "label, path, id, width, height, bytes, größe, year"
+        assert str(caught.value) == f"no item has a field 'yaer'; the fields are {fields}"
+        assert caught.value.hint == "did you mean year?"
     assert find(["year=1"]) == []
     with pytest.raises(UsageError, match="neither text nor a number"):
         find({"year": object()})

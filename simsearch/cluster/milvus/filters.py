@@ -15,6 +15,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from simsearch.errors import UsageError
 from simsearch.images.sources.base import SEPARATOR
 from simsearch.storage.filters import Condition, as_number, check_fields, select
 
@@ -136,7 +137,10 @@ def matching(rows: Iterable[Sequence[Any]], wanted: Sequence[Condition], roots: 
                 for n, source, path, label, metadata, *rest in rows
             ],
         )
-        ids = sorted(int(row[0]) for row in select(database, "id", wanted))
+        try:
+            ids = sorted(int(row[0]) for row in select(database, "id", wanted))
+        except sqlite3.OperationalError as error:
+            raise UsageError(f"a filter cannot be used: {error}") from error
     database.close()
     return ids
 
