@@ -46,6 +46,9 @@ def open(
 
     index: a folder, or the address of a Milvus collection (see `milvus_address`), which can only be searched.
     """
+    index = resolve.as_names(index)[0]
+    if roots is not None and not isinstance(roots, Mapping):
+        raise UsageError(f"{roots!r} is not a mapping of roots", hint="the recorded root, and its present place")
     if is_address(index):
         return milvus_index.open_collection(os.fspath(index), model=model, device=device, roots=roots)
     return Engine(index, model=model, device=device, roots=roots)
@@ -71,7 +74,7 @@ def build(
     options: the fields of `options.BuildOptions`.
     Raises UsageError, ModelMismatchError, IndexDamagedError, IndexLockedError.
     """
-    names = [source] if isinstance(source, str | os.PathLike) else list(source)
+    names = resolve.as_names(source)
     chosen = indexing_options.BuildOptions.from_keywords(options)
     if chosen.dry_run:
         raise UsageError("a dry run builds no index to open", hint="see simsearch.api.plan")
@@ -141,7 +144,7 @@ def plan(
 
 
 def _on_disk(index: str | os.PathLike[str]) -> None:
-    if is_address(index):
+    if is_address(resolve.as_names(index)[0]):
         raise UsageError(
             f"an index cannot be built at {os.fspath(index)}",
             hint="build it on disk, then `simsearch push` it there",

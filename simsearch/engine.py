@@ -34,7 +34,7 @@ from simsearch.storage import item_files
 from simsearch.storage.feature_files import FeatureFiles
 from simsearch.storage.filters import Where
 from simsearch.storage.index import Index, on_disk
-from simsearch.storage.lookup import SINGLE, Name, find_items
+from simsearch.storage.lookup import Name, find_items
 from simsearch.storage.meta import Meta
 from simsearch.storage.model import IndexModel
 from simsearch.storage.protocols import ApproximateSearch, ItemReader, OpenIndex, Searchable, SearchSnapshot
@@ -284,8 +284,9 @@ class Engine(WholeIndex):
         self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **options: Unpack[AddOptions]
     ) -> Summary:
         """Adds one or more images, folders or other sources to the index; nothing is removed from it."""
-        found = [resolve.resolve(os.fspath(path)) for path in ([paths] if isinstance(paths, SINGLE) else paths)]
-        return sync.sync(self.index, self.model, found, BuildOptions.from_keywords({**options, "prune": False}))
+        chosen = BuildOptions.from_keywords({**options, "prune": False})
+        found = [resolve.resolve(path) for path in resolve.as_names(paths)]
+        return sync.sync(self.index, self.model, found, chosen)
 
     def find(self, names: Name | Iterable[Name]) -> list[Item]:
         """Returns the items that ids (7 or "id:7"), paths, folders or globs name, by id.

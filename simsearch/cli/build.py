@@ -117,6 +117,8 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
         note(f"{folder} could not be listed: {reason}")
     for reason, count in summary.left_out.items():
         note(f"{count:,} left out: {reason}")
+    for pattern in summary.unmatched:
+        note(f"--exclude {pattern} matched nothing")
     if dry_run:
         echo(
             f"{index_path}: would read {pluralize(summary.to_read, 'image')}, remove {summary.removed:,},"
@@ -131,6 +133,7 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
             "removed": summary.removed,
             "unchanged": summary.unchanged,
             "failed": summary.failed,
+            "skipped": summary.skipped,
         }
     )
     rate = f" ({summary.computed / summary.seconds:,.0f} images/s)" if summary.computed > 20 else ""

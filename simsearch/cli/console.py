@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -23,13 +24,41 @@ NO_MATCH, BAD_INPUT, DAMAGED, INTERRUPTED = 1, 2, 3, 130
 """Exit codes; 0 is success."""
 
 
+CHANGES = {"add", "build", "compact", "export", "merge", "push", "remove", "sample", "serve", "train", "tune"}
+"""Commands that have done their work even if nobody can read what they print."""
+
+
+class _Closed(io.TextIOWrapper):
+    """Stands for a stream that was closed when the program started. lost: True once something was written to it."""
+
+    lost = False
+
+    def write(self, text: str) -> int:
+        self.lost = True
+        return len(text)
+
+
+def replace_closed_streams() -> None:
+    """Gives the program the standard streams that it was started without.
+
+    Their numbers are taken too, so that no file opened later gets one of them and is written to by mistake.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            file = os.open(os.devnull, os.O_RDWR)  # the lowest free number, usually this one
+            raw = open(file, "rb" if not number else "wb", closefd=file != number)  # noqa: SIM115
+            setattr(sys, name, _Closed(raw, "utf-8"))
+
+
 class ErrorReportingGroup(click.Group):
     """A command group that reports an error in one line and accepts `--debug` anywhere."""
 
     def main(self, args: Any = None, **extra: Any) -> Any:  # type: ignore[override]
         arguments = list(sys.argv[1:] if args is None else args)
-        debug = "--debug" in arguments
-        arguments = [argument for argument in arguments if argument != "--debug"]
+        end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows are names
+        debug = "--debug" in arguments[:end]
+        arguments = [argument for argument in arguments[:end] if argument != "--debug"] + arguments[end:]
+        replace_closed_streams()
         for stream in (sys.stdout, sys.stderr):  # paths may hold bytes that are not UTF-8
             if hasattr(stream, "reconfigure"):
                 unicode = "utf" in (stream.encoding or "").lower()
@@ -42,6 +71,8 @@ class ErrorReportingGroup(click.Group):
         try:
             code = super().main(arguments, **extra)
             sys.stdout.flush()
+            if getattr(sys.stdout, "lost", False) and not CHANGES.intersection(arguments[:1]):
+                raise UsageError("standard output is closed, so the result is lost")
         except Exception as error:
             if debug and not isinstance(error, click.ClickException | click.exceptions.Exit):
                 echo("".join(traceback.format_exception(error)).rstrip("\n"), err=True)

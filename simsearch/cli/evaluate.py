@@ -59,7 +59,7 @@ def model_command(
 
     A SOURCE is as for `train`. Images of classes that the model does not know are counted and left out.
     """
-    labelled = sources_labelled.list_labelled(source, exclude)
+    labelled = sources_labelled.list_labelled(source, exclude, note)
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(labelled))
     with show_progress("evaluating") as progress:
         verdict = classification.evaluate_classifier(chosen, labelled, int(crops), progress)
@@ -127,6 +127,8 @@ def _print_scores(verdict: retrieval.RetrievalReport) -> None:
         left = f", {pluralize(verdict.unlabelled, 'item')} without a label left out"
     if verdict.failed:
         failed = f", {pluralize(verdict.failed, 'query', 'queries')} could not be decoded"
+    if verdict.unknown:
+        failed += f", {pluralize(verdict.unknown, 'query', 'queries')} of labels that no item has left out"
     chance = f"P@k by chance {verdict.chance:.3f}"
     echo(f"{printable(verdict.model)}: {queries} over {items} of {classes}{left}{failed}; {chance}")
     rows = [(name, f"{e.value:.3f}", f"({e.low:.3f} to {e.high:.3f})") for name, e in verdict.scores.items()]

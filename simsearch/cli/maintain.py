@@ -113,7 +113,10 @@ def _print_groups(groups: Groups, form: str) -> None:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["group", "id", "path", "label", "distance"])
-        writer.writerows([n, *member.values()] for n, entries in enumerate(listed, 1) for member in entries)
+        for number, entries in enumerate(listed, 1):
+            for entry in entries:
+                cells = (text.csv_cell(value) if isinstance(value, str) else value for value in entry.values())
+                writer.writerow([number, *cells])
         echo_data(out.getvalue(), nl=False)
     elif form == "paths":
         for group in groups:

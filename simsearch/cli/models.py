@@ -22,7 +22,7 @@ from simsearch.cli.options import (
     version_option,
 )
 from simsearch.cli.progress import show_progress, training_progress
-from simsearch.cli.query_args import read_image
+from simsearch.cli.query_args import ask_each
 from simsearch.common.item_ids import ID_PREFIX
 from simsearch.common.lazy import LazyModule
 from simsearch.common.printable import printable
@@ -140,20 +140,22 @@ def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, mode
     if any(text.startswith(ID_PREFIX) for text in image):
         raise UsageError("id:N names an item of an index; classify needs images")
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(image) * int(crops))
-    found = classify.classify(chosen, [read_image(text) for text in image], k, int(crops))
+    asked = ask_each(lambda _, pictures: classify.classify(chosen, pictures, k, int(crops)), image)
     if form == "text":
-        for number, (name, guesses) in enumerate(zip(image, found, strict=True)):
+        for number, (name, guesses) in enumerate(zip(asked.names, asked.answers, strict=True)):
             echo(("\n" if number else "") + _guess_bars(name, guesses))
+        asked.exit_if_failed()
         return
     answers = [
         {"query": name, "model": chosen.name, "guesses": [{"label": g.label, "probability": g.probability} for g in gs]}
-        for name, gs in zip(image, found, strict=True)
+        for name, gs in zip(asked.names, asked.answers, strict=True)
     ]
     if form == "jsonl":
         for answer in answers:
             echo(json.dumps(answer))
-        return
-    echo(json.dumps(answers, indent=1))
+    else:
+        echo(json.dumps(answers, indent=1))
+    asked.exit_if_failed()
 
 
 def _guess_bars(name: str, guesses: Sequence[classify.Guess], width: int = 30) -> str:

@@ -101,7 +101,7 @@ crops_option = click.option(
     help="Use the centre, or the mean over the paper's ten patches.",
 )
 exclude_option = click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="Leave out matching paths or names; repeatable."
+    "--exclude", multiple=True, metavar="GLOB", help="Leave out what matches, by the rules of .gitignore; repeatable."
 )
 html_option = click.option(
     "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a report to an HTML file."

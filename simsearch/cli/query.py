@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from simsearch.cli.options import (
     version_option,
 )
 from simsearch.cli.params import QueryImage
-from simsearch.cli.query_args import expand_folders, read_image
+from simsearch.cli.query_args import ask_each, expand_folders
 from simsearch.cli.search_options import example_images, search_arguments, search_options
 from simsearch.common.lazy import LazyModule
 from simsearch.engine import Engine
@@ -95,23 +95,26 @@ def query_command(
         raise UsageError("standard input can be read only once, but - is given several times")
     image = expand_folders(image)
     html_file = html_file or (_temporary_page() if open_page else None)
-    pictures = [read_image(text) for text in image]
     k, chosen = search_arguments(options)
     with warn_if_incomplete(api.open(index_path, model=model, device=device, roots=dict(roots))) as engine:
-        answers = []
-        for start in range(0, len(image), 64):
+
+        def ask(names: Sequence[str], pictures: Sequence[Any]) -> Iterator[results.QueryResult]:
             clock = time.perf_counter()
-            found = engine.search_many(pictures[start : start + 64], k, **chosen)
+            found = engine.search_many(pictures, k, **chosen)
             took = 1000 * (time.perf_counter() - clock) / len(found)
-            for name, matches in zip(image[start : start + 64], found, strict=True):
+            for name, matches in zip(names, found, strict=True):
                 shown = [replace(match, path=match.relative) for match in matches] if relative else matches
-                answers.append(results.QueryResult(name, engine.meta.model, matches.exact, took, shown))
+                yield results.QueryResult(name, engine.meta.model, matches.exact, took, shown)
+
+        asked = ask_each(ask, image)
+        answers = asked.answers
         text = reports_text.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
         echo_data(text, nl=False)
         if montage or html_file or show:
-            _show_images(engine, pictures, answers, montage, html_file, show)
+            _show_images(engine, asked.pictures, answers, montage, html_file, show)
     if open_page and html_file:
         click.launch(html_file.absolute().as_uri())
+    asked.exit_if_failed()
     if not any(answer.matches for answer in answers):
         raise click.exceptions.Exit(NO_MATCH)
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import click
+
+from simsearch.cli.console import BAD_INPUT, report_error
 from simsearch.common.item_ids import ID_PREFIX, parse_id
 from simsearch.common.lazy import LazyModule
-from simsearch.errors import ImageError, UsageError
+from simsearch.errors import ImageError, ItemNotFoundError, UsageError
 
 if TYPE_CHECKING:
     from simsearch.images import urls
@@ -19,6 +23,11 @@ if TYPE_CHECKING:
 else:  # their libraries take as long to import as all of click
     urls = LazyModule("simsearch.images.urls")
     resolve = LazyModule("simsearch.images.sources.resolve")
+
+T = TypeVar("T")
+
+AT_ONCE = 64
+"""Images that are asked about at once."""
 
 _LARGEST_DOWNLOAD = 64 << 20  # bytes
 _TIMEOUT = 20.0  # seconds
@@ -66,17 +75,76 @@ def read_image(text: str) -> Picture | int:
     Raises UsageError, ImageError.
     """
     if text == "-":
-        return Named.of(sys.stdin.buffer.read(), "standard input")
+        data = sys.stdin.buffer.read()
+        if not data:
+            raise ImageError("standard input is empty or closed", hint="cat photo.jpg | simsearch query -")
+        return Named.of(data, "standard input")
     if text.startswith(ID_PREFIX):
         return item_id(text)
     if is_url(text):
         return _fetch(text)
     if _looks_like_words(text):
-        raise UsageError(
+        raise ImageError(
             f"there is no picture {text!r}, and words are not searched for",
             hint="give a picture to search by: a path, a folder, id:N, an http(s) URL, or - for standard input",
         )
     return text
+
+
+@dataclass
+class Answers(Generic[T]):
+    """The images that could be used, with their answers. failed: the number of others."""
+
+    names: list[str] = field(default_factory=list)
+    pictures: list[Any] = field(default_factory=list)
+    answers: list[T] = field(default_factory=list)
+    failed: int = 0
+
+    def exit_if_failed(self) -> None:
+        """Ends the command with exit code 2 if an image could not be used."""
+        if self.failed:
+            raise click.exceptions.Exit(BAD_INPUT)
+
+
+def ask_each(ask: Callable[[Sequence[str], Sequence[Any]], Iterable[T]], texts: Sequence[str]) -> Answers[T]:
+    """Asks about each query image; the error of one that cannot be used is printed and does not stop the others.
+
+    ask: answers several images at once, given as texts and as `read_image` returns them.
+    Raises other errors, such as UsageError, at once.
+    """
+    found: Answers[T] = Answers()
+    for text in texts:
+        try:
+            found.pictures.append(read_image(text))
+            found.names.append(text)
+        except ImageError as error:
+            found.failed += 1
+            report_error(error)
+    _ask(ask, found.names, found.pictures, found)
+    return found
+
+
+def _ask(
+    ask: Callable[[Sequence[str], Sequence[Any]], Iterable[T]], names: list[str], pictures: list[Any], found: Answers[T]
+) -> None:
+    usable: tuple[list[str], list[Any]] = [], []
+    for start in range(0, len(names), AT_ONCE):
+        some = names[start : start + AT_ONCE], pictures[start : start + AT_ONCE]
+        try:
+            groups = [(some, list(ask(*some)))]
+        except (ImageError, ItemNotFoundError):
+            groups = []
+            for name, picture in zip(*some, strict=True):
+                try:
+                    groups.append((([name], [picture]), list(ask([name], [picture]))))
+                except (ImageError, ItemNotFoundError) as error:
+                    found.failed += 1
+                    report_error(error)
+        for (some_names, some_pictures), answers in groups:
+            usable[0].extend(some_names)
+            usable[1].extend(some_pictures)
+            found.answers += answers
+    found.names, found.pictures = usable
 
 
 def item_id(text: str) -> int:

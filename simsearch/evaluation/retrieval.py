@@ -46,6 +46,7 @@ class RetrievalReport:
     classes: by label, the number of queries and their scores.
     queries: the queries with a relevant item, worst first.
     count: the number of all queries.
+    unknown: the number of query pictures whose label no item has, which are left out.
     """
 
     model: str
@@ -57,6 +58,7 @@ class RetrievalReport:
     classes: dict[str, tuple[int, dict[str, Interval]]]
     queries: list[Query]
     count: int
+    unknown: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON values; a score that is undefined for every query is null."""
@@ -67,6 +69,7 @@ class RetrievalReport:
             "queries": self.count,
             "unlabelled": self.unlabelled,
             "failed": self.failed,
+            "unknown": self.unknown,
             "chance": self.chance,
             **_plain(self.scores),
             "classes": classes,
@@ -96,14 +99,19 @@ def evaluate_retrieval(
             raise UsageError(f"{len(items)} items of {engine.path} have labels; at least 2 are needed")
         features = reader.shards.read(np.array([item.row for item in items], np.int64))
     labels = [str(item.label) for item in items]
-    names = sorted({*labels, *(picture.label for picture in pictures or ())})
+    names = sorted(set(labels))
     numbers = {name: number for number, name in enumerate(names)}
     base = LabelledFeatures(features, np.array([numbers[label] for label in labels], np.int64))
     keys: list[int | str] = [item.id for item in items]
-    labelled_queries, query_labels, failed = None, labels, 0
+    labelled_queries, query_labels, failed, unknown = None, labels, 0, 0
     if pictures is not None:
-        keys, query_labels, vectors = _computed(engine, pictures, progress)
-        failed = len(pictures) - len(keys)
+        known = [picture for picture in pictures if picture.label in set(labels)]
+        if not known:
+            shown = ", ".join(sorted({picture.label for picture in pictures})[:3])
+            raise UsageError(f"no item of {engine.path} has a label of the queries: {shown}, ...")
+        unknown = len(pictures) - len(known)
+        keys, query_labels, vectors = _computed(engine, known, progress)
+        failed = len(known) - len(keys)
         labelled_queries = LabelledFeatures(vectors, np.array([numbers[label] for label in query_labels], np.int64))
     values = metrics.retrieval(base, labelled_queries, progress=progress)
     queries = [Query(*row) for row in zip(keys, query_labels, values["AP"].tolist(), strict=True)]
@@ -123,6 +131,7 @@ def evaluate_retrieval(
         classes,
         queries,
         len(keys),
+        unknown,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
@@ -33,7 +33,7 @@ class Extractor(Protocol):
 class BuildOptions:
     """Options of a build.
 
-    exclude: globs that match relative paths or names.
+    exclude: patterns of images to leave out, as in a .gitignore; see `exclude.Exclusion`.
     labels: "auto" uses folder names as labels if every image is in a folder, "folder" for those that are, "none" never.
     prune: remove items whose image is gone.
     dry_run: only count the differences.
@@ -54,12 +54,16 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         exclude: Any = self.exclude
-        object.__setattr__(self, "exclude", (exclude,) if isinstance(exclude, str) else tuple(exclude))
+        single = isinstance(exclude, str) or not isinstance(exclude, Iterable)
+        exclude = (exclude,) if single else tuple(exclude)
+        if not all(isinstance(pattern, str) for pattern in exclude):
+            raise UsageError(f"exclude is {self.exclude!r}, not a list of patterns")
+        object.__setattr__(self, "exclude", exclude)
         if self.labels not in ("auto", "folder", "none"):
             raise UsageError(f"labels is {self.labels!r}", hint="auto, folder or none")
         for name, value in (("batch_size", self.batch_size), ("workers", self.workers)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}, but must be at least 1")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"{name} is {value!r}, but must be a whole number from 1")
 
     @classmethod
     def from_keywords(cls, given: Mapping[str, Any]) -> BuildOptions:
@@ -96,6 +100,7 @@ class Summary:
     skipped: files that are not images, or are left out; left_out: of these, the number by reason.
     unread: folders that could not be listed, with reasons.
     missing_extras: images that failed because an extra is not installed, by reason.
+    unmatched: patterns of `exclude` that match nothing.
     """
 
     items: int = 0
@@ -112,3 +117,4 @@ class Summary:
     unread: list[tuple[str, str]] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     missing_extras: dict[str, int] = field(default_factory=dict)
+    unmatched: list[str] = field(default_factory=list)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from simsearch.errors import UsageError
-from simsearch.images.sources import base, resolve
+from simsearch.images.sources import base, exclude, resolve
 from simsearch.indexing.options import BuildOptions, Summary
 from simsearch.storage.filters import replace_surrogates
 from simsearch.storage.reader import Item, SourceRow
@@ -79,6 +79,7 @@ def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptio
             if found
             else [_reopen_source(reader, *pair) for pair in known if is_relevant(*pair)]
         )
+        summary.unmatched = list(options.exclude)
         return [_compare(reader, place, source, options, summary) for place, source in pairs]
 
 
@@ -106,7 +107,7 @@ def _assign_sources(
             place = next((p for p in places if (p.kind, p.root) == (source.kind, source.root)), None) or PlannedSource(
                 source.kind, source.root
             )
-            place.settings = _settings(options)
+            place.settings = _settings(options, place)
         if not any(place is other for other in places):
             places.append(place)
         pairs.append((place, source))
@@ -122,18 +123,18 @@ def _folder_place(
         partial = place.options.get("partial", False)
         if source.root == place.root and (source.within or partial or not place.row):
             if not source.within:
-                place.settings = _settings(options)
+                place.settings = _settings(options, place)
                 place.absorbed = _narrower(place, folders)
             return place, source.within
         if source.root == place.root:
             if options.prune:  # its settings are given again
-                place.settings = _settings(options)
+                place.settings = _settings(options, place)
             return place, ""
         if not partial and below(source.root, place.root.rstrip("/")):
             return place, os.path.normpath(os.path.join(os.path.relpath(source.root, place.root), source.within))
-    place = PlannedSource(source.kind, source.root, settings=_settings(options))
+    place = PlannedSource(source.kind, source.root, settings=_settings(options, source))
     if source.within:
-        place.settings = {**_settings(options), "partial": True}
+        place.settings = {**_settings(options, source), "partial": True}
     else:
         place.absorbed = _narrower(place, folders)
     return place, source.within
@@ -148,9 +149,10 @@ def _narrower(place: PlannedSource, folders: Sequence[PlannedSource]) -> list[tu
     ]
 
 
-def _settings(options: BuildOptions) -> dict[str, Any]:
-    """Returns the settings to record for a source."""
-    return {"exclude": list(options.exclude), "labels": options.labels}
+def _settings(options: BuildOptions, source: base.Source | PlannedSource) -> dict[str, Any]:
+    """Returns the settings to record for a source; its patterns then mean the same from any current folder."""
+    root = os.path.dirname(source.root) if source.kind == "manifest" else source.root
+    return {"exclude": exclude.rooted(options.exclude, root), "labels": options.labels}
 
 
 def _extent(source: base.Source) -> tuple[int, str]:
@@ -174,6 +176,7 @@ def _compare(
     summary.skipped += listing.skipped
     for reason, count in listing.left_out.items():
         summary.left_out[reason] = summary.left_out.get(reason, 0) + count
+    summary.unmatched = [pattern for pattern in summary.unmatched if pattern not in listing.matched]
     summary.unread += [(source.display(path), reason) for path, reason in listing.unread]
     within = source.within
     items, failed = _recorded(reader, place, within)

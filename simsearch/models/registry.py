@@ -73,7 +73,7 @@ class WeightsFile:
 
 def check_device(device: str) -> None:
     """Raises DeviceError if `device` is not a device name; it need not exist until a model is loaded."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
         raise DeviceError(f"no device is called {device!r}", hint="auto, cpu, cuda or cuda:N")
 
 

@@ -56,6 +56,11 @@ def table(rows: Iterable[Sequence[str]], right: int = 0) -> list[str]:
     ]
 
 
+def csv_cell(text: str) -> str:
+    """Returns a text for a cell of a CSV file, with an apostrophe before one that a spreadsheet would compute."""
+    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def format_distance(number: float) -> str:
     """Formats a distance with four digits; one below 0.001, which may be a rounding error, as 0."""
     return "0" if number < 1e-3 else f"{number:.4g}"
@@ -79,11 +84,11 @@ def _csv(answers: Sequence[QueryResult]) -> str:
             metadata = json.dumps(m.metadata) if m.metadata else ""
             writer.writerow(
                 [
-                    answer.query,
+                    csv_cell(answer.query),
                     m.rank,
                     m.id,
-                    m.path,
-                    m.label or "",
+                    csv_cell(m.path),
+                    csv_cell(m.label or ""),
                     f"{m.distance:.6g}",
                     f"{m.similarity:.6g}",
                     metadata,

@@ -11,7 +11,7 @@ searches for a sample of items estimate the fraction of near pairs that are in o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import faiss
     from numpy.typing import NDArray
 
+    from simsearch.images.sources.base import Source
     from simsearch.storage.model import IndexModel
     from simsearch.storage.protocols import OpenIndex, Searchable, VectorSearch
     from simsearch.storage.reader import Item
@@ -132,7 +133,9 @@ def duplicate_groups(
 ) -> list[list[Member]]:
     """Groups items that are linked by chains of distances up to `max_distance`.
 
-    Returns the groups of two or more, the largest first, the members of each by id.
+    Returns the groups of two or more, the largest first, the members of each by id. Several names of one file (links,
+    a folder indexed by two roots or also by a manifest) count as one member, by a name that is not a link if there is
+    one: to delete all members but one never deletes the last copy.
     progress: called with the number of items compared so far and of all items.
     exact: False to accept that links may be missed among more than EXACT different items; see `checked`.
     Raises UsageError for an invalid distance.
@@ -149,12 +152,33 @@ def duplicate_groups(
         for places in np.split(order, starts[1:]):
             if len(places) < 2:
                 continue
-            near = snapshot.flat.read(rows[places]).astype(np.float64)
-            distances = np.linalg.norm(near - near[0], axis=1)
             items = [reader.item(int(number)) for number in ids[places]]
+            kept = _different_files(items, snapshot.sources)
+            if len(kept) < 2:
+                continue
+            near = snapshot.flat.read(rows[places[kept]]).astype(np.float64)
+            distances = np.linalg.norm(near - near[0], axis=1)
+            items = [items[place] for place in kept]
             paths = [snapshot.sources[item.source].display(item.path) for item in items]
             found.append([Member(*each) for each in zip(items, paths, distances.tolist(), strict=True)])
     return sorted(found, key=lambda group: (-len(group), group[0].item.id))
+
+
+def _different_files(items: Sequence[Item], sources: Mapping[int, Source]) -> list[int]:
+    """Returns the places of items that are different files, ascending; of each file, a name that is not a link."""
+    by_file: dict[Hashable, list[int]] = {}
+    for place, item in enumerate(items):
+        by_file.setdefault(_file_of(item, sources), []).append(place)
+
+    def is_link(place: int) -> bool:
+        return sources[items[place].source].is_link(items[place].path)
+
+    return sorted(places[0] if len(places) == 1 else min(places, key=is_link) for places in by_file.values())
+
+
+def _file_of(item: Item, sources: Mapping[int, Source]) -> Hashable:
+    """Returns a value that is the same for all items of one file; the item's id if its file is gone."""
+    return sources[item.source].identity(item.path) or item.id
 
 
 def checked(snapshots: Searchable, found: list[list[Member]], max_distance: float, seed: int = 0) -> tuple[int, int]:
@@ -162,20 +186,23 @@ def checked(snapshots: Searchable, found: list[list[Member]], max_distance: floa
 
     found: the groups of `duplicate_groups` for the same `max_distance`.
     """
-    group = {member.item.id: number for number, members in enumerate(found) for member in members}
     with snapshots.reading() as reader:
-        flat = snapshots.current(reader).flat
+        snapshot = snapshots.current(reader)
+        flat, sources = snapshot.flat, snapshot.sources
+        group = {_file_of(member.item, sources): n for n, members in enumerate(found) for member in members}
         ids, rows = reader.ids_and_rows()
         owner = np.full(flat.rows, -1)
         owner[rows] = ids
         chosen = np.random.default_rng(seed).choice(len(ids), min(CHECKED, len(ids)), replace=False)
         queries = flat.read(rows[chosen]).astype(np.float32)
         near = flat.search(queries, CHECKED_NEIGHBOURS + 1, np.sort(rows))
-    pairs = together = 0
-    for number, each in zip(ids[chosen].tolist(), near, strict=True):
-        others = [other for other in owner[each.rows[each.distances <= max_distance]].tolist() if other != number]
-        pairs += len(others)
-        together += sum(number in group and group[number] == group.get(other) for other in others)
+        pairs = together = 0
+        for number, each in zip(ids[chosen].tolist(), near, strict=True):
+            others = [other for other in owner[each.rows[each.distances <= max_distance]].tolist() if other != number]
+            file = _file_of(reader.item(number), sources)
+            files = [other for n in others if (other := _file_of(reader.item(n), sources)) != file]
+            pairs += len(files)
+            together += sum(file in group and group[file] == group.get(other) for other in files)
     return pairs, together
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from simsearch.common import fork
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import IndexDamagedError
 from simsearch.storage.feature_files import PREAMBLE, FeatureFiles
@@ -98,3 +99,6 @@ def search_part(
 def pool() -> ThreadPoolExecutor:
     """Returns the thread pool that scans ranges of rows for one query."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="scan")
+
+
+fork.in_child(pool.cache_clear)

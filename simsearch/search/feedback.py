@@ -12,6 +12,9 @@ from simsearch.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MOST_WEIGHT = 1_000_000
+"""Largest weight of an example; the query itself has weight 1."""
+
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -62,6 +65,8 @@ def weighted(given: Sequence[Any]) -> tuple[list[Any], list[float]]:
     pairs = [pair if isinstance(pair, tuple) else (pair, 1.0) for pair in given]
     for pair in pairs:
         number = pair[1] if len(pair) == 2 else None
-        if isinstance(number, bool) or not isinstance(number, int | float | np.number) or not 0 < number < np.inf:
-            raise UsageError(f"the weight of a picture is {number!r}, not a number above 0")
+        if isinstance(number, bool) or not isinstance(number, int | float | np.number) or not 0 < number <= MOST_WEIGHT:
+            raise UsageError(
+                f"the weight of a picture is {number!r}, not a number above 0", hint=f"at most {MOST_WEIGHT:,}"
+            )
     return [picture for picture, _ in pairs], [float(number) for _, number in pairs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -78,11 +79,16 @@ def is_id(value: Any) -> bool:
 
 
 def as_list(pictures: Any) -> list[Any]:
-    """Returns one picture or several as a list. A string, bytes, file, array or (picture, weight) is one picture."""
+    """Returns one picture or several as a list. A string, bytes, file, array or (picture, weight) is one picture.
+
+    Raises UsageError for other values.
+    """
     if isinstance(pictures, tuple) and len(pictures) == 2 and isinstance(pictures[1], float):
         return [pictures]
     kinds = str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray
     single = is_id(pictures) or isinstance(pictures, kinds) or hasattr(pictures, "read")
+    if not single and not isinstance(pictures, Iterable):
+        raise UsageError(f"an image cannot be given as {type(pictures).__name__}")
     return [pictures] if single else list(pictures)
 
 

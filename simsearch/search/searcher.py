@@ -30,6 +30,10 @@ scaled to 75 %, cropped by 5 % or brightened by 10 %, nine in ten are below 0.23
 """
 
 
+MOST_NEIGHBOURS = 1 << 28
+"""Most ids that `neighbours` returns at once: 4 GiB with their distances."""
+
+
 @dataclass(frozen=True)
 class Searcher:
     """Searches one snapshot of an index.
@@ -65,6 +69,7 @@ class Searcher:
             queries = self._expanded(queries, left_out, expand, options, answers)
         permitted = self._permitted(options.get("where"))
         available = self.snapshot.flat.rows if permitted is None else len(permitted)
+        k = min(k, max(1, available))
         pending = list(range(len(queries)))
         width = k + max((len(rows) for rows in left_out), default=0)
         while pending:
@@ -103,6 +108,11 @@ class Searcher:
         If there are fewer than k, -1 and inf fill the rest.
         """
         k = checked_k(k)
+        if k * len(queries) > MOST_NEIGHBOURS:
+            raise UsageError(
+                f"{k:,} neighbours of {len(queries):,} vectors are too many for one answer",
+                hint=f"the index has {self.reader.count():,} items; ask for fewer, or in parts",
+            )
         permitted = self._permitted(where)
         found = self._candidates(queries, k, permitted, exact or not self._approximate(k, permitted))
         known = self.reader.ids_at(np.unique(np.concatenate([each.rows for each in found]))) if found else {}

@@ -161,24 +161,46 @@ def _field(option: SearchOption, most: int | None) -> tuple[Any, str]:
 
 
 def _conditions(most: int) -> Any:
-    """Returns the type of a list of conditions, or of a single one. Like file names, they need not be UTF-8."""
+    """Returns the type of conditions: a text, a list of them, or an object of values or lists of values by field.
 
-    def check(value: Any) -> list[str]:
-        found = [value] if isinstance(value, str) else value
+    Like file names, texts need not be UTF-8.
+    """
+
+    def check(value: Any) -> list[str] | dict[str, Any]:
+        if isinstance(value, dict):
+            given = [each for values in value.values() for each in (values if isinstance(values, list) else [values])]
+            checked(list(value))
+            checked([each for each in given if isinstance(each, str)])
+            if len(given) + len(value) > most or not all(isinstance(v, str | None) or is_number(v) for v in given):
+                raise ValueError
+            return value
+        return checked([value] if isinstance(value, str) else value)
+
+    def checked(found: Any) -> list[str]:
         if not isinstance(found, list) or len(found) > most:
             raise ValueError
         if any(not isinstance(text, str) or len(text) > MOST_CONDITION or "\0" in text for text in found):
             raise ValueError
         return found
 
+    condition = {"type": "string", "maxLength": MOST_CONDITION}
+    value = {"type": ["string", "number", "boolean", "null"], "maxLength": MOST_CONDITION}
+    values = {"anyOf": [value, {"type": "array", "maxItems": most, "items": value}]}
     schema = {
-        "type": ["array", "string"],
+        "type": ["array", "string", "object"],
         "maxItems": most,
         "maxLength": MOST_CONDITION,
-        "items": {"type": "string", "maxLength": MOST_CONDITION},
-        "examples": [["label=cat"]],
+        "items": condition,
+        "maxProperties": most // 2,
+        "additionalProperties": values,
+        "examples": [["label=cat"], {"label": ["cat", "dog"]}],
     }
-    return Annotated[list[str], PlainValidator(check), WithJsonSchema(schema)]
+    return Annotated[list[str] | dict[str, Any], PlainValidator(check), WithJsonSchema(schema)]
+
+
+def is_number(value: Any) -> bool:
+    """Returns True for a JSON number that is neither infinite nor NaN, nor too large for SQLite."""
+    return isinstance(value, int | float) and abs(value) < 2**63
 
 
 def _line(text: str) -> str:
@@ -192,8 +214,7 @@ def _plain_values(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or {"path", "label"} & value.keys():
         raise ValueError
     for each in value.values():
-        number = isinstance(each, int | float) and abs(each) < 2**63  # neither infinite nor NaN
-        if not (number or isinstance(each, str | None)):
+        if not (is_number(each) or isinstance(each, str | None)):
             raise ValueError
     return value
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from simsearch.common import fork
 from simsearch.errors import IndexReplacedError, UsageError
 from simsearch.storage import protection
 from simsearch.storage.database_file import DatabaseFile
@@ -28,9 +28,10 @@ _open_counts: Counter[tuple[int, int]] = Counter()
 def _after_fork() -> None:
     global _opening
     _opening = threading.RLock()
+    _open_counts.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+fork.in_child(_after_fork)
 
 
 class Connections:
@@ -46,6 +47,19 @@ class Connections:
         self._copy: tuple[weakref.finalize[..., Any], Path] | None = None
         self._closed = False
         self._lock = threading.Lock()
+        fork.in_child(self._leave)
+
+    def _leave(self) -> None:
+        """In a forked process: SQLite's connections must not be used, so new ones are opened when they are needed.
+
+        SQLite believes that this process holds the locks of the connections, which only the parent has.
+        """
+        fork.never_close((self._idle, self._reserve))
+        if self._copy is not None:
+            self._copy[0].detach()  # the parent deletes it
+        if self._reserve is not None:
+            self._file.lock_shared()
+        self._idle, self._reserve, self._lock = [], None, threading.Lock()
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[protection.Connection]:

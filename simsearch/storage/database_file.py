@@ -206,6 +206,12 @@ class DatabaseFile:
                 connection.execute("PRAGMA busy_timeout = 0")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def lock_shared(self) -> None:
+        """Takes SQLite's shared lock until this process ends, so that no other process deletes the log meanwhile."""
+        with contextlib.suppress(OSError):
+            file = self._folder.open(self.path.name, os.O_RDONLY)
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, _SHARED_BYTES, _SHARED)
+
     def delete_log(self) -> None:
         """Deletes an empty log in the open folder if no other process has the database open.
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from simsearch.common.numbers import written_number
 from simsearch.errors import UsageError
 
 _SYNTAX = re.compile(r"\s*([^=!<>~]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
@@ -26,9 +30,16 @@ _PATHS = (
     "(SELECT CAST(root AS TEXT) || CASE kind WHEN 'folder' THEN '/' ELSE '!/' END FROM sources WHERE id = items.source)"
     " || CAST(path AS TEXT)",
 )
+_ORDER = "<", ">", "<=", ">="
+_DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
+_LISTED = 20
+"""Number of fields that an error lists."""
 _SQL = {"=": "IS", "!=": "IS NOT", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "~": "GLOB"}
 
 _OPERATORS = "operators: = != < > <= >= and ~ for a glob"
+
+NUMBERS = "id", "width", "height", "bytes"
+"""The fields that are numbers in every index."""
 
 Where = Mapping[str, Any] | Iterable[str]
 """The type of `where` in `Engine.search`: {"label": "cat"}, or conditions as on the command line."""
@@ -36,11 +47,15 @@ Where = Mapping[str, Any] | Iterable[str]
 
 @dataclass(frozen=True)
 class Condition:
-    """`field operator value`. A field that is not a column is looked up in the metadata."""
+    """`field operator value`; with "=", an item meets it with any of several values.
+
+    A field that is not a column is looked up in the metadata, without the prefix `metadata.`.
+    values: one of them, except for "=".
+    """
 
     field: str
     operator: str
-    value: Any
+    values: tuple[Any, ...]
 
     @classmethod
     def parse(cls, clause: str) -> Condition:
@@ -50,66 +65,195 @@ class Condition:
             raise UsageError(f"filter {clause!r} is not FIELD=VALUE", hint=_OPERATORS)
         if match[3][:1] in {"=", "<", ">"}:
             raise UsageError(f"filter {clause!r} has no operator {match[2] + match[3][0]!r}", hint=_OPERATORS)
-        return cls(match[1], match[2], match[3])
+        return cls(match[1], match[2], (match[3],))
+
+    def __str__(self) -> str:
+        return " or ".join(f"{self.field}{self.operator}{value}" for value in self.values)
+
+    @property
+    def key(self) -> str | None:
+        """The name in the metadata; None for a column."""
+        return None if self.field in _COLUMNS else replace_surrogates(self.field.removeprefix("metadata."))
+
+    def check(self) -> None:
+        """Raises UsageError for a value that is not a number where every index has numbers."""
+        if self.field not in NUMBERS or self.operator == "~":
+            return
+        for value in self.values:
+            if value is not None and _bound(value) is None and not isinstance(value, int | float):
+                raise _not_a_number(replace(self, values=(value,)))
 
     def sql(self) -> tuple[str, list[Any]]:
-        """Returns an SQL expression over the table `items`, and its parameters."""
-        parameters: list[Any] = []
-        column = _COLUMNS.get(self.field)
-        if column is None:
-            name = replace_surrogates(self.field.removeprefix("metadata.").replace('"', '""'))
-            column = "json_extract(metadata, ?)"
-            parameters.append(f'$."{name}"')
-        operator = _SQL[self.operator]
+        """Returns an SQL expression over the table `items`, and its parameters; see `select`."""
+        if len(self.values) > 1 and self.field != "path":
+            return self._sql_of_many()
+        parts, parameters = [], []
+        for value in self.values:
+            expression, given = self._sql(value)
+            parts.append(f"({expression})")
+            parameters += given
+        while len(parts) > 1:  # SQLite limits the depth of an expression
+            parts = [" OR ".join(parts[start : start + 2]) for start in range(0, len(parts), 2)]
+            parts = [f"({part})" for part in parts]
+        return parts[0] if parts else "0", parameters
+
+    def _sql_of_many(self) -> tuple[str, list[Any]]:
+        """Returns SQL for any of several values, which are passed as one parameter: SQLite limits their number."""
+        column, parameters = (_COLUMNS[self.field], []) if self.key is None else _metadata_value(self.key)
+        numbers = [] if self.field == "label" else [as_number(value) for value in self.values]
+        texts = [] if self.field in NUMBERS else [_as_text(v) for v in self.values if v is not None]
+        among = [*(number for number in numbers if number is not None), *map(replace_surrogates, texts)]
+        expression = f"{column} IN (SELECT value FROM json_each(?))"
+        null = f" OR {column} IS NULL" if None in self.values else ""
+        return expression + null, [*parameters, json.dumps(among), *(parameters if null else [])]
+
+    def _sql(self, value: Any) -> tuple[str, list[Any]]:
         if self.field == "path":  # as stored or as printed; paths that are not UTF-8 need a BLOB
             either = " OR ".join(f"{path} {_SQL[self.operator.lstrip('!')]} CAST(? AS TEXT)" for path in _PATHS)
             negation = "NOT " if self.operator == "!=" else ""
-            return f"{negation}({either})", [os.fsencode(str(self.value))] * len(_PATHS)
+            return f"{negation}({either})", [os.fsencode(str(value))] * len(_PATHS)
+        column, parameters = (_COLUMNS[self.field], []) if self.key is None else _metadata_value(self.key)
+        operator = _SQL[self.operator]
+        text = None if value is None else replace_surrogates(_as_text(value))
         if self.operator == "~":
-            return f"{column} {operator} ?", [*parameters, replace_surrogates(str(self.value))]
-        found = as_number(self.value)
-        if found is None or self.field == "label":
-            return f"{column} {operator} ?", [
-                *parameters,
-                None if self.value is None else replace_surrogates(str(self.value)),
-            ]
-        if self.operator in {"=", "!="}:  # "2000" equals both the number and the text
-            both = f"({column} IS ? OR {column} IS ?)"
-            return ("NOT " if self.operator == "!=" else "") + both, [*parameters, found, *parameters, str(self.value)]
-        numeric = f"typeof({column}) IN ('integer', 'real') AND {column} {operator} ?"
-        return f"({numeric})", [*parameters, *parameters, found]
+            return f"{column} {operator} ?", [*parameters, text]
+        if self.operator in {"=", "!="}:
+            found = None if self.field == "label" else as_number(value)
+            if found is None:
+                return f"{column} {operator} ?", [*parameters, text]
+            both = f"({column} IS ? OR {column} IS ?)"  # 2000 equals both the number and the text
+            return ("NOT " if self.operator == "!=" else "") + both, [*parameters, found, *parameters, text]
+        bound = None if self.field == "label" else _bound(value)
+        if bound is None:  # texts are compared with texts only
+            return f"typeof({column}) = 'text' AND {column} {operator} ?", [*parameters, *parameters, text]
+        return f"{ORDERED}({column}) {operator} ?", [*parameters, bound]
+
+
+ORDERED = "simsearch_ordered"
+"""The SQL function that `<` and `>` apply to an item's value before comparing it with a number; see `_ordered`."""
+
+
+def _ordered(value: Any) -> float | int | None:
+    """Returns a number to order by: also of a text such as 1.50, which is not the same as 1.5. None for others."""
+    if isinstance(value, str):
+        return float(value) if _DECIMAL.fullmatch(value) else None
+    return value if isinstance(value, int | float) else None
+
+
+def _metadata_value(key: str) -> tuple[str, list[Any]]:
+    """Returns an SQL expression for a value of the metadata, and its parameters.
+
+    json_extract is faster, but versions of SQLite differ in how they compare its path with a name that JSON escapes.
+    """
+    if key.isascii() and key.isprintable() and not {'"', "\\"} & set(key):
+        return "json_extract(metadata, ?)", [f'$."{key}"']
+    return "(SELECT value FROM json_each(metadata) WHERE key IS ?)", [key]
+
+
+def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Condition]) -> sqlite3.Cursor:
+    """Selects a column of the items that meet all conditions. Raises UsageError and sqlite3.OperationalError."""
+    parts, parameters = [], []
+    for condition in wanted:
+        condition.check()
+        expression, values = condition.sql()
+        parts.append(f"({expression})")
+        parameters += values
+    where = " WHERE " + " AND ".join(parts) if parts else ""
+    connection.create_function(ORDERED, 1, _ordered, deterministic=True)
+    return connection.execute(f"SELECT {column} FROM items{where}", parameters)
+
+
+def check_fields(connection: sqlite3.Connection, wanted: Iterable[Condition], found: int) -> None:
+    """Raises UsageError for a condition on metadata that no item has, or that orders numbers by a word.
+
+    Only looks for such a condition if it could explain the result: nothing was found, or "!=" was asked.
+    found: the number of items that meet all conditions.
+    """
+    for condition in wanted:
+        if condition.key is None or (found and condition.operator != "!="):
+            continue
+        value, parameters = _metadata_value(condition.key)
+        kinds = f"SELECT typeof({value}) FROM items WHERE {value} IS NOT NULL"
+        if connection.execute(kinds + " LIMIT 1", parameters * 2).fetchone() is None:
+            if connection.execute("SELECT 1 FROM items LIMIT 1").fetchone() is None:
+                return
+            keys = connection.execute("SELECT DISTINCT key FROM items, json_each(metadata) ORDER BY key")
+            raise _no_field(condition.key, [str(row[0]) for row in keys])
+        if condition.operator in _ORDER and _bound(condition.values[0]) is None:
+            found_kinds = {row[0] for row in connection.execute(kinds + " GROUP BY 1", parameters * 2)}
+            if found_kinds <= {"integer", "real"}:
+                raise _not_a_number(condition)
+
+
+def _not_a_number(condition: Condition) -> UsageError:
+    hint = f"{condition.field} is a number, as in {condition.field}{condition.operator}1000"
+    return UsageError(f"filter {condition}: {condition.values[0]!r} is not a number", hint=hint)
+
+
+def _no_field(name: str, known: Sequence[str]) -> UsageError:
+    fields = [*_COLUMNS, *known]
+    near = difflib.get_close_matches(name, fields, 1)
+    shown = ", ".join(fields[:_LISTED]) + (", ..." if len(fields) > _LISTED else "")
+    return UsageError(
+        f"no item has a field {name!r}; the fields are {shown}", hint=f"did you mean {near[0]}?" if near else None
+    )
 
 
 def conditions(where: Where | None) -> list[Condition]:
-    """Parses either form of `where`; an item must meet all conditions. Raises UsageError."""
+    """Parses either form of `where`; an item must meet all conditions. Raises UsageError.
+
+    In a mapping, a list means any of its values; so do several conditions with "=" on one field.
+    """
     if where is None:
         return []
-    if isinstance(where, str):
-        return [Condition.parse(where)]
     if isinstance(where, Mapping):
-        for field, value in where.items():
-            if not isinstance(value, str | int | float | None):
-                raise UsageError(f"filter {field!r}: {value!r} is neither text nor a number")
-        return [Condition(str(field), "=", value) for field, value in where.items()]
-    if not isinstance(where, Iterable):
+        return [Condition(str(field), "=", tuple(_plain_values(field, value))) for field, value in where.items()]
+    given: Any = where
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
         raise UsageError(f"{where!r} is not a list of conditions")
-    return [Condition.parse(str(clause)) for clause in where]
+    parsed = [Condition.parse(str(clause)) for clause in ([where] if isinstance(where, str) else where)]
+    facets: dict[str, list[Any]] = {}
+    for condition in parsed:
+        if condition.operator == "=":
+            facets.setdefault(condition.field, []).extend(condition.values)
+    others = [condition for condition in parsed if condition.operator != "="]
+    return [*(Condition(field, "=", tuple(values)) for field, values in facets.items()), *others]
+
+
+def _plain_values(field: Any, value: Any) -> Iterator[Any]:
+    """Yields a value, or those of a list, set or array, as plain texts and numbers. Raises UsageError."""
+    scalar = isinstance(value, str | bytes | Mapping) or getattr(value, "ndim", None) == 0
+    many = isinstance(value, Iterable) and not scalar
+    for each in value if many else [value]:
+        plain = each.item() if getattr(each, "ndim", None) == 0 else each  # a scalar of numpy
+        if not isinstance(plain, str | int | float | None):
+            raise UsageError(f"filter {field!r}: {each!r} is neither text nor a number")
+        yield plain
+
+
+def _as_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def as_number(value: Any) -> float | int | None:
-    """Converts a value to a number that SQLite can store; None if it is not one."""
+    """Converts a value to a number that SQLite can store exactly; None for others, also for 007, 1.50 and 2**63."""
     if value in ("true", "false"):  # as SQLite reads them from JSON
         return int(value == "true")
-    if not isinstance(value, int | float | str):
-        return None
-    for kind in (float,) if isinstance(value, float) else (int, float):
+    found = written_number(value) if isinstance(value, str) else value
+    if isinstance(found, float):
+        return found if math.isfinite(found) else None
+    return found if isinstance(found, int) and abs(found) < 2**63 else None
+
+
+def _bound(value: Any) -> float | int | None:
+    """Converts the value of a condition with `<` or `>` to a number; None if it is not one."""
+    found = as_number(value)
+    if found is None and (isinstance(value, int) or (isinstance(value, str) and _DECIMAL.fullmatch(value))):
         try:
-            number = kind(value)
-            if math.isfinite(number) and (kind is float or abs(number) < 2**63):
-                return number
-        except (ValueError, OverflowError):
-            continue
-    return None
+            found = float(value)
+        except OverflowError:
+            found = math.inf if value > 0 else -math.inf  # type: ignore[operator]
+    return found
 
 
 def replace_surrogates(value: str) -> str:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Name = str | int | np.integer | os.PathLike[str]
 """Identifies items: an id, `id:N`, a path, a folder, an archive, or a glob."""
 
+_NAMES = "a path, id:N, or a glob in quotes"
+
 SINGLE = (str, int, np.integer, os.PathLike)
 """The types of a single name; other types are collections of names."""
 
@@ -33,8 +35,14 @@ def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources
     """
     found: dict[int, Item] = {}
     rest: list[str] = []
+    if isinstance(names, bytes):
+        names = os.fsdecode(names)
+    if not isinstance(names, SINGLE) and not isinstance(names, Iterable):
+        raise UsageError(f"{names!r} names no item", hint=_NAMES)
     for given in [names] if isinstance(names, SINGLE) else names:
-        name = int(given) if isinstance(given, int | np.integer) else os.fspath(given)
+        if not isinstance(given, SINGLE) or isinstance(given, bool):
+            raise UsageError(f"{given!r} names no item", hint=_NAMES)
+        name = int(given) if isinstance(given, int | np.integer) else os.fsdecode(given)
         number = name if isinstance(name, int) else parse_id(name)
         if number is not None:
             found[number] = reader.item(number)
@@ -51,7 +59,7 @@ def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources
                     hits[name] += 1
         for name, count in hits.items():
             if not count:
-                raise UsageError(f"no item of the index matches {name!r}", hint="a path, id:N, or a glob in quotes")
+                raise UsageError(f"no item of the index matches {name!r}", hint=_NAMES)
     return [found[number] for number in sorted(found)]
 
 
@@ -61,7 +69,7 @@ def matcher(name: str) -> Callable[[str, str], bool]:
     name: a path, a folder, an archive or a glob. Raises UsageError if it is empty.
     """
     if not name:
-        raise UsageError("an empty name matches no item", hint="a path, id:N, or a glob in quotes")
+        raise UsageError("an empty name matches no item", hint=_NAMES)
     full = os.path.abspath(os.path.expanduser(name))
     inside = full + os.sep, full + base.SEPARATOR
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from simsearch.common import outside_json
 from simsearch.errors import IndexDamagedError, ItemNotFoundError, SimsearchError, UsageError
+from simsearch.storage import filters
 from simsearch.storage.filters import Condition
 
 if TYPE_CHECKING:
@@ -199,16 +200,12 @@ class Reader:
 
     def rows(self, conditions: Iterable[Condition] = ()) -> NDArray[np.int64]:
         """Returns the (n,) rows of the items that meet all conditions, ascending. Raises UsageError."""
-        parts, parameters = [], []
-        for condition in conditions:
-            expression, values = condition.sql()
-            parts.append(expression)
-            parameters += values
-        where = " WHERE " + " AND ".join(parts) if parts else ""
+        wanted = list(conditions)
         try:
-            cursor = self._connection.execute(f"SELECT row FROM items{where}", parameters)
             with self._report_damage("an item's row"):
-                found = np.fromiter((_typed(int, row[0]) for row in cursor), np.int64)
+                selected = filters.select(self._connection, "row", wanted)
+                found = np.fromiter((_typed(int, row[0]) for row in selected), np.int64)
+            filters.check_fields(self._connection, wanted, len(found))
         except sqlite3.OperationalError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG}:
                 raise

@@ -7,6 +7,7 @@ training FILE.checkpoint.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from simsearch.training.data import TrainingSet
 
 Log = Callable[[dict[str, Any]], None]
+
+SAMPLED = 1024
+"""Pictures that a checksum of the training data is taken of."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +137,19 @@ def _facts(job: TrainingJob, data: TrainingSet, start: registry.WeightsFile | No
         "architecture": job.architecture,
         "classes": list(data.classes),
         "images": len(data),
+        **checksums(data),
         "start": start.sha256 if start else None,
         "freeze": job.freeze,
     }
+
+
+def checksums(data: TrainingSet) -> dict[str, str]:
+    """Returns checksums of all labels, and of up to SAMPLED pictures in order; see `state.CONTENTS`."""
+    pictures = hashlib.sha256()
+    rows = np.unique(np.linspace(0, len(data) - 1, SAMPLED).astype(np.int64))
+    for start in range(0, len(rows), 64):
+        pictures.update(np.ascontiguousarray(data.pixels[rows[start : start + 64]]))
+    return {"pictures": pictures.hexdigest(), "labels": hashlib.sha256(data.labels.tobytes()).hexdigest()}
 
 
 def gather(
@@ -149,7 +163,7 @@ def gather(
     Raises UsageError if the images have fewer than two labels, or if no validation image has one of these labels.
     """
     recipe = start.card.recipe if start else recipe_for(job.architecture, job.config.image_size)
-    images = labelled.list_labelled(job.sources, job.exclude)
+    images = labelled.list_labelled(job.sources, job.exclude, lambda text: _note(log, text))
     classes = tuple(sorted({image.label for image in images}))
     if len(classes) < 2:
         raise UsageError(f"all images have the label {classes[0]!r}; there is nothing to tell apart")

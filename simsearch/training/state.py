@@ -42,6 +42,10 @@ class StepState:
     seconds: float = 0.0
 
 
+CONTENTS = "pictures", "labels"
+"""The facts that are checksums of the training data."""
+
+
 class TrainingState:
     """A network in training, on `device`, with its optimizer, its compressor and its place in the schedule.
 
@@ -139,7 +143,10 @@ class TrainingState:
         content, plain = read_checkpoint(path)
         for name, value in {**asdict(self.config), **facts}.items():
             was = {**plain["config"], **plain["facts"]}.get(name)
-            if was != json.loads(json.dumps(value)):
+            if name in CONTENTS:
+                if was not in (None, value):  # None: written by an older version
+                    raise UsageError(f"{path} was trained with other {name}", hint="remove it to start over")
+            elif was != json.loads(json.dumps(value)):
                 shown = f"{name} {was!r}, not {value!r}" if len(repr((was, value))) < 200 else f"another {name}"
                 raise UsageError(f"{path} was trained with {shown}", hint="remove it to start over")
         self.network.load_state_dict(content["network"])

@@ -375,3 +375,51 @@ def test_the_program_in_a_pipe_that_is_closed() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode in {0, 1}  # 1 is what click says
+
+
+def test_bad_query_does_not_stop_others(run, pictures, tmp_path):
+    bad = tmp_path / "bad.png"
+    good = [pictures / "red" / f"{number}.png" for number in range(2)]
+    bad.write_bytes(good[0].read_bytes()[:300])
+    result = run("query", good[0], bad, "id:999", good[1], tmp_path / "none.png", "-k", 1, "--format", "json")
+    assert result.code == 2
+    assert [answer["query"] for answer in result.json] == list(map(str, good))
+    assert [line.partition(":")[0] for line in result.err.splitlines()] == ["error"] * 3
+    assert "bad.png" in result.err and "999" in result.err and "none.png" in result.err
+    result = run("query", bad, "--format", "json")
+    assert (result.code, result.json) == (2, [])
+    assert run("query", good[0], "--filter", "nonsense").err.count("error:") == 1
+
+
+def test_bad_picture_does_not_stop_classify(run, pictures, tmp_path, tiny_weights):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    good = pictures / "red" / "0.png"
+    for form in ("text", "json", "jsonl"):
+        result = run("classify", tmp_path / "bad.png", good, "-m", tiny_weights, "-k", 1, "--format", form)
+        assert (result.code, result.err.count("error:")) == (2, 1)
+        assert str(good) in result.out
+
+
+def test_csv_cells_are_no_formulas(run, tmp_path, pictures):
+    table = tmp_path / "m.csv"
+    labels = ["=1+1", "+x", "-x", "@x", "plain", "a=b"]
+    rows = [f"pictures/red/{n % 4}.png,{label}" for n, label in enumerate(labels[:4])]
+    rows += [f"pictures/blue/{n}.png,{label}" for n, label in enumerate(labels[4:])]
+    table.write_text("path,label\n" + "\n".join(rows) + "\n")
+    assert run("build", table).code == 0
+    found = csv.DictReader(io.StringIO(run("query", "id:1", "-k", 50, "--format", "csv").out))
+    assert {row["label"] for row in found} == {"red", "blue", "green", "'=1+1", "'+x", "'-x", "'@x", "plain", "a=b"}
+
+
+def test_notes_of_what_was_left_out(run, pictures):
+    result = run("build", pictures, "--exclude", "rde", "--exclude", "blue/")
+    assert result.code == 0
+    assert "note: --exclude rde matched nothing" in result.err
+    assert "blue" not in result.err
+
+
+def test_unknown_field_is_an_error(run):
+    result = run("query", "id:1", "--filter", "lable=red")
+    assert (result.code, result.out) == (2, "")
+    assert "no item has a field 'lable'" in result.err and "did you mean label?" in result.err
+    assert run("query", "id:1", "--filter", "bytes<10MB").code == 2

@@ -10,6 +10,7 @@ import functools
 import operator
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import simsearch
 from simsearch.cluster.milvus.push import PushOptions, push
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError, UsageError
+from simsearch.storage.database import Changes
 from tests.helpers.filler import Filler
 from tests.helpers.milvus_server import PYTHON
 from tests.helpers.models import Colours
@@ -170,6 +172,13 @@ CONDITIONS = [
     ["=x"],
     ["label"],
     ["label=one", "label=two"],
+    ["label=one", "label=two", "n=3", "n=5"],
+    ["größe=3"],
+    ["größe!=3"],
+    ["größe<4"],
+    ['a"b=3'],
+    ["a.b=3", "a.b=4"],
+    ["n=1.10"],
 ]
 
 
@@ -187,6 +196,10 @@ def pushed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     filler = Filler(folder / "index", 24)
     filler.add(np.random.default_rng(8).integers(0, 3, (300, 24)))
     filler.remove([7])
+    with filler.engine.reading() as reader:
+        odd = {"größe": 3, 'a"b': 3, "a.b": 4}
+        changed = [replace(item, metadata={**item.metadata, **odd}) for item in list(reader.items())[::9]]
+    filler.engine.index.database.apply(Changes(updated=changed))
     if request.param == "lite":
         pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
         address = f"milvus://{folder}/a.db"
@@ -211,6 +224,12 @@ def test_where_as_a_mapping(pushed_once: Both) -> None:
         {"n": True},
         {},
         {"n": [1]},
+        {"n": [1, 3, 77], "label": ["one", "two"]},
+        {"n": []},
+        {"größe": 3},
+        {"größe": [3, "4.50"]},
+        {'a"b': 3},
+        {"metadata.a.b": 3},
     ):
         alike(pushed_once, "search_by_vector", np.zeros(24), 20, where=where)
 

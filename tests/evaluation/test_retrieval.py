@@ -1,6 +1,7 @@
 """Evaluation of an index's searches."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from simsearch.cli.main import main
 from simsearch.cli.params import Weighted
 from simsearch.errors import UsageError
 from simsearch.evaluation import retrieval
+from simsearch.images.sources import labelled
 from simsearch.search.feedback import blend, weighted
 
 
@@ -31,11 +33,22 @@ def test_an_index_is_evaluated_as_it_is_searched(index, colours):
 
 
 def test_foreign_images_are_never_left_out(index, colours, photos):
-    from simsearch.images.sources import labelled
-
     with simsearch.open(index, model=colours) as engine:
         verdict = retrieval.evaluate_retrieval(engine, labelled.list_labelled([photos]))
     assert verdict.scores["P@1"].value == 1
+
+
+def test_queries_of_unknown_labels_are_left_out(index, colours, photos, tmp_path):
+    for name in ("violet", "grey"):
+        shutil.copytree(photos / "rose", tmp_path / "others" / name)
+    unknown = labelled.list_labelled([tmp_path / "others"])
+    with simsearch.open(index, model=colours) as engine:
+        with pytest.raises(UsageError, match=r"no item of .* has a label of the queries: grey, violet"):
+            retrieval.evaluate_retrieval(engine, unknown)
+        known = labelled.list_labelled([photos])
+        report, expected = (retrieval.evaluate_retrieval(engine, given) for given in ([*known, *unknown], known))
+    assert (report.unknown, expected.unknown) == (12, 0)
+    assert report.to_dict() == {**expected.to_dict(), "unknown": 12}
 
 
 def test_exact_search_has_recall_one(index, colours):

@@ -302,6 +302,6 @@ def test_filters_by_printed_path(build: Any, photos: Path, index: Path) -> None:
         for where in ([f"path={photos}/blue/1.png"], ["path=blue/1.png"], [f"path~{photos}/blue/1*"]):
             assert [match.relative for match in engine.search_by_id(1, 9, where=where)] == ["blue/1.png"]
         assert len(engine.search_by_id(1, 99, where=[f"path!={photos}/blue/1.png"])) == ALL - 2
-        for bad in (["year==3"], ["year=>3"], {"label": ["a"]}, 5):
+        for bad in (["year==3"], ["year=>3"], {"label": [["a"]]}, 5):
             with pytest.raises(UsageError):
                 engine.search_by_id(1, where=bad)  # type: ignore[arg-type]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +98,31 @@ def test_removed_items_are_in_no_group(tmp_path: Path) -> None:
     assert duplicates.duplicate_groups(filler.engine.snapshots, 5) == []
     with pytest.raises(UsageError, match="not negative"):
         duplicates.duplicate_groups(filler.engine.snapshots, -1)
+
+
+def test_names_of_one_file_are_no_pair(tmp_path: Path, photos: Path, colours: Colours) -> None:
+    """Deleting all paths that are listed never deletes the last copy of a picture."""
+    (photos / "amber" / "0link.png").symlink_to("1.png")
+    os.link(photos / "blue" / "0.png", photos / "blue" / "hard.png")
+    shutil.copy(photos / "rose" / "0.png", photos / "rose" / "copy.png")
+    (photos / "amber" / "0.link.png").symlink_to("../rose/copy.png")
+    (tmp_path / "alias").symlink_to("photos")
+    (tmp_path / "m.csv").write_text("path\n" + "\n".join(f"photos/blue/{n}.png" for n in range(6)))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(photos / "green" / "0.png", "g/0.png")
+    (tmp_path / "b.zip").symlink_to("a.zip")
+    places = [photos, tmp_path / "m.csv", tmp_path / "alias", tmp_path / "a.zip", tmp_path / "b.zip"]
+    for place in places:
+        api.build(place, tmp_path / "index", colours).close()
+    with api.open(tmp_path / "index", model=colours) as engine:
+        found = duplicates.duplicate_groups(engine.snapshots, 0)
+        pairs = [[str(Path(member.path).relative_to(tmp_path)) for member in group] for group in found]
+        assert sorted(pairs) == [
+            ["photos/green/0.png", "a.zip!/g/0.png"],
+            ["photos/rose/0.png", "photos/rose/copy.png"],
+        ]
+        together = duplicates.checked(engine.snapshots, found, 0)
+        assert together[0] == together[1] > 0
 
 
 def test_calibrated_threshold_finds_copies(tmp_path: Path, photos: Path, colours: Colours) -> None:

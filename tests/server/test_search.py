@@ -45,6 +45,14 @@ def test_mirrored_and_expanded_match_engine(client, engine, photos):
     form = {"expand": "2", "flip": "0"}
     assert found(client("POST", "/v1/search", files=upload(data), data=form)) == pairs(engine.search(data, expand=2))
     assert found(client.search(id=5, filter="label=blue")) == pairs(engine.search_by_id(5, where=["label=blue"]))
+    for filter_, where in (
+        ({"label": ["blue", "rose"]}, {"label": ["blue", "rose"]}),
+        (["label=blue", "label=rose", "id>6"], ["label=blue", "label=rose", "id>6"]),
+        ({"label": "blue", "id": [7, 8, 9]}, {"label": "blue", "id": [7, 8, 9]}),
+    ):
+        expected = pairs(engine.search_by_id(5, 30, where=where))
+        assert found(client.search(id=5, k=30, filter=filter_)) == expected
+        assert expected
     vector = engine.features([data])[0].tolist()
     assert "cannot be mirrored" in client.search(vector=vector, flip=True).json()["error"]["message"]
 

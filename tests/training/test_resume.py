@@ -62,6 +62,17 @@ def test_resuming_with_other_input_is_refused(pics, tmp_path):
         run.fit(job(pics, out, resume=True))
 
 
+def test_resuming_with_swapped_labels_is_refused(pics, tmp_path):
+    out = tmp_path / "w.safetensors"
+    interrupt(pics, out)
+    first, second = sorted(path for path in pics.iterdir() if path.is_dir())[:2]
+    first.rename(tmp_path / "x")
+    second.rename(first)
+    (tmp_path / "x").rename(second)
+    with pytest.raises(UsageError, match=r"was trained with other (pictures|labels)"):
+        run.fit(job(pics, out, resume=True))
+
+
 def test_ctrl_c_leaves_resumable_checkpoint(pics, tmp_path):
     out = tmp_path / "w.safetensors"
     command = [sys.executable, "-m", "simsearch", "train", str(pics), "-o", str(out), "--model", "convnet4"]

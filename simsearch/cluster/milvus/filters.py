@@ -7,6 +7,7 @@ the items that meet the other conditions.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from typing import Any
 
 from simsearch.errors import UsageError
 from simsearch.images.sources.base import SEPARATOR
-from simsearch.storage.filters import Condition, as_number
+from simsearch.storage.filters import Condition, as_number, check_fields, select
 
 _NUMBERS = {"id": "id", "width": "width", "height": "height", "bytes": "size"}
 _OPERATORS = {"=": "==", "!=": "!=", "<": "<", ">": ">", "<=": "<=", ">=": ">="}
@@ -34,20 +35,21 @@ def to_milvus_expression(wanted: Sequence[Condition], roots: Roots) -> tuple[str
     """Returns a Milvus expression of the conditions ("" for none), and the conditions that Milvus cannot express."""
     expressions, rest = [], []
     for condition in wanted:
-        expression = _one(condition, roots)
-        if expression is None:
+        condition.check()
+        parts = [_one(condition, value, roots) for value in condition.values]
+        if not parts or None in parts:
             rest.append(condition)
         else:
-            expressions.append(f"({expression})")
+            expressions.append("(" + " or ".join(f"({part})" for part in parts) + ")")
     return " and ".join(expressions), rest
 
 
-def _one(condition: Condition, roots: Roots) -> str | None:
-    value, operator = condition.value, condition.operator
+def _one(condition: Condition, value: Any, roots: Roots) -> str | None:
+    operator = condition.operator
     if condition.field in _NUMBERS:
         found = as_number(value)
         if isinstance(found, int) and operator in _OPERATORS:
-            return f"{_NUMBERS[condition.field]} {_OPERATORS[operator]} {found}"
+            return f"{_NUMBERS[condition.field]} {_OPERATORS[operator]} {int(found)}"
         return None
     if value is not None and not (_START if operator == "~" else _PLAIN).fullmatch(str(value)):
         return None
@@ -55,7 +57,7 @@ def _one(condition: Condition, roots: Roots) -> str | None:
         return _label(operator, value)
     if condition.field == "path":
         return _path(operator, str(value), roots)
-    return _metadata(condition.field.removeprefix("metadata."), operator, value)
+    return _metadata(condition.key or "", operator, value)
 
 
 def _label(operator: str, value: Any) -> str | None:
@@ -101,6 +103,8 @@ def _metadata(name: str, operator: str, value: Any) -> str | None:
     if operator != "=" or value is None or not _PLAIN.fullmatch(name) or not name:
         return None
     field = f'metadata["{name}"]'
+    if isinstance(value, bool):
+        return None
     alternatives = [f'{field} == "{value}"']
     found = as_number(value)
     if isinstance(found, float):
@@ -133,15 +137,17 @@ def matching(rows: Iterable[Sequence[Any]], wanted: Sequence[Condition], roots: 
                 for n, source, path, label, metadata, *rest in rows
             ],
         )
-        parts, parameters = [], []
-        for condition in wanted:
-            expression, values = condition.sql()
-            parts.append(expression)
-            parameters += values
         try:
-            found = database.execute(f"SELECT id FROM items WHERE {' AND '.join(parts)} ORDER BY id", parameters)
+            ids = sorted(int(row[0]) for row in select(database, "id", wanted))
         except sqlite3.OperationalError as error:
             raise UsageError(f"a filter cannot be used: {error}") from error
-        ids = [int(row[0]) for row in found]
     database.close()
     return ids
+
+
+def check_metadata(metadata: Iterable[dict[str, Any]], wanted: Sequence[Condition], found: int) -> None:
+    """Raises UsageError as `storage.filters.check_fields` does. metadata: of all items."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.execute("CREATE TABLE items (metadata TEXT)")
+        database.executemany("INSERT INTO items VALUES (?)", ((json.dumps(each),) for each in metadata))
+        check_fields(database, wanted, found)

@@ -185,9 +185,10 @@ class MilvusReader:
         where, rest = filters.to_milvus_expression(wanted, self.collection.roots)
         count = self.client.count(where)
         if not rest or not count:
+            self._check_fields(wanted, count)
             return Permitted(where, count)
         if count > SCAN:
-            conditions_text = ", ".join(f"{c.field}{c.operator}{c.value}" for c in rest)
+            conditions_text = ", ".join(map(str, rest))
             raise UsageError(
                 f"Milvus cannot check {conditions_text}, and fetching {count:,} items to check it takes too long",
                 hint="add a condition that leaves fewer items, such as label=...",
@@ -200,7 +201,14 @@ class MilvusReader:
                 rest,
                 self.collection.roots,
             )
+        self._check_fields(wanted, len(found))
         return Permitted(f"id in {found}", len(found))
+
+    def _check_fields(self, wanted: Sequence[Condition], found: int) -> None:
+        """Raises UsageError for a field that no item has, unless there are too many items to look at."""
+        doubtful = any(c.key is not None and (not found or c.operator == "!=") for c in wanted)
+        if doubtful and self.collection.count <= SCAN:
+            filters.check_metadata((item.metadata for item in self.items()), wanted, found)
 
     def keep(self, hits: Iterable[Hit]) -> None:
         """Keeps the items and features that a search has brought along."""

@@ -6,15 +6,18 @@ import bisect
 import contextlib
 import io
 import os
+import stat
 import tarfile
 import threading
 import weakref
 import zipfile
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from simsearch.errors import ImageError, UsageError
 from simsearch.images.decode import EXTENSIONS, LARGEST_BYTES, looks_like_image
-from simsearch.images.sources.base import Entry, Listing, Source, excluded, first_line, spool
+from simsearch.images.sources.base import Entry, Listing, Source, file_identity, first_line, spool
+from simsearch.images.sources.exclude import Exclusion
+from simsearch.images.sources.members import MOST_LINKS, by_path, is_hidden, link_target, member_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,8 +28,11 @@ CACHED_MEMBERS, CACHED_BYTES = 64, 64 << 20
 """Limits of a compressed archive's cache of skipped members."""
 
 
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+LONGEST_LINK = 4096
+"""The most bytes of a symbolic link in a .zip file."""
+
+HIDDEN, LINK_OUT = "hidden files of an archive", "links that lead to no file of the archive"
+"""Reasons for leaving out members."""
 
 
 def _has_image_extension(path: str) -> bool:
@@ -44,18 +50,46 @@ class ZipSource(Source):
             self._archive = zipfile.ZipFile(root)
         except Exception as error:  # hostile bytes make the readers of archives raise nearly anything
             raise UsageError(f"{root} cannot be read as a zip archive: {first_line(error)}") from error
-        self._members = {member.filename: member for member in self._archive.infolist()}  # the last of equal names
+        self._members = by_path(
+            (member.filename, member) for member in self._archive.infolist() if not _is_zip_folder(member)
+        )
+        links = {path: member for path, member in self._members.items() if stat.S_ISLNK(member.external_attr >> 16)}
+        texts = {path: self._link_text(member) for path, member in links.items()}
+        targets = {path: link_target(path, texts) for path in links}
+        files = {path: member for path, member in self._members.items() if path not in links}
+        self._broken = sum(target not in files for target in targets.values())
+        self._members = files | {path: files[target] for path, target in targets.items() if target in files}
+
+    def _link_text(self, member: zipfile.ZipInfo) -> str:
+        """Returns the text of a symbolic link; one that leads nowhere if it cannot be read."""
+        try:
+            with self._archive.open(member) as file:
+                return os.fsdecode(file.read(LONGEST_LINK))
+        except Exception:
+            return "/"
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        found = Listing()
+        found, leave_out = Listing(), Exclusion(exclude, self.root)
+        for _ in range(self._broken):
+            found.leave_out(LINK_OUT)
         for path, member in sorted(self._members.items()):
-            if not path or member.is_dir() or _is_hidden(path) or excluded(path, exclude):
+            if is_hidden(path):
+                found.leave_out(HIDDEN)
+            elif leave_out(path):
                 continue
-            if _has_image_extension(path) or self._sniff(member):
+            elif _has_image_extension(path) or self._sniff(member):
                 found.entries.append(Entry(path, member.file_size, member.CRC))
             else:
                 found.skip(path)
+        found.matched = leave_out.matched
         return found
+
+    def identity(self, path: str) -> tuple[Any, ...] | None:
+        member, archive = self._members.get(path), file_identity(self.root)
+        return None if member is None or archive is None else (*archive, member.header_offset)
+
+    def is_link(self, path: str) -> bool:
+        return os.path.realpath(self.root) != self.root
 
     def _sniff(self, member: zipfile.ZipInfo) -> bool:
         try:
@@ -71,7 +105,7 @@ class ZipSource(Source):
         return self._read(path, spool)
 
     def _read(self, path: str, read: Callable[[IO[bytes]], T]) -> T:
-        member = self._members.get(path)
+        member = self._members.get(path) or self._members.get(member_path(path))  # as an older version recorded it
         if member is None:
             raise ImageError("no such member in the archive")
         if member.file_size > LARGEST_BYTES:
@@ -86,8 +120,23 @@ class ZipSource(Source):
         self._archive.close()
 
 
+def _is_zip_folder(member: zipfile.ZipInfo) -> bool:
+    return member.is_dir() or (member.filename.endswith("\\") and not member.file_size)
+
+
+def _offset(pair: tuple[str, tarfile.TarInfo]) -> int:
+    return pair[1].offset_data
+
+
+def _stamp(member: tarfile.TarInfo) -> int:
+    """Returns a member's time in seconds; 0 for one that SQLite cannot store."""
+    return int(member.mtime) if abs(member.mtime) < 2**62 else 0
+
+
 class TarSource(Source):
     """A .tar file, plain or compressed. Members are listed in the archive's order, in which reading is fastest.
+
+    A link is listed after the file in the archive that it leads to; other links are left out.
 
     Several threads read in nearly that order. Going back in a compressed archive means unpacking it from its start, so
     the last members that were skipped are cached.
@@ -104,6 +153,9 @@ class TarSource(Source):
             raise UsageError(f"{root} cannot be read as a tar archive: {first_line(error)}") from error
         self._closing = weakref.finalize(self, self._archive.close)  # as a ZipFile does by itself
         self._members: dict[str, tarfile.TarInfo] | None = None
+        self._links: dict[str, str] = {}
+        """The path of the file that each link leads to."""
+        self._broken = self._other = 0
         self._compressed = not isinstance(self._archive.fileobj, io.BufferedReader)
         self._order: list[tuple[int, str]] = []
         self._position = 0
@@ -113,26 +165,60 @@ class TarSource(Source):
         """Reads the archive's list of members on first use. Raises UsageError."""
         if self._members is None:
             try:
-                files = [member for member in self._archive.getmembers() if member.isfile()]
+                members = by_path((member.name, member) for member in self._archive.getmembers() if not member.isdir())
+                files = {path: member for path, member in members.items() if member.isfile()}
+                self._follow_links(members, files)
             except Exception as error:
                 raise UsageError(f"{self.root} is damaged: {first_line(error)}") from error
-            self._members = {member.name.removeprefix("./"): member for member in files}
-            self._order = [(member.offset_data, path) for path, member in self._members.items()] * self._compressed
+            self._order = [(member.offset_data, path) for path, member in files.items()] * self._compressed
             self._order.sort()
+            in_order = sorted(
+                {**files, **{path: files[target] for path, target in self._links.items()}}.items(), key=_offset
+            )
+            self._members = dict(in_order)
         return self._members
 
+    def _follow_links(self, members: dict[str, tarfile.TarInfo], files: dict[str, tarfile.TarInfo]) -> None:
+        """Finds the file that each link leads to. A hard link names a member, a symbolic one a path from its folder."""
+        texts = {path: member.linkname for path, member in members.items() if member.issym()}
+        hard = {path: member_path(member.linkname) for path, member in members.items() if member.islnk()}
+        for path in [*hard, *texts]:
+            target: str | None = path
+            for _ in range(MOST_LINKS):
+                target = link_target(hard.get(target or "", target or ""), texts)
+                if target not in hard:
+                    break
+            if target in files and target is not None:
+                self._links[path] = target
+        self._broken = len(hard) + len(texts) - len(self._links)
+        self._other = len(members) - len(hard) - len(texts) - len(files)  # pipes and devices
+
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        found = Listing()
+        found, leave_out = Listing(), Exclusion(exclude, self.root)
         with self._lock:
             for path, member in self._members_by_path().items():
-                if _is_hidden(path) or excluded(path, exclude):
+                if is_hidden(path):
+                    found.leave_out(HIDDEN)
+                elif leave_out(path):
                     continue
-                if _has_image_extension(path) or self._sniff(member):
-                    stamp = int(member.mtime) if abs(member.mtime) < 2**62 else 0  # it may be infinite
-                    found.entries.append(Entry(path, member.size, stamp))
+                elif _has_image_extension(path) or self._sniff(member):
+                    found.entries.append(Entry(path, member.size, _stamp(member)))
                 else:
                     found.skip(path)
+            found.skipped += self._other
+            for _ in range(self._broken):
+                found.leave_out(LINK_OUT)
+        found.matched = leave_out.matched
         return found
+
+    def identity(self, path: str) -> tuple[Any, ...] | None:
+        archive = file_identity(self.root)
+        with self._lock:
+            member = self._members_by_path().get(path)
+        return None if member is None or archive is None else (*archive, member.offset_data)
+
+    def is_link(self, path: str) -> bool:
+        return path in self._links or os.path.realpath(self.root) != self.root
 
     def _sniff(self, member: tarfile.TarInfo) -> bool:
         try:
@@ -166,12 +252,15 @@ class TarSource(Source):
 
     def _read(self, path: str, read: Callable[[IO[bytes]], T]) -> T:
         with self._lock:
-            if (skipped := self._skipped.pop(path, None)) is not None:
-                return read(io.BytesIO(skipped))
             try:
+                if path not in self._members_by_path():
+                    path = member_path(path)  # as an older version recorded it
                 member = self._members_by_path().get(path)
             except UsageError as error:
                 raise ImageError(str(error)) from error
+            path = self._links.get(path, path)
+            if (skipped := self._skipped.pop(path, None)) is not None:
+                return read(io.BytesIO(skipped))
             if member is None:
                 raise ImageError("no such member in the archive")
             if member.size > LARGEST_BYTES:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fnmatch
 import io
 import os
 import shutil
@@ -23,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from simsearch.errors import ImageError
 from simsearch.images.decode import EXTENSIONS, LARGEST_BYTES, left_out, looks_like_image
+from simsearch.images.sources.exclude import Exclusion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,12 +61,14 @@ class Listing:
     skipped: the number of files that are not images, and of those left out.
     left_out: of these, the number by the reason for leaving them out.
     unread: folders that could not be listed, each with the reason.
+    matched: the patterns of `exclude` that matched anything.
     """
 
     entries: list[Entry] = field(default_factory=list)
     skipped: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     unread: list[tuple[str, str]] = field(default_factory=list)
+    matched: set[str] = field(default_factory=set)
 
     def leave_out(self, reason: str) -> None:
         """Counts a file that is left out."""
@@ -95,7 +97,7 @@ class Source(ABC):
 
     @abstractmethod
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        """Lists all images in a fixed order. exclude: globs of relative paths or single names to leave out."""
+        """Lists all images in a fixed order. exclude: patterns of what to leave out; see `Exclusion`."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:
@@ -104,6 +106,14 @@ class Source(ABC):
     def stream(self, path: str) -> IO[bytes]:
         """Opens an image as a file, for one that is too large to hold in memory. Otherwise like `read`."""
         return io.BytesIO(self.read(path))
+
+    def identity(self, path: str) -> tuple[Any, ...] | None:
+        """Returns a value that is the same for all names of one file, in any source; None if it does not exist."""
+        return file_identity(self.display(path))
+
+    def is_link(self, path: str) -> bool:
+        """Returns True if the path is a link to another place."""
+        return os.path.realpath(self.display(path)) != self.display(path)
 
     def display(self, path: str) -> str:
         """Returns the path as it is printed, which `query` accepts."""
@@ -126,18 +136,20 @@ class FolderSource(Source):
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
         found = Listing()
+        leave_out = Exclusion(exclude, self.root)
         start = os.path.join(self.root, self.within) if self.within else self.root
         if self.only is not None:
             for path in sorted(path for path in self.only if os.path.lexists(self.display(path))):
                 self._file(self.display(path), path, found, named=True)
         elif os.path.isdir(start) or not self.within:  # a missing root is not a missing image
-            self._walk(start, self.within, exclude, found, set())
+            self._walk(start, self.within, leave_out, found, set())
         else:
             self._file(start, self.within, found, named=True)
+        found.matched = leave_out.matched
         return found
 
     def _walk(
-        self, folder: str, relative: str, exclude: Sequence[str], found: Listing, seen: set[tuple[int, int]]
+        self, folder: str, relative: str, leave_out: Exclusion, found: Listing, seen: set[tuple[int, int]]
     ) -> None:
         pending = [(folder, relative)]
         while pending:
@@ -157,9 +169,12 @@ class FolderSource(Source):
             below = []
             for child in children:
                 path = f"{relative}/{child.name}" if relative else child.name
-                if child.name.startswith(".") or excluded(path, exclude):
+                if child.name.startswith("."):
                     continue
-                if _is_folder(child):
+                is_folder = _is_folder(child)
+                if leave_out(path, is_folder):
+                    continue
+                if is_folder:
                     below.append((child.path, path))
                 else:
                     self._file(child.path, path, found)
@@ -247,19 +262,18 @@ def spool(member: IO[bytes]) -> IO[bytes]:
         return file
 
 
+def file_identity(path: str) -> tuple[Any, ...] | None:
+    """Returns device and inode of a file, which are the same for all its names; None if it cannot be found."""
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (facts.st_dev, facts.st_ino) if facts.st_ino else (os.path.realpath(path),)  # some systems have no inodes
+
+
 def file_stamp(facts: os.stat_result) -> int:
     """Returns a file's mtime in ns, cut to the 63 bits that SQLite stores (enough until the year 2262)."""
     return facts.st_mtime_ns & (2**63 - 1)
-
-
-def excluded(path: str, globs: Sequence[str]) -> bool:
-    """Returns True if a relative path, a folder above it, or the name of either matches one of the globs."""
-    parts = path.split("/") if globs else []
-    for count, name in enumerate(parts, 1):
-        start = "/".join(parts[:count])
-        if any(fnmatch.fnmatchcase(start, glob) or fnmatch.fnmatchcase(name, glob) for glob in globs):
-            return True
-    return False
 
 
 def folder_labels(entries: Sequence[Entry], forced: bool) -> list[str | None]:

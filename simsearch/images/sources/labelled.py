@@ -11,7 +11,7 @@ from simsearch.images.sources import resolve
 from simsearch.images.sources.base import folder_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from simsearch.images.sources.base import Source
 
@@ -27,19 +27,29 @@ class LabelledImage:
     label: str
 
 
-def list_labelled(names: Sequence[str | os.PathLike[str]], exclude: Sequence[str] = ()) -> list[LabelledImage]:
+def list_labelled(
+    names: Sequence[str | os.PathLike[str]],
+    exclude: Sequence[str] = (),
+    note: Callable[[str], None] = lambda text: None,
+) -> list[LabelledImage]:
     """Lists all labelled images of the sources, in order. Raises UsageError for a source without any.
 
     Labels are the source's own, or else the names of the images' folders.
+    exclude: patterns of what to leave out; note: called with a sentence about each that matches nothing.
     """
     found: list[LabelledImage] = []
+    unmatched = list(exclude)
     for name in names:
         source = resolve.resolve(os.fspath(name))
-        entries = [entry for entry in source.listing(exclude).entries if entry.problem is None]
+        listing = source.listing(exclude)
+        unmatched = [pattern for pattern in unmatched if pattern not in listing.matched]
+        entries = [entry for entry in listing.entries if entry.problem is None]
         labels = [entry.label for entry in entries] if source.labelled else folder_labels(entries, True)
         pairs = [(entry, label) for entry, label in zip(entries, labels, strict=True) if label]
         if not pairs:
             what = "no image has a label" if entries else "there are no images"
             raise UsageError(f"{name}: {what}", hint="one folder for each class, or a manifest with a column `label`")
         found += [LabelledImage(source, entry.path, entry.size, entry.stamp, label) for entry, label in pairs]
+    for pattern in unmatched:
+        note(f"--exclude {pattern} matched nothing")
     return found

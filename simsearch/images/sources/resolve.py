@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from simsearch.common import fork
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import ImageError, IndexDamagedError, UsageError
 from simsearch.images import decode
@@ -26,9 +27,10 @@ from simsearch.images.sources.base import (
 )
 
 if TYPE_CHECKING:
-    from simsearch.images.sources import archives, tables, torchvision
+    from simsearch.images.sources import archives, parquet, tables, torchvision
 else:  # a query by an image file needs none of them
     archives = LazyModule("simsearch.images.sources.archives")
+    parquet = LazyModule("simsearch.images.sources.parquet")
     tables = LazyModule("simsearch.images.sources.tables")
     torchvision = LazyModule("simsearch.images.sources.torchvision")
 
@@ -37,7 +39,7 @@ SOURCE_CLASSES: Mapping[str, Callable[[str], Source]] = {
     "zip": lambda root: archives.ZipSource(root),
     "tar": lambda root: archives.TarSource(root),
     "manifest": lambda root: tables.ManifestSource(root),
-    "parquet": lambda root: tables.ParquetSource(root),
+    "parquet": lambda root: parquet.ParquetSource(root),
     "dataset": lambda root: torchvision.TorchvisionSource(root),
 }
 """By `Source.kind`: makes a source from its root."""
@@ -70,16 +72,28 @@ def resolve(name: str) -> Source:
         return FolderSource(path)
     if not os.path.exists(path):
         raise UsageError(f"no file or folder at {name!r}", hint="torchvision/NAME names a data set of torchvision")
+    if not os.path.isfile(path):  # reading a pipe may block, reading a device may never end
+        raise UsageError(f"{name!r} is not a regular file", hint="write a pipe's content to a file first")
     lower = path.lower()
     for suffix, kind in _KINDS_BY_SUFFIX.items():
         if lower.endswith(suffix):
             return SOURCE_CLASSES[kind](path)
-    if os.path.splitext(lower)[1] not in EXTENSIONS and os.path.isfile(path):
+    if os.path.splitext(lower)[1] not in EXTENSIONS:
         with contextlib.suppress(OSError), open(path, "rb") as file:
             if not looks_like_image(file.read(32)):
                 kinds = "a folder, .zip, .tar, .csv, .jsonl, .parquet, or an image"
                 raise UsageError(f"{name!r} is neither a source nor an image", hint=f"a source is {kinds}")
     return FolderSource(os.path.dirname(path), within=os.path.basename(path))
+
+
+def as_names(given: Any) -> list[str]:
+    """Returns one path, or several, as a list of texts. Raises UsageError for other values."""
+    single = isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable)
+    names = [given] if single else list(given)
+    for name in names:
+        if not isinstance(name, str | bytes | os.PathLike):
+            raise UsageError(f"{name!r} is not a path")
+    return [os.fsdecode(name) for name in names]
 
 
 def reopen(kind: str, root: str) -> Source:
@@ -163,6 +177,12 @@ class RecordedSource(Source):
         self.kind = kind
         self._opened: Source | None = None
         self._lock = threading.Lock()
+        fork.in_child(self._open_again)
+
+    def _open_again(self) -> None:
+        """In a forked process: an open archive shares its position in the file with the parent, so open another."""
+        fork.never_close(self._opened)
+        self._opened, self._lock = None, threading.Lock()
 
     def _source(self) -> Source:
         with self._lock:
@@ -184,6 +204,18 @@ class RecordedSource(Source):
             opened, self._opened = self._opened, None
         if opened is not None:
             opened.close()
+
+    def identity(self, path: str) -> tuple[Any, ...] | None:
+        try:
+            return self._source().identity(path)
+        except ImageError:  # the container is gone
+            return None
+
+    def is_link(self, path: str) -> bool:
+        try:
+            return self._source().is_link(path)
+        except ImageError:
+            return False
 
     def display(self, path: str) -> str:
         return display_path(self.kind, self.root, path)

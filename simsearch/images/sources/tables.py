@@ -1,30 +1,28 @@
-"""Tables as sources: CSV and JSON lines name images, Parquet holds them; all with labels and metadata."""
+"""Manifests as sources: CSV and JSON lines that name images, with labels and metadata."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 import os
-import re
-import threading
 from typing import IO, TYPE_CHECKING, Any
 
+from simsearch.common.numbers import stored_integer, written_number
 from simsearch.common.outside_json import check_depth
-from simsearch.errors import ImageError, MissingExtraError, UsageError
-from simsearch.images.sources.base import Entry, Listing, Source, excluded, file_stamp, first_line, open_file, read_file
+from simsearch.errors import UsageError
+from simsearch.images.sources.base import Entry, Listing, Source, file_stamp, open_file, read_file
+from simsearch.images.sources.exclude import Exclusion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 
 
 class ManifestSource(Source):
     """A .csv or .jsonl file with the `path` of each image, relative to the file's folder.
 
-    `label` becomes the label; all other columns become metadata. Numbers in a CSV become numbers.
+    `label` becomes the label; all other columns become metadata. In a CSV, a number that is written in full becomes a
+    number; 007, 1.10, 12E4 and all other text stay as they are.
     line: the only line of a JSON-lines file to list, when it has just been appended. within: its path.
     """
 
@@ -36,13 +34,14 @@ class ManifestSource(Source):
         self._line = line
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        found = Listing()
+        found, leave_out = Listing(), Exclusion(exclude, os.path.dirname(self.root))
+        found.matched = leave_out.matched
         seen: set[str] = set()
         for number, row in self._rows():
             path = row.pop("path", None)
             if not isinstance(path, str) or not path:
                 raise UsageError(f"{self.root}, line {number}: 'path' is missing or not text")
-            if path in seen or excluded(path, exclude):
+            if path in seen or leave_out(self._relative(path)):
                 continue
             seen.add(path)
             label = row.pop("label", None)
@@ -59,6 +58,11 @@ class ManifestSource(Source):
             found.entries.append(Entry(path, size, stamp, text, metadata or None, problem))
         return found
 
+    def _relative(self, path: str) -> str:
+        """Returns a path relative to the file's folder, for matching; an absolute one from elsewhere as it is."""
+        folder = os.path.dirname(self.root).rstrip("/") + "/"
+        return os.path.normpath(self.display(path)).removeprefix(folder).lstrip("/")
+
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         if self._line is not None:
             yield from self._objects([self._line])
@@ -67,7 +71,8 @@ class ManifestSource(Source):
             with open(self.root, encoding="utf-8-sig", newline="") as file:
                 if self.root.lower().endswith(".csv"):
                     reader = csv.DictReader(file)
-                    if "path" not in (reader.fieldnames or ()):
+                    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+                    if "path" not in reader.fieldnames:
                         raise UsageError(f"{self.root}: the first line has no column 'path'")
                     for row in reader:
                         row.pop(None, None)
@@ -84,7 +89,7 @@ class ManifestSource(Source):
             if not line.strip():
                 continue
             try:
-                value = json.loads(line, parse_float=_number, parse_constant=lambda name: None)
+                value = json.loads(line, parse_float=_finite, parse_int=_integer, parse_constant=lambda name: None)
                 check_depth(value)  # metadata are read again with this limit
             except (ValueError, RecursionError) as error:
                 reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
@@ -103,146 +108,22 @@ class ManifestSource(Source):
 def _typed(column: str, text: str | None) -> Any:
     if text is None or text == "":
         return None
-    if column in {"path", "label"} or not _NUMBER.fullmatch(text):
+    number = None if column in {"path", "label"} else written_number(text)
+    if number is None:
         return text
-    return _number(text)
+    return stored_integer(number) if isinstance(number, int) else _finite(text)
 
 
-def _number(text: str) -> Any:
+def _integer(text: str) -> int | str:
+    return stored_integer(int(text))
+
+
+def _finite(text: str) -> float | str:
     """Converts text to a number, unless it is too large: metadata are kept as JSON, which has no infinity."""
-    try:
-        number = float(text) if any(mark in text for mark in ".eE") else int(text)
-    except ValueError:  # Python's limit on the digits of an integer
-        return text
+    number = float(text)
     return number if math.isfinite(number) else text
 
 
 def _valid(text: str) -> str:
     """Replaces lone surrogates, which JSON can write but SQLite cannot store."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-class ParquetSource(Source):
-    """A .parquet file with image bytes: a binary column, or a struct with a field `bytes` as Hugging Face writes it.
-
-    The images' column is `image`, else the first of a fitting type. `label` (or `class`) becomes the label; other
-    columns of plain values become metadata. An image's path is its value in `path` if those are unique, else
-    `row-<number>`.
-    """
-
-    kind = "parquet"
-    labelled = True
-
-    def __init__(self, root: str) -> None:
-        super().__init__(root)
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise MissingExtraError("reading Parquet", "parquet") from None
-        try:
-            # Not memory-mapped: if another program truncated the file, reading the map would end the process.
-            self._file = pyarrow.parquet.ParquetFile(root, buffer_size=1 << 20)
-            schema = self._file.schema_arrow
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
-            raise UsageError(f"{root} cannot be read as Parquet: {first_line(error)}") from error
-        fitting = [field.name for field in schema if self._holds_bytes(pyarrow, field.type)]
-        if not fitting:
-            raise UsageError(f"{root}: no column holds image bytes", hint=f"columns: {', '.join(schema.names)}")
-        self._column = "image" if "image" in fitting else fitting[0]
-        self._plain = [
-            field.name for field in schema if field.name != self._column and self._holds_plain(pyarrow, field.type)
-        ]
-        self._rows: dict[str, int] = {}
-        self._groups: dict[int, Any] = {}
-        self._lock = threading.Lock()
-
-    @staticmethod
-    def _holds_bytes(pyarrow: Any, kind: Any) -> bool:
-        types = pyarrow.types
-        if types.is_struct(kind):
-            return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
-
-    @staticmethod
-    def _holds_plain(pyarrow: Any, kind: Any) -> bool:
-        types = pyarrow.types
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        tests = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
-        return any(test(kind) for test in tests)
-
-    def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        try:
-            return self._listing(exclude)
-        except Exception as error:  # damaged pages make Arrow raise nearly anything
-            raise UsageError(f"{self.root} is damaged: {first_line(error)}") from error
-
-    def _listing(self, exclude: Sequence[str]) -> Listing:
-        found = Listing()
-        paths = self._paths()
-        row = 0
-        path: str
-        for batch in self._file.iter_batches(batch_size=1024, columns=[*self._plain, self._column]):
-            columns = {name: batch.column(batch.schema.get_field_index(name)) for name in batch.schema.names}
-            for i in range(batch.num_rows):
-                values = {name: columns[name][i].as_py() for name in self._plain}
-                data = self._bytes(columns[self._column][i].as_py())
-                path, row = paths[row], row + 1
-                values.pop("path", None)
-                label = values.pop("label", values.pop("class", None))
-                if excluded(path, exclude):
-                    continue
-                known = {key: value for key, value in values.items() if value is not None}
-                metadata = {k: v for k, v in known.items() if isinstance(v, str) or math.isfinite(v)}
-                stamp = int.from_bytes(hashlib.sha256(data).digest()[:7], "little")
-                text = None if label is None else str(label)
-                found.entries.append(Entry(path, len(data), stamp, text, metadata or None))
-        return found
-
-    def _paths(self) -> list[str]:
-        count = self._file.metadata.num_rows
-        if "path" in self._plain:
-            values = [str(v) for v in self._file.read(columns=["path"]).column("path").to_pylist()]
-            if len(set(values)) == count:
-                return values
-        return [f"row-{number:08d}" for number in range(count)]
-
-    @staticmethod
-    def _bytes(value: Any) -> bytes:
-        data = value.get("bytes") if isinstance(value, dict) else value
-        return data if isinstance(data, bytes) else b""
-
-    def read(self, path: str) -> bytes:
-        try:
-            return self._read(path)
-        except ImageError:
-            raise
-        except Exception as error:
-            raise ImageError(f"cannot be read from the table: {first_line(error)}") from error
-
-    def _read(self, path: str) -> bytes:
-        with self._lock:
-            if not self._rows:
-                self._rows = {path: row for row, path in enumerate(self._paths())}
-        if path not in self._rows:
-            raise ImageError("no such row in the table")
-        row = self._rows[path]
-        for number in range(self._file.metadata.num_row_groups):
-            count = self._file.metadata.row_group(number).num_rows
-            if row < count:
-                return self._bytes(self._group(number)[row].as_py())
-            row -= count
-        raise ImageError("no such row in the table")
-
-    def _group(self, number: int) -> Any:
-        """Reads the images of a row group. Two are cached: threads may still read the previous one."""
-        with self._lock:
-            if (found := self._groups.pop(number, None)) is None:
-                while len(self._groups) > 1:
-                    del self._groups[next(iter(self._groups))]
-                found = self._file.read_row_group(number, [self._column]).column(0)
-            self._groups[number] = found
-            return found
-
-    def close(self) -> None:
-        self._file.close()

@@ -17,11 +17,12 @@ from simsearch.images.sources.base import (
     Entry,
     Listing,
     Source,
-    excluded,
+    file_identity,
     file_stamp,
     first_line,
     read_file,
 )
+from simsearch.images.sources.exclude import Exclusion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +93,8 @@ class TorchvisionSource(Source):
         raise UsageError(f"the data set {self.name} has no split {self.split!r}")
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        found = Listing()
+        found, leave_out = Listing(), Exclusion(exclude, self.root)
+        found.matched = leave_out.matched
         data = self._dataset()
         names = getattr(data, "classes", None) or getattr(data, "categories", None)
         files = _files(data)
@@ -100,7 +102,7 @@ class TorchvisionSource(Source):
         label: str | None
         for number in range(len(data)):
             path = f"{number:0{width}d}"
-            if excluded(path, exclude):
+            if leave_out(path):
                 continue
             if files:
                 file, target = files[number]
@@ -123,6 +125,15 @@ class TorchvisionSource(Source):
             stamp = int.from_bytes(hashlib.sha256(pixels).digest()[:7], "little")
             found.entries.append(Entry(path, len(pixels), stamp, label))
         return found
+
+    def identity(self, path: str) -> tuple[Any, ...] | None:
+        with contextlib.suppress(UsageError, ValueError, IndexError):
+            if files := _files(self._dataset()):
+                return file_identity(files[int(path)][0])
+        return self.root, path
+
+    def is_link(self, path: str) -> bool:
+        return False
 
     def read(self, path: str) -> bytes:
         try:

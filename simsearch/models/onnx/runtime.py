@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch.common import cache, machine
+from simsearch.common import cache, fork, machine
 from simsearch.common.atomic_files import delete_abandoned, replacing
 from simsearch.errors import DeviceError, UsageError, WeightsError
 from simsearch.models import registry
@@ -117,6 +117,12 @@ class OnnxModel(WeightsBackedModel):
         self.lanes = min(machine.available_cores(), MAX_LANES) if threads else 1
         self._session: Any = None
         self._lock = threading.Lock()
+        fork.in_child(self._leave_session)
+
+    def _leave_session(self) -> None:
+        """In a forked process: the threads of the session are gone, so a new one is opened when it is needed."""
+        fork.never_close(self._session)
+        self._session, self._lock = None, threading.Lock()
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Computes features: (B, S, S, 3) uint8 -> (B, D) float32, the last hidden layer after its activation."""

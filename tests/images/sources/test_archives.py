@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import stat
 import tarfile
 import threading
 import warnings
@@ -19,6 +20,7 @@ from simsearch.errors import ImageError, UsageError
 from simsearch.images.sources import archives, base, resolve
 from simsearch.images.sources.base import Source
 from simsearch.indexing import options
+from simsearch.search import duplicates
 from tests.helpers.models import CellModel
 from tests.helpers.sources import listed, paths, png, put, write_tar, write_zip
 
@@ -67,6 +69,101 @@ def test_tar_of_current_folder_has_plain_paths(tmp_path: Path) -> None:
     assert paths(listed(place)) == ["cat/1.png", "2.png"]
     assert base.folder_labels(listed(place).entries, True) == ["cat", None]
     assert resolve.read_path(f"{place}!/2.png") == png(1)
+
+
+SPELLINGS = (
+    "./cat/1.png",
+    "../cat/1.png",
+    "/cat/1.png",
+    "cat/./1.png",
+    "x/../cat/1.png",
+    "cat\\1.png",
+    ".\\cat\\1.png",
+    "C:\\cat\\1.png",
+    "c:/cat/1.png",
+    "//cat//1.png",
+    "../../cat/1.png",
+)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_member_names_are_normalised(kind: str, spelling: str, tmp_path: Path) -> None:
+    write = write_zip if kind == "zip" else write_tar
+    place = write(tmp_path / f"x.{kind}", spelling, spelling.replace("1", "2"), spelling.replace("cat", "__MACOSX"))
+    listing = listed(place)
+    assert (sorted(paths(listing)), listing.left_out) == (["cat/1.png", "cat/2.png"], {archives.HIDDEN: 1})
+    assert base.folder_labels(listing.entries, False) == ["cat", "cat"]
+    assert resolve.read_path(f"{place}!/cat/2.png") == png(1)
+    assert resolve.read_path(f"{place}!/{spelling}") == png(0)  # as the member is called
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_odd_member_names_lose_nothing(kind: str, tmp_path: Path) -> None:
+    names = ("a.png", "../a.png", "/a.png", "b..png", "c/d.", "e./f.png", "g\\._h.png", "...png", "b/..png")
+    listing = listed((write_zip if kind == "zip" else write_tar)(tmp_path / f"x.{kind}", *names))
+    assert sorted(paths(listing)) == ["a (2).png", "a (3).png", "a.png", "b..png", "c/d.", "e./f.png"]
+    assert listing.left_out == {archives.HIDDEN: 3}
+    for path, seed in (("a.png", 0), ("a (2).png", 1), ("a (3).png", 2)):
+        assert resolve.read_path(f"{tmp_path}/x.{kind}!/{path}") == png(seed)
+
+
+# -- links
+
+
+def write_links(place: Path, **links: str) -> Path:
+    """An archive of p/1.png and p/2.png and of links; hard ones begin with `hard`."""
+    if place.suffix == ".zip":
+        write_zip(place, "p/1.png", "p/2.png")
+        with zipfile.ZipFile(place, "a") as archive:
+            for name, target in links.items():
+                member = zipfile.ZipInfo(f"p/best/{name}.png")
+                member.external_attr = (stat.S_IFLNK | 0o777) << 16
+                archive.writestr(member, target)
+        return place
+    with tarfile.open(str(place), "w:gz" if place.suffix == ".gz" else "w") as tar:
+        for name, target in links.items():
+            member = tarfile.TarInfo(f"./p/best/{name}.png")
+            member.type, member.linkname = (tarfile.LNKTYPE if name.startswith("hard") else tarfile.SYMTYPE), target
+            tar.addfile(member)
+        for seed in (0, 1):
+            member = tarfile.TarInfo(f"./p/{seed + 1}.png")
+            member.size = len(png(seed))
+            tar.addfile(member, io.BytesIO(png(seed)))
+    return place
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
+def test_links_are_the_files_they_name(name: str, tmp_path: Path, build: Callable[..., options.Summary]) -> None:
+    links = {"soft": "../1.png", "chain": "soft.png", "back": "..\\2.png", "root": "../../p/2.png"}
+    if name != "x.zip":
+        links |= {"hard1": "./p/1.png", "hard2": "p/2.png"}
+    place = write_links(tmp_path / name, **links)
+    assert build(place).items == 2 + len(links)
+    for link, target in links.items():
+        assert resolve.read_path(f"{place}!/p/best/{link}.png") == png("2" in target), link
+    with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
+        assert duplicates.duplicate_groups(engine.snapshots, 0) == []
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
+def test_links_out_of_the_archive_are_counted(name: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png(5))
+    links = {
+        "absolute": str(tmp_path / "secret.png"),
+        "out": "../../../secret.png",
+        "itself": "itself.png",
+        "one": "two.png",
+        "two": "one.png",
+        "folder": "..",
+        "gone": "gone/x.png",
+        "drive": "C:/p/1.png",
+        "empty": "",
+    }
+    if name != "x.zip":
+        links |= {"hard": "p/3.png", "hard_loop": "p/best/hard_loop.png"}
+    listing = listed(write_links(tmp_path / name, **links))
+    assert (sorted(paths(listing)), listing.left_out) == (["p/1.png", "p/2.png"], {archives.LINK_OUT: len(links)})
 
 
 def test_member_with_wrong_checksum_fails_alone(tmp_path: Path, build: Callable[..., options.Summary]) -> None:

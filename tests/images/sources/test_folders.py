@@ -156,6 +156,15 @@ def test_pipe_is_skipped_and_never_waited_for(name: str, tmp_path: Path) -> None
     assert refused == ["0 listed, 1 skipped", "not a regular file"]
 
 
+@pytest.mark.parametrize("name", ["pipe", "pipe.jpg", "pipe.csv", "pipe.zip", "pipe.parquet"])
+def test_pipe_is_no_source(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match="is not a regular file"):
+        resolve.resolve(str(tmp_path / name))
+    with pytest.raises(UsageError, match="is not a regular file"):
+        resolve.resolve(os.devnull)
+
+
 def test_unlistable_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "a/1.png", "b/2.png")
     scan = os.scandir

@@ -29,13 +29,36 @@ def manifest(tmp_path: Path, text: str, name: str = "m.csv") -> Listing:
 def test_csv_gives_labels_and_typed_metadata(tmp_path: Path) -> None:
     first, second = manifest(
         tmp_path,
-        'path,label,year,price,code,note,share\na.png,cat,1999,1.50,007,"a ""quoted"", note",-1e-3\nb/c.png,7,,,,,\n',
+        'path, label,year,price,code,note,share\na.png,cat,1999,1.5,007,"a ""quoted"", note",-0.001\nb/c.png,7,,,,,\n',
     ).entries
     assert (first.path, first.label, second.label) == ("a.png", "cat", "7")
     assert first.metadata == {"year": 1999, "price": 1.5, "code": "007", "note": 'a "quoted", note', "share": -0.001}
     assert second.metadata is None
     assert first.size == (tmp_path / "a.png").stat().st_size
     assert first.problem is None
+
+
+@pytest.mark.parametrize(
+    "text", ["1.10", "12E4", "007", "1_000", "٧", "+1", "1.", ".5", "-0", "0x1", "1e3", " 7", "9" * 19]
+)
+def test_csv_text_stays_text(text: str, tmp_path: Path) -> None:
+    (entry, _) = manifest(tmp_path, f"path,a\na.png,{text}\nb/c.png,1\n").entries
+    assert entry.metadata == {"a": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("7", 7), ("-7", -7), ("1.5", 1.5), ("1.0", 1.0), ("0.00001", 1e-5), (str(2**63 - 1), 2**63 - 1), ("0", 0)],
+)
+def test_csv_number_in_full_is_a_number(text: str, number: float, tmp_path: Path) -> None:
+    (entry, _) = manifest(tmp_path, f"path,a\na.png,{text}\nb/c.png,1\n").entries
+    assert entry.metadata == {"a": number}
+    assert type(entry.metadata["a"]) is type(number)
+
+
+def test_json_integer_beyond_64_bits(tmp_path: Path) -> None:
+    (entry,) = manifest(tmp_path, f'{{"path": "a.png", "a": {2**64 - 1}, "b": {2**63 - 1}}}', "m.jsonl").entries
+    assert entry.metadata == {"a": str(2**64 - 1), "b": 2**63 - 1}
 
 
 def test_json_lines_keep_their_types(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +15,11 @@ import pytest
 
 import simsearch
 from simsearch.errors import ImageError, MissingExtraError, UsageError
-from simsearch.images.sources import resolve, tables
+from simsearch.images.sources import parquet, resolve
 from simsearch.indexing import options
 from simsearch.installation import install_line
 from tests.helpers.models import CellModel
-from tests.helpers.sources import listed, paths, png
+from tests.helpers.sources import listed, paths, png, put
 
 needs_pyarrow = pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
 
@@ -58,6 +59,94 @@ def test_parquet_struct_of_hugging_face(tmp_path: Path) -> None:
     assert resolve.read_path(f"{place}!/row-00000001") == png(1)
 
 
+def hugging_face(place: Path, columns: dict[str, Any], features: dict[str, Any]) -> Path:
+    """A table with the metadata that `datasets` writes."""
+    import pyarrow
+    import pyarrow.parquet
+
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pyarrow.parquet.write_table(pyarrow.table(columns).replace_schema_metadata(metadata), place)
+    return place
+
+
+@needs_pyarrow
+@pytest.mark.parametrize("column", ["label", "class", "fine_label"])
+def test_class_labels_have_names(column: str, tmp_path: Path) -> None:
+    columns = {
+        "other": [b"1", b"2", b"3"],
+        "img": [{"bytes": png(seed), "path": None} for seed in range(3)],
+        column: [1, 0, -1],
+        "kinds": [[0, 1], [], None],
+        "n": np.array([2**64 - 1, 1, 2], np.uint64),
+    }
+    names = {"_type": "ClassLabel", "names": ["cat", "dog"]}
+    features = {"img": {"_type": "Image"}, column: names, "kinds": {"feature": names, "_type": "List"}}
+    found = listed(hugging_face(tmp_path / "x.parquet", columns, features)).entries
+    assert [entry.label for entry in found] == ["dog", "cat", None]
+    assert found[0].metadata == {"kinds": ["cat", "dog"], "n": str(2**64 - 1)}
+    assert resolve.read_path(f"{tmp_path}/x.parquet!/row-00000001") == png(1)
+
+
+@needs_pyarrow
+def test_row_without_bytes_is_its_file(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
+    put(tmp_path, "cat/1.png")
+    (tmp_path.parent / "outside.png").write_bytes(png(7))
+    files = ["cat/1.png", "cat/gone.png", "../outside.png", str(tmp_path.parent / "outside.png"), None]
+    rows = [{"bytes": None, "path": path} for path in files]
+    place = table(tmp_path / "x.parquet", {"image": rows})
+    problems = [entry.problem for entry in listed(place).entries]
+    assert [problem is None for problem in problems] == [True, False, False, False, False]
+    assert problems[1] == "No such file or directory"
+    assert "outside the table's folder" in str(problems[2])
+    assert problems[4] == parquet.NO_IMAGE
+    assert (build(place).items, build(place).unchanged) == (1, 1)
+    assert resolve.read_path(f"{place}!/row-00000000") == png(0)
+    with pytest.raises(ImageError, match="outside the table's folder"):
+        resolve.read_path(f"{place}!/row-00000002")
+
+
+@needs_pyarrow
+def test_views_dictionaries_and_lists(tmp_path: Path) -> None:
+    import pyarrow
+
+    data = [png(seed) for seed in range(2)]
+    columns = {
+        "image": pyarrow.array(data, pyarrow.binary_view()),
+        "label": pyarrow.array(["cat", "dog"], pyarrow.string_view()),
+        "place": pyarrow.array(["here", "here"]).dictionary_encode(),
+        "tags": pyarrow.array([["a", "b"], []], pyarrow.large_list(pyarrow.string())),
+        "share": [[0.5, float("nan")], None],
+    }
+    first, second = listed(table(tmp_path / "x.parquet", columns)).entries
+    assert (first.label, second.label) == ("cat", "dog")
+    assert first.metadata == {"place": "here", "tags": ["a", "b"], "share": [0.5, None]}
+    assert resolve.read_path(f"{tmp_path}/x.parquet!/row-00000001") == data[1]
+    encoded = {"image": pyarrow.array([*data, data[0]]).dictionary_encode()}
+    assert len(listed(table(tmp_path / "y.parquet", encoded)).entries) == 3
+    assert resolve.read_path(f"{tmp_path}/y.parquet!/row-00000002") == data[0]
+
+
+@needs_pyarrow
+def test_rows_of_several_images(tmp_path: Path) -> None:
+    rows = [
+        [{"bytes": png(0), "path": None}, {"bytes": png(1), "path": None}],
+        None,
+        [],
+        [{"bytes": png(2), "path": ""}],
+    ]
+    place = table(tmp_path / "x.parquet", {"images": rows, "label": ["a", "b", "c", "d"]}, row_group_size=2)
+    found = listed(place).entries
+    assert [(entry.path, entry.label) for entry in found] == [
+        ("row-00000000/0", "a"),
+        ("row-00000000/1", "a"),
+        ("row-00000003/0", "d"),
+    ]
+    assert [resolve.read_path(f"{place}!/{entry.path}") for entry in found] == [png(0), png(1), png(2)]
+    for path in ("row-00000000/2", "row-00000001/0", "row-00000000", "row-00000000/x"):
+        with pytest.raises(ImageError, match="no such row in the table"):
+            resolve.read_path(f"{place}!/{path}")
+
+
 @needs_pyarrow
 def test_parquet_unique_path_column_names_rows(tmp_path: Path) -> None:
     data = [png(seed) for seed in range(2)]
@@ -83,7 +172,7 @@ def test_parquet_rows_are_found_in_any_group(tmp_path: Path) -> None:
 def test_parquet_groups_are_read_once_by_threads(tmp_path: Path) -> None:
     data = [png(seed) for seed in range(20)]
     source = resolve.resolve(str(table(tmp_path / "x.parquet", {"image": data}, row_group_size=5)))
-    assert isinstance(source, tables.ParquetSource)
+    assert isinstance(source, parquet.ParquetSource)
     read: list[int] = []
     file = source._file
 
@@ -123,7 +212,10 @@ def test_parquet_row_without_bytes_is_a_failure(tmp_path: Path, build: Callable[
     summary = build(table(tmp_path / "x.parquet", {"image": rows}))
     assert (summary.items, summary.failed) == (1, 2)
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
-        assert {reason for _, reason in engine.failures()} == {"empty file"}
+        assert {reason for _, reason in engine.failures()} == {
+            parquet.NO_IMAGE,
+            "No such file or directory",
+        }
 
 
 @needs_pyarrow
@@ -144,7 +236,7 @@ def test_parquet_omits_unsupported_columns(tmp_path: Path) -> None:
         "share": [0.5],
     }
     (entry,) = listed(table(tmp_path / "x.parquet", columns)).entries
-    assert entry.metadata == {"yes": True, "word": "w", "share": 0.5}
+    assert entry.metadata == {"yes": True, "word": "w", "share": 0.5, "list": [1, 2]}
 
 
 @needs_pyarrow

@@ -1,0 +1,72 @@
+"""The names of an archive's members, as the paths of its images. They are never used as paths on disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+MOST_LINKS = 40
+"""Links that are followed from one member, as in Linux."""
+
+_DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])")
+
+
+def member_path(name: str) -> str:
+    """Returns the path of a member without `.`, `..`, a root, a drive or backslashes: ./a, ../a, /a and C:\\a are a."""
+    parts: list[str] = []
+    for part in _DRIVE.sub("", name, count=1).replace("\0", "\ufffd").replace("\\", "/").split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in {"", "."}:
+            parts.append(part)
+    return "/".join(parts) or "unnamed"
+
+
+def by_path(members: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Returns members by path. Of equal names the last counts; others that have the same path get a number."""
+    named = dict(members)
+    found: dict[str, T] = {}
+    exact = {name for name in named if member_path(name) == name}
+    for name, member in named.items():
+        path = member_path(name)
+        if path != name and (path in exact or path in found):
+            start, dot, end = path.rpartition(".")
+            start, end = (start, dot + end) if dot and "/" not in end else (path, "")
+            count = 2
+            while (path := f"{start} ({count}){end}") in exact or path in found:
+                count += 1
+        found[path] = member
+    return found
+
+
+def is_hidden(path: str) -> bool:
+    """Returns True for hidden members, and for the notes that macOS adds to archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def link_target(path: str, links: Mapping[str, str]) -> str | None:
+    """Returns the path that a symbolic link leads to, through other links; None if it leaves the archive or loops.
+
+    links: the texts of the links by their paths.
+    """
+    pending, done, followed = path.split("/")[::-1], list[str](), 0
+    while pending:
+        part = pending.pop()
+        if part == "..":
+            if not done:
+                return None
+            done.pop()
+        elif part not in {"", "."}:
+            done.append(part)
+            link = links.get("/".join(done))
+            if link is not None:
+                followed += 1
+                link = link.replace("\\", "/")
+                if followed > MOST_LINKS or link.startswith("/") or _DRIVE.match(link):
+                    return None
+                done.pop()
+                pending += link.split("/")[::-1]
+    return "/".join(done)
