@@ -150,7 +150,11 @@ def _narrower(place: PlannedSource, folders: Sequence[PlannedSource]) -> list[tu
 
 def _settings(options: BuildOptions) -> dict[str, Any]:
     """Returns the settings to record for a source."""
-    return {"exclude": list(options.exclude), "labels": options.labels}
+    return {
+        "exclude": list(options.exclude),
+        "labels": options.labels,
+        **({"outside": True} if options.allow_outside else {}),
+    }
 
 
 def _extent(source: base.Source) -> tuple[int, str]:
@@ -170,6 +174,8 @@ def _compare(
 ) -> Plan:
     """Lists a source and returns its differences from the index."""
     plan = Plan(place, source)
+    if source.kind == "manifest":  # links in a folder are the builder's own
+        source.outside = place.options.get("outside") is True
     listing = source.listing((*options.exclude, *place.options.get("exclude", ())))
     summary.skipped += listing.skipped
     for reason, count in listing.left_out.items():

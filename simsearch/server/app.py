@@ -65,7 +65,7 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI
             allow_headers=["authorization", "content-type", "x-api-key"],
         )
     # A request passes the last one first.
-    app.add_middleware(BodyLimit, settings, service.metrics)
+    app.add_middleware(BodyLimit, settings, service.received)
     app.add_middleware(Authentication, settings, _needs_key)
     app.add_middleware(AccessLog, service.metrics)
     app.add_middleware(ResponseHeaders, closing=lambda: service.draining)

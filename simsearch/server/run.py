@@ -43,11 +43,13 @@ class Server(uvicorn.Server):
         self.stop_signal, self.should_exit = number, True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.app.state.service.draining = True  # type: ignore[union-attr]
+        self.config.app.state.service.drain()  # type: ignore[union-attr]
         for _ in range(10):  # accepts connections that are waiting
             await asyncio.sleep(0)
         for server in self.servers:
             server.close()
+        for connection in list(self.server_state.connections):
+            connection.hurry()
         end = asyncio.get_running_loop().time() + IDLE
         while self.server_state.connections and asyncio.get_running_loop().time() < end and not self.force_exit:
             await asyncio.sleep(0.02)

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from simsearch.common.machine import MemoryBudget
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError, UsageError
-from simsearch.images import decode
+from simsearch.images import decode, memory
 from simsearch.images.sources.tables import ManifestSource
 from simsearch.indexing import options, sync
 from simsearch.storage.folder import Folder
@@ -29,13 +30,18 @@ class Uploads:
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
-    def add(self, engine: Engine, query: dict[str, Any], largest: int) -> tuple[int, bool]:
+    def add(self, engine: Engine, query: dict[str, Any], largest: int, budget: MemoryBudget) -> tuple[int, bool]:
         """Adds an image; returns its item's id, and True if the item is new. Raises SimsearchError.
 
-        query: `image`, and optionally `label` and `metadata`. largest: the most pixels.
+        An image that was uploaded before keeps the label and metadata that it has.
+        query: `image`, and optionally `label` and `metadata`. largest: the most pixels. budget: memory for decoding.
         """
         data: bytes = query["image"]
-        decode.decode_image(data, engine.recipe.resize, largest)
+        with budget.hold(memory.peak_memory(data, engine.recipe.resize)):
+            decode.decode_image(data, engine.recipe.resize, largest)
+            return self._add(engine, query, data)
+
+    def _add(self, engine: Engine, query: dict[str, Any], data: bytes) -> tuple[int, bool]:
         name = hashlib.sha256(data).hexdigest()
         engine.index.check_in_place()
         folder = _folder(engine.index, create=True)

@@ -260,11 +260,8 @@ def test_clients_that_leave(port):
     assert raw(port, head())[0] == 200
 
 
-def test_bodies_together_have_a_limit(engine, monkeypatch):
-    from simsearch.server import middleware
-
-    app = simsearch.create_app(engine, max_body=1 << 20, body_timeout=2.5, api_keys=KEY)
-    monkeypatch.setattr(middleware, "BODIES_IN_MEMORY", 2)  # times the largest body, of 1 MiB
+def test_bodies_together_have_a_limit(engine):
+    app = simsearch.create_app(engine, max_body=1 << 20, memory=10 << 20, body_timeout=2.5, api_keys=KEY)
     start = head("Content-Type: multipart/form-data; boundary=b", "Content-Length: 1000000", **POST)
     start += b'--b\r\nContent-Disposition: form-data; name="image"; filename="q"\r\n\r\n' + bytes(900_000)
     with serving(app) as port, contextlib.ExitStack() as stack:
@@ -431,13 +428,14 @@ def test_targets_that_are_not_public(engine, url):
     assert found.status_code == 422
 
 
-def permit(monkeypatch, *allowed):
+def permit(monkeypatch, *allowed, limit=1.0):
     """Lets the service fetch from the test's site, as if its address were public; from no other."""
     from simsearch.server import handlers
 
-    def fetched(url, largest, seconds, *, public_only):
+    def fetched(url, largest, seconds, *, public_only, **more):
         assert public_only
-        return fetch_public(url, largest, min(seconds, 1.0), permitted=lambda a: str(a) in allowed, any_port=True)
+        seconds = min(seconds, limit)
+        return fetch_public(url, largest, seconds, permitted=lambda a: str(a) in allowed, any_port=True, **more)
 
     monkeypatch.setattr(handlers, "fetch", fetched)
 

@@ -14,9 +14,13 @@ from typing import IO, TYPE_CHECKING, Any
 from simsearch.common.outside_json import check_depth
 from simsearch.errors import ImageError, MissingExtraError, UsageError
 from simsearch.images.sources.base import Entry, Listing, Source, excluded, file_stamp, first_line, open_file, read_file
+from simsearch.images.sources.recorded import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+OUTSIDE = "outside the manifest's folder; `build --allow-outside` permits it"
+"""The problem of a path of a manifest that leads out of its folder, if that is not permitted."""
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 
@@ -35,6 +39,10 @@ class ManifestSource(Source):
         super().__init__(root, within)
         self._line = line
 
+    @property
+    def folder(self) -> str:
+        return os.path.dirname(self.root)
+
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
         found = Listing()
         seen: set[str] = set()
@@ -51,6 +59,8 @@ class ManifestSource(Source):
             try:
                 facts = os.stat(self.display(path))
                 size, stamp = facts.st_size, file_stamp(facts)
+                if not self.outside and not is_inside(self.display(path), self.folder):
+                    problem = OUTSIDE
             except UnicodeEncodeError:
                 raise UsageError(f"{self.root}, line {number}: the path {path!r} cannot name a file") from None
             except (OSError, ValueError) as error:
