@@ -115,7 +115,7 @@ def fetch(
     Raises UsageError for a URL that is refused, ImageError if the fetch fails.
     """
     if public_only:
-        return fetch_public(url, largest, seconds, stop=stop, received=received)
+        return fetch_public(url, largest, seconds, permitted=is_public, stop=stop, received=received)
     request = urllib.request.Request(url, headers={"User-Agent": "simsearch"})
     try:
         with urllib.request.urlopen(request, timeout=seconds) as response:

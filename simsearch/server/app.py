@@ -51,6 +51,8 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        openapi_tags=openapi.TAGS,
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
     )
     app.state.service = service

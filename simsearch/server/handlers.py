@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import IO, Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import Request
@@ -35,7 +36,7 @@ from simsearch.server.middleware import ApiError, ReceivedBytes
 from simsearch.server.prometheus import PrometheusMetrics
 from simsearch.server.reloading import ReloadableIndex
 from simsearch.server.request_body import read_search, read_upload
-from simsearch.server.schemas import SearchRequest, search_request
+from simsearch.server.schemas import SearchRequest, search_request, unknown
 from simsearch.server.settings import Settings
 from simsearch.server.uploads import Uploads
 
@@ -92,7 +93,11 @@ class SearchService:
         self.lanes.close()
 
     def index(self, request: Request) -> ReloadableIndex:
-        """Returns the index that the request names. Raises ApiError."""
+        """Returns the index that the request names. Raises ApiError, also for a parameter that the route lacks."""
+        known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+        for given in request.query_params:
+            if given not in known:
+                raise ApiError(422, "bad_argument", unknown(given, known))
         name = request.query_params.get("index") or next(iter(self.indexes))
         if name not in self.indexes:
             raise ApiError(404, "no_such_index", f"there is no index called {name[:80]!r}")
@@ -161,7 +166,16 @@ class SearchService:
         shown = [replace(match, path=match.relative) for match in matches] if relative else matches
         answer = QueryResult(name, job.model, matches.exact, took, shown)
         request.scope["simsearch.log"] = {"index": served.name, "matches": len(matches)}
-        return reply(answer.to_dict())
+        values = answer.to_dict()
+        for match in values["matches"]:
+            match |= self._urls(request, served, match["id"])
+        return reply(values)
+
+    def _urls(self, request: Request, served: ReloadableIndex, number: int) -> dict[str, str]:
+        """Returns the URLs of an item's image and thumbnail, from the root of this site."""
+        start = f"{request.scope.get('root_path', '')}/v1/items/{number}"
+        end = "" if served.name == next(iter(self.indexes)) else f"?index={quote(served.name, safe='')}"
+        return {"image_url": f"{start}/image{end}", "thumbnail_url": f"{start}/thumbnail{end}"}
 
     async def _matches(self, served: ReloadableIndex, body: SearchRequest) -> tuple[SearchJob, Matches]:
         """Prepares a search and answers it from the same index. Raises SimsearchError, ApiError."""
@@ -290,7 +304,7 @@ class SearchService:
 
     async def add(self, request: Request) -> Response:
         """Adds an image to the index."""
-        self._check_writable()
+        self._check_writable("GET, HEAD")
         served = self.index(request)
         upload = (await read_upload(request)).model_dump(exclude_unset=True)
         largest = self.settings.max_pixels
@@ -304,15 +318,16 @@ class SearchService:
 
     async def remove(self, request: Request, number: int) -> Response:
         """Removes an item from the index."""
-        self._check_writable()
+        self._check_writable("GET, HEAD")
         served = self.index(request)
         await self.in_thread(lambda: served.run_once(lambda engine: self.uploads.remove(engine, number)))
         return Response(status_code=204)
 
-    def _check_writable(self) -> None:
-        """Raises ApiError if the service may not change its indexes."""
+    def _check_writable(self, allowed: str) -> None:
+        """Raises ApiError if the service may not change its indexes. allowed: the methods that it answers."""
         if not self.settings.writable:
-            raise ApiError(404, "read_only", "this service is read-only; `simsearch serve --writable` is not")
+            message = "this service is read-only; `simsearch serve --writable` is not"
+            raise ApiError(405, "read_only", message, {"allow": allowed})
 
     # -- the service itself
 
