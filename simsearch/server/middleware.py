@@ -90,7 +90,7 @@ class ResponseHeaders:
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         method = scope["method"]
         scope = {
-            **scope,
+            **_with_path_alone(scope),
             "method": "GET" if method == "HEAD" else method,
             "simsearch.id": request_id,
             "simsearch.method": method,  # for the log
@@ -109,6 +109,18 @@ class ResponseHeaders:
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
+
+
+def _with_path_alone(scope: Scope) -> Scope:
+    """Returns the scope with its path alone, if the request's target was a whole URL of this host (as proxies send)."""
+    path: str = scope["path"]
+    if not path.lower().startswith("http://"):
+        return scope
+    host, slash, rest = path[len("http://") :].partition("/")
+    if host.lower() != Headers(scope=scope).get("host", "").lower():
+        return scope
+    raw: bytes = scope.get("raw_path") or path.encode()
+    return {**scope, "path": slash + rest or "/", "raw_path": raw[len("http://") + len(host) :] or b"/"}
 
 
 class AccessLog:

@@ -35,19 +35,36 @@ MAX_DISCARDED_BYTES = 64 << 20
 """Bytes of a refused body that are read and discarded: a client that is cut off while it sends sees no response."""
 
 
+CHUNKS, CHUNK_BYTES = 1000, 256
+"""A body may come in this many chunks, and in one more for each of these bytes: a chunk of one byte takes as long."""
+
+_HEAD_END = re.compile(rb"\r?\n\r?\n")  # h11 takes a bare LF for the end of a line
 _LENGTH = re.compile(rb"(?im)^content-length[ \t]*:([^\r\n]*)")
 
 
 class _StrictConnection(h11.Connection):
-    """Refuses a head with two lengths even if they agree, of which h11 shows one: a proxy in front may use another."""
+    """Refuses bodies in very many chunks, and heads with two lengths even if they agree.
+
+    h11 shows one of them, and a proxy in front may have used the other.
+    """
+
+    _chunks = _received = 0
 
     def next_event(self) -> Any:
         if self.their_state is h11.IDLE:
-            head, end, _ = self.trailing_data[0].partition(b"\r\n\r\n")
-            lengths = _LENGTH.findall(head) if end else []
+            self._chunks = self._received = 0
+            waiting = self.trailing_data[0]
+            end = _HEAD_END.search(waiting)
+            lengths = _LENGTH.findall(waiting, 0, end.start()) if end else []
             if len(lengths) > 1 or any(b"," in length for length in lengths):
                 raise h11.RemoteProtocolError("more than one Content-Length", error_status_hint=400)
-        return super().next_event()
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._chunks += 1
+            self._received += len(event.data)
+            if self._chunks > CHUNKS + self._received // CHUNK_BYTES:
+                raise h11.RemoteProtocolError("too many chunks", error_status_hint=400)
+        return event
 
 
 class DeadlineProtocol(H11Protocol):
@@ -138,7 +155,9 @@ class DeadlineProtocol(H11Protocol):
 
     def _refuse_late_head(self) -> None:
         self._deadline = None
-        if not self.transport.is_closing():
+        if self.conn.our_state is h11.IDLE and self.cycle is not None and not self.conn.trailing_data[0]:
+            self.transport.close()  # it has had its answers, and has not asked for more
+        elif not self.transport.is_closing():
             self._refuse(ApiError(400, "head_too_slow", "the head of the request did not arrive in time"))
 
     def _refuse(self, refused: ApiError) -> None:

@@ -112,6 +112,17 @@ SENT = {
         "bad_request",
     ),
     "a list of lengths that agree": (head(JSON, "Content-Length: 9, 9", **POST) + b'{"id": 1}', 400, "bad_request"),
+    "two lengths, lines end in LF": (
+        head(JSON, "Content-Length: 9", "Content-Length: 9", **POST).replace(b"\r\n", b"\n") + b'{"id": 1}',
+        400,
+        "bad_request",
+    ),
+    "chunks of one byte": (
+        head(JSON, "Transfer-Encoding: chunked", **POST) + b"1\r\n \r\n" * 2000,
+        400,
+        "bad_request",
+    ),
+    "a whole URL": (head(path="http://127.0.0.1/v1/items/1"), 200, None),
     "an origin that is no URL": (head(JSON, "Origin: http://[", "Content-Length: 9", **POST), 400, "cross_origin"),
     "an id with a point": (head(method="DELETE", path="/v1/items/1.0"), 404, "not_found"),
     "an unknown parameter": (head(path="/v1/items/1/thumbnail?sise=64"), 422, "bad_argument"),
@@ -235,6 +246,13 @@ def test_slow_heads_and_bodies_have_a_deadline(port):
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(sent)
         assert answer(connection)[:2] == (400, "body_too_slow")
+
+
+def test_idle_connection_is_closed_without_a_word(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(head("Content-Length: 5000000", JSON, **POST) + bytes(5_000_000))  # refused, and discarded
+        found = answer(connection, more=True)
+        assert (found[:2], found[3]) == ((413, "too_large"), b"")
 
 
 def test_who_sends_too_much_can_read_why(port):
