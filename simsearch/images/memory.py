@@ -26,7 +26,7 @@ def peak_memory(data: bytes | IO[bytes], shorter_side: int | None = None, crop: 
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             pixels, shorter = image.width * image.height, min(image.size)
-            converted = _conversion_bytes(image) + (8 if crop else 4)  # turned, and cut
+            converted = _conversion_bytes(image) + 4 * crop
             copy = image.width * image.height  # a JPEG is decoded at a smaller scale
             if shorter_side is not None and image.format in {"JPEG", "MPO"}:
                 scale = min(8, max(1, shorter // (2 * shorter_side)))
@@ -70,12 +70,12 @@ def image_size(data: bytes | IO[bytes]) -> tuple[int, int]:
 
 
 def _conversion_bytes(image: Image.Image) -> int:
-    """Returns the bytes a pixel that the copies of `decode.to_rgb` take together."""
-    profile = 4 if "icc_profile" in image.info else 0
+    """Returns the bytes a pixel that the copies of `decode.to_rgb`, and turning the image, take together."""
+    extra = 4 * ("icc_profile" in image.info) + 4 * bool({"exif", "xmp"} & image.info.keys())
     if image.mode in {"I", "F"}:
-        return 38 + profile  # float64 arrays
+        return 38 + extra  # float64 arrays
     if image.mode.startswith("I;16"):
-        return 10 + profile
+        return 10 + extra
     if image.has_transparency_data:
-        return 16 + profile
-    return 4 + profile
+        return 16 + extra
+    return 4 + extra

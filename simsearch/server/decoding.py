@@ -19,8 +19,8 @@ from simsearch.server.middleware import ApiError
 SMALL_BYTES = 64 << 20
 """Pictures that need more memory for decoding (16 megapixels in RGB) take the large lane."""
 
-WAITING = 8
-"""Large pictures that may be decoded or wait for it; others get status 429."""
+WAITING, ITEMS_WAITING = 4, 16
+"""Large pictures of requests, and those of items, that may be decoded or wait for it; others get status 429."""
 
 NICENESS = 10
 """Of the threads that decode large pictures, so that ordinary searches come first (on Linux)."""
@@ -54,7 +54,7 @@ class LargeLane(Lane):
 
     def __init__(self, threads: int, total: int) -> None:
         super().__init__("large", threads, total, total, NICENESS)
-        self._waiting = 0
+        self._waiting = {False: 0, True: 0}
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
@@ -63,15 +63,18 @@ class LargeLane(Lane):
         release_free_memory()
 
     @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Counts a picture while it waits and is decoded. Raises ApiError if there are too many."""
-        if self._waiting >= WAITING:
+    def admitted(self, of_item: bool) -> Iterator[None]:
+        """Counts a picture while it waits and is decoded. Raises ApiError if there are too many.
+
+        of_item: True for an item's picture, which pictures that are sent must not keep out.
+        """
+        if self._waiting[of_item] >= (ITEMS_WAITING if of_item else WAITING):
             raise ApiError(429, "too_many_requests", "too many large pictures at once", {"retry-after": "2"})
-        self._waiting += 1
+        self._waiting[of_item] += 1
         try:
             yield
         finally:
-            self._waiting -= 1
+            self._waiting[of_item] -= 1
 
     def _refusal(self, size: int) -> SimsearchError:
         text = f"too large: decoding needs {size >> 20:,} MiB, this service has {self.total >> 20:,}"

@@ -111,13 +111,16 @@ class SearchService:
             raise _draining() from None
         return await self._in_time(work)
 
-    async def in_lane(self, call: Callable[[Lane], T]) -> T:
-        """Runs a call that decodes a picture in the lane of small pictures, or else in that of large ones."""
+    async def in_lane(self, call: Callable[[Lane], T], of_item: bool) -> T:
+        """Runs a call that decodes a picture in the lane of small pictures, or else in that of large ones.
+
+        of_item: True if the picture is an item's.
+        """
         try:
             return await self.in_thread(lambda: call(self.lanes.small))
         except LargePictureError:
             large = self.lanes.large
-            with large.admitted():
+            with large.admitted(of_item):
                 return await self.in_thread(lambda: call(large), large.pool)
 
     async def _in_time(self, work: asyncio.Future[T]) -> T:
@@ -151,16 +154,17 @@ class SearchService:
         """Answers a search, from a multipart form or a JSON object."""
         start = time.perf_counter()
         served = self.index(request)
-        with self.admitted():
-            body, name = await read_search(request, self.search_request, self.settings)
-            self.metrics.phases.labels("body").observe(time.perf_counter() - start)
-            if body.way == "url":
-                body.image = await self._fetched(body.url)
-            try:
+        # A search counts once its body is there: those who send slowly must not keep others out.
+        body, name = await read_search(request, self.search_request, self.settings)
+        self.metrics.phases.labels("body").observe(time.perf_counter() - start)
+        if body.way == "url":
+            body.image = await self._fetched(body.url)
+        try:
+            with self.admitted():
                 job, matches = await self._matches(served, body)
-            finally:
-                if body.way == "url":
-                    self.received.add(-len(body.image))
+        finally:
+            if body.way == "url":
+                self.received.add(-len(body.image))
         took = 1000 * (time.perf_counter() - start)
         relative = self.settings.relative
         shown = [replace(match, path=match.relative) for match in matches] if relative else matches
@@ -181,7 +185,7 @@ class SearchService:
         """Prepares a search and answers it from the same index. Raises SimsearchError, ApiError."""
 
         async def attempt() -> tuple[SearchJob, Matches]:
-            job = await self.in_lane(lambda lane: self._job(served, body, lane))
+            job = await self.in_lane(lambda lane: self._job(served, body, lane), body.way == "id")
             return job, await self._in_time(asyncio.wrap_future(self.batchers[served.name].submit(job)))
 
         for _ in range(ATTEMPTS - 1):
@@ -272,7 +276,7 @@ class SearchService:
         """Answers with an item's file; it is an attachment if browsers cannot show it, and would guess its type."""
         served = self.index(request)
         with _image_gone_as_404():
-            file, kind = await self.in_lane(lambda lane: thumbnails.file(served, number, lane))
+            file, kind = await self.in_lane(lambda lane: thumbnails.file(served, number, lane), True)
         # A member of an archive was unpacked, into memory or a temporary file.
         held = file_size(file) if isinstance(file, io.BytesIO) or not isinstance(file.name, str) else 0
         try:
@@ -299,7 +303,7 @@ class SearchService:
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         with _image_gone_as_404():
-            data = await self.in_lane(lambda lane: self.thumbnails.get(served, number, digest, size, lane))
+            data = await self.in_lane(lambda lane: self.thumbnails.get(served, number, digest, size, lane), True)
         return Response(data, media_type="image/jpeg", headers=headers)
 
     async def add(self, request: Request) -> Response:
@@ -309,7 +313,7 @@ class SearchService:
         upload = (await read_upload(request)).model_dump(exclude_unset=True)
         largest = self.settings.max_pixels
         number, fresh = await self.in_lane(
-            lambda lane: served.run_once(lambda engine: self.uploads.add(engine, upload, largest, lane))
+            lambda lane: served.run_once(lambda engine: self.uploads.add(engine, upload, largest, lane)), False
         )
         response = await self.item(request, number)
         response.status_code = 201 if fresh else 200
