@@ -106,7 +106,7 @@ def _logs() -> Iterator[None]:
     """Writes the service's log, and the warnings of all libraries, to stderr as lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    levels = {"": logging.WARNING, "simsearch.serve": logging.INFO, "uvicorn.error": logging.WARNING}
+    levels = dict.fromkeys(("", "simsearch", "uvicorn.error"), logging.WARNING) | {"simsearch.serve": logging.INFO}
     loggers = {logging.getLogger(name): level for name, level in levels.items()}
     before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
     try:
