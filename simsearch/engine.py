@@ -11,12 +11,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import IO, TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from PIL import Image
 
 from simsearch.common.lazy import LazyModule
+from simsearch.common.machine import MemoryBudget
 from simsearch.errors import SimsearchError, UsageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
@@ -211,14 +212,15 @@ class Engine(WholeIndex):
         return self._searches.stored_features(key)
 
     def query_resolver(
-        self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS
+        self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS, budget: MemoryBudget | None = None
     ) -> AbstractContextManager[QueryResolver]:
         """Opens a resolver, which makes query vectors, over the index as it is now.
 
         serving: True for a service: it uses the model loaded for many images, and its errors name no files.
         max_pixels: the number of pixels of the largest picture to decode.
+        budget: memory for decoding that resolvers share; None for one of its own.
         """
-        return self._searches.query_resolver(serving=serving, max_pixels=max_pixels)
+        return self._searches.query_resolver(serving=serving, max_pixels=max_pixels, budget=budget)
 
     def snapshot(self, reader: ItemReader) -> SearchSnapshot:
         """Returns the contents of the index as of the reader's snapshot, ready for searching."""
@@ -261,8 +263,15 @@ class Engine(WholeIndex):
         return item_files.paths(self.opened_index, items)
 
     def read(self, number: int) -> bytes:
-        """Returns the bytes of an item's image file. Raises ItemNotFoundError, ImageError."""
+        """Returns the bytes of an item's image file, as it was indexed. Raises ItemNotFoundError, ImageError."""
         return item_files.read(self.opened_index, number)
+
+    def open_image(self, number: int, *, decodes: bool = True, budget: MemoryBudget | None = None) -> IO[bytes]:
+        """Opens an item's image file, as it was indexed; see `recorded.open_recorded`. The caller closes it.
+
+        Raises ItemNotFoundError, and ImageError if the file is gone, has changed, or lies outside its source.
+        """
+        return item_files.open_image(self.opened_index, number, decodes=decodes, budget=budget)
 
     def thumbnail(self, picture: Picture | int, shorter_side: int = 256) -> Image.Image | None:
         """Returns a picture or item as an RGB image to show; None if it cannot be read."""

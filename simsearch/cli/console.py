@@ -16,9 +16,11 @@ from simsearch.common.printable import printable, printable_lines
 from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from simsearch.engine import Engine
+    from simsearch.reports.tiles import ResultRow
 
 NO_MATCH, BAD_INPUT, DAMAGED, INTERRUPTED = 1, 2, 3, 130
 """Exit codes; 0 is success."""
@@ -144,6 +146,19 @@ def incomplete_push(engine: Engine) -> str | None:
     if engine.complete:
         return None
     return f"the push into {engine.path} has not ended, so items may be missing or old; push again to complete it"
+
+
+def note_unshown(engine: Engine, rows: Sequence[ResultRow]) -> None:
+    """Prints a note with the first reason if pictures of items could not be shown in a report."""
+    missing = [tile.id for row in rows for tile in row.matches if tile.image is None and tile.id is not None]
+    if not missing:
+        return
+    reason = "it cannot be read"
+    try:
+        engine.read(missing[0])
+    except SimsearchError as error:
+        reason = f"{error}; {error.hint}" if error.hint else str(error)
+    note(f"{len(missing):,} of the matches' pictures are not shown, the first because: {reason}")
 
 
 def warn_if_incomplete(engine: Engine) -> Engine:

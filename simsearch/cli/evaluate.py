@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from simsearch import api
-from simsearch.cli.console import echo, note, pluralize, warn_if_incomplete
+from simsearch.cli.console import echo, note, note_unshown, pluralize, warn_if_incomplete
 from simsearch.cli.options import (
     complete_files,
     crops_option,
@@ -163,6 +163,7 @@ def _write_report(engine: Engine, verdict: retrieval.RetrievalReport, path: Path
     table: list[tuple[str, ...]] = [("class", "queries", *CLASS_SCORES)]
     for label, (count, found) in verdict.classes.items():
         table.append((label, f"{count:,}", *(f"{found[name].value:.3f}" for name in CLASS_SCORES)))
+    note_unshown(engine, rows)
     save_html(rows, path, "How well the index retrieves", facts, table)
     note(f"wrote {path}")
 

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 import click
 
 from simsearch import api
-from simsearch.cli.console import NO_MATCH, check_folder_exists, echo, echo_data, note, pluralize, warn_if_incomplete
+from simsearch.cli.console import (
+    NO_MATCH,
+    check_folder_exists,
+    echo,
+    echo_data,
+    note,
+    note_unshown,
+    pluralize,
+    warn_if_incomplete,
+)
 from simsearch.cli.options import (
     complete_files,
     device_option,
@@ -141,6 +150,7 @@ def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: P
 
     rows = [ResultRow(tile(group[0], True), [tile(member, False) for member in group[1:]]) for group in groups]
     facts = {"index": str(engine.path), "model": engine.meta.model, "largest distance": f"{limit.distance:.4g}"}
+    note_unshown(engine, rows)
     save_html(rows, file, "Near-identical pictures", facts)
     note(f"wrote {file}")
 

@@ -122,6 +122,11 @@ def source_options(command: Command) -> Command:
             show_default=True,
             help="Label images by their folder; auto does if all images are in folders.",
         ),
+        click.option(
+            "--allow-outside",
+            is_flag=True,
+            help="Accept files outside a manifest's folder, and show files that links lead to.",
+        ),
         click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images per batch."),
         click.option("--workers", type=click.IntRange(1), metavar="N", help="Number of decoding threads."),
         device_option,

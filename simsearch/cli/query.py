@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simsearch import api
-from simsearch.cli.console import NO_MATCH, check_folder_exists, echo_data, note, warn_if_incomplete
+from simsearch.cli.console import NO_MATCH, check_folder_exists, echo_data, note, note_unshown, warn_if_incomplete
 from simsearch.cli.options import (
     device_option,
     html_option,
@@ -144,6 +144,7 @@ def _show_images(
         tiles.ResultRow(tiles.Tile(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])
         for picture, answer in zip(pictures, answers, strict=True)
     ]
+    note_unshown(engine, rows)
     if show:
         _show_in_terminal(rows)
     if montage:

@@ -71,6 +71,13 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Also accept this Host header; repeatable.")
 @_limit("--max-body", 32, "MIB", "Largest body in MiB.")
 @_limit("--max-pixels", 64, "MP", "Largest image in millions of pixels.")
+@click.option(
+    "--memory",
+    type=click.IntRange(1),
+    metavar="MIB",
+    help="Most memory of the process; requests that need more get status 413 or 429."
+    "  [default: 640 for requests, besides the model]",
+)
 @_limit("--batch-size", 32, "N", "Searches per batch.")
 @_limit("--in-flight", 128, "N", "Searches accepted at once; others get status 429.")
 @click.option(
@@ -93,6 +100,7 @@ def serve_command(
     allow_host: tuple[str, ...],
     max_body: int,
     max_pixels: int,
+    memory: int | None,
     device: str,
     **options: Any,
 ) -> None:
@@ -105,6 +113,8 @@ def serve_command(
         raise UsageError(message, hint="set $SIMSEARCH_API_KEY, or use --insecure")
     hosts = (*LOOPBACK, *(name.lower() for name in allow_host)) if local and not keys else None
     engines = _open_indexes(index, device, options["writable"])
+    if memory is not None:
+        options["memory"] = run.memory_for_requests(engines.values(), memory << 20, options["batch_size"])
     app = create_app(
         engines, api_keys=keys, hosts=hosts, max_body=max_body << 20, max_pixels=max_pixels * 1_000_000, **options
     )

@@ -119,14 +119,20 @@ def from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     """Cuts the box (x, y, width, height) out of an upright image. Raises ImageError if it is not within the image."""
+    x, y, width, height = check_box(box, image.size)
+    return image.crop((x, y, x + width, y + height))
+
+
+def check_box(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Returns a box as whole numbers. Raises ImageError if it is not within an image of that size."""
     try:
         x, y, width, height = (operator.index(number) for number in box)
     except (TypeError, ValueError):
         raise ImageError(f"a crop is four whole numbers (x, y, width, height), not {box!r}") from None
-    if width <= 0 or height <= 0 or x < 0 or y < 0 or x + width > image.width or y + height > image.height:
-        size = f"{image.width}x{image.height}"
-        raise ImageError(f"crop {x},{y},{width},{height} does not lie within the {size} image")
-    return image.crop((x, y, x + width, y + height))
+    if width <= 0 or height <= 0 or x < 0 or y < 0 or x + width > size[0] or y + height > size[1]:
+        shown = f"{size[0]}x{size[1]}"
+        raise ImageError(f"crop {x},{y},{width},{height} does not lie within the {shown} image")
+    return x, y, width, height
 
 
 def from_pil(image: Image.Image) -> Image.Image:

@@ -2,18 +2,26 @@
 
 For a stranger only public addresses are fetched from. The name is resolved once, all its addresses are checked, and the
 connection goes to one that was checked, so a name that resolves to another address a moment later gains nothing. Each
-redirect passes the same checks, and the environment's proxies are not used.
+redirect passes the same checks, and the environment's proxies are not used. One deadline holds for all of it: resolving
+the name, connecting, and each byte sent and received, however slowly the server drips.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import http.client
+import io
 import ipaddress
+import os
+import select
 import socket
 import ssl
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from simsearch.errors import ImageError, UsageError
@@ -24,32 +32,90 @@ REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
 """By scheme: the default port; a stranger may name no other ones."""
 
-_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+LOOKUPS = 64
+"""Names that may be looked up at once. A lookup cannot be broken off, so it may outlive its fetch."""
+
+PARTS, PART_BYTES = 1000, 256
+"""An answer may come in this many parts (chunks, packets), and in one more for each of these bytes."""
+
+STOP_CHECK = 0.05
+"""Seconds between looks at `Stop` while a name is looked up."""
+
+_PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")
+_SPECIAL = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "192.0.0.0/24",  # protocol assignments
+        "192.88.99.0/24",  # relays of 6to4
+        "2001::/23",  # protocol assignments; Teredo is 2001::/32
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4: leads to an IPv4 address
+        "3fff::/20",  # documentation
+    )
+)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+T = TypeVar("T")
 
 
 def is_public(address: Address) -> bool:
-    """Returns True if an address, and any IPv4 address embedded in it, belongs to the public Internet."""
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if address.teredo or any(address in net for net in _NAT64) or int(address) < 2**32:
-            return False
-        if inner is not None and not is_public(inner):
-            return False
+    """Returns True if an address belongs to the public Internet, and does not stand for another address."""
+    if isinstance(address, ipaddress.IPv6Address) and address not in _PUBLIC_IPV6:
+        return False  # among others: mapped and translated IPv4, NAT64, site-local, segment routing
+    if any(address in network for network in _SPECIAL):
+        return False
     return address.is_global and not address.is_multicast
 
 
-def fetch(url: str, largest: int, seconds: float, *, public_only: bool) -> bytes:
+class Stop:
+    """Ends all fetches that were given it, at once. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        self._set = False
+
+    def set(self) -> None:
+        """Ends the fetches, and all later ones."""
+        if not self._set:
+            self._set = True
+            os.write(self._write, b"x")
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def fileno(self) -> int:
+        """A descriptor that can be read from once it is set."""
+        return self._read
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._read)
+            os.close(self._write)
+
+
+class StoppedError(OSError):
+    """The fetch was ended by `Stop`."""
+
+
+def fetch(
+    url: str,
+    largest: int,
+    seconds: float,
+    *,
+    public_only: bool,
+    stop: Stop | None = None,
+    received: Callable[[int], None] = lambda size: None,
+) -> bytes:
     """Fetches the bytes at an http(s) URL.
 
     largest: the most bytes that are accepted.
     seconds: the time limit of the whole request if `public_only`, else of each wait for the server.
     public_only: refuse addresses that are not on the public Internet, and ports but 80 and 443; for strangers' URLs.
+    stop, received: as for `fetch_public`; only used with `public_only`.
     Raises UsageError for a URL that is refused, ImageError if the fetch fails.
     """
     if public_only:
-        return fetch_public(url, largest, seconds)
+        return fetch_public(url, largest, seconds, permitted=is_public, stop=stop, received=received)
     request = urllib.request.Request(url, headers={"User-Agent": "simsearch"})
     try:
         with urllib.request.urlopen(request, timeout=seconds) as response:
@@ -68,51 +134,157 @@ def fetch_public(
     *,
     permitted: Callable[[Address], bool] = is_public,
     any_port: bool = False,
+    stop: Stop | None = None,
+    received: Callable[[int], None] = lambda size: None,
 ) -> bytes:
     """Does the work of `fetch` with `public_only`.
 
     permitted: returns True for an address that may be connected to. any_port: accept all ports.
+    stop: ends the fetch early. received: called with the size of each part of the answer; its exceptions are raised.
     """
-    deadline = time.monotonic() + seconds
+    deadline = _Deadline(time.monotonic() + seconds, stop)
     for _ in range(REDIRECTS + 1):
-        location, data = _request(url, largest, deadline, permitted, any_port)
+        location, data = _request(url, largest, deadline, permitted, any_port, received)
         if location is None:
             return data
-        url = urljoin(url, location)
+        try:
+            url = urljoin(url, location)
+        except ValueError:
+            raise UsageError("the URL cannot be read") from None
     raise ImageError(f"over {REDIRECTS} redirects")
 
 
 def _request(
-    url: str, largest: int, deadline: float, permitted: Callable[[Address], bool], any_port: bool
+    url: str,
+    largest: int,
+    deadline: _Deadline,
+    permitted: Callable[[Address], bool],
+    any_port: bool,
+    received: Callable[[int], None],
 ) -> tuple[str | None, bytes]:
     """Makes one request and returns the location that it is redirected to, or None and the bytes."""
     scheme, host, port, target = _parts(url, any_port)
-    address = _resolve(host, port, permitted)
+    address = _resolve(host, port, permitted, deadline)
     try:
-        connection = http.client.HTTPConnection(host, port, timeout=_left(deadline))
-        connection.sock = socket.create_connection((str(address), port), timeout=_left(deadline))
-        if scheme == "https":
-            connection.sock = ssl.create_default_context().wrap_socket(connection.sock, server_hostname=host)
-        try:
+        with contextlib.closing(_Wire(address, port, host if scheme == "https" else None, deadline)) as wire:
+            connection = http.client.HTTPConnection(host, port)
+            connection.sock = _Socket(wire)  # type: ignore[assignment]
             connection.request("GET", target, headers={"User-Agent": "simsearch", "Accept": "image/*"})
-            response = connection.getresponse()
-            if response.status in {301, 302, 303, 307, 308}:
-                return response.headers.get("location", ""), b""
-            if response.status != 200:
-                raise ImageError(f"{host} answered with status {response.status}")
-            data = bytearray()
-            while chunk := response.read1(1 << 16):
-                data += chunk
-                if len(data) > largest:
-                    raise ImageError(f"the answer of {host} is over {largest:,} bytes")
-                left = _left(deadline)
-                if connection.sock:
-                    connection.sock.settimeout(left)
-            return None, bytes(data)
-        finally:
-            connection.close()
+            with contextlib.closing(connection.getresponse()) as response:
+                if response.status in {301, 302, 303, 307, 308}:
+                    return response.headers.get("location", ""), b""
+                if response.status != 200:
+                    raise ImageError(f"{host} answered with status {response.status}")
+                data = bytearray()
+                parts = 0
+                while chunk := response.read1(1 << 16):
+                    data += chunk
+                    parts += 1
+                    received(len(chunk))
+                    if len(data) > largest:
+                        raise ImageError(f"the answer of {host} is over {largest:,} bytes")
+                    if parts > PARTS + len(data) // PART_BYTES:
+                        raise ImageError(f"the answer of {host} comes in too many parts")
+                return None, bytes(data)
     except (OSError, http.client.HTTPException) as error:
         raise ImageError(f"{host} cannot be reached: {type(error).__name__}") from error
+
+
+class _Deadline:
+    """The end of a fetch: a time (of `time.monotonic`), or earlier by `stop`."""
+
+    def __init__(self, end: float, stop: Stop | None) -> None:
+        self.end, self.stop = end, stop
+
+    def left(self) -> float:
+        """Returns the seconds left. Raises TimeoutError, StoppedError."""
+        if self.stop is not None and self.stop.is_set():
+            raise StoppedError("stopped")
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("too slow")
+        return left
+
+    def wait(self, descriptor: int, event: int) -> None:
+        """Waits until a descriptor is ready. Raises TimeoutError, StoppedError."""
+        poll = select.poll()
+        poll.register(descriptor, event)
+        if self.stop is not None:
+            poll.register(self.stop.fileno(), select.POLLIN)
+        poll.poll(1000 * self.left())
+        self.left()
+
+
+class _Wire(io.RawIOBase):
+    """A connection of which every operation ends at the deadline.
+
+    name: the host's name if the connection is to be encrypted, else None. Raises OSError.
+    """
+
+    def __init__(self, address: Address, port: int, name: str | None, deadline: _Deadline) -> None:
+        self._deadline = deadline
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._socket.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                self._socket.connect((str(address), port))
+            deadline.wait(self._socket.fileno(), select.POLLOUT)
+            if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(error, os.strerror(error))
+            if name is not None:
+                encrypted = _tls().wrap_socket(self._socket, server_hostname=name, do_handshake_on_connect=False)
+                self._socket = encrypted
+                self._retry(encrypted.do_handshake, select.POLLIN)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _retry(self, call: Callable[..., T], event: int, *arguments: Any) -> T:
+        """Returns the result of a call on the socket; waits as often as it would block."""
+        while True:
+            self._deadline.left()
+            try:
+                return call(*arguments)
+            except ssl.SSLWantWriteError:
+                self._deadline.wait(self._socket.fileno(), select.POLLOUT)
+            except ssl.SSLWantReadError:
+                self._deadline.wait(self._socket.fileno(), select.POLLIN)
+            except BlockingIOError:
+                self._deadline.wait(self._socket.fileno(), event)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._retry(self._socket.recv_into, select.POLLIN, buffer)
+
+    def sendall(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._retry(self._socket.send, select.POLLOUT, rest) :]
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+class _Socket:
+    """As much of a socket as http.client uses, which closes it before it has read the answer."""
+
+    def __init__(self, wire: _Wire) -> None:
+        self.sendall, self._wire = wire.sendall, wire
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self._wire)
+
+    def close(self) -> None:
+        """The connection is closed by whoever opened it."""
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
 
 
 def _parts(url: str, any_port: bool) -> tuple[str, str, int, str]:
@@ -135,10 +307,13 @@ def _parts(url: str, any_port: bool) -> tuple[str, str, int, str]:
     return split.scheme, host, port, target
 
 
-def _resolve(host: str, port: int, permitted: Callable[[Address], bool]) -> Address:
+_lookups = threading.BoundedSemaphore(LOOKUPS)
+
+
+def _resolve(host: str, port: int, permitted: Callable[[Address], bool], deadline: _Deadline) -> Address:
     """Returns a permitted address of a host. Raises ImageError if it has none, UsageError if any is not permitted."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = _look_up(host, port, deadline)
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     except (OSError, UnicodeError, ValueError):
         raise ImageError("the URL's host has no address") from None
@@ -147,9 +322,26 @@ def _resolve(host: str, port: int, permitted: Callable[[Address], bool]) -> Addr
     return addresses[0]
 
 
-def _left(deadline: float) -> float:
-    """Returns the seconds until the deadline. Raises TimeoutError after it."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("too slow")
-    return left
+def _look_up(host: str, port: int, deadline: _Deadline) -> list[Any]:
+    """Calls `socket.getaddrinfo` in a thread of its own, since it cannot be broken off. Raises OSError, ValueError."""
+    if not _lookups.acquire(blocking=False):
+        raise OSError("too many names are being looked up")
+    results: list[Any] = []
+    done = threading.Event()
+
+    def look_up() -> None:
+        try:
+            results.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            results.append(error)
+        finally:
+            _lookups.release()
+            done.set()
+
+    threading.Thread(target=look_up, name="lookup", daemon=True).start()
+    while not done.wait(min(STOP_CHECK, deadline.left())):
+        pass
+    if isinstance(results[0], Exception):
+        raise results[0]
+    found: list[Any] = results[0]
+    return found

@@ -37,6 +37,7 @@ class BuildOptions:
     labels: "auto" uses folder names as labels if every image is in a folder, "folder" for those that are, "none" never.
     prune: remove items whose image is gone.
     dry_run: only count the differences.
+    allow_outside: accept files outside a manifest's folder, and show those that links lead to.
     batch_size, workers: None chooses for the machine.
     progress: called with the number of images processed and their total.
     extractor: computes features on other machines; None computes them in this process.
@@ -47,6 +48,7 @@ class BuildOptions:
     labels: Literal["auto", "folder", "none"] = "auto"
     prune: bool = True
     dry_run: bool = False
+    allow_outside: bool = False
     batch_size: int | None = None
     workers: int | None = None
     progress: Progress = no_progress
@@ -79,6 +81,7 @@ class AddOptions(TypedDict, total=False):
 
     exclude: str | Sequence[str]
     labels: Literal["auto", "folder", "none"]
+    allow_outside: bool
     batch_size: int | None
     workers: int | None
     progress: Progress

@@ -152,7 +152,11 @@ def _narrower(place: PlannedSource, folders: Sequence[PlannedSource]) -> list[tu
 def _settings(options: BuildOptions, source: base.Source | PlannedSource) -> dict[str, Any]:
     """Returns the settings to record for a source; its patterns then mean the same from any current folder."""
     root = os.path.dirname(source.root) if source.kind == "manifest" else source.root
-    return {"exclude": exclude.rooted(options.exclude, root), "labels": options.labels}
+    return {
+        "exclude": exclude.rooted(options.exclude, root),
+        "labels": options.labels,
+        **({"outside": True} if options.allow_outside else {}),
+    }
 
 
 def _extent(source: base.Source) -> tuple[int, str]:
@@ -172,6 +176,8 @@ def _compare(
 ) -> Plan:
     """Lists a source and returns its differences from the index."""
     plan = Plan(place, source)
+    if source.kind == "manifest":  # links in a folder are the builder's own
+        source.outside = place.options.get("outside") is True
     listing = source.listing((*options.exclude, *place.options.get("exclude", ())))
     summary.skipped += listing.skipped
     for reason, count in listing.left_out.items():

@@ -22,8 +22,9 @@ from simsearch.common import pca
 from simsearch.common.lazy import LazyModule
 from simsearch.common.progress import Progress
 from simsearch.errors import ImageError, SimsearchError, UsageError
+from simsearch.images import decode
 from simsearch.images.perturb import COPIES
-from simsearch.images.sources import resolve
+from simsearch.images.sources import recorded
 from simsearch.search import similarity
 from simsearch.search.searcher import NEAR_IDENTICAL
 
@@ -100,7 +101,7 @@ def copy_threshold(index: OpenIndex, model: IndexModel, seed: int = 0) -> Thresh
     originals: list[Image.Image] = []
     for number in np.random.default_rng(seed).permutation(ids)[: 2 * ORIGINALS]:
         try:
-            originals.append(resolve.open_picture(_file(index, int(number)), None).image)
+            originals.append(_picture(index, int(number)))
         except ImageError:
             continue
         if len(originals) == ORIGINALS:
@@ -121,11 +122,13 @@ def copy_threshold(index: OpenIndex, model: IndexModel, seed: int = 0) -> Thresh
     return Threshold(distance, {name: float((d <= distance).mean()) for name, d in found.items()})
 
 
-def _file(index: OpenIndex, number: int) -> bytes:
-    """Returns the bytes of an item's image file. Raises ImageError."""
+def _picture(index: OpenIndex, number: int) -> Image.Image:
+    """Returns the image of an item in full size. Raises ImageError."""
     with index.reading() as reader:
         item = reader.item(number)
-        return index.sources(reader)[item.source].read(item.path)
+        source = index.sources(reader)[item.source]
+        with recorded.open_recorded(source, item.path, item.digest, decodes=False) as file:
+            return decode.decode_image(file).image
 
 
 def duplicate_groups(

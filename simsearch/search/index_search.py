@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.common.float16 import to_float16
+from simsearch.common.machine import MemoryBudget
 from simsearch.errors import UsageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
@@ -73,7 +74,7 @@ class IndexSearch:
 
     @contextlib.contextmanager
     def query_resolver(
-        self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS
+        self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS, budget: MemoryBudget | None = None
     ) -> Iterator[QueryResolver]:
         """See `Engine.query_resolver`."""
         with self.index.reading() as reader:
@@ -85,6 +86,7 @@ class IndexSearch:
                 self._compute_served if serving else self.model.compute,
                 max_pixels=max_pixels,
                 names_in_errors=not serving,
+                budget=budget,
             )
 
     def structure(self) -> ApproximateSearch | None:

@@ -13,16 +13,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from simsearch.common.machine import MemoryBudget, available_cores
 from simsearch.errors import ImageError, ItemNotFoundError, SimsearchError, UsageError
-from simsearch.images import decode
+from simsearch.images import decode, memory
 from simsearch.images.preprocessing import Preprocessing
-from simsearch.images.sources import resolve
+from simsearch.images.sources import recorded, resolve
 from simsearch.images.sources.base import Source
 from simsearch.search.feedback import blend, weighted
 from simsearch.search.queries import (
@@ -48,9 +48,9 @@ DECODING_BYTES = 768 << 20
 
 @dataclass(frozen=True)
 class _File:
-    """An image file in memory. name: for error messages. digest, item: as in `PreparedImage`."""
+    """An image file, in memory or open. name: for error messages. digest, item: as in `PreparedImage`."""
 
-    data: bytes
+    data: bytes | IO[bytes]
     name: str
     digest: bytes = b""
     item: int | None = None
@@ -66,6 +66,7 @@ class QueryResolver:
     compute: takes n arrays (S, S, 3) uint8 and returns (n, D) float32 features, rounded to float16 as in the index.
     max_pixels: the number of pixels of the largest picture to decode.
     names_in_errors: True to begin an ImageError with the picture's name.
+    budget: memory for decoding that resolvers share; None for one of its own.
     """
 
     def __init__(
@@ -78,9 +79,11 @@ class QueryResolver:
         *,
         max_pixels: int = decode.LARGEST_PIXELS,
         names_in_errors: bool = True,
+        budget: MemoryBudget | None = None,
     ) -> None:
         self.reader, self.sources, self.recipe, self.weights_sha256 = reader, sources, recipe, weights_sha256
         self.compute, self.max_pixels, self.names_in_errors = compute, max_pixels, names_in_errors
+        self.budget = budget or MemoryBudget(DECODING_BYTES)
         self._lock = threading.Lock()  # the threads that prepare share the reader
 
     @property
@@ -171,10 +174,9 @@ class QueryResolver:
         hashed: bool = False,
     ) -> list[PreparedImage]:
         """Prepares pictures, several of them in threads, and returns them in order."""
-        budget = MemoryBudget(DECODING_BYTES)
 
         def prepare(picture: Picture | int) -> PreparedImage:
-            return self._image(picture, crop, flip, decode_known=decode_known, budget=budget, hashed=hashed)
+            return self._image(picture, crop, flip, decode_known=decode_known, hashed=hashed)
 
         if len(pictures) < 2:
             return [prepare(picture) for picture in pictures]
@@ -195,7 +197,6 @@ class QueryResolver:
         flip: bool,
         *,
         decode_known: bool = True,
-        budget: MemoryBudget | None = None,
         hashed: bool = False,
     ) -> PreparedImage:
         """Reads one picture or item, and decodes it if its features may need computing. hashed: also for a part."""
@@ -209,11 +210,18 @@ class QueryResolver:
         file = self._item_file(int(picture)) if is_id(picture) else _picture_file(picture, hashed or crop is None)  # type: ignore[arg-type]
         if unchanged and not decode_known and self._has(file.digest):
             return PreparedImage(digest=file.digest)
-        shorter_side = self.recipe.resize if crop is None else None  # a crop is in pixels of the original
-        needed = decode.decode_memory(file.data, shorter_side) if budget is not None else 0
-        with budget.hold(needed) if budget is not None else contextlib.nullcontext():
+        with contextlib.nullcontext() if isinstance(file.data, bytes) else file.data:
+            return self._decoded(file, crop, flip)
+
+    def _decoded(self, file: _File, crop: Box | None, flip: bool) -> PreparedImage:
+        """Decodes an image file. A crop is in pixels of the original."""
+        size = memory.image_size(file.data) if crop is not None else (0, 0)
+        shorter_side = self.recipe.resize if crop is None else memory.scaled_side(size, crop, self.recipe.resize)
+        with self.budget.hold(memory.peak_memory(file.data, shorter_side, crop is not None)):
             with self._named(file.name):
-                image = decode.decode_image(file.data, shorter_side, self.max_pixels).image
+                image, width, height = decode.decode_image(file.data, shorter_side, self.max_pixels)
+            if crop is not None and image.size != (width, height):
+                crop = _scaled_box(crop, (width, height), image.size)
             return self._cut(image, crop, flip, file.item, file.digest)
 
     def _cut(
@@ -236,7 +244,8 @@ class QueryResolver:
         source = self.sources[item.source]
         name = source.display(item.path)
         with self._named(name):
-            return _File(source.read(item.path), name, item.digest, number)
+            file = recorded.open_recorded(source, item.path, item.digest, decodes=False)
+        return _File(file, name, item.digest, number)
 
     def _has(self, digest: bytes) -> bool:
         with self._lock:
@@ -349,6 +358,14 @@ def _picture_file(picture: Any, hashed: bool) -> _File:
     """Reads a picture given as a path, bytes or an open file; computes its digest if `hashed`."""
     data, name = resolve.read_picture(picture)
     return _File(data, name, hashlib.sha256(data).digest() if hashed else b"")
+
+
+def _scaled_box(box: Box, size: tuple[int, int], scaled: tuple[int, int]) -> Box:
+    """Returns a box of an image of one size in pixels of the scaled image. Raises ImageError if it leaves the image."""
+    box = decode.check_box(box, size)
+    across, down = scaled[0] / size[0], scaled[1] / size[1]
+    x, y = round(box[0] * across), round(box[1] * down)
+    return x, y, max(1, round((box[0] + box[2]) * across) - x), max(1, round((box[1] + box[3]) * down) - y)
 
 
 def _thread_safe(picture: Any) -> bool:

@@ -51,6 +51,8 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        openapi_tags=openapi.TAGS,
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
     )
     app.state.service = service
@@ -65,7 +67,7 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI
             allow_headers=["authorization", "content-type", "x-api-key"],
         )
     # A request passes the last one first.
-    app.add_middleware(BodyLimit, settings, service.metrics)
+    app.add_middleware(BodyLimit, settings, service.received)
     app.add_middleware(Authentication, settings, _needs_key)
     app.add_middleware(AccessLog, service.metrics)
     app.add_middleware(ResponseHeaders, closing=lambda: service.draining)

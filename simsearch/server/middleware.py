@@ -6,14 +6,16 @@ Each is plain ASGI. Authentication and BodyLimit raise ApiError for a request th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
 import logging
 import re
 import secrets
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -31,9 +33,6 @@ log = logging.getLogger("simsearch.serve")
 
 CLIENT_LEFT = 499
 """The status in logs and metrics of a request whose client left before it was answered (as in nginx)."""
-
-BODIES_IN_MEMORY = 16
-"""The bodies of all unanswered requests may take this many times the largest body."""
 
 MAX_HEAD_BYTES = 1 << 15
 """Size of a request's line and headers."""
@@ -91,7 +90,7 @@ class ResponseHeaders:
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         method = scope["method"]
         scope = {
-            **scope,
+            **_with_path_alone(scope),
             "method": "GET" if method == "HEAD" else method,
             "simsearch.id": request_id,
             "simsearch.method": method,  # for the log
@@ -110,6 +109,18 @@ class ResponseHeaders:
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
+
+
+def _with_path_alone(scope: Scope) -> Scope:
+    """Returns the scope with its path alone, if the request's target was a whole URL of this host (as proxies send)."""
+    path: str = scope["path"]
+    if not path.lower().startswith("http://"):
+        return scope
+    host, slash, rest = path[len("http://") :].partition("/")
+    if host.lower() != Headers(scope=scope).get("host", "").lower():
+        return scope
+    raw: bytes = scope.get("raw_path") or path.encode()
+    return {**scope, "path": slash + rest or "/", "raw_path": raw[len("http://") + len(host) :] or b"/"}
 
 
 class AccessLog:
@@ -203,7 +214,11 @@ class Authentication:
         origin = headers.get("origin")
         if not origin or method not in {"POST", "DELETE"} or origin in self.settings.cors:
             return
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        try:
+            same = urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        except ValueError:  # such as http://[
+            same = False
+        if not same:
             raise ApiError(400, "cross_origin", "pages of other sites may not call this service")
 
     def _check_key(self, headers: Headers) -> None:
@@ -228,12 +243,51 @@ def _check_head(scope: Scope, headers: Headers) -> None:
         raise ApiError(400, "bad_headers", text, {"connection": "close"})
 
 
+class ReceivedBytes:
+    """The bytes of all bodies that are in memory, and the bodies that are being received.
+
+    limit: the most bytes. rejected: called for each request that is refused.
+    """
+
+    def __init__(self, limit: int, rejected: Callable[[], None]) -> None:
+        self.limit, self.rejected = limit, rejected
+        self.total = 0
+        self._lock = threading.Lock()
+        self._waits: set[asyncio.Timeout] = set()
+
+    def add(self, size: int) -> None:
+        """Counts bytes, also those that are refused. Raises ApiError if there are too many now."""
+        with self._lock:
+            self.total += size
+            full = self.total > self.limit
+        if full and size > 0:
+            self.rejected()
+            raise ApiError(429, "too_many_requests", "too much is being sent at once", {"retry-after": "1"})
+
+    def hurry(self, seconds: float) -> None:
+        """Leaves the bodies that are being received no more than that time."""
+        end = asyncio.get_running_loop().time() + seconds
+        for wait in self._waits:
+            when = wait.when()
+            if when is not None and when > end:
+                wait.reschedule(end)
+
+    @contextlib.asynccontextmanager
+    async def waiting(self, seconds: float) -> AsyncIterator[None]:
+        """A time limit that `hurry` can shorten. Raises TimeoutError."""
+        async with asyncio.timeout(max(0.0, seconds)) as wait:
+            self._waits.add(wait)
+            try:
+                yield
+            finally:
+                self._waits.discard(wait)
+
+
 class BodyLimit:
     """Limits the size of a body, the time it may take to arrive, and the memory that all bodies take together."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: PrometheusMetrics) -> None:
-        self.app, self.settings, self.metrics = app, settings, metrics
-        self._total = 0  # bytes of the bodies of all requests that are not answered yet
+    def __init__(self, app: ASGIApp, settings: Settings, received: ReceivedBytes) -> None:
+        self.app, self.settings, self.received = app, settings, received
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -257,26 +311,23 @@ class BodyLimit:
             if message["type"] == "http.request":
                 size = len(message.get("body", b""))
                 received += size
-                self._total += size
                 complete = not message.get("more_body", False)
+                self.received.add(size)
                 if received > limit:
                     raise _too_large(limit)
-                if self._total > BODIES_IN_MEMORY * self.settings.max_body:
-                    self.metrics.rejected.inc()
-                    raise ApiError(429, "too_many_requests", "too much is being sent at once", {"retry-after": "1"})
             return message
 
         try:
             await self.app(scope, receive_within_limits, send)
         finally:
-            self._total -= received
+            self.received.add(-received)
 
     async def _receive_before(self, deadline: float, receive: Receive) -> Message:
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            async with self.received.waiting(deadline - time.monotonic()):
                 return await receive()
         except TimeoutError:
-            text = f"the body did not arrive within {self.settings.body_timeout:g} s"
+            text = "the body did not arrive in time"
             raise ApiError(400, "body_too_slow", text, {"connection": "close"}) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -12,6 +13,12 @@ from simsearch.version import __version__
 
 VERSION = __version__
 ABOUT = "Finds the indexed images most like an image. Distances are Euclidean and do not decrease."
+
+TAGS = [
+    {"name": "search", "description": "Searches by an image, an item or a vector."},
+    {"name": "items", "description": "The indexed images."},
+    {"name": "service", "description": "The indexes that are served, and the state of the service."},
+]
 
 Schema = dict[str, Any]
 Count = Annotated[int, Field(ge=0)]
@@ -34,6 +41,8 @@ class Item(_Item):
 class Match(_Item):
     rank: Annotated[int, Field(ge=1)]
     distance: Annotated[NotNegative, Field(description="Euclidean.")]
+    image_url: Annotated[str, Field(description="The image's file; relative to the service's address.")]
+    thumbnail_url: Annotated[str, Field(description="A small JPEG of it; relative to the service's address.")]
     similarity: Annotated[
         NotNegative, Field(le=1, description="The share of random pairs of images that are farther apart.")
     ]
@@ -88,7 +97,8 @@ class Error(BaseModel):
 
 _ITEM = {"id": 7, "path": "/photos/cat/1.jpg", "label": "cat"}
 _DETAILS = {**_ITEM, "metadata": {"year": 2012}, "width": 640, "height": 480, "bytes": 81234}
-_MATCH = {"rank": 1, **_ITEM, "distance": 9.1, "similarity": 0.998, "metadata": {}}
+_URLS = {"image_url": "/v1/items/7/image", "thumbnail_url": "/v1/items/7/thumbnail"}
+_MATCH = {"rank": 1, **_ITEM, **_URLS, "distance": 9.1, "similarity": 0.998, "metadata": {}}
 EXAMPLES: dict[type[BaseModel], Schema] = {
     Item: _DETAILS,
     Items: {"items": [_DETAILS]},
@@ -137,19 +147,88 @@ def schema_of(model: type[BaseModel]) -> Schema:
     whole = model.model_json_schema()
     definitions = whole.pop("$defs", {})
 
-    def plain(value: Any, named: bool = False) -> Any:
-        """Simplifies a part of a schema. named: the keys of the dict are names of fields."""
+    def without_references(value: Any) -> Any:
         if isinstance(value, list):
-            return [plain(each) for each in value]
+            return [without_references(each) for each in value]
         if not isinstance(value, dict):
             return value
-        if "$ref" in value and not named:
-            value = {**definitions[value["$ref"].rpartition("/")[2]], **{k: v for k, v in value.items() if k != "$ref"}}
-        kept = {k: v for k, v in value.items() if named or not (k == "title" or (k == "default" and not v))}
-        return {k: plain(v, named=k == "properties" and not named) for k, v in kept.items()}
+        if isinstance(value.get("$ref"), str):
+            rest = {key: each for key, each in value.items() if key != "$ref"}
+            value = {**definitions[value["$ref"].rpartition("/")[2]], **rest}
+        return {key: without_references(each) for key, each in value.items()}
 
-    schema: Schema = plain({key: value for key, value in whole.items() if key != "description"})
+    whole = without_references(whole)
+    schema: Schema = _plain({key: value for key, value in whole.items() if key != "description"})
     return {**schema, "examples": [EXAMPLES[model]]} if model in EXAMPLES else schema
+
+
+def named(document: Schema) -> Schema:
+    """Gives the schemas of a document names, for programs that make clients from it, and its operations tags."""
+    names = {_key(schema_of(model)): model.__name__ for model in EXAMPLES}
+    schemas: dict[str, Schema] = {}
+    for model in EXAMPLES:
+        schemas |= _definitions(model)
+
+    def name_for(schema: Schema, name: str) -> Schema:
+        if ways := _alternatives(schema):
+            return {
+                "oneOf": [name_for(each, name.replace("Request", f"By{way.title()}")) for way, each in ways.items()]
+            }
+        schemas.setdefault(name, schema)
+        return {"$ref": f"#/components/schemas/{name}"}
+
+    for path, operations in document["paths"].items():
+        tag = next((tag["name"] for tag in TAGS if path.startswith(f"/v1/{tag['name']}")), "service")
+        for operation in operations.values():
+            operation["tags"] = [tag]
+            title = operation["operationId"].title()
+            for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+                suffix = "Form" if kind == "multipart/form-data" else "Request"
+                content["schema"] = name_for(content["schema"], title + suffix)
+            for answer in operation["responses"].values():
+                for content in answer.get("content", {}).values():
+                    if name := names.get(_key(content.get("schema", {}))):
+                        content["schema"] = {"$ref": f"#/components/schemas/{name}"}
+    components = document.setdefault("components", {})
+    components["schemas"] = {**components.get("schemas", {}), **schemas}
+    return document
+
+
+def _key(schema: Schema) -> str:
+    """Returns the same text for equal schemas: FastAPI turns some whole numbers into floats."""
+    return json.dumps(json.loads(json.dumps(schema), parse_int=float), sort_keys=True)
+
+
+def _alternatives(schema: Schema) -> dict[str, Schema]:
+    """Returns the schemas of an object with exactly one of several fields, by that field; {} for another schema."""
+    ways = [each["required"][0] for each in schema.get("oneOf", ())]
+    common = {name: field for name, field in schema.get("properties", {}).items() if name not in ways}
+    rest = {key: each for key, each in schema.items() if key != "oneOf"}
+    return {way: {**rest, "properties": {way: schema["properties"][way], **common}, "required": [way]} for way in ways}
+
+
+def _definitions(model: type[BaseModel]) -> dict[str, Schema]:
+    """Returns the schema of a model and of those that it refers to, by name."""
+    whole = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    found = {**whole.pop("$defs", {}), model.__name__: whole}
+    examples = {each.__name__: [example] for each, example in EXAMPLES.items()}
+    return {
+        name: {
+            **_plain({key: value for key, value in schema.items() if key != "description"}),
+            **({"examples": examples[name]} if name in examples else {}),
+        }
+        for name, schema in found.items()
+    }
+
+
+def _plain(value: Any, named: bool = False) -> Any:
+    """Removes pydantic's titles and empty defaults from a schema. named: the keys of the dict are names of fields."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {k: v for k, v in value.items() if named or not (k == "title" or (k == "default" and not v))}
+    return {k: _plain(v, named=k == "properties" and not named) for k, v in kept.items()}
 
 
 def ok(model: type[BaseModel]) -> Schema:

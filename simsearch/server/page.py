@@ -37,7 +37,7 @@ def docs(document: dict[str, Any]) -> Response:
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>simsearch: HTTP</title>'
         f"<style>{_DOCS_STYLE}</style><main><h1>simsearch {openapi.VERSION}</h1>"
-        f'<p>{html.escape(openapi.ABOUT)} <a href="openapi.json">openapi.json</a></p>{"".join(parts)}</main></html>'
+        f'<p>{html.escape(openapi.ABOUT)} <a href="../openapi.json">openapi.json</a></p>{"".join(parts)}</main></html>'
     )
     return Response(text, media_type="text/html; charset=utf-8", headers={"content-security-policy": policy(text)})
 

@@ -9,21 +9,62 @@ go on sending a body that was refused; and JSON for bytes that are not HTTP.
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
 from typing import Any
 
 import h11
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from simsearch.server.middleware import ApiError
+from simsearch.server.middleware import MAX_HEAD_BYTES, ApiError
 
 MAX_CONNECTIONS = 512
 """Connections open at once."""
 
 STALL_SECONDS = 30.0
-"""A client that takes no byte of its response for this long is cut off."""
+"""A client that does not take what is buffered of its response (64 to 128 KiB) in this time is cut off."""
+
+LAST_STALL_SECONDS = 2.0
+"""The same while the service stops."""
+
+SEND_BUFFER = 1 << 17
+"""Bytes of a connection that the system may buffer; it would take megabytes for a client that reads slowly."""
 
 MAX_DISCARDED_BYTES = 64 << 20
 """Bytes of a refused body that are read and discarded: a client that is cut off while it sends sees no response."""
+
+
+CHUNKS, CHUNK_BYTES = 1000, 256
+"""A body may come in this many chunks, and in one more for each of these bytes: a chunk of one byte takes as long."""
+
+_HEAD_END = re.compile(rb"\r?\n\r?\n")  # h11 takes a bare LF for the end of a line
+_LENGTH = re.compile(rb"(?im)^content-length[ \t]*:([^\r\n]*)")
+
+
+class _StrictConnection(h11.Connection):
+    """Refuses bodies in very many chunks, and heads with two lengths even if they agree.
+
+    h11 shows one of them, and a proxy in front may have used the other.
+    """
+
+    _chunks = _received = 0
+
+    def next_event(self) -> Any:
+        if self.their_state is h11.IDLE:
+            self._chunks = self._received = 0
+            waiting = self.trailing_data[0]
+            end = _HEAD_END.search(waiting)
+            lengths = _LENGTH.findall(waiting, 0, end.start()) if end else []
+            if len(lengths) > 1 or any(b"," in length for length in lengths):
+                raise h11.RemoteProtocolError("more than one Content-Length", error_status_hint=400)
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._chunks += 1
+            self._received += len(event.data)
+            if self._chunks > CHUNKS + self._received // CHUNK_BYTES:
+                raise h11.RemoteProtocolError("too many chunks", error_status_hint=400)
+        return event
 
 
 class DeadlineProtocol(H11Protocol):
@@ -33,8 +74,15 @@ class DeadlineProtocol(H11Protocol):
     _stall_check: asyncio.TimerHandle | None = None
     _discarded = 0
 
+    def __init__(self, config: uvicorn.Config, *arguments: Any, **more: Any) -> None:
+        super().__init__(config, *arguments, **more)
+        self.conn = _StrictConnection(h11.SERVER, 2 * MAX_HEAD_BYTES)
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        connected = transport.get_extra_info("socket")
+        if connected is not None and connected.family != socket.AF_UNIX:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(ApiError(503, "too_many_connections", "too many connections at once", {"retry-after": "1"}))
         else:
@@ -59,27 +107,27 @@ class DeadlineProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._schedule_stall_check(self.transport.get_write_buffer_size())
+        self._schedule_stall_check()
 
     def resume_writing(self) -> None:
         self._cancel_stall_check()
         super().resume_writing()
+
+    def hurry(self) -> None:
+        """Gives a client that is slow to read less time, because the service stops."""
+        if self._stall_check is not None:
+            self._cancel_stall_check()
+            self._schedule_stall_check()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError(400, "bad_request", "the request cannot be read as HTTP"))
 
     # -- a client that stops reading
 
-    def _schedule_stall_check(self, unsent: int) -> None:
-        self._stall_check = self.loop.call_later(STALL_SECONDS, self._abort_if_stalled, unsent)
-
-    def _abort_if_stalled(self, before: int) -> None:
-        """Ends the connection if the client has taken nothing since `before` bytes were unsent."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent >= before:
-            self.transport.abort()
-        else:
-            self._schedule_stall_check(unsent)
+    def _schedule_stall_check(self) -> None:
+        app: Any = self.config.app
+        seconds = LAST_STALL_SECONDS if app.state.service.draining else STALL_SECONDS
+        self._stall_check = self.loop.call_later(seconds, self.transport.abort)
 
     def _cancel_stall_check(self) -> None:
         if self._stall_check is not None:
@@ -107,7 +155,9 @@ class DeadlineProtocol(H11Protocol):
 
     def _refuse_late_head(self) -> None:
         self._deadline = None
-        if not self.transport.is_closing():
+        if self.conn.our_state is h11.IDLE and self.cycle is not None and not self.conn.trailing_data[0]:
+            self.transport.close()  # it has had its answers, and has not asked for more
+        elif not self.transport.is_closing():
             self._refuse(ApiError(400, "head_too_slow", "the head of the request did not arrive in time"))
 
     def _refuse(self, refused: ApiError) -> None:

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import Response
 
-from simsearch.server import openapi
+from simsearch.server import openapi, reference
 from simsearch.server import page as server_page
 from simsearch.server.errors import reply
 from simsearch.server.openapi import binary, errors, ok, responses
@@ -28,6 +28,7 @@ def install(app: FastAPI, service: SearchService) -> None:
     _service_routes(app, service)
     _search(app, service)
     _items(app, service)
+    app.openapi_schema = openapi.named(app.openapi())
     if service.settings.api_keys:
         app.openapi_schema = openapi.with_keys(app.openapi())
 
@@ -39,7 +40,15 @@ def _service_routes(app: FastAPI, service: SearchService) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return server_page.docs(app.openapi())
+        return reference.docs(app.openapi())
+
+    @app.get("/docs/plain", include_in_schema=False)
+    async def plain_docs() -> Response:
+        return reference.plain(app.openapi())
+
+    @app.get("/docs/{name}", include_in_schema=False)
+    async def docs_file(name: str) -> Response:
+        return reference.file(name)
 
     @app.get("/health", summary="Health of the process", responses=responses(openapi.Health, 400))
     async def health() -> Response:
@@ -91,12 +100,12 @@ def _items(app: FastAPI, service: SearchService) -> None:
     async def items(request: Request, count: Count = 12, index: Index = None) -> Response:
         return await service.items(request, count)
 
-    @app.get("/v1/items/{id}", summary="One item", responses={**responses(openapi.Item), **reading})
+    @app.get("/v1/items/{id:int}", summary="One item", responses={**responses(openapi.Item), **reading})
     async def item(request: Request, number: Number, index: Index = None) -> Response:
         return await service.item(request, number)
 
     @app.get(
-        "/v1/items/{id}/image",
+        "/v1/items/{id:int}/image",
         summary="An item's image file",
         response_class=Response,
         responses={**binary("image/*", "application/octet-stream"), **reading},
@@ -105,7 +114,7 @@ def _items(app: FastAPI, service: SearchService) -> None:
         return await service.image(request, number)
 
     @app.get(
-        "/v1/items/{id}/thumbnail",
+        "/v1/items/{id:int}/thumbnail",
         summary="A small JPEG of an item",
         response_class=Response,
         responses={**binary("image/jpeg"), 304: {"description": "Unchanged."}, **reading},
@@ -128,7 +137,7 @@ def _items(app: FastAPI, service: SearchService) -> None:
         return await service.add(request)
 
     @app.delete(
-        "/v1/items/{id}",
+        "/v1/items/{id:int}",
         summary="Removes an item",
         include_in_schema=write,
         status_code=204,

@@ -9,19 +9,33 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import uvicorn
+from PIL import Image
 
+from simsearch.common.machine import own_memory, return_freed_memory
+from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.server.protocol import DeadlineProtocol
+from simsearch.storage.feature_files import allow_files
 
 IDLE = 1.0
 """Seconds that an open connection has, after a stop was requested, to send a request that is on its way."""
 
 GRACE = 35
 """Seconds to finish requests after a stop was requested."""
+
+LEAST_MEMORY = 160 << 20
+"""Bytes for requests without which a service is of no use: a body of 32 MiB takes a fifth of them."""
+
+OPEN_FILES = 4096
+"""A connection takes a descriptor, and another one while it is sent a file."""
+
+MAPPED_BYTES = 1 << 20
+"""Larger blocks of memory are returned to the system when they are freed."""
 
 
 class Server(uvicorn.Server):
@@ -43,11 +57,13 @@ class Server(uvicorn.Server):
         self.stop_signal, self.should_exit = number, True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.app.state.service.draining = True  # type: ignore[union-attr]
+        self.config.app.state.service.drain()  # type: ignore[union-attr]
         for _ in range(10):  # accepts connections that are waiting
             await asyncio.sleep(0)
         for server in self.servers:
             server.close()
+        for connection in list(self.server_state.connections):
+            connection.hurry()
         end = asyncio.get_running_loop().time() + IDLE
         while self.server_state.connections and asyncio.get_running_loop().time() < end and not self.force_exit:
             await asyncio.sleep(0.02)
@@ -87,10 +103,10 @@ class JsonFormatter(logging.Formatter):
 
 @contextlib.contextmanager
 def _logs() -> Iterator[None]:
-    """Writes the service's log to stderr, as lines of JSON."""
+    """Writes the service's log, and the warnings of all libraries, to stderr as lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    levels = {"simsearch.serve": logging.INFO, "simsearch": logging.WARNING, "uvicorn.error": logging.WARNING}
+    levels = dict.fromkeys(("", "simsearch", "uvicorn.error"), logging.WARNING) | {"simsearch.serve": logging.INFO}
     loggers = {logging.getLogger(name): level for name, level in levels.items()}
     before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
     try:
@@ -104,8 +120,27 @@ def _logs() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def memory_for_requests(engines: Iterable[Engine], promised: int, batch: int) -> int:
+    """Returns the bytes that are left for requests if the whole process is to take no more than `promised`.
+
+    Loads the models and computes one full batch, since that memory stays in use. Raises UsageError if nothing is left.
+    """
+    for engine in engines:
+        pixels = engine.recipe.pixels(Image.new("RGB", (64, 64)))
+        engine.load_model().features(np.stack([pixels] * batch))
+    used = own_memory()
+    if promised - used < LEAST_MEMORY:
+        need = -(-(used + LEAST_MEMORY) // 2**20)
+        raise UsageError(
+            f"the service takes {used >> 20} MiB before the first request", hint=f"--memory {need} or more"
+        )
+    return promised - used
+
+
 def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT. say: called with the URL. Raises UsageError, KeyboardInterrupt."""
+    allow_files(OPEN_FILES)
+    return_freed_memory(MAPPED_BYTES)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -117,6 +152,7 @@ def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
     for served in app.state.service.indexes.values():
         served.run(lambda engine: engine.load_model())
         served.check()
+    app.state.service.uploads.sweep(app.state.service.indexes.values() if app.state.service.settings.writable else ())
     listener.listen(1024)  # clients may connect as soon as the URL is known
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     say(f"http://{shown}:{listener.getsockname()[1]}/")

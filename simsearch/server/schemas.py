@@ -5,6 +5,8 @@ The fields of a search are made from the table of search options, so a new optio
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Self, cast
 
 from pydantic import (
@@ -31,6 +33,13 @@ MOST_URL, MOST_CONDITION, MOST_LABEL = 4000, 1000, 200
 
 ItemId = Annotated[int, Field(ge=0, le=LARGEST_ID)]
 Component = Annotated[float, Field(gt=-1e30, lt=1e30, allow_inf_nan=False)]
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """Returns an error message for a name that is not known, with the most similar one that is."""
+    shown = name[:80].encode("utf-8", "replace").decode()
+    near = difflib.get_close_matches(shown.lower(), known, 1)
+    return f"{shown} is not known here" + (f"; did you mean {near[0]}?" if near else "")
 
 
 class Body(BaseModel):
@@ -61,8 +70,8 @@ class Body(BaseModel):
         if isinstance(given, dict):
             for name in given:  # only the first one: pydantic would collect an error for each
                 if name not in cls.model_fields:
-                    shown = str(name)[:80].encode("utf-8", "replace").decode()
-                    raise PydanticCustomError("unknown", "{name} is not known here", {"name": shown})
+                    message = unknown(str(name), list(cls.model_fields)).replace("{", "{{").replace("}", "}}")
+                    raise PydanticCustomError("unknown", cast(Any, message))
             cls._check_together(given)
         return given
 

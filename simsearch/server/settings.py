@@ -7,6 +7,9 @@ from typing import Any
 
 from simsearch.errors import UsageError
 
+DECODING, BODIES = 6, 2
+"""Tenths of the memory."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -19,6 +22,8 @@ class Settings:
     writable: allow POST and DELETE of items.
     allow_urls: allow searches by URL.
     max_body: the largest body in bytes. max_pixels: the largest image. max_k: the most matches.
+    memory: bytes that all requests together may take, beyond what the process takes when idle; what does not fit gets
+    status 413 or 429. Six tenths are for decoding, two for bodies, the rest for answers.
     in_flight: searches accepted at once; others get status 429.
     batch_size: searches computed at once.
     timeout: seconds for an answer. body_timeout: seconds for a body to arrive. head_timeout: seconds for a request's
@@ -33,6 +38,7 @@ class Settings:
     allow_urls: bool = False
     max_body: int = 32 << 20
     max_pixels: int = 64_000_000
+    memory: int = 640 << 20
     max_k: int = 1000
     in_flight: int = 128
     batch_size: int = 32
@@ -53,6 +59,7 @@ class Settings:
         for name in (
             "max_body",
             "max_pixels",
+            "memory",
             "max_k",
             "in_flight",
             "batch_size",
@@ -62,3 +69,16 @@ class Settings:
         ):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be positive")
+        if self.bodies < self.max_body:
+            need = self.max_body * 10 // BODIES
+            raise UsageError(f"memory is {self.memory:,}, but a body of {self.max_body:,} bytes needs {need:,}")
+
+    @property
+    def decoding(self) -> int:
+        """Bytes for decoding images."""
+        return self.memory * DECODING // 10
+
+    @property
+    def bodies(self) -> int:
+        """Bytes for the bodies of unanswered requests, and for files in memory that are being sent."""
+        return self.memory * BODIES // 10

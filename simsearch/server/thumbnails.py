@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import threading
 from collections import OrderedDict
+from typing import IO
 
 from PIL import Image
 
+from simsearch.common.machine import MemoryBudget
 from simsearch.engine import Engine
-from simsearch.images import decode
+from simsearch.images import decode, memory
 from simsearch.server.reloading import ReloadableIndex
 
 CACHE = 32 << 20
@@ -27,14 +28,13 @@ _FORMATS = {
 }
 
 
-def file(served: ReloadableIndex, number: int) -> tuple[bytes, str | None]:
-    """Reads an item's file; returns it with its media type, None if browsers cannot show it. Raises ImageError."""
-
-    def read(engine: Engine) -> bytes:
-        return engine.read(number)
-
-    data = served.run(read)
-    return data, _kind(data)
+def file(served: ReloadableIndex, number: int, budget: MemoryBudget) -> tuple[IO[bytes], str | None]:
+    """Opens an item's file; returns it with its media type, None if browsers cannot show it. Raises ImageError."""
+    opened = served.run(lambda engine: engine.open_image(number, budget=budget))
+    try:
+        return opened, _kind(opened)
+    finally:
+        opened.seek(0)
 
 
 def digest(served: ReloadableIndex, number: int) -> bytes:
@@ -53,11 +53,9 @@ def spread(served: ReloadableIndex, count: int) -> list[int]:
     return served.run(read)
 
 
-def _kind(data: bytes) -> str | None:
-    if not decode.looks_like_image(data[:32]):
-        return None
+def _kind(file: IO[bytes]) -> str | None:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(file) as image:
             return _FORMATS.get(image.format or "")
     except Exception:  # hostile bytes make Pillow raise nearly anything
         return None
@@ -71,20 +69,25 @@ class Thumbnails:
         self._cached_bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, served: ReloadableIndex, number: int, digest: bytes, size: int) -> bytes:
-        """Returns the item's image as JPEG, within `size` x `size` pixels. Raises ImageError if it cannot be read."""
+    def get(self, served: ReloadableIndex, number: int, digest: bytes, size: int, budget: MemoryBudget) -> bytes:
+        """Returns the item's image as JPEG, within `size` x `size` pixels. Raises ImageError if it cannot be read.
+
+        budget: memory for decoding.
+        """
         with self._lock:
             if (known := self._cache.get((digest, size))) is not None:
                 self._cache.move_to_end((digest, size))
                 return known
-        data = served.run(lambda engine: engine.read(number))
-        image = decode.decode_image(data, size).image
+        with (
+            served.run(lambda engine: engine.open_image(number, decodes=False)) as file,
+            budget.hold(memory.peak_memory(file, size)),
+        ):
+            image = decode.decode_image(file, size).image
         image.thumbnail((size, size))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=85)
         made = buffer.getvalue()
-        if hashlib.sha256(data).digest() == digest:  # otherwise the file has changed since it was indexed
-            self._put(digest, size, made)
+        self._put(digest, size, made)
         return made
 
     def _put(self, digest: bytes, size: int, made: bytes) -> None:

@@ -8,14 +8,16 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from simsearch.common.machine import MemoryBudget
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError, UsageError
-from simsearch.images import decode
+from simsearch.images import decode, memory
 from simsearch.images.sources.tables import ManifestSource
 from simsearch.indexing import options, sync
+from simsearch.server.reloading import ReloadableIndex
 from simsearch.storage.folder import Folder
 from simsearch.storage.index import Index
 
@@ -28,20 +30,27 @@ class Uploads:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._swept: set[tuple[int, int]] = set()
 
-    def add(self, engine: Engine, query: dict[str, Any], largest: int) -> tuple[int, bool]:
+    def add(self, engine: Engine, query: dict[str, Any], largest: int, budget: MemoryBudget) -> tuple[int, bool]:
         """Adds an image; returns its item's id, and True if the item is new. Raises SimsearchError.
 
-        query: `image`, and optionally `label` and `metadata`. largest: the most pixels.
+        An image that was uploaded before keeps the label and metadata that it has.
+        query: `image`, and optionally `label` and `metadata`. largest: the most pixels. budget: memory for decoding.
         """
         data: bytes = query["image"]
-        decode.decode_image(data, engine.recipe.resize, largest)
+        with budget.hold(memory.peak_memory(data, engine.recipe.resize)):
+            decode.decode_image(data, engine.recipe.resize, largest)
+            return self._add(engine, query, data)
+
+    def _add(self, engine: Engine, query: dict[str, Any], data: bytes) -> tuple[int, bool]:
         name = hashlib.sha256(data).hexdigest()
         engine.index.check_in_place()
         folder = _folder(engine.index, create=True)
         with self._alone(folder):
             if found := _find(engine, name):
                 return found, False
+            self._sweep_once(folder)
             if folder.exists(name):  # left by a process that died
                 _forget(folder, name)
             _write(folder, name, data)
@@ -61,6 +70,30 @@ class Uploads:
             if found is None:
                 raise SimsearchError("the image could not be indexed")
             return found, True
+
+    def sweep(self, indexes: Iterable[ReloadableIndex]) -> None:
+        """Removes the partial files of processes that died while they wrote, unless another process is writing now."""
+        for served in indexes:
+            with contextlib.suppress(SimsearchError, OSError):
+                served.run_once(self._sweep)
+
+    def _sweep(self, engine: Engine) -> None:
+        folder = _folder(engine.index)
+        if folder.identity != (0, 0):
+            with self._alone(folder):
+                self._sweep_once(folder)
+
+    def _sweep_once(self, folder: Folder) -> None:
+        """Removes files that were never completed; once for each folder, since listing it takes time.
+
+        The caller keeps others out of the folder. Raises OSError.
+        """
+        if folder.identity in self._swept:
+            return
+        self._swept.add(folder.identity)
+        for name in folder.names():
+            if name.startswith(".") and name.endswith((".partial", ".tmp")):
+                folder.unlink(name)
 
     def remove(self, engine: Engine, number: int) -> None:
         """Removes an item, and its file if it was added over HTTP. Raises ItemNotFoundError."""

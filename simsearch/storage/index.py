@@ -140,10 +140,10 @@ class Index:
         generation = reader.state("generation")
         with self._lock:
             if self._sources[0] != generation:
-                known = {(source.kind, source.root): source for source in self._sources[1].values()}
+                known = {(source.kind, source.root, source.outside): source for source in self._sources[1].values()}
                 found = Sources()
                 for row in reader.sources():
-                    place = row.kind, self.root_of(row)
+                    place = row.kind, self.root_of(row), row.options.get("outside") is True
                     found[row.id] = known.get(place) or RecordedSource(*place)
                 self._sources = generation, found
             return self._sources[1]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.common.machine import MemoryBudget
 from simsearch.errors import ImageError
-from simsearch.images.sources import resolve
+from simsearch.images import decode
+from simsearch.images.sources import recorded, resolve
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,11 +33,21 @@ def failures(index: OpenIndex) -> list[tuple[str, str]]:
         return [(sources[source].display(path), reason) for source, path, reason in reader.failures()]
 
 
-def read(index: OpenIndex, number: int) -> bytes:
-    """Returns the bytes of an item's image file. Raises ItemNotFoundError, ImageError."""
+def open_image(index: OpenIndex, number: int, *, decodes: bool = True, budget: MemoryBudget | None = None) -> IO[bytes]:
+    """Opens an item's image file, as it was indexed; see `recorded.open_recorded`. The caller closes it.
+
+    Raises ItemNotFoundError, and ImageError if the file is gone, has changed, or lies outside its source.
+    """
     with index.reading() as reader:
         item = reader.item(number)
-        return index.sources(reader)[item.source].read(item.path)
+        source = index.sources(reader)[item.source]
+        return recorded.open_recorded(source, item.path, item.digest, decodes=decodes, budget=budget)
+
+
+def read(index: OpenIndex, number: int) -> bytes:
+    """Returns the bytes of an item's image file, as it was indexed. Raises ItemNotFoundError, ImageError."""
+    with open_image(index, number) as file:
+        return file.read()
 
 
 def thumbnail(index: OpenIndex, picture: Any, shorter_side: int) -> Image.Image | None:
@@ -44,7 +56,9 @@ def thumbnail(index: OpenIndex, picture: Any, shorter_side: int) -> Image.Image 
     picture: an id, or of any type that `resolve.open_picture` takes.
     """
     try:
-        data = read(index, int(picture)) if isinstance(picture, int | np.integer) else picture
-        return resolve.open_picture(data, shorter_side).image
+        if not isinstance(picture, int | np.integer):
+            return resolve.open_picture(picture, shorter_side).image
+        with open_image(index, int(picture), decodes=False) as file:
+            return decode.decode_image(file, shorter_side).image
     except ImageError:
         return None

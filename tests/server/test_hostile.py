@@ -106,6 +106,26 @@ SENT = {
     "a negative length": (head(JSON, "Content-Length: -1", **POST), 400, "bad_request"),
     "a length over 2**64": (head(JSON, "Content-Length: 99999999999999999999", **POST), 413, "too_large"),
     "two lengths": (head(JSON, "Content-Length: 9", "Content-Length: 10", **POST) + b'{"id": 1}', 400, "bad_request"),
+    "two lengths that agree": (
+        head(JSON, "Content-Length: 9", "Content-Length: 9", **POST) + b'{"id": 1}',
+        400,
+        "bad_request",
+    ),
+    "a list of lengths that agree": (head(JSON, "Content-Length: 9, 9", **POST) + b'{"id": 1}', 400, "bad_request"),
+    "two lengths, lines end in LF": (
+        head(JSON, "Content-Length: 9", "Content-Length: 9", **POST).replace(b"\r\n", b"\n") + b'{"id": 1}',
+        400,
+        "bad_request",
+    ),
+    "chunks of one byte": (
+        head(JSON, "Transfer-Encoding: chunked", **POST) + b"1\r\n \r\n" * 2000,
+        400,
+        "bad_request",
+    ),
+    "a whole URL": (head(path="http://127.0.0.1/v1/items/1"), 200, None),
+    "an origin that is no URL": (head(JSON, "Origin: http://[", "Content-Length: 9", **POST), 400, "cross_origin"),
+    "an id with a point": (head(method="DELETE", path="/v1/items/1.0"), 404, "not_found"),
+    "an unknown parameter": (head(path="/v1/items/1/thumbnail?sise=64"), 422, "bad_argument"),
     "lengths in a list": (head(JSON, "Content-Length: 9, 10", **POST) + b'{"id": 1}', 400, "bad_request"),
     "two content types": (
         head(JSON, "Content-Type: text/plain", "Content-Length: 9", **POST) + b'{"id": 1}',
@@ -228,6 +248,13 @@ def test_slow_heads_and_bodies_have_a_deadline(port):
         assert answer(connection)[:2] == (400, "body_too_slow")
 
 
+def test_idle_connection_is_closed_without_a_word(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(head("Content-Length: 5000000", JSON, **POST) + bytes(5_000_000))  # refused, and discarded
+        found = answer(connection, more=True)
+        assert (found[:2], found[3]) == ((413, "too_large"), b"")
+
+
 def test_who_sends_too_much_can_read_why(port):
     import httpx
 
@@ -260,11 +287,8 @@ def test_clients_that_leave(port):
     assert raw(port, head())[0] == 200
 
 
-def test_bodies_together_have_a_limit(engine, monkeypatch):
-    from simsearch.server import middleware
-
-    app = simsearch.create_app(engine, max_body=1 << 20, body_timeout=2.5, api_keys=KEY)
-    monkeypatch.setattr(middleware, "BODIES_IN_MEMORY", 2)  # times the largest body, of 1 MiB
+def test_bodies_together_have_a_limit(engine):
+    app = simsearch.create_app(engine, max_body=1 << 20, memory=10 << 20, body_timeout=2.5, api_keys=KEY)
     start = head("Content-Type: multipart/form-data; boundary=b", "Content-Length: 1000000", **POST)
     start += b'--b\r\nContent-Disposition: form-data; name="image"; filename="q"\r\n\r\n' + bytes(900_000)
     with serving(app) as port, contextlib.ExitStack() as stack:
@@ -390,6 +414,12 @@ TARGETS = [
     "http://[2002:7f00:1::]/",
     "http://[2001:0:7f00:1::]/",
     "http://192.0.2.1/",
+    "http://192.88.99.1/",
+    "http://[::ffff:0:127.0.0.1]/",
+    "http://[fec0::1]/",
+    "http://[3fff::1]/",
+    "http://[5f00::1]/",
+    "http://[2002:5db8:d70e::]/",
     "http://198.18.0.1/",
     "file:///etc/passwd",
     "ftp://example.org/",
@@ -431,13 +461,14 @@ def test_targets_that_are_not_public(engine, url):
     assert found.status_code == 422
 
 
-def permit(monkeypatch, *allowed):
+def permit(monkeypatch, *allowed, limit=1.0):
     """Lets the service fetch from the test's site, as if its address were public; from no other."""
     from simsearch.server import handlers
 
-    def fetched(url, largest, seconds, *, public_only):
+    def fetched(url, largest, seconds, *, public_only, **more):
         assert public_only
-        return fetch_public(url, largest, min(seconds, 1.0), permitted=lambda a: str(a) in allowed, any_port=True)
+        seconds = min(seconds, limit)
+        return fetch_public(url, largest, seconds, permitted=lambda a: str(a) in allowed, any_port=True, **more)
 
     monkeypatch.setattr(handlers, "fetch", fetched)
 
@@ -461,6 +492,7 @@ def test_redirects_and_answers_that_are_refused(engine, site, monkeypatch):
         f"{site}/to?http://[::1]/": "not on the public Internet",
         f"{site}/to?//10.0.0.1/x": "not on the public Internet",
         f"{site}/to?file:///etc/passwd": "only http and https",
+        f"{site}/to?http://[": "cannot be read",
         f"{site}/to?/to?/to?/to?/to?/picture.png": "redirects",
         f"{site}/lost": "redirects",
         f"{site}/nowhere": "status 404",

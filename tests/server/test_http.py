@@ -1,6 +1,7 @@
 """The service as its clients meet it: requests, refusals, keys, hosts and errors."""
 
 import ipaddress
+import re
 import threading
 
 import pytest
@@ -103,6 +104,7 @@ def test_the_openapi_document(engine):
                 assert answer["description"]
                 schema = answer.get("content", {}).get("application/json", {}).get("schema")
                 if schema is not None:
+                    schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
                     assert schema["examples"], f"{path} {status} has no example"
                 if int(status) >= 400:
                     assert schema["required"] == ["error"], f"{path} {status}"
@@ -110,6 +112,91 @@ def test_the_openapi_document(engine):
     assert {"post", "get"} == set(writing["paths"]["/v1/items"])
     assert writing["paths"]["/v1/search"]["post"]["security"] == [{"bearer": []}, {"header": []}]
     assert "security" not in writing["paths"]["/health"]["get"]
+
+
+def test_schemas_have_names_and_routes_tags(engine):
+    app = simsearch.create_app(engine, writable=True, allow_urls=True)
+    document = Client(app)("GET", "/openapi.json").json()
+    assert set(document["components"]["schemas"]) >= {
+        *("SearchById", "SearchByVector", "SearchByUrl", "SearchForm", "AddForm"),
+        *("Answer", "Match", "Item", "Items", "Listing", "Index", "Error", "ErrorDetails"),
+    }
+    named = document["components"]["schemas"]
+
+    def references(value):
+        if isinstance(value, dict):
+            found = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+            return found + [each for inner in value.values() for each in references(inner)]
+        return [each for inner in value for each in references(inner)] if isinstance(value, list) else []
+
+    assert {name.rpartition("/")[2] for name in references(document)} <= set(named)
+    tags = {tag["name"] for tag in document["tags"]}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert set(operation["tags"]) < tags
+            assert operation["operationId"].isidentifier()
+    search = document["paths"]["/v1/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert [each["$ref"].rpartition("/")[2] for each in search["oneOf"]] == [
+        "SearchById",
+        "SearchByVector",
+        "SearchByUrl",
+    ]
+    assert named["SearchById"]["required"] == ["id"]
+    assert "vector" not in named["SearchById"]["properties"]
+
+
+def test_matches_have_urls(engine):
+    from fastapi import FastAPI
+
+    app = simsearch.create_app({"a": engine, "b & c": engine})
+    outer = FastAPI()
+    outer.mount("/similar", simsearch.create_app(engine))
+    for client, path in ((Client(app), "/v1/search"), (Client(outer), "/similar/v1/search")):
+        for query in ("", "?index=b%20%26%20c") if client.app is app else ("",):
+            match = client("POST", path + query, json={"id": 1, "k": 1}).json()["matches"][0]
+            found = client("GET", match["image_url"])
+            assert found.content == engine.read(match["id"])
+            assert client("GET", match["thumbnail_url"]).headers["content-type"] == "image/jpeg"
+            assert ("index=" in match["image_url"]) == bool(query)
+
+
+@pytest.mark.parametrize(
+    ("sent", "near"),
+    [
+        ({"json": {"id": 1, "max_distanse": 3}}, "max_distance"),
+        ({"json": {"id": 1, "Filter": "label=cat"}}, "filter"),
+        ({"json": {"idd": 1, "id": 1}}, "id"),
+        ({"json": {"id": 1}, "params": {"indx": "default"}}, "index"),
+    ],
+)
+def test_did_you_mean(client, sent, near):
+    found = client("POST", "/v1/search", **sent)
+    assert code(found) == (422, "bad_argument")
+    assert found.json()["error"]["message"].endswith(f"is not known here; did you mean {near}?")
+
+
+def test_reference_loads_nothing_from_elsewhere(client):
+    pytest.importorskip("fastapi_offline", reason="the [serve] extra is not whole")
+    page = client("GET", "/docs")
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert sorted(each for each in addresses if not each.startswith("data:")) == [
+        "docs/plain",
+        "docs/swagger-ui-bundle.js",
+        "docs/swagger-ui.css",
+    ]
+    assert "http" not in page.headers["content-security-policy"]
+    for path in ("/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/plain"):
+        assert client("GET", path).status_code == 200
+    for path in ("/docs/redoc.standalone.js", "/docs/..%2f__init__.py", "/docs/x"):
+        assert client("GET", path).status_code == 404
+
+
+def test_reference_without_swagger(client, monkeypatch):
+    from simsearch.server import reference
+
+    monkeypatch.setattr(reference, "_folder", lambda: None)
+    assert "<h2>" in client("GET", "/docs").text
+    assert client("GET", "/docs/swagger-ui.css").status_code == 404
 
 
 def test_keys(engine):

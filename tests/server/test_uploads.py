@@ -14,8 +14,9 @@ httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
 
 def test_writing(engine):
     off = Client(simsearch.create_app(engine))
-    assert code(off("POST", "/v1/items", files=upload(png()))) == (404, "read_only")
-    assert code(off("DELETE", "/v1/items/1")) == (404, "read_only")
+    for refused in (off("POST", "/v1/items", files=upload(png())), off("DELETE", "/v1/items/1")):
+        assert code(refused) == (405, "read_only")
+        assert refused.headers["allow"] == "GET, HEAD"
     client = Client(simsearch.create_app(engine, writable=True))
     made = client("POST", "/v1/items", files=upload(png()), data={"label": "../x", "metadata": '{"year": 2000}'})
     assert made.status_code == 201
@@ -71,3 +72,35 @@ def test_leftovers_of_dead_upload_are_removed(engine):
     manifest.write_bytes(manifest.read_bytes() + b'{"path": "34')
     assert client("POST", "/v1/items", files=upload(png((9, 11)))).status_code == 201
     assert sync.sync(engine.index, engine.model, [], options.BuildOptions()).unchanged == len(engine) == 24 + 3
+
+
+def test_known_picture_keeps_its_label(engine, photos):
+    client = Client(simsearch.create_app(engine, writable=True))
+    first = client("POST", "/v1/items", files=upload(png()), data={"label": "cat", "metadata": '{"year": 1}'})
+    again = client("POST", "/v1/items", files=upload(png()), data={"label": "dog", "metadata": '{"year": 2}'})
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.json() == first.json() == client("GET", f"/v1/items/{first.json()['id']}").json()
+    known = (photos / "amber" / "0.png").read_bytes()  # of another source: an item of its own
+    added = client("POST", "/v1/items", files=upload(known), data={"label": "dog"})
+    assert (added.status_code, added.json()["label"]) == (201, "dog")
+    assert client("GET", "/v1/items/1").json()["label"] == "amber"
+
+
+def test_partial_files_are_swept(engine):
+    app = simsearch.create_app(engine, writable=True)
+    assert Client(app)("POST", "/v1/items", files=upload(png())).status_code == 201
+    uploads = engine.path / "uploads"
+    before = sorted(path.name for path in uploads.iterdir())
+
+    def leave():
+        for name in (".abc.tmp", ".items.jsonl.partial", ".x.1234.partial"):
+            (uploads / name).write_bytes(b"half")
+
+    leave()
+    service = simsearch.create_app(engine, writable=True).state.service
+    service.uploads.sweep(service.indexes.values())  # as at the start of `serve`
+    assert sorted(path.name for path in uploads.iterdir()) == before
+    leave()
+    client = Client(simsearch.create_app(engine, writable=True))
+    assert client("POST", "/v1/items", files=upload(png((9, 9)))).status_code == 201
+    assert not [path.name for path in uploads.iterdir() if path.name.startswith(".")]

@@ -87,6 +87,9 @@ class Source(ABC):
     """A collection of images on disk. `kind` and `root` identify it in an index."""
 
     kind: str
+    download = True
+    """False to never fetch a data set from its site; for one that an index names."""
+
     labelled = False
     """True if the source itself has labels; otherwise the folders' names may be used."""
 
@@ -94,6 +97,13 @@ class Source(ABC):
         self.root = root
         self.within = within
         """The relative path of the only file or folder to list, if the kind of source supports that; empty for all."""
+        self.outside = True
+        """False to leave out files that lie outside `folder`, also those that links lead to."""
+
+    @property
+    def folder(self) -> str | None:
+        """The folder that the paths are relative to; None if the images are in a container."""
+        return None
 
     @abstractmethod
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
@@ -133,6 +143,10 @@ class FolderSource(Source):
         super().__init__(root, within)
         self.only: frozenset[str] | None = None
         """The only paths to list, for a folder from which single files were added; None for all."""
+
+    @property
+    def folder(self) -> str:
+        return self.root
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
         found = Listing()

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -100,6 +100,8 @@ def reopen(kind: str, root: str) -> Source:
     """Opens a source that an index recorded. Raises UsageError."""
     if kind not in SOURCE_CLASSES:
         raise UsageError(f"the index has a source of unknown kind {kind!r}", hint="a newer simsearch may know it")
+    if kind not in {"folder", "dataset"} and os.path.exists(root) and not os.path.isfile(root):
+        raise UsageError(f"{root} is not a regular file")  # opening a pipe would wait for a writer
     return SOURCE_CLASSES[kind](root)
 
 
@@ -170,11 +172,14 @@ def open_picture(picture: Any, shorter_side: int | None, name: str | None = None
 
 
 class RecordedSource(Source):
-    """A source recorded in an index; its container is opened when an image of it is first read."""
+    """A source recorded in an index; its container is opened when an image of it is first read.
 
-    def __init__(self, kind: str, root: str) -> None:
+    outside: True if the builder allowed images outside the source's folder.
+    """
+
+    def __init__(self, kind: str, root: str, outside: bool = False) -> None:
         super().__init__(root)
-        self.kind = kind
+        self.kind, self.outside = kind, outside
         self._opened: Source | None = None
         self._lock = threading.Lock()
         fork.in_child(self._open_again)
@@ -189,15 +194,23 @@ class RecordedSource(Source):
             if self._opened is None:
                 try:
                     self._opened = reopen(self.kind, self.root)
+                    self._opened.download = False
                 except UsageError as error:
                     raise ImageError(str(error), hint=error.hint) from error
             return self._opened
+
+    @property
+    def folder(self) -> str | None:
+        return self._source().folder
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
         return self._source().listing(exclude)
 
     def read(self, path: str) -> bytes:
         return self._source().read(path)
+
+    def stream(self, path: str) -> IO[bytes]:
+        return self._source().stream(path)
 
     def close(self) -> None:
         with self._lock:

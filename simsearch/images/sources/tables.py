@@ -13,9 +13,13 @@ from simsearch.common.outside_json import check_depth
 from simsearch.errors import UsageError
 from simsearch.images.sources.base import Entry, Listing, Source, file_stamp, open_file, read_file
 from simsearch.images.sources.exclude import Exclusion
+from simsearch.images.sources.recorded import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+OUTSIDE = "outside the manifest's folder; `build --allow-outside` permits it"
+"""The problem of a path of a manifest that leads out of its folder, if that is not permitted."""
 
 
 class ManifestSource(Source):
@@ -32,6 +36,10 @@ class ManifestSource(Source):
     def __init__(self, root: str, within: str = "", line: str | None = None) -> None:
         super().__init__(root, within)
         self._line = line
+
+    @property
+    def folder(self) -> str:
+        return os.path.dirname(self.root)
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
         found, leave_out = Listing(), Exclusion(exclude, os.path.dirname(self.root))
@@ -50,6 +58,8 @@ class ManifestSource(Source):
             try:
                 facts = os.stat(self.display(path))
                 size, stamp = facts.st_size, file_stamp(facts)
+                if not self.outside and not is_inside(self.display(path), self.folder):
+                    problem = OUTSIDE
             except UnicodeEncodeError:
                 raise UsageError(f"{self.root}, line {number}: the path {path!r} cannot name a file") from None
             except (OSError, ValueError) as error:

@@ -81,7 +81,7 @@ class TorchvisionSource(Source):
     def _arguments(self, accepted: Any) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
         if "download" in accepted:
-            arguments["download"] = True
+            arguments["download"] = self.download
         if self.name == "Imagenette":
             arguments["size"] = "160px"
         if not self.split:

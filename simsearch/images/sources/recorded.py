@@ -1,0 +1,141 @@
+"""The gate: opens a picture that an index recorded. No other function gives out the content of such a file.
+
+An index may come from a stranger, and what lies at a recorded path may have been replaced since. So a picture is only
+opened if it is a regular file inside its source (links count as the files that they lead to), its SHA-256 is the
+recorded one, and it decodes as an image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import IO, TYPE_CHECKING, TypeVar
+
+from simsearch.common.machine import MemoryBudget
+from simsearch.errors import ImageError
+from simsearch.images import decode, memory
+
+if TYPE_CHECKING:
+    from simsearch.images.sources.base import Source
+
+Key = TypeVar("Key", bound=Hashable)
+
+CHECK_SIDE = 32
+"""Pixels of the shorter side to which a picture is decoded to see that it is one."""
+
+REMEMBERED = 1 << 16
+"""Files whose content was checked, of which a change is seen by their size and times."""
+
+F_GETPATH = 50
+"""macOS: the fcntl that returns the path of an open file."""
+
+
+class _Recent(OrderedDict[Key, None]):
+    """The last `REMEMBERED` keys. Safe for several threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+    def knows(self, key: Key) -> bool:
+        with self._lock:
+            return key in self
+
+    def remember(self, key: Key) -> None:
+        with self._lock:
+            self[key] = None
+            if len(self) > REMEMBERED:
+                self.popitem(last=False)
+
+
+_hashed: _Recent[tuple[object, ...]] = _Recent()
+_decoded: _Recent[bytes] = _Recent()
+
+
+def open_recorded(
+    source: Source,
+    path: str,
+    digest: bytes,
+    *,
+    decodes: bool = True,
+    budget: MemoryBudget | None = None,
+) -> IO[bytes]:
+    """Opens a picture of a source, at its start; the caller closes it. Raises ImageError with the reason.
+
+    digest: the SHA-256 that the index recorded.
+    decodes: False for a caller that decodes the picture itself and gives out nothing but its pixels.
+    budget: memory shared by all pictures that are being decoded.
+    """
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(source.stream(path))
+        if source.folder is not None and not source.outside:
+            _check_inside(file, source.folder)
+        _check_digest(file, digest)
+        if decodes and not _decoded.knows(digest):
+            needed = memory.peak_memory(file, CHECK_SIDE) if budget is not None else 0
+            with budget.hold(needed) if budget is not None else contextlib.nullcontext():
+                decode.decode_image(file, CHECK_SIDE)
+            file.seek(0)
+            _decoded.remember(digest)
+        stack.pop_all()
+        return file
+
+
+def read_recorded(source: Source, path: str, digest: bytes) -> bytes:
+    """Returns the bytes of a recorded picture; see `open_recorded`."""
+    with open_recorded(source, path, digest) as file:
+        return file.read()
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Returns True if a path, with its links followed, leads to a place below `folder`."""
+    real = os.path.realpath(folder)
+    return os.path.realpath(path).startswith(real.rstrip("/") + "/")
+
+
+def _check_inside(file: IO[bytes], folder: str) -> None:
+    """Raises ImageError if an open file does not lie below a folder."""
+    if not _path_of(file).startswith(os.path.realpath(folder).rstrip("/") + "/"):
+        raise ImageError("the file lies outside its source", hint="`build --allow-outside` permits such files")
+
+
+def _path_of(file: IO[bytes]) -> str:
+    """Returns the path of an open file without links; "" if the system does not know it, or it was deleted."""
+    descriptor = file.fileno()
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    with contextlib.suppress(OSError, ValueError):
+        return os.fsdecode(fcntl.fcntl(descriptor, F_GETPATH, bytes(1024)).rstrip(b"\0"))
+    return ""
+
+
+def _check_digest(file: IO[bytes], digest: bytes) -> None:
+    """Raises ImageError if the content is not the recorded one; leaves the file at its start."""
+    key = _identity(file, digest)
+    if key is not None and _hashed.knows(key):
+        return
+    found = hashlib.sha256()
+    try:
+        while block := file.read(1 << 20):
+            found.update(block)
+        file.seek(0)
+    except OSError as error:
+        raise ImageError(error.strerror or str(error)) from error
+    if found.digest() != digest:
+        raise ImageError("the file has changed since it was indexed")
+    if key is not None and key == _identity(file, digest):
+        _hashed.remember(key)
+
+
+def _identity(file: IO[bytes], digest: bytes) -> tuple[object, ...] | None:
+    """Returns values of which one changes with the content of a file on disk; None for one in memory."""
+    try:
+        facts = os.fstat(file.fileno())
+    except OSError:  # io.UnsupportedOperation
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, digest

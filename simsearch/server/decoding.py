@@ -1,0 +1,103 @@
+"""Two lanes for decoding: small pictures, and large ones that must not hold them up; each with a share of the memory.
+
+The header says how much memory a picture needs. What a lane cannot give is refused: by the small lane with
+`LargePictureError`, upon which the handler takes the large one; by the large lane as too large for this service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from simsearch.common.machine import MemoryBudget, available_cores, release_free_memory
+from simsearch.errors import ImageTooLargeError, SimsearchError
+from simsearch.server.middleware import ApiError
+
+SMALL_BYTES = 64 << 20
+"""Pictures that need more memory for decoding (16 megapixels in RGB) take the large lane."""
+
+WAITING, ITEMS_WAITING = 4, 16
+"""Large pictures of requests, and those of items, that may be decoded or wait for it; others get status 429."""
+
+NICENESS = 10
+"""Of the threads that decode large pictures, so that ordinary searches come first (on Linux)."""
+
+
+class LargePictureError(SimsearchError):
+    """A picture that the small lane does not decode."""
+
+
+class Lane(MemoryBudget):
+    """A lane's threads and memory. largest: the most bytes that one picture may need."""
+
+    def __init__(self, name: str, threads: int, total: int, largest: int, niceness: int = 0) -> None:
+        super().__init__(total)
+        self.largest = largest
+        self.pool = ThreadPoolExecutor(threads, name, initializer=_lower_priority, initargs=(niceness,))
+
+    @contextlib.contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        if size > self.largest:
+            raise self._refusal(size)
+        with super().hold(size):
+            yield
+
+    def _refusal(self, size: int) -> SimsearchError:
+        return LargePictureError(f"decoding needs {size:,} bytes")
+
+
+class LargeLane(Lane):
+    """The lane of the large pictures; counts those that wait."""
+
+    def __init__(self, threads: int, total: int) -> None:
+        super().__init__("large", threads, total, total, NICENESS)
+        self._waiting = {False: 0, True: 0}
+
+    @contextlib.contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        with super().hold(size):
+            yield
+        release_free_memory()
+
+    @contextlib.contextmanager
+    def admitted(self, of_item: bool) -> Iterator[None]:
+        """Counts a picture while it waits and is decoded. Raises ApiError if there are too many.
+
+        of_item: True for an item's picture, which pictures that are sent must not keep out.
+        """
+        if self._waiting[of_item] >= (ITEMS_WAITING if of_item else WAITING):
+            raise ApiError(429, "too_many_requests", "too many large pictures at once", {"retry-after": "2"})
+        self._waiting[of_item] += 1
+        try:
+            yield
+        finally:
+            self._waiting[of_item] -= 1
+
+    def _refusal(self, size: int) -> SimsearchError:
+        text = f"too large: decoding needs {size >> 20:,} MiB, this service has {self.total >> 20:,}"
+        return ImageTooLargeError(text)
+
+
+class Lanes:
+    """The two lanes. memory: bytes for both."""
+
+    def __init__(self, memory: int) -> None:
+        cores = available_cores()
+        small = max(memory // 4, min(SMALL_BYTES, memory // 2))
+        self.small = Lane("serve", max(2, cores), small, min(SMALL_BYTES, small))
+        self.large = LargeLane(max(1, cores // 2), memory - small)
+
+    def close(self) -> None:
+        """Drops what has not started, and waits for the rest."""
+        for lane in (self.small, self.large):
+            lane.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _lower_priority(niceness: int) -> None:
+    """Lowers the priority of the current thread alone, which Linux can do."""
+    if niceness and hasattr(os, "setpriority") and os.uname().sysname == "Linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
