@@ -79,10 +79,10 @@ def finished(image: Image.Image, tile: Any) -> Image.Image:
     elif image.mode == "L" and signed:
         values = np.asarray(image).view(np.int8).clip(0)
         image = Image.fromarray((values.astype(np.uint16) * 255 // 127).astype(np.uint8))
-    elif image.mode == "I" and not signed and bits == 32:
-        unsigned = np.asarray(image).view(np.uint32)
-        if unsigned.max(initial=0) >= 1 << 24:  # 32 bits in full; less is scaled by its range
-            image = Image.fromarray((unsigned >> 16).astype(np.uint16))
+    elif image.mode == "I" and bits == 32:
+        whole = np.asarray(image).clip(0) if signed else np.asarray(image).view(np.uint32)
+        if whole.max(initial=0) >= 1 << 24:  # 32 bits in full; less is scaled by its range
+            image = Image.fromarray((whole >> (15 if signed else 16)).astype(np.uint16))
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and (bits > 8 or tags.get(_COMPRESSION) == _JPEG):
         values = np.asarray(image)  # Pillow inverts fewer bits, but not in a JPEG
         image = Image.fromarray(~values if values.dtype.kind == "u" else 255 - eight_bits(values))
