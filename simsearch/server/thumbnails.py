@@ -57,7 +57,7 @@ def _kind(data: bytes) -> str | None:
     if not decode.looks_like_image(data[:32]):
         return None
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
             return _FORMATS.get(image.format or "")
     except Exception:  # hostile bytes make Pillow raise nearly anything
         return None

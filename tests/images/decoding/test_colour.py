@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -100,3 +101,11 @@ def test_callers_images_become_srgb() -> None:
     with Image.open(io.BytesIO(data)) as image:
         assert_close(decode.from_pil(image), decode.decode_image(data).image, 0)
         assert_close(decode.from_pil(image.copy()), decode.decode_image(data).image, 0)
+
+
+def test_threads_share_a_conversion() -> None:
+    data = encoded(in_prophoto(picture(200, 100)), "PNG", icc_profile=WIDE)
+    expected = decode.decode_image(data).image.tobytes()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: decode.decode_image(data).image.tobytes(), range(64)))
+    assert set(found) == {expected}
