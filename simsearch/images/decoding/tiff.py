@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _COMPRESSION, _PHOTOMETRIC, _BITS, _SAMPLES, _PLANAR = 259, 262, 258, 277, 284
 _COLOURS, _SUBSAMPLING, _EXTRA, _FORMAT, _PAGES = 320, 530, 338, 339, 254
 _DNG, _SUBFILES, _MAKE, _WIDTH, _HEIGHT, _ORIENTATION = 50706, 330, 271, 256, 257, 274
+_PROFILE = 34675
 _WHITE_IS_ZERO, _RGB = 0, 2
 _JPEG = 7
 _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
@@ -122,6 +123,7 @@ def opened_otherwise(file: IO[bytes]) -> Image.Image:
     except Exception as error:
         raise ImageError(f"{what}, which cannot be decoded") from error
     image.format = "TIFF"
+    image.info["icc_profile"] = tags.get(_PROFILE)
     return turn(image, tags.get(_ORIENTATION, 1))
 
 
