@@ -46,7 +46,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: by
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def tiff(values: NDArray[Any], photometric: int, order: str = "<", planes: bool = False, **tags: Any) -> bytes:
+def tiff(values: NDArray[Any], photometric: int, order: Any = "<", planes: bool = False, **tags: Any) -> bytes:
     """A hand-made uncompressed TIFF of an (H, W) or (H, W, S) array.
 
     planes: each channel apart. tags: more tags as t258=(12,), of 16 bits; `data` in place of the array's bytes.

@@ -22,6 +22,7 @@ LARGEST_BYTES = 256 << 20
 _END = b"\xff\xd9"
 _FILLINGS = (b"\x00", b"\x55")
 _PADDING = 64
+_PADDINGS = (b"\0" * _PADDING, b"\xff" * _PADDING)
 _UNIT_BYTES = 512  # enough for the blocks of a 16 x 16 square with these fillings
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -52,7 +53,7 @@ def completed(file: IO[bytes]) -> IO[bytes] | None:
     data = file.read(LARGEST_BYTES + 1)
     if len(data) > LARGEST_BYTES:
         return None
-    data = _without_padding(data).removesuffix(b"\xff")
+    data = _without_padding(data)
     structure = _structure(data)
     if data.endswith(_END) or structure is None or not structure.complete:
         return None
@@ -65,19 +66,19 @@ def completed(file: IO[bytes]) -> IO[bytes] | None:
 
 
 def is_padded(file: IO[bytes]) -> bool:
-    """Returns True if a JPEG ends in zeros and not in its end marker before them."""
+    """Returns True if a JPEG ends in zeros, or bytes of ones, and not in its end marker before them."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _PADDING))
     tail = file.read(_PADDING)
-    if len(tail) < _PADDING or tail.count(0) < _PADDING or size > LARGEST_BYTES:
+    if tail not in _PADDINGS or size > LARGEST_BYTES:
         return False
     file.seek(0)
-    return not file.read().rstrip(b"\0").endswith(_END)
+    return not file.read().rstrip(tail[:1]).endswith(_END)
 
 
 def _without_padding(data: bytes) -> bytes:
-    """Returns a file without the zeros at its end but for one, which may belong to the picture."""
-    return data[: len(data.rstrip(b"\0")) + 1]
+    """Returns a file without the zeros at its end but for one, which may belong to the picture, or the ones."""
+    return data.rstrip(b"\xff") if data.endswith(b"\xff") else data[: len(data.rstrip(b"\0")) + 1]
 
 
 def _half_size(file: IO[bytes], parts: list[Part]) -> Image.Image:
@@ -133,4 +134,5 @@ def _structure(data: bytes) -> _Structure | None:
         return None
     complete = not any(any(bits) for bits in missing.values())
     place, code = max((data.rfind(bytes((0xFF, code)), scan), code) for code in range(0xD0, 0xD8))
-    return _Structure(complete, units, interval, (code - 0xD0 + 1) % 8 if place >= 0 else 0)
+    restart = (code - 0xD0 + 1) % 8 if place >= 0 else 0
+    return _Structure(complete, units, interval, restart)

@@ -14,9 +14,10 @@ _BITS = (9, 13, 18, 30)
 def register() -> None:
     """Registers the plugin with Pillow. Raises ImageError if it is not installed."""
     try:
-        import pillow_jxl  # noqa: F401
+        from pillow_jxl import JpegXLImagePlugin
     except ImportError:
         raise missing_extra("JPEG XL", "jxl") from None
+    JpegXLImagePlugin.DECODE_THREADS = 0  # a build decodes one picture in each thread
 
 
 def size(file: IO[bytes]) -> tuple[int, int]:

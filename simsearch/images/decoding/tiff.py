@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _COMPRESSION, _PHOTOMETRIC, _BITS, _SAMPLES, _PLANAR = 259, 262, 258, 277, 284
 _COLOURS, _SUBSAMPLING, _EXTRA, _FORMAT, _PAGES = 320, 530, 338, 339, 254
 _DNG, _SUBFILES, _MAKE, _WIDTH, _HEIGHT, _ORIENTATION = 50706, 330, 271, 256, 257, 274
+_PROFILE = 34675
 _WHITE_IS_ZERO, _RGB = 0, 2
 _JPEG = 7
 _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
@@ -79,10 +80,10 @@ def finished(image: Image.Image, tile: Any) -> Image.Image:
     elif image.mode == "L" and signed:
         values = np.asarray(image).view(np.int8).clip(0)
         image = Image.fromarray((values.astype(np.uint16) * 255 // 127).astype(np.uint8))
-    elif image.mode == "I" and not signed and bits == 32:
-        unsigned = np.asarray(image).view(np.uint32)
-        if unsigned.max(initial=0) >= 1 << 24:  # 32 bits in full; less is scaled by its range
-            image = Image.fromarray((unsigned >> 16).astype(np.uint16))
+    elif image.mode == "I" and bits == 32:
+        whole = np.asarray(image).clip(0) if signed else np.asarray(image).view(np.uint32)
+        if whole.max(initial=0) >= 1 << 24:  # 32 bits in full; less is scaled by its range
+            image = Image.fromarray((whole >> (15 if signed else 16)).astype(np.uint16))
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and (bits > 8 or tags.get(_COMPRESSION) == _JPEG):
         values = np.asarray(image)  # Pillow inverts fewer bits, but not in a JPEG
         image = Image.fromarray(~values if values.dtype.kind == "u" else 255 - eight_bits(values))
@@ -122,6 +123,7 @@ def opened_otherwise(file: IO[bytes]) -> Image.Image:
     except Exception as error:
         raise ImageError(f"{what}, which cannot be decoded") from error
     image.format = "TIFF"
+    image.info["icc_profile"] = tags.get(_PROFILE)
     return turn(image, tags.get(_ORIENTATION, 1))
 
 

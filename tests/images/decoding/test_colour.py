@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image
 
 from simsearch.images import decode
 from simsearch.images.decoding import colour
-from tests.helpers.encoded import assert_close, encoded, numbers, picture
+from tests.helpers.encoded import assert_close, encoded, numbers, picture, tiff
 from tests.helpers.profiles import GREY_INKS, LINEAR_GREY, PROPHOTO, SRGB, SRGB_PRIMARIES, WIDE
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -34,6 +37,16 @@ def test_wide_colours_become_srgb(kind: str) -> None:
     assert np.abs(numbers(in_prophoto(picture())) - numbers(picture())).mean() > 10
     assert_close(decode.decode_image(data).image, picture(), 3)
     assert_close(decode.decode_image(data, 10).image, picture(), 3)
+
+
+@pytest.mark.skipif(find_spec("tifffile") is None, reason="tifffile is not installed")
+def test_wide_floats_become_srgb() -> None:
+    profile = tuple(np.frombuffer(WIDE + bytes(len(WIDE) % 2), np.uint16).tolist())
+    values = (np.asarray(in_prophoto(picture())) / 255).astype(np.float32)
+    data = bytearray(tiff(values, 2, t34675=profile))
+    place = data.index(struct.pack("<HH", 34675, 3))  # bytes in place of numbers of 16 bits
+    data[place + 2 : place + 8] = struct.pack("<HI", 7, 2 * len(profile))
+    assert_close(decode.decode_image(bytes(data)).image, picture(), 2)
 
 
 def test_colours_of_a_palette_and_alpha_become_srgb() -> None:
@@ -100,3 +113,11 @@ def test_callers_images_become_srgb() -> None:
     with Image.open(io.BytesIO(data)) as image:
         assert_close(decode.from_pil(image), decode.decode_image(data).image, 0)
         assert_close(decode.from_pil(image.copy()), decode.decode_image(data).image, 0)
+
+
+def test_threads_share_a_conversion() -> None:
+    data = encoded(in_prophoto(picture(200, 100)), "PNG", icc_profile=WIDE)
+    expected = decode.decode_image(data).image.tobytes()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: decode.decode_image(data).image.tobytes(), range(64)))
+    assert set(found) == {expected}

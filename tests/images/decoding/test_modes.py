@@ -43,7 +43,7 @@ def test_alpha_of_a_bmp_that_is_all_zero(header: int) -> None:
 def test_unused_alpha_of_other_formats(kind: str) -> None:
     layers = picture().convert("RGBA")
     layers.putalpha(0)
-    options = {"ICO": {"sizes": [(WIDTH, HEIGHT)], "bitmap_format": "bmp"}}.get(kind, {})
+    options: dict[str, Any] = {"ICO": {"sizes": [(WIDTH, HEIGHT)], "bitmap_format": "bmp"}}.get(kind, {})
     assert_close(decode.decode_image(encoded(layers, kind, **options)).image, picture(), 0)
 
 

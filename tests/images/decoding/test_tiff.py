@@ -95,6 +95,12 @@ def test_unsigned_integers_of_32_bits() -> None:
         assert difference(tiff(GREY.astype(np.uint32) * np.uint32(factor), 1), GREY) == 0
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_signed_integers_of_32_bits(order: str) -> None:
+    assert difference(tiff(GREY.astype(np.int32) * 8_421_504, 1, order), GREY) <= 1
+    assert difference(tiff(GREY.astype(np.int32) * 257, 1, order), GREY) == 0
+
+
 def test_12_bits_reach_to_white() -> None:
     values = GREY.astype(np.uint32) << 4
     pairs = values.reshape(-1, 2)
