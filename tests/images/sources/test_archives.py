@@ -108,6 +108,15 @@ def test_odd_member_names_lose_nothing(kind: str, tmp_path: Path) -> None:
         assert resolve.read_path(f"{tmp_path}/x.{kind}!/{path}") == png(seed)
 
 
+def test_zip_names_with_nul(tmp_path: Path) -> None:
+    """The library cuts them there."""
+    data = write_zip(tmp_path / "x.zip", "aXb.png", "aXc.png", "Xd.png", "e.png").read_bytes()
+    (tmp_path / "x.zip").write_bytes(data.replace(b"aXb", b"a\0b").replace(b"aXc", b"a\0c").replace(b"Xd.", b"\0d."))
+    found = sorted(paths(listed(tmp_path / "x.zip")))
+    assert found == ["a\ufffdb.png", "a\ufffdc.png", "e.png", "\ufffdd.png"]
+    assert sorted(resolve.read_path(f"{tmp_path}/x.zip!/{path}") for path in found) == sorted(map(png, range(4)))
+
+
 # -- links
 
 
