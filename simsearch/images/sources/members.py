@@ -14,7 +14,7 @@ MOST_LINKS = 40
 _ODD = re.compile(r"[\\\0]|//|^/|/$|(^|/)\.\.?(/|$)|^[A-Za-z]:/")
 """Names that are not paths already."""
 
-_DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])")
+_DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def member_path(name: str) -> str:
@@ -22,11 +22,13 @@ def member_path(name: str) -> str:
     if name and not _ODD.search(name):
         return name
     parts: list[str] = []
-    for part in _DRIVE.sub("", name, count=1).replace("\0", "\ufffd").replace("\\", "/").split("/"):
+    for part in name.replace("\0", "\ufffd").replace("\\", "/").split("/"):
         if part == "..":
             del parts[-1:]
         elif part not in {"", "."}:
             parts.append(part)
+    while len(parts) > 1 and _DRIVE.fullmatch(parts[0]):
+        del parts[0]
     return "/".join(parts) or "unnamed"
 
 
