@@ -33,10 +33,9 @@ def never_close(belonging_to_parent: Any) -> None:
 
 
 def _after_fork() -> None:
-    if "faiss" in sys.modules:
-        sys.modules["faiss"].omp_set_num_threads(1)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+    for library, name in (("faiss", "omp_set_num_threads"), ("torch", "set_num_threads")):
+        if (set_threads := getattr(sys.modules.get(library), name, None)) is not None:
+            set_threads(1)
     for function in _functions:
         function()
     for reference in _methods:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import decimal
 import re
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
+_EXACT = 15
+"""Digits that a float keeps, whatever they are."""
+
 _DIGITS = 400
 """The longest text that is looked at."""
 
@@ -19,8 +21,9 @@ def written_number(text: str) -> int | float | None:
         return None
     if "." not in text:
         return int(text) if text != "-0" else None
-    number = float(text)
-    return number if str(number) == text or format(decimal.Decimal(str(number)), "f") == text else None
+    number, shortest = float(text), not text.endswith("0") or text.endswith(".0")
+    exact = len(text.lstrip("-0.").replace(".", "")) <= _EXACT  # also 0.00001, which Python writes as 1e-05
+    return number if str(number) == text or (shortest and exact) else None
 
 
 def stored_integer(number: int) -> int | str:

@@ -58,7 +58,7 @@ def table(rows: Iterable[Sequence[str]], right: int = 0) -> list[str]:
 
 def csv_cell(text: str) -> str:
     """Returns a text for a cell of a CSV file, with an apostrophe before one that a spreadsheet would compute."""
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return "'" + text if text != "-" and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def format_distance(number: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -191,6 +190,8 @@ def _not_a_number(condition: Condition) -> UsageError:
 
 
 def _no_field(name: str, known: Sequence[str]) -> UsageError:
+    import difflib
+
     fields = [*_COLUMNS, *known]
     near = difflib.get_close_matches(name, fields, 1)
     shown = ", ".join(fields[:_LISTED]) + (", ..." if len(fields) > _LISTED else "")

@@ -148,7 +148,7 @@ def checksums(data: TrainingSet) -> dict[str, str]:
     pictures = hashlib.sha256()
     rows = np.unique(np.linspace(0, len(data) - 1, SAMPLED).astype(np.int64))
     for start in range(0, len(rows), 64):
-        pictures.update(np.ascontiguousarray(data.pixels[rows[start : start + 64]]))
+        pictures.update(np.ascontiguousarray(data.pixels[rows[start : start + 64]]).data)
     return {"pictures": pictures.hexdigest(), "labels": hashlib.sha256(data.labels.tobytes()).hexdigest()}
 
 

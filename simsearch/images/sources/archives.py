@@ -51,8 +51,8 @@ class ZipSource(Source):
         except Exception as error:  # hostile bytes make the readers of archives raise nearly anything
             raise UsageError(f"{root} cannot be read as a zip archive: {first_line(error)}") from error
         self._members = by_path(
-            (member.filename, member) for member in self._archive.infolist() if not _is_zip_folder(member)
-        )
+            (member.orig_filename, member) for member in self._archive.infolist() if not _is_zip_folder(member)
+        )  # `filename` ends at a NUL
         links = {path: member for path, member in self._members.items() if stat.S_ISLNK(member.external_attr >> 16)}
         texts = {path: self._link_text(member) for path, member in links.items()}
         targets = {path: link_target(path, texts) for path in links}
@@ -121,7 +121,8 @@ class ZipSource(Source):
 
 
 def _is_zip_folder(member: zipfile.ZipInfo) -> bool:
-    return member.is_dir() or (member.filename.endswith("\\") and not member.file_size)
+    name = member.orig_filename
+    return name.endswith("/") or (name.endswith("\\") and not member.file_size)
 
 
 def _offset(pair: tuple[str, tarfile.TarInfo]) -> int:

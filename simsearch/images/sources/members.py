@@ -11,27 +11,35 @@ T = TypeVar("T")
 MOST_LINKS = 40
 """Links that are followed from one member, as in Linux."""
 
-_DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])")
+_ODD = re.compile(r"[\\\0]|//|^/|/$|(^|/)\.\.?(/|$)|^[A-Za-z]:/")
+"""Names that are not paths already."""
+
+_DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def member_path(name: str) -> str:
     """Returns the path of a member without `.`, `..`, a root, a drive or backslashes: ./a, ../a, /a and C:\\a are a."""
+    if name and not _ODD.search(name):
+        return name
     parts: list[str] = []
-    for part in _DRIVE.sub("", name, count=1).replace("\0", "\ufffd").replace("\\", "/").split("/"):
+    for part in name.replace("\0", "\ufffd").replace("\\", "/").split("/"):
         if part == "..":
             del parts[-1:]
         elif part not in {"", "."}:
             parts.append(part)
+    while len(parts) > 1 and _DRIVE.fullmatch(parts[0]):
+        del parts[0]
     return "/".join(parts) or "unnamed"
 
 
 def by_path(members: Iterable[tuple[str, T]]) -> dict[str, T]:
     """Returns members by path. Of equal names the last counts; others that have the same path get a number."""
     named = dict(members)
+    paths = {name: member_path(name) for name in named}
+    exact = {name for name, path in paths.items() if name == path}
     found: dict[str, T] = {}
-    exact = {name for name in named if member_path(name) == name}
     for name, member in named.items():
-        path = member_path(name)
+        path = paths[name]
         if path != name and (path in exact or path in found):
             start, dot, end = path.rpartition(".")
             start, end = (start, dot + end) if dot and "/" not in end else (path, "")

@@ -108,6 +108,33 @@ def test_odd_member_names_lose_nothing(kind: str, tmp_path: Path) -> None:
         assert resolve.read_path(f"{tmp_path}/x.{kind}!/{path}") == png(seed)
 
 
+PIECES = ("..", ".", "/", "//", "\\", "a", "b", "cat", "C:", "é", "__MACOSX", "._x", ".h", " ", "...", "a.", "x.png")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_any_names_are_all_accounted_for(kind: str, tmp_path: Path) -> None:
+    """Every member is an image of its own or counted as left out, and its path is one."""
+    random = np.random.default_rng(1)
+    for number in range(40):
+        names = {"".join(random.choice(PIECES, random.integers(1, 9))).rstrip("/\\") + ".png" for _ in range(6)}
+        place = (write_zip if kind == "zip" else write_tar)(tmp_path / f"{number}.{kind}", *sorted(names))
+        listing = listed(place)
+        found = paths(listing)
+        assert len(set(found)) + listing.skipped == len(names), names
+        contents = [resolve.read_path(f"{place}!/{path}") for path in found]
+        assert len(set(contents)) == len(contents)
+        assert not any(part in {"", ".", ".."} for path in found for part in path.split("/"))
+
+
+def test_zip_names_with_nul(tmp_path: Path) -> None:
+    """The library cuts them there."""
+    data = write_zip(tmp_path / "x.zip", "aXb.png", "aXc.png", "Xd.png", "e.png").read_bytes()
+    (tmp_path / "x.zip").write_bytes(data.replace(b"aXb", b"a\0b").replace(b"aXc", b"a\0c").replace(b"Xd.", b"\0d."))
+    found = sorted(paths(listed(tmp_path / "x.zip")))
+    assert found == ["a\ufffdb.png", "a\ufffdc.png", "e.png", "\ufffdd.png"]
+    assert sorted(resolve.read_path(f"{tmp_path}/x.zip!/{path}") for path in found) == sorted(map(png, range(4)))
+
+
 # -- links
 
 
