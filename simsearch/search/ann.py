@@ -250,6 +250,8 @@ class AnnIndex:
             mean, axes = (sealed.read_array(folder, f"{part}.npy") for part in ("mean", "axes"))
             if {str(mean.dtype), str(axes.dtype)} != {"float32"} or axes.shape != (len(mean), setting.dimensions):
                 raise ValueError("its projection does not fit")
+            if not (np.isfinite(mean).all() and np.isfinite(axes).all()):
+                raise ValueError("its projection is not finite")
             rows, covered = _rows(folder, parameters, compactions)
             check_rows(rows, covered)
             index = faiss.deserialize_index(sealed.read(folder, "index.faiss"))
