@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from simsearch.common.lazy import LazyModule
 from simsearch.common.milvus_address import is_address
@@ -58,7 +58,7 @@ def build(
     *,
     device: str = "auto",
     features: str | None = None,
-    **options: Any,
+    **options: Unpack[indexing_options.BuildKeywords],
 ) -> Engine:
     """Makes an index from one or more sources, or updates it from them, and opens it.
 
@@ -72,7 +72,7 @@ def build(
     Raises UsageError, ModelMismatchError, IndexDamagedError, IndexLockedError.
     """
     names = [source] if isinstance(source, str | os.PathLike) else list(source)
-    chosen = indexing_options.BuildOptions(**options)
+    chosen = indexing_options.BuildOptions.from_keywords(options)
     if chosen.dry_run:
         raise UsageError("a dry run builds no index to open", hint="see simsearch.api.plan")
     engine, _ = build_with_summary(names, index, model, device=device, options=chosen, features=features)

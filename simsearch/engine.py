@@ -17,11 +17,12 @@ import numpy as np
 from PIL import Image
 
 from simsearch.common.lazy import LazyModule
-from simsearch.errors import UsageError
+from simsearch.errors import SimsearchError, UsageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import resolve
 from simsearch.indexing.options import AddOptions, BuildOptions, Summary
+from simsearch.indexing.whole_index import WholeIndex
 from simsearch.models import registry
 from simsearch.search.index_search import IndexSearch
 from simsearch.search.options import PictureOptions, SearchOptions
@@ -49,7 +50,7 @@ else:  # a search needs neither
     sync = LazyModule("simsearch.indexing.sync")
 
 
-class Engine:
+class Engine(WholeIndex):
     """An open index. Safe for many threads; each search sees the latest commits of other processes.
 
     An engine keeps answering from the index that it opened, even if another one has replaced it at its path; changes
@@ -95,7 +96,11 @@ class Engine:
             raise
 
     def __repr__(self) -> str:
-        return f"<simsearch.Engine {str(self.path)!r}, model {self.meta.model}>"
+        try:
+            size = f"{len(self):,} items"
+        except SimsearchError:  # closed, or gone
+            size = "closed"
+        return f"<simsearch.Engine {str(self.path)!r}, {size}, model {self.meta.model}>"
 
     def __enter__(self) -> Engine:
         return self
@@ -149,6 +154,7 @@ class Engine:
         crop: (x, y, width, height), the part of the upright picture to search by, in pixels.
         plus, minus: more pictures or ids that matches should be like or unlike, each alone or as (picture, weight).
         flip: True to treat a mirrored picture as the same.
+        no_self: True to leave out items whose file has the picture's own content.
         dedup: True for one match per group of near-identical ones.
         exact: True to never search approximately.
         expand: the number of first matches to average with the query for a second search.
@@ -279,7 +285,7 @@ class Engine:
     ) -> Summary:
         """Adds one or more images, folders or other sources to the index; nothing is removed from it."""
         found = [resolve.resolve(os.fspath(path)) for path in ([paths] if isinstance(paths, SINGLE) else paths)]
-        return sync.sync(self.index, self.model, found, BuildOptions(prune=False, **options))
+        return sync.sync(self.index, self.model, found, BuildOptions.from_keywords({**options, "prune": False}))
 
     def find(self, names: Name | Iterable[Name]) -> list[Item]:
         """Returns the items that ids (7 or "id:7"), paths, folders or globs name, by id.

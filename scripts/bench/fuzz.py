@@ -2,6 +2,7 @@
 """Schemathesis over the whole OpenAPI document of the service, on this machine only: no answer may be a server error.
 
     scripts/bench/fuzz.py [--examples 500] [--seed 0]
+    scripts/bench/fuzz.py pictures …                    damaged pictures instead; see fuzz_pictures.py
     scripts/bench/fuzz.py index|weights|tables|archives …       damaged files instead; see fuzz_files.py
 
 Draws sixty pictures, builds an index of them, serves it with --writable and a key, and sends thousands of requests
@@ -122,6 +123,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["pictures"]:
+        import fuzz_pictures
+
+        sys.exit(fuzz_pictures.main(sys.argv[2:]))
     if sys.argv[1:2] and sys.argv[1] in {"index", "weights", "tables", "archives"}:
         import fuzz_files
 

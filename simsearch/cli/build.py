@@ -115,6 +115,8 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
         return
     for folder, reason in summary.unread:
         note(f"{folder} could not be listed: {reason}")
+    for reason, count in summary.left_out.items():
+        note(f"{count:,} left out: {reason}")
     if dry_run:
         echo(
             f"{index_path}: would read {pluralize(summary.to_read, 'image')}, remove {summary.removed:,},"
@@ -135,6 +137,8 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
     items = pluralize(summary.items, "item")
     echo(f"{index_path}: {items}; {changes or 'no images'}; {summary.seconds:.1f} s{rate}")
     place = "" if index_path == DEFAULT_INDEX else f" -i {shlex.quote(index_path)}"
+    for reason, count in summary.missing_extras.items():
+        note(f"{count:,} failed: {reason}")
     if summary.failed:
         note(f"`simsearch info --failures{place}` lists the reasons")
     if summary.items and summary.items == summary.added:  # a new index

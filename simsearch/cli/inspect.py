@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from simsearch.cli.options import format_option, index_option, output_option, ro
 from simsearch.cli.progress import show_progress
 from simsearch.common.printable import printable
 from simsearch.engine import Engine
+from simsearch.images.decode import names_extra
 from simsearch.images.samples import generate
 from simsearch.reports import text
 from simsearch.storage import export, verify
@@ -51,6 +53,8 @@ def _print_failures(engine: Engine, form: str) -> None:
         return
     for path, reason in failures:
         echo(f"{printable(path)}: {printable(reason)}")
+    for reason, count in Counter(reason for _, reason in failures if names_extra(reason)).items():
+        echo(f"{count:,}: {printable(reason)}", err=True)
     echo(f"{len(failures):,} in all", err=True)
 
 

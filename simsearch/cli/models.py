@@ -27,8 +27,7 @@ from simsearch.common.item_ids import ID_PREFIX
 from simsearch.common.lazy import LazyModule
 from simsearch.common.printable import printable
 from simsearch.errors import TrainingInterruptedError, UsageError
-from simsearch.evaluation import classification
-from simsearch.models import load, registry
+from simsearch.models import classify, load, registry
 from simsearch.models.precision import ENOUGH
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, mode
     if any(text.startswith(ID_PREFIX) for text in image):
         raise UsageError("id:N names an item of an index; classify needs images")
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(image) * int(crops))
-    found = classification.classify(chosen, [read_image(text) for text in image], k, int(crops))
+    found = classify.classify(chosen, [read_image(text) for text in image], k, int(crops))
     if form == "text":
         for number, (name, guesses) in enumerate(zip(image, found, strict=True)):
             echo(("\n" if number else "") + _guess_bars(name, guesses))
@@ -157,7 +156,7 @@ def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, mode
     echo(json.dumps(answers, indent=1))
 
 
-def _guess_bars(name: str, guesses: Sequence[classification.Guess], width: int = 30) -> str:
+def _guess_bars(name: str, guesses: Sequence[classify.Guess], width: int = 30) -> str:
     """Formats an image's guesses, each with its probability and a bar of up to `width` characters."""
     longest = max(len(printable(guess.label)) for guess in guesses)
     lines = [printable(name)]

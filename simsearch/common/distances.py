@@ -12,4 +12,6 @@ if TYPE_CHECKING:
 
 def squared_norms(rows: NDArray[Any], dtype: DTypeLike = None) -> NDArray[Any]:
     """Computes the squared length of each of (n, D) rows: (n,) of their dtype, or of `dtype`."""
-    return np.einsum("nd,nd->n", rows, rows, dtype=dtype)
+    kind: Any = dtype
+    found: NDArray[Any] = np.einsum("nd,nd->n", rows, rows, dtype=kind)
+    return found

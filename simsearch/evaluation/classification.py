@@ -1,11 +1,8 @@
-"""Classification of pictures by a model, and its error on labelled pictures.
-
-Krizhevsky et al. 2012, section 4.1 (averaging over ten patches at test time) and section 6 (top-1 and top-5 error).
-"""
+"""The error of a model on labelled pictures (Krizhevsky et al. 2012, section 6: top-1 and top-5 error)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +10,11 @@ import numpy as np
 
 from simsearch.common.intervals import Interval
 from simsearch.errors import ImageError, UsageError
-from simsearch.images.preprocessing import FILTERS, centre_crop, shorter_side
 from simsearch.images.sources import resolve
+from simsearch.models.classify import BATCH, check_classes, probabilities
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from PIL import Image
-
-    from simsearch.images.preprocessing import Preprocessing
     from simsearch.images.sources.labelled import LabelledImage
-
-BATCH = 32
-"""Pictures classified at once, and patches computed at once."""
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A class and the model's probability for it, in [0, 1]."""
-
-    label: str
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -55,55 +37,6 @@ class ClassificationReport:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON values."""
         return asdict(self)
-
-
-def patches(image: Image.Image, recipe: Preprocessing, crops: int) -> NDArray[np.uint8]:
-    """Cuts the network's inputs out of an image: (crops, S, S, 3) uint8.
-
-    crops: 1 for the centre, or 10 for the four corners and the centre of the scaled image's middle square and their
-    reflections (section 4.1).
-    """
-    if crops == 1:
-        return recipe.pixels(image)[None]
-    side, small = max(recipe.resize, recipe.crop), recipe.crop
-    square = centre_crop(shorter_side(image, recipe.resize, FILTERS[recipe.interpolation]), side)
-    end, middle = side - small, (side - small) // 2
-    corners = ((0, 0), (0, end), (end, 0), (end, end), (middle, middle))
-    five = np.stack([square[y : y + small, x : x + small] for y, x in corners])
-    return np.concatenate([five, five[:, :, ::-1]])
-
-
-def probabilities(model: Any, images: Sequence[Image.Image], crops: int = 1) -> NDArray[np.float64]:
-    """Returns the softmax over C classes, averaged over the patches of each of n images: (n, C)."""
-    pixels = np.concatenate([patches(image, model.recipe, crops) for image in images])
-    logits = np.concatenate([model.logits(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)])
-    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    softmax = shifted / shifted.sum(1, keepdims=True)
-    mean: NDArray[np.float64] = softmax.reshape(len(images), -1, softmax.shape[1]).mean(1)
-    return mean
-
-
-def check_classes(model: Any) -> tuple[str, ...]:
-    """Returns the names of the model's classes. Raises UsageError for a model without classes."""
-    classes: tuple[str, ...] = getattr(model, "classes", ())
-    if not classes or not hasattr(model, "logits"):
-        raise UsageError(
-            f"model {model.name} has no classes to choose from", hint="use a model trained by `simsearch train`"
-        )
-    return classes
-
-
-def classify(model: Any, pictures: Sequence[Any], k: int = 5, crops: int = 1) -> Iterator[list[Guess]]:
-    """Yields the k most probable classes of each picture (a path, bytes, PIL image or array), most probable first.
-
-    Raises UsageError for a model without classes, ImageError for a picture that cannot be read.
-    """
-    classes = check_classes(model)
-    for start in range(0, len(pictures), BATCH):
-        images = [resolve.open_picture(p, model.recipe.resize).image for p in pictures[start : start + BATCH]]
-        for row in probabilities(model, images, crops):
-            best = np.argsort(-row, kind="stable")[:k]
-            yield [Guess(classes[number], float(row[number])) for number in best]
 
 
 def evaluate_classifier(

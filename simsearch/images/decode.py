@@ -1,83 +1,57 @@
-"""Decodes image files into upright RGB images. The content decides what a file is, never its name.
+"""Decodes image files into upright RGB images in sRGB. The content decides what a file is, never its name.
 
-This is the only place where Pillow's many exceptions become ImageError. An image of the largest permitted size takes
-four bytes a pixel while it is decoded, and is scaled down from there band by band, without a second full-size copy.
+This is the face of `simsearch.images.decoding`, where each subject has a file. An image of the largest permitted size
+takes four bytes a pixel while it is decoded, and is scaled down from there band by band, without a second full-size
+copy.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import math
 import operator
-from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from simsearch.errors import ImageError, ImageTooLargeError, MissingExtraError
+from simsearch.errors import ImageError
+from simsearch.images.decoding import camera_raw, formats, jxl, opening, tiff
+from simsearch.images.decoding.formats import EXTENSIONS, left_out, looks_like_image
+from simsearch.images.decoding.messages import names_extra, readable
+from simsearch.images.decoding.modes import to_rgb
+from simsearch.images.decoding.orientation import orientation, swaps_sides, turn
+from simsearch.images.decoding.scaled import draft, scaled_rgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EXTENSIONS = frozenset(
-    "." + name
-    for names in (
-        "apng avif avifs bmp cr2 dib gif heic heif icns ico j2k jfif jp2 jpe jpeg jpf jpg jpx mpo",
-        "pbm pcx pgm png pnm ppm psd qoi tga tif tiff webp xbm xpm",
-    )
-    for name in names.split()
-)
-"""Extensions of image files; a file that has one and cannot be decoded is reported as a failure."""
+__all__ = [
+    "EXTENSIONS",
+    "LARGEST_BYTES",
+    "LARGEST_PIXELS",
+    "LARGE_BYTES",
+    "DecodedImage",
+    "crop",
+    "decode_image",
+    "decode_memory",
+    "from_array",
+    "from_pil",
+    "left_out",
+    "looks_like_image",
+    "names_extra",
+]
 
 LARGEST_PIXELS = 178_956_970
 """Images with more pixels are refused as decompression bombs; twice the level at which Pillow warns."""
 
-LARGEST_SIDE = 1 << 23
-"""Images wider or higher than this (pixels) are refused too: decoders keep whole rows, and a pointer to each."""
-
 LARGEST_BYTES = 1 << 30
 """Larger files (bytes) are not read."""
-
-LARGE_PIXELS = 1 << 24
-"""Images with more pixels are scaled down during the conversion to RGB if fewer pixels are needed."""
-
-MIDDLE = 8
-"""Aspect ratio to which a panorama of more than `LARGE_PIXELS` is cut if few pixels are needed."""
 
 LARGE_BYTES = 32 << 20
 """Larger files (bytes) are decoded from disk, not from memory."""
 
-_ORIENTATION = 0x0112  # EXIF tag
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _CANVASES = {"WEBP": 4, "AVIF": 3, "HEIF": 3, "JPEG2000": 3}
 """By format: full-size copies that the decoder keeps, where that is more than one."""
-
-_SIGNATURES = (
-    b"\xff\xd8\xff",  # JPEG
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF87a",
-    b"GIF89a",
-    b"BM",
-    b"II*\x00",  # TIFF, little-endian
-    b"MM\x00*",  # TIFF, big-endian
-    b"II+\x00",  # BigTIFF
-    b"MM\x00+",
-    b"\x00\x00\x00\x0cjP  ",  # JPEG 2000
-    b"\xff\x4f\xff\x51",
-    b"8BPS",  # Photoshop
-    b"qoif",
-)
-_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heif", b"hevc", b"mif1", b"msf1")
 
 
 class DecodedImage(NamedTuple):
@@ -88,48 +62,41 @@ class DecodedImage(NamedTuple):
     height: int
 
 
-def looks_like_image(head: bytes) -> bool:
-    """Returns True if a file that begins with `head` (32 bytes suffice) is an image of a known format."""
-    if head.startswith(b"BM"):
-        return (
-            len(head) >= 18
-            and head[6:10] == b"\0\0\0\0"
-            and head[14:18] in {b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0"}
-        )
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return True
-    if head[4:8] == b"ftyp":
-        return head[8:12] in _BRANDS
-    return head.startswith(_SIGNATURES)
-
-
 def decode_image(
     data: bytes | IO[bytes], shorter_side: int | None = None, largest: int = LARGEST_PIXELS
 ) -> DecodedImage:
     """Decodes the first frame of an image file, given as bytes or as an open file, into upright RGB.
 
     shorter_side: the pixels that are needed. A much larger JPEG is decoded at a half, a quarter or an eighth of its
-    size, and any image of more than `LARGE_PIXELS` is scaled down by a whole number, never below twice the pixels
-    needed. A panorama of that size that is too low to be scaled down is cut to its middle.
+    size, and any image of more than `scaled.LARGE_PIXELS` is scaled down by a whole number, never below twice the
+    pixels needed. A panorama of that size that is too low to be scaled down is cut to its middle.
     largest: the most pixels that the original may have.
     Raises ImageError, with a reason that can be shown in a list of failures.
     """
-    with _readable():
-        image = _opened(data)
-        with image:
-            if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
-                raise ImageError("not an image, or of an unknown format")
-            _check_size(image, largest)
-            return _upright(image, shorter_side)
+    file, head = _file(data)
+    with readable(head, largest), opening.open_image(file, head, largest) as image:
+        width, height = image.size
+        return _upright(opening.load(image, file, shorter_side), width, height, shorter_side)
 
 
 def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> int:
     """Estimates from the header the bytes that `decode_image` needs for an image; 0 if the header cannot be read."""
+    file, head = _file(data)
     try:
-        image = _opened(data)
+        if not head.startswith(formats.JPEG):
+            if formats.camera_raw(head) is not None or (formats.is_tiff(head) and tiff.is_camera_raw(file)):
+                return camera_raw.memory(file)
+            if formats.is_jxl(head):
+                width, height = jxl.size(file)
+                return 3 * 4 * width * height
+            file.seek(0)
+        try:
+            image = Image.open(file)
+        except Exception:
+            return tiff.memory(file) if formats.is_tiff(head) else 0
         with image:
             width, height = image.size
-            _draft(image, shorter_side)
+            draft(image, shorter_side)
             bands = 1 if image.mode in {"1", "L", "P"} else 2 if image.mode.startswith("I;16") else 4
             needed = image.width * image.height * bands * _CANVASES.get(image.format or "", 1)
             if image.info.get("progressive"):  # JPEG: the coefficients of the whole picture, 16 bits each
@@ -138,8 +105,7 @@ def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> i
     except Exception:
         return 0
     finally:
-        if not isinstance(data, bytes):
-            data.seek(0)
+        file.seek(0)
 
 
 def from_array(array: NDArray[np.uint8]) -> Image.Image:
@@ -163,71 +129,22 @@ def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     return image.crop((x, y, x + width, y + height))
 
 
-def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
-    """Converts an image of any mode to 8-bit RGB: alpha over white, deeper values scaled down, palettes and CMYK too.
-
-    top: the largest value of the whole image, if this is a part of an image of 32-bit values.
-    """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in {"I", "F"}:
-        return Image.fromarray(_eight_bits(np.asarray(image), top)).convert("RGB")
-    if image.has_transparency_data:
-        layers = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers).convert("RGB")
-    return image.convert("RGB")
-
-
 def from_pil(image: Image.Image) -> Image.Image:
     """Returns a caller's PIL image as upright RGB. Raises ImageError."""
     try:
-        return _upright(image, None).image
+        image.load()
+        return _upright(image, *image.size, None).image
     except Exception as error:
         raise ImageError(f"the PIL image cannot be used: {error}") from error
 
 
-@contextlib.contextmanager
-def _readable() -> Iterator[None]:
-    """Maps Pillow's exceptions to ImageError."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError("not an image, or of an unknown format") from error
-    except Image.DecompressionBombError as error:
-        message = f"too large: over {LARGEST_PIXELS:,} pixels, the limit against decompression bombs"
-        raise ImageTooLargeError(message) from error
-    except MemoryError as error:
-        raise ImageError("too large for the memory at hand") from error
-    except Exception as error:  # hostile bytes make Pillow's decoders raise nearly anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ImageError(f"cannot be decoded: {reason}") from error
-
-
-def _opened(data: bytes | IO[bytes]) -> Image.Image:
-    """Opens an image: reads its header and decodes nothing. Raises ImageError for an empty file."""
-    if isinstance(data, bytes):
-        head = data[:256]
-    else:
-        head = data.read(256)
-        data.seek(0)
-    if not head:
-        raise ImageError("empty file")
-    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS and not {b"avif", b"avis"} & _brands(head):
-        _register_heif()
-    return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
-
-
-def _draft(image: Image.Image, shorter_side: int | None) -> None:
-    """Sets a JPEG to be decoded at the smallest scale that leaves twice the pixels needed."""
-    if shorter_side is not None and image.format in {"JPEG", "MPO"}:
-        width, height = image.size
-        scale = 2 * shorter_side / min(width, height)
-        if scale < 1:
-            image.draft(None, (math.ceil(width * scale - 1e-6), math.ceil(height * scale - 1e-6)))
+def _file(data: bytes | IO[bytes]) -> tuple[IO[bytes], bytes]:
+    """Returns an image file at its start, and its first bytes."""
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    file.seek(0)
+    head = file.read(opening.HEAD)
+    file.seek(0)
+    return file, head
 
 
 def _samples(image: Image.Image, pixels: int) -> int:
@@ -239,92 +156,13 @@ def _samples(image: Image.Image, pixels: int) -> int:
     return pixels * sum(across * down for across, down in sampling) // most
 
 
-def _reduced(image: Image.Image, factor: int) -> Image.Image:
-    """Scales a decoded image to 1/factor in RGB (the means of squares), without another full-size copy."""
-    width, height = image.size
-    rows = factor * max(1, LARGE_PIXELS // 4 // width // factor)
-    result = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-    top = _top(image) if image.mode in {"I", "F"} else None
-    for start in range(0, height, rows):
-        band = to_rgb(image.crop((0, start, width, min(start + rows, height))), top)
-        result.paste(band.reduce(factor), (0, start // factor))
-    return result
-
-
-def _middle(image: Image.Image) -> Image.Image:
-    """Returns the middle of a decoded panorama in RGB, `MIDDLE` times as long as it is high; no recipe needs more.
-
-    The same length is cut off at both ends, so that it is the middle whichever way the image is turned.
-    """
-    width, height = image.size
-    across, down = (max(0, side - MIDDLE * min(width, height)) // 2 for side in (width, height))
-    if not across and not down:
-        return to_rgb(image)
-    top = _top(image) if image.mode in {"I", "F"} else None
-    return to_rgb(image.crop((across, down, width - across, height - down)), top)
-
-
-def _upright(image: Image.Image, shorter_side: int | None) -> DecodedImage:
-    width, height = image.size
-    _draft(image, shorter_side)
-    image.load()
-    orientation = 1
-    with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    large = shorter_side is not None and image.width * image.height > LARGE_PIXELS
-    factor = min(image.size) // (2 * shorter_side) if shorter_side is not None else 1
-    if large and factor > 1:
-        rgb = _reduced(image, factor)
-    elif large:
-        rgb = _middle(image)
-    else:
-        rgb = to_rgb(image)
-    # ImageOps.exif_transpose also rewrites the EXIF data, which fails if they are damaged.
-    if orientation in _TURNS:
-        if orientation >= 5:
+def _upright(image: Image.Image, width: int, height: int, shorter_side: int | None) -> DecodedImage:
+    """Converts a loaded image. width, height: of the original, as it is stored."""
+    rgb = scaled_rgb(image, shorter_side)
+    number = orientation(image)
+    if number > 1:
+        if swaps_sides(number):
             width, height = height, width
-        return DecodedImage(rgb.transpose(_TURNS[orientation]), width, height)
+        return DecodedImage(turn(rgb, number), width, height)
     # A decoded JPEG no longer needs its file; images of other formats may.
     return DecodedImage(rgb.copy() if rgb is image and image.format != "JPEG" else rgb, width, height)
-
-
-def _eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray[np.uint8]:
-    """Scales 32-bit values to 0..255: floats in 0..1 by 255, values up to 255 by 1, others by their range."""
-    array = np.nan_to_num(values.astype(np.float64))
-    top = float(array.max(initial=0.0)) if top is None else top
-    if np.issubdtype(values.dtype, np.floating) and top <= 1:
-        array = array * 255
-    elif top > 255:
-        array = array * (255 / (65535 if top <= 65535 else top))
-    return np.clip(array, 0, 255).astype(np.uint8)
-
-
-def _top(image: Image.Image) -> float:
-    """Returns the largest value of an image of 32-bit values, row by row to save memory."""
-    rows = (np.asarray(image.crop((0, row, image.width, row + 1))) for row in range(image.height))
-    return max(float(np.nan_to_num(row.astype(np.float64)).max(initial=0.0)) for row in rows)
-
-
-def _brands(data: bytes) -> set[bytes]:
-    """Returns the brands of an ISO media file; an AVIF file may have the general brand mif1 first and its own later."""
-    end = min(int.from_bytes(data[:4], "big"), 256)
-    return {data[start : start + 4] for start in (8, *range(16, end, 4))}
-
-
-def _check_size(image: Image.Image, largest: int) -> None:
-    """Raises ImageTooLargeError for an image that would take too much memory to decode."""
-    width, height = image.size
-    bomb = "the limit against decompression bombs"
-    if width * height > largest:
-        raise ImageTooLargeError(f"too large: {width}x{height} is over {largest:,} pixels, {bomb}")
-    if max(width, height) > LARGEST_SIDE:
-        raise ImageTooLargeError(f"too large: {width}x{height} has a side of over {LARGEST_SIDE:,} pixels, {bomb}")
-
-
-def _register_heif() -> None:
-    try:
-        import pillow_heif
-    except ImportError:
-        error = MissingExtraError("HEIC", "heif")
-        raise ImageError(f"{error}: {error.hint}", hint=error.hint) from None
-    pillow_heif.register_heif_opener()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from simsearch.common.progress import Progress, no_progress
@@ -54,23 +54,37 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         exclude: Any = self.exclude
-        if isinstance(exclude, str):
-            object.__setattr__(self, "exclude", (exclude,))
+        object.__setattr__(self, "exclude", (exclude,) if isinstance(exclude, str) else tuple(exclude))
         if self.labels not in ("auto", "folder", "none"):
             raise UsageError(f"labels is {self.labels!r}", hint="auto, folder or none")
         for name, value in (("batch_size", self.batch_size), ("workers", self.workers)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}, but must be at least 1")
 
+    @classmethod
+    def from_keywords(cls, given: Mapping[str, Any]) -> BuildOptions:
+        """Makes options from keyword arguments. Raises UsageError for an unknown name or an invalid value."""
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(set(given) - set(names)):
+            raise UsageError(f"a build has no option {unknown[0]!r}", hint=f"one of {', '.join(names)}")
+        return cls(**given)
+
 
 class AddOptions(TypedDict, total=False):
     """The options of `Engine.add`; see `BuildOptions`."""
 
-    exclude: tuple[str, ...]
+    exclude: str | Sequence[str]
     labels: Literal["auto", "folder", "none"]
     batch_size: int | None
     workers: int | None
     progress: Progress
+
+
+class BuildKeywords(AddOptions, total=False):
+    """The options of `simsearch.build`; see `BuildOptions`."""
+
+    prune: bool
+    extractor: Extractor | None
 
 
 @dataclass
@@ -79,7 +93,9 @@ class Summary:
 
     computed: images that went through the model.
     to_read: images that are new or changed.
+    skipped: files that are not images, or are left out; left_out: of these, the number by reason.
     unread: folders that could not be listed, with reasons.
+    missing_extras: images that failed because an extra is not installed, by reason.
     """
 
     items: int = 0
@@ -94,3 +110,5 @@ class Summary:
     to_read: int = 0
     seconds: float = 0.0
     unread: list[tuple[str, str]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    missing_extras: dict[str, int] = field(default_factory=dict)

@@ -172,6 +172,8 @@ def _compare(
     plan = Plan(place, source)
     listing = source.listing((*options.exclude, *place.options.get("exclude", ())))
     summary.skipped += listing.skipped
+    for reason, count in listing.left_out.items():
+        summary.left_out[reason] = summary.left_out.get(reason, 0) + count
     summary.unread += [(source.display(path), reason) for path, reason in listing.unread]
     within = source.within
     items, failed = _recorded(reader, place, within)

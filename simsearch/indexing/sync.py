@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simsearch.images.decode import names_extra
 from simsearch.indexing import ann_maintenance
 from simsearch.indexing import plan as indexing_plan
 from simsearch.indexing.extract import Task, extract, usual_batch
@@ -219,6 +220,8 @@ class _SyncRun:
         """Records an image that could not be read."""
         self.pending.failed.append((self.numbers[id(plan.place)], entry.path, reason))
         self.summary.failed += 1
+        if names_extra(reason):
+            self.summary.missing_extras[reason] = self.summary.missing_extras.get(reason, 0) + 1
 
     def _commit(self) -> None:
         """Writes the features, then commits the items that own them."""

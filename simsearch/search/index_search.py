@@ -14,14 +14,16 @@ from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.search.options import PictureOptions, SearchOptions, check_names, split
 from simsearch.search.queries import Picture, as_list, as_variants, as_vectors
-from simsearch.search.query_vectors import QueryResolver
+from simsearch.search.query_vectors import QueryResolver, existing_rows
 from simsearch.search.results import Matches
 from simsearch.search.searcher import Searcher
+from simsearch.storage import item_files
 from simsearch.storage.filters import Where
 from simsearch.storage.model import IndexModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from PIL import Image
 
     from simsearch.storage.protocols import ApproximateSearch, ItemReader, OpenIndex, Searchable
 
@@ -41,7 +43,7 @@ class IndexSearch:
         with self.query_resolver() as resolver:
             queries = resolver.prepare_many(as_list(pictures), **changes)
             vectors, left_out = resolver.resolve_all(queries), resolver.rows_left_out(queries)
-            return self._searcher(resolver.reader).search(vectors, k, left_out, chosen)
+            return self._shown(self._searcher(resolver.reader).search(vectors, k, left_out, chosen))
 
     def by_vectors(
         self, vectors: NDArray[np.float32], k: int, without: Sequence[Sequence[int]], options: SearchOptions
@@ -52,8 +54,8 @@ class IndexSearch:
         if len(without) not in {0, len(variants)}:
             raise UsageError(f"`without` has {len(without)} lists of ids, but there are {len(variants)} vectors")
         with self.index.reading() as reader:
-            left_out = [[reader.item(number).row for number in ids] for ids in without] or [[] for _ in variants]
-            return self._searcher(reader).search(variants, k, left_out, options)
+            left_out = [existing_rows(reader, ids) for ids in without] or [[] for _ in variants]
+            return self._shown(self._searcher(reader).search(variants, k, left_out, options))
 
     def neighbours(
         self, vectors: NDArray[np.float32], k: int, where: Where | None, exact: bool
@@ -90,6 +92,15 @@ class IndexSearch:
         with self.index.reading() as reader:
             self.snapshots.current(reader)
             return self.snapshots.structure(reader)
+
+    def _shown(self, answers: list[Matches]) -> list[Matches]:
+        """Gives matches the means to show their pictures."""
+        for matches in answers:
+            matches.thumbnail = self._thumbnail
+        return answers
+
+    def _thumbnail(self, number: int) -> Image.Image | None:
+        return item_files.thumbnail(self.index, number, 128)
 
     def _compute_served(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         return to_float16(self.model.load().features(np.stack(pixels))).astype(np.float32)

@@ -144,6 +144,12 @@ OPTIONS = (
         changes_query=True,
         checkbox="Mirrored ones too",
     ),
+    SearchOption(
+        "no_self",
+        "flag",
+        "Leave out the query's own file and exact copies of it.",
+        changes_query=True,
+    ),
 )
 """In the order of `simsearch query --help`."""
 
@@ -172,8 +178,10 @@ class PictureOptions(SearchOptions, total=False):
     flip: True to treat a mirrored picture as the same.
     plus, minus: more pictures that matches should be like or unlike, each alone or as (picture, weight); an int is an
     item's id.
+    no_self: True to leave out the items whose file has the query's own content.
     """
 
+    no_self: bool
     crop: tuple[int, int, int, int] | None
     flip: bool
     plus: Sequence[Picture | int | tuple[Picture | int, float]]

@@ -49,13 +49,17 @@ class PreparedImage:
 
 @dataclass(frozen=True, eq=False)
 class PreparedQuery:
-    """An image to search by, and those that matches should be like (`plus`) and unlike (`minus`), with weights."""
+    """An image to search by, and those that matches should be like (`plus`) and unlike (`minus`), with weights.
+
+    copies: the ids of items with the image's own content, if those are to be left out.
+    """
 
     image: PreparedImage
     plus: tuple[PreparedImage, ...] = ()
     minus: tuple[PreparedImage, ...] = ()
     plus_weights: tuple[float, ...] = ()
     minus_weights: tuple[float, ...] = ()
+    copies: tuple[int, ...] = ()
 
     @property
     def variants(self) -> int:
@@ -64,8 +68,8 @@ class PreparedQuery:
 
     @property
     def left_out(self) -> tuple[int, ...]:
-        """The ids of items that cannot be matches: the query itself and `plus`."""
-        return tuple(image.item for image in (self.image, *self.plus) if image.item is not None)
+        """The ids of items that cannot be matches: the query itself, its `copies` and `plus`."""
+        return (*(image.item for image in (self.image, *self.plus) if image.item is not None), *self.copies)
 
 
 def is_id(value: Any) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from simsearch.common.machine import MemoryBudget, available_cores
-from simsearch.errors import ImageError, SimsearchError, UsageError
+from simsearch.errors import ImageError, ItemNotFoundError, SimsearchError, UsageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import resolve
@@ -39,6 +39,8 @@ from simsearch.storage.reader import Reader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from simsearch.storage.protocols import ItemReader
 
 DECODING_BYTES = 768 << 20
 """Memory for the images that are decoded at the same time; a larger image is decoded alone."""
@@ -89,13 +91,21 @@ class QueryResolver:
     # -- preparing
 
     def prepare(
-        self, picture: Picture | int, *, crop: Box | None = None, flip: bool = False, plus: Any = (), minus: Any = ()
+        self,
+        picture: Picture | int,
+        *,
+        crop: Box | None = None,
+        flip: bool = False,
+        plus: Any = (),
+        minus: Any = (),
+        no_self: bool = False,
     ) -> PreparedQuery:
         """Reads and decodes one query, for this resolver or one of a later snapshot.
 
         The options are those of `options.PictureOptions`. Raises ImageError, ItemNotFoundError, UsageError.
         """
-        return PreparedQuery(self._image(picture, crop, flip), *self._examples(plus, minus))
+        image = self._image(picture, crop, flip, hashed=no_self)
+        return PreparedQuery(image, *self._examples(plus, minus), copies=self._copies(image) if no_self else ())
 
     def prepare_many(
         self,
@@ -105,21 +115,38 @@ class QueryResolver:
         flip: bool = False,
         plus: Any = (),
         minus: Any = (),
+        no_self: bool = False,
     ) -> list[PreparedQuery]:
         """Prepares several pictures in threads, for this resolver only.
 
         Unlike `prepare`, does not decode a file whose features the index has, unless a crop or flip needs its pixels.
         """
         examples = self._examples(plus, minus, decode_known=False)
-        return [PreparedQuery(image, *examples) for image in self._images(pictures, crop, flip)]
+        return [
+            PreparedQuery(image, *examples, copies=self._copies(image) if no_self else ())
+            for image in self._images(pictures, crop, flip, hashed=no_self)
+        ]
 
     def prepare_vector(
-        self, vector: Any, *, crop: Box | None = None, flip: bool = False, plus: Any = (), minus: Any = ()
+        self,
+        vector: Any,
+        *,
+        crop: Box | None = None,
+        flip: bool = False,
+        plus: Any = (),
+        minus: Any = (),
+        no_self: bool = False,
     ) -> PreparedQuery:
-        """Prepares a query by (D,) features. Raises UsageError, also for a crop or a flip."""
+        """Prepares a query by (D,) features. Raises UsageError, also for a crop or a flip; no file is its own."""
         if crop is not None or flip:
             raise UsageError(f"a vector cannot be {'mirrored' if crop is None else 'cropped'}")
         return PreparedQuery(PreparedImage(vector=as_vector(vector, self.dimension)), *self._examples(plus, minus))
+
+    def _copies(self, image: PreparedImage) -> tuple[int, ...]:
+        """Returns the ids of the items whose file has the content of the image's."""
+        with self._lock:
+            digest = image.digest or (self.reader.item(image.item).digest if image.item is not None else b"")
+            return tuple(self.reader.ids_of(digest)) if digest else ()
 
     def _examples(self, plus: Any, minus: Any, *, decode_known: bool = True) -> tuple[Any, ...]:
         """Prepares `plus` and `minus`, and returns the last four fields of a `PreparedQuery`."""
@@ -140,12 +167,13 @@ class QueryResolver:
         flip: bool = False,
         *,
         decode_known: bool = False,
+        hashed: bool = False,
     ) -> list[PreparedImage]:
         """Prepares pictures, several of them in threads, and returns them in order."""
         budget = MemoryBudget(DECODING_BYTES)
 
         def prepare(picture: Picture | int) -> PreparedImage:
-            return self._image(picture, crop, flip, decode_known=decode_known, budget=budget)
+            return self._image(picture, crop, flip, decode_known=decode_known, budget=budget, hashed=hashed)
 
         if len(pictures) < 2:
             return [prepare(picture) for picture in pictures]
@@ -167,8 +195,9 @@ class QueryResolver:
         *,
         decode_known: bool = True,
         budget: MemoryBudget | None = None,
+        hashed: bool = False,
     ) -> PreparedImage:
-        """Reads one picture or item, and decodes it if its features may need computing."""
+        """Reads one picture or item, and decodes it if its features may need computing. hashed: also for a part."""
         unchanged = crop is None and not flip
         if is_id(picture) and unchanged:
             return PreparedImage(item=int(picture))  # type: ignore[arg-type]
@@ -176,7 +205,7 @@ class QueryResolver:
             return self._cut(decode.from_pil(picture), crop, flip)
         if isinstance(picture, np.ndarray):
             return self._cut(decode.from_array(picture), crop, flip)
-        file = self._item_file(int(picture)) if is_id(picture) else _picture_file(picture, crop is None)  # type: ignore[arg-type]
+        file = self._item_file(int(picture)) if is_id(picture) else _picture_file(picture, hashed or crop is None)  # type: ignore[arg-type]
         if unchanged and not decode_known and self._has(file.digest):
             return PreparedImage(digest=file.digest)
         shorter_side = self.recipe.resize if crop is None else None  # a crop is in pixels of the original
@@ -262,7 +291,7 @@ class QueryResolver:
 
     def rows_left_out(self, queries: Sequence[PreparedQuery]) -> list[list[int]]:
         """Returns for each query the feature rows of the items that cannot be its matches."""
-        return [[self.reader.item(number).row for number in query.left_out] for query in queries]
+        return [existing_rows(self.reader, query.left_out) for query in queries]
 
     def _known(self, image: PreparedImage) -> NDArray[np.float32] | None:
         """Returns the features of a vector query, or those that the index has of an item or file; else None.
@@ -306,10 +335,19 @@ class QueryResolver:
         return np.stack([blend(vector, wanted, unwanted, *weights) for vector in own])
 
 
-def _picture_file(picture: Any, whole: bool) -> _File:
-    """Reads a picture given as a path, bytes or an open file; computes its digest only for a whole picture."""
+def existing_rows(reader: ItemReader, ids: Sequence[int]) -> list[int]:
+    """Returns the feature rows of those items that still exist; others cannot be matches anyway."""
+    rows = []
+    for number in ids:
+        with contextlib.suppress(ItemNotFoundError):
+            rows.append(reader.item(number).row)
+    return rows
+
+
+def _picture_file(picture: Any, hashed: bool) -> _File:
+    """Reads a picture given as a path, bytes or an open file; computes its digest if `hashed`."""
     data, name = resolve.read_picture(picture)
-    return _File(data, name, hashlib.sha256(data).digest() if whole else b"")
+    return _File(data, name, hashlib.sha256(data).digest() if hashed else b"")
 
 
 def _thread_safe(picture: Any) -> bool:

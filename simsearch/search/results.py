@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import base64
+import contextlib
+import html
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from simsearch.errors import SimsearchError
+from simsearch.storage.item_table import to_pandas
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -29,9 +39,40 @@ class Match:
 
 
 class Matches(list[Match]):
-    """The matches of one query, nearest first. exact: True if no item can have been missed."""
+    """The matches of one query, nearest first. A notebook shows them with their pictures.
+
+    exact: True if no item can have been missed.
+    thumbnail: returns a small picture of an item by its id, or None; set by the index that was searched.
+    """
 
     exact: bool = True
+    thumbnail: Callable[[int], Image.Image | None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"exact": self.exact}  # the open index stays behind when matches are pickled
+
+    def to_pandas(self) -> Any:
+        """Returns a pandas.DataFrame with a column for each field of `Match`. Raises MissingExtraError."""
+        return to_pandas(asdict(match) for match in self)
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the pictures in a row, with label and distance below each."""
+        cells = "".join(self._cell(match) for match in self) or "<p>no match</p>"
+        return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{cells}</div>'
+
+    def _cell(self, match: Match) -> str:
+        image = None
+        if self.thumbnail is not None:
+            with contextlib.suppress(SimsearchError):  # the engine may be closed by now
+                image = self.thumbnail(match.id)
+        shown = f"<i>{html.escape(match.path)}</i>"
+        if image is not None:
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=85)
+            data = base64.b64encode(buffer.getvalue()).decode()
+            shown = f'<img src="data:image/jpeg;base64,{data}" alt="" style="height:128px">'
+        caption = f"<figcaption>{html.escape(match.label or '')} {match.distance:.4g}</figcaption>"
+        return f'<figure style="margin:0" title="{html.escape(match.path)}">{shown}{caption}</figure>'
 
 
 @dataclass(frozen=True)

@@ -143,14 +143,18 @@ class Reader:
             raise ItemNotFoundError(f"the index has no item {number}")
         return _item(found)
 
-    def items(self, source: int | None = None, below: str = "") -> Iterator[Item]:
+    def items(self, source: int | None = None, below: str = "", conditions: Sequence[Condition] = ()) -> Iterator[Item]:
         """Yields the items, sorted by id.
 
         source: only those of this source. below: of these, only those at this path or in this folder.
+        conditions: only those that meet all of them. Raises UsageError for one that cannot be used.
         """
+        permitted = set(self.rows(conditions).tolist()) if conditions else None
         condition, parameters = _within(source, below)
         for row in self._connection.execute(f"SELECT {_COLUMNS} FROM items {condition} ORDER BY id", parameters):
-            yield _item(row)
+            item = _item(row)
+            if permitted is None or item.row in permitted:
+                yield item
 
     def items_at(self, rows: Sequence[int]) -> dict[int, Item]:
         """Returns the items of the given rows, by row. Raises IndexDamagedError for a row without an item."""
@@ -182,6 +186,11 @@ class Reader:
         query = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
         found: tuple[int, int, int] | None = self._connection.execute(query, (digest,)).fetchone()
         return found
+
+    def ids_of(self, digest: bytes) -> list[int]:
+        """Returns the ids of all items whose file has this SHA-256, ascending."""
+        query = "SELECT id FROM items WHERE digest = ? ORDER BY id"
+        return [int(row[0]) for row in self._connection.execute(query, (digest,))]
 
     def row_of(self, digest: bytes) -> int | None:
         """Returns the row of an image by the SHA-256 of its file; None if it is not in the index."""

@@ -27,6 +27,34 @@ def test_build_says_what_it_did(run, pictures, index):
     assert run("info", "--failures", "--format", "json").json[0]["reason"] == "empty file"
 
 
+def test_build_counts_formats_it_cannot_read(run, pictures, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rawpy", None)
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    odd = {
+        "a.jxl": b"\xff\x0a\0\0aaaa",
+        "b.JXL": b"\0\0\0\x0cJXL \r\n\x87\n",
+        "c.cr3": b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
+        "d.raf": b"FUJIFILMCCD-RAW 0201",
+        "e.svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "f.mp4": b"\0\0\0\x18ftypmp42",
+        "video": b"\x1a\x45\xdf\xa3",
+    }
+    for name, data in odd.items():
+        (pictures / "red" / name).write_bytes(data)
+    result = run("build", pictures)
+    assert "12 items; 12 unchanged, 4 failed" in result.out
+    assert "note: 2 left out: videos, which are not read" in result.err
+    assert "note: 1 left out: SVG drawings, which are not read" in result.err
+    assert "note: 2 failed: JPEG XL needs the [jxl] extra: " in result.err
+    assert "note: 1 failed: a camera's raw file (Canon CR3) needs the [raw] extra: " in result.err
+    failures = run("info", "--failures")
+    assert "d.raf: a camera's raw file (Fujifilm RAF) needs the [raw] extra: " in failures.out
+    assert "2: JPEG XL needs the [jxl] extra" in failures.err
+    found = run("build", pictures, "--format", "json").json
+    assert found["left_out"] == {"videos, which are not read": 2, "SVG drawings, which are not read": 1}
+    assert sorted(found["missing_extras"].values()) == [1, 1, 2]
+
+
 def test_build_json_and_dry_run(run, pictures):
     Image.new("RGB", (50, 50)).save(pictures / "blue" / "new.png")
     dry = run("build", pictures, "--dry-run")

@@ -42,7 +42,7 @@ def test_file_without_suffix_is_a_picture(run, pictures, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("named", [True, False])
 def test_open_shows_the_report(run, tmp_path, monkeypatch, named):
-    opened = []
+    opened: list[str] = []
     monkeypatch.setattr(click, "launch", opened.append)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)

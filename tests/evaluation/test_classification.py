@@ -9,6 +9,7 @@ from simsearch.errors import UsageError
 from simsearch.evaluation import classification, metrics
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import labelled
+from simsearch.models import classify
 
 
 class Brightness:
@@ -41,16 +42,16 @@ def test_errors_count_by_name_or_training_label(tmp_path):
 def test_ten_crops_are_corners_centre_mirrors():
     image = Image.fromarray(np.arange(6 * 6 * 3, dtype=np.uint8).reshape(6, 6, 3))
     pixels = np.asarray(image)
-    found = classification.patches(image, Preprocessing(6, 4), 10)
+    found = classify.patches(image, Preprocessing(6, 4), 10)
     corners = [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]
     for patch, mirrored, (y, x) in zip(found[:5], found[5:], corners, strict=True):
         np.testing.assert_array_equal(patch, pixels[y : y + 4, x : x + 4])
         np.testing.assert_array_equal(mirrored, patch[:, ::-1])
-    np.testing.assert_array_equal(classification.patches(image, Preprocessing(6, 4), 1)[0], pixels[1:5, 1:5])
+    np.testing.assert_array_equal(classify.patches(image, Preprocessing(6, 4), 1)[0], pixels[1:5, 1:5])
     model = Brightness()
     logits = model.logits(found).astype(np.float64)
     softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    np.testing.assert_allclose(classification.probabilities(model, [image], 10)[0], softmax.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(classify.probabilities(model, [image], 10)[0], softmax.mean(0), rtol=1e-6)
 
 
 def test_retrieval_agrees_with_a_plain_loop():

@@ -33,15 +33,56 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """A hand-made PNG of a given bit depth and colour type, which Pillow itself cannot write."""
+def chunk(name: bytes, data: bytes, damaged: bool = False) -> bytes:
+    """A chunk of a PNG; a damaged one has a wrong checksum."""
+    checksum = zlib.crc32(name + data) ^ (0xDEADBEEF if damaged else 0)
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
 
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A hand-made PNG of a given bit depth and colour type, which Pillow itself cannot write. extra: more chunks."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def tiff(values: NDArray[Any], photometric: int, order: str = "<", planes: bool = False, **tags: Any) -> bytes:
+    """A hand-made uncompressed TIFF of an (H, W) or (H, W, S) array.
+
+    planes: each channel apart. tags: more tags as t258=(12,), of 16 bits; `data` in place of the array's bytes.
+    """
+    stacked = values if values.ndim == 3 else values[..., None]
+    height, width, samples = stacked.shape
+    parts = [stacked[..., number] for number in range(samples)] if planes else [stacked]
+    data = tags.pop("data", None)
+    strips = [data] if data else [part.astype(part.dtype.newbyteorder(order)).tobytes() for part in parts]
+    form = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    fields: dict[int, tuple[int, ...]] = {
+        256: (width,),
+        257: (height,),
+        258: (8 * values.itemsize,) * samples,
+        259: (1,),
+        262: (photometric,),
+        277: (samples,),
+        278: (height,),
+        279: tuple(len(strip) for strip in strips),
+        284: (2 if planes else 1,),
+        339: (form,) * samples,
+        **{int(name[1:]): value for name, value in tags.items()},
+    }
+    fields[273] = (0,) * len(strips)
+    end = 8 + 2 + 12 * len(fields) + 4
+    place = end + sum(4 * len(value) for value in fields.values() if len(value) > 1)
+    fields[273] = tuple(place + sum(fields[279][:number]) for number in range(len(strips)))
+    entries, beyond = b"", b""
+    for tag, value in sorted(fields.items()):
+        wide = tag in {273, 279}
+        packed = struct.pack(f"{order}{len(value)}{'I' if wide else 'H'}", *value)
+        if len(packed) > 4:
+            packed, beyond = struct.pack(f"{order}I", end + len(beyond)), beyond + packed
+        entries += struct.pack(f"{order}HHI", tag, 4 if wide else 3, len(value)) + packed.ljust(4, b"\0")
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(fields))
+    return (head + entries + bytes(4) + beyond).ljust(place, b"\0") + b"".join(strips)
 
 
 def numbers(image: Image.Image) -> NDArray[np.int64]:

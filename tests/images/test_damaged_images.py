@@ -48,7 +48,7 @@ def test_programs_are_not_run_to_draw_a_picture(monkeypatch: pytest.MonkeyPatch)
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
     with Image.open(io.BytesIO(eps)) as opened:
         assert opened.format == "EPS"
-    assert error(eps) == "not an image, or of an unknown format"
+    assert error(eps) == "an EPS drawing, which is not read"
 
 
 @pytest.mark.parametrize("kind", ["png", "bmp"])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from simsearch.errors import ImageError
 from simsearch.images import decode
+from simsearch.images.decoding import modes
 from simsearch.installation import install_line
 from tests.helpers.encoded import (
     BLACK,
@@ -192,12 +193,12 @@ def test_transparent_png_colour_lies_on_white(mode: str, colour: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["YCbCr", "LAB", "HSV", "RGBX", "RGBa", "PA"])
 def test_any_other_mode_becomes_rgb(mode: str) -> None:
-    assert decode.to_rgb(Image.new(mode, (3, 2))).mode == "RGB"
+    assert modes.to_rgb(Image.new(mode, (3, 2))).mode == "RGB"
 
 
 def test_rgb_is_handed_on_without_a_copy() -> None:
     image = picture()
-    assert decode.to_rgb(image) is image
+    assert modes.to_rgb(image) is image
 
 
 # -- HEIC

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from simsearch.images import decode
-from tests.helpers.encoded import HEIGHT, WIDTH, assert_close, encoded, needs_heif, picture
+from tests.helpers.encoded import HEIGHT, WIDTH, assert_close, chunk, encoded, needs_heif, picture
 
 # In a program that does not turn warnings into errors, what Pillow only warns of is no reason to give a file up.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -104,3 +105,65 @@ def test_orientation_counts_in_damaged_exif(tag: int, kind: int, value: bytes) -
     decoded = decode.decode_image(encoded(picture().transpose(Turn.ROTATE_90), "JPEG", quality=95, exif=block))
     assert (decoded.width, decoded.height) == decoded.image.size == (WIDTH, HEIGHT)
     assert_close(decoded.image, picture(), 3)
+
+
+# -- XMP
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def with_xmp(kind: str, image: Image.Image, **options: Any) -> bytes:
+    if kind == "JPEG":
+        data, segment = encoded(image, kind, quality=95, **options), b"http://ns.adobe.com/xap/1.0/\0" + XMP
+        return data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
+    if kind == "PNG":
+        data, body = encoded(image, kind, **options), b"XML:com.adobe.xmp\0\0\0\0\0" + XMP
+        return data[:33] + chunk(b"iTXt", body) + data[33:]
+    if kind == "TIFF":
+        return encoded(image, kind, tiffinfo={700: XMP}, **options)
+    return encoded(image, kind, quality=95, xmp=XMP, **options)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+def test_orientation_of_xmp_is_ignored(kind: str) -> None:
+    data = with_xmp(kind, picture())
+    assert_close(decode.decode_image(data).image, picture(), 4)
+    assert_close(decode.decode_image(data, 10).image, picture(), 4)
+    with Image.open(io.BytesIO(data)) as image:
+        assert decode.from_pil(image).size == ((HEIGHT, WIDTH) if kind == "TIFF" else (WIDTH, HEIGHT))
+        assert kind == "TIFF" or decode.from_pil(image.copy()).size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_orientation_of_exif_goes_before_xmp(kind: str) -> None:
+    data = with_xmp(kind, picture().transpose(Turn.ROTATE_180), exif=exif(3))
+    assert_close(decode.decode_image(data).image, picture(), 4)
+
+
+@needs_heif
+def test_heic_ignores_xmp() -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    data = encoded(picture(96, 64), "HEIF", quality=95, xmp=XMP.replace(b'"6"', b'"1"'))
+    assert b"irot" not in data
+    data = data.replace(b'Orientation="1"', b'Orientation="6"')
+    decoded = decode.decode_image(data)
+    assert (decoded.width, decoded.height) == (96, 64)
+
+
+def test_callers_image_is_turned_once() -> None:
+    image = picture().transpose(Turn.ROTATE_90)
+    image.getexif()[0x0112] = 6
+    assert_close(decode.from_pil(image), picture(), 0)
+    for kind in ("PNG", "TIFF"):
+        with Image.open(io.BytesIO(turned(6, kind, picture()))) as opened:
+            assert_close(decode.from_pil(opened), picture(), 0)
+            assert_close(decode.from_pil(opened.copy()), picture(), 0)
+
+
+def test_exif_behind_the_pixels_counts() -> None:
+    data = encoded(picture().transpose(Turn.ROTATE_90), "PNG")
+    data = data[:-12] + chunk(b"eXIf", exif(6).removeprefix(b"Exif\0\0")) + data[-12:]
+    assert_close(decode.decode_image(data).image, picture(), 0)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from simsearch.images import decode
+from simsearch.images.decoding import scaled
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.samples import generate
 from simsearch.models import load
@@ -38,7 +39,7 @@ def test_large_pictures_scale_while_converting(kind: str, monkeypatch: pytest.Mo
         image = base.convert(kind)
     image.save(out, "TIFF" if kind in {"I;16", "I", "F", "CMYK"} else "PNG", **options)
     whole = decode.decode_image(out.getvalue())
-    monkeypatch.setattr(decode, "LARGE_PIXELS", 4 * 435 * 9)  # bands of 9 rows and fewer
+    monkeypatch.setattr(scaled, "LARGE_PIXELS", 4 * 435 * 9)  # bands of 9 rows and fewer
     small = decode.decode_image(out.getvalue(), 30)
     assert (small.width, small.height) == (whole.width, whole.height)
     assert small.image.mode == "RGB"
@@ -62,7 +63,7 @@ def test_panoramas_convert_only_their_middle(
     base.convert(kind).save(out, "TIFF", exif=exif)
     recipe = Preprocessing(30, 28)
     whole = decode.decode_image(out.getvalue())
-    monkeypatch.setattr(decode, "LARGE_PIXELS", 30_000)
+    monkeypatch.setattr(scaled, "LARGE_PIXELS", 30_000)
     middle = decode.decode_image(out.getvalue(), 30)
     assert (middle.width, middle.height) == (whole.width, whole.height)
     lower = min(size)

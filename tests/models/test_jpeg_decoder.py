@@ -19,6 +19,7 @@ from simsearch.images.preprocessing import Preprocessing
 from simsearch.models.torch import jpeg_decoder
 from simsearch.models.torch.jpeg_decoder import JpegDecoder, header, scaled_centre
 from tests.helpers.jpegs import CPU, jpeg, pillow, smooth
+from tests.helpers.profiles import LINEAR_GREY, SRGB, WIDE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +43,11 @@ def test_plain_jpegs_are_taken() -> None:
     assert found == (400, 300, 6)
     assert found.upright == (300, 400)
     assert header(jpeg(smooth(), orientation=9)) == (400, 300, 1)
+    assert header(jpeg(smooth(), icc_profile=SRGB)) == (400, 300, 1)
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
+    whole = jpeg(smooth())
+    marked = whole[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + whole[2:]
+    assert header(marked) == (400, 300, 1)
 
 
 def test_others_are_left_to_the_cpu() -> None:
@@ -58,6 +64,9 @@ def test_others_are_left_to_the_cpu() -> None:
         jpeg(smooth(mode="CMYK")),
         jpeg(smooth(), keep_rgb=True),
         whole + bytes(20),
+        whole[:-2],
+        jpeg(smooth(), icc_profile=WIDE),
+        jpeg(smooth(mode="L"), icc_profile=LINEAR_GREY),
     ):
         assert header(data) is None
     decoder = JpegDecoder(Preprocessing(32, 28), pillow)

@@ -11,11 +11,10 @@ from PIL import Image
 
 import simsearch
 from simsearch.errors import SimsearchError, TrainingInterruptedError, UsageError
-from simsearch.evaluation import classification
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import labelled
 from simsearch.images.sources.labelled import LabelledImage
-from simsearch.models import registry, weights
+from simsearch.models import classify, registry, weights
 from simsearch.training import data as training_data
 from simsearch.training import log as training_log
 from simsearch.training import run
@@ -173,7 +172,7 @@ def test_classify_refuses_what_it_cannot_do(trained, tmp_path):
         name, classes = "nameless", ()
 
     with pytest.raises(UsageError, match="nameless has no classes"):
-        classification.check_classes(Nameless())
+        classify.check_classes(Nameless())
 
 
 def test_filters_are_drawn(trained, tmp_path):

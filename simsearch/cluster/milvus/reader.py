@@ -144,8 +144,11 @@ class MilvusReader:
             raise ItemNotFoundError(f"the index has no item {number}")
         return self.seen[number]
 
-    def items(self, source: int | None = None) -> Iterator[Item]:
-        where = "" if source is None else f"source == {source}"
+    def items(self, source: int | None = None, *, conditions: Sequence[Condition] = ()) -> Iterator[Item]:
+        parts = ([] if source is None else [f"source == {source}"]) + (
+            [f"({self.rows(conditions).where})"] if conditions else []
+        )
+        where = " and ".join(parts)
         for rows in self.client.scan(where, SCALARS[1:], int(self.collection.state["highest"])):
             yield from map(_item, rows)
 
@@ -158,9 +161,11 @@ class MilvusReader:
     def ids_at(self, ids: NDArray[np.int64]) -> dict[int, int]:
         return {int(number): int(number) for number in ids}
 
+    def ids_of(self, digest: bytes) -> list[int]:
+        return sorted(int(row["id"]) for row in self.client.query(f'digest == "{digest.hex()}"', ["id"]))
+
     def row_of(self, digest: bytes) -> int | None:
-        found = self.client.query(f'digest == "{digest.hex()}"', ["id"])
-        return min((int(row["id"]) for row in found), default=None)
+        return min(self.ids_of(digest), default=None)
 
     def sample_ids(self, count: int) -> list[int]:
         ids = self.ids_and_rows()[0]

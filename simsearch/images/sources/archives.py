@@ -54,7 +54,7 @@ class ZipSource(Source):
             if _has_image_extension(path) or self._sniff(member):
                 found.entries.append(Entry(path, member.file_size, member.CRC))
             else:
-                found.skipped += 1
+                found.skip(path)
         return found
 
     def _sniff(self, member: zipfile.ZipInfo) -> bool:
@@ -131,7 +131,7 @@ class TarSource(Source):
                     stamp = int(member.mtime) if abs(member.mtime) < 2**62 else 0  # it may be infinite
                     found.entries.append(Entry(path, member.size, stamp))
                 else:
-                    found.skipped += 1
+                    found.skip(path)
         return found
 
     def _sniff(self, member: tarfile.TarInfo) -> bool:

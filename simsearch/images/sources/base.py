@@ -17,11 +17,12 @@ import shutil
 import stat
 import tempfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from simsearch.errors import ImageError
-from simsearch.images.decode import EXTENSIONS, LARGEST_BYTES, looks_like_image
+from simsearch.images.decode import EXTENSIONS, LARGEST_BYTES, left_out, looks_like_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,12 +58,27 @@ class Entry:
 class Listing:
     """The images of a source.
 
-    skipped: the number of files that are not images. unread: folders that could not be listed, each with the reason.
+    skipped: the number of files that are not images, and of those left out.
+    left_out: of these, the number by the reason for leaving them out.
+    unread: folders that could not be listed, each with the reason.
     """
 
     entries: list[Entry] = field(default_factory=list)
     skipped: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
     unread: list[tuple[str, str]] = field(default_factory=list)
+
+    def leave_out(self, reason: str) -> None:
+        """Counts a file that is left out."""
+        self.skipped += 1
+        self.left_out[reason] += 1
+
+    def skip(self, path: str, head: bytes = b"") -> None:
+        """Counts a file that is not an image; by its kind, if it is a video or the like. head: its first bytes."""
+        if (kind := left_out(path, head)) is not None:
+            self.leave_out(f"{kind}s, which are not read")
+        else:
+            self.skipped += 1
 
 
 class Source(ABC):
@@ -150,7 +166,7 @@ class FolderSource(Source):
             pending.extend(reversed(below))
 
     def _file(self, full: str, path: str, found: Listing, named: bool = False) -> None:
-        is_image = named or os.path.splitext(path)[1].lower() in EXTENSIONS
+        is_image, head = named or os.path.splitext(path)[1].lower() in EXTENSIONS, b""
         try:
             facts = os.stat(full)
             if not stat.S_ISREG(facts.st_mode):  # reading a pipe may block, reading a device may never end
@@ -158,7 +174,8 @@ class FolderSource(Source):
                 return
             if not is_image:
                 with open(full, "rb") as file:
-                    is_image = looks_like_image(file.read(32))
+                    head = file.read(32)
+                is_image = looks_like_image(head)
         except OSError as error:
             if is_image:
                 found.entries.append(Entry(path, 0, 0, problem=_reason(error)))
@@ -168,7 +185,7 @@ class FolderSource(Source):
         if is_image:
             found.entries.append(Entry(path, facts.st_size, file_stamp(facts)))
         else:
-            found.skipped += 1
+            found.skip(path, head)
 
     def read(self, path: str) -> bytes:
         return read_file(self.display(path))

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from simsearch.images.decoding.colour import changes_colours
+from simsearch.images.decoding.orientation import orientation
+
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
@@ -45,8 +48,6 @@ MAX_REDUCTION = 23
 TOLERANCE = 4.0
 """Largest accepted mean difference between a decoder and Pillow on a test image, in grey levels."""
 
-_ORIENTATION = 0x0112  # EXIF tag
-
 
 class Header(NamedTuple):
     """The size of a JPEG as stored, in pixels, and its EXIF orientation, 1 to 8."""
@@ -71,7 +72,7 @@ class GpuJpeg(NamedTuple):
 def header(data: bytes) -> Header | None:
     """Reads the header of a JPEG that a GPU decodes as Pillow does; returns None for everything else.
 
-    Such files are complete, of 8 bits, and grey or in YCbCr (not RGB, CMYK, or with a second image in them).
+    Such files are complete, of 8 bits, in sRGB, and grey or in YCbCr (not RGB, CMYK, or with a second image in them).
     """
     if len(data) > MAX_BYTES or not data.startswith(b"\xff\xd8\xff") or b"\xff\xd9" not in data[-16:]:
         return None
@@ -82,10 +83,9 @@ def header(data: bytes) -> Header | None:
             plain = image.mode == "L" or (image.mode == "RGB" and colours in ([0, 1, 2], [1, 2, 3]))
             if image.format != "JPEG" or not plain or image.info.get("adobe_transform", 1) == 0:
                 return None
-            orientation = 1
-            with contextlib.suppress(Exception):  # the pixels may be fine even if EXIF is damaged
-                orientation = int(image.getexif().get(_ORIENTATION, 1))
-            return Header(image.width, image.height, orientation if 1 <= orientation <= 8 else 1)
+            if changes_colours(image.info.get("icc_profile"), image.mode):
+                return None
+            return Header(image.width, image.height, orientation(image))
     except Exception:  # Pillow may raise anything for hostile bytes; decoding on the CPU reports the reason
         return None
 

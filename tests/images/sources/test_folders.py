@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -39,11 +40,24 @@ def test_hidden_folder_can_be_named(tmp_path: Path) -> None:
     assert paths(listed(put(tmp_path / ".pictures", "a.png"))) == ["a.png"]
 
 
+def zipped(folder: Path) -> Path:
+    return Path(shutil.make_archive(str(folder.parent / "archive"), "zip", folder))
+
+
 def test_file_that_is_no_image_is_counted(tmp_path: Path) -> None:
     put(tmp_path, "a.png")
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "empty").touch()
     assert listed(tmp_path).skipped == 2
+
+
+def test_videos_and_drawings_are_counted_by_kind(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    for name in ("a.mp4", "b.MOV", "c.svg"):
+        (tmp_path / name).touch()
+    for listing in (listed(tmp_path), listed(zipped(tmp_path))):
+        assert listing.left_out == {"videos, which are not read": 2, "SVG drawings, which are not read": 1}
+        assert listing.skipped == 3
 
 
 def test_content_is_recognised_without_extension(tmp_path: Path) -> None:

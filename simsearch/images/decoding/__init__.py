@@ -1,0 +1,1 @@
+"""The parts of `simsearch.images.decode`: opening, repairing and converting image files."""

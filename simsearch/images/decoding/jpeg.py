@@ -1,0 +1,136 @@
+"""JPEG files whose end is missing: decoded if (nearly) every pixel is there, as browsers and libjpeg's tools do."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from simsearch.images.decoding.spliced import Part, spliced
+
+MISSING = 0.02
+"""Largest share of the pixels that may depend on missing bytes; otherwise the file counts as truncated."""
+
+LARGEST_BYTES = 256 << 20
+"""Larger files (bytes) are not looked into."""
+
+_END = b"\xff\xd9"
+_FILLINGS = (b"\x00", b"\x55")
+_PADDING = 64
+_UNIT_BYTES = 512  # enough for the blocks of a 16 x 16 square with these fillings
+_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+
+
+class _Structure(NamedTuple):
+    """What a JPEG's markers say.
+
+    complete: True if a scan for each coefficient has begun. units: number of the smallest parts of the picture that
+    are coded together. interval: units between two restart markers; 0 if there are none. restart: the number of the
+    restart marker that comes next, 0 to 7.
+    """
+
+    complete: bool
+    units: int
+    interval: int
+    restart: int
+
+
+def completed(file: IO[bytes]) -> IO[bytes] | None:
+    """Returns a JPEG that lacks its end with an end marker; None if more than `MISSING` of its pixels are not there.
+
+    Zeros at the end, to which a file may be padded, count as missing too. To find the pixels that depend on missing
+    bytes, the picture is decoded twice, with different bytes in place of them. Raises what Pillow raises.
+    """
+    file.seek(0)
+    data = file.read(LARGEST_BYTES + 1)
+    if len(data) > LARGEST_BYTES:
+        return None
+    data = _without_padding(data).removesuffix(b"\xff")
+    structure = _structure(data)
+    if data.endswith(_END) or structure is None or not structure.complete:
+        return None
+    whole: list[Part] = [(0, len(data))]
+    first, second = (_half_size(file, [*whole, *_filling(structure, filling), _END]) for filling in _FILLINGS)
+    differs = np.asarray(first) != np.asarray(second)
+    if differs.ndim == 3:
+        differs = differs.any(2)
+    return spliced(file, [*whole, _END]) if differs.mean() <= MISSING else None
+
+
+def is_padded(file: IO[bytes]) -> bool:
+    """Returns True if a JPEG ends in zeros and not in its end marker before them."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _PADDING))
+    tail = file.read(_PADDING)
+    if len(tail) < _PADDING or tail.count(0) < _PADDING or size > LARGEST_BYTES:
+        return False
+    file.seek(0)
+    return not file.read().rstrip(b"\0").endswith(_END)
+
+
+def _without_padding(data: bytes) -> bytes:
+    """Returns a file without the zeros at its end but for one, which may belong to the picture."""
+    return data[: len(data.rstrip(b"\0")) + 1]
+
+
+def _half_size(file: IO[bytes], parts: list[Part]) -> Image.Image:
+    with Image.open(spliced(file, parts), formats=["JPEG"]) as image:
+        image.draft(None, (max(1, image.width // 2), max(1, image.height // 2)))
+        image.load()
+        return image
+
+
+def _filling(structure: _Structure, filling: bytes) -> Iterator[bytes]:
+    """Yields bytes for those that are missing, enough for so much of the picture that it counts as truncated.
+
+    Beyond them, libjpeg makes the rest of the picture grey, whatever the bytes were.
+    """
+    units = int(structure.units * MISSING * 2) + 2
+    if not structure.interval:
+        yield filling * (_UNIT_BYTES * units)
+        return
+    interval = filling * (_UNIT_BYTES * min(structure.interval, units))
+    yield interval
+    numbers = itertools.cycle(range(0xD0, 0xD8))
+    for number in itertools.islice(numbers, structure.restart, structure.restart + units // structure.interval + 1):
+        yield bytes((0xFF, number)) + interval
+
+
+def _structure(data: bytes) -> _Structure | None:
+    """Reads the markers of a JPEG; returns None if they make no sense."""
+    missing: dict[int, list[int]] = {}  # by component: the bits of each coefficient that no scan has brought yet
+    progressive, interval, units, start, scan = False, 0, 0, 2, 0
+    while (marker := _MARKER.search(data, start)) is not None:
+        code, start = marker[1][0], marker.end()
+        body = data[start + 2 : start + int.from_bytes(data[start : start + 2], "big")]
+        if code in _FRAMES and len(body) >= 6 + 3 * body[5]:
+            progressive = code in _PROGRESSIVE
+            parts = [body[6 + 3 * number : 9 + 3 * number] for number in range(body[5])]
+            missing = {part[0]: [16] * 64 for part in parts}
+            across, down = (8 * max((part[1] >> shift & 15 for part in parts), default=1) for shift in (4, 0))
+            height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+            units = -(-width // max(1, across)) * -(-height // max(1, down))
+        elif code == 0xDD and len(body) >= 2:
+            interval = int.from_bytes(body[:2], "big")
+        elif code == 0xDA:
+            scan = start
+            if not body or len(body) < 4 + 2 * body[0]:
+                return None
+            low, high, bits = (*body[-3:-1], body[-1] & 15) if progressive else (0, 63, 0)
+            for component in body[1 : 1 + 2 * body[0] : 2]:
+                if component not in missing or high > 63:
+                    return None
+                missing[component][low : high + 1] = [bits] * (high + 1 - low)
+        start += 2 + len(body)
+    if not missing or not scan:
+        return None
+    complete = not any(any(bits) for bits in missing.values())
+    place, code = max((data.rfind(bytes((0xFF, code)), scan), code) for code in range(0xD0, 0xD8))
+    return _Structure(complete, units, interval, (code - 0xD0 + 1) % 8 if place >= 0 else 0)

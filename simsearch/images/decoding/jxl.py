@@ -1,0 +1,72 @@
+"""JPEG XL, read by the plugin of the extra `[jxl]`. It decodes a file at once, so its size is read here before."""
+
+from __future__ import annotations
+
+from typing import IO
+
+from simsearch.errors import ImageError
+from simsearch.images.decoding.messages import missing_extra
+
+_RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
+_BITS = (9, 13, 18, 30)
+
+
+def register() -> None:
+    """Registers the plugin with Pillow. Raises ImageError if it is not installed."""
+    try:
+        import pillow_jxl  # noqa: F401
+    except ImportError:
+        raise missing_extra("JPEG XL", "jxl") from None
+
+
+def size(file: IO[bytes]) -> tuple[int, int]:
+    """Reads the width and height of a JPEG XL from its header. Raises ImageError if there is none."""
+    file.seek(_codestream(file))
+    head = file.read(16)
+    if head[:2] != b"\xff\x0a" or len(head) < 12:
+        raise ImageError("a damaged JPEG XL file: its header cannot be read")
+    bits = _BitReader(int.from_bytes(head[2:], "little"))
+    small = bits.take(1)
+    height = _side(bits, small)
+    ratio = bits.take(3)
+    if ratio:
+        over, under = _RATIOS[ratio]
+        return height * over // under, height
+    return _side(bits, small), height
+
+
+class _BitReader:
+    """Takes bits from the lowest up."""
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+
+    def take(self, count: int) -> int:
+        value = self._bits & ((1 << count) - 1)
+        self._bits >>= count
+        return value
+
+
+def _side(bits: _BitReader, small: int) -> int:
+    return 8 * (bits.take(5) + 1) if small else bits.take(_BITS[bits.take(2)]) + 1
+
+
+def _codestream(file: IO[bytes]) -> int:
+    """Returns the position of the codestream, which may be in a box of a container."""
+    file.seek(0)
+    if file.read(2) == b"\xff\x0a":
+        return 0
+    start = 0
+    while True:
+        file.seek(start)
+        head = file.read(16)
+        length, name, body = int.from_bytes(head[:4], "big"), head[4:8], start + 8
+        if length == 1:
+            length, body = int.from_bytes(head[8:16], "big"), start + 16
+        if name == b"jxlc":
+            return body
+        if name == b"jxlp":
+            return body + 4
+        if length < 8:
+            raise ImageError("a damaged JPEG XL file: it has no picture")
+        start += length

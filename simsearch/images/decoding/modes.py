@@ -1,0 +1,97 @@
+"""Conversion of images of any mode to 8-bit RGB."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from simsearch.images.decoding.colour import changes_colours, to_srgb
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_ALPHA_MAY_BE_UNUSED = frozenset({"BMP", "DIB", "ICO", "CUR", "TGA", "DDS"})
+"""Formats whose alpha is 0 everywhere in files of programs that do not use it."""
+
+
+def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
+    """Converts an image of any mode to 8-bit RGB: alpha over white, deeper values scaled down, palettes and CMYK too.
+
+    Colours are converted to sRGB by the profile in `image.info`. top: the largest value of the whole image, if this is
+    a part of an image of 32-bit values.
+    """
+    profile = image.info.get("icc_profile")
+    transparency = "transparency" in image.info
+    if image.mode == "RGB" and not transparency:
+        return to_srgb(image, profile) if profile else image
+    if image.mode.startswith("I;16"):
+        return _from_16_bits(image, profile)
+    if image.mode in {"I", "F"}:
+        return _to_rgb(Image.fromarray(eight_bits(np.asarray(image), top)), profile)
+    if image.has_transparency_data:
+        image = image.convert("LA") if image.mode == "La" else image
+        layers = _grey_layers(image, profile) or to_srgb(image.convert("RGBA"), profile)
+        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    return _to_rgb(image, profile)
+
+
+def without_unused_alpha(image: Image.Image) -> Image.Image:
+    """Returns a loaded image without its alpha if that is 0 everywhere, as programs leave it that do not use it."""
+    unmarked = image.format == "TIFF" and 338 not in getattr(image, "tag_v2", {})
+    if image.mode != "RGBA" or not (unmarked or image.format in _ALPHA_MAY_BE_UNUSED):
+        return image
+    return image.convert("RGB") if image.getchannel("A").getextrema() == (0, 0) else image
+
+
+def eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray[np.uint8]:
+    """Scales 32-bit values to 0..255: floats in 0..1 by 255, values up to 255 by 1, others by their range."""
+    array = np.nan_to_num(values.astype(np.float64))
+    top = float(array.max(initial=0.0)) if top is None else top
+    if np.issubdtype(values.dtype, np.floating) and top <= 1:
+        array = array * 255
+    elif top > 255:
+        array = array * (255 / (65535 if top <= 65535 else top))
+    return np.clip(array, 0, 255).astype(np.uint8)
+
+
+def known_top(image: Image.Image) -> float | None:
+    """Returns the value of white in an image of 32-bit values, where its format tells."""
+    return 65535 if image.format == "PPM" and image.mode == "I" else None  # Pillow scales the file's maximum to it
+
+
+def largest_value(image: Image.Image) -> float | None:
+    """Returns the largest value of an image of 32-bit values, row by row to save memory; None for other modes."""
+    if image.mode not in {"I", "F"}:
+        return None
+    if (known := known_top(image)) is not None:
+        return known
+    rows = (np.asarray(image.crop((0, row, image.width, row + 1))) for row in range(image.height))
+    return max(float(np.nan_to_num(row.astype(np.float64)).max(initial=0.0)) for row in rows)
+
+
+def _to_rgb(image: Image.Image, profile: Any) -> Image.Image:
+    """Converts an image without transparency, by its profile if that fits."""
+    if profile and image.mode not in {"LAB", "1"}:
+        image = to_srgb(image if image.mode in {"L", "CMYK"} else image.convert("RGB"), profile)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey_layers(image: Image.Image, profile: Any) -> Image.Image | None:
+    """Returns grey with alpha as RGBA if a profile of greys changes it; None otherwise."""
+    if image.mode != "LA" or not changes_colours(profile, "L"):
+        return None
+    layers = to_srgb(image.getchannel("L"), profile)
+    layers.putalpha(image.getchannel("A"))
+    return layers
+
+
+def _from_16_bits(image: Image.Image, profile: Any) -> Image.Image:
+    """Converts grey of 16 bits; the transparent level of a PNG becomes white."""
+    values = np.asarray(image)
+    rgb = _to_rgb(Image.fromarray((values >> 8).astype(np.uint8)), profile)
+    level = image.info.get("transparency")
+    if isinstance(level, int):
+        rgb.paste("white", mask=Image.fromarray(np.where(values == level, 255, 0).astype(np.uint8)))
+    return rgb

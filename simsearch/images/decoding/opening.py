@@ -1,0 +1,182 @@
+"""Opens and loads an image file of any format, and mends what Pillow refuses or shows otherwise than browsers do."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import IO, Any
+
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from simsearch.errors import ImageError, ImageTooLargeError
+from simsearch.images.decoding import camera_raw, formats, jpeg, jxl, modes, png, tiff, webp
+from simsearch.images.decoding.messages import missing_extra
+from simsearch.images.decoding.orientation import ignore_xmp
+from simsearch.images.decoding.scaled import draft
+
+LARGEST_SIDE = 1 << 23
+"""Images wider or higher than this (pixels) are refused: decoders keep whole rows, and a pointer to each."""
+
+HEAD = 256
+"""Bytes of a file that show its format."""
+
+
+def open_image(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
+    """Opens an image: reads its header and, except for a few formats, decodes nothing.
+
+    head: the file's first `HEAD` bytes. largest: the most pixels. Raises ImageError, or what Pillow raises.
+    """
+    if not head:
+        raise ImageError("empty file")
+    if not head.startswith(formats.JPEG):
+        if (name := formats.camera_raw(head)) is not None:
+            return _checked(camera_raw.opened(file, name, largest), largest)
+        if formats.is_heif(head):
+            _register_heif()
+        elif formats.is_jxl(head):
+            jxl.register()
+            check_size(jxl.size(file), largest)
+    image = _opened(file, head, largest)
+    if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
+        raise UnidentifiedImageError
+    _checked(image, largest)
+    if image.format == "TIFF" and head[8:10] != b"CR":  # Canon CR2 begins with a large preview
+        if tiff.is_camera_raw(file):
+            return _checked(camera_raw.opened(file, "DNG or the like", largest), largest)
+        image = tiff.corrected(image, file)
+    ignore_xmp(image)
+    return image
+
+
+def load(image: Image.Image, file: IO[bytes], shorter_side: int | None) -> Image.Image:
+    """Decodes an opened image; returns it, or another in its place that has the same `info` and `format`.
+
+    shorter_side: the pixels that are needed, for a JPEG to be decoded at a smaller scale.
+    Raises ImageError, or what Pillow raises.
+    """
+    if image.format == "PNG":
+        return _load_png(image, file)
+    draft(image, shorter_side)
+    tiles = getattr(image, "tile", None)
+    first: Any = tiles[0] if tiles else None
+    if image.format == "TIFF":
+        image.load()
+        loaded = tiff.finished(image, first)
+    elif image.format in {"JPEG", "MPO"}:
+        loaded = _load_jpeg(image, file, shorter_side)
+    else:
+        image.load()
+        loaded = image
+        if image.format == "GIF" and first is not None and "transparency" not in image.info:
+            loaded = _on_white_canvas(image, first.extents)
+        elif image.format == "WEBP" and image.mode == "RGB" and getattr(image, "is_animated", False):
+            loaded = _on_white_canvas(image, webp.first_frame(file) or (0, 0, *image.size))
+    return _like(image, modes.without_unused_alpha(loaded))
+
+
+def check_size(size: tuple[int, int], largest: int) -> None:
+    """Raises ImageTooLargeError for an image that would take too much memory to decode."""
+    width, height = size
+    bomb = "the limit against decompression bombs"
+    if width * height > largest:
+        raise ImageTooLargeError(f"too large: {width}x{height} is over {largest:,} pixels, {bomb}")
+    if max(width, height) > LARGEST_SIDE:
+        raise ImageTooLargeError(f"too large: {width}x{height} has a side of over {LARGEST_SIDE:,} pixels, {bomb}")
+
+
+def _checked(image: Image.Image, largest: int) -> Image.Image:
+    check_size(image.size, largest)
+    return image
+
+
+def _opened(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
+    file.seek(0)
+    try:
+        return Image.open(file)
+    except Image.DecompressionBombError:
+        raise
+    except Exception as error:
+        if head.startswith(png.SIGNATURE):
+            with contextlib.suppress(Exception):
+                return Image.open(png.repaired(file))
+        if isinstance(error, UnidentifiedImageError) and formats.is_tiff(head):
+            if tiff.is_camera_raw(file):
+                return camera_raw.opened(file, "DNG or the like", largest)
+            return tiff.opened_otherwise(file)
+        raise
+
+
+def _load_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
+    """Loads a PNG: the first frame of an animation, without damaged optional chunks, with the transparency it says."""
+    if getattr(image, "default_image", False):
+        with contextlib.suppress(Exception):  # of a damaged animation, the default image is shown
+            if (frame := png.first_frame(file)) is not None:
+                part, place, size = frame
+                return _like(image, png.on_canvas(_loaded_png(Image.open(part), part), place, size))
+    try:
+        return _loaded_png(image, file)
+    except MemoryError:
+        raise
+    except Exception:
+        with contextlib.suppress(Exception):
+            mended = png.repaired(file)
+            return _loaded_png(Image.open(mended), mended)
+        raise
+
+
+def _loaded_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
+    png.fix_transparency(image)
+    deep = png.deep_transparency(image)
+    transparency = image.info.get("transparency")
+    image.load()
+    if transparency is None:  # such a chunk is void behind the pixels
+        image.info.pop("transparency", None)
+    if not deep:
+        return image
+    file.seek(0)
+    with Image.open(file) as low:
+        png.swap_halves(low)
+        low.load()
+        return png.with_deep_transparency(image, low)
+
+
+def _load_jpeg(image: Image.Image, file: IO[bytes], shorter_side: int | None) -> Image.Image:
+    """Loads a JPEG, also one that lacks its end but for a few pixels."""
+    try:
+        if jpeg.is_padded(file):  # libjpeg would take the zeros for a part of the picture
+            raise OSError("image file is truncated")
+        file.seek(0)
+        image.load()
+        return image
+    except OSError:
+        whole = jpeg.completed(file)
+        if whole is None:
+            raise
+        mended = Image.open(whole, formats=["JPEG"])
+        draft(mended, shorter_side)
+        mended.load()
+        return mended
+
+
+def _on_white_canvas(image: Image.Image, extents: tuple[int, int, int, int]) -> Image.Image:
+    """Returns an animation's first frame, which may be smaller than its canvas, with white around it, not a colour."""
+    if extents == (0, 0, *image.size):
+        return image
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(image.crop(extents).convert("RGB"), extents)
+    return canvas
+
+
+def _like(image: Image.Image, loaded: Image.Image) -> Image.Image:
+    """Gives an image that was made in place of an opened one its format, EXIF and ICC profile."""
+    if loaded is not image and not isinstance(loaded, ImageFile.ImageFile):
+        loaded.info = {key: value for key, value in image.info.items() if key in {"exif", "icc_profile"}}
+        loaded.format = image.format
+    return loaded
+
+
+def _register_heif() -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise missing_extra("HEIC", "heif") from None
+    pillow_heif.register_heif_opener()

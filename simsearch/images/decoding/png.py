@@ -1,0 +1,161 @@
+"""PNG files that Pillow refuses, or of which it shows another picture than browsers do."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from simsearch.images.decoding.spliced import Part, spliced
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+_NEEDED = frozenset({b"PLTE", b"tRNS", b"iCCP", b"sRGB", b"eXIf"})
+"""The chunks, beside the picture itself, that say how it looks."""
+
+_SMALL = 4 << 20
+"""Larger chunks of those (bytes) are left out."""
+
+
+class Chunk(NamedTuple):
+    """A chunk: its name, and the place and the length of its data."""
+
+    name: bytes
+    start: int
+    length: int
+
+
+def chunks(file: IO[bytes]) -> Iterator[Chunk]:
+    """Yields the chunks of a PNG file up to its end, or to where it is cut off or no PNG any more."""
+    start = len(SIGNATURE)
+    while True:
+        file.seek(start)
+        head = file.read(8)
+        if len(head) < 8 or not head[4:].isalpha():
+            return
+        length, name = struct.unpack(">I4s", head)
+        yield Chunk(name, start + 8, length)
+        if name == b"IEND":
+            return
+        start += 12 + length
+
+
+def repaired(file: IO[bytes]) -> IO[bytes]:
+    """Returns the file without its optional chunks, but for those that say how the picture looks and are not damaged.
+
+    Texts may be larger than Pillow accepts, and a bad checksum of an optional chunk says nothing about the picture.
+    """
+    parts: list[Part] = [SIGNATURE]
+    for chunk in chunks(file):
+        end = chunk.start + chunk.length + 4
+        if chunk.name[:1].isupper() and chunk.name != b"PLTE":
+            parts.append((chunk.start - 8, end))
+        elif chunk.name in _NEEDED and chunk.length <= _SMALL:
+            file.seek(chunk.start)
+            data, checksum = file.read(chunk.length), file.read(4)
+            if chunk.name == b"iCCP" and _unpacks_too_large(data):
+                continue
+            if chunk.name == b"PLTE" or checksum == struct.pack(">I", zlib.crc32(chunk.name + data)):
+                parts.append((chunk.start - 8, end))
+    return spliced(file, parts)
+
+
+def first_frame(file: IO[bytes]) -> tuple[IO[bytes], tuple[int, int], tuple[int, int]] | None:
+    """Returns the first frame of an animation whose default image is not a frame, as a PNG of its own.
+
+    Also returns the frame's place (left, top) and the size (width, height) of the whole picture. None for all other
+    files, and for a damaged animation, of which browsers show the default image.
+    """
+    parts: list[Part] = [SIGNATURE]
+    control: tuple[int, ...] | None = None
+    size, header, animated, default = (0, 0), b"", False, False
+    for chunk in chunks(file):
+        if chunk.name in {b"IHDR", b"acTL", b"fcTL"}:
+            file.seek(chunk.start)
+            data = file.read(min(chunk.length, 26))
+            if chunk.name == b"IHDR" and chunk.length == 13:
+                header, size = data, (int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big"))
+            elif chunk.name == b"acTL" and not default:
+                animated = len(data) >= 8 and data[:4] != bytes(4)
+            elif chunk.name == b"fcTL":
+                if not default or control is not None or len(data) < 26:
+                    break
+                control = struct.unpack(">4I", data[4:20])
+                parts[1:1] = [_chunk(b"IHDR", data[4:12] + header[8:])]
+        elif chunk.name in _NEEDED and not default:
+            parts.append((chunk.start - 8, chunk.start + chunk.length + 4))
+        elif chunk.name == b"IDAT":
+            if not animated:
+                return None
+            default = True
+        elif chunk.name == b"fdAT" and control is not None and chunk.length > 4:
+            parts += [struct.pack(">I4s", chunk.length - 4, b"IDAT"), (chunk.start + 4, chunk.start + chunk.length + 4)]
+    if control is None or not header or isinstance(parts[-1], bytes):
+        return None
+    width, height, left, top = control
+    if not width or not height or left + width > size[0] or top + height > size[1]:
+        return None
+    return spliced(file, [*parts, _chunk(b"IEND", b"")]), (left, top), size
+
+
+def on_canvas(image: Image.Image, place: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """Returns a decoded frame on the transparent canvas of its animation."""
+    if image.size == size:
+        return image
+    canvas = Image.new("RGBA", size)
+    canvas.paste(image.convert("RGBA"), place)
+    canvas.info = {key: value for key, value in image.info.items() if key in {"exif", "icc_profile"}}
+    return canvas
+
+
+def fix_transparency(image: Image.Image) -> None:
+    """Scales the transparent grey of a picture of 2 or 4 bits like its pixels; call it before the picture is loaded."""
+    value, raw = image.info.get("transparency"), _raw_mode(image)
+    if isinstance(value, int) and raw in {"L;2", "L;4"}:
+        factor = 85 if raw == "L;2" else 17
+        if value * factor > 255:
+            del image.info["transparency"]
+        else:
+            image.info["transparency"] = value * factor
+
+
+def deep_transparency(image: Image.Image) -> bool:
+    """Returns True if one colour of 16 bits is transparent; of those, Pillow keeps the upper halves only."""
+    return isinstance(image.info.get("transparency"), tuple) and _raw_mode(image) == "RGB;16B"
+
+
+def with_deep_transparency(image: Image.Image, low: Image.Image) -> Image.Image:
+    """Returns a 16-bit picture with its alpha: `image` and `low` hold the upper and lower halves of its values."""
+    colour = np.array(image.info.pop("transparency"), np.uint16)
+    same = (np.asarray(image) == colour >> 8) & (np.asarray(low) == colour & 255)  # (H, W, 3)
+    image.putalpha(Image.fromarray(np.where(same.all(2), 0, 255).astype(np.uint8)))
+    return image
+
+
+def swap_halves(image: Image.Image) -> None:
+    """Makes a 16-bit picture that is not loaded yet decode to the lower halves of its values."""
+    image.info.pop("transparency", None)
+    image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # type: ignore[attr-defined]
+
+
+def _raw_mode(image: Image.Image) -> object:
+    tiles = getattr(image, "tile", ())
+    return tiles[0].args if tiles else None
+
+
+def _unpacks_too_large(profile: bytes) -> bool:
+    """Returns True if a compressed colour profile is larger than Pillow accepts."""
+    with contextlib.suppress(zlib.error):
+        unpacking = zlib.decompressobj()
+        unpacking.decompress(profile[profile.find(b"\0") + 2 :], PngImagePlugin.MAX_TEXT_CHUNK)
+        return bool(unpacking.unconsumed_tail)
+    return False
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
