@@ -10,9 +10,9 @@ again, as somebody would who means harm.
 
 crash: the child was ended by a signal. stall: it took more than `SECONDS` of the processor, or `WALL` in all. raw: an
 exception but SimsearchError, which the command line calls a bug. wrong: other neighbours than before, and `verify`
-finds nothing. text: other labels or paths than before, of which SQLite keeps no checksum. misled: a structure that was
-sealed again finds other neighbours, at true distances. Exits with 1 if there is any crash, stall, raw error or wrong
-answer.
+finds nothing. text: other labels, paths, ids or rows of items than before, in `items.sqlite`, which has no checksum of
+them, or another calibration in `meta.json`. misled: a structure that was sealed again finds other neighbours, at true
+distances. Exits with 1 if there is any crash, stall, raw error or wrong answer.
 """
 
 from __future__ import annotations
@@ -306,6 +306,8 @@ def read_index(path: Path, expected: Any) -> str:
     if near not in allowed_near:
         if "sealed" in what:
             return "misled"
+        if "items.sqlite" in what:
+            return "text"
         return f"wrong {next(pair for pair in zip(near, allowed_near[0], strict=True) if pair[0] != pair[1])}"
     return "same" if texts in allowed_texts else "text"
 
