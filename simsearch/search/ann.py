@@ -328,13 +328,8 @@ def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple
     """Reads the row of each entry in an compactions, and the number of rows covered."""
     if compactions == parameters.get("epoch", 0):
         return sealed.read_array(folder, "rows.npy"), int(parameters["covered"])
-    with read_arrays(folder, compactions) as file:
-        return file["rows"], int(file["covered"])
-
-
-def read_arrays(folder: Folder, compactions: int) -> Any:
-    """Opens the arrays that `record` wrote for an compactions, as a context. Raises IndexDamagedError."""
-    return np.load(io.BytesIO(sealed.read(folder, f"rows.{compactions}.npz").data), allow_pickle=False)
+    arrays = sealed.read_arrays(folder, f"rows.{compactions}.npz")
+    return arrays["rows"], int(arrays["covered"])
 
 
 def renumber(folder: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
