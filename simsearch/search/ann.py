@@ -136,6 +136,7 @@ class AnnIndex:
         compactions: int = 0,
     ) -> None:
         self.setting, self.index, self.projection = setting, index, projection.first(setting.dimensions)
+        self._data: NDArray[np.uint8] | None = None
         self._cover(rows, covered, compactions)
 
     def _cover(self, rows: NDArray[np.int64], covered: int, compactions: int) -> None:
@@ -254,9 +255,12 @@ class AnnIndex:
                 raise ValueError("its projection is not finite")
             rows, covered = _rows(folder, parameters, compactions)
             check_rows(rows, covered)
-            index = faiss.deserialize_index(sealed.read(folder, "index.faiss"))
+            data = sealed.read(folder, "index.faiss")
+            index = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(data), data.size))
             check_faiss_index(index, setting, len(rows))
-            return cls(setting, Projection(mean, axes), index, rows, covered, compactions)
+            made = cls(setting, Projection(mean, axes), index, rows, covered, compactions)
+            made._data = data  # which the FAISS index uses in place
+            return made
         except UNREADABLE as error:
             raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
 
