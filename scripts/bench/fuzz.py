@@ -3,6 +3,7 @@
 
     scripts/bench/fuzz.py [--examples 500] [--seed 0]
     scripts/bench/fuzz.py pictures …                    damaged pictures instead; see fuzz_pictures.py
+    scripts/bench/fuzz.py index|weights|tables|archives …       damaged files instead; see fuzz_files.py
 
 Draws sixty pictures, builds an index of them, serves it with --writable and a key, and sends thousands of requests
 made from the document, valid and invalid ones. Checked of each answer: its status is below 500 and in the document, its
@@ -126,4 +127,8 @@ if __name__ == "__main__":
         import fuzz_pictures
 
         sys.exit(fuzz_pictures.main(sys.argv[2:]))
+    if sys.argv[1:2] and sys.argv[1] in {"index", "weights", "tables", "archives"}:
+        import fuzz_files
+
+        sys.exit(fuzz_files.main(sys.argv[1:]))
     sys.exit(main())

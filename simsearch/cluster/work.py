@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from simsearch.common import outside_json
 from simsearch.common.atomic_files import atomic_write
 from simsearch.errors import UsageError
 from simsearch.indexing.load import LoadedImage
@@ -115,7 +116,7 @@ class WorkFolder:
     def open(cls, folder: Path) -> WorkFolder | None:
         """Opens the work in a folder; None if there is none, or if it was not written to its end."""
         try:
-            return cls(folder, WorkInfo.from_dict(json.loads((folder / "work.json").read_bytes())))
+            return cls(folder, WorkInfo.from_dict(outside_json.parse((folder / "work.json").read_bytes())))
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
@@ -126,7 +127,7 @@ class WorkFolder:
     def items(self) -> list[WorkItem]:
         """Returns all images, in order."""
         with (self.folder / "images.jsonl").open(encoding="utf-8") as lines:
-            return [WorkItem(*json.loads(line)) for line in lines]
+            return [WorkItem(*outside_json.parse(line)) for line in lines]
 
     def chunk_items(self, items: Sequence[WorkItem], chunk: int) -> Sequence[WorkItem]:
         """Returns the images of one chunk."""
@@ -149,7 +150,7 @@ class WorkFolder:
         """Reads the results of a chunk; None if they do not exist or are damaged."""
         try:
             with np.load(io.BytesIO(self.path(chunk).read_bytes()), allow_pickle=False) as arrays:
-                records, rows = json.loads(arrays["records"].tobytes()), iter(arrays["features"])
+                records, rows = outside_json.parse(arrays["records"].tobytes()), iter(arrays["features"])
             return [
                 LoadedImage(bytes.fromhex(digest), size, width, height, next(rows) if has else None, problem)
                 for digest, size, width, height, problem, has in records

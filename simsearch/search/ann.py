@@ -136,6 +136,7 @@ class AnnIndex:
         compactions: int = 0,
     ) -> None:
         self.setting, self.index, self.projection = setting, index, projection.first(setting.dimensions)
+        self._data: NDArray[np.uint8] | None = None
         self._cover(rows, covered, compactions)
 
     def _cover(self, rows: NDArray[np.int64], covered: int, compactions: int) -> None:
@@ -250,11 +251,16 @@ class AnnIndex:
             mean, axes = (sealed.read_array(folder, f"{part}.npy") for part in ("mean", "axes"))
             if {str(mean.dtype), str(axes.dtype)} != {"float32"} or axes.shape != (len(mean), setting.dimensions):
                 raise ValueError("its projection does not fit")
+            if not (np.isfinite(mean).all() and np.isfinite(axes).all()):
+                raise ValueError("its projection is not finite")
             rows, covered = _rows(folder, parameters, compactions)
             check_rows(rows, covered)
-            index = faiss.deserialize_index(sealed.read(folder, "index.faiss"))
+            data = sealed.read(folder, "index.faiss")
+            index = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(data), data.size))
             check_faiss_index(index, setting, len(rows))
-            return cls(setting, Projection(mean, axes), index, rows, covered, compactions)
+            made = cls(setting, Projection(mean, axes), index, rows, covered, compactions)
+            made._data = data  # which the FAISS index uses in place
+            return made
         except UNREADABLE as error:
             raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
 
@@ -326,13 +332,8 @@ def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple
     """Reads the row of each entry in an compactions, and the number of rows covered."""
     if compactions == parameters.get("epoch", 0):
         return sealed.read_array(folder, "rows.npy"), int(parameters["covered"])
-    with read_arrays(folder, compactions) as file:
-        return file["rows"], int(file["covered"])
-
-
-def read_arrays(folder: Folder, compactions: int) -> Any:
-    """Opens the arrays that `record` wrote for an compactions, as a context. Raises IndexDamagedError."""
-    return np.load(io.BytesIO(sealed.read(folder, f"rows.{compactions}.npz").data), allow_pickle=False)
+    arrays = sealed.read_arrays(folder, f"rows.{compactions}.npz")
+    return arrays["rows"], int(arrays["covered"])
 
 
 def renumber(folder: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:

@@ -106,8 +106,8 @@ def _base(
     if compactions == parameters.get("epoch", 0):
         entries, rows = (sealed.read_array(folder, f"{part}.npy") for part in ("entries", "rows"))
         return entries, rows, int(parameters["covered"])
-    with ann.read_arrays(folder, compactions) as file:
-        return file["entries"], file["rows"], int(file["covered"])
+    arrays = sealed.read_arrays(folder, f"rows.{compactions}.npz")
+    return arrays["entries"], arrays["rows"], int(arrays["covered"])
 
 
 def _added(folder: Folder, compactions: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
@@ -128,8 +128,7 @@ def extend(folder: Folder, parameters: dict[str, Any], flat: FlatIndex) -> int:
     try:
         covered, compactions = int(parameters["covered"]), flat.shards.compactions
         if compactions != parameters.get("epoch", 0):
-            with ann.read_arrays(folder, compactions) as file:
-                covered = int(file["covered"])
+            covered = int(sealed.read_arrays(folder, f"rows.{compactions}.npz")["covered"])
         start = covered
         parts: list[NDArray[np.uint8]] = []
         for part, first in _added(folder, compactions, covered):

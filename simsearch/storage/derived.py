@@ -76,11 +76,24 @@ def read(folder: Folder, name: str) -> NDArray[np.uint8]:
 
 def read_array(folder: Folder, name: str) -> NDArray[Any]:
     """Returns the array in a sealed `.npy` file. Raises as `read`."""
+    data = read(folder, name)
     try:
-        array: NDArray[Any] = np.load(io.BytesIO(read(folder, name).data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError, SyntaxError, TypeError) as error:
+        array: NDArray[Any] = np.load(io.BytesIO(data.data), allow_pickle=False)
+    except Exception as error:  # hostile headers make NumPy raise nearly anything
         raise IndexDamagedError(f"{folder.path / name}: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise IndexDamagedError(f"{folder.path / name} is not one array")
     return array
+
+
+def read_arrays(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
+    """Returns the arrays in a sealed `.npz` file by name. Raises as `read`."""
+    data = read(folder, name)
+    try:
+        with np.load(io.BytesIO(data.data), allow_pickle=False) as file:
+            return dict(file)
+    except Exception as error:
+        raise IndexDamagedError(f"{folder.path / name}: {error}") from error
 
 
 def structure_folder(index: Folder, name: str, create: bool = False) -> Folder:

@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 import simsearch
 from simsearch.images.samples import generate
 from tests.helpers.scripts import SCRIPTS
@@ -69,3 +71,10 @@ def test_fuzz_of_pictures():
     out = bench("fuzz", "pictures", "--count", 120)
     assert re.search(r"120 pictures of 3\d formats, seed 0: ", out), out
     assert " 0 stops, 0 crashes, 0 above the estimated memory" in out
+
+
+@pytest.mark.parametrize(("mode", "count"), [("index", 60), ("weights", 30), ("tables", 60), ("archives", 60)])
+def test_fuzz_files(mode, count):
+    out = bench("fuzz", mode, "--count", count, "--seed", 3)
+    assert f"{mode}: {count} damaged, seed 3" in out
+    assert "faults: 0 crash, 0 stall, 0 raw, 0 wrong" in out
