@@ -109,7 +109,7 @@ class Uploads:
     def _alone(self, folder: Folder) -> Iterator[None]:
         """Keeps other threads and processes out of the folder."""
         with self._lock:
-            descriptor = folder.open(".")
+            descriptor = folder.open_itself()
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield

@@ -175,7 +175,7 @@ class Folder:
 
     def names(self) -> list[str]:
         """Returns the names of all files and folders. Raises OSError."""
-        descriptor = self._open_itself()
+        descriptor = self.open_itself()
         try:
             return os.listdir(descriptor)
         finally:
@@ -223,7 +223,7 @@ class Folder:
         """Syncs the folder to disk, so that new file names survive a power failure. Raises OSError."""
         sync_folder(".", self.descriptor)
 
-    def _open_itself(self) -> int:
+    def open_itself(self) -> int:
         """Opens the folder for listing and syncing; the caller closes the descriptor. Raises OSError."""
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptor)
 

@@ -382,8 +382,24 @@ def test_the_key(browser, drawn, site):
 
 
 def test_the_reference_page(browser, site):
-    page = visit(browser, site[0] + "docs")
+    page = visit(browser, site[0] + "docs/plain")
     playwright.expect(page.locator("h2").first).to_be_visible()
     accessible(page)
     assert page.complaints == []
+    page.close()
+
+
+def test_swagger_ui_works_by_itself(browser, site):
+    pytest.importorskip("fastapi_offline", reason="the [serve] extra is not whole")
+    page = visit(browser, site[0] + "docs")
+    playwright.expect(page.locator(".opblock")).not_to_have_count(0)
+    page.click(".opblock-summary-path a:text('/health'), .opblock-summary:has-text('/health') button >> nth=0")
+    page.click("button:text('Try it out')")
+    page.click("button:text('Execute')")
+    playwright.expect(page.locator(".live-responses-table tbody .response-col_status").first).to_contain_text("200")
+    page.get_by_text("The same as a plain page").click()
+    playwright.expect(page.locator("h1")).to_contain_text("simsearch")
+    page.get_by_text("openapi.json").click()
+    assert page.complaints == []
+    assert all(url.startswith((site[0], "data:")) for url in page.asked)
     page.close()
