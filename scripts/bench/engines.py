@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The engines side by side on the same pictures: how well their features agree, and how fast they are.
 
-    scripts/bench/engines.py SOURCE… [--model NAME|FILE] [--limit N] [--rounds 5] [--seconds 1]
+    scripts/bench/engines.py SOURCE… [--model NAME|FILE] [--untrained] [--limit N] [--rounds 5] [--seconds 1]
 
 SOURCE is what `train` takes, pictures with labels; not those that the ranges of int8 were measured on. Each picture
 queries once, itself left out, over features as an index stores them. Against float32 in ONNX Runtime are given the
@@ -11,6 +11,9 @@ in float32; without a GPU it is shown on the CPU for the agreement, and takes no
 inference alone, from pixels to features, for batches of 1, 16 and 64: medians of rounds in which every engine takes
 its turn, and the median of each round's ratio to float32. CPU ms are processor time an image, which other work on the
 machine disturbs less.
+
+For `--model torchvision/NAME`, its export in ONNX Runtime runs beside torch; --untrained takes random weights, which
+need no download and are as fast.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +40,7 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 import numpy as np
 import onnxruntime
 import torch
+import torchvision
 
 import simsearch
 from simsearch.common import float16
@@ -43,16 +48,17 @@ from simsearch.errors import ImageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import labelled
-from simsearch.models import precision, registry
+from simsearch.models import load, precision, registry
 from simsearch.models.base import Model
 from simsearch.models.onnx import runtime
 from simsearch.models.torch import runtime as torch_runtime
+from simsearch.models.torch.torchvision import TorchvisionModel
 
 BATCHES = (1, 16, 64)
 FLOAT, INT8 = "onnxruntime-cpu", "onnxruntime-cpu-int8"
 
 
-def load(sources: list[str], recipe: Preprocessing, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def pictures(sources: list[str], recipe: Preprocessing, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     """(N, S, S, 3) uint8 pictures and (N,) labels."""
     found = labelled.list_labelled(sources)
     if limit:
@@ -117,7 +123,7 @@ def agree(rows: dict[str, np.ndarray], labels: np.ndarray) -> None:
 
 
 class Half:
-    """A model in torch whose network is in float16, whatever the device."""
+    """A weights file's model in torch whose network is in float16, whatever the device."""
 
     def __init__(self, model: torch_runtime.TorchModel) -> None:
         self.engine, self.runner = f"torch-{model.runner.device.type}-float16", model.runner
@@ -137,6 +143,41 @@ def float32() -> Iterator[None]:
         del os.environ["SIMSEARCH_PRECISION"]
         if before is not None:
             os.environ["SIMSEARCH_PRECISION"] = before
+
+
+@contextlib.contextmanager
+def untrained(wanted: bool) -> Iterator[None]:
+    """Networks of torchvision get random weights, and a cache that nothing else reads."""
+    if not wanted:
+        yield
+        return
+    original, before = torchvision.models.get_model, os.environ.get("SIMSEARCH_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        torchvision.models.get_model = lambda name, weights: (torch.manual_seed(0), original(name, weights=None))[1]
+        os.environ["SIMSEARCH_CACHE"] = folder
+        try:
+            yield
+        finally:
+            torchvision.models.get_model = original
+            del os.environ["SIMSEARCH_CACHE"]
+            if before is not None:
+                os.environ["SIMSEARCH_CACHE"] = before
+
+
+def models(name: str) -> list[Model | Half]:
+    """Every engine that a model has here, ONNX Runtime in float32 first."""
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    if load.is_torchvision(name):
+        return [load.load_model(name, "cpu"), *(TorchvisionModel(name, device) for device in devices)]
+    if name.endswith(".onnx"):
+        return [load.load_model(name, "cpu")]
+    weights = registry.find_weights(name)
+    made: list[Model | Half] = [runtime.OnnxModel(weights)]
+    if precision.can_quantize(weights):
+        made.append(runtime.OnnxModel(weights, precision="int8"))
+    with float32():
+        made += [torch_runtime.TorchModel(weights, device) for device in devices]
+    return [*made, Half(made[-1])]
 
 
 def race(engines: dict, pixels: np.ndarray, rounds: int, seconds: float) -> None:
@@ -173,21 +214,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="+")
     parser.add_argument("--model", default=registry.DEFAULT)
+    parser.add_argument("--untrained", action="store_true", help="random weights for torchvision/NAME")
     parser.add_argument("--limit", type=int, help="so many pictures, evenly from all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
-    weights = registry.find_weights(options.model)
-    pixels, labels = load(options.source, weights.card.recipe, options.limit)
-    made = [runtime.OnnxModel(weights)]
-    if precision.can_quantize(weights):
-        made.append(runtime.OnnxModel(weights, precision="int8"))
-    with float32():
-        devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-        made += [torch_runtime.TorchModel(weights, device) for device in devices]
-    made.append(Half(made[-1]))
-    engines = {model.engine: model for model in made}
-    print(f"{', '.join(options.source)}: {len(pixels):,} pictures, {labels.max() + 1} labels; model {weights.name}")
+    with untrained(options.untrained):
+        engines = {model.engine: model for model in models(options.model)}
+    pixels, labels = pictures(options.source, engines[FLOAT].recipe, options.limit)
+    print(f"{', '.join(options.source)}: {len(pixels):,} pictures, {labels.max() + 1} labels; model {options.model}")
     vnni = "VNNI" if precision.has_vnni() else "no VNNI"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     print(f"{processor()} ({vnni}), {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}{gpu}")

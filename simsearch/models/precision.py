@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 CALIBRATE = "simsearch models --calibrate SOURCE -m FILE measures them, for AlexNet"
 """Hint for weights without activation ranges."""
 
+QUANTIZE = "simsearch models --calibrate SOURCE -m NAME|FILE.onnx writes an 8-bit copy, if it agrees"
+"""Hint for networks that simsearch did not build."""
+
 ENOUGH = 0.97
 """Lowest agreement of int8 with float32 (`ModelCard.agreement`) at which int8 is used for a new index."""
 

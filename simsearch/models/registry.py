@@ -1,7 +1,8 @@
 """The model registry: finds the weights file that a name stands for.
 
 A name is one of `BUILTIN`, or `torchvision/<name>` for a network of torchvision with its official weights, or the path
-of a `.safetensors` file written by simsearch. Importing this module imports neither torch nor ONNX Runtime.
+of a `.safetensors` file written by simsearch or of an `.onnx` file. Importing this module imports neither torch nor
+ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -86,13 +87,15 @@ def find_weights(name: str) -> WeightsFile:
         path = Path(__file__).parent / "weights_data" / BUILTIN[name]
     elif name in RENAMED:
         raise UsageError(f"the model {name} is called {RENAMED[name]} now", hint=f"--model {RENAMED[name]}")
+    elif name.endswith(".onnx"):
+        raise UsageError(f"{name} is an ONNX file, and this needs one that simsearch wrote (.safetensors)")
     elif name.endswith(".safetensors") or os.sep in name:
         path = Path(name).expanduser().resolve()
         name = str(path)
     else:
         raise UsageError(
             f"no model is called {name!r}",
-            hint=f"one of {', '.join(BUILTIN)}, torchvision/<name>, or the path of a .safetensors file",
+            hint=f"one of {', '.join(BUILTIN)}, torchvision/<name>, or the path of a .safetensors or .onnx file",
         )
     if not path.is_file():
         raise UsageError(f"no weights file at {path}")

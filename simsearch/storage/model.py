@@ -42,10 +42,8 @@ class IndexModel:
         self.name = registry.current_name(index.meta.model)
         if isinstance(model, str):
             self.name = model
-            if not model.startswith(registry.TORCHVISION):
-                self._check(model, registry.find_weights(model).sha256)
-            elif model != index.meta.model:
-                self._check(model, load.load_model(model, "cpu").weights_sha256)
+            if not load.is_torchvision(model) or model != index.meta.model:
+                self._check(model, load.weights_sha256(model))
         elif model is not None:
             self._check(model.name, model.weights_sha256)
             self.name = model.name
@@ -71,7 +69,7 @@ class IndexModel:
         with self._lock:
             many = expected is None or expected > registry.FEW
             if self._model is None or (many and getattr(self._model, "few", False)):
-                if self.name.endswith(".safetensors") and not Path(self.name).is_file():
+                if self.name.endswith((".safetensors", ".onnx")) and not Path(self.name).is_file():
                     raise UsageError(
                         f"no weights file at {self.name}, which the index was made with",
                         hint="--model FILE gives its new path",

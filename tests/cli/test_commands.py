@@ -315,6 +315,15 @@ def test_models_and_sample(run, tmp_path):
     assert run("sample", tmp_path / "drawn").code == 2
 
 
+def test_first_use_of_weights_is_noted(run, pictures, tmp_path, tiny_weights, monkeypatch):
+    monkeypatch.setenv("SIMSEARCH_CACHE", str(tmp_path / "cache"))
+    noted = []
+    for name in ("one", "two"):
+        done = run("build", pictures, "-i", tmp_path / name, "--model", tiny_weights)
+        noted.append([line for line in done.err.splitlines() if "unpacking" in line])
+    assert noted == [[f"note: unpacking the weights of {tiny_weights} into the cache, once"], []]
+
+
 def test_command_list_shows_own_short_help():
     """The table's texts, which stand in for the commands until one is used, are the first sentences of their help."""
     with click.Context(main) as context:

@@ -202,9 +202,10 @@ class TestTorchvision:
     """Networks of torchvision with random weights, since the official ones would be downloaded."""
 
     @pytest.fixture(autouse=True)
-    def untrained(self, monkeypatch):
+    def untrained(self, monkeypatch, tmp_path):
         import torchvision
 
+        monkeypatch.setenv("SIMSEARCH_CACHE", str(tmp_path / "cache"))
         original = torchvision.models.get_model
         monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: original(name, weights=None))
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from simsearch.images.preprocessing import Preprocessing
     from simsearch.models.registry import WeightsFile
 
 MAX_IMAGES = 2048
@@ -79,7 +80,7 @@ def calibrate(
         raise UsageError(f"{file} is of architecture {found.card.architecture}; int8 runs AlexNet alone")
     if found.card.ranges:
         raise UsageError(f"{file} has its ranges already", hint="indexes made with them would not match other ranges")
-    return calibrate_file(found.path, _pixels(found, sources, progress))
+    return calibrate_file(found.path, load_pixels(found.card.recipe, sources, progress))
 
 
 def calibrate_file(path: Path, pixels: NDArray[np.uint8]) -> Agreement:
@@ -149,7 +150,9 @@ def nearest_rows(features: NDArray[np.float32], k: int = 6) -> NDArray[np.int64]
     return np.concatenate(found)
 
 
-def _pixels(file: WeightsFile, sources: Sequence[str], progress: Callable[[int, int], None]) -> NDArray[np.uint8]:
+def load_pixels(
+    recipe: Preprocessing, sources: Sequence[str], progress: Callable[[int, int], None]
+) -> NDArray[np.uint8]:
     """Decodes and preprocesses up to `MAX_IMAGES` images, evenly spaced in the sources: (n, S, S, 3) uint8.
 
     Raises UsageError if fewer than `MIN_IMAGES` can be decoded.
@@ -157,7 +160,6 @@ def _pixels(file: WeightsFile, sources: Sequence[str], progress: Callable[[int, 
     opened = [resolve.resolve(os.fspath(name)) for name in sources]
     items = [(source, entry.path) for source in opened for entry in source.listing().entries if entry.problem is None]
     chosen = [items[n] for n in np.unique(np.linspace(0, len(items) - 1, min(len(items), MAX_IMAGES)).astype(int))]
-    recipe = file.card.recipe
 
     def load(item: Any) -> NDArray[np.uint8] | None:
         source, path = item

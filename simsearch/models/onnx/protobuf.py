@@ -1,12 +1,12 @@
-"""Encodes the protocol buffer fields that an ONNX file needs.
+"""Encodes the protocol buffer fields that an ONNX file needs, and reads those of any message.
 
-Each function returns the bytes of a field with its number, or of a message that consists of fields.
+Each function but `read_fields` returns the bytes of a field with its number, or of a message that consists of fields.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 FLOAT, UINT8 = 1, 2  # TensorProto.DataType
 
@@ -54,3 +54,40 @@ def value_info(name: str, kind: int, shape: Sequence[int | None]) -> bytes:
         message_field(1, text_field(2, "batch") if size is None else integer_field(1, size)) for size in shape
     )
     return text_field(1, name) + message_field(2, message_field(1, integer_field(1, kind) + message_field(2, dims)))
+
+
+def read_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yields the number and the value of each field of a message: an integer, or the bytes of anything else.
+
+    Raises ValueError if the bytes are not a message.
+    """
+    place = 0
+    while place < len(message):
+        key, place = _read_varint(message, place)
+        kind = key & 7
+        if kind == 0:
+            value, place = _read_varint(message, place)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            size, place = _read_varint(message, place)
+        elif kind in {1, 5}:
+            size = 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"a field has wire type {kind}")
+        if size > len(message) - place:
+            raise ValueError("a field is cut short")
+        yield key >> 3, message[place : place + size]
+        place += size
+
+
+def _read_varint(message: memoryview, place: int) -> tuple[int, int]:
+    """Reads an integer; returns it and the place after it."""
+    value = shift = 0
+    while place < len(message) and shift < 70:
+        byte = message[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place
+    raise ValueError("a number is cut short")

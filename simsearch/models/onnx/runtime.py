@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from simsearch.common.atomic_files import delete_abandoned, replacing
 from simsearch.errors import DeviceError, UsageError, WeightsError
 from simsearch.models import registry
 from simsearch.models.onnx import graphs, int8
-from simsearch.models.precision import CALIBRATE, can_quantize, has_vnni
+from simsearch.models.onnx.session import open_session
+from simsearch.models.precision import CALIBRATE, can_quantize
 from simsearch.models.safetensors_header import locate_tensors
 from simsearch.models.weights import read_tensors
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.models.registry import WeightsFile
+
+log = logging.getLogger(__name__)
 
 LAYERS: dict[str, tuple[str, ...]] = {"alexnet": ("features", "fc6", "conv5")}
 """Layers that a network outputs, by architecture; the others output `features` only."""
@@ -155,19 +159,8 @@ class OnnxModel(WeightsBackedModel):
             return self._session
 
     def _open(self) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors are raised, and reported from there
-        if self.few:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        if self.lanes > 1:
-            options.intra_op_num_threads = machine.available_cores() // self.lanes
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         version = f"v{graphs.VERSION}"
         if self.precision == "int8":
-            if not has_vnni():  # then sums could overflow in 16 bits; checking for that makes opening slow
-                options.add_session_config_entry("session.x64quantprecision", "1")
             version = f"int8-v{int8.VERSION}"
         with _decompressing(self.name):
             folder = self._folder or cache.cached_folder(f"{self.weights_sha256[:32]}-{version}", self._write_cache)
@@ -175,9 +168,12 @@ class OnnxModel(WeightsBackedModel):
             try:
                 if not self.few and _checksum(folder / "dense.safetensors") != (folder / "dense.crc32").read_text():
                     raise OSError("the cached weights have changed")
-                path = str(folder / "network.onnx")
-                return onnxruntime.InferenceSession(
-                    path, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED_OPTIMIZERS
+                return open_session(
+                    folder / "network.onnx",
+                    few=self.few,
+                    lanes=self.lanes,
+                    quantized=self.precision == "int8",
+                    disabled=_DISABLED_OPTIMIZERS,
                 )
             except Exception as error:  # onnxruntime raises its own classes, and RuntimeError for missing files
                 if attempt == 2:
@@ -191,6 +187,8 @@ class OnnxModel(WeightsBackedModel):
         """Writes the dense weights, their checksum, and the graph that refers to them."""
         import safetensors.numpy
 
+        arithmetic = " for int8" if self.precision == "int8" else ""
+        log.info("unpacking the weights of %s%s into the cache, once", self.name, arithmetic)
         dense, card = folder / "dense.safetensors", self._weights.card
         delete_abandoned(folder)
         tensors: dict[str, Any] = dict(read_tensors(self._weights.path))

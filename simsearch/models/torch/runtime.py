@@ -25,6 +25,7 @@ from simsearch.models.onnx.runtime import WeightsBackedModel
 from simsearch.models.torch import jpeg_decoder
 from simsearch.models.torch.cuda_graphs import CudaGraphCache, empty_cache
 from simsearch.models.torch.precision import full_precision as full_precision
+from simsearch.models.trial import lowest_cosine, trial_pixels
 from simsearch.models.weights import read_tensors
 
 if TYPE_CHECKING:
@@ -148,24 +149,9 @@ class TorchRunner:
         return network, name
 
     def agreement(self, first: Function, second: Function) -> float:
-        """Returns the lowest cosine between the features of two functions on seven generated images.
-
-        One image is grey, the others are random squares from the whole image down to single pixels. Returns 0 if a
-        feature is zero in one function only, NaN or infinite.
-        """
-        random, side = np.random.default_rng(0), self.recipe.crop
-        images = [np.full((side, side, 3), 128, np.uint8)]
-        for cells in (1, 2, 4, 8, 16, side):
-            drawn, size = random.integers(0, 256, (cells, cells, 3), np.uint8), -(-side // cells)
-            images.append(drawn.repeat(size, 0).repeat(size, 1)[:side, :side])
-        pixels = np.stack(images)
-        a, b = (self.run(function, pixels).astype(np.float64) for function in (first, second))
-        nonzero = a.any(1) | b.any(1)  # both functions may give zeros for grey
-        a, b = a[nonzero], b[nonzero]
-        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        if not (np.isfinite(a).all() and np.isfinite(b).all() and (lengths > 0).all() and len(a)):
-            return 0.0
-        return float((np.einsum("nd,nd->n", a, b) / lengths).min())
+        """Returns the lowest cosine between the features of two functions on generated pictures; see `trial`."""
+        pixels = trial_pixels(self.recipe.crop)
+        return lowest_cosine(self.run(first, pixels), self.run(second, pixels))
 
     def decoder(self) -> jpeg_decoder.JpegDecoder | None:
         """Returns the JPEG decoder of the device; None if it cannot decode JPEGs."""

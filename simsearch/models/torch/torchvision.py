@@ -9,6 +9,7 @@ import numpy as np
 
 from simsearch.errors import UsageError
 from simsearch.images.preprocessing import Preprocessing
+from simsearch.models.onnx.exported import no_such_network
 from simsearch.models.torch.runtime import TorchRunner
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 class TorchvisionModel:
     """The model `torchvision/<name>`: penultimate features, with the preprocessing that torchvision publishes.
 
-    torchvision downloads the weights once. It runs in torch on every device.
+    torchvision downloads the weights once. On the CPU, `simsearch.models.onnx.exported` is used instead if possible.
+    network: the network without its classifier, in float32.
     Raises UsageError for an unknown name, for a network without a linear layer, and if the download fails.
     """
 
@@ -32,8 +34,7 @@ class TorchvisionModel:
         try:
             entry = torchvision.models.get_model_weights(short_name).DEFAULT
         except (ValueError, AttributeError):
-            hint = "see torchvision.models.list_models(), for example torchvision/alexnet or torchvision/resnet50"
-            raise UsageError(f"torchvision has no image classifier called {short_name!r}", hint=hint) from None
+            raise no_such_network(short_name) from None
         try:
             network = torchvision.models.get_model(short_name, weights=entry)
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a broken download is a RuntimeError
@@ -45,12 +46,13 @@ class TorchvisionModel:
         self.recipe = recipe_of(entry.transforms())
         self._runner = TorchRunner(self.recipe, device)
         self.lanes = self._runner.lanes
-        self._network, self.engine = self._runner.fastest(self._runner.prepare(network), lambda network: network)
+        self.network = self._runner.prepare(network)
+        self._fastest, self.engine = self._runner.fastest(self.network, lambda network: network)
         self.decoder = self._runner.decoder()
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Computes features: (B, S, S, 3) uint8 -> (B, D) float32, the input of the last linear layer."""
-        return self._runner.run(self._network, pixels)
+        return self._runner.run(self._fastest, pixels)
 
 
 def cut_classifier(network: nn.Module) -> int:

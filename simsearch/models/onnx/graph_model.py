@@ -1,0 +1,115 @@
+"""A model whose network is an ONNX graph that simsearch did not build itself: exported from torch, or a user's file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.errors import WeightsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.images.preprocessing import Preprocessing
+
+LARGEST_DIMENSION = 1 << 16
+"""Largest number of features of an image."""
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """The form in which a graph takes images.
+
+    name: of the input. dtype: of its elements; uint8 for pixels as they are, else they are normalised. channels_last:
+    True for (B, S, S, 3), False for (B, 3, S, S). reverse: True for blue, green, red. batch: the only number of images
+    that the graph takes at once; None if it takes any.
+    """
+
+    name: str
+    dtype: type[np.generic] = np.float32
+    channels_last: bool = False
+    reverse: bool = False
+    batch: int | None = None
+
+    def prepare(self, pixels: NDArray[np.uint8], recipe: Preprocessing) -> NDArray[Any]:
+        """Returns what the graph takes for pixels (B, S, S, 3) uint8 RGB."""
+        x: NDArray[Any] = pixels
+        if self.dtype != np.uint8:
+            x = pixels.astype(np.float32)
+            x -= np.array(recipe.mean, np.float32)
+            x /= np.array(recipe.std, np.float32)
+        x = x[..., ::-1] if self.reverse else x
+        x = x if self.channels_last else x.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(x, self.dtype)
+
+
+class GraphModel:
+    """A network in an ONNX Runtime session on the CPU. Thread-safe.
+
+    name, weights_sha256, recipe: see `Model`. graph: path of the ONNX file. session: an `onnxruntime.InferenceSession`.
+    output: name of the output with the features: (B, D), or maps (B, C, H, W), of which the means are taken. few: True
+    if the session was opened for a few images. dimension: D; None to find out, if necessary by computing one image.
+    """
+
+    distances: tuple[float, ...] = ()
+    engine = "onnxruntime-cpu"
+
+    def __init__(
+        self,
+        name: str,
+        weights_sha256: str,
+        recipe: Preprocessing,
+        graph: Path,
+        session: Any,
+        taken: GraphInput,
+        output: str,
+        *,
+        few: bool = False,
+        dimension: int | None = None,
+    ) -> None:
+        self.name, self.weights_sha256, self.recipe, self.few = name, weights_sha256, recipe, few
+        self.graph, self.session, self.taken, self.output = graph, session, taken, output
+        if dimension is None:
+            side = recipe.crop
+            dimension = self._run(np.full((1, side, side, 3), 128, np.uint8)).shape[1]
+        if not 0 < dimension <= LARGEST_DIMENSION:
+            raise WeightsError(f"{name} gives {dimension:,} features; up to {LARGEST_DIMENSION:,} can be stored")
+        self.dimension = dimension
+
+    def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Computes features: (B, S, S, 3) uint8 -> (B, D) float32.
+
+        Raises WeightsError if the network fails, or gives something else than D finite numbers an image.
+        """
+        if not len(pixels):
+            return np.zeros((0, self.dimension), np.float32)
+        step = self.taken.batch or len(pixels)
+        rows = np.concatenate([self._run(pixels[start : start + step]) for start in range(0, len(pixels), step)])
+        if rows.shape != (len(pixels), self.dimension):
+            raise WeightsError(f"{self.name} gives {rows.shape} for {len(pixels)} images of {self.dimension} features")
+        return rows
+
+    def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Computes one batch; a short one is filled up if the graph takes a fixed number of images."""
+        count = len(pixels)
+        if self.taken.batch:
+            pixels = np.concatenate([pixels, pixels[-1:].repeat(self.taken.batch - count, 0)])
+        try:
+            found = self.session.run([self.output], {self.taken.name: self.taken.prepare(pixels, self.recipe)})[0]
+        except Exception as error:  # onnxruntime raises its own classes
+            raise WeightsError(f"{self.name}: ONNX Runtime cannot compute the network: {error}") from error
+        if not isinstance(found, np.ndarray) or found.ndim not in {2, 4} or found.dtype.kind != "f":
+            shape = getattr(found, "shape", "no array")
+            raise WeightsError(
+                f"{self.name}: the output {self.output!r} is {shape}; features are (B, D) or (B, C, H, W)",
+                hint='"output" in the .json file names another one',
+            )
+        rows = found.astype(np.float32)
+        rows = (rows.mean((2, 3)) if rows.ndim == 4 else rows)[:count]
+        if not np.isfinite(rows).all():
+            raise WeightsError(f"{self.name}: a feature is NaN or infinite")
+        result: NDArray[np.float32] = rows
+        return result

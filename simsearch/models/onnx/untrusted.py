@@ -1,0 +1,103 @@
+"""Checks an ONNX file that may come from a stranger, before ONNX Runtime opens it.
+
+ONNX Runtime runs only operators that it has itself, but a graph may refer to other files for its tensors, and may hold
+loops and functions that cost far more than their size. Graphs of networks need none of these. The numbers below are
+the fields of onnx.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simsearch.errors import WeightsError
+from simsearch.models.onnx.protobuf import read_fields
+
+LARGEST_BYTES = 1 << 30
+"""Larger files are refused."""
+
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+"""Domains of the operators that ONNX Runtime has."""
+
+_GRAPH, _TRAINING, _FUNCTION = 7, 20, 25  # ModelProto
+_NODE, _INITIALIZER, _SPARSE = 1, 5, 15  # GraphProto
+_OPERATOR, _ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7  # NodeProto
+_TENSORS, _GRAPHS, _SPARSE_TENSORS = (5, 10), (6, 11), (22, 23)  # AttributeProto
+_EXTERNAL, _LOCATION = 13, 14  # TensorProto
+
+
+def check_graph(name: str, data: bytes) -> None:
+    """Raises WeightsError if the file is not an ONNX model, or one that refers to files or has operators of its own."""
+    try:
+        found = dict.fromkeys(_problems(memoryview(data)))
+    except ValueError as error:
+        raise WeightsError(f"{name} is not an ONNX file: {error}") from error
+    if found:
+        raise WeightsError(f"{name} is refused: {'; '.join(list(found)[:3])}", hint=_HINT)
+
+
+_HINT = "export the network as one file, with its tensors inside and without loops or operators of its own"
+
+
+def _problems(model: memoryview) -> Iterator[str]:
+    graphs = 0
+    for number, value in read_fields(model):
+        if number == _GRAPH:
+            graphs += 1
+            yield from _problems_of_graph(_message(value))
+        elif number in {_TRAINING, _FUNCTION}:
+            yield "it holds functions" if number == _FUNCTION else "it holds a training"
+    if not graphs:
+        raise ValueError("it has no graph")
+
+
+def _problems_of_graph(graph: memoryview) -> Iterator[str]:
+    for number, value in read_fields(graph):
+        if number == _NODE:
+            yield from _problems_of_node(_message(value))
+        elif number == _INITIALIZER:
+            yield from _problems_of_tensor(_message(value))
+        elif number == _SPARSE:
+            yield from _problems_of_sparse(_message(value))
+
+
+def _problems_of_node(node: memoryview) -> Iterator[str]:
+    operator, domain = _text(node, _OPERATOR)[:40], _text(node, _NODE_DOMAIN)
+    if domain not in DOMAINS:
+        yield f"ONNX Runtime has no operator {operator!r} of {domain[:40]!r}"
+    for number, value in read_fields(node):
+        if number != _ATTRIBUTE:
+            continue
+        for part, content in read_fields(_message(value)):
+            if part in _GRAPHS:
+                yield f"its operator {operator!r} holds another graph"
+            elif part in _TENSORS:
+                yield from _problems_of_tensor(_message(content))
+            elif part in _SPARSE_TENSORS:
+                yield from _problems_of_sparse(_message(content))
+
+
+def _problems_of_sparse(tensor: memoryview) -> Iterator[str]:
+    for number, value in read_fields(tensor):
+        if number in {1, 2}:  # values, indices
+            yield from _problems_of_tensor(_message(value))
+
+
+def _problems_of_tensor(tensor: memoryview) -> Iterator[str]:
+    for number, value in read_fields(tensor):
+        if number == _EXTERNAL or (number == _LOCATION and value != 0):
+            yield "its tensors are in another file"
+
+
+def _message(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError("a number stands in place of a message")
+    return value
+
+
+def _text(message: memoryview, field: int) -> str:
+    """Returns the last value of a text field, as protocol buffers define it; empty if there is none."""
+    found = ""
+    for number, value in read_fields(message):
+        if number == field:
+            found = bytes(_message(value)).decode(errors="replace")
+    return found

@@ -1,0 +1,34 @@
+"""Compares two ways of computing the same features, on generated pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def trial_pixels(side: int) -> NDArray[np.uint8]:
+    """Returns seven pictures, (7, side, side, 3) uint8: a grey one, and random squares down to single pixels."""
+    random = np.random.default_rng(0)
+    images = [np.full((side, side, 3), 128, np.uint8)]
+    for cells in (1, 2, 4, 8, 16, side):
+        drawn, size = random.integers(0, 256, (cells, cells, 3), np.uint8), -(-side // cells)
+        images.append(drawn.repeat(size, 0).repeat(size, 1)[:side, :side])
+    return np.stack(images)
+
+
+def lowest_cosine(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Returns the lowest cosine between rows of two (n, D) arrays; rows that are zero in both are left out.
+
+    Returns 0 if a row is zero in one array only, or if a value is NaN or infinite.
+    """
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    nonzero = a.any(1) | b.any(1)  # both functions may give zeros for grey
+    a, b = a[nonzero], b[nonzero]
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    if not (np.isfinite(a).all() and np.isfinite(b).all() and (lengths > 0).all() and len(a)):
+        return 0.0
+    return float((np.einsum("nd,nd->n", a, b) / lengths).min())
