@@ -133,11 +133,6 @@ class Engine(WholeIndex):
         """Opens one snapshot of the index: a context manager that gives an `ItemReader`."""
         return self.opened_index.reading()
 
-    def __len__(self) -> int:
-        """The number of items."""
-        with self.reading() as reader:
-            return int(reader.count())
-
     def load_model(self, expected: int | None = None, threads: bool = False) -> Model:
         """Returns the index's model, which is loaded on first use; see `IndexModel.load`."""
         return self.model.load(expected, threads)
@@ -276,10 +271,6 @@ class Engine(WholeIndex):
     def thumbnail(self, picture: Picture | int, shorter_side: int = 256) -> Image.Image | None:
         """Returns a picture or item as an RGB image to show; None if it cannot be read."""
         return item_files.thumbnail(self.opened_index, picture, shorter_side)
-
-    def failures(self) -> list[tuple[str, str]]:
-        """Returns the path of each image that could not be indexed, and the reason."""
-        return item_files.failures(self.opened_index)
 
     def info(self) -> dict[str, Any]:
         """Describes the index and its contents as plain JSON values."""

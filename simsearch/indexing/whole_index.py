@@ -12,6 +12,7 @@ from simsearch.common.lazy import LazyModule
 from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import UsageError
 from simsearch.search.queries import Picture, as_list
+from simsearch.storage import item_files
 from simsearch.storage.filters import Where
 from simsearch.storage.index import on_disk
 from simsearch.storage.item_table import IndexedItem, indexed_items, items_to_arrow, to_pandas
@@ -39,12 +40,21 @@ class WholeIndex:
     snapshots: Searchable
     model: IndexModel
 
+    def __len__(self) -> int:
+        """The number of items."""
+        with self.opened_index.reading() as reader:
+            return int(reader.count())
+
     def __iter__(self) -> Iterator[IndexedItem]:
         return self.items()
 
     def items(self, where: Where | None = None) -> Iterator[IndexedItem]:
         """Yields the items that meet the conditions, by id. Raises UsageError for conditions that cannot be used."""
         return indexed_items(self.opened_index, where)
+
+    def failures(self) -> list[tuple[str, str]]:
+        """Returns the path of each image that could not be indexed, and the reason."""
+        return item_files.failures(self.opened_index)
 
     def to_arrow(self, where: Where | None = None, *, features: bool = False) -> Any:
         """Returns the items as a pyarrow.Table: id, path, label, metadata (JSON), width, height, bytes.

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from simsearch.common import pca
+from simsearch.common.distances import squared_norms
 from simsearch.common.lazy import LazyModule
 from simsearch.common.progress import Progress
 from simsearch.errors import ImageError, SimsearchError, UsageError
@@ -227,7 +228,7 @@ def _linked(
         for place, row in enumerate(features, start):  # identical rows are linked here
             links.join(first.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), place), place)
     unique = np.fromiter(first.values(), np.int64)
-    rounding = 1e-5 * float(np.linalg.norm(onto.mean) + np.sqrt(np.einsum("nd,nd->n", z, z).max()))
+    rounding = 1e-5 * float(np.linalg.norm(onto.mean) + np.sqrt(squared_norms(z).max()))
     farthest = reach * (1 + 1e-4) + rounding
     pairs = _all_near if exact or len(unique) <= EXACT else _listed_near
     for done, found in pairs(z, unique, farthest):
@@ -279,7 +280,7 @@ def _near(
     """Returns the pairs of places at most `farthest` apart in projection, (n, 2), and a few more due to rounding."""
     # |a - b|^2 <= f^2 is a.b - |b|^2 / 2 >= (|a|^2 - f^2) / 2: one product and one comparison.
     a, b = z[left], z[right]
-    own, others = np.einsum("nd,nd->n", a, a), np.einsum("nd,nd->n", b, b)
+    own, others = squared_norms(a), squared_norms(b)
     ones, halves = np.ones((len(a), 1), np.float32), -others[:, None] / 2
     product = np.concatenate([a, ones], 1) @ np.concatenate([b, halves], 1).T  # (left, right)
     slack = 1e-5 * max(float(own.max()), float(others.max()))
@@ -302,7 +303,7 @@ def _measure(
         if not len(some):
             return
         difference = flat.read(rows[some[:, 0]]).astype(np.float64) - flat.read(rows[some[:, 1]])
-        near = np.sqrt(np.einsum("nd,nd->n", difference, difference)) <= reach
+        near = np.sqrt(squared_norms(difference)) <= reach
         for a, b in some[near].tolist():
             links.join(a, b)
 

@@ -9,8 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -369,18 +368,6 @@ with Engine(index, model=MODEL) as engine:
     sys.stdin.readline()
     print(len(engine), engine.search_by_id(70, 1)[0].id, flush=True)
 """
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that everybody can reach, as pytest's are not."""
-    folder = Path(tempfile.mkdtemp(prefix="simsearch-test-"))
-    folder.chmod(0o755)
-    yield folder
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            path.chmod(0o755)
-    shutil.rmtree(folder)
 
 
 def test_read_only_folder_is_read(index: Path, public: Path) -> None:

@@ -7,8 +7,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import click.testing
@@ -29,18 +27,6 @@ def run(*arguments: str) -> tuple[int, str]:
     assert "Traceback" not in result.output
     assert "this is a bug" not in result.output
     return result.exit_code, result.stderr
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that everybody can reach, as pytest's are not."""
-    folder = Path(tempfile.mkdtemp(prefix="simsearch-test-"))
-    folder.chmod(0o755)
-    yield folder
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            path.chmod(0o755)
-    shutil.rmtree(folder)
 
 
 def filled(path: Path) -> Filler:
