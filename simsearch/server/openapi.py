@@ -223,6 +223,7 @@ def named(document: Schema) -> Schema:
 
     for path, operations in document["paths"].items():
         tag = next((tag["name"] for tag in TAGS if path.startswith(f"/v1/{tag['name']}")), "service")
+        tag = "items" if path == "/v1/facets" else tag
         for operation in operations.values():
             operation["tags"] = [tag]
             title = operation["operationId"].title()
