@@ -75,7 +75,7 @@ class Matches(list[Match]):
         return to_pandas(asdict(match) for match in self)
 
     def _repr_html_(self) -> str:
-        """Returns what a notebook shows: the pictures in a row, with label and distance below each."""
+        """Returns what a notebook shows: the pictures in a row, with label, distance and word below each."""
         cells = "".join(self._cell(match) for match in self) or "<p>no match</p>"
         return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{cells}</div>'
 
@@ -90,7 +90,7 @@ class Matches(list[Match]):
             image.save(buffer, "JPEG", quality=85)
             data = base64.b64encode(buffer.getvalue()).decode()
             shown = f'<img src="data:image/jpeg;base64,{data}" alt="" style="height:128px">'
-        caption = f"<figcaption>{html.escape(match.label or '')} {match.distance:.4g}</figcaption>"
+        caption = f"<figcaption>{html.escape(match.label or '')} {match.distance:.4g} {match.word}</figcaption>"
         return f'<figure style="margin:0" title="{html.escape(match.path)}">{shown}{caption}</figure>'
 
 

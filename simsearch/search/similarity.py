@@ -36,7 +36,7 @@ QUERIES, FEWEST, CELLS = 256, 32, 1 << 24
 NEIGHBOURS = 16
 """Neighbours searched for each of them, so that a different one is among them if there are identical copies."""
 
-QUICK = 1024
+QUICK = 2048
 """Items that `estimate` reads."""
 
 TYPICAL = 0.5
@@ -106,7 +106,7 @@ def estimate(features: FeatureReader, live: NDArray[np.int64], seed: int = 0) ->
     order = np.argsort(drawn)
     x = np.empty((len(drawn), features.dimension), np.float32)
     x[order] = features.read(drawn[order])
-    squared = _squared(x[: len(x) // 8], x)
+    squared = _squared(x[: len(x) // 16], x)
     different = squared > 1e-5 * float(squared.max())  # identical rows are at 0, up to rounding in float32
     squared[~different] = np.inf
     if not different.any():

@@ -93,7 +93,7 @@ def test_samples_agree_with_the_definition(copies: int) -> None:
     assert (measured.nearest, measured.random) == pytest.approx((nearest, pairs), rel=0.1)
     estimated = similarity.estimate(flat, np.arange(len(x)))
     assert estimated is not None
-    assert (estimated.nearest, estimated.random) == pytest.approx((nearest, pairs), rel=0.2)
+    assert (estimated.nearest, estimated.random) == pytest.approx((nearest, pairs), rel=0.25)
 
 
 def test_too_few_different_items_have_no_scale() -> None:
