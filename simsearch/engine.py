@@ -30,6 +30,7 @@ from simsearch.search.options import PictureOptions, SearchOptions
 from simsearch.search.queries import Picture, as_vector, is_id
 from simsearch.search.query_vectors import QueryResolver
 from simsearch.search.results import Matches
+from simsearch.search.similarity import Scale
 from simsearch.search.snapshot import Snapshots
 from simsearch.storage import item_files
 from simsearch.storage.feature_files import FeatureFiles
@@ -147,6 +148,7 @@ class Engine(WholeIndex):
         Options, all by keyword (`options.PictureOptions`):
         where: conditions on items, {"label": "cat"} or ["year>2000", "path~*/2023/*"].
         max_distance: the largest distance of a match.
+        min_similarity: the smallest similarity of a match, from 0 to 1.
         crop: (x, y, width, height), the part of the upright picture to search by, in pixels.
         plus, minus: more pictures or ids that matches should be like or unlike, each alone or as (picture, weight).
         flip: True to treat a mirrored picture as the same.
@@ -216,6 +218,12 @@ class Engine(WholeIndex):
         budget: memory for decoding that resolvers share; None for one of its own.
         """
         return self._searches.query_resolver(serving=serving, max_pixels=max_pixels, budget=budget)
+
+    @property
+    def scale(self) -> Scale:
+        """The scale of similarities: the distances at which they are 0.5 and 0."""
+        with self.reading() as reader:
+            return self._searches.scale(reader)
 
     def snapshot(self, reader: ItemReader) -> SearchSnapshot:
         """Returns the contents of the index as of the reader's snapshot, ready for searching."""

@@ -27,6 +27,7 @@ from simsearch.common.printable import printable
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.evaluation import classification, retrieval, robustness
+from simsearch.evaluation.reliability import ReliabilityReport
 from simsearch.images import perturb
 from simsearch.images.sources import labelled as sources_labelled
 from simsearch.models import classify, load, registry
@@ -103,7 +104,8 @@ def search_command(
     """Measures how well an index retrieves: P@k, R-precision, mAP, recall and kNN, with 95 % intervals.
 
     Each labelled item is a query, itself left out, and the items with its label are relevant. The whole ranking by
-    exact distance is evaluated. Intervals are from a bootstrap over the queries.
+    exact distance is evaluated. Intervals are from a bootstrap over the queries. Tables show how often the six nearest
+    items were right, by the word for their similarity and by tenths of it.
     """
     labelled = sources_labelled.list_labelled(sources) if sources else None
     with warn_if_incomplete(api.open(index_path, device=device)) as engine:
@@ -115,6 +117,7 @@ def search_command(
         echo(json.dumps(verdict.to_dict(), indent=1))
         return
     _print_scores(verdict)
+    _print_reliability(verdict.reliability)
     if per_class:
         _print_class_scores(verdict)
 
@@ -134,6 +137,22 @@ def _print_scores(verdict: retrieval.RetrievalReport) -> None:
     rows = [(name, f"{e.value:.3f}", f"({e.low:.3f} to {e.high:.3f})") for name, e in verdict.scores.items()]
     for line in text.table(rows):
         echo(line)
+
+
+def _print_reliability(found: ReliabilityReport) -> None:
+    """Prints how often the matches of each word, and of each tenth of the similarity, were right."""
+    for heading, parts in (("word", found.words), ("similarity", found.curve[::-1])):
+        rows = [(heading, "matches", "right", "95 % interval")]
+        for part in parts:
+            if part.right is not None:
+                share = f"{part.right.value:.1%}", f"{part.right.low:.1%} to {part.right.high:.1%}"
+                rows.append((part.name, f"{part.matches:,}", *share))
+        for line in ("", *text.table(rows)):
+            click.echo(line)
+    means = [
+        f"{mean:.3f} {name}" for name, mean in (("right", found.right), ("wrong", found.wrong)) if mean is not None
+    ]
+    click.echo(f"mean similarity: {', '.join(means)}")
 
 
 def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:

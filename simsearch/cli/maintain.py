@@ -42,6 +42,7 @@ from simsearch.reports.html import save_html
 from simsearch.reports.tiles import ResultRow, Tile
 from simsearch.search import duplicates as near
 from simsearch.storage.index import Index
+from simsearch.storage.reader import modified
 
 if TYPE_CHECKING:
     from simsearch.models.hashing import autoencoder
@@ -143,15 +144,17 @@ def _group_row(member: near.Member) -> tuple[str, str, str, str]:
 
 
 def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: Path) -> None:
-    def tile(member: near.Member, first: bool) -> Tile:
-        image = engine.thumbnail(member.item.id)
-        distance = None if first else member.distance
-        return Tile(image, member.path, member.item.label, member.item.id, distance)
+    def tile(member: near.Member) -> Tile:
+        item = member.item
+        parts = [f"{item.width} × {item.height}", text.format_size(item.size)]
+        if date := modified(item.stamp):
+            parts.append(f"{date:%Y-%m-%d %H:%M}")
+        return Tile(engine.thumbnail(item.id), member.path, item.label, item.id, details=", ".join(parts))
 
-    rows = [ResultRow(tile(group[0], True), [tile(member, False) for member in group[1:]]) for group in groups]
+    rows = [ResultRow(tile(group[0]), [tile(member) for member in group[1:]]) for group in groups]
     facts = {"index": str(engine.path), "model": engine.meta.model, "largest distance": f"{limit.distance:.4g}"}
     note_unshown(engine, rows)
-    save_html(rows, file, "Near-identical pictures", facts)
+    save_html(rows, file, "Near-identical pictures", facts, groups=True)
     note(f"wrote {file}")
 
 

@@ -39,7 +39,7 @@ def _type(option: SearchOption) -> click.ParamType:  # type: ignore[type-arg]
         case "integer":
             return click.IntRange(option.minimum)
         case "number":
-            return click.FloatRange(option.minimum)
+            return click.FloatRange(option.minimum, option.maximum)
         case "box":
             return Crop()
         case "images":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,7 @@ def retrieval(
     precisions: Sequence[int] = PRECISIONS,
     recalls: Sequence[int] = RECALLS,
     neighbours: int = NEIGHBOURS,
+    observe: Callable[[slice, NDArray[np.int64]], None] = lambda block, order: None,
     progress: Progress = lambda done, total: None,
 ) -> Values:
     """Returns measures of every query, by name. Relevant rows are those with the query's label; R is their number.
@@ -73,6 +74,7 @@ def retrieval(
     queries: if None, each row of `base` is a query, itself left out of its ranking.
     precisions, recalls: the k of the measures below.
     neighbours: the number of votes for `knn`.
+    observe: called with each block of queries and its ranking, (b, N) rows, or (b, N - 1) leaving one out.
     progress: called with the number of queries done and of all.
 
     P@k: the fraction of the k nearest that are relevant.
@@ -101,18 +103,24 @@ def retrieval(
     step = max(1, min(1024, _CELLS // max(1, len(base.labels))))
     for start in range(0, len(chosen.labels), step):
         block = slice(start, min(start + step, len(chosen.labels)))
-        for name, found in _measure(ranking, block, precisions, recalls, neighbours).items():
+        order = ranking.order(block)
+        observe(block, order)
+        for name, found in _measure(ranking, block, order, precisions, recalls, neighbours).items():
             values[name][block] = found
         progress(block.stop, len(chosen.labels))
     return values
 
 
 def _measure(
-    ranking: _Ranking, block: slice, precisions: Sequence[int], recalls: Sequence[int], neighbours: int
+    ranking: _Ranking,
+    block: slice,
+    order: NDArray[np.int64],
+    precisions: Sequence[int],
+    recalls: Sequence[int],
+    neighbours: int,
 ) -> Values:
-    """Returns the measures of one block of queries."""
+    """Returns the measures of one block of queries. order: (b, N or N - 1) rows, nearest first."""
     wanted = ranking.queries.labels[block]
-    order = ranking.order(block)  # (b, N or N - 1) rows, nearest first
     found = ranking.base.labels[order]
     query, place = np.nonzero(found == wanted[:, None])
     count = len(wanted)

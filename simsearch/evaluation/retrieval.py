@@ -13,8 +13,9 @@ from simsearch.common import intervals
 from simsearch.common.intervals import Interval
 from simsearch.common.progress import Progress
 from simsearch.errors import ImageError, UsageError
-from simsearch.evaluation import metrics
+from simsearch.evaluation import metrics, reliability
 from simsearch.evaluation.metrics import LabelledFeatures
+from simsearch.evaluation.reliability import ReliabilityReport
 from simsearch.images.sources import resolve
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class RetrievalReport:
     classes: by label, the number of queries and their scores.
     queries: the queries with a relevant item, worst first.
     count: the number of all queries.
+    reliability: how often matches of a similarity are right.
     unknown: the number of query pictures whose label no item has, which are left out.
     """
 
@@ -58,6 +60,7 @@ class RetrievalReport:
     classes: dict[str, tuple[int, dict[str, Interval]]]
     queries: list[Query]
     count: int
+    reliability: ReliabilityReport
     unknown: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,6 +75,7 @@ class RetrievalReport:
             "unknown": self.unknown,
             "chance": self.chance,
             **_plain(self.scores),
+            "reliability": self.reliability.to_dict(),
             "classes": classes,
         }
 
@@ -113,7 +117,8 @@ def evaluate_retrieval(
         keys, query_labels, vectors = _computed(engine, known, progress)
         failed = len(known) - len(keys)
         labelled_queries = LabelledFeatures(vectors, np.array([numbers[label] for label in query_labels], np.int64))
-    values = metrics.retrieval(base, labelled_queries, progress=progress)
+    nearest = reliability.NearestMatches(base, labelled_queries or base)
+    values = metrics.retrieval(base, labelled_queries, observe=nearest.see, progress=progress)
     queries = [Query(*row) for row in zip(keys, query_labels, values["AP"].tolist(), strict=True)]
     queries = sorted((q for q in queries if np.isfinite(q.average_precision)), key=lambda q: q.average_precision)
     order = np.array([numbers[label] for label in query_labels])
@@ -131,6 +136,7 @@ def evaluate_retrieval(
         classes,
         queries,
         len(keys),
+        nearest.report(engine.scale),
         unknown,
     )
 

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from simsearch.storage.index import Index
     from simsearch.storage.model import IndexModel
 
+ALWAYS = 128
+"""Up to this number of items, the scale of similarities is measured after every change."""
+
 COMMIT_IMAGES = 256
 COMMIT_SECONDS = 2.0
 """Changes are committed after this number of new features or of seconds, whichever comes first."""
-
-SAMPLE = 512
-"""Number of random items whose pairwise distances calibrate `similarity`."""
 
 
 def sync(index: Index, model: IndexModel, found: Sequence[Source], options: BuildOptions) -> Summary:
@@ -282,14 +282,18 @@ def refresh_meta(index: Index, measure: bool = True, engine: str | None = None) 
         failures = reader.failure_count()
         index.refresh()  # another process may have tuned it
         meta = index.meta
-        if (meta.generation, meta.items) == (generation, items):
+        known = meta.similarity
+        if (meta.generation, meta.items) == (generation, items) and (known or items < 3):
             return
         distances, measured = meta.distances, meta.distances_of
         grown = not 0.8 * measured <= items <= 1.25 * measured
         if items >= 2 and grown and (items >= similarity.ENOUGH or not distances or measured):
             live = reader.rows()
-            sample = np.random.default_rng(0).choice(live, min(SAMPLE, len(live)), replace=False)
+            sample = np.random.default_rng(0).choice(live, min(similarity.SAMPLE, len(live)), replace=False)
             distances, measured = list(similarity.quantiles(reader.shards.read(np.sort(sample)))), items
+        if not known or items <= ALWAYS or _has_changed(known, items, rows):
+            scale = similarity.measure(FlatIndex(reader.shards, rows), reader.rows())
+            known = {} if scale is None else {**scale.to_dict(), "items": items, "rows": rows}
         search = meta.search
         if search["kind"] != "exact":
             flat = FlatIndex(reader.shards, rows)
@@ -303,7 +307,14 @@ def refresh_meta(index: Index, measure: bool = True, engine: str | None = None) 
             failures=failures,
             distances=distances,
             distances_of=measured,
+            similarity=known,
             engine=engine or meta.engine,
             search=search,
         )
     )
+
+
+def _has_changed(known: dict[str, Any], items: int, rows: int) -> bool:
+    """Returns True if more than a quarter of the items are new or gone since `known` was measured."""
+    before_items, before_rows = known.get("items", 0), known.get("rows", 0)
+    return not 0.8 * before_items <= items <= 1.25 * before_items or rows - before_rows > 0.25 * items

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from simsearch.common.atomic_files import atomic_write
 from simsearch.common.printable import printable
 from simsearch.reports.text import format_distance
-from simsearch.reports.tiles import ResultRow, Tile, file_name, fit_image
+from simsearch.reports.tiles import ResultRow, Tile, file_link, file_name, fit_image
+from simsearch.search.results import word_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -28,9 +29,11 @@ def save_html(
     title: str,
     facts: Mapping[str, str],
     table: Sequence[Sequence[str]] = (),
+    *,
+    groups: bool = False,
 ) -> None:
     """Writes the page of `render_html` to a UTF-8 file. Raises UsageError if it cannot be written."""
-    atomic_write(path, render_html(rows, title, facts, table=table).encode("utf-8"))
+    atomic_write(path, render_html(rows, title, facts, table=table, groups=groups).encode("utf-8"))
 
 
 def render_html(
@@ -39,22 +42,24 @@ def render_html(
     facts: Mapping[str, str],
     side: int = 224,
     table: Sequence[Sequence[str]] = (),
+    *,
+    groups: bool = False,
 ) -> str:
     """Returns the page. It can be encoded to UTF-8 even if names are not valid UTF-8.
 
     facts: names and values shown below the title (model, index, ...).
     side: of a tile, in pixels.
+    groups: True if a row is a group of equals, so that its first picture is no query.
     table: shown below the facts; its first row has the headings, and its first column names each row.
     """
-    sections = [
-        {
-            "name": file_name(row.query.path),
-            "query": _figure(row.query, 0, side),
-            "matches": [_figure(match, rank, side) for rank, match in enumerate(row.matches, start=1)],
-        }
-        for row in rows
-    ]
-    columns = max((len(row.matches) for row in rows), default=0) or 1
+    sections = []
+    for number, row in enumerate(rows, 1):
+        tiles = [row.query, *row.matches] if groups else row.matches
+        name = f"Group {number}: {len(tiles)} pictures" if groups else file_name(row.query.path)
+        query = None if groups else _figure(row.query, 0, side)
+        matches = [_figure(tile, rank, side, "Picture" if groups else "Match") for rank, tile in enumerate(tiles, 1)]
+        sections.append({"name": name, "query": query, "matches": matches})
+    columns = max((len(section["matches"]) for section in sections), default=0) or 1
     return _template().render(title=title, facts=facts, table=table, sections=sections, side=side, columns=columns)
 
 
@@ -78,9 +83,9 @@ def _template() -> Template:
     return environment.get_template("report.html")
 
 
-def _figure(tile: Tile, rank: int, side: int) -> dict[str, Any]:
+def _figure(tile: Tile, rank: int, side: int, kind: str = "Match") -> dict[str, Any]:
     """Returns the values of a tile for the template. Rank 0 is the query."""
-    alt = f"Match {rank}: " if rank else "Query: "
+    alt = f"{kind} {rank}: " if rank else "Query: "
     alt += f"{tile.label}, {tile.path}" if tile.label else tile.path
     similarity = None if tile.similarity is None else f"{min(max(tile.similarity, 0.0), 1.0) * 100:.1f}%"
     return {
@@ -89,9 +94,12 @@ def _figure(tile: Tile, rank: int, side: int) -> dict[str, Any]:
         "image": _inline_image(tile, side),
         "distance": None if tile.distance is None else format_distance(tile.distance),
         "similarity": similarity,
+        "word": None if tile.similarity is None else word_of(tile.similarity),
         "label": tile.label,
         "path": tile.path,
         "id": tile.id,
+        "link": file_link(tile.path),
+        "details": tile.details,
     }
 
 

@@ -18,6 +18,7 @@ from simsearch.common.printable import printable
 from simsearch.errors import UsageError
 from simsearch.reports.text import format_distance
 from simsearch.reports.tiles import FAINT, INK, PAPER, ResultRow, Tile, file_name, fit_image
+from simsearch.search.results import word_of
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -88,6 +89,8 @@ def _draw_tile(canvas: Image.Image, tile: Tile, corner: tuple[int, int], layout:
         canvas.paste(fitted, (x + (side - fitted.width) // 2, y + (side - fitted.height) // 2))
     name = file_name(tile.path)
     first = name if tile.distance is None else format_distance(tile.distance)
+    if tile.similarity is not None:
+        first = f"{word_of(tile.similarity)}, {first}"
     second = tile.label or ("" if tile.distance is None else name)
     for line, (text, colour) in enumerate([(first, INK), (second, FAINT)]):
         place = (x + side // 2, y + side + layout.gap // 2 + line * layout.line)

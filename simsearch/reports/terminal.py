@@ -23,6 +23,7 @@ from simsearch.installation import install_line
 from simsearch.reports.montage import draw_montage
 from simsearch.reports.text import format_distance
 from simsearch.reports.tiles import ResultRow, Tile, file_name
+from simsearch.search.results import word_of
 
 SIDE = 18
 """Smallest width of a tile, in characters; its height is half as many lines."""
@@ -93,6 +94,8 @@ def _grid(row: ResultRow, width: int) -> Table:
 def _tile(picture: Tile, title: str, side: int) -> Group:
     name = file_name(picture.path)
     first = title if picture.distance is None else f"{title}  {format_distance(picture.distance)}"
+    if picture.similarity is not None:
+        first += f" {word_of(picture.similarity)}"
     captions = _caption(first, "bold", side), _caption(picture.label or name, "dim", side)
     return Group(*blocks(picture.image, side), *captions)
 

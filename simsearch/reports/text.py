@@ -33,7 +33,7 @@ def render(answers: Sequence[QueryResult], form: str, end: str = "\n") -> str:
         if answer.matches:
             rows = [("rank", "distance", "similarity", "id", "label", "path")]
             for m in answer.matches:
-                numbers = str(m.rank), format_distance(m.distance), f"{m.similarity:.2%}", str(m.id)
+                numbers = str(m.rank), format_distance(m.distance), m.word, str(m.id)
                 rows.append((*numbers, m.label or "-", m.path))
             lines = [printable(answer.query), *table(rows, right=4)]
         blocks.append("\n".join(lines) + "\n")

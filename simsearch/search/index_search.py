@@ -13,11 +13,13 @@ from simsearch.common.machine import MemoryBudget
 from simsearch.errors import UsageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
+from simsearch.search import similarity
 from simsearch.search.options import PictureOptions, SearchOptions, check_names, split
 from simsearch.search.queries import Picture, as_list, as_variants, as_vectors
 from simsearch.search.query_vectors import QueryResolver, existing_rows
 from simsearch.search.results import Matches
 from simsearch.search.searcher import Searcher
+from simsearch.search.similarity import Scale
 from simsearch.storage import item_files
 from simsearch.storage.filters import Where
 from simsearch.storage.model import IndexModel
@@ -37,6 +39,7 @@ class IndexSearch:
 
     def __init__(self, index: OpenIndex, snapshots: Searchable, model: IndexModel, recipe: Preprocessing) -> None:
         self.index, self.snapshots, self.model, self.recipe = index, snapshots, model, recipe
+        self._estimated: Scale | None = None
 
     def by_pictures(self, pictures: Sequence[Picture | int], k: int, options: PictureOptions) -> list[Matches]:
         """See `Engine.search_many`."""
@@ -108,5 +111,17 @@ class IndexSearch:
         return to_float16(self.model.load().features(np.stack(pixels))).astype(np.float32)
 
     def _searcher(self, reader: ItemReader) -> Searcher:
-        snapshot = self.snapshots.current(reader)
-        return Searcher(reader, snapshot, reader.shards, self.index.meta.distances, self.snapshots.structure(reader))
+        snapshot, structure = self.snapshots.current(reader), self.snapshots.structure(reader)
+        unit = similarity.median(self.index.meta.distances)
+        return Searcher(reader, snapshot, reader.shards, self.scale(reader), unit, structure)
+
+    def scale(self, reader: ItemReader) -> Scale:
+        """Returns the scale of similarities. That of an index of an older version is estimated once."""
+        snapshot, meta = self.snapshots.current(reader), self.index.meta
+        if not meta.similarity and self.index.folder is not None:
+            if self._estimated is None:
+                live = np.arange(snapshot.flat.rows) if snapshot.live is None else snapshot.live
+                found = similarity.estimate(reader.shards, live)
+                self._estimated = found or Scale.of({}, meta.distances)
+            return self._estimated
+        return Scale.of(meta.similarity, meta.distances)

@@ -33,7 +33,7 @@ class SearchOption:
 
     name: its keyword in Python.
     help: one sentence for the command line, and for HTTP unless `http_help` is given.
-    minimum: the smallest value.
+    minimum, maximum: the smallest and the largest value.
     most: for HTTP only, the largest value, or the largest number of values of a list.
     changes_query: True if it changes the query's vectors; it then applies to pictures and items, but not to vectors.
     flags: on the command line; by default `--` and the name.
@@ -47,6 +47,7 @@ class SearchOption:
     help: str
     default: int | None = None
     minimum: int | None = None
+    maximum: int | None = None
     most: int | None = None
     changes_query: bool = False
     flags: tuple[str, ...] = ()
@@ -81,6 +82,14 @@ OPTIONS = (
         "Only matches at most this far.",
         minimum=0,
         metavar="D",
+    ),
+    SearchOption(
+        "min_similarity",
+        "number",
+        "Only matches at least this similar: 0.5 for close ones, 0.75 for copies.",
+        minimum=0,
+        maximum=1,
+        metavar="S",
     ),
     SearchOption(
         "where",
@@ -159,6 +168,7 @@ class SearchOptions(TypedDict, total=False):
 
     where: conditions on items.
     max_distance: the largest distance of a match.
+    min_similarity: the smallest similarity of a match, from 0 to 1.
     dedup: True for one match per group of near-identical ones.
     exact: True to never search approximately.
     expand: the number of first matches to average with the query for a second search; see `feedback.expanded`.
@@ -166,6 +176,7 @@ class SearchOptions(TypedDict, total=False):
 
     where: Where | None
     max_distance: float | None
+    min_similarity: float | None
     dedup: bool
     exact: bool
     expand: int

@@ -16,6 +16,20 @@ from simsearch.storage.item_table import to_pandas
 if TYPE_CHECKING:
     from PIL import Image
 
+WORDS = (("copy", 0.75), ("close", 0.5), ("similar", 0.3), ("weak", 0.0))
+"""What people see in place of a similarity, and the smallest similarity that each word stands for.
+
+copy: at most half as far as an item's nearest neighbour usually is; the same picture, changed a little.
+close: nearer than an item's nearest neighbour usually is.
+similar: a little farther than that.
+weak: not much nearer than a random item; a match only because nothing is nearer.
+"""
+
+
+def word_of(similarity: float) -> str:
+    """Returns the word for a similarity."""
+    return next((word for word, least in WORDS if similarity >= least), WORDS[-1][0])
+
 
 @dataclass(frozen=True)
 class Match:
@@ -24,7 +38,7 @@ class Match:
     rank: from 1.
     path: where the image is now, as it can be opened.
     distance: Euclidean.
-    similarity: in [0, 1]; see `similarity`.
+    similarity: in [0, 1]; see `simsearch.search.similarity`.
     """
 
     rank: int
@@ -36,6 +50,11 @@ class Match:
     metadata: dict[str, Any]
     relative: str = ""
     """The path as stored, relative to its source."""
+
+    @property
+    def word(self) -> str:
+        """The similarity in a word: copy, close, similar or weak."""
+        return word_of(self.similarity)
 
 
 class Matches(list[Match]):
@@ -56,7 +75,7 @@ class Matches(list[Match]):
         return to_pandas(asdict(match) for match in self)
 
     def _repr_html_(self) -> str:
-        """Returns what a notebook shows: the pictures in a row, with label and distance below each."""
+        """Returns what a notebook shows: the pictures in a row, with label, distance and word below each."""
         cells = "".join(self._cell(match) for match in self) or "<p>no match</p>"
         return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{cells}</div>'
 
@@ -71,7 +90,7 @@ class Matches(list[Match]):
             image.save(buffer, "JPEG", quality=85)
             data = base64.b64encode(buffer.getvalue()).decode()
             shown = f'<img src="data:image/jpeg;base64,{data}" alt="" style="height:128px">'
-        caption = f"<figcaption>{html.escape(match.label or '')} {match.distance:.4g}</figcaption>"
+        caption = f"<figcaption>{html.escape(match.label or '')} {match.distance:.4g} {match.word}</figcaption>"
         return f'<figure style="margin:0" title="{html.escape(match.path)}">{shown}{caption}</figure>'
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.errors import UsageError
-from simsearch.search import similarity
 from simsearch.search.exact import Neighbours
 from simsearch.search.feedback import expanded
 from simsearch.search.options import SearchOptions
 from simsearch.search.results import Match, Matches
+from simsearch.search.similarity import Scale
 from simsearch.storage.filters import Where, conditions
 
 if TYPE_CHECKING:
@@ -40,14 +40,16 @@ class Searcher:
 
     reader, snapshot: the items and their features.
     shards: reads features by row.
-    table: quantiles of the distances of random pairs, which calibrate similarity; see `similarity.quantiles`.
+    scale: turns distances into similarities.
+    median: the median distance of random pairs, the unit of NEAR_IDENTICAL.
     structure: an approximate search, used unless an exact one is asked for; None if all searches are exact.
     """
 
     reader: ItemReader
     snapshot: SearchSnapshot
     shards: FeatureReader
-    table: Sequence[float]
+    scale: Scale
+    median: float
     structure: ApproximateSearch | None = None
 
     def search(
@@ -64,6 +66,7 @@ class Searcher:
         """
         k = checked_k(k)
         farthest = _checked_distance(options.get("max_distance"))
+        least = _checked_similarity(options.get("min_similarity"))
         answers = [Matches() for _ in queries]
         if expand := options.get("expand"):
             queries = self._expanded(queries, left_out, expand, options, answers)
@@ -95,7 +98,7 @@ class Searcher:
                     unfinished.append(number)
                     continue
                 kept = [(d, row) for d, row in order[:k] if farthest is None or d <= farthest]
-                answers[number].extend(self._matches(kept, items))
+                answers[number].extend(m for m in self._matches(kept, items) if m.similarity >= least)
             # Too few matches are left after merging variants and dropping duplicates: ask for more candidates.
             pending, width = unfinished, min(available, 4 * width)
         return answers
@@ -165,7 +168,7 @@ class Searcher:
 
     def _matches(self, order: Sequence[tuple[float, int]], items: Mapping[int, Item]) -> Iterator[Match]:
         """Yields the matches for (distance, row) pairs, nearest first. items: by row."""
-        shares = similarity.similarities([distance for distance, _ in order], self.table)
+        shares = self.scale.similarities([distance for distance, _ in order])
         for rank, ((distance, row), share) in enumerate(zip(order, shares, strict=True), 1):
             item = items[row]
             path = self.snapshot.sources[item.source].display(item.path)
@@ -173,7 +176,7 @@ class Searcher:
 
     def _distinct(self, order: list[tuple[float, int]], items: dict[int, Item], k: int) -> list[tuple[float, int]]:
         """Returns the first k (distance, row) pairs that are not near-identical to an earlier one."""
-        same = NEAR_IDENTICAL * similarity.median(self.table)
+        same = NEAR_IDENTICAL * self.median
         kept: list[tuple[float, int]] = []
         vectors: list[NDArray[np.float32]] = []
         digests: set[bytes] = set()
@@ -196,6 +199,15 @@ def _checked_distance(farthest: float | None) -> float | None:
     if farthest is not None and not farthest >= 0:
         raise UsageError(f"the largest distance is {farthest}, but distances are not negative")
     return farthest
+
+
+def _checked_similarity(least: float | None) -> float:
+    """Checks the smallest similarity of a match; 0 for None. Raises UsageError."""
+    if least is None:
+        return 0.0
+    if not isinstance(least, int | float | np.number) or isinstance(least, bool) or not 0 <= least <= 1:
+        raise UsageError(f"the smallest similarity is {least!r}, not a number from 0 to 1")
+    return float(least)
 
 
 def checked_k(k: int) -> int:

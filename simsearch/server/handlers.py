@@ -21,7 +21,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from simsearch.engine import Engine
-from simsearch.errors import ImageError, ImageTooLargeError, SimsearchError
+from simsearch.errors import ImageError, ImageTooLargeError, ItemNotFoundError, SimsearchError
 from simsearch.images import urls
 from simsearch.images.urls import fetch
 from simsearch.search import similarity
@@ -29,6 +29,7 @@ from simsearch.search.queries import OutdatedQueryError, PreparedQuery
 from simsearch.search.results import Matches, QueryResult
 from simsearch.server import thumbnails
 from simsearch.server.batcher import Batcher, SearchJob
+from simsearch.server.browse import Browser, ListRequest
 from simsearch.server.decoding import Lane, Lanes, LargePictureError
 from simsearch.server.errors import reply
 from simsearch.server.files import FileResponse, file_size
@@ -39,6 +40,7 @@ from simsearch.server.request_body import read_search, read_upload
 from simsearch.server.schemas import SearchRequest, search_request, unknown
 from simsearch.server.settings import Settings
 from simsearch.server.uploads import Uploads
+from simsearch.storage.reader import modified
 
 T = TypeVar("T")
 
@@ -68,6 +70,7 @@ class SearchService:
             for name, engine in engines.items()
         }
         self.batchers = {n: Batcher(i, settings.batch_size, self.metrics) for n, i in self.indexes.items()}
+        self.browser = Browser()
         self.uploads, self.thumbnails = Uploads(), thumbnails.Thumbnails()
         self.received = ReceivedBytes(settings.bodies, self.metrics.rejected.inc)
         self.lanes = Lanes(settings.decoding)
@@ -247,15 +250,37 @@ class SearchService:
         served = self.index(request)
         return reply((await self.in_thread(lambda: self._item_values(served, [number])))[0])
 
+    async def listed(self, request: Request, wanted: ListRequest) -> Response:
+        """Answers with a page of the items that meet conditions, in order."""
+        served = self.index(request)
+        page = await self.in_thread(lambda: served.run(lambda engine: self.browser.page(engine, wanted)))
+        found = await self.in_thread(lambda: self._item_values(served, page.ids, lenient=True))
+        return reply({"items": found, "total": page.total, "next": page.next})
+
+    async def some(self, request: Request, numbers: list[int]) -> Response:
+        """Answers with the items of these ids, without those that do not exist."""
+        served = self.index(request)
+        found = await self.in_thread(lambda: self._item_values(served, numbers, lenient=True))
+        return reply({"items": found, "total": len(found), "next": None})
+
+    async def facets(self, request: Request) -> Response:
+        """Answers with the labels, folders and fields of the items."""
+        served = self.index(request)
+        return reply(await self.in_thread(lambda: served.run(self.browser.facets)))
+
     async def items(self, request: Request, count: int) -> Response:
         """Answers with `count` items, spread evenly over the index."""
         served = self.index(request)
         found = await self.in_thread(lambda: self._item_values(served, thumbnails.spread(served, count)))
-        return reply({"items": found})
+        return reply({"items": found, "total": (await self.in_thread(served.facts))[0], "next": None})
 
-    def _item_values(self, served: ReloadableIndex, numbers: list[int]) -> list[dict[str, Any]]:
+    def _item_values(self, served: ReloadableIndex, numbers: list[int], lenient: bool = False) -> list[dict[str, Any]]:
         def find(engine: Engine) -> list[dict[str, Any]]:
-            items = [engine.item(number) for number in numbers]
+            items = []
+            with engine.reading() as reader:
+                for number in numbers:
+                    with contextlib.suppress(*(ItemNotFoundError,) if lenient else ()):
+                        items.append(reader.item(number))
             paths = [item.path for item in items] if self.settings.relative else engine.paths(items)
             return [
                 {
@@ -266,6 +291,7 @@ class SearchService:
                     "width": item.width,
                     "height": item.height,
                     "bytes": item.size,
+                    "modified": date.strftime("%Y-%m-%dT%H:%M:%SZ") if (date := modified(item.stamp)) else None,
                 }
                 for item, path in zip(items, paths, strict=True)
             ]

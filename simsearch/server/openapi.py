@@ -36,6 +36,7 @@ class Item(_Item):
     width: Count
     height: Count
     bytes: Count
+    modified: Annotated[str | None, Field(description="When the file was last changed, in UTC, if it is known.")]
 
 
 class Match(_Item):
@@ -44,7 +45,11 @@ class Match(_Item):
     image_url: Annotated[str, Field(description="The image's file; relative to the service's address.")]
     thumbnail_url: Annotated[str, Field(description="A small JPEG of it; relative to the service's address.")]
     similarity: Annotated[
-        NotNegative, Field(le=1, description="The share of random pairs of images that are farther apart.")
+        NotNegative,
+        Field(
+            le=1,
+            description="1 at distance 0, 0.5 at the usual distance to a nearest neighbour, 0 at that of random ones.",
+        ),
     ]
 
 
@@ -59,6 +64,29 @@ class Answer(BaseModel):
 
 class Items(BaseModel):
     items: list[Item]
+    total: Annotated[Count, Field(description="How many items meet the conditions.")]
+    next: Annotated[int | None, Field(description="Give it as `after` for the next page; null at the end.")]
+
+
+class Value(BaseModel):
+    value: str | float | bool
+    items: Count
+
+
+class FieldFacet(BaseModel):
+    name: str
+    items: Count
+    least: Annotated[float | None, Field(description="If all values are numbers.")]
+    most: float | None
+    values: Annotated[list[Value], Field(description="The most frequent ones.")]
+
+
+class Facets(BaseModel):
+    items: Count
+    complete: Annotated[bool, Field(description="False if not all items of a large index were counted.")]
+    labels: list[Value]
+    folders: list[Value]
+    fields: Annotated[list[FieldFacet], Field(description="Of the metadata.")]
 
 
 class Index(BaseModel):
@@ -96,12 +124,28 @@ class Error(BaseModel):
 
 
 _ITEM = {"id": 7, "path": "/photos/cat/1.jpg", "label": "cat"}
-_DETAILS = {**_ITEM, "metadata": {"year": 2012}, "width": 640, "height": 480, "bytes": 81234}
+_DETAILS = {
+    **_ITEM,
+    "metadata": {"year": 2012},
+    "width": 640,
+    "height": 480,
+    "bytes": 81234,
+    "modified": "2012-12-03T18:30:00Z",
+}
 _URLS = {"image_url": "/v1/items/7/image", "thumbnail_url": "/v1/items/7/thumbnail"}
-_MATCH = {"rank": 1, **_ITEM, **_URLS, "distance": 9.1, "similarity": 0.998, "metadata": {}}
+_MATCH = {"rank": 1, **_ITEM, **_URLS, "distance": 9.1, "similarity": 0.71, "metadata": {}}
 EXAMPLES: dict[type[BaseModel], Schema] = {
     Item: _DETAILS,
-    Items: {"items": [_DETAILS]},
+    Items: {"items": [_DETAILS], "total": 240, "next": 7},
+    Facets: {
+        "items": 1200,
+        "complete": True,
+        "labels": [{"value": "cat", "items": 240}],
+        "folders": [{"value": "2012/december", "items": 31}],
+        "fields": [
+            {"name": "year", "items": 1200, "least": 1999, "most": 2012, "values": [{"value": 2012, "items": 31}]}
+        ],
+    },
     Answer: {
         "query": "cat.jpg",
         "model": "alexnet",
@@ -179,6 +223,7 @@ def named(document: Schema) -> Schema:
 
     for path, operations in document["paths"].items():
         tag = next((tag["name"] for tag in TAGS if path.startswith(f"/v1/{tag['name']}")), "service")
+        tag = "items" if path == "/v1/facets" else tag
         for operation in operations.values():
             operation["tags"] = [tag]
             title = operation["operationId"].title()

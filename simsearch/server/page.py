@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fastapi.responses import Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from simsearch.search.options import OPTIONS
+from simsearch.search.results import WORDS
 from simsearch.server import openapi
 
 
@@ -55,19 +57,18 @@ def policy(page: str) -> str:
     )
 
 
-def _with_checkboxes(text: str) -> str:
-    """Adds a checkbox to the page for each search option that has a checkbox label."""
-    boxes = "".join(
-        f'<div class="row"><label><input id="{option.http_field}" type="checkbox" data-option>'
-        f"{html.escape(option.checkbox)}</label></div>\n"
-        for option in OPTIONS
-        if option.checkbox
+def render() -> str:
+    """Returns the page: its parts joined into one file, with a checkbox for each search option that has a label."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates" / "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
-    before, _, rest = text.partition("<!-- checkboxes")
-    return before + boxes + rest.partition("-->\n")[2]
+    return environment.get_template("page.html").render(options=OPTIONS, words=WORDS)
 
 
 _DOCS_STYLE = """:root { color-scheme: light dark; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem;
  margin: 2rem auto; padding: 0 1rem; } h2 { font-size: 1.05rem; margin-top: 1.75rem; } pre { overflow: auto; }"""
-_PAGE = _with_checkboxes((Path(__file__).parent / "templates" / "page.html").read_text(encoding="utf-8"))
+_PAGE = render()
 _POLICY = policy(_PAGE)

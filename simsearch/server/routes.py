@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import FastAPI, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import Response
+from pydantic import Field
 
 from simsearch.server import openapi, reference
 from simsearch.server import page as server_page
+from simsearch.server.browse import ListRequest, Sort
 from simsearch.server.errors import reply
 from simsearch.server.openapi import binary, errors, ok, responses
-from simsearch.server.schemas import LARGEST_ID
+from simsearch.server.schemas import LARGEST_ID, MOST_CONDITION
 
 if TYPE_CHECKING:
     from simsearch.server.handlers import SearchService
@@ -20,6 +22,19 @@ if TYPE_CHECKING:
 Number = Annotated[int, PathParameter(alias="id", ge=0, le=LARGEST_ID, description="The item's id.", examples=[1])]
 Index = Annotated[str | None, Query(alias="index", description="Name of the index, if there are several.")]
 Count = Annotated[int, Query(ge=1, le=100, description="Number of items.")]
+Numbers = Annotated[
+    list[Annotated[int, Field(ge=0, le=LARGEST_ID)]] | None,
+    Query(alias="id", max_length=200, description="These items; those that do not exist are left out."),
+]
+Limit = Annotated[int | None, Query(ge=1, le=200, description="Number of items on a page.")]
+After = Annotated[int | None, Query(ge=0, le=LARGEST_ID, description="The `next` of the page before.")]
+Label = Annotated[str | None, Query(max_length=MOST_CONDITION, description="Only items with this label.")]
+Folder = Annotated[str | None, Query(max_length=MOST_CONDITION, description="Only items in or below this folder.")]
+Filters = Annotated[
+    list[Annotated[str, Field(max_length=MOST_CONDITION)]] | None,
+    Query(alias="filter", max_length=32, description="Only items that meet all conditions, written as for a search."),
+]
+Order = Annotated[Sort, Query(description="The order of a page: by the date of the file, or by id.")]
 Size = Annotated[int, Query(ge=32, le=1024, description="Longer side in pixels.")]
 
 
@@ -94,11 +109,34 @@ def _items(app: FastAPI, service: SearchService) -> None:
 
     @app.get(
         "/v1/items",
-        summary="Some items, spread evenly over the index",
+        summary="A page of items (limit), the named ones (id), or some spread evenly over the index (count)",
         responses={**responses(openapi.Items), **reading},
     )
-    async def items(request: Request, count: Count = 12, index: Index = None) -> Response:
-        return await service.items(request, count)
+    async def items(
+        request: Request,
+        count: Count = 12,
+        numbers: Numbers = None,
+        limit: Limit = None,
+        after: After = None,
+        label: Label = None,
+        folder: Folder = None,
+        filters: Filters = None,
+        sort: Order = "newest",
+        index: Index = None,
+    ) -> Response:
+        if numbers:
+            return await service.some(request, numbers)
+        if limit is None:
+            return await service.items(request, count)
+        return await service.listed(request, ListRequest(limit, after, tuple(filters or ()), label, folder, sort))
+
+    @app.get(
+        "/v1/facets",
+        summary="The labels, folders and fields of the items, to choose conditions from",
+        responses={**responses(openapi.Facets), **reading},
+    )
+    async def facets(request: Request, index: Index = None) -> Response:
+        return await service.facets(request)
 
     @app.get("/v1/items/{id:int}", summary="One item", responses={**responses(openapi.Item), **reading})
     async def item(request: Request, number: Number, index: Index = None) -> Response:

@@ -155,7 +155,10 @@ def _field(option: SearchOption, most: int | None) -> tuple[Any, str]:
             bounds = Field(ge=option.minimum, le=most)
             return Annotated[int, bounds], f"must be a whole number from {option.minimum} to {most}"
         case "number":
-            return Annotated[float, Field(ge=0, allow_inf_nan=False)], "must be a number that is not negative"
+            number = Annotated[float, Field(ge=option.minimum, le=option.maximum, allow_inf_nan=False)]
+            if option.maximum is not None:
+                return number, f"must be a number from {option.minimum} to {option.maximum}"
+            return number, "must be a number that is not negative"
         case "flag":
             return bool, "must be true or false"
         case "box":

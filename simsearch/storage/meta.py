@@ -58,6 +58,9 @@ class Meta:
     """Quantiles of distances between random pairs of items; see `simsearch.search.similarity`."""
     distances_of: int = 0
     """The number of items when `distances` was measured."""
+    similarity: dict[str, Any] = field(default_factory=dict)
+    """The scale of similarities: two median distances, `nearest` and `random`, and the numbers of `items` and `rows`
+    when they were measured. Empty in an index of an older version, and if fewer than three items differ."""
 
     @classmethod
     def read(cls, folder: Folder | Path) -> Meta:
@@ -116,12 +119,18 @@ class Meta:
             raise ValueError("search or distances is not as simsearch writes it")
         if meta.distances != sorted(meta.distances):
             raise ValueError("distances do not ascend")
+        if meta.similarity and not all(_is_number(value) and value >= 0 for value in _scale(meta.similarity)):
+            raise ValueError("similarity is not as simsearch writes it")
         return meta
 
     def write(self, folder: Folder | Path) -> None:
         """Replaces the file atomically and durably. Raises OSError."""
         opened = folder if isinstance(folder, Folder) else Folder.at(folder)
         opened.write("meta.json", (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+def _scale(similarity: dict[str, Any]) -> list[Any]:
+    return [similarity.get(key) for key in ("nearest", "random", "items", "rows")]
 
 
 def _is_number(value: Any) -> bool:

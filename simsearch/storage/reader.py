@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,15 @@ T = TypeVar("T")
 
 _COLUMNS = "id, source, path, label, metadata, digest, size, stamp, width, height, row"
 _LARGEST = 2**63 - 1  # SQLite's integers
+
+
+EARLIEST = 315_532_800 * 10**9
+"""1980 in nanoseconds. A smaller stamp is no date but a checksum; see `sources.base.Entry`."""
+
+
+def modified(stamp: int) -> datetime.datetime | None:
+    """Returns the date of a file from an item's stamp, in UTC; None for a stamp that is no date."""
+    return datetime.datetime.fromtimestamp(stamp // 10**9, datetime.UTC) if stamp >= EARLIEST else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +224,15 @@ class Reader:
         if (found[1:] == found[:-1]).any():
             raise IndexDamagedError(f"{self._path}: two items own the same row")
         return found
+
+    def stamps(self, conditions: Iterable[Condition] = ()) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns the ids of the items that meet all conditions, and their stamps: (n,) each. Raises UsageError."""
+        rows = self._connection.execute("SELECT id, row, stamp FROM items").fetchall()
+        with self._report_damage("an item's stamp"):
+            values = np.array(rows, np.int64).reshape(-1, 3)
+        if wanted := list(conditions):
+            values = values[np.isin(values[:, 1], self.rows(wanted))]
+        return values[:, 0], values[:, 2]
 
     def ids_and_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns the ids and rows of all items, (n,) each, sorted by id."""

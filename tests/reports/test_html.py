@@ -7,6 +7,7 @@ import io
 import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from markupsafe import escape
@@ -14,7 +15,7 @@ from PIL import Image
 
 from simsearch.reports.html import render_html
 from simsearch.reports.tiles import ResultRow, Tile
-from tests.helpers.reports import match, page, row
+from tests.helpers.reports import match, page, row, solid
 
 NASTY = "<script>alert(1)</script>\"'"
 
@@ -43,8 +44,25 @@ class Outline(HTMLParser):
 
 def test_html_shows_everything_known_of_a_match() -> None:
     text = Outline(page(row(match("pets/tom.jpg")), facts={"model": "alexnet"})).text
-    for expected in ["31.23", "62.5%", "cat", "pets/tom.jpg", "id 7", "1", "query", "model", "alexnet"]:
+    for expected in ["31.23", "close", "cat", "pets/tom.jpg", "id 7", "1", "query", "model", "alexnet"]:
         assert expected in text
+
+
+def test_html_draws_a_group_alike() -> None:
+    equals = [Tile(None, f"{name}.jpg", details="640 × 480, 12 KiB") for name in "abc"]
+    source = render_html([ResultRow(equals[0], equals[1:])], "Near-identical", {}, groups=True)
+    outline = Outline(source)
+    assert "query" not in outline.text.lower().partition("group 1: 3 pictures")[2]
+    assert [outline.text.count(word) for word in ("640 × 480, 12 KiB", "a.jpg", "b.jpg", "c.jpg")] == [3, 1, 1, 1]
+    assert len(outline.attributes("figure")) == 3
+    assert not [each for each in outline.attributes("div") if each.get("class") == "query"]
+
+
+def test_html_links_to_files(tmp_path: Path) -> None:
+    file = tmp_path / "a b#<1>.png"
+    solid().save(file)
+    outline = Outline(page(row(match(str(file)), match("archive.zip!/x.png"))))
+    assert [link["href"] for link in outline.attributes("a")] == [file.as_uri()]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,16 @@ def test_montage_puts_query_first_keeps_aspect() -> None:
     assert (red[1] + red[3]) // 2 == (green[1] + green[3]) // 2  # both centred in their tiles
 
 
+def test_montage_has_words_under_matches() -> None:
+    """The word is drawn: the same distance looks different with another similarity, and alike with the same word."""
+    pictures = [
+        np.asarray(draw_montage([row(Tile(solid(), "m.jpg", distance=3.0, similarity=similarity))]))
+        for similarity in (0.9, 0.8, 0.1)
+    ]
+    assert (pictures[0] == pictures[1]).all()
+    assert not (pictures[0] == pictures[2]).all()
+
+
 def test_montage_sets_the_query_apart() -> None:
     greens = [match(image=solid((64, 64), colour)) for colour in [(0, 160, 0), (0, 0, 200)]]
     picture = draw_montage([ResultRow(Tile(solid((64, 64)), "q.jpg"), greens)], side=64)

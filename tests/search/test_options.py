@@ -99,5 +99,5 @@ def test_declared_option_reaches_all_interfaces(monkeypatch):
     assert request_body._option_value("min_distance", ["2.5"]) == 2.5
     fields = openapi.search_body(model, False)["requestBody"]["content"]["application/json"]["schema"]["properties"]
     assert fields["grey"] == {"type": "boolean", "description": "Colours do not count."}
-    page = server_page._with_checkboxes("<form>\n<!-- checkboxes: here -->\n</form>")
+    page = server_page.render()
     assert '<input id="grey" type="checkbox" data-option>Ignore &lt;colours&gt;' in page

@@ -1,8 +1,11 @@
 """Items and their files over HTTP."""
 
+import os
+
 import pytest
 
 from tests.helpers.client import code
+from tests.helpers.pictures import draw
 
 httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
 
@@ -58,5 +61,69 @@ def test_some_items(client, engine):
     engine.remove([1, 2, 24])
     assert [item["id"] for item in client("GET", "/v1/items?count=2").json()["items"]] == [3, 23]
     engine.remove(["*"])
-    assert client("GET", "/v1/items").json() == {"items": []}
+    assert client("GET", "/v1/items").json() == {"items": [], "total": 0, "next": None}
     assert client("GET", "/v1/items?count=0").status_code == 422
+
+
+def listed(client, query):
+    """All ids of a listing, read page by page, and its total."""
+    found, after = [], ""
+    while True:
+        page = client("GET", f"/v1/items?limit=7{query}{after}").json()
+        assert len(page["items"]) <= 7
+        found += [item["id"] for item in page["items"]]
+        if page["next"] is None:
+            return found, page["total"]
+        after = f"&after={page['next']}"
+
+
+def test_listing_page_by_page(client, engine, photos):
+    assert listed(client, "&sort=id") == (list(range(1, 25)), 24)
+    os.utime(photos / "blue" / "0.png", ns=(10**18, 2 * 10**18))  # in 2033
+    os.utime(photos / "rose" / "5.png", ns=(0, 0))  # before there were digital pictures: no date
+    engine.add([photos])
+    newest, oldest = listed(client, "")[0], listed(client, "&sort=oldest")[0]
+    assert (newest[0], newest[-1], oldest[-1]) == (7, 24, 24)
+    assert sorted(newest) == sorted(oldest) == list(range(1, 25))
+    item = client("GET", "/v1/items/7").json()
+    assert item["modified"] == "2033-05-18T03:33:20Z"
+    assert client("GET", "/v1/items/24").json()["modified"] is None
+
+
+def test_listing_by_label_folder_and_filter(client, engine):
+    blue = set(range(7, 13))
+    for query in ("&label=blue", "&folder=blue", "&folder=blue/", "&filter=label%3Dblue", "&filter=path~blue/*"):
+        found, total = listed(client, query)
+        assert (set(found), total) == (blue, 6), query
+    assert listed(client, "&filter=path~*/0.png&folder=blue") == ([7], 1)
+    assert listed(client, "&folder=b*") == ([], 0)
+    assert listed(client, "&after=999") == ([], 24)
+    engine.remove([7])
+    assert listed(client, "&label=blue")[1] == 5
+    for bad in ("limit=0", "limit=201", "limit=5&sort=size", "limit=5&after=-1", "id=x", "limit=5&filter=nonsense"):
+        assert client("GET", f"/v1/items?{bad}").status_code == 422, bad
+
+
+def test_items_by_their_ids(client):
+    found = client("GET", "/v1/items?id=5&id=99&id=2").json()["items"]
+    assert [item["id"] for item in found] == [5, 2]
+    assert client("GET", "/v1/items?" + "&".join(["id=1"] * 201)).status_code == 422
+
+
+def test_facets(client, engine, tmp_path):
+    found = client("GET", "/v1/facets").json()
+    assert (found["items"], found["complete"], found["fields"]) == (24, True, [])
+    assert {"value": "blue", "items": 6} in found["labels"]
+    assert found["labels"] == found["folders"]
+    draw(tmp_path / "with metadata" / "x" / "y.png", 900)
+    table = tmp_path / "with metadata" / "t.csv"
+    table.write_text("path,label,year,place\nx/y.png,blue,2012,Zürich\n")
+    engine.add([table])
+    found = client("GET", "/v1/facets").json()
+    assert found["labels"][0] == {"value": "blue", "items": 7}
+    assert {"value": "x", "items": 1} in found["folders"]
+    fields = {field["name"]: field for field in found["fields"]}
+    assert fields["place"]["values"] == [{"value": "Zürich", "items": 1}]
+    assert fields["year"]["items"] == 1
+    engine.remove(["*"])
+    assert client("GET", "/v1/facets").json()["labels"] == []

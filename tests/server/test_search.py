@@ -115,3 +115,18 @@ def test_form_may_use_all_allowed_values(client, engine):
     assert found.status_code == 200, found.text
     for name, repeated in (("filter", ["id>0"] * 33), ("plus", ["2"] * 65)):
         assert code(client("POST", "/v1/search", files=upload(png()), data={name: repeated})) == (422, "bad_argument")
+
+
+def test_smallest_similarity(client, engine):
+    """In JSON and in a form, as in Python; a number from 0 to 1."""
+    expected = [match.id for match in engine.search_by_id(1, 23, min_similarity=0.4)]
+    assert 0 < len(expected) < 23
+    assert [m["id"] for m in client.search(id=1, k=23, min_similarity=0.4).json()["matches"]] == expected
+    files = upload(png())
+    every = client("POST", "/v1/search", files=files, data={"k": "24"}).json()["matches"]
+    found = client("POST", "/v1/search", files=files, data={"k": "24", "min_similarity": "0.2"}).json()["matches"]
+    assert found == [match for match in every if match["similarity"] >= 0.2]
+    for bad in (-1, 1.5, "0.4", True):
+        response = client.search(id=1, min_similarity=bad)
+        assert code(response) == (422, "bad_argument"), bad
+        assert response.json()["error"]["message"] == "min_similarity must be a number from 0 to 1"

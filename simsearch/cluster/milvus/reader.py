@@ -172,6 +172,14 @@ class MilvusReader:
         places = np.unique(np.linspace(0, max(0, len(ids) - 1), count).round().astype(int))
         return [int(number) for number in ids[places]] if len(ids) else []
 
+    def stamps(self, conditions: Iterable[Condition] = ()) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        wanted = list(conditions)
+        where = self.rows(wanted).where if wanted else ""
+        rows = self.client.scan(where, ["stamp"], int(self.collection.state["highest"]))
+        pairs = [(int(row["id"]), int(row["stamp"])) for part in rows for row in part]
+        values = np.array(pairs, np.int64).reshape(-1, 2)
+        return values[:, 0], values[:, 1]
+
     def ids_and_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         found = [
             int(row["id"]) for rows in self.client.scan("", [], int(self.collection.state["highest"])) for row in rows

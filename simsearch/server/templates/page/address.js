@@ -1,0 +1,42 @@
+// -- the address: each search and each view of the index has one, which can be reloaded, shared and gone back to
+const FLAGS = [...document.querySelectorAll("[data-option]")].map(box => box.id);
+const NUMBERS = ["min_similarity", "max_distance"];
+const LISTS = ["plus", "minus", "filter"];
+
+function parse(search) {
+  const given = new URLSearchParams(search), state = {};
+  for (const name of ["index", "upload", "url", "folder", "sort"]) state[name] = given.get(name) || "";
+  for (const name of ["id", "view"]) state[name] = /^\d+$/.test(given.get(name) || "") ? Number(given.get(name)) : null;
+  for (const name of NUMBERS) { const number = Number(given.get(name)); state[name] = given.get(name) && number >= 0 ? number : null; }
+  for (const name of FLAGS) state[name] = given.get(name) === "1";
+  for (const name of LISTS) state[name] = given.getAll(name);
+  for (const name of ["plus", "minus"]) state[name] = state[name].filter(text => /^\d+$/.test(text)).map(Number);
+  const crop = (given.get("crop") || "").split(",").map(Number);
+  state.crop = crop.length === 4 && crop.every(n => Number.isInteger(n) && n >= 0) ? crop : null;
+  return state;
+}
+
+function address(state) {
+  const made = new URLSearchParams();
+  for (const [name, value] of Object.entries(state)) {
+    if (LISTS.includes(name)) for (const each of value) made.append(name, each);
+    else if (name === "crop" && value) made.set(name, value.join(","));
+    else if (value === true) made.set(name, "1");
+    else if (value !== null && value !== "" && value !== false) made.set(name, value);
+  }
+  return "?" + made;
+}
+
+const searching = state => state.id !== null || !!state.upload || !!state.url;
+const contents = state => address({ ...state, view: null });  // the address without the large view
+
+let now = parse(location.search);
+const NEW = { id: null, upload: "", url: "", crop: null, plus: [], minus: [], view: null };  // what a new search forgets
+
+function go(changes, { replace = false } = {}) {
+  const next = { ...now, ...changes };
+  if (address(next) === address(now)) return;
+  const entry = { opened: changes.view && !replace ? true : replace && history.state ? history.state.opened : false };
+  if (replace) history.replaceState({ ...history.state, ...entry }, "", address(next)); else history.pushState(entry, "", address(next));
+  show(next);
+}
