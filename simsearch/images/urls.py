@@ -168,7 +168,7 @@ def _request(
     try:
         with contextlib.closing(_Wire(address, port, host if scheme == "https" else None, deadline)) as wire:
             connection = http.client.HTTPConnection(host, port)
-            connection.sock = _Socket(wire)  # type: ignore[assignment]
+            connection.sock = _Socket(wire)
             connection.request("GET", target, headers={"User-Agent": "simsearch", "Accept": "image/*"})
             with contextlib.closing(connection.getresponse()) as response:
                 if response.status in {301, 302, 303, 307, 308}:

@@ -143,7 +143,7 @@ def test_kinds_of_answers(server):
     assert fetched(server(OK + b"Content-Length: 5\r\n\r\nhello")) == b"hello"
     assert fetched(server(CHUNKED + b"3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n")) == b"hello"
     assert fetched(server(b"HTTP/1.0 200 OK\r\n\r\nhello")) == b"hello"
-    sizes = []
+    sizes: list[int] = []
     assert fetched(server(OK + b"\r\n" + bytes(5000)), received=sizes.append) == bytes(5000)
     assert sum(sizes) == 5000
     with pytest.raises(ImageError, match="over 10,000 bytes"):
