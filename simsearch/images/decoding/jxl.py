@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from typing import IO
+from typing import IO, Any
+
+from PIL import Image
 
 from simsearch.errors import ImageError
+from simsearch.images.decoding.limits import check_size
 from simsearch.images.decoding.messages import missing_extra
 
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
 _BITS = (9, 13, 18, 30)
 
 
-def register() -> None:
-    """Registers the plugin with Pillow. Raises ImageError if it is not installed."""
+def opened(file: IO[bytes], largest: int) -> Image.Image:
+    """Opens and decodes a JPEG XL. Raises ImageError, also if the plugin is missing. largest: the most pixels."""
+    plugin = _plugin()
+    check_size(size(file), largest)
+    file.seek(0)
+    image: Image.Image = plugin.JXLImageFile(file)
+    return image
+
+
+def _plugin() -> Any:
+    known = "JXL" in Image.ID
     try:
         from pillow_jxl import JpegXLImagePlugin
     except ImportError:
         raise missing_extra("JPEG XL", "jxl") from None
+    if not known and "JXL" in Image.ID:  # otherwise whoever wants to know a picture's size would decode it
+        Image.ID.remove("JXL")
     JpegXLImagePlugin.DECODE_THREADS = 0  # a build decodes one picture in each thread
+    return JpegXLImagePlugin
 
 
 def size(file: IO[bytes]) -> tuple[int, int]:

@@ -7,14 +7,12 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from simsearch.errors import ImageError, ImageTooLargeError
+from simsearch.errors import ImageError
 from simsearch.images.decoding import camera_raw, formats, jpeg, jxl, modes, png, tiff, webp
+from simsearch.images.decoding.limits import check_size
 from simsearch.images.decoding.messages import missing_extra
 from simsearch.images.decoding.orientation import ignore_xmp
 from simsearch.images.decoding.scaled import draft
-
-LARGEST_SIDE = 1 << 23
-"""Images wider or higher than this (pixels) are refused: decoders keep whole rows, and a pointer to each."""
 
 HEAD = 256
 """Bytes of a file that show its format."""
@@ -33,8 +31,7 @@ def open_image(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
         if formats.is_heif(head):
             _register_heif()
         elif formats.is_jxl(head):
-            jxl.register()
-            check_size(jxl.size(file), largest)
+            return jxl.opened(file, largest)
     image = _opened(file, head, largest)
     if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
         raise UnidentifiedImageError
@@ -71,16 +68,6 @@ def load(image: Image.Image, file: IO[bytes], shorter_side: int | None) -> Image
         elif image.format == "WEBP" and image.mode == "RGB" and getattr(image, "is_animated", False):
             loaded = _on_white_canvas(image, webp.first_frame(file) or (0, 0, *image.size))
     return _like(image, modes.without_unused_alpha(loaded))
-
-
-def check_size(size: tuple[int, int], largest: int) -> None:
-    """Raises ImageTooLargeError for an image that would take too much memory to decode."""
-    width, height = size
-    bomb = "the limit against decompression bombs"
-    if width * height > largest:
-        raise ImageTooLargeError(f"too large: {width}x{height} is over {largest:,} pixels, {bomb}")
-    if max(width, height) > LARGEST_SIDE:
-        raise ImageTooLargeError(f"too large: {width}x{height} has a side of over {LARGEST_SIDE:,} pixels, {bomb}")
 
 
 def _checked(image: Image.Image, largest: int) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -106,6 +107,25 @@ def test_bomb_of_jpeg_xl_is_refused_by_header() -> None:
     bits = 3 << 1 | (60_000 - 1) << 3 | 1 << 33  # a height of 30 bits, and a square
     data = b"\xff\x0a" + bits.to_bytes(8, "little") + bytes(40)
     assert error(data).startswith("too large: 60000x60000 ")
+
+
+@needs_jxl
+def test_jpeg_xl_is_not_decoded_for_its_size() -> None:
+    """A program of its own, since these tests register the plugin."""
+    program = """
+import io, sys
+from PIL import Image
+from simsearch.errors import ImageError
+from simsearch.images import decode, memory
+data = sys.stdin.buffer.read()
+assert decode.decode_image(data).width == 48
+assert "JXL" not in Image.ID
+assert memory.peak_memory(data) >= 48 * 32 * 12
+"""
+    import pillow_jxl  # noqa: F401
+
+    done = subprocess.run([sys.executable, "-c", program], input=encoded(picture(), "JXL"), capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 # -- raw files of cameras
