@@ -12,8 +12,13 @@ from simsearch.images.decoding.colour import changes_colours, to_srgb
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_ALPHA_MAY_BE_UNUSED = frozenset({"BMP", "DIB", "ICO", "CUR", "TGA", "DDS"})
-"""Formats whose alpha is 0 everywhere in files of programs that do not use it."""
+_EXTRA_SAMPLES = 338  # TIFF tag
+
+_UNUSED_ALPHA = frozenset({"BMP", "DIB"})
+"""Formats whose alpha counts for nothing if it is 0 everywhere."""
+
+_ALPHA_MAY_BE_UNUSED = frozenset({"ICO", "CUR", "TGA", "DDS", "TIFF"})
+"""Formats of which that holds if there is a picture under the alpha."""
 
 
 def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
@@ -39,10 +44,15 @@ def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
 
 def without_unused_alpha(image: Image.Image) -> Image.Image:
     """Returns a loaded image without its alpha if that is 0 everywhere, as programs leave it that do not use it."""
-    unmarked = image.format == "TIFF" and 338 not in getattr(image, "tag_v2", {})
-    if image.mode != "RGBA" or not (unmarked or image.format in _ALPHA_MAY_BE_UNUSED):
+    if image.mode != "RGBA" or image.format not in _UNUSED_ALPHA | _ALPHA_MAY_BE_UNUSED:
         return image
-    return image.convert("RGB") if image.getchannel("A").getextrema() == (0, 0) else image
+    if image.format == "TIFF" and _EXTRA_SAMPLES in getattr(image, "tag_v2", {}):  # it says that this is alpha
+        return image
+    if image.getchannel("A").getextrema() != (0, 0):
+        return image
+    colours = image.convert("RGB")
+    varied = any(low != high for low, high in colours.getextrema())  # type: ignore[misc]
+    return colours if varied or image.format in _UNUSED_ALPHA else image
 
 
 def eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray[np.uint8]:
