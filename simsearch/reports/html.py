@@ -52,7 +52,7 @@ def render_html(
     groups: True if a row is a group of equals, so that its first picture is no query.
     table: shown below the facts; its first row has the headings, and its first column names each row.
     """
-    sections = []
+    sections: list[dict[str, Any]] = []
     for number, row in enumerate(rows, 1):
         tiles = [row.query, *row.matches] if groups else row.matches
         name = f"Group {number}: {len(tiles)} pictures" if groups else file_name(row.query.path)

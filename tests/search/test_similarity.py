@@ -71,7 +71,7 @@ class Rows:
         self.features, self.rows, self.dimension = features.astype(np.float16), len(features), features.shape[1]
 
     def read(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return self.features[rows]
+        return np.asarray(self.features[rows])
 
     def search(self, queries: np.ndarray[Any, Any], k: int, permitted: Any) -> list[Any]:
         from simsearch.search.exact import rank_exact
@@ -99,7 +99,7 @@ def test_samples_agree_with_the_definition(copies: int) -> None:
 def test_too_few_different_items_have_no_scale() -> None:
     for features in (np.zeros((0, 3)), np.ones((9, 3)), np.repeat(np.eye(2), 300, 0), np.ones((3000, 3))):
         for made in (similarity.measure, similarity.estimate):
-            assert made(Rows(features), np.arange(len(features))) is None  # type: ignore[operator]
+            assert made(Rows(features), np.arange(len(features))) is None
     assert Scale.of({}, ()) == Scale(0, 0)
     assert Scale.of({}, (2.0,) * similarity.POINTS) == Scale(1, 2)
 

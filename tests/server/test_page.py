@@ -174,7 +174,7 @@ def test_rows_are_justified(page):
         left, right = page.locator("#results").evaluate(
             "r => { const b = r.getBoundingClientRect(); return [b.left, b.right]; }"
         )
-        lines = {}
+        lines: dict[int, list[list[float]]] = {}
         for top, *rest in boxes:
             lines.setdefault(round(top), []).append(rest)
         assert len(lines) >= 3
@@ -700,7 +700,7 @@ def test_a_busy_service(page, site):
 
 
 def test_results_stay_when_an_error_comes(page, site):
-    answers = []
+    answers: list[int] = []
     fail_with(page, answers)
     page.set_input_files("#file", site[1][0])
     results(page, 60)
