@@ -139,7 +139,7 @@ def duplicate_groups(
 
     Returns the groups of two or more, the largest first, the members of each by id. Several names of one file (links,
     a folder indexed by two roots or also by a manifest) count as one member, by a name that is not a link if there is
-    one: to delete all members but one never deletes the last copy.
+    one; files that are gone or have changed are in no group: deleting all members but one loses no picture.
     progress: called with the number of items compared so far and of all items.
     exact: False to accept that links may be missed among more than EXACT different items; see `checked`.
     Raises UsageError for an invalid distance.
@@ -169,15 +169,36 @@ def duplicate_groups(
 
 
 def _different_files(items: Sequence[Item], sources: Mapping[int, Source]) -> list[int]:
-    """Returns the places of items that are different files, ascending; of each file, a name that is not a link."""
+    """Returns the places of items that are different files, ascending; of each file, a name that is not a link.
+
+    Files that are gone or have changed since they were indexed are left out, unless all are gone (an unmounted disk).
+    """
     by_file: dict[Hashable, list[int]] = {}
+    gone = 0
     for place, item in enumerate(items):
-        by_file.setdefault(_file_of(item, sources), []).append(place)
+        file = sources[item.source].identity(item.path)
+        if file is None:
+            gone += 1
+        elif _is_unchanged(item, sources[item.source]):
+            by_file.setdefault(file, []).append(place)
+    if gone == len(items):
+        return list(range(len(items)))
 
     def is_link(place: int) -> bool:
         return sources[items[place].source].is_link(items[place].path)
 
     return sorted(places[0] if len(places) == 1 else min(places, key=is_link) for places in by_file.values())
+
+
+def _is_unchanged(item: Item, source: Source) -> bool:
+    """Returns True if an item's file has the content that was indexed."""
+    facts = source.size_and_stamp(item.path)
+    if facts is None or facts == (item.size, item.stamp):
+        return True
+    try:
+        return hashlib.sha256(source.read(item.path)).digest() == item.digest
+    except ImageError:
+        return False
 
 
 def _file_of(item: Item, sources: Mapping[int, Source]) -> Hashable:

@@ -125,6 +125,25 @@ def test_names_of_one_file_are_no_pair(tmp_path: Path, photos: Path, colours: Co
         assert together[0] == together[1] > 0
 
 
+def test_gone_and_changed_files_are_no_pair(tmp_path: Path, photos: Path, colours: Colours) -> None:
+    """An index that has not been updated makes nobody delete the last copy, or a picture that took a copy's place."""
+    for name in ("amber", "blue", "green", "rose"):
+        shutil.copy(photos / name / "0.png", photos / name / "copy.png")
+    with api.build(photos, tmp_path / "index", colours) as engine:
+
+        def pairs() -> list[list[str]]:
+            found = duplicates.duplicate_groups(engine.snapshots, 0)
+            return sorted([str(Path(m.path).relative_to(photos)) for m in group] for group in found)
+
+        assert len(pairs()) == 4
+        (photos / "amber" / "0.png").unlink()
+        shutil.copy(photos / "blue" / "1.png", photos / "blue" / "0.png")
+        os.utime(photos / "green" / "copy.png", (5, 5))
+        assert pairs() == [["green/0.png", "green/copy.png"], ["rose/0.png", "rose/copy.png"]]
+        photos.rename(tmp_path / "away")
+        assert len(pairs()) == 4
+
+
 def test_calibrated_threshold_finds_copies(tmp_path: Path, photos: Path, colours: Colours) -> None:
     for name in ("amber/0", "rose/3"):
         image = Image.open(photos / f"{name}.png")

@@ -121,6 +121,10 @@ class Source(ABC):
         """Returns a value that is the same for all names of one file, in any source; None if it does not exist."""
         return file_identity(self.display(path))
 
+    def size_and_stamp(self, path: str) -> tuple[int, int] | None:
+        """Returns size and stamp of an image as `listing` would; None for one that is not a file of its own."""
+        return None
+
     def is_link(self, path: str) -> bool:
         """Returns True if the path is a link to another place."""
         return os.path.realpath(self.display(path)) != self.display(path)
@@ -216,6 +220,9 @@ class FolderSource(Source):
         else:
             found.skip(path, head)
 
+    def size_and_stamp(self, path: str) -> tuple[int, int] | None:
+        return file_size_and_stamp(self.display(path))
+
     def read(self, path: str) -> bytes:
         return read_file(self.display(path))
 
@@ -283,6 +290,15 @@ def file_identity(path: str) -> tuple[Any, ...] | None:
     except (OSError, ValueError):
         return None
     return (facts.st_dev, facts.st_ino) if facts.st_ino else (os.path.realpath(path),)  # some systems have no inodes
+
+
+def file_size_and_stamp(path: str) -> tuple[int, int] | None:
+    """Returns size and stamp of a file; None if it cannot be found."""
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return facts.st_size, file_stamp(facts)
 
 
 def file_stamp(facts: os.stat_result) -> int:

@@ -224,6 +224,12 @@ class RecordedSource(Source):
         except ImageError:  # the container is gone
             return None
 
+    def size_and_stamp(self, path: str) -> tuple[int, int] | None:
+        try:
+            return self._source().size_and_stamp(path)
+        except ImageError:
+            return None
+
     def is_link(self, path: str) -> bool:
         try:
             return self._source().is_link(path)

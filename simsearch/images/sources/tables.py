@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 from simsearch.common.numbers import stored_integer, written_number
 from simsearch.common.outside_json import check_depth
 from simsearch.errors import UsageError
-from simsearch.images.sources.base import Entry, Listing, Source, file_stamp, open_file, read_file
+from simsearch.images.sources.base import Entry, Listing, Source, file_size_and_stamp, file_stamp, open_file, read_file
 from simsearch.images.sources.exclude import Exclusion
 from simsearch.images.sources.recorded import is_inside
 
@@ -107,6 +107,9 @@ class ManifestSource(Source):
             if not isinstance(value, dict):
                 raise UsageError(f"{self.root}, line {number}: not a JSON object")
             yield number, value
+
+    def size_and_stamp(self, path: str) -> tuple[int, int] | None:
+        return file_size_and_stamp(self.display(path))
 
     def read(self, path: str) -> bytes:
         return read_file(self.display(path))
