@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Damaged and malicious files of an index, weights, tables and archives: none may crash, stall or mislead a reader.
 
-    scripts/bench/fuzz.py index|weights|tables|archives [--count 5000] [--seed 0] [--keep FOLDER]
+    scripts/bench/fuzz.py index|weights|tables|archives [--count 5000] [--seed 0] [--minutes M] [--keep FOLDER]
 
 Makes good files, damages one of them by a seeded generator (bits, runs of bytes, ends, parts of other files, values in
 JSON and SQLite), and reads them in a child process with a limit on its time and memory. An index is searched and
@@ -445,6 +445,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("mode", choices=["index", "weights", "tables", "archives"])
     parser.add_argument("--count", type=int, default=5000, help="Damaged files.")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="Stop after this time.")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="Keep what failed in this folder.")
     options = parser.parse_args(arguments)
     counts: collections.Counter[str] = collections.Counter()
@@ -454,6 +455,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["SIMSEARCH_CACHE"] = f"{folder}/cache"
         made = cases(options.mode, Path(folder), random.Random(options.seed))
         for number, (what, path, read, expected) in zip(range(options.count), made, strict=False):
+            if time.monotonic() - begun > 60 * options.minutes:
+                break
             outcome = in_child(read, path, expected)
             kind = outcome.split(" ")[0].rstrip(":")
             counts[outcome if kind in {"refused", "found"} else kind] += 1
@@ -463,7 +466,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if options.keep:
                     options.keep.mkdir(parents=True, exist_ok=True)
                     (shutil.copytree if path.is_dir() else shutil.copy)(path, options.keep / f"{number}-{path.name}")
-    print(f"{options.mode}: {options.count:,} damaged, seed {options.seed}, {time.monotonic() - begun:,.0f} s")
+    print(f"{options.mode}: {counts.total():,} damaged, seed {options.seed}, {time.monotonic() - begun:,.0f} s")
     for outcome, count in counts.most_common():
         print(f"{count:8,}  {outcome}")
     shown = ", ".join(f"{faults[kind]} {kind}" for kind in ("crash", "stall", "raw", "wrong"))

@@ -148,11 +148,11 @@ def _print_reliability(found: ReliabilityReport) -> None:
                 share = f"{part.right.value:.1%}", f"{part.right.low:.1%} to {part.right.high:.1%}"
                 rows.append((part.name, f"{part.matches:,}", *share))
         for line in ("", *text.table(rows)):
-            click.echo(line)
+            echo(line)
     means = [
         f"{mean:.3f} {name}" for name, mean in (("right", found.right), ("wrong", found.wrong)) if mean is not None
     ]
-    click.echo(f"mean similarity: {', '.join(means)}")
+    echo(f"mean similarity: {', '.join(means)}")
 
 
 def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
