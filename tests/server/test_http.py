@@ -196,6 +196,8 @@ def test_reference_without_swagger(client, monkeypatch):
 
     monkeypatch.setattr(reference, "_folder", lambda: None)
     assert "<h2>" in client("GET", "/docs").text
+    assert 'href="openapi.json"' in client("GET", "/docs").text
+    assert 'href="../openapi.json"' in client("GET", "/docs/plain").text
     assert client("GET", "/docs/swagger-ui.css").status_code == 404
 
 
