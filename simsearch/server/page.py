@@ -23,8 +23,8 @@ def page() -> Response:
     return Response(_PAGE, media_type="text/html; charset=utf-8", headers=headers)
 
 
-def docs(document: dict[str, Any]) -> Response:
-    """Returns the OpenAPI document as a page that loads nothing else."""
+def docs(document: dict[str, Any], link: str = "openapi.json") -> Response:
+    """Returns the OpenAPI document as a page that loads nothing else. link: the document's address."""
     parts = []
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -35,11 +35,14 @@ def docs(document: dict[str, Any]) -> Response:
                 f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>"
                 f"<p>{html.escape(operation.get('summary', ''))}. Answers {codes}.</p>{body}"
             )
+    for name, schema in document.get("components", {}).get("schemas", {}).items():
+        shown = html.escape(json.dumps(schema, indent=1))
+        parts.append(f"<h2>{html.escape(name)}</h2><details><summary>Schema</summary><pre>{shown}</pre></details>")
     text = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>simsearch: HTTP</title>'
         f"<style>{_DOCS_STYLE}</style><main><h1>simsearch {openapi.VERSION}</h1>"
-        f'<p>{html.escape(openapi.ABOUT)} <a href="../openapi.json">openapi.json</a></p>{"".join(parts)}</main></html>'
+        f'<p>{html.escape(openapi.ABOUT)} <a href="{link}">openapi.json</a></p>{"".join(parts)}</main></html>'
     )
     return Response(text, media_type="text/html; charset=utf-8", headers={"content-security-policy": policy(text)})
 

@@ -34,13 +34,13 @@ _POLICY = ";".join(
 def docs(document: dict[str, Any]) -> Response:
     """Returns the page of Swagger UI, or the plain page if its files are not installed."""
     if _folder() is None:
-        return plain(document)
+        return server_page.docs(document)
     return Response(_PAGE, media_type="text/html; charset=utf-8", headers={"content-security-policy": _POLICY})
 
 
 def plain(document: dict[str, Any]) -> Response:
     """Returns the OpenAPI document as a page without scripts."""
-    return server_page.docs(document)
+    return server_page.docs(document, "../openapi.json")
 
 
 def file(name: str) -> Response:

@@ -7,6 +7,9 @@ from typing import Any
 
 from simsearch.errors import UsageError
 
+DEFAULT_MEMORY = 640 << 20
+"""Bytes for requests."""
+
 DECODING, BODIES = 6, 2
 """Tenths of the memory."""
 
@@ -23,7 +26,8 @@ class Settings:
     allow_urls: allow searches by URL.
     max_body: the largest body in bytes. max_pixels: the largest image. max_k: the most matches.
     memory: bytes that all requests together may take, beyond what the process takes when idle; what does not fit gets
-    status 413 or 429. Six tenths are for decoding, two for bodies, the rest for answers.
+    status 413 or 429. Six tenths are for decoding, two for bodies, the rest for answers. 0 for 640 MiB, or enough for
+    four of the largest bodies.
     in_flight: searches accepted at once; others get status 429.
     batch_size: searches computed at once.
     timeout: seconds for an answer. body_timeout: seconds for a body to arrive. head_timeout: seconds for a request's
@@ -38,7 +42,7 @@ class Settings:
     allow_urls: bool = False
     max_body: int = 32 << 20
     max_pixels: int = 64_000_000
-    memory: int = 640 << 20
+    memory: int = 0
     max_k: int = 1000
     in_flight: int = 128
     batch_size: int = 32
@@ -54,6 +58,8 @@ class Settings:
                 object.__setattr__(self, name, (value,))
             elif value is not None:
                 object.__setattr__(self, name, tuple(value))
+        if self.memory == 0:
+            object.__setattr__(self, "memory", max(DEFAULT_MEMORY, 4 * self.max_body * 10 // BODIES))
         if any(not key.strip() for key in self.api_keys):
             raise UsageError("an API key is empty")
         for name in (

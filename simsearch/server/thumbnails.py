@@ -55,7 +55,7 @@ def spread(served: ReloadableIndex, count: int) -> list[int]:
 
 def _kind(file: IO[bytes]) -> str | None:
     try:
-        with Image.open(file, formats=list(_FORMATS)) as image:
+        with Image.open(file, formats=[name for name in _FORMATS if name != "MPO"]) as image:  # a JPEG to Pillow
             return _FORMATS.get(image.format or "")
     except Exception:  # hostile bytes make Pillow raise nearly anything
         return None

@@ -93,6 +93,7 @@ def test_the_openapi_document(engine):
         "get /metrics",
         "get /v1/indexes",
         "post /v1/search",
+        "get /v1/facets",
         "get /v1/items",
         "get /v1/items/{id}",
         "get /v1/items/{id}/image",
@@ -196,6 +197,8 @@ def test_reference_without_swagger(client, monkeypatch):
 
     monkeypatch.setattr(reference, "_folder", lambda: None)
     assert "<h2>" in client("GET", "/docs").text
+    assert 'href="openapi.json"' in client("GET", "/docs").text
+    assert 'href="../openapi.json"' in client("GET", "/docs/plain").text
     assert client("GET", "/docs/swagger-ui.css").status_code == 404
 
 

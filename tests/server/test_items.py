@@ -39,6 +39,23 @@ def test_replaced_picture_is_gone(client, photos, how):
         assert code(client("GET", f"/v1/items/1/{path}")) == (404, "image_gone")
 
 
+@pytest.mark.parametrize("form", ["JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP"])
+def test_media_types(tmp_path, colours, form):
+    from PIL import Image, features
+
+    import simsearch
+    from tests.helpers.client import Client
+
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a", form)
+    with simsearch.build(tmp_path / "photos", tmp_path / "index", model=colours) as engine:
+        found = Client(simsearch.create_app(engine))("GET", "/v1/items/1/image")
+    assert found.headers["content-type"] == f"image/{'jpeg' if form == 'MPO' else form.lower()}"
+    assert "content-disposition" not in found.headers
+
+
 def test_what_browsers_do_not_show_is_attached(tmp_path, colours):
     from PIL import Image
 

@@ -75,6 +75,9 @@ def test_lanes_share_the_memory():
 def test_memory_must_suffice_for_a_body(engine):
     with pytest.raises(UsageError, match="needs"):
         simsearch.create_app(engine, memory=32 << 20)
+    large = simsearch.create_app(engine, max_body=400 << 20).state.service
+    assert large.settings.bodies >= 4 * (400 << 20)
+    large.close()
     with pytest.raises(UsageError, match="before the first request"):
         run.memory_for_requests([engine], 1 << 20, 4)
     assert 0 < run.memory_for_requests([engine], 64 << 30, 4) < 64 << 30
