@@ -250,15 +250,23 @@ def test_a_wrong_row_is_noticed(filler: Filler, tmp_path: Path, monkeypatch: pyt
         ("label~a_*", None),
         ('label=a"', None),
         ("id>2.5", None),
-        ("id=x", None),
     ],
 )
 def test_translation(condition: str, expected: str | None) -> None:
     from simsearch.cluster.milvus.filters import to_milvus_expression
 
     where, rest = to_milvus_expression([Condition.parse(condition)], {1: ("folder", "/r")})
-    assert where == ("" if expected is None else f"({expected})")
+    assert where == ("" if expected is None else f"(({expected}))")
     assert bool(rest) == (expected is None)
+
+
+def test_translation_of_several_values() -> None:
+    from simsearch.cluster.milvus.filters import to_milvus_expression
+
+    where, _ = to_milvus_expression([Condition("id", "=", (1, 2)), Condition("bytes", "<", (9,))], {})
+    assert where == "((id == 1) or (id == 2)) and ((size < 9))"
+    with pytest.raises(UsageError, match="'x' is not a number"):
+        to_milvus_expression([Condition("id", "=", ("x",))], {})
 
 
 def test_property_names_are_a_format() -> None:

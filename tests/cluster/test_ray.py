@@ -362,7 +362,8 @@ def test_a_push_outlives_its_server(milvus_server: Server, tmp_path: Path, retur
     with filler.engine as here, simsearch.open(address, model=filler.model) as there:
         ids = np.arange(1, 4001)
         assert len(there) == 4000
-        assert np.array_equal(here.shards.read(ids - 1), there.shards.read(ids))
+        with there.reading() as reader:
+            assert np.array_equal(here.shards.read(ids - 1), reader.shards.read(ids))
         query = np.zeros(512, np.float32)
         found = [
             [(match.id, match.label) for match in engine.search_by_vector(query, 4000)] for engine in (here, there)
