@@ -62,7 +62,8 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0)
         for server in self.servers:
             server.close()
-        for connection in list(self.server_state.connections):
+        connections: list[Any] = list(self.server_state.connections)
+        for connection in connections:
             connection.hurry()
         end = asyncio.get_running_loop().time() + IDLE
         while self.server_state.connections and asyncio.get_running_loop().time() < end and not self.force_exit:

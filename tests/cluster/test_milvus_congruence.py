@@ -213,6 +213,7 @@ def pushed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 def test_where_as_a_mapping(pushed_once: Both) -> None:
+    where: Any
     for where in (
         {"label": "one", "n": 3},
         {"n": 3.0},

@@ -39,9 +39,9 @@ REFUSED: list[Callable[[Any, Any], Any]] = [
     lambda engine, picture: engine.add(picture, exclude=5),
     lambda engine, picture: engine.add(picture, batch_size="x"),
     lambda engine, picture: engine.add(picture, nope=1),
-    lambda engine, picture: simsearch.build(None, engine.path),
+    lambda engine, picture: simsearch.build(None, engine.path),  # type: ignore[arg-type]
     lambda engine, picture: simsearch.build(picture, None),  # type: ignore[arg-type]
-    lambda engine, picture: simsearch.build(picture, engine.path, nope=1),
+    lambda engine, picture: simsearch.build(picture, engine.path, nope=1),  # type: ignore[call-arg]
     lambda engine, picture: simsearch.open(None),  # type: ignore[arg-type]
     lambda engine, picture: simsearch.open(engine.path, device=5),  # type: ignore[arg-type]
     lambda engine, picture: simsearch.open(engine.path, roots=5),  # type: ignore[arg-type]
@@ -64,16 +64,16 @@ def test_understood(engine: Engine, photos: Path) -> None:
     usual = engine.search(picture, 24)
     assert engine.search(picture, np.int64(24)) == usual  # type: ignore[arg-type]
     assert engine.search(picture, 2**80) == usual
-    assert engine.search(picture, 24, max_distance=np.float32(99)) == usual  # type: ignore[typeddict-item]
+    assert engine.search(picture, 24, max_distance=np.float32(99)) == usual  # type: ignore[arg-type]
     cut = engine.search(picture, crop=(0, 0, 8, 8))
-    assert engine.search(picture, crop=np.array([0, 0, 8, 8])) == cut  # type: ignore[typeddict-item]
+    assert engine.search(picture, crop=np.array([0, 0, 8, 8])) == cut  # type: ignore[arg-type]
     for where in ({"id": range(3, 5)}, {"id": (n for n in (3, 4))}, {"id": np.array([3, 4])}, ["id=3", "id=4"]):
-        assert sorted(match.id for match in engine.search(picture, where=where)) == [3, 4]  # type: ignore[typeddict-item]
+        assert sorted(match.id for match in engine.search(picture, where=where)) == [3, 4]
     everything = list(range(40_000))
     assert len(engine.search(picture, 99, where={"id": everything})) == 24
     assert len(engine.search(picture, 99, where={"path": [f"rose/{n}.png" for n in range(2000)]})) == 6
     heavy = engine.search(picture, 3, plus=[(1, 1e6)], minus=[(2, 1e6)])
     assert all(math.isfinite(match.distance) for match in heavy)
-    ids, distances = engine.neighbours(np.zeros((1, 12)), 30)
+    ids, distances = engine.neighbours(np.zeros((1, 12), np.float32), 30)
     assert (ids[0, 24:] == -1).all() and np.isinf(distances[0, 24:]).all()
     assert [item.id for item in engine.find(np.array([1, 2]))] == [1, 2]

@@ -8,6 +8,7 @@ import logging
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_file_is_read_as_client_takes_it():
 
     async def go():
         file, sent, released = Watched(bytes(10 << 20)), asyncio.Event(), []
-        with handlers.ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool:
             response = files.FileResponse(file, "image/png", {}, pool, lambda: released.append(True))
 
             async def send(message):

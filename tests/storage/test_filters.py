@@ -77,7 +77,7 @@ def test_where_as_a_mapping(tmp_path: Path) -> None:
             (["n=3", "n=5", "n!=5"], [4]),
             (["label=one", "label=two", "n<4"], [1, 2, 4]),
         ):
-            found = engine.search_by_vector(np.zeros(2), 10, where=where)  # type: ignore[arg-type]
+            found = engine.search_by_vector(np.zeros(2), 10, where=where)
             assert [m.id for m in found] == list(expected), where
 
 

@@ -150,13 +150,13 @@ def write_links(place: Path, **links: str) -> Path:
         return place
     with tarfile.open(str(place), "w:gz" if place.suffix == ".gz" else "w") as tar:
         for name, target in links.items():
-            member = tarfile.TarInfo(f"./p/best/{name}.png")
-            member.type, member.linkname = (tarfile.LNKTYPE if name.startswith("hard") else tarfile.SYMTYPE), target
-            tar.addfile(member)
+            link = tarfile.TarInfo(f"./p/best/{name}.png")
+            link.type, link.linkname = (tarfile.LNKTYPE if name.startswith("hard") else tarfile.SYMTYPE), target
+            tar.addfile(link)
         for seed in (0, 1):
-            member = tarfile.TarInfo(f"./p/{seed + 1}.png")
-            member.size = len(png(seed))
-            tar.addfile(member, io.BytesIO(png(seed)))
+            picture = tarfile.TarInfo(f"./p/{seed + 1}.png")
+            picture.size = len(png(seed))
+            tar.addfile(picture, io.BytesIO(png(seed)))
     return place
 
 

@@ -184,4 +184,4 @@ def test_stranger_s_index_gives_out_no_file(folder, tmp_path, colours):
             engine.read(1)
         assert engine.thumbnail(1) is None
         with pytest.raises(ImageError):
-            engine.search(1, flip=True)
+            engine.search_by_id(1, flip=True)
