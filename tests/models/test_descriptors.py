@@ -18,7 +18,6 @@ from simsearch.models.onnx.runtime import OnnxModel
 from simsearch.models.torch.runtime import TorchModel
 from simsearch.search.feedback import blend, expanded
 from simsearch.storage import components
-from simsearch.storage.folder import Folder
 from simsearch.storage.meta import Meta
 from simsearch.storage.verify import verify
 from tests.helpers.pictures import draw
@@ -252,7 +251,7 @@ def test_build_interrupted_early_succeeds_again(where, pictures, tmp_path, small
 
     place = {
         "learning": (type(colours), "features"),
-        "components": (Folder, "sync"),
+        "components": (components, "record"),
         "meta": (Meta, "write"),
     }
     with pytest.MonkeyPatch.context() as patch:

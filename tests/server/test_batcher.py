@@ -84,7 +84,7 @@ def test_all_kinds_of_searches_in_one_batch(engine, photos):
         ({"id": 1, "plus": [99]}, None),
         ({"id": 1, "filter": ["nonsense"]}, None),
     ]
-    jobs = [service._job(served, service.search_request.read(query)) for query, _ in queries]
+    jobs = [service._job(served, service.search_request.read(query), service.lanes.small) for query, _ in queries]
     answers = batcher._answers(engine, jobs)
     for (query, expected), answer in zip(queries, answers, strict=True):
         if expected is None:
