@@ -52,6 +52,15 @@ EXCLUDED = np.float32(1e30)
 """The squared distance of a row that may not be found."""
 
 
+class _Task(NamedTuple):
+    """A search for k rows. masks: from `_masks`. most: rows to read before giving up. read: returns features by row."""
+
+    k: int
+    masks: list[NDArray[np.bool_]]
+    most: int
+    read: Callable[[NDArray[np.int64]], NDArray[np.float16]]
+
+
 class _Query(NamedTuple):
     """A query and its codes. vector: (1, D). narrow, wide: (w,) codes. errors: of both."""
 
@@ -133,8 +142,9 @@ class Sketch:
         each = [_query(vector, encoded, number) for number, vector in enumerate(queries)]
         masks = self._masks(permitted)
         most = max(2 * CHUNK, int(MOST * (self.rows if permitted is None else len(permitted))))
+        task = _Task(k, masks, most, read)
         if len(queries) < BATCH:
-            return [self._one(query, k, masks, most, read) if _usable(query) else None for query in each]
+            return [self._one(query, task) if _usable(query) else None for query in each]
         answers: list[Neighbours | None] = []
         size = max(1, PRODUCTS // self.rows)
         for start in range(0, len(each), size):
@@ -144,30 +154,28 @@ class Sketch:
             def one(number: int, part: list[_Query] = part, distances: Any = distances) -> Neighbours | None:
                 if not _usable(part[number]):
                     return None
-                return self._by_table(part[number], distances[number], k, masks, most, read)
+                return self._by_table(part[number], distances[number], task)
 
             answers += pool().map(one, range(len(part)))
         return answers
 
     # -- the narrow codes
 
-    def _one(
-        self, query: _Query, k: int, masks: list[NDArray[np.bool_]], most: int, read: Callable[..., Any]
-    ) -> Neighbours | None:
+    def _one(self, query: _Query, task: _Task) -> Neighbours | None:
         """Searches for one query, with the rows that FAISS lists."""
-        wanted = max(64, self.wanted * -(-k // 10)) // self._cores + k
+        wanted = max(64, self.wanted * -(-task.k // 10)) // self._cores + task.k
         known: _Known | None = None
         while wanted <= LISTED:
-            rows, near, edge = self._list(query.narrow, wanted, masks)
+            rows, near, edge = self._list(query.narrow, wanted, task.masks)
             wide = squares(self._wide[rows], query.wide)
             if known is None:
-                known = self._measure_best(query, rows, wide, k, read)
+                known = self._measure_best(query, rows, wide, task)
             limit = self._limit(query, known.distance)
             if edge > limit:
                 chosen = near <= limit
-                return self._finish(query, rows[chosen], wide[chosen], known, k, masks, most, read)
+                return self._finish(query, rows[chosen], wide[chosen], known, task)
             wanted *= 4
-        return self._by_table(query, self._compare(query.narrow[None], masks)[0], k, masks, most, read, known)
+        return self._by_table(query, self._compare(query.narrow[None], task.masks)[0], task, known)
 
     def _list(
         self, code: NDArray[np.uint8], wanted: int, masks: list[NDArray[np.bool_]]
@@ -214,31 +222,24 @@ class Sketch:
         return found
 
     def _by_table(
-        self,
-        query: _Query,
-        distances: NDArray[np.float32],
-        k: int,
-        masks: list[NDArray[np.bool_]],
-        most: int,
-        read: Callable[..., Any],
-        known: _Known | None = None,
+        self, query: _Query, distances: NDArray[np.float32], task: _Task, known: _Known | None = None
     ) -> Neighbours | None:
         """Searches with the squared distances of all narrow codes, (n,), from `_compare`."""
         if known is None:
             whole = len(distances) // GROUP * GROUP
             best = distances[:whole].reshape(-1, GROUP).min(1)
-            place = min(2 * k + SEEDS, len(best) - 1)
+            place = min(2 * task.k + SEEDS, len(best) - 1)
             edge = np.partition(best, place)[place]
             seeds = self._rows(np.flatnonzero((distances <= edge) & (distances < EXCLUDED)))
-            if not k <= len(seeds) <= most:
+            if not task.k <= len(seeds) <= task.most:
                 return None
-            known = self._measure_best(query, seeds, squares(self._wide[seeds], query.wide), k, read)
+            known = self._measure_best(query, seeds, squares(self._wide[seeds], query.wide), task)
         limit = self._limit(query, known.distance)
         columns = np.flatnonzero(distances <= min(limit, float(EXCLUDED) / 2))
-        if len(columns) > 4 * most:
+        if len(columns) > 4 * task.most:
             return None
         rows = self._rows(columns)
-        return self._finish(query, rows, squares(self._wide[rows], query.wide), known, k, masks, most, read)
+        return self._finish(query, rows, squares(self._wide[rows], query.wide), known, task)
 
     def _limit(self, query: _Query, distance: float) -> float:
         """Returns the largest squared distance of narrow codes for a row at most `distance` away, unless it is odd."""
@@ -268,14 +269,13 @@ class Sketch:
 
     # -- the wide codes and the rows
 
-    def _measure_best(
-        self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], k: int, read: Callable[..., Any]
-    ) -> _Known:
+    def _measure_best(self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], task: _Task) -> _Known:
         """Reads the best rows by their wide codes, whose squared distances are `wide`."""
-        count = min(k + SEEDS, len(rows))
+        count = min(task.k + SEEDS, len(rows))
         chosen = rows if count == len(rows) else rows[np.argpartition(wide, count - 1)[:count]]
-        features = read(chosen)
-        return _Known(chosen, features, float(rank_exact(query.vector[0], chosen, features, k).distances[k - 1]))
+        features = task.read(chosen)
+        near = rank_exact(query.vector[0], chosen, features, task.k)
+        return _Known(chosen, features, float(near.distances[task.k - 1]))
 
     def _finish(
         self,
@@ -283,10 +283,7 @@ class Sketch:
         rows: NDArray[np.int64],
         wide: NDArray[np.int64],
         known: _Known,
-        k: int,
-        masks: list[NDArray[np.bool_]],
-        most: int,
-        read: Callable[..., Any],
+        task: _Task,
     ) -> Neighbours | None:
         """Reads the rows that may be among the nearest, best first, and ranks all that were read.
 
@@ -294,8 +291,8 @@ class Sketch:
         """
         odd = self._odd[~np.isin(self._odd, rows)] if len(self._odd) else self._odd
         if len(odd):
-            if masks:
-                odd = odd[[bool(masks[row % self._cores][row // self._cores]) for row in odd.tolist()]]
+            if task.masks:
+                odd = odd[[bool(task.masks[row % self._cores][row // self._cores]) for row in odd.tolist()]]
             rows = np.concatenate([rows, odd])
             wide = np.concatenate([wide, squares(self._wide[odd], query.wide)])
         grid, size = self.bounds.grids[1], CHUNK
@@ -306,13 +303,13 @@ class Sketch:
         while True:
             near = wide <= grid.reach(known.distance, self.bounds.defect, query.errors[1] + self._errors[rows])
             rows, wide = rows[near], wide[near]
-            if len(rows) + len(known.rows) > most:
+            if len(rows) + len(known.rows) > task.most:
                 return None
             if not len(rows):
-                return rank_exact(query.vector[0], known.rows, known.features, k)
+                return rank_exact(query.vector[0], known.rows, known.features, task.k)
             part, rows, wide = rows[:size], rows[size:], wide[size:]
-            every, features = np.concatenate([known.rows, part]), np.concatenate([known.features, read(part)])
-            distance = float(rank_exact(query.vector[0], every, features, k).distances[k - 1])
+            every, features = np.concatenate([known.rows, part]), np.concatenate([known.features, task.read(part)])
+            distance = float(rank_exact(query.vector[0], every, features, task.k).distances[task.k - 1])
             known, size = _Known(every, features, distance), 4 * size
 
 
