@@ -31,6 +31,7 @@ from simsearch.storage.lock import writer_lock
 from simsearch.storage.meta import Meta
 from tests.helpers.clusters import D, clustered
 from tests.helpers.filler import Filler
+from tests.helpers.sketched import allow_small, refresh
 
 
 @pytest.fixture
@@ -233,6 +234,17 @@ def test_exact_scan_is_timed_on_existing_items(filled: Filler, monkeypatch: pyte
     flat = FlatIndex(filled.engine.shards, 3000)
     assert tuning._exact_seconds(flat, entries, np.zeros((5, D), np.float32)) == 2.0 * 2000 / 500
     assert asked == [(1500, list(range(1000, 1500)))]
+
+
+def test_proved_exact_search_can_win(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    allow_small(monkeypatch)
+    refresh(filled.engine)
+    monkeypatch.setattr(measuring, "time_queries", lambda search, queries: (len(search(queries[:1])), 1))
+    choice = tune_tune(filled.engine.index, 0.9)
+    assert (choice.kind, choice.proved, choice.seconds) == ("exact", True, 1) and choice.tried
+    found = CliRunner().invoke(main, ["tune", "--recall", "0.9", "-i", str(filled.path)])
+    assert "proved exact search, 1000.00 ms per query; nothing faster reaches the recall" in found.output
+    assert filled.engine.info()["search"]["exact"]["proved"]
 
 
 def test_a_small_index_stays_exact(tmp_path: Path) -> None:

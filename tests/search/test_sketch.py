@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from simsearch.cli.main import main
 from simsearch.search import bounds
 from simsearch.search.exact import FlatIndex
 from simsearch.search.ranking import Neighbours
@@ -141,6 +143,8 @@ def test_few_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nq: 
         assert sum(read) < 0.2 * 3000 * nq
         facts = engine.info()["search"]["exact"]
     assert facts["proved"] and facts["rows"] == 3000 and facts["excluded"] > 0.8
+    shown = CliRunner().invoke(main, ["info", "-i", str(tmp_path / "index")]).output
+    assert f"proved exact: {100 * facts['excluded']:.2f} % of the items are excluded without reading" in shown
 
 
 @pytest.mark.parametrize("query", [np.nan, np.inf, 1e30])
