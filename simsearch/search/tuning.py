@@ -254,10 +254,10 @@ def _measure(made: AnnIndex, benchmark: Benchmark, recall: float) -> Choice | No
             continue
         found = made.search(flat, queries[second], K, rows, setting)
         recalls = benchmark.recalls(found, second)
-        low, high = mean_interval(recalls)
         if recalls.mean() < recall:
             continue
         seconds, _ = measuring.time_queries(lambda query, s=setting: made.search(flat, query, K, rows, s), queries)  # type: ignore[misc]
+        low, high = mean_interval(recalls)
         parameters = {
             "dimensions": setting.dimensions,
             "candidates": setting.candidates,

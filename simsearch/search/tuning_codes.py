@@ -74,6 +74,6 @@ def _measure(made: BinaryCodeIndex, benchmark: Benchmark, recall: float) -> Choi
         if benchmark.recalls(made.search(flat, queries[:half], K, rows), slice(0, half)).mean() >= recall:
             break
     recalls = benchmark.recalls(made.search(flat, queries[half:], K, rows), slice(half, None))
-    low, high = mean_interval(recalls)
     seconds, _ = measuring.time_queries(lambda query: made.search(flat, query, K, rows), queries)
+    low, high = mean_interval(recalls)
     return Choice("codes", float(recalls.mean()), low, high, len(recalls), seconds, exact_seconds, 0, {})
