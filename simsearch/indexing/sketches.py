@@ -34,7 +34,7 @@ def update(index: Index, learn: bool = True) -> None:
             return
         flat = FlatIndex(reader.shards, rows)
         with contextlib.suppress(OSError, SimsearchError):
-            facts = sketch_making.updated(index.folder, before, flat, reader.rows(), blocks, learn)
+            facts = sketch_making.updated(index.folder, before, flat, reader.rows, blocks, learn)
     if facts is not None and facts != before:
         index.database.apply(Changes())  # a new generation, so that readers reload
         with index.reading() as reader:

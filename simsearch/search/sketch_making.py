@@ -5,6 +5,7 @@ Everything here reads features and writes derived files; `simsearch.indexing.ske
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -52,20 +53,20 @@ def updated(
     index: Folder,
     facts: SketchFacts | None,
     flat: FlatIndex,
-    live: NDArray[np.int64],
+    live: Callable[[], NDArray[np.int64]],
     blocks: list[tuple[int, int, int]],
     learn: bool,
 ) -> SketchFacts | None:
     """Returns the record of the sketch for all rows: the one there is, extended, or a new one.
 
-    index: the index's folder. live: (n,) rows of the items. blocks: from `Reader.blocks`.
+    index: the index's folder. live: returns the (n,) rows of the items. blocks: from `Reader.blocks`.
     learn: False to only add rows. Raises OSError, SimsearchError.
     """
     if facts is not None and not facts.folder:  # a scan was faster
         again = learn and flat.rows >= 2 * facts.rows
-        return _made(index, flat, live, blocks) if again else facts
+        return _made(index, flat, live(), blocks) if again else facts
     if facts is None:
-        return _made(index, flat, live, blocks) if learn else None
+        return _made(index, flat, live(), blocks) if learn else None
     compactions, dimension = flat.shards.compactions, flat.shards.dimension
     same = facts.compactions == compactions and facts.rows <= flat.rows
     same = same and facts.blocks == sketch_files.identity(blocks, facts.rows)
@@ -82,11 +83,11 @@ def updated(
             return extended
         made = sketch_files.load(index, extended, dimension)
     except (SimsearchError, OSError):  # its files are gone or damaged
-        return _made(index, flat, live, blocks) if learn else facts
-    left = _measure(made, flat, live)
+        return _made(index, flat, live(), blocks) if learn else facts
+    left = _measure(made, flat, live())
     drifted = left[1] > WORSE * facts.first + 0.002 or made.odd > ODD * flat.rows
     if drifted or flat.rows >= REMADE * facts.learned:
-        return _made(index, flat, live, blocks)
+        return _made(index, flat, live(), blocks)
     return replace(extended, left=left, measured=flat.rows)
 
 
