@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from simsearch.search.sketch import Sketch
     from simsearch.storage.folder import Folder
 
-LEAST = 8192
-"""Number of rows from which a sketch is made; a scan of fewer takes 2 ms or less."""
+LEAST = 10_000
+"""Number of rows from which a sketch is made; a scan of fewer takes 3 ms or less."""
 
 LAG = 64
 """New rows are added to the sketch when there are at least this number; searches measure them directly until then."""
 
-SAMPLE, QUERIES = 4096, 32
-"""Rows to learn from, and rows whose neighbours measure the bounds."""
+SAMPLE, SMALLER, QUERIES = 4096, 8, 32
+"""Rows to learn from, of a small index one in SMALLER but at least half of them; rows whose neighbours measure."""
 
 COMPONENTS = 255
 """Maximum number of principal components."""
@@ -114,12 +114,13 @@ def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int
     Returns the bounds, None if a scan is as fast, and the number of rows to list for K neighbours.
     """
     random = np.random.default_rng(0)
-    chosen = random.permutation(live)[: SAMPLE + QUERIES]
+    size = min(SAMPLE, max(SAMPLE // 2, len(live) // SMALLER))
+    chosen = random.permutation(live)[: size + QUERIES]
     features = flat.read(np.sort(chosen[QUERIES:]))
     features = features[np.isfinite(features).all(1)]
     queries = flat.read(chosen[:QUERIES]).astype(np.float32)
     queries = queries[np.isfinite(queries).all(1)]
-    if len(features) < SAMPLE // 2 or not len(queries):
+    if len(features) < size // 2 or not len(queries):
         return None, 0
     truth = np.array([near.distances[K] for near in flat.scan(queries, K + 1, live)])  # the first is the row itself
     dimension = flat.shards.dimension
