@@ -284,7 +284,10 @@ class Engine(WholeIndex):
         """Describes the index and its contents as plain JSON values."""
         structure = self.structure
         values = self.opened_index.info()
-        return {**values, "search": ann_maintenance.describe(values["search"], self.path, structure)}
+        with self.reading() as reader:
+            exact = self.snapshots.exact_facts(reader)
+        search = ann_maintenance.describe(values["search"], self.path, structure)
+        return {**values, "search": {**search, "exact": exact}}
 
     # -- changing
 

@@ -63,6 +63,7 @@ from simsearch.models.hashing.encoder import HashEncoder
 from simsearch.models.networks.configs import ConvNet4Config
 from simsearch.models.safetensors_header import pack_header, read_header
 from simsearch.models.weights import ModelCard, read_card, write
+from simsearch.search import tuning
 from simsearch.search.ann import AnnIndex, AnnSettings
 from simsearch.search.binary_codes import BinaryCodeIndex
 from simsearch.storage import derived
@@ -110,7 +111,7 @@ def make_index(path: Path, kind: str, compacted: bool) -> None:
         block = 0, ITEMS, index.feature_files.write(0, features)
         index.database.apply(Changes(inserted=items, blocks=[block]))
         if kind != "exact":
-            choice = tune.Choice(kind, 1.0, 0.9, 1.0, 9, 0.0, 0.0, 0, {})
+            choice = tuning.Choice(kind, 1.0, 0.9, 1.0, 9, 0.0, 0.0, 0, {})
             tune.record_choice(index, structure(kind, features), choice, 0.9)
         index.database.apply(Changes(deleted=[5, 6, 7]))
         if compacted:
@@ -124,7 +125,7 @@ def structure(kind: str, features: np.ndarray) -> AnnIndex:
         codes = HashEncoder(np.zeros(DIMENSION, np.float32), 2.0, (weight,), (np.zeros(64, np.float32),))
         return BinaryCodeIndex(AnnSettings("codes", 64, 100, 0), codes, codes(features), rows, len(rows))
     onto = fit_pca(features, 16)
-    return tune._build(AnnSettings(kind, 16, 100, 64), onto, onto(features), rows, len(rows))
+    return tuning.build(AnnSettings(kind, 16, 100, 64), onto, onto(features), rows, len(rows))
 
 
 def make_weights(path: Path) -> None:

@@ -84,6 +84,7 @@ def _search_lines(search: dict[str, Any]) -> Iterator[str]:
     """Yields how an index is searched, its recall, and the command that repairs a recall that is too low."""
     if "low" not in search:
         yield f"{search['kind']}, recall {search['recall']:.3f}"
+        yield from _proof_lines(search["exact"])
         return
     bits = f" of {search['parameters']['dimensions']} bits" if search["kind"] == "codes" else ""
     interval = f"{search['low']:.3f} to {search['high']:.3f}"
@@ -95,6 +96,12 @@ def _search_lines(search: dict[str, Any]) -> Iterator[str]:
         yield f"its files are missing or damaged, so every search is exact; {search['repair']} makes new ones"
     elif "repair" in search:
         yield f"below the target of {search['target']:g}; {search['repair']} repairs it"
+    yield from (f"with --exact: {line}" for line in _proof_lines(search["exact"]))
+
+
+def _proof_lines(exact: dict[str, Any]) -> Iterator[str]:
+    if exact["proved"] and exact["excluded"] is not None:
+        yield f"proved exact: {100 * exact['excluded']:.2f} % of the items are excluded without reading their features"
 
 
 @click.command("verify")

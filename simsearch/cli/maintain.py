@@ -41,6 +41,7 @@ from simsearch.reports import text
 from simsearch.reports.html import save_html
 from simsearch.reports.tiles import ResultRow, Tile
 from simsearch.search import duplicates as near
+from simsearch.search import tuning
 from simsearch.storage.index import Index
 from simsearch.storage.reader import modified
 
@@ -251,13 +252,14 @@ def tune_index(
         echo(f"{index_path}: {_describe_choice(choice, len(index))}")
 
 
-def _describe_choice(choice: tune.Choice, items: int) -> str:
+def _describe_choice(choice: tuning.Choice, items: int) -> str:
     if choice.kind == "exact":
         if choice.tried:
-            return "exact search; nothing faster reaches the recall"
+            name = "proved exact search" if choice.proved else "exact search"
+            return f"{name}, {1000 * choice.seconds:.2f} ms per query; nothing faster reaches the recall"
         if choice.exact_seconds:
             return "exact search; no structure fits into the memory"
-        return "exact search" + (f"; it is fast enough for {items:,} items" if items < tune.LEAST else "")
+        return "exact search" + (f"; it is fast enough for {items:,} items" if items < tuning.LEAST else "")
     parameters = choice.parameters
     unit = "bits" if choice.kind == "codes" else "components"
     return (

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.errors import IndexDamagedError, SimsearchError
-from simsearch.indexing import sync
+from simsearch.indexing import sketches, sync
 from simsearch.search import binary_codes
 from simsearch.storage.feature_files import PREAMBLE
 
@@ -105,6 +105,7 @@ def compact(
             index.database.renumber(pairs, blocks, len(plan.rows), new.compactions)
             sync.refresh_meta(index)
         _delete_stale(new, len(plan.rows))
+        sketches.update(index)
         return CompactReport(len(plan.rows), removed, before - _used_bytes(old.folder))
 
 

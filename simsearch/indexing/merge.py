@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.errors import ModelMismatchError, UsageError
-from simsearch.indexing import sync
+from simsearch.indexing import sketches, sync
 from simsearch.models import registry
 from simsearch.storage.database import Changes
 from simsearch.storage.reader import Item
@@ -89,6 +89,7 @@ def merge_indexes(
             if batch:
                 _append(target, reader, batch, row)
                 done += len(batch)
+        sketches.update(target)
         progress(total, total)
     return MergeReport(done, known)
 

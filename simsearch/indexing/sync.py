@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.images.decode import names_extra
-from simsearch.indexing import ann_maintenance
+from simsearch.indexing import ann_maintenance, sketches
 from simsearch.indexing import plan as indexing_plan
 from simsearch.indexing.extract import Task, extract, usual_batch
 from simsearch.indexing.known_files import KnownFiles
@@ -123,6 +123,7 @@ class _SyncRun:
             refresh_meta(self.index, measure=done, engine=self.model.engine)
         _forget_gone_sources(self.index)
         self.summary.items = len(self.index)
+        sketches.update(self.index, learn=self.options.prune or self.summary.computed >= COMMIT_IMAGES)
 
     def _apply_plan(self, plan: Plan) -> None:
         """Records the changes that need no image to be read."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from simsearch.indexing import tune as tuning
     from simsearch.models import classify
     from simsearch.search import duplicates as near
+    from simsearch.search.tuning import Choice
     from simsearch.storage import export as exports
     from simsearch.storage import verify as checks
     from simsearch.storage.model import IndexModel
@@ -93,9 +94,7 @@ class WholeIndex:
         given: list[Any] = list(as_list(pictures))
         return list(classify.classify(self.model.load(len(given) * crops), given, k, crops))
 
-    def tune(
-        self, recall: float = 0.99, *, memory: int | None = None, progress: Progress = no_progress
-    ) -> tuning.Choice:
+    def tune(self, recall: float = 0.99, *, memory: int | None = None, progress: Progress = no_progress) -> Choice:
         """Chooses the fastest way to search that reaches a recall, by measurement, and records it.
 
         memory: the most bytes of the search structure. Raises UsageError, IndexLockedError.

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import faiss
     from numpy.typing import NDArray
 
-    from simsearch.search.exact import FlatIndex, Neighbours
+    from simsearch.search.exact import FlatIndex
+    from simsearch.search.ranking import Neighbours
     from simsearch.storage.folder import Folder
 else:
     faiss = LazyModule("faiss")

@@ -1,10 +1,12 @@
 """Exact Euclidean nearest neighbours over the feature shards.
 
-For a single query the cores share the rows range by range, so memory bandwidth sets the speed. Many queries at once
-are a matrix product over blocks of rows decoded to float32. Rows in a GPU's memory are searched there
-(`simsearch.search.gpu`). In all cases float32 only finds candidates, which are measured again in float64; the search is
-repeated with more candidates while rounding could hide a better row. Only the scan for a single query uses the memory
-map; everything else reads rows from the files (`simsearch.storage.random_reader`).
+A sketch of the rows (`simsearch.search.sketch`), if there is one, proves that most of them cannot be among the nearest,
+so that few are read. What it cannot answer is answered by a scan, with the same result: for a single query the cores
+share the rows range by range, so memory bandwidth sets the speed. Many queries at once are a matrix product over blocks
+of rows decoded to float32. Rows in a GPU's memory are searched there (`simsearch.search.gpu`). In all cases float32
+only finds candidates, which are measured again in float64; the search is repeated with more candidates while rounding
+could hide a better row. Only the scan for a single query uses the memory map; everything else reads rows from the files
+(`simsearch.storage.random_reader`).
 
 Letters: nq queries, k neighbours, D dimension, n rows.
 """
@@ -22,17 +24,17 @@ from simsearch.common.float16 import to_float32
 from simsearch.errors import IndexDamagedError
 from simsearch.search import gpu
 from simsearch.search.faiss_files import MappedShard, open_shard, pool, search_part
+from simsearch.search.ranking import ROUNDING, Neighbours, merged, rank_exact
 from simsearch.storage.feature_files import FeatureFiles
 from simsearch.storage.random_reader import RandomReader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from simsearch.search.sketch import Sketch
+
 DIRECT = 2048
 """Up to this number of permitted rows, they are read and measured directly instead of scanning all rows."""
-
-ROUNDING = 1e-4
-"""Relative margin on squared float32 distances, above the rounding of a sum of 4096 terms."""
 
 LONGEST = 1e37
 """Squared lengths below this can be added and multiplied in float32 without overflow."""
@@ -48,16 +50,6 @@ STEP = 256
 
 PIECES = 4
 """Ranges per core that one query is split into, so that no core waits long for the last one."""
-
-
-class Neighbours(NamedTuple):
-    """The rows nearest to one query and their Euclidean distances (float64), ascending.
-
-    More than k if several rows tie for the k-th place, fewer only if there are fewer rows.
-    """
-
-    rows: NDArray[np.int64]
-    distances: NDArray[np.float64]
 
 
 class _Scanned(NamedTuple):
@@ -76,6 +68,7 @@ class FlatIndex:
 
     devices: returns the torch devices that should hold a number of rows, possibly none; None to use the CPU only.
     before: an index over fewer of the same rows, whose GPU memory is reused.
+    sketch: returns the sketch of the first rows, which need not be all; None if there is none.
     """
 
     def __init__(
@@ -84,8 +77,9 @@ class FlatIndex:
         rows: int,
         devices: Callable[[int], Sequence[str]] | None = None,
         before: FlatIndex | None = None,
+        sketch: Callable[[], Sketch | None] = lambda: None,
     ) -> None:
-        self.shards, self.rows = shards, rows
+        self.shards, self.rows, self._sketch = shards, rows, sketch
         self._devices = devices
         self._before = before._resident if before is not None and before.shards is shards else None
         self._resident: gpu.GpuIndex | None = None
@@ -107,6 +101,28 @@ class FlatIndex:
             return [Neighbours(np.zeros(0, np.int64), np.zeros(0))] * len(queries)
         if permitted is not None and not 0 <= permitted[0] <= permitted[-1] < self.rows:
             raise IndexDamagedError(f"items own rows {permitted[0]} to {permitted[-1]}, but there are {self.rows}")
+        sketch = self._sketch() if self._devices is None else None
+        if sketch is None or sketch.rows > self.rows:
+            return self.scan(queries, k, permitted)
+        known, fresh = _split(permitted, sketch.rows, self.rows)
+        if not sketch.helps(k, sketch.rows if known is None else len(known)):
+            return self.scan(queries, k, permitted)
+        found = sketch.search(queries, k, known, self.read)
+        if len(fresh):
+            newer = self.scan(queries, min(k, len(fresh)), fresh)
+            found = [None if a is None else merged(a, b, k) for a, b in zip(found, newer, strict=True)]
+        rest = [number for number, result in enumerate(found) if result is None]
+        scanned = iter(self.scan(queries[rest], k, permitted) if rest else ())
+        return [next(scanned) if result is None else result for result in found]
+
+    @property
+    def proved(self) -> bool:
+        """True if searches use a sketch."""
+        return self._devices is None and self._sketch() is not None
+
+    def scan(self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> list[Neighbours]:
+        """Returns the same as `search`, without a sketch. k: from 1 to the number of permitted rows."""
+        available = self.rows if permitted is None else len(permitted)
         if permitted is not None and len(permitted) <= DIRECT:
             features = self.read(permitted)
             return [rank_exact(query, permitted, features, k) for query in queries]
@@ -255,6 +271,16 @@ class FlatIndex:
             return self._parts
 
 
+def _split(
+    permitted: NDArray[np.int64] | None, covered: int, rows: int
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+    """Returns the permitted ones of the first `covered` rows (None for all of them), and of the others."""
+    if permitted is None:
+        return None, np.arange(covered, rows)
+    place = int(np.searchsorted(permitted, covered))
+    return (permitted if place == len(permitted) else permitted[:place]), permitted[place:]
+
+
 def _best(
     results: list[tuple[NDArray[np.float32], NDArray[np.int64]]], width: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -285,37 +311,3 @@ def _nearer(
     distances, found = np.full(shape, np.inf, np.float32), np.full(shape, -1, np.int64)
     distances[query, place], found[query, place] = squared[query, column], rows[column]
     return distances, found
-
-
-def rank_exact(
-    query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int
-) -> Neighbours:
-    """Returns the k nearest of the given rows by float64 arithmetic, and those that tie with the last.
-
-    query: (D,). rows: (n,). features: (n, D), of the rows.
-    """
-    k = min(k, len(rows))
-    near = _within_reach(query, features, k)
-    rows, features = rows[near], features[near]
-    with np.errstate(invalid="ignore"):  # damaged rows may be infinite
-        difference = to_float32(features).astype(np.float64)
-        difference -= query
-        distances = np.sqrt(np.einsum("nd,nd->n", difference, difference))  # roots of different squares may tie
-    order = np.lexsort((rows, distances))
-    last = int(np.searchsorted(distances[order], distances[order[k - 1]], side="right"))
-    chosen = order[:last]
-    return Neighbours(rows[chosen], distances[chosen])
-
-
-def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: int) -> NDArray[np.int64]:
-    """Returns the places in (n, D) features that may be among the k nearest or tie with the last, by float32."""
-    if len(features) <= k + 8:
-        return np.arange(len(features))
-    with np.errstate(over="ignore", invalid="ignore"):
-        difference = to_float32(features)
-        difference -= query
-        squared = np.einsum("nd,nd->n", difference, difference)
-    if not np.isfinite(squared).all():  # float32 overflowed
-        return np.arange(len(features))
-    reach = np.float64(np.partition(squared, k - 1)[k - 1]) * (1 + 3 * ROUNDING) + 1e-30
-    return np.flatnonzero(squared <= reach)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.errors import UsageError
-from simsearch.search.exact import Neighbours
 from simsearch.search.feedback import expanded
 from simsearch.search.options import SearchOptions
+from simsearch.search.ranking import Neighbours
 from simsearch.search.results import Match, Matches
 from simsearch.search.similarity import Scale
 from simsearch.storage.filters import Where, conditions

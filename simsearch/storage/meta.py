@@ -61,6 +61,8 @@ class Meta:
     similarity: dict[str, Any] = field(default_factory=dict)
     """The scale of similarities: two median distances, `nearest` and `random`, and the numbers of `items` and `rows`
     when they were measured. Empty in an index of an older version, and if fewer than three items differ."""
+    sketch: dict[str, Any] = field(default_factory=dict)
+    """The record of the sketch that exact searches use; see `simsearch.search.sketch_files.SketchFacts`."""
 
     @classmethod
     def read(cls, folder: Folder | Path) -> Meta:

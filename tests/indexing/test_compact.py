@@ -21,10 +21,10 @@ import pytest
 from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, SimsearchError, UsageError
-from simsearch.indexing import compact, measure, sync, tune
+from simsearch.indexing import compact, sync, tune
 from simsearch.indexing.compact import CompactReport
 from simsearch.indexing.compact import compact as compact_compact
-from simsearch.search import ann
+from simsearch.search import ann, measuring
 from simsearch.search.exact import FlatIndex
 from simsearch.storage import database, feature_files
 from simsearch.storage.feature_files import PREAMBLE, FeatureFiles
@@ -177,7 +177,7 @@ def test_searches_beside_compactions(tmp_path: Path) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every structure count as faster than a scan."""
     clock = iter(range(10**9))
-    monkeypatch.setattr(measure, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(measuring, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
 
 
 def test_the_search_structure_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -14,10 +15,12 @@ from simsearch.common import pca
 from simsearch.indexing import sync, tune
 from simsearch.indexing.compact import compact
 from simsearch.models.hashing.encoder import HashEncoder
+from simsearch.search import tuning
 from simsearch.search.ann import AnnIndex, AnnSettings
 from simsearch.search.binary_codes import BinaryCodeIndex
 from simsearch.storage.verify import verify
 from tests.helpers.filler import LABELS, Filler
+from tests.helpers.sketched import allow_small, loaded, refresh
 
 D = 16
 SEEDS = st.integers(0, 2**32 - 1)
@@ -51,13 +54,13 @@ class Sequences(RuleBasedStateMachine):
         if self.approximate:
             features = np.stack(list(self.known.values()))
             made = self.structure(features)
-            choice = tune.Choice(made.setting.kind, 1.0, 1.0, 1.0, 1, 0.0, 0.0, 0, {})
+            choice = tuning.Choice(made.setting.kind, 1.0, 1.0, 1.0, 1, 0.0, 0.0, 0, {})
             tune.record_choice(self.filler.engine.index, made, choice)
             assert isinstance(self.filler.engine.structure, AnnIndex)
 
     def structure(self, features: np.ndarray) -> AnnIndex:
         onto = pca.fit_pca(features, D)
-        return tune._build(AnnSettings("sq8", D, 40, 0), onto, onto(features), np.arange(300), 300)
+        return tuning.build(AnnSettings("sq8", D, 40, 0), onto, onto(features), np.arange(300), 300)
 
     def add(self, seed: int, n: int) -> None:
         features = vectors(seed, n)
@@ -126,6 +129,37 @@ class CodedSequences(Sequences):
         return BinaryCodeIndex(AnnSettings("codes", 512, 40, 0), codes, codes(features), np.arange(300), 300)
 
 
+class SketchedSequences(Sequences):
+    """With a sketch, which is used for all searches that it covers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        allow_small(self.patch)
+        self.patch.setattr("simsearch.search.exact.DIRECT", 5)
+
+    def teardown(self) -> None:
+        self.patch.undo()
+        super().teardown()
+
+    def add(self, seed: int, n: int) -> None:
+        super().add(seed, n)
+        self.sketched(True)
+        assert loaded(self.filler.engine) is not None
+
+    @rule(learn=st.booleans())
+    def sketched(self, learn: bool) -> None:
+        refresh(self.filler.engine, learn)
+
+    @rule(seed=SEEDS, k=st.integers(1, 30), n=st.integers(2, 12))
+    def searched_together(self, seed: int, k: int, n: int) -> None:
+        queries = vectors(seed, n).astype(np.float32)
+        found = self.filler.engine.search_by_vectors(queries, k)
+        for query, matches in zip(queries.astype(np.float64), found, strict=True):
+            true = sorted((float(np.linalg.norm(v.astype(np.float64) - query)), n) for n, v in self.known.items())
+            assert [(match.distance, match.id) for match in matches] == true[:k]
+
+
 limits = settings(
     max_examples=10,
     stateful_step_count=15,
@@ -138,5 +172,7 @@ TestExact = Sequences.TestCase
 TestExact.settings = limits
 TestApproximate = ApproximateSequences.TestCase
 TestApproximate.settings = limits
+TestSketched = SketchedSequences.TestCase
+TestSketched.settings = limits
 TestCoded = CodedSequences.TestCase
 TestCoded.settings = limits

@@ -19,10 +19,11 @@ from simsearch.common import pca
 from simsearch.common.intervals import mean_interval
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, UsageError
-from simsearch.indexing import measure, sync, tune
+from simsearch.indexing import sync, tune
 from simsearch.indexing.tune import tune as tune_tune
 from simsearch.indexing.tune_codes import tune_codes
 from simsearch.models.hashing.autoencoder import HashConfig
+from simsearch.search import measuring, tuning
 from simsearch.search.ann import AnnIndex, AnnSettings
 from simsearch.search.exact import FlatIndex
 from simsearch.storage.folder import Folder
@@ -30,6 +31,7 @@ from simsearch.storage.lock import writer_lock
 from simsearch.storage.meta import Meta
 from tests.helpers.clusters import D, clustered
 from tests.helpers.filler import Filler
+from tests.helpers.sketched import allow_small, refresh
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filler:
     filler = Filler(tmp_path / "index", D, rows_per_shard=1024)
     filler.add(clustered(np.random.default_rng(0), 3000))
     clock = iter(range(10**9))
-    monkeypatch.setattr(measure, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(measuring, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
     return filler
 
 
@@ -160,7 +162,7 @@ def test_another_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
     filler.add(clustered(np.random.default_rng(0), 100))
     record, recorded = tune.record_choice, []
 
-    def late(*arguments: Any) -> tune.Choice:
+    def late(*arguments: Any) -> tuning.Choice:
         writer = contextlib.ExitStack()
         writer.enter_context(writer_lock(filler.path))
         threading.Timer(0.3, writer.close).start()
@@ -199,7 +201,7 @@ def test_structures_take_what_is_said(kind: str) -> None:
 
     setting, features = AnnSettings(kind, 48, 12, 16), clustered(np.random.default_rng(0), 6000)
     onto = pca.fit_pca(features, 48)
-    made = tune._build(setting, onto, onto(features), np.arange(6000), 6000)
+    made = tuning.build(setting, onto, onto(features), np.arange(6000), 6000)
     taken = faiss.serialize_index(made.index).nbytes + made.rows.nbytes
     assert 0.75 * setting.bytes_for(6000) < taken < 1.05 * setting.bytes_for(6000)
 
@@ -211,7 +213,7 @@ def test_features_of_any_size_are_tuned(tmp_path: Path, monkeypatch: pytest.Monk
     features = clustered(np.random.default_rng(0), 2500).astype(np.float32)
     filler.add(np.minimum(features * factor, 6e4))
     clock = iter(range(10**9))
-    monkeypatch.setattr(measure, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(measuring, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
     assert tune_tune(filler.engine.index, 0.95).recall >= 0.95
     queries = np.minimum(clustered(np.random.default_rng(5), 40).astype(np.float32) * np.float32(factor), 6e4)
     assert not filler.engine.exact and recall(filler.engine, queries) >= 0.9
@@ -225,13 +227,24 @@ def test_exact_scan_is_timed_on_existing_items(filled: Filler, monkeypatch: pyte
         asked.append(search(queries[:1]))
         return 2.0, 1
 
-    monkeypatch.setattr(tune, "SCANNED", 500)
-    monkeypatch.setattr(measure, "time_queries", timed)
+    monkeypatch.setattr(tuning, "SCANNED", 500)
+    monkeypatch.setattr(measuring, "time_queries", timed)
     monkeypatch.setattr(FlatIndex, "search", lambda self, queries, k, permitted: (self.rows, permitted.tolist()))
     entries = np.arange(1000, 3000)
     flat = FlatIndex(filled.engine.shards, 3000)
-    assert tune._exact_seconds(flat, entries, np.zeros((5, D), np.float32)) == 2.0 * 2000 / 500
+    assert tuning._exact_seconds(flat, entries, np.zeros((5, D), np.float32)) == 2.0 * 2000 / 500
     assert asked == [(1500, list(range(1000, 1500)))]
+
+
+def test_proved_exact_search_can_win(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
+    allow_small(monkeypatch)
+    refresh(filled.engine)
+    monkeypatch.setattr(measuring, "time_queries", lambda search, queries: (len(search(queries[:1])), 1))
+    choice = tune_tune(filled.engine.index, 0.9)
+    assert (choice.kind, choice.proved, choice.seconds) == ("exact", True, 1) and choice.tried
+    found = CliRunner().invoke(main, ["tune", "--recall", "0.9", "-i", str(filled.path)])
+    assert "proved exact search, 1000.00 ms per query; nothing faster reaches the recall" in found.output
+    assert filled.engine.info()["search"]["exact"]["proved"]
 
 
 def test_a_small_index_stays_exact(tmp_path: Path) -> None:
@@ -248,7 +261,7 @@ def test_every_kind_finds_what_it_holds(tmp_path: Path, kind: str) -> None:
     filler.add(features)
     onto = pca.fit_pca(features, 32)
     setting = AnnSettings(kind, 32, 100, 64)
-    made = tune._build(setting, onto, onto(features), np.arange(1000), 1000)
+    made = tuning.build(setting, onto, onto(features), np.arange(1000), 1000)
     with filler.engine.reading() as reader:
         flat = filler.engine.snapshot(reader).flat
         assert isinstance(flat, FlatIndex)

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
-from simsearch.indexing import measure, sync, tune
+from simsearch.indexing import sync, tune
 from simsearch.indexing.compact import compact
 from simsearch.indexing.tune_codes import tune_codes
 from simsearch.models.hashing import autoencoder
 from simsearch.models.hashing.autoencoder import HashConfig
 from simsearch.models.hashing.encoder import HashEncoder
-from simsearch.search import binary_codes
+from simsearch.search import binary_codes, measuring
 from simsearch.search.ann import AnnSettings
 from simsearch.search.binary_codes import BinaryCodeIndex
 from simsearch.search.exact import FlatIndex
@@ -281,7 +281,7 @@ def test_a_recall_that_has_fallen_is_noticed(filled: Filler, capsys: pytest.Capt
 
 def test_other_structures_are_watched_as_well(filled: Filler, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**9))
-    monkeypatch.setattr(measure, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
+    monkeypatch.setattr(measuring, "time_queries", lambda search, queries: (1 / (1 + next(clock)), 1))
     tune.tune(filled.engine.index, 0.9)
     measured: list[int] = []
     search = FlatIndex.search

@@ -74,7 +74,7 @@ class Rows:
         return np.asarray(self.features[rows])
 
     def search(self, queries: np.ndarray[Any, Any], k: int, permitted: Any) -> list[Any]:
-        from simsearch.search.exact import rank_exact
+        from simsearch.search.ranking import rank_exact
 
         rows = np.arange(self.rows)
         return [rank_exact(query, rows, self.features, k) for query in queries]

@@ -21,6 +21,7 @@ from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError
 from simsearch.indexing import tune
 from simsearch.indexing.compact import compact
+from simsearch.search import tuning
 from simsearch.search.ann import AnnIndex, AnnSettings, check_rows
 from simsearch.search.binary_codes import BinaryCodeIndex
 from simsearch.storage import derived
@@ -41,7 +42,7 @@ def structure(kind: str, features: np.ndarray) -> AnnIndex:
         codes = hyperplanes(128, D)
         return BinaryCodeIndex(AnnSettings("codes", 128, 100, 0), codes, codes(features), rows, len(rows))
     onto = fit_pca(features, 32)
-    return tune._build(AnnSettings(kind, 32, 60, 64), onto, onto(features), rows, len(rows))
+    return tuning.build(AnnSettings(kind, 32, 60, 64), onto, onto(features), rows, len(rows))
 
 
 def tuned(path: Path, kind: str) -> Filler:
@@ -49,7 +50,7 @@ def tuned(path: Path, kind: str) -> Filler:
     filler = Filler(path, D)
     features = clustered(np.random.default_rng(0), N)
     filler.add(features)
-    choice = tune.Choice(kind, 1.0, 1.0, 1.0, 9, 0.0, 0.0, 0, {})
+    choice = tuning.Choice(kind, 1.0, 1.0, 1.0, 9, 0.0, 0.0, 0, {})
     tune.record_choice(filler.engine.index, structure(kind, features), choice, 0.9)
     return filler
 

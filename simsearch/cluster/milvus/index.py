@@ -24,7 +24,7 @@ from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.images.sources.resolve import RecordedSource, Sources
 from simsearch.models import registry
-from simsearch.search.exact import Neighbours, rank_exact
+from simsearch.search.ranking import Neighbours, rank_exact
 from simsearch.storage import roots as source_roots
 from simsearch.storage.meta import Meta
 from simsearch.storage.reader import SourceRow
@@ -276,6 +276,10 @@ class _Snapshots:
 
     def structure(self, reader: MilvusReader) -> _Approximate | None:
         return None if reader.collection.kind in EXACT else _Approximate()
+
+    def exact_facts(self, reader: MilvusReader) -> dict[str, Any]:
+        """Returns that the server's own search is all there is."""
+        return {"proved": False}
 
     def close(self) -> None:
         """Does nothing; there is nothing to close."""

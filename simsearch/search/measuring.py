@@ -11,13 +11,12 @@ import numpy as np
 
 from simsearch.search import ann
 from simsearch.search.ann import K
-from simsearch.search.exact import FlatIndex
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from simsearch.search.exact import Neighbours
-    from simsearch.storage.index import Index
+    from simsearch.search.exact import FlatIndex
+    from simsearch.search.ranking import Neighbours
 
 QUERIES = 400
 """Number of held-out items; half of them choose the settings, the other half measure the recall."""
@@ -51,12 +50,6 @@ class Benchmark:
     def recalls(self, found: list[Neighbours], part: slice) -> NDArray[np.float64]:
         """Returns the recall of each query in `part`: the share of its K matches that are as near as the true K-th."""
         return ann.recalls(found, self.truth[part])
-
-
-def open_flat(index: Index) -> tuple[FlatIndex, NDArray[np.int64]]:
-    """Returns an exact search over all rows of an index, and (n,) the rows of its items, ascending."""
-    with index.reading() as reader:
-        return FlatIndex(reader.shards, reader.state("rows")), reader.rows()
 
 
 def hold_out(

@@ -1,0 +1,56 @@
+"""Records the sketch that exact searches use (see `simsearch.search.sketch`).
+
+Called with the writer lock held, after the commits of a build and of other changes. A killed process loses nothing:
+`meta.json` names a sketch, and counts its rows, only when they are on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from simsearch.errors import SimsearchError
+from simsearch.search import sketch_making
+from simsearch.search.exact import FlatIndex
+from simsearch.search.sketch_files import SketchFacts
+from simsearch.storage import derived
+from simsearch.storage.database import Changes
+
+if TYPE_CHECKING:
+    from simsearch.storage.index import Index
+
+
+def update(index: Index, learn: bool = True) -> None:
+    """Brings the sketch in step with the committed rows, and records it.
+
+    learn: False to only add rows to a sketch that there is.
+    A sketch that cannot be written is left out: searches are scans then.
+    """
+    with index.reading() as reader:
+        rows, blocks = reader.state("rows"), reader.blocks()
+        before = facts = SketchFacts.of(index.meta.sketch)
+        if rows < sketch_making.LEAST and before is None:
+            return
+        flat = FlatIndex(reader.shards, rows)
+        with contextlib.suppress(OSError, SimsearchError):
+            facts = sketch_making.updated(index.folder, before, flat, reader.rows, blocks, learn)
+    if facts is not None and facts != before:
+        index.database.apply(Changes())  # a new generation, so that readers reload
+        with index.reading() as reader:
+            generation = reader.state("generation")
+        index.refresh()
+        index.write_meta(replace(index.meta, sketch=facts.to_dict(), generation=generation))
+        delete_unused(index)
+
+
+def delete_unused(index: Index) -> None:
+    """Deletes derived files that `meta.json` does not name; readers that use them have them in memory."""
+    parameters = index.meta.search["parameters"]
+    used = {derived.WORK_FOLDER, parameters.get("folder") if isinstance(parameters, dict) else None}
+    used.add(index.meta.sketch.get("folder"))
+    files = index.folder.child(derived.FOLDER)
+    for name in files.names() if files.exists(".") else ():
+        if name not in used:
+            with contextlib.suppress(OSError):
+                files.remove(name)

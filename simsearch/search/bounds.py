@@ -1,0 +1,241 @@
+"""Lower bounds on distances from a few bytes an item.
+
+A row x becomes s(x): its coordinates on the first principal components, rotated so that they vary equally, and the
+length of the rest of it. |s(x) - s(q)| is at most |x - q|. Both are rounded to a grid of 256 steps in each dimension,
+and the distance of two points of the grid is the root of a whole number, so its computation has no rounding at all.
+The errors of s and of the grid are bounded for each row and each query, and the bound is lowered by them:
+
+    |x - q| * sqrt(1 + defect) >= step * |code(x) - code(q)| - error(x) - error(q)
+
+`defect` is the largest amount by which the float32 axes, which are not quite orthonormal, lengthen a squared distance.
+All rows lie in the box that the grid spans, up to their error. A query outside it is first moved to the nearest point
+of the box, which brings it no farther from any point in it.
+
+Letters: n rows, D dimension, d components, w = d + 1 bytes of a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from simsearch.common.float16 import to_float32
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BLOCK = 512
+"""Products summed in float32; the sums of blocks are added in float64."""
+
+UNIT = 2.0**-24
+"""Relative rounding error of one float32 operation."""
+
+SUM = (BLOCK + 4) * UNIT / (1 - (BLOCK + 4) * UNIT)
+"""Relative error bound of a float32 sum of `BLOCK` products, in any order (Higham, "Accuracy and Stability", 3.1)."""
+
+SLACK = 1 + 1e-9
+"""Factor for the rounding of float64 arithmetic, which is some thousand times smaller."""
+
+LEVELS = 255
+"""The largest value of a code."""
+
+FARTHEST = 2.0**40
+"""Larger than all squared distances of codes."""
+
+WIDER = 1.3
+"""The box is wider than the sample by this factor."""
+
+SKEW, ROTATED = 0.01, 1e-10
+"""Largest deviation of axes and of a rotation from orthonormal ones; both are thousands of times better."""
+
+TINY = 1e-30
+"""Absolute error bound of sums of products so small that float32 rounds them to zero."""
+
+
+class Encoded(NamedTuple):
+    """codes: (n, w) uint8. errors: (n,) float64, the largest distance of a row or query from its point of the grid."""
+
+    codes: NDArray[np.uint8]
+    errors: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid of one width.
+
+    rotation: (d, d) float64. low: (w,) float64, the corner of the box. step: between neighbouring points.
+    cap: the error of nearly all rows is at most this.
+    """
+
+    rotation: NDArray[np.float64]
+    low: NDArray[np.float64]
+    step: float
+    cap: float
+
+    @property
+    def width(self) -> int:
+        """w."""
+        return len(self.low)
+
+    def reach(self, distance: float, defect: float, error: float | NDArray[Any]) -> NDArray[np.float64]:
+        """Returns the largest squared distance of codes that a row at most `distance` from the query can have.
+
+        error: of the query and of a row, added. The result is `FARTHEST` if it cannot be computed.
+        """
+        with np.errstate(all="ignore"):
+            root = (distance * SLACK * np.sqrt(1 + defect) + error) / self.step
+            squared = root * root * SLACK
+            return np.where(squared < FARTHEST, squared, FARTHEST)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Computes the codes of rows and queries.
+
+    mean: (D,) float32. axes: (d, D) float32, nearly orthonormal. grids: narrow and wide, on the first of these axes.
+    """
+
+    mean: NDArray[np.float32]
+    axes: NDArray[np.float32]
+    grids: tuple[Grid, ...]
+    defect: float
+
+    def encode(self, features: NDArray[np.floating], query: bool = False) -> list[Encoded]:
+        """Returns the codes of (n, D) features for each grid. query: True to move points outside a box to its edge."""
+        with np.errstate(all="ignore"):  # values that overflow get an infinite error
+            components, squared, product = project(features, self.mean, self.axes)
+            return [
+                _encode(grid, *_point(grid.rotation, components, squared, product, self.defect), query)
+                for grid in self.grids
+            ]
+
+    def save(self) -> bytes:
+        """Returns the content of a file for `load`."""
+        arrays: dict[str, NDArray[np.generic]] = {"mean": self.mean, "axes": self.axes}
+        for number, grid in enumerate(self.grids):
+            arrays[f"rotation{number}"], arrays[f"low{number}"] = grid.rotation, grid.low
+            arrays[f"scale{number}"] = np.array([grid.step, grid.cap])
+        return bytes(safetensors.numpy.save(arrays))
+
+    @classmethod
+    def load(cls, data: bytes, dimension: int) -> Bounds:
+        """Reads the result of `save`, for features of dimension D. Raises ValueError and KeyError."""
+        try:
+            arrays = safetensors.numpy.load(data)
+        except safetensors.SafetensorError as error:
+            raise ValueError(str(error)) from error
+        mean, axes = arrays["mean"], arrays["axes"]
+        if mean.shape != (dimension,) or axes.ndim != 2 or axes.shape[1] != dimension:
+            raise ValueError(f"its axes have shape {axes.shape}, but features {dimension} dimensions")
+        grids = []
+        for number in range(2):
+            rotation, low = arrays[f"rotation{number}"], arrays[f"low{number}"]
+            step, cap = arrays[f"scale{number}"].tolist()
+            if rotation.shape != (len(low) - 1, len(low) - 1) or len(rotation) > len(axes) or not step > 0:
+                raise ValueError("its grids do not belong to its axes")
+            if not np.linalg.norm(rotation @ rotation.T - np.eye(len(rotation))) < ROTATED:
+                raise ValueError("its rotations are none")
+            grids.append(Grid(rotation, low, step, cap))
+        if not (defect := defect_of(axes)) < SKEW:
+            raise ValueError("its axes are not orthonormal")
+        return cls(mean, axes, tuple(grids), defect)
+
+
+def defect_of(axes: NDArray[np.float32]) -> float:
+    """Returns an upper bound of the amount by which (d, D) axes and a rotation of them lengthen a squared distance."""
+    exact = axes.astype(np.float64)
+    gram = exact @ exact.T
+    gram[np.diag_indices(len(gram))] -= 1
+    return float(np.linalg.norm(gram)) * (1 + 1e-6) + 1e-10
+
+
+def make_grid(
+    components: NDArray[np.float64], squared: NDArray[np.float64], product: NDArray[np.float64], d: int, defect: float
+) -> Grid:
+    """Fits a grid on the first d components to a sample; the arguments are from `project`."""
+    normal = np.random.default_rng(d).standard_normal((d, d))
+    rotation = np.linalg.qr(normal)[0]
+    points, errors = _point(rotation, components, squared, product, defect)
+    least, most = np.quantile(points, [0.0005, 0.9995], axis=0)
+    middle, half = (least + most) / 2, WIDER * float((most - least).max(initial=0)) / 2
+    half = max(half, float(errors.max()), TINY)
+    low, step = middle - half, 2 * half / LEVELS
+    rough = Grid(rotation, low, step, np.inf)
+    found = _encode(rough, points, errors, False).errors
+    cap = min(1.1 * float(found.max()), 1.5 * float(np.quantile(found, 0.99)))
+    return Grid(rotation, low, step, cap)
+
+
+def project(
+    features: NDArray[np.floating], mean: NDArray[np.float32], axes: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Computes components of (n, D) features and their lengths.
+
+    Returns the components (n, d), the squared lengths of the centred features (n,), and the largest error of the
+    vector of components (n,), by the rounding of a product in float32.
+    """
+    x = to_float32(features)
+    x -= mean
+    components, squared = np.zeros((len(x), len(axes))), np.zeros(len(x))
+    for start in range(0, x.shape[1], BLOCK):
+        part = x[:, start : start + BLOCK]
+        components += part @ axes[:, start : start + BLOCK].T
+        squared += np.einsum("nd,nd->n", part, part)
+    squared *= 1 + 2 * SUM
+    return components, squared, SUM * np.sqrt(squared) + TINY
+
+
+def _point(
+    rotation: NDArray[np.float64],
+    components: NDArray[np.float64],
+    squared: NDArray[np.float64],
+    product: NDArray[np.float64],
+    defect: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns s of each row, (n, w), and how far it may be from the true one, (n,).
+
+    components, squared, product: from `project`; d of the components are used.
+    """
+    d = len(rotation)
+    y = components[:, :d]
+    # Each component errs by SUM * |axis| * |x|; centring moves x by UNIT * |x|; the rotation is in float64.
+    error = (np.sqrt(d * (1 + defect)) + 2) * product * SLACK
+    kept = np.einsum("nd,nd->n", y, y)
+    rest = np.maximum(squared - kept, 0)
+    doubt = 6 * SUM * squared + error * (2 * np.sqrt(kept) + error) + 2 * defect * kept + TINY
+    points = np.concatenate([y @ rotation, np.sqrt(rest)[:, None]], axis=1)
+    return points, error + doubt / np.sqrt(np.maximum(rest, doubt))
+
+
+def _encode(grid: Grid, points: NDArray[np.float64], errors: NDArray[np.float64], query: bool) -> Encoded:
+    """Rounds (n, w) points to the grid. errors: (n,) of the points."""
+    places = (points - grid.low) / grid.step
+    codes = np.clip(np.nan_to_num(np.rint(places), nan=0, posinf=LEVELS, neginf=0), 0, LEVELS).astype(np.uint8)
+    if query:
+        places = np.clip(places, 0, LEVELS)
+    places -= codes
+    total = errors + grid.step * np.sqrt(np.einsum("nd,nd->n", places, places)) * SLACK
+    return Encoded(codes, np.where(np.isfinite(total), total, np.inf))
+
+
+def squares(codes: NDArray[np.uint8], query: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Returns the squared distances of (n, w) codes to one, (w,): (n,), without rounding."""
+    found = np.empty(len(codes), np.int64)
+    own = query.astype(np.int16)
+    for start in range(0, len(codes), 1024):
+        difference = codes[start : start + 1024].astype(np.int16)
+        difference -= own
+        found[start : start + 1024] = np.einsum("nd,nd->n", difference, difference, dtype=np.int32)
+    return found
+
+
+def sizes(dimension: int, components: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Returns the widths to choose from, narrow and wide, for features of D dimensions and d components at most."""
+    most = min(dimension, components + 1)
+    narrow = [w for w in (32, 64, 128) if w <= most] or [most]
+    wide = [w for w in (128, 256, 384) if w <= most and w > narrow[0]] or [most]
+    return narrow, wide

@@ -1,0 +1,67 @@
+"""Ranking a few rows by their exact distances, measured in float64."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from simsearch.common.float16 import to_float32
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ROUNDING = 1e-4
+"""Relative margin on squared float32 distances, above the rounding of a sum of 4096 terms."""
+
+
+class Neighbours(NamedTuple):
+    """The rows nearest to one query and their Euclidean distances (float64), ascending.
+
+    More than k if several rows tie for the k-th place, fewer only if there are fewer rows.
+    """
+
+    rows: NDArray[np.int64]
+    distances: NDArray[np.float64]
+
+
+def rank_exact(
+    query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int
+) -> Neighbours:
+    """Returns the k nearest of the given rows by float64 arithmetic, and those that tie with the last.
+
+    query: (D,). rows: (n,). features: (n, D), of the rows.
+    """
+    k = min(k, len(rows))
+    near = _within_reach(query, features, k)
+    rows, features = rows[near], features[near]
+    with np.errstate(invalid="ignore"):  # damaged rows may be infinite
+        difference = to_float32(features).astype(np.float64)
+        difference -= query
+        distances = np.sqrt(np.einsum("nd,nd->n", difference, difference))  # roots of different squares may tie
+    order = np.lexsort((rows, distances))
+    last = int(np.searchsorted(distances[order], distances[order[k - 1]], side="right"))
+    chosen = order[:last]
+    return Neighbours(rows[chosen], distances[chosen])
+
+
+def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: int) -> NDArray[np.int64]:
+    """Returns the places in (n, D) features that may be among the k nearest or tie with the last, by float32."""
+    if len(features) <= k + 8:
+        return np.arange(len(features))
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = to_float32(features)
+        difference -= query
+        squared = np.einsum("nd,nd->n", difference, difference)
+    if not np.isfinite(squared).all():  # float32 overflowed
+        return np.arange(len(features))
+    reach = np.float64(np.partition(squared, k - 1)[k - 1]) * (1 + 3 * ROUNDING) + 1e-30
+    return np.flatnonzero(squared <= reach)
+
+
+def merged(a: Neighbours, b: Neighbours, k: int) -> Neighbours:
+    """Returns the k nearest of two lists of neighbours without common rows, and those that tie with the last."""
+    rows, distances = np.concatenate([a.rows, b.rows]), np.concatenate([a.distances, b.distances])
+    order = np.lexsort((rows, distances))
+    last = int(np.searchsorted(distances[order], distances[order[min(k, len(order)) - 1]], side="right"))
+    return Neighbours(rows[order[:last]], distances[order[:last]])

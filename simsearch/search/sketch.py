@@ -1,0 +1,338 @@
+"""Exact search that reads few rows: short codes of all rows prove that most of them cannot be among the nearest.
+
+A sketch has two codes of each row (see `bounds`): a narrow one, of which a search compares all, and a wide one for the
+rows that remain. Those that may still be as near as the k-th best row known are read and measured in float64. The
+answer is that of a scan of all rows, ties included. A search that would read too many rows is left to the scan.
+
+Letters: nq queries, k neighbours, n rows of the sketch, D dimension, w bytes of a code.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from simsearch.common.lazy import LazyModule
+from simsearch.search.bounds import Bounds, Encoded, squares
+from simsearch.search.faiss_files import pool
+from simsearch.search.ranking import Neighbours, rank_exact
+
+if TYPE_CHECKING:
+    import faiss
+    from numpy.typing import NDArray
+else:
+    faiss = LazyModule("faiss")
+
+FEWEST, SHARE = 4096, 64
+"""A search uses the sketch if at least this number of rows may be found, and at most one in SHARE of them is wanted."""
+
+SEEDS = 8
+"""Rows measured to know how near the k-th best is: k and this number, the best by their codes."""
+
+CHUNK = 256
+"""Rows read after that, before the rest."""
+
+MOST = 0.05
+"""A search that has to read a larger fraction of the permitted rows than this is left to the scan."""
+
+LISTED = 4096
+"""Rows that a core lists by their narrow codes at most; beyond, comparing them all is faster."""
+
+BATCH = 8
+"""From this many queries on, all narrow codes are compared by a matrix product."""
+
+PRODUCTS, BLOCK, GROUP = 1 << 24, 16_384, 32
+"""Squared distances kept at once, rows of a block, and rows of which a batch looks at the best one first."""
+
+EXCLUDED = np.float32(1e30)
+"""The squared distance of a row that may not be found."""
+
+
+class _Task(NamedTuple):
+    """A search for k rows. masks: from `_masks`. most: rows to read before giving up. read: returns features by row."""
+
+    k: int
+    masks: list[NDArray[np.bool_]]
+    most: int
+    read: Callable[[NDArray[np.int64]], NDArray[np.float16]]
+
+
+class _Query(NamedTuple):
+    """A query and its codes. vector: (1, D). narrow, wide: (w,) codes. errors: of both."""
+
+    vector: NDArray[np.float32]
+    narrow: NDArray[np.uint8]
+    wide: NDArray[np.uint8]
+    errors: tuple[float, float]
+
+
+class _Known(NamedTuple):
+    """Rows that have been read, their features (m, D), and the distance of the k-th best of them."""
+
+    rows: NDArray[np.int64]
+    features: NDArray[np.float16]
+    distance: float
+
+
+class Sketch:
+    """The codes of the first n rows. Safe for many threads.
+
+    narrow, wide: (n, w) uint8. errors: (n, 2) float32, rounded up.
+    wanted: the number of rows listed by their narrow codes, for ten neighbours.
+    """
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        narrow: NDArray[np.uint8],
+        wide: NDArray[np.uint8],
+        errors: NDArray[np.float32],
+        wanted: int,
+    ) -> None:
+        self.bounds, self.rows, self.wanted = bounds, len(narrow), max(1, wanted)
+        self._wide, self._errors = wide, np.ascontiguousarray(errors[:, 1])
+        self._odd = np.flatnonzero(~(errors[:, 0] <= bounds.grids[0].cap))
+        # Each core has every c-th row, so that all have about the same share of the near ones.
+        self._cores = min(os.cpu_count() or 1, max(1, self.rows // FEWEST))
+        self._stripes = [_faiss_index(narrow[first :: self._cores]) for first in range(self._cores)]
+        self._lengths: list[NDArray[np.float32]] | None = None
+        self._masked: tuple[NDArray[np.int64] | None, list[NDArray[np.bool_]]] = (None, [])
+        self._lock = threading.Lock()
+
+    @property
+    def odd(self) -> int:
+        """The number of rows that are too far outside the grid to be excluded by their narrow codes."""
+        return len(self._odd)
+
+    def shares(self, queries: NDArray[np.float32], distances: list[float]) -> list[float]:
+        """Returns the mean shares of the rows that the narrow and the wide codes of (nq, D) queries leave.
+
+        distances: of each query's k-th neighbour.
+        """
+        encoded = self.bounds.encode(queries, query=True)
+        left: list[tuple[int, int]] = []
+        for number, (vector, distance) in enumerate(zip(queries, distances, strict=True)):
+            query = _query(vector, encoded, number)
+            table = self._compare(query.narrow[None], [])[0]
+            rows = self._rows(np.flatnonzero(table <= self._limit(query, distance)))
+            reach = self.bounds.grids[1].reach(distance, self.bounds.defect, query.errors[1] + self._errors[rows])
+            left.append((len(rows), int(np.count_nonzero(squares(self._wide[rows], query.wide) <= reach))))
+        return [float(share) for share in np.mean(np.array(left), axis=0) / max(1, self.rows)]
+
+    def helps(self, k: int, permitted: int) -> bool:
+        """Returns True if a search for k of the permitted rows should use the sketch."""
+        return permitted >= FEWEST and k * SHARE <= permitted
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        permitted: NDArray[np.int64] | None,
+        read: Callable[[NDArray[np.int64]], NDArray[np.float16]],
+    ) -> list[Neighbours | None]:
+        """Returns the k permitted rows nearest to each of (nq, D) queries; None for a query that needs a scan.
+
+        permitted: ascending rows of the sketch, at least k; None for all. read: returns features by row.
+        """
+        encoded = self.bounds.encode(queries, query=True)
+        each = [_query(vector, encoded, number) for number, vector in enumerate(queries)]
+        masks = self._masks(permitted)
+        most = max(2 * CHUNK, int(MOST * (self.rows if permitted is None else len(permitted))))
+        task = _Task(k, masks, most, read)
+        if len(queries) < BATCH:
+            return [self._one(query, task) if _usable(query) else None for query in each]
+        answers: list[Neighbours | None] = []
+        size = max(1, PRODUCTS // self.rows)
+        for start in range(0, len(each), size):
+            part = each[start : start + size]
+            distances = self._compare(np.stack([query.narrow for query in part]), masks)
+
+            def one(number: int, part: list[_Query] = part, distances: Any = distances) -> Neighbours | None:
+                if not _usable(part[number]):
+                    return None
+                return self._by_table(part[number], distances[number], task)
+
+            answers += pool().map(one, range(len(part)))
+        return answers
+
+    # -- the narrow codes
+
+    def _one(self, query: _Query, task: _Task) -> Neighbours | None:
+        """Searches for one query, with the rows that FAISS lists."""
+        wanted = max(64, self.wanted * -(-task.k // 10)) // self._cores + task.k
+        known: _Known | None = None
+        while wanted <= LISTED:
+            rows, near, edge = self._list(query.narrow, wanted, task.masks)
+            wide = squares(self._wide[rows], query.wide)
+            if known is None:
+                known = self._measure_best(query, rows, wide, task)
+            limit = self._limit(query, known.distance)
+            if edge > limit:
+                chosen = near <= limit
+                return self._finish(query, rows[chosen], wide[chosen], known, task)
+            wanted *= 4
+        return self._by_table(query, self._compare(query.narrow[None], task.masks)[0], task, known)
+
+    def _list(
+        self, code: NDArray[np.uint8], wanted: int, masks: list[NDArray[np.bool_]]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
+        """Returns the rows of nearest codes, their squared distances, and the least one that a row not listed has."""
+        vector = code.astype(np.float32)[None]
+
+        def one(stripe: int) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
+            selector = faiss.IDSelectorBitmap(np.packbits(masks[stripe], bitorder="little")) if masks else None
+            parameters = None if selector is None else faiss.SearchParameters(sel=selector)
+            index = self._stripes[stripe]
+            distances, places = index.search(vector, min(wanted, index.ntotal), params=parameters)
+            found = places[0] >= 0
+            whole = not found.all() or wanted >= index.ntotal
+            near = distances[0][found]
+            return places[0][found] * self._cores + stripe, near, np.inf if whole else float(near[-1])
+
+        parts = list(pool().map(one, range(self._cores))) if self._cores > 1 else [one(0)]
+        rows, near = (np.concatenate([part[n] for part in parts]) for n in range(2))
+        return rows, near, min(part[2] for part in parts)
+
+    def _compare(self, codes: NDArray[np.uint8], masks: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
+        """Returns the squared distances of (nq, w) codes to all rows, (nq, n), stripe by stripe.
+
+        All numbers are whole and below 2^24, so that float32 has no rounding.
+        """
+        views = [_codes(index) for index in self._stripes]
+        if self._lengths is None:
+            self._lengths = [np.einsum("nd,nd->n", v, v, dtype=np.int32).astype(np.float32) for v in views]
+        vectors = codes.astype(np.float32)
+        own, doubled = np.einsum("nd,nd->n", vectors, vectors)[:, None], -2 * vectors
+        found = np.empty((len(codes), self.rows), np.float32)
+        column = 0
+        for number, view in enumerate(views):
+            for start in range(0, len(view), BLOCK):
+                part = view[start : start + BLOCK].astype(np.float32)
+                out = found[:, column : column + len(part)]
+                out[...] = doubled @ part.T
+                out += self._lengths[number][start : start + BLOCK]
+                if masks:
+                    out[:, ~masks[number][start : start + BLOCK]] = EXCLUDED
+                column += len(part)
+        found += own
+        return found
+
+    def _by_table(
+        self, query: _Query, distances: NDArray[np.float32], task: _Task, known: _Known | None = None
+    ) -> Neighbours | None:
+        """Searches with the squared distances of all narrow codes, (n,), from `_compare`."""
+        if known is None:
+            whole = len(distances) // GROUP * GROUP
+            best = distances[:whole].reshape(-1, GROUP).min(1)
+            place = min(2 * task.k + SEEDS, len(best) - 1)
+            edge = np.partition(best, place)[place]
+            seeds = self._rows(np.flatnonzero((distances <= edge) & (distances < EXCLUDED)))
+            if not task.k <= len(seeds) <= task.most:
+                return None
+            known = self._measure_best(query, seeds, squares(self._wide[seeds], query.wide), task)
+        limit = self._limit(query, known.distance)
+        columns = np.flatnonzero(distances <= min(limit, float(EXCLUDED) / 2))
+        if len(columns) > 4 * task.most:
+            return None
+        rows = self._rows(columns)
+        return self._finish(query, rows, squares(self._wide[rows], query.wide), known, task)
+
+    def _limit(self, query: _Query, distance: float) -> float:
+        """Returns the largest squared distance of narrow codes for a row at most `distance` away, unless it is odd."""
+        grid = self.bounds.grids[0]
+        return float(grid.reach(distance, self.bounds.defect, query.errors[0] + grid.cap))
+
+    def _rows(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the rows of columns of a table from `_compare`."""
+        edges = np.cumsum([0] + [index.ntotal for index in self._stripes])
+        stripes = np.searchsorted(edges, columns, side="right") - 1
+        rows: NDArray[np.int64] = (columns - edges[stripes]) * self._cores + stripes
+        return rows
+
+    def _masks(self, permitted: NDArray[np.int64] | None) -> list[NDArray[np.bool_]]:
+        """Returns for each stripe which of its rows may be found; an empty list if all may."""
+        if permitted is None:
+            return []
+        with self._lock:
+            if self._masked[0] is not permitted:
+                mask = np.zeros(self.rows, bool)
+                mask[permitted] = True
+                self._masked = (
+                    permitted,
+                    [np.ascontiguousarray(mask[first :: self._cores]) for first in range(self._cores)],
+                )
+            return self._masked[1]
+
+    # -- the wide codes and the rows
+
+    def _measure_best(self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], task: _Task) -> _Known:
+        """Reads the best rows by their wide codes, whose squared distances are `wide`."""
+        count = min(task.k + SEEDS, len(rows))
+        chosen = rows if count == len(rows) else rows[np.argpartition(wide, count - 1)[:count]]
+        features = task.read(chosen)
+        near = rank_exact(query.vector[0], chosen, features, task.k)
+        return _Known(chosen, features, float(near.distances[task.k - 1]))
+
+    def _finish(
+        self,
+        query: _Query,
+        rows: NDArray[np.int64],
+        wide: NDArray[np.int64],
+        known: _Known,
+        task: _Task,
+    ) -> Neighbours | None:
+        """Reads the rows that may be among the nearest, best first, and ranks all that were read.
+
+        rows: all that remain by their narrow codes. wide: the squared distances of their wide codes.
+        """
+        odd = self._odd[~np.isin(self._odd, rows)] if len(self._odd) else self._odd
+        if len(odd):
+            if task.masks:
+                odd = odd[[bool(task.masks[row % self._cores][row // self._cores]) for row in odd.tolist()]]
+            rows = np.concatenate([rows, odd])
+            wide = np.concatenate([wide, squares(self._wide[odd], query.wide)])
+        grid, size = self.bounds.grids[1], CHUNK
+        order = np.argsort(wide, kind="stable")
+        rows, wide = rows[order], wide[order]
+        fresh = ~np.isin(rows, known.rows)
+        rows, wide = rows[fresh], wide[fresh]
+        while True:
+            near = wide <= grid.reach(known.distance, self.bounds.defect, query.errors[1] + self._errors[rows])
+            rows, wide = rows[near], wide[near]
+            if len(rows) + len(known.rows) > task.most:
+                return None
+            if not len(rows):
+                return rank_exact(query.vector[0], known.rows, known.features, task.k)
+            part, rows, wide = rows[:size], rows[size:], wide[size:]
+            every, features = np.concatenate([known.rows, part]), np.concatenate([known.features, task.read(part)])
+            distance = float(rank_exact(query.vector[0], every, features, task.k).distances[task.k - 1])
+            known, size = _Known(every, features, distance), 4 * size
+
+
+def _query(vector: NDArray[np.float32], encoded: list[Encoded], number: int) -> _Query:
+    narrow, wide = encoded
+    errors = float(narrow.errors[number]), float(wide.errors[number])
+    return _Query(vector[None], narrow.codes[number], wide.codes[number], errors)
+
+
+def _usable(query: _Query) -> bool:
+    """Returns False for a query with values so large that float32 overflowed."""
+    return bool(np.isfinite(query.errors).all())
+
+
+def _faiss_index(codes: NDArray[np.uint8]) -> Any:
+    """Returns a FAISS index over (n, w) codes. Its distances are whole numbers below 2^24, without rounding."""
+    index = faiss.IndexScalarQuantizer(codes.shape[1], faiss.ScalarQuantizer.QT_8bit_direct)
+    faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), index.codes)
+    index.ntotal = len(codes)
+    return index
+
+
+def _codes(index: Any) -> NDArray[np.uint8]:
+    """Returns the (n, w) codes of a FAISS index, in its own memory."""
+    view: NDArray[np.uint8] = faiss.rev_swig_ptr(index.codes.data(), index.ntotal * index.d)
+    return view.reshape(index.ntotal, index.d)

@@ -1,0 +1,159 @@
+"""The files of a sketch.
+
+A sketch is derived data in `derived/<name>/`, sealed as all of it (`simsearch.storage.derived`): the bounds in
+`bounds.safetensors`, and in `rows.<first>.npy` the codes and errors of the rows from `first` on, `PART` to a file. The
+last file is replaced by a longer one when rows are added. `meta.json` counts the rows when they are on disk, and has a
+checksum of the features that they belong to.
+
+Letters: n rows, D dimension, w bytes of a code.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
+
+from simsearch.errors import IndexDamagedError
+from simsearch.search.bounds import Bounds
+from simsearch.search.faiss_files import pool
+from simsearch.search.sketch import Sketch
+from simsearch.storage import derived as sealed
+from simsearch.storage.derived import structure_folder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.search.exact import FlatIndex
+    from simsearch.storage.folder import Folder
+
+PART, BLOCK = 16_384, 1024
+"""Rows of a file, and rows encoded at a time."""
+
+BOUNDS = "bounds.safetensors"
+
+
+@dataclass(frozen=True)
+class SketchFacts:
+    """The record of a sketch in `meta.json`.
+
+    folder: in `derived`; "" if there is none because it would not help.
+    compactions, rows: of the feature rows that it has. blocks: the `identity` of these rows.
+    widths: bytes of the narrow and the wide code. wanted: the number of rows that a search lists for ten neighbours.
+    learned, measured: the number of rows when the bounds were learned, and when `left` was measured.
+    left: the mean shares of the rows that remain by the narrow and by the wide codes, which are read.
+    first: the second of them when the bounds were learned.
+    """
+
+    folder: str
+    compactions: int
+    rows: int
+    blocks: int = 0
+    widths: list[int] = field(default_factory=list)
+    wanted: int = 0
+    learned: int = 0
+    measured: int = 0
+    left: list[float] = field(default_factory=list)
+    first: float = 0.0
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> SketchFacts | None:
+        """Reads the entry of `meta.json`; None if there is none or it is not as simsearch writes it."""
+        try:
+            facts = cls(**values)
+        except TypeError:
+            return None
+        lists = [(facts.widths, int), (facts.left, int | float)]
+        numbers = [facts.compactions, facts.rows, facts.blocks, facts.wanted, facts.learned, facts.measured]
+        right = isinstance(facts.folder, str) and isinstance(facts.first, int | float)
+        right &= all(type(number) is int and 0 <= number < 1 << 40 for number in numbers)
+        right &= all(isinstance(each, list) and all(isinstance(value, kind) for value in each) for each, kind in lists)
+        if not right or (facts.folder and (len(facts.widths) != 2 or min(facts.widths) < 2)):
+            return None
+        return facts
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def in_place(self, index: Folder) -> bool:
+        """Returns True if all its files are there."""
+        try:
+            folder = structure_folder(index, self.folder)
+            return folder.exists(BOUNDS) and all(folder.exists(_part(first)) for first in range(0, self.rows, PART))
+        except (OSError, IndexDamagedError):
+            return False
+
+
+def _part(first: int) -> str:
+    return f"rows.{first}.npy"
+
+
+def identity(blocks: list[tuple[int, int, int]], rows: int) -> int:
+    """Returns a number that tells the first `rows` rows from others: a checksum of those of their blocks."""
+    return crc32(repr([block for block in blocks if block[0] < rows]).encode())
+
+
+def read_bounds(index: Folder, facts: SketchFacts, dimension: int) -> Bounds:
+    """Reads the bounds of a sketch, of D dimensions. Raises IndexDamagedError, SimsearchError, OSError."""
+    folder = structure_folder(index, facts.folder)
+    try:
+        bounds = Bounds.load(sealed.read(folder, BOUNDS).tobytes(), dimension)
+        if [grid.width for grid in bounds.grids] != facts.widths:
+            raise ValueError("its widths are not those in meta.json")
+    except (ValueError, KeyError, TypeError) as error:
+        raise IndexDamagedError(f"the sketch {folder.path} cannot be used: {error}") from error
+    return bounds
+
+
+def load(index: Folder, facts: SketchFacts, dimension: int) -> Sketch:
+    """Loads a sketch. Raises IndexDamagedError, SimsearchError or OSError if its files are missing or damaged."""
+    bounds, folder = read_bounds(index, facts, dimension), structure_folder(index, facts.folder)
+    parts = list(pool().map(lambda first: _read(folder, facts, first), range(0, facts.rows, PART)))
+    a, b = np.cumsum(facts.widths)
+    narrow, wide = (np.concatenate([part[:, span] for part in parts]) for span in (slice(0, a), slice(a, b)))
+    errors = np.concatenate([np.ascontiguousarray(part[:, b:]).view("<f4") for part in parts])
+    return Sketch(bounds, narrow, wide, errors, facts.wanted)
+
+
+def _read(folder: Folder, facts: SketchFacts, first: int) -> NDArray[np.uint8]:
+    """Reads one file: (n, w + w + 8) uint8, the codes and errors of its recorded rows; it may have more."""
+    part, count = sealed.read_array(folder, _part(first)), min(PART, facts.rows - first)
+    if part.dtype != np.uint8 or part.ndim != 2 or part.shape[1] != sum(facts.widths) + 8 or len(part) < count:
+        raise IndexDamagedError(f"{folder.path / _part(first)} does not have the rows in meta.json")
+    return part[:count]
+
+
+def new_folder(index: Folder, made: Bounds) -> str:
+    """Creates the folder of a sketch, with its bounds; returns its name. Raises OSError."""
+    name = secrets.token_hex(8)
+    sealed.write(structure_folder(index, name, create=True), BOUNDS, made.save())
+    index.child(sealed.FOLDER).sync()
+    return name
+
+
+def extended(
+    index: Folder, facts: SketchFacts, known: Bounds, flat: FlatIndex, blocks: list[tuple[int, int, int]]
+) -> SketchFacts:
+    """Encodes the rows after `facts.rows`; returns the record with them. Raises IndexDamagedError, OSError."""
+    folder = structure_folder(index, facts.folder)
+    begin = facts.rows // PART * PART
+    for first in range(begin, flat.rows, PART):
+        kept = [_read(folder, facts, first)] if first < facts.rows else []
+        start = max(first, facts.rows)
+        stop = min(first + PART, flat.rows)
+        kept += [
+            _encoded(known, flat.read(np.arange(row, min(row + BLOCK, stop)))) for row in range(start, stop, BLOCK)
+        ]
+        sealed.write_array(folder, _part(first), np.concatenate(kept))
+    return replace(facts, rows=flat.rows, blocks=identity(blocks, flat.rows))
+
+
+def _encoded(known: Bounds, features: NDArray[np.float16]) -> NDArray[np.uint8]:
+    """Returns the codes and errors of (n, D) features as they are in a file, (n, w + w + 8)."""
+    narrow, wide = known.encode(features)
+    errors = np.stack([narrow.errors, wide.errors], 1).astype(np.float32)
+    errors = np.nextafter(errors, np.float32(np.inf)).astype("<f4")  # rounded up
+    return np.concatenate([narrow.codes, wide.codes, errors.view(np.uint8)], axis=1)

@@ -1,0 +1,278 @@
+"""Choosing an approximate search by measurement: the fastest that reaches a recall within a memory limit.
+
+The kinds race on a part of the rows, and the winner is built from all of them. They race against exact search as it is,
+which with a sketch takes a few milliseconds. `simsearch.indexing.tune` records the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.common import pca
+from simsearch.common.float16 import to_float32
+from simsearch.common.intervals import mean_interval
+from simsearch.common.progress import Progress, no_progress
+from simsearch.search import ann, measuring
+from simsearch.search.ann import AnnIndex, AnnSettings, K
+from simsearch.search.exact import FlatIndex
+from simsearch.search.measuring import Benchmark
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+RACE, BLOCK, ADDED = 32_768, 1024, 8192
+"""Rows to race on, rows projected at a time, rows added at a time."""
+
+SCANNED = 65_536
+"""Rows that are scanned exactly to time an exact search: 512 MiB at D = 4096."""
+
+REACH, LARGEST = 2.0**13, float(np.finfo(np.float16).max)
+"""Upper bound of the projected sample's values after scaling, and of all projected values."""
+
+DIMENSIONS = 256
+"""Maximum number of principal components."""
+
+LEAST = 2_000
+"""Minimum number of items: with fewer, an exact scan takes only a few milliseconds."""
+
+KINDS = (
+    ("hnsw", 128),
+    ("hnsw", 256),
+    ("pq", 128),
+    ("pq", 256),
+    ("ivf", 128),
+    ("sq8", 128),
+    ("rabitq", 256),
+)
+"""Kinds of structures and their numbers of components, in the order in which they are tried."""
+
+SCANS = ("sq8", "rabitq")
+"""Kinds that scan every entry; tried only if no other kind reaches the recall within the memory limit."""
+
+FEW = 40
+"""A kind that reaches the recall with at most this many candidates is not tried with more components."""
+
+CLOSE = 1.2
+"""Kinds whose times differ by at most about this factor count as equally fast."""
+
+CANDIDATES = (12, 16, 20, 30, 40, 80, 160, 320)
+"""Numbers of candidates to try."""
+
+EFFORTS = {
+    "hnsw": (20, 40, 60, 80, 120, 160, 320, 640),
+    "pq": (8, 16, 32, 64, 128, 256),
+    "ivf": (4, 8, 16, 32, 64, 128, 256),
+    "sq8": (0,),
+    "rabitq": (0,),
+}
+"""Search efforts to try for each kind (see `AnnSettings.effort`)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen way to search, with its measurements.
+
+    kind: "exact", "hnsw", "ivf", "pq", "sq8", "rabitq" or "codes".
+    recall, low, high: recall of the 10 nearest neighbours and its 95 % confidence interval, over `queries` queries.
+    seconds, exact_seconds: median time of one query, and of one exact search.
+    memory: size of the structure in bytes.
+    parameters: the settings and the folder of the structure, as in `meta.json`.
+    tried: one entry for each kind in the race, with its results.
+    proved: True if exact search uses a sketch.
+    """
+
+    kind: str
+    recall: float
+    low: float
+    high: float
+    queries: int
+    seconds: float
+    exact_seconds: float
+    memory: int
+    parameters: dict[str, Any]
+    tried: tuple[dict[str, Any], ...] = ()
+    proved: bool = False
+
+
+def choose(
+    flat: FlatIndex, rows: NDArray[np.int64], recall: float, memory: int | None, progress: Progress
+) -> tuple[AnnIndex | None, Choice]:
+    """Chooses and builds the fastest structure over `rows`, (n,) ascending, for `indexing.tune`.
+
+    Returns no structure if exact search is as fast as any that reaches the recall within the memory.
+    """
+    held_out, entries, sample = measuring.hold_out(flat, rows)
+    queries = to_float32(flat.read(held_out))
+    projection = _scale_to_float16(pca.fit_pca(sample, DIMENSIONS), sample)
+    projected = project(flat, entries, projection, progress)
+    seconds = _exact_seconds(flat, entries, queries)
+    tried, ranking = _race(flat, entries, projected, projection, queries, recall, memory)
+    whole = Benchmark.of(flat, entries, queries)
+    for setting in ranking:
+        made = build(setting, projection, projected, entries, flat.rows, progress)
+        choice = _measure(made, whole, recall)
+        if choice is None or choice.seconds >= seconds:
+            continue
+        made.setting = AnnSettings(**{name: choice.parameters[name] for name in AnnSettings.__dataclass_fields__})
+        made.index.add(np.ascontiguousarray(projection(queries)[:, : setting.dimensions]))
+        made.rows = np.concatenate([made.rows, held_out])
+        made = AnnIndex(made.setting, projection, made.index, made.rows, made.covered, flat.shards.compactions)
+        choice = replace(choice, exact_seconds=seconds, tried=tuple(tried), memory=made.setting.bytes_for(len(rows)))
+        return made, choice
+    return None, replace(exact(seconds, flat.proved), tried=tuple(tried))
+
+
+def exact(seconds: float, proved: bool = False) -> Choice:
+    """Returns the choice of exact search, which takes this time. proved: True if it uses a sketch."""
+    return Choice("exact", 1.0, 1.0, 1.0, 0, seconds, seconds, 0, {}, (), proved)
+
+
+def _exact_seconds(flat: FlatIndex, entries: NDArray[np.int64], queries: NDArray[np.float32]) -> float:
+    """Returns the seconds of one exact search: of a scan, estimated from the first `SCANNED` entries.
+
+    A scan of all entries would map the whole of the feature files into memory.
+    """
+    if flat.proved:
+        return measuring.time_queries(lambda query: flat.search(query, K, entries), queries)[0]
+    within = entries[:SCANNED]
+    part = FlatIndex(flat.shards, int(within[-1]) + 1)
+    seconds, _ = measuring.time_queries(lambda query: part.search(query, K, within), queries)
+    return seconds * len(entries) / len(within)
+
+
+def _scale_to_float16(projection: pca.Projection, sample: NDArray[np.float16]) -> pca.Projection:
+    """Scales a projection by a power of two, so that the projected (n, D) sample fits the range of float16."""
+    farthest = max(float(np.abs(projection(sample[n : n + BLOCK])).max()) for n in range(0, len(sample), BLOCK))
+    factor = REACH / 2 ** np.ceil(np.log2(farthest)) if farthest else 1.0
+    return pca.Projection(projection.mean, projection.axes * np.float32(factor))
+
+
+def project(
+    flat: FlatIndex, rows: NDArray[np.int64], projection: pca.Projection, progress: Progress
+) -> NDArray[np.float16]:
+    """Returns the (n, d) projected features; float16 is enough, as structures keep at most eight bits of a value."""
+    projected = np.empty((len(rows), projection.axes.shape[1]), np.float16)
+    for start in range(0, len(rows), BLOCK):
+        block = projection(flat.read(rows[start : start + BLOCK]))
+        projected[start : start + BLOCK] = np.clip(block, -LARGEST, LARGEST)
+        progress(min(start + BLOCK, len(rows)), 2 * len(rows))
+    return projected
+
+
+def build(
+    setting: AnnSettings,
+    projection: pca.Projection,
+    projected: NDArray[np.floating],
+    rows: NDArray[np.int64],
+    covered: int,
+    progress: Progress = no_progress,
+) -> AnnIndex:
+    """Builds a structure over the (n, d or more) projected features of `rows`; covered: the index's number of rows."""
+    index = ann.new_faiss_index(setting, len(rows))
+    some = np.random.default_rng(1).choice(len(rows), min(4 * measuring.SAMPLE, len(rows)), replace=False)
+    index.train(to_float32(projected[np.sort(some), : setting.dimensions]))
+    for start in range(0, len(rows), ADDED):
+        index.add(to_float32(projected[start : start + ADDED, : setting.dimensions]))
+        progress(len(rows) + min(start + ADDED, len(rows)), 2 * len(rows))
+    return AnnIndex(setting, projection, index, rows, covered)
+
+
+def _race(
+    flat: FlatIndex,
+    entries: NDArray[np.int64],
+    projected: NDArray[np.float16],
+    projection: pca.Projection,
+    queries: NDArray[np.float32],
+    recall: float,
+    memory: int | None,
+) -> tuple[list[dict[str, Any]], list[AnnSettings]]:
+    """Measures each kind on a part of the index.
+
+    Returns the results of each kind, and the settings that reach the recall, fastest first.
+    """
+    some = np.sort(np.random.default_rng(2).choice(len(entries), min(RACE, len(entries)), replace=False))
+    part = Benchmark.of(flat, entries[some], queries)
+    ratio = len(entries) / len(some)
+    # How the time of a query grows from the part to the whole index.
+    growth = {
+        "hnsw": np.log(len(entries)) / np.log(len(some)),
+        "pq": ratio**0.5,
+        "ivf": ratio**0.5,
+        "sq8": ratio,
+        "rabitq": ratio,
+    }
+    tried: list[dict[str, Any]] = []
+    reached: list[tuple[float, AnnSettings]] = []
+    for kind, dimensions in KINDS:
+        if (kind in SCANS and reached) or any(s.kind == kind and s.candidates <= FEW for _, s in reached):
+            continue
+        setting = AnnSettings(kind, min(dimensions, projection.axes.shape[1]), CANDIDATES[0], EFFORTS[kind][0])
+        if memory is not None and setting.bytes_for(len(entries) + len(queries)) > memory:
+            continue
+        choice = _measure(build(setting, projection, projected[some], part.rows, flat.rows), part, recall)
+        facts: dict[str, Any] = {"kind": kind, "dimensions": setting.dimensions, "reached": choice is not None}
+        if choice is not None:
+            expected = choice.seconds * float(growth[kind])
+            facts |= {"recall": choice.recall, "seconds": choice.seconds, "expected_seconds": expected}
+            reached.append(
+                (
+                    expected,
+                    replace(setting, candidates=choice.parameters["candidates"], effort=choice.parameters["effort"]),
+                )
+            )
+        tried.append(facts)
+
+    def order(pair: tuple[float, AnnSettings]) -> tuple[int, int]:
+        """Sorts by speed, and equally fast settings by memory."""
+        return round(np.log(pair[0]) / np.log(CLOSE)), pair[1].bytes_for(len(entries))
+
+    return tried, [setting for _, setting in sorted(reached, key=order)]
+
+
+def _settings(start: AnnSettings) -> Iterator[AnnSettings]:
+    """Yields settings from cheap to expensive; a candidate costs about as much as three units of effort."""
+    pairs = [(c, e) for c in CANDIDATES for e in EFFORTS[start.kind] if c >= start.candidates and e >= start.effort]
+    for candidates, effort in sorted(pairs, key=lambda pair: 3 * pair[0] + pair[1]):
+        yield replace(start, candidates=candidates, effort=effort)
+
+
+def _measure(made: AnnIndex, benchmark: Benchmark, recall: float) -> Choice | None:
+    """Returns the cheapest setting that reaches the recall on both halves of the queries; None if there is none.
+
+    The first half chooses it, and the second half gives the recall in the result.
+    """
+    flat, queries, rows = benchmark.flat, benchmark.queries, benchmark.rows
+    half = len(queries) // 2
+    first, second = slice(0, half), slice(half, None)
+    for setting in _settings(made.setting):
+        found = made.search(flat, queries[first], K, rows, setting)
+        if benchmark.recalls(found, first).mean() < recall:
+            continue
+        found = made.search(flat, queries[second], K, rows, setting)
+        recalls = benchmark.recalls(found, second)
+        if recalls.mean() < recall:
+            continue
+        seconds, _ = measuring.time_queries(lambda query, s=setting: made.search(flat, query, K, rows, s), queries)  # type: ignore[misc]
+        low, high = mean_interval(recalls)
+        parameters = {
+            "dimensions": setting.dimensions,
+            "candidates": setting.candidates,
+            "effort": setting.effort,
+            "kind": setting.kind,
+        }
+        return Choice(
+            setting.kind,
+            float(recalls.mean()),
+            low,
+            high,
+            len(recalls),
+            seconds,
+            0.0,
+            setting.bytes_for(len(made.rows)),
+            parameters,
+        )
+    return None

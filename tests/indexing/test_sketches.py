@@ -1,0 +1,167 @@
+"""Sketches follow their index, and losing one loses nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simsearch.engine import Engine
+from simsearch.indexing import sketches
+from simsearch.indexing.compact import compact
+from simsearch.search import sketch_files, sketch_making
+from simsearch.storage.meta import Meta
+from simsearch.storage.verify import verify
+from tests.helpers.clusters import D, clustered
+from tests.helpers.dying import trace
+from tests.helpers.filler import Filler
+from tests.helpers.scan import Scan, agree
+from tests.helpers.sketched import allow_small, loaded, refresh
+
+WATCHED = (sketches, sketch_making, sketch_files)
+
+
+@pytest.fixture
+def filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Filler:
+    allow_small(monkeypatch)
+    filler = Filler(tmp_path / "index", D, 128)
+    filler.add(clustered(np.random.default_rng(0), 400))
+    refresh(filler.engine)
+    return filler
+
+
+def answers(engine: Engine, folder: Path) -> None:
+    """Asserts that searches are right."""
+    scan = Scan.of(engine, folder)
+    for query in clustered(np.random.default_rng(9), 5).astype(np.float32):
+        agree(engine.search_by_vector(query, 7), scan.search(query, 7))
+
+
+def folders(filler: Filler) -> list[str]:
+    return sorted(path.name for path in (filler.path / "derived").iterdir())
+
+
+def test_new_rows_are_appended(filled: Filler, tmp_path: Path) -> None:
+    first = folders(filled)
+    for count, covered in ((3, 400), (4, 407), (60, 467)):
+        filled.add(clustered(np.random.default_rng(count), count))
+        refresh(filled.engine, learn=False)
+        assert (found := loaded(filled.engine)) is not None and found.rows == covered
+        answers(filled.engine, tmp_path / "out")
+    assert folders(filled) == first
+
+
+def test_learned_again_when_grown(filled: Filler, tmp_path: Path) -> None:
+    first = folders(filled)
+    filled.add(clustered(np.random.default_rng(2), 1300))
+    refresh(filled.engine)
+    assert folders(filled) != first and len(folders(filled)) == 1
+    answers(filled.engine, tmp_path / "out")
+
+
+def test_learned_again_when_features_drift(filled: Filler, tmp_path: Path) -> None:
+    first = folders(filled)
+    filled.add(9 * clustered(np.random.default_rng(2), 200))
+    refresh(filled.engine)
+    assert folders(filled) != first
+    answers(filled.engine, tmp_path / "out")
+
+
+def test_compacted(filled: Filler, tmp_path: Path) -> None:
+    filled.remove(list(range(10, 90)))
+    answers(filled.engine, tmp_path / "out")
+    compact(filled.engine.index)
+    assert (found := loaded(filled.engine)) is not None and found.rows == 320
+    assert len(folders(filled)) == 1
+    answers(filled.engine, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["rows.0.npy", "bounds.safetensors"])
+@pytest.mark.parametrize("damage", ["flipped", "shorter", "missing"])
+def test_damage_means_scans(filled: Filler, tmp_path: Path, name: str, damage: str) -> None:
+    path = next((filled.path / "derived").glob(f"*/{name}"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 64
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flipped" else data[:-1])
+    with Engine(filled.path, model=filled.model) as engine:
+        assert loaded(engine) is None and engine.info()["search"]["exact"] == {"proved": False}
+        answers(engine, tmp_path / "out")
+    assert (verify(filled.engine.index).problems == ()) == (damage == "missing")
+    filled.add(clustered(np.random.default_rng(1), 100))
+    refresh(filled.engine)
+    with Engine(filled.path, model=filled.model) as engine:
+        assert loaded(engine) is not None
+        answers(engine, tmp_path / "out2")
+
+
+def test_lost_derived_folder(filled: Filler, tmp_path: Path) -> None:
+    shutil.rmtree(filled.path / "derived")
+    with Engine(filled.path, model=filled.model) as engine:
+        answers(engine, tmp_path / "out")
+        refresh(engine)
+        answers(engine, tmp_path / "out2")
+        assert loaded(engine) is not None
+
+
+def test_sketch_of_other_rows(filled: Filler, tmp_path: Path) -> None:
+    other = Filler(tmp_path / "other", D, 128)
+    other.add(clustered(np.random.default_rng(5), 400))
+    shutil.copytree(filled.path / "derived", other.path / "derived")
+    meta = Meta.read(other.path)
+    Meta(**{**vars(meta), "sketch": Meta.read(filled.path).sketch}).write(other.path)
+    with Engine(other.path, model=other.model) as engine:
+        assert loaded(engine) is None
+        answers(engine, tmp_path / "out")
+
+
+def test_open_reader_keeps_its_sketch(filled: Filler) -> None:
+    with filled.engine.reading() as reader:
+        flat = filled.engine.snapshot(reader).flat
+        query = clustered(np.random.default_rng(9), 1).astype(np.float32)
+        before = flat.search(query, 5, None)[0]
+        with Engine(filled.path, model=filled.model) as other:
+            filled.remove(list(range(1, 100)))
+            compact(other.index)
+        after = flat.search(query, 5, None)[0]
+    assert before.rows.tolist() == after.rows.tolist()
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["made", "extended"])
+def test_killed_at_any_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bool) -> None:
+    allow_small(monkeypatch)
+    filler = Filler(tmp_path / "index", D, 128)
+    filler.add(clustered(np.random.default_rng(0), 300))
+    if made:
+        refresh(filler.engine)
+        filler.add(clustered(np.random.default_rng(1), 30))
+    filler.engine.close()
+    count = trace(-1, *WATCHED)
+    shutil.copytree(filler.path, tmp_path / "whole")
+    with Engine(tmp_path / "whole", model=filler.model) as engine:
+        refresh(engine)
+    lines = np.random.default_rng(0).choice(np.arange(1, count[0]), 8, replace=False).tolist()
+    trace(-1)
+    for number, line in enumerate(lines):
+        path = tmp_path / f"{number}"
+        shutil.copytree(filler.path, path)
+        child = os.fork()
+        if child == 0:
+            trace(line, *WATCHED)
+            with Engine(path, model=filler.model) as engine:
+                refresh(engine)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        with Engine(path, model=filler.model) as engine:
+            assert verify(engine.index).problems == ()
+            answers(engine, tmp_path / f"out{number}")
+            refresh(engine)
+            assert (found := loaded(engine)) is not None and found.rows == len(engine)
+            answers(engine, tmp_path / f"again{number}")
+            assert len(list((path / "derived").iterdir())) == 1
