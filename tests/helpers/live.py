@@ -40,7 +40,7 @@ def process(*arguments, verb="serve", env=None):
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as server:
         assert server.stderr is not None
         first = server.stderr.readline()
-        while re.match(r"(drawing|indexing):", first):
+        while re.match(r"(drawing|indexing):|note: (?!.*http)", first):
             first = server.stderr.readline()
         found = re.search(r"http://\S+", first)
         log = [first]
