@@ -39,7 +39,7 @@ class IndexSearch:
 
     def __init__(self, index: OpenIndex, snapshots: Searchable, model: IndexModel, recipe: Preprocessing) -> None:
         self.index, self.snapshots, self.model, self.recipe = index, snapshots, model, recipe
-        self._estimated: Scale | None = None
+        self._estimated: tuple[int, Scale] | None = None
 
     def by_pictures(self, pictures: Sequence[Picture | int], k: int, options: PictureOptions) -> list[Matches]:
         """See `Engine.search_many`."""
@@ -116,12 +116,16 @@ class IndexSearch:
         return Searcher(reader, snapshot, reader.shards, self.scale(reader), unit, structure)
 
     def scale(self, reader: ItemReader) -> Scale:
-        """Returns the scale of similarities. That of an index of an older version is estimated once."""
+        """Returns the scale of similarities. That of an index of an older version is estimated.
+
+        A small index is estimated after each change, a large one once.
+        """
         snapshot, meta = self.snapshots.current(reader), self.index.meta
         if not meta.similarity and self.index.folder is not None:
-            if self._estimated is None:
-                live = np.arange(snapshot.flat.rows) if snapshot.live is None else snapshot.live
+            live = np.arange(snapshot.flat.rows) if snapshot.live is None else snapshot.live
+            generation = reader.state("generation") if len(live) <= similarity.SAMPLE else 0
+            if self._estimated is None or self._estimated[0] != generation:
                 found = similarity.estimate(reader.shards, live)
-                self._estimated = found or Scale.of({}, meta.distances)
-            return self._estimated
+                self._estimated = generation, found or Scale.of({}, meta.distances)
+            return self._estimated[1]
         return Scale.of(meta.similarity, meta.distances)

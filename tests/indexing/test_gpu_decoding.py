@@ -68,7 +68,7 @@ def test_decoding_device_gives_same_results(waiting: int, workers: int, monkeypa
         if a.features is not None and b.features is not None:
             assert (a.width, a.height) == (b.width, b.height)
             assert np.abs(a.features - b.features).max() < 2
-    assert sum(result.problem is not None for result in found) >= 2
+    assert sum(result.problem is not None for result in found) >= 1
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ValueError("no JPEG"), IndexError()])

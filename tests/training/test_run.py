@@ -236,7 +236,7 @@ def test_failed_curve_hides_no_other_error(pics, tmp_path, monkeypatch):
 def test_unwritable_weights_leave_nothing(trained, tmp_path, monkeypatch):
     card, tensors = weights.read_card(trained[0]), weights.read_tensors(trained[0])
 
-    def full(*arguments):
+    def full(*arguments, **folders):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)

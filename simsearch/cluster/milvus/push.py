@@ -22,6 +22,7 @@ from simsearch.cluster.milvus.client import SPAN, MilvusClient
 from simsearch.cluster.milvus.reader import PROPERTIES
 from simsearch.common.milvus_address import MilvusAddress, parse_address
 from simsearch.errors import IndexDamagedError, ModelMismatchError, SimsearchError, UsageError
+from simsearch.search import similarity
 from simsearch.storage.filters import replace_surrogates
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ class _Push:
             "search": {"kind": "", "recall": 0.0, "parameters": {}},
             "items": self.items,
             "failures": self.reader.failure_count(),
+            "similarity": self._similarity(),
         }
         opened = self.index.sources(self.reader)
         sources = [[row.id, row.kind, opened[row.id].root] for row in self.reader.sources()]
@@ -184,6 +186,13 @@ class _Push:
             "labels": self.reader.label_count(),
         }
         return dict(zip(PROPERTIES, map(json.dumps, (meta, sources, state)), strict=True))
+
+    def _similarity(self) -> dict[str, Any]:
+        """Returns the index's scale of similarities, estimated for an index of an older version; see `Meta`."""
+        if self.index.meta.similarity:
+            return self.index.meta.similarity
+        scale = similarity.estimate(self.reader.shards, self.reader.rows())
+        return {} if scale is None else {**scale.to_dict(), "items": self.items, "rows": self.reader.state("rows")}
 
     # -- the rows
 
