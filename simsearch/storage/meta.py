@@ -150,7 +150,8 @@ def _is_search(search: dict[str, Any]) -> bool:
         type(folder) is str
         and all(_is_number(search.get(key)) for key in needed)
         and all(_is_number(since.get(key)) for key in (*_SINCE, "items") if since)
-        and (not folder or all(_is_number(search.get(key)) for key in ("target", "items")))
+        and (not folder or _is_number(search.get("items")))
+        and (search.get("target") is None or _is_number(search["target"]))
         and (search["kind"] != "codes" or _is_number(parameters.get("dimensions")))
     )
 
