@@ -85,7 +85,7 @@ def test_a_small_random_network_agrees(small):
     found, pixels = small
     one, other = (runtime.OnnxModel(found, precision=kind).features(pixels) for kind in registry.PRECISIONS)
     agreement = int8_calibration.agreement(one, other)
-    assert agreement.cosine > 0.999
+    assert agreement.cosine > 0.997
     assert agreement.top6 > 0.9
     logits = [runtime.OnnxModel(found, precision=kind).logits(pixels) for kind in registry.PRECISIONS]
     assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.99
@@ -98,7 +98,7 @@ def test_shipped_weights_agree_on_drawn_pictures(name, pictures):
     pixels = np.stack([found.card.recipe.pixels(picture) for picture in pictures])
     one, other = (runtime.OnnxModel(found, precision=kind).features(pixels) for kind in registry.PRECISIONS)
     agreement = int8_calibration.agreement(one, other)
-    assert agreement.cosine > 0.998
+    assert agreement.cosine > 0.997
     assert agreement.top6 > 0.95
 
 
@@ -113,7 +113,7 @@ def test_the_default_agrees_on_photographs():
     pixels = np.stack([found.card.recipe.pixels(image) for image in decoded])
     one, other = (runtime.OnnxModel(found, precision=kind).features(pixels) for kind in registry.PRECISIONS)
     agreement = int8_calibration.agreement(one, other)
-    assert agreement.cosine > 0.999
+    assert agreement.cosine > 0.997
     assert agreement.top6 >= 0.96
 
 
