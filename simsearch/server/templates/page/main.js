@@ -75,7 +75,7 @@ async function load(state, restored = null, changed = true) {
   } catch (error) {
     if (mine !== running || error.name === "AbortError") return;
     settle(waiting); report(error);
-  } finally { if (mine === running) { loading = null; } }
+  } finally { clearTimeout(waiting); if (mine === running) { loading = null; } }  // also of a list that another one replaced
 }
 function settle(waiting) { clearTimeout(waiting); skeleton(false); $("results").removeAttribute("aria-busy"); say(""); }
 function remember() { kept.delete(shown.key); kept.set(shown.key, shown); if (kept.size > 10) kept.delete(kept.keys().next().value); }
