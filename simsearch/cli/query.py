@@ -94,7 +94,6 @@ def query_command(
     if [*image, *example_images(options)].count("-") > 1:
         raise UsageError("standard input can be read only once, but - is given several times")
     image = expand_folders(image)
-    html_file = html_file or (_temporary_page() if open_page else None)
     k, chosen = search_arguments(options)
     with warn_if_incomplete(api.open(index_path, model=model, device=device, roots=dict(roots))) as engine:
 
@@ -110,6 +109,7 @@ def query_command(
         answers = asked.answers
         text = reports_text.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
         echo_data(text, nl=False)
+        html_file = html_file or (_temporary_page() if open_page else None)
         if montage or html_file or show:
             _show_images(engine, asked.pictures, answers, montage, html_file, show)
     if open_page and html_file:

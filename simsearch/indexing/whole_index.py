@@ -1,4 +1,4 @@
-"""What `Engine` does with the whole index at once: lists it, checks it, finds duplicates, tunes and exports it."""
+"""The methods of `Engine` that concern all items: listing, checking, duplicates, tuning and export."""
 
 from __future__ import annotations
 

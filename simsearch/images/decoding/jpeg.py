@@ -30,7 +30,7 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 
 
 class _Structure(NamedTuple):
-    """What a JPEG's markers say.
+    """The structure of a JPEG, from its markers.
 
     complete: True if a scan for each coefficient has begun. units: number of the smallest parts of the picture that
     are coded together. interval: units between two restart markers; 0 if there are none. restart: the number of the

@@ -1,4 +1,4 @@
-"""What is wrong with a file, in plain words: the only place where Pillow's many exceptions become ImageError."""
+"""Reasons why a file cannot be read, in plain words; the only place where Pillow's exceptions become ImageError."""
 
 from __future__ import annotations
 

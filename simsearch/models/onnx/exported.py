@@ -36,7 +36,7 @@ GRAPH, FACTS = "network.onnx", "facts.json"
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about an exported network.
+    """The recorded facts of an exported network.
 
     weights_sha256, dimension: see `Model`. recipe: the preprocessing, as JSON values. crc32: of the graph. problem: why
     the network cannot run in ONNX Runtime; empty if it can.
