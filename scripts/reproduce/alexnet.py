@@ -53,6 +53,7 @@ from simsearch.training.augment import ColourStats
 from simsearch.training.compression import Compressor
 from simsearch.training.config import TrainConfig
 from simsearch.training.losses import length_loss
+from simsearch.training.orthogonal import OrthogonalMomentum
 from simsearch.training.similarity_queue import SimilarityQueue
 
 CLASSES = [line.split("\t") for line in Path(__file__).with_name("imagenet.tsv").read_text().splitlines()]
@@ -87,6 +88,8 @@ class Config:
     soft_labels: float = 0.3
     soft_temperature: float = 2.0
     lengths: float = 5.0
+    regression: float = 0.0  # weight of 1 - cosine between the teacher's features and a linear map of the student's
+    orthogonal: float = 0.0  # above 0, convolutions learn by `OrthogonalMomentum` with this share
     smallest_patch: float = 0.35
     colour: float = 0.1
     compress: bool = False
@@ -215,6 +218,12 @@ def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=config.rate, momentum=config.momentum, nesterov=True, fused=True)
 
 
+def convolutions(network: nn.Module) -> list[nn.Parameter]:
+    """The kernels (C, D, H, W) of the layers that a normalisation follows."""
+    layers = [module.layer for module in network.modules() if isinstance(module, batch_norm.Normalised)]
+    return [layer.weight for layer in layers if isinstance(layer, nn.Conv2d)]
+
+
 def learning_rate(config: Config, step: int) -> float:
     """The rate of a step: warm-up, stable, decay (Hu et al., MiniCPM, 2024)."""
     left = (config.steps - step) / config.cooldown if config.cooldown else 1.0
@@ -227,6 +236,37 @@ def soft_label_loss(logits: torch.Tensor, taught: torch.Tensor, temperature: flo
     return temperature**2 * F.kl_div(near, target, reduction="batchmean", log_target=True)
 
 
+class Head(nn.Module):
+    """A linear map from the student's features (B, D) to the teacher's (B, T), for training only, and its optimizer.
+
+    Navaneet et al.: "SimReg", BMVC 2021: plain regression of a teacher's features teaches as well as likenesses do.
+    """
+
+    def __init__(self, student: int, teacher: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(student, teacher)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+
+    def forward(self, features: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+        """The mean of 1 - cosine, a scalar."""
+        guess = self.linear(F.normalize(features.float(), dim=1))
+        return 1 - F.cosine_similarity(guess, taught, dim=1).mean()
+
+    @torch.no_grad()
+    def fit(self, features: torch.Tensor, taught: torch.Tensor, ridge: float = 0.02) -> None:
+        """Begins with the ridge regression of N pictures: features (N, D), the teacher's (N, T)."""
+        x, y = F.normalize(features.float(), dim=1), F.normalize(taught, dim=1)
+        gram = x @ x.T
+        gram += ridge * gram.diagonal().mean() * torch.eye(len(gram))
+        self.linear.weight.copy_((x.T @ torch.linalg.solve(gram, y)).T)
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
 class Training:
     """Everything that a checkpoint holds."""
 
@@ -234,6 +274,8 @@ class Training:
         self.config, self.pictures, self.network = config, pictures, network
         set_dropout(network, config.dropout)
         self.optimizer = make_optimizer(network, config)
+        self.kernels = OrthogonalMomentum(convolutions(network), config.orthogonal) if config.orthogonal else None
+        self.head = Head(network.config.hidden, width) if config.regression else None
         self.queue = SimilarityQueue(config.queue, network.config.hidden, width, config.temperature)
         self.mean = torch.zeros(width)  # of the teacher's features
         self.step, self.images, self.seconds = 0, 0, 0.0
@@ -253,6 +295,8 @@ class Training:
             "queue": self.queue.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "mean": self.mean,
+            "kernels": self.kernels.state_dict() if self.kernels else None,
+            "head": [self.head.state_dict(), self.head.optimizer.state_dict()] if self.head else None,
             "drawn": self.pictures.drawn,
             "numbers": [self.step, self.images, self.first],
             "seconds": self.seconds,
@@ -268,8 +312,13 @@ class Training:
         self.mean, self.seconds = content["mean"], content["seconds"]
         self.step, self.images, self.first = content["numbers"]
         self.pictures.drawn |= {name: n for name, n in content["drawn"].items() if name in self.pictures.drawn}
+        if self.head and content.get("head"):
+            self.head.load_state_dict(content["head"][0])
+            self.head.optimizer.load_state_dict(content["head"][1])
         if whole:
             self.optimizer.load_state_dict(content["optimizer"])
+            if self.kernels and content.get("kernels"):
+                self.kernels.load_state_dict(content["kernels"])
             if self.config.compress:
                 self.compress()
                 self.first = content["numbers"][2]
@@ -323,11 +372,17 @@ def step_of(training: Training, forward: Any, teacher: Teacher | None, views: Tr
         training.mean += (taught.mean(0) - training.mean) * max(0.005, 1 / (training.step + 1))
         parts["alike"] = training.queue(features, taught - training.mean)
         parts["soft"] = config.soft_labels * soft_label_loss(logits, soft, config.soft_temperature)
+        if training.head:
+            parts["cosine"] = config.regression * training.head(features, taught - training.mean)
         labels = soft.argmax(1)
     sum(parts.values()).backward()
     if teacher is not None:
         training.queue.add(features, taught - training.mean)
+    if training.kernels:
+        training.kernels.step(learning_rate(config, training.step))
     norm = nn.utils.clip_grad_norm_(training.network.parameters(), config.clip)
+    if training.head:
+        training.head.step()
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     training.step, training.images = training.step + 1, training.images + config.batch
@@ -335,6 +390,24 @@ def step_of(training: Training, forward: Any, teacher: Teacher | None, views: Tr
         training.compressor.after(training.step - training.first, config.steps - training.first)
     agree = (logits.argmax(1) == labels).float().mean()
     return {name: float(value.detach()) for name, value in {**parts, "agree": agree, "norm": norm}.items()}
+
+
+@torch.no_grad()
+def fit_head(training: Training, teacher: Teacher, batches: int = 24) -> None:
+    """Begins the regression with what the student's features tell of the teacher's already."""
+    assert training.head is not None
+    config, random, found = training.config, np.random.default_rng(training.config.seed), []
+    drawn = dict(training.pictures.drawn)
+    training.network.eval()
+    for _ in range(batches):
+        pixels = torch.from_numpy(training.pictures.draw(config.batch, random)[0])
+        x = augment.centre(pixels, config.image_size, COLOUR)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = training.network.features(x)
+        found.append((features, teacher(x)[0] - training.mean))
+    training.pictures.drawn = drawn
+    training.head.fit(*(torch.cat(part) for part in zip(*found, strict=True)))
+    training.network.train()
 
 
 def train(config: Config, options: argparse.Namespace) -> None:
@@ -349,6 +422,8 @@ def train(config: Config, options: argparse.Namespace) -> None:
     forward = torch.compile(outputs) if options.compile else outputs
     checkpoint = options.work / "checkpoint.pt"
     print(f"{len(pictures):,} pictures of {len(pictures.names)} sources; from step {training.step}", flush=True)
+    if teacher and training.head and training.step and not training.head.linear.weight.any():
+        fit_head(training, teacher)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
     training.network.train()

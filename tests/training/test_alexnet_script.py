@@ -110,6 +110,30 @@ def test_stopped_training_goes_on_unchanged(run, tmp_path):
     assert all(row["alike"] >= 0 and row["soft"] >= 0 for row in rows)
 
 
+def test_regression_and_orthogonal_steps(run, tmp_path):
+    new = {"regression": 4.0, "orthogonal": 0.15}
+    run(tmp_path / "stable", steps=2)
+    whole = run(tmp_path / "whole", start=tmp_path / "stable", more=3, **new)
+    run(tmp_path / "parts", start=tmp_path / "stable", more=2, **new)
+    content = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    assert content["head"][0]["linear.weight"].any()
+    content["config"]["steps"] = 5
+    torch.save(content, tmp_path / "parts" / "checkpoint.pt")
+    assert same(whole, run(tmp_path / "parts", more=3, **new))
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert all(0 < row["cosine"] < 8 for row in rows)
+
+
+def test_regression_begins_by_least_squares(script):
+    torch.manual_seed(0)
+    head = script.Head(6, 4)
+    features, line = torch.rand(50, 6), torch.randn(6, 4)
+    taught = torch.nn.functional.normalize(features) @ line
+    assert head(features, taught).item() == 1
+    head.fit(features, taught, ridge=1e-6)
+    assert head(features, taught).item() < 0.01
+
+
 def test_branch_cools_is_compressed_and_ships(run, shipped, tmp_path):
     run(tmp_path / "stable", steps=3)
     cooled = run(tmp_path / "cooled", start=tmp_path / "stable", more=2, cooldown=2)
