@@ -1,4 +1,4 @@
-"""What several test modules need: a model that is quick and can be checked by hand, pictures, and tiny weights."""
+"""Fixtures of several test modules: a model that is quick and can be checked by hand, pictures, and tiny weights."""
 
 from __future__ import annotations
 

@@ -45,13 +45,13 @@ from PIL import Image
 SERVE = """
 import sys
 from simsearch.images import urls
-from simsearch.server import handlers
+from simsearch.server import fetching
 
 def fetch(url, largest, seconds, *, public_only, **more):
     more |= {"permitted": lambda address: address.is_loopback, "any_port": True}
     return urls.fetch_public(url, largest, seconds, **more)
 
-handlers.fetch = fetch
+fetching.fetch = fetch
 from simsearch.__main__ import run
 sys.argv[0] = "simsearch"
 run()

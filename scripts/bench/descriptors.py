@@ -59,7 +59,7 @@ VIEWS = {"centre": 1, "mirror": 1, "corners": 4, "large": 1}
 @dataclass(frozen=True)
 class Row:
     """recipe: None is the reference. views: beyond the centre, whose vectors are added up. source: where the components
-    come from. around: "AQE" or "DBA" with so many neighbours."""
+    come from. around: "AQE" or "DBA" with its number of neighbours."""
 
     name: str
     recipe: Descriptor | None = None
@@ -306,7 +306,7 @@ def main() -> None:
     parser.add_argument("--model", default=registry.DEFAULT)
     parser.add_argument("--only", action="append", choices=[HELD, CLASSES, *SETS], help="only this set; repeatable")
     parser.add_argument("--row", action="append", default=[], metavar="WORDS", help="only rows with these words")
-    parser.add_argument("--limit", type=int, help="about so many images a set, to try the whole path")
+    parser.add_argument("--limit", type=int, help="approximate number of images of each set, to try the whole path")
     parser.add_argument("--all", action="store_true", help="also rows that did worse from the start")
     options = parser.parse_args()
     layers = Layers(options.data, load.load_model(options.model, "cpu"), options.limit)

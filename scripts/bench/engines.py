@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("source", nargs="+")
     parser.add_argument("--model", default=registry.DEFAULT)
     parser.add_argument("--untrained", action="store_true", help="random weights for torchvision/NAME")
-    parser.add_argument("--limit", type=int, help="so many pictures, evenly from all")
+    parser.add_argument("--limit", type=int, help="number of pictures, evenly from all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()

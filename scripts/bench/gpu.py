@@ -52,7 +52,7 @@ def wait(device: torch.device) -> None:
 
 
 def rate(run: Callable[[], int], seconds: float, device: torch.device) -> float:
-    """What `run` says it did a second; the median of five, after one that does not count."""
+    """Returns the units a second that `run` says it did: the median of five times, after one that does not count."""
     rates = []
     for _ in range(6):
         done, start = 0, time.perf_counter()

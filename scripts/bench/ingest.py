@@ -5,7 +5,7 @@
 
 SOURCE is a folder or a .zip. Its JPEGs are used as they are; with --count, more are made of them by mirroring and by
 cutting off a seeded few pixels of each side, enlarged again to the same size and saved at the same quality, since an
-image seen before would not be computed again. --enlarge makes photographs of so many megapixels of them; other formats
+image seen before would not be computed again. --enlarge MP makes photographs of MP megapixels of them; other formats
 become JPEGs. Measured one after the other, --times rounds of all, each in a process of its own:
 
 - tutorial: Pillow, torchvision's transforms and its AlexNet (eager, random weights, 224 pixels), one image at a time,
@@ -119,7 +119,7 @@ def write(folder: Path, source: Path, count: int | None, megapixels: float | Non
 
 
 def tutorial(folder: Path, model: str, device: str, batch: int = 1) -> Callable[[], None]:
-    """What tutorials show: a loop over the files. Its vectors are searched in no way, but kept in FAISS."""
+    """The loop over files that tutorials show. It adds the vectors to a FAISS index and never searches them."""
     import faiss
     import torch
     from torchvision import models, transforms
@@ -282,7 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("--count", type=int, help="images; made of the source's where it has fewer")
-    parser.add_argument("--enlarge", type=float, metavar="MP", help="enlarge to so many megapixels")
+    parser.add_argument("--enlarge", type=float, metavar="MP", help="enlarge to MP megapixels")
     parser.add_argument("--times", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--model", default=None)
     parser.add_argument("--device", default="cpu")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What larger collections need: machines, memory, time and money, from rates measured on this machine.
+"""The needs of larger collections: machines, memory, time and money, from rates measured on this machine.
 
     scripts/bench/scale.py [-i INDEX] [--items 10e6 1e9] [--recall 0.95] [--rate 100] [--set NAME=VALUE ...]
 
@@ -236,7 +236,7 @@ def serving(items: float, options: argparse.Namespace, v: dict[str, float]) -> N
 
 
 def fan_out(machines: int, v: dict[str, float]) -> np.ndarray:
-    """The slowest of so many answers, as multiples of the usual one."""
+    """Samples the time of the slowest of `machines` answers, in multiples of the median time: (2000,)."""
     random = np.random.default_rng(1)
     answers = random.lognormal(0, v["slow"], (2000, min(machines, 2000)))
     return answers.max(1)

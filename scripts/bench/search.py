@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder of data sets")
     parser.add_argument("--work", type=Path, default=Path("indexes/bench"))
-    parser.add_argument("--items", type=int, help="at most so many, instead of all")
+    parser.add_argument("--items", type=int, help="largest number of items, instead of all")
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--methods", nargs="+", choices=list(peers.METHODS), default=list(peers.METHODS))
     parser.add_argument("--limit", type=float, default=900, help="seconds to build, at most")

@@ -1,4 +1,4 @@
-"""What the search benchmarks share: real features, realistic enlargements of them, indexes made of them, and gauges."""
+"""Shared by the search benchmarks: real features, realistic enlargements of them, indexes made of them, and gauges."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import simsearch
 from simsearch.common import pca
 from simsearch.common.float16 import to_float32
-from simsearch.indexing import sync
+from simsearch.indexing import meta_update
 from simsearch.storage.creation import create
 from simsearch.storage.database import Changes
 from simsearch.storage.lock import writer_lock
@@ -154,7 +154,7 @@ def fill(path: Path, like: simsearch.Engine, blocks: Iterable[np.ndarray]) -> No
             checksum = engine.shards.write(row, block)
             engine.index.database.apply(Changes(inserted=items, blocks=[(row, len(block), checksum)]))
             row += len(block)
-        sync.refresh_meta(engine.index)
+        meta_update.refresh_meta(engine.index)
 
 
 def memory() -> dict[str, float]:

@@ -52,7 +52,7 @@ def some_of(folder: Path, count: int) -> TrainingSet:
 
 
 def checks(options: argparse.Namespace, recipe: Preprocessing) -> Iterator[tuple[str, TrainingSet]]:
-    """What the shipped file is measured on: pictures held out, and the validation sets."""
+    """The pictures that the shipped file is measured on: those held out, and the validation sets."""
     yield "held-out training images", source(options.pictures, "held-out")
     classes = tuple(label for label, _ in CLASSES)
     for name, file in VALIDATION.items():

@@ -183,7 +183,7 @@ def cifar(path: Path, sample: int, config: HashConfig, bits: int = 256) -> dict[
 
 
 def kept(file: Path, make: Callable[[], dict]) -> dict:
-    """What was measured before, or is now."""
+    """Returns the measurement in `file`; makes it and writes it there if it is missing."""
     if not file.exists():
         found = make()
         atomic_write(file, json.dumps(found).encode())

@@ -15,8 +15,10 @@ def difference_hash(picture: Image.Image) -> int:
 
 
 class Near:
-    """Hashes, and whether another is within so many bits of one of them: two that differ by fewer bits than there are
-    bands agree in one of the bands."""
+    """A set of 64-bit hashes that finds one within `bits` bits of another.
+
+    Each hash is cut into bits + 1 bands: two hashes that differ in at most `bits` bits agree in one of them.
+    """
 
     def __init__(self, bits: int) -> None:
         self.bits = bits

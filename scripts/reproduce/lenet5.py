@@ -182,7 +182,7 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=["paper", "distorted"])
     parser.add_argument("--tune", action="store_true", help="judge by 10,000 training images instead of the test set")
-    parser.add_argument("--limit", type=int, help="train on so many images only, to try the whole path")
+    parser.add_argument("--limit", type=int, help="number of images to train on, to try the whole path")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     data, test = digits(options.data, "train"), digits(options.data, "t10k")

@@ -56,7 +56,7 @@ Image.MAX_IMAGE_PIXELS = 80_000_000
 
 @dataclass(frozen=True)
 class Photo:
-    """What became of a picture: why it is left out, or the hash of its bytes, its difference hash, width and height,
+    """The outcome for a picture: why it is left out, or the hash of its bytes, its difference hash, width and height,
     and a file with it."""
 
     path: str
@@ -79,7 +79,7 @@ class Origin:
 
     @property
     def packed(self) -> bool:
-        """Whether it is an archive of the data folder and not a repository: small pictures are welcome there."""
+        """True for an archive of the data folder, which may have small pictures; False for a repository."""
         return self.name.endswith(".zip")
 
 
@@ -263,7 +263,7 @@ class Shards:
 
 
 def held_out(origin: Origin, path: str) -> bool:
-    """Whether a picture of the labelled sets is kept for choices: about one in 36, by its name."""
+    """Returns True if a picture of the labelled sets is kept for choices: about one in 36, by its name."""
     digest = hashlib.sha256(f"{origin.name}/{path}".encode()).digest()
     return origin.packed and int.from_bytes(digest[:4], "big") % 36 == 0
 
@@ -333,7 +333,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--hashes", type=Path)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--most", type=int, default=0, help="at most so many pictures of each source, for a trial")
+    parser.add_argument("--most", type=int, default=0, help="largest number of pictures of each source, for a trial")
     options = parser.parse_args()
     lay_out(options.data, options.snapshots, options.out, options.hashes, options.processes, options.most)
 

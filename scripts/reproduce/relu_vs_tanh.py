@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--trial", type=int, default=12, help="epochs of the runs that choose the rate")
     parser.add_argument("--most", type=int, default=80, help="epochs after which a run is given up")
     parser.add_argument("--only", choices=["relu", "tanh"], help="run this unit alone, without the comparison")
-    parser.add_argument("--limit", type=int, help="use only so many images, to try the whole path")
+    parser.add_argument("--limit", type=int, help="number of images to use, to try the whole path")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     found = labelled.list_labelled([options.source])[: options.limit]

@@ -188,7 +188,7 @@ def say(name: str) -> Callable[[dict[str, Any]], None]:
 
 
 def describe(network: Network, sets: Sets, colour: ColourStats) -> dict[str, dict[str, float]]:
-    """What the figures of a dense network are, before it is compressed."""
+    """Returns the figures of a dense network, before it is compressed."""
     found, colour = {}, colour.to(next(network.parameters()).device)
     for name, data in sets.checks.items():
         found[name] = accuracy(network, data, colour)
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("indexes/training"), help="for checkpoints")
     parser.add_argument("--output", type=Path, default=Path("indexes/training"), help="folder of the weights files")
     parser.add_argument("--image-size", type=int, default=128)
-    parser.add_argument("--times", type=int, default=1, help="so many times the passes")
+    parser.add_argument("--times", type=int, default=1, help="multiplies the number of passes")
     parser.add_argument("--only", choices=list(OBJECTIVE), help="make only these weights")
     parser.add_argument(
         "--start",
@@ -267,8 +267,8 @@ def main() -> None:
         metavar="STAGE=FILE",
         help=f"weights of a stage that need not be trained again: {', '.join(STAGES)}",
     )
-    parser.add_argument("--limit", type=int, help="use only so many images, to try the whole path")
-    parser.add_argument("--minutes", type=float, help="stop after so many minutes; the same command goes on")
+    parser.add_argument("--limit", type=int, help="number of images to use, to try the whole path")
+    parser.add_argument("--minutes", type=float, help="minutes after which to stop; the same command goes on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     end = time.monotonic() + 60 * (1e9 if options.minutes is None else options.minutes)

@@ -12,7 +12,7 @@ import click
 
 from simsearch import api
 from simsearch.cli.console import echo, format_counts, note, pluralize
-from simsearch.cli.maintain import tune_index
+from simsearch.cli.maintain import tune_command
 from simsearch.cli.options import (
     DEFAULT_INDEX,
     complete_files,
@@ -24,7 +24,7 @@ from simsearch.cli.options import (
     version_option,
 )
 from simsearch.cli.progress import show_progress
-from simsearch.cli.push import push_index
+from simsearch.cli.push import push_command
 from simsearch.cluster import ray
 from simsearch.common.milvus_address import parse_address
 from simsearch.common.printable import printable
@@ -53,7 +53,10 @@ from simsearch.indexing import options as indexing_options
 @root_option
 @new_index_option
 @source_options
+@click.pass_context
 def build_command(
+    context: click.Context,
+    /,
     source: tuple[str, ...],
     model: str | None,
     features: str | None,
@@ -87,12 +90,12 @@ def build_command(
         engine, summary = api.build_with_summary(
             source, index_path, model, device=device, options=chosen, roots=dict(roots), features=features
         )
-    with engine:
-        _print_summary(summary, index_path, form)
-        if recall is not None:
-            tune_index(engine.index, recall, None, index_path)
-        if address is not None:
-            push_index(engine.index, address, form=form)
+    engine.close()
+    _print_summary(summary, index_path, form)
+    if recall is not None:
+        context.invoke(tune_command, recall=recall, form=form, index_path=index_path)
+    if address is not None:
+        context.invoke(push_command, address=address, form=form, index_path=index_path)
 
 
 @click.command("add")

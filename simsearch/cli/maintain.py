@@ -228,28 +228,17 @@ def tune_command(recall: float | None, memory: int | None, bits: int | None, for
     if bits is not None and bits % 8:
         raise UsageError(f"--codes {bits} is not a multiple of 8")
     with Index(index_path) as index:
-        tune_index(index, recall, memory, index_path, form, bits)
-
-
-def tune_index(
-    index: Index,
-    recall: float | None,
-    memory: int | None,
-    index_path: str,
-    form: str = "text",
-    bits: int | None = None,
-) -> None:
-    """Tunes an open index and prints the result. bits: length of binary codes; None for other ways to search."""
-    with show_progress("tuning") as progress:
-        if bits is None:
-            choice = tune.tune(index, 0.99 if recall is None else recall, memory, progress)
-        else:
-            target = tune_codes.RECALL if recall is None else recall
-            choice = tune_codes.tune_codes(index, autoencoder.HashConfig(bits), target, memory, progress)
+        with show_progress("tuning") as progress:
+            if bits is None:
+                choice = tune.tune(index, 0.99 if recall is None else recall, memory, progress)
+            else:
+                target = tune_codes.RECALL if recall is None else recall
+                choice = tune_codes.tune_codes(index, autoencoder.HashConfig(bits), target, memory, progress)
+        items = len(index)
     if form == "json":
         echo(json.dumps(dataclasses.asdict(choice)))
     else:
-        echo(f"{index_path}: {_describe_choice(choice, len(index))}")
+        echo(f"{index_path}: {_describe_choice(choice, items)}")
 
 
 def _describe_choice(choice: tuning.Choice, items: int) -> str:

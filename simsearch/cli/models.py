@@ -84,7 +84,7 @@ else:  # they import torch
     type=click.Choice(["none", "convolutions", "features"]),
     default="none",
     show_default=True,
-    help="With --from: layers that are not changed.",
+    help="With --from: layers that keep their weights.",
 )
 @click.option(
     "--names",

@@ -59,15 +59,9 @@ def push_command(
     Milvus Lite. Options follow after ?, joined by &: consistency=strong, timeout=SECONDS and effort=N. The next push
     continues an interrupted one. $SIMSEARCH_MILVUS_TOKEN is the server's token, if it needs one.
     """
-    options = push.PushOptions(kind and kind.upper(), dict(parameters), storage, replace)
-    with Index(index_path) as index:
-        push_index(index, address, options, form)
-
-
-def push_index(index: Index, address: str, options: push.PushOptions | None = None, form: str = "text") -> None:
-    """Pushes an open index and prints the result."""
-    with show_progress("pushing") as progress:
-        pushed = push.push(index, address, dataclasses.replace(options or push.PushOptions(), progress=progress))
+    with Index(index_path) as index, show_progress("pushing") as progress:
+        options = push.PushOptions(kind and kind.upper(), dict(parameters), storage, replace, progress)
+        pushed = push.push(index, address, options)
     if form == "json":
         echo(json.dumps(dataclasses.asdict(pushed)))
         return

@@ -75,7 +75,7 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
     "--memory",
     type=click.IntRange(1),
     metavar="MIB",
-    help="Most memory of the process; requests that need more get status 413 or 429."
+    help="Memory limit of the process in MiB; requests that need more get status 413 or 429."
     "  [default: 640 for requests, besides the model]",
 )
 @_limit("--batch-size", 32, "N", "Searches per batch.")

@@ -1,7 +1,7 @@
 """Forked processes: threads, sessions and connections do not survive a fork, so their owners make new ones in a child.
 
 Native code cannot be told that its threads are gone. In a child, FAISS and PyTorch therefore compute with one thread in
-the thread that forked; threads started later use all cores. What belongs to the parent is never closed in a child.
+the thread that forked; threads started later use all cores. A child never closes what belongs to its parent.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.errors import IndexDamagedError, SimsearchError
-from simsearch.indexing import sketches, sync
+from simsearch.indexing import meta_update, sketches
 from simsearch.search import binary_codes
 from simsearch.storage.feature_files import PREAMBLE
 
@@ -103,7 +103,7 @@ def compact(
             moved = np.flatnonzero(plan.rows != np.arange(len(plan.rows)))
             pairs = zip(moved.tolist(), plan.ids[moved].tolist(), strict=True)
             index.database.renumber(pairs, blocks, len(plan.rows), new.compactions)
-            sync.refresh_meta(index)
+            meta_update.refresh_meta(index)
         _delete_stale(new, len(plan.rows))
         sketches.update(index)
         return CompactReport(len(plan.rows), removed, before - _used_bytes(old.folder))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.errors import ModelMismatchError, UsageError
-from simsearch.indexing import sketches, sync
+from simsearch.indexing import meta_update, sketches
 from simsearch.models import registry
 from simsearch.storage.database import Changes
 from simsearch.storage.reader import Item
@@ -76,7 +76,7 @@ def merge_indexes(
         total = reader.count()
         batch: list[Item] = []
         with contextlib.ExitStack() as always:
-            always.callback(sync.refresh_meta, target)
+            always.callback(meta_update.refresh_meta, target)
             for item in reader.items():
                 if (sources[item.source], item.path) in taken:
                     known += 1

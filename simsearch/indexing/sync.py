@@ -12,20 +12,18 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simsearch.images.decode import names_extra
-from simsearch.indexing import ann_maintenance, sketches
+from simsearch.indexing import meta_update, sketches
 from simsearch.indexing import plan as indexing_plan
 from simsearch.indexing.extract import Task, extract, usual_batch
 from simsearch.indexing.known_files import KnownFiles
 from simsearch.indexing.load import LoadedImage, reading
 from simsearch.indexing.options import BuildOptions, Summary
 from simsearch.indexing.plan import Plan, PlannedSource
-from simsearch.search import similarity
-from simsearch.search.exact import FlatIndex
 from simsearch.storage.database import Changes
 from simsearch.storage.reader import Item
 
@@ -35,9 +33,6 @@ if TYPE_CHECKING:
     from simsearch.images.sources.base import Entry, Source
     from simsearch.storage.index import Index
     from simsearch.storage.model import IndexModel
-
-ALWAYS = 128
-"""Up to this number of items, the scale of similarities is measured after every change."""
 
 COMMIT_IMAGES = 256
 COMMIT_SECONDS = 2.0
@@ -73,7 +68,7 @@ def remove(index: Index, items: Sequence[Item]) -> int:
     """Removes items from the index and returns their number. Raises IndexLockedError and IndexReplacedError."""
     with index.writing():
         index.database.apply(Changes(deleted=[item.id for item in items]))
-        refresh_meta(index)
+        meta_update.refresh_meta(index)
     return len(items)
 
 
@@ -120,7 +115,7 @@ class _SyncRun:
                 plan.source.close()
             if not self.committing:  # if a commit was interrupted, its outcome is unknown
                 self._commit()
-            refresh_meta(self.index, measure=done, engine=self.model.engine)
+            meta_update.refresh_meta(self.index, measure=done, engine=self.model.engine)
         _forget_gone_sources(self.index)
         self.summary.items = len(self.index)
         sketches.update(self.index, learn=self.options.prune or self.summary.computed >= COMMIT_IMAGES)
@@ -270,52 +265,3 @@ def _register(index: Index, place: PlannedSource) -> int:
         place.row = index.database.add_source(place.kind, place.root, path, place.options, absorbed)
         place.absorbed = []
     return place.row.id
-
-
-def refresh_meta(index: Index, measure: bool = True, engine: str | None = None) -> None:
-    """Updates `meta.json` after a commit; needs the writer lock.
-
-    measure: False to skip the measurement of the recall (see `ann_maintenance.update`).
-    engine: the library and device that computed the new features; None keeps the recorded one.
-    """
-    with index.reading() as reader:
-        generation, items, rows = reader.state("generation"), reader.count(), reader.state("rows")
-        failures = reader.failure_count()
-        index.refresh()  # another process may have tuned it
-        meta = index.meta
-        known = meta.similarity
-        if (meta.generation, meta.items) == (generation, items) and (known or items < 3):
-            return
-        distances, measured = meta.distances, meta.distances_of
-        grown = not 0.8 * measured <= items <= 1.25 * measured
-        if items >= 2 and grown and (items >= similarity.ENOUGH or not distances or measured):
-            live = reader.rows()
-            sample = np.random.default_rng(0).choice(live, min(similarity.SAMPLE, len(live)), replace=False)
-            distances, measured = list(similarity.quantiles(reader.shards.read(np.sort(sample)))), items
-        if not known or items <= ALWAYS or _has_changed(known, items, rows):
-            scale = similarity.measure(FlatIndex(reader.shards, rows), reader.rows())
-            known = {} if scale is None else {**scale.to_dict(), "items": items, "rows": rows}
-        search = meta.search
-        if search["kind"] != "exact":
-            flat = FlatIndex(reader.shards, rows)
-            search = ann_maintenance.update(index.folder, search, flat, reader.rows(), measure)
-    index.write_meta(
-        replace(
-            meta,
-            generation=generation,
-            items=items,
-            rows=rows,
-            failures=failures,
-            distances=distances,
-            distances_of=measured,
-            similarity=known,
-            engine=engine or meta.engine,
-            search=search,
-        )
-    )
-
-
-def _has_changed(known: dict[str, Any], items: int, rows: int) -> bool:
-    """Returns True if more than a quarter of the items are new or gone since `known` was measured."""
-    before_items, before_rows = known.get("items", 0), known.get("rows", 0)
-    return not 0.8 * before_items <= items <= 1.25 * before_items or rows - before_rows > 0.25 * items

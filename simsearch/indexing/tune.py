@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import UsageError
-from simsearch.indexing import sketches, sync
+from simsearch.indexing import meta_update, sketches
 from simsearch.search import tuning
 from simsearch.search.ann import AnnIndex, K
 from simsearch.search.exact import FlatIndex
@@ -86,7 +86,7 @@ def record_choice(index: Index, made: AnnIndex | None, choice: Choice, target: f
         index.refresh()
         index.write_meta(replace(index.meta, search=search))
         index.database.apply(Changes())  # a new generation, so that readers reload
-        sync.refresh_meta(index)
+        meta_update.refresh_meta(index)
         sketches.update(index)
         sketches.delete_unused(index)
     return replace(choice, parameters=search["parameters"])

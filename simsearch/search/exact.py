@@ -1,7 +1,7 @@
 """Exact Euclidean nearest neighbours over the feature shards.
 
 A sketch of the rows (`simsearch.search.sketch`), if there is one, proves that most of them cannot be among the nearest,
-so that few are read. What it cannot answer is answered by a scan, with the same result: for a single query the cores
+so that few are read. Queries that it cannot answer are scans, with the same result: for a single query the cores
 share the rows range by range, so memory bandwidth sets the speed. Many queries at once are a matrix product over blocks
 of rows decoded to float32. Rows in a GPU's memory are searched there (`simsearch.search.gpu`). In all cases float32
 only finds candidates, which are measured again in float64; the search is repeated with more candidates while rounding

@@ -1,28 +1,23 @@
 """Query vectors: from ids, paths, bytes, arrays, crops, flips, plus and minus to (v, D) features.
 
-Preparing reads and decodes, in any number of threads. Resolving looks up the features that the index has and computes
-the others in one batch. `Engine.search_many` does both; the HTTP service prepares in the threads of its requests and
-resolves in its batches.
+Preparing reads and decodes (`query_images`), in any number of threads. Resolving looks up the features that the index
+has and computes the others in one batch. `Engine.search_many` does both; the HTTP service prepares in the threads of
+its requests and resolves in its batches.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from simsearch.common.machine import MemoryBudget, available_cores
-from simsearch.errors import ImageError, ItemNotFoundError, SimsearchError, UsageError
-from simsearch.images import decode, memory
+from simsearch.common.machine import MemoryBudget
+from simsearch.errors import ItemNotFoundError, SimsearchError, UsageError
+from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
-from simsearch.images.sources import recorded, resolve
 from simsearch.images.sources.base import Source
 from simsearch.search.feedback import blend, weighted
 from simsearch.search.queries import (
@@ -33,27 +28,14 @@ from simsearch.search.queries import (
     PreparedQuery,
     as_list,
     as_vector,
-    is_id,
 )
+from simsearch.search.query_images import QueryImages
 from simsearch.storage.reader import Reader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.storage.protocols import ItemReader
-
-DECODING_BYTES = 768 << 20
-"""Memory for the images that are decoded at the same time; a larger image is decoded alone."""
-
-
-@dataclass(frozen=True)
-class _File:
-    """An image file, in memory or open. name: for error messages. digest, item: as in `PreparedImage`."""
-
-    data: bytes | IO[bytes]
-    name: str
-    digest: bytes = b""
-    item: int | None = None
 
 
 class QueryResolver:
@@ -81,10 +63,8 @@ class QueryResolver:
         names_in_errors: bool = True,
         budget: MemoryBudget | None = None,
     ) -> None:
-        self.reader, self.sources, self.recipe, self.weights_sha256 = reader, sources, recipe, weights_sha256
-        self.compute, self.max_pixels, self.names_in_errors = compute, max_pixels, names_in_errors
-        self.budget = budget or MemoryBudget(DECODING_BYTES)
-        self._lock = threading.Lock()  # the threads that prepare share the reader
+        self.reader, self.weights_sha256, self.compute = reader, weights_sha256, compute
+        self.images = QueryImages(reader, sources, recipe, weights_sha256, max_pixels, names_in_errors, budget)
 
     @property
     def dimension(self) -> int:
@@ -107,9 +87,9 @@ class QueryResolver:
 
         The options are those of `options.PictureOptions`. Raises ImageError, ItemNotFoundError, UsageError.
         """
-        image = self._image(picture, crop, flip, hashed=no_self)
+        image = self.images.one(picture, crop, flip, hashed=no_self)
         query = PreparedQuery(image, *self._examples(plus, minus))
-        return replace(query, copies=self._copies(image)) if no_self else query
+        return replace(query, copies=self.images.copies(image)) if no_self else query
 
     def prepare_many(
         self,
@@ -127,8 +107,8 @@ class QueryResolver:
         """
         examples = self._examples(plus, minus, decode_known=False)
         return [
-            replace(PreparedQuery(image, *examples), copies=self._copies(image) if no_self else ())
-            for image in self._images(pictures, crop, flip, hashed=no_self)
+            replace(PreparedQuery(image, *examples), copies=self.images.copies(image) if no_self else ())
+            for image in self.images.prepare(pictures, crop, flip, hashed=no_self)
         ]
 
     def prepare_vector(
@@ -146,119 +126,17 @@ class QueryResolver:
             raise UsageError(f"a vector cannot be {'mirrored' if crop is None else 'cropped'}")
         return PreparedQuery(PreparedImage(vector=as_vector(vector, self.dimension)), *self._examples(plus, minus))
 
-    def _copies(self, image: PreparedImage) -> tuple[int, ...]:
-        """Returns the ids of the items whose file has the content of the image's."""
-        with self._lock:
-            digest = image.digest or (self.reader.item(image.item).digest if image.item is not None else b"")
-            return tuple(self.reader.ids_of(digest)) if digest else ()
-
     def _examples(self, plus: Any, minus: Any, *, decode_known: bool = True) -> tuple[Any, ...]:
         """Prepares `plus` and `minus`, and returns the last four fields of a `PreparedQuery`."""
         wanted, wanted_weights = weighted(as_list(plus))
         unwanted, unwanted_weights = weighted(as_list(minus))
-        prepared = self._images([*wanted, *unwanted], decode_known=decode_known)
+        prepared = self.images.prepare([*wanted, *unwanted], decode_known=decode_known)
         return (
             tuple(prepared[: len(wanted)]),
             tuple(prepared[len(wanted) :]),
             tuple(wanted_weights),
             tuple(unwanted_weights),
         )
-
-    def _images(
-        self,
-        pictures: Sequence[Picture | int],
-        crop: Box | None = None,
-        flip: bool = False,
-        *,
-        decode_known: bool = False,
-        hashed: bool = False,
-    ) -> list[PreparedImage]:
-        """Prepares pictures, several of them in threads, and returns them in order."""
-
-        def prepare(picture: Picture | int) -> PreparedImage:
-            return self._image(picture, crop, flip, decode_known=decode_known, hashed=hashed)
-
-        if len(pictures) < 2:
-            return [prepare(picture) for picture in pictures]
-        pool = ThreadPoolExecutor(min(available_cores(), len(pictures)), "query")
-        try:
-            started = [pool.submit(prepare, picture) if _thread_safe(picture) else None for picture in pictures]
-            return [
-                prepare(picture) if future is None else future.result()
-                for picture, future in zip(pictures, started, strict=True)
-            ]
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _image(
-        self,
-        picture: Picture | int,
-        crop: Box | None,
-        flip: bool,
-        *,
-        decode_known: bool = True,
-        hashed: bool = False,
-    ) -> PreparedImage:
-        """Reads one picture or item, and decodes it if its features may need computing. hashed: also for a part."""
-        unchanged = crop is None and not flip
-        if is_id(picture) and unchanged:
-            return PreparedImage(item=int(picture))  # type: ignore[arg-type]
-        if isinstance(picture, Image.Image):
-            return self._cut(decode.from_pil(picture), crop, flip)
-        if isinstance(picture, np.ndarray):
-            return self._cut(decode.from_array(picture), crop, flip)
-        file = self._item_file(int(picture)) if is_id(picture) else _picture_file(picture, hashed or crop is None)  # type: ignore[arg-type]
-        if unchanged and not decode_known and self._has(file.digest):
-            return PreparedImage(digest=file.digest)
-        with contextlib.nullcontext() if isinstance(file.data, bytes) else file.data:
-            return self._decoded(file, crop, flip)
-
-    def _decoded(self, file: _File, crop: Box | None, flip: bool) -> PreparedImage:
-        """Decodes an image file. A crop is in pixels of the original."""
-        size = memory.image_size(file.data) if crop is not None else (0, 0)
-        shorter_side = self.recipe.resize if crop is None else memory.scaled_side(size, crop, self.recipe.resize)
-        with self.budget.hold(memory.peak_memory(file.data, shorter_side, crop is not None)):
-            with self._named(file.name):
-                image, width, height = decode.decode_image(file.data, shorter_side, self.max_pixels)
-            if crop is not None and image.size != (width, height):
-                crop = _scaled_box(crop, (width, height), image.size)
-            return self._cut(image, crop, flip, file.item, file.digest)
-
-    def _cut(
-        self, image: Image.Image, crop: Box | None, flip: bool, number: int | None = None, digest: bytes = b""
-    ) -> PreparedImage:
-        if crop is not None:
-            image = decode.crop(image, crop)
-        return PreparedImage(
-            item=number,
-            digest=digest,
-            pixels=self.recipe.pixels(image),
-            mirrored=self.recipe.pixels(ImageOps.mirror(image)) if flip else None,
-            whole=crop is None,
-            weights_sha256=self.weights_sha256,
-        )
-
-    def _item_file(self, number: int) -> _File:
-        with self._lock:
-            item = self.reader.item(number)
-        source = self.sources[item.source]
-        name = source.display(item.path)
-        with self._named(name):
-            file = recorded.open_recorded(source, item.path, item.digest, decodes=False)
-        return _File(file, name, item.digest, number)
-
-    def _has(self, digest: bytes) -> bool:
-        with self._lock:
-            return self.reader.row_of(digest) is not None
-
-    @contextlib.contextmanager
-    def _named(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except ImageError as error:
-            if not self.names_in_errors:
-                raise
-            raise ImageError(f"{name}: {error}", hint=error.hint) from error
 
     # -- resolving
 
@@ -352,22 +230,3 @@ def existing_rows(reader: ItemReader, ids: Sequence[int]) -> list[int]:
         with contextlib.suppress(ItemNotFoundError):
             rows.append(reader.item(number).row)
     return rows
-
-
-def _picture_file(picture: Any, hashed: bool) -> _File:
-    """Reads a picture given as a path, bytes or an open file; computes its digest if `hashed`."""
-    data, name = resolve.read_picture(picture)
-    return _File(data, name, hashlib.sha256(data).digest() if hashed else b"")
-
-
-def _scaled_box(box: Box, size: tuple[int, int], scaled: tuple[int, int]) -> Box:
-    """Returns a box of an image of one size in pixels of the scaled image. Raises ImageError if it leaves the image."""
-    box = decode.check_box(box, size)
-    across, down = scaled[0] / size[0], scaled[1] / size[1]
-    x, y = round(box[0] * across), round(box[1] * down)
-    return x, y, max(1, round((box[0] + box[2]) * across) - x), max(1, round((box[1] + box[3]) * down) - y)
-
-
-def _thread_safe(picture: Any) -> bool:
-    """Returns False for objects that two threads cannot read at once, since a caller may give one twice."""
-    return not isinstance(picture, Image.Image | np.ndarray) and not hasattr(picture, "read")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 WORDS = (("copy", 0.75), ("close", 0.5), ("similar", 0.3), ("weak", 0.0))
-"""What people see in place of a similarity, and the smallest similarity that each word stands for.
+"""The words shown for similarities, each with the smallest similarity that it stands for.
 
 copy: at most half as far as an item's nearest neighbour usually is; the same picture, changed a little.
 close: nearer than an item's nearest neighbour usually is.

@@ -70,7 +70,7 @@ class Scale:
 
     @classmethod
     def of(cls, recorded: Mapping[str, Any], table: Sequence[float]) -> Scale:
-        """Returns the recorded scale, or a typical one for a table of `quantiles`."""
+        """Returns the recorded scale; without one, an estimate from `table`, the `quantiles` of distances."""
         if recorded:
             return cls(float(recorded["nearest"]), float(recorded["random"]))
         return cls(TYPICAL * median(table), median(table))

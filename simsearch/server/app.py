@@ -1,7 +1,7 @@
 """The HTTP service as an ASGI app: `simsearch.create_app`.
 
 A request passes the middlewares (response headers, access log, authentication, body limit), then a route, which calls
-a handler of `SearchService`.
+a handler in `items`, `searches` or `status`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ except ImportError as error:
 
 from simsearch.engine import Engine
 from simsearch.server import errors, openapi, routes
-from simsearch.server.handlers import SearchService
 from simsearch.server.middleware import AccessLog, Authentication, BodyLimit, ResponseHeaders
+from simsearch.server.service import SearchService
 from simsearch.server.settings import Settings
 
 

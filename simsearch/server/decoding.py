@@ -1,7 +1,7 @@
 """Two lanes for decoding: small pictures, and large ones that must not hold them up; each with a share of the memory.
 
-The header says how much memory a picture needs. What a lane cannot give is refused: by the small lane with
-`LargePictureError`, upon which the handler takes the large one; by the large lane as too large for this service.
+The header says how much memory a picture needs. A lane that has less refuses it: the small lane with
+`LargePictureError`, upon which the handler takes the large one; the large lane as too large for this service.
 """
 
 from __future__ import annotations

@@ -91,3 +91,8 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 async def _validation_error(request: Request, error: RequestValidationError) -> Response:
     first = error.errors()[0]
     return _respond(ApiError(422, "bad_argument", f"{first['loc'][-1]}: {first['msg']}"))
+
+
+def draining() -> ApiError:
+    """Returns the error of requests that the stop of the service ends."""
+    return ApiError(503, "draining", "the service is about to stop")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import FastAPI, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import Response
 from pydantic import Field
 
-from simsearch.server import openapi, reference
+from simsearch.server import answers, openapi, reference
 from simsearch.server import page as server_page
 from simsearch.server.browse import ListRequest, Sort
 from simsearch.server.errors import reply
+from simsearch.server.items import Items
 from simsearch.server.openapi import binary, errors, ok, responses
 from simsearch.server.schemas import LARGEST_ID, MOST_CONDITION
-
-if TYPE_CHECKING:
-    from simsearch.server.handlers import SearchService
+from simsearch.server.searches import Searches
+from simsearch.server.service import SearchService
+from simsearch.server.status import Status
 
 Number = Annotated[int, PathParameter(alias="id", ge=0, le=LARGEST_ID, description="The item's id.", examples=[1])]
 Index = Annotated[str | None, Query(alias="index", description="Name of the index, if there are several.")]
@@ -40,15 +41,15 @@ Size = Annotated[int, Query(ge=32, le=1024, description="Longer side in pixels."
 
 def install(app: FastAPI, service: SearchService) -> None:
     """Adds all routes to the app."""
-    _service_routes(app, service)
-    _search(app, service)
-    _items(app, service)
+    _service_routes(app, Status(service))
+    _search(app, Searches(service), service)
+    _items(app, Items(service), service.settings.writable)
     app.openapi_schema = openapi.named(app.openapi())
     if service.settings.api_keys:
         app.openapi_schema = openapi.with_keys(app.openapi())
 
 
-def _service_routes(app: FastAPI, service: SearchService) -> None:
+def _service_routes(app: FastAPI, status: Status) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return server_page.page()
@@ -65,13 +66,13 @@ def _service_routes(app: FastAPI, service: SearchService) -> None:
     async def docs_file(name: str) -> Response:
         return reference.file(name)
 
-    @app.get("/health", summary="Health of the process", responses=responses(openapi.Health, 400))
+    @app.get("/health", summary="Health of the process", responses=responses(answers.Health, 400))
     async def health() -> Response:
         return reply({"status": "ok"})
 
-    @app.get("/ready", summary="Readiness: a search works in each index", responses=responses(openapi.Ready, 400, 503))
+    @app.get("/ready", summary="Readiness: a search works in each index", responses=responses(answers.Ready, 400, 503))
     async def ready() -> Response:
-        return await service.ready()
+        return await status.ready()
 
     @app.get(
         "/metrics",
@@ -83,34 +84,33 @@ def _service_routes(app: FastAPI, service: SearchService) -> None:
         },
     )
     async def metrics() -> Response:
-        return await service.prometheus()
+        return await status.prometheus()
 
-    @app.get("/v1/indexes", summary="The indexes served", responses=responses(openapi.Listing, 400, 401, 503))
+    @app.get("/v1/indexes", summary="The indexes served", responses=responses(answers.Listing, 400, 401, 503))
     async def indexes() -> Response:
-        return await service.listing()
+        return await status.listing()
 
 
-def _search(app: FastAPI, service: SearchService) -> None:
+def _search(app: FastAPI, searches: Searches, service: SearchService) -> None:
     body = openapi.search_body(service.search_request, service.settings.allow_urls)
 
     @app.post(
         "/v1/search",
         summary="The items nearest to an image, an item or a vector",
         openapi_extra=body,
-        responses=responses(openapi.Answer, 400, 401, 404, 413, 415, 422, 429, 503),
+        responses=responses(answers.Answer, 400, 401, 404, 413, 415, 422, 429, 503),
     )
     async def search(request: Request, index: Index = None) -> Response:
-        return await service.search(request)
+        return await searches.search(request)
 
 
-def _items(app: FastAPI, service: SearchService) -> None:
-    write = service.settings.writable
+def _items(app: FastAPI, handlers: Items, write: bool) -> None:
     reading = errors(400, 401, 404, 422, 503)
 
     @app.get(
         "/v1/items",
         summary="A page of items (limit), the named ones (id), or some spread evenly over the index (count)",
-        responses={**responses(openapi.Items), **reading},
+        responses={**responses(answers.Items), **reading},
     )
     async def items(
         request: Request,
@@ -125,22 +125,22 @@ def _items(app: FastAPI, service: SearchService) -> None:
         index: Index = None,
     ) -> Response:
         if numbers:
-            return await service.some(request, numbers)
+            return await handlers.some(request, numbers)
         if limit is None:
-            return await service.items(request, count)
-        return await service.listed(request, ListRequest(limit, after, tuple(filters or ()), label, folder, sort))
+            return await handlers.items(request, count)
+        return await handlers.listed(request, ListRequest(limit, after, tuple(filters or ()), label, folder, sort))
 
     @app.get(
         "/v1/facets",
         summary="The labels, folders and fields of the items, to choose conditions from",
-        responses={**responses(openapi.Facets), **reading},
+        responses={**responses(answers.Facets), **reading},
     )
     async def facets(request: Request, index: Index = None) -> Response:
-        return await service.facets(request)
+        return await handlers.facets(request)
 
-    @app.get("/v1/items/{id:int}", summary="One item", responses={**responses(openapi.Item), **reading})
+    @app.get("/v1/items/{id:int}", summary="One item", responses={**responses(answers.Item), **reading})
     async def item(request: Request, number: Number, index: Index = None) -> Response:
-        return await service.item(request, number)
+        return await handlers.item(request, number)
 
     @app.get(
         "/v1/items/{id:int}/image",
@@ -149,7 +149,7 @@ def _items(app: FastAPI, service: SearchService) -> None:
         responses={**binary("image/*", "application/octet-stream"), **reading},
     )
     async def image(request: Request, number: Number, index: Index = None) -> Response:
-        return await service.image(request, number)
+        return await handlers.image(request, number)
 
     @app.get(
         "/v1/items/{id:int}/thumbnail",
@@ -158,7 +158,7 @@ def _items(app: FastAPI, service: SearchService) -> None:
         responses={**binary("image/jpeg"), 304: {"description": "Unchanged."}, **reading},
     )
     async def thumbnail(request: Request, number: Number, size: Size = 256, index: Index = None) -> Response:
-        return await service.thumbnail(request, number, size)
+        return await handlers.thumbnail(request, number, size)
 
     @app.post(
         "/v1/items",
@@ -167,12 +167,12 @@ def _items(app: FastAPI, service: SearchService) -> None:
         openapi_extra=openapi.add_body(),
         status_code=201,
         responses={
-            **responses(openapi.Item, 400, 401, 404, 413, 415, 422, 503),
-            201: {**ok(openapi.Item), "description": "Added; 200 if the index has it already."},
+            **responses(answers.Item, 400, 401, 404, 413, 415, 422, 503),
+            201: {**ok(answers.Item), "description": "Added; 200 if the index has it already."},
         },
     )
     async def add(request: Request, index: Index = None) -> Response:
-        return await service.add(request)
+        return await handlers.add(request)
 
     @app.delete(
         "/v1/items/{id:int}",
@@ -182,4 +182,4 @@ def _items(app: FastAPI, service: SearchService) -> None:
         responses={204: {"description": "Done."}, **reading},
     )
     async def remove(request: Request, number: Number, index: Index = None) -> Response:
-        return await service.remove(request, number)
+        return await handlers.remove(request, number)

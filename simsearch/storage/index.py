@@ -55,7 +55,9 @@ class Index:
                 self.folder = Folder.at(self.path)
             except OSError as error:
                 Meta.read(self.path)  # raises an error with the cause
-                raise IndexNotFoundError(f"the index {self.path} was being replaced") from error
+                raise IndexNotFoundError(
+                    f"the index {self.path} was replaced while it was opened", hint="try again"
+                ) from error
             opened.callback(self.folder.close)
             self.meta = Meta.read(self.folder)
             read = self._meta_file()

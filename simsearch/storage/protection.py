@@ -20,7 +20,7 @@ STEP = 100_000
 """SQLite's operations between two checks of a statement."""
 
 STEPS, STEP_BYTES = 200, 20_000
-"""A statement may take this number of steps, and one more for each so many bytes of the database on disk."""
+"""A statement may take STEPS steps, and one more for every STEP_BYTES bytes of the database on disk."""
 
 _BUILT_IN = ("sqlite_autoindex_", "sqlite_sequence", "sqlite_stat1")
 """Tables and indexes that SQLite adds to a database by itself."""

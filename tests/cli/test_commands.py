@@ -63,6 +63,13 @@ def test_build_json_and_dry_run(run, pictures):
     assert run("build", "--format", "json").json["unchanged"] == 13
 
 
+def test_build_goes_on_with_tune(run, pictures, index):
+    done = run("build", pictures, "--recall", "1")
+    assert done.out.splitlines()[1:] == [f"{index}: exact search; it is fast enough for 12 items"]
+    built, tuned = run("build", pictures, "--recall", "0.9", "--format", "json").out.splitlines()
+    assert json.loads(built)["unchanged"] == 12 and json.loads(tuned)["kind"] == "exact"
+
+
 def test_a_dry_run_makes_no_index(run, pictures, tmp_path, tiny_weights):
     result = run("build", pictures, "-i", tmp_path / "new", "--model", tiny_weights, "--dry-run")
     assert "would read 12 images" in result.out

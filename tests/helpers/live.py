@@ -57,9 +57,9 @@ def process(*arguments, verb="serve", env=None):
 
 
 def raw(port, data, more=False):
-    """What the service says to these bytes: status, code of the error (or None), headers.
+    """Sends bytes to the service; returns the status, the error's code (or None) and the headers of its answer.
 
-    more: and what it says after that, until it closes the connection or falls silent.
+    more: True for the bytes after that too, until it closes the connection or falls silent.
     """
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simsearch.engine import Engine
-from simsearch.indexing import sketches, sync
+from simsearch.indexing import meta_update, sketches
 from simsearch.search import sketch, sketch_making
 from simsearch.search.snapshot import Snapshots
 
@@ -23,7 +23,7 @@ def allow_small(monkeypatch: pytest.MonkeyPatch) -> None:
 def refresh(engine: Engine, learn: bool = True) -> None:
     """Brings an engine's sketch in step, as a build does at its end."""
     with engine.index.writing():
-        sync.refresh_meta(engine.index)
+        meta_update.refresh_meta(engine.index)
         sketches.update(engine.index, learn)
 
 

@@ -61,6 +61,6 @@ def edit(path: Path, seed: int) -> None:
 
 
 def told(summary: options.Summary) -> dict[str, int]:
-    """What a summary counts that is not 0."""
+    """Returns the counts of a summary that are not 0."""
     names = ("added", "updated", "moved", "removed", "unchanged", "failed", "computed")
     return {name: getattr(summary, name) for name in names if getattr(summary, name)}

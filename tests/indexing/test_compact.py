@@ -21,7 +21,7 @@ import pytest
 from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexLockedError, SimsearchError, UsageError
-from simsearch.indexing import compact, sync, tune
+from simsearch.indexing import compact, meta_update, tune
 from simsearch.indexing.compact import CompactReport
 from simsearch.indexing.compact import compact as compact_compact
 from simsearch.search import ann, measuring
@@ -47,7 +47,7 @@ def holed(path: Path, n: int = 150, first: int = 70) -> tuple[Filler, np.ndarray
     filler.edit([n, n - 1], np.ones((2, D)))
     features[[n - 1, n - 2]] = 1
     filler.remove(range(first, n - 2, 3))
-    sync.refresh_meta(filler.engine.index)
+    meta_update.refresh_meta(filler.engine.index)
     return filler, features
 
 
@@ -306,7 +306,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 # -- killed at chosen lines, in a separate process
 
-WATCHED = (compact, database, feature_files, sync, ann)
+WATCHED = (compact, database, feature_files, meta_update, ann)
 
 
 def harness(folder: Path, times: int, seed: int) -> None:

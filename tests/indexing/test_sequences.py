@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from simsearch.common import pca
-from simsearch.indexing import sync, tune
+from simsearch.indexing import meta_update, tune
 from simsearch.indexing.compact import compact
 from simsearch.models.hashing.encoder import HashEncoder
 from simsearch.search import tuning
@@ -67,7 +67,7 @@ class Sequences(RuleBasedStateMachine):
         first = self.filler.count + 1
         self.filler.add(features)
         self.known |= dict(enumerate(features, first))
-        sync.refresh_meta(self.filler.engine.index)
+        meta_update.refresh_meta(self.filler.engine.index)
 
     @rule(seed=SEEDS, n=st.integers(1, 70))
     def added(self, seed: int, n: int) -> None:

@@ -77,7 +77,7 @@ def test_graphics(kind, mark, capsys):
 
 
 def on_a_terminal(*command, **environment):
-    """What a command writes to a terminal of 120 columns that answers no questions."""
+    """Returns the output of a command on a terminal of 120 columns that answers no questions."""
     import fcntl
     import struct
     import termios

@@ -22,7 +22,7 @@ BENCH = SCRIPTS / "bench"
 
 @pytest.fixture
 def real(tmp_path: Path) -> Filler:
-    """What stands for the features of all pictures."""
+    """Makes a stand-in for the features of all pictures."""
     filler = Filler(tmp_path / "real", D)
     filler.add(clustered(np.random.default_rng(0), 2400))
     (tmp_path / "real" / "complete").touch()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
-from simsearch.indexing import sync, tune
+from simsearch.indexing import meta_update, tune
 from simsearch.indexing.compact import compact
 from simsearch.indexing.tune_codes import tune_codes
 from simsearch.models.hashing import autoencoder
@@ -69,9 +69,9 @@ def recall(engine: Engine, queries: np.ndarray, **options: Any) -> float:
 
 
 def synchronise(filler: Filler) -> None:
-    """What `build` and `remove` do after their commit."""
+    """Does the work of `build` and `remove` after their commit."""
     with writer_lock(filler.path):
-        sync.refresh_meta(filler.engine.index)
+        meta_update.refresh_meta(filler.engine.index)
 
 
 def approximate(engine: Engine) -> BinaryCodeIndex:

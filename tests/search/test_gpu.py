@@ -120,7 +120,7 @@ def test_devices_are_those_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def multiplied(a: Any, b: Any, out_dtype: Any) -> Any:
-    """What a GPU does with float16, more coarsely."""
+    """Multiplies as a GPU does with float16, more coarsely."""
     assert a.dtype == b.dtype == torch.float16
     product = a.float() @ b.float()
     return product * (1 - 2**-17)

@@ -77,7 +77,7 @@ def test_crop(engine: Engine, tmp_path: Path) -> None:
 
 
 def distinct(engine: Engine, scan: Scan, queries: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
-    """What `dedup` promises: in the order of the answer, all that are not near-identical to one before."""
+    """Returns the matches, in their order, that are not near-identical to an earlier one, as `dedup` promises."""
     same = NEAR_IDENTICAL * similarity.median(engine.meta.distances)
     features = {item["id"]: row for item, row in zip(scan.items, scan.features, strict=True)}
     kept: list[tuple[int, float]] = []

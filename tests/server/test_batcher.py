@@ -12,6 +12,7 @@ import simsearch
 from simsearch.errors import SimsearchError
 from simsearch.search.queries import PreparedImage, PreparedQuery
 from simsearch.server.batcher import SearchJob
+from simsearch.server.searches import Searches
 from tests.helpers.client import Client, png, upload
 
 httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
@@ -84,7 +85,8 @@ def test_all_kinds_of_searches_in_one_batch(engine, photos):
         ({"id": 1, "plus": [99]}, None),
         ({"id": 1, "filter": ["nonsense"]}, None),
     ]
-    jobs = [service._job(served, service.search_request.read(query), service.lanes.small) for query, _ in queries]
+    searches = Searches(service)
+    jobs = [searches._job(served, service.search_request.read(query), service.lanes.small) for query, _ in queries]
     answers = batcher._answers(engine, jobs)
     for (query, expected), answer in zip(queries, answers, strict=True):
         if expected is None:

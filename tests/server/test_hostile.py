@@ -468,14 +468,14 @@ def test_targets_that_are_not_public(engine, url):
 
 def permit(monkeypatch, *allowed, limit=1.0):
     """Lets the service fetch from the test's site, as if its address were public; from no other."""
-    from simsearch.server import handlers
+    from simsearch.server import fetching
 
     def fetched(url, largest, seconds, *, public_only, **more):
         assert public_only
         seconds = min(seconds, limit)
         return fetch_public(url, largest, seconds, permitted=lambda a: str(a) in allowed, any_port=True, **more)
 
-    monkeypatch.setattr(handlers, "fetch", fetched)
+    monkeypatch.setattr(fetching, "fetch", fetched)
 
 
 def test_picture_is_fetched_from_allowed_address(engine, site, monkeypatch):

@@ -264,7 +264,7 @@ def test_no_answer_in_time(engine, monkeypatch):
 
 def test_what_nobody_expected_is_no_traceback(engine, monkeypatch, caplog):
     app = simsearch.create_app(engine)
-    monkeypatch.setattr(app.state.service, "item", None)
+    monkeypatch.setattr("simsearch.server.items.Items.item", None)
     found = Client(app)("GET", "/v1/items/1", headers={"x-request-id": "odd-one"})
     assert code(found) == (503, "internal")
     assert "NoneType" not in found.text

@@ -14,7 +14,7 @@ import pytest
 
 import simsearch
 from simsearch.errors import ImageTooLargeError, UsageError
-from simsearch.server import decoding, files, handlers, run
+from simsearch.server import decoding, fetching, files, run
 from simsearch.server.middleware import ApiError
 from tests.helpers.client import Client, code, png, upload
 from tests.helpers.live import answer, raw, serving
@@ -182,7 +182,7 @@ def test_all_bodies_count_together():
 def test_stop_with_dripping_urls_and_slow_clients(engine, monkeypatch):
     """Everything here would last for minutes; the helper waits 30 s for the end."""
     permit(monkeypatch, "127.0.0.1", limit=600)
-    monkeypatch.setattr(handlers, "FETCH_SECONDS", 600)
+    monkeypatch.setattr(fetching, "FETCH_SECONDS", 600)
     app = simsearch.create_app(engine, allow_urls=True, timeout=600, body_timeout=600)
     ended, dripping = threading.Event(), threading.Semaphore(0)
 
@@ -218,7 +218,7 @@ def test_stop_with_dripping_urls_and_slow_clients(engine, monkeypatch):
 
 def test_too_many_fetches_at_once(engine, monkeypatch):
     app = simsearch.create_app(engine, allow_urls=True)
-    monkeypatch.setattr(app.state.service, "_fetches", handlers.FETCHES)
+    monkeypatch.setattr(app.state.service.fetcher, "_running", fetching.FETCHES)
     assert code(Client(app).search(url="http://93.184.215.14/")) == (429, "too_many_requests")
 
 

@@ -21,7 +21,7 @@ from simsearch import api
 from simsearch.cli.main import main
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchError, UsageError
-from simsearch.indexing import sync
+from simsearch.indexing import meta_update
 from simsearch.storage.creation import create
 from simsearch.storage.export import export_npy
 from simsearch.storage.feature_files import PREAMBLE
@@ -47,7 +47,7 @@ def index(tmp_path: Path) -> Path:
         filler.add(random.normal(size=(count, DIMENSION)))
     filler.engine.close()
     with Engine(filler.path, model=MODEL) as engine:
-        sync.refresh_meta(engine.index)
+        meta_update.refresh_meta(engine.index)
         assert verify(engine.index).problems == ()
     return filler.path
 
@@ -306,7 +306,7 @@ def test_lagging_meta_is_no_damage(index: Path) -> None:
     sql(index, "UPDATE state SET value = value + 1 WHERE key = 'generation'")
     assert problems(index) == ""
     with Engine(index, model=MODEL) as engine:
-        sync.refresh_meta(engine.index)
+        meta_update.refresh_meta(engine.index)
     assert json.loads((index / "meta.json").read_text())["items"] == ROWS - 1
 
 

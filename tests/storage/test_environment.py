@@ -15,7 +15,7 @@ import pytest
 
 from simsearch.cli.main import main
 from simsearch.engine import Engine
-from simsearch.indexing import sync
+from simsearch.indexing import meta_update
 from tests.helpers.data import ROOT
 from tests.helpers.filler import Filler
 
@@ -33,7 +33,7 @@ def filled(path: Path) -> Filler:
     filler = Filler(path, 8, 64)
     filler.add(np.random.default_rng(0).normal(size=(300, 8)))
     with Engine(path, model=filler.model) as engine:
-        sync.refresh_meta(engine.index)
+        meta_update.refresh_meta(engine.index)
     return filler
 
 

@@ -17,7 +17,7 @@ import simsearch
 from simsearch import api
 from simsearch.engine import Engine
 from simsearch.errors import IndexReplacedError, SimsearchError
-from simsearch.indexing import options, sync
+from simsearch.indexing import meta_update, options, sync
 from simsearch.indexing.compact import compact
 from simsearch.indexing.merge import merge_indexes
 from simsearch.indexing.tune import tune
@@ -322,7 +322,7 @@ def check_swap(index, old, new, tmp_path, way, model, when, monkeypatch):
         "reading": (sync, "extract"),
         "writing": (FeatureFiles, "write"),
         "committing": (Database, "apply"),
-        "refreshing": (sync, "refresh_meta"),
+        "refreshing": (meta_update, "refresh_meta"),
     }[when]
     call = getattr(place, name)
 

@@ -1,4 +1,4 @@
-"""How a picture is turned upright: by its EXIF, as browsers do. An orientation in XMP is ignored, as they do."""
+"""Turns pictures upright by the orientation in their EXIF. One in XMP is ignored. Browsers do the same."""
 
 from __future__ import annotations
 

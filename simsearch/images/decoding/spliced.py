@@ -36,7 +36,7 @@ class _Splice(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Reads within one part; a range that the other file is too short for ends there."""
+        """Reads from one part at a time; a range that goes beyond the end of the other file is cut off there."""
         number = bisect.bisect_right(self._starts, self._position) - 1
         if number >= len(self._parts):
             return 0

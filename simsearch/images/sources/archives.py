@@ -234,7 +234,7 @@ class TarSource(Source):
         return file
 
     def _cache_skipped(self, member: tarfile.TarInfo) -> None:
-        """Caches the members between the last one that was read and this one, which is read next."""
+        """Caches the members between the one read last and `member`: decompression has to pass them anyway."""
         end = bisect.bisect_left(self._order, (member.offset_data, ""))
         start = bisect.bisect_left(self._order, (self._position, ""))
         self._position = member.offset_data + 1

@@ -1,0 +1,71 @@
+"""Fetches the images that searches name by URL, a limited number at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from simsearch.images import urls
+from simsearch.images.urls import fetch
+from simsearch.server.errors import draining
+from simsearch.server.middleware import ApiError, ReceivedBytes
+from simsearch.server.prometheus import PrometheusMetrics
+from simsearch.server.settings import Settings
+
+FETCHES = 32
+"""Images fetched by URL at once; others get status 429. They wait for other servers, so they have own threads."""
+
+FETCH_SECONDS = 10.0
+"""For fetching an image by URL, from the look-up of its name to its last byte."""
+
+
+class Fetcher:
+    """Fetches images in threads of its own. received: counts the bytes of bodies and images in memory."""
+
+    def __init__(self, settings: Settings, metrics: PrometheusMetrics, received: ReceivedBytes) -> None:
+        self._settings, self._metrics, self._received = settings, metrics, received
+        self._pool = ThreadPoolExecutor(FETCHES, "fetch")
+        self._stop = urls.Stop()
+        self._running = 0
+
+    def stop(self) -> None:
+        """Ends the fetches under way with an ApiError, and all later ones."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Ends the fetches under way and waits for their threads."""
+        self.stop()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def fetch(self, url: str) -> bytes:
+        """Fetches an image; its bytes count as a body's until the caller subtracts them. Raises SimsearchError."""
+        if self._running >= FETCHES:
+            self._metrics.rejected.inc()
+            raise ApiError(429, "too_many_requests", "too many images are being fetched", {"retry-after": "2"})
+        self._running += 1
+        work = self._pool.submit(self._fetch, url)
+        try:
+            return await asyncio.wrap_future(work)
+        finally:
+            self._running -= 1
+
+    def _fetch(self, url: str) -> bytes:
+        start = time.perf_counter()
+        counted = 0
+
+        def received(size: int) -> None:
+            nonlocal counted
+            counted += size
+            self._received.add(size)
+
+        seconds = min(FETCH_SECONDS, self._settings.timeout)
+        try:
+            data = fetch(url, self._settings.max_body, seconds, public_only=True, stop=self._stop, received=received)
+        except BaseException:
+            self._received.add(-counted)
+            if self._stop.is_set():
+                raise draining() from None
+            raise
+        self._metrics.phases.labels("fetch").observe(time.perf_counter() - start)
+        return data

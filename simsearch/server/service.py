@@ -1,0 +1,123 @@
+"""The state that the handlers share: indexes, batchers, threads, metrics, and limits on concurrent work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from fastapi import Request
+
+from simsearch.engine import Engine
+from simsearch.server import thumbnails
+from simsearch.server.batcher import Batcher
+from simsearch.server.browse import Browser
+from simsearch.server.decoding import Lane, Lanes, LargePictureError
+from simsearch.server.errors import draining
+from simsearch.server.fetching import Fetcher
+from simsearch.server.middleware import ApiError, ReceivedBytes
+from simsearch.server.prometheus import PrometheusMetrics
+from simsearch.server.reloading import ReloadableIndex
+from simsearch.server.schemas import search_request, unknown
+from simsearch.server.settings import Settings
+from simsearch.server.uploads import Uploads
+
+T = TypeVar("T")
+
+READERS = 4
+"""Threads that read the files that are being sent."""
+
+LAST_SECONDS = 2.0
+"""For the bodies that are being received when a stop is requested."""
+
+
+class SearchService:
+    """The state that the handlers share. The first engine answers requests that do not name an index."""
+
+    def __init__(self, engines: dict[str, Engine], settings: Settings) -> None:
+        self.settings, self.metrics, self.search_request = settings, PrometheusMetrics(), search_request(settings)
+        self.indexes = {
+            name: ReloadableIndex(name, engine, self.metrics.reloads.labels(name).inc)
+            for name, engine in engines.items()
+        }
+        self.batchers = {n: Batcher(i, settings.batch_size, self.metrics) for n, i in self.indexes.items()}
+        self.browser = Browser()
+        self.uploads, self.thumbnails = Uploads(), thumbnails.Thumbnails()
+        self.received = ReceivedBytes(settings.bodies, self.metrics.rejected.inc)
+        self.lanes = Lanes(settings.decoding)
+        self.readers = ThreadPoolExecutor(READERS, "read")
+        self.fetcher = Fetcher(settings, self.metrics, self.received)
+        self.draining = False
+        self._searches = 0  # not answered yet
+
+    def drain(self) -> None:
+        """Prepares for a stop: ends fetches and slow bodies, and drops the large pictures that wait."""
+        self.draining = True
+        self.fetcher.stop()
+        self.received.hurry(LAST_SECONDS)
+        self.lanes.large.pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """Waits for the work that was started in threads."""
+        self.fetcher.close()
+        self.readers.shutdown(wait=True, cancel_futures=True)
+        self.lanes.close()
+
+    def index(self, request: Request) -> ReloadableIndex:
+        """Returns the index that the request names. Raises ApiError, also for a parameter that the route lacks."""
+        known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+        for given in request.query_params:
+            if given not in known:
+                raise ApiError(422, "bad_argument", unknown(given, known))
+        name = request.query_params.get("index") or next(iter(self.indexes))
+        if name not in self.indexes:
+            raise ApiError(404, "no_such_index", f"there is no index called {name[:80]!r}")
+        return self.indexes[name]
+
+    async def in_thread(self, call: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
+        """Runs `call` in a thread and returns its result. Raises ApiError if that takes too long, or at a stop."""
+        try:
+            work = asyncio.get_running_loop().run_in_executor(pool or self.lanes.small.pool, call)
+        except RuntimeError:  # the pool was shut down
+            raise draining() from None
+        return await self.in_time(work)
+
+    async def in_lane(self, call: Callable[[Lane], T], of_item: bool) -> T:
+        """Runs a call that decodes a picture in the lane of small pictures, or else in that of large ones.
+
+        of_item: True if the picture is an item's.
+        """
+        try:
+            return await self.in_thread(lambda: call(self.lanes.small))
+        except LargePictureError:
+            large = self.lanes.large
+            with large.admitted(of_item):
+                return await self.in_thread(lambda: call(large), large.pool)
+
+    async def in_time(self, work: asyncio.Future[T]) -> T:
+        """Waits for a result. Raises ApiError if that takes too long, or at a stop."""
+        try:
+            return await asyncio.wait_for(work, self.settings.timeout)
+        except TimeoutError:
+            text = f"no answer within {self.settings.timeout:g} s"
+            raise ApiError(503, "timeout", text, {"retry-after": "5"}) from None
+        except asyncio.CancelledError:
+            if self.draining and work.cancelled():
+                raise draining() from None
+            raise
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Counts a search while it runs. Raises ApiError if there are too many."""
+        if self._searches >= self.settings.in_flight:
+            self.metrics.rejected.inc()
+            raise ApiError(429, "too_many_requests", "too many searches at once", {"retry-after": "1"})
+        self._searches += 1
+        self.metrics.in_flight.set(self._searches)
+        try:
+            yield
+        finally:
+            self._searches -= 1
+            self.metrics.in_flight.set(self._searches)
