@@ -6,8 +6,9 @@
     scripts/bench/fuzz.py index|weights|tables|archives …       damaged files instead; see fuzz_files.py
 
 Draws sixty pictures, builds an index of them, serves it with --writable and a key, and sends thousands of requests
-made from the document, valid and invalid ones. Checked of each answer: its status is below 500 and in the document, its
-media type and body are those of the document, and no key means 401. Exit code 1 if anything is found.
+made from the document, valid and invalid ones. Checked of each answer are all checks of schemathesis but one: its
+status is below 500 and in the document, its media type, headers and body are those of the document, what the document
+forbids is refused, what was deleted stays so, no key means 401. Exit code 1 if anything is found.
 It needs schemathesis: pip install '.[dev]'.
 """
 
@@ -52,16 +53,6 @@ schemathesis.openapi.format("binary", strategies.one_of(pictures, damaged, strat
 """
 """What is sent as a file: pictures, damaged ones, and any bytes."""
 
-CHECKS = (
-    "not_a_server_error",
-    "status_code_conformance",
-    "content_type_conformance",
-    "response_headers_conformance",
-    "response_schema_conformance",
-    "negative_data_rejection",
-    "ignored_auth",
-)
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,14 +89,14 @@ def main() -> int:
                         str(options.examples),
                         "--seed",
                         str(options.seed),
-                        "--checks",
-                        ",".join(CHECKS),
+                        "--exclude-checks",
+                        "positive_data_acceptance",  # a schema cannot say that a crop lies within the picture sent
                         "--suppress-health-check",
                         "all",
                         "--generation-database",
                         "none",
                         "--workers",
-                        "2",
+                        "1",  # two threads that parse Python at once fail in CPython 3.11 (gh-106905)
                     ],
                     cwd=folder,
                     env={**os.environ, "SCHEMATHESIS_HOOKS": "pictures", "PYTHONPATH": folder},

@@ -9,10 +9,9 @@ verified; its answers are compared with those of the undamaged one. Half of the 
 again, as somebody would who means harm.
 
 crash: the child was ended by a signal. stall: it took more than `SECONDS` of the processor, or `WALL` in all. raw: an
-exception but SimsearchError, which the command line calls a bug. wrong: other neighbours than before, and `verify`
-finds nothing. text: other labels, paths, ids or rows of items than before, in `items.sqlite`, which has no checksum of
-them, or another calibration in `meta.json`. misled: a structure that was sealed again finds other neighbours, at true
-distances. Exits with 1 if there is any crash, stall, raw error or wrong answer.
+exception but SimsearchError, which the command line calls a bug. wrong: other neighbours, labels, paths, ids or
+similarities than before, and `verify` finds nothing. misled: a structure that was sealed again finds other neighbours,
+at true distances. Exits with 1 if there is any crash, stall, raw error or wrong answer.
 """
 
 from __future__ import annotations
@@ -307,10 +306,8 @@ def read_index(path: Path, expected: Any) -> str:
     if near not in allowed_near:
         if "sealed" in what:
             return "misled"
-        if "items.sqlite" in what:
-            return "text"
         return f"wrong {next(pair for pair in zip(near, allowed_near[0], strict=True) if pair[0] != pair[1])}"
-    return "same" if texts in allowed_texts else "text"
+    return "same" if texts in allowed_texts else f"wrong {texts}"
 
 
 def read_weights(path: Path, expected: Any) -> str:

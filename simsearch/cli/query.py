@@ -23,7 +23,7 @@ from simsearch.cli.options import (
     version_option,
 )
 from simsearch.cli.params import QueryImage
-from simsearch.cli.query_args import ask_each, expand_folders
+from simsearch.cli.query_args import ask_each
 from simsearch.cli.search_options import example_images, search_arguments, search_options
 from simsearch.common.lazy import LazyModule
 from simsearch.engine import Engine
@@ -93,7 +93,6 @@ def query_command(
         check_folder_exists(file)
     if [*image, *example_images(options)].count("-") > 1:
         raise UsageError("standard input can be read only once, but - is given several times")
-    image = expand_folders(image)
     k, chosen = search_arguments(options)
     with warn_if_incomplete(api.open(index_path, model=model, device=device, roots=dict(roots))) as engine:
 

@@ -14,7 +14,7 @@ import click
 from simsearch.cli.console import BAD_INPUT, report_error
 from simsearch.common.item_ids import ID_PREFIX, parse_id
 from simsearch.common.lazy import LazyModule
-from simsearch.errors import ImageError, ItemNotFoundError, UsageError
+from simsearch.errors import ImageError, ItemNotFoundError, SimsearchError, UsageError
 
 if TYPE_CHECKING:
     from simsearch.images import urls
@@ -30,7 +30,7 @@ AT_ONCE = 64
 """Images that are asked about at once."""
 
 _LARGEST_DOWNLOAD = 64 << 20  # bytes
-_TIMEOUT = 20.0  # seconds
+_TIMEOUT = 120.0  # seconds
 
 
 class Named(bytes):
@@ -46,22 +46,17 @@ class Named(bytes):
         return named
 
 
-def expand_folders(texts: Sequence[str]) -> list[str]:
-    """Replaces each folder by the pictures in it and its subfolders, in the order of their paths.
+def _pictures_of(text: str) -> list[str]:
+    """Returns the pictures in a folder and its subfolders, in the order of their paths; of other texts, the text.
 
     Raises UsageError for a folder without pictures.
     """
-    found: list[str] = []
-    for text in texts:
-        if not os.path.isdir(text):
-            found.append(text)
-            continue
-        source = resolve.resolve(text)
-        paths = [entry.path for entry in source.listing().entries if not entry.problem]
-        if not paths:
-            raise UsageError(f"the folder {text} has no pictures")
-        found += [os.path.join(text, path) for path in paths]
-    return found
+    if not os.path.isdir(text):
+        return [text]
+    paths = [entry.path for entry in resolve.resolve(text).listing().entries if not entry.problem]
+    if not paths:
+        raise UsageError(f"the folder {text} has no pictures")
+    return [os.path.join(text, path) for path in paths]
 
 
 def _looks_like_words(text: str) -> bool:
@@ -110,16 +105,23 @@ def ask_each(ask: Callable[[Sequence[str], Sequence[Any]], Iterable[T]], texts: 
     """Asks about each query image; the error of one that cannot be used is printed and does not stop the others.
 
     ask: answers several images at once, given as texts and as `read_image` returns them.
-    Raises other errors, such as UsageError, at once.
+    texts: a folder stands for the pictures in it. Raises other errors, such as UsageError, at once.
     """
     found: Answers[T] = Answers()
     for text in texts:
         try:
-            found.pictures.append(read_image(text))
-            found.names.append(text)
-        except ImageError as error:
+            names = _pictures_of(text)
+        except SimsearchError as error:
             found.failed += 1
             report_error(error)
+            continue
+        for name in names:
+            try:
+                found.pictures.append(read_image(name))
+                found.names.append(name)
+            except ImageError as error:
+                found.failed += 1
+                report_error(error)
     _ask(ask, found.names, found.pictures, found)
     return found
 

@@ -38,6 +38,9 @@ LOOKUPS = 64
 PARTS, PART_BYTES = 1000, 256
 """An answer may come in this many parts (chunks, packets), and in one more for each of these bytes."""
 
+WAIT = 20.0
+"""Seconds of each wait for the server of a user's URL."""
+
 STOP_CHECK = 0.05
 """Seconds between looks at `Stop` while a name is looked up."""
 
@@ -109,19 +112,32 @@ def fetch(
     """Fetches the bytes at an http(s) URL.
 
     largest: the most bytes that are accepted.
-    seconds: the time limit of the whole request if `public_only`, else of each wait for the server.
+    seconds: the time limit of the whole fetch.
     public_only: refuse addresses that are not on the public Internet, and ports but 80 and 443; for strangers' URLs.
     stop, received: as for `fetch_public`; only used with `public_only`.
     Raises UsageError for a URL that is refused, ImageError if the fetch fails.
     """
     if public_only:
         return fetch_public(url, largest, seconds, permitted=is_public, stop=stop, received=received)
-    request = urllib.request.Request(url, headers={"User-Agent": "simsearch"})
+    done, results = _in_thread(lambda: _download(url, largest, min(seconds, WAIT)), "download")
+    if not done.wait(seconds):
+        raise ImageError(f"no answer within {seconds:g} s")
+    return _result(results)
+
+
+def _download(url: str, largest: int, wait: float) -> bytes:
+    """Fetches the bytes at a URL of the user's, through the environment's proxies. Raises ImageError.
+
+    wait: seconds of each wait for the server.
+    """
     try:
-        with urllib.request.urlopen(request, timeout=seconds) as response:
+        request = urllib.request.Request(url, headers={"User-Agent": "simsearch"})
+        with urllib.request.urlopen(request, timeout=wait) as response:
             data: bytes = response.read(largest + 1)
-    except (OSError, ValueError) as error:  # URLError is an OSError
-        raise ImageError(str(getattr(error, "reason", error))) from error
+            if len(data) <= largest and response.length:
+                raise ImageError("the server closed the connection too soon")
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
+        raise ImageError(str(getattr(error, "reason", error)) or type(error).__name__) from error
     if len(data) > largest:
         raise ImageError(f"over {largest >> 20} MiB")
     return data
@@ -323,25 +339,40 @@ def _resolve(host: str, port: int, permitted: Callable[[Address], bool], deadlin
 
 
 def _look_up(host: str, port: int, deadline: _Deadline) -> list[Any]:
-    """Calls `socket.getaddrinfo` in a thread of its own, since it cannot be broken off. Raises OSError, ValueError."""
+    """Calls `socket.getaddrinfo`, which cannot be broken off. Raises OSError, ValueError."""
     if not _lookups.acquire(blocking=False):
         raise OSError("too many names are being looked up")
-    results: list[Any] = []
+
+    def look_up() -> list[Any]:
+        try:
+            return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        finally:
+            _lookups.release()
+
+    done, results = _in_thread(look_up, "lookup")
+    while not done.wait(min(STOP_CHECK, deadline.left())):
+        pass
+    return _result(results)
+
+
+def _in_thread(call: Callable[[], T], name: str) -> tuple[threading.Event, list[T | Exception]]:
+    """Starts a call in a thread of its own, which its caller may abandon; returns its end and a list for its result."""
+    results: list[T | Exception] = []
     done = threading.Event()
 
-    def look_up() -> None:
+    def act() -> None:
         try:
-            results.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            results.append(call())
         except Exception as error:
             results.append(error)
         finally:
-            _lookups.release()
             done.set()
 
-    threading.Thread(target=look_up, name="lookup", daemon=True).start()
-    while not done.wait(min(STOP_CHECK, deadline.left())):
-        pass
+    threading.Thread(target=act, name=name, daemon=True).start()
+    return done, results
+
+
+def _result(results: list[T | Exception]) -> T:
     if isinstance(results[0], Exception):
         raise results[0]
-    found: list[Any] = results[0]
-    return found
+    return results[0]

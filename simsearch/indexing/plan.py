@@ -176,7 +176,7 @@ def _compare(
 ) -> Plan:
     """Lists a source and returns its differences from the index."""
     plan = Plan(place, source)
-    if source.kind == "manifest":  # links in a folder are the builder's own
+    if source.kind in {"manifest", "parquet"}:  # links in a folder are the builder's own
         source.outside = place.options.get("outside") is True
     listing = source.listing((*options.exclude, *place.options.get("exclude", ())))
     summary.skipped += listing.skipped

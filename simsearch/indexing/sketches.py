@@ -36,10 +36,13 @@ def update(index: Index, learn: bool = True) -> None:
         with contextlib.suppress(OSError, SimsearchError):
             facts = sketch_making.updated(index.folder, before, flat, reader.rows, blocks, learn)
     if facts is not None and facts != before:
-        index.database.apply(Changes())  # a new generation, so that readers reload
         with index.reading() as reader:
-            generation = reader.state("generation")
+            before_commit = reader.state("generation")
+        index.database.apply(Changes())  # a new generation, so that readers reload
         index.refresh()
+        # a process that died may have left counts of an older generation, which the next build corrects
+        in_step = index.meta.generation == before_commit
+        generation = before_commit + 1 if in_step else index.meta.generation
         index.write_meta(replace(index.meta, sketch=facts.to_dict(), generation=generation))
         delete_unused(index)
 

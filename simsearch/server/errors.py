@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from simsearch.errors import (
     ImageError,
@@ -85,7 +86,21 @@ async def _simsearch_error(request: Request, error: SimsearchError) -> Response:
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    return _respond(ApiError(error.status_code, code, str(error.detail), dict(error.headers or {})))
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(_methods(request))
+    return _respond(ApiError(error.status_code, code, str(error.detail), headers))
+
+
+def _methods(request: Request) -> list[str]:
+    """Returns the methods of all routes at the request's path; Starlette names those of the first one only."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        offered = getattr(route, "methods", None) or set()
+        hidden = not getattr(route, "include_in_schema", True) and "GET" not in offered  # writing, where it is off
+        if not hidden and route.matches(request.scope)[0] is not Match.NONE:
+            found |= offered
+    return sorted(found | ({"HEAD"} if "GET" in found else set()))
 
 
 async def _validation_error(request: Request, error: RequestValidationError) -> Response:

@@ -4,11 +4,15 @@ uvicorn waits without limit for the head of a request, so a few hundred clients 
 others out. DeadlineProtocol adds: a deadline for a request's head; a limit on connections that answers in JSON at once
 (`limit_concurrency` waits for a request, and answers in plain text); an end to clients that stop reading a response or
 go on sending a body that was refused; and JSON for bytes that are not HTTP.
+
+Where all connections are in use, a new one takes the place of the one that has kept the service waiting for the longest
+time: for a request, for the client to take its response, or for a body. So silent connections keep nobody out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import socket
 from typing import Any
@@ -24,6 +28,9 @@ MAX_CONNECTIONS = 512
 
 STALL_SECONDS = 30.0
 """A client that does not take what is buffered of its response (64 to 128 KiB) in this time is cut off."""
+
+PATIENCE = 2.0
+"""Where all connections are in use, a client that reads or sends slowly gives way to others after these seconds."""
 
 LAST_STALL_SECONDS = 2.0
 """The same while the service stops."""
@@ -73,6 +80,7 @@ class DeadlineProtocol(H11Protocol):
     _deadline: asyncio.TimerHandle | None = None
     _stall_check: asyncio.TimerHandle | None = None
     _discarded = 0
+    silent_since = body_since = paused_since = math.inf
 
     def __init__(self, config: uvicorn.Config, *arguments: Any, **more: Any) -> None:
         super().__init__(config, *arguments, **more)
@@ -83,9 +91,10 @@ class DeadlineProtocol(H11Protocol):
         connected = transport.get_extra_info("socket")
         if connected is not None and connected.family != socket.AF_UNIX:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        if len(self.connections) > MAX_CONNECTIONS:
+        if len(self.connections) > MAX_CONNECTIONS and not self._make_room():
             self._refuse(ApiError(503, "too_many_connections", "too many connections at once", {"retry-after": "1"}))
         else:
+            self._note_waiting()
             self._update_deadline()
 
     def data_received(self, data: bytes) -> None:
@@ -93,10 +102,12 @@ class DeadlineProtocol(H11Protocol):
         self._discarded = self._discarded + len(data) if self._discards_body() else 0
         if self._discarded > MAX_DISCARDED_BYTES:
             self.transport.close()
+        self._note_waiting()
         self._update_deadline()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._note_waiting()
         if self._discards_body() or self.conn.trailing_data[0]:
             self._update_deadline()
 
@@ -107,9 +118,11 @@ class DeadlineProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self.paused_since = self.loop.time()
         self._schedule_stall_check()
 
     def resume_writing(self) -> None:
+        self.paused_since = math.inf
         self._cancel_stall_check()
         super().resume_writing()
 
@@ -121,6 +134,31 @@ class DeadlineProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError(400, "bad_request", "the request cannot be read as HTTP"))
+
+    # -- too many connections
+
+    def _make_room(self) -> bool:
+        """Closes the connection that has kept the service waiting for the longest time; returns False if none has."""
+        now = self.loop.time()
+        others: Any = [each for each in self.connections if each is not self and not each.transport.is_closing()]
+        waits = (
+            lambda each: now - each.silent_since if each.cycle is None else -1.0,  # it never sent a request
+            lambda each: now - each.silent_since,
+            lambda each: now - each.paused_since - PATIENCE,
+            lambda each: now - each.body_since - PATIENCE,
+        )
+        for seconds in waits:
+            longest = max(others, key=seconds, default=None)
+            if longest is not None and seconds(longest) >= 0:
+                longest.transport.abort()
+                return True
+        return False
+
+    def _note_waiting(self) -> None:
+        """Notes since when the client has not sent a head, or the rest of a body."""
+        state, now = self.conn.their_state, self.loop.time()
+        self.silent_since = min(self.silent_since, now) if state is h11.IDLE else math.inf
+        self.body_since = min(self.body_since, now) if state is h11.SEND_BODY else math.inf
 
     # -- a client that stops reading
 

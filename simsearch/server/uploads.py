@@ -7,8 +7,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from simsearch.common.machine import MemoryBudget
@@ -21,11 +22,17 @@ from simsearch.server.reloading import ReloadableIndex
 from simsearch.storage.folder import Folder
 from simsearch.storage.index import Index
 
+MANIFEST = "items.jsonl"
+
+_NAME = re.compile("[0-9a-f]{64}")
+"""The file of an upload: the SHA-256 of its content."""
+
 
 class Uploads:
     """Adds and removes items, one at a time, since an index has one writer among all threads and processes.
 
-    An upload appends its row to the manifest and reads no other row, so its time does not depend on their number.
+    An upload appends its row to the manifest and, but for the first one of a process, reads no other row, so its time
+    does not depend on their number.
     """
 
     def __init__(self) -> None:
@@ -48,9 +55,9 @@ class Uploads:
         engine.index.check_in_place()
         folder = _folder(engine.index, create=True)
         with self._alone(folder):
+            self._sweep_once(engine, folder)
             if found := _find(engine, name):
                 return found, False
-            self._sweep_once(folder)
             if folder.exists(name):  # left by a process that died
                 _forget(folder, name)
             _write(folder, name, data)
@@ -72,7 +79,7 @@ class Uploads:
             return found, True
 
     def sweep(self, indexes: Iterable[ReloadableIndex]) -> None:
-        """Removes the partial files of processes that died while they wrote, unless another process is writing now."""
+        """Removes what processes left that died while they wrote, unless another process is writing now."""
         for served in indexes:
             with contextlib.suppress(SimsearchError, OSError):
                 served.run_once(self._sweep)
@@ -81,29 +88,46 @@ class Uploads:
         folder = _folder(engine.index)
         if folder.identity != (0, 0):
             with self._alone(folder):
-                self._sweep_once(folder)
+                self._sweep_once(engine, folder)
 
-    def _sweep_once(self, folder: Folder) -> None:
-        """Removes files that were never completed; once for each folder, since listing it takes time.
+    def _sweep_once(self, engine: Engine, folder: Folder) -> None:
+        """Removes files that were never completed, and pictures without item and line; once for each folder.
 
-        The caller keeps others out of the folder. Raises OSError.
+        The caller keeps others out of the folder. A line without an item stays: the next build indexes its picture.
         """
         if folder.identity in self._swept:
             return
         self._swept.add(folder.identity)
-        for name in folder.names():
-            if name.startswith(".") and name.endswith((".partial", ".tmp")):
-                folder.unlink(name)
+        with contextlib.suppress(SimsearchError, OSError):  # the next process tries again
+            known = _names(engine) | _listed(folder)
+            for name in folder.names():
+                partial = name.startswith(".") and name.endswith((".partial", ".tmp"))
+                if partial or (_NAME.fullmatch(name) and name not in known):
+                    folder.unlink(name)
 
     def remove(self, engine: Engine, number: int) -> None:
-        """Removes an item, and its file if it was added over HTTP. Raises ItemNotFoundError."""
+        """Removes an item, and its file if it was added over HTTP. Raises ItemNotFoundError.
+
+        The manifest comes first: a process that dies after that leaves an item that the next build removes, while a
+        line that was left would bring the picture back.
+        """
         folder = _folder(engine.index)
         with self._alone(folder) if folder.identity != (0, 0) else self._lock:
             path = engine.paths([engine.item(number)])[0]
-            engine.remove(number)
             name = path.rpartition("/")[2]
-            if path == str(folder.place / name):
-                _forget(folder, name)
+            if path != str(folder.place / name):
+                engine.remove(number)
+                return
+            self._sweep_once(engine, folder)
+            before = _keep_lines(folder, lambda each: each != name)
+            try:
+                engine.remove(number)
+            except BaseException:
+                if before is not None:
+                    _write(folder, MANIFEST, before)
+                raise
+            with contextlib.suppress(OSError):  # the next sweep removes it
+                folder.unlink(name)
 
     @contextlib.contextmanager
     def _alone(self, folder: Folder) -> Iterator[None]:
@@ -126,7 +150,7 @@ def _folder(index: Index, create: bool = False) -> Folder:
 
 
 def _manifest(engine: Engine) -> str:
-    return str(engine.index.folder.place / "uploads" / "items.jsonl")
+    return str(engine.index.folder.place / "uploads" / MANIFEST)
 
 
 def _write(folder: Folder, name: str, data: bytes) -> None:
@@ -150,7 +174,7 @@ def _append(folder: Folder, line: str) -> None:
     """Appends a line to the manifest, durably; first removes an incomplete line that a crash may have left."""
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-        with open(folder.open("items.jsonl", flags), "a+b") as file:
+        with open(folder.open(MANIFEST, flags), "a+b") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 1))
             if end and file.read() != b"\n":
@@ -163,11 +187,36 @@ def _append(folder: Folder, line: str) -> None:
         raise UsageError(f"cannot write {folder.path / 'items.jsonl'}: {error.strerror}") from error
 
 
+def _names(engine: Engine) -> set[str]:
+    """Returns the file names of all items that were added over HTTP."""
+    with engine.index.reading() as reader:
+        for source in reader.sources():
+            if source.kind == ManifestSource.kind and engine.index.root_of(source) == _manifest(engine):
+                return {item.path for item in reader.items(source.id)}
+    return set()
+
+
+def _listed(folder: Folder) -> set[str]:
+    """Returns the file names in the manifest. Raises OSError."""
+    lines = folder.read(MANIFEST).splitlines(keepends=True) if folder.exists(MANIFEST) else []
+    return {json.loads(line)["path"] for line in lines if line.endswith(b"\n")}
+
+
+def _keep_lines(folder: Folder, wanted: Callable[[str], bool]) -> bytes | None:
+    """Removes the lines of other uploads from the manifest, and one that was never completed.
+
+    Returns the former content if it had any such lines, else None. Raises UsageError, OSError.
+    """
+    before = folder.read(MANIFEST) if folder.exists(MANIFEST) else b""
+    lines = before.splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and wanted(json.loads(line)["path"])]
+    if kept == lines:
+        return None
+    _write(folder, MANIFEST, b"".join(kept))
+    return before
+
+
 def _forget(folder: Folder, name: str) -> None:
     """Removes an upload from the manifest and deletes its file."""
-    there = folder.exists("items.jsonl")
-    lines = folder.read("items.jsonl").splitlines(keepends=True) if there else []
-    kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["path"] != name]
-    if kept != lines:
-        _write(folder, "items.jsonl", b"".join(kept))
+    _keep_lines(folder, lambda each: each != name)
     folder.unlink(name)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from simsearch.errors import UsageError
-from simsearch.storage import protection
+from simsearch.storage import checksums, protection
 from simsearch.storage.connections import Connections
 from simsearch.storage.database_file import DatabaseFile
 from simsearch.storage.feature_files import FeatureFiles
@@ -133,7 +133,11 @@ class Database:
 
     def apply(self, changes: Changes) -> None:
         """Commits `changes` in one durable transaction."""
-        with self._connections.transaction() as connection:
+        changed = [item.id for item in changes.updated]
+        failures = {(source, os.fsencode(path)) for source, path, *_ in (*changes.failed, *changes.cleared)}
+        with self._connections.transaction() as connection, checksums.kept(connection) as sums:
+            sums.before({*changes.deleted, *changed}, failures)
+            last = connection.execute("SELECT max(id) FROM items").fetchone()[0] or 0
             connection.executemany("DELETE FROM items WHERE id = ?", [(number,) for number in changes.deleted])
             connection.executemany(
                 "UPDATE items SET source=?, path=?, label=?, metadata=?, digest=?, size=?, stamp=?, width=?, height=?,"
@@ -145,6 +149,7 @@ class Database:
                 " VALUES (?,?,?,?,?,?,?,?,?,?)",
                 [_values(item) for item in changes.inserted],
             )
+            sums.inserted_after(last)
             connection.executemany(
                 "INSERT OR REPLACE INTO failures VALUES (?,?,?)",
                 [(source, os.fsencode(path), replace_surrogates(reason)) for source, path, reason in changes.failed],
@@ -153,6 +158,7 @@ class Database:
                 "DELETE FROM failures WHERE source=? AND path=?",
                 [(source, os.fsencode(path)) for source, path in changes.cleared],
             )
+            sums.after(set(changed), failures)
             connection.executemany("INSERT INTO blocks VALUES (?,?,?)", changes.blocks)
             rows = sum(block[1] for block in changes.blocks)
             connection.execute("UPDATE state SET value = value + ? WHERE key = 'rows'", (rows,))
@@ -165,7 +171,8 @@ class Database:
 
         rows: (new row, id) of each item that moves, by ascending row. blocks: all blocks, as in `Changes`.
         """
-        with self._connections.transaction() as connection:
+        with self._connections.transaction() as connection, checksums.kept(connection) as sums:
+            sums.recount()
             connection.executemany("UPDATE items SET row = ? WHERE id = ?", rows)
             connection.execute("DELETE FROM blocks")
             connection.executemany("INSERT INTO blocks VALUES (?,?,?)", blocks)
@@ -181,7 +188,7 @@ class Database:
         absorbed: (source, path relative to `root`) of narrower sources whose items are moved to this one.
         """
         relative = os.path.relpath(root, index) if os.path.isabs(root) else root
-        with self._connections.transaction() as connection:
+        with self._connections.transaction() as connection, checksums.kept(connection) as sums:
             connection.execute(
                 "INSERT INTO sources (kind, root, relative, options) VALUES (?,?,?,?)"
                 " ON CONFLICT (kind, root) DO UPDATE SET options = excluded.options, relative = excluded.relative",
@@ -191,12 +198,13 @@ class Database:
                 "SELECT id FROM sources WHERE kind=? AND root=?", (kind, os.fsencode(root))
             ).fetchone()
             for narrow, prefix in absorbed:
+                sums.recount()
                 _absorb(connection, narrow, found[0], prefix)
         return SourceRow(found[0], kind, root, relative, options)
 
     def relocate(self, source: int, root: str, index: Path) -> None:
         """Changes the root of a source. Raises UsageError if another source has it."""
-        with self._connections.transaction() as connection:
+        with self._connections.transaction() as connection, checksums.kept(connection):
             connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
             try:
                 connection.execute(
@@ -208,7 +216,8 @@ class Database:
 
     def forget(self, number: int) -> None:
         """Removes a source that no item belongs to."""
-        with self._connections.transaction() as connection:
+        with self._connections.transaction() as connection, checksums.kept(connection) as sums:
+            sums.recount()
             connection.execute("DELETE FROM failures WHERE source = ?", (number,))
             connection.execute(
                 "DELETE FROM sources WHERE id = ? AND NOT EXISTS (SELECT 1 FROM items WHERE source = ?)",

@@ -148,7 +148,7 @@ class DatabaseFile:
                 raise error_for(path, error) from error
             except OSError:
                 continue  # SQLite tells why
-            if beginning not in beginnings:
+            if not any(beginning == each or _cut_short(beginning, each) for each in beginnings):
                 raise IndexDamagedError(f"{path} is no part of an index")
 
     def _connect_without_log(self, path: Path, error: sqlite3.Error) -> protection.Connection:
@@ -227,6 +227,11 @@ class DatabaseFile:
                 if not self._folder.stat(log).st_size:
                     self._folder.unlink(log)
                     self._folder.unlink(index)
+
+
+def _cut_short(beginning: bytes, whole: bytes) -> bool:
+    """Returns True for a file of 1 to 3 bytes that a killed process left, which SQLite begins again."""
+    return 0 < len(beginning) < 4 and whole.startswith(beginning)
 
 
 def _uri(path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ LIMIT = 4 << 20
 """Bytes of the largest `meta.json` that is read."""
 
 MAX_DIMENSION, MAX_ROWS_PER_SHARD = 1 << 20, 1 << 31
+
+_CHECKSUM = "crc32"
+"""The key of the checksum of all other values, which `verify` compares. Files of older versions have none."""
 
 _SINCE = ("recall", "low", "high", "queries")
 """Numbers in the entry `since` of `search`."""
@@ -128,7 +132,23 @@ class Meta:
     def write(self, folder: Folder | Path) -> None:
         """Replaces the file atomically and durably. Raises OSError."""
         opened = folder if isinstance(folder, Folder) else Folder.at(folder)
-        opened.write("meta.json", (json.dumps(asdict(self), indent=1) + "\n").encode())
+        values = asdict(self)
+        opened.write("meta.json", (json.dumps({**values, _CHECKSUM: _crc32(values)}, indent=1) + "\n").encode())
+
+    @staticmethod
+    def checksum_problem(folder: Folder) -> str | None:
+        """Returns a line if the values in `meta.json` do not have their checksum; None also if there is none."""
+        try:
+            values = outside_json.parse(folder.read("meta.json", LIMIT))
+            recorded = values.pop(_CHECKSUM, None)
+        except (OSError, ValueError, AttributeError):
+            return "it cannot be read any more"
+        found = _crc32(values)
+        return None if recorded in (None, found) else f"its values have checksum {found}, expected {str(recorded)[:40]}"
+
+
+def _crc32(values: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
 def _scale(similarity: dict[str, Any]) -> list[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from simsearch.common import outside_json
 from simsearch.errors import IndexDamagedError, ItemNotFoundError, SimsearchError, UsageError
-from simsearch.storage import filters
+from simsearch.storage import checksums, filters
 from simsearch.storage.filters import Condition
 
 if TYPE_CHECKING:
@@ -254,6 +254,10 @@ class Reader:
         """Returns the problems that SQLite's integrity check finds, one line each."""
         found = [row[0] for row in self._connection.execute("PRAGMA integrity_check(10)")]
         return [] if found == ["ok"] else found
+
+    def checksum_problems(self) -> list[str]:
+        """Returns a line for each checksum of the items, failures and sources that differs from the recorded one."""
+        return checksums.problems(self._connection)
 
 
 def _within(source: int | None, below: str) -> tuple[str, tuple[Any, ...]]:

@@ -9,6 +9,7 @@ from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
 from simsearch.storage import components, derived
 from simsearch.storage.folder import error_for
 from simsearch.storage.index import Index
+from simsearch.storage.meta import Meta
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,8 +54,11 @@ def _verified(index: Index, progress: Callable[[int, int], None]) -> tuple[int, 
         except IndexDamagedError as error:
             problems.append(str(error))
         items, rows = reader.count(), reader.state("rows")
+        if problem := Meta.checksum_problem(index.folder):
+            problems.append(f"meta.json: {problem}")
         problems += _check_derived(index)
         try:
+            problems += [f"items.sqlite: {line}" for line in reader.checksum_problems()]
             problems += _check_rows(index, reader, items, rows)
         except IndexDamagedError as error:
             problems.append(str(error))

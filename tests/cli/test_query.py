@@ -21,6 +21,14 @@ def test_folder_without_pictures(run, tmp_path):
     assert (done.code, done.err) == (2, f"error: the folder {tmp_path / 'empty'} has no pictures\n")
 
 
+def test_folder_without_pictures_among_others(run, pictures, tmp_path):
+    """As one bad picture among good ones: the good answers, the error, exit 2."""
+    (tmp_path / "empty").mkdir()
+    done = run("query", "id:1", tmp_path / "empty", pictures / "red" / "0.png", "-k", 1, "--format", "json")
+    assert (done.code, done.err) == (2, f"error: the folder {tmp_path / 'empty'} has no pictures\n")
+    assert [answer["query"] for answer in done.json] == ["id:1", str(pictures / "red" / "0.png")]
+
+
 def test_words_are_not_searched_for(run):
     done = run("query", "red car")
     assert done.code == 2

@@ -189,6 +189,26 @@ def test_filters(pushed_once: Both, where: list[str]) -> None:
     alike(pushed_once, "search_by_vector", vector, 500, where=where)
 
 
+def test_permission_to_leave_a_folder_is_pushed(tmp_path: Path, address: str) -> None:
+    draw(tmp_path / "elsewhere.png", 1)
+    (tmp_path / "photos").mkdir()
+    draw(tmp_path / "photos" / "own.png", 2)
+    (tmp_path / "photos" / "link.png").symlink_to("../elsewhere.png")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "link.png").symlink_to("../elsewhere.png")
+    with simsearch.build(tmp_path / "photos", tmp_path / "index", model=Colours(), allow_outside=True) as here:
+        here.add(tmp_path / "more")
+        push(here.index, address)
+        with simsearch.open(address, model=Colours()) as there:
+            for number in (1, 2, 3):
+                alike((here, there), "read", number)
+            names = [(item.source, item.path) for item in here.find("*")]
+            assert names == [(1, "link.png"), (1, "own.png"), (2, "link.png")]
+            assert there.read(1) == (tmp_path / "elsewhere.png").read_bytes()
+            with pytest.raises(SimsearchError, match="outside"):
+                there.read(3)
+
+
 @pytest.fixture(scope="module", params=ENGINES)
 def pushed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     """One collection for all conditions; nothing changes it."""

@@ -118,6 +118,27 @@ def test_one_deadline_for_servers_that_drip(server, drip):
 
 
 @pytest.mark.parametrize("drip", DRIPS)
+def test_deadline_of_the_command_line(server, drip):
+    with pytest.raises(ImageError, match=r"no answer within 0\.3 s"):
+        fetch(server(*DRIPS[drip]), 10_000, 0.3, public_only=False)
+
+
+def test_answers_to_the_command_line(server):
+    assert fetch(server(OK + b"Content-Length: 5\r\n\r\nhello"), 9, 5, public_only=False) == b"hello"
+    for answer in (
+        b"no HTTP\r\n\r\n",
+        b"HTTP/1.1 404 Not Found\r\n\r\n",
+        OK + b"Content-Length: 99\r\n\r\nx",
+        OK + b"\r\n" + bytes(10),
+    ):
+        with pytest.raises(ImageError):
+            fetch(server(answer), 9, 5, public_only=False)
+    for url in ("http://", "http://[", "http://a b/"):
+        with pytest.raises(ImageError):
+            fetch(url, 9, 5, public_only=False)
+
+
+@pytest.mark.parametrize("drip", DRIPS)
 def test_stop_ends_a_fetch(server, drip):
     stop = Stop()
     threading.Timer(0.1, stop.set).start()

@@ -1,9 +1,7 @@
-"""`kill -9` during a build: at random moments, and at chosen lines of the code that writes the index."""
+"""`kill -9` during a build, at chosen lines of the code that writes the index; see also `scripts/bench/kill.py`."""
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import os
 import random
@@ -12,8 +10,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -26,47 +22,6 @@ from tests.helpers.data import ROOT
 from tests.helpers.dying import trace
 from tests.helpers.models import Colours
 from tests.helpers.pictures import draw
-
-OFTEN = (
-    "from simsearch.indexing import sync\nfrom simsearch.cli.main import main\n"
-    "sync.COMMIT_IMAGES, sync.COMMIT_SECONDS = 1, 0.0\n"  # after every batch
-    "main()"
-)
-
-
-@pytest.fixture
-def script() -> ModuleType:
-    """Returns `scripts/bench/kill.py` as a module."""
-    loader = importlib.machinery.SourceFileLoader("bench_kill", str(ROOT / "scripts" / "bench" / "kill.py"))
-    spec = importlib.util.spec_from_loader("bench_kill", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_kill"] = module
-    loader.exec_module(module)
-    return module
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments(
-    script: ModuleType, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    """A small run of the benchmark: builds of 200 pictures by the command line, committed after every batch."""
-    for number in range(200):
-        draw(tmp_path / "photos" / "abcde"[number % 5] / f"{number}.png", number)
-    monkeypatch.setattr(script, "SIMSEARCH", [sys.executable, "-c", OFTEN])
-    monkeypatch.chdir(ROOT)
-    arguments = ["--source", tmp_path / "photos", "--model", tiny_weights, "--device", "cpu", "--times", 3, "--seed", 2]
-    monkeypatch.setattr(sys, "argv", ["kill", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        script.main()
-    out = capsys.readouterr().out
-    assert caught.value.code == 0, out
-    assert "200 images" in out
-    assert "3 kills:" in out
-    assert "0 not as claimed" in out
-
-
-# -- at chosen lines, in a separate process that forks before it starts any threads
 
 WATCHED = (sync, database, feature_files, meta)
 

@@ -14,6 +14,7 @@ from simsearch.engine import Engine
 from simsearch.indexing import sketches
 from simsearch.indexing.compact import compact
 from simsearch.search import sketch_files, sketch_making
+from simsearch.storage.database import Changes
 from simsearch.storage.meta import Meta
 from simsearch.storage.verify import verify
 from tests.helpers.clusters import D, clustered
@@ -165,3 +166,14 @@ def test_killed_at_any_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mad
             assert (found := loaded(engine)) is not None and found.rows == len(engine)
             answers(engine, tmp_path / f"again{number}")
             assert len(list((path / "derived").iterdir())) == 1
+
+
+def test_counts_of_a_killed_process_are_corrected(filled: Filler) -> None:
+    """A sketch made after a removal that never came to `meta.json` does not pass old counts for new ones."""
+    filled.engine.index.database.apply(Changes(deleted=[7]))
+    shutil.rmtree(filled.path / "derived")
+    with filled.engine.index.writing():
+        sketches.update(filled.engine.index)
+    assert verify(filled.engine.index).problems == ()
+    refresh(filled.engine)
+    assert Meta.read(filled.path).items == 399

@@ -78,3 +78,12 @@ def test_fuzz_files(mode, count):
     out = bench("fuzz", mode, "--count", count, "--seed", 3)
     assert f"{mode}: {count} damaged, seed 3" in out
     assert "faults: 0 crash, 0 stall, 0 raw, 0 wrong" in out
+
+
+@pytest.mark.parametrize("shim", [True, False], ids=["all libraries", "Python only"])
+def test_kill_storm(monkeypatch, shim):
+    """In short: every kind of work is killed once or more, and nothing is lost."""
+    if not shim:
+        monkeypatch.setenv("SIMSEARCH_KILL_SHIM", "")  # as without a compiler
+    out = bench("kill", "--kills", 20, "--world", 50, "--seed", 1)
+    assert re.search(r"\n20 kills in \d+ works, \d+ ended with an error message; \d+ s; 0 not as claimed", out), out

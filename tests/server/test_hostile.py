@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from PIL import Image
 
 import simsearch
 from simsearch.errors import ImageError, UsageError
@@ -332,16 +333,65 @@ def test_stuck_reader_is_cut_off_slow_one_is_not(tmp_path, monkeypatch):
             assert (received > size) == whole
 
 
+HEALTH = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+
+
 def test_connections_are_bounded(engine, monkeypatch):
+    """Clients that are served or send their body keep their place; those that come too late are told so."""
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 4)
     with serving(simsearch.create_app(engine)) as port, contextlib.ExitStack() as stack:
         for _ in range(4):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection.sendall(SENDING)
         time.sleep(0.2)
         assert raw(port, b"")[:2] == (503, "too_many_connections")
-        stack.close()
-        time.sleep(0.2)
-        assert raw(port, b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")[0] == 200
+        monkeypatch.setattr(protocol, "PATIENCE", 0.1)
+        assert raw(port, HEALTH)[0] == 200  # in the place of a slow one
+
+
+SENDING = b"POST /v1/search HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+
+
+def test_silent_connections_keep_nobody_out(engine, monkeypatch):
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 4)
+    with serving(simsearch.create_app(engine)) as port, contextlib.ExitStack() as stack:
+
+        def connect(sent):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            connection.sendall(sent)
+            return connection
+
+        served = connect(HEALTH.replace(b"Connection: close\r\n", b""))
+        received = b""
+        while b"ok" not in received:
+            received += served.recv(1000)
+        silent = [connect(b"GET") for _ in range(9)]
+        assert raw(port, HEALTH)[0] == 200
+        served.sendall(HEALTH)  # it had sent a request, so the silent ones went first
+        assert served.recv(1000).startswith(b"HTTP/1.1 200")
+        with pytest.raises(ConnectionError):
+            silent[0].sendall(b"x")
+            assert silent[0].recv(9) == b""
+            raise ConnectionError
+
+
+def test_slow_readers_give_way(tmp_path, colours, monkeypatch):
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(protocol, "PATIENCE", 0.1)
+    (tmp_path / "photos").mkdir()
+    Image.new("L", (3000, 3000)).save(tmp_path / "photos" / "a.bmp")
+    with (
+        simsearch.build(tmp_path / "photos", tmp_path / "index", model=colours) as engine,
+        serving(simsearch.create_app(engine)) as port,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(2):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(b"GET /v1/items/1/image HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert connection.recv(100)
+        time.sleep(0.5)
+        assert raw(port, HEALTH)[0] == 200
 
 
 # -- pictures by URL

@@ -310,3 +310,12 @@ def test_every_error_has_a_status():
 def test_public_addresses():
     assert is_public(ipaddress.ip_address("93.184.215.14"))
     assert is_public(ipaddress.ip_address("2606:2800:21f:cb07:6820:80da:af6b:8b2c"))
+
+
+def test_allow_names_all_methods(engine):
+    for writable, expected in ((True, ("GET, HEAD, POST", "DELETE, GET, HEAD")), (False, ("GET, HEAD", "GET, HEAD"))):
+        client = Client(simsearch.create_app(engine, writable=writable))
+        for path, allow in zip(("/v1/items", "/v1/items/1"), expected, strict=True):
+            refused = client("PUT", path)
+            assert (refused.status_code, refused.headers["allow"]) == (405, allow)
+    assert client("GET", "/v1/search").headers["allow"] == "POST"

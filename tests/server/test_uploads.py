@@ -7,6 +7,7 @@ import pytest
 
 import simsearch
 from simsearch.indexing import options, sync
+from simsearch.server.uploads import Uploads
 from tests.helpers.client import Client, code, png, upload
 
 httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
@@ -104,3 +105,44 @@ def test_partial_files_are_swept(engine):
     client = Client(simsearch.create_app(engine, writable=True))
     assert client("POST", "/v1/items", files=upload(png((9, 9)))).status_code == 201
     assert not [path.name for path in uploads.iterdir() if path.name.startswith(".")]
+
+
+def test_removal_interrupted_before_its_commit(engine, monkeypatch):
+    """The next build completes it, and does not bring the picture back."""
+    client = Client(simsearch.create_app(engine, writable=True))
+    assert client("POST", "/v1/items", files=upload(png((9, 9)))).status_code == 201
+    manifest = engine.path / "uploads" / "items.jsonl"
+    without = manifest.read_bytes()
+    number = client("POST", "/v1/items", files=upload(png())).json()["id"]
+    written = manifest.read_bytes()
+
+    class Died(BaseException):
+        pass
+
+    def die(*arguments):
+        assert manifest.read_bytes() == without
+        raise Died
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr("simsearch.engine.Engine.remove", die)
+        Uploads().remove(engine, number)
+    assert manifest.read_bytes() == written  # the process lived on
+    manifest.write_bytes(without)
+    sync.sync(engine.index, engine.model, [], options.BuildOptions())
+    assert len(engine) == 25
+    assert client("DELETE", f"/v1/items/{number}").status_code == 404
+
+
+def test_sweep_keeps_what_is_listed(engine):
+    """A picture with a line is kept, though it has no item: it may be the only copy."""
+    app = simsearch.create_app(engine, writable=True)
+    kept, stray = png((5, 5)), png((6, 6))
+    number = Client(app)("POST", "/v1/items", files=upload(kept)).json()["id"]
+    engine.remove(number)
+    uploads = engine.path / "uploads"
+    names = [hashlib.sha256(data).hexdigest() for data in (kept, stray)]
+    (uploads / names[1]).write_bytes(stray)
+    (uploads / "notes.txt").write_text("not an upload")
+    service = simsearch.create_app(engine, writable=True).state.service
+    service.uploads.sweep(service.indexes.values())
+    assert sorted(path.name for path in uploads.iterdir()) == sorted([names[0], "items.jsonl", "notes.txt"])

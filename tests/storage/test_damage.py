@@ -138,6 +138,33 @@ FOUND: dict[str, tuple[Callable[[Path], object], str]] = {
     "lost source": (lambda i: sql(i, "DELETE FROM sources"), "150 items belong to no source"),
     "checksum that is no number": (lambda i: sql(i, "UPDATE blocks SET crc32 = 'x'"), "a checksum cannot be read"),
     "failure without a path": (lambda i: sql(i, "INSERT INTO failures VALUES (1, 7, 'x')"), "a failure cannot be read"),
+    "another label": (
+        lambda i: sql(i, "UPDATE items SET label = 'x' WHERE id = 7"),
+        "items and failures have checksum",
+    ),
+    "another path": (
+        lambda i: sql(i, "UPDATE items SET path = x'61' WHERE id = 7"),
+        "items and failures have checksum",
+    ),
+    "another id": (lambda i: sql(i, "UPDATE items SET id = 1000 WHERE id = 150"), "items and failures have checksum"),
+    "rows exchanged": (
+        lambda i: sql(
+            i,
+            "UPDATE items SET row = 999 WHERE id = 7; UPDATE items SET row = 6 WHERE id = 8;"
+            "UPDATE items SET row = 7 WHERE id = 7",
+        ),
+        "items and failures have checksum",
+    ),
+    "another reason": (
+        lambda i: sql(i, "INSERT INTO failures VALUES (1, x'61', 'x')"),
+        "items and failures have checksum",
+    ),
+    "another root": (lambda i: sql(i, "UPDATE sources SET root = x'2f'"), "the sources have checksum"),
+    "later checksums": (
+        lambda i: sql(i, "UPDATE state SET value = value + 1 WHERE key = 'sums_of'"),
+        "but the checksums are of generation",
+    ),
+    "another calibration": (lambda i: edit_meta(i, distances=[1.0, 2.0]), "meta.json: its values have checksum"),
     "lost item": (lambda i: sql(i, "DELETE FROM items WHERE id = 7"), "meta.json counts 150 items"),
     "metadata that is no JSON": (
         lambda i: sql(i, "UPDATE items SET metadata = '{' WHERE id = 7"),

@@ -412,3 +412,12 @@ def test_impossible_rows_are_damage(index: Path, rows: int) -> None:
         with pytest.raises(IndexDamagedError):
             engine.search_by_vector(np.zeros(12), 3, where=["label!=x"], exact=True)
             engine.search_by_vector(np.zeros(12), 3)
+
+
+@pytest.mark.parametrize("name", ["items.sqlite-shm", "items.sqlite-wal"])
+def test_file_cut_short_by_a_kill(index: Path, name: str) -> None:
+    """SQLite makes both with fewer than four bytes at first."""
+    (index / name).write_bytes({"items.sqlite-shm": bytes(3), "items.sqlite-wal": b"\x37\x7f"}[name])
+    assert run("verify", "-i", str(index))[0] == 0
+    (index / name).write_bytes(b"abc")
+    assert run("verify", "-i", str(index))[0] == 3

@@ -158,7 +158,7 @@ class MilvusIndex:
         self.roots = dict(roots or {})
         self.client = MilvusClient(self.address)
         self._state: CollectionState | None = None
-        self._opened: dict[tuple[str, str], RecordedSource] = {}
+        self._opened: dict[tuple[str, str, bool], RecordedSource] = {}
         self._lock = threading.Lock()
         try:
             properties(self.client)
@@ -212,7 +212,7 @@ class MilvusIndex:
         with self._lock:
             opened = Sources()
             for row in reader.sources():
-                place = row.kind, self.root_of(row)
+                place = row.kind, self.root_of(row), row.options.get("outside") is True
                 opened[row.id] = self._opened.setdefault(place, RecordedSource(*place))
             return opened
 

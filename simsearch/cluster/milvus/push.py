@@ -177,7 +177,10 @@ class _Push:
             "similarity": self._similarity(),
         }
         opened = self.index.sources(self.reader)
-        sources = [[row.id, row.kind, opened[row.id].root] for row in self.reader.sources()]
+        sources = [  # a fourth value only where it is needed, since former versions read three
+            [row.id, row.kind, opened[row.id].root, *([True] if opened[row.id].outside else [])]
+            for row in self.reader.sources()
+        ]
         state = {
             "complete": complete,
             "generation": self.reader.state("generation"),

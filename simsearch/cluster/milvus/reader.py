@@ -53,7 +53,7 @@ class CollectionState:
         """Reads them. Raises IndexNotFoundError if `push` did not make the collection, IndexDamagedError."""
         try:
             meta, sources, state = properties(client)
-            read = {int(n): SourceRow(int(n), kind, root, root, {}) for n, kind, root in sources}
+            read = {int(n): SourceRow(int(n), kind, root, root, _options(*rest)) for n, kind, root, *rest in sources}
             kind = str(client.index()["index_type"])
             search: dict[str, Any] = {"kind": kind, "recall": 1.0 if kind in EXACT else None, "parameters": {}}
             found = replace(Meta.of(meta, Path(str(client.address))), search=search)
@@ -248,3 +248,8 @@ def _item(row: Mapping[str, Any]) -> Item:
         int(row["height"]),
         number,
     )
+
+
+def _options(outside: object = False) -> dict[str, Any]:
+    """Returns the options of a source: "outside" if its pictures may lie outside its folder."""
+    return {"outside": True} if outside is True else {}

@@ -17,7 +17,7 @@ from simsearch.images.sources.exclude import Exclusion
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-NO_IMAGE, OUTSIDE = "the row holds no image", "a file outside the table's folder"
+NO_IMAGE, OUTSIDE = "the row holds no image", "a file outside the table's folder; `build --allow-outside` permits it"
 """Problems of rows."""
 
 
@@ -36,6 +36,7 @@ class ParquetSource(Source):
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
+        self.outside = False
         try:
             import pyarrow
             import pyarrow.parquet
@@ -109,10 +110,10 @@ class ParquetSource(Source):
         return Entry(path, facts.st_size, file_stamp(facts), label, metadata)
 
     def _beside(self, file: str) -> str:
-        """Returns the location of a file in the table's folder. Raises ImageError for one outside it."""
+        """Returns the location of a file. Raises ImageError for one outside the table's folder, unless permitted."""
         folder = os.path.realpath(os.path.dirname(self.root))
         full = os.path.realpath(os.path.join(folder, file))
-        if not full.startswith(folder.rstrip("/") + "/"):
+        if not self.outside and not full.startswith(folder.rstrip("/") + "/"):
             raise ImageError(f"{file} is {OUTSIDE}")
         return full
 

@@ -194,7 +194,7 @@ class RecordedSource(Source):
             if self._opened is None:
                 try:
                     self._opened = reopen(self.kind, self.root)
-                    self._opened.download = False
+                    self._opened.download, self._opened.outside = False, self.outside
                 except UsageError as error:
                     raise ImageError(str(error), hint=error.hint) from error
             return self._opened

@@ -106,6 +106,19 @@ def test_row_without_bytes_is_its_file(tmp_path: Path, build: Callable[..., opti
 
 
 @needs_pyarrow
+def test_row_outside_that_the_builder_permits(tmp_path: Path, colours: Any) -> None:
+    (tmp_path / "table").mkdir()
+    put(tmp_path, "outside.png")
+    place = table(tmp_path / "table" / "x.parquet", {"image": [{"bytes": None, "path": "../outside.png"}]})
+    with simsearch.build(place, tmp_path / "index", model=colours, allow_outside=True) as engine:
+        assert len(engine) == 1
+        assert engine.read(1) == (tmp_path / "outside.png").read_bytes()
+        assert engine.search(tmp_path / "outside.png")[0].distance == 0
+    with simsearch.build(place, tmp_path / "strict", model=colours) as engine:
+        assert len(engine) == 0
+
+
+@needs_pyarrow
 def test_views_dictionaries_and_lists(tmp_path: Path) -> None:
     import pyarrow
 

@@ -1,0 +1,160 @@
+"""Checksums of `items.sqlite`, which SQLite has none of: a flipped bit in a label or path is a valid label or path.
+
+Each row has a hash of 64 bits; the sum of the hashes of a table does not depend on the order of its rows, so a
+transaction subtracts the rows that it changes, and adds them as they are then. The sums are values of the table
+`state`: `items_sum` (items and failures), `sources_sum`, and `sums_of`, the generation that they belong to. Versions
+without checksums leave an older generation there; the next transaction counts all rows again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import sqlite3
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from simsearch.errors import IndexDamagedError
+
+T = TypeVar("T")
+
+_MODULUS = 1 << 63  # SQLite's integers are signed
+
+_SELECTED = {
+    "items": "id, source, size, stamp, width, height, row, path, digest, label, metadata",
+    "failures": "source, path, reason",
+    "sources": "id, kind, root, relative, options",
+}
+
+_AT_ONCE = 400
+"""Rows that one statement selects."""
+
+
+class Sums:
+    """The sum of the items and failures during one transaction.
+
+    `before` and `after` are to be called with all rows that the transaction changes.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        states = _states(connection)
+        self._total = states.get("items_sum")
+        if states.get("sums_of") != states.get("generation"):
+            self._total = None
+
+    def recount(self) -> None:
+        """Counts all rows at the end of the transaction, for changes that concern many of them."""
+        self._total = None
+
+    def before(self, items: Iterable[int] = (), failures: Iterable[tuple[int, bytes]] = ()) -> None:
+        """Subtracts items, by id, and failures, by source and path, before they are changed."""
+        self._add(-1, items, failures)
+
+    def after(self, items: Iterable[int] = (), failures: Iterable[tuple[int, bytes]] = ()) -> None:
+        """Adds them as they are after the change; those that no longer exist are left out."""
+        self._add(1, items, failures)
+
+    def inserted_after(self, number: int) -> None:
+        """Adds the items with larger ids."""
+        if self._total is not None:
+            self._total += _sum_where(self._connection, "items", "WHERE id > ?", (number,))
+
+    def _add(self, sign: int, items: Iterable[int], failures: Iterable[tuple[int, bytes]]) -> None:
+        if self._total is None:
+            return
+        for some in _batched(items, _AT_ONCE):
+            marks = ",".join("?" * len(some))
+            self._total += sign * _sum_where(self._connection, "items", f"WHERE id IN ({marks})", some)
+        if self._connection.execute("SELECT 1 FROM failures LIMIT 1").fetchone() is None:
+            return
+        for pairs in _batched(failures, _AT_ONCE):
+            marks = ",".join(["(?,?)"] * len(pairs))
+            clause = f"WHERE (source, path) IN (VALUES {marks})"
+            self._total += sign * _sum_where(self._connection, "failures", clause, itertools.chain(*pairs))
+
+    def store(self) -> None:
+        """Writes the sums; called last in a transaction."""
+        total = items_sum(self._connection) if self._total is None else self._total % _MODULUS
+        values = ("items_sum", total), ("sources_sum", sources_sum(self._connection))
+        self._connection.executemany("INSERT OR REPLACE INTO state VALUES (?,?)", values)
+        self._connection.execute(
+            "INSERT OR REPLACE INTO state SELECT 'sums_of', value FROM state WHERE key = 'generation'"
+        )
+
+
+@contextlib.contextmanager
+def kept(connection: sqlite3.Connection) -> Iterator[Sums]:
+    """Keeps the checksums in step with the changes of a transaction."""
+    sums = Sums(connection)
+    yield sums
+    sums.store()
+
+
+def items_sum(connection: sqlite3.Connection) -> int:
+    """Returns the sum of all items and failures. Raises IndexDamagedError for a value of a wrong type."""
+    return sum(_sum_where(connection, table) for table in ("items", "failures")) % _MODULUS
+
+
+def sources_sum(connection: sqlite3.Connection) -> int:
+    """Returns the sum of all sources. Raises IndexDamagedError for a value of a wrong type."""
+    return _sum_where(connection, "sources") % _MODULUS
+
+
+def problems(connection: sqlite3.Connection) -> list[str]:
+    """Compares the recorded sums with those of the rows; returns one line for each that differs.
+
+    Says nothing of an index without sums, nor if a version without them has changed it since.
+    """
+    states = _states(connection)
+    generation, of = states.get("generation", 0), states.get("sums_of", 0)
+    if of < generation or "sums_of" not in states:
+        return []
+    if of > generation:
+        return [f"the generation is {generation}, but the checksums are of generation {of}"]
+    found = {"items_sum": items_sum(connection), "sources_sum": sources_sum(connection)}
+    what = {"items_sum": "items and failures", "sources_sum": "sources"}
+    return [
+        f"the {what[key]} have checksum {total:016x}, expected {states.get(key, 0):016x}"
+        for key, total in found.items()
+        if total != states.get(key)
+    ]
+
+
+def _batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yields the values in lists of that size."""
+    rest = iter(values)
+    while some := list(itertools.islice(rest, size)):
+        yield some
+
+
+def _states(connection: sqlite3.Connection) -> dict[str, int]:
+    return {key: value for key, value in connection.execute("SELECT key, value FROM state") if type(value) is int}
+
+
+def _sum_where(connection: sqlite3.Connection, table: str, clause: str = "", values: Iterable[Any] = ()) -> int:
+    rows = connection.execute(f"SELECT {_SELECTED[table]} FROM {table} {clause}", tuple(values))
+    try:
+        if table == "items":
+            return sum(map(_item_hash, rows))
+        return sum(_hash(table.encode() + b"".join(map(_packed, row))) for row in rows)
+    except (TypeError, AttributeError, struct.error) as error:
+        raise IndexDamagedError(f"items.sqlite: a value of the table {table} is of another type") from error
+
+
+def _item_hash(row: Sequence[Any]) -> int:
+    *numbers, path, digest, label, metadata = row
+    texts = (label or "").encode(), (metadata or "").encode()
+    lengths = len(path), len(digest), -1 if label is None else len(texts[0]), len(texts[1])
+    return _hash(b"".join((struct.pack("<11q", *numbers, *lengths), path, digest, *texts)))
+
+
+def _packed(value: Any) -> bytes:
+    data = value.encode() if isinstance(value, str) else b"%d" % value if isinstance(value, int) else bytes(value)
+    return struct.pack("<q", len(data)) + data
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
