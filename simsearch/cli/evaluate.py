@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from simsearch import api
+from simsearch.cli import completion
 from simsearch.cli.console import echo, note, note_unshown, pluralize, warn_if_incomplete
 from simsearch.cli.options import (
-    complete_files,
     crops_option,
     device_option,
     exclude_option,
@@ -46,24 +46,40 @@ def eval_command() -> None:
 
 
 @eval_command.command("model")
-@click.argument("source", nargs=-1, required=True, shell_complete=complete_files)
+@click.argument("source", nargs=-1, required=True, shell_complete=completion.files)
 @crops_option
+@click.option(
+    "--held-out", is_flag=True, help="Only the images that were held out when the model was trained on SOURCEs."
+)
 @exclude_option
 @format_option
 @model_option
 @device_option
 @version_option
 def model_command(
-    source: tuple[str, ...], crops: str, exclude: tuple[str, ...], form: str, model: str | None, device: str
+    source: tuple[str, ...],
+    crops: str,
+    held_out: bool,
+    exclude: tuple[str, ...],
+    form: str,
+    model: str | None,
+    device: str,
 ) -> None:
     """Measures a model's top-1 and top-5 error on labelled SOURCEs, with 95 % intervals.
 
-    A SOURCE is as for `train`. Images of classes that the model does not know are counted and left out.
+    A SOURCE is as for `train`. Images of classes that the model does not know are counted and left out. A note says if
+    the model was trained on some of the images, which makes its error look small.
     """
     labelled = sources_labelled.list_labelled(source, exclude, note)
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(labelled))
     with show_progress("evaluating") as progress:
-        verdict = classification.evaluate_classifier(chosen, labelled, int(crops), progress)
+        verdict = classification.evaluate_classifier(
+            chosen, labelled, int(crops), progress, record=load.training_record(model), held_out=held_out
+        )
+    if verdict.trained_on:
+        name = printable(verdict.model)
+        of = "all" if verdict.trained_on == verdict.images else f"{verdict.trained_on:,} of the {verdict.images:,}"
+        note(f"{name} was trained on {of} images, so the error looks too small; --held-out leaves them out")
     if form == "json":
         echo(json.dumps(verdict.to_dict(), indent=1))
         return
@@ -235,6 +251,7 @@ def recall_command(k: int, count: int, seed: int, form: str, index_path: str) ->
     "changes",
     multiple=True,
     metavar="NAME",
+    shell_complete=completion.changes,
     help="Only this change: shift, rotation, scale, crop, flip, noise, blur, jpeg, colour or text; repeatable.",
 )
 @click.option("--hash", "hash_too", is_flag=True, help="Also measure a 64-bit perceptual hash.")

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING
 import click
 
 from simsearch import api
+from simsearch.cli import completion
 from simsearch.cli.console import (
     NO_MATCH,
     check_folder_exists,
     echo,
     echo_data,
+    echo_ready,
     note,
     note_unshown,
     pluralize,
+    show_path,
     warn_if_incomplete,
 )
 from simsearch.cli.options import (
-    complete_files,
     device_option,
     format_option,
     html_option,
@@ -33,7 +35,6 @@ from simsearch.cli.options import (
 from simsearch.cli.params import ByteSize
 from simsearch.cli.progress import show_progress
 from simsearch.common.lazy import LazyModule
-from simsearch.common.printable import printable
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.indexing import compact, merge, tune, tune_codes
@@ -135,13 +136,13 @@ def _print_groups(groups: Groups, form: str) -> None:
                 echo_data(member.path)
     else:
         for number, group in enumerate(groups, 1):
-            lines = text.table([("distance", "id", "label", "path"), *map(_group_row, group)], right=2)
-            echo("\n".join([f"group {number}: {pluralize(len(group), 'item')}", *lines, ""]))
+            rows = [("distance", "id", "label", "path"), *map(_group_row, group)]
+            lines = text.table(rows, right=2, last=show_path)
+            echo_ready("\n".join([f"group {number}: {pluralize(len(group), 'item')}", *lines, ""]))
 
 
 def _group_row(member: near.Member) -> tuple[str, str, str, str]:
-    label, path = printable(member.item.label or "-"), printable(member.path)
-    return text.format_distance(member.distance), str(member.item.id), label, path
+    return text.format_distance(member.distance), str(member.item.id), member.item.label or "-", member.path
 
 
 def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: Path) -> None:
@@ -160,7 +161,7 @@ def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: P
 
 
 @click.command("merge")
-@click.argument("other", nargs=-1, required=True, shell_complete=complete_files)
+@click.argument("other", nargs=-1, required=True, shell_complete=completion.files)
 @index_option
 @version_option
 def merge_command(other: tuple[str, ...], index_path: str) -> None:

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simsearch import api
-from simsearch.cli.console import NO_MATCH, check_folder_exists, echo_data, note, note_unshown, warn_if_incomplete
+from simsearch.cli.console import (
+    NO_MATCH,
+    check_folder_exists,
+    echo_data,
+    echo_ready,
+    note,
+    note_unshown,
+    show_path,
+    warn_if_incomplete,
+)
 from simsearch.cli.options import (
     device_option,
     html_option,
@@ -26,6 +35,7 @@ from simsearch.cli.params import QueryImage
 from simsearch.cli.query_args import ask_each, expand_folders
 from simsearch.cli.search_options import example_images, search_arguments, search_options
 from simsearch.common.lazy import LazyModule
+from simsearch.common.printable import printable
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.reports import text as reports_text
@@ -107,8 +117,10 @@ def query_command(
 
         asked = ask_each(ask, image)
         answers = asked.answers
-        text = reports_text.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
-        echo_data(text, nl=False)
+        form = "paths" if print0 else form or "table"
+        path_cell = printable if relative else show_path
+        text = reports_text.render(answers, form, "\0" if print0 else "\n", path_cell)
+        (echo_ready if form == "table" else echo_data)(text, nl=False)
         html_file = html_file or (_temporary_page() if open_page else None)
         if montage or html_file or show:
             _show_images(engine, asked.pictures, answers, montage, html_file, show)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simsearch.common.atomic_files import atomic_write
+from simsearch.common.links import file_link
 from simsearch.common.printable import printable
 from simsearch.reports.text import format_distance
-from simsearch.reports.tiles import ResultRow, Tile, file_link, file_name, fit_image
+from simsearch.reports.tiles import ResultRow, Tile, file_name, fit_image
 from simsearch.search.results import word_of
 
 if TYPE_CHECKING:

@@ -38,6 +38,9 @@ _SQL = {"=": "IS", "!=": "IS NOT", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "
 
 _OPERATORS = "operators: = != < > <= >= and ~ for a glob"
 
+FIELDS = tuple(_COLUMNS)
+"""The fields that every item has."""
+
 NUMBERS = "id", "width", "height", "bytes"
 """The fields that are numbers in every index."""
 
