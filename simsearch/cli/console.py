@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simsearch.common.links import file_link, shortest
+from simsearch.common.links import file_link, item_link, shortest
 from simsearch.common.printable import printable, printable_lines
 from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
 
@@ -198,6 +198,15 @@ def pluralize(count: int, noun: str, plural: str | None = None) -> str:
 def format_counts(counts: dict[str, int]) -> str:
     """Returns the counts that are not zero, with their names: "3 added, 1 failed"; empty if all are zero."""
     return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+
+
+def check_links(service: str | None, html_file: Path | None, other: bool = False) -> None:
+    """Raises UsageError for a --links that is no URL of a service, or that no report uses."""
+    if service is None:
+        return
+    item_link(service, 0)
+    if html_file is None and not other:
+        raise UsageError("--links is for a report", hint="--html FILE")
 
 
 def check_folder_exists(file: Path | None) -> None:

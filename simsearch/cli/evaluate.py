@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -27,7 +28,7 @@ from simsearch.common.printable import printable
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.evaluation import classification, retrieval, robustness
-from simsearch.evaluation.reliability import ReliabilityReport
+from simsearch.evaluation.reliability import Reliability, ReliabilityReport, draw_reliability
 from simsearch.images import perturb
 from simsearch.images.sources import labelled as sources_labelled
 from simsearch.models import classify, load, registry
@@ -158,17 +159,22 @@ def _print_scores(verdict: retrieval.RetrievalReport) -> None:
 def _print_reliability(found: ReliabilityReport) -> None:
     """Prints how often the matches of each word, and of each tenth of the similarity, were right."""
     for heading, parts in (("word", found.words), ("similarity", found.curve[::-1])):
-        rows = [(heading, "matches", "right", "95 % interval")]
-        for part in parts:
-            if part.right is not None:
-                share = f"{part.right.value:.1%}", f"{part.right.low:.1%} to {part.right.high:.1%}"
-                rows.append((part.name, f"{part.matches:,}", *share))
-        for line in ("", *text.table(rows)):
+        for line in ("", *text.table(_reliability_rows(heading, parts))):
             echo(line)
     means = [
         f"{mean:.3f} {name}" for name, mean in (("right", found.right), ("wrong", found.wrong)) if mean is not None
     ]
     echo(f"mean similarity: {', '.join(means)}")
+
+
+def _reliability_rows(heading: str, parts: Sequence[Reliability]) -> list[tuple[str, str, str, str]]:
+    """Returns the rows of a table: for each part with matches their number, and how many of them were right."""
+    rows = [(heading, "matches", "right", "95 % interval")]
+    for part in parts:
+        if part.right is not None:
+            share = f"{part.right.value:.1%}", f"{part.right.low:.1%} to {part.right.high:.1%}"
+            rows.append((part.name, f"{part.matches:,}", *share))
+    return rows
 
 
 def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
@@ -184,7 +190,6 @@ def _write_report(engine: Engine, verdict: retrieval.RetrievalReport, path: Path
     """Writes the scores, then the `each` worst and `each` best queries with their six nearest items."""
     shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
     rows = [_report_row(engine, query) for query in shown]
-    scores = {name: f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})" for name, e in verdict.scores.items()}
     facts = {
         "index": str(engine.path),
         "model": verdict.model,
@@ -193,25 +198,29 @@ def _write_report(engine: Engine, verdict: retrieval.RetrievalReport, path: Path
         "queries": f"{verdict.count:,}",
         "below": f"the {each} worst queries by average precision, then the best",
         "P@k by chance": f"{verdict.chance:.3f}",
-        **scores,
     }
-    table: list[tuple[str, ...]] = [("class", "queries", *CLASS_SCORES)]
+    scores = [("score", "mean", "95 % interval")]
+    scores += [(name, f"{e.value:.3f}", f"{e.low:.3f} to {e.high:.3f}") for name, e in verdict.scores.items()]
+    classes: list[tuple[str, ...]] = [("class", "queries", *CLASS_SCORES)]
     for label, (count, found) in verdict.classes.items():
-        table.append((label, f"{count:,}", *(f"{found[name].value:.3f}" for name in CLASS_SCORES)))
+        classes.append((label, f"{count:,}", *(f"{found[name].value:.3f}" for name in CLASS_SCORES)))
+    words = _reliability_rows("word", verdict.reliability.words)
+    tables = [("Scores", scores), ("How often a match was right, by its word", words), ("By class", classes)]
+    curve = {"How often a match was right, by its similarity": draw_reliability(verdict.reliability)}
     note_unshown(engine, rows)
-    save_html(rows, path, "How well the index retrieves", facts, table)
+    save_html(rows, path, "How well the index retrieves", facts, tables=tables, charts=curve)
     note(f"wrote {path}")
 
 
 def _report_row(engine: Engine, query: retrieval.Query) -> ResultRow:
     name = engine.paths([engine.item(query.query)])[0] if isinstance(query.query, int) else query.query
-    title = f"{name} (average precision {query.average_precision:.3f})"
     tiles = []
     for match in engine.search_many([query.query], 6)[0]:
         label = ("✓ " if match.label == query.label else "✗ ") + (match.label or "no label")
         image = engine.thumbnail(match.id)
         tiles.append(Tile(image, match.path, label, match.id, match.distance, match.similarity))
-    return ResultRow(Tile(engine.thumbnail(query.query), title, query.label), tiles)
+    precision = f"average precision {query.average_precision:.3f}"
+    return ResultRow(Tile(engine.thumbnail(query.query), name, query.label, details=precision), tiles)
 
 
 @eval_command.command("recall")

@@ -16,6 +16,7 @@ from simsearch.cli import completion
 from simsearch.cli.console import (
     NO_MATCH,
     check_folder_exists,
+    check_links,
     echo,
     echo_data,
     echo_ready,
@@ -30,11 +31,13 @@ from simsearch.cli.options import (
     format_option,
     html_option,
     index_option,
+    links_option,
     version_option,
 )
 from simsearch.cli.params import ByteSize
 from simsearch.cli.progress import show_progress
 from simsearch.common.lazy import LazyModule
+from simsearch.common.links import item_link
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.indexing import compact, merge, tune, tune_codes
@@ -70,18 +73,26 @@ Groups = list[list[near.Member]]
     help="Output format; paths leaves out the first image of each group.",
 )
 @html_option
+@links_option
 @click.option("--exact", is_flag=True, help="Compare all pairs, whatever the number of items.")
 @device_option
 @index_option
 @version_option
 def duplicates_command(
-    max_distance: float | None, form: str, html_file: Path | None, exact: bool, device: str, index_path: str
+    max_distance: float | None,
+    form: str,
+    html_file: Path | None,
+    service: str | None,
+    exact: bool,
+    device: str,
+    index_path: str,
 ) -> None:
     """Finds groups of near-identical images.
 
     A group contains copies, and images linked by a chain of near-identical ones. Exits 1 if there are no groups.
     """
     check_folder_exists(html_file)
+    check_links(service, html_file)
     with warn_if_incomplete(api.open(index_path, device=device)) as engine:
         limit = (
             near.copy_threshold(engine.opened_index, engine.model)
@@ -91,7 +102,7 @@ def duplicates_command(
         with show_progress("comparing") as progress:
             groups = near.duplicate_groups(engine.snapshots, limit.distance, progress, exact)
         if html_file:
-            _write_report(engine, groups, limit, html_file)
+            _write_report(engine, groups, limit, html_file, service)
         _print_groups(groups, form)
         echo(_summary(groups, limit), err=True)
         if len(engine) > near.EXACT and not exact:
@@ -145,13 +156,14 @@ def _group_row(member: near.Member) -> tuple[str, str, str, str]:
     return text.format_distance(member.distance), str(member.item.id), member.item.label or "-", member.path
 
 
-def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: Path) -> None:
+def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: Path, service: str | None) -> None:
     def tile(member: near.Member) -> Tile:
         item = member.item
         parts = [f"{item.width} × {item.height}", text.format_size(item.size)]
         if date := modified(item.stamp):
             parts.append(f"{date:%Y-%m-%d %H:%M}")
-        return Tile(engine.thumbnail(item.id), member.path, item.label, item.id, details=", ".join(parts))
+        link = item_link(service, item.id) if service else None
+        return Tile(engine.thumbnail(item.id), member.path, item.label, item.id, details=", ".join(parts), link=link)
 
     rows = [ResultRow(tile(group[0]), [tile(member) for member in group[1:]]) for group in groups]
     facts = {"index": str(engine.path), "model": engine.meta.model, "largest distance": f"{limit.distance:.4g}"}

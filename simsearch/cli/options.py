@@ -112,6 +112,12 @@ exclude_option = click.option(
 html_option = click.option(
     "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a report to an HTML file."
 )
+links_option = click.option(
+    "--links",
+    "service",
+    metavar="URL",
+    help="In the report, link pictures to the service at URL (see `serve`) instead of to files.",
+)
 seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of items."
 )

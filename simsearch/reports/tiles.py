@@ -25,6 +25,7 @@ class Tile:
     distance: float | None = None  # Euclidean
     similarity: float | None = None  # in [0, 1]
     details: str = ""  # its size and date, for people
+    link: str | None = None  # where a click leads; None for the file
 
 
 @dataclass(frozen=True)

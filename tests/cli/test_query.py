@@ -56,6 +56,16 @@ def test_open_shows_the_report(run, tmp_path, monkeypatch, named):
     assert json.dumps(address).count("file:///") == 1
 
 
+@pytest.mark.parametrize("verb", [("query", "id:1"), ("duplicates", "--max-distance", 1000)])
+def test_report_links_to_a_service(run, tmp_path, verb):
+    page = tmp_path / "page.html"
+    assert run(*verb, "--html", page, "--links", "http://localhost:8000/").code == 0
+    assert 'href="http://localhost:8000/v1/items/2/image"' in page.read_text()
+    for wrong, message in ((("--links", "localhost"), "is not the address"), (("--links", "http://a"), "for a report")):
+        done = run(*verb, *wrong)
+        assert (done.code, message in done.err, "hint: " in done.err) == (2, True, True)
+
+
 def test_table_has_the_shorter_path(run, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("query", "id:1", "-k", 1).out.splitlines()[2].split()[-1].startswith("pictures/")

@@ -41,7 +41,7 @@ def test_log_and_card_stay_without_checkpoint(trained):
     assert {path.name for path in file.parent.iterdir()} == {"pics", "w.safetensors", "w.jsonl", "w.png"}
     assert [row["epoch"] for row in rows(file.with_suffix(".jsonl"), "epoch")] == [1, 2, 3, 4]
     with Image.open(file.with_suffix(".png")) as curve:
-        assert curve.size == (720, 420)
+        assert curve.size == (1440, 840)
     card = weights.read_card(file)
     assert card.classes == card.labels == ("blue", "green", "red")
     assert card.training["settings"]["epochs"] == 4
