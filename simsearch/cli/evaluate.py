@@ -33,7 +33,7 @@ from simsearch.images import perturb
 from simsearch.images.sources import labelled as sources_labelled
 from simsearch.models import classify, load, registry
 from simsearch.reports import charts, text
-from simsearch.reports.html import save_html
+from simsearch.reports.html import Table, save_html
 from simsearch.reports.tiles import ResultRow, Tile
 
 CLASS_SCORES = ("P@1", "P@6", "R-precision", "mAP", "knn_accuracy")
@@ -205,7 +205,11 @@ def _write_report(engine: Engine, verdict: retrieval.RetrievalReport, path: Path
     for label, (count, found) in verdict.classes.items():
         classes.append((label, f"{count:,}", *(f"{found[name].value:.3f}" for name in CLASS_SCORES)))
     words = _reliability_rows("word", verdict.reliability.words)
-    tables = [("Scores", scores), ("How often a match was right, by its word", words), ("By class", classes)]
+    tables: list[Table] = [
+        ("Scores", scores),
+        ("How often a match was right, by its word", words),
+        ("By class", classes),
+    ]
     curve = {"How often a match was right, by its similarity": draw_reliability(verdict.reliability)}
     note_unshown(engine, rows)
     save_html(rows, path, "How well the index retrieves", facts, tables=tables, charts=curve)
