@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from simsearch import api
-from simsearch.cli.console import echo, format_counts, note, pluralize
+from simsearch.cli import completion
+from simsearch.cli.console import echo, echo_ready, format_counts, note, pluralize, show_path
 from simsearch.cli.maintain import tune_command
 from simsearch.cli.options import (
     DEFAULT_INDEX,
-    complete_files,
     index_option,
     moved_model_option,
     new_index_option,
@@ -27,18 +27,23 @@ from simsearch.cli.progress import show_progress
 from simsearch.cli.push import push_command
 from simsearch.cluster import ray
 from simsearch.common.milvus_address import parse_address
-from simsearch.common.printable import printable
 from simsearch.errors import UsageError
 from simsearch.indexing import options as indexing_options
 
 
 @click.command("build")
-@click.argument("source", nargs=-1, shell_complete=complete_files)
-@click.option("--model", metavar="NAME|FILE", help="Model of a new index; `simsearch models` lists them.")
+@click.argument("source", nargs=-1, shell_complete=completion.files)
+@click.option(
+    "--model",
+    metavar="NAME|FILE",
+    help="Model of a new index; `simsearch models` lists them.",
+    shell_complete=completion.models,
+)
 @click.option(
     "--features",
     metavar="NAME|INDEX",
     help="Features of a new index: fc7, another recipe (see docs/models.md), or those of an existing INDEX.",
+    shell_complete=completion.features,
 )
 @click.option("--no-prune", is_flag=True, help="Keep items whose image no longer exists.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be done.")
@@ -99,7 +104,7 @@ def build_command(
 
 
 @click.command("add")
-@click.argument("path", nargs=-1, required=True, shell_complete=complete_files)
+@click.argument("path", nargs=-1, required=True, shell_complete=completion.files)
 @moved_model_option
 @index_option
 @source_options
@@ -152,7 +157,7 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
 
 
 @click.command("remove")
-@click.argument("name", metavar="PATH|ID|GLOB", nargs=-1, required=True, shell_complete=complete_files)
+@click.argument("name", metavar="PATH|ID|GLOB", nargs=-1, required=True, shell_complete=completion.pictures)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @index_option
 @version_option
@@ -162,7 +167,7 @@ def remove_command(name: tuple[str, ...], yes: bool, index_path: str) -> None:
         items = engine.find(name)
         if not yes:
             for item, path in zip(items[:20], engine.paths(items[:20]), strict=True):
-                echo(f"id:{item.id}  {printable(path)}")
+                echo_ready(f"id:{item.id}  {show_path(path)}")
             if len(items) > 20:
                 echo(f"and {len(items) - 20:,} more")
             if not sys.stdin.isatty():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simsearch.common.links import file_link, item_link, shortest
 from simsearch.common.printable import printable, printable_lines
 from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
 
@@ -28,6 +29,10 @@ NO_MATCH, BAD_INPUT, DAMAGED, INTERRUPTED = 1, 2, 3, 130
 
 CHANGES = {"add", "build", "compact", "export", "merge", "push", "remove", "sample", "serve", "train", "tune"}
 """Commands that have done their work even if nobody can read what they print."""
+
+
+WITHOUT_LINKS = {"dumb", "linux"}
+"""Terminals that print the escape sequences of links."""
 
 
 class _Closed(io.TextIOWrapper):
@@ -129,6 +134,22 @@ def echo_data(text: str, nl: bool = True) -> None:
     click.echo(printable_lines(text) if sys.stdout.isatty() else text, nl=nl, color=True)
 
 
+def echo_ready(text: str, nl: bool = True) -> None:
+    """Prints text for people whose cells are printable already, with links of `show_path` on a terminal."""
+    click.echo(text, nl=nl, color=True)
+
+
+def show_path(path: str) -> str:
+    """Returns a path for people, to be printed by `echo_ready`.
+
+    It is relative where that is shorter, its control characters are visible, and on a terminal it is a link (OSC 8).
+    """
+    shown = printable(shortest(path))
+    linking = sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in WITHOUT_LINKS
+    link = file_link(path) if linking else None
+    return f"\x1b]8;;{link}\x1b\\{shown}\x1b]8;;\x1b\\" if link else shown
+
+
 def note(text: str) -> None:
     """Prints a note to stderr."""
     echo(f"note: {printable(text)}", err=True)
@@ -177,6 +198,15 @@ def pluralize(count: int, noun: str, plural: str | None = None) -> str:
 def format_counts(counts: dict[str, int]) -> str:
     """Returns the counts that are not zero, with their names: "3 added, 1 failed"; empty if all are zero."""
     return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+
+
+def check_links(service: str | None, html_file: Path | None, other: bool = False) -> None:
+    """Raises UsageError for a --links that is no URL of a service, or that no report uses."""
+    if service is None:
+        return
+    item_link(service, 0)
+    if html_file is None and not other:
+        raise UsageError("--links is for a report", hint="--html FILE")
 
 
 def check_folder_exists(file: Path | None) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from simsearch import api
+from simsearch.cli import completion
 from simsearch.cli.console import echo, note, note_unshown, pluralize, warn_if_incomplete
 from simsearch.cli.options import (
-    complete_files,
     crops_option,
     device_option,
     exclude_option,
@@ -27,12 +28,12 @@ from simsearch.common.printable import printable
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.evaluation import classification, retrieval, robustness
-from simsearch.evaluation.reliability import ReliabilityReport
+from simsearch.evaluation.reliability import Reliability, ReliabilityReport, draw_reliability
 from simsearch.images import perturb
 from simsearch.images.sources import labelled as sources_labelled
 from simsearch.models import classify, load, registry
 from simsearch.reports import charts, text
-from simsearch.reports.html import save_html
+from simsearch.reports.html import Table, save_html
 from simsearch.reports.tiles import ResultRow, Tile
 
 CLASS_SCORES = ("P@1", "P@6", "R-precision", "mAP", "knn_accuracy")
@@ -46,24 +47,40 @@ def eval_command() -> None:
 
 
 @eval_command.command("model")
-@click.argument("source", nargs=-1, required=True, shell_complete=complete_files)
+@click.argument("source", nargs=-1, required=True, shell_complete=completion.files)
 @crops_option
+@click.option(
+    "--held-out", is_flag=True, help="Only the images that were held out when the model was trained on SOURCEs."
+)
 @exclude_option
 @format_option
 @model_option
 @device_option
 @version_option
 def model_command(
-    source: tuple[str, ...], crops: str, exclude: tuple[str, ...], form: str, model: str | None, device: str
+    source: tuple[str, ...],
+    crops: str,
+    held_out: bool,
+    exclude: tuple[str, ...],
+    form: str,
+    model: str | None,
+    device: str,
 ) -> None:
     """Measures a model's top-1 and top-5 error on labelled SOURCEs, with 95 % intervals.
 
-    A SOURCE is as for `train`. Images of classes that the model does not know are counted and left out.
+    A SOURCE is as for `train`. Images of classes that the model does not know are counted and left out. A note says if
+    the model was trained on some of the images, which makes its error look small.
     """
     labelled = sources_labelled.list_labelled(source, exclude, note)
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(labelled))
     with show_progress("evaluating") as progress:
-        verdict = classification.evaluate_classifier(chosen, labelled, int(crops), progress)
+        verdict = classification.evaluate_classifier(
+            chosen, labelled, int(crops), progress, record=load.training_record(model), held_out=held_out
+        )
+    if verdict.trained_on:
+        name = printable(verdict.model)
+        of = "all" if verdict.trained_on == verdict.images else f"{verdict.trained_on:,} of the {verdict.images:,}"
+        note(f"{name} was trained on {of} images, so the error looks too small; --held-out leaves them out")
     if form == "json":
         echo(json.dumps(verdict.to_dict(), indent=1))
         return
@@ -142,17 +159,22 @@ def _print_scores(verdict: retrieval.RetrievalReport) -> None:
 def _print_reliability(found: ReliabilityReport) -> None:
     """Prints how often the matches of each word, and of each tenth of the similarity, were right."""
     for heading, parts in (("word", found.words), ("similarity", found.curve[::-1])):
-        rows = [(heading, "matches", "right", "95 % interval")]
-        for part in parts:
-            if part.right is not None:
-                share = f"{part.right.value:.1%}", f"{part.right.low:.1%} to {part.right.high:.1%}"
-                rows.append((part.name, f"{part.matches:,}", *share))
-        for line in ("", *text.table(rows)):
+        for line in ("", *text.table(_reliability_rows(heading, parts))):
             echo(line)
     means = [
         f"{mean:.3f} {name}" for name, mean in (("right", found.right), ("wrong", found.wrong)) if mean is not None
     ]
     echo(f"mean similarity: {', '.join(means)}")
+
+
+def _reliability_rows(heading: str, parts: Sequence[Reliability]) -> list[tuple[str, str, str, str]]:
+    """Returns the rows of a table: for each part with matches their number, and how many of them were right."""
+    rows = [(heading, "matches", "right", "95 % interval")]
+    for part in parts:
+        if part.right is not None:
+            share = f"{part.right.value:.1%}", f"{part.right.low:.1%} to {part.right.high:.1%}"
+            rows.append((part.name, f"{part.matches:,}", *share))
+    return rows
 
 
 def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
@@ -168,7 +190,6 @@ def _write_report(engine: Engine, verdict: retrieval.RetrievalReport, path: Path
     """Writes the scores, then the `each` worst and `each` best queries with their six nearest items."""
     shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
     rows = [_report_row(engine, query) for query in shown]
-    scores = {name: f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})" for name, e in verdict.scores.items()}
     facts = {
         "index": str(engine.path),
         "model": verdict.model,
@@ -177,25 +198,33 @@ def _write_report(engine: Engine, verdict: retrieval.RetrievalReport, path: Path
         "queries": f"{verdict.count:,}",
         "below": f"the {each} worst queries by average precision, then the best",
         "P@k by chance": f"{verdict.chance:.3f}",
-        **scores,
     }
-    table: list[tuple[str, ...]] = [("class", "queries", *CLASS_SCORES)]
+    scores = [("score", "mean", "95 % interval")]
+    scores += [(name, f"{e.value:.3f}", f"{e.low:.3f} to {e.high:.3f}") for name, e in verdict.scores.items()]
+    classes: list[tuple[str, ...]] = [("class", "queries", *CLASS_SCORES)]
     for label, (count, found) in verdict.classes.items():
-        table.append((label, f"{count:,}", *(f"{found[name].value:.3f}" for name in CLASS_SCORES)))
+        classes.append((label, f"{count:,}", *(f"{found[name].value:.3f}" for name in CLASS_SCORES)))
+    words = _reliability_rows("word", verdict.reliability.words)
+    tables: list[Table] = [
+        ("Scores", scores),
+        ("How often a match was right, by its word", words),
+        ("By class", classes),
+    ]
+    curve = {"How often a match was right, by its similarity": draw_reliability(verdict.reliability)}
     note_unshown(engine, rows)
-    save_html(rows, path, "How well the index retrieves", facts, table)
+    save_html(rows, path, "How well the index retrieves", facts, tables=tables, charts=curve)
     note(f"wrote {path}")
 
 
 def _report_row(engine: Engine, query: retrieval.Query) -> ResultRow:
     name = engine.paths([engine.item(query.query)])[0] if isinstance(query.query, int) else query.query
-    title = f"{name} (average precision {query.average_precision:.3f})"
     tiles = []
     for match in engine.search_many([query.query], 6)[0]:
         label = ("✓ " if match.label == query.label else "✗ ") + (match.label or "no label")
         image = engine.thumbnail(match.id)
         tiles.append(Tile(image, match.path, label, match.id, match.distance, match.similarity))
-    return ResultRow(Tile(engine.thumbnail(query.query), title, query.label), tiles)
+    precision = f"average precision {query.average_precision:.3f}"
+    return ResultRow(Tile(engine.thumbnail(query.query), name, query.label, details=precision), tiles)
 
 
 @eval_command.command("recall")
@@ -235,6 +264,7 @@ def recall_command(k: int, count: int, seed: int, form: str, index_path: str) ->
     "changes",
     multiple=True,
     metavar="NAME",
+    shell_complete=completion.changes,
     help="Only this change: shift, rotation, scale, crop, flip, noise, blur, jpeg, colour or text; repeatable.",
 )
 @click.option("--hash", "hash_too", is_flag=True, help="Also measure a 64-bit perceptual hash.")

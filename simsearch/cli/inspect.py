@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from simsearch import api
-from simsearch.cli.console import DAMAGED, echo, incomplete_push, pluralize, warn_if_incomplete
+from simsearch.cli.console import DAMAGED, echo, echo_ready, incomplete_push, pluralize, show_path, warn_if_incomplete
 from simsearch.cli.options import format_option, index_option, output_option, root_option, version_option
 from simsearch.cli.progress import show_progress
 from simsearch.common.printable import printable
@@ -52,7 +52,7 @@ def _print_failures(engine: Engine, form: str) -> None:
         echo(json.dumps([{"path": path, "reason": reason} for path, reason in failures], indent=1))
         return
     for path, reason in failures:
-        echo(f"{printable(path)}: {printable(reason)}")
+        echo_ready(f"{show_path(path)}: {printable(reason)}")
     for reason, count in Counter(reason for _, reason in failures if names_extra(reason)).items():
         echo(f"{count:,}: {printable(reason)}", err=True)
     echo(f"{len(failures):,} in all", err=True)

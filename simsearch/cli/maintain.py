@@ -12,28 +12,32 @@ from typing import TYPE_CHECKING
 import click
 
 from simsearch import api
+from simsearch.cli import completion
 from simsearch.cli.console import (
     NO_MATCH,
     check_folder_exists,
+    check_links,
     echo,
     echo_data,
+    echo_ready,
     note,
     note_unshown,
     pluralize,
+    show_path,
     warn_if_incomplete,
 )
 from simsearch.cli.options import (
-    complete_files,
     device_option,
     format_option,
     html_option,
     index_option,
+    links_option,
     version_option,
 )
 from simsearch.cli.params import ByteSize
 from simsearch.cli.progress import show_progress
 from simsearch.common.lazy import LazyModule
-from simsearch.common.printable import printable
+from simsearch.common.links import item_link
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.indexing import compact, merge, tune, tune_codes
@@ -69,18 +73,26 @@ Groups = list[list[near.Member]]
     help="Output format; paths leaves out the first image of each group.",
 )
 @html_option
+@links_option
 @click.option("--exact", is_flag=True, help="Compare all pairs, whatever the number of items.")
 @device_option
 @index_option
 @version_option
 def duplicates_command(
-    max_distance: float | None, form: str, html_file: Path | None, exact: bool, device: str, index_path: str
+    max_distance: float | None,
+    form: str,
+    html_file: Path | None,
+    service: str | None,
+    exact: bool,
+    device: str,
+    index_path: str,
 ) -> None:
     """Finds groups of near-identical images.
 
     A group contains copies, and images linked by a chain of near-identical ones. Exits 1 if there are no groups.
     """
     check_folder_exists(html_file)
+    check_links(service, html_file)
     with warn_if_incomplete(api.open(index_path, device=device)) as engine:
         limit = (
             near.copy_threshold(engine.opened_index, engine.model)
@@ -90,7 +102,7 @@ def duplicates_command(
         with show_progress("comparing") as progress:
             groups = near.duplicate_groups(engine.snapshots, limit.distance, progress, exact)
         if html_file:
-            _write_report(engine, groups, limit, html_file)
+            _write_report(engine, groups, limit, html_file, service)
         _print_groups(groups, form)
         echo(_summary(groups, limit), err=True)
         if len(engine) > near.EXACT and not exact:
@@ -135,22 +147,23 @@ def _print_groups(groups: Groups, form: str) -> None:
                 echo_data(member.path)
     else:
         for number, group in enumerate(groups, 1):
-            lines = text.table([("distance", "id", "label", "path"), *map(_group_row, group)], right=2)
-            echo("\n".join([f"group {number}: {pluralize(len(group), 'item')}", *lines, ""]))
+            rows = [("distance", "id", "label", "path"), *map(_group_row, group)]
+            lines = text.table(rows, right=2, last=show_path)
+            echo_ready("\n".join([f"group {number}: {pluralize(len(group), 'item')}", *lines, ""]))
 
 
 def _group_row(member: near.Member) -> tuple[str, str, str, str]:
-    label, path = printable(member.item.label or "-"), printable(member.path)
-    return text.format_distance(member.distance), str(member.item.id), label, path
+    return text.format_distance(member.distance), str(member.item.id), member.item.label or "-", member.path
 
 
-def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: Path) -> None:
+def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: Path, service: str | None) -> None:
     def tile(member: near.Member) -> Tile:
         item = member.item
         parts = [f"{item.width} × {item.height}", text.format_size(item.size)]
         if date := modified(item.stamp):
             parts.append(f"{date:%Y-%m-%d %H:%M}")
-        return Tile(engine.thumbnail(item.id), member.path, item.label, item.id, details=", ".join(parts))
+        link = item_link(service, item.id) if service else None
+        return Tile(engine.thumbnail(item.id), member.path, item.label, item.id, details=", ".join(parts), link=link)
 
     rows = [ResultRow(tile(group[0]), [tile(member) for member in group[1:]]) for group in groups]
     facts = {"index": str(engine.path), "model": engine.meta.model, "largest distance": f"{limit.distance:.4g}"}
@@ -160,7 +173,7 @@ def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: P
 
 
 @click.command("merge")
-@click.argument("other", nargs=-1, required=True, shell_complete=complete_files)
+@click.argument("other", nargs=-1, required=True, shell_complete=completion.files)
 @index_option
 @version_option
 def merge_command(other: tuple[str, ...], index_path: str) -> None:

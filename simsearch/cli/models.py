@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simsearch.cli import model_cards
+from simsearch.cli import completion, model_cards
 from simsearch.cli.console import INTERRUPTED, echo, note, pluralize
 from simsearch.cli.options import (
-    complete_files,
     crops_option,
     device_option,
     exclude_option,
@@ -43,7 +42,7 @@ else:  # they import torch
 
 
 @click.command("train")
-@click.argument("source", nargs=-1, required=True, shell_complete=complete_files)
+@click.argument("source", nargs=-1, required=True, shell_complete=completion.files)
 @output_option("output", "FILE", "Where to write the weights, a .safetensors file.")
 @click.option(
     "--model",
@@ -53,10 +52,18 @@ else:  # they import torch
     help="The network.  [default: alexnet, or that of --from]",
 )
 @click.option(
-    "--preset", metavar="NAME", help="alexnet: paper, fast, small, adapt; lenet5: paper, distorted.  [default: paper]"
+    "--preset",
+    metavar="NAME",
+    help="alexnet: paper, fast, small, adapt; lenet5: paper, distorted.  [default: paper]",
+    shell_complete=completion.presets,
 )
 @click.option(
-    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting of the preset; repeatable."
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting of the preset; repeatable.",
+    shell_complete=completion.settings,
 )
 @click.option("--epochs", type=click.IntRange(1), metavar="N", help="Passes over the images; short for --set epochs=N.")
 @click.option(
@@ -78,6 +85,7 @@ else:  # they import torch
     "start",
     metavar="NAME|FILE",
     help="Start with these weights; for other classes the last layer is replaced.",
+    shell_complete=completion.models,
 )
 @click.option(
     "--freeze",
@@ -122,7 +130,7 @@ def train_command(source: tuple[str, ...], output: Path, names: Path | None, **o
 
 
 @click.command("classify")
-@click.argument("image", nargs=-1, required=True, shell_complete=complete_files)
+@click.argument("image", nargs=-1, required=True, shell_complete=completion.files)
 @click.option("-k", "--top-k", "k", type=click.IntRange(1), default=5, show_default=True, help="Guesses per image.")
 @crops_option
 @click.option(
@@ -185,7 +193,11 @@ def _guess_bars(name: str, guesses: Sequence[classify.Guess], width: int = 30) -
     help="Prepare --model NAME|FILE for int8: measure its ranges on training images; repeatable.",
 )
 @click.option(
-    "-m", "--model", metavar="NAME|FILE", help="Show only this model; with --filters, use it instead of the default."
+    "-m",
+    "--model",
+    metavar="NAME|FILE",
+    help="Show only this model; with --filters, use it instead of the default.",
+    shell_complete=completion.models,
 )
 @format_option
 @version_option

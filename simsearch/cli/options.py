@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
+from simsearch.cli import completion
 from simsearch.cli.console import note
 from simsearch.cli.params import Root
 from simsearch.version import __version__
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def complete_files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes file names in the shell, for arguments that may be files."""
-    return [CompletionItem(incomplete, type="file")]
 
 
 def default_index(quiet: bool = False) -> str:
@@ -54,7 +49,12 @@ def output_option(name: str, metavar: str, text: str) -> Callable[[Command], Com
 
 version_option = click.version_option(__version__, prog_name="simsearch")
 device_option = click.option(
-    "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda or cuda:N."
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="auto, cpu, cuda or cuda:N.",
+    shell_complete=completion.words("auto", "cpu", "cuda"),
 )
 format_option = click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output format."
@@ -66,7 +66,7 @@ index_option = click.option(
     metavar="PATH",
     callback=_index_or_default,
     help="The index.  [default: $SIMSEARCH_INDEX, else the nearest indexes/default here or in a folder above]",
-    shell_complete=complete_files,
+    shell_complete=completion.files,
 )
 new_index_option = click.option(
     "-i",
@@ -76,7 +76,7 @@ new_index_option = click.option(
     envvar="SIMSEARCH_INDEX",
     default=DEFAULT_INDEX,
     help=f"The index.  [default: $SIMSEARCH_INDEX, else {DEFAULT_INDEX}]",
-    shell_complete=complete_files,
+    shell_complete=completion.files,
 )
 root_option = click.option(
     "--root",
@@ -86,12 +86,18 @@ root_option = click.option(
     metavar="[OLD=]NEW",
     help="New place of the images, if they have moved.",
 )
-moved_model_option = click.option("--model", metavar="NAME|FILE", help="The index's model, if its weights have moved.")
+moved_model_option = click.option(
+    "--model",
+    metavar="NAME|FILE",
+    help="The index's model, if its weights have moved.",
+    shell_complete=completion.models,
+)
 model_option = click.option(
     "-m",
     "--model",
     metavar="NAME|FILE",
     help="Model to use; `simsearch models` lists them.  [default: the default model]",
+    shell_complete=completion.models,
 )
 crops_option = click.option(
     "--crops",
@@ -105,6 +111,12 @@ exclude_option = click.option(
 )
 html_option = click.option(
     "--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write a report to an HTML file."
+)
+links_option = click.option(
+    "--links",
+    "service",
+    metavar="URL",
+    help="In the report, link pictures to the service at URL (see `serve`) instead of to files.",
 )
 seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of items."

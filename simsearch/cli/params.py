@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from simsearch.cli import completion
 from simsearch.cli.query_args import is_url, item_id
 from simsearch.common.item_ids import ID_PREFIX
 from simsearch.errors import UsageError
@@ -32,7 +33,7 @@ class QueryImage(click.ParamType):  # type: ignore[type-arg]  # generic since cl
         return value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(incomplete, type="file")]
+        return completion.pictures(ctx, param, incomplete)
 
 
 class Weighted(click.ParamType):  # type: ignore[type-arg]
@@ -58,6 +59,18 @@ class Weighted(click.ParamType):  # type: ignore[type-arg]
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return QueryImage().shell_complete(ctx, param, incomplete)
+
+
+class FilterCondition(click.ParamType):  # type: ignore[type-arg]
+    """FIELD=VALUE and the like, as text; the index parses it."""
+
+    name = "cond"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return completion.conditions(ctx, param, incomplete)
 
 
 class Crop(click.ParamType):  # type: ignore[type-arg]

@@ -13,11 +13,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simsearch import api
-from simsearch.cli.console import NO_MATCH, check_folder_exists, echo_data, note, note_unshown, warn_if_incomplete
+from simsearch.cli.console import (
+    NO_MATCH,
+    check_folder_exists,
+    check_links,
+    echo_data,
+    echo_ready,
+    note,
+    note_unshown,
+    show_path,
+    warn_if_incomplete,
+)
 from simsearch.cli.options import (
     device_option,
     html_option,
     index_option,
+    links_option,
     moved_model_option,
     root_option,
     version_option,
@@ -26,6 +37,8 @@ from simsearch.cli.params import QueryImage
 from simsearch.cli.query_args import ask_each
 from simsearch.cli.search_options import example_images, search_arguments, search_options
 from simsearch.common.lazy import LazyModule
+from simsearch.common.links import item_link
+from simsearch.common.printable import printable
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.reports import text as reports_text
@@ -56,6 +69,7 @@ else:  # for pictures only
 @click.option("-0", "--print0", is_flag=True, help="Print paths, each with a NUL at its end.")
 @click.option("--relative", is_flag=True, help="Print paths as stored, relative to their source.")
 @html_option
+@links_option
 @click.option(
     "--montage", type=click.Path(path_type=Path), metavar="FILE", help="Write one picture with a row for each query."
 )
@@ -72,6 +86,7 @@ def query_command(
     print0: bool,
     relative: bool,
     html_file: Path | None,
+    service: str | None,
     montage: Path | None,
     show: bool,
     open_page: bool,
@@ -91,6 +106,7 @@ def query_command(
         reports_montage.montage_extension(montage)
     for file in (montage, html_file):
         check_folder_exists(file)
+    check_links(service, html_file, open_page)
     if [*image, *example_images(options)].count("-") > 1:
         raise UsageError("standard input can be read only once, but - is given several times")
     k, chosen = search_arguments(options)
@@ -106,11 +122,13 @@ def query_command(
 
         asked = ask_each(ask, image)
         answers = asked.answers
-        text = reports_text.render(answers, "paths" if print0 else form or "table", "\0" if print0 else "\n")
-        echo_data(text, nl=False)
+        form = "paths" if print0 else form or "table"
+        path_cell = printable if relative else show_path
+        text = reports_text.render(answers, form, "\0" if print0 else "\n", path_cell)
+        (echo_ready if form == "table" else echo_data)(text, nl=False)
         html_file = html_file or (_temporary_page() if open_page else None)
         if montage or html_file or show:
-            _show_images(engine, asked.pictures, answers, montage, html_file, show)
+            _show_images(engine, asked.pictures, answers, montage, html_file, show, service)
     if open_page and html_file:
         click.launch(html_file.absolute().as_uri())
     asked.exit_if_failed()
@@ -132,12 +150,14 @@ def _show_images(
     montage: Path | None,
     html_file: Path | None,
     show: bool,
+    service: str | None,
 ) -> None:
-    """Shows queries and matches with their images, in files and in the terminal."""
+    """Shows queries and matches with their images, in files and in the terminal. service: as for `item_link`."""
 
     def tile(match: Match) -> tiles.Tile:
         image = engine.thumbnail(match.id)
-        return tiles.Tile(image, match.path, match.label, match.id, match.distance, match.similarity)
+        link = item_link(service, match.id) if service else None
+        return tiles.Tile(image, match.path, match.label, match.id, match.distance, match.similarity, link=link)
 
     rows = [
         tiles.ResultRow(tiles.Tile(engine.thumbnail(picture), answer.query), [tile(match) for match in answer.matches])

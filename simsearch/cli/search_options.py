@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from simsearch.cli.params import Crop, Weighted
+from simsearch.cli.params import Crop, FilterCondition, Weighted
 from simsearch.cli.query_args import read_image
 from simsearch.search.options import LISTS, OPTIONS, PictureOptions, SearchOption
 
@@ -44,6 +44,8 @@ def _type(option: SearchOption) -> click.ParamType:  # type: ignore[type-arg]
             return Crop()
         case "images":
             return Weighted()
+        case "conditions":
+            return FilterCondition()
         case _:
             return click.STRING
 

@@ -12,8 +12,9 @@ import click
 from click.shell_completion import get_completion_class
 
 from simsearch import api
+from simsearch.cli import completion
 from simsearch.cli.console import echo_data, note, warn_if_incomplete
-from simsearch.cli.options import Command, complete_files, default_index, device_option, version_option
+from simsearch.cli.options import Command, default_index, device_option, version_option
 from simsearch.cli.progress import show_progress
 from simsearch.common.lazy import LazyModule
 from simsearch.common.milvus_address import is_address, parse_address
@@ -52,7 +53,7 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
     "index",
     multiple=True,
     metavar="[NAME=]PATH",
-    shell_complete=complete_files,
+    shell_complete=completion.files,
     default=lambda: (default_index(),),
     help="Index to serve; repeatable, the first is the default.  [default: as for `query`]",
 )

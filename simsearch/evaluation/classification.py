@@ -12,6 +12,7 @@ from simsearch.common.intervals import Interval
 from simsearch.errors import ImageError, UsageError
 from simsearch.images.sources import resolve
 from simsearch.models.classify import BATCH, check_classes, probabilities
+from simsearch.models.training_record import TrainingRecord, digest_of
 
 if TYPE_CHECKING:
     from simsearch.images.sources.labelled import LabelledImage
@@ -24,6 +25,7 @@ class ClassificationReport:
     crops: the number of patches of each picture.
     unknown: the number of pictures whose class the model was not trained on; they are left out.
     failed: the number of pictures that could not be decoded.
+    trained_on: the number of pictures that the model was trained on, as far as its weights record it.
     """
 
     model: str
@@ -33,6 +35,7 @@ class ClassificationReport:
     failed: int
     top1_error: Interval
     top5_error: Interval
+    trained_on: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON values."""
@@ -44,27 +47,43 @@ def evaluate_classifier(
     pictures: Sequence[LabelledImage],
     crops: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    record: TrainingRecord | None = None,
+    held_out: bool = False,
 ) -> ClassificationReport:
     """Measures the top-1 and top-5 error over labelled pictures.
 
     A label is either the name of a class or its label in the training data.
     crops: 1 or 10, the patches of each picture; see `patches`.
     progress: called with the number of pictures done and of all.
-    Raises UsageError if the model knows none of the labels or no picture can be decoded.
+    record: of the model's weights, to tell pictures that it was trained on.
+    held_out: True to leave out all pictures but those that the record names as held out.
+    Raises UsageError if the model knows none of the labels, no picture can be decoded, or none was held out.
     """
+    record = record or TrainingRecord()
+    if held_out and not record.held_out:
+        raise UsageError(
+            f"the weights of {model.name} do not record which images were held out",
+            hint="`simsearch train` records it, for at most 65,536 images, unless it is told --held-out 0",
+        )
     numbers = {name: number for number, name in enumerate(check_classes(model))}
     numbers = {**numbers, **{name: number for number, name in enumerate(model.labels)}}
     known = [picture for picture in pictures if picture.label in numbers]
     if not known:
         unknown = sorted({picture.label for picture in pictures})[:3]
         raise UsageError(f"none of the labels is a class of {model.name}: {', '.join(unknown)}, ...")
-    seen = one = five = failed = 0
+    seen = one = five = failed = trained_on = 0
     for start in range(0, len(known), BATCH):
         images, targets = [], []
         for picture in known[start : start + BATCH]:
             try:
-                images.append(resolve.open_picture(picture.source.read(picture.path), model.recipe.resize).image)
+                data = picture.source.read(picture.path)
+                digest = digest_of(data) if record else b""
+                if held_out and digest not in record.held_out:
+                    continue
+                images.append(resolve.open_picture(data, model.recipe.resize).image)
                 targets.append(numbers[picture.label])
+                trained_on += digest in record.trained_on
             except ImageError:
                 failed += 1
         if images:
@@ -72,8 +91,10 @@ def evaluate_classifier(
             best = np.argsort(-rows, axis=1, kind="stable")[:, :5] == np.array(targets)[:, None]
             seen, one, five = seen + len(images), one + int(best[:, 0].sum()), five + int(best.sum())
         progress(min(start + BATCH, len(known)), len(known))
+    if not seen and held_out and not failed:
+        raise UsageError(f"none of the images was held out when {model.name} was trained")
     if not seen:
         raise UsageError("none of the pictures could be decoded")
     unknown_count = len(pictures) - len(known)
     errors = Interval.of_proportion(seen - one, seen), Interval.of_proportion(seen - five, seen)
-    return ClassificationReport(model.name, crops, seen, unknown_count, failed, *errors)
+    return ClassificationReport(model.name, crops, seen, unknown_count, failed, *errors, trained_on)

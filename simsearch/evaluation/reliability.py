@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simsearch.common.intervals import Interval
+from simsearch.reports.charts import plot
 from simsearch.search.results import WORDS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from PIL import Image
 
     from simsearch.evaluation.metrics import LabelledFeatures
     from simsearch.search.similarity import Scale
@@ -81,6 +83,24 @@ class NearestMatches:
         """Returns how similarities on a scale agree with the labels."""
         found = np.array(scale.similarities(self.distances))
         return _report(len(self.queries.labels), found, np.array(self.right, bool))
+
+
+def draw_reliability(report: ReliabilityReport) -> Image.Image:
+    """Draws the share of right matches over the similarity; the band is the 95 % interval."""
+    name = "right, of six matches"
+    parts = [((part.low + part.high) / 2, part.right) for part in report.curve if part.right is not None]
+    return plot(
+        {name: [(middle, 100 * right.value) for middle, right in parts]},
+        "How often a match was right",
+        "similarity",
+        "right, %",
+        bands={name: [(middle, 100 * right.low, 100 * right.high) for middle, right in parts]},
+        width=520,
+        height=300,
+        across=(0.0, 1.0),
+        lowest=0.0,
+        highest=100.0,
+    )
 
 
 def _report(queries: int, similarities: NDArray[np.float64], right: NDArray[np.bool_]) -> ReliabilityReport:

@@ -171,7 +171,7 @@ def of_index(
 
 
 def draw(found: dict[str, list[RobustnessPoint]]) -> Image.Image:
-    """Draws two panels for each change, over its strengths, with one line for each feature.
+    """Draws two panels for each change, over its strengths, with one line for each feature; bands are 95 % intervals.
 
     The panels show how often the original comes first, in percent, and the distance to it, in units of the median
     random distance.
@@ -179,7 +179,8 @@ def draw(found: dict[str, list[RobustnessPoint]]) -> Image.Image:
     width, height, head = 440, 230, 34
     names = list(dict.fromkeys(point.change for points in found.values() for point in points))
     columns = 4 if len(names) > 1 else 2
-    sheet = Image.new("RGB", (width * columns, head + height * -(-2 * len(names) // columns)), PAPER)
+    rows = -(-2 * len(names) // columns)
+    sheet = Image.new("RGB", (charts.SCALE * width * columns, charts.SCALE * (head + height * rows)), PAPER)
     charts.legend(sheet, list(found), (16, head // 2))
     for number, name in enumerate(names):
         strengths = [f"{value:g}" for value in CHANGES[name][1]]
@@ -191,11 +192,13 @@ def draw(found: dict[str, list[RobustnessPoint]]) -> Image.Image:
                 ]
                 for feature, points in found.items()
             }
+            bands = {} if half else {feature: _band(points, name) for feature, points in found.items()}
             panel = charts.plot(
                 series,
                 name,
                 CHANGES[name][2],
                 words,
+                bands=bands,
                 width=width,
                 height=height,
                 lowest=0.0,
@@ -204,5 +207,11 @@ def draw(found: dict[str, list[RobustnessPoint]]) -> Image.Image:
                 legend=False,
             )
             row, column = divmod(2 * number + half, columns)
-            sheet.paste(panel, (width * column, head + height * row))
+            sheet.paste(panel, (charts.SCALE * width * column, charts.SCALE * (head + height * row)))
     return sheet
+
+
+def _band(points: Sequence[RobustnessPoint], change: str) -> list[tuple[float, float, float]]:
+    """Returns the intervals of a change's strengths, in percent, by their places 1, 2, ..."""
+    chosen = [point.first for point in points if point.change == change]
+    return [(float(step), 100 * first.low, 100 * first.high) for step, first in enumerate(chosen, 1)]

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from simsearch.errors import ImageError
+from simsearch.errors import ImageError, UsageError
 from simsearch.images.decoding import camera_raw, formats, jxl, opening, tiff
 from simsearch.images.decoding.formats import EXTENSIONS, left_out, looks_like_image
 from simsearch.images.decoding.messages import names_extra, readable
@@ -118,17 +118,20 @@ def from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 
 def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """Cuts the box (x, y, width, height) out of an upright image. Raises ImageError if it is not within the image."""
+    """Cuts the box (x, y, width, height) out of an upright image. Raises errors as `check_box` does."""
     x, y, width, height = check_box(box, image.size)
     return image.crop((x, y, x + width, y + height))
 
 
 def check_box(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Returns a box as whole numbers. Raises ImageError if it is not within an image of that size."""
+    """Returns a box as whole numbers.
+
+    Raises UsageError if it is no box, ImageError if it is not within an image of that size.
+    """
     try:
         x, y, width, height = (operator.index(number) for number in box)
     except (TypeError, ValueError):
-        raise ImageError(f"a crop is four whole numbers (x, y, width, height), not {box!r}") from None
+        raise UsageError(f"a crop is four whole numbers (x, y, width, height), not {box!r}") from None
     if width <= 0 or height <= 0 or x < 0 or y < 0 or x + width > size[0] or y + height > size[1]:
         shown = f"{size[0]}x{size[1]}"
         raise ImageError(f"crop {x},{y},{width},{height} does not lie within the {shown} image")

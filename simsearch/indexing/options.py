@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
+from simsearch.common import suggestions
 from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import UsageError
 
@@ -72,7 +73,7 @@ class BuildOptions:
         """Makes options from keyword arguments. Raises UsageError for an unknown name or an invalid value."""
         names = [field.name for field in fields(cls)]
         if unknown := sorted(set(given) - set(names)):
-            raise UsageError(f"a build has no option {unknown[0]!r}", hint=f"one of {', '.join(names)}")
+            raise UsageError(f"a build has no option {unknown[0]!r}", hint=suggestions.hint(unknown[0], names))
         return cls(**given)
 
 

@@ -84,8 +84,10 @@ class WholeIndex:
             max_distance = near.copy_threshold(self.opened_index, self.model).distance
         return near.duplicate_groups(self.snapshots, max_distance, progress, exact)
 
-    def classify(self, pictures: Picture | Sequence[Picture], k: int = 5, crops: Literal[1, 10] = 1) -> list[Any]:
-        """Returns the k most probable classes of each picture, most probable first: lists of `Guess`.
+    def classify(
+        self, pictures: Picture | Sequence[Picture], k: int = 5, crops: Literal[1, 10] = 1
+    ) -> list[list[classify.Guess]]:
+        """Returns the k most probable classes of each picture, most probable first.
 
         Raises UsageError for a model without classes, ImageError for a picture that cannot be read.
         """

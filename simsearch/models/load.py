@@ -14,6 +14,7 @@ from simsearch.models.base import Model
 from simsearch.models.onnx import exported, onnx_file, runtime
 from simsearch.models.precision import QUANTIZE, choose_precision
 from simsearch.models.registry import DEFAULT, FEW, TORCHVISION, check_device, find_weights
+from simsearch.models.training_record import TrainingRecord
 
 if TYPE_CHECKING:
     from simsearch.models.torch import export as torch_export
@@ -85,6 +86,14 @@ def weights_sha256(name: str) -> str:
     if name.endswith(onnx_file.SUFFIX):
         return onnx_file.find_onnx(name).sha256
     return load_model(name, "cpu", images=1).weights_sha256 if is_torchvision(name) else find_weights(name).sha256
+
+
+def training_record(name: str | None) -> TrainingRecord:
+    """Returns the record of pictures in a model's weights; an empty one for other networks. None: the default model."""
+    name = name or DEFAULT
+    return (
+        TrainingRecord() if name.endswith(onnx_file.SUFFIX) or is_torchvision(name) else find_weights(name).card.record
+    )
 
 
 def is_torchvision(name: str) -> bool:

@@ -25,6 +25,7 @@ from simsearch.errors import WeightsError
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.models import deep_compression
 from simsearch.models.safetensors_header import Header, locate_tensors, pack_header, read_header
+from simsearch.models.training_record import TrainingRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +51,7 @@ class ModelCard:
     example).
     ranges: the largest activations on training images, by point, (channels,) each, for `simsearch.models.onnx.int8`.
     agreement: mean fraction of the six nearest neighbours that int8 and float32 have in common; 0 if not measured.
+    record: the pictures that the model was trained on and those that were held out, as far as they are known.
     """
 
     architecture: str
@@ -63,6 +65,7 @@ class ModelCard:
     labels: tuple[str, ...] = ()
     ranges: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
     agreement: float = 0.0
+    record: TrainingRecord = field(default_factory=TrainingRecord, repr=False)
 
 
 def sha256(path: Path) -> str:
@@ -89,6 +92,7 @@ def read_card(path: Path) -> ModelCard:
             labels=texts["labels"],
             ranges=ranges,
             agreement=agreement,
+            record=TrainingRecord.from_dict(_typed(header.get("record", {}), dict)),
         )
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
@@ -180,6 +184,7 @@ def write(path: Path, card: ModelCard, tensors: Mapping[str, NDArray[np.float32]
         "distances": card.distances,
         "labels": card.labels,
         "encoding": encoding,
+        **({"record": card.record.to_dict()} if card.record else {}),
     }
     atomic_write(path, safetensors.numpy.save(stored, {"simsearch": json.dumps(header)}))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 from simsearch.reports.tiles import FAINT, INK, PAPER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from numpy.typing import NDArray
 
 GRID = "#e3e6ea"
@@ -33,15 +32,31 @@ LINES = (
 )
 
 
-def kernels(weights: NDArray[np.float32], columns: int = 16, scale: int = 4, gap: int = 2) -> Image.Image:
-    """Draws (K, 3 or 1, H, W) kernels as tiles, each scaled to its own range, in the order of the network's outputs.
+STEPS = 100
+"""Points of a training's curve."""
+
+SCALE = 2
+"""Pixels of a chart for each unit of its width and height, for screens of fine pixels."""
+
+FINE = 2
+"""Charts are drawn this many times larger and then reduced, so that lines are smooth."""
+
+TEXT, HEADING = 13, 15
+"""Sizes of letters."""
+
+Points = Sequence[tuple[float, float]]
+Band = Sequence[tuple[float, float, float]]
+
+
+def kernels(weights: NDArray[np.float32], columns: int = 12, scale: int = 10, gap: int = 1) -> Image.Image:
+    """Draws (K, 3 or 1, H, W) kernels as tiles, each scaled to its own range, in the order of `sorted_kernels`.
 
     columns: tiles in a row. scale: image pixels per weight. gap: weights between tiles.
     """
     count, channels, height, width = weights.shape
     rows = math.ceil(count / columns)
     canvas = np.full((gap + rows * (height + gap), gap + columns * (width + gap), 3), 255, np.uint8)
-    for number, kernel in enumerate(weights):
+    for number, kernel in enumerate(weights[sorted_kernels(weights)]):
         low, high = float(kernel.min()), float(kernel.max())
         tile = (kernel - low) / max(high - low, 1e-12) * 255
         tile = np.broadcast_to(tile, (3, height, width)) if channels == 1 else tile[:3]
@@ -51,70 +66,145 @@ def kernels(weights: NDArray[np.float32], columns: int = 16, scale: int = 4, gap
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
+def sorted_kernels(weights: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Returns an order of (K, C, H, W) kernels in which like ones are neighbours.
+
+    Grey ones come first, by the direction of their stripes, then coloured ones by hue, and noise last.
+    """
+    grey = weights.mean(1)  # (K, H, W)
+    varying = weights - weights.mean((2, 3), keepdims=True)
+    energy = (varying**2).sum((1, 2, 3)) + 1e-12
+    steps = (np.diff(varying, axis=2) ** 2).sum((1, 2, 3)) + (np.diff(varying, axis=3) ** 2).sum((1, 2, 3))
+    rough = steps / energy  # about 4 for noise, less for smooth kernels
+    spread = weights - grey[:, None]
+    colour = (spread**2).sum((1, 2, 3)) / ((weights**2).sum((1, 2, 3)) + 1e-12)
+    down, right = (part[:, 1:-1, 1:-1] for part in np.gradient(np.pad(grey, ((0, 0), (1, 1), (1, 1))), axis=(1, 2)))
+    angle = np.arctan2(2 * (down * right).sum((1, 2)), (right**2 - down**2).sum((1, 2)))
+    strongest = np.abs(spread).reshape(len(weights), weights.shape[1], -1).argmax(2)
+    tint = np.take_along_axis(spread.reshape(*strongest.shape, -1), strongest[:, :, None], 2)[:, :, 0]  # (K, C)
+    if tint.shape[1] == 3:
+        red, green, blue = tint.T
+        hue = np.arctan2(math.sqrt(3) * (green - blue), 2 * red - green - blue)
+    else:
+        hue = np.zeros(len(weights))
+    kind = np.where(rough > _NOISE, 2, np.where(colour > _COLOURED, 1, 0))
+    within = np.select([kind == 0, kind == 1], [angle, hue], rough)
+    order: NDArray[np.int64] = np.lexsort((within, kind))
+    return order
+
+
+_NOISE, _COLOURED = 1.3, 0.15
+"""Above these, a kernel counts as noise, or else as coloured: squared steps over energy, and share of colour."""
+
+
 def plot(
-    series: Any,
+    series: Mapping[str, Points],
     title: str,
     x_label: str,
     y_label: str,
     *,
+    bands: Mapping[str, Band] | None = None,
     width: int = 720,
     height: int = 420,
+    across: tuple[float, float] | None = None,
     lowest: float | None = None,
     highest: float | None = None,
     line: float | None = None,
     names: Sequence[str] = (),
     legend: bool = True,
 ) -> Image.Image:
-    """Draws lines through points.
+    """Draws lines through points, SCALE pixels for each unit of `width` and `height`.
 
     series: by name of a line, its (x, y) pairs; points that are not finite are left out.
-    width, height: of the image, in pixels.
+    bands: by name of a line, (x, low, high), drawn as a pale area behind it.
+    width, height: of the image. Letters have 13 units.
+    across: the ends of the x axis; by default the smallest and the largest x.
     lowest: the start of the y axis; by default the smallest y.
     highest: a value that the y axis includes.
     line: the y of a horizontal line across the chart.
     names: of the places 1, 2, ... on the x axis, instead of numbers; points are then marked.
-    legend: True to show the names of the lines.
+    legend: True to show the names of the lines, above the chart.
     """
-    points = [point for pairs in series.values() for point in pairs if math.isfinite(point[1])]
-    image = Image.new("RGB", (width, height), PAPER)
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    draw.text((width / 2, 14), title, INK, font=ImageFont.load_default(15), anchor="mm")
-    left, top, right, bottom = 64, 34, width - 20, height - 46
+    lines = {name: [point for point in pairs if math.isfinite(point[1])] for name, pairs in series.items()}
+    areas = {name: [edge for edge in (bands or {}).get(name, ()) if all(map(math.isfinite, edge))] for name in lines}
+    points = [point for pairs in lines.values() for point in pairs]
+    points += [(x, y) for area in areas.values() for x, *ends in area for y in ends]
+    fine = SCALE * FINE
+    image = Image.new("RGB", (width * fine, height * fine), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((width * fine / 2, 14 * fine), title, INK, font=_font(HEADING * FINE), anchor="mm")
+    shown = list(lines) if legend and len(lines) > 1 else []
+    rows = _legend_rows(shown, width - 84)
     if not points:
-        draw.text((width / 2, height / 2), "nothing to show yet", FAINT, font=font, anchor="mm")
-        return image
-    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
+        draw.text(
+            (width * fine / 2, height * fine / 2), "nothing to show yet", FAINT, font=_font(TEXT * FINE), anchor="mm"
+        )
+        return image.reduce(FINE)
+    x_low, x_high = across or (min(x for x, _ in points), max(x for x, _ in points))
+    if x_low == x_high:
+        x_low, x_high = x_low - 0.5, x_high + 0.5
     y_low, y_high = min(y for _, y in points), max(y for _, y in points)
-    y_low = min(y_low, y_high - 1e-9) if lowest is None else lowest
-    y_high = max(y_high, y_low + 1e-9, line or y_low, y_low if highest is None else highest)
-    x_high = max(x_high, x_low + 1e-9)
+    y_low = min(y_low, y_high - 1e-3) if lowest is None else lowest
+    y_high = max(y_high, y_low + 1e-3, line or y_low, y_low if highest is None else highest)
+    left, top, right, bottom = 64 * fine, (52 + 20 * len(rows)) * fine, (width - 20) * fine, (height - 46) * fine
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
         return left + across * (right - left), bottom - up * (bottom - top)
 
-    y_marks = {place(x_low, value)[1]: f"{value:g}" for value in ticks(y_low, y_high)}
+    y_marks = {place(x_low, value)[1]: label for value, label in _labelled(ticks(y_low, y_high)).items()}
     labels = {float(number): name for number, name in enumerate(names, 1)}
-    labels = labels or {value: f"{value:g}" for value in ticks(x_low, x_high)}
+    labels = labels or _labelled(ticks(x_low, x_high))
     x_marks = {place(value, y_low)[0]: label for value, label in labels.items()}
     _draw_axes(draw, (left, top, right, bottom), x_marks, y_marks)
-    draw.text(((left + right) / 2, height - 12), x_label, INK, font=font, anchor="mm")
-    draw.text((8, top - 16), y_label, INK, font=font, anchor="lm")
+    draw.text(((left + right) / 2, (height - 12) * fine), x_label, INK, font=_font(TEXT * FINE), anchor="mm")
+    draw.text((8 * fine, top - 16 * fine), y_label, INK, font=_font(TEXT * FINE), anchor="lm")
+    image = _draw_bands(image, [[(place(x, low), place(x, high)) for x, low, high in areas[name]] for name in lines])
+    draw = ImageDraw.Draw(image)
     if line is not None:
-        draw.line([place(x_low, line), place(x_high, line)], INK)
-    for number, pairs in enumerate(series.values()):
+        draw.line([place(x_low, line), place(x_high, line)], INK, fine // 2)
+    for number, pairs in enumerate(lines.values()):
         colour = LINES[number % len(LINES)]
-        path = [place(x, y) for x, y in pairs if math.isfinite(y)]
+        path = [place(x, y) for x, y in pairs]
         if len(path) > 1:
-            draw.line(path, colour, 2, joint="curve")
+            draw.line(path, colour, 2 * fine, joint="curve")
         for x, y in path if names or len(path) == 1 else ():
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
-    if not legend:
-        return image
-    # If the lines rise, there is room for the legend on the left, else on the right.
-    x = left + 16 if _rises(series) else right - 150
-    for number, name in enumerate(series):
-        _key(draw, (x, top + 10 + 18 * number), name, number)
+            draw.ellipse((x - 3 * fine, y - 3 * fine, x + 3 * fine, y + 3 * fine), colour)
+    for row, members in enumerate(rows):
+        x = 64.0
+        for name in members:
+            x = _key(draw, (x, 34 + 20 * row), name, shown.index(name), fine) + 24
+    return image.reduce(FINE)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size * SCALE)
+
+
+def _legend_rows(names: Sequence[str], width: float) -> list[list[str]]:
+    """Distributes the names of lines over as few rows as they need."""
+    rows: list[list[str]] = []
+    used = math.inf
+    for name in names:
+        own = 26 + _font(TEXT).getlength(name) / SCALE + 24
+        if used + own > width:
+            rows.append([])
+            used = 0
+        rows[-1].append(name)
+        used += own
+    return rows
+
+
+def _draw_bands(
+    image: Image.Image, bands: Sequence[Sequence[tuple[tuple[float, float], tuple[float, float]]]]
+) -> Image.Image:
+    """Returns a chart with a translucent area for each line. bands: the lower and the upper places of each line."""
+    for number, band in enumerate(bands):
+        if len(band) < 2:
+            continue
+        area = Image.new("L", image.size, 0)
+        ImageDraw.Draw(area).polygon([*(low for low, _ in band), *(high for _, high in reversed(band))], 48)
+        image.paste(Image.new("RGB", image.size, LINES[number % len(LINES)]), mask=area)
     return image
 
 
@@ -126,35 +216,29 @@ def _draw_axes(
 ) -> None:
     """Draws the axes and grid of a chart. box: left, top, right, bottom. Marks are labels by place, all in pixels."""
     left, top, right, bottom = box
-    font = ImageFont.load_default(13)
+    font, fine = _font(TEXT * FINE), SCALE * FINE
     for y, label in y_marks.items():
-        draw.line([(left, y), (right, y)], GRID)
-        draw.text((left - 8, y), label, FAINT, font=font, anchor="rm")
+        draw.line([(left, y), (right, y)], GRID, fine)
+        draw.text((left - 8 * fine, y), label, FAINT, font=font, anchor="rm")
     for x, label in x_marks.items():
-        draw.line([(x, bottom), (x, bottom + 4)], FAINT)
-        draw.text((x, bottom + 12), label, FAINT, font=font, anchor="mm")
-    draw.line([(left, top), (left, bottom), (right, bottom)], FAINT)
-
-
-def _rises(series: Any) -> bool:
-    """Returns True if the lines of `plot` end higher than they start, taken together."""
-    ends = [(points[0][1], points[-1][1]) for points in series.values() if points]
-    return bool(sum(last - first for first, last in ends if math.isfinite(first + last)) > 0)
+        draw.line([(x, bottom), (x, bottom + 4 * fine)], FAINT, fine)
+        draw.text((x, bottom + 13 * fine), label, FAINT, font=font, anchor="mm")
+    draw.line([(left, top), (left, bottom), (right, bottom)], FAINT, fine)
 
 
 def legend(image: Image.Image, names: Sequence[str], corner: tuple[float, float]) -> None:
-    """Draws the names of lines side by side, for several charts in one image."""
+    """Draws the names of lines side by side, for several charts in one image. corner: in units of SCALE pixels."""
     draw, (x, y) = ImageDraw.Draw(image), corner
     for number, name in enumerate(names):
-        x = _key(draw, (x, y), name, number) + 24
+        x = _key(draw, (x, y), name, number, SCALE) + 24
 
 
-def _key(draw: ImageDraw.ImageDraw, corner: tuple[float, float], name: str, number: int) -> float:
-    """Draws a line's colour and name; returns the x of their end."""
-    (x, y), font = corner, ImageFont.load_default(13)
-    draw.line([(x, y), (x + 20, y)], LINES[number % len(LINES)], 3)
-    draw.text((x + 26, y), name, INK, font=font, anchor="lm")
-    return x + 26 + draw.textlength(name, font)
+def _key(draw: ImageDraw.ImageDraw, corner: tuple[float, float], name: str, number: int, scale: int) -> float:
+    """Draws a line's colour and name; returns the x of their end. scale: pixels per unit."""
+    (x, y), font = corner, ImageFont.load_default(TEXT * scale)
+    draw.line([(x * scale, y * scale), ((x + 20) * scale, y * scale)], LINES[number % len(LINES)], 3 * scale)
+    draw.text(((x + 26) * scale, y * scale), name, INK, font=font, anchor="lm")
+    return x + 26 + draw.textlength(name, font) / scale
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:
@@ -166,21 +250,35 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
     return [round(number * step, 10) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def _labelled(values: Sequence[float]) -> dict[float, str]:
+    """Returns the labels of ticks, all with the same number of decimals, and commas from 10,000 on."""
+    plain = [f"{value:.10f}".rstrip("0") for value in values]
+    decimals = max((len(text.partition(".")[2]) for text in plain), default=0)
+    comma = "," if any(abs(value) >= 10_000 for value in values) else ""
+    return {value: f"{value:{comma}.{decimals}f}" for value in values}
+
+
 def curve(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Draws the errors of a training log by epoch, in percent: top-1 in training, top-1 and top-5 in validation."""
-    training = [(row["epoch"], 100 * (1 - row["top1"])) for row in rows if row.get("event") == "step"]
-    if len(training) > 200:  # averaged in groups, for a smooth line
-        size = math.ceil(len(training) / 200)
-        groups = [training[start : start + size] for start in range(0, len(training), size)]
-        training = [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
+    """Draws the errors of a training log by epoch, in percent: top-1 in training, top-1 and top-5 in validation.
+
+    Steps of the training are averaged in groups; a band holds eight of ten.
+    """
+    steps = [(row["epoch"], 100 * (1 - row["top1"])) for row in rows if row.get("event") == "step"]
+    name, size = "training, top-1", math.ceil(len(steps) / STEPS)
+    groups = [steps[start : start + size] for start in range(0, len(steps), size)] if steps else []
+    training = [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
+    spread = [
+        (group[-1][0], *(float(end) for end in np.percentile([y for _, y in group], (10, 90)))) for group in groups
+    ]
     epochs = [row for row in rows if row.get("event") == "epoch"]
     series = {
-        "training, top-1": training,
+        name: training,
         "validation, top-1": [(row["epoch"], 100 * (1 - row["top1"])) for row in epochs],
         "validation, top-5": [(row["epoch"], 100 * (1 - row["top5"])) for row in epochs if "top5" in row],
     }
     shown = {name: pairs for name, pairs in series.items() if pairs}
-    return plot(shown, "Error while training", "epoch", "error in %", lowest=0.0)
+    bands = {name: spread} if size > 4 else {}
+    return plot(shown, "Error while training", "epoch", "error in %", bands=bands, lowest=0.0)
 
 
 def png(image: Image.Image) -> bytes:

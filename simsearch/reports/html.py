@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simsearch.common.atomic_files import atomic_write
+from simsearch.common.links import file_link
 from simsearch.common.printable import printable
 from simsearch.reports.text import format_distance
-from simsearch.reports.tiles import ResultRow, Tile, file_link, file_name, fit_image
+from simsearch.reports.tiles import ResultRow, Tile, file_name, fit_image
 from simsearch.search.results import word_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from PIL import Image
+
+Table = tuple[str, Sequence[Sequence[str]]]
+"""A table's caption and rows; the first row has the headings, and the first column names each row."""
 
 
 def save_html(
@@ -28,12 +33,13 @@ def save_html(
     path: Path,
     title: str,
     facts: Mapping[str, str],
-    table: Sequence[Sequence[str]] = (),
     *,
+    tables: Sequence[Table] = (),
+    charts: Mapping[str, Image.Image] | None = None,
     groups: bool = False,
 ) -> None:
     """Writes the page of `render_html` to a UTF-8 file. Raises UsageError if it cannot be written."""
-    atomic_write(path, render_html(rows, title, facts, table=table, groups=groups).encode("utf-8"))
+    atomic_write(path, render_html(rows, title, facts, tables=tables, charts=charts, groups=groups).encode("utf-8"))
 
 
 def render_html(
@@ -41,8 +47,9 @@ def render_html(
     title: str,
     facts: Mapping[str, str],
     side: int = 224,
-    table: Sequence[Sequence[str]] = (),
     *,
+    tables: Sequence[Table] = (),
+    charts: Mapping[str, Image.Image] | None = None,
     groups: bool = False,
 ) -> str:
     """Returns the page. It can be encoded to UTF-8 even if names are not valid UTF-8.
@@ -50,7 +57,8 @@ def render_html(
     facts: names and values shown below the title (model, index, ...).
     side: of a tile, in pixels.
     groups: True if a row is a group of equals, so that its first picture is no query.
-    table: shown below the facts; its first row has the headings, and its first column names each row.
+    tables: shown below the facts.
+    charts: images by their descriptions, shown below the tables; they have two pixels for each of the page.
     """
     sections: list[dict[str, Any]] = []
     for number, row in enumerate(rows, 1):
@@ -60,7 +68,10 @@ def render_html(
         matches = [_figure(tile, rank, side, "Picture" if groups else "Match") for rank, tile in enumerate(tiles, 1)]
         sections.append({"name": name, "query": query, "matches": matches})
     columns = max((len(section["matches"]) for section in sections), default=0) or 1
-    return _template().render(title=title, facts=facts, table=table, sections=sections, side=side, columns=columns)
+    figures = [(text, _data_url(image, "PNG"), image.width // 2) for text, image in (charts or {}).items()]
+    return _template().render(
+        title=title, facts=facts, tables=tables, charts=figures, sections=sections, side=side, columns=columns
+    )
 
 
 @functools.cache
@@ -98,7 +109,7 @@ def _figure(tile: Tile, rank: int, side: int, kind: str = "Match") -> dict[str, 
         "label": tile.label,
         "path": tile.path,
         "id": tile.id,
-        "link": file_link(tile.path),
+        "link": tile.link or file_link(tile.path),
         "details": tile.details,
     }
 
@@ -108,7 +119,10 @@ def _inline_image(tile: Tile, side: int) -> dict[str, Any] | None:
     fitted = fit_image(tile.image, side)
     if fitted is None:
         return None
+    return {"url": _data_url(fitted, "JPEG"), "width": fitted.width, "height": fitted.height}
+
+
+def _data_url(image: Image.Image, form: str) -> str:
     buffer = io.BytesIO()
-    fitted.save(buffer, "JPEG", quality=88, optimize=True)
-    url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return {"url": url, "width": fitted.width, "height": fitted.height}
+    image.save(buffer, form, quality=88, optimize=True)  # PNG has no quality
+    return f"data:image/{form.lower()};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

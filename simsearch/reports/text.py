@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from simsearch.common.printable import printable
 from simsearch.search.results import QueryResult
@@ -13,11 +13,14 @@ from simsearch.search.results import QueryResult
 FORMATS = ("table", "json", "jsonl", "csv", "paths")
 
 
-def render(answers: Sequence[QueryResult], form: str, end: str = "\n") -> str:
+def render(
+    answers: Sequence[QueryResult], form: str, end: str = "\n", show_path: Callable[[str], str] = printable
+) -> str:
     """Returns all results as text.
 
     form: one of FORMATS.
     end: follows each path in the format "paths".
+    show_path: makes paths in the table fit to print.
     """
     if form == "json":
         return json.dumps([answer.to_dict() for answer in answers], indent=1) + "\n"
@@ -29,23 +32,23 @@ def render(answers: Sequence[QueryResult], form: str, end: str = "\n") -> str:
         return "".join(match.path + end for answer in answers for match in answer.matches)
     blocks = []
     for answer in answers:
-        lines = [f"{answer.query}: no match"]
+        lines = [f"{printable(answer.query)}: no match"]
         if answer.matches:
             rows = [("rank", "distance", "similarity", "id", "label", "path")]
             for m in answer.matches:
                 numbers = str(m.rank), format_distance(m.distance), m.word, str(m.id)
                 rows.append((*numbers, m.label or "-", m.path))
-            lines = [printable(answer.query), *table(rows, right=4)]
+            lines = [printable(answer.query), *table(rows, right=4, last=show_path)]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
 
-def table(rows: Iterable[Sequence[str]], right: int = 0) -> list[str]:
+def table(rows: Iterable[Sequence[str]], right: int = 0, last: Callable[[str], str] = printable) -> list[str]:
     """Returns rows as lines with aligned columns, two spaces apart; the first `right` columns are right-aligned.
 
-    Control characters in cells are made visible.
+    Control characters in cells are made visible. last: makes the cells of the last column fit to print instead.
     """
-    rows = [[printable(cell) for cell in row] for row in rows]
+    rows = [[*map(printable, row[:-1]), last(row[-1])] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from PIL import Image
 
@@ -26,6 +25,7 @@ class Tile:
     distance: float | None = None  # Euclidean
     similarity: float | None = None  # in [0, 1]
     details: str = ""  # its size and date, for people
+    link: str | None = None  # where a click leads; None for the file
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,6 @@ def fit_image(image: Image.Image | None, side: int) -> Image.Image | None:
     width, height = (max(1, round(length * scale)) for length in image.size)
     pixels = image if image.mode == "RGB" else image.convert("RGB")  # convert always copies
     return pixels.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-
-
-def file_link(path: str) -> str | None:
-    """Returns the URL of a file that can be opened by itself; None for a member of an archive and other queries."""
-    return Path(path).absolute().as_uri() if os.path.isfile(path) else None
 
 
 def file_name(path: str) -> str:

@@ -144,7 +144,7 @@ def duplicate_groups(
     exact: False to accept that links may be missed among more than EXACT different items; see `checked`.
     Raises UsageError for an invalid distance.
     """
-    if not max_distance >= 0:
+    if not isinstance(max_distance, int | float | np.number) or not max_distance >= 0:
         raise UsageError(f"the largest distance is {max_distance}, but distances are not negative")
     with snapshots.reading() as reader:
         snapshot = snapshots.current(reader)

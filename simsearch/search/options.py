@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
+from simsearch.common import suggestions
 from simsearch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -201,9 +202,10 @@ class PictureOptions(SearchOptions, total=False):
 
 def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
     """Raises UsageError for an unknown option, or one that a search by a vector does not have."""
-    known = {option.name for option in OPTIONS if option.name != "k" and not (by_vector and option.changes_query)}
-    if unknown := sorted(set(given) - known):
-        raise UsageError(f"a search has no option {unknown[0]!r}")
+    known = [option.name for option in OPTIONS if option.name != "k" and not (by_vector and option.changes_query)]
+    if unknown := sorted(set(given) - set(known)):
+        search = "a search by vectors" if by_vector else "a search"
+        raise UsageError(f"{search} has no option {unknown[0]!r}", hint=suggestions.hint(unknown[0], known))
 
 
 def split(given: Mapping[str, Any]) -> tuple[SearchOptions, dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Unpack
 
 from simsearch.errors import MissingExtraError, UsageError
 
@@ -24,10 +24,10 @@ from simsearch.engine import Engine
 from simsearch.server import errors, openapi, routes
 from simsearch.server.middleware import AccessLog, Authentication, BodyLimit, ResponseHeaders
 from simsearch.server.service import SearchService
-from simsearch.server.settings import Settings
+from simsearch.server.settings import AppOptions, Settings
 
 
-def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI:
+def create_app(engine: Engine | Mapping[str, Engine], **options: Unpack[AppOptions]) -> FastAPI:
     """Creates an ASGI app (FastAPI) that searches an engine, or several by name, with a web page at its root.
 
     It can be served by itself or mounted: `app.mount("/similar", simsearch.create_app(engine))`.
@@ -36,7 +36,7 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Any) -> FastAPI
     engines = engine if isinstance(engine, Mapping) else {"default": engine}
     if not engines:
         raise UsageError("there is no index to serve")
-    settings = Settings(**options)
+    settings = Settings.from_keywords(options)
     service = SearchService(dict(engines), settings)
 
     @contextlib.asynccontextmanager

@@ -5,7 +5,6 @@ The fields of a search are made from the table of search options, so a new optio
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Self, cast
 
@@ -23,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from simsearch.common import suggestions
 from simsearch.search.options import OPTIONS, SearchOption, SearchOptions
 from simsearch.server.middleware import ApiError
 from simsearch.server.settings import Settings
@@ -38,8 +38,8 @@ Component = Annotated[float, Field(gt=-1e30, lt=1e30, allow_inf_nan=False)]
 def unknown(name: str, known: Sequence[str]) -> str:
     """Returns an error message for a name that is not known, with the most similar one that is."""
     shown = name[:80].encode("utf-8", "replace").decode()
-    near = difflib.get_close_matches(shown.lower(), known, 1)
-    return f"{shown} is not known here" + (f"; did you mean {near[0]}?" if near else "")
+    near = suggestions.nearest(shown, known)
+    return f"{shown} is not known here" + (f"; did you mean {near}?" if near else "")
 
 
 class Body(BaseModel):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypedDict
 
+from simsearch.common import suggestions
 from simsearch.errors import UsageError
 
 DEFAULT_MEMORY = 640 << 20
@@ -12,6 +14,29 @@ DEFAULT_MEMORY = 640 << 20
 
 DECODING, BODIES = 6, 2
 """Tenths of the memory."""
+
+_WHOLE = ("max_body", "max_pixels", "memory", "max_k", "in_flight", "batch_size")
+_NUMBERS = (*_WHOLE, "timeout", "body_timeout", "head_timeout")
+
+
+class AppOptions(TypedDict, total=False):
+    """The options of `create_app`; see `Settings`."""
+
+    api_keys: str | Sequence[str]
+    hosts: str | Sequence[str] | None
+    cors: str | Sequence[str]
+    writable: bool
+    allow_urls: bool
+    max_body: int
+    max_pixels: int
+    memory: int
+    max_k: int
+    in_flight: int
+    batch_size: int
+    timeout: float
+    body_timeout: float
+    head_timeout: float
+    relative: bool
 
 
 @dataclass(frozen=True)
@@ -33,6 +58,7 @@ class Settings:
     timeout: seconds for an answer. body_timeout: seconds for a body to arrive. head_timeout: seconds for a request's
     head to arrive; only with `simsearch serve`, other servers have limits of their own.
     relative: return paths as stored, relative to their source.
+    Raises UsageError for a value that cannot be used.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -54,30 +80,36 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("api_keys", "hosts", "cors"):
             value: Any = getattr(self, name)
-            if isinstance(value, str):
-                object.__setattr__(self, name, (value,))
-            elif value is not None:
-                object.__setattr__(self, name, tuple(value))
+            texts = (value,) if isinstance(value, str) else value
+            if texts is None and name == "hosts":
+                continue
+            if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+                raise UsageError(f"{name} is {value!r}, not a list of texts")
+            object.__setattr__(self, name, tuple(texts))
+        for name in ("writable", "allow_urls", "relative"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} is {getattr(self, name)!r}", hint="True or False")
+        for name in _NUMBERS:
+            if not isinstance(getattr(self, name), int if name in _WHOLE else int | float):
+                raise UsageError(f"{name} is {getattr(self, name)!r}, not a {'whole ' * (name in _WHOLE)}number")
         if self.memory == 0:
             object.__setattr__(self, "memory", max(DEFAULT_MEMORY, 4 * self.max_body * 10 // BODIES))
         if any(not key.strip() for key in self.api_keys):
             raise UsageError("an API key is empty")
-        for name in (
-            "max_body",
-            "max_pixels",
-            "memory",
-            "max_k",
-            "in_flight",
-            "batch_size",
-            "timeout",
-            "body_timeout",
-            "head_timeout",
-        ):
+        for name in _NUMBERS:
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, but must be positive")
         if self.bodies < self.max_body:
             need = self.max_body * 10 // BODIES
             raise UsageError(f"memory is {self.memory:,}, but a body of {self.max_body:,} bytes needs {need:,}")
+
+    @classmethod
+    def from_keywords(cls, given: Mapping[str, Any]) -> Settings:
+        """Makes settings from keyword arguments. Raises UsageError for an unknown name or an invalid value."""
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(set(given) - set(names)):
+            raise UsageError(f"create_app has no option {unknown[0]!r}", hint=suggestions.hint(unknown[0], names))
+        return cls(**given)
 
     @property
     def decoding(self) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from simsearch.common import suggestions
 from simsearch.common.numbers import written_number
 from simsearch.errors import UsageError
 
@@ -36,6 +37,9 @@ _LISTED = 20
 _SQL = {"=": "IS", "!=": "IS NOT", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "~": "GLOB"}
 
 _OPERATORS = "operators: = != < > <= >= and ~ for a glob"
+
+FIELDS = tuple(_COLUMNS)
+"""The fields that every item has."""
 
 NUMBERS = "id", "width", "height", "bytes"
 """The fields that are numbers in every index."""
@@ -190,13 +194,11 @@ def _not_a_number(condition: Condition) -> UsageError:
 
 
 def _no_field(name: str, known: Sequence[str]) -> UsageError:
-    import difflib
-
     fields = [*_COLUMNS, *known]
-    near = difflib.get_close_matches(name, fields, 1)
+    near = suggestions.nearest(name, fields)
     shown = ", ".join(fields[:_LISTED]) + (", ..." if len(fields) > _LISTED else "")
     return UsageError(
-        f"no item has a field {name!r}; the fields are {shown}", hint=f"did you mean {near[0]}?" if near else None
+        f"no item has a field {name!r}; the fields are {shown}", hint=f"did you mean {near}?" if near else None
     )
 
 

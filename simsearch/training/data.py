@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from simsearch.images.preprocessing import Preprocessing
 from simsearch.common.progress import Progress
 from simsearch.images.sources.labelled import LabelledImage
+from simsearch.models.training_record import LENGTH, digest_of
+
+CACHE = 2
+"""Version of the cached files."""
 
 
 class ArrayView:
@@ -55,13 +59,15 @@ class TrainingSet:
     """Decoded images.
 
     pixels: (N, P, P, 3) uint8. labels: (N,) int64, numbers of `classes`. teacher: (N, T) float features to imitate, or
-    None. pixels and teacher may be an `ArrayView` or memory-mapped. Raises SimsearchError if the lengths differ.
+    None. pixels and teacher may be an `ArrayView` or memory-mapped. digests: (N, LENGTH) uint8, of the files, if known;
+    see `training_record`. Raises SimsearchError if the lengths differ.
     """
 
     pixels: Any
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     teacher: Any = None
+    digests: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         if len(self.pixels) != len(self.labels):
@@ -75,7 +81,13 @@ class TrainingSet:
     def select(self, rows: NDArray[np.int64]) -> TrainingSet:
         """Returns a view of the images in these rows."""
         teacher = None if self.teacher is None else ArrayView(self.teacher, rows)
-        return replace(self, pixels=ArrayView(self.pixels, rows), labels=self.labels[rows], teacher=teacher)
+        digests = None if self.digests is None else self.digests[rows]
+        pixels = ArrayView(self.pixels, rows)
+        return replace(self, pixels=pixels, labels=self.labels[rows], teacher=teacher, digests=digests)
+
+    def file_digests(self) -> list[bytes]:
+        """Returns the digests of the files, as far as they are known."""
+        return [] if self.digests is None else [row.tobytes() for row in self.digests]
 
 
 def split(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -100,7 +112,7 @@ def load(
     Returns the set of decoded images, and (path, reason) for each image that could not be decoded.
     pictures: images whose labels are all in `classes`.
     """
-    digest = hashlib.sha256(repr((recipe.resize, recipe.crop, recipe.interpolation)).encode())
+    digest = hashlib.sha256(repr((CACHE, recipe.resize, recipe.crop, recipe.interpolation)).encode())
     for p in pictures:
         facts = (p.source.kind, os.path.realpath(p.source.root), p.path, p.size, p.stamp)
         digest.update(repr(facts).encode("utf-8", "surrogateescape"))
@@ -113,7 +125,7 @@ def load(
         pixels = np.array(pixels)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[picture.label] for picture in pictures], np.int64)
-    whole = TrainingSet(pixels, labels, classes)
+    whole = TrainingSet(pixels, labels, classes, digests=np.load(folder / "digests.npy"))
     if not failures:
         return whole, []
     bad = {int(row) for row in failures}
@@ -123,17 +135,20 @@ def load(
 
 
 def _decode(folder: Path, pictures: Sequence[LabelledImage], recipe: Preprocessing, progress: Progress) -> None:
-    """Writes pixels.npy and failures.json (error messages by row) into a folder."""
+    """Writes pixels.npy, digests.npy and failures.json (error messages by row) into a folder."""
     side = max(recipe.resize, recipe.crop)
     shape = (len(pictures), side, side, 3)
     out = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, shape)
     _reserve(folder / "pixels.npy")
     failures: dict[str, str] = {}
+    digests = np.zeros((len(pictures), LENGTH), np.uint8)
 
     def one(row: int) -> None:
         picture = pictures[row]
         try:
-            image = decode.decode_image(picture.source.read(picture.path), recipe.resize).image
+            data = picture.source.read(picture.path)
+            digests[row] = np.frombuffer(digest_of(data), np.uint8)
+            image = decode.decode_image(data, recipe.resize).image
             out[row] = centre_crop(shorter_side(image, recipe.resize, FILTERS[recipe.interpolation]), side)
         except ImageError as error:
             failures[str(row)] = str(error)
@@ -145,6 +160,7 @@ def _decode(folder: Path, pictures: Sequence[LabelledImage], recipe: Preprocessi
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     out.flush()
+    np.save(folder / "digests.npy", digests)
     (folder / "failures.json").write_text(json.dumps(failures))
 
 

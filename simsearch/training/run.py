@@ -25,6 +25,7 @@ from simsearch.models import registry, weights
 from simsearch.models.networks import build as networks_build
 from simsearch.models.networks.lenet5_tables import LENET5_INPUT
 from simsearch.models.onnx.runtime import choose_device
+from simsearch.models.training_record import TrainingRecord
 from simsearch.training import data as training_data
 from simsearch.training.augment import ColourStats
 from simsearch.training.config import TrainConfig
@@ -107,7 +108,9 @@ def fit(
     card = weights.ModelCard(
         job.architecture, arguments, recipe, _display_names(job, data.classes), labels=data.classes
     )
-    card = replace(card, training=_summary(job, data, validation, start, seconds))
+    card = replace(
+        card, training=_summary(job, data, validation, start, seconds), record=_record(data, validation, start)
+    )
     report = TrainingReport(job.output, len(data), len(data.classes), {}, seconds, 0)
     if not world.rank:
         checks = {"validation": validation} if validation else {"training images": data.select(sample_rows(len(data)))}
@@ -323,6 +326,12 @@ def _summary(
         "settings": asdict(job.config),
     }
     return {**summary, **({"from": start.sha256} if start else {})}
+
+
+def _record(data: TrainingSet, validation: TrainingSet | None, start: registry.WeightsFile | None) -> TrainingRecord:
+    """Returns the digests of the pictures that were trained on, also for the weights at the start, and held out."""
+    before = start.card.record if start else TrainingRecord()
+    return TrainingRecord.of(data.file_digests(), validation.file_digests() if validation else (), before)
 
 
 def _note(log: Log, text: str) -> None:

@@ -126,7 +126,8 @@ def test_terminal_gets_no_raw_paths(index: Path, form: str) -> None:
     piped = subprocess.run(command, capture_output=True, cwd=ROOT, check=True).stdout
     assert (b"\x1b]0;owned\x07" in piped) == (form != "table")
     main_end, end = pty.openpty()
-    with subprocess.Popen(command, stdout=end, stderr=subprocess.DEVNULL, cwd=ROOT):
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    with subprocess.Popen(command, stdout=end, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment):
         os.close(end)
         text = b""
         while True:
@@ -139,6 +140,8 @@ def test_terminal_gets_no_raw_paths(index: Path, form: str) -> None:
             text += part
     os.close(main_end)
     assert b"owned" in text
+    assert (b"\x1b]8;;file:///" in text) == (form == "table")  # links to the files, percent-encoded
+    text = re.sub(rb"\x1b\]8;;(file://[!-~]*)?\x1b\\", b"", text)
     assert not re.search(rb"[\x00-\x09\x0b\x0c\x0e-\x1f\x7f]", text), text
 
 

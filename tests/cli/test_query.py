@@ -6,6 +6,8 @@ from pathlib import Path
 import click
 import pytest
 
+from simsearch.cli import console
+
 
 def test_folder_stands_for_its_pictures(run, pictures):
     (pictures / "red" / "notes.txt").write_text("no picture")
@@ -60,3 +62,39 @@ def test_open_shows_the_report(run, tmp_path, monkeypatch, named):
     shown = Path(address.removeprefix("file://"))
     assert "<html" in shown.read_text() and (shown == page) == named
     assert json.dumps(address).count("file:///") == 1
+
+
+@pytest.mark.parametrize("verb", [("query", "id:1"), ("duplicates", "--max-distance", 1000)])
+def test_report_links_to_a_service(run, tmp_path, verb):
+    page = tmp_path / "page.html"
+    assert run(*verb, "--html", page, "--links", "http://localhost:8000/").code == 0
+    assert 'href="http://localhost:8000/v1/items/2/image"' in page.read_text()
+    for wrong, message in ((("--links", "localhost"), "is not the address"), (("--links", "http://a"), "for a report")):
+        done = run(*verb, *wrong)
+        assert (done.code, message in done.err, "hint: " in done.err) == (2, True, True)
+
+
+def test_table_has_the_shorter_path(run, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("query", "id:1", "-k", 1).out.splitlines()[2].split()[-1].startswith("pictures/")
+    assert run("query", "id:1", "-k", 1, "--format", "paths").out.startswith(str(pictures))
+    assert run("query", "id:1", "-k", 1, "--relative").out.splitlines()[2].split()[-1].count("/") == 1
+    (tmp_path / "a" / "b" / "c" / "d" / "e" / "f" / "g").mkdir(parents=True)
+    for folder in ("a/b/c/d/e/f/g", "pictures/red"):
+        monkeypatch.chdir(tmp_path / folder)
+        shown = run("query", "id:1", "-k", 1).out.splitlines()[2].split()[-1]
+        assert Path(shown).samefile(run("query", "id:1", "-k", 1, "--format", "paths").out.strip())
+        assert len(shown) <= len(run("query", "id:1", "-k", 1, "--format", "paths").out.strip())
+
+
+@pytest.mark.parametrize(("term", "links"), [("xterm-256color", True), ("dumb", False), ("linux", False)])
+def test_links_in_a_terminal(pictures, monkeypatch, term, links):
+    monkeypatch.setenv("TERM", term)
+    path = str(pictures / "red" / "0.png")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+    assert console.show_path(path) == path
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    uri = f"\x1b]8;;file://{path}\x1b\\"
+    assert console.show_path(path) == (f"{uri}{path}\x1b]8;;\x1b\\" if links else path)
+    assert console.show_path("photos.zip!/a.png") == "photos.zip!/a.png"
+    assert console.show_path("/gone/\x1b.png") == r"/gone/\x1b.png"

@@ -29,6 +29,6 @@ def test_robustness_of_an_index(index, colours):
     blur = [point for point in found["colours"] if point.change == "blur"]
     assert blur[0].first.value == 1
     assert blur[0].distance < blur[-1].distance
-    assert robustness.draw(found).size == (1760, 264)
+    assert robustness.draw(found).size == (3520, 528)
     with pytest.raises(UsageError, match="no change"):
         robustness.measure([], np.zeros(0, np.int64), np.zeros((1, 2)), robustness.hashes, changes=["wave"])

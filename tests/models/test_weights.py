@@ -9,6 +9,7 @@ import pytest
 from simsearch.errors import WeightsError
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.models import deep_compression, registry, weights
+from simsearch.models.training_record import MOST, TrainingRecord, digest_of
 from simsearch.models.weights import ModelCard
 
 
@@ -87,6 +88,19 @@ def test_a_file_says_everything(tmp_path):
     assert set(back) == set(tensors)
     np.testing.assert_array_equal(back["a.bias"], tensors["a.bias"])
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_record_of_pictures():
+    pictures = [digest_of(b"a"), digest_of(b"b"), digest_of(b"c")]
+    before = TrainingRecord.of(pictures[:1], pictures[1:], TrainingRecord())
+    assert TrainingRecord.from_dict(before.to_dict()) == before
+    assert not TrainingRecord.from_dict({})
+    after = TrainingRecord.of(pictures[1:2], pictures, before)
+    assert after == TrainingRecord(frozenset(pictures[:2]), frozenset(pictures[2:]))
+    assert not TrainingRecord.of((number.to_bytes(6, "big") for number in range(MOST + 1)), (), TrainingRecord())
+    for damaged in ({"held_out": "%"}, {"trained_on": 7}):
+        with pytest.raises(TypeError):
+            TrainingRecord.from_dict(damaged)
 
 
 @pytest.mark.parametrize(

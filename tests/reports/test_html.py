@@ -13,6 +13,8 @@ import pytest
 from markupsafe import escape
 from PIL import Image
 
+from simsearch.common.links import item_link
+from simsearch.errors import UsageError
 from simsearch.reports.html import render_html
 from simsearch.reports.tiles import ResultRow, Tile
 from tests.helpers.reports import match, page, row, solid
@@ -125,10 +127,29 @@ def test_html_of_a_missing_image_and_of_no_rows() -> None:
 
 
 def test_html_has_a_table_where_there_is_one() -> None:
-    page = render_html([], "Title", {}, table=[("class", "P@1"), ("<cats>", "0.5"), ("dogs", "1.0")])
+    page = render_html([], "Title", {}, tables=[("By class", [("class", "P@1"), ("<cats>", "0.5"), ("dogs", "1.0")])])
     assert '<th scope="col">class</th><th scope="col">P@1</th>' in page
     assert '<th scope="row" dir="auto">&lt;cats&gt;</th><td>0.5</td>' in page
     assert "<table" not in render_html([], "Title", {})
+
+
+def test_html_links_to_a_service_and_has_charts() -> None:
+    tile = Tile(solid(), "a/b.jpg", id=7, link=item_link("https://photos.example/similar/?index=holiday", 7))
+    chart = Image.new("RGB", (400, 200), "white")
+    outline = Outline(render_html([ResultRow(Tile(None, "q.jpg"), [tile])], "t", {}, charts={"a curve": chart}))
+    (link,) = outline.attributes("a")
+    assert link["href"] == "https://photos.example/similar/v1/items/7/image?index=holiday"
+    (drawn,) = [image for image in outline.attributes("img") if image.get("class") == "chart"]
+    assert (drawn["alt"], drawn["width"]) == ("a curve", "200")
+    assert str(drawn["src"]).startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(
+    "service", ["photos.example:8000", "javascript:alert(1)", "", "http://", "http://[", "ftp://a/"]
+)
+def test_links_to_no_service_are_refused(service: str) -> None:
+    with pytest.raises(UsageError, match="is not the address of a service"):
+        item_link(service, 7)
 
 
 def test_html_of_unusual_names() -> None:

@@ -61,7 +61,7 @@ def test_check_names():
     check_names({"where": None, "crop": None})
     check_names({"where": None}, by_vector=True)
     for given, by_vector in (({"wher": 1}, False), ({"k": 6}, False), ({"crop": None}, True)):
-        with pytest.raises(UsageError, match="a search has no option"):
+        with pytest.raises(UsageError, match="has no option"):
             check_names(given, by_vector=by_vector)
 
 

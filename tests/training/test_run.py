@@ -41,12 +41,38 @@ def test_log_and_card_stay_without_checkpoint(trained):
     assert {path.name for path in file.parent.iterdir()} == {"pics", "w.safetensors", "w.jsonl", "w.png"}
     assert [row["epoch"] for row in rows(file.with_suffix(".jsonl"), "epoch")] == [1, 2, 3, 4]
     with Image.open(file.with_suffix(".png")) as curve:
-        assert curve.size == (720, 420)
+        assert curve.size == (1440, 840)
     card = weights.read_card(file)
     assert card.classes == card.labels == ("blue", "green", "red")
     assert card.training["settings"]["epochs"] == 4
     assert "top-1" in card.metrics["validation"]
     assert card.distances
+
+
+def test_eval_tells_trained_from_held_out(trained, tmp_path):
+    file, pics = trained
+    record = weights.read_card(file).record
+    assert (len(record.trained_on), len(record.held_out)) == (33, 3)
+    done = simsearch_("eval", "model", pics, "-m", file)
+    assert "was trained on 33 of the 36 images, so the error looks too small" in done.stderr
+    done = simsearch_("eval", "model", pics, "-m", file, "--held-out")
+    assert done.stderr == ""
+    assert ": 3 images; 1 crop" in done.stdout
+    draw(tmp_path / "other", "red", 2, seed=99)
+    report = json.loads(simsearch_("eval", "model", tmp_path / "other", "-m", file, "--format", "json").stdout)
+    assert (report["images"], report["trained_on"]) == (2, 0)
+    none = simsearch_("eval", "model", tmp_path / "other", "-m", file, "--held-out")
+    refused(none, "none of the images was held out")
+    refused(simsearch_("eval", "model", pics, "--held-out"), "do not record which images were held out")
+    record = weights.read_card(simsearch_trained_further(file, pics, tmp_path)).record
+    assert (len(record.trained_on), len(record.held_out)) == (33 + 3, 0)  # held out then, trained on now
+
+
+def simsearch_trained_further(file, pics, folder):
+    output = folder / "further.safetensors"
+    done = simsearch_("train", pics, "-o", output, *QUICK, "--from", file, "--epochs", 1, "--held-out", 0)
+    assert done.exit_code == 0, done.output
+    return output
 
 
 def test_a_second_training_decodes_nothing(pics, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from simsearch.common import cache
+from simsearch.common import cache, suggestions
 from simsearch.errors import ImageError, UsageError
 from simsearch.images.sources.base import (
     DATASET_PREFIX,
@@ -57,8 +57,8 @@ class TorchvisionSource(Source):
 
         known = torchvision.datasets.__all__
         if self.name not in known:
-            near = [name for name in known if name.lower() == self.name.lower()]
-            hint = f"did you mean {DATASET_PREFIX}{near[0]}?" if near else "see torchvision.datasets for the names"
+            near = suggestions.nearest(self.name, known)
+            hint = f"did you mean {DATASET_PREFIX}{near}?" if near else "see torchvision.datasets for the names"
             raise UsageError(f"torchvision has no data set {self.name!r}", hint=hint)
         kind = getattr(torchvision.datasets, self.name)
         accepted = _accepted(kind)

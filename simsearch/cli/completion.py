@@ -1,0 +1,190 @@
+"""What the shell completes after Tab: names of models, presets and features; fields, values and ids of the index.
+
+Whatever goes wrong, an index that cannot be opened for example, means no completions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class, split_arg_string
+
+from simsearch.common.item_ids import ID_PREFIX
+from simsearch.common.lazy import LazyModule
+from simsearch.common.milvus_address import is_address
+from simsearch.errors import SimsearchError
+
+if TYPE_CHECKING:
+    from simsearch.images import perturb
+    from simsearch.models import descriptors, registry
+    from simsearch.storage import filters
+    from simsearch.storage import index as storage
+    from simsearch.storage.reader import Item
+    from simsearch.training import config as training_config
+else:  # every start of the program would pay for them
+    perturb = LazyModule("simsearch.images.perturb")
+    descriptors = LazyModule("simsearch.models.descriptors")
+    registry = LazyModule("simsearch.models.registry")
+    filters = LazyModule("simsearch.storage.filters")
+    storage = LazyModule("simsearch.storage.index")
+    training_config = LazyModule("simsearch.training.config")
+
+SEEN = 20_000
+"""Items of the index that values are collected from."""
+
+SHOWN = 60
+"""Completions that are offered at most."""
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def starting(incomplete: str, known: Iterable[str], help: str | None = None) -> list[CompletionItem]:
+    """Returns those of the known words that start with the incomplete one."""
+    return [CompletionItem(word, help=help) for word in known if word.startswith(incomplete)]
+
+
+def files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes file names, for arguments that may be files."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def words(*known: str) -> Complete:
+    """Returns a function that completes one of a few words."""
+    return lambda context, parameter, incomplete: starting(incomplete, known)
+
+
+def models(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the names of built-in models, or files."""
+    known = [*registry.BUILTIN, registry.TORCHVISION]
+    return starting(incomplete, known) or files(context, parameter, incomplete)
+
+
+def features(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the names of features, or the folder of an index."""
+    known = [descriptors.REFERENCE, *descriptors.DESCRIPTORS]
+    return starting(incomplete, known) or files(context, parameter, incomplete)
+
+
+def presets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the presets of the chosen network, or of all."""
+    architecture = context.params.get("architecture")
+    chosen = training_config.PRESETS.get(architecture or "")
+    known = chosen or dict.fromkeys(name for each in training_config.PRESETS.values() for name in each)
+    return starting(incomplete, known)
+
+
+def settings(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the keys of a training's settings."""
+    return starting(incomplete, [f"{field.name}=" for field in fields(training_config.TrainConfig)])
+
+
+def changes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the changes that `eval robustness` makes."""
+    return starting(incomplete, perturb.CHANGES)
+
+
+def pictures(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes id:N by the items of the index, and otherwise files."""
+    if not incomplete or not ID_PREFIX.startswith(incomplete[: len(ID_PREFIX)]):
+        return files(context, parameter, incomplete)
+    found = ((f"{ID_PREFIX}{item.id}", item.path) for item in _items(context))
+    matching = (CompletionItem(name, help=path) for name, path in found if name.startswith(incomplete))
+    return list(itertools.islice(matching, SHOWN)) or files(context, parameter, incomplete)
+
+
+def conditions(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the field of a condition, and the values of a field after = or !=, the most frequent first."""
+    field, operator, value = incomplete.partition("=")
+    items = list(_items(context))
+    if not operator:
+        metadata = dict.fromkeys(name for item in items for name in item.metadata)
+        return starting(incomplete, [f"{name}=" for name in dict.fromkeys((*filters.FIELDS, *metadata))])
+    name = field.removesuffix("!")
+    counted = Counter(str(found) for item in items if (found := _value(item, name)) is not None)
+    matching = [(text, count) for text, count in counted.most_common() if text.startswith(value)]
+    return [CompletionItem(f"{field}={text}", help=f"{count:,} items") for text, count in matching[:SHOWN]]
+
+
+def _value(item: Item, field: str) -> Any:
+    """Returns what an item has in a field; None for paths, of which there are too many, and for lists."""
+    if field in {"label", "id", "width", "height"}:
+        return getattr(item, field)
+    metadata: Mapping[str, Any] = item.metadata
+    value = metadata.get(field.removeprefix("metadata."))
+    return value if isinstance(value, str | int | float) else None
+
+
+def _items(context: click.Context) -> Iterator[Item]:
+    """Yields the first items of the index that the command line names; none if it cannot be read."""
+    path = context.params.get("index_path")
+    if not path or is_address(path):
+        return
+    with contextlib.suppress(SimsearchError, OSError), storage.Index(path) as index, index.reading() as reader:
+        yield from itertools.islice(reader.items(), SEEN)
+
+
+class Bash(BashComplete):
+    """Completion in bash of words with : and =, at which bash splits them.
+
+    Bash replaces only the part of the word that it names, so completions are printed without the part before it. Words
+    that end in : or = get no space behind them; special characters are escaped outside of quotes.
+    """
+
+    source_template = """\
+%(complete_func)s() {
+    local IFS=$'\\n' response completion type value
+    response=$(env COMP_WORDS="${COMP_LINE:0:$COMP_POINT}" COMP_CURRENT="$2" %(complete_var)s=bash_complete $1)
+    for completion in $response; do
+        IFS=',' read -r type value <<< "$completion"
+        if [[ $type == 'dir' ]]; then
+            COMPREPLY=()
+            compopt -o dirnames
+        elif [[ $type == 'file' ]]; then
+            COMPREPLY=()
+            compopt -o default
+        elif [[ $type == 'plain' ]]; then
+            [[ $value == *[=:/] ]] && compopt -o nospace
+            COMPREPLY+=("$value")
+        fi
+    done
+    return 0
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Returns the words before the incomplete one, without the program's name, and that."""
+        line = os.environ["COMP_WORDS"]
+        given = split_arg_string(line)
+        incomplete = "" if line[-1:].isspace() or not given else given.pop()
+        current = os.environ.get("COMP_CURRENT", incomplete).lstrip("'\"")
+        self._known = len(incomplete) - len(current) if incomplete.endswith(current) else 0
+        self._quoted = _in_quotes(line)
+        return given[1:], incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """Returns a completion as the script reads it."""
+        if item.type != "plain":
+            return f"{item.type},{item.value}"
+        value = item.value[self._known :]
+        return "plain," + (value if self._quoted else re.sub(r"([^\w@%+=:,./-])", r"\\\1", value))
+
+
+def _in_quotes(line: str) -> bool:
+    """Returns True if a command line ends within quotes."""
+    quote = ""
+    for character in re.sub(r"\\.", "", line):
+        if character in ("'", '"') and quote in ("", character):
+            quote = "" if quote else character
+    return bool(quote)
+
+
+add_completion_class(Bash)

@@ -1,0 +1,20 @@
+"""Hints about mistyped names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """Returns the known name that a mistyped one is most like, in either case; None if it is like none."""
+    import difflib  # an error is rare, and every start of the program would pay for it
+
+    lower = {each.lower(): each for each in reversed(known)}
+    found = difflib.get_close_matches(name.lower(), lower, 1)
+    return lower[found[0]] if found else None
+
+
+def hint(name: str, known: Sequence[str]) -> str:
+    """Returns the hint of an error about an unknown name: the most similar known name, or all of them."""
+    found = nearest(name, known)
+    return f"did you mean {found}?" if found else f"one of {', '.join(known)}"
