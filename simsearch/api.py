@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -117,6 +118,26 @@ def build_with_summary(
             discard(engine.index)
         engine.close()
         raise
+
+
+@contextlib.contextmanager
+def comparable(place: str | os.PathLike[str], engine: Engine) -> Iterator[Engine]:
+    """Opens an index, or indexes a folder or another source for the duration of the block, with the engine's model.
+
+    place: an index, or what `build` takes as a source. Raises UsageError, IndexDamagedError, ModelMismatchError.
+    """
+    name = resolve.as_names(place)[0]
+    if is_address(name) or (Path(name) / "meta.json").exists():
+        with open(name, model=None, device=engine.device) as other:
+            yield other
+        return
+    source = resolve.resolve(os.fspath(name))
+    with tempfile.TemporaryDirectory(prefix="simsearch-") as folder:
+        model = engine.load_model(threads=True)
+        create(Path(folder), model, engine.meta.features)
+        with Engine(folder, model=model, device=engine.device) as other:
+            sync.sync(other.index, other.model, [source], indexing_options.BuildOptions())
+            yield other
 
 
 def plan(

@@ -66,7 +66,7 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "models", "serve", "demo", "completion", "query", "build", "eval", "tune"]
+    "command", ["train", "models", "serve", "demo", "completion", "query", "build", "eval", "tune", "duplicates"]
 )
 def test_help_of_a_command_imports_no_torch(command):
     code = f"from simsearch.cli.main import main\ntry:\n    main([{command!r}, '--help'])\nexcept SystemExit: pass"

@@ -27,7 +27,20 @@ NO_MATCH, BAD_INPUT, DAMAGED, INTERRUPTED = 1, 2, 3, 130
 """Exit codes; 0 is success."""
 
 
-CHANGES = {"add", "build", "compact", "export", "merge", "push", "remove", "sample", "serve", "train", "tune"}
+CHANGES = {
+    "add",
+    "build",
+    "compact",
+    "export",
+    "merge",
+    "push",
+    "remove",
+    "restore",
+    "sample",
+    "serve",
+    "train",
+    "tune",
+}
 """Commands that have done their work even if nobody can read what they print."""
 
 

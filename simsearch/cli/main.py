@@ -33,8 +33,8 @@ COMMANDS = {
         "Shows the web page with drawn sample pictures; everything is deleted at the end.",
     ),
     "duplicates": (
-        "simsearch.cli.maintain",
-        "Finds groups of near-identical images.",
+        "simsearch.cli.duplicates",
+        "Finds groups of near-identical images, and moves or links all but one of each.",
     ),
     "eval": ("simsearch.cli.evaluate", "Measures the quality of a model or an index."),
     "export": ("simsearch.cli.inspect", "Writes the features and the items that they belong to."),
@@ -55,6 +55,10 @@ COMMANDS = {
     "remove": (
         "simsearch.cli.build",
         "Removes items from an index by path, folder, id:N or glob. The image files are never touched.",
+    ),
+    "restore": (
+        "simsearch.cli.duplicates",
+        "Takes back what `duplicates` moved or linked.",
     ),
     "sample": (
         "simsearch.cli.inspect",

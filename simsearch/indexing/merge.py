@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simsearch.errors import ModelMismatchError, UsageError
+from simsearch.errors import UsageError
 from simsearch.indexing import meta_update, sketches
-from simsearch.models import registry
+from simsearch.storage.compatible import check_same_features
 from simsearch.storage.database import Changes
 from simsearch.storage.reader import Item
 
@@ -47,26 +47,7 @@ def merge_indexes(
     """
     if target.path.resolve() == other.path.resolve():
         raise UsageError(f"{target.path} cannot be merged into itself")
-    ours, theirs = target.meta, other.meta
-    same_model = any(
-        registry.same_weights(meta.model, ours.weights_sha256, theirs.weights_sha256) for meta in (ours, theirs)
-    )
-    if ours.descriptor != theirs.descriptor and same_model:
-        raise ModelMismatchError(
-            f"{target.path} has features {ours.features}, {other.path} {theirs.features} or others of that name",
-            hint=f"an index built with --features {target.path} has the same",
-        )
-    if not same_model or (ours.recipe, ours.dimension) != (theirs.recipe, theirs.dimension):
-        raise ModelMismatchError(
-            f"{target.path} was made by model {ours.model} with weights {ours.weights_sha256},"
-            f" {other.path} by {theirs.model} with weights {theirs.weights_sha256}",
-            hint="only indexes of one model can be merged",
-        )
-    if target.precision != other.precision:
-        raise ModelMismatchError(
-            f"{target.path} was made by {ours.engine}, {other.path} by {theirs.engine}: their features differ a little",
-            hint=f"SIMSEARCH_PRECISION={target.precision} builds an index that can be merged",
-        )
+    check_same_features(target, other)
     with target.writing(), other.reading() as reader:
         sources = _map_sources(target, other, reader)
         with target.reading() as own:

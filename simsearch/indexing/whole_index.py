@@ -1,4 +1,4 @@
-"""The methods of `Engine` that concern all items: listing, checking, duplicates, tuning and export."""
+"""The methods of `Engine` that concern all items: listing, checking, duplicates and clean-up, tuning and export."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from simsearch.cleanup.journal import ACTIONS
 from simsearch.common.lazy import LazyModule
 from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import UsageError
 from simsearch.search.queries import Picture, as_list
 from simsearch.storage import item_files
+from simsearch.storage.compatible import check_same_features
 from simsearch.storage.filters import Where
 from simsearch.storage.index import on_disk
 from simsearch.storage.item_table import IndexedItem, indexed_items, items_to_arrow, to_pandas
 
 if TYPE_CHECKING:
+    from simsearch.cleanup import ignored as ignoring
+    from simsearch.cleanup import keep as keeping
+    from simsearch.cleanup import plan as planning
+    from simsearch.cleanup import run as cleaning
     from simsearch.indexing import tune as tuning
     from simsearch.models import classify
     from simsearch.search import duplicates as near
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
     from simsearch.storage.model import IndexModel
     from simsearch.storage.protocols import OpenIndex, Searchable
 else:  # a search needs none of them
+    ignoring = LazyModule("simsearch.cleanup.ignored")
+    keeping = LazyModule("simsearch.cleanup.keep")
+    planning = LazyModule("simsearch.cleanup.plan")
+    cleaning = LazyModule("simsearch.cleanup.run")
     tuning = LazyModule("simsearch.indexing.tune")
     classify = LazyModule("simsearch.models.classify")
     near = LazyModule("simsearch.search.duplicates")
@@ -73,16 +83,63 @@ class WholeIndex:
         return to_pandas(asdict(item) for item in self.items(where))
 
     def duplicates(
-        self, max_distance: float | None = None, *, exact: bool = False, progress: Progress = no_progress
+        self,
+        max_distance: float | None = None,
+        *,
+        keep: str | None = None,
+        against: WholeIndex | None = None,
+        ignored: bool = False,
+        exact: bool = False,
+        progress: Progress = no_progress,
     ) -> list[list[near.Member]]:
-        """Returns groups of near-identical items, the largest first, the members of each by id.
+        """Returns groups of near-identical items, the largest first.
 
         max_distance: the largest distance within a chain; None measures that of slightly changed copies.
-        exact: True to compare all pairs of a large index too. Raises UsageError for an invalid distance.
+        keep: the rule that chooses the first member of each group, one of `cleanup.keep.RULES`; None for the lowest id.
+        against: another open index of the same model; returns only groups with items of both.
+        ignored: True to return the groups that are ignored too.
+        exact: True to compare all pairs of a large index too.
+        Raises UsageError for an invalid distance or rule, ModelMismatchError.
         """
+        rule = None if keep is None else keeping.KeepRule.parse(keep, against is not None)
         if max_distance is None:
             max_distance = near.copy_threshold(self.opened_index, self.model).distance
-        return near.duplicate_groups(self.snapshots, max_distance, progress, exact)
+        if against is not None:
+            check_same_features(self.opened_index, against.opened_index)
+        other = None if against is None else against.snapshots
+        groups = near.duplicate_groups(self.snapshots, max_distance, progress, exact, against=other, keep=rule)
+        return groups if ignored else ignoring.without_ignored(self.opened_index, groups)
+
+    def clean_up(
+        self,
+        action: Literal["move", "trash", "hardlink"],
+        *,
+        keep: str = "largest",
+        into: str | os.PathLike[str] | None = None,
+        against: WholeIndex | None = None,
+        max_distance: float | None = None,
+        exact: bool = False,
+        dry_run: bool = True,
+        journal: str | os.PathLike[str] | None = None,
+        progress: Progress = no_progress,
+    ) -> cleaning.Report:
+        """Moves the files of duplicates away, or links them, but for one of each group; see `duplicates`.
+
+        into: the folder of a move. dry_run: False to act. journal: the file for `cleanup.restore.restore`; None for a
+        new one in the current folder. Raises UsageError.
+        """
+        if action not in ACTIONS or (action == "move") != (into is not None):
+            raise UsageError(f"action is {action!r}, into is {into!r}", hint="move (with into), trash or hardlink")
+        rule = keeping.KeepRule.parse(keep, against is not None)
+        if max_distance is None:
+            max_distance = near.copy_threshold(self.opened_index, self.model).distance
+        groups = self.duplicates(max_distance, keep=keep, against=against, exact=exact)
+        plan = planning.make_plan(groups, rule, action, max_distance, into or "")
+        if dry_run:
+            return cleaning.Report(plan)
+        return cleaning.carry_out(
+            plan, str(self.opened_index.path), None if journal is None else Path(journal), progress
+        )
 
     def classify(
         self, pictures: Picture | Sequence[Picture], k: int = 5, crops: Literal[1, 10] = 1

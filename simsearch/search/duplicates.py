@@ -6,13 +6,16 @@ to be compared with a window of others only. The remaining pairs are measured in
 from all pairs; but the work still grows with the square of the number of items. In large indexes each item is
 therefore compared with its nearest ones in the inverted lists around it (the work grows with the power 1.5), and exact
 searches for a sample of items estimate the fraction of near pairs that are in one group. Memory grows linearly.
+
+The groups may span two indexes of one model: the one that is cleaned up, and another that is only compared with.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +24,7 @@ from PIL import Image
 from simsearch.common import pca
 from simsearch.common.distances import squared_norms
 from simsearch.common.lazy import LazyModule
-from simsearch.common.progress import Progress
+from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import ImageError, SimsearchError, UsageError
 from simsearch.images import decode
 from simsearch.images.perturb import COPIES
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
     from simsearch.images.sources.base import Source
     from simsearch.storage.model import IndexModel
-    from simsearch.storage.protocols import OpenIndex, Searchable, VectorSearch
+    from simsearch.storage.protocols import ItemReader, OpenIndex, Searchable, SearchSnapshot, VectorSearch
     from simsearch.storage.reader import Item
 else:
     faiss = LazyModule("faiss")
@@ -67,11 +70,21 @@ FARTHEST = 0.35
 
 @dataclass(frozen=True)
 class Member:
-    """An item of a group. distance: to the group's first item, that of the lowest id."""
+    """An item of a group.
+
+    distance: to the group's first item: that of the lowest id, or the one to keep.
+    own: False for an item of the index that this one is compared with.
+    """
 
     item: Item
     path: str
     distance: float
+    source: Source = field(repr=False, compare=False)
+    own: bool = True
+
+
+Keep = Callable[[Sequence[Member]], int | None]
+"""Returns the place of the member of a group to keep; None if none of them meets the rule."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,16 @@ def copy_threshold(index: OpenIndex, model: IndexModel, seed: int = 0) -> Thresh
     return Threshold(distance, {name: float((d <= distance).mean()) for name, d in found.items()})
 
 
+def thumbnail(member: Member, shorter_side: int = 256) -> Image.Image | None:
+    """Returns a member as an RGB image to show; None if it cannot be read."""
+    item = member.item
+    try:
+        with recorded.open_recorded(member.source, item.path, item.digest, decodes=False) as file:
+            return decode.decode_image(file, shorter_side).image
+    except ImageError:
+        return None
+
+
 def _picture(index: OpenIndex, number: int) -> Image.Image:
     """Returns the image of an item in full size. Raises ImageError."""
     with index.reading() as reader:
@@ -133,7 +156,13 @@ def _picture(index: OpenIndex, number: int) -> Image.Image:
 
 
 def duplicate_groups(
-    snapshots: Searchable, max_distance: float, progress: Progress = lambda done, total: None, exact: bool = False
+    snapshots: Searchable,
+    max_distance: float,
+    progress: Progress = no_progress,
+    exact: bool = False,
+    *,
+    against: Searchable | None = None,
+    keep: Keep | None = None,
 ) -> list[list[Member]]:
     """Groups items that are linked by chains of distances up to `max_distance`.
 
@@ -142,52 +171,101 @@ def duplicate_groups(
     one; files that are gone or have changed are in no group: deleting all members but one loses no picture.
     progress: called with the number of items compared so far and of all items.
     exact: False to accept that links may be missed among more than EXACT different items; see `checked`.
+    against: another index of the same model; only groups with items of both are returned, the index's own items first.
+    A file that both have is the other's.
+    keep: the rule that chooses each group's first member; None for the lowest id.
     Raises UsageError for an invalid distance.
     """
     if not isinstance(max_distance, int | float | np.number) or not max_distance >= 0:
         raise UsageError(f"the largest distance is {max_distance}, but distances are not negative")
-    with snapshots.reading() as reader:
-        snapshot = snapshots.current(reader)
-        ids, rows = reader.ids_and_rows()
-        root = _linked(snapshot.flat, rows, float(max_distance), progress, exact)
+    with contextlib.ExitStack() as stack:
+        sides = [_Side.of(stack.enter_context(each.reading()), each) for each in (snapshots, against) if each]
+        flat = _Joined([side.snapshot.flat for side in sides])
+        rows = np.concatenate([side.rows + start for side, start in zip(sides, flat.starts, strict=True)])
+        ids = np.concatenate([side.ids for side in sides])
+        side_of = np.repeat(np.arange(len(sides)), [len(side.ids) for side in sides])
+        root = _linked(flat, rows, float(max_distance), progress, exact)
         order = np.argsort(root, kind="stable")
         starts = np.flatnonzero(np.diff(root[order], prepend=-1))
         found = []
         for places in np.split(order, starts[1:]):
             if len(places) < 2:
                 continue
-            items = [reader.item(int(number)) for number in ids[places]]
-            kept = _different_files(items, snapshot.sources)
-            if len(kept) < 2:
+            members = [sides[side_of[place]].member(int(ids[place]), not side_of[place]) for place in places]
+            kept = _different_files(members)
+            members = [members[place] for place in kept]
+            if len(members) < 2 or (against and len({member.own for member in members}) < 2):
                 continue
-            near = snapshot.flat.read(rows[places[kept]]).astype(np.float64)
-            distances = np.linalg.norm(near - near[0], axis=1)
-            items = [items[place] for place in kept]
-            paths = [snapshot.sources[item.source].display(item.path) for item in items]
-            found.append([Member(*each) for each in zip(items, paths, distances.tolist(), strict=True)])
-    return sorted(found, key=lambda group: (-len(group), group[0].item.id))
+            first = keep(members) if keep else None
+            near = flat.read(rows[places[kept]]).astype(np.float64)
+            distances = np.linalg.norm(near - near[first or 0], axis=1).tolist()
+            group = [replace(member, distance=each) for member, each in zip(members, distances, strict=True)]
+            if first:
+                group.insert(0, group.pop(first))
+            found.append(group)
+    return sorted(found, key=lambda group: (-len(group), min(member.item.id for member in group if member.own)))
 
 
-def _different_files(items: Sequence[Item], sources: Mapping[int, Source]) -> list[int]:
-    """Returns the places of items that are different files, ascending; of each file, a name that is not a link.
+@dataclass(frozen=True)
+class _Side:
+    """One of the indexes that are compared."""
+
+    reader: ItemReader
+    snapshot: SearchSnapshot
+    ids: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, reader: ItemReader, snapshots: Searchable) -> _Side:
+        return cls(reader, snapshots.current(reader), *reader.ids_and_rows())
+
+    def member(self, number: int, own: bool) -> Member:
+        item = self.reader.item(number)
+        source = self.snapshot.sources[item.source]
+        return Member(item, source.display(item.path), 0.0, source, own)
+
+
+class _Joined:
+    """The features of several indexes as one matrix. starts: the first row of each."""
+
+    def __init__(self, parts: Sequence[VectorSearch]) -> None:
+        self._parts = parts
+        self.starts = np.cumsum([0, *(part.rows for part in parts[:-1])])
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Reads the given rows, in this order: (n, D) float16."""
+        if len(self._parts) == 1:
+            return self._parts[0].read(rows)
+        part_of = np.searchsorted(self.starts, rows, side="right") - 1
+        order = np.argsort(part_of, kind="stable")
+        pieces = [
+            part.read(rows[part_of == number] - start)
+            for number, (part, start) in enumerate(zip(self._parts, self.starts, strict=True))
+        ]
+        return np.concatenate(pieces)[np.argsort(order, kind="stable")]
+
+
+def _different_files(members: Sequence[Member]) -> list[int]:
+    """Returns the places of members that are different files, ascending; of each file, a name that is not a link.
 
     Files that are gone or have changed since they were indexed are left out, unless all are gone (an unmounted disk).
     """
     by_file: dict[Hashable, list[int]] = {}
     gone = 0
-    for place, item in enumerate(items):
-        file = sources[item.source].identity(item.path)
+    for place, member in enumerate(members):
+        file = member.source.identity(member.item.path)
         if file is None:
             gone += 1
-        elif _is_unchanged(item, sources[item.source]):
+        elif _is_unchanged(member.item, member.source):
             by_file.setdefault(file, []).append(place)
-    if gone == len(items):
-        return list(range(len(items)))
+    if gone == len(members):
+        return list(range(len(members)))
 
-    def is_link(place: int) -> bool:
-        return sources[items[place].source].is_link(items[place].path)
+    def rank(place: int) -> tuple[bool, bool]:
+        member = members[place]
+        return member.own, member.source.is_link(member.item.path)
 
-    return sorted(places[0] if len(places) == 1 else min(places, key=is_link) for places in by_file.values())
+    return sorted(places[0] if len(places) == 1 else min(places, key=rank) for places in by_file.values())
 
 
 def _is_unchanged(item: Item, source: Source) -> bool:
@@ -231,9 +309,7 @@ def checked(snapshots: Searchable, found: list[list[Member]], max_distance: floa
     return pairs, together
 
 
-def _linked(
-    flat: VectorSearch, rows: NDArray[np.int64], reach: float, progress: Progress, exact: bool
-) -> NDArray[np.int64]:
+def _linked(flat: _Joined, rows: NDArray[np.int64], reach: float, progress: Progress, exact: bool) -> NDArray[np.int64]:
     """Returns for each of (n,) rows the lowest place in `rows` of its group: (n,)."""
     links = _Links(len(rows))
     if len(rows) < 2:
@@ -313,9 +389,7 @@ def _near(
     return different
 
 
-def _measure(
-    flat: VectorSearch, rows: NDArray[np.int64], pairs: NDArray[np.int64], reach: float, links: _Links
-) -> None:
+def _measure(flat: _Joined, rows: NDArray[np.int64], pairs: NDArray[np.int64], reach: float, links: _Links) -> None:
     """Measures pairs and links those within `reach`, some at a time; skips pairs that are linked already."""
     while len(pairs):
         root = links.roots()

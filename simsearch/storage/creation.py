@@ -86,5 +86,6 @@ def _holds_items(path: Path, folder: Folder) -> bool:
 
 
 def _is_index_file(name: str) -> bool:
-    known = {"features", "derived", "writer.lock", components.FILE, ".meta.json.partial"}  # the last by old versions
+    known = {"features", "derived", "writer.lock", "ignored.json", components.FILE}
+    known.add(".meta.json.partial")  # by old versions
     return name in known or name.startswith(DATABASE) or is_partial(name)

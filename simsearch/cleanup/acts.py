@@ -1,0 +1,207 @@
+"""Moves a file, puts it into the trash, or replaces it by a hard link: announced first, checked afterwards.
+
+A file leaves its place by a rename, which loses nothing whatever has become of it. Then the picture that stays is
+looked at once more, and the file goes back if that has vanished: both may be names of one file, by mounts that no inode
+tells of, or another process may have acted on the other one. Only then a file is deleted, and only one whose content
+has been read at another place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from simsearch.cleanup import trash
+from simsearch.cleanup.files import (
+    Original,
+    State,
+    UnusableError,
+    copy_new,
+    make_folders,
+    read_state,
+    rename_new,
+    sync_folders,
+)
+from simsearch.cleanup.journal import Entry, Journal
+
+
+@dataclass(frozen=True)
+class Task:
+    """A file to act on.
+
+    path: absolute. digest: its SHA-256 as it was indexed. original: the picture that stays. target: for a move, the new
+    path. into: the folder below which folders may be made for it.
+    """
+
+    path: str
+    digest: bytes
+    original: Original
+    target: str = ""
+    into: str = ""
+
+
+def act(task: Task, do: str, journal: Journal) -> int:
+    """Does one action of `journal.ACTIONS` with a file, and returns its size in bytes.
+
+    Raises UnusableError or OSError if nothing was done, JournalError if no more may be done.
+    """
+    task.original.check()
+    digest, facts = read_state(task.path)
+    if digest != task.digest:
+        raise UnusableError("it has changed since it was indexed")
+    state, kept = State.of(facts), task.original.state
+    if kept is not None and (kept.device, kept.inode) == (state.device, state.inode) and state.inode:
+        raise UnusableError("it is another name of the picture to keep")
+    if do == "hardlink":
+        _check_linkable(task, facts)
+    for place, info, into in _places(task, do, facts):
+        entry = Entry(
+            n=journal.next_number(),
+            do=do,
+            path=task.path,
+            to=place,
+            kept=task.original.path,
+            sha256=digest.hex(),
+            token=secrets.token_hex(16),
+            mode=stat.S_IMODE(facts.st_mode),
+            stamp=facts.st_mtime_ns,
+            info=info,
+            into=into,
+        )
+        journal.begin(entry)
+        try:
+            make_folders(os.path.dirname(place))
+            _do(entry, state, task.original)
+        except BaseException as error:
+            if State.at(task.path) == state:
+                journal.failed(entry, str(error))
+                if isinstance(error, FileExistsError) and do != "hardlink":  # somebody was faster to take the name
+                    continue
+            raise
+        journal.done(entry)
+        break
+    return state.size
+
+
+def _places(task: Task, do: str, facts: os.stat_result) -> Iterator[tuple[str, str, str]]:
+    """Yields free places for a file: the path, that of the trash's record, and the folder to tidy up to."""
+    if do == "hardlink":
+        yield task.path, "", ""
+    elif do == "trash":
+        for place, info, _ in trash.places(task.path, facts.st_dev):
+            yield place, info, ""
+    else:
+        stem, suffix = os.path.splitext(task.target)
+        for number in itertools.count(1):
+            place = f"{stem}-{number}{suffix}" if number > 1 else task.target
+            if not os.path.lexists(place):
+                yield place, "", task.into
+
+
+def _check_linkable(task: Task, facts: os.stat_result) -> None:
+    original = task.original
+    if original.state is None:
+        raise UnusableError("the picture to keep is no file of its own")
+    if original.digest != task.digest:
+        raise UnusableError("its content is not the same to the last byte")
+    other = os.lstat(original.path)
+    if other.st_dev != facts.st_dev:
+        raise UnusableError("the picture to keep is on another file system")
+    if (other.st_uid, other.st_gid, other.st_mode) != (facts.st_uid, facts.st_gid, facts.st_mode):
+        raise UnusableError("its owner or permissions are not the same")
+
+
+def _do(entry: Entry, state: State, original: Original) -> None:
+    if entry.do == "hardlink":
+        _link(entry, state, original)
+    elif entry.do == "trash":
+        trash.write_info(entry.info, entry.path, os.path.dirname(os.path.dirname(entry.to)))
+        try:
+            _move(entry, state, original)
+        except BaseException:
+            os.unlink(entry.info)
+            raise
+    else:
+        _move(entry, state, original)
+
+
+def _move(entry: Entry, state: State, original: Original) -> None:
+    try:
+        rename_new(entry.path, entry.to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _move_across(entry, state, original)
+        return
+    try:
+        sync_folders(entry.to, entry.path)
+        _check(entry.to, state, original)
+    except BaseException:
+        rename_new(entry.to, entry.path)
+        raise
+
+
+def _move_across(entry: Entry, state: State, original: Original) -> None:
+    """Moves a file to another file system: a copy is made, synced, read back and named before the file is deleted."""
+    named = False
+    with _deleting_on_error(entry.partial):
+        copy_new(entry.path, entry.partial, bytes.fromhex(entry.sha256))
+        rename_new(entry.path, entry.aside)
+        try:
+            rename_new(entry.partial, entry.to)
+            named = True
+            sync_folders(entry.to, entry.aside)
+            _check(entry.aside, state, original)
+        except BaseException:
+            rename_new(entry.aside, entry.path)
+            if named:
+                os.unlink(entry.to)
+            raise
+    os.unlink(entry.aside)
+    sync_folders(entry.path)
+
+
+def _link(entry: Entry, state: State, original: Original) -> None:
+    """Replaces a file by a hard link to an identical one."""
+    named = False
+    with _deleting_on_error(entry.partial):
+        os.link(original.path, entry.partial, follow_symlinks=False)
+        if State.at(entry.partial) != original.state:
+            raise UnusableError("the picture to keep is being changed")
+        rename_new(entry.path, entry.aside)
+        try:
+            rename_new(entry.partial, entry.path)
+            named = True
+            sync_folders(entry.path)
+            _check(entry.aside, state, original)
+        except BaseException:
+            if named and State.at(entry.path) == original.state:
+                os.unlink(entry.path)
+            rename_new(entry.aside, entry.path)
+            raise
+    os.unlink(entry.aside)
+    sync_folders(entry.path)
+
+
+def _check(place: str, state: State, original: Original) -> None:
+    """Raises UnusableError unless a file that was moved is the one that was read, and the original is still there."""
+    if State.at(place) != state:
+        raise UnusableError("it is being changed")
+    if not original.is_there():
+        raise UnusableError("the picture to keep has vanished")
+
+
+@contextlib.contextmanager
+def _deleting_on_error(path: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        raise

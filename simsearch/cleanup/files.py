@@ -1,0 +1,194 @@
+"""Files of which one may be moved because another has the picture: checking them, and renaming without overwriting."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import stat
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from simsearch.common.atomic_files import sync_folder
+from simsearch.errors import ImageError, SimsearchError
+
+if TYPE_CHECKING:
+    from simsearch.images.sources.base import Source
+
+BLOCK = 1 << 20
+"""Bytes read or copied at once."""
+
+_HERE, _NO_REPLACE = -100, 1
+"""AT_FDCWD and RENAME_NOREPLACE of Linux."""
+
+
+class UnusableError(SimsearchError):
+    """A file is not, or not any more, as the index describes it, so that nothing is done with it."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A regular file at the moment when its content was read. Renames and new links change none of these values."""
+
+    device: int
+    inode: int
+    size: int
+    stamp: int
+
+    @classmethod
+    def of(cls, facts: os.stat_result) -> State:
+        return cls(facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+    @classmethod
+    def at(cls, path: str) -> State | None:
+        """Returns the state of a regular file; None for a link, a folder or nothing at all."""
+        try:
+            facts = os.lstat(path)
+        except (OSError, ValueError):
+            return None
+        return cls.of(facts) if stat.S_ISREG(facts.st_mode) else None
+
+
+def read_state(path: str) -> tuple[bytes, os.stat_result]:
+    """Reads a regular file, not a link to one; returns its SHA-256 and its facts. Raises UnusableError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UnusableError("the file is gone") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UnusableError("it is a link") from error
+        raise UnusableError(f"it cannot be read: {error.strerror}") from error
+    before = os.fstat(descriptor)
+    if not stat.S_ISREG(before.st_mode):
+        os.close(descriptor)
+        raise UnusableError("it is not a regular file")
+    with open(descriptor, "rb") as file:
+        found = hashlib.sha256()
+        try:
+            while block := file.read(BLOCK):
+                found.update(block)
+        except OSError as error:
+            raise UnusableError(f"it cannot be read: {error.strerror}") from error
+        after = os.fstat(descriptor)
+    if State.of(before) != State.of(after) or State.at(path) != State.of(after):
+        raise UnusableError("it is being changed")
+    return found.digest(), after
+
+
+class Original:
+    """The picture that stays: a file, or a member of an archive.
+
+    path: as printed. source, within: where it is read, for a picture that is no file of its own; None for a file.
+    """
+
+    def __init__(self, path: str, digest: bytes, source: Source | None = None, within: str = "") -> None:
+        self.path, self.digest = path, digest
+        self._source, self._within = source, within
+        self.state: State | None = None
+
+    def check(self) -> None:
+        """Raises UnusableError unless the picture exists and has the content that was indexed; reads all of it."""
+        if self._source is None:
+            digest, facts = read_state(self.path)
+            self.state = State.of(facts)
+        else:
+            try:
+                digest = hashlib.sha256(self._source.read(self._within)).digest()
+            except ImageError as error:
+                raise UnusableError(str(error)) from error
+        if digest != self.digest:
+            raise UnusableError("it has changed since it was indexed")
+
+    def is_there(self) -> bool:
+        """Returns True if the picture that `check` has read is still at its place."""
+        if self._source is None:
+            return self.state is not None and State.at(self.path) == self.state
+        try:
+            self.check()
+        except UnusableError:
+            return False
+        return True
+
+
+def rename_new(old: str, new: str) -> None:
+    """Renames a file in its file system; never replaces another file. Raises OSError, FileExistsError if there is one.
+
+    Where the system cannot do that in one step, the file has both names for a moment.
+    """
+    if _renameat2 is not None:
+        if not _renameat2(_HERE, os.fsencode(old), _HERE, os.fsencode(new), _NO_REPLACE):
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EINVAL):
+            raise OSError(code, os.strerror(code), old, None, new)
+    os.link(old, new, follow_symlinks=False)
+    try:
+        if State.at(old) != State.at(new):  # another file has taken the old name in the meantime
+            raise OSError(errno.EBUSY, "it is being changed", old)
+        os.unlink(old)
+    except OSError:
+        os.unlink(new)
+        raise
+
+
+def _find_renameat2() -> Any:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            return ctypes.CDLL(None, use_errno=True).renameat2
+    return None
+
+
+_renameat2 = _find_renameat2()
+
+
+def copy_new(old: str, new: str, digest: bytes) -> None:
+    """Copies a file with its times, permissions and attributes, and reads the copy back from disk.
+
+    Raises OSError, FileExistsError if there is such a file, UnusableError if the content is not that of `digest`.
+    """
+    with open(old, "rb") as source, open(new, "xb") as target:
+        while block := source.read(BLOCK):
+            target.write(block)
+        target.flush()
+        os.fsync(target.fileno())
+        with contextlib.suppress(AttributeError, OSError):  # read from disk, not from memory
+            os.posix_fadvise(target.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    copy_facts(old, new)
+    if read_state(new)[0] != digest:
+        raise UnusableError("the copy differs from the file")
+
+
+def copy_facts(old: str, new: str) -> None:
+    """Gives a file the owner, permissions, attributes and times of another, as far as the system permits."""
+    facts = os.lstat(old)
+    with contextlib.suppress(OSError):
+        os.chown(new, facts.st_uid, facts.st_gid)
+    with contextlib.suppress(OSError, AttributeError):
+        for name in os.listxattr(old):
+            os.setxattr(new, name, os.getxattr(old, name))
+    with contextlib.suppress(OSError):
+        os.chmod(new, stat.S_IMODE(facts.st_mode))
+    os.utime(new, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def make_folders(path: str) -> list[str]:
+    """Creates a folder and those above it, and syncs what holds them; returns the new ones, the deepest first."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+        sync_folder(os.path.dirname(folder))
+    return missing
+
+
+def sync_folders(*paths: str) -> None:
+    """Syncs the folders of files to disk. Raises OSError."""
+    for folder in dict.fromkeys(os.path.dirname(path) for path in paths):
+        sync_folder(folder)

@@ -1,0 +1,73 @@
+"""The groups that somebody has looked at and found to be no duplicates, in `ignored.json` of the index.
+
+A group is remembered by the SHA-256 of its files, so that it is known again after a move or a new build in the same
+folder. It is shown again as soon as it has a picture more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from simsearch.common import outside_json
+from simsearch.errors import IndexDamagedError, UsageError
+from simsearch.search.duplicates import Member
+from simsearch.storage.folder import error_for
+from simsearch.storage.index import on_disk
+
+if TYPE_CHECKING:
+    from simsearch.storage.protocols import OpenIndex
+
+FILE = "ignored.json"
+
+Groups = list[list[Member]]
+
+
+def without_ignored(index: OpenIndex, groups: Groups) -> Groups:
+    """Returns the groups that have a file more than each group that is ignored. Raises IndexDamagedError."""
+    known: dict[str, list[Counter[str]]] = {}
+    for digests in _read(index):
+        group = Counter(digests)
+        for digest in group:
+            known.setdefault(digest, []).append(group)
+
+    def is_ignored(group: Sequence[Member]) -> bool:
+        contents = _contents(group)
+        return any(contents <= each for each in known.get(next(iter(contents)), ()))
+
+    return [group for group in groups if not is_ignored(group)]
+
+
+def ignore(index: OpenIndex, groups: Iterable[Sequence[Member]]) -> None:
+    """Remembers groups as no duplicates. Raises IndexLockedError, UsageError."""
+    opened = on_disk(index)
+    with opened.writing(patience=5):
+        known = _read(index)
+        known += [sorted(_contents(group).elements()) for group in groups]
+        try:
+            opened.folder.write(FILE, (json.dumps({"ignored": known}, indent=1) + "\n").encode())
+        except OSError as error:
+            raise UsageError(f"{opened.path / FILE} cannot be written: {error.strerror}") from error
+
+
+def _contents(group: Sequence[Member]) -> Counter[str]:
+    return Counter(member.item.digest.hex() for member in group)
+
+
+def _read(index: OpenIndex) -> list[list[str]]:
+    folder = index.folder
+    if folder is None or not folder.exists(FILE):
+        return []
+    place = f"{index.path}/{FILE}"
+    try:
+        groups = outside_json.parse(folder.read(FILE, outside_json.LIMIT))["ignored"]
+        if not all(isinstance(group, list) and all(isinstance(each, str) for each in group) for group in groups):
+            raise ValueError("not lists of checksums")
+    except OSError as error:
+        raise error_for(place, error) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise IndexDamagedError(f"{place} cannot be read: {error}") from error
+    found: list[list[str]] = groups
+    return found

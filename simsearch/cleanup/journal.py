@@ -1,0 +1,213 @@
+"""The journal of a clean-up: JSON lines, each on disk before its action begins.
+
+The first line describes the run. `{"n": 1, "do": "move", …}` announces an action with all that `restore` needs to know,
+`{"n": 1, "done": true}` follows it, or `{"n": 1, "failed": "why"}` if it was taken back at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from simsearch.common import outside_json
+from simsearch.common.atomic_files import sync_folder
+from simsearch.errors import UsageError
+from simsearch.version import __version__
+
+FORMAT = 1
+
+ACTIONS = ("move", "trash", "hardlink")
+
+LONGEST = 1 << 20
+"""Characters of the longest line that is read."""
+
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One action as it is announced.
+
+    do: one of ACTIONS. path: the file. to: its place afterwards; the same path for a hard link. kept: the picture that
+    stays. sha256: of the file's content; of that of `kept` too for a hard link. token: part of the names of temporary
+    files. info: the trash's record of the file. into: the folder below which new folders were made. mode, stamp:
+    permissions and mtime in ns.
+    """
+
+    n: int
+    do: str
+    path: str
+    to: str
+    kept: str
+    sha256: str
+    token: str
+    mode: int
+    stamp: int
+    info: str = ""
+    into: str = ""
+
+    @property
+    def aside(self) -> str:
+        """The name of the file after it was replaced and before it is deleted."""
+        return os.path.join(os.path.dirname(self.path), f".{self.token}.aside")
+
+    @property
+    def partial(self) -> str:
+        """The name of a copy or link that is being made."""
+        return os.path.join(os.path.dirname(self.to), f".{self.token}.partial")
+
+    @property
+    def returning(self) -> str:
+        """The name of a copy that `restore` makes."""
+        return os.path.join(os.path.dirname(self.path), f".{self.token}.partial")
+
+
+@dataclass
+class Record:
+    """An action of a journal and what is known of its outcome."""
+
+    entry: Entry
+    done: bool = False
+    failed: bool = False
+    returning: bool = False
+
+
+class JournalError(UsageError):
+    """The journal cannot be written, so that nothing more may be done."""
+
+
+class Journal:
+    """A new journal. Every line is on disk when its method returns. Raises UsageError if the file cannot be written."""
+
+    def __init__(self, path: Path, action: str, index: str) -> None:
+        self.path, self._last = path, 0
+        try:
+            self._file = open(path, "xb", buffering=0)  # noqa: SIM115
+        except FileExistsError:
+            raise UsageError(f"the journal {path} exists already", hint="give another path with --journal") from None
+        except OSError as error:
+            hint = "give another path with --journal"
+            raise UsageError(f"the journal {path} cannot be written: {error.strerror}", hint=hint) from error
+        at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        try:
+            self._write({"cleanup": FORMAT, "simsearch": __version__, "action": action, "index": index, "at": at})
+            sync_folder(path.absolute().parent)
+        except BaseException:
+            self._file.close()
+            path.unlink()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def next_number(self) -> int:
+        """Returns the number of the next action, from 1 on."""
+        self._last += 1
+        return self._last
+
+    def begin(self, entry: Entry) -> None:
+        """Announces an action."""
+        self._write(asdict(entry))
+
+    def done(self, entry: Entry) -> None:
+        """Records that an action is complete."""
+        self._write({"n": entry.n, "done": True})
+
+    def failed(self, entry: Entry, reason: str) -> None:
+        """Records that an action was taken back."""
+        self._write({"n": entry.n, "failed": reason})
+
+    def _write(self, values: dict[str, Any]) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            _write_line(self._file, values)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            raise JournalError(f"the journal {self.path} cannot be written: {error.strerror}") from error
+
+
+def _write_line(file: io.FileIO, values: dict[str, Any]) -> None:
+    line = memoryview(json.dumps(values).encode() + b"\n")
+    while line:
+        line = line[file.write(line) :]
+    os.fsync(file.fileno())
+
+
+def note_returning(path: Path, entry: Entry) -> None:
+    """Records that `restore` is about to copy a file back. Raises JournalError."""
+    try:
+        with open(path, "r+b", buffering=0) as file:
+            text = file.readall()
+            if not text.endswith(b"\n"):  # a line that a killed process left incomplete
+                file.truncate(text.rfind(b"\n") + 1)
+                file.seek(0, os.SEEK_END)
+            _write_line(file, {"n": entry.n, "returning": True})
+    except OSError as error:
+        raise JournalError(f"the journal {path} cannot be written: {error.strerror}") from error
+
+
+def read_journal(path: Path) -> list[Record]:
+    """Returns the actions of a journal in their order. A last line that was not completed is ignored.
+
+    Raises UsageError for anything that is not a journal.
+    """
+    try:
+        text = path.read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise UsageError(f"the journal {path} cannot be read: {error.strerror}") from error
+    records: dict[int, Record] = {}
+    try:
+        for number, values in enumerate(_complete_lines(text)):
+            if not isinstance(values, dict) or (not number and values.get("cleanup") != FORMAT):
+                raise ValueError("it does not begin like a journal")
+            if not number:
+                continue
+            if "do" in values:
+                entry = _entry(values)
+                if entry.n in records:
+                    raise ValueError(f"action {entry.n} is there twice")
+                records[entry.n] = Record(entry)
+                continue
+            record = records[values["n"]]
+            record.done |= values.get("done") is True
+            record.failed |= isinstance(values.get("failed"), str)
+            record.returning |= values.get("returning") is True
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is not a journal of `duplicates`: {error}") from error
+    return list(records.values())
+
+
+def _complete_lines(text: str) -> Iterator[Any]:
+    lines = text.split("\n")[:-1]
+    if not lines:
+        raise ValueError("it is empty")
+    for line in lines:
+        yield outside_json.parse(line, LONGEST)
+
+
+def _entry(values: dict[str, Any]) -> Entry:
+    """Validates an announcement. Raises ValueError, TypeError."""
+    entry = Entry(**values)
+    texts = entry.path, entry.to, entry.kept, entry.info, entry.into
+    if not all(type(text) is str and "\0" not in text for text in texts):
+        raise ValueError(f"a path of action {entry.n} is not a text")
+    if not all(type(number) is int for number in (entry.n, entry.mode, entry.stamp)) or entry.do not in ACTIONS:
+        raise ValueError(f"action {entry.n!r} has values of other types")
+    if not _TOKEN.fullmatch(entry.token) or not _DIGEST.fullmatch(entry.sha256):
+        raise ValueError(f"action {entry.n} has no token or no checksum")
+    if not (os.path.isabs(entry.path) and os.path.isabs(entry.to)):
+        raise ValueError(f"a path of action {entry.n} is not absolute")
+    return entry

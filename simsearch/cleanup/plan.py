@@ -1,0 +1,155 @@
+"""What a clean-up would do with each member of each group. Nothing is changed here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from simsearch.cleanup.acts import Task
+from simsearch.cleanup.files import Original
+from simsearch.cleanup.journal import ACTIONS
+from simsearch.cleanup.keep import FILE_KINDS, KeepRule, is_file
+from simsearch.errors import UsageError
+from simsearch.images.sources.recorded import is_inside
+from simsearch.search.duplicates import Member
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a member. action: keep, leave, copy (if there is no action), or one of `journal.ACTIONS`.
+
+    reason: of leave. target: the new path, for a move.
+    """
+
+    member: Member
+    action: str
+    reason: str = ""
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for the members of each group, those kept first. into: the folder that files are moved to."""
+
+    action: str
+    groups: list[list[Decision]]
+    into: str = ""
+
+    def tasks(self) -> Iterator[Task]:
+        """Yields what there is to do."""
+        for group in self.groups:
+            original = _original(group[0].member)
+            for decision in group:
+                if decision.action in ACTIONS:
+                    member = decision.member
+                    path = os.path.abspath(member.path)
+                    yield Task(path, member.item.digest, original, decision.target, self.into)
+
+    @property
+    def count(self) -> int:
+        """The number of files to act on."""
+        return sum(decision.action in ACTIONS for group in self.groups for decision in group)
+
+    @property
+    def size(self) -> int:
+        """Their bytes."""
+        return sum(d.member.item.size for group in self.groups for d in group if d.action in ACTIONS)
+
+
+@dataclass
+class _Targets:
+    """Gives out the new paths of files that are moved to a folder."""
+
+    into: str
+    taken: set[str] = field(default_factory=set)
+
+    def path(self, member: Member) -> str:
+        stem, suffix = os.path.splitext(os.path.join(self.into, _relative(member)))
+        place, number = stem + suffix, 1
+        while place.casefold() in self.taken or os.path.lexists(place):
+            number += 1
+            place = f"{stem}-{number}{suffix}"
+        self.taken.add(place.casefold())
+        return place
+
+
+def make_plan(
+    groups: Sequence[Sequence[Member]], rule: KeepRule, action: str, limit: float, into: str | os.PathLike[str] = ""
+) -> Plan:
+    """Decides on the members of groups that `duplicate_groups` made with the same rule.
+
+    action: "" to only choose what is kept, or one of `journal.ACTIONS`. limit: the largest distance to the picture that
+    is kept. into: the folder of a move. Raises UsageError if that lies in a source.
+    """
+    folder = os.path.abspath(into) if into else ""
+    targets = _Targets(folder)
+    plan = Plan(action, [_decide(group, rule, action, limit, targets) for group in groups], folder)
+    if action == "move":
+        _check_target(plan, groups)
+    return plan
+
+
+def _decide(group: Sequence[Member], rule: KeepRule, action: str, limit: float, targets: _Targets) -> list[Decision]:
+    if rule([group[0]]) is None:  # no member meets the rule
+        return [Decision(member, "leave", "the group has no picture to keep") for member in group]
+    decisions = [Decision(group[0], "keep")]
+    for member in group[1:]:
+        if not member.own or rule.is_under(member):
+            decisions.append(Decision(member, "keep"))
+        elif reason := _reason_to_leave(member, group[0], action, limit):
+            decisions.append(Decision(member, "leave", reason))
+        elif not action:
+            decisions.append(Decision(member, "copy"))
+        else:
+            target = targets.path(member) if action == "move" else ""
+            decisions.append(Decision(member, action, target=target))
+    return decisions
+
+
+def _reason_to_leave(member: Member, kept: Member, action: str, limit: float) -> str:
+    """Returns the reason for doing nothing with a member; empty if there is none."""
+    if member.source.kind not in FILE_KINDS:
+        return "it is in an archive or a table"
+    if not is_file(member):
+        return "it is a link"
+    if member.distance > limit:
+        return "it is only like another picture of the group"
+    if not member.source.outside and not is_inside(member.path, member.source.folder or ""):
+        return "it lies outside its source"
+    if action == "hardlink" and kept.item.digest != member.item.digest:
+        return "its content is not the same to the last byte"
+    return ""
+
+
+def _original(member: Member) -> Original:
+    if member.source.kind in FILE_KINDS:
+        return Original(os.path.abspath(member.path), member.item.digest)
+    return Original(member.path, member.item.digest, member.source, member.item.path)
+
+
+def _relative(member: Member) -> str:
+    """Returns a member's path relative to its source, without parts that lead out of it."""
+    parts = [part for part in PurePath(member.item.path).parts if part not in ("..", "/", "//")]
+    return os.path.join(*parts)
+
+
+def _check_target(plan: Plan, groups: Sequence[Sequence[Member]]) -> None:
+    """Raises UsageError if a moved file would be found again by the next build."""
+    folders = {m.source.folder for group in groups for m in group if m.own and m.source.kind == "folder"}
+    for group in plan.groups:
+        for decision in group:
+            for folder in folders:
+                if decision.target and _lists(folder or "", decision.target):
+                    raise UsageError(
+                        f"{decision.target} would lie inside the source {folder}, where the next build finds it again",
+                        hint="choose a folder outside of the sources, or a hidden one",
+                    )
+
+
+def _lists(folder: str, path: str) -> bool:
+    """Returns True if a source would list a path: it lies below its folder, and no part of it is hidden."""
+    if not is_inside(path, folder):
+        return False
+    return not any(part.startswith(".") for part in PurePath(os.path.relpath(path, folder)).parts)

@@ -1,0 +1,151 @@
+"""Takes back what a journal says, from whatever state a run, a kill or an earlier `restore` has left.
+
+No state is remembered but that of the files: a file is put back from where it is found with its content, and something
+is only deleted after its content was read at the file's own place. Restoring twice does nothing the second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from simsearch.cleanup.files import State, UnusableError, copy_new, make_folders, read_state, rename_new, sync_folders
+from simsearch.cleanup.journal import Entry, Record, note_returning, read_journal
+from simsearch.common.progress import Progress, no_progress
+
+
+@dataclass
+class Restored:
+    """What `restore` did. files: put back; untouched: at their places already; problems: (path, reason) of the rest."""
+
+    files: int = 0
+    untouched: int = 0
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+
+def restore(journal: str | os.PathLike[str], progress: Progress = no_progress) -> Restored:
+    """Puts every file of a journal back, the last one first; goes on after one that cannot be put back.
+
+    Raises UsageError if the journal cannot be read.
+    """
+    path = Path(journal)
+    records = read_journal(path)
+    result = Restored()
+    for number, record in enumerate(reversed(records), 1):
+        entry = record.entry
+        if not record.failed:
+            try:
+                put_back = _unlink_again if entry.do == "hardlink" else _move_back
+                if put_back(record, path):
+                    result.files += 1
+                else:
+                    result.untouched += 1
+                _tidy(entry)
+            except (UnusableError, OSError) as error:
+                result.problems.append((entry.path, getattr(error, "strerror", None) or str(error)))
+        progress(number, len(records))
+    return result
+
+
+def _move_back(record: Record, journal: Path) -> bool:
+    """Moves a file back; returns False if it is at its place already."""
+    entry = record.entry
+    aside = _has(entry.aside, entry)
+    if os.path.lexists(entry.path):
+        if not _has(entry.path, entry):
+            where = next((place for place in (entry.aside, entry.to) if _has(place, entry)), None)
+            raise UnusableError("another file is at its place" + (f"; the picture is {where}" if where else ""))
+        twin = State.at(entry.to) == State.at(entry.path)  # both names of a rename in two steps
+        mine = twin or ((record.done or record.returning or aside) and _has(entry.to, entry))
+        for place in [entry.to] * mine + [entry.aside] * aside:
+            os.unlink(place)
+        return bool(mine or aside)
+    make_folders(os.path.dirname(entry.path))
+    if aside:
+        rename_new(entry.aside, entry.path)
+        sync_folders(entry.path)
+        if not os.path.lexists(entry.partial) and _has(entry.to, entry):
+            os.unlink(entry.to)
+        return True
+    if not _has(entry.to, entry):
+        raise UnusableError(f"{entry.to} is gone" if not os.path.lexists(entry.to) else f"{entry.to} has changed")
+    try:
+        rename_new(entry.to, entry.path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        note_returning(journal, entry)
+        _discard(entry.returning)
+        copy_new(entry.to, entry.returning, bytes.fromhex(entry.sha256))
+        rename_new(entry.returning, entry.path)
+        sync_folders(entry.path)
+        os.unlink(entry.to)
+    sync_folders(entry.path, entry.to)
+    return True
+
+
+def _unlink_again(record: Record, journal: Path) -> bool:
+    """Makes a hard link a file of its own; returns False if it is one already."""
+    entry = record.entry
+    if _has(entry.aside, entry):
+        if not os.path.lexists(entry.path):
+            rename_new(entry.aside, entry.path)
+        elif _has(entry.path, entry):
+            os.replace(entry.aside, entry.path)
+        else:
+            raise UnusableError(f"it was changed after it was linked; the picture as it was is {entry.aside}")
+        sync_folders(entry.path)
+        return True
+    if os.path.lexists(entry.path):
+        if not _has(entry.path, entry):
+            raise UnusableError("it was changed after it was linked")
+        facts = os.lstat(entry.path)
+        linked = record.done and facts.st_nlink > 1
+        if not (linked or State.at(entry.path) == State.at(entry.kept)):
+            return False
+        origin = entry.path
+    else:
+        if not _has(entry.kept, entry):
+            raise UnusableError(f"it is gone, and {entry.kept} is gone or has changed")
+        make_folders(os.path.dirname(entry.path))
+        origin = entry.kept
+    _discard(entry.returning)
+    copy_new(origin, entry.returning, bytes.fromhex(entry.sha256))
+    os.chmod(entry.returning, entry.mode)
+    os.utime(entry.returning, ns=(entry.stamp, entry.stamp))
+    os.replace(entry.returning, entry.path)
+    sync_folders(entry.path)
+    return True
+
+
+def _has(path: str, entry: Entry) -> bool:
+    """Returns True if a path is a regular file with the content that the file had."""
+    if not os.path.lexists(path):
+        return False
+    try:
+        return read_state(path)[0].hex() == entry.sha256
+    except UnusableError:
+        return False
+
+
+def _discard(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _tidy(entry: Entry) -> None:
+    """Deletes what was only made for the action: temporary files, the record of the trash, empty folders."""
+    _discard(entry.partial)
+    _discard(entry.returning)
+    if entry.info and not os.path.lexists(entry.to):
+        _discard(entry.info)
+    folder = os.path.dirname(entry.to)
+    while entry.into and folder.startswith(entry.into.rstrip("/") + "/"):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            break
+        folder = os.path.dirname(folder)

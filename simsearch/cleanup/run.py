@@ -1,0 +1,70 @@
+"""A clean-up from its plan to its report."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from simsearch.cleanup import trash
+from simsearch.cleanup.acts import act
+from simsearch.cleanup.files import UnusableError
+from simsearch.cleanup.journal import Journal
+from simsearch.cleanup.plan import Plan
+from simsearch.common.progress import Progress, no_progress
+from simsearch.errors import UsageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Errors that every further file would meet too."""
+
+
+@dataclass
+class Report:
+    """What a clean-up did; of a dry run, only the plan.
+
+    files, bytes: acted on. problems: (path, reason) of files with which nothing was done. journal: the file that
+    `restore` takes; None if nothing was to be done.
+    """
+
+    plan: Plan
+    files: int = 0
+    bytes: int = 0
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    journal: Path | None = None
+
+
+def journal_path() -> Path:
+    """Returns the path of a new journal in the current folder, named by the time."""
+    return Path(f"simsearch-cleanup-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl")
+
+
+def carry_out(plan: Plan, index: str, journal: Path | None = None, progress: Progress = no_progress) -> Report:
+    """Acts on all files of a plan, one after the other.
+
+    A file with which something is wrong is left where it is, and the others follow; a full disk ends the run.
+    index: the name of the index, for the journal. journal: its new file; None for `journal_path()`.
+    Raises UsageError if the journal cannot be written; the actions before are in it.
+    """
+    report = Report(plan)
+    if plan.action == "trash":
+        trash.check_available()
+    if plan.action == "move" and os.path.lexists(plan.into) and not os.path.isdir(plan.into):
+        raise UsageError(f"{plan.into} is not a folder to move files to")
+    if not plan.count:
+        return report
+    report.journal = (journal or journal_path()).absolute()
+    with Journal(report.journal, plan.action, index) as log:
+        for number, task in enumerate(plan.tasks(), 1):
+            try:
+                report.bytes += act(task, plan.action, log)
+                report.files += 1
+            except UnusableError as error:
+                report.problems.append((task.path, str(error)))
+            except OSError as error:
+                report.problems.append((task.path, error.strerror or str(error)))
+                if error.errno in _FULL:
+                    break
+            progress(number, plan.count)
+    return report

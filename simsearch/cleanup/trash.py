@@ -1,0 +1,85 @@
+"""The trash of the desktop, as freedesktop.org specifies it (version 1.0): the files, and a record of each."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import os
+import stat
+import sys
+import urllib.parse
+from collections.abc import Iterator
+
+from simsearch.errors import UsageError
+
+
+def check_available() -> None:
+    """Raises UsageError where the trash is not that of freedesktop.org."""
+    if sys.platform in ("darwin", "win32"):
+        raise UsageError("--trash needs a desktop of freedesktop.org", hint="--move-to DIR works everywhere")
+
+
+def places(path: str, device: int) -> Iterator[tuple[str, str, str]]:
+    """Yields free names for a file in the trash: its place, that of its record, and the trash. Creates the folders.
+
+    device: the st_dev of the file; a file goes to the trash of its own file system. Raises OSError.
+    """
+    folder = _trash_of(path, device)
+    for part in ("files", "info"):
+        os.makedirs(os.path.join(folder, part), mode=0o700, exist_ok=True)
+    stem, suffix = os.path.splitext(os.path.basename(path))
+    for number in itertools.count(1):
+        name = f"{stem} {number}{suffix}" if number > 1 else stem + suffix
+        place, info = os.path.join(folder, "files", name), os.path.join(folder, "info", name + ".trashinfo")
+        if not os.path.lexists(place) and not os.path.lexists(info):
+            yield place, info, folder
+
+
+def write_info(info: str, path: str, folder: str) -> None:
+    """Writes the record of a file in the trash. Raises OSError, FileExistsError if the name is taken."""
+    shown = path if folder == _home_trash() else os.path.relpath(path, os.path.dirname(_above_trash(folder)))
+    quoted = urllib.parse.quote(os.fsencode(shown), safe="/")
+    date = datetime.datetime.now().strftime("%Y-%m-%dT%H:%M:%S")
+    with open(info, "x", encoding="ascii") as file:
+        try:
+            file.write(f"[Trash Info]\nPath={quoted}\nDeletionDate={date}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(info)
+            raise
+
+
+def _home_trash() -> str:
+    base = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return os.path.join(os.path.abspath(base), "Trash")
+
+
+def _above_trash(folder: str) -> str:
+    """Returns the part of a mount's trash that lies directly in the mount: .Trash or .Trash-UID."""
+    return os.path.dirname(folder) if os.path.basename(os.path.dirname(folder)) == ".Trash" else folder
+
+
+def _trash_of(path: str, device: int) -> str:
+    home = _home_trash()
+    nearest = home
+    while not os.path.exists(nearest):
+        nearest = os.path.dirname(nearest)
+    if os.stat(nearest).st_dev == device:
+        os.makedirs(home, mode=0o700, exist_ok=True)
+        return home
+    top = os.path.realpath(os.path.dirname(path))
+    while not os.path.ismount(top):
+        top = os.path.dirname(top)
+    shared, user = os.path.join(top, ".Trash"), os.getuid()
+    try:
+        facts = os.lstat(shared)
+        safe = stat.S_ISDIR(facts.st_mode) and bool(facts.st_mode & stat.S_ISVTX)
+    except OSError:
+        safe = False
+    folder = os.path.join(shared, str(user)) if safe else os.path.join(top, f".Trash-{user}")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    facts = os.lstat(folder)
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != user:
+        raise PermissionError(1, "the trash of this file system belongs to another user", folder)
+    return folder

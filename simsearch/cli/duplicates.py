@@ -1,0 +1,322 @@
+"""The commands `duplicates` and `restore`."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from simsearch import api
+from simsearch.cleanup import ignored, keep, run
+from simsearch.cleanup import restore as restoring
+from simsearch.cleanup.plan import Decision, Plan, make_plan
+from simsearch.cli import completion
+from simsearch.cli.console import (
+    NO_MATCH,
+    check_folder_exists,
+    check_links,
+    echo,
+    echo_data,
+    echo_ready,
+    note,
+    note_unshown,
+    pluralize,
+    show_path,
+    warn_if_incomplete,
+)
+from simsearch.cli.options import device_option, html_option, index_option, links_option, version_option
+from simsearch.cli.progress import show_progress
+from simsearch.common.links import item_link
+from simsearch.common.printable import printable
+from simsearch.engine import Engine
+from simsearch.errors import UsageError
+from simsearch.reports import text
+from simsearch.reports.html import save_html
+from simsearch.reports.tiles import ResultRow, Tile
+from simsearch.search import duplicates as near
+from simsearch.storage.reader import modified
+
+Groups = list[list[near.Member]]
+
+_DOING = {"move": "moved", "trash": "put into the trash", "hardlink": "replaced by hard links"}
+
+_SHOWN = 5
+"""Problems that are printed one by one."""
+
+
+@click.command("duplicates")
+@click.option(
+    "--max-distance",
+    type=click.FloatRange(0),
+    metavar="D",
+    help="Largest distance of near-identical images.  [default: measured on changed copies]",
+)
+@click.option(
+    "--keep",
+    "rule",
+    metavar="RULE",
+    help="Which image of each group stays: largest (in pixels), oldest, newest, shortest-path, under:DIR (all there),"
+    " or against.  [default: against with --against, else largest]",
+)
+@click.option(
+    "--against",
+    metavar="INDEX|FOLDER",
+    help="Only list images that are there too; nothing there is ever changed.",
+    shell_complete=completion.files,
+)
+@click.option("--move-to", metavar="DIR", help="Move the other images to DIR, keeping their relative paths.")
+@click.option("--trash", is_flag=True, help="Put the other images into the desktop's trash.")
+@click.option("--hardlink", is_flag=True, help="Replace identical files by hard links to the one that stays.")
+@click.option("-y", "--yes", is_flag=True, help="Do it; without --yes, only print what would be done.")
+@click.option(
+    "--journal",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to record each action for `restore`.  [default: simsearch-cleanup-TIME.jsonl, here]",
+)
+@click.option(
+    "--ignore",
+    "ignore",
+    multiple=True,
+    metavar="NAME",
+    help="Remember the group of an image (path, id:N or glob) as no duplicates; repeatable.",
+)
+@click.option("--all", "everything", is_flag=True, help="Also list groups that are ignored.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "jsonl", "csv", "paths"]),
+    default="table",
+    show_default=True,
+    help="Output format; paths leaves out the image of each group that stays.",
+)
+@html_option
+@links_option
+@click.option("--exact", is_flag=True, help="Compare all pairs, whatever the number of items.")
+@device_option
+@index_option
+@version_option
+def duplicates_command(
+    max_distance: float | None,
+    rule: str | None,
+    against: str | None,
+    move_to: str | None,
+    trash: bool,
+    hardlink: bool,
+    yes: bool,
+    journal: Path | None,
+    ignore: tuple[str, ...],
+    everything: bool,
+    form: str,
+    html_file: Path | None,
+    service: str | None,
+    exact: bool,
+    device: str,
+    index_path: str,
+) -> None:
+    """Finds groups of near-identical images, and moves or links all but one of each.
+
+    A group contains copies, and images linked by a chain of near-identical ones. With --move-to, --trash or --hardlink,
+    those near the one that stays are acted on, after a dry run that is the default. Every action can be taken back by
+    `restore`. Exits 1 if there are no groups.
+    """
+    action = _action(move_to, trash, hardlink)
+    _check(action, against, yes, journal, ignore)
+    check_folder_exists(html_file)
+    check_links(service, html_file)
+    if rule is None and (action or against):
+        rule = "against" if against else "largest"
+    chosen = None if rule is None else keep.KeepRule.parse(rule, against is not None)
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(warn_if_incomplete(api.open(index_path, device=device)))
+        other = stack.enter_context(api.comparable(against, engine)) if against else None
+        limit = (
+            near.copy_threshold(engine.opened_index, engine.model)
+            if max_distance is None
+            else near.Threshold(max_distance)
+        )
+        with show_progress("comparing") as progress:
+            groups = engine.duplicates(
+                limit.distance, keep=rule, against=other, ignored=everything, exact=exact, progress=progress
+            )
+        if ignore:
+            groups = _ignore(engine, groups, ignore)
+        plan = make_plan(groups, chosen, action, limit.distance, move_to or "") if chosen else None
+        if html_file:
+            _write_report(engine, groups, limit, html_file, service)
+        _print_groups(groups, plan, form)
+        echo(_summary(groups, limit), err=True)
+        if len(engine) > near.EXACT and not exact and not other:
+            _note_completeness(engine, groups, limit)
+        if plan and action and groups:
+            _act(plan, yes, journal, index_path)
+    if not groups and not ignore:
+        raise click.exceptions.Exit(NO_MATCH)
+
+
+def _action(move_to: str | None, trash: bool, hardlink: bool) -> str:
+    """Returns the action that is asked for; empty if there is none."""
+    given = {"move": move_to is not None, "trash": trash, "hardlink": hardlink}
+    if sum(given.values()) > 1:
+        raise UsageError("--move-to, --trash and --hardlink exclude each other")
+    if move_to == "":
+        raise UsageError("--move-to '' names no folder")
+    return next((name for name, asked in given.items() if asked), "")
+
+
+def _check(action: str, against: str | None, yes: bool, journal: Path | None, ignore: tuple[str, ...]) -> None:
+    if against == "":
+        raise UsageError("--against '' names no index and no folder")
+    if not action and (yes or journal):
+        raise UsageError(
+            f"{'--yes' if yes else '--journal'} needs something to do", hint="--move-to DIR, --trash or --hardlink"
+        )
+    if action and ignore:
+        raise UsageError("--ignore only remembers groups", hint="act on the others in a second command")
+    check_folder_exists(journal)
+
+
+def _ignore(engine: Engine, groups: Groups, names: tuple[str, ...]) -> Groups:
+    """Remembers the groups of the named items; returns the others."""
+    wanted = {item.id for item in engine.find(list(names))}
+    chosen = [group for group in groups if any(m.own and m.item.id in wanted for m in group)]
+    grouped = {member.item.id for group in chosen for member in group if member.own}
+    if missing := sorted(wanted - grouped):
+        raise UsageError(
+            f"{pluralize(len(missing), 'named image')} not in any group, the first is id:{missing[0]}",
+            hint="nothing was remembered",
+        )
+    ignored.ignore(engine.opened_index, chosen)
+    note(f"{pluralize(len(chosen), 'group')} will not be listed again; --all does")
+    return [group for group in groups if group not in chosen]
+
+
+def _act(plan: Plan, yes: bool, journal: Path | None, index_path: str) -> None:
+    doing = _DOING[plan.action] + (f" to {plan.into}" if plan.into else "")
+    size = text.format_size(plan.size)
+    if not yes:
+        files = pluralize(plan.count, "file")
+        note(f"{files} ({size}) would be {doing}; nothing was changed, --yes does it")
+        return
+    with show_progress("cleaning up") as progress:
+        report = run.carry_out(plan, index_path, journal, progress)
+    echo(f"{pluralize(report.files, 'file')} ({text.format_size(report.bytes)}) {doing}", err=True)
+    if report.files:
+        note(f"simsearch restore {report.journal} takes it back; simsearch build brings the index in step")
+    _report_problems(report.problems, "left alone")
+
+
+def _report_problems(problems: list[tuple[str, str]], outcome: str) -> None:
+    """Prints files with which something was wrong, and ends the command with 2 if there are any."""
+    for path, reason in problems[:_SHOWN]:
+        note(f"{path}: {reason}")
+    if problems:
+        path, reason = problems[0]
+        raise UsageError(f"{outcome}: {pluralize(len(problems), 'file')}, the first is {path}: {reason}")
+
+
+def _note_completeness(engine: Engine, groups: Groups, limit: near.Threshold) -> None:
+    pairs, together = near.checked(engine.snapshots, groups, limit.distance)
+    note(
+        f"{together:,} of {pairs:,} near pairs of {near.CHECKED} random items are in one group;"
+        " --exact compares all pairs"
+    )
+
+
+def _summary(groups: Groups, limit: near.Threshold) -> str:
+    copies = ", ".join(f"{name} {share:.0%}" for name, share in limit.copies.items())
+    items = pluralize(sum(map(len, groups)), "item")
+    found = f"{pluralize(len(groups), 'group')} of {items} within {limit.distance:.4g}"
+    return found + (f"; changed copies within it: {copies}" if copies else "")
+
+
+def _print_groups(groups: Groups, plan: Plan | None, form: str) -> None:
+    decided = plan.groups if plan else [[Decision(member, "") for member in group] for group in groups]
+    listed = [[_entry(decision, plan is not None) for decision in group] for group in decided]
+    if form == "json":
+        echo(json.dumps(listed, indent=1))
+    elif form == "jsonl":
+        for entries in listed:
+            echo(json.dumps(entries))
+    elif form == "csv":
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["group", "id", "path", "label", "distance", *(_PLANNED if plan else ())])
+        for number, entries in enumerate(listed, 1):
+            for entry in entries:
+                cells = (text.csv_cell(value) if isinstance(value, str) else value for value in entry.values())
+                writer.writerow([number, *cells])
+        echo_data(out.getvalue(), nl=False)
+    elif form == "paths":
+        for group in decided:
+            for decision in group if plan else group[1:]:
+                if decision.action not in ("keep", "leave"):
+                    echo_data(decision.member.path)
+    else:
+        for number, group in enumerate(decided, 1):
+            rows = [("distance", "id", "label", "path"), *(_row(decision) for decision in group)]
+            if plan:
+                actions = ["action", *(decision.action for decision in group)]
+                rows = [(*row[:2], action, *row[2:]) for row, action in zip(rows, actions, strict=True)]
+            lines = text.table(rows, right=2, last=str)
+            echo_ready("\n".join([f"group {number}: {pluralize(len(group), 'item')}", *lines, ""]))
+
+
+_PLANNED = ("action", "reason", "target")
+
+
+def _entry(decision: Decision, planned: bool) -> dict[str, Any]:
+    member = decision.member
+    values = {
+        "id": member.item.id if member.own else None,
+        "path": member.path,
+        "label": member.item.label,
+        "distance": member.distance,
+    }
+    return values | ({name: getattr(decision, name) for name in _PLANNED} if planned else {})
+
+
+def _row(decision: Decision) -> tuple[str, ...]:
+    member = decision.member
+    path = show_path(member.path) + (f" ({printable(decision.reason)})" if decision.reason else "")
+    path += f" -> {show_path(decision.target)}" if decision.target else ""
+    number = str(member.item.id) if member.own else "-"
+    return text.format_distance(member.distance), number, member.item.label or "-", path
+
+
+def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: Path, service: str | None) -> None:
+    def tile(member: near.Member) -> Tile:
+        item = member.item
+        parts = [f"{item.width} × {item.height}", text.format_size(item.size)]
+        if date := modified(item.stamp):
+            parts.append(f"{date:%Y-%m-%d %H:%M}")
+        number = item.id if member.own else None
+        link = item_link(service, item.id) if service and member.own else None
+        return Tile(near.thumbnail(member), member.path, item.label, number, details=", ".join(parts), link=link)
+
+    rows = [ResultRow(tile(group[0]), [tile(member) for member in group[1:]]) for group in groups]
+    facts = {"index": str(engine.path), "model": engine.meta.model, "largest distance": f"{limit.distance:.4g}"}
+    note_unshown(engine, rows)
+    save_html(rows, file, "Near-identical pictures", facts, groups=True)
+    note(f"wrote {file}")
+
+
+@click.command("restore")
+@click.argument("journal", type=click.Path(path_type=Path), shell_complete=completion.files)
+@version_option
+def restore_command(journal: Path) -> None:
+    """Takes back what `duplicates` moved or linked.
+
+    JOURNAL is the file that it wrote. Files that cannot be put back, for example because there is another one at their
+    place, are listed and left; nothing is overwritten. Also after an interruption, and more than once.
+    """
+    with show_progress("restoring") as progress:
+        result = restoring.restore(journal, progress)
+    untouched = f", {result.untouched:,} at their places already" if result.untouched else ""
+    echo(f"{pluralize(result.files, 'file')} restored{untouched}")
+    _report_problems(result.problems, "not restored")

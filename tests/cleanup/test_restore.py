@@ -1,0 +1,95 @@
+"""Restoring when the files have changed since, and journals that are none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from simsearch.cleanup.acts import Task, act
+from simsearch.cleanup.journal import Journal
+from simsearch.cleanup.restore import restore
+from simsearch.errors import UsageError
+
+
+def done(task: Task, action: str, tmp_path: Path) -> Path:
+    log = tmp_path / "journal.jsonl"
+    with Journal(log, action, "index") as opened:
+        act(task, action, opened)
+    return log
+
+
+def test_another_file_is_not_overwritten(task: Task, tmp_path: Path) -> None:
+    log = done(task, "move", tmp_path)
+    Path(task.path).write_text("new")
+    assert restore(log).problems == [(task.path, f"another file is at its place; the picture is {task.target}")]
+    assert Path(task.path).read_text() == "new" and Path(task.target).read_bytes() == b"picture"
+
+
+def test_moved_file_that_changed(task: Task, tmp_path: Path) -> None:
+    log = done(task, "move", tmp_path)
+    Path(task.target).write_text("edited")
+    assert restore(log).problems == [(task.path, f"{task.target} has changed")]
+    os.unlink(task.target)
+    assert restore(log).problems == [(task.path, f"{task.target} is gone")]
+
+
+def test_copied_back_by_hand(task: Task, tmp_path: Path) -> None:
+    log = done(task, "move", tmp_path)
+    shutil.copy(task.target, task.path)
+    assert restore(log).files == 1 and not Path(task.target).exists()
+
+
+def test_folder_that_is_gone(task: Task, tmp_path: Path) -> None:
+    log = done(task, "move", tmp_path)
+    shutil.rmtree(tmp_path / "in")
+    assert restore(log).files == 1 and Path(task.path).read_bytes() == b"picture"
+
+
+def test_link_that_was_edited(task: Task, tmp_path: Path) -> None:
+    log = done(task, "hardlink", tmp_path)
+    Path(task.path).write_text("edited, and with it the original")
+    assert restore(log).problems == [(task.path, "it was changed after it was linked")]
+
+
+def test_link_that_was_deleted(task: Task, tmp_path: Path) -> None:
+    log = done(task, "hardlink", tmp_path)
+    os.unlink(task.path)
+    assert restore(log).files == 1 and Path(task.path).read_bytes() == b"picture"
+    assert not os.path.samefile(task.path, task.original.path)
+
+
+def test_emptied_trash(task: Task, tmp_path: Path) -> None:
+    log = done(task, "trash", tmp_path)
+    shutil.rmtree(tmp_path / "share")
+    assert "is gone" in restore(log).problems[0][1]
+
+
+HEAD = '{"cleanup": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n",
+        "{}\n",
+        '{"cleanup": 2}\n',
+        "[]\n",
+        HEAD + '{"n": 1, "done": true}\n',
+        HEAD + '{"n": 1, "do": "move"}\n',
+        HEAD + "no json\n",
+        HEAD + '{"do": "move", "n": 1, "path": "relative", "to": "/x", "kept": "/y", "sha256": "' + "0" * 64 + '",'
+        ' "token": "' + "0" * 32 + '", "mode": 0, "stamp": 0}\n',
+        HEAD + '{"do": "move", "n": 1, "path": "/a", "to": "/x", "kept": "/y", "sha256": "' + "0" * 64 + '",'
+        ' "token": "../../x", "mode": 0, "stamp": 0}\n',
+        HEAD + '{"do": "delete", "n": 1, "path": "/a", "to": "/x", "kept": "/y", "sha256": "' + "0" * 64 + '",'
+        ' "token": "' + "0" * 32 + '", "mode": 0, "stamp": 0}\n',
+    ],
+)
+def test_what_is_no_journal(tmp_path: Path, text: str) -> None:
+    (tmp_path / "journal").write_text(text)
+    with pytest.raises(UsageError, match="not a journal"):
+        restore(tmp_path / "journal")

@@ -1,0 +1,130 @@
+"""`duplicates` with its actions, and `restore`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from simsearch.cleanup import run as cleaning
+
+
+@pytest.fixture
+def copied(pictures, tmp_path, monkeypatch, run, index):
+    """The index of the pictures and of two copies: red/copy.png and z.png."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    shutil.copy(pictures / "red" / "0.png", pictures / "red" / "copy.png")
+    shutil.copy(pictures / "blue" / "1.png", pictures / "z.png")
+    assert run("build", pictures).code == 0
+    return pictures
+
+
+def journal_of(tmp_path: Path) -> Path:
+    (found,) = tmp_path.glob("simsearch-cleanup-*.jsonl")
+    return found
+
+
+def test_move_and_restore(copied, run, tmp_path):
+    out = tmp_path / "out"
+    planned = run("duplicates", "--max-distance", "0", "--move-to", out)
+    assert planned.code == 0 and "2 files" in planned.err and "--yes does it" in planned.err
+    assert "keep" in planned.out and f"-> {out}/red/copy.png" in planned.out
+    assert not out.exists() and (copied / "z.png").exists()
+    done = run("duplicates", "--max-distance", "0", "--move-to", out, "--yes")
+    assert done.code == 0 and f"moved to {out}" in done.err and "simsearch restore" in done.err
+    assert sorted(path.name for path in out.rglob("*.png")) == ["copy.png", "z.png"]
+    assert run("duplicates", "--max-distance", "0").code == 1
+    assert run("restore", journal_of(tmp_path)).out == "2 files restored\n"
+    assert (copied / "red" / "copy.png").exists()
+    assert run("restore", journal_of(tmp_path)).out == "0 files restored, 2 at their places already\n"
+
+
+def test_formats_show_the_plan(copied, run):
+    limit = ("--max-distance", "0")
+    group = run("duplicates", *limit, "--trash", "--format", "json").json[0]
+    assert [(each["action"], each["target"]) for each in group] == [("keep", ""), ("trash", "")]
+    group = run("duplicates", *limit, "--format", "json").json[0]
+    assert "action" not in group[0]
+    rows = list(csv.DictReader(io.StringIO(run("duplicates", *limit, "--keep", "oldest", "--format", "csv").out)))
+    assert [row["action"] for row in rows] == ["keep", "copy"] * 2
+    paths = run("duplicates", *limit, "--keep", f"under:{copied / 'red'}", "--format", "paths").out
+    assert paths == ""  # all of one group are there, and none of the other
+    paths = run("duplicates", *limit, "--keep", "shortest-path", "--format", "paths").out.splitlines()
+    assert sorted(map(os.path.basename, paths)) == ["1.png", "copy.png"]
+
+
+def test_hard_links(copied, run, tmp_path):
+    assert run("duplicates", "--max-distance", "0", "--hardlink", "-y", "--journal", "j").code == 0
+    assert (copied / "z.png").samefile(copied / "blue" / "1.png")
+    assert run("restore", "j").code == 0 and not (copied / "z.png").samefile(copied / "blue" / "1.png")
+
+
+def test_against_folder_and_index(copied, run, tmp_path, tiny_weights):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(copied / "green" / "2.png", other / "here.png")
+    for place in (other, tmp_path / "second"):
+        found = run("duplicates", "--max-distance", "0", "--against", place, "--format", "json")
+        assert [(each["id"] is None, each["action"]) for each in found.json[0]] == [(True, "keep"), (False, "copy")]
+        assert len(found.json) == 1
+        assert run("build", other, "-i", tmp_path / "second", "--model", tiny_weights).code == 0
+    assert run("duplicates", "--max-distance", "0", "--against", other, "--move-to", "out", "--yes").code == 0
+    assert not (copied / "green" / "2.png").exists() and (other / "here.png").exists()
+    refused = run("duplicates", "--against", tmp_path / "nowhere")
+    assert refused.code == 2 and "nowhere" in refused.err
+
+
+def test_ignored_groups(copied, run):
+    refused = run("duplicates", "--max-distance", "0", "--ignore", copied / "green" / "1.png")
+    assert refused.code == 2 and "not in any group" in refused.err
+    assert run("duplicates", "--max-distance", "0", "--ignore", copied / "z.png").code == 0
+    assert len(run("duplicates", "--max-distance", "0", "--format", "json").json) == 1
+    assert len(run("duplicates", "--max-distance", "0", "--format", "json", "--all").json) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--yes",), "--yes needs something to do"),
+        (("--journal", "j"), "--journal needs something to do"),
+        (("--trash", "--hardlink"), "exclude each other"),
+        (("--move-to", ""), "names no folder"),
+        (("--keep", "best"), "'best' is no rule"),
+        (("--keep", "against"), "nothing to keep pictures against"),
+        (("--keep", "under:nowhere"), "no folder 'nowhere'"),
+        (("--trash", "--ignore", "id:1"), "--ignore only remembers"),
+        (("--trash", "--journal", "no/j"), "its folder does not exist"),
+        (("--against", ""), "names no index"),
+    ],
+)
+def test_wrong_uses(copied, run, arguments, words):
+    refused = run("duplicates", "--max-distance", "0", *arguments)
+    assert refused.code == 2 and words in refused.err and refused.err.count("error:") == 1
+
+
+def test_journal_is_not_overwritten(copied, run, tmp_path):
+    (tmp_path / "j").write_text("mine")
+    refused = run("duplicates", "--max-distance", "0", "--trash", "--yes", "--journal", "j")
+    assert refused.code == 2 and "exists already" in refused.err
+    assert (tmp_path / "j").read_text() == "mine" and (copied / "z.png").exists()
+
+
+def test_files_that_could_not_be_moved(copied, run, tmp_path, monkeypatch):
+    def act(task, do, journal):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cleaning, "act", act)
+    failed = run("duplicates", "--max-distance", "0", "--move-to", "out", "--yes")
+    assert failed.code == 2 and "left alone: 1 file" in failed.err and "No space left" in failed.err
+
+
+def test_restore_of_what_is_no_journal(run, tmp_path):
+    assert run("restore", tmp_path / "none").code == 2
+    (tmp_path / "text").write_text("hello\n")
+    refused = run("restore", tmp_path / "text")
+    assert refused.code == 2 and "not a journal" in refused.err
