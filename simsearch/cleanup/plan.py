@@ -1,4 +1,4 @@
-"""What a clean-up would do with each member of each group. Nothing is changed here."""
+"""Decides the action of a clean-up for each member of each group. Nothing is changed here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from simsearch.search.duplicates import Member
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a member. action: keep, leave, copy (if there is no action), or one of `journal.ACTIONS`.
+    """The decision on a member. action: keep, leave, copy (if there is no action), or one of `journal.ACTIONS`.
 
     reason: of leave. target: the new path, for a move.
     """

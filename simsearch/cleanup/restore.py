@@ -19,7 +19,7 @@ from simsearch.common.progress import Progress, no_progress
 
 @dataclass
 class Restored:
-    """What `restore` did. files: put back; untouched: at their places already; problems: (path, reason) of the rest."""
+    """The outcome of a `restore`. files: put back; untouched: at their places already; problems: (path, reason) of the rest."""
 
     files: int = 0
     untouched: int = 0

@@ -22,7 +22,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 @dataclass
 class Report:
-    """What a clean-up did; of a dry run, only the plan.
+    """The outcome of a clean-up; of a dry run, only the plan.
 
     files, bytes: acted on. problems: (path, reason) of files with which nothing was done. journal: the file that
     `restore` takes; None if nothing was to be done.

@@ -1,4 +1,4 @@
-"""What the shell completes after Tab: names of models, presets and features; fields, values and ids of the index.
+"""Completion in the shell after Tab: names of models, presets and features; fields, values and ids of the index.
 
 Whatever goes wrong, an index that cannot be opened for example, means no completions.
 """

@@ -69,7 +69,8 @@ else:  # they import torch
 @click.option(
     "--objective",
     type=click.Choice(["classification", "metric"]),
-    help="Learn the labels, or also near features for equal labels (metric).  [default: classification]",
+    help="classification learns the labels; metric also brings features of equal labels closer together."
+    "  [default: classification]",
 )
 @click.option("--val", "validation", multiple=True, metavar="SOURCE", help="Validate on these images; repeatable.")
 @click.option(

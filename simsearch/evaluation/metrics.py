@@ -128,7 +128,7 @@ def _measure(
     nth = np.arange(len(query)) - np.repeat(np.cumsum(hits) - hits, hits)  # of the query's relevant rows, from 0
 
     def within(k: Any) -> NDArray[np.float64]:
-        """Returns each query's number of relevant rows among the first k: one k, or one for each relevant row."""
+        """Counts each query's relevant rows among its first k. k: one number, or an array with that of each hit."""
         return np.bincount(query[place < k], minlength=count).astype(np.float64)
 
     values: Values = {f"P@{k}": within(k) / k for k in precisions}

@@ -67,6 +67,16 @@ def test_bench_decoding(tmp_path, tiny_weights):
     assert re.search(r"1 MP +0\.9", out)
 
 
+@pytest.mark.skipif(not (SCRIPTS.parent / ".git").exists(), reason="not a checkout of git")
+def test_bench_versions(tiny_weights):
+    """HEAD beside the working tree; the script ends with 1 if an index of HEAD is answered differently."""
+    small = ["--count", 8, "--rounds", 1, "--weights", tiny_weights]
+    out = bench("versions", "HEAD", "--only", "help", "build", "old", *small)
+    assert re.search(r"^--help .* new / old \d", out, re.M)
+    assert re.search(r"^build of 8 photographs .* new / old \d", out, re.M)
+    assert "50 of 50 queries have the same 10 items in the same order" in out
+
+
 def test_fuzz_of_pictures():
     out = bench("fuzz", "pictures", "--count", 120)
     assert re.search(r"120 pictures of 3\d formats, seed 0: ", out), out
