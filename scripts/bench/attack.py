@@ -222,10 +222,14 @@ async def ordinary_client(
 
     async def timed(method: str, path: str, body: bytes = b"") -> bytes:
         start = time.perf_counter()
+        status: int | str
         try:
             status, data = await connection.request(method, path, body)
         except (OSError, asyncio.IncompleteReadError) as error:
             status, data = type(error).__name__, b""
+        if isinstance(status, int) and status >= 400:
+            status = f"{status} {json.loads(data)['error']['code']}"
+            data = b""
         seconds.append(time.perf_counter() - start)
         statuses[status] += 1
         return data

@@ -20,6 +20,7 @@ import argparse
 import collections
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import logging
@@ -69,6 +70,7 @@ from simsearch.storage import derived
 from simsearch.storage.creation import create
 from simsearch.storage.database import Changes
 from simsearch.storage.folder import Folder
+from simsearch.storage.meta import Meta
 from simsearch.storage.reader import Item
 from simsearch.storage.verify import verify
 
@@ -98,8 +100,7 @@ def make_index(path: Path, kind: str, compacted: bool) -> None:
     """Makes an index with a search structure of a kind, and removed items."""
     features = np.random.default_rng(0).normal(0, 1, (ITEMS, DIMENSION)).astype(np.float16)
     create(path, Cells())  # type: ignore[arg-type]
-    meta = json.loads((path / "meta.json").read_text())
-    (path / "meta.json").write_text(json.dumps({**meta, "rows_per_shard": 128}))
+    dataclasses.replace(Meta.read(path), rows_per_shard=128).write(path)
     with Engine(path, model=Cells()) as engine:  # type: ignore[arg-type]
         index = engine.index
         source = index.database.add_source("folder", "/nowhere", Path("/index"), {}).id

@@ -7,7 +7,6 @@ copy.
 
 from __future__ import annotations
 
-import io
 import operator
 from typing import IO, TYPE_CHECKING, NamedTuple
 
@@ -17,6 +16,7 @@ from PIL import Image
 from simsearch.errors import ImageError, UsageError
 from simsearch.images.decoding import camera_raw, formats, jxl, opening, tiff
 from simsearch.images.decoding.formats import EXTENSIONS, left_out, looks_like_image
+from simsearch.images.decoding.limits import FileInMemory
 from simsearch.images.decoding.messages import names_extra, readable
 from simsearch.images.decoding.modes import to_rgb
 from simsearch.images.decoding.orientation import orientation, swaps_sides, turn
@@ -73,7 +73,7 @@ def decode_image(
     largest: the most pixels that the original may have.
     Raises ImageError, with a reason that can be shown in a list of failures.
     """
-    file, head = _file(data)
+    file, head = opened_file(data)
     with readable(head, largest), opening.open_image(file, head, largest) as image:
         width, height = image.size
         return _upright(opening.load(image, file, shorter_side), width, height, shorter_side)
@@ -81,7 +81,10 @@ def decode_image(
 
 def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> int:
     """Estimates from the header the bytes that `decode_image` needs for an image; 0 if the header cannot be read."""
-    file, head = _file(data)
+    try:
+        file, head = opened_file(data)
+    except ImageError:
+        return 0
     try:
         if not head.startswith(formats.JPEG):
             if formats.camera_raw(head) is not None or (formats.is_tiff(head) and tiff.is_camera_raw(file)):
@@ -147,11 +150,13 @@ def from_pil(image: Image.Image) -> Image.Image:
         raise ImageError(f"the PIL image cannot be used: {error}") from error
 
 
-def _file(data: bytes | IO[bytes]) -> tuple[IO[bytes], bytes]:
-    """Returns an image file at its start, and its first bytes."""
-    file = io.BytesIO(data) if isinstance(data, bytes) else data
+def opened_file(data: bytes | IO[bytes]) -> tuple[IO[bytes], bytes]:
+    """Returns an image file at its start, and its first bytes. Raises ImageError for one of far too many parts."""
+    file = FileInMemory(data) if isinstance(data, bytes) else data
     file.seek(0)
     head = file.read(opening.HEAD)
+    if formats.is_tiff(head):
+        tiff.check_parts(file)
     file.seek(0)
     return file, head
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import IO
 
@@ -24,7 +23,7 @@ def peak_memory(data: bytes | IO[bytes], shorter_side: int | None = None, crop: 
     """
     needed = decode.decode_memory(data, shorter_side)
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        with Image.open(decode.opened_file(data)[0]) as image:
             pixels, shorter = image.width * image.height, min(image.size)
             converted = _conversion_bytes(image) + 4 * crop
             copy = image.width * image.height  # a JPEG is decoded at a smaller scale
@@ -60,7 +59,7 @@ def scaled_side(size: tuple[int, int], box: tuple[int, int, int, int], resize: i
 def image_size(data: bytes | IO[bytes]) -> tuple[int, int]:
     """Returns width and height as stored; (0, 0) if the header cannot be read."""
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        with Image.open(decode.opened_file(data)[0]) as image:
             return image.size
     except Exception:
         return 0, 0

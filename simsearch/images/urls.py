@@ -19,6 +19,7 @@ import socket
 import ssl
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -137,6 +138,8 @@ def _download(url: str, largest: int, wait: float) -> bytes:
             if len(data) <= largest and response.length:
                 raise ImageError("the server closed the connection too soon")
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise ImageError(str(getattr(error, "reason", error)) or type(error).__name__) from error
     if len(data) > largest:
         raise ImageError(f"over {largest >> 20} MiB")

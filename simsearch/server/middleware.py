@@ -37,6 +37,12 @@ CLIENT_LEFT = 499
 MAX_HEAD_BYTES = 1 << 15
 """Size of a request's line and headers."""
 
+SMALL_BODY, RESERVED = 1 << 20, 4
+"""Larger bodies leave one part in RESERVED of the memory for all bodies to smaller ones (bytes)."""
+
+SLOW_SECONDS = 2.0
+"""After this time, a body that is still arriving gives way where there is no memory for others."""
+
 MAX_JSON_BYTES = 1 << 20
 """Size of a body that is not multipart: a vector of ten thousand numbers fits."""
 
@@ -246,23 +252,33 @@ def _check_head(scope: Scope, headers: Headers) -> None:
 class ReceivedBytes:
     """The bytes of all bodies that are in memory, and the bodies that are being received.
 
-    limit: the most bytes. rejected: called for each request that is refused.
+    limit: the most bytes. rejected: called for each request that is refused. largest: bytes of the largest body.
     """
 
-    def __init__(self, limit: int, rejected: Callable[[], None]) -> None:
+    def __init__(self, limit: int, rejected: Callable[[], None], largest: int = 0) -> None:
         self.limit, self.rejected = limit, rejected
+        self._limit_of_large = max(limit - limit // RESERVED, min(limit, largest))
         self.total = 0
         self._lock = threading.Lock()
-        self._waits: set[asyncio.Timeout] = set()
+        self._waits: dict[asyncio.Timeout, tuple[float, int]] = {}
+
+    def count(self, size: int, large: bool = False) -> bool:
+        """Counts bytes; returns False if there are too many now.
+
+        large: True for those of a body of more than `SMALL_BODY`.
+        """
+        with self._lock:
+            self.total += size
+            return size <= 0 or self.total <= (self._limit_of_large if large else self.limit)
 
     def add(self, size: int) -> None:
         """Counts bytes, also those that are refused. Raises ApiError if there are too many now."""
-        with self._lock:
-            self.total += size
-            full = self.total > self.limit
-        if full and size > 0:
-            self.rejected()
-            raise ApiError(429, "too_many_requests", "too much is being sent at once", {"retry-after": "1"})
+        if not self.count(size):
+            raise self.refusal()
+
+    def refusal(self) -> ApiError:
+        self.rejected()
+        return ApiError(429, "too_many_requests", "too much is being sent at once", {"retry-after": "1"})
 
     def hurry(self, seconds: float) -> None:
         """Leaves the bodies that are being received no more than that time."""
@@ -272,15 +288,29 @@ class ReceivedBytes:
             if when is not None and when > end:
                 wait.reschedule(end)
 
+    def end_slowest(self) -> bool:
+        """Ends the body that has been arriving for the longest time, if it is slow; returns False if none is."""
+        now = asyncio.get_running_loop().time()
+        slow = {wait: since for wait, (since, held) in self._waits.items() if held and now - since > SLOW_SECONDS}
+        if not slow:
+            return False
+        wait = min(slow, key=lambda each: slow[each])
+        del self._waits[wait]
+        wait.reschedule(now)
+        return True
+
     @contextlib.asynccontextmanager
-    async def waiting(self, seconds: float) -> AsyncIterator[None]:
-        """A time limit that `hurry` can shorten. Raises TimeoutError."""
+    async def waiting(self, seconds: float, since: float, held: int) -> AsyncIterator[None]:
+        """A time limit that `hurry` and `end_slowest` can shorten. Raises TimeoutError.
+
+        since: the loop's time when the body began to arrive. held: its bytes so far.
+        """
         async with asyncio.timeout(max(0.0, seconds)) as wait:
-            self._waits.add(wait)
+            self._waits[wait] = since, held
             try:
                 yield
             finally:
-                self._waits.discard(wait)
+                self._waits.pop(wait, None)
 
 
 class BodyLimit:
@@ -301,18 +331,19 @@ class BodyLimit:
             raise _too_large(limit)
         received = 0
         complete = False
-        deadline = time.monotonic() + self.settings.body_timeout
+        since = asyncio.get_running_loop().time()
 
         async def receive_within_limits() -> Message:
             nonlocal received, complete
             if complete:
                 return await receive()
-            message = await self._receive_before(deadline, receive)
+            message = await self._receive_in_time(since, received, receive)
             if message["type"] == "http.request":
                 size = len(message.get("body", b""))
                 received += size
                 complete = not message.get("more_body", False)
-                self.received.add(size)
+                if not self.received.count(size, received > SMALL_BODY) and not self.received.end_slowest():
+                    raise self.received.refusal()
                 if received > limit:
                     raise _too_large(limit)
             return message
@@ -322,9 +353,10 @@ class BodyLimit:
         finally:
             self.received.add(-received)
 
-    async def _receive_before(self, deadline: float, receive: Receive) -> Message:
+    async def _receive_in_time(self, since: float, received: int, receive: Receive) -> Message:
+        left = since + self.settings.body_timeout - asyncio.get_running_loop().time()
         try:
-            async with self.received.waiting(deadline - time.monotonic()):
+            async with self.received.waiting(left, since, received):
                 return await receive()
         except TimeoutError:
             text = "the body did not arrive in time"

@@ -45,7 +45,7 @@ class SearchService:
         self.batchers = {n: Batcher(i, settings.batch_size, self.metrics) for n, i in self.indexes.items()}
         self.browser = Browser()
         self.uploads, self.thumbnails = Uploads(), thumbnails.Thumbnails()
-        self.received = ReceivedBytes(settings.bodies, self.metrics.rejected.inc)
+        self.received = ReceivedBytes(settings.bodies, self.metrics.rejected.inc, settings.max_body)
         self.lanes = Lanes(settings.decoding)
         self.readers = ThreadPoolExecutor(READERS, "read")
         self.fetcher = Fetcher(settings, self.metrics, self.received)

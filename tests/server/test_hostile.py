@@ -13,7 +13,7 @@ from PIL import Image
 import simsearch
 from simsearch.errors import ImageError, UsageError
 from simsearch.images.urls import fetch, fetch_public
-from simsearch.server import protocol
+from simsearch.server import middleware, protocol
 from tests.helpers.client import Client, code, png
 from tests.helpers.live import answer, raw, serving
 
@@ -304,6 +304,34 @@ def test_bodies_together_have_a_limit(engine):
         found = sorted(answer(connection)[:2] for connection in waiting)
         assert found == [(400, "body_too_slow"), (400, "body_too_slow"), (429, "too_many_requests")]
         assert raw(port, form(png()))[0] == 200  # and is free again
+
+
+def test_slow_bodies_give_way(engine, monkeypatch):
+    """Small searches are answered, however much is being sent by others."""
+    monkeypatch.setattr(middleware, "SMALL_BODY", 100_000)
+    app = simsearch.create_app(engine, max_body=1 << 20, memory=10 << 20, body_timeout=60)
+    start = head("Content-Type: multipart/form-data; boundary=b", "Content-Length: 1000000", **POST)
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="q"\r\n\r\n'
+    start, end = start + part + bytes(900_000), b"\r\n--b--\r\n"
+    with serving(app) as port, contextlib.ExitStack() as stack:
+
+        def connect():
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            connection.sendall(start)
+            return connection
+
+        first = connect()
+        while app.state.service.received.total < 900_000:
+            time.sleep(0.01)
+        assert answer(connect())[:2] == (429, "too_many_requests")  # together they would leave small ones no room
+        for _ in range(4):
+            assert raw(port, form(png()))[0] == 200
+        monkeypatch.setattr(middleware, "SLOW_SECONDS", 0.2)
+        time.sleep(0.4)
+        second = connect()
+        assert answer(first)[:2] == (400, "body_too_slow")
+        second.sendall(bytes(100_000 - len(part) - len(end)) + end)
+        assert answer(second)[:2] == (422, "bad_image")
 
 
 def test_stuck_reader_is_cut_off_slow_one_is_not(tmp_path, monkeypatch):

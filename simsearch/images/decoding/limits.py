@@ -1,11 +1,32 @@
-"""The size of the images that are decoded."""
+"""The size of the images that are decoded, and the number of parts that their files have."""
 
 from __future__ import annotations
 
-from simsearch.errors import ImageTooLargeError
+import io
+
+from simsearch.errors import ImageError, ImageTooLargeError
 
 LARGEST_SIDE = 1 << 23
 """Images wider or higher than this (pixels) are refused: decoders keep whole rows, and a pointer to each."""
+
+PARTS, PART_BYTES = 100_000, 256
+"""A file in memory may be read in this many steps, and in one more for each of these bytes: a file that consists of
+markers or chunks of a few bytes would take Pillow a minute, in which nothing else runs. Ordinary files take 50 steps.
+"""
+
+
+class FileInMemory(io.BytesIO):
+    """A file in memory whose reading ends after very many steps, by ImageError."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left = PARTS + len(data) // PART_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ImageError("it consists of too many parts")
+        return super().read(size)
 
 
 def check_size(size: tuple[int, int], largest: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Literal
 
 from PIL import Image, ImageFile
 
-_ORIENTATION = 0x0112  # EXIF tag
+_ORIENTATION, _SHORT = 0x0112, 3  # EXIF's tag, and the type of its value
+_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,13 +40,38 @@ def orientation(image: Image.Image) -> int:
         block = image.info.get("exif")
         if block is None and "Raw profile type exif" in image.info:  # by ImageMagick, in PNG
             block = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
-        if block is not None:
+        if block is not None and (found := _orientation_in(block)) < 0:
             exif = Image.Exif()
             exif.load(block)
             found = exif.get(_ORIENTATION, 1)
-        elif not isinstance(image, ImageFile.ImageFile) and not any(key in image.info for key in _XMP):
+        elif (
+            block is None and not isinstance(image, ImageFile.ImageFile) and not any(key in image.info for key in _XMP)
+        ):
             found = image.getexif().get(_ORIENTATION, 1)  # a caller's image, which may have EXIF of its own
     return found if found in _TURNS else 1
+
+
+def _orientation_in(exif: bytes) -> int:
+    """Returns the orientation in an EXIF block, 1 if there is none; -1 for a block that is not as usual.
+
+    Pillow reads the whole block, which takes a twentieth of the time that a small JPEG takes.
+    """
+    data = exif.removeprefix(b"Exif\0\0")
+    order = _ORDERS.get(data[:4])
+    if order is None:
+        return -1
+
+    def number(start: int, length: int = 2) -> int:
+        return int.from_bytes(data[start : start + length], order)
+
+    first = number(4, 4)
+    count = number(first)
+    if len(data) < first + 2 + 12 * count:
+        return -1
+    for entry in range(first + 2, first + 2 + 12 * count, 12):
+        if number(entry) == _ORIENTATION:
+            return number(entry + 8) if (number(entry + 2), number(entry + 4, 4)) == (_SHORT, 1) else -1
+    return 1
 
 
 def turn(image: Image.Image, number: int) -> Image.Image:

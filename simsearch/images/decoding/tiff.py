@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,12 @@ _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
 
 LARGEST_MEMORY = 1 << 29
 """Files that tifffile would need more memory for (bytes) are not read."""
+
+LARGEST_VALUES = 3 << 16
+"""Values of one tag, such as the places of strips, for each of which Pillow keeps an object. A palette has as many."""
+
+_BYTES = frozenset({1, 2, 7})
+"""Types of tags whose values stay bytes."""
 
 _SAMPLE_NAMES = {1: "integers", 2: "signed integers", 3: "floats"}
 
@@ -88,6 +95,26 @@ def finished(image: Image.Image, tile: Any) -> Image.Image:
         values = np.asarray(image)  # Pillow inverts fewer bits, but not in a JPEG
         image = Image.fromarray(~values if values.dtype.kind == "u" else 255 - eight_bits(values))
     return image
+
+
+def check_parts(file: IO[bytes]) -> None:
+    """Raises ImageError for a file that would take Pillow minutes and gigabytes to open, as it has too many strips."""
+    file.seek(0)
+    head = file.read(16)
+    order, big = "<" if head[:2] == b"II" else ">", head[2:4] in {b"+\0", b"\0+"}
+    most = 0
+    with contextlib.suppress(struct.error, OSError, ValueError):  # damaged, as Pillow will say
+        (start,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
+        file.seek(start)
+        (count,) = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
+        size = 20 if big else 12
+        entries = file.read(min(count, 1 << 16) * size)
+        for place in range(0, len(entries) - size + 1, size):
+            _, kind, values = struct.unpack_from(order + ("HHQ" if big else "HHI"), entries, place)
+            most = max(most, 0 if kind in _BYTES else values)
+    if most > LARGEST_VALUES:
+        raise ImageError("it consists of too many parts")
+    file.seek(0)
 
 
 def is_camera_raw(file: IO[bytes]) -> bool:
