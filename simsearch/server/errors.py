@@ -89,7 +89,11 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 405:
         headers["allow"] = ", ".join(_methods(request))
-    return _respond(ApiError(error.status_code, code, str(error.detail), headers))
+    message = str(error.detail)
+    if error.status_code == 404:
+        root = request.scope.get("root_path", "")
+        message = f"there is nothing at {request.url.path[:80]}; {root}/docs lists the addresses"
+    return _respond(ApiError(error.status_code, code, message, headers))
 
 
 def _methods(request: Request) -> list[str]:
