@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -42,7 +43,7 @@ from simsearch.common.lazy import LazyModule
 from simsearch.common.links import item_link
 from simsearch.common.printable import printable
 from simsearch.engine import Engine
-from simsearch.errors import UsageError
+from simsearch.errors import SimsearchError, UsageError
 from simsearch.reports import text as reports_text
 from simsearch.search import results
 from simsearch.search.results import Match
@@ -142,13 +143,14 @@ def query_command(
 
 def _explain_conditions(engine: Engine, where: Any) -> None:
     """Prints a note about each condition that no item meets, with the nearest label if it is about labels."""
-    for condition in where or ():
-        if any(True for _ in engine.items([condition])):
-            continue
-        field, _, value = condition.partition("=")
-        labels = {item.label for item in engine if item.label is not None} if field == "label" else set()
-        near = suggestions.nearest(value, sorted(labels))
-        note(f"no item meets {condition}" + (f"; did you mean label={near}?" if near else ""))
+    with contextlib.suppress(SimsearchError):  # the result is printed already
+        for condition in where or ():
+            if any(True for _ in engine.items([condition])):
+                continue
+            field, _, value = condition.partition("=")
+            labels = {item.label for item in engine if item.label is not None} if field == "label" else set()
+            near = suggestions.nearest(value, sorted(labels))
+            note(f"no item meets {condition}" + (f"; did you mean label={near}?" if near else ""))
 
 
 def _open_page(file: Path) -> None:

@@ -75,7 +75,7 @@ def test_open_without_a_desktop(run, tmp_path, monkeypatch):
     assert (done.code, f"note: there is no desktop to open {tmp_path / 'page.html'} on" in done.err) == (0, True)
 
 
-@pytest.mark.parametrize("verb", [("query", "id:1"), ("duplicates", "--max-distance", 1000)])
+@pytest.mark.parametrize("verb", [("query", "id:1"), ("duplicates", "--max-distance", 1000), ("eval", "search")])
 def test_report_links_to_a_service(run, tmp_path, verb):
     page = tmp_path / "page.html"
     assert run(*verb, "--html", page, "--links", "http://localhost:8000/").code == 0
