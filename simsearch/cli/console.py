@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simsearch.cli import synonyms
 from simsearch.common.links import file_link, item_link, shortest
 from simsearch.common.printable import printable, printable_lines
 from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
@@ -118,7 +119,7 @@ def report_error(error: Exception) -> int:
         echo(error.format_message(), err=True)
         return BAD_INPUT
     if isinstance(error, click.UsageError):
-        _print_error(error.format_message(), f"{error.ctx.command_path} --help" if error.ctx else None)
+        _print_error(*synonyms.explain(error))
     elif isinstance(error, click.ClickException):
         _print_error(error.format_message(), None)
     elif isinstance(error, SimsearchError):

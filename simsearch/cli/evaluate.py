@@ -11,19 +11,29 @@ import click
 
 from simsearch import api
 from simsearch.cli import completion
-from simsearch.cli.console import echo, note, note_unshown, pluralize, warn_if_incomplete
+from simsearch.cli.console import (
+    check_folder_exists,
+    check_links,
+    echo,
+    note,
+    note_unshown,
+    pluralize,
+    warn_if_incomplete,
+)
 from simsearch.cli.options import (
     crops_option,
     device_option,
     exclude_option,
     format_option,
     index_option,
+    links_option,
     model_option,
     seed_option,
     version_option,
 )
 from simsearch.cli.progress import show_progress
 from simsearch.common.atomic_files import atomic_write
+from simsearch.common.links import item_link
 from simsearch.common.printable import printable
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
@@ -111,12 +121,19 @@ def model_command(
     metavar="FILE",
     help="Write the scores and the best and worst queries to an HTML file.",
 )
+@links_option
 @format_option
 @device_option
 @index_option
 @version_option
 def search_command(
-    sources: tuple[str, ...], per_class: bool, html_file: Path | None, form: str, device: str, index_path: str
+    sources: tuple[str, ...],
+    per_class: bool,
+    html_file: Path | None,
+    service: str | None,
+    form: str,
+    device: str,
+    index_path: str,
 ) -> None:
     """Measures how well an index retrieves: P@k, R-precision, mAP, recall and kNN, with 95 % intervals.
 
@@ -124,12 +141,14 @@ def search_command(
     exact distance is evaluated. Intervals are from a bootstrap over the queries. Tables show how often the six nearest
     items were right, by the word for their similarity and by tenths of it.
     """
+    check_folder_exists(html_file)
+    check_links(service, html_file)
     labelled = sources_labelled.list_labelled(sources) if sources else None
     with warn_if_incomplete(api.open(index_path, device=device)) as engine:
         with show_progress("evaluating") as progress:
             verdict = retrieval.evaluate_retrieval(engine, labelled, progress)
         if html_file:
-            _write_report(engine, verdict, html_file)
+            _write_report(engine, verdict, html_file, service)
     if form == "json":
         echo(json.dumps(verdict.to_dict(), indent=1))
         return
@@ -186,10 +205,12 @@ def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
         echo(line)
 
 
-def _write_report(engine: Engine, verdict: retrieval.RetrievalReport, path: Path, each: int = 10) -> None:
+def _write_report(
+    engine: Engine, verdict: retrieval.RetrievalReport, path: Path, service: str | None, each: int = 10
+) -> None:
     """Writes the scores, then the `each` worst and `each` best queries with their six nearest items."""
     shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
-    rows = [_report_row(engine, query) for query in shown]
+    rows = [_report_row(engine, query, service) for query in shown]
     facts = {
         "index": str(engine.path),
         "model": verdict.model,
@@ -216,13 +237,14 @@ def _write_report(engine: Engine, verdict: retrieval.RetrievalReport, path: Path
     note(f"wrote {path}")
 
 
-def _report_row(engine: Engine, query: retrieval.Query) -> ResultRow:
+def _report_row(engine: Engine, query: retrieval.Query, service: str | None) -> ResultRow:
     name = engine.paths([engine.item(query.query)])[0] if isinstance(query.query, int) else query.query
     tiles = []
     for match in engine.search_many([query.query], 6)[0]:
         label = ("✓ " if match.label == query.label else "✗ ") + (match.label or "no label")
         image = engine.thumbnail(match.id)
-        tiles.append(Tile(image, match.path, label, match.id, match.distance, match.similarity))
+        link = item_link(service, match.id) if service else None
+        tiles.append(Tile(image, match.path, label, match.id, match.distance, match.similarity, link=link))
     precision = f"average precision {query.average_precision:.3f}"
     return ResultRow(Tile(engine.thumbnail(query.query), name, query.label, details=precision), tiles)
 

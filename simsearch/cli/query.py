@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -36,11 +38,12 @@ from simsearch.cli.options import (
 from simsearch.cli.params import QueryImage
 from simsearch.cli.query_args import ask_each
 from simsearch.cli.search_options import example_images, search_arguments, search_options
+from simsearch.common import suggestions
 from simsearch.common.lazy import LazyModule
 from simsearch.common.links import item_link
 from simsearch.common.printable import printable
 from simsearch.engine import Engine
-from simsearch.errors import UsageError
+from simsearch.errors import SimsearchError, UsageError
 from simsearch.reports import text as reports_text
 from simsearch.search import results
 from simsearch.search.results import Match
@@ -129,11 +132,33 @@ def query_command(
         html_file = html_file or (_temporary_page() if open_page else None)
         if montage or html_file or show:
             _show_images(engine, asked.pictures, answers, montage, html_file, show, service)
+        if not any(answer.matches for answer in answers):
+            _explain_conditions(engine, chosen.get("where"))
     if open_page and html_file:
-        click.launch(html_file.absolute().as_uri())
+        _open_page(html_file)
     asked.exit_if_failed()
     if not any(answer.matches for answer in answers):
         raise click.exceptions.Exit(NO_MATCH)
+
+
+def _explain_conditions(engine: Engine, where: Any) -> None:
+    """Prints a note about each condition that no item meets, with the nearest label if it is about labels."""
+    with contextlib.suppress(SimsearchError):  # the result is printed already
+        for condition in where or ():
+            if any(True for _ in engine.items([condition])):
+                continue
+            field, _, value = condition.partition("=")
+            labels = {item.label for item in engine if item.label is not None} if field == "label" else set()
+            near = suggestions.nearest(value, sorted(labels))
+            note(f"no item meets {condition}" + (f"; did you mean label={near}?" if near else ""))
+
+
+def _open_page(file: Path) -> None:
+    """Opens a page in the browser; without a desktop, a note says where it is."""
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")):
+        note(f"there is no desktop to open {file} on")
+        return
+    click.launch(file.absolute().as_uri())
 
 
 def _temporary_page() -> Path:

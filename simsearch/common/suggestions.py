@@ -10,7 +10,7 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     import difflib  # an error is rare, and every start of the program would pay for it
 
     lower = {each.lower(): each for each in reversed(known)}
-    found = difflib.get_close_matches(name.lower(), lower, 1)
+    found = difflib.get_close_matches(name.lower(), lower, 1, cutoff=0.7)
     return lower[found[0]] if found else None
 
 

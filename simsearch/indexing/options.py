@@ -105,6 +105,7 @@ class Summary:
     unread: folders that could not be listed, with reasons.
     missing_extras: images that failed because an extra is not installed, by reason.
     unmatched: patterns of `exclude` that match nothing.
+    unlabelled: unchanged images that had a label and now have none.
     """
 
     items: int = 0
@@ -122,3 +123,4 @@ class Summary:
     left_out: dict[str, int] = field(default_factory=dict)
     missing_extras: dict[str, int] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
+    unlabelled: int = 0

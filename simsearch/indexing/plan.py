@@ -209,6 +209,7 @@ def _compare(
             continue
         summary.unchanged += 1
         if (item.label, item.metadata) != (label, entry.metadata or {}):
+            summary.unlabelled += label is None and item.label is not None
             plan.relabelled.append(replace(item, label=label, metadata=entry.metadata or {}))
     unread = [path for path, _ in listing.unread]
     plan.missing = [item for path, item in items.items() if not any(below(path, folder) for folder in unread)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,11 +62,14 @@ def render_html(
     charts: images by their descriptions, shown below the tables; they have two pixels for each of the page.
     """
     sections: list[dict[str, Any]] = []
+    folder = _common_folder([tile.path for row in rows for tile in ([row.query] if groups else []) + [*row.matches]])
+    facts = {**facts, "folder": folder} if folder else facts
     for number, row in enumerate(rows, 1):
         tiles = [row.query, *row.matches] if groups else row.matches
         name = f"Group {number}: {len(tiles)} pictures" if groups else file_name(row.query.path)
+        kind = "Picture" if groups else "Match"
         query = None if groups else _figure(row.query, 0, side)
-        matches = [_figure(tile, rank, side, "Picture" if groups else "Match") for rank, tile in enumerate(tiles, 1)]
+        matches = [_figure(tile, rank, side, kind, folder) for rank, tile in enumerate(tiles, 1)]
         sections.append({"name": name, "query": query, "matches": matches})
     columns = max((len(section["matches"]) for section in sections), default=0) or 1
     figures = [(text, _data_url(image, "PNG"), image.width // 2) for text, image in (charts or {}).items()]
@@ -94,10 +98,19 @@ def _template() -> Template:
     return environment.get_template("report.html")
 
 
-def _figure(tile: Tile, rank: int, side: int, kind: str = "Match") -> dict[str, Any]:
-    """Returns the values of a tile for the template. Rank 0 is the query."""
+def _common_folder(paths: Sequence[str]) -> str:
+    """Returns the folder that holds all of several files, which is said once in place of every time; "" for none."""
+    if len(paths) < 2 or not all(map(os.path.isabs, paths)):
+        return ""
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return "" if folder == os.path.sep else folder
+
+
+def _figure(tile: Tile, rank: int, side: int, kind: str = "Match", folder: str = "") -> dict[str, Any]:
+    """Returns the values of a tile for the template. Rank 0 is the query. folder: left out of the path."""
+    path = tile.path.removeprefix(folder + os.path.sep) if folder else tile.path
     alt = f"{kind} {rank}: " if rank else "Query: "
-    alt += f"{tile.label}, {tile.path}" if tile.label else tile.path
+    alt += f"{tile.label}, {path}" if tile.label else path
     similarity = None if tile.similarity is None else f"{min(max(tile.similarity, 0.0), 1.0) * 100:.1f}%"
     return {
         "rank": rank,
@@ -107,7 +120,7 @@ def _figure(tile: Tile, rank: int, side: int, kind: str = "Match") -> dict[str, 
         "similarity": similarity,
         "word": None if tile.similarity is None else word_of(tile.similarity),
         "label": tile.label,
-        "path": tile.path,
+        "path": path,
         "id": tile.id,
         "link": tile.link or file_link(tile.path),
         "details": tile.details,

@@ -200,12 +200,19 @@ class PictureOptions(SearchOptions, total=False):
     minus: Sequence[Picture | int | tuple[Picture | int, float]]
 
 
+def _spellings(option: SearchOption) -> list[str]:
+    """Returns an option's other names, on the command line and over HTTP, as a keyword would be written."""
+    return [option.http_field, *(flag.lstrip("-").replace("-", "_") for flag in option.command_line)]
+
+
 def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
     """Raises UsageError for an unknown option, or one that a search by a vector does not have."""
     known = [option.name for option in OPTIONS if option.name != "k" and not (by_vector and option.changes_query)]
     if unknown := sorted(set(given) - set(known)):
         search = "a search by vectors" if by_vector else "a search"
-        raise UsageError(f"{search} has no option {unknown[0]!r}", hint=suggestions.hint(unknown[0], known))
+        meant = [o.name for o in OPTIONS if o.name in known and unknown[0] in _spellings(o)]
+        hint = f"did you mean {meant[0]}?" if meant else suggestions.hint(unknown[0], known)
+        raise UsageError(f"{search} has no option {unknown[0]!r}", hint=hint)
 
 
 def split(given: Mapping[str, Any]) -> tuple[SearchOptions, dict[str, Any]]:

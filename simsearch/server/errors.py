@@ -20,6 +20,7 @@ from simsearch.errors import (
     IndexNotFoundError,
     IndexReplacedError,
     ItemNotFoundError,
+    MissingExtraError,
     SimsearchError,
     UsageError,
 )
@@ -78,6 +79,8 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 async def _simsearch_error(request: Request, error: SimsearchError) -> Response:
     status, code = next((status, code) for kind, status, code in _STATUS if isinstance(error, kind))
     message = str(error)
+    if code == "bad_argument" and error.hint and not isinstance(error, MissingExtraError):
+        message = f"{message}; {error.hint}"
     if status == 503:  # a client must not learn paths from the service's own failures
         locked = code == "index_locked"
         message = "another process is writing to the index" if locked else "the index cannot be used at the moment"
@@ -89,7 +92,11 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 405:
         headers["allow"] = ", ".join(_methods(request))
-    return _respond(ApiError(error.status_code, code, str(error.detail), headers))
+    message = str(error.detail)
+    if error.status_code == 404:
+        root = request.scope.get("root_path", "")
+        message = f"there is nothing at {request.url.path[:80]}; {root}/docs lists the addresses"
+    return _respond(ApiError(error.status_code, code, message, headers))
 
 
 def _methods(request: Request) -> list[str]:

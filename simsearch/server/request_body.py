@@ -51,7 +51,7 @@ async def read_upload(request: Request) -> AddRequest:
     values: dict[str, Any] = {}
     for field, given in texts.items():
         text = _single(field, given)
-        values[field] = _parsed(field, outside_json.parse, text) if field == "metadata" else text
+        values[field] = _parsed(outside_json.parse, text) if field == "metadata" else text
     return AddRequest.read({**values, "image": data})
 
 
@@ -92,9 +92,9 @@ def _option_value(field: str, texts: list[str]) -> Any:
     if kind == "conditions":
         return texts
     if kind == "images":
-        return [_parsed(field, _integer, text) for text in texts]
+        return [_parsed(_integer, text) for text in texts]
     text = _single(field, texts)
-    return text if kind is None else _parsed(field, _FROM_TEXT[kind], text)
+    return text if kind is None else _parsed(_FROM_TEXT[kind], text)
 
 
 def _single(field: str, texts: list[str]) -> str:
@@ -103,11 +103,12 @@ def _single(field: str, texts: list[str]) -> str:
     return texts[0]
 
 
-def _parsed(field: str, parse: Callable[[str], Any], text: str) -> Any:
+def _parsed(parse: Callable[[str], Any], text: str) -> Any:
+    """Returns a parsed text; one that cannot be parsed as it is, so that the request's schema says what it must be."""
     try:
         return parse(text)
     except (ValueError, KeyError, RecursionError):
-        raise ApiError(422, "bad_argument", f"{field} cannot be read") from None
+        return text
 
 
 def _integer(text: str) -> int:

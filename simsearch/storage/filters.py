@@ -36,7 +36,7 @@ _LISTED = 20
 """Number of fields that an error lists."""
 _SQL = {"=": "IS", "!=": "IS NOT", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "~": "GLOB"}
 
-_OPERATORS = "operators: = != < > <= >= and ~ for a glob"
+_OPERATORS = "for example label=cat; operators: = != < > <= >= and ~ for a glob"
 
 FIELDS = tuple(_COLUMNS)
 """The fields that every item has."""

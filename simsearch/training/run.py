@@ -264,7 +264,10 @@ def build(
 def _check_output(job: TrainingJob) -> None:
     """Raises UsageError if the job's files cannot be written or must not be replaced, or if a setting is invalid."""
     if job.output.suffix != ".safetensors":
-        raise UsageError(f"{job.output} would hold weights", hint=f"{job.output.with_suffix('.safetensors')}")
+        raise UsageError(
+            f"{job.output} is no name for weights, which are a .safetensors file",
+            hint=f"-o {job.output.with_suffix('.safetensors')}",
+        )
     if not job.output.absolute().parent.is_dir():
         raise UsageError(f"{job.output} cannot be written: its folder does not exist")
     if not 0 <= job.held_out < 1:

@@ -1,6 +1,7 @@
 """`query` given folders and words, and its report opened in the browser."""
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -54,6 +55,7 @@ def test_file_without_suffix_is_a_picture(run, pictures, tmp_path, monkeypatch):
 def test_open_shows_the_report(run, tmp_path, monkeypatch, named):
     opened: list[str] = []
     monkeypatch.setattr(click, "launch", opened.append)
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     page = tmp_path / "page.html"
@@ -64,7 +66,16 @@ def test_open_shows_the_report(run, tmp_path, monkeypatch, named):
     assert json.dumps(address).count("file:///") == 1
 
 
-@pytest.mark.parametrize("verb", [("query", "id:1"), ("duplicates", "--max-distance", 1000)])
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have a desktop")
+def test_open_without_a_desktop(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(click, "launch", None)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    done = run("query", "id:1", "--open", "--html", tmp_path / "page.html")
+    assert (done.code, f"note: there is no desktop to open {tmp_path / 'page.html'} on" in done.err) == (0, True)
+
+
+@pytest.mark.parametrize("verb", [("query", "id:1"), ("duplicates", "--max-distance", 1000), ("eval", "search")])
 def test_report_links_to_a_service(run, tmp_path, verb):
     page = tmp_path / "page.html"
     assert run(*verb, "--html", page, "--links", "http://localhost:8000/").code == 0

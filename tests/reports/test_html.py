@@ -144,6 +144,16 @@ def test_html_links_to_a_service_and_has_charts() -> None:
     assert str(drawn["src"]).startswith("data:image/png;base64,")
 
 
+def test_html_says_a_common_folder_once() -> None:
+    paths = ["/photos/2024/pets/tom.jpg", "/photos/2024/zoo/lion.jpg", "/photos/2024/zoo.zip!/ape.jpg"]
+    source = page(ResultRow(Tile(None, "/elsewhere/q.jpg"), [match(path) for path in paths]))
+    text = Outline(source).text
+    assert [text.count(word) for word in ("/photos/2024", "zoo/lion.jpg", "/elsewhere/q.jpg")] == [1, 1, 1]
+    assert "folder" not in Outline(page(ResultRow(Tile(None, "q"), [match(paths[0])]))).text
+    mixed = page(ResultRow(Tile(None, "q"), [match(paths[0]), match("/other/b.jpg"), match("https://c/d.jpg")]))
+    assert paths[0] in Outline(mixed).text
+
+
 @pytest.mark.parametrize(
     "service", ["photos.example:8000", "javascript:alert(1)", "", "http://", "http://[", "ftp://a/"]
 )

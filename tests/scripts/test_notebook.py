@@ -3,6 +3,7 @@
 import ast
 import json
 import tempfile
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,9 @@ def run(source, names):
 @pytest.mark.slow
 def test_notebook_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    names, shown, pages = {}, {}, {}
+    names: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
+    pages: dict[str, str] = {}
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     for cell in cells:
         if cell["cell_type"] == "code":

@@ -101,3 +101,12 @@ def test_declared_option_reaches_all_interfaces(monkeypatch):
     assert fields["grey"] == {"type": "boolean", "description": "Colours do not count."}
     page = server_page.render()
     assert '<input id="grey" type="checkbox" data-option>Ignore &lt;colours&gt;' in page
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("filter", "where"), ("wher", "where"), ("max_dist", "max_distance"), ("no_selfs", "no_self")]
+)
+def test_unknown_option_names_the_nearest(given, meant):
+    with pytest.raises(UsageError) as raised:
+        check_names({given: 1})
+    assert raised.value.hint == f"did you mean {meant}?"

@@ -319,3 +319,22 @@ def test_allow_names_all_methods(engine):
             refused = client("PUT", path)
             assert (refused.status_code, refused.headers["allow"]) == (405, allow)
     assert client("GET", "/v1/search").headers["allow"] == "POST"
+
+
+def test_errors_say_what_to_write(client):
+    def message(response):
+        assert response.status_code in (404, 422), response.text
+        return response.json()["error"]["message"]
+
+    def search(**data):
+        return message(client("POST", "/v1/search", data=data, files={"image": ("q.png", png())}))
+
+    assert search(k="x") == "k must be a whole number from 1 to 1000"
+    assert search(crop="1,2") == "crop must be four whole numbers: x, y, width, height"
+    assert search(flip="maybe") == "flip must be true or false"
+    assert search(max_distance="far") == "max_distance must be a number that is not negative"
+    assert search(plus="cat") == "plus must be a list of at most 64 numbers of items"
+    assert search(filter="cat").endswith("for example label=cat; operators: = != < > <= >= and ~ for a glob")
+    assert search(filter="labl=cat").endswith("did you mean label?")
+    assert search(filtr="label=cat") == "filtr is not known here; did you mean filter?"
+    assert message(client("GET", "/v1/serach")) == "there is nothing at /v1/serach; /docs lists the addresses"

@@ -809,3 +809,13 @@ def test_swagger_ui_works_by_itself(browser, site):
     assert page.complaints == []
     assert all(url.startswith((site[0], "data:")) for url in page.asked)
     page.close()
+
+
+@pytest.mark.parametrize(("index", "shown"), [("all", True), ("empty", False)])
+def test_search_is_offered_where_there_is_something(browser, drawn, index, shown):
+    with process("-i", drawn / index) as (_, url, _):
+        page = visit(browser, url, phone=True)
+        expect(page.locator("#status, #state:not([hidden])").first).to_be_visible()
+        for name in ("#choose", "#camera-button"):
+            (expect(page.locator(name)).to_be_visible if shown else expect(page.locator(name)).to_be_hidden)()
+        page.close()

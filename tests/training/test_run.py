@@ -207,7 +207,7 @@ def test_filters_are_drawn(trained, tmp_path):
     assert done.exit_code == 0, done.output
     assert "32 kernels" in done.output
     with Image.open(tmp_path / "k.png") as image:
-        assert image.size == (4 * (2 + 16 * 7), 4 * (2 + 2 * 7))
+        assert image.size == (10 * (1 + 12 * 6), 10 * (1 + 3 * 6))
     refused(simsearch_("models", "--filters", tmp_path / "k.gif"), "k.png")
     assert "convnet4" in simsearch_("models", "-m", file).stdout
 

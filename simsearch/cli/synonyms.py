@@ -1,0 +1,72 @@
+"""Words that other tools use for our commands and options, so that an error can name ours."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+OTHER_VERBS = {
+    "browse": "serve",
+    "dedup": "duplicates",
+    "dedupe": "duplicates",
+    "delete": "remove",
+    "download": "sample",
+    "evaluate": "eval",
+    "find": "query",
+    "gui": "serve",
+    "index": "build",
+    "init": "build",
+    "label": "classify",
+    "ls": "info",
+    "optimize": "tune",
+    "predict": "classify",
+    "rm": "remove",
+    "search": "query",
+    "server": "serve",
+    "similar": "query",
+    "stats": "info",
+    "status": "info",
+    "update": "build",
+    "web": "serve",
+}
+"""Names that other tools give to our commands."""
+
+_LIMITS = "--max-distance D, or --min-similarity S"
+_OUTPUT = "--html FILE, or > FILE"
+OTHER_OPTIONS = {
+    "query": {
+        "--label": "--filter label=NAME",
+        "--where": "--filter FIELD=VALUE",
+        "--limit": "-k N",
+        "--number": "-k N",
+        "-n": "-k N",
+        "--threshold": _LIMITS,
+        "--similarity": _LIMITS,
+        "--distance": _LIMITS,
+        "--output": "--html FILE, --montage FILE, or > FILE",
+        "-o": "--html FILE, --montage FILE, or > FILE",
+        "--json": "--format json",
+        "--csv": "--format csv",
+    },
+    "duplicates": {
+        "--threshold": "--max-distance D",
+        "--output": "--html FILE, or > FILE",
+        "-o": "--html FILE, or > FILE",
+    },
+    "build": {"--output": "-i FOLDER", "-o": "-i FOLDER", "--recursive": "folders are read with all below them"},
+}
+"""By command: options of other tools, and what to write here."""
+
+
+def explain(error: click.UsageError) -> tuple[str, str | None]:
+    """Returns the message and the hint of an error of click's: other tools' words lead to ours."""
+    hint = f"{error.ctx.command_path} --help" if error.ctx else None
+    if isinstance(error, click.NoSuchOption):
+        error.possibilities = [name for name in error.possibilities or () if name not in {"--help", "--version"}]
+        verb = error.ctx.info_name if error.ctx else ""
+        hint = OTHER_OPTIONS.get(str(verb), {}).get(error.option_name, hint)
+    message = error.format_message()
+    if word := re.fullmatch(r"No such command '(\w+)'\.", message):
+        hint = f"did you mean {OTHER_VERBS[word[1]]}?" if word[1] in OTHER_VERBS else hint
+    return message, hint
