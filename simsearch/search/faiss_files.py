@@ -53,7 +53,7 @@ def open_shard(shards: FeatureFiles, shard: int, rows: int) -> MappedShard:
         raise error_for(path, error) from error
     except (ValueError, OverflowError) as error:
         raise IndexDamagedError(f"{path} cannot be mapped for {rows:,} rows: {error}") from error
-    header = _faiss_header(shards.dimension, rows)
+    header = faiss_header(shards.dimension, rows)
     start = PREAMBLE - len(header)
     mapped[start:PREAMBLE] = header
     view = np.frombuffer(mapped, np.uint8)[start:]
@@ -64,7 +64,7 @@ def open_shard(shards: FeatureFiles, shard: int, rows: int) -> MappedShard:
     return MappedShard(first, first + rows, index, view)
 
 
-def _faiss_header(dimension: int, rows: int) -> bytes:
+def faiss_header(dimension: int, rows: int) -> bytes:
     """Returns the header of a FAISS file of `rows` float16 vectors (see faiss/impl/index_write.cpp)."""
     empty = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
     header = bytearray(faiss.serialize_index(empty).tobytes())
