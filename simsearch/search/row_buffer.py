@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from simsearch.common.lazy import LazyModule
-from simsearch.search.faiss_files import faiss_header
+from simsearch.search.faiss_files import OneThread, faiss_header
 from simsearch.search.ranking import TINY, relative_rounding
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class RowBuffer:
         self._index.ntotal = count
         width = min(k + SPARE, count)
         while True:
-            found, every = self._index.search(query, width)
+            with OneThread():
+                found, every = self._index.search(query, width)
             listed = every[0] >= 0
             squared, places = found[0][listed], every[0][listed]
             both = squared if others is None else np.concatenate([others, squared])

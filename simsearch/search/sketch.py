@@ -18,7 +18,7 @@ import numpy as np
 
 from simsearch.common.lazy import LazyModule
 from simsearch.search.bounds import Bounds, Encoded, squares
-from simsearch.search.faiss_files import pool
+from simsearch.search.faiss_files import OneThread, pool
 from simsearch.search.ranking import TINY, Neighbours, measured, relative_rounding
 from simsearch.search.row_buffer import ROWS, RowBuffers, within_rounding
 
@@ -61,12 +61,13 @@ Read: TypeAlias = "Callable[[NDArray[np.int64], NDArray[np.float16]], NDArray[np
 
 
 class _Task(NamedTuple):
-    """A search for k rows. masks: from `_masks`. most: rows to read before giving up."""
+    """A search for k rows. masks: from `_masks`. most: rows to read before giving up. threads: for each query."""
 
     k: int
     masks: list[NDArray[np.bool_]]
     most: int
     read: Read
+    threads: int
 
 
 class _Query(NamedTuple):
@@ -160,11 +161,11 @@ class Sketch:
         each = [_query(vector, encoded, number) for number, vector in enumerate(queries)]
         masks = self._masks(permitted)
         most = max(2 * ROWS, int(MOST * (self.rows if permitted is None else len(permitted))))
-        task = _Task(k, masks, most, read)
+        task = _Task(k, masks, most, read, self._cores if len(queries) < BATCH else 1)
         if len(queries) < BATCH:
-            return [self._one(query, task, self._cores) if _usable(query) else None for query in each]
+            return [self._one(query, task) if _usable(query) else None for query in each]
         if self._listed(k) <= LISTED:
-            return list(pool().map(lambda query: self._one(query, task, 1) if _usable(query) else None, each))
+            return list(pool().map(lambda query: self._one(query, task) if _usable(query) else None, each))
         answers: list[Neighbours | None] = []
         size = max(1, PRODUCTS // self.rows)
         for start in range(0, len(each), size):
@@ -185,12 +186,12 @@ class Sketch:
 
     # -- the narrow codes
 
-    def _one(self, query: _Query, task: _Task, threads: int) -> Neighbours | None:
+    def _one(self, query: _Query, task: _Task) -> Neighbours | None:
         """Searches for one query, with the rows that FAISS lists."""
         wanted = self._listed(task.k)
         known: _Known | None = None
         while wanted <= LISTED:
-            rows, near, edge = self._list(query.narrow, wanted, task.masks, threads)
+            rows, near, edge = self._list(query.narrow, wanted, task)
             wide = squares(self._wide[rows], query.wide)
             known = known or self._read_seeds(query, rows, wide, task)
             if known is None:
@@ -203,23 +204,25 @@ class Sketch:
         return self._by_table(query, self._compare(query.narrow[None], task.masks)[0], task, known)
 
     def _list(
-        self, code: NDArray[np.uint8], wanted: int, masks: list[NDArray[np.bool_]], threads: int
+        self, code: NDArray[np.uint8], wanted: int, task: _Task
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
         """Returns the rows of nearest codes, their squared distances, and the least one that a row not listed has."""
         vector = code.astype(np.float32)[None]
 
         def one(stripe: int) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
+            masks = task.masks
             selector = faiss.IDSelectorBitmap(np.packbits(masks[stripe], bitorder="little")) if masks else None
             parameters = None if selector is None else faiss.SearchParameters(sel=selector)
             index = self._stripes[stripe]
-            distances, places = index.search(vector, min(wanted, index.ntotal), params=parameters)
+            with OneThread():
+                distances, places = index.search(vector, min(wanted, index.ntotal), params=parameters)
             found = places[0] >= 0
             whole = not found.all() or wanted >= index.ntotal
             near = distances[0][found]
             return places[0][found] * self._cores + stripe, near, np.inf if whole else float(near[-1])
 
-        others = [pool().submit(one, stripe) for stripe in range(1, threads)]
-        parts = [one(0), *(other.result() for other in others), *map(one, range(threads, self._cores))]
+        others = [pool().submit(one, stripe) for stripe in range(1, task.threads)]
+        parts = [one(0), *(other.result() for other in others), *map(one, range(task.threads, self._cores))]
         rows, near = (np.concatenate([part[n] for part in parts]) for n in range(2))
         return rows, near, min(part[2] for part in parts)
 
@@ -312,7 +315,11 @@ class Sketch:
     def _with_rows(self, known: _Known, query: _Query, rows: NDArray[np.int64], task: _Task) -> _Known:
         """Reads at most `ROWS` more rows."""
         buffer = self._buffers.get()
-        task.read(rows, buffer.features[: len(rows)])
+        half = len(rows) // 2 if task.threads > 1 and len(rows) >= FEW else len(rows)
+        other = pool().submit(task.read, rows[half:], buffer.features[half : len(rows)]) if half < len(rows) else None
+        task.read(rows[:half], buffer.features[:half])
+        if other is not None:  # waiting for memory takes longer than reading by two threads
+            other.result()
         near = buffer.near(query.vector, len(rows), task.k, known.squared)
         before = known.squared <= within_rounding(near.best, self._rounding)
         return _Known(
