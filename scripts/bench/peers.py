@@ -229,16 +229,106 @@ class Vamana(LeanVec):
         self.index = svs.Vamana(str(folder / "config"), graph, data, svs.DistanceType.L2, num_threads=1)
 
 
+class Panorama(Faiss):
+    """FAISS's exact search that sums squared distances level by level over rotated vectors, and stops early."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def build(self, vectors: np.ndarray, folder: Path) -> None:
+        import faiss
+
+        some = np.sort(np.random.default_rng(0).choice(len(vectors), min(8192, len(vectors)), replace=False))
+        axes = np.linalg.eigh(np.cov(vectors[some].T.astype(np.float32)))[1][:, ::-1]
+        np.save(folder / "axes.npy", axes.astype(np.float32))
+        index = faiss.IndexFlatL2Panorama(vectors.shape[1], 16)
+        for start in range(0, len(vectors), 8192):
+            index.add(np.ascontiguousarray(vectors[start : start + 8192] @ axes.astype(np.float32)))
+        faiss.write_index(index, str(folder / "index"))
+
+    def load(self, folder: Path, dimension: int) -> None:
+        super().load(folder, dimension)
+        self.axes = np.ascontiguousarray(np.load(folder / "axes.npy"))
+
+    def batch(self, queries: np.ndarray, k: int) -> np.ndarray:
+        return self.index.search(np.ascontiguousarray(queries @ self.axes), k)[1]
+
+
+class SymphonyQG(Method):
+    """A graph over RaBitQ codes, ranked by the full vectors along the way."""
+
+    module = "rabitqlib"
+    settings = (40, 60, 80, 120, 160, 320)
+
+    def build(self, vectors: np.ndarray, folder: Path) -> None:
+        import rabitqlib
+
+        index = rabitqlib.SymqgIndex(vectors.shape[1], 32, "l2")
+        index.build(np.ascontiguousarray(vectors), 200, THREADS)
+        index.save(str(folder / "index"))
+
+    def load(self, folder: Path, dimension: int) -> None:
+        import rabitqlib
+
+        self.index = rabitqlib.SymqgIndex.load(str(folder / "index"))
+
+    def set(self, setting: Any) -> None:
+        self.effort = setting
+
+    def batch(self, queries: np.ndarray, k: int) -> np.ndarray:
+        answers = self.index.search(queries, k, self.effort, 1 if len(queries) == 1 else THREADS)
+        ids = next(part for part in answers if np.asarray(part).dtype.kind in "iu")
+        return np.asarray(ids).astype(np.int64).reshape(len(queries), -1)
+
+
+class NgtQg(Method):
+    """NGT's graph over quantized vectors. The library answers one query at a time."""
+
+    module = "ngtpy"
+    settings = (0.02, 0.05, 0.1, 0.15, 0.2)
+
+    def build(self, vectors: np.ndarray, folder: Path) -> None:
+        import shutil
+        import subprocess
+
+        import ngtpy
+
+        tool = shutil.which("qbg")
+        if tool is None:
+            raise RuntimeError("NGT's program qbg, which makes quantized graphs, is not installed")
+        path = str(folder / "index")
+        ngtpy.create(path, vectors.shape[1], distance_type="L2")
+        index = ngtpy.Index(path)
+        index.batch_insert(np.ascontiguousarray(vectors), THREADS)
+        index.save()
+        index.close()
+        subprocess.run([tool, "create-qg", path], check=True, capture_output=True)
+        subprocess.run([tool, "build-qg", path], check=True, capture_output=True)
+
+    def load(self, folder: Path, dimension: int) -> None:
+        import ngtpy
+
+        self.index = ngtpy.QuantizedIndex(str(folder / "index"))
+
+    def set(self, setting: Any) -> None:
+        self.index.set(epsilon=setting)
+
+    def batch(self, queries: np.ndarray, k: int) -> np.ndarray:
+        found = [[number for number, _ in self.index.search(query, k)] for query in queries]
+        return np.array([each + [-1] * (k - len(each)) for each in found])
+
+
 class Simsearch(Method):
     """An index that holds the vectors already, as `build` leaves it; what is built here is what `tune` makes.
 
-    whole: answer with matches (paths, labels, metadata) instead of ids. exact: without the structure.
+    whole: answer with matches (paths, labels, metadata) instead of ids. exact: without the structure. scan: without the
+    sketch as well.
     """
 
     module = "simsearch"
 
-    def __init__(self, whole: bool = False, exact: bool = False) -> None:
-        self.whole, self.exact = whole, exact
+    def __init__(self, whole: bool = False, exact: bool = False, scan: bool = False) -> None:
+        self.whole, self.exact, self.scan = whole, exact, scan
         if not exact:
             pairs = ((12, 20), (12, 40), (16, 40), (20, 40), (20, 60), (20, 80), (30, 120), (40, 160))
             self.settings = ("as tuned", *(pairs[4::2] if whole else pairs))
@@ -257,6 +347,7 @@ class Simsearch(Method):
         self.engine = simsearch.open(folder, device="cpu")
         with self.engine.reading() as reader:
             ids, rows = reader.ids_and_rows()
+            self.flat: Any = self.engine.snapshot(reader).flat
         self.places = np.full(int(ids.max()) + 1, -1)
         self.places[ids[np.argsort(rows)]] = np.arange(len(ids))
         self.structure = self.engine.structure
@@ -276,6 +367,8 @@ class Simsearch(Method):
         return self.batch(query[None], k)[0]
 
     def batch(self, queries: np.ndarray, k: int) -> np.ndarray:
+        if self.scan:  # of an index without removed items, whose rows are in the order of its ids
+            return np.array([near.rows[:k] for near in self.flat.scan(queries, k, None)])
         if self.whole:
             return np.array(
                 [
@@ -291,9 +384,13 @@ METHODS: dict[str, Method] = {
     "simsearch": Simsearch(),
     "simsearch, matches": Simsearch(whole=True),
     "simsearch, exact": Simsearch(exact=True),
+    "simsearch, scan": Simsearch(exact=True, scan=True),
     "faiss Flat": Faiss("Flat"),
+    "faiss Panorama": Panorama(),
     "faiss IVF,Flat": Faiss("IVF{lists},Flat", "nprobe", (4, 8, 16, 32, 64, 128)),
     "faiss HNSW32": Faiss("HNSW32", "efSearch", EFFORTS),
+    "SymphonyQG": SymphonyQG(),
+    "NGT QG": NgtQg(),
     "hnswlib": Hnswlib(),
     "usearch f16": Usearch(),
     "scann": Scann(),

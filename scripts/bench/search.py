@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Recall@10 against queries/s of simsearch and its peers on the same real features, in the manner of ann-benchmarks.
 
-    scripts/bench/search.py --data DATA [--work indexes/bench] [--items N] [--queries 500]
-                            [--methods NAME ...] [--limit 900] [--plot search.png]
+    scripts/bench/search.py --data DATA | --index INDEX [--work indexes/bench] [--items N] [--queries 500]
+                            [--pictures SOURCE] [--methods NAME ...] [--limit 900] [--plot search.png]
 
-The vectors are the features of all pictures in the data folder but the queries, which are in no index. Each method
+The vectors are the features of all pictures in the data folder, or of an index, but the queries, which are in no index.
+With --pictures, the queries are pictures of that source, which should be of other kinds. Each method
 builds in one process and searches in another, which loads what was built. Only the query is timed; distances are
 computed again outside, and an answer counts if it is as near as the tenth true neighbour. Results are kept in the work
 folder by method and size, and not measured again: delete them to repeat. Peers: see `peers.py`; they are optional
@@ -39,6 +40,7 @@ import vectors
 
 import simsearch
 from simsearch.common.float16 import to_float32
+from simsearch.images.sources.resolve import resolve
 
 K = 10
 
@@ -46,6 +48,9 @@ K = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder of data sets")
+    parser.add_argument("--index", type=Path, help="an index to take the features of, instead of --data")
+    parser.add_argument("--pictures", help="where the queries come from, instead of the index")
+    parser.add_argument("--batch", type=int, default=200, help="queries at once")
     parser.add_argument("--work", type=Path, default=Path("indexes/bench"))
     parser.add_argument("--items", type=int, help="largest number of items, instead of all")
     parser.add_argument("--queries", type=int, default=500)
@@ -57,10 +62,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.step:
         step, method, folder = options.step
-        {"build": build, "search": search}[step](peers.METHODS[method], Path(folder).resolve(), options.work)
+        if step == "build":
+            build(peers.METHODS[method], Path(folder).resolve(), options.work)
+        else:
+            search(peers.METHODS[method], Path(folder).resolve(), options.work, options.batch)
         return
-    if options.data is None:
-        parser.error("--data DATA is needed")
+    if options.data is None and options.index is None:
+        parser.error("--data DATA or --index INDEX is needed")
     options.work = prepare(options)
     results = {}
     for name in options.methods:
@@ -76,12 +84,14 @@ def main() -> None:
 
 def prepare(options: argparse.Namespace) -> Path:
     """The folder of an index without the queries, the same vectors as float32, the queries, and the truth."""
-    with vectors.real(options.data, options.work / "real") as real:
+    known = options.index is not None
+    with simsearch.open(options.index) if known else vectors.real(options.data, options.work / "real") as real:
         rows = vectors.live_rows(real)
         random = np.random.default_rng(5)
         shuffled = random.permutation(rows)
-        held = shuffled[: options.queries]
-        kept = np.sort(shuffled[options.queries :][: options.items])
+        outside = options.pictures is not None
+        held = shuffled[: 0 if outside else options.queries]
+        kept = np.sort(shuffled[len(held) :][: options.items])
         folder = options.work / f"search-{len(kept)}"
         if not (folder / "truth.npy").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -93,11 +103,19 @@ def prepare(options: argparse.Namespace) -> Path:
             for start in range(0, len(kept), vectors.BLOCK):
                 base[start : start + vectors.BLOCK] = to_float32(real.shards.read(kept[start : start + vectors.BLOCK]))
             base.flush()
-            queries = to_float32(real.shards.read(held))
+            queries = pictures(real, options) if outside else to_float32(real.shards.read(held))
             np.save(folder / "queries.npy", queries)
             with simsearch.open(folder / "index", device="cpu") as engine:
                 np.save(folder / "truth.npy", engine.neighbours(queries, K, exact=True)[1][:, -1])
     return folder
+
+
+def pictures(engine: simsearch.Engine, options: argparse.Namespace) -> np.ndarray:
+    """The features of some pictures of a source, drawn at random, (nq, D)."""
+    source = resolve(options.pictures)
+    entries = source.listing().entries
+    chosen = np.random.default_rng(5).choice(len(entries), min(options.queries, len(entries)), replace=False)
+    return engine.features([source.read(entries[number].path) for number in np.sort(chosen)])
 
 
 def measured(name: str, options: argparse.Namespace) -> dict:
@@ -111,7 +129,8 @@ def measured(name: str, options: argparse.Namespace) -> dict:
     for step in ("build", "search"):
         if step == "build" and name == "simsearch, matches" and (folder / "derived").is_dir():
             continue  # the same structure
-        command = [sys.executable, sys.argv[0], "--work", str(options.work), "--step", step, name, str(folder)]
+        command = [sys.executable, sys.argv[0], "--step", step, name, str(folder)]
+        command += ["--work", str(options.work), "--batch", str(options.batch)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
         except subprocess.TimeoutExpired:
@@ -135,7 +154,7 @@ def build(method: peers.Method, folder: Path, work: Path) -> None:
     print(json.dumps({"build_s": time.perf_counter() - clock, "peak_mb": vectors.memory()["peak"]}))
 
 
-def search(method: peers.Method, folder: Path, work: Path) -> None:
+def search(method: peers.Method, folder: Path, work: Path, batch: int) -> None:
     base = np.load(work / "vectors.npy", mmap_mode="r")
     queries, truth = np.load(work / "queries.npy"), np.load(work / "truth.npy")
     peers.absent(method)
@@ -156,8 +175,8 @@ def search(method: peers.Method, folder: Path, work: Path) -> None:
             if best * len(queries) > 30 and not repeat:
                 break
         clock = time.perf_counter()
-        method.batch(queries, K)
-        many = len(queries) / (time.perf_counter() - clock)
+        method.batch(queries[:batch], K)
+        many = len(queries[:batch]) / (time.perf_counter() - clock)
         points.append(
             {
                 "setting": setting,

@@ -15,7 +15,7 @@ import numpy as np
 import simsearch
 from simsearch.common import pca
 from simsearch.common.float16 import to_float32
-from simsearch.indexing import meta_update
+from simsearch.indexing import meta_update, sketches
 from simsearch.storage.creation import create
 from simsearch.storage.database import Changes
 from simsearch.storage.lock import writer_lock
@@ -117,8 +117,11 @@ def beyond(features: np.ndarray, onto: pca.Projection, components: int) -> float
     return 1 - float(np.square(centred @ onto.axes[:, :components]).sum() / np.square(centred).sum())
 
 
-def fill(path: Path, like: simsearch.Engine, blocks: Iterable[np.ndarray]) -> None:
-    """Makes an index of features alone, committed block by block as `build` does; items have paths of no files."""
+def fill(path: Path, like: simsearch.Engine, blocks: Iterable[np.ndarray], codes: bool = True) -> None:
+    """Makes an index of features alone, committed block by block as `build` does; items have paths of no files.
+
+    codes: with those of exact search.
+    """
     meta = like.meta
     create(
         path,
@@ -155,6 +158,8 @@ def fill(path: Path, like: simsearch.Engine, blocks: Iterable[np.ndarray]) -> No
             engine.index.database.apply(Changes(inserted=items, blocks=[(row, len(block), checksum)]))
             row += len(block)
         meta_update.refresh_meta(engine.index)
+        if codes:
+            sketches.update(engine.index)
 
 
 def memory() -> dict[str, float]:

@@ -21,20 +21,28 @@ if TYPE_CHECKING:
     from simsearch.storage.index import Index
 
 
+BEHIND = 4096
+"""Rows that a build may have added before it adds them to the sketch; a scan of them takes some 2 ms."""
+
+
+def keep_up(index: Index, rows: int) -> None:
+    """Adds the rows of a build that goes on, so that searches meanwhile are fast. rows: committed so far."""
+    facts = SketchFacts.of(index.meta.sketch)
+    if rows >= sketch_making.LEAST and rows - (0 if facts is None else facts.rows) >= BEHIND:
+        facts, before = _updated(index, True)
+        if facts is not None and facts != before:
+            index.refresh()
+            index.write_meta(replace(index.meta, sketch=facts.to_dict()))  # its generation stays: the rest is older
+            delete_unused(index)
+
+
 def update(index: Index, learn: bool = True) -> None:
     """Brings the sketch in step with the committed rows, and records it.
 
     learn: False to only add rows to a sketch that there is.
     A sketch that cannot be written is left out: searches are scans then.
     """
-    with index.reading() as reader:
-        rows, blocks = reader.state("rows"), reader.blocks()
-        before = facts = SketchFacts.of(index.meta.sketch)
-        if rows < sketch_making.LEAST and before is None:
-            return
-        flat = FlatIndex(reader.shards, rows)
-        with contextlib.suppress(OSError, SimsearchError):
-            facts = sketch_making.updated(index.folder, before, flat, reader.rows, blocks, learn)
+    facts, before = _updated(index, learn)
     if facts is not None and facts != before:
         with index.reading() as reader:
             before_commit = reader.state("generation")
@@ -45,6 +53,18 @@ def update(index: Index, learn: bool = True) -> None:
         generation = before_commit + 1 if in_step else index.meta.generation
         index.write_meta(replace(index.meta, sketch=facts.to_dict(), generation=generation))
         delete_unused(index)
+
+
+def _updated(index: Index, learn: bool) -> tuple[SketchFacts | None, SketchFacts | None]:
+    """Writes the sketch of the committed rows; returns its record, and that in `meta.json`."""
+    with index.reading() as reader:
+        rows, blocks = reader.state("rows"), reader.blocks()
+        before = facts = SketchFacts.of(index.meta.sketch)
+        if rows >= sketch_making.LEAST or before is not None:
+            flat = FlatIndex(reader.shards, rows)
+            with contextlib.suppress(OSError, SimsearchError):
+                facts = sketch_making.updated(index.folder, before, flat, reader.rows, blocks, learn)
+    return facts, before
 
 
 def delete_unused(index: Index) -> None:

@@ -151,6 +151,7 @@ class _SyncRun:
             done += len(group)
             if len(self.features) >= COMMIT_IMAGES or time.monotonic() - self.committed > COMMIT_SECONDS:
                 self._commit()
+                sketches.keep_up(self.index, self.row)
             self.options.progress(done, total)
         if elsewhere is not None:
             self._commit()

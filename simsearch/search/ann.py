@@ -19,6 +19,7 @@ import numpy as np
 from simsearch.common.lazy import LazyModule
 from simsearch.common.pca import Projection
 from simsearch.errors import IndexDamagedError
+from simsearch.search.faiss_files import OneThread
 from simsearch.storage import derived as sealed
 
 if TYPE_CHECKING:
@@ -220,7 +221,9 @@ class AnnIndex:
             parameters = faiss.RaBitQSearchParameters(sel=selector, qb=8, centered=False)
         else:
             parameters = faiss.SearchParameters(sel=selector)
-        entries: NDArray[np.int64] = self.index.search(self.projection(queries), wanted, params=parameters)[1]
+        projected = self.projection(queries)
+        with OneThread() if len(queries) == 1 else contextlib.nullcontext():
+            entries: NDArray[np.int64] = self.index.search(projected, wanted, params=parameters)[1]
         if entries.size and entries.max() >= len(self.rows):
             raise IndexDamagedError("the search structure names entries that it does not have")
         return entries

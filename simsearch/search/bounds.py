@@ -24,6 +24,7 @@ import numpy as np
 import safetensors.numpy
 
 from simsearch.common.float16 import to_float32
+from simsearch.search.ranking import TINY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,9 +52,6 @@ WIDER = 1.3
 
 SKEW, ROTATED = 0.01, 1e-10
 """Largest deviation of axes and of a rotation from orthonormal ones; both are thousands of times better."""
-
-TINY = 1e-30
-"""Absolute error bound of sums of products so small that float32 rounds them to zero."""
 
 
 class Encoded(NamedTuple):

@@ -24,7 +24,8 @@ from simsearch.common.float16 import to_float32
 from simsearch.errors import IndexDamagedError
 from simsearch.search import gpu
 from simsearch.search.faiss_files import MappedShard, open_shard, pool, search_part
-from simsearch.search.ranking import ROUNDING, Neighbours, merged, rank_exact
+from simsearch.search.ranking import ROUNDING, Neighbours, measured, merged, rank_exact
+from simsearch.search.row_buffer import ROWS, SPARE, RowBuffers
 from simsearch.storage.feature_files import FeatureFiles
 from simsearch.storage.random_reader import RandomReader
 
@@ -85,6 +86,7 @@ class FlatIndex:
         self._resident: gpu.GpuIndex | None = None
         self._searched = False
         self._parts: list[MappedShard] | None = None
+        self._buffers = RowBuffers(shards.dimension)
         self._files: RandomReader | None = None
         self._lock = threading.Lock()
 
@@ -158,7 +160,14 @@ class FlatIndex:
 
     def rank(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Neighbours:
         """Returns the k nearest of the given rows, measured in float64, and those that tie with the last."""
-        return rank_exact(query, rows, self.read(rows), k)
+        if len(rows) > ROWS:
+            return rank_exact(query, rows, self.read(rows), k)
+        buffer = self._buffers.get()
+        features = self.read(rows, buffer.features[: len(rows)])
+        near = buffer.near(query[None], len(rows), k) if len(rows) > k + SPARE else None
+        if near is None or len(near.places) < k or near.best > LONGEST:  # or float32 overflowed
+            return measured(query, rows, features, k)
+        return measured(query, rows[near.places], features[near.places], k)
 
     def _measure(self, query: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> Neighbours:
         """Searches in float64 only, for a query whose squared distances float32 cannot hold."""

@@ -7,6 +7,7 @@ itself does not change.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import mmap
 import os
@@ -53,7 +54,7 @@ def open_shard(shards: FeatureFiles, shard: int, rows: int) -> MappedShard:
         raise error_for(path, error) from error
     except (ValueError, OverflowError) as error:
         raise IndexDamagedError(f"{path} cannot be mapped for {rows:,} rows: {error}") from error
-    header = _faiss_header(shards.dimension, rows)
+    header = faiss_header(shards.dimension, rows)
     start = PREAMBLE - len(header)
     mapped[start:PREAMBLE] = header
     view = np.frombuffer(mapped, np.uint8)[start:]
@@ -64,7 +65,7 @@ def open_shard(shards: FeatureFiles, shard: int, rows: int) -> MappedShard:
     return MappedShard(first, first + rows, index, view)
 
 
-def _faiss_header(dimension: int, rows: int) -> bytes:
+def faiss_header(dimension: int, rows: int) -> bytes:
     """Returns the header of a FAISS file of `rows` float16 vectors (see faiss/impl/index_write.cpp)."""
     empty = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
     header = bytearray(faiss.serialize_index(empty).tobytes())
@@ -91,8 +92,24 @@ def search_part(
     elif last - first < part.last - part.first:
         selector = faiss.IDSelectorRange(start, stop)
     parameters = None if selector is None else faiss.SearchParameters(sel=selector)
-    distances, rows = part.index.search(queries, width, params=parameters)
+    with OneThread() if len(queries) == 1 else contextlib.nullcontext():
+        distances, rows = part.index.search(queries, width, params=parameters)
     return np.where(rows < 0, np.inf, distances).astype(np.float32), np.where(rows < 0, -1, rows + part.first)
+
+
+class OneThread:
+    """While it is entered, FAISS uses one thread for calls from this thread.
+
+    FAISS starts all its threads even for a single query, and then waits for each, which takes milliseconds when other
+    programs use the cores.
+    """
+
+    def __enter__(self) -> None:
+        self._before = faiss.omp_get_max_threads()  # of this thread
+        faiss.omp_set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        faiss.omp_set_num_threads(self._before)
 
 
 @functools.cache

@@ -15,6 +15,15 @@ ROUNDING = 1e-4
 """Relative margin on squared float32 distances, above the rounding of a sum of 4096 terms."""
 
 
+TINY = 1e-30
+"""Absolute error bound of sums of products so small that float32 rounds them to zero."""
+
+
+def relative_rounding(dimension: int) -> float:
+    """Returns a bound of the relative rounding error of squared distances in float32, summed in any order."""
+    return (dimension + 8) * 2.0**-24 / (1 - (dimension + 8) * 2.0**-24)
+
+
 class Neighbours(NamedTuple):
     """The rows nearest to one query and their Euclidean distances (float64), ascending.
 
@@ -32,9 +41,13 @@ def rank_exact(
 
     query: (D,). rows: (n,). features: (n, D), of the rows.
     """
+    near = _within_reach(query, features, min(k, len(rows)))
+    return measured(query, rows[near], features[near], k)
+
+
+def measured(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int) -> Neighbours:
+    """Returns the same as `rank_exact`, and measures all rows in float64."""
     k = min(k, len(rows))
-    near = _within_reach(query, features, k)
-    rows, features = rows[near], features[near]
     with np.errstate(invalid="ignore"):  # damaged rows may be infinite
         difference = to_float32(features).astype(np.float64)
         difference -= query
@@ -55,7 +68,7 @@ def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: 
         squared = np.einsum("nd,nd->n", difference, difference)
     if not np.isfinite(squared).all():  # float32 overflowed
         return np.arange(len(features))
-    reach = np.float64(np.partition(squared, k - 1)[k - 1]) * (1 + 3 * ROUNDING) + 1e-30
+    reach = np.float64(np.partition(squared, k - 1)[k - 1]) * (1 + 3 * ROUNDING) + TINY
     return np.flatnonzero(squared <= reach)
 
 

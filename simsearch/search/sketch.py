@@ -12,14 +12,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from simsearch.common.lazy import LazyModule
 from simsearch.search.bounds import Bounds, Encoded, squares
-from simsearch.search.faiss_files import pool
-from simsearch.search.ranking import Neighbours, rank_exact
+from simsearch.search.faiss_files import OneThread, pool
+from simsearch.search.ranking import TINY, Neighbours, measured, relative_rounding
+from simsearch.search.row_buffer import ROWS, RowBuffers, within_rounding
 
 if TYPE_CHECKING:
     import faiss
@@ -33,9 +34,6 @@ FEWEST, SHARE = 4096, 64
 SEEDS = 8
 """Rows measured to know how near the k-th best is: k and this number, the best by their codes."""
 
-CHUNK = 256
-"""Rows read after that, before the rest."""
-
 MOST = 0.05
 """A search that has to read a larger fraction of the permitted rows than this is left to the scan."""
 
@@ -43,22 +41,33 @@ LISTED = 4096
 """Rows that a core lists by their narrow codes at most; beyond, comparing them all is faster."""
 
 BATCH = 8
-"""From this many queries on, all narrow codes are compared by a matrix product."""
+"""From this number of queries on, each is searched by one thread."""
 
-PRODUCTS, BLOCK, GROUP = 1 << 24, 16_384, 32
+PRODUCTS, BLOCK, GROUP = 1 << 22, 16_384, 32
 """Squared distances kept at once, rows of a block, and rows of which a batch looks at the best one first."""
+
+FEW = 64
+"""Up to this number, rows are compared with each other directly."""
+
+LONGEST = 1e18
+"""Distances below this have squares that float32 can hold."""
 
 EXCLUDED = np.float32(1e30)
 """The squared distance of a row that may not be found."""
 
 
+Read: TypeAlias = "Callable[[NDArray[np.int64], NDArray[np.float16]], NDArray[np.float16]]"
+"""Reads the features of (n,) rows into an array (n, D), and returns it."""
+
+
 class _Task(NamedTuple):
-    """A search for k rows. masks: from `_masks`. most: rows to read before giving up. read: returns features by row."""
+    """A search for k rows. masks: from `_masks`. most: rows to read before giving up. threads: for each query."""
 
     k: int
     masks: list[NDArray[np.bool_]]
     most: int
-    read: Callable[[NDArray[np.int64]], NDArray[np.float16]]
+    read: Read
+    threads: int
 
 
 class _Query(NamedTuple):
@@ -71,9 +80,17 @@ class _Query(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """Rows that have been read, their features (m, D), and the distance of the k-th best of them."""
+    """What is known of the rows that have been read.
 
+    read: their number. seeds: the rows that were read first.
+    rows, squared, features: those that may be among the k nearest: (m,), squared distances in float32, (m, D).
+    distance: at least that of the k-th best.
+    """
+
+    read: int
+    seeds: NDArray[np.int64]
     rows: NDArray[np.int64]
+    squared: NDArray[np.float32]
     features: NDArray[np.float16]
     distance: float
 
@@ -102,6 +119,8 @@ class Sketch:
         self._lengths: list[NDArray[np.float32]] | None = None
         self._masked: tuple[NDArray[np.int64] | None, list[NDArray[np.bool_]]] = (None, [])
         self._lock = threading.Lock()
+        self._buffers = RowBuffers(len(bounds.mean))
+        self._rounding = relative_rounding(len(bounds.mean))
 
     @property
     def odd(self) -> int:
@@ -132,19 +151,21 @@ class Sketch:
         queries: NDArray[np.float32],
         k: int,
         permitted: NDArray[np.int64] | None,
-        read: Callable[[NDArray[np.int64]], NDArray[np.float16]],
+        read: Read,
     ) -> list[Neighbours | None]:
         """Returns the k permitted rows nearest to each of (nq, D) queries; None for a query that needs a scan.
 
-        permitted: ascending rows of the sketch, at least k; None for all. read: returns features by row.
+        permitted: ascending rows of the sketch, at least k; None for all.
         """
         encoded = self.bounds.encode(queries, query=True)
         each = [_query(vector, encoded, number) for number, vector in enumerate(queries)]
         masks = self._masks(permitted)
-        most = max(2 * CHUNK, int(MOST * (self.rows if permitted is None else len(permitted))))
-        task = _Task(k, masks, most, read)
+        most = max(2 * ROWS, int(MOST * (self.rows if permitted is None else len(permitted))))
+        task = _Task(k, masks, most, read, self._cores if len(queries) < BATCH else 1)
         if len(queries) < BATCH:
             return [self._one(query, task) if _usable(query) else None for query in each]
+        if self._listed(k) <= LISTED:
+            return list(pool().map(lambda query: self._one(query, task) if _usable(query) else None, each))
         answers: list[Neighbours | None] = []
         size = max(1, PRODUCTS // self.rows)
         for start in range(0, len(each), size):
@@ -159,17 +180,22 @@ class Sketch:
             answers += pool().map(one, range(len(part)))
         return answers
 
+    def _listed(self, k: int) -> int:
+        """Returns the number of rows of a stripe to list by their narrow codes."""
+        return max(64, self.wanted * -(-k // 10)) // self._cores + k
+
     # -- the narrow codes
 
     def _one(self, query: _Query, task: _Task) -> Neighbours | None:
         """Searches for one query, with the rows that FAISS lists."""
-        wanted = max(64, self.wanted * -(-task.k // 10)) // self._cores + task.k
+        wanted = self._listed(task.k)
         known: _Known | None = None
         while wanted <= LISTED:
-            rows, near, edge = self._list(query.narrow, wanted, task.masks)
+            rows, near, edge = self._list(query.narrow, wanted, task)
             wide = squares(self._wide[rows], query.wide)
+            known = known or self._read_seeds(query, rows, wide, task)
             if known is None:
-                known = self._measure_best(query, rows, wide, task)
+                return None
             limit = self._limit(query, known.distance)
             if edge > limit:
                 chosen = near <= limit
@@ -178,22 +204,25 @@ class Sketch:
         return self._by_table(query, self._compare(query.narrow[None], task.masks)[0], task, known)
 
     def _list(
-        self, code: NDArray[np.uint8], wanted: int, masks: list[NDArray[np.bool_]]
+        self, code: NDArray[np.uint8], wanted: int, task: _Task
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
         """Returns the rows of nearest codes, their squared distances, and the least one that a row not listed has."""
         vector = code.astype(np.float32)[None]
 
         def one(stripe: int) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
+            masks = task.masks
             selector = faiss.IDSelectorBitmap(np.packbits(masks[stripe], bitorder="little")) if masks else None
             parameters = None if selector is None else faiss.SearchParameters(sel=selector)
             index = self._stripes[stripe]
-            distances, places = index.search(vector, min(wanted, index.ntotal), params=parameters)
+            with OneThread():
+                distances, places = index.search(vector, min(wanted, index.ntotal), params=parameters)
             found = places[0] >= 0
             whole = not found.all() or wanted >= index.ntotal
             near = distances[0][found]
             return places[0][found] * self._cores + stripe, near, np.inf if whole else float(near[-1])
 
-        parts = list(pool().map(one, range(self._cores))) if self._cores > 1 else [one(0)]
+        others = [pool().submit(one, stripe) for stripe in range(1, task.threads)]
+        parts = [one(0), *(other.result() for other in others), *map(one, range(task.threads, self._cores))]
         rows, near = (np.concatenate([part[n] for part in parts]) for n in range(2))
         return rows, near, min(part[2] for part in parts)
 
@@ -233,7 +262,9 @@ class Sketch:
             seeds = self._rows(np.flatnonzero((distances <= edge) & (distances < EXCLUDED)))
             if not task.k <= len(seeds) <= task.most:
                 return None
-            known = self._measure_best(query, seeds, squares(self._wide[seeds], query.wide), task)
+            known = self._read_seeds(query, seeds, squares(self._wide[seeds], query.wide), task)
+            if known is None:
+                return None
         limit = self._limit(query, known.distance)
         columns = np.flatnonzero(distances <= min(limit, float(EXCLUDED) / 2))
         if len(columns) > 4 * task.most:
@@ -269,13 +300,36 @@ class Sketch:
 
     # -- the wide codes and the rows
 
-    def _measure_best(self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], task: _Task) -> _Known:
+    def _read_seeds(
+        self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], task: _Task
+    ) -> _Known | None:
         """Reads the best rows by their wide codes, whose squared distances are `wide`."""
         count = min(task.k + SEEDS, len(rows))
-        chosen = rows if count == len(rows) else rows[np.argpartition(wide, count - 1)[:count]]
-        features = task.read(chosen)
-        near = rank_exact(query.vector[0], chosen, features, task.k)
-        return _Known(chosen, features, float(near.distances[task.k - 1]))
+        seeds = rows if count == len(rows) else rows[np.argpartition(wide, count - 1)[:count]]
+        nothing = np.zeros((0, query.vector.shape[1]), np.float16)
+        known = _Known(0, seeds, seeds[:0], np.zeros(0, np.float32), nothing, np.inf)
+        for start in range(0, count, ROWS):
+            known = self._with_rows(known, query, seeds[start : start + ROWS], task)
+        return known if known.distance < LONGEST else None
+
+    def _with_rows(self, known: _Known, query: _Query, rows: NDArray[np.int64], task: _Task) -> _Known:
+        """Reads at most `ROWS` more rows."""
+        buffer = self._buffers.get()
+        half = len(rows) // 2 if task.threads > 1 and len(rows) >= FEW else len(rows)
+        other = pool().submit(task.read, rows[half:], buffer.features[half : len(rows)]) if half < len(rows) else None
+        task.read(rows[:half], buffer.features[:half])
+        if other is not None:  # waiting for memory takes longer than reading by two threads
+            other.result()
+        near = buffer.near(query.vector, len(rows), task.k, known.squared)
+        before = known.squared <= within_rounding(near.best, self._rounding)
+        return _Known(
+            known.read + len(rows),
+            known.seeds,
+            np.concatenate([known.rows[before], rows[near.places]]),
+            np.concatenate([known.squared[before], near.squared]),
+            np.concatenate([known.features[before], buffer.features[near.places]]),
+            float(np.sqrt(near.best * (1 + 2 * self._rounding) + TINY)),
+        )
 
     def _finish(
         self,
@@ -295,22 +349,25 @@ class Sketch:
                 odd = odd[[bool(task.masks[row % self._cores][row // self._cores]) for row in odd.tolist()]]
             rows = np.concatenate([rows, odd])
             wide = np.concatenate([wide, squares(self._wide[odd], query.wide)])
-        grid, size = self.bounds.grids[1], CHUNK
+        rows, wide = self._within(query, rows, wide, known.distance)
         order = np.argsort(wide, kind="stable")
         rows, wide = rows[order], wide[order]
-        fresh = ~np.isin(rows, known.rows)
+        fresh = ~(rows[:, None] == known.seeds).any(1) if len(known.seeds) < FEW else ~np.isin(rows, known.seeds)
         rows, wide = rows[fresh], wide[fresh]
-        while True:
-            near = wide <= grid.reach(known.distance, self.bounds.defect, query.errors[1] + self._errors[rows])
-            rows, wide = rows[near], wide[near]
-            if len(rows) + len(known.rows) > task.most:
+        while len(rows):
+            if len(rows) + known.read > task.most:
                 return None
-            if not len(rows):
-                return rank_exact(query.vector[0], known.rows, known.features, task.k)
-            part, rows, wide = rows[:size], rows[size:], wide[size:]
-            every, features = np.concatenate([known.rows, part]), np.concatenate([known.features, task.read(part)])
-            distance = float(rank_exact(query.vector[0], every, features, task.k).distances[task.k - 1])
-            known, size = _Known(every, features, distance), 4 * size
+            known = self._with_rows(known, query, rows[:ROWS], task)
+            rows, wide = self._within(query, rows[ROWS:], wide[ROWS:], known.distance)
+        return measured(query.vector[0], known.rows, known.features, task.k)
+
+    def _within(
+        self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], distance: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns those rows, and their squares in `wide`, that may be at most `distance` away by their wide codes."""
+        errors = query.errors[1] + self._errors[rows]
+        near = wide <= self.bounds.grids[1].reach(distance, self.bounds.defect, errors)
+        return rows[near], wide[near]
 
 
 def _query(vector: NDArray[np.float32], encoded: list[Encoded], number: int) -> _Query:

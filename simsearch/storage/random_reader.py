@@ -52,26 +52,39 @@ class RandomReader:
             )
         size, per_shard = self.shards.row_bytes, self.shards.rows_per_shard
         view = out.data.cast("B")
-        for place, row, length in _runs(rows, per_shard):
-            shard, within = divmod(row, per_shard)
-            part = view[place * size : (place + length) * size]
-            offset = PREAMBLE + within * size
-            while part:
+        if len(rows) <= FEW and not (len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1):
+            # One by one, and without a call of Python for each: a search may read some hundred.
+            files, begin = self._files, 0
+            shards, offsets = rows // per_shard, PREAMBLE + rows % per_shard * size
+            for shard, offset in zip(shards.tolist(), offsets.tolist(), strict=True):
                 try:
-                    got = os.preadv(self._files[shard], [part], offset)
+                    got = os.preadv(files[shard], (view[begin : begin + size],), offset)
                 except OSError as error:
                     raise error_for(self.shards.path(shard), error) from error
-                if not got:
-                    raise IndexDamagedError(f"{self.shards.path(shard)} ends before row {row}")
-                part, offset = part[got:], offset + got
+                if got != size:
+                    self._read_run(view[begin + got : begin + size], shard, offset + got)
+                begin += size
+            return out
+        for place, row, length in _runs(rows, per_shard):
+            shard, within = divmod(row, per_shard)
+            self._read_run(view[place * size : (place + length) * size], shard, PREAMBLE + within * size)
         return out
+
+    def _read_run(self, part: memoryview, shard: int, offset: int) -> None:
+        """Fills `part` with bytes of one file."""
+        while part:
+            try:
+                got = os.preadv(self._files[shard], [part], offset)
+            except OSError as error:
+                raise error_for(self.shards.path(shard), error) from error
+            if not got:
+                row = shard * self.shards.rows_per_shard + (offset - PREAMBLE) // self.shards.row_bytes
+                raise IndexDamagedError(f"{self.shards.path(shard)} ends before row {row}")
+            part, offset = part[got:], offset + got
 
 
 def _runs(rows: NDArray[np.int64], per_shard: int) -> Iterator[tuple[int, int, int]]:
     """Yields (position, row, length) of each run of consecutive rows in one file."""
-    if len(rows) <= FEW and not (len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1):
-        yield from ((place, row, 1) for place, row in enumerate(rows.tolist()))
-        return
     starts = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (rows % per_shard == 0))
     lengths = np.diff(starts, append=len(rows))
     yield from zip(starts.tolist(), rows[starts].tolist(), lengths.tolist(), strict=True)

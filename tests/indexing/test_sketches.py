@@ -6,12 +6,13 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from simsearch.engine import Engine
-from simsearch.indexing import sketches
+from simsearch.indexing import sketches, sync
 from simsearch.indexing.compact import compact
 from simsearch.search import sketch_files, sketch_making
 from simsearch.storage.database import Changes
@@ -22,6 +23,7 @@ from tests.helpers.dying import trace
 from tests.helpers.filler import Filler
 from tests.helpers.scan import Scan, agree
 from tests.helpers.sketched import allow_small, loaded, refresh
+from tests.helpers.sync import ALL
 
 WATCHED = (sketches, sketch_making, sketch_files)
 
@@ -54,6 +56,28 @@ def test_new_rows_are_appended(filled: Filler, tmp_path: Path) -> None:
         assert (found := loaded(filled.engine)) is not None and found.rows == covered
         answers(filled.engine, tmp_path / "out")
     assert folders(filled) == first
+
+
+def test_kept_up_while_a_build_goes_on(filled: Filler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sketches, "BEHIND", 50)
+    generation = Meta.read(filled.path).generation
+    with Engine(filled.path, model=filled.model) as reader:
+        for count, covered in ((40, 400), (30, 470), (1300, 1770)):
+            filled.add(clustered(np.random.default_rng(count), count))
+            with filled.engine.index.writing():
+                sketches.keep_up(filled.engine.index, filled.rows)
+            assert (found := loaded(reader)) is not None and found.rows == covered
+            answers(reader, tmp_path / f"out{count}")
+    assert Meta.read(filled.path).generation == generation  # the rest of it is older
+    assert len(folders(filled)) == 1
+
+
+def test_builds_keep_sketches_up(build: Any, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    monkeypatch.setattr(sync, "COMMIT_IMAGES", 4)
+    monkeypatch.setattr(sketches, "keep_up", lambda _, committed: rows.append(committed))
+    build(photos, batch_size=4)
+    assert len(rows) > 2 and rows == sorted(rows) and rows[-1] > ALL - 4
 
 
 def test_learned_again_when_grown(filled: Filler, tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""Memory that rows are read into, where FAISS measures them as they are: float16, without a copy.
+
+FAISS's distances are in float32. They leave a few rows, which are then measured in float64.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from simsearch.common.lazy import LazyModule
+from simsearch.search.faiss_files import OneThread, faiss_header
+from simsearch.search.ranking import TINY, relative_rounding
+
+if TYPE_CHECKING:
+    import faiss
+    from numpy.typing import NDArray
+else:
+    faiss = LazyModule("faiss")
+
+ROWS = 256
+"""Rows that the memory holds: 2 MiB at D = 4096, which stay in a core's cache."""
+
+
+SPARE = 8
+"""Rows listed beyond the k-th, before all of equal distance are."""
+
+
+class Near(NamedTuple):
+    """Rows of a buffer that may be among the k nearest.
+
+    squared, places: (m,) their squared distances in float32, ascending, and their places in the buffer.
+    best: the k-th squared distance in float32, of these and others; inf if there are fewer.
+    """
+
+    squared: NDArray[np.float32]
+    places: NDArray[np.int64]
+    best: float
+
+
+class RowBuffer:
+    """Holds up to `ROWS` rows. For one thread at a time.
+
+    features: (ROWS, D) float16, to read rows into.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        header = faiss_header(dimension, ROWS)
+        start = -len(header) % 64  # so that the rows are aligned
+        self._memory = np.empty(start + len(header) + 2 * ROWS * dimension, np.uint8)
+        self._memory[start : start + len(header)] = np.frombuffer(header, np.uint8)
+        view = self._memory[start:]
+        self.features: NDArray[np.float16] = view[len(header) :].view(np.float16).reshape(ROWS, dimension)
+        self._index = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(view), view.size))
+        self._rounding = relative_rounding(dimension)
+
+    def near(self, query: NDArray[np.float32], count: int, k: int, others: NDArray[np.float32] | None = None) -> Near:
+        """Returns those of the first `count` rows that may be among the k nearest of them and of others.
+
+        query: (1, D). others: squared distances in float32 of rows that are not here. Rows whose distances overflow or
+        are not numbers are left out.
+        """
+        self._index.ntotal = count
+        width = min(k + SPARE, count)
+        while True:
+            with OneThread():
+                found, every = self._index.search(query, width)
+            listed = every[0] >= 0
+            squared, places = found[0][listed], every[0][listed]
+            both = squared if others is None else np.concatenate([others, squared])
+            best = float(np.partition(both, k - 1)[k - 1]) if len(both) >= k else np.inf
+            reach = within_rounding(best, self._rounding)
+            if width == count or not listed.all() or squared[-1] > reach:
+                break
+            width = min(4 * width, count)  # there are rows of equal distances
+        kept = squared <= reach
+        return Near(squared[kept], places[kept], best)
+
+
+def within_rounding(best: float, rounding: float) -> float:
+    """Returns the largest squared distance in float32 of a row that may be as near as one of squared distance `best`.
+
+    rounding: from `relative_rounding`.
+    """
+    return best * (1 + 4 * rounding) + TINY
+
+
+class RowBuffers(threading.local):
+    """Gives each thread a buffer for rows of D dimensions."""
+
+    def __init__(self, dimension: int) -> None:
+        self._dimension = dimension
+        self._buffer: RowBuffer | None = None
+
+    def get(self) -> RowBuffer:
+        self._buffer = self._buffer or RowBuffer(self._dimension)
+        return self._buffer
