@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from simsearch import api
+from simsearch.cli import following
 from simsearch.cli.console import echo, format_counts, note, pluralize
 from simsearch.cli.maintain import tune_index
 from simsearch.cli.options import (
@@ -50,6 +51,7 @@ from simsearch.indexing import options as indexing_options
 )
 @click.option("--on", metavar="ray[://HOST:PORT]", help="Compute on the machines of a Ray cluster.")
 @click.option("--push", "address", metavar="ADDRESS", help="Then copy the index to Milvus, as `push ADDRESS` does.")
+@click.option("--watch", is_flag=True, help="Then follow the sources, and index what changes, until interrupted.")
 @root_option
 @new_index_option
 @source_options
@@ -62,6 +64,7 @@ def build_command(
     recall: float | None,
     on: str | None,
     address: str | None,
+    watch: bool,
     roots: tuple[tuple[str, str], ...],
     index_path: str,
     device: str,
@@ -75,6 +78,8 @@ def build_command(
     images; moved ones are recognised by their content, and missing ones are removed from the index. Without SOURCE,
     all sources of the index are updated. An interrupted build continues where it stopped.
     """
+    if watch:
+        _check_watch(dry_run, on, address)
     if address is not None:
         parse_address(address)
     extractor = ray.on_ray(on, device=device, threads=options["workers"], say=note) if on is not None else None
@@ -93,6 +98,16 @@ def build_command(
             tune_index(engine.index, recall, None, index_path)
         if address is not None:
             push_index(engine.index, address, form=form)
+        if watch:
+            following.follow_index(engine, options, prune=not no_prune)
+
+
+def _check_watch(dry_run: bool, on: str | None, address: str | None) -> None:
+    """Raises UsageError for options that `--watch` excludes, and MissingExtraError."""
+    for name, given in {"--dry-run": dry_run, "--on": on is not None, "--push": address is not None}.items():
+        if given:
+            raise UsageError(f"--watch and {name} exclude each other")
+    following.check_available()
 
 
 @click.command("add")
