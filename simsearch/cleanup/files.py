@@ -184,11 +184,15 @@ def make_folders(path: str) -> list[str]:
     for folder in reversed(missing):
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
-        sync_folder(os.path.dirname(folder))
+        sync_folders(folder)
     return missing
 
 
 def sync_folders(*paths: str) -> None:
-    """Syncs the folders of files to disk. Raises OSError."""
+    """Syncs the folders of files to disk, where their file systems can. Raises OSError."""
     for folder in dict.fromkeys(os.path.dirname(path) for path in paths):
-        sync_folder(folder)
+        try:
+            sync_folder(folder)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+                raise

@@ -19,7 +19,7 @@ from simsearch.common.progress import Progress, no_progress
 
 @dataclass
 class Restored:
-    """The outcome of a `restore`. files: put back; untouched: at their places already; problems: (path, reason) of the rest."""
+    """The outcome of `restore`. files: put back; untouched: already in place; problems: (path, reason) of others."""
 
     files: int = 0
     untouched: int = 0
@@ -60,15 +60,14 @@ def _move_back(record: Record, journal: Path) -> bool:
             raise UnusableError("another file is at its place" + (f"; the picture is {where}" if where else ""))
         twin = State.at(entry.to) == State.at(entry.path)  # both names of a rename in two steps
         mine = twin or ((record.done or record.returning or aside) and _has(entry.to, entry))
-        for place in [entry.to] * mine + [entry.aside] * aside:
-            os.unlink(place)
-        return bool(mine or aside)
+        deleted = [_unlink_copy(place, entry.path) for place in [entry.to] * mine + [entry.aside] * aside]
+        return any(deleted)
     make_folders(os.path.dirname(entry.path))
     if aside:
         rename_new(entry.aside, entry.path)
         sync_folders(entry.path)
         if not os.path.lexists(entry.partial) and _has(entry.to, entry):
-            os.unlink(entry.to)
+            _unlink_copy(entry.to, entry.path)
         return True
     if not _has(entry.to, entry):
         raise UnusableError(f"{entry.to} is gone" if not os.path.lexists(entry.to) else f"{entry.to} has changed")
@@ -129,6 +128,15 @@ def _has(path: str, entry: Entry) -> bool:
         return read_state(path)[0].hex() == entry.sha256
     except UnusableError:
         return False
+
+
+def _unlink_copy(copy: str, path: str) -> bool:
+    """Deletes a copy of a file, unless both are one name, which two mounts of one folder may give; True if deleted."""
+    one, other = os.lstat(copy), os.lstat(path)
+    if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino) and one.st_nlink < 2:
+        return False
+    os.unlink(copy)
+    return True
 
 
 def _discard(path: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from simsearch import api
-from simsearch.cli import completion
+from simsearch.cli import completion, following
 from simsearch.cli.console import echo, echo_ready, format_counts, note, pluralize, show_path
 from simsearch.cli.maintain import tune_command
 from simsearch.cli.options import (
@@ -55,6 +55,7 @@ from simsearch.indexing import options as indexing_options
 )
 @click.option("--on", metavar="ray[://HOST:PORT]", help="Compute on the machines of a Ray cluster.")
 @click.option("--push", "address", metavar="ADDRESS", help="Then copy the index to Milvus, as `push ADDRESS` does.")
+@click.option("--watch", is_flag=True, help="Then follow the sources, and index what changes, until interrupted.")
 @root_option
 @new_index_option
 @source_options
@@ -70,6 +71,7 @@ def build_command(
     recall: float | None,
     on: str | None,
     address: str | None,
+    watch: bool,
     roots: tuple[tuple[str, str], ...],
     index_path: str,
     device: str,
@@ -83,6 +85,8 @@ def build_command(
     images; moved ones are recognised by their content, and missing ones are removed from the index. Without SOURCE,
     all sources of the index are updated. An interrupted build continues where it stopped.
     """
+    if watch:
+        _check_watch(dry_run, on, address)
     if address is not None:
         parse_address(address)
     extractor = ray.on_ray(on, device=device, threads=options["workers"], say=note) if on is not None else None
@@ -95,12 +99,24 @@ def build_command(
         engine, summary = api.build_with_summary(
             source, index_path, model, device=device, options=chosen, roots=dict(roots), features=features
         )
-    engine.close()
     _print_summary(summary, index_path, form)
+    if not watch:
+        engine.close()
     if recall is not None:
         context.invoke(tune_command, recall=recall, form=form, index_path=index_path)
     if address is not None:
         context.invoke(push_command, address=address, form=form, index_path=index_path)
+    if watch:
+        with engine:
+            following.follow_index(engine, options, prune=not no_prune)
+
+
+def _check_watch(dry_run: bool, on: str | None, address: str | None) -> None:
+    """Raises UsageError for options that `--watch` excludes, and MissingExtraError."""
+    for name, given in {"--dry-run": dry_run, "--on": on is not None, "--push": address is not None}.items():
+        if given:
+            raise UsageError(f"--watch and {name} exclude each other")
+    following.check_available()
 
 
 @click.command("add")

@@ -203,8 +203,15 @@ def _act(plan: Plan, yes: bool, journal: Path | None, index_path: str) -> None:
         files = pluralize(plan.count, "file")
         note(f"{files} ({size}) would be {doing}; nothing was changed, --yes does it")
         return
-    with show_progress("cleaning up") as progress:
-        report = run.carry_out(plan, index_path, journal, progress)
+    log = (journal or run.journal_path()).absolute()
+    existed = log.exists()
+    try:
+        with show_progress("cleaning up") as progress:
+            report = run.carry_out(plan, index_path, log, progress)
+    except BaseException:
+        if log.exists() and not existed:
+            note(f"simsearch restore {log} takes back what was done")
+        raise
     echo(f"{pluralize(report.files, 'file')} ({text.format_size(report.bytes)}) {doing}", err=True)
     if report.files:
         note(f"simsearch restore {report.journal} takes it back; simsearch build brings the index in step")

@@ -28,6 +28,7 @@ COMMANDS = {
         "simsearch.cli.serve",
         'Prints a shell script for completion: eval "$(simsearch completion bash)".',
     ),
+    "curate": ("simsearch.cli.curate", "Finds what is wrong in a data set, and what represents it."),
     "demo": (
         "simsearch.cli.serve",
         "Shows the web page with drawn sample pictures; everything is deleted at the end.",

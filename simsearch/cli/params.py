@@ -106,6 +106,22 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]
         return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+class NameLabel(click.ParamType):  # type: ignore[type-arg]
+    """NAME=LABEL as a name of items and their label, split at the last equals sign: names may have some."""
+
+    name = "name=label"
+
+    def convert(
+        self, value: str | tuple[str, str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, label = value.rpartition("=")
+        if not equals or not name or not label:
+            raise UsageError(f"{_option(param)}{value!r} is not NAME=LABEL", hint="a path, id:N or glob, and its label")
+        return name, label
+
+
 class KeyValue(click.ParamType):  # type: ignore[type-arg]
     """KEY=N as a key and an integer, or a key and a text where N is not one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from simsearch import api
-from simsearch.cli import completion
+from simsearch.cli import completion, following
 from simsearch.cli.console import echo_data, note, warn_if_incomplete
 from simsearch.cli.options import Command, default_index, device_option, version_option
 from simsearch.cli.progress import show_progress
@@ -67,6 +68,7 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
 )
 @click.option("--insecure", is_flag=True, help="Allow other machines without a key.")
 @click.option("--writable", is_flag=True, help="Allow adding and removing items.")
+@click.option("--watch", is_flag=True, help="Follow the indexes' sources, and index what changes, while serving.")
 @click.option("--allow-urls", is_flag=True, help="Allow searches by http(s) URL; public addresses only.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Site whose pages may call the service; repeatable.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Also accept this Host header; repeatable.")
@@ -102,6 +104,7 @@ def serve_command(
     max_body: int,
     max_pixels: int,
     memory: int | None,
+    watch: bool,
     device: str,
     **options: Any,
 ) -> None:
@@ -119,7 +122,8 @@ def serve_command(
     app = create_app(
         engines, api_keys=keys, hosts=hosts, max_body=max_body << 20, max_pixels=max_pixels * 1_000_000, **options
     )
-    run.run(app, host, port, say=lambda url: note(f"serving {', '.join(engines)} at {url}"))
+    with following.following(engines) if watch else contextlib.nullcontext():
+        run.run(app, host, port, say=lambda url: note(f"serving {', '.join(engines)} at {url}"))
 
 
 def _open_indexes(arguments: tuple[str, ...], device: str, writable: bool) -> dict[str, Engine]:

@@ -37,6 +37,7 @@ class BuildOptions:
     exclude: patterns of images to leave out, as in a .gitignore; see `exclude.Exclusion`.
     labels: "auto" uses folder names as labels if every image is in a folder, "folder" for those that are, "none" never.
     prune: remove items whose image is gone.
+    keep_gone: leave sources that do not exist alone, with their items: an unmounted disk, while a folder is followed.
     dry_run: only count the differences.
     allow_outside: accept files outside a manifest's folder, and show those that links lead to.
     batch_size, workers: None chooses for the machine.
@@ -48,6 +49,7 @@ class BuildOptions:
     exclude: tuple[str, ...] = ()
     labels: Literal["auto", "folder", "none"] = "auto"
     prune: bool = True
+    keep_gone: bool = False
     dry_run: bool = False
     allow_outside: bool = False
     batch_size: int | None = None

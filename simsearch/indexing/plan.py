@@ -72,7 +72,8 @@ def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptio
         known = [(row, index.root_of(row)) for row in reader.sources()]
 
         def is_relevant(row: SourceRow, root: str) -> bool:
-            return row.kind == "dataset" or os.path.exists(root) or reader.has_items(row.id)
+            exists = row.kind == "dataset" or os.path.exists(root)
+            return exists or (not options.keep_gone and reader.has_items(row.id))
 
         pairs = (
             _assign_sources(found, known, options)

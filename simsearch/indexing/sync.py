@@ -116,7 +116,8 @@ class _SyncRun:
             if not self.committing:  # if a commit was interrupted, its outcome is unknown
                 self._commit()
             meta_update.refresh_meta(self.index, measure=done, engine=self.model.engine)
-        _forget_gone_sources(self.index)
+        if not self.options.keep_gone:
+            _forget_gone_sources(self.index)
         self.summary.items = len(self.index)
         sketches.update(self.index, learn=self.options.prune or self.summary.computed >= COMMIT_IMAGES)
 

@@ -255,3 +255,17 @@ def test_torn_journal(do: Callable[..., Path], task: Task, tmp_path: Path) -> No
         file.write(b'{"n": 2, "do')
     assert restore.restore(log).files == 1
     assert everything(tmp_path) == BEFORE
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_folders_that_cannot_be_synced(
+    do: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """Some network file systems sync files, but not folders."""
+
+    def refuse(path: str, folder: int | None = None) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+
+    monkeypatch.setattr(files, "sync_folder", refuse)
+    assert restore.restore(do(action)).files == 1
+    assert everything(tmp_path) == BEFORE

@@ -42,6 +42,31 @@ def test_copied_back_by_hand(task: Task, tmp_path: Path) -> None:
     assert restore(log).files == 1 and not Path(task.target).exists()
 
 
+def test_both_names_after_half_a_rename(task: Task, tmp_path: Path) -> None:
+    """Where the system has no rename that replaces nothing, a kill may leave both names of the file."""
+    log = done(task, "move", tmp_path)
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
+    os.link(task.target, task.path)
+    assert restore(log).files == 1
+    assert not Path(task.target).exists() and os.stat(task.path).st_nlink == 1
+
+
+def test_one_name_seen_twice(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If two mounts show one folder, the file at its place and the moved one may be the same name."""
+    log = done(task, "move", tmp_path)
+    os.rename(task.target, task.path)
+    real = os.lstat
+    alias = lambda path: task.path if path == task.target else path  # noqa: E731
+    monkeypatch.setattr(os, "lstat", lambda path, **named: real(alias(path), **named))
+    monkeypatch.setattr(os.path, "lexists", lambda path: os.path.exists(alias(path)))
+    opened = os.open
+    monkeypatch.setattr(os, "open", lambda path, *flags, **named: opened(alias(path), *flags, **named))
+    unlink = os.unlink
+    monkeypatch.setattr(os, "unlink", lambda path, **named: unlink(alias(path), **named))
+    restore(log)
+    assert Path(task.path).read_bytes() == b"picture"
+
+
 def test_folder_that_is_gone(task: Task, tmp_path: Path) -> None:
     log = done(task, "move", tmp_path)
     shutil.rmtree(tmp_path / "in")

@@ -123,6 +123,15 @@ def test_files_that_could_not_be_moved(copied, run, tmp_path, monkeypatch):
     assert failed.code == 2 and "left alone: 1 file" in failed.err and "No space left" in failed.err
 
 
+def test_interrupted_run_names_its_journal(copied, run, monkeypatch):
+    def act(task, do, journal):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cleaning, "act", act)
+    stopped = run("duplicates", "--max-distance", "0", "--move-to", "out", "--yes", "--journal", "j")
+    assert stopped.code == 130 and "/j takes back what was done" in stopped.err
+
+
 def test_restore_of_what_is_no_journal(run, tmp_path):
     assert run("restore", tmp_path / "none").code == 2
     (tmp_path / "text").write_text("hello\n")

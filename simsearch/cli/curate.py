@@ -1,0 +1,310 @@
+"""The commands that judge a data set: `curate outliers`, `labels`, `leaks`, `diverse` and `tags`."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from simsearch import api
+from simsearch.cli import completion
+from simsearch.cli.console import NO_MATCH, check_folder_exists, echo, echo_data, note, pluralize, warn_if_incomplete
+from simsearch.cli.options import device_option, html_option, index_option, version_option
+from simsearch.cli.params import NameLabel
+from simsearch.cli.progress import show_progress
+from simsearch.common.progress import Progress
+from simsearch.curation import diverse, labels, leaks, outliers, tags
+from simsearch.curation.graph import Finding
+from simsearch.engine import Engine
+from simsearch.errors import UsageError
+from simsearch.reports import text
+from simsearch.reports.html import save_html
+from simsearch.reports.tiles import ResultRow, Tile
+from simsearch.search import duplicates as near
+from simsearch.storage.compatible import check_same_features
+
+_count_option = click.option(
+    "-n", "--count", type=click.IntRange(1), metavar="N", help="Largest number of images.  [default: all]"
+)
+
+
+def _neighbours_option(default: int) -> Callable[[Any], Any]:
+    return click.option(
+        "-k",
+        "--neighbours",
+        type=click.IntRange(1, 1000),
+        default=default,
+        show_default=True,
+        metavar="K",
+        help="Number of nearest neighbours to judge by.",
+    )
+
+
+def _shared_options(command: Any) -> Any:
+    """Adds the options that all these commands have."""
+    decorators = (
+        click.option(
+            "--format",
+            "form",
+            type=click.Choice(text.FORMATS),
+            default="table",
+            show_default=True,
+            help="Output format.",
+        ),
+        html_option,
+        device_option,
+        index_option,
+        version_option,
+    )
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
+
+
+@click.group("curate")
+@version_option
+def curate_command() -> None:
+    """Finds what is wrong in a data set, and what represents it.
+
+    All of it is judged by the exact nearest neighbours in an index; nothing is changed. Exits 1 if nothing is found.
+    """
+
+
+@curate_command.command("outliers")
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Number of images.",
+)
+@_neighbours_option(outliers.NEIGHBOURS)
+@_shared_options
+def outliers_command(
+    count: int, neighbours: int, form: str, html_file: Path | None, device: str, index_path: str
+) -> None:
+    """Lists the images that are least like all others.
+
+    The score compares the distance to the nearest neighbours with these neighbours' own: about 1 is usual.
+    """
+
+    def find(engine: Engine, progress: Progress) -> list[Finding]:
+        return outliers.outliers(engine.snapshots, count, neighbours, progress)
+
+    _run(find, "Outliers", form, html_file, device, index_path)
+
+
+@curate_command.command("labels")
+@_count_option
+@_neighbours_option(labels.NEIGHBOURS)
+@_shared_options
+def labels_command(
+    count: int | None, neighbours: int, form: str, html_file: Path | None, device: str, index_path: str
+) -> None:
+    """Lists the images whose label their neighbours contradict, the clearest first, with a better one."""
+
+    def find(engine: Engine, progress: Progress) -> list[Finding]:
+        return labels.suspicious_labels(engine.snapshots, count, neighbours, progress)
+
+    _run(find, "Suspicious labels", form, html_file, device, index_path)
+
+
+@curate_command.command("leaks")
+@click.option(
+    "--against",
+    required=True,
+    metavar="INDEX|FOLDER",
+    help="Where the images must not be too: the training set.",
+    shell_complete=completion.files,
+)
+@click.option(
+    "--max-distance",
+    type=click.FloatRange(0),
+    metavar="D",
+    help="Largest distance of near-identical images.  [default: measured on changed copies]",
+)
+@_shared_options
+def leaks_command(
+    against: str, max_distance: float | None, form: str, html_file: Path | None, device: str, index_path: str
+) -> None:
+    """Lists the images that are also in another index, or nearly so: of the training set in the test set.
+
+    Each image is searched for exactly, so none within the limit is missed.
+    """
+    if not against:
+        raise UsageError("--against '' names no index and no folder")
+
+    def find(engine: Engine, progress: Progress) -> list[Finding]:
+        with api.comparable(against, engine) as other:
+            check_same_features(engine.opened_index, other.opened_index)
+            limit = max_distance
+            if limit is None:
+                limit = near.copy_threshold(engine.opened_index, engine.model).distance
+            found = leaks.leaks(engine.snapshots, other.snapshots, limit, progress)
+            note(f"{len(found):,} of {pluralize(len(engine), 'item')} within {limit:.4g} of one of {against}")
+            if html_file:
+                _write_report(engine, found, "Leaks", html_file)
+            return found
+
+    _run(find, "", form, html_file, device, index_path)
+
+
+@curate_command.command("diverse")
+@click.option("-n", "--count", type=click.IntRange(1), required=True, metavar="N", help="Number of images.")
+@_shared_options
+def diverse_command(count: int, form: str, html_file: Path | None, device: str, index_path: str) -> None:
+    """Chooses N images that cover all others.
+
+    Each next one is the farthest from those before. Every image lies within the last radius of a chosen one, which is
+    at most twice the smallest that N images can reach.
+    """
+
+    def find(engine: Engine, progress: Progress) -> list[Finding]:
+        return diverse.diverse(engine.snapshots, count, progress)
+
+    _run(find, "Diverse pictures", form, html_file, device, index_path)
+
+
+@curate_command.command("tags")
+@click.option(
+    "--tag",
+    "seeds",
+    multiple=True,
+    type=NameLabel(),
+    metavar="NAME=LABEL",
+    help="Label of an image (path, id:N or glob) to spread, in place of the index's; repeatable.",
+)
+@_count_option
+@_neighbours_option(tags.NEIGHBOURS)
+@_shared_options
+def tags_command(
+    seeds: tuple[tuple[str, str], ...],
+    count: int | None,
+    neighbours: int,
+    form: str,
+    html_file: Path | None,
+    device: str,
+    index_path: str,
+) -> None:
+    """Spreads the labels of a few images to the others, the surest first."""
+
+    def find(engine: Engine, progress: Progress) -> list[Finding]:
+        chosen = {item.id: label for name, label in seeds for item in engine.find(name)}
+        return tags.spread_labels(engine.snapshots, chosen, neighbours, progress)[:count]
+
+    _run(find, "Labels", form, html_file, device, index_path)
+
+
+def _run(
+    find: Callable[[Engine, Progress], list[Finding]],
+    title: str,
+    form: str,
+    html_file: Path | None,
+    device: str,
+    index_path: str,
+) -> None:
+    """Opens the index, finds, prints, and writes the report. title: of the report; empty if `find` writes it."""
+    check_folder_exists(html_file)
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(warn_if_incomplete(api.open(index_path, device=device)))
+        with show_progress("comparing") as progress:
+            found = find(engine, progress)
+        if html_file and title:
+            _write_report(engine, found, title, html_file)
+    _print(found, form)
+    if not found:
+        raise click.exceptions.Exit(NO_MATCH)
+
+
+def _print(found: Sequence[Finding], form: str) -> None:
+    if form == "json":
+        echo(json.dumps([_entry(finding) for finding in found], indent=1))
+    elif form == "jsonl":
+        for finding in found:
+            echo(json.dumps(_entry(finding)))
+    elif form == "csv":
+        echo_data(_csv(found), nl=False)
+    elif form == "paths":
+        for finding in found:
+            echo_data(finding.member.path)
+    elif found:
+        numbers = len(found[0].facts.keys() - {"label"}) + 1
+        echo("\n".join(text.table([_headings(found[0]), *map(_row, found)], right=numbers)))
+
+
+def _entry(finding: Finding) -> dict[str, Any]:
+    member = finding.member
+    values = {"id": member.item.id, "path": member.path, "label": member.item.label, **finding.facts}
+    if finding.evidence:
+        values["neighbours"] = [
+            {
+                "id": other.item.id if other.own else None,
+                "path": other.path,
+                "label": other.item.label,
+                "distance": other.distance,
+            }
+            for other in finding.evidence
+        ]
+    return values
+
+
+def _csv(found: Sequence[Finding]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for number, finding in enumerate(found):
+        values = {name: value for name, value in _entry(finding).items() if name != "neighbours"}
+        if finding.evidence:
+            values["nearest"] = finding.evidence[0].path
+        if not number:
+            writer.writerow(values)
+        writer.writerow(text.csv_cell(value) if isinstance(value, str) else value for value in values.values())
+    return out.getvalue()
+
+
+def _headings(finding: Finding) -> list[str]:
+    nearest = ["nearest"] if finding.evidence else []
+    return [*(name.replace("_", " ") for name in finding.facts if name != "label"), "id", "label", "path", *nearest]
+
+
+def _row(finding: Finding) -> list[str]:
+    member = finding.member
+    facts = [_cell(value) for name, value in finding.facts.items() if name != "label"]
+    label = finding.facts.get("label", member.item.label) or "-"
+    nearest = [finding.evidence[0].path] if finding.evidence else []
+    return [*facts, str(member.item.id), label, member.path, *nearest]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return text.format_distance(value) if isinstance(value, float) else str(value)
+
+
+def _write_report(engine: Engine, found: Sequence[Finding], title: str, file: Path) -> None:
+    def tile(member: near.Member, details: str = "", distance: float | None = None) -> Tile:
+        number = member.item.id if member.own else None
+        return Tile(near.thumbnail(member), member.path, member.item.label, number, distance, details=details)
+
+    def subject(finding: Finding) -> Tile:
+        facts = ", ".join(f"{name.replace('_', ' ')} {_cell(value)}" for name, value in finding.facts.items())
+        return tile(finding.member, facts)
+
+    facts = {"index": str(engine.path), "model": engine.meta.model}
+    if any(finding.evidence for finding in found):
+        rows = [
+            ResultRow(subject(finding), [tile(other, "", other.distance) for other in finding.evidence])
+            for finding in found
+        ]
+        save_html(rows, file, title, facts)
+    else:
+        group = [subject(finding) for finding in found]
+        save_html([ResultRow(group[0], group[1:])] if group else [], file, title, facts, groups=True)
+    note(f"wrote {file}")

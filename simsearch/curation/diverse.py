@@ -1,0 +1,59 @@
+"""A few items that cover all: the greedy choice of k centres (Gonzalez 1985).
+
+Each next item is the one farthest from all chosen ones. The radius, the largest distance of any item to the nearest
+chosen one, is then at most twice that of the best choice of as many items; no method of polynomial time can promise
+less than twice, unless P = NP. The choice of N items begins with that of N - 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simsearch.common.distances import squared_norms
+from simsearch.common.progress import Progress, no_progress
+from simsearch.curation.graph import Collection, Finding
+from simsearch.errors import UsageError
+from simsearch.storage.protocols import Searchable
+
+BLOCK = 2048
+"""Rows that are read and measured at once."""
+
+
+def diverse(snapshots: Searchable, count: int, progress: Progress = no_progress) -> list[Finding]:
+    """Returns `count` items in the order of their choice, or fewer if fewer items differ; the first is the central one.
+
+    Facts: radius, the largest distance of an item of the index to the nearest one chosen so far. Raises UsageError.
+    """
+    if count < 1:
+        raise UsageError(f"the number of items to choose is {count}", hint="1 or more")
+    with snapshots.reading() as reader:
+        collection = Collection.read(snapshots, reader)
+        n = len(collection.items)
+        count = min(count, n)
+        spans = [(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
+        blocks = (collection.features(*span).astype(np.float64).sum(0) for span in spans)
+        point = np.sum(list(blocks), axis=0) / n  # the first item is the one nearest to the mean
+        nearest = np.full(n, np.inf)
+        chosen: list[int] = []
+        radii: list[float] = []
+        while len(chosen) < count:
+            place = int(_distances(collection, spans, point).argmin()) if not chosen else int(nearest.argmax())
+            if chosen and nearest[place] == 0:  # all others are copies
+                break
+            chosen.append(place)
+            point = collection.features(place, place + 1)[0].astype(np.float64)
+            nearest = np.minimum(nearest, _distances(collection, spans, point))
+            nearest[place] = 0
+            radii.append(float(nearest.max()))
+            progress(len(chosen), count)
+        return [
+            Finding(collection.member(place), {"radius": radius}) for place, radius in zip(chosen, radii, strict=True)
+        ]
+
+
+def _distances(
+    collection: Collection, spans: list[tuple[int, int]], point: np.ndarray[tuple[int], np.dtype[np.float64]]
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Returns the distances of all items to a point of D dimensions: (n,)."""
+    parts = [np.sqrt(squared_norms(collection.features(*span) - point.astype(np.float32))) for span in spans]
+    return np.concatenate(parts).astype(np.float64)

@@ -1,0 +1,115 @@
+"""The exact nearest neighbours of all items of an index, which most of this package judges by.
+
+Letters: n items in the order of their ids, k neighbours, D dimension.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.common.progress import Progress, no_progress
+from simsearch.errors import UsageError
+from simsearch.search.duplicates import Member
+from simsearch.storage.protocols import ItemReader, Searchable, SearchSnapshot
+from simsearch.storage.reader import Item
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BLOCK = 256
+"""Items that are searched for at once."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An item that was found, what was found about it, and the items that show it, nearest first."""
+
+    member: Member
+    facts: Mapping[str, Any]
+    evidence: Sequence[Member] = field(default=())
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All items of a snapshot of an index. items: by id; rows: (n,) their rows of features."""
+
+    snapshot: SearchSnapshot
+    items: Sequence[Item]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def read(cls, snapshots: Searchable, reader: ItemReader) -> Collection:
+        """Reads all items. Raises UsageError if there are none."""
+        items = list(reader.items())
+        if not items:
+            raise UsageError("the index has no items", hint="simsearch build SOURCE")
+        return cls(snapshots.current(reader), items, np.array([item.row for item in items], np.int64))
+
+    def member(self, place: int, distance: float = 0.0, own: bool = True) -> Member:
+        """Returns the item at a place. distance: to the one that it is shown beside; own: see `Member`."""
+        item = self.items[place]
+        source = self.snapshot.sources[item.source]
+        return Member(item, source.display(item.path), distance, source, own)
+
+    def features(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Reads the features of the items from one place to another: (stop - start, D)."""
+        return self.snapshot.flat.read(self.rows[start:stop]).astype(np.float32)
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, without: Sequence[int] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Returns the places of the k items nearest to each of (nq, D) queries and their distances, both (nq, k).
+
+        without: for each query the place to leave out. Missing neighbours are -1 at an infinite distance. Of equally
+        near ones the lower id comes first.
+        """
+        order = np.argsort(self.rows)
+        found = self.snapshot.flat.search(queries, k + (without is not None), self.rows[order])
+        places, distances = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.inf)
+        for number, near in enumerate(found):
+            at = order[np.searchsorted(self.rows[order], near.rows)]
+            keep = at != without[number] if without is not None else np.ones(len(at), bool)
+            at, away = at[keep], near.distances[keep]
+            nearest = np.lexsort((at, away))[:k]
+            places[number, : len(nearest)], distances[number, : len(nearest)] = at[nearest], away[nearest]
+        return places, distances
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The k nearest other items of each item. places, distances: (n, k); missing ones are -1 and infinite."""
+
+    collection: Collection
+    places: NDArray[np.int64]
+    distances: NDArray[np.float64]
+
+    def evidence(self, place: int, count: int) -> list[Member]:
+        """Returns the nearest neighbours of an item."""
+        near = zip(self.places[place, :count].tolist(), self.distances[place, :count].tolist(), strict=True)
+        return [self.collection.member(other, distance) for other, distance in near if other >= 0]
+
+
+@contextlib.contextmanager
+def neighbour_graph(snapshots: Searchable, k: int, progress: Progress = no_progress) -> Iterator[Graph]:
+    """Searches for the k nearest other items of each item, exactly. Raises UsageError for an empty index.
+
+    progress: called with the number of items searched for, and of all.
+    """
+    if k < 1:
+        raise UsageError(f"the number of neighbours is {k}", hint="1 or more")
+    with snapshots.reading() as reader:
+        collection = Collection.read(snapshots, reader)
+        n = len(collection.items)
+        k = min(k, max(1, n - 1))
+        places, distances = np.empty((n, k), np.int64), np.empty((n, k))
+        for start in range(0, n, BLOCK):
+            stop = min(start + BLOCK, n)
+            queries = collection.features(start, stop)
+            places[start:stop], distances[start:stop] = collection.search(queries, k, range(start, stop))
+            progress(stop, n)
+        yield Graph(collection, places, distances)

@@ -1,0 +1,146 @@
+"""Follows the sources of an index: whatever changes there is indexed a moment later, in one process.
+
+The system reports changes (extra `[watch]`); then the ordinary `sync` compares the whole sources with the index, so
+that nothing depends on the order or the completeness of the reports. A file that is still being written is read as it
+is and again when it has changed. A folder that vanishes keeps its items until it is back.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from simsearch.errors import IndexReplacedError, MissingExtraError, SimsearchError, UsageError
+from simsearch.indexing.options import Summary
+
+if TYPE_CHECKING:
+    from simsearch.storage.index import Index
+
+TICK = 1000
+"""Milliseconds between two looks for folders that have vanished or come back, and for changed archives and tables."""
+
+QUIET, LONGEST = 200, 3000
+"""Milliseconds without a change until a series of changes is indexed, and how long to wait for that at most."""
+
+Identity = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The sources of an index. folders: that exist, with device and inode; files: archives and tables, with theirs,
+    size and mtime; gone: the rest."""
+
+    folders: Mapping[str, Identity]
+    files: Mapping[str, Identity]
+    gone: frozenset[str]
+
+    @classmethod
+    def of(cls, index: Index) -> _Places:
+        folders: dict[str, Identity] = {}
+        files: dict[str, Identity] = {}
+        gone = set()
+        with index.reading() as reader:
+            rows = [(row.kind, index.root_of(row)) for row in reader.sources() if row.kind != "dataset"]
+        for kind, root in rows:
+            try:
+                facts = os.stat(root)
+            except OSError:
+                gone.add(root)
+                continue
+            if kind == "folder":
+                folders[os.path.realpath(root)] = facts.st_dev, facts.st_ino
+            else:
+                files[root] = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+        return cls(folders, files, frozenset(gone))
+
+
+def follow(
+    index: Index, update: Callable[[], Summary], say: Callable[[Summary | str], None], stop: threading.Event
+) -> None:
+    """Updates an index whenever its sources change, until `stop` is set. Begins with an update.
+
+    update: brings the index in step, with `BuildOptions.keep_gone`. say: gets the summary of an update that has changed
+    anything, and a sentence once for each new problem. Raises MissingExtraError, UsageError if the system cannot watch
+    as many folders, and IndexReplacedError.
+    """
+    watch = check_available()
+    problem = ""
+
+    def try_update() -> bool:
+        """Updates; returns False if it has to be tried again."""
+        nonlocal problem
+        try:
+            summary = update()
+        except IndexReplacedError:
+            raise
+        except SimsearchError as error:
+            if str(error) != problem:
+                problem = str(error)
+                say(problem)
+            return False
+        problem = ""
+        if summary.added or summary.updated or summary.moved or summary.removed or summary.failed:
+            say(summary)
+        return True
+
+    gone: frozenset[str] = frozenset()
+    while not stop.is_set():
+        places = _Places.of(index)
+        for root in sorted(places.gone - gone):
+            say(f"{root} is gone; its items stay until it is back")
+        gone = places.gone
+        due = True  # whatever has happened before the watch began
+        for changed in _reports(watch, index, places, stop):
+            if changed or due:
+                due = not try_update()
+            if _Places.of(index) != places:
+                break
+
+
+def check_available() -> Callable[..., Any]:
+    """Returns `watchfiles.watch`. Raises MissingExtraError."""
+    try:
+        found: Callable[..., Any] = importlib.import_module("watchfiles").watch
+    except ImportError as error:
+        raise MissingExtraError("--watch", "watch") from error
+    return found
+
+
+def _reports(watch: Callable[..., Any], index: Index, places: _Places, stop: threading.Event) -> Any:
+    """Yields True after changes in the folders, and False every TICK without."""
+    if not places.folders:
+        while not stop.wait(TICK / 1000):
+            yield False
+        return
+    own = os.path.realpath(index.path)
+
+    def matters(change: object, path: str) -> bool:
+        if path == own or path.startswith(own + os.sep):
+            return False
+        folder = max((f for f in places.folders if path.startswith(f.rstrip(os.sep) + os.sep)), key=len, default="")
+        return not any(part.startswith(".") for part in os.path.relpath(path, folder or os.sep).split(os.sep))
+
+    try:
+        for changes in watch(
+            *places.folders,
+            watch_filter=matters,
+            debounce=LONGEST,
+            step=QUIET,
+            rust_timeout=TICK,
+            yield_on_timeout=True,
+            stop_event=stop,
+            raise_interrupt=True,
+            ignore_permission_denied=True,
+        ):
+            yield bool(changes)
+    except FileNotFoundError:  # a folder vanished meanwhile
+        stop.wait(TICK / 1000)
+    except OSError as error:
+        raise UsageError(
+            f"the folders cannot be watched: {error.strerror or error}",
+            hint="on Linux, raise fs.inotify.max_user_watches",
+        ) from error
