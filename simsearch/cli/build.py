@@ -13,7 +13,6 @@ import click
 from simsearch import api
 from simsearch.cli import completion, following
 from simsearch.cli.console import echo, echo_ready, format_counts, note, pluralize, show_path
-from simsearch.cli.maintain import tune_command
 from simsearch.cli.options import (
     DEFAULT_INDEX,
     index_option,
@@ -24,7 +23,6 @@ from simsearch.cli.options import (
     version_option,
 )
 from simsearch.cli.progress import show_progress
-from simsearch.cli.push import push_command
 from simsearch.cluster import ray
 from simsearch.common.milvus_address import parse_address
 from simsearch.errors import UsageError
@@ -103,12 +101,20 @@ def build_command(
     if not watch:
         engine.close()
     if recall is not None:
-        context.invoke(tune_command, recall=recall, form=form, index_path=index_path)
+        _go_on(context, "tune", recall=recall, form=form, index_path=index_path)
     if address is not None:
-        context.invoke(push_command, address=address, form=form, index_path=index_path)
+        _go_on(context, "push", address=address, form=form, index_path=index_path)
     if watch:
         with engine:
             following.follow_index(engine, options, prune=not no_prune)
+
+
+def _go_on(context: click.Context, name: str, **options: Any) -> None:
+    """Runs another command, which is imported only here; its other options have their defaults."""
+    group = context.find_root().command
+    command = group.get_command(context, name) if isinstance(group, click.Group) else None
+    assert command is not None
+    context.invoke(command, **options)
 
 
 def _check_watch(dry_run: bool, on: str | None, address: str | None) -> None:
