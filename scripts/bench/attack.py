@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Attacks a service on loopback while ordinary clients use it, and checks that they notice nothing.
 
-    scripts/bench/attack.py [--seconds 20] [--memory 1024] [--clients 64] [--readers 250] [--bombs 20] [--drips 8]
+    scripts/bench/attack.py [--seconds 20] [--memory 1024] [--clients 64] [--readers 250] [--silent 600] [--bombs 20]
+                            [--drips 8]
 
 Draws sixty pictures and one of 17 MB, builds an index and serves it with --memory and --allow-urls. For --seconds:
 --clients search by a picture of their own and look at the thumbnails of the matches, once a second each; --bombs send
 pictures of 63 megapixels in a few KB, some with crop and flip, one after the other; --readers fetch the picture of
-17 MB at 4 KiB a second. Then --drips searches name URLs of servers that drip headers, and the service gets SIGTERM.
+17 MB at 4 KiB a second; --silent connections send half a head, and again when they are closed. Then --drips searches
+name URLs of servers that drip headers, and the service gets SIGTERM.
 Checked: no ordinary request fails, their 99th percentile is under 1 s, the service's memory (without mapped files)
 stays below --memory, and it has ended 5 s after SIGTERM. Exit code 1 if not. The limit of 1 s is for two quiet cores.
 Only loopback addresses are used; the service under test is made to take them for public ones.
@@ -66,6 +68,7 @@ def main() -> int:
         "memory": 1024,
         "clients": 64,
         "readers": 250,
+        "silent": 600,
         "bombs": 20,
         "drips": 8,
     }.items():
@@ -104,6 +107,7 @@ def attack(server: subprocess.Popen[str], port: int, drawn: Path, options: argpa
     until = time.time() + 3 + options.seconds
     attackers = [
         context.Process(target=work, args=(results, "readers", port, options.readers, until + 30, []), daemon=True),
+        context.Process(target=work, args=(results, "silent", port, options.silent, until, []), daemon=True),
         context.Process(target=work, args=(results, "bombs", port, options.bombs, until, bombs()), daemon=True),
     ]
     ordinary = context.Process(target=work, args=(results, "clients", port, options.clients, until, pictures))
@@ -113,7 +117,7 @@ def attack(server: subprocess.Popen[str], port: int, drawn: Path, options: argpa
     ordinary.start()
     ordinary.join()
     found = {}
-    while len(found) < 2:
+    while not {"clients", "bombs"} <= found.keys():
         name, counts, seconds = results.get()
         found[name] = counts, seconds
     searches, seconds = found["clients"]
@@ -182,7 +186,7 @@ def work(results: Any, name: str, port: int, count: int, until: float, bodies: l
     seconds: list[float] = []
 
     async def go() -> None:
-        client = {"clients": ordinary_client, "bombs": bomber, "readers": slow_reader}[name]
+        client = {"clients": ordinary_client, "bombs": bomber, "readers": slow_reader, "silent": silent}[name]
         await asyncio.gather(*(client(port, number, until, bodies, statuses, seconds) for number in range(count)))
 
     asyncio.run(go())
@@ -268,6 +272,19 @@ async def slow_reader(
             await loop.sock_sendall(connection, b"GET /v1/items/61/image HTTP/1.1\r\nhost: localhost\r\n\r\n")
             while time.time() < until and await loop.sock_recv(connection, 4096):
                 await asyncio.sleep(1)
+        await asyncio.sleep(1)
+
+
+async def silent(
+    port: int, number: int, until: float, bodies: list[bytes], statuses: Counter[Any], seconds: list[float]
+) -> None:
+    while time.time() < until:
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HT")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reader.read(), until - time.time() + 1)
+            writer.close()
         await asyncio.sleep(1)
 
 

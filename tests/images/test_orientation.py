@@ -107,6 +107,16 @@ def test_orientation_counts_in_damaged_exif(tag: int, kind: int, value: bytes) -
     assert_close(decoded.image, picture(), 3)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [3, 4])
+def test_orientation_of_any_order_and_type(order: str, kind: int) -> None:
+    value = struct.pack(order + "HH", 6, 0) if kind == 3 else struct.pack(order + "I", 6)
+    block = (b"II" if order == "<" else b"MM") + struct.pack(order + "HIH", 42, 8, 1)
+    block += struct.pack(order + "HHI", 0x0112, kind, 1) + value + bytes(4)
+    data = encoded(picture().transpose(Turn.ROTATE_90), "JPEG", quality=95, exif=b"Exif\0\0" + block)
+    assert_close(decode.decode_image(data).image, picture(), 3)
+
+
 # -- XMP
 
 
