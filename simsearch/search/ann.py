@@ -19,7 +19,7 @@ import numpy as np
 from simsearch.common.lazy import LazyModule
 from simsearch.common.pca import Projection
 from simsearch.errors import IndexDamagedError
-from simsearch.search.faiss_files import OneThread
+from simsearch.search.faiss_files import OneThread, pool
 from simsearch.storage import derived as sealed
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ NARROW = 0.25
 
 LINKS, CONSTRUCTION = 24, 80
 """HNSW's M (links per node) and efConstruction."""
+
+MANY = 8
+"""From this number of queries on, several threads rank their candidates."""
 
 FILLED = 32
 """FAISS's fast scan compares this number of codes at once, and pads each list to a multiple of it."""
@@ -169,14 +172,20 @@ class AnnIndex:
         entries = self._candidates(queries, wanted, bits, setting)
         fresh = self._fresh(flat, permitted)
         newer = flat.search(queries, k, fresh) if len(fresh) else None
-        answers = []
-        for number, query in enumerate(queries):
+
+        def ranked(number: int) -> Neighbours | None:
             rows = self.rows[entries[number][entries[number] >= 0]]
             if newer is not None:
                 rows = np.concatenate([rows, newer[number].rows])
-            enough = len(rows) >= k and np.isfinite(query).all()
-            answers.append(flat.rank(query, rows, k) if enough else flat.search(query[None], k, permitted)[0])
-        return answers
+            enough = len(rows) >= k and np.isfinite(queries[number]).all()
+            return flat.rank(queries[number], rows, k) if enough else None
+
+        numbers = range(len(queries))
+        found = list((pool().map if len(queries) >= MANY else map)(ranked, numbers))
+        return [
+            flat.search(queries[number][None], k, permitted)[0] if near is None else near
+            for number, near in enumerate(found)
+        ]
 
     def can_answer(
         self, flat: FlatIndex, k: int, permitted: NDArray[np.int64] | None, setting: AnnSettings | None = None

@@ -315,11 +315,7 @@ class Sketch:
     def _with_rows(self, known: _Known, query: _Query, rows: NDArray[np.int64], task: _Task) -> _Known:
         """Reads at most `ROWS` more rows."""
         buffer = self._buffers.get()
-        half = len(rows) // 2 if task.threads > 1 and len(rows) >= FEW else len(rows)
-        other = pool().submit(task.read, rows[half:], buffer.features[half : len(rows)]) if half < len(rows) else None
-        task.read(rows[:half], buffer.features[:half])
-        if other is not None:  # waiting for memory takes longer than reading by two threads
-            other.result()
+        task.read(rows, buffer.features[: len(rows)])
         near = buffer.near(query.vector, len(rows), task.k, known.squared)
         before = known.squared <= within_rounding(near.best, self._rounding)
         return _Known(
