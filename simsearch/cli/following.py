@@ -7,7 +7,7 @@ import datetime
 import functools
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simsearch.cli.console import echo, format_counts, note, pluralize
 from simsearch.common.lazy import LazyModule
@@ -17,7 +17,10 @@ from simsearch.indexing import options as indexing_options
 from simsearch.indexing import watch
 from simsearch.storage.index import on_disk
 
-sync: Any = LazyModule("simsearch.indexing.sync")
+if TYPE_CHECKING:
+    from simsearch.indexing import sync
+else:  # `--help` does not need it
+    sync = LazyModule("simsearch.indexing.sync")
 
 STOPPING = 5.0
 """Seconds that the end of a service waits for an update; what an interrupted one lacks, the next one does."""
