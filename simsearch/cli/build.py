@@ -99,7 +99,7 @@ def build_command(
         if address is not None:
             push_index(engine.index, address, form=form)
         if watch:
-            following.follow_index(engine, options, prune=not no_prune)
+            following.follow_index(engine, options, not no_prune, form)
 
 
 def _check_watch(dry_run: bool, on: str | None, address: str | None) -> None:
