@@ -5,8 +5,8 @@
 
 PICTURES random images of SOURCE are written as files, and a changed copy of COPIED of them for each kind of change.
 Each tool gets the folder and its own default limit. Recall: the share of copies that are in one group (or pair) with
-their original, by kind. Precision: of all pairs in the answer, those of one original and its copies; what SOURCE
-holds twice by itself counts as a mistake, for all alike. Seconds include reading, hashing or features, and comparing.
+their original, by kind. Precision: of all pairs in the answer, those of one original and its copies; what SOURCE holds
+twice by itself counts as a mistake, for all alike. Seconds include reading, hashing or features, and comparing.
 
 The peers are optional: `pip install imagededup czkawka`; those that are missing are left out.
 """

@@ -147,7 +147,7 @@ def _write_line(file: io.FileIO, values: dict[str, Any]) -> None:
 
 
 def note_returning(path: Path, entry: Entry) -> None:
-    """Records that `restore` is about to copy a file back. Raises JournalError."""
+    """Records that `restore` is about to put a file back of which a copy is left. Raises JournalError."""
     try:
         with open(path, "r+b", buffering=0) as file:
             text = file.readall()

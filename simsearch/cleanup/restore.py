@@ -64,9 +64,12 @@ def _move_back(record: Record, journal: Path) -> bool:
         return any(deleted)
     make_folders(os.path.dirname(entry.path))
     if aside:
+        copied = not os.path.lexists(entry.partial) and _has(entry.to, entry)
+        if copied:  # a kill after the next line must not hide that it is our copy
+            note_returning(journal, entry)
         rename_new(entry.aside, entry.path)
         sync_folders(entry.path)
-        if not os.path.lexists(entry.partial) and _has(entry.to, entry):
+        if copied:
             _unlink_copy(entry.to, entry.path)
         return True
     if not _has(entry.to, entry):

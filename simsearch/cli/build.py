@@ -106,7 +106,7 @@ def build_command(
         _go_on(context, "push", address=address, form=form, index_path=index_path)
     if watch:
         with engine:
-            following.follow_index(engine, options, prune=not no_prune)
+            following.follow_index(engine, options, not no_prune, form)
 
 
 def _go_on(context: click.Context, name: str, **options: Any) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
+import json
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simsearch.cli.console import echo, format_counts, note, pluralize
 from simsearch.common.lazy import LazyModule
@@ -17,7 +19,10 @@ from simsearch.indexing import options as indexing_options
 from simsearch.indexing import watch
 from simsearch.storage.index import on_disk
 
-sync: Any = LazyModule("simsearch.indexing.sync")
+if TYPE_CHECKING:
+    from simsearch.indexing import sync
+else:  # `--help` does not need it
+    sync = LazyModule("simsearch.indexing.sync")
 
 STOPPING = 5.0
 """Seconds that the end of a service waits for an update; what an interrupted one lacks, the next one does."""
@@ -25,13 +30,14 @@ STOPPING = 5.0
 check_available = watch.check_available
 
 
-def follow_index(engine: Engine, options: Mapping[str, Any], prune: bool = True) -> None:
+def follow_index(engine: Engine, options: Mapping[str, Any], prune: bool = True, form: str = "text") -> None:
     """Follows the sources of an index until the command is interrupted.
 
-    options: of the build, by keyword. Raises MissingExtraError, UsageError, IndexReplacedError.
+    options: of the build, by keyword. form: text or json, of the line for each update.
+    Raises MissingExtraError, UsageError, IndexReplacedError.
     """
     note(f"following {pluralize(_count_sources(engine), 'source')}; Ctrl-C ends it")
-    _follow(engine, threading.Event(), prune=prune, **options)
+    _follow(engine, threading.Event(), form, prune=prune, **options)
 
 
 @contextlib.contextmanager
@@ -64,15 +70,18 @@ def following(engines: Mapping[str, Engine]) -> Iterator[None]:
             thread.join(STOPPING)
 
 
-def _follow(engine: Engine, stop: threading.Event, **options: Any) -> None:
+def _follow(engine: Engine, stop: threading.Event, form: str = "text", **options: Any) -> None:
     chosen = indexing_options.BuildOptions(keep_gone=True, **options)
     update = functools.partial(sync.sync, engine.index, engine.model, [], chosen)
-    watch.follow(engine.index, update, _say, stop)
+    watch.follow(engine.index, update, functools.partial(_say, form), stop)
 
 
-def _say(news: indexing_options.Summary | str) -> None:
+def _say(form: str, news: indexing_options.Summary | str) -> None:
     if isinstance(news, str):
         note(news)
+        return
+    if form == "json":
+        echo(json.dumps(dataclasses.asdict(news)))
         return
     counts = {name: getattr(news, name) for name in ("added", "updated", "moved", "removed", "failed")}
     now = datetime.datetime.now().strftime("%H:%M:%S")

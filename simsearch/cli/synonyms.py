@@ -63,7 +63,8 @@ def explain(error: click.UsageError) -> tuple[str, str | None]:
     """Returns the message and the hint of an error of click's: other tools' words lead to ours."""
     hint = f"{error.ctx.command_path} --help" if error.ctx else None
     if isinstance(error, click.NoSuchOption):
-        error.possibilities = [name for name in error.possibilities or () if name not in {"--help", "--version"}]
+        near = [name for name in error.possibilities or () if name not in {"--help", "--version"}]
+        error = click.NoSuchOption(error.option_name, error.message, near, error.ctx)
         verb = error.ctx.info_name if error.ctx else ""
         hint = OTHER_OPTIONS.get(str(verb), {}).get(error.option_name, hint)
     message = error.format_message()

@@ -36,11 +36,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Collection:
-    """All items of a snapshot of an index. items: by id; rows: (n,) their rows of features."""
+    """All items of a snapshot of an index.
+
+    items: by id; rows: (n,) their rows of features; order: (n,) their places by ascending row.
+    """
 
     snapshot: SearchSnapshot
     items: Sequence[Item]
     rows: NDArray[np.int64]
+    order: NDArray[np.int64]
 
     @classmethod
     def read(cls, snapshots: Searchable, reader: ItemReader) -> Collection:
@@ -48,7 +52,8 @@ class Collection:
         items = list(reader.items())
         if not items:
             raise UsageError("the index has no items", hint="simsearch build SOURCE")
-        return cls(snapshots.current(reader), items, np.array([item.row for item in items], np.int64))
+        rows = np.array([item.row for item in items], np.int64)
+        return cls(snapshots.current(reader), items, rows, np.argsort(rows))
 
     def member(self, place: int, distance: float = 0.0, own: bool = True) -> Member:
         """Returns the item at a place. distance: to the one that it is shown beside; own: see `Member`."""
@@ -68,11 +73,11 @@ class Collection:
         without: for each query the place to leave out. Missing neighbours are -1 at an infinite distance. Of equally
         near ones the lower id comes first.
         """
-        order = np.argsort(self.rows)
-        found = self.snapshot.flat.search(queries, k + (without is not None), self.rows[order])
+        found = self.snapshot.flat.search(queries, k + (without is not None), self.snapshot.live)
+        ascending = self.rows[self.order]
         places, distances = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.inf)
         for number, near in enumerate(found):
-            at = order[np.searchsorted(self.rows[order], near.rows)]
+            at = self.order[np.searchsorted(ascending, near.rows)]
             keep = at != without[number] if without is not None else np.ones(len(at), bool)
             at, away = at[keep], near.distances[keep]
             nearest = np.lexsort((at, away))[:k]

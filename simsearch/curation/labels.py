@@ -65,7 +65,7 @@ def label_probabilities(graph: Graph, given: NDArray[np.int64], count: int) -> N
     """
     n, k = graph.places.shape
     probable = np.zeros((n, count))
-    known = (graph.places >= 0) & (given[graph.places] >= 0)
+    known: NDArray[np.bool_] = (graph.places >= 0) & (given[graph.places] >= 0)
     scale = np.where(known, graph.distances, np.nan)
     with np.errstate(all="ignore"):
         typical = np.maximum(np.nanmean(np.where(known.any(1)[:, None], scale, 0.0), axis=1), 1e-12)
@@ -74,7 +74,8 @@ def label_probabilities(graph: Graph, given: NDArray[np.int64], count: int) -> N
         rows = np.flatnonzero(known[:, column])
         probable[rows, given[graph.places[rows, column]]] += weights[rows, column]
     total = probable.sum(1, keepdims=True)
-    return np.divide(probable, total, out=np.zeros_like(probable), where=total > 0)
+    shares: NDArray[np.float64] = np.divide(probable, total, out=np.zeros_like(probable), where=total > 0)
+    return shares
 
 
 def find_issues(

@@ -139,8 +139,8 @@ def _reports(watch: Callable[..., Any], index: Index, places: _Places, stop: thr
             yield bool(changes)
     except FileNotFoundError:  # a folder vanished meanwhile
         stop.wait(TICK / 1000)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # its own errors are RuntimeErrors
         raise UsageError(
-            f"the folders cannot be watched: {error.strerror or error}",
+            f"the folders cannot be watched: {getattr(error, 'strerror', None) or error}",
             hint="on Linux, raise fs.inotify.max_user_watches",
         ) from error

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from simsearch.cleanup.journal import ACTIONS
 from simsearch.common.lazy import LazyModule
 from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import UsageError
@@ -21,6 +20,7 @@ from simsearch.storage.item_table import IndexedItem, indexed_items, items_to_ar
 
 if TYPE_CHECKING:
     from simsearch.cleanup import ignored as ignoring
+    from simsearch.cleanup import journal as journals
     from simsearch.cleanup import keep as keeping
     from simsearch.cleanup import plan as planning
     from simsearch.cleanup import run as cleaning
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from simsearch.storage.protocols import OpenIndex, Searchable
 else:  # a search needs none of them
     ignoring = LazyModule("simsearch.cleanup.ignored")
+    journals = LazyModule("simsearch.cleanup.journal")
     keeping = LazyModule("simsearch.cleanup.keep")
     planning = LazyModule("simsearch.cleanup.plan")
     cleaning = LazyModule("simsearch.cleanup.run")
@@ -128,7 +129,7 @@ class WholeIndex:
         into: the folder of a move. dry_run: False to act. journal: the file for `cleanup.restore.restore`; None for a
         new one in the current folder. Raises UsageError.
         """
-        if action not in ACTIONS or (action == "move") != (into is not None):
+        if action not in journals.ACTIONS or (action == "move") != (into is not None):
             raise UsageError(f"action is {action!r}, into is {into!r}", hint="move (with into), trash or hardlink")
         rule = keeping.KeepRule.parse(keep, against is not None)
         if max_distance is None:

@@ -183,7 +183,7 @@ def test_original_that_vanishes(
     do: Callable[..., Path], task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     """Another clean-up takes the original at the worst moment."""
-    sync = acts.sync_folders
+    sync = files.sync_folders
 
     def vanish(*paths: str) -> None:
         sync(*paths)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from simsearch.cleanup import restore as module
 from simsearch.cleanup.acts import Task, act
-from simsearch.cleanup.journal import Journal
+from simsearch.cleanup.journal import Journal, read_journal
 from simsearch.cleanup.restore import restore
 from simsearch.errors import UsageError
 
@@ -49,6 +50,25 @@ def test_both_names_after_half_a_rename(task: Task, tmp_path: Path) -> None:
     os.link(task.target, task.path)
     assert restore(log).files == 1
     assert not Path(task.target).exists() and os.stat(task.path).st_nlink == 1
+
+
+def test_two_kills_leave_no_copy(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A move between file systems is killed before the file is deleted, and `restore` before the copy is."""
+    log = done(task, "move", tmp_path)
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
+    shutil.copy2(task.target, read_journal(log)[0].entry.aside)
+
+    def killed(copy: str, path: str) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_unlink_copy", killed)
+        restore(log)
+    assert restore(log).files == 1
+    assert not Path(task.target).exists() and sorted(path.name for path in (tmp_path / "in").iterdir()) == [
+        "a.jpg",
+        "b.jpg",
+    ]
 
 
 def test_one_name_seen_twice(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

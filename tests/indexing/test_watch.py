@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import threading
 import time
 import zipfile
@@ -14,7 +15,7 @@ import pytest
 
 from simsearch import api
 from simsearch.engine import Engine
-from simsearch.errors import IndexLockedError, MissingExtraError
+from simsearch.errors import IndexLockedError, MissingExtraError, UsageError
 from simsearch.indexing import sync, watch
 from simsearch.indexing.options import BuildOptions, Summary
 from tests.helpers.models import Colours
@@ -189,7 +190,16 @@ def test_many_files_at_once(follower: Follower, photos: Path) -> None:
     follower.wait(lambda: len(follower.engine) == 324)
 
 
+def test_too_many_folders(photos: Path, tmp_path: Path, colours: Colours, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*folders: str, **options: object) -> Iterator[object]:
+        raise RuntimeError("OS file watch limit reached")
+
+    monkeypatch.setattr(watch, "check_available", lambda: refuse)
+    with api.build(photos, tmp_path / "index", colours) as engine, pytest.raises(UsageError, match="limit reached"):
+        watch.follow(engine.index, Summary, lambda news: None, threading.Event())
+
+
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "watchfiles", None)
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
     with pytest.raises(MissingExtraError, match=r"\[watch\]"):
         watch.check_available()

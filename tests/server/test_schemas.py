@@ -9,8 +9,9 @@ import pytest
 pytest.importorskip("fastapi", reason="the [test] extra is not installed")
 
 from simsearch.search.options import OPTIONS
+from simsearch.server.answers import EXAMPLES
 from simsearch.server.middleware import ApiError
-from simsearch.server.openapi import EXAMPLES, add_body, schema_of, search_body
+from simsearch.server.openapi import add_body, schema_of, search_body
 from simsearch.server.schemas import AddRequest, search_request
 from simsearch.server.settings import Settings
 
