@@ -68,7 +68,7 @@ def label_probabilities(graph: Graph, given: NDArray[np.int64], count: int) -> N
     known: NDArray[np.bool_] = (graph.places >= 0) & (given[graph.places] >= 0)
     scale = np.where(known, graph.distances, np.nan)
     with np.errstate(all="ignore"):
-        typical = np.maximum(np.nanmean(np.where(known.any(1)[:, None], scale, 0.0), axis=1), 1e-12)
+        typical = np.maximum(np.nanmean(np.where(known.any(1, keepdims=True), scale, 0.0), axis=1), 1e-12)
         weights = np.where(known, np.exp(-np.where(known, graph.distances, 0) / typical[:, None]), 0)
     for column in range(k):
         rows = np.flatnonzero(known[:, column])
