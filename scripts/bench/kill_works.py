@@ -49,7 +49,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Thing:
-    """What an index has to hold of an item. picture: the number of its drawing. id: None while it is not known."""
+    """The facts about an item that an index must have. picture: the number of its drawing. id: None while it is not known."""
 
     picture: int
     label: str | None

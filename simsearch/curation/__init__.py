@@ -1,1 +1,1 @@
-"""What is wrong with a data set, and what represents it: judged by the exact neighbours of its items."""
+"""Finds faults of a data set, and items that represent it, by the exact neighbours of its items."""

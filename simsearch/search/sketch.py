@@ -80,7 +80,7 @@ class _Query(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What is known of the rows that have been read.
+    """The rows that a search has read so far.
 
     read: their number. seeds: the rows that were read first.
     rows, squared, features: those that may be among the k nearest: (m,), squared distances in float32, (m, D).
