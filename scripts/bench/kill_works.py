@@ -49,7 +49,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Thing:
-    """The facts about an item that an index must have. picture: the number of its drawing. id: None while it is not known."""
+    """Facts about an item that an index must have. picture: the number of its drawing. id: None until it is known."""
 
     picture: int
     label: str | None

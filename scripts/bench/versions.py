@@ -6,7 +6,8 @@
 COMMIT is checked out into a temporary folder (a worktree of git), which shares this environment. Both versions use the
 same weights file, by default the one shipped with COMMIT, so that they compute the same network. Each round runs the
 earlier version and the present one, in changing order; printed are the medians of both and the median of the rounds'
-ratios, new / old: below 1 the present version is faster, but for throughput, where it is above 1.
+ratios, new / old: below 1 the present version is faster, but for throughput, where it is above 1. Of processes also
+the CPU seconds of all cores, which depend less on other work on the machine.
 
 - help: `simsearch --help`, a process;
 - query: `simsearch query` by a picture that the index does not have, a process;
@@ -28,6 +29,7 @@ import os
 import platform
 import random
 import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -110,22 +112,28 @@ class Version:
             sys.exit(f"{self.name}: {' '.join(command)[:300]}\n{done.stderr[-3000:]}")
         return done.stdout
 
-    def run(self, *arguments: str | Path) -> float:
-        """Runs a simsearch command; returns the seconds that its process took."""
-        start = time.perf_counter()
+    def run(self, name: str, *arguments: str | Path) -> dict[str, float]:
+        """Runs a simsearch command; returns the seconds that its process took, by the clock and on all cores."""
+        start, used = time.perf_counter(), children_seconds()
         self.python("-m", "simsearch", *arguments)
-        return time.perf_counter() - start
+        return {name: time.perf_counter() - start, f"{name}, CPU": children_seconds() - used}
 
     def built(self, pictures: Path) -> Path:
         """Returns this version's index of a folder; builds it unless it is there."""
         index = self.folder / f"index-{pictures.name}"
         if not (index / "meta.json").exists():
-            self.build(pictures, index)
+            self.build("", pictures, index)
         return index
 
-    def build(self, pictures: Path, index: Path) -> float:
+    def build(self, name: str, pictures: Path, index: Path) -> dict[str, float]:
         shutil.rmtree(index, ignore_errors=True)
-        return self.run("build", pictures, "-i", index, "--model", self.weights)
+        return self.run(name, "build", pictures, "-i", index, "--model", self.weights)
+
+
+def children_seconds() -> float:
+    """Returns the CPU seconds of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def draw(folder: Path, count: int, size: tuple[int, int]) -> Path:
@@ -270,15 +278,16 @@ def measure(options: argparse.Namespace, work: Path, tree: Path) -> int:
     photos = options.photos.absolute() if options.photos else draw(work / "photos", options.count, SIZE)
     queries = sorted(draw(work / "queries", 50, (480, 360)).iterdir())
     if "help" in options.only:
-        print_ratios(in_turn(versions, 3 * options.rounds, lambda v: {"--help": v.run("--help")}), "s")
+        print_ratios(in_turn(versions, 3 * options.rounds, lambda v: v.run("--help", "--help")), "s")
     if "query" in options.only:
+        indexes = {version.name: version.built(photos) for version in versions}
         found = in_turn(
-            versions, 3 * options.rounds, lambda v: {"query": v.run("query", queries[0], "-i", v.built(photos))}
+            versions, 3 * options.rounds, lambda v: v.run("query", "query", queries[0], "-i", indexes[v.name])
         )
         print_ratios(found, "s")
     if "build" in options.only:
         name = f"build of {len(list(photos.rglob('*.jpg'))):,} photographs"
-        print_ratios(in_turn(versions, options.rounds, lambda v: {name: v.build(photos, v.folder / "built")}), "s")
+        print_ratios(in_turn(versions, options.rounds, lambda v: v.build(name, photos, v.folder / "built")), "s")
     vectors = work / "vectors.npy"
     if not vectors.exists() and {"search", "old"} & {*options.only}:
         new.python("-c", FEATURES, new.built(photos), vectors, *queries)
