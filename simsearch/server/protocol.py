@@ -15,6 +15,7 @@ import asyncio
 import math
 import re
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -141,7 +142,7 @@ class DeadlineProtocol(H11Protocol):
         """Closes the connection that has kept the service waiting for the longest time; returns False if none has."""
         now = self.loop.time()
         others: Any = [each for each in self.connections if each is not self and not each.transport.is_closing()]
-        waits = (
+        waits: tuple[Callable[[Any], float], ...] = (
             lambda each: now - each.silent_since if each.cycle is None else -1.0,  # it never sent a request
             lambda each: now - each.silent_since,
             lambda each: now - each.paused_since - PATIENCE,

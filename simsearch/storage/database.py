@@ -134,7 +134,8 @@ class Database:
     def apply(self, changes: Changes) -> None:
         """Commits `changes` in one durable transaction."""
         changed = [item.id for item in changes.updated]
-        failures = {(source, os.fsencode(path)) for source, path, *_ in (*changes.failed, *changes.cleared)}
+        failures = {(source, os.fsencode(path)) for source, path, _ in changes.failed}
+        failures |= {(source, os.fsencode(path)) for source, path in changes.cleared}
         with self._connections.transaction() as connection, checksums.kept(connection) as sums:
             sums.before({*changes.deleted, *changed}, failures)
             last = connection.execute("SELECT max(id) FROM items").fetchone()[0] or 0
