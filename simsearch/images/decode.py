@@ -16,7 +16,7 @@ from PIL import Image
 from simsearch.errors import ImageError, UsageError
 from simsearch.images.decoding import camera_raw, formats, jxl, opening, tiff
 from simsearch.images.decoding.formats import EXTENSIONS, left_out, looks_like_image
-from simsearch.images.decoding.limits import FileInMemory
+from simsearch.images.decoding.limits import file_in_memory
 from simsearch.images.decoding.messages import names_extra, readable
 from simsearch.images.decoding.modes import to_rgb
 from simsearch.images.decoding.orientation import orientation, swaps_sides, turn
@@ -152,7 +152,7 @@ def from_pil(image: Image.Image) -> Image.Image:
 
 def opened_file(data: bytes | IO[bytes]) -> tuple[IO[bytes], bytes]:
     """Returns an image file at its start, and its first bytes. Raises ImageError for one of far too many parts."""
-    file = FileInMemory(data) if isinstance(data, bytes) else data
+    file = file_in_memory(data) if isinstance(data, bytes) else data
     file.seek(0)
     head = file.read(opening.HEAD)
     if formats.is_tiff(head):

@@ -41,7 +41,7 @@ SMALL_BODY, RESERVED = 1 << 20, 4
 """Larger bodies leave one part in RESERVED of the memory for all bodies to smaller ones (bytes)."""
 
 SLOW_SECONDS = 2.0
-"""After this time, a body that is still arriving gives way where there is no memory for others."""
+"""After this time, a body that is still arriving gives way to small ones where there is no memory for them."""
 
 MAX_JSON_BYTES = 1 << 20
 """Size of a body that is not multipart: a vector of ten thousand numbers fits."""
@@ -342,7 +342,8 @@ class BodyLimit:
                 size = len(message.get("body", b""))
                 received += size
                 complete = not message.get("more_body", False)
-                if not self.received.count(size, received > SMALL_BODY) and not self.received.end_slowest():
+                large = received > SMALL_BODY
+                if not self.received.count(size, large) and (large or not self.received.end_slowest()):
                     raise self.received.refusal()
                 if received > limit:
                     raise _too_large(limit)

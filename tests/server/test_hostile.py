@@ -310,28 +310,35 @@ def test_slow_bodies_give_way(engine, monkeypatch):
     """Small searches are answered, however much is being sent by others."""
     monkeypatch.setattr(middleware, "SMALL_BODY", 100_000)
     app = simsearch.create_app(engine, max_body=1 << 20, memory=10 << 20, body_timeout=60)
-    start = head("Content-Type: multipart/form-data; boundary=b", "Content-Length: 1000000", **POST)
+    received = app.state.service.received
     part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="q"\r\n\r\n'
-    start, end = start + part + bytes(900_000), b"\r\n--b--\r\n"
     with serving(app) as port, contextlib.ExitStack() as stack:
 
-        def connect():
+        def send(size, length):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
-            connection.sendall(start)
+            start = head("Content-Type: multipart/form-data; boundary=b", f"Content-Length: {length}", **POST)
+            connection.sendall(start + part + bytes(size - len(part)))
             return connection
 
-        first = connect()
-        while app.state.service.received.total < 900_000:
-            time.sleep(0.01)
-        assert answer(connect())[:2] == (429, "too_many_requests")  # together they would leave small ones no room
-        for _ in range(4):
-            assert raw(port, form(png()))[0] == 200
+        def wait_for(total):
+            while received.total < total:
+                time.sleep(0.01)
+
+        first = send(900_000, 1_000_000)
+        wait_for(900_000)
+        assert answer(send(900_000, 1_000_000))[:2] == (429, "too_many_requests")  # it would leave small ones no room
+        for _ in range(12):
+            send(98_000, 99_000)
+        wait_for(900_000 + 12 * 98_000)
+        assert answer(send(98_000, 99_000))[:2] == (429, "too_many_requests")
         monkeypatch.setattr(middleware, "SLOW_SECONDS", 0.2)
         time.sleep(0.4)
-        second = connect()
+        small = send(98_000, 99_000)
         assert answer(first)[:2] == (400, "body_too_slow")
-        second.sendall(bytes(100_000 - len(part) - len(end)) + end)
-        assert answer(second)[:2] == (422, "bad_image")
+        end = b"\r\n--b--\r\n"
+        small.sendall(bytes(1000 - len(end)) + end)
+        assert answer(small)[:2] == (422, "bad_image")
+        assert raw(port, form(png()))[0] == 200
 
 
 def test_stuck_reader_is_cut_off_slow_one_is_not(tmp_path, monkeypatch):

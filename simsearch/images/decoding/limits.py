@@ -15,8 +15,17 @@ markers or chunks of a few bytes would take Pillow a minute, in which nothing el
 """
 
 
-class FileInMemory(io.BytesIO):
-    """A file in memory whose reading ends after very many steps, by ImageError."""
+UNCOUNTED = 1 << 18
+"""Smaller files (bytes) cannot have that many parts."""
+
+
+def file_in_memory(data: bytes) -> io.BytesIO:
+    """Returns an open file with this content, whose reading ends after very many steps."""
+    return io.BytesIO(data) if len(data) < UNCOUNTED else _CountedFile(data)
+
+
+class _CountedFile(io.BytesIO):
+    """A file in memory whose reading ends by ImageError."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
