@@ -11,7 +11,7 @@ from simsearch.cli.main import COMMANDS, main
     [
         (["query", "x.png", "--label", "cat"], "--filter label=NAME"),
         (["query", "x.png", "-o", "out"], "--html FILE, --montage FILE, or > FILE"),
-        (["query", "x.png", "--filter", "cat"], "for example label=cat; operators"),
+        (["query", "id:1", "--filter", "cat"], "for example label=cat; operators"),
         (["duplicates", "--threshold", "3"], "--max-distance D"),
         (["build", "x", "-o", "out"], "-i FOLDER"),
         (["search", "x.png"], "did you mean query?"),
