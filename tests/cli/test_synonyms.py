@@ -27,6 +27,11 @@ def test_hints_name_our_words(run, given, hint):
     assert "'--help'" not in done.err
 
 
+@pytest.mark.parametrize(("value", "what"), [("-k", "a whole number"), ("--max-distance", "a number")])
+def test_numbers_are_asked_for_plainly(run, value, what):
+    assert run("query", "id:1", value, "x").err.splitlines()[0].endswith(f"'x' is not {what}.")
+
+
 def test_synonyms_lead_to_what_exists():
     assert set(synonyms.OTHER_VERBS.values()) <= set(COMMANDS)
     assert not set(synonyms.OTHER_VERBS) & set(COMMANDS)
