@@ -59,6 +59,10 @@ OTHER_OPTIONS = {
 """By command: options of other tools, and what to write here."""
 
 
+def _kind(match: re.Match[str]) -> str:
+    return "is not a whole number." if match[1] == "integer" else "is not a number."
+
+
 def explain(error: click.UsageError) -> tuple[str, str | None]:
     """Returns the message and the hint of an error of click's: other tools' words lead to ours."""
     hint = f"{error.ctx.command_path} --help" if error.ctx else None
@@ -67,7 +71,7 @@ def explain(error: click.UsageError) -> tuple[str, str | None]:
         error = click.NoSuchOption(error.option_name, error.message, near, error.ctx)
         verb = error.ctx.info_name if error.ctx else ""
         hint = OTHER_OPTIONS.get(str(verb), {}).get(error.option_name, hint)
-    message = error.format_message()
+    message = re.sub(r"is not a valid (integer|float)( range)?\.", _kind, error.format_message())
     if word := re.fullmatch(r"No such command '(\w+)'\.", message):
         hint = f"did you mean {OTHER_VERBS[word[1]]}?" if word[1] in OTHER_VERBS else hint
     return message, hint

@@ -176,7 +176,9 @@ def duplicate_groups(
     keep: the rule that chooses each group's first member; None for the lowest id.
     Raises UsageError for an invalid distance.
     """
-    if not isinstance(max_distance, int | float | np.number) or not max_distance >= 0:
+    if not isinstance(max_distance, int | float | np.number):
+        raise UsageError(f"the largest distance is {max_distance!r}, not a number")
+    if not max_distance >= 0:
         raise UsageError(f"the largest distance is {max_distance}, but distances are not negative")
     with contextlib.ExitStack() as stack:
         sides = [_Side.of(stack.enter_context(each.reading()), each) for each in (snapshots, against) if each]

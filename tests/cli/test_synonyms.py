@@ -11,7 +11,7 @@ from simsearch.cli.main import COMMANDS, main
     [
         (["query", "x.png", "--label", "cat"], "--filter label=NAME"),
         (["query", "x.png", "-o", "out"], "--html FILE, --montage FILE, or > FILE"),
-        (["query", "x.png", "--filter", "cat"], "for example label=cat; operators"),
+        (["query", "id:1", "--filter", "cat"], "for example label=cat; operators"),
         (["duplicates", "--threshold", "3"], "--max-distance D"),
         (["build", "x", "-o", "out"], "-i FOLDER"),
         (["search", "x.png"], "did you mean query?"),
@@ -25,6 +25,11 @@ def test_hints_name_our_words(run, given, hint):
     assert done.code == 2
     assert hint in done.err.splitlines()[-1]
     assert "'--help'" not in done.err
+
+
+@pytest.mark.parametrize(("value", "what"), [("-k", "a whole number"), ("--max-distance", "a number")])
+def test_numbers_are_asked_for_plainly(run, value, what):
+    assert run("query", "id:1", value, "x").err.splitlines()[0].endswith(f"'x' is not {what}.")
 
 
 def test_synonyms_lead_to_what_exists():
