@@ -212,7 +212,7 @@ def _point(
 def _encode(grid: Grid, points: NDArray[np.float64], errors: NDArray[np.float64], query: bool) -> Encoded:
     """Rounds (n, w) points to the grid. errors: (n,) of the points."""
     places = (points - grid.low) / grid.step
-    codes = np.clip(np.nan_to_num(np.rint(places), nan=0, posinf=LEVELS, neginf=0), 0, LEVELS).astype(np.uint8)
+    codes = np.fmax(np.fmin(np.rint(places), LEVELS), 0).astype(np.uint8)  # numbers, whatever overflowed
     if query:
         places = np.clip(places, 0, LEVELS)
     places -= codes
