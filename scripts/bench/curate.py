@@ -196,7 +196,7 @@ def measure_tags(engine: Engine, near: graph.Graph, seed: int) -> None:
         seeds: dict[int, str] = {}
         for name in names:
             own = [item.id for item in items if item.label == name]
-            seeds |= dict.fromkeys(random.choice(own, min(each, len(own)), replace=False).tolist(), name)
+            seeds |= dict.fromkeys(random.choice(own, min(each, len(own) // 2), replace=False).tolist(), name)
         with timed("simsearch, neighbours included"):
             found = tags.spread_labels(engine.snapshots, seeds)
         right = np.mean([finding.facts["label"] == finding.member.item.label for finding in found])

@@ -8,6 +8,7 @@ less than twice, unless P = NP. The choice of N items begins with that of N - 1.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simsearch.common.distances import squared_norms
 from simsearch.common.progress import Progress, no_progress
@@ -51,9 +52,7 @@ def diverse(snapshots: Searchable, count: int, progress: Progress = no_progress)
         ]
 
 
-def _distances(
-    collection: Collection, spans: list[tuple[int, int]], point: np.ndarray[tuple[int], np.dtype[np.float64]]
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _distances(collection: Collection, spans: list[tuple[int, int]], point: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns the distances of all items to a point of D dimensions: (n,)."""
     parts = [np.sqrt(squared_norms(collection.features(*span) - point.astype(np.float32))) for span in spans]
     return np.concatenate(parts).astype(np.float64)

@@ -93,6 +93,13 @@ class Graph:
     places: NDArray[np.int64]
     distances: NDArray[np.float64]
 
+    def weights(self) -> NDArray[np.float32]:
+        """Returns how much each neighbour counts, (n, k): by a normal law of the distance over the item's mean one."""
+        known = self.places >= 0
+        distances = np.where(known, self.distances, 0)
+        mean = np.maximum(distances.sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1), 1e-12)
+        return np.where(known, np.exp(-((distances / mean) ** 2)), 0).astype(np.float32)
+
     def evidence(self, place: int, count: int) -> list[Member]:
         """Returns the nearest neighbours of an item."""
         near = zip(self.places[place, :count].tolist(), self.distances[place, :count].tolist(), strict=True)

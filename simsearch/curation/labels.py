@@ -18,7 +18,7 @@ from simsearch.curation.graph import Finding, Graph, neighbour_graph
 from simsearch.errors import UsageError
 from simsearch.storage.protocols import Searchable
 
-NEIGHBOURS, SHOWN = 20, 5
+NEIGHBOURS, SHOWN = 10, 5
 
 
 def suspicious_labels(
@@ -66,10 +66,7 @@ def label_probabilities(graph: Graph, given: NDArray[np.int64], count: int) -> N
     n, k = graph.places.shape
     probable = np.zeros((n, count))
     known: NDArray[np.bool_] = (graph.places >= 0) & (given[graph.places] >= 0)
-    scale = np.where(known, graph.distances, np.nan)
-    with np.errstate(all="ignore"):
-        typical = np.maximum(np.nanmean(np.where(known.any(1, keepdims=True), scale, 0.0), axis=1), 1e-12)
-        weights = np.where(known, np.exp(-np.where(known, graph.distances, 0) / typical[:, None]), 0)
+    weights = graph.weights()
     for column in range(k):
         rows = np.flatnonzero(known[:, column])
         probable[rows, given[graph.places[rows, column]]] += weights[rows, column]
