@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from simsearch.version import __version__
+from simsearch.installation import __version__
 
 _HOME = {
     "Engine": "simsearch.engine",

@@ -1,10 +1,12 @@
-"""The line that installs an extra, for the way in which simsearch itself was installed."""
+"""How simsearch is installed: its version, and the line that adds an extra in the same way."""
 
 from __future__ import annotations
 
 import os
 import sys
 from typing import Any
+
+__version__ = "0.1.0"
 
 
 def install_line(extra: str) -> str:

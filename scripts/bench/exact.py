@@ -37,7 +37,7 @@ import vectors
 import simsearch
 from simsearch.common.float16 import to_float32
 from simsearch.images.sources.resolve import resolve
-from simsearch.version import __version__
+from simsearch.installation import __version__
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,7 +20,7 @@ from typing import Any
 from simsearch.common import outside_json
 from simsearch.common.atomic_files import sync_folder
 from simsearch.errors import UsageError
-from simsearch.version import __version__
+from simsearch.installation import __version__
 
 FORMAT = 1
 

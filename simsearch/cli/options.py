@@ -12,7 +12,7 @@ import click
 from simsearch.cli import completion
 from simsearch.cli.console import note
 from simsearch.cli.params import Root
-from simsearch.version import __version__
+from simsearch.installation import __version__
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

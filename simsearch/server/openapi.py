@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from simsearch.installation import __version__
 from simsearch.search.options import OPTIONS
 from simsearch.server.answers import EXAMPLES, Error
 from simsearch.server.schemas import AddRequest, SearchRequest
-from simsearch.version import __version__
 
 VERSION = __version__
 ABOUT = "Finds the indexed images most like an image. Distances are Euclidean and do not decrease."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from simsearch.common.atomic_files import is_partial
 from simsearch.errors import IndexDamagedError, UsageError
+from simsearch.installation import __version__
 from simsearch.models.descriptors import REFERENCE
 from simsearch.storage import components
 from simsearch.storage.database import Database
@@ -16,7 +17,6 @@ from simsearch.storage.folder import Folder, identity_of
 from simsearch.storage.index import DATABASE, Index
 from simsearch.storage.lock import writer_lock
 from simsearch.storage.meta import Meta
-from simsearch.version import __version__
 
 if TYPE_CHECKING:
     from simsearch.models.base import Model
