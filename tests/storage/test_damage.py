@@ -460,4 +460,4 @@ def test_row_that_does_not_exist_is_damage(index: Path, row: int) -> None:
     with Engine(index, model=MODEL) as engine:
         for options in ({}, {"exact": True}, {"where": ["id>60"]}):
             with pytest.raises(IndexDamagedError, match=f"an item owns row {row}"):
-                engine.search_by_vector(np.zeros(8, np.float32), 3, **options)  # type: ignore[arg-type]
+                engine.search_by_vector(np.zeros(8, np.float32), 3, **options)
