@@ -401,18 +401,21 @@ def cases(mode: str, work: Path, chance: random.Random) -> Iterator[tuple[str, P
         for kind, compacted in kinds:
             path = good / f"{kind}{compacted:d}"
             isolated(lambda path=path, kind=kind, compacted=compacted: make_index(path, kind, compacted))  # type: ignore[misc]
-            near, texts, problems = isolated(lambda path=path: answers(path))  # type: ignore[misc]
-            assert not problems, problems
-            expected[path] = [[[tuple(pair) for pair in each] for each in near]], texts
-        truth = expected[good / "exact0"]
+            found = []
+            for without in (False, True):  # where its structure is damaged, a search is exact
+                shutil.copytree(path, bad, ignore=shutil.ignore_patterns("derived") if without else None)
+                near, texts, problems = isolated(lambda: answers(bad))
+                assert not problems, problems
+                found.append(([[tuple(pair) for pair in each] for each in near], tupled(texts)))
+                shutil.rmtree(bad)
+            expected[path] = found
         while True:
             path = chance.choice(list(expected))
             shutil.rmtree(bad, ignore_errors=True)
             shutil.copytree(path, bad, ignore=shutil.ignore_patterns("writer.lock"))
             what = damage_index(bad, chance)
-            near, texts = expected[path]
-            both = [tupled(texts), tupled(truth[1])]
-            yield f"{path.name[:-1]}: {what}", bad, read_index, ([*near, truth[0][0]], both, what)
+            near, texts = zip(*expected[path], strict=True)
+            yield f"{path.name[:-1]}: {what}", bad, read_index, (near, texts, what)
     if mode == "weights":
         file = good / "w.safetensors"
         isolated(lambda: make_weights(file))

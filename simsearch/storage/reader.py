@@ -223,6 +223,10 @@ class Reader:
         found.sort()
         if (found[1:] == found[:-1]).any():
             raise IndexDamagedError(f"{self._path}: two items own the same row")
+        total = self.state("rows")
+        if len(found) and not 0 <= found[0] <= found[-1] < total:
+            stray = found[0] if found[0] < 0 else found[-1]
+            raise IndexDamagedError(f"{self._path}: an item owns row {stray}, but only {total} are recorded")
         return found
 
     def stamps(self, conditions: Iterable[Condition] = ()) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -112,10 +112,10 @@ def _check_derived(index: Index) -> list[str]:
 
 def _check_rows(index: Index, reader: Reader, items: int, rows: int) -> list[str]:
     problems = []
-    owned = reader.rows()
-    strays = owned[(owned < 0) | (owned >= rows)]
-    if len(strays):
-        problems.append(f"items.sqlite: an item owns row {strays[0]}, but only {rows} are recorded")
+    try:
+        reader.rows()
+    except IndexDamagedError as error:
+        problems.append(str(error))
     known = {source.id for source in reader.sources()}
     owners = {
         "items": (item.source for item in reader.items()),

@@ -452,3 +452,12 @@ def test_full_disk_is_no_damage(photos: Path, tmp_path: Path, limit: int, name: 
     with api.build(photos, path, colours) as engine:
         assert len(engine) == 24
         assert verify(engine.index).problems == ()
+
+
+@pytest.mark.parametrize("row", [5000, -1])
+def test_row_that_does_not_exist_is_damage(index: Path, row: int) -> None:
+    sql(index, f"UPDATE items SET row = {row} WHERE id = 70; DELETE FROM items WHERE id = 1")
+    with Engine(index, model=MODEL) as engine:
+        for options in ({}, {"exact": True}, {"where": ["id>60"]}):
+            with pytest.raises(IndexDamagedError, match=f"an item owns row {row}"):
+                engine.search_by_vector(np.zeros(8, np.float32), 3, **options)
