@@ -37,8 +37,9 @@ SEEDS = 8
 MOST = 0.05
 """A search that has to read a larger fraction of the permitted rows than this is left to the scan."""
 
-LISTED = 4096
-"""Rows that a core lists by their narrow codes at most; beyond, comparing them all is faster."""
+LISTED, PART_LISTED = 4096, 16
+"""A core lists at most this number of rows by their narrow codes, or one in PART_LISTED; beyond, comparing them all is
+faster."""
 
 BATCH = 8
 """From this number of queries on, each is searched by one thread."""
@@ -116,6 +117,7 @@ class Sketch:
         # Each core has every c-th row, so that all have about the same share of the near ones.
         self._cores = min(os.cpu_count() or 1, max(1, self.rows // FEWEST))
         self._stripes = [_faiss_index(narrow[first :: self._cores]) for first in range(self._cores)]
+        self._most_listed = max(LISTED, self.rows // self._cores // PART_LISTED)
         self._lengths: list[NDArray[np.float32]] | None = None
         self._masked: tuple[NDArray[np.int64] | None, list[NDArray[np.bool_]]] = (None, [])
         self._lock = threading.Lock()
@@ -164,7 +166,7 @@ class Sketch:
         task = _Task(k, masks, most, read, self._cores if len(queries) < BATCH else 1)
         if len(queries) < BATCH:
             return [self._one(query, task) if _usable(query) else None for query in each]
-        if self._listed(k) <= LISTED:
+        if self._listed(k) <= self._most_listed:
             return list(pool().map(lambda query: self._one(query, task) if _usable(query) else None, each))
         answers: list[Neighbours | None] = []
         size = max(1, PRODUCTS // self.rows)
@@ -190,7 +192,7 @@ class Sketch:
         """Searches for one query, with the rows that FAISS lists."""
         wanted = self._listed(task.k)
         known: _Known | None = None
-        while wanted <= LISTED:
+        while wanted <= self._most_listed:
             rows, near, edge = self._list(query.narrow, wanted, task)
             wide = squares(self._wide[rows], query.wide)
             known = known or self._read_seeds(query, rows, wide, task)
