@@ -9,6 +9,7 @@ Letters: nq queries, k neighbours, n rows of the sketch, D dimension, w bytes of
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from simsearch.common.lazy import LazyModule
-from simsearch.search.bounds import Bounds, Encoded, squares
+from simsearch.search.bounds import FARTHEST, Bounds, Encoded, squares
 from simsearch.search.faiss_files import OneThread, pool
 from simsearch.search.ranking import TINY, Neighbours, measured, relative_rounding
 from simsearch.search.row_buffer import ROWS, RowBuffers, within_rounding
@@ -202,7 +203,7 @@ class Sketch:
             if edge > limit:
                 chosen = near <= limit
                 return self._finish(query, rows[chosen], wide[chosen], known, task)
-            wanted *= 4
+            wanted = max(4 * wanted, _expected(near, limit) // self._cores)
         return self._by_table(query, self._compare(query.narrow[None], task.masks)[0], task, known)
 
     def _list(
@@ -366,6 +367,18 @@ class Sketch:
         errors = query.errors[1] + self._errors[rows]
         near = wide <= self.bounds.grids[1].reach(distance, self.bounds.defect, errors)
         return rows[near], wide[near]
+
+
+def _expected(near: NDArray[np.float32], limit: float) -> int:
+    """Estimates the number of rows within `limit` from the squared distances (n,) of the nearest, and adds a quarter.
+
+    The number of rows within a distance grows like a power of it.
+    """
+    middle, edge = float(np.partition(near, len(near) // 2)[len(near) // 2]), float(near.max())
+    if not 0 < middle < edge < limit < FARTHEST:
+        return 0
+    power = math.log(2) / math.log(edge / middle)
+    return int(min(1.25 * len(near) * math.exp(min(power * math.log(limit / edge), 20)), FARTHEST))
 
 
 def _query(vector: NDArray[np.float32], encoded: list[Encoded], number: int) -> _Query:
