@@ -181,25 +181,6 @@ def test_another_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tune_tune(filler.engine.index, 0.9).kind == "exact" and len(recorded) == 1
 
 
-@pytest.mark.parametrize("far", [0.9, 1.0])
-def test_far_queries_reach_the_recall_too(far: float) -> None:
-    class Made:
-        setting, rows = AnnSettings("sq8", 8, 12, 0), np.arange(10)
-
-        def search(self, *_: object) -> list[Any]:
-            return []
-
-    class Known:
-        flat = rows = None
-        queries, truth = np.zeros((40, 8), np.float32), np.arange(40.0)
-
-        def recalls(self, _: object, part: slice) -> np.ndarray:
-            return np.where(self.truth[part] < np.median(self.truth[part]), 1.0, far)
-
-    choice = tuning._measure(Made(), Known(), 0.95)  # type: ignore[arg-type]
-    assert (choice is not None) == (far == 1)  # the mean is 0.95 for both halves together
-
-
 def test_memory_is_a_limit(filled: Filler) -> None:
     assert tune_tune(filled.engine.index, 0.9, memory=1000).kind == "exact"
     choice = tune_tune(filled.engine.index, 0.9, memory=3000 * (D + 20))
