@@ -9,6 +9,7 @@ Letters: nq queries, k neighbours, n rows of the sketch, D dimension, w bytes of
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from simsearch.common.lazy import LazyModule
-from simsearch.search.bounds import Bounds, Encoded, squares
+from simsearch.search.bounds import FARTHEST, Bounds, Encoded, squares
 from simsearch.search.faiss_files import OneThread, pool
 from simsearch.search.ranking import TINY, Neighbours, measured, relative_rounding
 from simsearch.search.row_buffer import ROWS, RowBuffers, within_rounding
@@ -37,8 +38,9 @@ SEEDS = 8
 MOST = 0.05
 """A search that has to read a larger fraction of the permitted rows than this is left to the scan."""
 
-LISTED = 4096
-"""Rows that a core lists by their narrow codes at most; beyond, comparing them all is faster."""
+LISTED, PART_LISTED = 4096, 16
+"""A core lists at most this number of rows by their narrow codes, or one in PART_LISTED; beyond, comparing them all is
+faster."""
 
 BATCH = 8
 """From this number of queries on, each is searched by one thread."""
@@ -116,6 +118,7 @@ class Sketch:
         # Each core has every c-th row, so that all have about the same share of the near ones.
         self._cores = min(os.cpu_count() or 1, max(1, self.rows // FEWEST))
         self._stripes = [_faiss_index(narrow[first :: self._cores]) for first in range(self._cores)]
+        self._most_listed = max(LISTED, self.rows // self._cores // PART_LISTED)
         self._lengths: list[NDArray[np.float32]] | None = None
         self._masked: tuple[NDArray[np.int64] | None, list[NDArray[np.bool_]]] = (None, [])
         self._lock = threading.Lock()
@@ -164,7 +167,7 @@ class Sketch:
         task = _Task(k, masks, most, read, self._cores if len(queries) < BATCH else 1)
         if len(queries) < BATCH:
             return [self._one(query, task) if _usable(query) else None for query in each]
-        if self._listed(k) <= LISTED:
+        if self._listed(k) <= self._most_listed:
             return list(pool().map(lambda query: self._one(query, task) if _usable(query) else None, each))
         answers: list[Neighbours | None] = []
         size = max(1, PRODUCTS // self.rows)
@@ -190,7 +193,7 @@ class Sketch:
         """Searches for one query, with the rows that FAISS lists."""
         wanted = self._listed(task.k)
         known: _Known | None = None
-        while wanted <= LISTED:
+        while wanted <= self._most_listed:
             rows, near, edge = self._list(query.narrow, wanted, task)
             wide = squares(self._wide[rows], query.wide)
             known = known or self._read_seeds(query, rows, wide, task)
@@ -200,7 +203,7 @@ class Sketch:
             if edge > limit:
                 chosen = near <= limit
                 return self._finish(query, rows[chosen], wide[chosen], known, task)
-            wanted *= 4
+            wanted = max(4 * wanted, _expected(near, limit) // self._cores)
         return self._by_table(query, self._compare(query.narrow[None], task.masks)[0], task, known)
 
     def _list(
@@ -364,6 +367,18 @@ class Sketch:
         errors = query.errors[1] + self._errors[rows]
         near = wide <= self.bounds.grids[1].reach(distance, self.bounds.defect, errors)
         return rows[near], wide[near]
+
+
+def _expected(near: NDArray[np.float32], limit: float) -> int:
+    """Estimates the number of rows within `limit` from the squared distances (n,) of the nearest, and adds a quarter.
+
+    The number of rows within a distance grows like a power of it.
+    """
+    middle, edge = float(np.partition(near, len(near) // 2)[len(near) // 2]), float(near.max())
+    if not 0 < middle < edge < limit < FARTHEST:
+        return 0
+    power = math.log(2) / math.log(edge / middle)
+    return int(min(1.25 * len(near) * math.exp(min(power * math.log(limit / edge), 20)), FARTHEST))
 
 
 def _query(vector: NDArray[np.float32], encoded: list[Encoded], number: int) -> _Query:
