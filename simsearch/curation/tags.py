@@ -85,4 +85,5 @@ def _spread(graph: Graph, given: NDArray[np.int64], count: int) -> NDArray[np.fl
             now = PASSED * passed + own
         found[:, names] = now
     total = found.sum(1, keepdims=True)
-    return np.divide(found, total, out=np.zeros_like(found), where=total > 0)
+    shares: NDArray[np.float32] = np.divide(found, total, out=np.zeros_like(found), where=total > 0)
+    return shares
