@@ -16,6 +16,7 @@ from simsearch.cli import synonyms
 from simsearch.common.links import file_link, item_link, shortest
 from simsearch.common.printable import printable, printable_lines
 from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
+from simsearch.installation import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from simsearch.engine import Engine
     from simsearch.reports.tiles import ResultRow
+
+version_option = click.version_option(__version__, prog_name="simsearch")
 
 NO_MATCH, BAD_INPUT, DAMAGED, INTERRUPTED = 1, 2, 3, 130
 """Exit codes; 0 is success."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
+from simsearch.cli.console import version_option
 from simsearch.cli.lazy import LazyGroup
-from simsearch.cli.options import version_option
+
+if "_SIMSEARCH_COMPLETE" in os.environ:  # every start of the program would pay for it
+    import simsearch.cli.completion  # noqa: F401  # makes our completion for bash known
 
 COMMANDS = {
     "add": (

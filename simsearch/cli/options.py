@@ -11,8 +11,8 @@ import click
 
 from simsearch.cli import completion
 from simsearch.cli.console import note
+from simsearch.cli.console import version_option as version_option
 from simsearch.cli.params import Root
-from simsearch.installation import __version__
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,7 +47,6 @@ def output_option(name: str, metavar: str, text: str) -> Callable[[Command], Com
     )
 
 
-version_option = click.version_option(__version__, prog_name="simsearch")
 device_option = click.option(
     "--device",
     default="auto",
