@@ -5,7 +5,7 @@ others out. DeadlineProtocol adds: a deadline for a request's head; a limit on c
 (`limit_concurrency` waits for a request, and answers in plain text); an end to clients that stop reading a response or
 go on sending a body that was refused; and JSON for bytes that are not HTTP.
 
-Where all connections are in use, a new one takes the place of the one that has kept the service waiting for the longest
+Beyond the limit of connections, those give way that have kept the service waiting for the longest
 time: for a request, for the client to take its response, or for a body. So silent connections keep nobody out.
 """
 
@@ -15,7 +15,6 @@ import asyncio
 import math
 import re
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -32,6 +31,9 @@ STALL_SECONDS = 30.0
 
 PATIENCE = 2.0
 """Where all connections are in use, a client that reads or sends slowly gives way to others after these seconds."""
+
+SETTLING = 0.1
+"""Seconds in which there may be up to twice as many connections, before some of them give way."""
 
 LAST_STALL_SECONDS = 2.0
 """The same while the service stops."""
@@ -75,6 +77,10 @@ class _StrictConnection(h11.Connection):
         return event
 
 
+def _too_many() -> ApiError:
+    return ApiError(503, "too_many_connections", "too many connections at once", {"retry-after": "1"})
+
+
 class DeadlineProtocol(H11Protocol):
     """One client's connection. The deadline is `head_timeout` in the settings of the app that is served."""
 
@@ -92,11 +98,14 @@ class DeadlineProtocol(H11Protocol):
         connected = transport.get_extra_info("socket")
         if connected is not None and connected.family != socket.AF_UNIX:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        if len(self.connections) > MAX_CONNECTIONS and not self._make_room():
-            self._refuse(ApiError(503, "too_many_connections", "too many connections at once", {"retry-after": "1"}))
-        else:
-            self._note_waiting()
-            self._update_deadline()
+        if len(self.connections) > 2 * MAX_CONNECTIONS:
+            self._refuse(_too_many())
+            return
+        self._note_waiting()
+        self._update_deadline()
+        if len(self.connections) > MAX_CONNECTIONS and not vars(self.server_state).get("relieving"):
+            vars(self.server_state)["relieving"] = True
+            self.loop.call_later(SETTLING, self._relieve)  # until then, those that have a request send it
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -138,22 +147,26 @@ class DeadlineProtocol(H11Protocol):
 
     # -- too many connections
 
-    def _make_room(self) -> bool:
-        """Closes the connection that has kept the service waiting for the longest time; returns False if none has."""
-        now = self.loop.time()
-        others: Any = [each for each in self.connections if each is not self and not each.transport.is_closing()]
-        waits: tuple[Callable[[Any], float], ...] = (
-            lambda each: now - each.silent_since if each.cycle is None else -1.0,  # it never sent a request
-            lambda each: now - each.silent_since,
-            lambda each: now - each.paused_since - PATIENCE,
-            lambda each: now - each.body_since - PATIENCE,
-        )
-        for seconds in waits:
-            longest = max(others, key=seconds, default=None)
-            if longest is not None and seconds(longest) >= 0:
-                longest.transport.abort()
-                return True
-        return False
+    def _relieve(self) -> None:
+        """Closes connections beyond the limit: those that have kept the service waiting for the longest time."""
+        vars(self.server_state)["relieving"] = False
+        alive: Any = [each for each in self.connections if not each.transport.is_closing()]
+        found = [(rank, each) for each in alive if (rank := each._rank()) is not None]
+        found.sort(key=lambda pair: pair[0])
+        for _, each in found[: max(0, len(alive) - MAX_CONNECTIONS)]:
+            if each.cycle is None:
+                each._refuse(_too_many())
+            else:
+                each.transport.abort()
+
+    def _rank(self) -> tuple[int, float] | None:
+        """Returns the order in which connections give way; None for one that does not."""
+        late = self.loop.time() - PATIENCE
+        if self.silent_since < math.inf:
+            return (0 if self.cycle is None else 1), self.silent_since  # 0: it never sent a request
+        if self.paused_since < late:
+            return 2, self.paused_since
+        return (3, self.body_since) if self.body_since < late else None
 
     def _note_waiting(self) -> None:
         """Notes since when the client has not sent a head, or the rest of a body."""
