@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import simsearch
+import simsearch.cli.completion  # as a process does that the shell asks
 from simsearch.cli.main import main
 from tests.helpers.pictures import draw
 
