@@ -5,7 +5,7 @@
 
 Each time, groups of equal files are made in a new folder, and a process that moves them, moves them to another file
 system, puts them into the trash or replaces them by hard links is killed by SIGKILL before a random line of the code of
-`simsearch/cleanup`. Then
+`simsearch/curation/cleanup`. Then
 
 - every content must still be there, and the file to keep of each group must be untouched;
 - `restore`, which is killed in the same way in every second round and then run again, must bring back every file with
@@ -41,9 +41,9 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
     reexecute()
 
 from simsearch import cleanup
-from simsearch.cleanup import acts, journal, restore
-from simsearch.cleanup.acts import Task, act
-from simsearch.cleanup.files import Original, UnusableError
+from simsearch.curation.cleanup import acts, journal, restore
+from simsearch.curation.cleanup.acts import Task, act
+from simsearch.curation.cleanup.files import Original, UnusableError
 
 CODE = str(Path(cleanup.__file__).parent)
 ACTIONS = ("move", "across", "trash", "hardlink")

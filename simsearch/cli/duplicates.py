@@ -12,9 +12,6 @@ from typing import Any
 import click
 
 from simsearch import api
-from simsearch.cleanup import ignored, keep, run
-from simsearch.cleanup import restore as restoring
-from simsearch.cleanup.plan import Decision, Plan, make_plan
 from simsearch.cli import completion
 from simsearch.cli.console import (
     NO_MATCH,
@@ -33,6 +30,9 @@ from simsearch.cli.options import device_option, html_option, index_option, link
 from simsearch.cli.progress import show_progress
 from simsearch.common.links import item_link
 from simsearch.common.printable import printable
+from simsearch.curation.cleanup import ignored, keep, run
+from simsearch.curation.cleanup import restore as restoring
+from simsearch.curation.cleanup.plan import Decision, Plan, make_plan
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.reports import text

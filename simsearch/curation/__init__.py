@@ -1,1 +1,1 @@
-"""Finds faults of a data set, and items that represent it, by the exact neighbours of its items."""
+"""Finds faults of a data set, and items that represent it, by exact neighbours; `cleanup` acts on duplicates."""

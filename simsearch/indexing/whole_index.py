@@ -19,11 +19,11 @@ from simsearch.storage.index import on_disk
 from simsearch.storage.item_table import IndexedItem, indexed_items, items_to_arrow, to_pandas
 
 if TYPE_CHECKING:
-    from simsearch.cleanup import ignored as ignoring
-    from simsearch.cleanup import journal as journals
-    from simsearch.cleanup import keep as keeping
-    from simsearch.cleanup import plan as planning
-    from simsearch.cleanup import run as cleaning
+    from simsearch.curation.cleanup import ignored as ignoring
+    from simsearch.curation.cleanup import journal as journals
+    from simsearch.curation.cleanup import keep as keeping
+    from simsearch.curation.cleanup import plan as planning
+    from simsearch.curation.cleanup import run as cleaning
     from simsearch.indexing import tune as tuning
     from simsearch.models import classify
     from simsearch.search import duplicates as near
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from simsearch.storage.model import IndexModel
     from simsearch.storage.protocols import OpenIndex, Searchable
 else:  # a search needs none of them
-    ignoring = LazyModule("simsearch.cleanup.ignored")
-    journals = LazyModule("simsearch.cleanup.journal")
-    keeping = LazyModule("simsearch.cleanup.keep")
-    planning = LazyModule("simsearch.cleanup.plan")
-    cleaning = LazyModule("simsearch.cleanup.run")
+    ignoring = LazyModule("simsearch.curation.cleanup.ignored")
+    journals = LazyModule("simsearch.curation.cleanup.journal")
+    keeping = LazyModule("simsearch.curation.cleanup.keep")
+    planning = LazyModule("simsearch.curation.cleanup.plan")
+    cleaning = LazyModule("simsearch.curation.cleanup.run")
     tuning = LazyModule("simsearch.indexing.tune")
     classify = LazyModule("simsearch.models.classify")
     near = LazyModule("simsearch.search.duplicates")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from simsearch.cleanup import run as cleaning
+from simsearch.curation.cleanup import run as cleaning
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from simsearch.cleanup.acts import Task
-from simsearch.cleanup.files import Original
-from simsearch.cleanup.journal import ACTIONS
-from simsearch.cleanup.keep import FILE_KINDS, KeepRule, is_file
+from simsearch.curation.cleanup.acts import Task
+from simsearch.curation.cleanup.files import Original
+from simsearch.curation.cleanup.journal import ACTIONS
+from simsearch.curation.cleanup.keep import FILE_KINDS, KeepRule, is_file
 from simsearch.errors import UsageError
 from simsearch.images.sources.recorded import is_inside
 from simsearch.search.duplicates import Member

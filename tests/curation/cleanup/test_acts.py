@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from simsearch.cleanup import acts, files, journal, restore
-from simsearch.cleanup.acts import Task, act
-from simsearch.cleanup.files import Original, UnusableError
-from simsearch.cleanup.journal import Journal, read_journal
+from simsearch.curation.cleanup import acts, files, journal, restore
+from simsearch.curation.cleanup.acts import Task, act
+from simsearch.curation.cleanup.files import Original, UnusableError
+from simsearch.curation.cleanup.journal import Journal, read_journal
 
 ACTIONS = ("move", "across", "trash", "hardlink")
 

@@ -17,8 +17,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from simsearch.cleanup import trash
-from simsearch.cleanup.files import (
+from simsearch.curation.cleanup import trash
+from simsearch.curation.cleanup.files import (
     Original,
     State,
     UnusableError,
@@ -28,7 +28,7 @@ from simsearch.cleanup.files import (
     rename_new,
     sync_folders,
 )
-from simsearch.cleanup.journal import Entry, Journal
+from simsearch.curation.cleanup.journal import Entry, Journal
 
 
 @dataclass(frozen=True)

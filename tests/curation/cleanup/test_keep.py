@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from simsearch import api
-from simsearch.cleanup.keep import KeepRule
+from simsearch.curation.cleanup.keep import KeepRule
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from tests.helpers.models import Colours

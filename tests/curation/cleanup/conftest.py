@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from simsearch import api
-from simsearch.cleanup.acts import Task
-from simsearch.cleanup.files import Original
+from simsearch.curation.cleanup.acts import Task
+from simsearch.curation.cleanup.files import Original
 from simsearch.engine import Engine
 from tests.helpers.models import Colours
 

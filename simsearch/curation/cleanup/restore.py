@@ -12,9 +12,17 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simsearch.cleanup.files import State, UnusableError, copy_new, make_folders, read_state, rename_new, sync_folders
-from simsearch.cleanup.journal import Entry, Record, note_returning, read_journal
 from simsearch.common.progress import Progress, no_progress
+from simsearch.curation.cleanup.files import (
+    State,
+    UnusableError,
+    copy_new,
+    make_folders,
+    read_state,
+    rename_new,
+    sync_folders,
+)
+from simsearch.curation.cleanup.journal import Entry, Record, note_returning, read_journal
 
 
 @dataclass

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from simsearch import api
-from simsearch.cleanup import ignored
-from simsearch.cleanup.restore import restore
-from simsearch.cleanup.run import carry_out
+from simsearch.curation.cleanup import ignored
+from simsearch.curation.cleanup.restore import restore
+from simsearch.curation.cleanup.run import carry_out
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, ModelMismatchError, UsageError
-from tests.cleanup.conftest import Contents
+from tests.curation.cleanup.conftest import Contents
 from tests.helpers.models import CellModel, Colours
 
 

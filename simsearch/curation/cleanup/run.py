@@ -8,12 +8,12 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simsearch.cleanup import trash
-from simsearch.cleanup.acts import act
-from simsearch.cleanup.files import UnusableError
-from simsearch.cleanup.journal import Journal
-from simsearch.cleanup.plan import Plan
 from simsearch.common.progress import Progress, no_progress
+from simsearch.curation.cleanup import trash
+from simsearch.curation.cleanup.acts import act
+from simsearch.curation.cleanup.files import UnusableError
+from simsearch.curation.cleanup.journal import Journal
+from simsearch.curation.cleanup.plan import Plan
 from simsearch.errors import UsageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from simsearch.cleanup import restore as module
-from simsearch.cleanup.acts import Task, act
-from simsearch.cleanup.journal import Journal, read_journal
-from simsearch.cleanup.restore import restore
+from simsearch.curation.cleanup import restore as module
+from simsearch.curation.cleanup.acts import Task, act
+from simsearch.curation.cleanup.journal import Journal, read_journal
+from simsearch.curation.cleanup.restore import restore
 from simsearch.errors import UsageError
 
 
