@@ -40,7 +40,7 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 
     reexecute()
 
-from simsearch import cleanup
+from simsearch.curation import cleanup
 from simsearch.curation.cleanup import acts, journal, restore
 from simsearch.curation.cleanup.acts import Task, act
 from simsearch.curation.cleanup.files import Original, UnusableError

@@ -33,7 +33,7 @@ def test_move_and_restore(copied, run, tmp_path):
     out = tmp_path / "out"
     planned = run("duplicates", "--max-distance", "0", "--move-to", out)
     assert planned.code == 0 and "2 files" in planned.err and "--yes does it" in planned.err
-    assert "keep" in planned.out and f"-> {out}/red/copy.png" in planned.out
+    assert "keep" in planned.out and "-> out/red/copy.png" in planned.out
     assert not out.exists() and (copied / "z.png").exists()
     done = run("duplicates", "--max-distance", "0", "--move-to", out, "--yes")
     assert done.code == 0 and f"moved to {out}" in done.err and "simsearch restore" in done.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,10 @@ def wait_for_items(index, count):
 
 def test_build_follows_until_interrupted(index, pictures):
     command = [sys.executable, "-m", "simsearch", "build", str(pictures), "-i", str(index), "--watch"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as build:
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also if the tests run in the background
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heard
+    ) as build:
         try:
             shutil.copy(pictures / "red" / "1.png", pictures / "red" / "new.png")
             wait_for_items(index, 13)
