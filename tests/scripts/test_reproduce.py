@@ -73,7 +73,7 @@ def test_lenet5(mnist):
     assert "distorted: mean" in out
     assert "index of 60 digits, 84 features each" in out
     with Image.open(work / "robustness.png") as figure:
-        assert figure.width == 720
+        assert figure.width == 1440
     assert out.count("error in %") == 4
     again = run("lenet5", *arguments)  # finished seeds are kept
     kept = [line.split("(")[0] for line in out.splitlines() if "wrong" in line]
