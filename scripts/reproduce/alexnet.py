@@ -64,6 +64,8 @@ COLOUR = ColourStats(
     torch.tensor([[6.2, -24.7, -63.1], [-12.4, -0.3, -66.0], [6.3, 23.4, -67.6]]),
 )
 """Of Imagenette and Tiny-ImageNet; fixed, so that the pictures may become more while a training goes on."""
+COARSE = (32, 48, 64, 96)
+"""Sides in pixels that pictures are scaled down to where they lose their fine detail."""
 TOLD = 10  # steps between two rows of the log
 
 
@@ -92,6 +94,7 @@ class Config:
     orthogonal: float = 0.0  # above 0, convolutions learn by `OrthogonalMomentum` with this share
     smallest_patch: float = 0.35
     colour: float = 0.1
+    coarse: float = 0.0  # share of pictures that the student, not the teacher, sees without their fine detail
     compress: bool = False
     keep_convolution: float = 0.8
     keep_hidden: float = 0.5
@@ -267,6 +270,19 @@ class Head(nn.Module):
         self.optimizer.zero_grad(set_to_none=True)
 
 
+def coarsen(x: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Scales a share of pictures (B, 3, S, S) down to one of the sides COARSE and up again, as small ones would be."""
+    x = x.clone()
+    chosen = torch.rand(len(x), generator=generator) < share
+    sides = torch.randint(len(COARSE), (len(x),), generator=generator)
+    for number, side in enumerate(COARSE):
+        rows = chosen & (sides == number)
+        if rows.any():
+            small = F.interpolate(x[rows], (side, side), mode="area")
+            x[rows] = F.interpolate(small, x.shape[2:], mode="bilinear", align_corners=False)
+    return x
+
+
 class Training:
     """Everything that a checkpoint holds."""
 
@@ -362,8 +378,9 @@ def step_of(training: Training, forward: Any, teacher: Teacher | None, views: Tr
     x = augment.apply_augmentation(seen, pixels, config.image_size, COLOUR)
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(config, training.step)
+    shown = coarsen(x, config.coarse, generator) if config.coarse else x
     with torch.autocast("cpu", torch.bfloat16):
-        features, logits = forward(x)
+        features, logits = forward(shown)
     parts = {"even": config.lengths * length_loss(features)}
     if teacher is None:
         parts["labels"] = F.cross_entropy(logits.float(), labels)

@@ -111,7 +111,7 @@ def test_stopped_training_goes_on_unchanged(run, tmp_path):
 
 
 def test_regression_and_orthogonal_steps(run, tmp_path):
-    new = {"regression": 4.0, "orthogonal": 0.15}
+    new = {"regression": 4.0, "orthogonal": 0.15, "coarse": 0.3}
     run(tmp_path / "stable", steps=2)
     whole = run(tmp_path / "whole", start=tmp_path / "stable", more=3, **new)
     run(tmp_path / "parts", start=tmp_path / "stable", more=2, **new)
@@ -132,6 +132,16 @@ def test_regression_begins_by_least_squares(script):
     assert head(features, taught).item() == 1
     head.fit(features, taught, ridge=1e-6)
     assert head(features, taught).item() < 0.01
+
+
+def test_coarse_pictures_lose_detail_and_keep_their_mean(script):
+    x = torch.rand(40, 3, 128, 128)
+    shown = script.coarsen(x, 0.5, torch.Generator().manual_seed(0))
+    changed = (shown != x).flatten(1).any(1)
+    assert 10 < changed.sum() < 30
+    assert (shown[changed].flatten(2).std(2) < 0.7 * x[changed].flatten(2).std(2)).all()
+    assert torch.allclose(shown.mean((2, 3)), x.mean((2, 3)), atol=0.01)
+    assert not torch.equal(shown, x)
 
 
 def test_branch_cools_is_compressed_and_ships(run, shipped, tmp_path):
