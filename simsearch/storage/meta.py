@@ -86,8 +86,7 @@ class Meta:
         except FileNotFoundError:
             if _has_features(folder):
                 raise IndexDamagedError(f"{path} is missing, but there are feature files") from None
-            hint = f"make one: simsearch build SOURCE -i {place}"
-            raise IndexNotFoundError(f"there is no index at {place}", hint=hint) from None
+            raise IndexNotFoundError(f"there is no index at {place}", hint=_hint(Path(place))) from None
         except NotADirectoryError:
             raise IndexNotFoundError(f"{place} is not a folder and so not an index") from None
         except OSError as error:
@@ -145,6 +144,16 @@ class Meta:
             return "it cannot be read any more"
         found = _crc32(values)
         return None if recorded in (None, found) else f"its values have checksum {found}, expected {str(recorded)[:40]}"
+
+
+def _hint(place: Path) -> str:
+    """Returns what to do where there is no index: an index beside that place may be meant."""
+    try:
+        beside = sorted(path.parent for path in place.parent.glob("*/meta.json"))
+    except OSError:
+        beside = []
+    make = f"make one: simsearch build SOURCE -i {place}"
+    return f"there is {beside[0]}: -i {beside[0]}; or {make}" if beside else make
 
 
 def _crc32(values: dict[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """Which index a command takes when none is named, and what `build` says next."""
 
+import shutil
+
 import pytest
 
 
@@ -47,6 +49,13 @@ def test_no_index_anywhere(run, tmp_path, monkeypatch):
         "error: there is no index at indexes/default",
         "hint: make one: simsearch build SOURCE -i indexes/default",
     ]
+
+
+def test_an_index_beside_is_named(run, index, tmp_path, monkeypatch):
+    monkeypatch.delenv("SIMSEARCH_INDEX")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(index, tmp_path / "indexes" / "photos")
+    assert "hint: there is indexes/photos: -i indexes/photos; or make one:" in run("info").err
 
 
 def test_build_makes_its_index_here(run, project, monkeypatch, pictures, tiny_weights):

@@ -344,7 +344,7 @@ def test_missing_index_and_future_format_exit_2(index: Path, tmp_path: Path) -> 
         code, stderr = run(*command, "-i", str(tmp_path / "nowhere"))
         assert code == 2
         assert "there is no index at" in stderr
-        assert "hint: make one" in stderr
+        assert "make one: simsearch build" in stderr
     edit_meta(index, format=2)
     with pytest.raises(UsageError, match="format 2"):
         Engine(index, model=MODEL)
