@@ -218,7 +218,7 @@ def format_counts(counts: dict[str, int]) -> str:
 
 
 def check_links(service: str | None, html_file: Path | None, other: bool = False) -> None:
-    """Raises UsageError for a --links that is no URL of a service, or that no report uses."""
+    """Raises UsageError if --links is not the URL of a service, or if there is no report to use it."""
     if service is None:
         return
     item_link(service, 0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from simsearch.cli.console import NO_MATCH, check_folder_exists, echo, echo_data
 from simsearch.cli.options import device_option, html_option, index_option, version_option
 from simsearch.cli.params import NameLabel
 from simsearch.cli.progress import show_progress
+from simsearch.common.links import shortest
 from simsearch.common.progress import Progress
 from simsearch.curation import diverse, labels, leaks, outliers, tags
 from simsearch.curation.graph import Finding
@@ -257,16 +256,11 @@ def _entry(finding: Finding) -> dict[str, Any]:
 
 
 def _csv(found: Sequence[Finding]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    for number, finding in enumerate(found):
+    rows = []
+    for finding in found:
         values = {name: value for name, value in _entry(finding).items() if name != "neighbours"}
-        if finding.evidence:
-            values["nearest"] = finding.evidence[0].path
-        if not number:
-            writer.writerow(values)
-        writer.writerow(text.csv_cell(value) if isinstance(value, str) else value for value in values.values())
-    return out.getvalue()
+        rows.append(values | ({"nearest": finding.evidence[0].path} if finding.evidence else {}))
+    return text.to_csv([rows[0], *(row.values() for row in rows)]) if rows else ""
 
 
 def _headings(finding: Finding) -> list[str]:
@@ -278,8 +272,8 @@ def _row(finding: Finding) -> list[str]:
     member = finding.member
     facts = [_cell(value) for name, value in finding.facts.items() if name != "label"]
     label = finding.facts.get("label", member.item.label) or "-"
-    nearest = [finding.evidence[0].path] if finding.evidence else []
-    return [*facts, str(member.item.id), label, member.path, *nearest]
+    paths = [member.path, *(other.path for other in finding.evidence[:1])]
+    return [*facts, str(member.item.id), label, *map(shortest, paths)]
 
 
 def _cell(value: Any) -> str:

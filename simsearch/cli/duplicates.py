@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,7 @@ from simsearch.reports import text
 from simsearch.reports.html import save_html
 from simsearch.reports.tiles import ResultRow, Tile
 from simsearch.search import duplicates as near
+from simsearch.search import near_rows
 from simsearch.storage.reader import modified
 
 Groups = list[list[near.Member]]
@@ -151,7 +150,7 @@ def duplicates_command(
             _write_report(engine, groups, limit, html_file, service)
         _print_groups(groups, plan, form)
         echo(_summary(groups, limit), err=True)
-        if len(engine) > near.EXACT and not exact and not other:
+        if len(engine) > near_rows.EXACT and not exact and not other:
             _note_completeness(engine, groups, limit)
         if plan and action and groups:
             _act(plan, yes, journal, index_path)
@@ -251,14 +250,9 @@ def _print_groups(groups: Groups, plan: Plan | None, form: str) -> None:
         for entries in listed:
             echo(json.dumps(entries))
     elif form == "csv":
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["group", "id", "path", "label", "distance", *(_PLANNED if plan else ())])
-        for number, entries in enumerate(listed, 1):
-            for entry in entries:
-                cells = (text.csv_cell(value) if isinstance(value, str) else value for value in entry.values())
-                writer.writerow([number, *cells])
-        echo_data(out.getvalue(), nl=False)
+        headings = ["group", "id", "path", "label", "distance", *(_PLANNED if plan else ())]
+        cells = [[number, *entry.values()] for number, entries in enumerate(listed, 1) for entry in entries]
+        echo_data(text.to_csv([headings, *cells]), nl=False)
     elif form == "paths":
         for group in decided:
             for decision in group if plan else group[1:]:

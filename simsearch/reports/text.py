@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from simsearch.common.printable import printable
 from simsearch.search.results import QueryResult
@@ -59,6 +60,15 @@ def table(rows: Iterable[Sequence[str]], right: int = 0, last: Callable[[str], s
     ]
 
 
+def to_csv(rows: Iterable[Iterable[Any]]) -> str:
+    """Returns rows as the text of a CSV file, in which no text is a formula."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for row in rows:
+        writer.writerow(csv_cell(value) if isinstance(value, str) else value for value in row)
+    return out.getvalue()
+
+
 def csv_cell(text: str) -> str:
     """Returns a text for a cell of a CSV file, with an apostrophe before one that a spreadsheet would compute."""
     return "'" + text if text != "-" and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
@@ -79,22 +89,10 @@ def format_size(number: float) -> str:
 
 
 def _csv(answers: Sequence[QueryResult]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["query", "rank", "id", "path", "label", "distance", "similarity", "metadata"])
+    rows: list[Sequence[Any]] = [("query", "rank", "id", "path", "label", "distance", "similarity", "metadata")]
     for answer in answers:
         for m in answer.matches:
             metadata = json.dumps(m.metadata) if m.metadata else ""
-            writer.writerow(
-                [
-                    csv_cell(answer.query),
-                    m.rank,
-                    m.id,
-                    csv_cell(m.path),
-                    csv_cell(m.label or ""),
-                    f"{m.distance:.6g}",
-                    f"{m.similarity:.6g}",
-                    metadata,
-                ]
-            )
-    return out.getvalue()
+            numbers = f"{m.distance:.6g}", f"{m.similarity:.6g}"
+            rows.append((answer.query, m.rank, m.id, m.path, m.label or "", *numbers, metadata))
+    return to_csv(rows)

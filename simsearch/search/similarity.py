@@ -88,7 +88,7 @@ def measure(flat: VectorSearch, live: NDArray[np.int64], seed: int = 0) -> Scale
     if scale is None or len(live) <= SAMPLE:
         return scale
     count = min(QUERIES, max(FEWEST, CELLS // len(live)))
-    queries = flat.read(drawn[:count]).astype(np.float32)
+    queries = _sound(flat.read(drawn[:count])).astype(np.float32)
     found = flat.search(queries, NEIGHBOURS, None if len(live) == flat.rows else live)
     nearest = [float(near.distances[near.distances > 0][0]) for near in found if (near.distances > 0).any()]
     return Scale(float(np.median(nearest)), scale.random) if nearest else scale
@@ -106,6 +106,9 @@ def estimate(features: FeatureReader, live: NDArray[np.int64], seed: int = 0) ->
     order = np.argsort(drawn)
     x = np.empty((len(drawn), features.dimension), np.float32)
     x[order] = features.read(drawn[order])
+    x = _sound(x)
+    if not len(x):
+        return None
     squared = _squared(x[: len(x) // 16], x)
     different = squared > 1e-5 * float(squared.max())  # identical rows are at 0, up to rounding in float32
     squared[~different] = np.inf
@@ -133,9 +136,15 @@ def _squared(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     return found
 
 
+def _sound(features: NDArray[Any]) -> NDArray[Any]:
+    """Returns those rows of (n, D) that are finite; damage can make others."""
+    sound: NDArray[Any] = features[np.isfinite(features).all(1)]
+    return sound
+
+
 def _of_pairs(features: NDArray[np.float16]) -> Scale | None:
     """Returns the scale of (n, D) features from all of their pairs; None if fewer than three differ."""
-    x = np.unique(features, axis=0).astype(np.float64)
+    x = np.unique(_sound(features), axis=0).astype(np.float64)
     if len(x) < 3:
         return None
     squared = _squared(x, x)
@@ -149,7 +158,7 @@ def quantiles(features: NDArray[np.float16]) -> tuple[float, ...]:
 
     They are denser at small distances, where matches are. Empty if fewer than two features differ.
     """
-    x = np.unique(features, axis=0).astype(np.float64)
+    x = np.unique(_sound(features), axis=0).astype(np.float64)
     if len(x) < 2:
         return ()
     pairs = np.sqrt(_squared(x, x)[np.triu_indices(len(x), 1)])

@@ -41,7 +41,7 @@ SMALL_BODY, RESERVED = 1 << 20, 4
 """Larger bodies leave one part in RESERVED of the memory for all bodies to smaller ones (bytes)."""
 
 SLOW_SECONDS = 2.0
-"""After this time, a body that is still arriving gives way to small ones where there is no memory for them."""
+"""Seconds after which a body that still arrives is dropped if small ones need its memory."""
 
 MAX_JSON_BYTES = 1 << 20
 """Size of a body that is not multipart: a vector of ten thousand numbers fits."""

@@ -147,7 +147,7 @@ class Meta:
 
 
 def _hint(place: Path) -> str:
-    """Returns what to do where there is no index: an index beside that place may be meant."""
+    """Returns the hint of the error that there is no index: the name of one in the same folder, and how to make one."""
     try:
         beside = sorted(path.parent for path in place.parent.glob("*/meta.json"))
     except OSError:

@@ -18,7 +18,7 @@ from simsearch import api
 from simsearch.cli.main import main
 from simsearch.errors import UsageError
 from simsearch.images import perturb
-from simsearch.search import duplicates
+from simsearch.search import duplicates, near_rows
 from tests.helpers.filler import Filler
 from tests.helpers.models import Colours
 
@@ -39,9 +39,9 @@ def expected(features: np.ndarray, reach: float) -> list[list[int]]:
 
 @pytest.mark.parametrize("reach", [0.0, 0.5, 3.0, 8.0, 1e30, 1e200, np.inf])
 def test_groups_are_those_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach: float) -> None:
-    monkeypatch.setattr(duplicates, "BLOCK", 32)
-    monkeypatch.setattr(duplicates, "WINDOW", 64)
-    monkeypatch.setattr(duplicates, "PAIRS", 16)
+    monkeypatch.setattr(near_rows, "BLOCK", 32)
+    monkeypatch.setattr(near_rows, "WINDOW", 64)
+    monkeypatch.setattr(near_rows, "PAIRS", 16)
     random = np.random.default_rng(1)
     features = np.maximum(random.normal(0, 2, (400, 80)), 0)
     copies = random.integers(0, 400, 120)
@@ -77,7 +77,7 @@ def test_large_indexes_are_compared_list_by_list(tmp_path: Path, monkeypatch: py
         == duplicates.checked(filler.engine.snapshots, exact, 1.5)[1]
         > 20
     )
-    monkeypatch.setattr(duplicates, "EXACT", 1000)
+    monkeypatch.setattr(near_rows, "EXACT", 1000)
     found = duplicates.duplicate_groups(filler.engine.snapshots, 1.5)
     assert ids(duplicates.duplicate_groups(filler.engine.snapshots, 1.5, exact=True)) == ids(exact)
     pairs, together = duplicates.checked(filler.engine.snapshots, found, 1.5)

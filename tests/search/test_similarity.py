@@ -96,6 +96,20 @@ def test_samples_agree_with_the_definition(copies: int) -> None:
     assert (estimated.nearest, estimated.random) == pytest.approx((nearest, pairs), rel=0.25)
 
 
+def test_damaged_rows_do_not_count() -> None:
+    random = np.random.default_rng(3)
+    for count in (400, 3000):
+        x = random.normal(size=(count, 6))
+        x[::50] = np.inf
+        x[7] = np.nan
+        sound = x[np.isfinite(x).all(1)]
+        for made in (similarity.measure, similarity.estimate):
+            found, right = made(Rows(x), np.arange(count)), made(Rows(sound), np.arange(len(sound)))
+            assert found is not None and right is not None
+            assert (found.nearest, found.random) == pytest.approx((right.nearest, right.random), rel=0.2)
+        assert similarity.quantiles(x.astype(np.float16)) == similarity.quantiles(sound.astype(np.float16))
+
+
 def test_too_few_different_items_have_no_scale() -> None:
     for features in (np.zeros((0, 3)), np.ones((9, 3)), np.repeat(np.eye(2), 300, 0), np.ones((3000, 3))):
         for made in (similarity.measure, similarity.estimate):

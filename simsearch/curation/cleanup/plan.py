@@ -18,9 +18,10 @@ from simsearch.search.duplicates import Member
 
 @dataclass(frozen=True)
 class Decision:
-    """The decision on a member. action: keep, leave, copy (if there is no action), or one of `journal.ACTIONS`.
+    """The decision about a member.
 
-    reason: of leave. target: the new path, for a move.
+    action: keep, leave, copy (where nothing is to be done), or one of `journal.ACTIONS`. reason: of leave.
+    target: the new path, for a move.
     """
 
     member: Member

@@ -1,0 +1,193 @@
+"""Links rows that are near each other, without measuring all pairs.
+
+Features are projected on their principal components. An orthonormal projection never lengthens a distance, so rows
+whose projections are farther apart than the threshold need no comparison. Sorted by the first component, each row has
+to be compared with a window of others only. The remaining pairs are measured in float64, so the links are the same as
+from all pairs; but the work still grows with the square of the number of rows. Of very many rows each is therefore
+compared with its nearest ones in the inverted lists around it (the work grows with the power 1.5). Memory grows
+linearly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simsearch.common import pca
+from simsearch.common.distances import squared_norms
+from simsearch.common.lazy import LazyModule
+from simsearch.common.progress import Progress
+
+if TYPE_CHECKING:
+    import faiss
+    from numpy.typing import NDArray
+
+    from simsearch.storage.protocols import VectorSearch
+else:
+    faiss = LazyModule("faiss")
+
+COMPONENTS = 64
+"""Principal components that features are projected on."""
+
+SAMPLE = 8192
+"""Rows that the principal components are computed from."""
+
+BLOCK, WINDOW, PAIRS = 512, 8192, 1024
+"""Rows compared at once, others that they are compared with at once, and pairs measured at once."""
+
+EXACT = 50_000
+"""Up to this number of different rows, all pairs of projected features are compared."""
+
+NEIGHBOURS, PROBES = 32, 16
+"""Above EXACT items: nearest neighbours measured for each item, and inverted lists searched for them."""
+
+
+class JoinedRows:
+    """The features of several indexes as one matrix. starts: the first row of each."""
+
+    def __init__(self, parts: Sequence[VectorSearch]) -> None:
+        self._parts = parts
+        self.starts = np.cumsum([0, *(part.rows for part in parts[:-1])])
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Reads the given rows, in this order: (n, D) float16."""
+        if len(self._parts) == 1:
+            return self._parts[0].read(rows)
+        part_of = np.searchsorted(self.starts, rows, side="right") - 1
+        order = np.argsort(part_of, kind="stable")
+        pieces = [
+            part.read(rows[part_of == number] - start)
+            for number, (part, start) in enumerate(zip(self._parts, self.starts, strict=True))
+        ]
+        return np.concatenate(pieces)[np.argsort(order, kind="stable")]
+
+
+def linked(
+    flat: JoinedRows, rows: NDArray[np.int64], reach: float, progress: Progress, exact: bool
+) -> NDArray[np.int64]:
+    """Links rows at most `reach` apart, and returns for each of (n,) the lowest place in `rows` of its group: (n,).
+
+    exact: True to compare all pairs, however many rows there are.
+    """
+    links = _Links(len(rows))
+    if len(rows) < 2:
+        return links.roots()
+    random = np.random.default_rng(0)
+    sample = np.sort(random.choice(rows, min(SAMPLE, len(rows)), replace=False))
+    onto = pca.fit_pca(flat.read(sample), COMPONENTS)
+    z = np.empty((len(rows), onto.axes.shape[1]), np.float32)
+    first: dict[bytes, int] = {}
+    for start in range(0, len(rows), BLOCK):
+        features = flat.read(rows[start : start + BLOCK])
+        z[start : start + BLOCK] = onto(features)
+        for place, row in enumerate(features, start):  # identical rows are linked here
+            links.join(first.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), place), place)
+    unique = np.fromiter(first.values(), np.int64)
+    rounding = 1e-5 * float(np.linalg.norm(onto.mean) + np.sqrt(squared_norms(z).max()))
+    farthest = reach * (1 + 1e-4) + rounding
+    pairs = _all_near if exact or len(unique) <= EXACT else _listed_near
+    for done, found in pairs(z, unique, farthest):
+        _measure(flat, rows, found, reach, links)
+        progress(done, len(unique))
+    return links.roots()
+
+
+def _all_near(
+    z: NDArray[np.float32], unique: NDArray[np.int64], farthest: float
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yields all pairs of places at most `farthest` apart, (n, 2) at a time, and the number of items completed."""
+    order = unique[np.argsort(z[unique, 0], kind="stable")]
+    along = z[order, 0].astype(np.float64)
+    for start in range(0, len(order), BLOCK):
+        stop = min(start + BLOCK, len(order))
+        end = int(np.searchsorted(along, along[stop - 1] + farthest, side="right"))
+        for other in range(start, end, WINDOW):
+            yield start, _near(z, order[start:stop], order[other : min(other + WINDOW, end)], farthest)
+    yield len(order), np.zeros((0, 2), np.int64)
+
+
+def _listed_near(
+    z: NDArray[np.float32], unique: NDArray[np.int64], farthest: float
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yields near pairs like `_all_near`, but only of each item's nearest in the inverted lists around it."""
+    d, lists = z.shape[1], int(4 * len(unique) ** 0.5)
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, lists, faiss.METRIC_L2, True)
+    index.cp.niter = 10
+    index.cp.min_points_per_centroid = 1
+    index.cp.max_points_per_centroid = 64
+    index.train(z[unique])
+    for start in range(0, len(unique), WINDOW):
+        index.add(z[unique[start : start + WINDOW]])
+    parameters = faiss.SearchParametersIVF(nprobe=min(PROBES, lists))
+    # Similar items are searched together, so that the lists stay in the processor's cache.
+    order = np.argsort(index.quantizer.assign(z[unique], 1)[:, 0], kind="stable")
+    for start in range(0, len(order), BLOCK):
+        part = order[start : start + BLOCK]
+        squared, places = index.search(z[unique[part]], NEIGHBOURS + 1, params=parameters)
+        near = (places >= 0) & (squared <= farthest * farthest * (1 + 1e-4) + 1e-6) & (places != part[:, None])
+        left, right = np.repeat(part, near.sum(1)), places[near]
+        yield min(start + BLOCK, len(order)), np.stack([unique[left], unique[right]], 1)
+
+
+def _near(
+    z: NDArray[np.float32], left: NDArray[np.int64], right: NDArray[np.int64], farthest: float
+) -> NDArray[np.int64]:
+    """Returns the pairs of places at most `farthest` apart in projection, (n, 2), and a few more due to rounding."""
+    # |a - b|^2 <= f^2 is a.b - |b|^2 / 2 >= (|a|^2 - f^2) / 2: one product and one comparison.
+    a, b = z[left], z[right]
+    own, others = squared_norms(a), squared_norms(b)
+    ones, halves = np.ones((len(a), 1), np.float32), -others[:, None] / 2
+    product = np.concatenate([a, ones], 1) @ np.concatenate([b, halves], 1).T  # (left, right)
+    slack = 1e-5 * max(float(own.max()), float(others.max()))
+    with np.errstate(over="ignore"):  # if `farthest` is huge
+        least = ((own.astype(np.float64) - farthest * farthest) / 2 - slack).astype(np.float32)
+    i, j = np.nonzero(product >= least[:, None])
+    pairs = np.stack([left[i], right[j]], 1)
+    different: NDArray[np.int64] = pairs[pairs[:, 0] != pairs[:, 1]]
+    return different
+
+
+def _measure(flat: JoinedRows, rows: NDArray[np.int64], pairs: NDArray[np.int64], reach: float, links: _Links) -> None:
+    """Measures pairs and links those within `reach`, some at a time; skips pairs that are linked already."""
+    while len(pairs):
+        root = links.roots()
+        pairs = pairs[root[pairs[:, 0]] != root[pairs[:, 1]]]
+        some, pairs = pairs[:PAIRS], pairs[PAIRS:]
+        if not len(some):
+            return
+        difference = flat.read(rows[some[:, 0]]).astype(np.float64) - flat.read(rows[some[:, 1]])
+        near = np.sqrt(squared_norms(difference)) <= reach
+        for a, b in some[near].tolist():
+            links.join(a, b)
+
+
+class _Links:
+    """A union-find structure over places. The root of a set is its lowest place."""
+
+    def __init__(self, count: int) -> None:
+        self.parent = list(range(count))
+        self._roots: NDArray[np.int64] | None = None
+
+    def find(self, place: int) -> int:
+        while self.parent[place] != place:
+            self.parent[place] = self.parent[self.parent[place]]
+            place = self.parent[place]
+        return place
+
+    def join(self, a: int, b: int) -> None:
+        a, b = self.find(a), self.find(b)
+        if a != b:
+            self.parent[max(a, b)] = min(a, b)
+            self._roots = None
+
+    def roots(self) -> NDArray[np.int64]:
+        """Returns the root of every place: (n,)."""
+        if self._roots is None:
+            root: NDArray[np.int64] = np.array(self.parent, np.int64)
+            while (higher := root[root]).tobytes() != root.tobytes():
+                root = higher
+            self._roots = root
+        return self._roots
