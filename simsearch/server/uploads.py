@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from simsearch.common import outside_json
 from simsearch.common.machine import MemoryBudget
 from simsearch.engine import Engine
-from simsearch.errors import SimsearchError, UsageError
+from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
 from simsearch.images import decode, memory
 from simsearch.images.sources.tables import ManifestSource
 from simsearch.indexing import options, sync
@@ -197,23 +198,35 @@ def _names(engine: Engine) -> set[str]:
 
 
 def _listed(folder: Folder) -> set[str]:
-    """Returns the file names in the manifest. Raises OSError."""
+    """Returns the file names in the manifest. Raises OSError, IndexDamagedError for a line that names none."""
     lines = folder.read(MANIFEST).splitlines(keepends=True) if folder.exists(MANIFEST) else []
-    return {json.loads(line)["path"] for line in lines if line.endswith(b"\n")}
+    names = {_name_in(line) for line in lines if line.endswith(b"\n")}
+    if "" in names:
+        raise IndexDamagedError(f"{folder.path / MANIFEST} has a line without a path")
+    return names
 
 
 def _keep_lines(folder: Folder, wanted: Callable[[str], bool]) -> bytes | None:
-    """Removes the lines of other uploads from the manifest, and one that was never completed.
+    """Removes the lines of other uploads from the manifest, and one that was never completed; not damaged ones.
 
     Returns the former content if it had any such lines, else None. Raises UsageError, OSError.
     """
     before = folder.read(MANIFEST) if folder.exists(MANIFEST) else b""
     lines = before.splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith(b"\n") and wanted(json.loads(line)["path"])]
+    kept = [line for line in lines if line.endswith(b"\n") and (not (name := _name_in(line)) or wanted(name))]
     if kept == lines:
         return None
     _write(folder, MANIFEST, b"".join(kept))
     return before
+
+
+def _name_in(line: bytes) -> str:
+    """Returns the file name in a line of the manifest; empty if there is none."""
+    try:
+        name = outside_json.parse(line)["path"]
+    except (ValueError, TypeError, KeyError):
+        return ""
+    return name if isinstance(name, str) else ""
 
 
 def _forget(folder: Folder, name: str) -> None:

@@ -146,3 +146,19 @@ def test_sweep_keeps_what_is_listed(engine):
     service = simsearch.create_app(engine, writable=True).state.service
     service.uploads.sweep(service.indexes.values())
     assert sorted(path.name for path in uploads.iterdir()) == sorted([names[0], "items.jsonl", "notes.txt"])
+
+
+@pytest.mark.parametrize("line", [b"{\n", b"[]\n", b'{"path": 7}\n', b"\xff\n"])
+def test_damaged_line_stops_nothing_and_is_kept(engine, line):
+    uploads = engine.path / "uploads"
+    app = simsearch.create_app(engine, writable=True)
+    number = Client(app)("POST", "/v1/items", files=upload(png((5, 5)))).json()["id"]
+    (uploads / "items.jsonl").write_bytes(line + (uploads / "items.jsonl").read_bytes())
+    (uploads / ("0" * 64)).write_bytes(b"perhaps that of the line")
+    service = simsearch.create_app(engine, writable=True).state.service
+    service.uploads.sweep(service.indexes.values())
+    client = Client(simsearch.create_app(engine, writable=True))
+    assert client("POST", "/v1/items", files=upload(png((6, 6)))).status_code == 201
+    assert client("DELETE", f"/v1/items/{number}").status_code == 204
+    assert (uploads / "items.jsonl").read_bytes().startswith(line)
+    assert (uploads / ("0" * 64)).exists()
