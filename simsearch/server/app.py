@@ -22,7 +22,8 @@ except ImportError as error:
 
 from simsearch.engine import Engine
 from simsearch.server import errors, openapi, routes
-from simsearch.server.middleware import AccessLog, Authentication, BodyLimit, ResponseHeaders
+from simsearch.server.body_limit import BodyLimit
+from simsearch.server.middleware import AccessLog, Authentication, ResponseHeaders
 from simsearch.server.service import SearchService
 from simsearch.server.settings import AppOptions, Settings
 

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from simsearch.images import urls
 from simsearch.images.urls import fetch
+from simsearch.server.body_limit import ReceivedBytes
 from simsearch.server.errors import draining
-from simsearch.server.middleware import ApiError, ReceivedBytes
+from simsearch.server.middleware import ApiError
 from simsearch.server.prometheus import PrometheusMetrics
 from simsearch.server.settings import Settings
 

@@ -13,11 +13,12 @@ from fastapi import Request
 from simsearch.engine import Engine
 from simsearch.server import thumbnails
 from simsearch.server.batcher import Batcher
+from simsearch.server.body_limit import ReceivedBytes
 from simsearch.server.browse import Browser
 from simsearch.server.decoding import Lane, Lanes, LargePictureError
 from simsearch.server.errors import draining
 from simsearch.server.fetching import Fetcher
-from simsearch.server.middleware import ApiError, ReceivedBytes
+from simsearch.server.middleware import ApiError
 from simsearch.server.prometheus import PrometheusMetrics
 from simsearch.server.reloading import ReloadableIndex
 from simsearch.server.schemas import search_request, unknown

@@ -13,7 +13,7 @@ from PIL import Image
 import simsearch
 from simsearch.errors import ImageError, UsageError
 from simsearch.images.urls import fetch, fetch_public
-from simsearch.server import middleware, protocol
+from simsearch.server import body_limit, protocol
 from tests.helpers.client import Client, code, png
 from tests.helpers.live import answer, raw, serving
 
@@ -308,7 +308,7 @@ def test_bodies_together_have_a_limit(engine):
 
 def test_slow_bodies_give_way(engine, monkeypatch):
     """Small searches are answered, however much is being sent by others."""
-    monkeypatch.setattr(middleware, "SMALL_BODY", 100_000)
+    monkeypatch.setattr(body_limit, "SMALL_BODY", 100_000)
     app = simsearch.create_app(engine, max_body=1 << 20, memory=10 << 20, body_timeout=60)
     received = app.state.service.received
     part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="q"\r\n\r\n'
@@ -331,7 +331,7 @@ def test_slow_bodies_give_way(engine, monkeypatch):
             send(98_000, 99_000)
         wait_for(900_000 + 12 * 98_000)
         assert answer(send(98_000, 99_000))[:2] == (429, "too_many_requests")
-        monkeypatch.setattr(middleware, "SLOW_SECONDS", 0.2)
+        monkeypatch.setattr(body_limit, "SLOW_SECONDS", 0.2)
         time.sleep(0.4)
         small = send(98_000, 99_000)
         assert answer(first)[:2] == (400, "body_too_slow")

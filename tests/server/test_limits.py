@@ -164,7 +164,7 @@ def test_slow_senders_keep_nobody_out(engine):
 
 
 def test_all_bodies_count_together():
-    from simsearch.server.middleware import ReceivedBytes
+    from simsearch.server.body_limit import ReceivedBytes
 
     rejected = []
     received = ReceivedBytes(100, lambda: rejected.append(1))
