@@ -149,7 +149,10 @@ class Pictures:
 
 
 class Teacher:
-    """A network that sees what the student sees: ONNX with `x` (B, 3, S, S), `features` (B, T) and `logits`."""
+    """A network that sees what the student sees, finer if its input is larger.
+
+    An ONNX file with `x` (B, 3, S, S), `features` (B, T) and `logits` (B, 1000).
+    """
 
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -388,7 +391,8 @@ def step_of(training: Training, forward: Any, teacher: Teacher | None, views: Tr
     if teacher is None:
         parts["labels"] = F.cross_entropy(logits.float(), labels)
     else:
-        taught, soft = teacher(x)
+        finer = augment.apply_augmentation(seen, pixels, teacher.side, COLOUR) if teacher.side > config.image_size else x
+        taught, soft = teacher(finer)
         training.mean += (taught.mean(0) - training.mean) * max(0.005, 1 / (training.step + 1))
         parts["alike"] = training.queue(features, taught - training.mean)
         parts["soft"] = config.soft_labels * soft_label_loss(logits, soft, config.soft_temperature)
@@ -424,9 +428,12 @@ def fit_head(training: Training, teacher: Teacher, batches: int = 24) -> None:
         x = augment.centre(pixels, config.image_size, COLOUR)
         with torch.autocast("cpu", torch.bfloat16):
             features = training.network.features(x)
-        found.append((features, teacher(x)[0] - training.mean))
+        found.append((features, teacher(x)[0]))
     training.pictures.drawn = drawn
-    training.head.fit(*(torch.cat(part) for part in zip(*found, strict=True)))
+    learnt, taught = (torch.cat(part) for part in zip(*found, strict=True))
+    if not training.step:
+        training.mean.copy_(taught.mean(0))
+    training.head.fit(learnt, taught - training.mean)
     training.network.train()
 
 
@@ -442,7 +449,8 @@ def train(config: Config, options: argparse.Namespace) -> None:
     forward = torch.compile(outputs) if options.compile else outputs
     checkpoint = options.work / "checkpoint.pt"
     print(f"{len(pictures):,} pictures of {len(pictures.names)} sources; from step {training.step}", flush=True)
-    if teacher and training.head and training.step and not training.head.linear.weight.any():
+    known = training.step or options.begin
+    if teacher and training.head and known and not training.head.linear.weight.any():
         fit_head(training, teacher)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))

@@ -15,7 +15,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class, split_arg_string
+from click.shell_completion import BashComplete, CompletionItem, ZshComplete, add_completion_class, split_arg_string
 
 from simsearch.common.item_ids import ID_PREFIX
 from simsearch.common.lazy import LazyModule
@@ -187,4 +187,38 @@ def _in_quotes(line: str) -> bool:
     return bool(quote)
 
 
+class Zsh(ZshComplete):
+    """Completion in zsh that puts no space behind words that end in =, : or /."""
+
+    source_template = """\
+#compdef %(prog_name)s
+
+%(complete_func)s() {
+    (( $+commands[%(prog_name)s] )) || return 1
+    local kind word note
+    local -a lines plain open noted
+    lines=("${(@f)$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) %(complete_var)s=zsh_complete %(prog_name)s)}")
+    for kind word note in ${lines}; do
+        case $kind:$note in
+            dir:*) _path_files -/ ;;
+            file:*) _path_files -f ;;
+            plain:_) [[ $word == *[=:/] ]] && open+=("$word") || plain+=("$word") ;;
+            plain:*) noted+=("$word:$note") ;;
+        esac
+    done
+    (( $#noted )) && _describe -V unsorted noted -U
+    (( $#plain )) && compadd -U -V unsorted -a plain
+    (( $#open )) && compadd -U -V unsorted -S '' -a open
+    return 0
+}
+
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    %(complete_func)s "$@"
+else
+    compdef %(complete_func)s %(prog_name)s
+fi
+"""
+
+
 add_completion_class(Bash)
+add_completion_class(Zsh)

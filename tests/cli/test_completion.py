@@ -1,10 +1,13 @@
 """Completion of names, fields, values and ids in the shell."""
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
 import simsearch
 import simsearch.cli.completion  # as a process does that the shell asks
@@ -106,3 +109,37 @@ def test_completion_imports_no_torch(folder):
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["plain,label=cat", "False"]
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("query -i index --filter y", ["-S -a open: year="]),
+        ("build --model al", ["-a plain: alexnet"]),
+        ("query -i index id:", [r"noted: id\:1:a.png id\:2:b.png id\:3:c.png"]),
+        ("query -i index --filter label=", ["noted: label=cat:2 items label=dog:1 items"]),
+    ],
+)
+def test_zsh_puts_no_space_behind_what_goes_on(line, found, folder, tmp_path):
+    code = "from simsearch.cli.main import main; main(prog_name='simsearch')"
+    program = tmp_path / "simsearch"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"\n')
+    program.chmod(0o755)
+    stubs = """
+    compdef() { true }
+    compadd() { print -r -- ${${@:#-U}:#(-V|unsorted)}: ${(P)@[-1]} }
+    _describe() { print -r -- $3: ${(P)3} }
+    """
+    words = ["simsearch", *line.split()]
+    call = f"words=({' '.join(map(shlex.quote, words))}); CURRENT={len(words)}; _simsearch_completion"
+    script = CliRunner().invoke(main, ["completion", "zsh"]).stdout
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["zsh", "-f", "-c", "\n".join([stubs, script, call])],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout.splitlines(), done.stderr) == (found, "")
