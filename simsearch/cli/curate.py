@@ -146,7 +146,7 @@ def leaks_command(
             check_same_features(engine.opened_index, other.opened_index)
             limit = max_distance
             if limit is None:
-                limit = near.copy_threshold(engine.opened_index, engine.model).distance
+                limit = near.copy_threshold(engine.opened_index, engine.model, progress=progress).distance
             found = leaks.leaks(engine.snapshots, other.snapshots, limit, progress)
             note(f"{len(found):,} of {pluralize(len(engine), 'item')} within {limit:.4g} of one of {against}")
             if html_file:

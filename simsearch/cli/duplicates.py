@@ -134,11 +134,7 @@ def duplicates_command(
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(warn_if_incomplete(api.open(index_path, device=device)))
         other = stack.enter_context(api.comparable(against, engine)) if against else None
-        limit = (
-            near.copy_threshold(engine.opened_index, engine.model)
-            if max_distance is None
-            else near.Threshold(max_distance)
-        )
+        limit = near.Threshold(max_distance) if max_distance is not None else _calibrate(engine)
         with show_progress("comparing") as progress:
             groups = engine.duplicates(
                 limit.distance, keep=rule, against=other, ignored=everything, exact=exact, progress=progress
@@ -156,6 +152,11 @@ def duplicates_command(
             _act(plan, yes, journal, index_path)
     if not groups and not ignore:
         raise click.exceptions.Exit(NO_MATCH)
+
+
+def _calibrate(engine: Engine) -> near.Threshold:
+    with show_progress("calibrating by changed copies") as progress:
+        return near.copy_threshold(engine.opened_index, engine.model, progress=progress)
 
 
 def _action(move_to: str | None, trash: bool, hardlink: bool) -> str:

@@ -104,7 +104,7 @@ class WholeIndex:
         """
         rule = None if keep is None else keeping.KeepRule.parse(keep, against is not None)
         if max_distance is None:
-            max_distance = near.copy_threshold(self.opened_index, self.model).distance
+            max_distance = near.copy_threshold(self.opened_index, self.model, progress=progress).distance
         if against is not None:
             check_same_features(self.opened_index, against.opened_index)
         other = None if against is None else against.snapshots
@@ -133,7 +133,7 @@ class WholeIndex:
             raise UsageError(f"action is {action!r}, into is {into!r}", hint="move (with into), trash or hardlink")
         rule = keeping.KeepRule.parse(keep, against is not None)
         if max_distance is None:
-            max_distance = near.copy_threshold(self.opened_index, self.model).distance
+            max_distance = near.copy_threshold(self.opened_index, self.model, progress=progress).distance
         groups = self.duplicates(max_distance, keep=keep, against=against, exact=exact)
         plan = planning.make_plan(groups, rule, action, max_distance, into or "")
         if dry_run:

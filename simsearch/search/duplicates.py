@@ -77,12 +77,14 @@ FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
 """The changes that set the threshold; the others, which move every pixel, are only reported."""
 
 
-def copy_threshold(index: OpenIndex, model: IndexModel, seed: int = 0) -> Threshold:
+def copy_threshold(index: OpenIndex, model: IndexModel, seed: int = 0, progress: Progress = no_progress) -> Threshold:
     """Measures the distance that 90 % of slightly changed copies of the index's own pictures are within.
 
     If no picture can be read or the model is missing, returns the threshold of `dedup`: NEAR_IDENTICAL times the median
     random distance.
+    progress: called with the number of pictures read or changed so far, and of all.
     """
+    total = ORIGINALS * (2 + len(COPIES))
     median = similarity.median(index.meta.distances)
     fallback = Threshold(NEAR_IDENTICAL * median)
     with index.reading() as reader:
@@ -93,16 +95,18 @@ def copy_threshold(index: OpenIndex, model: IndexModel, seed: int = 0) -> Thresh
             originals.append(_picture(index, int(number)))
         except ImageError:
             continue
+        progress(len(originals), total)
         if len(originals) == ORIGINALS:
             break
     if not originals:
         return fallback
+    found = {}
     try:
         base = model.features(originals).astype(np.float64)
-        found = {
-            name: np.linalg.norm(model.features([change(image) for image in originals]) - base, axis=1)
-            for name, change in COPIES.items()
-        }
+        for number, (name, change) in enumerate(COPIES.items(), 2):
+            progress(number * ORIGINALS, total)
+            found[name] = np.linalg.norm(model.features([change(image) for image in originals]) - base, axis=1)
+        progress(total, total)
     except SimsearchError:  # the model's weights are missing
         return fallback
     distance = float(np.quantile(np.concatenate([found[name] for name in FAITHFUL]), 0.9))

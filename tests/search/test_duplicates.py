@@ -149,7 +149,11 @@ def test_calibrated_threshold_finds_copies(tmp_path: Path, photos: Path, colours
         image = Image.open(photos / f"{name}.png")
         image.resize((14, 14)).resize((16, 16)).save(photos / f"{name}-copy.png")
     with api.build(photos, tmp_path / "index", colours) as engine:
-        limit = duplicates.copy_threshold(engine.opened_index, engine.model)
+        told: list[tuple[int, int]] = []
+        limit = duplicates.copy_threshold(
+            engine.opened_index, engine.model, progress=lambda done, total: told.append((done, total))
+        )
+        assert told == sorted(told) and len(told) > len(perturb.COPIES) and told[-1][0] == told[-1][1]
         assert set(limit.copies) == set(perturb.COPIES)
         assert 0 < limit.distance < 0.5
         found = duplicates.duplicate_groups(engine.snapshots, limit.distance)
