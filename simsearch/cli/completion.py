@@ -196,8 +196,9 @@ class Zsh(ZshComplete):
 %(complete_func)s() {
     (( $+commands[%(prog_name)s] )) || return 1
     local kind word note
-    local -a lines plain open noted
-    lines=("${(@f)$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) %(complete_var)s=zsh_complete %(prog_name)s)}")
+    local -a asked lines plain open noted
+    asked=(COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) %(complete_var)s=zsh_complete)
+    lines=("${(@f)$(env $asked %(prog_name)s)}")
     for kind word note in ${lines}; do
         case $kind:$note in
             dir:*) _path_files -/ ;;

@@ -1,18 +1,15 @@
 """Approximate search: a small FAISS index over projected features finds candidates, which the exact features rank.
 
-It is derived data in `derived/<name>/`: the projection, FAISS's index over the projected features, and the feature row
-of each entry. Newer rows are scanned exactly; deleted rows are never returned.
+It is derived data in `derived/<name>/`, which `ann_files` reads: the projection, FAISS's index over the projected
+features, and the feature row of each entry. Newer rows are scanned exactly; deleted rows are never returned.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-import re
 import secrets
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -46,8 +43,6 @@ MANY = 8
 
 FILLED = 32
 """FAISS's fast scan compares this number of codes at once, and pads each list to a multiple of it."""
-
-_EPOCH_ROWS = re.compile(r"rows\.\d+\.npz")
 
 LISTED = ("ivf", "pq")
 """The kinds with inverted lists, of which a search visits those nearest to the query."""
@@ -141,7 +136,7 @@ class AnnIndex:
         compactions: int = 0,
     ) -> None:
         self.setting, self.index, self.projection = setting, index, projection.first(setting.dimensions)
-        self._data: NDArray[np.uint8] | None = None
+        self.data: NDArray[np.uint8] | None = None  # of a file, which the FAISS index uses in place
         self._cover(rows, covered, compactions)
 
     def _cover(self, rows: NDArray[np.int64], covered: int, compactions: int) -> None:
@@ -240,7 +235,7 @@ class AnnIndex:
     # -- files
 
     def save(self, derived: Folder) -> tuple[str, dict[str, Any]]:
-        """Writes the files to a new folder in `derived`; returns its name and the parameters for `load`."""
+        """Writes the files to a new folder in `derived`; returns its name and the parameters for `ann_files.load`."""
         name = secrets.token_hex(8)
         try:
             self._write(derived.child(name, create=True))
@@ -255,122 +250,3 @@ class AnnIndex:
         for part, array in (("rows", self.rows), ("mean", self.projection.mean), ("axes", self.projection.axes)):
             sealed.write_array(folder, f"{part}.npy", array)
         sealed.write(folder, "index.faiss", faiss.serialize_index(self.index).data)
-
-    @classmethod
-    def load(cls, folder: Folder, parameters: dict[str, Any], compactions: int = 0) -> AnnIndex:
-        """Reads the files of `save`, with the rows after `compactions`. Raises IndexDamagedError, SimsearchError."""
-        try:
-            setting = read_settings(parameters)
-            mean, axes = (sealed.read_array(folder, f"{part}.npy") for part in ("mean", "axes"))
-            if {str(mean.dtype), str(axes.dtype)} != {"float32"} or axes.shape != (len(mean), setting.dimensions):
-                raise ValueError("its projection does not fit")
-            if not (np.isfinite(mean).all() and np.isfinite(axes).all()):
-                raise ValueError("its projection is not finite")
-            rows, covered = _rows(folder, parameters, compactions)
-            check_rows(rows, covered)
-            data = sealed.read(folder, "index.faiss")
-            index = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(data), data.size))
-            check_faiss_index(index, setting, len(rows))
-            made = cls(setting, Projection(mean, axes), index, rows, covered, compactions)
-            made._data = data  # which the FAISS index uses in place
-            return made
-        except UNREADABLE as error:
-            raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
-
-
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, BadZipFile, MemoryError)
-"""Errors from files that do not contain what they should."""
-
-
-def read_settings(parameters: dict[str, Any]) -> AnnSettings:
-    """Returns the settings in the parameters of `meta.json`. Raises KeyError, ValueError."""
-    setting = AnnSettings(**{name: parameters[name] for name in AnnSettings.__dataclass_fields__})
-    numbers = setting.dimensions, setting.candidates, setting.effort, parameters["covered"], parameters.get("epoch", 0)
-    if not isinstance(setting.kind, str) or not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers):
-        raise ValueError("its parameters in meta.json are out of range")
-    if not (0 < setting.dimensions <= 1 << 16 and 0 < setting.candidates < 1 << 24 and setting.effort < 1 << 24):
-        raise ValueError("its parameters in meta.json are out of range")
-    return setting
-
-
-def check_rows(rows: NDArray[Any], covered: int) -> None:
-    """Raises ValueError if entries have the same row, or a row that is not below `covered`."""
-    if rows.dtype != np.int64 or rows.ndim != 1:
-        raise ValueError("its rows are not a list of integers")
-    live = rows[rows >= 0]
-    if len(live) and live.max() >= covered:
-        raise ValueError(f"it has a row {live.max()}, but only {covered} are covered")
-    if len(np.unique(live)) < len(live) or (len(rows) and rows.min() < -1):
-        raise ValueError("it has the same row twice")
-
-
-def check_faiss_index(index: Any, setting: AnnSettings, entries: int) -> None:
-    """Raises ValueError if a FAISS index is not as `new_faiss_index` makes it, or refers to entries it does not have.
-
-    FAISS follows such references without checking them.
-    """
-    expected = {
-        "hnsw": "IndexHNSWSQ",
-        "ivf": "IndexIVFScalarQuantizer",
-        "pq": "IndexIVFPQFastScan",
-        "sq8": "IndexScalarQuantizer",
-        "rabitq": "IndexRaBitQ",
-    }
-    if type(index).__name__ != expected.get(setting.kind):
-        raise ValueError(f"it is {type(index).__name__}, not of the kind {setting.kind}")
-    if (index.ntotal, index.d, index.metric_type) != (entries, setting.dimensions, faiss.METRIC_L2):
-        raise ValueError("its files do not belong together")
-    if setting.kind in LISTED:
-        quantizer = faiss.downcast_index(index.quantizer)
-        if type(quantizer).__name__ != "IndexFlatL2" or (quantizer.ntotal, quantizer.d) != (index.nlist, index.d):
-            raise ValueError("its lists do not fit")
-        sizes = sum(index.invlists.list_size(number) for number in range(index.nlist))
-        if index.invlists.nlist != index.nlist or sizes != entries:
-            raise ValueError("its lists do not fit")
-    elif setting.kind == "hnsw":
-        graph, storage = index.hnsw, index.storage
-        neighbours, offsets = faiss.vector_to_array(graph.neighbors), faiss.vector_to_array(graph.offsets)
-        sizes = len(offsets) - 1, graph.levels.size(), storage.ntotal, storage.d
-        if (
-            sizes != (entries, entries, entries, index.d)
-            or (offsets[0], offsets[-1]) != (0, len(neighbours))
-            or (offsets[1:] < offsets[:-1]).any()
-            or not -1 <= graph.entry_point < entries
-            or (len(neighbours) and not -1 <= neighbours.min() <= neighbours.max() < entries)
-        ):
-            raise ValueError("its graph does not fit")
-
-
-def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple[NDArray[np.int64], int]:
-    """Reads the row of each entry in an compactions, and the number of rows covered."""
-    if compactions == parameters.get("epoch", 0):
-        return sealed.read_array(folder, "rows.npy"), int(parameters["covered"])
-    arrays = sealed.read_arrays(folder, f"rows.{compactions}.npz")
-    return arrays["rows"], int(arrays["covered"])
-
-
-def renumber(folder: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
-    """Prepares an index for a compaction: compactions `new` keeps the (n,) rows `live` of compactions `old`, ascending.
-
-    Keeps the files for readers of `old`, deletes older ones. Raises an error of UNREADABLE or IndexDamagedError if the
-    index cannot be read.
-    """
-    rows, covered = _rows(folder, parameters, old)
-    record(folder, old, new, rows=moved(rows, live), covered=np.searchsorted(live, covered))
-
-
-def moved(rows: NDArray[np.int64], live: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the new (n,) numbers of rows after all but the rows `live`, ascending, are removed; -1 if removed."""
-    places = np.searchsorted(live, rows)
-    kept = np.append(live, -2)[places] == rows
-    return np.where(kept, places, -1)
-
-
-def record(folder: Folder, old: int, new: int, **arrays: Any) -> None:
-    """Writes an index's arrays for compactions `new`, keeps those of `old`, and deletes older ones."""
-    data = io.BytesIO()
-    np.savez(data, **arrays)
-    sealed.write(folder, f"rows.{new}.npz", data.getbuffer())
-    for name in folder.names():
-        if _EPOCH_ROWS.fullmatch(name) and name not in {f"rows.{old}.npz", f"rows.{new}.npz"}:
-            folder.unlink(name)

@@ -14,7 +14,7 @@ import numpy as np
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import IndexDamagedError, SimsearchError, WeightsError
 from simsearch.models.hashing.encoder import HashEncoder
-from simsearch.search import ann
+from simsearch.search import ann_files
 from simsearch.search.ann import AnnIndex, AnnSettings
 from simsearch.storage import derived as sealed
 
@@ -32,7 +32,7 @@ else:
 BLOCK = 2048
 """Rows encoded at once."""
 
-_UNREADABLE = (*ann.UNREADABLE, WeightsError)
+_UNREADABLE = (*ann_files.UNREADABLE, WeightsError)
 """Errors from files that do not contain what they should."""
 
 
@@ -74,9 +74,9 @@ class BinaryCodeIndex(AnnIndex):
 def load(folder: Folder, parameters: dict[str, Any], compactions: int) -> AnnIndex:
     """Loads an approximate search of any kind by the parameters from `save`. Raises IndexDamagedError."""
     if parameters.get("kind") != "codes":
-        return AnnIndex.load(folder, parameters, compactions)
+        return ann_files.load(folder, parameters, compactions)
     try:
-        setting = ann.read_settings(parameters)
+        setting = ann_files.read_settings(parameters)
         codes = _read_encoder(folder)
         entries, rows, covered = _base(folder, parameters, compactions)
         parts, numbers = [entries], [rows]
@@ -89,7 +89,7 @@ def load(folder: Folder, parameters: dict[str, Any], compactions: int) -> AnnInd
             raise ValueError("its files do not belong together")
         if entries.dtype != np.uint8:
             raise ValueError("its files do not belong together")
-        ann.check_rows(rows, covered)
+        ann_files.check_rows(rows, covered)
         return BinaryCodeIndex(setting, codes, entries, rows, covered, compactions)
     except _UNREADABLE as error:
         raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
@@ -149,7 +149,7 @@ def extend(folder: Folder, parameters: dict[str, Any], flat: FlatIndex) -> int:
 
 
 def renumber(index: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
-    """Prepares an index's approximate search, of any kind, for a compaction; see `ann.renumber`.
+    """Prepares an index's approximate search, of any kind, for a compaction; see `ann_files.renumber`.
 
     Does nothing if there is none or it cannot be read. index: the index's folder.
     """
@@ -157,12 +157,14 @@ def renumber(index: Folder, parameters: dict[str, Any], live: NDArray[np.int64],
         folder = sealed.structure_folder(index, parameters.get("folder") or "")
         folder.unlink(f"rows.{new}.npz")  # left by a killed compaction
         if parameters.get("kind") != "codes":
-            ann.renumber(folder, parameters, live, old, new)
+            ann_files.renumber(folder, parameters, live, old, new)
             return
         made = load(folder, parameters, old)
-        rows = ann.moved(made.rows, live)
+        rows = ann_files.moved(made.rows, live)
         entries = faiss_bytes(made.index)[rows >= 0]
-        ann.record(folder, old, new, entries=entries, rows=rows[rows >= 0], covered=np.searchsorted(live, made.covered))
+        ann_files.record(
+            folder, old, new, entries=entries, rows=rows[rows >= 0], covered=np.searchsorted(live, made.covered)
+        )
         for name in folder.names():
             if name.startswith("added.") and name.split(".")[1] != str(old):
                 folder.unlink(name)

@@ -10,24 +10,19 @@ Letters: nq queries, k neighbours, n rows of the sketch, D dimension, w bytes of
 from __future__ import annotations
 
 import math
-import os
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from simsearch.common.lazy import LazyModule
 from simsearch.search.bounds import FARTHEST, Bounds, Encoded, squares
-from simsearch.search.faiss_files import OneThread, pool
+from simsearch.search.faiss_files import pool
+from simsearch.search.narrow_codes import EXCLUDED, NarrowCodes
 from simsearch.search.ranking import TINY, Neighbours, measured, relative_rounding
 from simsearch.search.row_buffer import ROWS, RowBuffers, within_rounding
 
 if TYPE_CHECKING:
-    import faiss
     from numpy.typing import NDArray
-else:
-    faiss = LazyModule("faiss")
 
 FEWEST, SHARE = 4096, 64
 """A search uses the sketch if at least this number of rows may be found, and at most one in SHARE of them is wanted."""
@@ -45,8 +40,8 @@ faster."""
 BATCH = 8
 """From this number of queries on, each is searched by one thread."""
 
-PRODUCTS, BLOCK, GROUP = 1 << 22, 16_384, 32
-"""Squared distances kept at once, rows of a block, and rows of which a batch looks at the best one first."""
+PRODUCTS, GROUP = 1 << 22, 32
+"""Squared distances kept at once, and rows of which a batch looks at the best one first."""
 
 FEW = 64
 """Up to this number, rows are compared with each other directly."""
@@ -54,16 +49,15 @@ FEW = 64
 LONGEST = 1e18
 """Distances below this have squares that float32 can hold."""
 
-EXCLUDED = np.float32(1e30)
-"""The squared distance of a row that may not be found."""
-
-
 Read: TypeAlias = "Callable[[NDArray[np.int64], NDArray[np.float16]], NDArray[np.float16]]"
 """Reads the features of (n,) rows into an array (n, D), and returns it."""
 
 
 class _Task(NamedTuple):
-    """A search for k rows. masks: from `_masks`. most: rows to read before giving up. threads: for each query."""
+    """A search for k rows.
+
+    masks: from `NarrowCodes.masks`. most: rows to read before giving up. threads: for each query.
+    """
 
     k: int
     masks: list[NDArray[np.bool_]]
@@ -115,13 +109,8 @@ class Sketch:
         self.bounds, self.rows, self.wanted = bounds, len(narrow), max(1, wanted)
         self._wide, self._errors = wide, np.ascontiguousarray(errors[:, 1])
         self._odd = np.flatnonzero(~(errors[:, 0] <= bounds.grids[0].cap))
-        # Each core has every c-th row, so that all have about the same share of the near ones.
-        self._cores = min(os.cpu_count() or 1, max(1, self.rows // FEWEST))
-        self._stripes = [_faiss_index(narrow[first :: self._cores]) for first in range(self._cores)]
-        self._most_listed = max(LISTED, self.rows // self._cores // PART_LISTED)
-        self._lengths: list[NDArray[np.float32]] | None = None
-        self._masked: tuple[NDArray[np.int64] | None, list[NDArray[np.bool_]]] = (None, [])
-        self._lock = threading.Lock()
+        self._narrow = NarrowCodes(narrow, FEWEST)
+        self._most_listed = max(LISTED, self.rows // self._narrow.stripes // PART_LISTED)
         self._buffers = RowBuffers(len(bounds.mean))
         self._rounding = relative_rounding(len(bounds.mean))
 
@@ -139,8 +128,8 @@ class Sketch:
         left: list[tuple[int, int]] = []
         for number, (vector, distance) in enumerate(zip(queries, distances, strict=True)):
             query = _query(vector, encoded, number)
-            table = self._compare(query.narrow[None], [])[0]
-            rows = self._rows(np.flatnonzero(table <= self._limit(query, distance)))
+            table = self._narrow.table(query.narrow[None], [])[0]
+            rows = self._narrow.rows_of(np.flatnonzero(table <= self._limit(query, distance)))
             reach = self.bounds.grids[1].reach(distance, self.bounds.defect, query.errors[1] + self._errors[rows])
             left.append((len(rows), int(np.count_nonzero(squares(self._wide[rows], query.wide) <= reach))))
         return [float(share) for share in np.mean(np.array(left), axis=0) / max(1, self.rows)]
@@ -162,9 +151,9 @@ class Sketch:
         """
         encoded = self.bounds.encode(queries, query=True)
         each = [_query(vector, encoded, number) for number, vector in enumerate(queries)]
-        masks = self._masks(permitted)
+        masks = self._narrow.masks(permitted)
         most = max(2 * ROWS, int(MOST * (self.rows if permitted is None else len(permitted))))
-        task = _Task(k, masks, most, read, self._cores if len(queries) < BATCH else 1)
+        task = _Task(k, masks, most, read, self._narrow.stripes if len(queries) < BATCH else 1)
         if len(queries) < BATCH:
             return [self._one(query, task) if _usable(query) else None for query in each]
         if self._listed(k) <= self._most_listed:
@@ -173,7 +162,7 @@ class Sketch:
         size = max(1, PRODUCTS // self.rows)
         for start in range(0, len(each), size):
             part = each[start : start + size]
-            distances = self._compare(np.stack([query.narrow for query in part]), masks)
+            distances = self._narrow.table(np.stack([query.narrow for query in part]), masks)
 
             def one(number: int, part: list[_Query] = part, distances: Any = distances) -> Neighbours | None:
                 if not _usable(part[number]):
@@ -185,7 +174,7 @@ class Sketch:
 
     def _listed(self, k: int) -> int:
         """Returns the number of rows of a stripe to list by their narrow codes."""
-        return max(64, self.wanted * -(-k // 10)) // self._cores + k
+        return max(64, self.wanted * -(-k // 10)) // self._narrow.stripes + k
 
     # -- the narrow codes
 
@@ -194,7 +183,7 @@ class Sketch:
         wanted = self._listed(task.k)
         known: _Known | None = None
         while wanted <= self._most_listed:
-            rows, near, edge = self._list(query.narrow, wanted, task)
+            rows, near, edge = self._narrow.nearest(query.narrow, wanted, task.masks, task.threads)
             wide = squares(self._wide[rows], query.wide)
             known = known or self._read_seeds(query, rows, wide, task)
             if known is None:
@@ -203,66 +192,19 @@ class Sketch:
             if edge > limit:
                 chosen = near <= limit
                 return self._finish(query, rows[chosen], wide[chosen], known, task)
-            wanted = max(4 * wanted, _expected(near, limit) // self._cores)
-        return self._by_table(query, self._compare(query.narrow[None], task.masks)[0], task, known)
-
-    def _list(
-        self, code: NDArray[np.uint8], wanted: int, task: _Task
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
-        """Returns the rows of nearest codes, their squared distances, and the least one that a row not listed has."""
-        vector = code.astype(np.float32)[None]
-
-        def one(stripe: int) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
-            masks = task.masks
-            selector = faiss.IDSelectorBitmap(np.packbits(masks[stripe], bitorder="little")) if masks else None
-            parameters = None if selector is None else faiss.SearchParameters(sel=selector)
-            index = self._stripes[stripe]
-            with OneThread():
-                distances, places = index.search(vector, min(wanted, index.ntotal), params=parameters)
-            found = places[0] >= 0
-            whole = not found.all() or wanted >= index.ntotal
-            near = distances[0][found]
-            return places[0][found] * self._cores + stripe, near, np.inf if whole else float(near[-1])
-
-        others = [pool().submit(one, stripe) for stripe in range(1, task.threads)]
-        parts = [one(0), *(other.result() for other in others), *map(one, range(task.threads, self._cores))]
-        rows, near = (np.concatenate([part[n] for part in parts]) for n in range(2))
-        return rows, near, min(part[2] for part in parts)
-
-    def _compare(self, codes: NDArray[np.uint8], masks: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
-        """Returns the squared distances of (nq, w) codes to all rows, (nq, n), stripe by stripe.
-
-        All numbers are whole and below 2^24, so that float32 has no rounding.
-        """
-        views = [_codes(index) for index in self._stripes]
-        if self._lengths is None:
-            self._lengths = [np.einsum("nd,nd->n", v, v, dtype=np.int32).astype(np.float32) for v in views]
-        vectors = codes.astype(np.float32)
-        own, doubled = np.einsum("nd,nd->n", vectors, vectors)[:, None], -2 * vectors
-        found = np.empty((len(codes), self.rows), np.float32)
-        column = 0
-        for number, view in enumerate(views):
-            for start in range(0, len(view), BLOCK):
-                part = view[start : start + BLOCK].astype(np.float32)
-                out = found[:, column : column + len(part)]
-                out[...] = doubled @ part.T
-                out += self._lengths[number][start : start + BLOCK]
-                if masks:
-                    out[:, ~masks[number][start : start + BLOCK]] = EXCLUDED
-                column += len(part)
-        found += own
-        return found
+            wanted = max(4 * wanted, _expected(near, limit) // self._narrow.stripes)
+        return self._by_table(query, self._narrow.table(query.narrow[None], task.masks)[0], task, known)
 
     def _by_table(
         self, query: _Query, distances: NDArray[np.float32], task: _Task, known: _Known | None = None
     ) -> Neighbours | None:
-        """Searches with the squared distances of all narrow codes, (n,), from `_compare`."""
+        """Searches with the squared distances of all narrow codes, (n,), from `NarrowCodes.table`."""
         if known is None:
             whole = len(distances) // GROUP * GROUP
             best = distances[:whole].reshape(-1, GROUP).min(1)
             place = min(2 * task.k + SEEDS, len(best) - 1)
             edge = np.partition(best, place)[place]
-            seeds = self._rows(np.flatnonzero((distances <= edge) & (distances < EXCLUDED)))
+            seeds = self._narrow.rows_of(np.flatnonzero((distances <= edge) & (distances < EXCLUDED)))
             if not task.k <= len(seeds) <= task.most:
                 return None
             known = self._read_seeds(query, seeds, squares(self._wide[seeds], query.wide), task)
@@ -272,34 +214,13 @@ class Sketch:
         columns = np.flatnonzero(distances <= min(limit, float(EXCLUDED) / 2))
         if len(columns) > 4 * task.most:
             return None
-        rows = self._rows(columns)
+        rows = self._narrow.rows_of(columns)
         return self._finish(query, rows, squares(self._wide[rows], query.wide), known, task)
 
     def _limit(self, query: _Query, distance: float) -> float:
         """Returns the largest squared distance of narrow codes for a row at most `distance` away, unless it is odd."""
         grid = self.bounds.grids[0]
         return float(grid.reach(distance, self.bounds.defect, query.errors[0] + grid.cap))
-
-    def _rows(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns the rows of columns of a table from `_compare`."""
-        edges = np.cumsum([0] + [index.ntotal for index in self._stripes])
-        stripes = np.searchsorted(edges, columns, side="right") - 1
-        rows: NDArray[np.int64] = (columns - edges[stripes]) * self._cores + stripes
-        return rows
-
-    def _masks(self, permitted: NDArray[np.int64] | None) -> list[NDArray[np.bool_]]:
-        """Returns for each stripe which of its rows may be found; an empty list if all may."""
-        if permitted is None:
-            return []
-        with self._lock:
-            if self._masked[0] is not permitted:
-                mask = np.zeros(self.rows, bool)
-                mask[permitted] = True
-                self._masked = (
-                    permitted,
-                    [np.ascontiguousarray(mask[first :: self._cores]) for first in range(self._cores)],
-                )
-            return self._masked[1]
 
     # -- the wide codes and the rows
 
@@ -345,7 +266,9 @@ class Sketch:
         odd = self._odd[~np.isin(self._odd, rows)] if len(self._odd) else self._odd
         if len(odd):
             if task.masks:
-                odd = odd[[bool(task.masks[row % self._cores][row // self._cores]) for row in odd.tolist()]]
+                odd = odd[
+                    [bool(task.masks[row % self._narrow.stripes][row // self._narrow.stripes]) for row in odd.tolist()]
+                ]
             rows = np.concatenate([rows, odd])
             wide = np.concatenate([wide, squares(self._wide[odd], query.wide)])
         rows, wide = self._within(query, rows, wide, known.distance)
@@ -390,17 +313,3 @@ def _query(vector: NDArray[np.float32], encoded: list[Encoded], number: int) -> 
 def _usable(query: _Query) -> bool:
     """Returns False for a query with values so large that float32 overflowed."""
     return bool(np.isfinite(query.errors).all())
-
-
-def _faiss_index(codes: NDArray[np.uint8]) -> Any:
-    """Returns a FAISS index over (n, w) codes. Its distances are whole numbers below 2^24, without rounding."""
-    index = faiss.IndexScalarQuantizer(codes.shape[1], faiss.ScalarQuantizer.QT_8bit_direct)
-    faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), index.codes)
-    index.ntotal = len(codes)
-    return index
-
-
-def _codes(index: Any) -> NDArray[np.uint8]:
-    """Returns the (n, w) codes of a FAISS index, in its own memory."""
-    view: NDArray[np.uint8] = faiss.rev_swig_ptr(index.codes.data(), index.ntotal * index.d)
-    return view.reshape(index.ntotal, index.d)

@@ -23,8 +23,8 @@ from simsearch.indexing import sync, tune
 from simsearch.indexing.tune import tune as tune_tune
 from simsearch.indexing.tune_codes import tune_codes
 from simsearch.models.hashing.autoencoder import HashConfig
-from simsearch.search import measuring, tuning
-from simsearch.search.ann import AnnIndex, AnnSettings
+from simsearch.search import ann_files, measuring, tuning
+from simsearch.search.ann import AnnSettings
 from simsearch.search.exact import FlatIndex
 from simsearch.storage.folder import Folder
 from simsearch.storage.lock import writer_lock
@@ -101,7 +101,7 @@ def test_lost_structure_loses_no_answers(filled: Filler) -> None:
         if damage:
             (folder / damage).write_bytes(b"no array")
             with pytest.raises(IndexDamagedError):
-                AnnIndex.load(Folder.at(folder), Meta.read(filled.path).search["parameters"])
+                ann_files.load(Folder.at(folder), Meta.read(filled.path).search["parameters"])
         else:
             shutil.rmtree(filled.path / "derived")
         with Engine(filled.path, model=filled.model) as engine:
@@ -273,7 +273,7 @@ def test_every_kind_finds_what_it_holds(tmp_path: Path, kind: str) -> None:
     derived = Folder.at(tmp_path).child("derived", create=True)
     name, parameters = made.save(derived)
     assert setting.bytes_for(1000) > 0
-    loaded = AnnIndex.load(derived.child(name), parameters)
+    loaded = ann_files.load(derived.child(name), parameters)
     assert loaded.setting == setting and (loaded.rows == made.rows).all()
 
 

@@ -22,7 +22,8 @@ from simsearch.errors import IndexDamagedError
 from simsearch.indexing import tune
 from simsearch.indexing.compact import compact
 from simsearch.search import tuning
-from simsearch.search.ann import AnnIndex, AnnSettings, check_rows
+from simsearch.search.ann import AnnIndex, AnnSettings
+from simsearch.search.ann_files import check_rows
 from simsearch.search.binary_codes import BinaryCodeIndex
 from simsearch.storage import derived
 from simsearch.storage.folder import Folder

@@ -1,0 +1,144 @@
+"""The files of an approximate search: reading and checking them, and their rows after a compaction."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from simsearch.common.lazy import LazyModule
+from simsearch.common.pca import Projection
+from simsearch.errors import IndexDamagedError
+from simsearch.search.ann import LISTED, AnnIndex, AnnSettings
+from simsearch.storage import derived as sealed
+
+if TYPE_CHECKING:
+    import faiss
+    from numpy.typing import NDArray
+
+    from simsearch.storage.folder import Folder
+else:
+    faiss = LazyModule("faiss")
+
+_EPOCH_ROWS = re.compile(r"rows\.\d+\.npz")
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, BadZipFile, MemoryError)
+"""Errors from files that do not contain what they should."""
+
+
+def load(folder: Folder, parameters: dict[str, Any], compactions: int = 0) -> AnnIndex:
+    """Reads the files of `AnnIndex.save`, with the rows after `compactions`. Raises SimsearchError."""
+    try:
+        setting = read_settings(parameters)
+        mean, axes = (sealed.read_array(folder, f"{part}.npy") for part in ("mean", "axes"))
+        if {str(mean.dtype), str(axes.dtype)} != {"float32"} or axes.shape != (len(mean), setting.dimensions):
+            raise ValueError("its projection does not fit")
+        if not (np.isfinite(mean).all() and np.isfinite(axes).all()):
+            raise ValueError("its projection is not finite")
+        rows, covered = _rows(folder, parameters, compactions)
+        check_rows(rows, covered)
+        data = sealed.read(folder, "index.faiss")
+        index = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(data), data.size))
+        check_faiss_index(index, setting, len(rows))
+        made = AnnIndex(setting, Projection(mean, axes), index, rows, covered, compactions)
+        made.data = data
+        return made
+    except UNREADABLE as error:
+        raise IndexDamagedError(f"the search structure {folder.path} cannot be used: {error}") from error
+
+
+def read_settings(parameters: dict[str, Any]) -> AnnSettings:
+    """Returns the settings in the parameters of `meta.json`. Raises KeyError, ValueError."""
+    setting = AnnSettings(**{name: parameters[name] for name in AnnSettings.__dataclass_fields__})
+    numbers = setting.dimensions, setting.candidates, setting.effort, parameters["covered"], parameters.get("epoch", 0)
+    if not isinstance(setting.kind, str) or not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers):
+        raise ValueError("its parameters in meta.json are out of range")
+    if not (0 < setting.dimensions <= 1 << 16 and 0 < setting.candidates < 1 << 24 and setting.effort < 1 << 24):
+        raise ValueError("its parameters in meta.json are out of range")
+    return setting
+
+
+def check_rows(rows: NDArray[Any], covered: int) -> None:
+    """Raises ValueError if entries have the same row, or a row that is not below `covered`."""
+    if rows.dtype != np.int64 or rows.ndim != 1:
+        raise ValueError("its rows are not a list of integers")
+    live = rows[rows >= 0]
+    if len(live) and live.max() >= covered:
+        raise ValueError(f"it has a row {live.max()}, but only {covered} are covered")
+    if len(np.unique(live)) < len(live) or (len(rows) and rows.min() < -1):
+        raise ValueError("it has the same row twice")
+
+
+def check_faiss_index(index: Any, setting: AnnSettings, entries: int) -> None:
+    """Raises ValueError if a FAISS index is not as `new_faiss_index` makes it, or refers to entries it does not have.
+
+    FAISS follows such references without checking them.
+    """
+    expected = {
+        "hnsw": "IndexHNSWSQ",
+        "ivf": "IndexIVFScalarQuantizer",
+        "pq": "IndexIVFPQFastScan",
+        "sq8": "IndexScalarQuantizer",
+        "rabitq": "IndexRaBitQ",
+    }
+    if type(index).__name__ != expected.get(setting.kind):
+        raise ValueError(f"it is {type(index).__name__}, not of the kind {setting.kind}")
+    if (index.ntotal, index.d, index.metric_type) != (entries, setting.dimensions, faiss.METRIC_L2):
+        raise ValueError("its files do not belong together")
+    if setting.kind in LISTED:
+        quantizer = faiss.downcast_index(index.quantizer)
+        if type(quantizer).__name__ != "IndexFlatL2" or (quantizer.ntotal, quantizer.d) != (index.nlist, index.d):
+            raise ValueError("its lists do not fit")
+        sizes = sum(index.invlists.list_size(number) for number in range(index.nlist))
+        if index.invlists.nlist != index.nlist or sizes != entries:
+            raise ValueError("its lists do not fit")
+    elif setting.kind == "hnsw":
+        graph, storage = index.hnsw, index.storage
+        neighbours, offsets = faiss.vector_to_array(graph.neighbors), faiss.vector_to_array(graph.offsets)
+        sizes = len(offsets) - 1, graph.levels.size(), storage.ntotal, storage.d
+        if (
+            sizes != (entries, entries, entries, index.d)
+            or (offsets[0], offsets[-1]) != (0, len(neighbours))
+            or (offsets[1:] < offsets[:-1]).any()
+            or not -1 <= graph.entry_point < entries
+            or (len(neighbours) and not -1 <= neighbours.min() <= neighbours.max() < entries)
+        ):
+            raise ValueError("its graph does not fit")
+
+
+def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple[NDArray[np.int64], int]:
+    """Reads the row of each entry in an compactions, and the number of rows covered."""
+    if compactions == parameters.get("epoch", 0):
+        return sealed.read_array(folder, "rows.npy"), int(parameters["covered"])
+    arrays = sealed.read_arrays(folder, f"rows.{compactions}.npz")
+    return arrays["rows"], int(arrays["covered"])
+
+
+def renumber(folder: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
+    """Prepares an index for a compaction: compactions `new` keeps the (n,) rows `live` of compactions `old`, ascending.
+
+    Keeps the files for readers of `old`, deletes older ones. Raises an error of UNREADABLE or IndexDamagedError if the
+    index cannot be read.
+    """
+    rows, covered = _rows(folder, parameters, old)
+    record(folder, old, new, rows=moved(rows, live), covered=np.searchsorted(live, covered))
+
+
+def moved(rows: NDArray[np.int64], live: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the new (n,) numbers of rows after all but the rows `live`, ascending, are removed; -1 if removed."""
+    places = np.searchsorted(live, rows)
+    kept = np.append(live, -2)[places] == rows
+    return np.where(kept, places, -1)
+
+
+def record(folder: Folder, old: int, new: int, **arrays: Any) -> None:
+    """Writes an index's arrays for compactions `new`, keeps those of `old`, and deletes older ones."""
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    sealed.write(folder, f"rows.{new}.npz", data.getbuffer())
+    for name in folder.names():
+        if _EPOCH_ROWS.fullmatch(name) and name not in {f"rows.{old}.npz", f"rows.{new}.npz"}:
+            folder.unlink(name)

@@ -1,0 +1,129 @@
+"""The narrow codes of a sketch, compared by FAISS: the nearest ones, or the distances of all.
+
+All distances are whole numbers below 2^24, so that float32 has no rounding.
+
+Letters: nq queries, n rows, w bytes of a code.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.common.lazy import LazyModule
+from simsearch.search.faiss_files import OneThread, pool
+
+if TYPE_CHECKING:
+    import faiss
+    from numpy.typing import NDArray
+else:
+    faiss = LazyModule("faiss")
+
+EXCLUDED = np.float32(1e30)
+"""The squared distance of a row that may not be found."""
+
+BLOCK = 16_384
+"""Rows of a block that is compared at once."""
+
+
+class NarrowCodes:
+    """The (n, w) uint8 codes of n rows. Safe for many threads.
+
+    They are kept in stripes, one for each core: each has every c-th row, so that all have about the same share of the
+    near ones. fewest: the smallest number of rows worth a stripe.
+    """
+
+    def __init__(self, codes: NDArray[np.uint8], fewest: int) -> None:
+        self.rows = len(codes)
+        self.stripes = min(os.cpu_count() or 1, max(1, self.rows // fewest))
+        self._indexes = [_faiss_index(codes[first :: self.stripes]) for first in range(self.stripes)]
+        self._lengths: list[NDArray[np.float32]] | None = None
+        self._masked: tuple[NDArray[np.int64] | None, list[NDArray[np.bool_]]] = (None, [])
+        self._lock = threading.Lock()
+
+    def masks(self, permitted: NDArray[np.int64] | None) -> list[NDArray[np.bool_]]:
+        """Returns for each stripe which of its rows may be found; an empty list if all may."""
+        if permitted is None:
+            return []
+        with self._lock:
+            if self._masked[0] is not permitted:
+                mask = np.zeros(self.rows, bool)
+                mask[permitted] = True
+                self._masked = (
+                    permitted,
+                    [np.ascontiguousarray(mask[first :: self.stripes]) for first in range(self.stripes)],
+                )
+            return self._masked[1]
+
+    def nearest(
+        self, code: NDArray[np.uint8], wanted: int, masks: list[NDArray[np.bool_]], threads: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
+        """Returns the rows of nearest codes, their squared distances, and the least one that a row not listed has.
+
+        code: (w,). wanted: the number of rows of each stripe. masks: from `masks`. threads: that compare the stripes.
+        """
+        vector = code.astype(np.float32)[None]
+
+        def one(stripe: int) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
+            selector = faiss.IDSelectorBitmap(np.packbits(masks[stripe], bitorder="little")) if masks else None
+            parameters = None if selector is None else faiss.SearchParameters(sel=selector)
+            index = self._indexes[stripe]
+            with OneThread():
+                distances, places = index.search(vector, min(wanted, index.ntotal), params=parameters)
+            found = places[0] >= 0
+            whole = not found.all() or wanted >= index.ntotal
+            near = distances[0][found]
+            return places[0][found] * self.stripes + stripe, near, np.inf if whole else float(near[-1])
+
+        others = [pool().submit(one, stripe) for stripe in range(1, threads)]
+        parts = [one(0), *(other.result() for other in others), *map(one, range(threads, self.stripes))]
+        rows, near = (np.concatenate([part[n] for part in parts]) for n in range(2))
+        return rows, near, min(part[2] for part in parts)
+
+    def table(self, codes: NDArray[np.uint8], masks: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
+        """Returns the squared distances of (nq, w) codes to all rows, (nq, n), stripe by stripe.
+
+        All numbers are whole and below 2^24, so that float32 has no rounding.
+        """
+        views = [_codes(index) for index in self._indexes]
+        if self._lengths is None:
+            self._lengths = [np.einsum("nd,nd->n", v, v, dtype=np.int32).astype(np.float32) for v in views]
+        vectors = codes.astype(np.float32)
+        own, doubled = np.einsum("nd,nd->n", vectors, vectors)[:, None], -2 * vectors
+        found = np.empty((len(codes), self.rows), np.float32)
+        column = 0
+        for number, view in enumerate(views):
+            for start in range(0, len(view), BLOCK):
+                part = view[start : start + BLOCK].astype(np.float32)
+                out = found[:, column : column + len(part)]
+                out[...] = doubled @ part.T
+                out += self._lengths[number][start : start + BLOCK]
+                if masks:
+                    out[:, ~masks[number][start : start + BLOCK]] = EXCLUDED
+                column += len(part)
+        found += own
+        return found
+
+    def rows_of(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the rows of columns of a table from `table`."""
+        edges = np.cumsum([0] + [index.ntotal for index in self._indexes])
+        stripes = np.searchsorted(edges, columns, side="right") - 1
+        rows: NDArray[np.int64] = (columns - edges[stripes]) * self.stripes + stripes
+        return rows
+
+
+def _faiss_index(codes: NDArray[np.uint8]) -> Any:
+    """Returns a FAISS index over (n, w) codes. Its distances are whole numbers below 2^24, without rounding."""
+    index = faiss.IndexScalarQuantizer(codes.shape[1], faiss.ScalarQuantizer.QT_8bit_direct)
+    faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), index.codes)
+    index.ntotal = len(codes)
+    return index
+
+
+def _codes(index: Any) -> NDArray[np.uint8]:
+    """Returns the (n, w) codes of a FAISS index, in its own memory."""
+    view: NDArray[np.uint8] = faiss.rev_swig_ptr(index.codes.data(), index.ntotal * index.d)
+    return view.reshape(index.ntotal, index.d)
