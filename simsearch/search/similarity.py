@@ -116,7 +116,7 @@ def estimate(features: FeatureReader, live: NDArray[np.int64], seed: int = 0) ->
         return None
     random = float(np.sqrt(np.median(squared[different])))
     half, whole = _nearest(squared[:, : len(x) // 2]), _nearest(squared)
-    if not whole < random and len(np.unique(x, axis=0)) < 3:
+    if not whole < random and len(_different(x)) < 3:
         return None
     doublings = float(np.log2(len(live) / len(x)))
     return Scale(whole * min(1.0, whole / half if half else 1.0) ** doublings, random)
@@ -142,9 +142,19 @@ def _sound(features: NDArray[Any]) -> NDArray[Any]:
     return sound
 
 
+def _different(features: NDArray[Any]) -> NDArray[Any]:
+    """Returns the different ones of (n, D) rows.
+
+    By their bytes, some hundred times faster than `np.unique` of rows. Adding 0 makes 0 of -0.
+    """
+    rows = np.ascontiguousarray(features + features.dtype.type(0))
+    _, places = np.unique(rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel(), return_index=True)
+    return rows[places]
+
+
 def _of_pairs(features: NDArray[np.float16]) -> Scale | None:
     """Returns the scale of (n, D) features from all of their pairs; None if fewer than three differ."""
-    x = np.unique(_sound(features), axis=0).astype(np.float64)
+    x = _different(_sound(features)).astype(np.float64)
     if len(x) < 3:
         return None
     squared = _squared(x, x)
@@ -158,7 +168,7 @@ def quantiles(features: NDArray[np.float16]) -> tuple[float, ...]:
 
     They are denser at small distances, where matches are. Empty if fewer than two features differ.
     """
-    x = np.unique(_sound(features), axis=0).astype(np.float64)
+    x = _different(_sound(features)).astype(np.float64)
     if len(x) < 2:
         return ()
     pairs = np.sqrt(_squared(x, x)[np.triu_indices(len(x), 1)])

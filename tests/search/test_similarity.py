@@ -110,6 +110,15 @@ def test_damaged_rows_do_not_count() -> None:
         assert similarity.quantiles(x.astype(np.float16)) == similarity.quantiles(sound.astype(np.float16))
 
 
+def test_equal_rows_count_once() -> None:
+    features = np.array([[0, 1, 0], [3, 0, 0], [-0.0, 1, 0], [0, 0, 9], [3, 0, -0.0]], np.float16)
+    x = np.unique(features, axis=0).astype(np.float64)
+    pairs = [np.linalg.norm(a - b) for n, a in enumerate(x) for b in x[n + 1 :]]
+    assert len(x) == 3
+    assert similarity.median(similarity.quantiles(features)) == pytest.approx(np.median(pairs), rel=0.05)
+    assert similarity._of_pairs(features) == similarity._of_pairs(x.astype(np.float16))
+
+
 def test_too_few_different_items_have_no_scale() -> None:
     for features in (np.zeros((0, 3)), np.ones((9, 3)), np.repeat(np.eye(2), 300, 0), np.ones((3000, 3))):
         for made in (similarity.measure, similarity.estimate):
