@@ -55,7 +55,7 @@ from simsearch.training import augment, batch_norm
 from simsearch.training.augment import ColourStats
 from simsearch.training.compression import Compressor
 from simsearch.training.config import TrainConfig
-from simsearch.training.losses import length_loss
+from simsearch.training.losses import length_loss, peak_loss
 from simsearch.training.orthogonal import OrthogonalMomentum
 from simsearch.training.similarity_queue import SimilarityQueue
 
@@ -93,6 +93,7 @@ class Config:
     soft_labels: float = 0.3
     soft_temperature: float = 2.0
     lengths: float = 5.0
+    peaks: float = 0.0  # weight of `peak_loss`
     regression: float = 0.0  # weight of 1 - cosine between the teacher's features and a linear map of the student's
     orthogonal: float = 0.0  # above 0, convolutions learn by `OrthogonalMomentum` with this share
     smallest_patch: float = 0.35
@@ -388,6 +389,8 @@ def step_of(training: Training, forward: Any, teacher: Teacher | None, views: Tr
     with torch.autocast("cpu", torch.bfloat16):
         features, logits = forward(shown)
     parts = {"even": config.lengths * length_loss(features)}
+    if config.peaks:
+        parts["peaks"] = config.peaks * peak_loss(features)
     if teacher is None:
         parts["labels"] = F.cross_entropy(logits.float(), labels)
     else:

@@ -52,6 +52,16 @@ def length_loss(features: Tensor) -> Tensor:
     return variation
 
 
+def peak_loss(features: Tensor) -> Tensor:
+    """Returns how far a few large values dominate features (B, D): the mean of each row's E[x^4] / E[x^2]^2, a scalar.
+
+    It is at least 1. Squared differences of a few peaks outweigh the many small ones in a Euclidean distance.
+    """
+    squares = features.float().square()
+    peaks: Tensor = (squares.square().mean(1) / squares.mean(1).square().clamp(min=1e-12)).mean()
+    return peaks
+
+
 def _nearness(features: Tensor, temperature: float) -> Tensor:
     """Returns minus half the squared Euclidean distances, in units of the mean squared norm, / temperature: (B, B).
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from simsearch.training.losses import neighbour_loss, similarity_loss
+from simsearch.training.losses import neighbour_loss, peak_loss, similarity_loss
 
 
 def test_similarity_loss_is_zero_on_agreement():
@@ -42,3 +42,13 @@ def test_neighbour_loss_matches_contrastive():
         terms += [-sum(positive) / len(positive)] if positive else []
     expected = sum(terms) / len(terms)
     assert neighbour_loss(z, labels, 0.2).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_peaks_are_those_of_the_definition():
+    even, single = torch.ones(2, 50), torch.eye(50)
+    assert peak_loss(even).item() == pytest.approx(1)
+    assert peak_loss(7 * single).item() == pytest.approx(50)
+    x = torch.rand(3, 50, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    peak_loss(x).backward()
+    assert peak_loss(x - x.grad).item() < peak_loss(x).item()
+    assert peak_loss(torch.zeros(2, 50)).isfinite()
