@@ -394,7 +394,8 @@ def step_of(training: Training, forward: Any, teacher: Teacher | None, views: Tr
     if teacher is None:
         parts["labels"] = F.cross_entropy(logits.float(), labels)
     else:
-        finer = augment.apply_augmentation(seen, pixels, teacher.side, COLOUR) if teacher.side > config.image_size else x
+        side = max(teacher.side, config.image_size)
+        finer = x if side == config.image_size else augment.apply_augmentation(seen, pixels, side, COLOUR)
         taught, soft = teacher(finer)
         training.mean += (taught.mean(0) - training.mean) * max(0.005, 1 / (training.step + 1))
         parts["alike"] = training.queue(features, taught - training.mean)

@@ -16,12 +16,13 @@ SCRIPTS = Path(__file__).parents[2] / "scripts" / "reproduce"
 
 
 class Fake:
-    """A teacher that sees the mean colours of quarters."""
+    """A teacher that sees the mean colours of quarters, of pictures finer than the student's."""
 
     def __init__(self, path):
-        self.width = 12
+        self.width, self.side = 12, 96
 
     def __call__(self, x):
+        assert x.shape[2] in (self.side, 64)  # the student's where its head is fitted
         features = torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
         logits = torch.zeros(len(x), 1000)
         logits[:, :12] = features
@@ -111,7 +112,7 @@ def test_stopped_training_goes_on_unchanged(run, tmp_path):
 
 
 def test_regression_and_orthogonal_steps(run, tmp_path):
-    new = {"regression": 4.0, "orthogonal": 0.15, "coarse": 0.3}
+    new = {"regression": 4.0, "orthogonal": 0.15, "coarse": 0.3, "peaks": 0.01}
     run(tmp_path / "stable", steps=2)
     whole = run(tmp_path / "whole", start=tmp_path / "stable", more=3, **new)
     run(tmp_path / "parts", start=tmp_path / "stable", more=2, **new)
@@ -121,7 +122,7 @@ def test_regression_and_orthogonal_steps(run, tmp_path):
     torch.save(content, tmp_path / "parts" / "checkpoint.pt")
     assert same(whole, run(tmp_path / "parts", more=3, **new))
     rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
-    assert all(0 < row["cosine"] < 8 for row in rows)
+    assert all(0 < row["cosine"] < 8 and row["peaks"] >= 0.01 for row in rows)
 
 
 def test_regression_begins_by_least_squares(script):
@@ -184,5 +185,7 @@ def test_unnormalised_weights_begin_a_training(run, shipped, tmp_path):
     run(tmp_path / "first", steps=1)
     dense = shipped(tmp_path / "first", note="noise")
     assert weights.read_card(dense).training["begun from"] == "noise"
-    content = run(tmp_path / "second", steps=1, begin=dense)
+    content = run(tmp_path / "second", steps=1, begin=dense, regression=4.0)
+    row = json.loads((tmp_path / "second" / "log.jsonl").read_text())
+    assert 0 < row["cosine"] < 3.9  # 4 if the head knew nothing
     assert abs(float(content["network"]["conv.0.layer.weight"].std()) - 0.01) < 0.01
