@@ -6,6 +6,7 @@
 Measured are the sets for choices: 600 pictures each of the repositories with the role `choice` in `pictures.tsv`, by
 the folders that they lie in, and the pictures held out. With --data also what no choice may be made by: Corel,
 the clothing set and the two validation sets, and for 1000 classes the guesses on Imagenette's. +- is a standard error.
+With --curve, P@6 of several states of one training (copies of its folder) is drawn against its hours.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ import torch
 from alexnet import CLASSES, COLOUR, Config, build
 from alexnet_file import source
 from pictures import origins
+from PIL import Image
 
 from simsearch.evaluation.metrics import LabelledFeatures, retrieval
 from simsearch.images.sources.labelled import list_labelled
 from simsearch.models import weights
 from simsearch.models.networks.build import build_network
 from simsearch.models.networks.configs import AlexNetConfig
+from simsearch.reports import charts
 from simsearch.training import batch_norm
 from simsearch.training.augment import ColourStats
 from simsearch.training.data import TrainingSet, load
@@ -92,12 +95,28 @@ def guesses(network: torch.nn.Module, data: TrainingSet, features: np.ndarray) -
     return f"; of 1000 classes top-1 {one:.3f}, top-5 {five:.3f}; of its own {len(own)} top-1 {few:.3f}"
 
 
+def hours(path: Path) -> float:
+    """Returns the hours of a training so far."""
+    return float(torch.load(path / "checkpoint.pt", weights_only=True, mmap=True)["seconds"]) / 3600
+
+
+def draw(curves: dict[str, list[tuple[float, float, float]]]) -> Image.Image:
+    """Draws P@6 against hours, from (hours, P@6, standard error) by set."""
+    lines = {name: [(x, y) for x, y, _ in sorted(points)] for name, points in curves.items()}
+    bands = {name: [(x, y - error, y + error) for x, y, error in sorted(points)] for name, points in curves.items()}
+    return charts.plot(lines, "P@6 of the sets for choices", "hours of training", "P@6", bands=bands, lowest=0.0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", type=Path)
     parser.add_argument("weights", type=Path, nargs="+")
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--curve", type=Path, metavar="FILE.png")
     options = parser.parse_args()
+    if options.curve and not all(path.is_dir() for path in options.weights):
+        parser.error("--curve takes the folders of a training, which know its hours")
+    curves: dict[str, list[tuple[float, float, float]]] = {}
     for path in options.weights:
         network, colour = network_of(path)
         print(path)
@@ -114,6 +133,10 @@ def main() -> None:
             if name.startswith("imagenette") and network.config.num_classes == len(CLASSES):
                 line += guesses(network, data, features)
             print(line, flush=True)
+            if options.curve:
+                curves.setdefault(name, []).append((hours(path), six.mean(), error))
+    if options.curve:
+        draw(curves).save(options.curve)
 
 
 if __name__ == "__main__":
