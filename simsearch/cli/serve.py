@@ -68,6 +68,17 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
 )
 @click.option("--insecure", is_flag=True, help="Allow other machines without a key.")
 @click.option("--writable", is_flag=True, help="Allow adding and removing items.")
+@click.option(
+    "--allow-cleanup",
+    is_flag=True,
+    help="Allow moving duplicates away and undoing it, with --writable: into the trash, or to --move-to.",
+)
+@click.option("--move-to", metavar="DIR", help="With --allow-cleanup, the folder that duplicates are moved to.")
+@click.option(
+    "--journals",
+    metavar="DIR",
+    help="With --allow-cleanup, the folder of the journals for `restore`.  [default: INDEX.journals]",
+)
 @click.option("--watch", is_flag=True, help="Follow the indexes' sources, and index what changes, while serving.")
 @click.option("--allow-urls", is_flag=True, help="Allow searches by http(s) URL; public addresses only.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Site whose pages may call the service; repeatable.")
@@ -116,6 +127,10 @@ def serve_command(
         message = f"listening on {host} without a key would give others access to the index"
         raise UsageError(message, hint="set $SIMSEARCH_API_KEY, or use --insecure")
     hosts = (*LOOPBACK, *(name.lower() for name in allow_host)) if local and not keys else None
+    if options["allow_cleanup"] and not options["writable"]:
+        raise UsageError("--allow-cleanup needs --writable: it changes the index")
+    if given := next((name for name in ("move_to", "journals") if options[name] is not None), None):
+        _check_folder_option(given, options[given], options["allow_cleanup"])
     engines = _open_indexes(index, device, options["writable"])
     if memory is not None:
         options["memory"] = run.memory_for_requests(engines.values(), memory << 20, options["batch_size"])
@@ -124,6 +139,14 @@ def serve_command(
     )
     with following.following(engines) if watch else contextlib.nullcontext():
         run.run(app, host, port, say=lambda url: note(f"serving {', '.join(engines)} at {url}"))
+
+
+def _check_folder_option(name: str, folder: str, allowed: bool) -> None:
+    option = "--" + name.replace("_", "-")
+    if not allowed:
+        raise UsageError(f"{option} needs --allow-cleanup")
+    if not folder:
+        raise UsageError(f"{option} '' names no folder")
 
 
 def _open_indexes(arguments: tuple[str, ...], device: str, writable: bool) -> dict[str, Engine]:

@@ -67,9 +67,32 @@ def sync(index: Index, model: IndexModel, found: Sequence[Source], options: Buil
 def remove(index: Index, items: Sequence[Item]) -> int:
     """Removes items from the index and returns their number. Raises IndexLockedError and IndexReplacedError."""
     with index.writing():
-        index.database.apply(Changes(deleted=[item.id for item in items]))
-        meta_update.refresh_meta(index)
+        remove_while_writing(index, items)
     return len(items)
+
+
+def remove_while_writing(index: Index, items: Sequence[Item]) -> None:
+    """Removes items for a caller that holds the writer lock."""
+    index.database.apply(Changes(deleted=[item.id for item in items]))
+    meta_update.refresh_meta(index)
+
+
+def put_back(index: Index, items: Sequence[Item], compactions: int) -> int:
+    """Adds items again that were removed, with the features that they had; returns the number of those added.
+
+    An item whose path has an item is left out. compactions: of the index, when they were removed; after another one
+    their features are gone, and nothing is added. Raises IndexLockedError and IndexReplacedError.
+    """
+    with index.writing(patience=5):
+        with index.reading() as reader:
+            if reader.compactions() != compactions:
+                return 0
+            sources = {row.id for row in reader.sources()}
+            absent = [i for i in items if i.source in sources and not any(reader.items(i.source, i.path))]
+        if absent:
+            index.database.apply(Changes(inserted=list(absent)))
+            meta_update.refresh_meta(index)
+    return len(absent)
 
 
 class _SyncRun:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from simsearch.common.progress import Progress, no_progress
-from simsearch.errors import ImageError, SimsearchError, UsageError
+from simsearch.errors import ImageError, ImageTooLargeError, ItemNotFoundError, SimsearchError, UsageError
 from simsearch.images import decode
 from simsearch.images.perturb import COPIES
 from simsearch.images.sources import recorded
@@ -77,38 +77,35 @@ FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
 """The changes that set the threshold; the others, which move every pixel, are only reported."""
 
 
-def copy_threshold(index: OpenIndex, model: IndexModel, seed: int = 0, progress: Progress = no_progress) -> Threshold:
+def copy_threshold(
+    index: OpenIndex,
+    model: IndexModel,
+    seed: int = 0,
+    progress: Progress = no_progress,
+    *,
+    largest: int | None = None,
+) -> Threshold:
     """Measures the distance that 90 % of slightly changed copies of the index's own pictures are within.
 
     If no picture can be read or the model is missing, returns the threshold of `dedup`: NEAR_IDENTICAL times the median
     random distance.
-    progress: called with the number of pictures read or changed so far, and of all.
+    progress: called with the number of pictures of which copies were compared, and of all.
+    largest: the most pixels of such a picture; None for any. One is in memory at a time.
     """
-    total = ORIGINALS * (2 + len(COPIES))
     median = similarity.median(index.meta.distances)
-    fallback = Threshold(NEAR_IDENTICAL * median)
-    with index.reading() as reader:
-        ids, _ = reader.ids_and_rows()
-    originals: list[Image.Image] = []
-    for number in np.random.default_rng(seed).permutation(ids)[: 2 * ORIGINALS]:
-        try:
-            originals.append(_picture(index, int(number)))
-        except ImageError:
-            continue
-        progress(len(originals), total)
-        if len(originals) == ORIGINALS:
-            break
-    if not originals:
-        return fallback
-    found = {}
+    rows: list[NDArray[np.float64]] = []
     try:
-        base = model.features(originals).astype(np.float64)
-        for number, (name, change) in enumerate(COPIES.items(), 2):
-            progress(number * ORIGINALS, total)
-            found[name] = np.linalg.norm(model.features([change(image) for image in originals]) - base, axis=1)
-        progress(total, total)
+        model.load(expected=ORIGINALS * (1 + len(COPIES)))
+        for image in _originals(index, seed, largest):
+            features = model.features(_with_copies(image)).astype(np.float64)  # (changes, D)
+            rows.append(np.linalg.norm(features[1:] - features[0], axis=1))
+            progress(len(rows), ORIGINALS)
     except SimsearchError:  # the model's weights are missing
-        return fallback
+        rows = []
+    if not rows:
+        return Threshold(NEAR_IDENTICAL * median)
+    progress(ORIGINALS, ORIGINALS)
+    found = dict(zip(COPIES, np.stack(rows, 1), strict=True))
     distance = float(np.quantile(np.concatenate([found[name] for name in FAITHFUL]), 0.9))
     if median:
         distance = min(distance, FARTHEST * median)
@@ -125,10 +122,33 @@ def thumbnail(member: Member, shorter_side: int = 256) -> Image.Image | None:
         return None
 
 
-def _picture(index: OpenIndex, number: int) -> Image.Image:
+def _originals(index: OpenIndex, seed: int, largest: int | None) -> Iterator[Image.Image]:
+    """Yields up to ORIGINALS random pictures of the index in full size."""
+    with index.reading() as reader:
+        ids, _ = reader.ids_and_rows()
+    count = 0
+    for number in np.random.default_rng(seed).permutation(ids)[: 2 * ORIGINALS]:
+        try:
+            yield _picture(index, int(number), largest)
+        except ImageError:
+            continue
+        count += 1
+        if count == ORIGINALS:
+            return
+
+
+def _with_copies(image: Image.Image) -> Iterator[Image.Image]:
+    yield image
+    for change in COPIES.values():
+        yield change(image)
+
+
+def _picture(index: OpenIndex, number: int, largest: int | None) -> Image.Image:
     """Returns the image of an item in full size. Raises ImageError."""
     with index.reading() as reader:
         item = reader.item(number)
+        if largest is not None and item.width * item.height > largest:
+            raise ImageTooLargeError(f"more than {largest:,} pixels")
         source = index.sources(reader)[item.source]
         with recorded.open_recorded(source, item.path, item.digest, decodes=False) as file:
             return decode.decode_image(file).image
@@ -178,13 +198,53 @@ def duplicate_groups(
             if len(members) < 2 or (against and len({member.own for member in members}) < 2):
                 continue
             first = keep(members) if keep else None
-            near = flat.read(rows[places[kept]]).astype(np.float64)
-            distances = np.linalg.norm(near - near[first or 0], axis=1).tolist()
-            group = [replace(member, distance=each) for member, each in zip(members, distances, strict=True)]
-            if first:
-                group.insert(0, group.pop(first))
-            found.append(group)
+            found.append(_from_first(members, flat.read(rows[places[kept]]), first or 0))
     return sorted(found, key=lambda group: (-len(group), min(member.item.id for member in group if member.own)))
+
+
+def _from_first(members: Sequence[Member], features: NDArray[np.float16], first: int) -> list[Member]:
+    """Returns members with their distances to one of them, which comes first. features: theirs, (n, D)."""
+    near = features.astype(np.float64)
+    distances = np.linalg.norm(near - near[first], axis=1).tolist()
+    group = [replace(member, distance=each) for member, each in zip(members, distances, strict=True)]
+    group.insert(0, group.pop(first))
+    return group
+
+
+def members_now(snapshots: Searchable, numbers: Iterable[int], keep: Keep | None = None) -> list[Member]:
+    """Returns the items of a group, by their ids, as `duplicate_groups` would: as they are in the index and on disk.
+
+    Items that are gone are left out, and so are files that are gone or have changed, and all names of a file but one.
+    """
+    with snapshots.reading() as reader:
+        snapshot = snapshots.current(reader)
+        members = []
+        for number in numbers:
+            with contextlib.suppress(ItemNotFoundError):
+                item = reader.item(number)
+                source = snapshot.sources[item.source]
+                members.append(Member(item, source.display(item.path), 0.0, source))
+        members = [members[place] for place in _different_files(members)]
+        if not members:
+            return []
+        features = snapshot.flat.read(np.array([member.item.row for member in members], np.int64))
+        return _from_first(members, features, (keep(members) if keep else None) or 0)
+
+
+def by_nearest(snapshots: Searchable, kept: Sequence[Member], others: Sequence[Member]) -> list[list[Member]]:
+    """Returns a group for each kept member: itself, then those of the others that are nearest to it, with distances."""
+    with snapshots.reading() as reader:
+        flat = snapshots.current(reader).flat
+        near, far = (
+            flat.read(np.array([member.item.row for member in each], np.int64)).astype(np.float64)
+            for each in (kept, others)
+        )
+    distances = np.stack([np.linalg.norm(far - row, axis=1) for row in near])  # (kept, others)
+    groups = [[replace(member, distance=0.0)] for member in kept]
+    for place, member in enumerate(others):
+        nearest = int(distances[:, place].argmin())
+        groups[nearest].append(replace(member, distance=float(distances[nearest, place])))
+    return groups
 
 
 @dataclass(frozen=True)

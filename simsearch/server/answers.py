@@ -76,6 +76,92 @@ class Facets(BaseModel):
     fields: Annotated[list[FieldFacet], Field(description="Of the metadata.")]
 
 
+class Duplicate(Item):
+    distance: Annotated[NotNegative, Field(description="To the first item of its group.")]
+    keep: Annotated[bool, Field(description="True for the one that the rule keeps.")]
+    fixed: Annotated[str | None, Field(description="Why this service cannot move it; null if it can.")]
+
+
+class DuplicateGroup(BaseModel):
+    group: Annotated[str, Field(description="Changes with every change of the group.")]
+    size: Annotated[int, Field(ge=2, description="The number of its items; at most 200 are listed.")]
+    items: Annotated[list[Duplicate], Field(description="The one to keep first.")]
+
+
+class DuplicateGroups(BaseModel):
+    groups: list[DuplicateGroup]
+    total: Annotated[Count, Field(description="How many groups there are.")]
+    items: Annotated[Count, Field(description="How many items they have.")]
+    next: Annotated[str | None, Field(description="Give it as `after` for the next page; null at the end.")]
+    max_distance: NotNegative
+    copies: Annotated[
+        dict[str, float], Field(description="By kind of change, the fraction of changed copies within max_distance.")
+    ]
+    complete: Annotated[bool, Field(description="False if not all pairs of a large index were compared.")]
+    keep: str
+
+
+class Progress(BaseModel):
+    done: Annotated[Count, Field(description="Items or files so far.")]
+    total: Annotated[Count, Field(description="0 if it is not known yet.")]
+
+
+class RunProgress(Progress):
+    journal: str
+
+
+class CleanedItem(BaseModel):
+    id: Annotated[int, Field(ge=0, le=LARGEST_ID)]
+    path: str | None
+    action: Literal["keep", "leave", "move", "trash"]
+    reason: Annotated[str | None, Field(description="Why it is left where it is.")]
+    target: Annotated[str | None, Field(description="Where it is moved to.")]
+
+
+class CleanUp(BaseModel):
+    dry_run: bool
+    action: Literal["move", "trash"]
+    files: Annotated[Count, Field(description="That went, or would.")]
+    bytes: Count
+    removed: Annotated[Count, Field(description="Items that are not in the index any more.")]
+    items: list[CleanedItem]
+    journal: Annotated[str | None, Field(description="For POST /v1/duplicates/restore.")]
+    command: Annotated[str | None, Field(description="Undoes it on the machine of the service.")]
+
+
+class PastCleanUp(BaseModel):
+    journal: str
+    at: str
+    action: str
+    files: Count
+    away: Annotated[Count, Field(description="Files that are not at their place now.")]
+    running: bool
+    command: str
+
+
+class CleanUps(BaseModel):
+    action: Annotated[Literal["move", "trash"] | None, Field(description="Null if this service moves no files.")]
+    clean_ups: Annotated[list[PastCleanUp], Field(description="The last 20, the newest first.")]
+
+
+class Problem(BaseModel):
+    path: str
+    reason: str
+
+
+class Undone(BaseModel):
+    journal: str
+    files: Annotated[Count, Field(description="That were put back.")]
+    untouched: Annotated[Count, Field(description="At their places already.")]
+    indexed: Annotated[Count, Field(description="Items that are in the index again; the next build adds the others.")]
+    problems: list[Problem]
+
+
+class Ignored(BaseModel):
+    groups: list[str]
+    ignored: bool
+
+
 class Index(BaseModel):
     name: str
     items: Count
@@ -88,6 +174,8 @@ class Index(BaseModel):
 class Listing(BaseModel):
     indexes: list[Index]
     writable: bool
+    cleanup: Annotated[Literal["move", "trash"] | None, Field(description="What is done with duplicates, if it is.")]
+    move_to: Annotated[str | None, Field(description="The folder that duplicates are moved to.")]
     urls: bool
     max_body: Count
     max_k: Count
@@ -119,6 +207,10 @@ _DETAILS = {
     "bytes": 81234,
     "modified": "2012-12-03T18:30:00Z",
 }
+_GROUP = "9f86d081884c7d659a2feaa0c55ad015"
+_JOURNAL = "simsearch-cleanup-20260102-030405-1a2b3c4d.jsonl"
+_COMMAND = f"simsearch restore /indexes/photos.journals/{_JOURNAL}"
+_DUPLICATE = {**_DETAILS, "distance": 0.0, "keep": True, "fixed": None}
 _URLS = {"image_url": "/v1/items/7/image", "thumbnail_url": "/v1/items/7/thumbnail"}
 _MATCH = {"rank": 1, **_ITEM, **_URLS, "distance": 9.1, "similarity": 0.71, "metadata": {}}
 EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
@@ -133,6 +225,59 @@ EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
             {"name": "year", "items": 1200, "least": 1999, "most": 2012, "values": [{"value": 2012, "items": 31}]}
         ],
     },
+    DuplicateGroups: {
+        "groups": [
+            {
+                "group": _GROUP,
+                "size": 2,
+                "items": [_DUPLICATE, {**_DUPLICATE, "id": 31, "distance": 2.5, "keep": False}],
+            }
+        ],
+        "total": 1,
+        "items": 2,
+        "next": None,
+        "max_distance": 6.8,
+        "copies": {"JPEG 50": 0.94},
+        "complete": True,
+        "keep": "largest",
+    },
+    Progress: {"done": 5120, "total": 40000},
+    RunProgress: {"done": 12, "total": 400, "journal": _JOURNAL},
+    CleanUp: {
+        "dry_run": False,
+        "action": "move",
+        "files": 1,
+        "bytes": 81234,
+        "removed": 1,
+        "items": [
+            {"id": 7, "path": "/photos/cat/1.jpg", "action": "keep", "reason": None, "target": None},
+            {
+                "id": 31,
+                "path": "/photos/cat/2.jpg",
+                "action": "move",
+                "reason": None,
+                "target": "/duplicates/cat/2.jpg",
+            },
+        ],
+        "journal": _JOURNAL,
+        "command": _COMMAND,
+    },
+    CleanUps: {
+        "action": "move",
+        "clean_ups": [
+            {
+                "journal": _JOURNAL,
+                "at": "2026-01-02T03:04:05+00:00",
+                "action": "move",
+                "files": 1,
+                "away": 1,
+                "running": False,
+                "command": _COMMAND,
+            }
+        ],
+    },
+    Undone: {"journal": _JOURNAL, "files": 1, "untouched": 0, "indexed": 1, "problems": []},
+    Ignored: {"groups": [_GROUP], "ignored": True},
     Answer: {
         "query": "cat.jpg",
         "model": "alexnet",
@@ -153,6 +298,8 @@ EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
             }
         ],
         "writable": False,
+        "cleanup": None,
+        "move_to": None,
         "urls": False,
         "max_body": 33554432,
         "max_k": 1000,

@@ -36,7 +36,7 @@ class Lane(MemoryBudget):
     def __init__(self, name: str, threads: int, total: int, largest: int, niceness: int = 0) -> None:
         super().__init__(total)
         self.largest = largest
-        self.pool = ThreadPoolExecutor(threads, name, initializer=_lower_priority, initargs=(niceness,))
+        self.pool = ThreadPoolExecutor(threads, name, initializer=lower_priority, initargs=(niceness,))
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
@@ -96,7 +96,7 @@ class Lanes:
             lane.pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _lower_priority(niceness: int) -> None:
+def lower_priority(niceness: int) -> None:
     """Lowers the priority of the current thread alone, which Linux can do."""
     if niceness and hasattr(os, "setpriority") and os.uname().sysname == "Linux":
         with contextlib.suppress(OSError):

@@ -40,13 +40,14 @@ _STATUS: tuple[tuple[type[SimsearchError], int, str], ...] = (
 """Status and code by error class; the first match counts. A test fails if a class is missing."""
 
 
-def reply(value: Any, status: int = 200) -> Response:
+def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Makes a JSON response, in ASCII since names may not be valid UTF-8; infinities and NaN become null."""
     try:
         text = json.dumps(value, allow_nan=False)
     except ValueError:
         text = json.dumps(_finite(value))
-    return Response(text, status, media_type="application/json", headers={"cache-control": "no-store"})
+    headers = {"cache-control": "no-store", **(headers or {})}
+    return Response(text, status, media_type="application/json", headers=headers)
 
 
 def _finite(value: Any) -> Any:

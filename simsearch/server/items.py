@@ -21,7 +21,7 @@ from simsearch.server.middleware import ApiError
 from simsearch.server.reloading import ReloadableIndex
 from simsearch.server.request_body import read_upload
 from simsearch.server.service import SearchService
-from simsearch.storage.reader import modified
+from simsearch.storage.reader import Item, modified
 
 
 class Items:
@@ -69,19 +69,7 @@ class Items:
                     with contextlib.suppress(*(ItemNotFoundError,) if lenient else ()):
                         items.append(reader.item(number))
             paths = [item.path for item in items] if self.service.settings.relative else engine.paths(items)
-            return [
-                {
-                    "id": item.id,
-                    "path": path,
-                    "label": item.label,
-                    "metadata": item.metadata,
-                    "width": item.width,
-                    "height": item.height,
-                    "bytes": item.size,
-                    "modified": date.strftime("%Y-%m-%dT%H:%M:%SZ") if (date := modified(item.stamp)) else None,
-                }
-                for item, path in zip(items, paths, strict=True)
-            ]
+            return [values_of(item, path) for item, path in zip(items, paths, strict=True)]
 
         return served.run(find)
 
@@ -123,7 +111,7 @@ class Items:
 
     async def add(self, request: Request) -> Response:
         """Adds an image to the index."""
-        self._check_writable("GET, HEAD")
+        check_writable(self.service, "GET, HEAD")
         served = self.service.index(request)
         upload = (await read_upload(request)).model_dump(exclude_unset=True)
         largest = self.service.settings.max_pixels
@@ -137,18 +125,34 @@ class Items:
 
     async def remove(self, request: Request, number: int) -> Response:
         """Removes an item from the index."""
-        self._check_writable("GET, HEAD")
+        check_writable(self.service, "GET, HEAD")
         served = self.service.index(request)
         await self.service.in_thread(
             lambda: served.run_once(lambda engine: self.service.uploads.remove(engine, number))
         )
         return Response(status_code=204)
 
-    def _check_writable(self, allowed: str) -> None:
-        """Raises ApiError if the service may not change its indexes. allowed: the methods that it answers."""
-        if not self.service.settings.writable:
-            message = "this service is read-only; `simsearch serve --writable` is not"
-            raise ApiError(405, "read_only", message, {"allow": allowed})
+
+def check_writable(service: SearchService, allowed: str) -> None:
+    """Raises ApiError if the service may not change its indexes. allowed: the methods that the address answers."""
+    if not service.settings.writable:
+        message = "this service is read-only; `simsearch serve --writable` is not"
+        raise ApiError(405, "read_only", message, {"allow": allowed})
+
+
+def values_of(item: Item, path: str) -> dict[str, Any]:
+    """Returns an item as it is answered."""
+    date = modified(item.stamp)
+    return {
+        "id": item.id,
+        "path": path,
+        "label": item.label,
+        "metadata": item.metadata,
+        "width": item.width,
+        "height": item.height,
+        "bytes": item.size,
+        "modified": date.strftime("%Y-%m-%dT%H:%M:%SZ") if date else None,
+    }
 
 
 @contextlib.contextmanager

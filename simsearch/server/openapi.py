@@ -18,6 +18,7 @@ ABOUT = "Finds the indexed images most like an image. Distances are Euclidean an
 TAGS = [
     {"name": "search", "description": "Searches by an image, an item or a vector."},
     {"name": "items", "description": "The indexed images."},
+    {"name": "duplicates", "description": "Groups of near-identical images, and cleaning them up."},
     {"name": "service", "description": "The indexes that are served, and the state of the service."},
 ]
 
@@ -27,6 +28,7 @@ _REASONS = {
     400: "The request cannot be read, or comes from another site.",
     401: "The API key is missing or wrong.",
     404: "It does not exist.",
+    409: "What the request is about has changed meanwhile.",
     413: "The body or the image is too large.",
     415: "The body has the wrong media type.",
     422: "A value is not valid.",
@@ -181,6 +183,11 @@ def _form_fields(fields: Schema) -> Schema:
 
 def _body(content: Schema) -> Schema:
     return {"requestBody": {"required": True, "content": content}}
+
+
+def json_body(model: type[BaseModel]) -> Schema:
+    """Returns a body of JSON."""
+    return _body({"application/json": {"schema": schema_of(model)}})
 
 
 def add_body() -> Schema:

@@ -32,14 +32,25 @@ async def read_search(request: Request, model: type[SearchRequest], settings: Se
         return model.read({**values, "image": data}), name
     if kind != "application/json":
         raise _unsupported("multipart/form-data or application/json", kind)
-    try:
-        given = json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, "bad_json", "the body is not JSON") from error
-    body = model.read(given)
+    body = model.read(await _json(request))
     if body.way == "url" and not settings.allow_urls:
         raise ApiError(422, "urls_off", "this service does not fetch URLs; `simsearch serve --allow-urls` does")
     return body, "vector" if body.way == "vector" else f"{body.way}:{getattr(body, body.way)}"
+
+
+async def read_json(request: Request, model: type[Model]) -> Model:
+    """Reads a JSON object. Raises ApiError, also for the media types that a page of another site could send."""
+    kind = _media_type(request)
+    if kind != "application/json":
+        raise _unsupported("application/json", kind)
+    return model.read(await _json(request))
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "bad_json", "the body is not JSON") from error
 
 
 async def read_upload(request: Request) -> AddRequest:

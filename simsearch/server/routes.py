@@ -12,12 +12,15 @@ from pydantic import Field
 from simsearch.server import answers, openapi, reference
 from simsearch.server import page as server_page
 from simsearch.server.browse import ListRequest, Sort
+from simsearch.server.cleanup_schemas import CleanUpRequest, IgnoreRequest, Rule, UndoRequest
+from simsearch.server.duplicates import Duplicates, GroupsRequest
 from simsearch.server.errors import reply
 from simsearch.server.items import Items
 from simsearch.server.openapi import binary, errors, ok, responses
 from simsearch.server.schemas import LARGEST_ID, MOST_CONDITION
 from simsearch.server.searches import Searches
 from simsearch.server.service import SearchService
+from simsearch.server.settings import Settings
 from simsearch.server.status import Status
 
 Number = Annotated[int, PathParameter(alias="id", ge=0, le=LARGEST_ID, description="The item's id.", examples=[1])]
@@ -38,12 +41,23 @@ Filters = Annotated[
 Order = Annotated[Sort, Query(description="The order of a page: by the date of the file, or by id.")]
 Size = Annotated[int, Query(ge=32, le=1024, description="Longer side in pixels.")]
 
+GroupLimit = Annotated[int, Query(ge=1, le=100, description="Number of groups on a page.")]
+AfterGroup = Annotated[
+    str | None, Query(pattern=r"^[0-9]{1,18}\.[0-9]{1,18}$", description="The `next` of the page before.")
+]
+Distance = Annotated[
+    float | None,
+    Query(ge=0, allow_inf_nan=False, description="Largest distance; by default measured on changed copies."),
+]
+Keep = Annotated[Rule, Query(description="The rule that chooses the picture of each group to keep.")]
+
 
 def install(app: FastAPI, service: SearchService) -> None:
     """Adds all routes to the app."""
     _service_routes(app, Status(service))
     _search(app, Searches(service), service)
     _items(app, Items(service), service.settings.writable)
+    _duplicates(app, Duplicates(service), service.settings)
     app.openapi_schema = openapi.named(app.openapi())
     if service.settings.api_keys:
         app.openapi_schema = openapi.with_keys(app.openapi())
@@ -183,3 +197,65 @@ def _items(app: FastAPI, handlers: Items, write: bool) -> None:
     )
     async def remove(request: Request, number: Number, index: Index = None) -> Response:
         return await handlers.remove(request, number)
+
+
+def _duplicates(app: FastAPI, handlers: Duplicates, settings: Settings) -> None:
+    changing = errors(400, 401, 404, 409, 413, 415, 422, 503)
+    running = {202: {**ok(answers.RunProgress), "description": "Under way; the list of clean-ups shows its end."}}
+
+    @app.get(
+        "/v1/duplicates",
+        summary="A page of groups of near-identical items, the largest first",
+        responses={
+            **responses(answers.DuplicateGroups, 400, 401, 404, 422, 429, 503),
+            202: {**ok(answers.Progress), "description": "They are being looked for; ask again."},
+        },
+    )
+    async def duplicates(
+        request: Request,
+        limit: GroupLimit = 20,
+        after: AfterGroup = None,
+        max_distance: Distance = None,
+        keep: Keep = "largest",
+        index: Index = None,
+    ) -> Response:
+        return await handlers.listed(request, GroupsRequest(limit, after, max_distance, keep))
+
+    @app.get(
+        "/v1/duplicates/clean-up",
+        summary="The last clean-ups",
+        include_in_schema=settings.allow_cleanup,
+        responses=responses(answers.CleanUps, 400, 401, 404, 422, 503),
+    )
+    async def clean_ups(request: Request, index: Index = None) -> Response:
+        return await handlers.clean_ups(request)
+
+    @app.post(
+        "/v1/duplicates/clean-up",
+        summary="Moves duplicates away, or says what would be done",
+        include_in_schema=settings.allow_cleanup,
+        openapi_extra=openapi.json_body(CleanUpRequest),
+        responses={**responses(answers.CleanUp), **running, **errors(429), **changing},
+    )
+    async def clean_up(request: Request, index: Index = None) -> Response:
+        return await handlers.clean_up(request)
+
+    @app.post(
+        "/v1/duplicates/restore",
+        summary="Undoes a clean-up",
+        include_in_schema=settings.allow_cleanup,
+        openapi_extra=openapi.json_body(UndoRequest),
+        responses={**responses(answers.Undone), **running, **errors(429), **changing},
+    )
+    async def restore(request: Request, index: Index = None) -> Response:
+        return await handlers.restore(request)
+
+    @app.post(
+        "/v1/duplicates/ignore",
+        summary="Remembers groups as no duplicates",
+        include_in_schema=settings.writable,
+        openapi_extra=openapi.json_body(IgnoreRequest),
+        responses={**responses(answers.Ignored), **changing},
+    )
+    async def ignore(request: Request, index: Index = None) -> Response:
+        return await handlers.ignore(request)

@@ -15,10 +15,12 @@ from simsearch.server import thumbnails
 from simsearch.server.batcher import Batcher
 from simsearch.server.body_limit import ReceivedBytes
 from simsearch.server.browse import Browser
+from simsearch.server.clean_ups import CleanUps
 from simsearch.server.decoding import Lane, Lanes, LargePictureError
 from simsearch.server.errors import draining
 from simsearch.server.fetching import Fetcher
 from simsearch.server.middleware import ApiError
+from simsearch.server.near_groups import GroupFinder
 from simsearch.server.prometheus import PrometheusMetrics
 from simsearch.server.reloading import ReloadableIndex
 from simsearch.server.schemas import search_request, unknown
@@ -45,6 +47,9 @@ class SearchService:
         }
         self.batchers = {n: Batcher(i, settings.batch_size, self.metrics) for n, i in self.indexes.items()}
         self.browser = Browser()
+        self.finder, self.clean_ups = GroupFinder(settings.memory), CleanUps(settings)
+        for engine in engines.values():
+            self.clean_ups.prepare(engine)
         self.uploads, self.thumbnails = Uploads(), thumbnails.Thumbnails()
         self.received = ReceivedBytes(settings.bodies, self.metrics.rejected.inc, settings.max_body)
         self.lanes = Lanes(settings.decoding)
@@ -57,12 +62,16 @@ class SearchService:
         """Prepares for a stop: ends fetches and slow bodies, and drops the large pictures that wait."""
         self.draining = True
         self.fetcher.stop()
+        self.finder.stop()
+        self.clean_ups.stop()
         self.received.hurry(LAST_SECONDS)
         self.lanes.large.pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
         """Waits for the work that was started in threads."""
         self.fetcher.close()
+        self.finder.close()
+        self.clean_ups.close()
         self.readers.shutdown(wait=True, cancel_futures=True)
         self.lanes.close()
 

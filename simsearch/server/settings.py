@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from simsearch.common import suggestions
 from simsearch.errors import UsageError
@@ -26,6 +27,9 @@ class AppOptions(TypedDict, total=False):
     hosts: str | Sequence[str] | None
     cors: str | Sequence[str]
     writable: bool
+    allow_cleanup: bool
+    move_to: str | None
+    journals: str | None
     allow_urls: bool
     max_body: int
     max_pixels: int
@@ -47,7 +51,10 @@ class Settings:
     hosts: accepted names in the Host header, None for any (against DNS rebinding, for a service on loopback without a
     key).
     cors: origins of other sites whose pages may call the service.
-    writable: allow POST and DELETE of items.
+    writable: allow POST and DELETE of items, and remembering groups as no duplicates.
+    allow_cleanup: allow moving duplicates away, and undoing it; needs `writable`.
+    move_to: the folder that they are moved to; None for the desktop's trash.
+    journals: the folder of the clean-ups' journals; None for one beside each index, INDEX.journals.
     allow_urls: allow searches by URL.
     max_body: the largest body in bytes. max_pixels: the largest image. max_k: the most matches.
     memory: bytes that all requests together may take, beyond what the process takes when idle; what does not fit gets
@@ -65,6 +72,9 @@ class Settings:
     hosts: tuple[str, ...] | None = None
     cors: tuple[str, ...] = ()
     writable: bool = False
+    allow_cleanup: bool = False
+    move_to: str | None = None
+    journals: str | None = None
     allow_urls: bool = False
     max_body: int = 32 << 20
     max_pixels: int = 64_000_000
@@ -86,7 +96,7 @@ class Settings:
             if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
                 raise UsageError(f"{name} is {value!r}, not a list of texts")
             object.__setattr__(self, name, tuple(texts))
-        for name in ("writable", "allow_urls", "relative"):
+        for name in ("writable", "allow_cleanup", "allow_urls", "relative"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is {getattr(self, name)!r}", hint="True or False")
         for name in _NUMBERS:
@@ -94,6 +104,7 @@ class Settings:
                 raise UsageError(f"{name} is {getattr(self, name)!r}, not a {'whole ' * (name in _WHOLE)}number")
         if self.memory == 0:
             object.__setattr__(self, "memory", max(DEFAULT_MEMORY, 4 * self.max_body * 10 // BODIES))
+        self._check_cleanup()
         if any(not key.strip() for key in self.api_keys):
             raise UsageError("an API key is empty")
         for name in _NUMBERS:
@@ -102,6 +113,26 @@ class Settings:
         if self.bodies < self.max_body:
             need = self.max_body * 10 // BODIES
             raise UsageError(f"memory is {self.memory:,}, but a body of {self.max_body:,} bytes needs {need:,}")
+
+    def _check_cleanup(self) -> None:
+        if self.allow_cleanup and not self.writable:
+            raise UsageError("a clean-up changes the index", hint="allow_cleanup needs writable too")
+        for name in ("move_to", "journals"):
+            value: Any = getattr(self, name)
+            if value is None:
+                continue
+            if not self.allow_cleanup:
+                raise UsageError(f"{name} is of no use without a clean-up", hint="allow_cleanup permits it")
+            if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+                raise UsageError(f"{name} is {value!r}, which names no folder")
+            object.__setattr__(self, name, os.path.abspath(os.path.expanduser(value)))
+
+    @property
+    def cleanup(self) -> Literal["move", "trash"] | None:
+        """What a clean-up does with duplicates; None if it is not allowed."""
+        if not self.allow_cleanup:
+            return None
+        return "trash" if self.move_to is None else "move"
 
     @classmethod
     def from_keywords(cls, given: Mapping[str, Any]) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from simsearch.server.errors import draining, reply
 from simsearch.server.middleware import ApiError
 from simsearch.server.reloading import ReloadableIndex
 from simsearch.server.service import SearchService
+from simsearch.server.settings import Settings
 
 
 class Status:
@@ -48,6 +50,8 @@ class Status:
             {
                 "indexes": await self.service.in_thread(facts),
                 "writable": settings.writable,
+                "cleanup": settings.cleanup,
+                "move_to": _shown(settings),
                 "urls": settings.allow_urls,
                 "max_body": settings.max_body,
                 "max_k": settings.max_k,
@@ -77,6 +81,13 @@ class Status:
             return self.service.metrics.text()
 
         return Response(await self.service.in_thread(text), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _shown(settings: Settings) -> str | None:
+    """Returns the folder that duplicates are moved to; only its name if the service shows no absolute paths."""
+    if settings.move_to is None or not settings.relative:
+        return settings.move_to
+    return os.path.basename(settings.move_to)
 
 
 def _check_search(served: ReloadableIndex) -> None:

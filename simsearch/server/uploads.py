@@ -68,7 +68,7 @@ class Uploads:
                 sync.sync(
                     engine.index,
                     engine.model,
-                    [ManifestSource(_manifest(engine), name, line)],
+                    [ManifestSource(manifest_path(engine), name, line)],
                     options.BuildOptions(prune=False),
                 )
             finally:  # a refused image must not be indexed by the next build
@@ -150,7 +150,8 @@ def _folder(index: Index, create: bool = False) -> Folder:
         raise UsageError(f"cannot write {index.path / 'uploads'}: {error.strerror}") from error
 
 
-def _manifest(engine: Engine) -> str:
+def manifest_path(engine: Engine) -> str:
+    """Returns the path of the manifest of uploads, the root of their source."""
     return str(engine.index.folder.place / "uploads" / MANIFEST)
 
 
@@ -166,7 +167,7 @@ def _find(engine: Engine, name: str) -> int | None:
     """Returns the id of an upload's item; None if there is none."""
     with engine.index.reading() as reader:
         for source in reader.sources():
-            if source.kind == ManifestSource.kind and engine.index.root_of(source) == _manifest(engine):
+            if source.kind == ManifestSource.kind and engine.index.root_of(source) == manifest_path(engine):
                 return next((item.id for item in reader.items(source.id, name)), None)
     return None
 
@@ -192,7 +193,7 @@ def _names(engine: Engine) -> set[str]:
     """Returns the file names of all items that were added over HTTP."""
     with engine.index.reading() as reader:
         for source in reader.sources():
-            if source.kind == ManifestSource.kind and engine.index.root_of(source) == _manifest(engine):
+            if source.kind == ManifestSource.kind and engine.index.root_of(source) == manifest_path(engine):
                 return {item.path for item in reader.items(source.id)}
     return set()
 

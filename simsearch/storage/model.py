@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ class IndexModel:
         ]
         return np.concatenate(rows)
 
-    def features(self, pictures: Sequence[Any]) -> NDArray[np.float32]:
+    def features(self, pictures: Iterable[Any]) -> NDArray[np.float32]:
         """Computes (n, D) features of pictures, of any type that `resolve.open_picture` takes. Raises ImageError."""
         recipe = Preprocessing.from_dict(self.index.meta.recipe)
         decoded = (resolve.open_picture(picture, recipe.resize).image for picture in pictures)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from simsearch.common import outside_json
@@ -27,33 +27,48 @@ Groups = list[list[Member]]
 
 def without_ignored(index: OpenIndex, groups: Groups) -> Groups:
     """Returns the groups that have a file more than each group that is ignored. Raises IndexDamagedError."""
+    is_ignored = matcher(index)
+    return [group for group in groups if not is_ignored(contents(group))]
+
+
+def matcher(index: OpenIndex) -> Callable[[Sequence[str]], bool]:
+    """Returns a function that tells by the `contents` of a group whether it is ignored. Raises IndexDamagedError."""
     known: dict[str, list[Counter[str]]] = {}
     for digests in _read(index):
         group = Counter(digests)
         for digest in group:
             known.setdefault(digest, []).append(group)
 
-    def is_ignored(group: Sequence[Member]) -> bool:
-        contents = _contents(group)
-        return any(contents <= each for each in known.get(next(iter(contents)), ()))
+    def is_ignored(found: Sequence[str]) -> bool:
+        near = known.get(found[0], ())
+        return bool(near) and any(Counter(found) <= each for each in near)
 
-    return [group for group in groups if not is_ignored(group)]
+    return is_ignored
 
 
 def ignore(index: OpenIndex, groups: Iterable[Sequence[Member]]) -> None:
     """Remembers groups as no duplicates. Raises IndexLockedError, UsageError."""
+    change(index, [contents(group) for group in groups], True)
+
+
+def change(index: OpenIndex, groups: Iterable[Sequence[str]], ignored: bool) -> None:
+    """Remembers groups, or forgets what was remembered of them. groups: the `contents` of each.
+
+    Raises IndexLockedError, UsageError.
+    """
     opened = on_disk(index)
+    changed = [sorted(group) for group in groups]
     with opened.writing(patience=5):
-        known = _read(index)
-        known += [sorted(_contents(group).elements()) for group in groups]
+        known = [group for group in _read(index) if sorted(group) not in changed] + (changed if ignored else [])
         try:
             opened.folder.write(FILE, (json.dumps({"ignored": known}, indent=1) + "\n").encode())
         except OSError as error:
             raise UsageError(f"{opened.path / FILE} cannot be written: {error.strerror}") from error
 
 
-def _contents(group: Sequence[Member]) -> Counter[str]:
-    return Counter(member.item.digest.hex() for member in group)
+def contents(group: Iterable[Member]) -> list[str]:
+    """Returns the SHA-256 of each member's file, in order."""
+    return sorted(member.item.digest.hex() for member in group)
 
 
 def _read(index: OpenIndex) -> list[list[str]]:

@@ -159,6 +159,22 @@ def note_returning(path: Path, entry: Entry) -> None:
         raise JournalError(f"the journal {path} cannot be written: {error.strerror}") from error
 
 
+def read_head(path: Path) -> dict[str, str]:
+    """Returns the description of a run: `action`, `index` and `at`. Raises UsageError if the file is no journal."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            line = file.readline(LONGEST)
+        values = outside_json.parse(line, LONGEST)
+        head = {name: values[name] for name in ("action", "index", "at")}
+        if values.get("cleanup") != FORMAT or not all(isinstance(text, str) for text in head.values()):
+            raise ValueError("it does not begin like a journal")
+    except OSError as error:
+        raise UsageError(f"the journal {path} cannot be read: {error.strerror}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is not a journal of `duplicates`: {error}") from error
+    return head
+
+
 def read_journal(path: Path) -> list[Record]:
     """Returns the actions of a journal in their order. A last line that was not completed is ignored.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -99,7 +99,7 @@ def _decide(group: Sequence[Member], rule: KeepRule, action: str, limit: float, 
     for member in group[1:]:
         if not member.own or rule.is_under(member):
             decisions.append(Decision(member, "keep"))
-        elif reason := _reason_to_leave(member, group[0], action, limit):
+        elif reason := reason_to_leave(member, group[0], action, limit):
             decisions.append(Decision(member, "leave", reason))
         elif not action:
             decisions.append(Decision(member, "copy"))
@@ -109,18 +109,25 @@ def _decide(group: Sequence[Member], rule: KeepRule, action: str, limit: float, 
     return decisions
 
 
-def _reason_to_leave(member: Member, kept: Member, action: str, limit: float) -> str:
+def reason_to_leave(member: Member, kept: Member, action: str, limit: float) -> str:
     """Returns the reason for doing nothing with a member; empty if there is none."""
+    if reason := reason_to_stay(member):
+        return reason
+    if member.distance > limit:
+        return "it is only like another picture of the group"
+    if action == "hardlink" and kept.item.digest != member.item.digest:
+        return "its content is not the same to the last byte"
+    return ""
+
+
+def reason_to_stay(member: Member) -> str:
+    """Returns the reason that a member can never be acted on, whatever stays; empty if there is none."""
     if member.source.kind not in FILE_KINDS:
         return "it is in an archive or a table"
     if not is_file(member):
         return "it is a link"
-    if member.distance > limit:
-        return "it is only like another picture of the group"
     if not member.source.outside and not is_inside(member.path, member.source.folder or ""):
         return "it lies outside its source"
-    if action == "hardlink" and kept.item.digest != member.item.digest:
-        return "its content is not the same to the last byte"
     return ""
 
 
@@ -138,15 +145,21 @@ def _relative(member: Member) -> str:
 
 def _check_target(plan: Plan, groups: Sequence[Sequence[Member]]) -> None:
     """Raises UsageError if a moved file would be found again by the next build."""
-    folders = {m.source.folder for group in groups for m in group if m.own and m.source.kind == "folder"}
+    folders = {m.source.folder or "" for group in groups for m in group if m.own and m.source.kind == "folder"}
     for group in plan.groups:
         for decision in group:
-            for folder in folders:
-                if decision.target and _lists(folder or "", decision.target):
-                    raise UsageError(
-                        f"{decision.target} would lie inside the source {folder}, where the next build finds it again",
-                        hint="choose a folder outside of the sources, or a hidden one",
-                    )
+            if decision.target:
+                check_not_listed(decision.target, folders)
+
+
+def check_not_listed(path: str, folders: Iterable[str]) -> None:
+    """Raises UsageError if a file at a path would be found by a build of one of the folders."""
+    for folder in folders:
+        if _lists(folder, path):
+            raise UsageError(
+                f"{path} would lie inside the source {folder}, where the next build finds it again",
+                hint="choose a folder outside of the sources, or a hidden one",
+            )
 
 
 def _lists(folder: str, path: str) -> bool:

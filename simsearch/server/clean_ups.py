@@ -1,0 +1,280 @@
+"""Moves duplicates away over HTTP and brings them back, through `simsearch.curation.cleanup`: one run at a time.
+
+A run holds the writer lock of the index, so that the groups that it acts on cannot change meanwhile. Each action is in
+a journal before it begins; a client names journals only by what `listing` returns. Where files go is decided by whoever
+starts the service.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simsearch.curation.cleanup import restore as restoring
+from simsearch.curation.cleanup import run as cleaning
+from simsearch.curation.cleanup import trash
+from simsearch.curation.cleanup.journal import ACTIONS, Record, read_head, read_journal
+from simsearch.curation.cleanup.plan import Plan, check_not_listed
+from simsearch.engine import Engine
+from simsearch.errors import IndexLockedError, IndexReplacedError, SimsearchError, UsageError
+from simsearch.indexing import sync
+from simsearch.server.errors import draining
+from simsearch.server.middleware import ApiError
+from simsearch.server.settings import Settings
+from simsearch.storage.reader import Item
+
+WAITING = 4
+"""Runs that may be under way or wait; further ones get status 429."""
+
+LISTED = 20
+"""Journals that are listed, the newest first, and of which the removed items are remembered."""
+
+_NAME = re.compile(r"simsearch-cleanup-\d{8}-\d{6}-[0-9a-f]{8}\.jsonl")
+
+log = logging.getLogger("simsearch.serve")
+
+
+@dataclass
+class Run:
+    """A clean-up or its undoing. done, total: files so far, and of all."""
+
+    journal: str
+    done: int = 0
+    total: int = 0
+    result: Future[dict[str, Any]] = field(default_factory=Future)
+
+
+@dataclass(frozen=True)
+class _Removed:
+    """The items that a clean-up took out of an index. identity, compactions: of the index then."""
+
+    identity: tuple[int, ...]
+    compactions: int
+    items: list[Item]
+
+
+class CleanUps:
+    """Runs clean-ups and undoes them; safe for several threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pool = ThreadPoolExecutor(1, "clean-up")
+        self._lock = threading.Lock()
+        self._runs: list[Run] = []
+        self._removed: OrderedDict[Path, _Removed] = OrderedDict()
+        self._stopped = False
+
+    def prepare(self, engine: Engine) -> None:
+        """Checks that duplicates of an index can be moved where the settings say. Raises UsageError."""
+        into = self._settings.move_to
+        if self._settings.cleanup is None:
+            return
+        if into is None:
+            trash.check_available()
+        else:
+            if os.path.lexists(into) and not os.path.isdir(into):
+                raise UsageError(f"{into} is not a folder to move files to")
+            with engine.index.reading() as reader:
+                folders = [s.folder for s in engine.index.sources(reader).values() if s.kind == "folder" and s.folder]
+            check_not_listed(os.path.join(into, "picture"), folders)
+        folder = self._folder(engine)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(0, "Permission denied")
+        except OSError as error:
+            message = f"journals cannot be written to {folder}: {error.strerror}"
+            raise UsageError(message, hint="--journals DIR names another folder") from error
+
+    def stop(self) -> None:
+        """Ends a run after the file that is being moved."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Waits for the run."""
+        self.stop()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def start(self, work: Callable[[Run], dict[str, Any]], journal: str) -> Run:
+        """Starts a run in the thread of clean-ups; `work` returns its result. Raises ApiError if too many wait."""
+        run = Run(journal)
+
+        def call() -> None:
+            try:
+                run.result.set_result(work(run))
+            except BaseException as error:
+                run.result.set_exception(error)
+            finally:
+                with self._lock:
+                    self._runs.remove(run)
+
+        with self._lock:
+            if len(self._runs) >= WAITING:
+                raise ApiError(429, "too_many_requests", "too many clean-ups at once", {"retry-after": "2"})
+            self._runs.append(run)
+            try:
+                self._pool.submit(call)
+            except RuntimeError:  # the pool was shut down
+                self._runs.remove(run)
+                raise draining() from None
+        return run
+
+    def new_name(self) -> str:
+        """Returns a name for a journal that none has."""
+        stem = cleaning.journal_path().stem
+        return f"{stem}-{secrets.token_hex(4)}.jsonl"
+
+    def act(self, engine: Engine, make: Callable[[], Plan], run: Run) -> tuple[Plan, cleaning.Report, int]:
+        """Carries out a plan and takes the items that went out of the index.
+
+        make: makes the plan, while the index cannot change. Returns it, its report, and the number of those items.
+        Raises IndexLockedError if another process writes to the index; then nothing was done.
+        """
+        with engine.index.writing(patience=5):
+            plan = make()
+            run.total = plan.count
+            journal = self._folder(engine) / run.journal
+            removed = 0
+            try:
+                report = cleaning.carry_out(plan, str(engine.path.absolute()), journal, self._progress(run))
+            except (UsageError, OSError) as error:
+                log.error("a clean-up stopped", exc_info=error)
+                raise _stopped(run.done, journal.exists()) from error
+            finally:
+                if journal.exists():
+                    removed = self._take_out(engine, plan, journal)
+        return plan, report, removed
+
+    def _progress(self, run: Run) -> Callable[[int, int], None]:
+        def progress(done: int, total: int) -> None:
+            run.done, run.total = done, total
+            if self._stopped and done < total:
+                raise draining()
+
+        return progress
+
+    def _take_out(self, engine: Engine, plan: Plan, journal: Path) -> int:
+        """Removes the items whose files went, also those of further names of these files; returns their number."""
+        gone = {record.entry.path for record in read_journal(journal) if record.done}
+        went = [
+            decision.member.item
+            for group in plan.groups
+            for decision in group
+            if decision.action in ACTIONS and os.path.abspath(decision.member.path) in gone
+        ]
+        if not went:
+            return 0
+        places = {os.path.realpath(path) for path in gone}
+        with engine.index.reading() as reader:
+            sources = engine.index.sources(reader)
+            known = {item.id for item in went}
+            for item in list(went):
+                for number in reader.ids_of(item.digest):
+                    other = reader.item(number)
+                    if number not in known and os.path.realpath(sources[other.source].display(other.path)) in places:
+                        known.add(number)
+                        went.append(other)
+            removed = _Removed(engine.index.identity, reader.compactions(), went)
+        sync.remove_while_writing(engine.index, went)
+        with self._lock:
+            self._removed[journal] = removed
+            while len(self._removed) > LISTED:
+                self._removed.popitem(last=False)
+        return len(went)
+
+    def restore(self, engine: Engine, name: str, run: Run) -> tuple[restoring.Restored, int]:
+        """Undoes a clean-up. Returns the outcome, and the number of items that are in the index again.
+
+        Raises ApiError for a name that `listing` does not have.
+        """
+        journal = self.path(engine, name)
+        result = restoring.restore(journal, self._progress(run))
+        with self._lock:
+            removed = self._removed.get(journal)
+        if removed is None or removed.identity != engine.index.identity:
+            return result, 0
+        with engine.index.reading() as reader:
+            sources = engine.index.sources(reader)
+            places = {item.id: sources[item.source].display(item.path) for item in removed.items}
+        back = [item for item in removed.items if os.path.exists(places[item.id])]
+        try:
+            count = sync.put_back(engine.index, back, removed.compactions)
+        except (IndexLockedError, IndexReplacedError):  # the next build finds them
+            return result, 0
+        return result, count
+
+    def path(self, engine: Engine, name: str) -> Path:
+        """Returns the path of a journal of this index by its name. Raises ApiError."""
+        path = self._folder(engine) / name
+        if not _NAME.fullmatch(name) or not self._is_own(engine, path):
+            raise ApiError(404, "no_such_journal", "there is no clean-up of that name here")
+        return path
+
+    def listing(self, engine: Engine) -> list[dict[str, Any]]:
+        """Returns the last clean-ups of this index, the newest first."""
+        folder = self._folder(engine)
+        if self._settings.cleanup is None or not folder.is_dir():
+            return []
+        names = sorted((name for name in os.listdir(folder) if _NAME.fullmatch(name)), reverse=True)
+        own = (name for name in names if self._is_own(engine, folder / name))
+        return [self._entry(folder / name) for name, _ in zip(own, range(LISTED), strict=False)]
+
+    def command(self, engine: Engine, name: str) -> str:
+        """Returns the command that undoes a clean-up on the command line."""
+        return f"simsearch restore {_quoted(str(self._folder(engine) / name))}"
+
+    def _entry(self, path: Path) -> dict[str, Any]:
+        head = read_head(path)
+        try:
+            records = [record for record in read_journal(path) if not record.failed]
+        except UsageError:  # damaged
+            records = []
+        with self._lock:
+            running = any(run.journal == path.name for run in self._runs)
+        return {
+            "journal": path.name,
+            "at": head["at"],
+            "action": head["action"],
+            "files": len(records),
+            "away": sum(_is_away(record) for record in records),
+            "running": running,
+        }
+
+    def _is_own(self, engine: Engine, path: Path) -> bool:
+        """Returns True for a journal of this index: a regular file that was written for its path."""
+        try:
+            return path.is_file() and not path.is_symlink() and read_head(path)["index"] == str(engine.path.absolute())
+        except (SimsearchError, OSError):
+            return False
+
+    def _folder(self, engine: Engine) -> Path:
+        if self._settings.journals is not None:
+            return Path(self._settings.journals)
+        return Path(f"{engine.path.absolute()}.journals")
+
+
+def _is_away(record: Record) -> bool:
+    return not os.path.lexists(record.entry.path)
+
+
+def _quoted(path: str) -> str:
+    return path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", "'\\''") + "'"
+
+
+def _stopped(done: int, has_journal: bool) -> ApiError:
+    text = f"the clean-up stopped after {done} files; the service's log says why"
+    return ApiError(503, "clean_up_stopped", text + ("; undoing it brings them back" if has_journal else ""))
+
+
+def actions_of(plan: Plan) -> Sequence[tuple[Item, str, str, str, str]]:
+    """Returns the decisions of a plan: item, path, action, reason, target."""
+    return [(d.member.item, d.member.path, d.action, d.reason, d.target) for group in plan.groups for d in group]

@@ -1,0 +1,88 @@
+"""The bodies of requests that clean up duplicates, as pydantic models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from simsearch.server.schemas import Body, ItemId
+
+Rule = Literal["largest", "oldest", "newest", "shortest-path"]
+"""Which picture of a group stays, by the names that `duplicates --keep` has."""
+
+MOST_GROUPS, MOST_ITEMS = 1000, 200
+"""The most groups of a request, and the most items of one that stay or go."""
+
+GroupName = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="The `group` that was listed.")]
+_Items = Annotated[list[ItemId], Field(min_length=1, max_length=MOST_ITEMS)]
+_Distance = Annotated[
+    float | None,
+    Field(ge=0, allow_inf_nan=False, description="The one that the groups were listed with."),
+]
+
+
+class Choice(BaseModel):
+    """What is done with a group; items that are not named are left alone."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    group: GroupName
+    keep: Annotated[_Items, Field(description="Items that stay.")]
+    go: Annotated[_Items, Field(description="Items that go.")]
+
+
+class CleanUpRequest(Body):
+    """POST /v1/duplicates/clean-up: what stays and what goes of each group."""
+
+    must_be: ClassVar[dict[str, str]] = {
+        "groups": f"must be a list of 1 to {MOST_GROUPS} objects of group, keep and go, with 1 to {MOST_ITEMS} items each",
+        "action": "must be move or trash",
+        "max_distance": "must be a number that is not negative",
+        "dry_run": "must be true or false",
+    }
+
+    groups: Annotated[list[Choice], Field(min_length=1, max_length=MOST_GROUPS)]
+    action: Annotated[
+        Literal["move", "trash"] | None, Field(description="Refused if this service does the other one.")
+    ] = None
+    max_distance: _Distance = None
+    dry_run: Annotated[bool, Field(description="False to do it.")] = True
+
+    @classmethod
+    def _check_together(cls, given: dict[str, Any]) -> None:
+        groups = given.get("groups")
+        named = [each for each in groups if isinstance(each, dict)] if isinstance(groups, list) else []
+        names = [each["group"] for each in named if isinstance(each.get("group"), str)]
+        if len(set(names)) < len(names):
+            raise PydanticCustomError("twice", "groups has a group twice")
+        for each in named:
+            keep, go = each.get("keep"), each.get("go")
+            if not isinstance(keep, list) or not isinstance(go, list):
+                continue
+            items = [number for number in [*keep, *go] if isinstance(number, int)]
+            if len(set(items)) < len(items):
+                raise PydanticCustomError("twice", "groups has an item twice")
+
+
+class UndoRequest(Body):
+    """POST /v1/duplicates/restore: the clean-up to undo."""
+
+    must_be: ClassVar[dict[str, str]] = {"journal": "must be the journal of a clean-up"}
+
+    journal: Annotated[str, Field(max_length=100, description="As GET /v1/duplicates/clean-up lists it.")]
+
+
+class IgnoreRequest(Body):
+    """POST /v1/duplicates/ignore: groups that are no duplicates."""
+
+    must_be: ClassVar[dict[str, str]] = {
+        "groups": f"must be a list of 1 to {MOST_GROUPS} groups",
+        "ignored": "must be true or false",
+        "max_distance": "must be a number that is not negative",
+    }
+
+    groups: Annotated[list[GroupName], Field(min_length=1, max_length=MOST_GROUPS)]
+    ignored: Annotated[bool, Field(description="False to list them again.")] = True
+    max_distance: _Distance = None

@@ -1,0 +1,261 @@
+"""Finds the groups of near-identical items of an index, once for each state of it, in a thread of its own.
+
+Finding takes seconds to minutes in a large index. So a request starts it and is told how far it has come; searches go
+on beside it, before which the thread gives way. If items have only gone since, the groups are brought in step without
+comparing all items again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.common.progress import no_progress
+from simsearch.engine import Engine
+from simsearch.search import duplicates as near
+from simsearch.search.near_rows import EXACT, JoinedRows, linked
+from simsearch.server.decoding import NICENESS, lower_priority
+from simsearch.server.errors import draining
+from simsearch.server.middleware import ApiError
+from simsearch.server.reloading import ReloadableIndex
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.storage.protocols import ItemReader
+    from simsearch.storage.reader import Item
+
+KEPT = 4
+"""Results kept in memory, of all indexes and distances together."""
+
+WAITING = 3
+"""Results that may be computed or wait for it; further requests get status 429."""
+
+SECONDS = 900.0
+"""The longest time for one result."""
+
+ITEM_BYTES = 700
+"""Memory that comparing takes for each item."""
+
+CALIBRATION_PIXELS = 16_000_000
+"""The largest picture of which copies are made to measure the usual threshold."""
+
+PATIENCE = 10
+"""While items are being added, a result is used for this many times the seconds that it took."""
+
+DRIFT = 0.25
+"""A measured threshold is used until the number of items has changed by this fraction."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group: the ids of its items, ascending, and the SHA-256 of their files, sorted.
+
+    name: changes with any item and any content, so that it stands for the state that a client has seen.
+    """
+
+    name: str
+    numbers: tuple[int, ...]
+    contents: tuple[str, ...]
+
+    @classmethod
+    def of(cls, items: Iterable[Item]) -> Group:
+        """Makes the group of some items as they are in the index."""
+        pairs = sorted((item.id, item.digest.hex()) for item in items)
+        name = hashlib.sha256(repr(pairs).encode()).hexdigest()[:32]
+        return cls(name, tuple(number for number, _ in pairs), tuple(sorted(digest for _, digest in pairs)))
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Sorts groups: the largest first, then by the lowest id."""
+        return -len(self.numbers), self.numbers[0]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The groups of one state of an index.
+
+    ids, rows: (n,) of all items then, by id. complete: False if not all pairs were compared. seconds: the time that it
+    took; at: the monotonic time of its end.
+    """
+
+    generation: int
+    ids: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    groups: tuple[Group, ...]
+    limit: near.Threshold
+    complete: bool
+    seconds: float
+    at: float
+
+    def group(self, name: str) -> Group | None:
+        """Returns the group of that name; None if there is none, or not any more."""
+        return next((group for group in self.groups if group.name == name), None)
+
+
+@dataclass
+class Job:
+    """A result that is being computed. done, total: items compared so far; 0 of 0 while the threshold is measured."""
+
+    done: int = 0
+    total: int = 0
+    result: Future[Found] = field(default_factory=Future)
+
+
+Key = tuple[Any, ...]
+
+
+class GroupFinder:
+    """Finds groups; safe for several threads. memory: bytes for the comparison."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._pool = ThreadPoolExecutor(1, "duplicates", initializer=lower_priority, initargs=(NICENESS,))
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Key, Found] = OrderedDict()
+        self._jobs: dict[Key, Job] = {}
+        self._limits: dict[Key, tuple[int, near.Threshold]] = {}
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Ends what is being computed."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Waits until nothing is computed any more."""
+        self.stop()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def find(self, served: ReloadableIndex, distance: float | None) -> Found | Job:
+        """Returns the groups if they are known for the present state, else the job that computes them.
+
+        distance: the largest one; None for the measured threshold. Raises ApiError if too much is asked for at once.
+        """
+        key, found = served.run(lambda engine: self._look_up(engine, distance))
+        if found is not None:
+            return found
+        with self._lock:
+            if key in self._jobs:
+                return self._jobs[key]
+            if len(self._jobs) >= WAITING:
+                text = "duplicates are being looked for already, with other distances"
+                raise ApiError(429, "too_many_requests", text, {"retry-after": "5"})
+            job = self._jobs[key] = Job()
+            try:
+                self._pool.submit(self._run, served, key, distance, job)
+            except RuntimeError:  # the pool was shut down
+                del self._jobs[key]
+                raise draining() from None
+            return job
+
+    def known(self, served: ReloadableIndex, distance: float | None) -> Found | None:
+        """Returns the groups that were found last, brought in step; None if they have to be looked for again."""
+        return served.run(lambda engine: self._look_up(engine, distance))[1]
+
+    def _look_up(self, engine: Engine, distance: float | None) -> tuple[Key, Found | None]:
+        key = engine.opened_index.identity, str(engine.path), distance
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None:
+                return key, None
+            self._kept.move_to_end(key)
+        with engine.reading() as reader:
+            if reader.state("generation") == found.generation:
+                return key, found
+            after = _without_gone(engine, reader, found)
+        if after is None:
+            recent = time.monotonic() - found.at < PATIENCE * found.seconds
+            return key, found if recent else None
+        self._keep(key, after)
+        return key, after
+
+    def _keep(self, key: Key, found: Found) -> None:
+        with self._lock:
+            self._kept[key] = found
+            self._kept.move_to_end(key)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+
+    def _run(self, served: ReloadableIndex, key: Key, distance: float | None, job: Job) -> None:
+        try:
+            found = served.run(lambda engine: self._compute(engine, distance, job))
+            self._keep(key, found)
+        except BaseException as error:
+            job.result.set_exception(error)
+        else:
+            job.result.set_result(found)
+        finally:
+            with self._lock:
+                del self._jobs[key]
+
+    def _compute(self, engine: Engine, distance: float | None, job: Job) -> Found:
+        began = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            if self._stopped:
+                raise draining()
+            if time.monotonic() - began > SECONDS:
+                text = f"comparing took more than {SECONDS:.0f} s; `simsearch duplicates` has no such limit"
+                raise ApiError(503, "timeout", text, {"retry-after": "600"})
+            job.done, job.total = done, total
+
+        with engine.reading() as reader:
+            generation = reader.state("generation")
+            ids, rows = reader.ids_and_rows()
+        if len(ids) * ITEM_BYTES > self._memory:
+            text = f"{len(ids):,} items need more memory than this service has; `simsearch duplicates` compares them"
+            raise ApiError(503, "too_large", text, {"retry-after": "600"})
+        limit = self._limit(engine, len(ids)) if distance is None else near.Threshold(distance)
+        progress(0, len(ids))
+        found = near.duplicate_groups(engine.snapshots, limit.distance, progress)
+        groups = tuple(Group.of(member.item for member in group) for group in found)
+        end = time.monotonic()
+        return Found(generation, ids, rows, groups, limit, len(ids) <= EXACT, end - began, end)
+
+    def _limit(self, engine: Engine, count: int) -> near.Threshold:
+        """Returns the measured threshold, which stays the same while the index changes only a little."""
+        key = engine.opened_index.identity, str(engine.path)
+        then, limit = self._limits.get(key, (0, near.Threshold(0.0)))
+        if not then or abs(count - then) > DRIFT * then:
+            limit = near.copy_threshold(engine.opened_index, engine.model, largest=CALIBRATION_PIXELS)
+            self._limits = {key: (count, limit)} if len(self._limits) > KEPT else {**self._limits, key: (count, limit)}
+        return limit
+
+
+def _without_gone(engine: Engine, reader: ItemReader, found: Found) -> Found | None:
+    """Returns the groups without the items that have gone; None if others have come or changed."""
+    ids, rows = reader.ids_and_rows()
+    places = np.searchsorted(found.ids, ids)
+    if len(ids) and (places[-1] == len(found.ids) or (found.ids[places] != ids).any()):
+        return None
+    if (found.rows[places] != rows).any():
+        return None
+    there = set(np.intersect1d(ids, [number for group in found.groups for number in group.numbers]).tolist())
+    groups: list[Group] = []
+    for group in found.groups:
+        left = [number for number in group.numbers if number in there]
+        if len(left) == len(group.numbers):
+            groups.append(group)
+        elif len(left) > 1:
+            groups += _linked_still(engine, reader, left, found.limit.distance)
+    groups.sort(key=lambda group: group.place)
+    return Found(
+        reader.state("generation"), ids, rows, tuple(groups), found.limit, found.complete, found.seconds, found.at
+    )
+
+
+def _linked_still(engine: Engine, reader: ItemReader, numbers: Sequence[int], distance: float) -> list[Group]:
+    """Returns the groups of what is left of one."""
+    items = [reader.item(number) for number in numbers]
+    rows = np.array([item.row for item in items], np.int64)
+    roots = linked(JoinedRows([engine.snapshots.current(reader).flat]), rows, distance, no_progress, True)
+    parts = [np.flatnonzero(roots == root) for root in np.unique(roots)]
+    return [Group.of(items[place] for place in part) for part in parts if len(part) > 1]
