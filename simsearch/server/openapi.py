@@ -77,7 +77,7 @@ def named(document: Schema) -> Schema:
         tag = "items" if path == "/v1/facets" else tag
         for operation in operations.values():
             operation["tags"] = [tag]
-            title = operation["operationId"].title()
+            title = operation["operationId"].title().replace("_", "")
             for kind, content in operation.get("requestBody", {}).get("content", {}).items():
                 suffix = "Form" if kind == "multipart/form-data" else "Request"
                 content["schema"] = name_for(content["schema"], title + suffix)

@@ -1,11 +1,13 @@
 // -- the address: each search and each view of the index has one, which can be reloaded, shared and gone back to
 const FLAGS = [...document.querySelectorAll("[data-option]")].map(box => box.id);
 const NUMBERS = ["min_similarity", "max_distance"];
+const RULES = ["largest", "oldest", "newest", "shortest-path"];  // which picture of a group of duplicates stays
 const LISTS = ["plus", "minus", "filter"];
 
 function parse(search) {
   const given = new URLSearchParams(search), state = {};
-  for (const name of ["index", "upload", "url", "folder", "sort"]) state[name] = given.get(name) || "";
+  for (const name of ["index", "upload", "url", "folder", "sort", "keep"]) state[name] = given.get(name) || "";
+  state.duplicates = given.get("duplicates") === "1"; if (!RULES.includes(state.keep)) state.keep = "";
   for (const name of ["id", "view"]) state[name] = /^\d+$/.test(given.get(name) || "") ? Number(given.get(name)) : null;
   for (const name of NUMBERS) { const number = Number(given.get(name)); state[name] = given.get(name) && number >= 0 ? number : null; }
   for (const name of FLAGS) state[name] = given.get(name) === "1";
@@ -31,7 +33,7 @@ const searching = state => state.id !== null || !!state.upload || !!state.url;
 const contents = state => address({ ...state, view: null });  // the address without the large view
 
 let now = parse(location.search);
-const NEW = { id: null, upload: "", url: "", crop: null, plus: [], minus: [], view: null };  // what a new search forgets
+const NEW = { id: null, upload: "", url: "", crop: null, plus: [], minus: [], view: null, duplicates: false, keep: "" };  // what a new search forgets
 
 function go(changes, { replace = false } = {}) {
   const next = { ...now, ...changes };

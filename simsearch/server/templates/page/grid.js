@@ -28,7 +28,7 @@ const widthOf = element => Math.floor(element.getBoundingClientRect().width);
 let laidOut = 0;
 function layOut() {
   const list = $("results"), width = laidOut = widthOf(list);
-  if (!width) return;
+  if (!width || list.classList.contains("groups")) return;
   const tiles = [...list.children], shapes = tiles.map(tile => tile.classList.contains("group") ? null : Number(tile.dataset.shape));
   rows(shapes, width, GAP(), HEIGHT()).forEach((size, n) => {
     if (size) { tiles[n].style.width = size[0] + "px"; tiles[n].style.height = size[1] + "px"; }
@@ -107,11 +107,12 @@ function paint(list, from = 0) {  // from: the number of items that are painted 
     blobs.forEach(url => URL.revokeObjectURL(url)); blobs = [];
     $("results").replaceChildren(); list.group = null;
   }
+  if (list.duplicates) { paintGroups(list, from); return; }
   const tiles = [];
   for (const item of list.items.slice(from)) {
     const [title, meaning] = groupOf(item);
     if (title && title !== list.group) { const heading = make("li", "group"); heading.append(make("h2", "", title), make("span", "", meaning)); tiles.push(heading); }
     list.group = title; tiles.push(tileOf(item));
   }
-  $("results").append(...tiles); $("results").classList.toggle("matches", list.search); layOut();
+  $("results").append(...tiles); $("results").className = list.search ? "matches" : ""; layOut();
 }

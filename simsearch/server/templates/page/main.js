@@ -10,6 +10,7 @@ function problem(error) {
 }
 
 async function fetchList(state, list, signal) {  // the next page of a list, as items that also have their sizes
+  if (list.duplicates) return fetchGroups(state, list, signal);
   if (!list.search) {
     const given = new URLSearchParams({ limit: PAGE, sort: state.sort || "newest" });
     if (list.next !== null) given.set("after", list.next);
@@ -52,18 +53,20 @@ function show(state, restored = null) {  // shows an address; restored: the stat
   $("home").href = address({ ...parse(""), index: state.index });
   if (service && service.indexes.length) $("index").value = indexName();
   drawFilters(); loadFacets(); drawQuery();
-  if (loading !== contents(state) && (!shown || shown.key !== contents(state) || loading)) load(state, restored, searching(before) !== searching(state) || queryKey(before) !== queryKey(state));
+  if (before.duplicates !== state.duplicates) tellDone("");
+  if (service) drawDuplicates();
+  if (loading !== contents(state) && (!shown || shown.key !== contents(state) || loading)) load(state, restored, searching(before) !== searching(state) || before.duplicates !== state.duplicates || queryKey(before) !== queryKey(state));
   else document.querySelectorAll(".item").forEach(mark);
   showView();
 }
 async function load(state, restored = null, changed = true) {
   if (running) running.abort();
-  const mine = running = new AbortController(), list = { key: contents(state), search: searching(state), items: [], total: null, next: null, done: false };
+  const mine = running = new AbortController(), list = { key: contents(state), search: searching(state), duplicates: state.duplicates && !searching(state), items: [], total: null, next: null, done: false };
   loading = list.key; problem(null); $("tools").hidden = false;
-  const waiting = setTimeout(() => { if (changed || !shown) { $("state").hidden = true; skeleton(true); } else $("results").setAttribute("aria-busy", "true"); }, 150);
-  say(list.search ? "Searching…" : "Loading…");
+  const waiting = setTimeout(() => { if (changed || !shown) { $("state").hidden = true; skeleton(!list.duplicates); if (list.duplicates) $("results").replaceChildren(); } else $("results").setAttribute("aria-busy", "true"); }, 150);
+  say(list.search ? "Searching…" : list.duplicates ? "Looking for duplicates…" : "Loading…");
   try {
-    const known = restored && kept.get(list.key);
+    const known = restored && !list.duplicates && kept.get(list.key);
     if (known) Object.assign(list, known);
     else {
       list.items = await fetchList(state, list, mine.signal);
@@ -77,7 +80,7 @@ async function load(state, restored = null, changed = true) {
     settle(waiting); report(error);
   } finally { clearTimeout(waiting); if (mine === running) { loading = null; } }  // also of a list that another one replaced
 }
-function settle(waiting) { clearTimeout(waiting); skeleton(false); $("results").removeAttribute("aria-busy"); say(""); }
+function settle(waiting) { clearTimeout(waiting); comparing(null); skeleton(false); $("results").removeAttribute("aria-busy"); say(""); }
 function remember() { kept.delete(shown.key); kept.set(shown.key, shown); if (kept.size > 10) kept.delete(kept.keys().next().value); }
 
 let growing = null;
@@ -101,11 +104,12 @@ new IntersectionObserver(seen => { if (seen[0].isIntersecting) more(); }, { root
 // -- what there is to say
 function tell() {
   const list = shown, count = list.items.length, index = service.indexes.find(each => each.name === indexName());
-  $("tools").hidden = !count && !filtered(now) && !list.search;
-  state(count ? null : list.search || filtered(now) ? "nothing" : "empty");
-  if (list.search) say(!count ? "No matches." : list.done ? plural(count, "match", "matches") + ", nearest first." : "The " + count + " nearest pictures.");
+  $("tools").hidden = !count && !filtered(now) && !list.search && !list.duplicates;
+  state(count ? null : list.duplicates ? index.items ? "alone" : "empty" : list.search || filtered(now) ? "nothing" : "empty");
+  if (list.duplicates) say(count ? plural(list.total, "group", "groups") + " of near-identical pictures, " + list.inGroups.toLocaleString("en") + " in all" + (list.complete ? "." : "; not all pairs of this large index were compared.") : "");
+  else if (list.search) say(!count ? "No matches." : list.done ? plural(count, "match", "matches") + ", nearest first." : "The " + count + " nearest pictures.");
   else say(plural(list.total, "picture", "pictures") + (filtered(now) ? " of " + index.items.toLocaleString("en") : "") + ".");
-  if (!count && !list.search && !filtered(now)) say("");
+  if (!count && !list.search && !list.duplicates && !filtered(now)) say("");
   const technical = [["Index", index.name + ", " + plural(index.items, "item", "items")], ["Model", index.model], ["Features", index.dimension + " numbers; random pictures are " + shortDistance(index.median_distance) + " apart"]];
   if (list.facts) technical.push(["Search", (list.facts.exact ? "exact" : "approximate") + ", " + list.facts.milliseconds + " ms, " + list.facts.took + " ms of it in the service"]);
   $("technical").replaceChildren(...technical.flatMap(([term, value]) => [make("dt", "", term), make("dd", "", value)]));
@@ -120,6 +124,7 @@ function report(error) {
 const STATES = {
   empty: ["picture", "Nothing is indexed here yet", "Add pictures on the machine that serves this page, then reload:", "simsearch build FOLDER -i INDEX"],
   nothing: ["search", "No pictures meet these conditions", "Take some of them back, or choose other ones."],
+  alone: ["twins", "No duplicates", "No two pictures here are so near each other. A larger distance finds more."],
   gone: ["cloud", "The service cannot be reached", "It may be starting, or have been stopped."],
   key: ["key", "This service needs an API key", "Whoever runs it can give you one. It is kept until this tab is closed."],
 };

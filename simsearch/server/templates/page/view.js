@@ -19,7 +19,7 @@ function closeView() {
   if (!$("view").open) return;
   $("view").close(); $("viewstage").querySelectorAll("img, p").forEach(each => each.remove());
   viewBlobs.forEach(url => URL.revokeObjectURL(url)); viewBlobs = [];
-  const tile = viewed && document.querySelector('.item[data-id="' + viewed.id + '"]'); viewed = null;
+  const tile = viewed && document.querySelector('[data-id="' + viewed.id + '"]:is(.item, .member)'); viewed = null;
   if (tile) { tile.querySelector("a").focus({ preventScroll: true }); tile.scrollIntoView({ block: "nearest" }); }
 }
 function leaveView() { if (history.state && history.state.opened) history.back(); else go({ view: null }, { replace: true }); }
@@ -29,6 +29,7 @@ function drawView(item) {
   $("viewname").textContent = name; $("previous").disabled = place < 1;
   $("next").disabled = place < 0 || (place === shown.items.length - 1 && shown.done);
   if (item.rank) about.push(["Match", MEANING[wordOf(item.similarity)][0] + ", distance " + shortDistance(item.distance)]);
+  if (item.group) about.push(["Duplicate", goes(item) ? "goes" : "stays", ], ["Distance", shortDistance(item.distance) + (item.distance ? " to the first of its group" : "")]);
   if (item.label) about.push(["Label", item.label]);
   about.push(["Size", item.width + " × " + item.height + ", " + bytesText(item.bytes)]);
   if (item.modified) about.push(["Date", new Date(item.modified).toLocaleString("en-GB", { dateStyle: "long", timeStyle: "short" })]);
