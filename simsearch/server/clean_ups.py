@@ -35,6 +35,9 @@ from simsearch.storage.reader import Item
 WAITING = 4
 """Runs that may be under way or wait; further ones get status 429."""
 
+LOCK_PATIENCE = 5.0
+"""Seconds to wait for another process that writes to the index."""
+
 LISTED = 20
 """Journals that are listed, the newest first, and of which the removed items are remembered."""
 
@@ -139,7 +142,7 @@ class CleanUps:
         make: makes the plan, while the index cannot change. Returns it, its report, and the number of those items.
         Raises IndexLockedError if another process writes to the index; then nothing was done.
         """
-        with engine.index.writing(patience=5):
+        with engine.index.writing(LOCK_PATIENCE):
             plan = make()
             run.total = plan.count
             journal = self._folder(engine) / run.journal
@@ -230,7 +233,8 @@ class CleanUps:
 
     def command(self, engine: Engine, name: str) -> str:
         """Returns the command that undoes a clean-up on the command line."""
-        return f"simsearch restore {_quoted(str(self._folder(engine) / name))}"
+        place = name if self._settings.relative else str(self._folder(engine) / name)
+        return f"simsearch restore {_quoted(place)}"
 
     def _entry(self, path: Path) -> dict[str, Any]:
         head = read_head(path)

@@ -262,6 +262,7 @@ class Duplicates:
 
         def restore(engine: Engine, run: Run) -> dict[str, Any]:
             result, indexed = self.service.clean_ups.restore(engine, wanted.journal, run)
+            self.service.finder.forget(engine)
             return {
                 "journal": wanted.journal,
                 "files": result.files,

@@ -83,8 +83,8 @@ class Group:
 class Found:
     """The groups of one state of an index.
 
-    ids, rows: (n,) of all items then, by id. complete: False if not all pairs were compared. seconds: the time that it
-    took; at: the monotonic time of its end.
+    ids, rows: (n,) of all items then, by id. complete: False if not all pairs were compared. seconds: the time that the
+    comparison took; at: the monotonic time of its end.
     """
 
     generation: int
@@ -160,6 +160,12 @@ class GroupFinder:
         """Returns the groups that were found last, brought in step; None if they have to be looked for again."""
         return served.run(lambda engine: self._look_up(engine, distance))[1]
 
+    def forget(self, engine: Engine) -> None:
+        """Has the groups of an index looked for again, because items have come back."""
+        with self._lock:
+            for key in [key for key in self._kept if key[1] == str(engine.path)]:
+                del self._kept[key]
+
     def _look_up(self, engine: Engine, distance: float | None) -> tuple[Key, Found | None]:
         key = engine.opened_index.identity, str(engine.path), distance
         with self._lock:
@@ -214,11 +220,12 @@ class GroupFinder:
             text = f"{len(ids):,} items need more memory than this service has; `simsearch duplicates` compares them"
             raise ApiError(503, "too_large", text, {"retry-after": "600"})
         limit = self._limit(engine, len(ids)) if distance is None else near.Threshold(distance)
+        compared_from = time.monotonic()
         progress(0, len(ids))
         found = near.duplicate_groups(engine.snapshots, limit.distance, progress)
         groups = tuple(Group.of(member.item for member in group) for group in found)
         end = time.monotonic()
-        return Found(generation, ids, rows, groups, limit, len(ids) <= EXACT, end - began, end)
+        return Found(generation, ids, rows, groups, limit, len(ids) <= EXACT, end - compared_from, end)
 
     def _limit(self, engine: Engine, count: int) -> near.Threshold:
         """Returns the measured threshold, which stays the same while the index changes only a little."""

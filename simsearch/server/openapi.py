@@ -91,8 +91,9 @@ def named(document: Schema) -> Schema:
 
 
 def _key(schema: Schema) -> str:
-    """Returns the same text for equal schemas: FastAPI turns some whole numbers into floats."""
-    return json.dumps(json.loads(json.dumps(schema), parse_int=float), sort_keys=True)
+    """Returns the same text for equal schemas: FastAPI turns some whole numbers into floats, and drops nulls."""
+    fields = {name: value for name, value in schema.items() if name != "examples"}
+    return json.dumps(json.loads(json.dumps(fields), parse_int=float), sort_keys=True)
 
 
 def _alternatives(schema: Schema) -> dict[str, Schema]:

@@ -18,7 +18,7 @@ pytest.importorskip("openapi_python_client", reason="the [dev] extra is not inst
 @pytest.fixture
 def generated(engine, tmp_path, monkeypatch):
     """The app, and the package of the client."""
-    app = simsearch.create_app(engine, writable=True)
+    app = simsearch.create_app(engine, writable=True, allow_cleanup=True, move_to=str(tmp_path / "moved"))
     (tmp_path / "openapi.json").write_text(json.dumps(app.openapi()))
     (tmp_path / "config.json").write_text('{"post_hooks": []}')
     command = [sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none", "--path", "openapi.json"]
@@ -52,3 +52,12 @@ def test_generated_client(generated, engine, photos):
         added = module("api.items.add").sync(client=client, body=models.AddForm(image=image, label="new"))
         assert added.label == "new"
         assert module("api.items.remove").sync_detailed(added.id, client=client).status_code == 204
+        groups = module("api.duplicates.duplicates").sync(client=client, max_distance=100.0)
+        (group,) = groups.groups
+        keep, go = ([item.id for item in part] for part in (group.items[:1], group.items[1:3]))
+        wanted = models.CleanUpRequest.from_dict(
+            {"groups": [{"group": group.group, "keep": keep, "go": go}], "max_distance": 100}
+        )
+        plan = module("api.duplicates.clean_up").sync(client=client, body=wanted)
+        assert (plan.dry_run, plan.files, len(plan.items)) == (True, 2, 3)
+        assert module("api.duplicates.clean_ups").sync(client=client).clean_ups == []

@@ -93,6 +93,7 @@ def test_the_openapi_document(engine):
         "get /metrics",
         "get /v1/indexes",
         "post /v1/search",
+        "get /v1/duplicates",
         "get /v1/facets",
         "get /v1/items",
         "get /v1/items/{id}",

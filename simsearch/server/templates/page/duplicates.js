@@ -56,7 +56,7 @@ function paintGroups(list, from) {
   if (!from) drawPast();
 }
 function groupCard(group) {
-  const card = make("li", "dups"), head = make("div", "duphead"), members = make("ul", "members");
+  const card = make("li", group.items.length > 2 ? "dups broad" : "dups"), head = make("div", "duphead"), members = make("ul", "members");
   card.dataset.group = group.group;
   const title = make("h3", "", pictures(group.size)), sum = make("span", "sum");
   head.append(title, sum);
@@ -125,7 +125,7 @@ function drawBar() {
   const list = now.duplicates && shown && shown.groups ? shown : null, groups = list && canMove() ? acting(list.groups) : [];
   $("cleanbar").hidden = !groups.length; document.body.classList.toggle("barred", !!groups.length);
   $("readonly").hidden = !list || !list.groups.length || canMove();
-  if (list && !canMove()) $("readonly-command").textContent = "simsearch duplicates -i " + (indexName() || "INDEX") + " --keep " + (now.keep || "largest") + " --trash";
+  if (list && !canMove()) $("readonly-command").textContent = "simsearch duplicates -i " + (indexName() || "INDEX") + " --keep " + (now.keep || "largest") + (now.max_distance === null ? "" : " --max-distance " + now.max_distance) + " --trash";
   if (!groups.length) return;
   const items = groups.flatMap(going);
   $("move").textContent = (service.cleanup === "trash" ? "Trash " : "Move ") + sized(items); $("move").disabled = busy;

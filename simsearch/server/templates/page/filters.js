@@ -42,7 +42,7 @@ function toggle(filter) { go({ filter: now.filter.includes(filter) ? now.filter.
 function drawChosen() {
   const chosen = now.filter.filter(each => ![...$("labels").children].some(chip => chip.dataset.filter === each)).map(each => [each.replace(/^path~\*(.*)\*$/, "file name contains $1"), { filter: now.filter.filter(other => other !== each) }]);
   if (now.folder) chosen.push(["in " + now.folder, { folder: "" }]);
-  if (now.max_distance !== null) chosen.push(["distance at most " + now.max_distance, { max_distance: null }]);
+  if (now.max_distance !== null && !now.duplicates) chosen.push(["distance at most " + now.max_distance, { max_distance: null }]);
   for (const name of FLAGS) if (now[name] && searching(now)) chosen.push([$(name).parentElement.textContent, { [name]: false }]);
   $("chosen").replaceChildren(...chosen.map(([text, changes]) => {
     const chip = make("button", "chip", text); chip.type = "button"; chip.setAttribute("aria-label", "Remove: " + text); chip.append(icon("close")); chip.onclick = () => go(changes);
