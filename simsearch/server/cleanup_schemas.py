@@ -37,7 +37,7 @@ class CleanUpRequest(Body):
     """POST /v1/duplicates/clean-up: what stays and what goes of each group."""
 
     must_be: ClassVar[dict[str, str]] = {
-        "groups": f"must be a list of 1 to {MOST_GROUPS} objects with group, and 1 to {MOST_ITEMS} items in keep and go",
+        "groups": f"must be a list of 1 to {MOST_GROUPS} objects of group, keep and go, up to {MOST_ITEMS} items each",
         "action": "must be move or trash",
         "max_distance": "must be a number that is not negative",
         "dry_run": "must be true or false",

@@ -201,7 +201,9 @@ def _items(app: FastAPI, handlers: Items, write: bool) -> None:
 
 def _duplicates(app: FastAPI, handlers: Duplicates, settings: Settings) -> None:
     changing = errors(400, 401, 404, 409, 413, 415, 422, 503)
-    running = {202: {**ok(answers.RunProgress), "description": "Under way; the list of clean-ups shows its end."}}
+    running: dict[int | str, openapi.Schema] = {
+        202: {**ok(answers.RunProgress), "description": "Under way; the list of clean-ups shows its end."}
+    }
 
     @app.get(
         "/v1/duplicates",

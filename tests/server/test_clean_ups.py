@@ -5,6 +5,7 @@ import shutil
 import signal
 import tarfile
 import threading
+from typing import Any
 
 import pytest
 
@@ -62,8 +63,8 @@ def clean(client, *choices, **body):
 
 def test_off_unless_both_flags_are_given(engine, photos):
     before = contents(photos)
-    for options in ({}, {"writable": True}):
-        client = Client(simsearch.create_app(engine, **options))
+    for writable in (False, True):
+        client = Client(simsearch.create_app(engine, writable=writable))
         refused = clean(client, choice(listed(client)[0]))
         assert code(refused) == (405, "cleanup_off")
         assert refused.headers["allow"] == "GET, HEAD"
@@ -272,7 +273,7 @@ def test_only_like_another_of_its_chain(tmp_path, colours):
 def test_two_clients_at_once(engine, moving, photos, tmp_path):
     """Each keeps what the other one moves: one of them comes first, and nothing is lost."""
     group = listed(moving)[1]
-    answers = [None, None]
+    answers: list[Any] = [None, None]
 
     def go(place):
         answers[place] = clean(moving, choice(group, (place,)))
@@ -364,7 +365,7 @@ def test_run_that_stops_in_the_middle(engine, moving, photos, monkeypatch):
 def test_killed_service(engine, photos, tmp_path, colours, part):
     """After kill -9 anywhere in a clean-up, the next service brings every picture back."""
     before = contents(photos)
-    options = {"writable": True, "allow_cleanup": True, "move_to": str(tmp_path / "moved")}
+    options: dict[str, Any] = {"writable": True, "allow_cleanup": True, "move_to": str(tmp_path / "moved")}
     engine.close()
 
     def child(fatal):
@@ -424,7 +425,7 @@ def undo_all(client):
 
 
 def test_settings_that_cannot_be_used(engine, photos, tmp_path):
-    for options, words in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"allow_cleanup": True}, "changes the index"),
         ({"writable": True, "move_to": "x"}, "move_to is of no use"),
         ({"writable": True, "journals": "x"}, "journals is of no use"),
@@ -432,7 +433,8 @@ def test_settings_that_cannot_be_used(engine, photos, tmp_path):
         ({"writable": True, "allow_cleanup": True, "move_to": str(photos / "sub")}, "inside the source"),
         ({"writable": True, "allow_cleanup": True, "move_to": str(photos / "z" / "copy.png")}, "not a folder"),
         ({"writable": True, "allow_cleanup": True, "journals": str(photos / "z" / "copy.png")}, "journals cannot be"),
-    ):
+    )
+    for options, words in cases:
         with pytest.raises(UsageError, match=words):
             simsearch.create_app(engine, **options)
     assert not (photos / "sub").exists()
@@ -441,7 +443,7 @@ def test_settings_that_cannot_be_used(engine, photos, tmp_path):
 def test_journals_of_several_indexes_in_one_folder(engine, tmp_path, colours):
     shutil.copytree(tmp_path / "photos", tmp_path / "more")
     with simsearch.build(tmp_path / "more", tmp_path / "second", model=colours) as other:
-        options = {"move_to": str(tmp_path / "moved"), "journals": str(tmp_path / "log")}
+        options: dict[str, Any] = {"move_to": str(tmp_path / "moved"), "journals": str(tmp_path / "log")}
         app = simsearch.create_app({"a": engine, "b": other}, writable=True, allow_cleanup=True, **options)
         client = Client(app)
         group = client("GET", "/v1/duplicates?index=b").json()["groups"][1]
@@ -454,7 +456,7 @@ def test_journals_of_several_indexes_in_one_folder(engine, tmp_path, colours):
 
 
 def test_relative_paths_hide_folders(engine, tmp_path):
-    options = {"move_to": str(tmp_path / "moved"), "relative": True}
+    options: dict[str, Any] = {"move_to": str(tmp_path / "moved"), "relative": True}
     client = Client(simsearch.create_app(engine, writable=True, allow_cleanup=True, **options))
     assert client("GET", "/v1/indexes").json()["move_to"] == "moved"
     done = clean(client, choice(listed(client)[0]))
