@@ -78,21 +78,22 @@ def remove_while_writing(index: Index, items: Sequence[Item]) -> None:
 
 
 def put_back(index: Index, items: Sequence[Item], compactions: int) -> int:
-    """Adds items again that were removed, with the features that they had; returns the number of those added.
+    """Adds items again that were removed, with the features that they had; returns the number of those in the index.
 
-    An item whose path has an item is left out. compactions: of the index, when they were removed; after another one
-    their features are gone, and nothing is added. Raises IndexLockedError and IndexReplacedError.
+    compactions: of the index, when they were removed; after another one their features are gone, and nothing is added.
+    Raises IndexLockedError and IndexReplacedError.
     """
     with index.writing(patience=5):
         with index.reading() as reader:
-            if reader.compactions() != compactions:
-                return 0
             sources = {row.id for row in reader.sources()}
-            absent = [i for i in items if i.source in sources and not any(reader.items(i.source, i.path))]
+            known = [item for item in items if item.source in sources]
+            absent = [item for item in known if not any(reader.items(item.source, item.path))]
+            if reader.compactions() != compactions:
+                return len(known) - len(absent)
         if absent:
-            index.database.apply(Changes(inserted=list(absent)))
+            index.database.apply(Changes(inserted=absent))
             meta_update.refresh_meta(index)
-    return len(absent)
+    return len(known)
 
 
 class _SyncRun:

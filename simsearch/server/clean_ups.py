@@ -13,7 +13,7 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,13 +112,17 @@ class CleanUps:
         run = Run(journal)
 
         def call() -> None:
+            result, problem = None, None
             try:
-                run.result.set_result(work(run))
+                result = work(run)
             except BaseException as error:
-                run.result.set_exception(error)
-            finally:
-                with self._lock:
-                    self._runs.remove(run)
+                problem = error
+            with self._lock:  # before the result is known, so that no list shows it as running afterwards
+                self._runs.remove(run)
+            if problem is not None:
+                run.result.set_exception(problem)
+            else:
+                run.result.set_result(result or {})
 
         with self._lock:
             if len(self._runs) >= WAITING:
@@ -136,16 +140,18 @@ class CleanUps:
         stem = cleaning.journal_path().stem
         return f"{stem}-{secrets.token_hex(4)}.jsonl"
 
-    def act(self, engine: Engine, make: Callable[[], Plan], run: Run) -> tuple[Plan, cleaning.Report, int]:
+    def act(self, engine: Engine, make: Callable[[], Plan], run: Run) -> tuple[cleaning.Report, set[str], int]:
         """Carries out a plan and takes the items that went out of the index.
 
-        make: makes the plan, while the index cannot change. Returns it, its report, and the number of those items.
+        make: makes the plan, while the index cannot change. Returns its report, the absolute paths that went, and the
+        number of items that were taken out.
         Raises IndexLockedError if another process writes to the index; then nothing was done.
         """
         with engine.index.writing(LOCK_PATIENCE):
             plan = make()
             run.total = plan.count
             journal = self._folder(engine) / run.journal
+            gone: set[str] = set()
             removed = 0
             try:
                 report = cleaning.carry_out(plan, str(engine.path.absolute()), journal, self._progress(run))
@@ -154,8 +160,9 @@ class CleanUps:
                 raise _stopped(run.done, journal.exists()) from error
             finally:
                 if journal.exists():
-                    removed = self._take_out(engine, plan, journal)
-        return plan, report, removed
+                    gone = {record.entry.path for record in read_journal(journal) if record.done}
+                    removed = self._take_out(engine, plan, journal, gone)
+        return report, gone, removed
 
     def _progress(self, run: Run) -> Callable[[int, int], None]:
         def progress(done: int, total: int) -> None:
@@ -165,9 +172,8 @@ class CleanUps:
 
         return progress
 
-    def _take_out(self, engine: Engine, plan: Plan, journal: Path) -> int:
+    def _take_out(self, engine: Engine, plan: Plan, journal: Path, gone: set[str]) -> int:
         """Removes the items whose files went, also those of further names of these files; returns their number."""
-        gone = {record.entry.path for record in read_journal(journal) if record.done}
         went = [
             decision.member.item
             for group in plan.groups
@@ -277,8 +283,3 @@ def _quoted(path: str) -> str:
 def _stopped(done: int, has_journal: bool) -> ApiError:
     text = f"the clean-up stopped after {done} files; the service's log says why"
     return ApiError(503, "clean_up_stopped", text + ("; undoing it brings them back" if has_journal else ""))
-
-
-def actions_of(plan: Plan) -> Sequence[tuple[Item, str, str, str, str]]:
-    """Returns the decisions of a plan: item, path, action, reason, target."""
-    return [(d.member.item, d.member.path, d.action, d.reason, d.target) for group in plan.groups for d in group]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,14 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from simsearch.curation.cleanup import ignored
+from simsearch.curation.cleanup.journal import ACTIONS
 from simsearch.curation.cleanup.keep import KeepRule
 from simsearch.curation.cleanup.plan import Plan, make_plan, reason_to_stay
 from simsearch.engine import Engine
 from simsearch.errors import ItemNotFoundError
 from simsearch.search import duplicates as near
 from simsearch.server import uploads
-from simsearch.server.clean_ups import Run, actions_of
+from simsearch.server.clean_ups import Run
 from simsearch.server.cleanup_schemas import CleanUpRequest, IgnoreRequest, Rule, UndoRequest
 from simsearch.server.errors import reply
 from simsearch.server.items import check_writable, values_of
@@ -159,7 +161,7 @@ class Duplicates:
     def _dry_run(self, served: ReloadableIndex, wanted: CleanUpRequest) -> dict[str, Any]:
         chosen = served.run(lambda engine: self._plan(served, engine, wanted))
         return {
-            **self._values(chosen, []),
+            **self._values(chosen),
             "dry_run": True,
             "files": chosen.plan.count,
             "bytes": chosen.plan.size,
@@ -175,9 +177,9 @@ class Duplicates:
             chosen.append(self._plan(served, engine, wanted))
             return chosen[0].plan
 
-        _, report, removed = self.service.clean_ups.act(engine, make, run)
+        report, gone, removed = self.service.clean_ups.act(engine, make, run)
         return {
-            **self._values(chosen[0], report.problems),
+            **self._values(chosen[0], (gone, dict(report.problems))),
             "dry_run": False,
             "files": report.files,
             "bytes": report.bytes,
@@ -216,20 +218,28 @@ class Duplicates:
         )
         return _Chosen(plan, left)
 
-    def _values(self, chosen: _Chosen, problems: list[tuple[str, str]]) -> dict[str, Any]:
-        """Returns what is the same in the answers of a dry run and of a clean-up."""
+    def _values(self, chosen: _Chosen, outcome: tuple[set[str], dict[str, str]] | None = None) -> dict[str, Any]:
+        """Returns what is the same in the answers of a dry run and of a clean-up.
+
+        outcome: of a clean-up, the paths that went, and the reasons of others.
+        """
         settings = self.service.settings
-        failed = dict(problems)
-        items = [
-            {
-                "id": item.id,
-                "path": item.path if settings.relative else path,
-                "action": "leave" if path in failed else action,
-                "reason": failed.get(path) or reason or None,
-                "target": None if settings.relative or path in failed else target or None,
-            }
-            for item, path, action, reason, target in actions_of(chosen.plan)
-        ]
+        items = []
+        for group in chosen.plan.groups:
+            for decision in group:
+                action, reason, target = decision.action, decision.reason, decision.target
+                path = os.path.abspath(decision.member.path)
+                if outcome and action in ACTIONS and path not in outcome[0]:
+                    action, reason, target = "leave", outcome[1].get(path, "the run ended before it"), ""
+                items.append(
+                    {
+                        "id": decision.member.item.id,
+                        "path": self._path(decision.member),
+                        "action": action,
+                        "reason": reason or None,
+                        "target": None if settings.relative else target or None,
+                    }
+                )
         items += [
             {"id": number, "path": path or None, "action": "leave", "reason": reason, "target": None}
             for number, path, reason in chosen.left

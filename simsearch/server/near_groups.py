@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from simsearch.storage.protocols import ItemReader
     from simsearch.storage.reader import Item
 
+LINKED = 1000
+"""Items of a group of which some have gone that are compared at once; a larger group is found again."""
+
 KEPT = 4
 """Results kept in memory, of all indexes and distances together."""
 
@@ -251,6 +254,8 @@ def _without_gone(engine: Engine, reader: ItemReader, found: Found) -> Found | N
         left = [number for number in group.numbers if number in there]
         if len(left) == len(group.numbers):
             groups.append(group)
+        elif len(left) > LINKED:
+            return None
         elif len(left) > 1:
             groups += _linked_still(engine, reader, left, found.limit.distance)
     groups.sort(key=lambda group: group.place)

@@ -59,6 +59,38 @@ def test_what_cannot_be_used(fails, index, tmp_path, monkeypatch):
     assert "cannot listen on" in fails("--host", "192.0.2.1", "--insecure", "--port", "0")
 
 
+def test_clean_ups_that_cannot_be_allowed(fails, index, tmp_path):
+    allowed = ("--writable", "--allow-cleanup")
+    assert "--allow-cleanup needs --writable" in fails("--allow-cleanup")
+    assert "--move-to needs --allow-cleanup" in fails("--writable", "--move-to", tmp_path)
+    assert "--journals needs --allow-cleanup" in fails("--journals", tmp_path)
+    assert "--move-to '' names no folder" in fails(*allowed, "--move-to", "")
+    assert "inside the source" in fails(*allowed, "--move-to", index.parent / "photos" / "away")
+    (tmp_path / "file").touch()
+    assert "is not a folder to move files to" in fails(*allowed, "--move-to", tmp_path / "file")
+    assert "--journals DIR names another folder" in fails(*allowed, "--journals", tmp_path / "file")
+
+
+def test_clean_up_by_a_process(index, tmp_path):
+    """The flags reach the service; where it may clean up, the journals are beside the index."""
+    moved = tmp_path / "moved"
+    with process("-i", index, "--writable", "--allow-cleanup", "--move-to", moved) as (server, url, _):
+        facts = httpx.get(url + "v1/indexes").json()
+        assert (facts["cleanup"], facts["move_to"]) == ("move", str(moved))
+        groups = httpx.get(url + "v1/duplicates?max_distance=1000").json()["groups"]
+        ids = [item["id"] for item in groups[0]["items"]]
+        choice = {"group": groups[0]["group"], "keep": ids[1:], "go": ids[:1]}
+        body = {"groups": [choice], "dry_run": False, "max_distance": 1000}
+        done = httpx.post(url + "v1/duplicates/clean-up", json=body).json()
+        assert (done["files"], done["removed"]) == (1, 1)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+    assert (index.parent / "index.journals" / done["journal"]).is_file()
+    subprocess.run([sys.executable, "-m", *done["command"].split()], check=True)
+    assert len(list((index.parent / "photos").rglob("*.png"))) == 4
+    assert not list(moved.rglob("*.png"))
+
+
 def test_index_of_environment_is_one_path(fails, monkeypatch, tmp_path):
     monkeypatch.setenv("SIMSEARCH_INDEX", str(tmp_path / "my photos"))
     assert f"no index at {tmp_path}/my photos" in fails()

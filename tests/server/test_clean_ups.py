@@ -1,5 +1,6 @@
 """Cleaning up over HTTP: only what was chosen goes, to where the service was told, and everything can be undone."""
 
+import errno
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import pytest
 import simsearch
 from simsearch.curation.cleanup import acts, run
 from simsearch.errors import UsageError
+from simsearch.indexing.compact import compact
 from simsearch.server import clean_ups, duplicates
 from simsearch.storage.lock import writer_lock
 from tests.helpers.client import Client, code, upload
@@ -100,7 +102,7 @@ def test_moved_and_brought_back(engine, photos, tmp_path, moving):
     assert engine.verify().problems == ()
     assert moving("GET", CLEAN_UP).json()["clean_ups"][0]["away"] == 0
     again = moving("POST", RESTORE, json={"journal": done["journal"]}).json()
-    assert (again["files"], again["untouched"], again["indexed"]) == (0, 2, 0)
+    assert (again["files"], again["untouched"], again["indexed"]) == (0, 2, 2)
     with simsearch.build(photos, tmp_path / "index", model=engine.load_model()) as rebuilt:
         assert len(rebuilt) == count
 
@@ -359,6 +361,32 @@ def test_run_that_stops_in_the_middle(engine, moving, photos, monkeypatch):
     undone = moving("POST", RESTORE, json={"journal": entry["journal"]}).json()
     assert (undone["files"], undone["indexed"]) == (1, 1)
     assert contents(photos) == before and len(engine) == count
+
+
+def test_undone_after_the_features_have_gone(engine, moving, photos, tmp_path):
+    done = clean(moving, choice(listed(moving)[0])).json()
+    compact(engine.index)
+    undone = moving("POST", RESTORE, json={"journal": done["journal"]}).json()
+    assert (undone["files"], undone["indexed"], len(engine)) == (2, 0, 25)
+    engine.add(photos)
+    assert len(engine) == 27 and engine.verify().problems == ()
+
+
+def test_full_disk_ends_the_run(moving, photos, monkeypatch):
+    before, act = contents(photos), acts.act
+
+    def full(task, do, journal):
+        if journal._last:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return act(task, do, journal)
+
+    monkeypatch.setattr(run, "act", full)
+    first, second = listed(moving)
+    done = clean(moving, choice(first), choice(second)).json()
+    assert (done["files"], done["removed"]) == (1, 1)
+    left = [item["reason"] for item in done["items"] if item["action"] == "leave"]
+    assert left == ["No space left on device", "the run ended before it"]
+    assert len(contents(photos)) == len(before) - 1
 
 
 @pytest.mark.parametrize("part", [0.2, 0.5, 0.8, 0.95])
