@@ -71,9 +71,11 @@ def test_clean_ups_that_cannot_be_allowed(fails, index, tmp_path):
     assert "--journals DIR names another folder" in fails(*allowed, "--journals", tmp_path / "file")
 
 
-def test_clean_up_by_a_process(index, tmp_path):
+def test_clean_up_by_a_process(index, tmp_path, tiny_weights):
     """The flags reach the service; where it may clean up, the journals are beside the index."""
-    moved = tmp_path / "moved"
+    shutil.copytree(index.parent / "photos", tmp_path / "photos")
+    index, moved = tmp_path / "index", tmp_path / "moved"
+    simsearch.build(tmp_path / "photos", index, model=str(tiny_weights)).close()
     with process("-i", index, "--writable", "--allow-cleanup", "--move-to", moved) as (server, url, _):
         facts = httpx.get(url + "v1/indexes").json()
         assert (facts["cleanup"], facts["move_to"]) == ("move", str(moved))
@@ -85,9 +87,9 @@ def test_clean_up_by_a_process(index, tmp_path):
         assert (done["files"], done["removed"]) == (1, 1)
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
-    assert (index.parent / "index.journals" / done["journal"]).is_file()
+    assert (tmp_path / "index.journals" / done["journal"]).is_file()
     subprocess.run([sys.executable, "-m", *done["command"].split()], check=True)
-    assert len(list((index.parent / "photos").rglob("*.png"))) == 4
+    assert len(list((tmp_path / "photos").rglob("*.png"))) == 4
     assert not list(moved.rglob("*.png"))
 
 
