@@ -129,9 +129,10 @@ def _originals(index: OpenIndex, seed: int, largest: int | None) -> Iterator[Ima
     count = 0
     for number in np.random.default_rng(seed).permutation(ids)[: 2 * ORIGINALS]:
         try:
-            yield _picture(index, int(number), largest)
+            image = _picture(index, int(number), largest)
         except ImageError:
             continue
+        yield image
         count += 1
         if count == ORIGINALS:
             return

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simsearch.common.progress import no_progress
+from simsearch.common.progress import Progress, no_progress
 from simsearch.engine import Engine
 from simsearch.search import duplicates as near
 from simsearch.search.near_rows import EXACT, JoinedRows, linked
@@ -222,7 +222,11 @@ class GroupFinder:
         if len(ids) * ITEM_BYTES > self._memory:
             text = f"{len(ids):,} items need more memory than this service has; `simsearch duplicates` compares them"
             raise ApiError(503, "too_large", text, {"retry-after": "600"})
-        limit = self._limit(engine, len(ids)) if distance is None else near.Threshold(distance)
+        limit = (
+            self._limit(engine, len(ids), lambda done, total: progress(0, 0))
+            if distance is None
+            else near.Threshold(distance)
+        )
         compared_from = time.monotonic()
         progress(0, len(ids))
         found = near.duplicate_groups(engine.snapshots, limit.distance, progress)
@@ -230,12 +234,14 @@ class GroupFinder:
         end = time.monotonic()
         return Found(generation, ids, rows, groups, limit, len(ids) <= EXACT, end - compared_from, end)
 
-    def _limit(self, engine: Engine, count: int) -> near.Threshold:
+    def _limit(self, engine: Engine, count: int, progress: Progress) -> near.Threshold:
         """Returns the measured threshold, which stays the same while the index changes only a little."""
         key = engine.opened_index.identity, str(engine.path)
         then, limit = self._limits.get(key, (0, near.Threshold(0.0)))
         if not then or abs(count - then) > DRIFT * then:
-            limit = near.copy_threshold(engine.opened_index, engine.model, largest=CALIBRATION_PIXELS)
+            limit = near.copy_threshold(
+                engine.opened_index, engine.model, progress=progress, largest=CALIBRATION_PIXELS
+            )
             self._limits = {key: (count, limit)} if len(self._limits) > KEPT else {**self._limits, key: (count, limit)}
         return limit
 
