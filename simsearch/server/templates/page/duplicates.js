@@ -56,7 +56,7 @@ function paintGroups(list, from) {
   if (!from) drawPast();
 }
 function groupCard(group) {
-  const card = make("li", group.items.length > 2 ? "dups broad" : "dups"), head = make("div", "duphead"), members = make("ul", "members");
+  const card = make("li", group.items.length > 2 ? "dups broad" : "dups"), head = make("div", "duphead"), members = make("ul", group.items.length > 3 ? "members" : "members few");
   card.dataset.group = group.group;
   const title = make("h3", "", pictures(group.size)), sum = make("span", "sum");
   head.append(title, sum);
