@@ -281,7 +281,7 @@ def test_large_view_of_a_member(open_page):
     groups(page, 2)
     member(page, "large.png").locator("a.open").click()
     expect(page.locator("#viewname")).to_have_text("large.png")
-    expect(page.locator("#about")).to_contain_text("Distance")
+    expect(page.locator("#about")).to_contain_text("Keep, distance 0")
     page.keyboard.press("ArrowRight")
     expect(page.locator("#viewname")).to_have_text(re.compile("0.png|copy.png"))
     accessible(page)

@@ -29,7 +29,7 @@ function drawView(item) {
   $("viewname").textContent = name; $("previous").disabled = place < 1;
   $("next").disabled = place < 0 || (place === shown.items.length - 1 && shown.done);
   if (item.rank) about.push(["Match", MEANING[wordOf(item.similarity)][0] + ", distance " + shortDistance(item.distance)]);
-  if (item.group) about.push(["Duplicate", goes(item) ? "goes" : "stays", ], ["Distance", shortDistance(item.distance) + (item.distance ? " to the first of its group" : "")]);
+  if (item.group) about.push(["Duplicate", (canMove() ? goes(item) ? verb() + ", " : "Keep, " : "") + "distance " + shortDistance(item.distance) + " to the first of its group"]);
   if (item.label) about.push(["Label", item.label]);
   about.push(["Size", item.width + " × " + item.height + ", " + bytesText(item.bytes)]);
   if (item.modified) about.push(["Date", new Date(item.modified).toLocaleString("en-GB", { dateStyle: "long", timeStyle: "short" })]);
