@@ -5,9 +5,9 @@
     scripts/bench/fuzz.py pictures …                    damaged pictures instead; see fuzz_pictures.py
     scripts/bench/fuzz.py index|weights|tables|archives …       damaged files instead; see fuzz_files.py
 
-Draws sixty pictures, builds an index of them, serves it with --writable and a key, and sends thousands of requests
-made from the document, valid and invalid ones. Checked of each answer are all checks of schemathesis but one: its
-status is below 500 and in the document, its media type, headers and body are those of the document, what the document
+Draws sixty pictures, builds an index of them, serves it with --writable, --allow-cleanup and a key, and sends thousands of
+requests made from the document, valid and invalid ones. Checked of each answer are all checks of schemathesis but one:
+its status is below 500 and in the document, its media type, headers and body are those of the document, what the document
 forbids is refused, what was deleted stays so, no key means 401. Exit code 1 if anything is found.
 It needs schemathesis: pip install '.[dev]'.
 """
@@ -67,6 +67,7 @@ def main() -> int:
         subprocess.run([*simsearch, "sample", f"{folder}/drawn", "-n", "60"], check=True, stderr=subprocess.DEVNULL)
         subprocess.run([*simsearch, "build", f"{folder}/drawn", "-i", index], check=True, stderr=subprocess.DEVNULL)
         command = [*simsearch, "serve", "-i", index, "--port", "0", "--writable"]
+        command += ["--allow-cleanup", "--move-to", f"{folder}/moved"]
         environment = {**os.environ, "SIMSEARCH_API_KEY": KEY}
         (Path(folder) / "pictures.py").write_text(HOOKS)
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
