@@ -5,10 +5,11 @@
     scripts/bench/fuzz.py pictures …                    damaged pictures instead; see fuzz_pictures.py
     scripts/bench/fuzz.py index|weights|tables|archives …       damaged files instead; see fuzz_files.py
 
-Draws sixty pictures, builds an index of them, serves it with --writable, --allow-cleanup and a key, and sends thousands of
-requests made from the document, valid and invalid ones. Checked of each answer are all checks of schemathesis but one:
-its status is below 500 and in the document, its media type, headers and body are those of the document, what the document
-forbids is refused, what was deleted stays so, no key means 401. Exit code 1 if anything is found.
+Draws sixty pictures, builds an index of them, serves it with --writable, --allow-cleanup and a key, and sends
+thousands of requests made from the document, valid and invalid ones. Checked of each answer are all checks of
+schemathesis but one: its status is below 500 and in the document, its media type, headers and body are those of the
+document, what the document forbids is refused, what was deleted stays so, no key means 401. Exit code 1 if anything is
+found.
 It needs schemathesis: pip install '.[dev]'.
 """
 
