@@ -107,10 +107,11 @@ def pack(data: MapData) -> bytes:
     fields[0]["notes"] = list(data.cluster_notes)
     if (labels := categories(data.labels, CATEGORIES * 60)) is not None:
         _add_field(fields, arrays, "label", labels)
+    most = min(CATEGORIES, max(12, len(data.ids) // 2))  # where most items differ, the values are names
     for name in list(dict.fromkeys(key for each in data.metadata for key in each))[: 4 * FIELDS]:
         if len(fields) < FIELDS + 2:
             values = [each.get(name) for each in data.metadata]
-            _add_field(fields, arrays, printable(name), numbers(values) or categories(values, CATEGORIES))
+            _add_field(fields, arrays, printable(name), numbers(values) or categories(values, most))
     header: dict[str, Any] = {
         "items": len(data.ids),
         "near": near.shape[1],

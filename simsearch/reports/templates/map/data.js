@@ -70,6 +70,8 @@ for (let i = 0; i < n; i++) starts[(cellOfItem[i] = cellOf(xy[2 * i + 1], lowY) 
 for (let c = 0; c < CELLS * CELLS; c++) starts[c + 1] += starts[c];
 const next = starts.slice();
 for (let i = 0; i < n; i++) inCells[next[cellOfItem[i]]++] = i;
+const cellXY = new Float32Array(2 * n);  // positions in this order, so that points drawn one after the other lie close
+for (let j = 0; j < n; j++) { cellXY[2 * j] = xy[2 * inCells[j]]; cellXY[2 * j + 1] = xy[2 * inCells[j] + 1]; }
 function* itemsIn(x0, y0, x1, y1) {  // of the cells that a box touches
   const left = cellOf(x0, lowX), right = cellOf(x1, lowX);
   for (let row = cellOf(y0, lowY); row <= cellOf(y1, lowY); row++)

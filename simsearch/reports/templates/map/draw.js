@@ -7,16 +7,17 @@ let shown = [];  // pictures in this frame: item, x, y, width, height
 function redraw() { if (!pending) pending = requestAnimationFrame(() => { pending = 0; draw(); }); }
 
 const discs = new Map();
-function disc(radius) {  // its pixels: dx, dy and how much of each is covered, of 256
-  const key = Math.round(radius * 4);
+function disc(radius) {  // its pixels: the way to each in memory, and how much of it is covered, of 256
+  const key = Math.round(radius * 4), { width } = image;
+  if (discs.width !== width) { discs.clear(); discs.width = width; }
   if (!discs.has(key)) {
     const r = key / 4, reach = Math.ceil(r), cells = [];
     for (let y = -reach; y <= reach; y++)
-      for (let x = -reach; x <= reach; x++) {
-        const cover = Math.round(225 * Math.max(0, Math.min(1, r + .5 - Math.hypot(x, y))));
-        if (cover > 8) cells.push(x, y, cover);
+      for (let x = -reach; x <= reach; x++) {  // the smallest are squares of 2 x 2
+        const cover = key < 5 ? (x >= 0 && y >= 0 && x < 2 && y < 2 ? 210 : 0) : Math.round(225 * Math.max(0, Math.min(1, r + .5 - Math.hypot(x, y))));
+        if (cover > 8) cells.push(y * width + x, cover);
       }
-    discs.set(key, { reach, cells: Int32Array.from(cells) });
+    discs.set(key, { reach: Math.max(reach, 1), cells: Int32Array.from(cells) });
   }
   return discs.get(key);
 }
@@ -26,15 +27,20 @@ function stamp(which, radius, faint) {  // draws the points that `which` chooses
   const { width, height } = image, { reach, cells } = disc(radius), { k, ox, oy, ratio } = view;
   const scale = k * ratio, left = ox * ratio, top = oy * ratio, length = cells.length;
   const weight = faint ? (n > 20000 ? 36 : 60) : 256, grey = faint && GREY[2] << 16 | GREY[1] << 8 | GREY[0];
-  for (let i = 0; i < n; i++) {
-    if (which && (selected[i] === 1) !== (which === 1)) continue;
-    const x = Math.round(xy[2 * i] * scale + left), y = Math.round(xy[2 * i + 1] * scale + top);
-    if (x < reach || y < reach || x >= width - reach || y >= height - reach) continue;
-    const shade = faint ? grey : shades[i], r = shade & 255, g = shade >> 8 & 255, b = shade >> 16, at = y * width + x;
-    for (let c = 0; c < length; c += 3) {
-      const to = at + cells[c + 1] * width + cells[c], a = cells[c + 2] * weight >> 8, old = pixels[to];
-      const or = old & 255, og = old >> 8 & 255, ob = old >> 16 & 255;
-      pixels[to] = 0xFF000000 | ob + ((b - ob) * a >> 8) << 16 | og + ((g - og) * a >> 8) << 8 | or + ((r - or) * a >> 8);
+  const first = cellOf(-ox / k - reach / scale, lowX), last = cellOf((view.width - ox) / k + reach / scale, lowX);
+  const until = cellOf((view.height - oy) / k + reach / scale, lowY);
+  for (let row = cellOf(-oy / k - reach / scale, lowY); row <= until; row++) {  // cell by cell: only those in sight
+    const end = starts[row * CELLS + last + 1];
+    for (let j = starts[row * CELLS + first]; j < end; j++) {
+      if (which && (selected[inCells[j]] === 1) !== (which === 1)) continue;
+      const x = Math.round(cellXY[2 * j] * scale + left), y = Math.round(cellXY[2 * j + 1] * scale + top);
+      if (x < reach || y < reach || x >= width - reach || y >= height - reach) continue;
+      const shade = faint ? grey : shades[j], r = shade & 255, g = shade >> 8 & 255, b = shade >> 16, at = y * width + x;
+      for (let c = 0; c < length; c += 2) {
+        const to = at + cells[c], a = cells[c + 1] * weight >> 8, old = pixels[to];
+        const or = old & 255, og = old >> 8 & 255, ob = old >> 16 & 255;
+        pixels[to] = 0xFF000000 | ob + ((b - ob) * a >> 8) << 16 | og + ((g - og) * a >> 8) << 8 | or + ((r - or) * a >> 8);
+      }
     }
   }
 }

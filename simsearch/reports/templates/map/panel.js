@@ -72,12 +72,17 @@ function showCard(i, x, y) {
   card.style.left = `${Math.max(8, x + 18 + width > view.width ? x - width - 18 : x + 18)}px`;
   card.style.top = `${Math.max(8, Math.min(view.height - height - 8, y - 20))}px`;
 }
+function squareOf(j, side) {  // the middle of a picture
+  const made = make("canvas", "", { width: side, height: side }), w = sizes[2 * j], h = sizes[2 * j + 1], scale = side / Math.min(w, h);
+  drawPicture(made.getContext("2d"), j, (side - w * scale) / 2, (side - h * scale) / 2, w * scale, h * scale);
+  return made;
+}
 function showNearest(i) {
   $("nearest").hidden = false;
   $("nearest").querySelector("ul").replaceChildren(...Array.from(nearestOf(i), other => {
     const button = make("button", "", { type: "button", title: names[other] }), j = pictureOf[other];
     button.setAttribute("aria-label", `Go to ${names[other]}`);
-    if (j >= 0 && sheets.length) { const small = make("canvas", "", { width: 96, height: 96 }), side = Math.max(sizes[2 * j], sizes[2 * j + 1]); drawPicture(small.getContext("2d"), j, 0, 0, sizes[2 * j] * 96 / side, sizes[2 * j + 1] * 96 / side); button.append(small); }
+    if (j >= 0 && sheets.length) button.append(squareOf(j, 96));
     else button.textContent = names[other].split("/").pop();
     button.onclick = () => goTo(other);
     const item = make("li"); item.append(button);

@@ -1,5 +1,5 @@
 // Where one looks: k pixels for a unit of the plane, the plane's origin at (ox, oy) on the canvas; and colours.
-const canvas = $("canvas"), context = canvas.getContext("2d"), PIXELS = 3e6;
+const canvas = $("canvas"), context = canvas.getContext("2d", { alpha: false }), PIXELS = 3e6;
 const view = { k: 1, ox: 0, oy: 0, fit: 1, width: 1, height: 1, ratio: 1 };
 const screenX = i => xy[2 * i] * view.k + view.ox, screenY = i => xy[2 * i + 1] * view.k + view.oy;
 function resize() {
@@ -32,12 +32,14 @@ function frameItems(list) {
   redraw();
 }
 
-// The item nearest to the middle of each cluster, where its name stands.
+// The item nearest to the middle of each cluster, where its name stands: to the medians of its x and y.
 const centres = (() => {
-  const sums = clusters.names.map(() => [0, 0, 0]), best = clusters.names.map(() => [Infinity, 0]);
-  for (let i = 0; i < n; i++) { const sum = sums[clusters.values[i]]; sum[0] += xy[2 * i]; sum[1] += xy[2 * i + 1]; sum[2]++; }
+  const xs = clusters.names.map(() => []), ys = clusters.names.map(() => []), best = clusters.names.map(() => [Infinity, 0]);
+  const step = Math.max(1, Math.floor(n / 50000)), middle = values => values.sort((a, b) => a - b)[values.length >> 1] || 0;
+  for (let i = 0; i < n; i += step) { xs[clusters.values[i]].push(xy[2 * i]); ys[clusters.values[i]].push(xy[2 * i + 1]); }
+  const middles = xs.map((values, c) => [middle(values), middle(ys[c])]);
   for (let i = 0; i < n; i++) {
-    const c = clusters.values[i], away = (xy[2 * i] - sums[c][0] / sums[c][2]) ** 2 + (xy[2 * i + 1] - sums[c][1] / sums[c][2]) ** 2;
+    const c = clusters.values[i], away = Math.hypot(xy[2 * i] - middles[c][0], xy[2 * i + 1] - middles[c][1]);
     if (away < best[c][0]) best[c] = [away, i];
   }
   return best.map(each => each[1]);
@@ -68,7 +70,7 @@ function rampColour(t) {
 }
 const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
 let field = clusters, ranks = null, tints = null;
-const shades = new Uint32Array(n);  // of items: 0xBBGGRR
+const shades = new Uint32Array(n);  // 0xBBGGRR, in the order of the cells
 function shadeOf(i) {
   const value = field.values[i];
   if (field.kind === "category") return value === NONE ? GREY : colourOf(tints[value]);
@@ -81,7 +83,7 @@ function paint() {  // by the field; of its values the most frequent come first
     order.forEach((code, rank) => { ranks[code] = rank; });
     tints = field === clusters ? spreadColours(centres.map(i => [xy[2 * i], xy[2 * i + 1]])) : ranks;
   }
-  for (let i = 0; i < n; i++) { const [r, g, b] = shadeOf(i); shades[i] = b << 16 | g << 8 | r; }
+  for (let j = 0; j < n; j++) { const [r, g, b] = shadeOf(inCells[j]); shades[j] = b << 16 | g << 8 | r; }
   redraw();
 }
 dark.addEventListener("change", () => { paint(); showLegend(); labelImages.clear(); });
