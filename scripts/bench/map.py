@@ -83,9 +83,9 @@ def weight(name: str) -> str:
     """MB of a distribution and of all that it adds to simsearch, and their names."""
     added = required(name, set()) - required("simsearch", set())
     size = {}
-    for each in added:
-        files = importlib.metadata.files(each) or []
-        size[each] = sum(os.path.getsize(path) for path in map(lambda f: f.locate(), files) if os.path.isfile(path))
+    for name in added:
+        files = importlib.metadata.files(name) or []
+        size[name] = sum(os.path.getsize(path) for path in (each.locate() for each in files) if os.path.isfile(path))
     parts = ", ".join(f"{each} {size[each] / 1e6:.0f}" for each in sorted(size, key=size.get, reverse=True))
     return f"{sum(size.values()) / 1e6:.0f} MB ({parts})"
 

@@ -108,7 +108,8 @@ def main() -> None:
         page.wait_for_selector("#state", state="hidden", timeout=120_000)
         opened = page.evaluate("performance.now()")
         page.wait_for_timeout(1500)
-        print(f"{options.page or f'{options.items:,} points'}: {size / 1e6:.1f} MB, drawn {opened / 1000:.1f} s after opening")
+        name = options.page or f"{options.items:,} points"
+        print(f"{name}: {size / 1e6:.1f} MB, drawn {opened / 1000:.1f} s after opening")
         session = page.context.new_cdp_session(page)
         session.send("Performance.enable", {"timeDomain": "threadTicks"})
 

@@ -161,8 +161,8 @@ def export_command(
 ) -> None:
     """Writes the features and the items that they belong to.
 
-    npy: features.npy (a float32 row for each item) and items.jsonl. parquet: items.parquet, with float16 features. --map
-    writes parquet, with the columns x, y, cluster, cluster_name and neighbours.
+    npy: features.npy (a float32 row for each item) and items.jsonl. parquet: items.parquet, with float16 features.
+    --map writes parquet, with the columns x, y, cluster, cluster_name and neighbours.
     """
     if with_map and form != "parquet":
         if context.get_parameter_source("form") is not ParameterSource.DEFAULT:

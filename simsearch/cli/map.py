@@ -79,9 +79,7 @@ def map_command(
     """
     check_output(file)
     with contextlib.ExitStack() as stack:
-        engine = stack.enter_context(
-            warn_if_incomplete(api.open(index_path, device=device, roots=dict(roots)))
-        )
+        engine = stack.enter_context(warn_if_incomplete(api.open(index_path, device=device, roots=dict(roots))))
         began = time.monotonic()
         drawn = draw(engine, clusters, names, seed)
         seconds = time.monotonic() - began

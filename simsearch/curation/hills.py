@@ -120,8 +120,10 @@ def _climb(density: NDArray[np.float64]) -> _Hills:
         near = [hill_of[cell + step] for step in around if cell + step in hill_of]
         if not near:
             number = len(peaks)
-            for values, first in ((peaks, value), (parents, number), (prominences, np.inf), (joined, number)):
-                values.append(first)  # type: ignore[attr-defined]
+            peaks.append(value)
+            parents.append(number)
+            prominences.append(np.inf)
+            joined.append(number)
         else:
             highest = max((cell + step for step in around if cell + step in hill_of), key=lambda c: (flat[c], -c))
             number = hill_of[highest]

@@ -21,11 +21,10 @@ from simsearch.curation.graph import Collection
 from simsearch.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    import openTSNE
     from numpy.typing import NDArray
-
-    import openTSNE as tsne
 else:
-    tsne = LazyModule("openTSNE")
+    openTSNE = LazyModule("openTSNE")  # noqa: N816
 
 PERPLEXITY = 30
 """Neighbours that count for an item, in effect (van der Maaten and Hinton recommend 5 to 50)."""
@@ -96,8 +95,8 @@ def lay_out(
         done += EVERY
         progress(done, EARLY + ITERATIONS)
 
-    known = tsne.nearest_neighbors.PrecomputedNeighbors(places, distances)
-    affinities = tsne.affinity.PerplexityBasedNN(
+    known = openTSNE.nearest_neighbors.PrecomputedNeighbors(places, distances)
+    affinities = openTSNE.affinity.PerplexityBasedNN(
         perplexity=min(PERPLEXITY, k / 3), knn_index=known, n_jobs=threads, random_state=seed
     )
     settings = {
@@ -110,7 +109,7 @@ def lay_out(
         "callbacks": report,
         "callbacks_every_iters": EVERY,
     }
-    found = tsne.TSNE(**settings).fit(affinities=affinities, initialization=start)
+    found = openTSNE.TSNE(**settings).fit(affinities=affinities, initialization=start)
     positions = np.asarray(found, np.float64)
     positions -= positions.mean(0)
     flat: NDArray[np.float32] = positions.astype(np.float32)

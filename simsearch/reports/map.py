@@ -13,7 +13,6 @@ import functools
 import gzip
 import hashlib
 import json
-import os
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CATEGORIES, FIELDS = 1000, 12
-"""Most values of a field to colour by, and most fields; a field with more values, unless they are numbers, is a name."""
+"""Most values of a field to colour by, and most fields. Fields with more values, if not numbers, are names."""
 
 NEAREST = 8
 """Neighbours of each item that the page shows."""
@@ -187,8 +186,11 @@ def categories(values: Sequence[Any], most: int) -> _Categories | None:
 
 def common_folder(paths: Sequence[str]) -> str:
     """Returns the start of all paths up to a "/", which the page holds once; "" for none."""
-    start = os.path.commonprefix(list(paths)) if len(paths) > 1 else ""
-    return start[: start.rfind("/") + 1]
+    if len(paths) < 2:
+        return ""
+    first, last = min(paths), max(paths)
+    same = next((at for at in range(len(first)) if first[at : at + 1] != last[at : at + 1]), len(first))
+    return first[: first.rfind("/", 0, same) + 1]
 
 
 @functools.cache

@@ -62,7 +62,11 @@ def test_labels_of_the_majority() -> None:
 def test_guesses_where_labels_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_names, "thumbnail", lambda member, side: solid())
     drawn = drawing(["cat"] * 3, [None] * 3, [None] * 2)
-    assert named(drawn, "auto", lambda: Classifier(0.1)) == [("cat", "labels"), ("hat", "guesses"), ("hat 2", "guesses")]
+    assert named(drawn, "auto", lambda: Classifier(0.1)) == [
+        ("cat", "labels"),
+        ("hat", "guesses"),
+        ("hat 2", "guesses"),
+    ]
     assert named(drawn, "guesses", lambda: Classifier(0.4))[0] == ("hat, cap", "guesses")
     assert named(drawing(["a"]), "auto", lambda: pytest.fail("no model is needed")) == [("a", "labels")]
 

@@ -38,7 +38,7 @@ def test_a_ridge_is_one_hill():
     random = np.random.default_rng(1)
     cloud, other = random.normal(0, 1, (2, 2000, 2))
     for apart, expected in [(1.0, 1), (6.0, 2)]:
-        both = np.concatenate([cloud, other + (apart, 0)]).astype(np.float32)
+        both = np.concatenate([cloud, other + np.array([apart, 0])]).astype(np.float32)
         assert find_hills(both).max() + 1 == expected
 
 

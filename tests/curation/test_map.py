@@ -86,7 +86,7 @@ def test_wrong_arguments(fill: Fill, clusters: NDArray[np.float64], installed: N
 
 def test_missing_extra_is_said_before_any_work(fill: Fill, clusters: NDArray[np.float64], monkeypatch: Any) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openTSNE", None)
-    with pytest.raises(MissingExtraError, match="a map needs the .map. extra"):
+    with pytest.raises(MissingExtraError, match=r"a map needs the \[map\] extra"):
         fill(clusters).engine.map(progress=lambda done, total: pytest.fail("it searched"))
 
 

@@ -27,7 +27,7 @@ def lattice(pictured: int = 30, **changes: Any) -> MapData:
     """400 items on a lattice in four quarters, which are the clusters; the labels are its rows."""
     at = np.arange(SIDES**2)
     x, y = at % SIDES, at // SIDES
-    drawn = make_sheets(range(0, pictured), lambda place: Image.new("RGB", (120, 80), (place, 99, 200)))
+    drawn = make_sheets(range(pictured), lambda place: Image.new("RGB", (120, 80), (place, 99, 200)))
     data = MapData(
         positions=np.stack([x, y], 1).astype(np.float32),
         ids=at + 1,
