@@ -9,11 +9,11 @@ as the process may use. UMAP also runs once as most use it, searching for its ne
 
 trustworthiness: that of Venna and Kaski (2001), with 15 neighbours as ranked by the features; 1 is best. It is a mean
 over items: --sampled says over how many, chosen at random. kept: the share of an item's 15 nearest that are among its
-15 nearest on the map. ARI: the adjusted Rand index of the clusters that simsearch finds on the map and the labels.
+15 nearest on the map. clusters: how many simsearch finds there; ARI: their adjusted Rand index with the labels.
 seconds: without searching for neighbours, but with the compilation that numba does at the first call.
 weight: MB of installed files of a library and what it requires, without what simsearch requires itself.
 
-umap-learn, pacmap and scikit-learn (for ARI) are optional: without them their lines are missing.
+umap-learn and pacmap are optional: without them their lines are missing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ import numpy as np
 
 import simsearch
 from simsearch.common.pca import fit_pca
-from simsearch.curation import graph, layout
+from simsearch.curation import graph, hills, layout
 
 K = 15
 
@@ -62,6 +62,18 @@ def trustworthiness(features: np.ndarray, positions: np.ndarray, chosen: np.ndar
         kept += ((found >= 1) & (found <= k)).sum()
     most = k * (2 * n - 3 * k - 1) / 2
     return 1 - penalty / (len(chosen) * most), kept / (len(chosen) * k)
+
+
+def rand_index(first: np.ndarray, second: np.ndarray) -> float:
+    """The adjusted Rand index of two partitions (Hubert and Arabie 1985, equation 5)."""
+
+    def pairs(counts: np.ndarray) -> float:
+        return float((counts.astype(np.float64) * (counts - 1) / 2).sum())
+
+    together = np.unique(np.stack([first, second]), axis=1, return_counts=True)[1]
+    one, other = (np.unique(each, return_counts=True)[1] for each in (first, second))
+    expected = pairs(one) * pairs(other) / pairs(np.array([len(first)]))
+    return (pairs(together) - expected) / ((pairs(one) + pairs(other)) / 2 - expected)
 
 
 def required(name: str, seen: set[str]) -> set[str]:
@@ -164,12 +176,15 @@ def main() -> None:
     parser.add_argument("--synthetic", type=int, metavar="N")
     parser.add_argument("--dimension", type=int, default=64)
     parser.add_argument("--sampled", type=int, default=2000)
+    parser.add_argument("--grid", action="store_true", help="repulsion by the grid, whatever the number of items")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the positions, as .npy files")
-    parser.add_argument("--only", nargs="*", help="parts of the names of methods")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="methods to measure")
     options = parser.parse_args()
     if bool(options.index) == bool(options.synthetic):
         parser.error("give an index or --synthetic N")
+    if options.grid:
+        layout.FEW = 0
     cores = len(os.sched_getaffinity(0))
     print(f"Python {platform.python_version()}, numpy {np.__version__}, {platform.processor() or platform.machine()},"
           f" {cores} cores")  # fmt: skip
@@ -192,7 +207,7 @@ def main() -> None:
     chosen = random.permutation(len(features))[: options.sampled]
     print(f"trustworthiness over {len(chosen):,} items, {K} neighbours")
     for name, compute in methods(features, places, distances, start, options.seed).items():
-        if options.only and not any(part in name for part in options.only):
+        if options.only and name not in options.only:
             continue
         began = time.perf_counter()
         try:
@@ -201,7 +216,10 @@ def main() -> None:
             continue
         seconds = time.perf_counter() - began
         trust, kept = trustworthiness(features, positions, chosen)
-        print(f"{name:30} {seconds:8.1f} s  trustworthiness {trust:.4f}  kept {kept:.3f}", flush=True)
+        found = hills.find_hills(positions.astype(np.float32))
+        agreed = f"  ARI {rand_index(labels, found):.3f}" if len(set(labels.tolist())) > 1 else ""
+        print(f"{name:30} {seconds:8.1f} s  trustworthiness {trust:.4f}  kept {kept:.3f}"
+              f"  clusters {found.max() + 1:3}{agreed}", flush=True)  # fmt: skip
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
             np.save(options.out / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.npy", positions)
