@@ -100,6 +100,8 @@ def check_output(file: Path) -> None:
 
 def draw(engine: Engine, clusters: int | None = None, names: str = "auto", seed: int = 0) -> maps.ItemMap:
     """Draws the map of an index, with progress for each step."""
+    if names == "guesses":  # before the work of minutes
+        cluster_names.check_classifier(engine.load_model())
     with show_progress("searching for neighbours") as progress:
         near = maps.read_neighbours(engine.snapshots, seed=seed, progress=progress)
     with show_progress("laying out") as progress:

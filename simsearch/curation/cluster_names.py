@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 
 from simsearch.common.progress import Progress, no_progress
 from simsearch.curation.map import Cluster, ItemMap
-from simsearch.errors import UsageError
+from simsearch.errors import SimsearchError, UsageError
 from simsearch.models import classify
 from simsearch.search.duplicates import thumbnail
 
@@ -36,9 +37,9 @@ def name_clusters(
 ) -> ItemMap:
     """Returns the map with names of its clusters.
 
-    kind: one of `KINDS`. model: loads the classifier; it is called only if guesses are needed. A model without classes
-    leaves numbers, unless guesses are asked for. progress: called with the number of clusters that were guessed at.
-    Raises UsageError for an unknown kind, and for guesses of a model without classes.
+    kind: one of `KINDS`. model: loads the classifier; it is called only if guesses are needed. With auto, a model that
+    has no classes or cannot be loaded leaves numbers. progress: called with the number of clusters guessed at.
+    Raises UsageError for an unknown kind, and with guesses what the model raises.
     """
     if kind not in KINDS:
         raise UsageError(f"names are {kind!r}", hint=", ".join(KINDS))
@@ -46,10 +47,31 @@ def name_clusters(
     if kind in ("auto", "labels"):
         named = [_by_labels(drawn, number, kind == "labels") or named[number] for number in range(len(named))]
     unnamed = [number for number, cluster in enumerate(named) if cluster.source == "number"]
-    if kind in ("auto", "guesses") and unnamed and model is not None:
-        for number, cluster in _guesses(drawn, unnamed, model(), kind == "guesses", progress).items():
+    classifier = _classifier(model, kind) if model is not None and unnamed else None
+    if classifier is not None:
+        for number, cluster in _guesses(drawn, unnamed, classifier, progress).items():
             named[number] = cluster
     return replace(drawn, clusters=_unique(named))
+
+
+def check_classifier(model: Any) -> Any:
+    """Returns the network of a model, which is below the recipe of `--features`. Raises UsageError without classes."""
+    network = getattr(model, "base", model)
+    classify.check_classes(network)
+    return network
+
+
+def _classifier(model: Callable[[], Any], kind: str) -> Any:
+    """Loads the classifier; returns None if names do without one."""
+    if kind in ("labels", "numbers"):
+        return None
+    try:
+        return check_classifier(model())
+    except SimsearchError as error:
+        if kind == "guesses":
+            raise
+        logging.getLogger("simsearch").warning(f"clusters without labels have numbers for names: {error}")
+        return None
 
 
 def _by_labels(drawn: ItemMap, number: int, few: bool) -> Cluster | None:
@@ -66,21 +88,9 @@ def _by_labels(drawn: ItemMap, number: int, few: bool) -> Cluster | None:
     return Cluster(name, len(places), "labels", count / len(labels))
 
 
-def _guesses(
-    drawn: ItemMap, numbers: Sequence[int], model: Any, required: bool, progress: Progress
-) -> dict[int, Cluster]:
-    """Names clusters by the mean probabilities of the classes for their central items; those with no picture are left.
-
-    required: True to raise UsageError for a model without classes.
-    """
-    model = getattr(model, "base", model)  # the network below the recipe of `--features`
-    try:
-        classes = classify.check_classes(model)
-    except UsageError:
-        if required:
-            raise
-        return {}
-    found = {}
+def _guesses(drawn: ItemMap, numbers: Sequence[int], model: Any, progress: Progress) -> dict[int, Cluster]:
+    """Names clusters by the mean probabilities of the classes for their central items, except those without a picture."""
+    classes, found = model.classes, {}
     for done, number in enumerate(numbers, 1):
         opened = (thumbnail(drawn.members[place], model.recipe.resize) for place in central(drawn, number, CENTRAL))
         images = [image for image in opened if image is not None]

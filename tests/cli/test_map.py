@@ -26,6 +26,21 @@ def test_map(run, tmp_path):
 
 
 @needed
+def test_names(run, pictures, tmp_path, tiny_weights):
+    guessed = run("map", "-o", tmp_path / "map.html", "--names", "guesses")
+    assert guessed.code == 0 and "guesses of the classifier" in (tmp_path / "map.html").read_text()
+    assert run("build", pictures, "--labels", "none", "-i", tmp_path / "bare", "--model", tiny_weights).code == 0
+    moved = tiny_weights.rename(tmp_path / "moved.safetensors")
+    try:
+        numbered = run("map", "-i", tmp_path / "bare", "-o", tmp_path / "map.html")
+        refused = run("map", "-i", tmp_path / "bare", "-o", tmp_path / "map.html", "--names", "guesses")
+    finally:
+        moved.rename(tiny_weights)
+    assert numbered.code == 0 and "have numbers for names: no weights file" in numbered.err
+    assert refused.code == 2 and "no weights file" in refused.err and "searching" not in refused.err
+
+
+@needed
 def test_map_of_pictures_that_are_gone(run, pictures, tmp_path):
     for file in pictures.rglob("*.png"):
         file.unlink()

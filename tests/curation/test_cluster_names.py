@@ -71,11 +71,14 @@ def test_guesses_where_labels_are_missing(monkeypatch: pytest.MonkeyPatch) -> No
     assert named(drawing(["a"]), "auto", lambda: pytest.fail("no model is needed")) == [("a", "labels")]
 
 
-def test_pictures_that_are_gone_and_models_without_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_that_are_gone_and_models_without_classes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(cluster_names, "thumbnail", lambda member, side: None)
     drawn = drawing([None] * 3)
     assert named(drawn, "auto", lambda: Classifier(0.1)) == [("cluster 1", "number")]
     assert named(drawn, "auto", Colours) == [("cluster 1", "number")]
+    assert "numbers for names: model colours has no classes" in caplog.text
     with pytest.raises(UsageError, match="has no classes"):
         named(drawn, "guesses", Colours)
 

@@ -8,6 +8,7 @@ function resize() {
   const before = view.width > 1 ? { x: (view.width / 2 - view.ox) / view.k, y: (view.height / 2 - view.oy) / view.k, zoom: view.k / view.fit } : null;
   view.width = width; view.height = height;
   view.ratio = Math.min(window.devicePixelRatio || 1, Math.sqrt(PIXELS / (width * height)));
+  labelImages.clear();
   canvas.width = Math.round(width * view.ratio); canvas.height = Math.round(height * view.ratio);
   showAll();
   if (before) { view.k = view.fit * before.zoom; view.ox = width / 2 - before.x * view.k; view.oy = height / 2 - before.y * view.k; }
