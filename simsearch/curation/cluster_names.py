@@ -89,7 +89,7 @@ def _by_labels(drawn: ItemMap, number: int, few: bool) -> Cluster | None:
 
 
 def _guesses(drawn: ItemMap, numbers: Sequence[int], model: Any, progress: Progress) -> dict[int, Cluster]:
-    """Names clusters by the mean probabilities of the classes for their central items, except those without a picture."""
+    """Names clusters by the classes' mean probabilities for their central items, except those without a picture."""
     classes, found = model.classes, {}
     for done, number in enumerate(numbers, 1):
         opened = (thumbnail(drawn.members[place], model.recipe.resize) for place in central(drawn, number, CENTRAL))

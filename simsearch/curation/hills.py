@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BANDWIDTH = 0.3
+BANDWIDTH = 0.2
 """Of the kernel, over that of Silverman's rule for one normal cloud of points; a map has many."""
 
 PROMINENCE = 1.3
