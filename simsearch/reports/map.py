@@ -24,6 +24,7 @@ import numpy as np
 
 from simsearch.common.atomic_files import atomic_write
 from simsearch.common.printable import printable
+from simsearch.reports.page_templates import page_environment
 from simsearch.reports.thumbnail_sheets import Sheets
 
 if TYPE_CHECKING:
@@ -195,21 +196,8 @@ def common_folder(paths: Sequence[str]) -> str:
 
 @functools.cache
 def _templates() -> tuple[Template, Template]:
-    """Returns the templates of the page, which escapes all values, and of its script, which has none."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    def finalize(value: Any) -> Any:
-        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates" / "map"),
-        autoescape=True,
-        finalize=finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Returns the templates of the page and of its script, which has no values."""
+    environment = page_environment("map")
     return environment.get_template("page.html"), environment.get_template("script.js")
 
 
