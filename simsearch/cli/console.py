@@ -36,6 +36,7 @@ CHANGES = {
     "build",
     "compact",
     "export",
+    "map",
     "merge",
     "push",
     "remove",

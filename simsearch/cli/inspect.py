@@ -7,20 +7,28 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from simsearch import api
 from simsearch.cli.console import DAMAGED, echo, echo_ready, incomplete_push, pluralize, show_path, warn_if_incomplete
 from simsearch.cli.options import format_option, index_option, output_option, root_option, version_option
 from simsearch.cli.progress import show_progress
+from simsearch.common.lazy import LazyModule
 from simsearch.common.printable import printable
 from simsearch.engine import Engine
+from simsearch.errors import UsageError
 from simsearch.images.decode import names_extra
 from simsearch.images.samples import generate
 from simsearch.reports import text
 from simsearch.storage import export, verify
+
+if TYPE_CHECKING:
+    from simsearch.cli import map as maps
+else:  # only `export --map` needs it
+    maps = LazyModule("simsearch.cli.map")
 
 
 @click.command("info")
@@ -133,20 +141,41 @@ def verify_command(form: str, index_path: str) -> None:
     help="The file format; parquet needs the [parquet] extra.",
 )
 @output_option("folder", "DIR", "Folder to write to.")
+@click.option(
+    "--map",
+    "with_map",
+    is_flag=True,
+    help="Add each item's place on a map, its cluster and its neighbours (parquet; needs the [map] extra too).",
+)
 @root_option
 @index_option
 @version_option
-def export_command(form: str, folder: Path, roots: tuple[tuple[str, str], ...], index_path: str) -> None:
+@click.pass_context
+def export_command(
+    context: click.Context,
+    form: str,
+    folder: Path,
+    with_map: bool,
+    roots: tuple[tuple[str, str], ...],
+    index_path: str,
+) -> None:
     """Writes the features and the items that they belong to.
 
     npy: features.npy (a float32 row for each item) and items.jsonl. parquet: items.parquet, with float16 features.
+    --map writes parquet, with the columns x, y, cluster, cluster_name and neighbours.
     """
-    write = export.export_parquet if form == "parquet" else export.export_npy
-    with (
-        warn_if_incomplete(api.open(index_path, device="cpu", roots=dict(roots))) as engine,
-        show_progress("exporting") as progress,
-    ):
-        count = write(engine.opened_index, folder, progress)
+    if with_map and form != "parquet":
+        if context.get_parameter_source("form") is not ParameterSource.DEFAULT:
+            raise UsageError(f"--map adds columns to parquet, not to {form}", hint="--format parquet")
+        form = "parquet"
+    with warn_if_incomplete(api.open(index_path, device="cpu", roots=dict(roots))) as engine:
+        if form == "npy":
+            with show_progress("exporting") as progress:
+                count = export.export_npy(engine.opened_index, folder, progress)
+        else:
+            drawn = maps.draw(engine).columns() if with_map else None
+            with show_progress("exporting") as progress:
+                count = export.export_parquet(engine.opened_index, folder, progress, drawn)
     echo(f"{folder}: {pluralize(count, 'item')}")
 
 

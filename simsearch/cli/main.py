@@ -44,6 +44,10 @@ COMMANDS = {
     "eval": ("simsearch.cli.evaluate", "Measures the quality of a model or an index."),
     "export": ("simsearch.cli.inspect", "Writes the features and the items that they belong to."),
     "info": ("simsearch.cli.inspect", "Describes an index."),
+    "map": (
+        "simsearch.cli.map",
+        "Draws a map of an index: all pictures on a plane, similar ones side by side, in one HTML file.",
+    ),
     "merge": (
         "simsearch.cli.maintain",
         "Copies the items of OTHER indexes of the same model into an index, with their features.",

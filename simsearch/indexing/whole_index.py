@@ -19,6 +19,8 @@ from simsearch.storage.index import on_disk
 from simsearch.storage.item_table import IndexedItem, indexed_items, items_to_arrow, to_pandas
 
 if TYPE_CHECKING:
+    from simsearch.curation import cluster_names
+    from simsearch.curation import map as maps
     from simsearch.curation.cleanup import ignored as ignoring
     from simsearch.curation.cleanup import journal as journals
     from simsearch.curation.cleanup import keep as keeping
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from simsearch.storage.model import IndexModel
     from simsearch.storage.protocols import OpenIndex, Searchable
 else:  # a search needs none of them
+    cluster_names = LazyModule("simsearch.curation.cluster_names")
+    maps = LazyModule("simsearch.curation.map")
     ignoring = LazyModule("simsearch.curation.cleanup.ignored")
     journals = LazyModule("simsearch.curation.cleanup.journal")
     keeping = LazyModule("simsearch.curation.cleanup.keep")
@@ -142,6 +146,24 @@ class WholeIndex:
             plan, str(self.opened_index.path), None if journal is None else Path(journal), progress
         )
 
+    def map(
+        self,
+        *,
+        clusters: int | None = None,
+        names: Literal["auto", "labels", "guesses", "numbers"] = "auto",
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> maps.ItemMap:
+        """Returns all items on a plane, similar ones side by side, in clusters with names.
+
+        clusters: their largest number; None for as many as stand out. names: see `cluster_names.name_clusters`.
+        seed: the same index and seed give the same map. progress: of the search for neighbours, then of the layout.
+        Raises UsageError for fewer items than `map.LEAST`, MissingExtraError.
+        """
+        near = maps.read_neighbours(self.snapshots, seed=seed, progress=progress)
+        drawn = maps.draw_map(near, clusters, seed, progress)
+        return cluster_names.name_clusters(drawn, names, self.model.load)
+
     def classify(
         self, pictures: Picture | Sequence[Picture], k: int = 5, crops: Literal[1, 10] = 1
     ) -> list[list[classify.Guess]]:
@@ -166,17 +188,23 @@ class WholeIndex:
         folder: str | os.PathLike[str],
         form: Literal["npy", "parquet"] = "npy",
         *,
+        drawn: maps.ItemMap | None = None,
         progress: Progress = no_progress,
     ) -> int:
         """Writes the features and the items that they belong to, and returns the number of items.
 
         npy: features.npy, (N, D) float32, and items.jsonl, a line for each row. parquet: items.parquet.
+        drawn: a map of the items, from `map`, for more columns; see `export.export_parquet`.
         Raises UsageError, MissingExtraError.
         """
         if form not in ("npy", "parquet"):
             raise UsageError(f"form is {form!r}", hint="npy or parquet")
-        write = exports.export_npy if form == "npy" else exports.export_parquet
-        return write(self.opened_index, Path(folder), progress)
+        if form == "npy":
+            if drawn is not None:
+                raise UsageError("a map is for parquet, not for npy", hint='form="parquet"')
+            return exports.export_npy(self.opened_index, Path(folder), progress)
+        columns = None if drawn is None else drawn.columns()
+        return exports.export_parquet(self.opened_index, Path(folder), progress, columns)
 
     def verify(self, progress: Progress = no_progress) -> checks.VerifyReport:
         """Checks that the files of the index agree, byte for byte; see `VerifyReport.problems`."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from simsearch.common.atomic_files import atomic_write
 from simsearch.common.links import file_link
-from simsearch.common.printable import printable
+from simsearch.reports.page_templates import page_environment
 from simsearch.reports.text import format_distance
 from simsearch.reports.tiles import ResultRow, Tile, file_name, fit_image
 from simsearch.search.results import word_of
@@ -80,22 +80,7 @@ def render_html(
 
 @functools.cache
 def _template() -> Template:
-    """Returns the page's template, which escapes all values and makes unprintable characters visible."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    def finalize(value: Any) -> Any:
-        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        finalize=finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html")
+    return page_environment().get_template("report.html")
 
 
 def _common_folder(paths: Sequence[str]) -> str:

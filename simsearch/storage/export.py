@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,10 +19,28 @@ from simsearch.storage.filters import replace_surrogates
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from simsearch.storage.protocols import OpenIndex
     from simsearch.storage.reader import Item
 
 _ROWS = 2048
+
+
+@dataclass(frozen=True)
+class MapColumns:
+    """Columns about items of an index, by id: where each lies on a map; see `simsearch.curation.map`.
+
+    ids: (n,) ascending. positions: (n, 2) float32. clusters: (n,) places in `names`. neighbours: (n, k) places of the
+    nearest other items, -1 for none. distances: (n, k) to them.
+    """
+
+    ids: NDArray[np.int64]
+    positions: NDArray[np.float32]
+    clusters: NDArray[np.int32]
+    names: Sequence[str]
+    neighbours: NDArray[np.int64]
+    distances: NDArray[np.float64]
 
 
 def export_npy(index: OpenIndex, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
@@ -52,12 +71,18 @@ def export_npy(index: OpenIndex, folder: Path, progress: Callable[[int, int], No
 
 
 def export_parquet(
-    index: OpenIndex, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    index: OpenIndex,
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    drawn: MapColumns | None = None,
 ) -> int:
     """Writes `items.parquet`, one row per item, sorted by id; returns the number of items.
 
-    Columns: id, path, label, metadata (JSON), features (a list of D float16 values, as stored).
-    Raises MissingExtraError without pyarrow. The file appears under its name only when it is complete.
+    Columns: id, path, label, metadata (JSON), features (a list of D float16 values, as stored). With a map: x, y,
+    cluster (its number), cluster_name, neighbours (a struct of ids, rows of the file from 0 on, and distances); null
+    for items that are not on the map.
+    Raises MissingExtraError without pyarrow, UsageError if an item of the map is gone. The file appears under its name
+    only when it is complete.
     """
     try:
         import pyarrow
@@ -73,30 +98,68 @@ def export_parquet(
         ("features", pyarrow.list_(pyarrow.float16(), dimension)),
     ]
     facts = {"simsearch": json.dumps({"model": index.meta.model, "weights_sha256": index.meta.weights_sha256})}
-    schema = pyarrow.schema(columns, metadata=facts)
     with (
         _writing_to(folder),
         index.reading() as reader,
         replacing(folder / "items.parquet") as file,
-        pyarrow.parquet.ParquetWriter(file, schema) as writer,
     ):
-        total, opened, done = reader.count(), index.sources(reader), 0
-        for items in _chunks(reader.items()):
-            features = reader.shards.read(np.array([item.row for item in items], np.int64))
-            values = pyarrow.array(features.reshape(-1), pyarrow.float16())
-            paths = [replace_surrogates(opened[item.source].display(item.path)) for item in items]
-            cells = [
-                [item.id for item in items],
-                paths,
-                [item.label for item in items],
-                [json.dumps(item.metadata) for item in items],
-            ]
-            arrays = [pyarrow.array(cell, kind) for cell, (_, kind) in zip(cells, columns[:-1], strict=True)]
-            arrays.append(pyarrow.FixedSizeListArray.from_arrays(values, dimension))
-            writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
-            done += len(items)
-            progress(done, total)
+        ids = reader.ids_and_rows()[0]
+        added = [] if drawn is None else _map_columns(pyarrow, drawn, ids)
+        fields = columns + [(name, array.type) for name, array in added]
+        schema = pyarrow.schema(fields, metadata=facts)
+        total, opened, done = len(ids), index.sources(reader), 0
+        with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+            for items in _chunks(reader.items()):
+                features = reader.shards.read(np.array([item.row for item in items], np.int64))
+                values = pyarrow.array(features.reshape(-1), pyarrow.float16())
+                paths = [replace_surrogates(opened[item.source].display(item.path)) for item in items]
+                cells = [
+                    [item.id for item in items],
+                    paths,
+                    [item.label for item in items],
+                    [json.dumps(item.metadata) for item in items],
+                ]
+                arrays = [pyarrow.array(cell, kind) for cell, (_, kind) in zip(cells, columns[:-1], strict=True)]
+                arrays.append(pyarrow.FixedSizeListArray.from_arrays(values, dimension))
+                arrays.extend(array.slice(done, len(items)) for _, array in added)
+                writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
+                done += len(items)
+                progress(done, total)
     return int(total)
+
+
+def _map_columns(pyarrow: Any, drawn: MapColumns, ids: NDArray[np.int64]) -> list[tuple[str, Any]]:
+    """Returns the columns of a map for the items of a file, by name. ids: (N,) of these items, ascending.
+
+    Items may have come since the map was drawn; none may have gone, for neighbours name rows of the file.
+    """
+    row = np.searchsorted(ids, drawn.ids)
+    if len(ids) == 0 or not np.array_equal(ids[np.minimum(row, len(ids) - 1)], drawn.ids):
+        raise UsageError("items were removed while the map was drawn", hint="export again")
+    place = np.full(len(ids), -1)
+    place[row] = np.arange(len(row))
+    missing = place < 0
+
+    def spread(values: NDArray[Any], kind: Any) -> Any:
+        return pyarrow.array(values[place], kind, mask=missing)
+
+    names = np.array([replace_surrogates(name) for name in drawn.names], object)
+    known = drawn.neighbours[place] >= 0
+    known[missing] = False
+    offsets = np.concatenate([[0], known.sum(1).cumsum()]).astype(np.int32)
+    near = row[drawn.neighbours[place][known]]
+    lists = [
+        pyarrow.ListArray.from_arrays(offsets, pyarrow.array(near, pyarrow.int64())),
+        pyarrow.ListArray.from_arrays(offsets, pyarrow.array(drawn.distances[place][known], pyarrow.float32())),
+    ]
+    struct = pyarrow.StructArray.from_arrays(lists, ["ids", "distances"], mask=pyarrow.array(missing))
+    return [
+        ("x", spread(drawn.positions[:, 0], pyarrow.float32())),
+        ("y", spread(drawn.positions[:, 1], pyarrow.float32())),
+        ("cluster", spread(drawn.clusters, pyarrow.int32())),
+        ("cluster_name", spread(names[drawn.clusters], pyarrow.string())),
+        ("neighbours", struct),
+    ]
 
 
 @contextlib.contextmanager

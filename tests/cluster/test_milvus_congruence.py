@@ -472,3 +472,17 @@ def test_reading_verbs(photos: Path, tmp_path: Path, address: str, colours: Colo
             for e in (here, there)
         ]
         assert grouped[0] == grouped[1]
+
+
+def test_maps(photos: Path, tmp_path: Path, address: str, colours: Colours) -> None:
+    """A collection has the map of the index that it was pushed from."""
+    pytest.importorskip("openTSNE", reason="the [map] extra is not installed")
+    here = simsearch.build(photos, tmp_path / "index", colours)
+    push(here.index, address)
+    with here, simsearch.open(address, model=colours) as there:
+        mine, theirs = here.map(), there.map()
+        assert [member.path for member in mine.members] == [member.path for member in theirs.members]
+        np.testing.assert_array_equal(mine.places, theirs.places)
+        np.testing.assert_allclose(mine.distances, theirs.distances, atol=1e-4)
+        assert [cluster.name for cluster in mine.clusters] == [cluster.name for cluster in theirs.clusters]
+        there.export(tmp_path / "out", "parquet", drawn=theirs)

@@ -1,0 +1,116 @@
+"""Positions of items on a plane, from their nearest neighbours: t-SNE by openTSNE (extra `[map]`).
+
+t-SNE: van der Maaten and Hinton (2008). The plane starts from the first two principal components (Kobak and Berens
+2019, section "Initialization"), the repulsion is interpolated on a grid by FFT (Linderman et al. 2019), and the rate of
+learning is n over the exaggeration (Belkina et al. 2019). scripts/bench/map.py compares it with UMAP and PaCMAP.
+
+Letters: n items, k neighbours, D dimension.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simsearch.common.lazy import LazyModule
+from simsearch.common.machine import available_cores
+from simsearch.common.pca import fit_pca
+from simsearch.common.progress import Progress, no_progress
+from simsearch.curation.graph import Collection
+from simsearch.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    import openTSNE
+    from numpy.typing import NDArray
+else:
+    openTSNE = LazyModule("openTSNE")  # noqa: N816
+
+PERPLEXITY = 30
+"""Neighbours that count for an item, in effect (van der Maaten and Hinton recommend 5 to 50)."""
+
+NEIGHBOURS = 3 * PERPLEXITY
+"""Neighbours that are searched for; beyond three times the perplexity their affinities are next to nothing."""
+
+EARLY, ITERATIONS = 250, 500
+"""Iterations with exaggerated attraction, which brings kinds together, and without."""
+
+EVERY = 10
+"""Iterations from one report of progress to the next."""
+
+SAMPLE = 5000
+"""Items that the principal components are computed from."""
+
+BLOCK = 1024
+
+FEW = 5000
+"""Up to as many items a tree of the items is faster than the grid (Barnes-Hut t-SNE, van der Maaten 2014)."""
+
+
+def check_installed() -> None:
+    """Raises MissingExtraError if openTSNE is not installed."""
+    try:
+        import openTSNE  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("a map", "map") from None
+
+
+def start_positions(collection: Collection, seed: int = 0) -> NDArray[np.float64]:
+    """Projects the features on their first two principal components: (n, 2), of standard deviation 1e-4 in x.
+
+    A little noise is added, so that equal items do not lie on each other, where nothing could part them.
+    """
+    n, random = len(collection.items), np.random.default_rng(seed)
+    chosen = np.sort(random.permutation(n)[:SAMPLE])
+    sample = collection.snapshot.flat.read(collection.rows[chosen]).astype(np.float32)
+    project = fit_pca(sample, 2, seed)
+    starts = range(0, n, BLOCK)
+    flat = np.concatenate([project(collection.features(start, min(start + BLOCK, n))) for start in starts])
+    positions = np.zeros((n, 2))
+    positions[:, : flat.shape[1]] = flat  # features of one dimension have one component
+    deviation = float(positions[:, 0].std())
+    positions *= 1e-4 / deviation if deviation > 0 else 0
+    return positions + random.normal(0, 1e-6, positions.shape)
+
+
+def lay_out(
+    places: NDArray[np.int64],
+    distances: NDArray[np.float64],
+    start: NDArray[np.float64],
+    seed: int = 0,
+    progress: Progress = no_progress,
+    exaggeration: float = 1.0,
+) -> NDArray[np.float32]:
+    """Returns the positions of n items, (n, 2), centred at 0.
+
+    places, distances: (n, k) the nearest other items and how far they are. start: (n, 2), see `start_positions`.
+    progress: called with the iterations done, and all. Raises MissingExtraError.
+    """
+    check_installed()
+    n, k = places.shape
+    threads, done = available_cores(), 0
+
+    def report(iteration: int, error: float, embedding: Any) -> None:
+        nonlocal done
+        done += EVERY
+        progress(done, EARLY + ITERATIONS)
+
+    known = openTSNE.nearest_neighbors.PrecomputedNeighbors(places, distances)
+    affinities = openTSNE.affinity.PerplexityBasedNN(
+        perplexity=min(PERPLEXITY, k / 3), knn_index=known, n_jobs=threads, random_state=seed
+    )
+    settings = {
+        "early_exaggeration_iter": EARLY,
+        "n_iter": ITERATIONS,
+        "exaggeration": exaggeration,
+        "negative_gradient_method": "fft" if n > FEW else "bh",
+        "n_jobs": threads,
+        "random_state": seed,
+        "callbacks": report,
+        "callbacks_every_iters": EVERY,
+    }
+    found = openTSNE.TSNE(**settings).fit(affinities=affinities, initialization=start)
+    positions = np.asarray(found, np.float64)
+    positions -= positions.mean(0)
+    flat: NDArray[np.float32] = positions.astype(np.float32)
+    return flat

@@ -1,0 +1,159 @@
+"""A map: the items of an index on a plane, similar ones side by side, in clusters with names.
+
+Positions come from the exact nearest neighbours (`simsearch.curation.layout`), clusters from the positions
+(`simsearch.curation.hills`), names from labels or from a classifier (`simsearch.curation.cluster_names`).
+
+Letters: n items in the order of their ids, k neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simsearch.common.progress import Progress, no_progress
+from simsearch.curation import layout
+from simsearch.curation.graph import neighbour_graph
+from simsearch.curation.hills import find_hills
+from simsearch.errors import UsageError
+from simsearch.search.duplicates import Member
+from simsearch.storage.export import MapColumns
+from simsearch.storage.protocols import Searchable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LEAST = 10
+"""Items of the smallest map."""
+
+EXPORTED = 15
+"""Neighbours of each item that are exported."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster of a map.
+
+    name: unique on the map. size: number of items. source: of the name, "labels", "guesses" or "number".
+    share: of the items with labels, those with this one; of a guess, its probability; None for a number.
+    """
+
+    name: str
+    size: int
+    source: str = "number"
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The items of an index, their nearest neighbours and where their layout starts; see `read_neighbours`.
+
+    places: (n, k) of the nearest other items; distances: (n, k) to them. start: (n, 2).
+    """
+
+    members: Sequence[Member]
+    places: NDArray[np.int64]
+    distances: NDArray[np.float64]
+    start: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ItemMap:
+    """A map of n items.
+
+    members: the items, by id. positions: (n, 2) float32, centred at 0. cluster_ids: (n,) int32, the place of each
+    item's cluster in `clusters`, which are sorted by size, the largest first.
+    places, distances: (n, k), the nearest other items and how far they are.
+    """
+
+    members: Sequence[Member]
+    positions: NDArray[np.float32]
+    cluster_ids: NDArray[np.int32]
+    clusters: Sequence[Cluster]
+    places: NDArray[np.int64]
+    distances: NDArray[np.float64]
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """The items' ids: (n,), ascending."""
+        return np.array([member.item.id for member in self.members], np.int64)
+
+    def columns(self) -> MapColumns:
+        """Returns what `export_parquet` writes of the map; of the neighbours, the nearest `EXPORTED`."""
+        names = [cluster.name for cluster in self.clusters]
+        near, away = self.places[:, :EXPORTED], self.distances[:, :EXPORTED]
+        return MapColumns(self.ids, self.positions, self.cluster_ids, names, near, away)
+
+
+def read_neighbours(
+    snapshots: Searchable, k: int = layout.NEIGHBOURS, seed: int = 0, progress: Progress = no_progress
+) -> Neighbourhood:
+    """Searches for the k nearest neighbours of each item, exactly, in one snapshot of the index.
+
+    Raises UsageError if there are fewer items than `LEAST`, MissingExtraError.
+    """
+    layout.check_installed()
+    with snapshots.reading() as reader:
+        check_size(reader.count())
+    with neighbour_graph(snapshots, k, progress) as graph:
+        collection = graph.collection
+        check_size(len(collection.items))
+        members = [collection.member(place) for place in range(len(collection.items))]
+        return Neighbourhood(members, graph.places, graph.distances, layout.start_positions(collection, seed))
+
+
+def check_size(count: int) -> None:
+    """Raises UsageError for too few items for a map."""
+    if count < LEAST:
+        raise UsageError(
+            f"the index has {count} {'item' if count == 1 else 'items'}, and a map needs at least {LEAST}",
+            hint="simsearch build SOURCE adds more",
+        )
+
+
+def draw_map(
+    near: Neighbourhood, clusters: int | None = None, seed: int = 0, progress: Progress = no_progress
+) -> ItemMap:
+    """Lays the items out and finds clusters, which are numbered; `cluster_names.name_clusters` gives them names.
+
+    clusters: their largest number; None for as many as stand out. progress: called with iterations done, and all.
+    Raises UsageError, MissingExtraError.
+    """
+    if clusters is not None and clusters < 1:
+        raise UsageError(f"the number of clusters is {clusters}", hint="1 or more")
+    positions = layout.lay_out(near.places, near.distances, near.start, seed, progress)
+    found = find_hills(positions, clusters)
+    sizes = np.bincount(found).tolist()
+    numbered = [Cluster(f"cluster {number}", size) for number, size in enumerate(sizes, 1)]
+    return ItemMap(near.members, positions, found, numbered, near.places, near.distances)
+
+
+def representatives(positions: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Returns the places of items that show a map, at most `count`, so that any number of the first cover it evenly.
+
+    The plane is cut into 1, 4, 16, … squares; at each step every square without a chosen item gives the one nearest to
+    its centre.
+    """
+    n = len(positions)
+    extent = max(float(np.ptp(positions, axis=0).max()), 1e-9)
+    scaled = (positions - positions.min(0)) / extent  # 0 to 1
+    chosen = np.zeros(n, bool)
+    found: list[NDArray[np.int64]] = []
+    for level in range(1, 17):
+        side = 1 << level
+        cell = np.minimum((scaled * side).astype(np.int64), side - 1)
+        number = cell[:, 1] * side + cell[:, 0]
+        taken = np.unique(number[chosen])
+        away = ((scaled * side - cell - 0.5) ** 2).sum(1)
+        order = np.lexsort((away, number))
+        first = order[np.unique(number[order], return_index=True)[1]]
+        new = first[~np.isin(number[first], taken)]
+        chosen[new] = True
+        found.append(new)
+        if chosen.sum() >= min(count, n):
+            break
+    found.append(np.flatnonzero(~chosen))  # items on one spot
+    return np.concatenate(found)[:count]

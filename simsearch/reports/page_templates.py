@@ -1,0 +1,29 @@
+"""The Jinja2 environment of HTML pages: it escapes all values and makes unprintable characters visible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simsearch.common.printable import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def page_environment(folder: str = "") -> Environment:
+    """Returns the environment of the templates in a subfolder of `templates`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def finalize(value: Any) -> Any:
+        return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates" / folder),
+        autoescape=True,
+        finalize=finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
