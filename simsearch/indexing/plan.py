@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from simsearch.errors import UsageError
 from simsearch.images.sources import base, exclude, resolve
+from simsearch.images.sources.remote import addresses
 from simsearch.indexing.options import BuildOptions, Summary
+from simsearch.storage import roots
 from simsearch.storage.filters import replace_surrogates
 from simsearch.storage.reader import Item, SourceRow
 
@@ -72,7 +74,9 @@ def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptio
         known = [(row, index.root_of(row)) for row in reader.sources()]
 
         def is_relevant(row: SourceRow, root: str) -> bool:
-            exists = row.kind == "dataset" or os.path.exists(root)
+            if options.keep_gone and addresses.is_kind(row.kind):  # a followed index asks no other machine
+                return False
+            exists = roots.may_exist(row.kind, root)
             return exists or (not options.keep_gone and reader.has_items(row.id))
 
         pairs = (

@@ -8,7 +8,6 @@ interrupted build continues where it stopped.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,13 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.images.decode import names_extra
-from simsearch.indexing import meta_update, sketches
+from simsearch.indexing import meta_update, prefetch, sketches
 from simsearch.indexing import plan as indexing_plan
-from simsearch.indexing.extract import Task, extract, usual_batch
+from simsearch.indexing.extract import extract, usual_batch
 from simsearch.indexing.known_files import KnownFiles
-from simsearch.indexing.load import LoadedImage, reading
+from simsearch.indexing.load import LoadedImage
 from simsearch.indexing.options import BuildOptions, Summary
 from simsearch.indexing.plan import Plan, PlannedSource
+from simsearch.storage import roots
 from simsearch.storage.database import Changes
 from simsearch.storage.reader import Item
 
@@ -142,7 +142,7 @@ class _SyncRun:
         else:
             model = self.model.load(expected=total, threads=True)
             size = self.options.batch_size or usual_batch(model)
-            tasks = (Task(reading(key[0].source, key[1].path, key[1].size), key) for key in keys)
+            tasks = prefetch.tasks((key, key[0].source, key[1].path, key[1].size) for key in keys)
             groups = extract(model, tasks, known=self.known, batch_size=size, workers=self.options.workers)
         done = 0
         self.options.progress(0, total)
@@ -242,7 +242,7 @@ def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[It
     items: dict[bytes, list[Item]] = {}
     with index.reading() as reader:
         for row in reader.sources():
-            if row.id not in planned and row.kind != "dataset" and not os.path.exists(index.root_of(row)):
+            if row.id not in planned and not roots.may_exist(row.kind, index.root_of(row)):
                 for item in reader.items(row.id):
                     items.setdefault(item.digest, []).append(item)
     return items
@@ -251,7 +251,7 @@ def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[It
 def _forget_gone_sources(index: Index) -> None:
     """Deletes the records of sources that no longer exist and have no items left."""
     with index.reading() as reader:
-        away = [row.id for row in reader.sources() if row.kind != "dataset" and not os.path.exists(index.root_of(row))]
+        away = [row.id for row in reader.sources() if not roots.may_exist(row.kind, index.root_of(row))]
         gone = [number for number in away if not reader.has_items(number)]
     for number in gone:
         index.database.forget(number)

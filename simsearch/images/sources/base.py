@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from simsearch.errors import ImageError
 from simsearch.images.decode import EXTENSIONS, LARGEST_BYTES, left_out, looks_like_image
 from simsearch.images.sources.exclude import Exclusion
+from simsearch.images.sources.remote import addresses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,6 +90,12 @@ class Source(ABC):
     kind: str
     download = True
     """False to never fetch a data set from its site; for one that an index names."""
+
+    quick = False
+    """True to give up on an image soon, if it is on another machine: somebody waits for it."""
+
+    remote = False
+    """True if reading an image waits for another machine, so that several should be read at once."""
 
     labelled = False
     """True if the source itself has labels; otherwise the folders' names may be used."""
@@ -243,6 +250,8 @@ def display_path(kind: str, root: str, path: str) -> str:
         return os.path.join(root, path)
     if kind == "manifest":
         return os.path.join(os.path.dirname(root), path)
+    if kind == addresses.KIND:
+        return addresses.joined(root, path)
     return root + SEPARATOR + path
 
 
