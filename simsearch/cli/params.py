@@ -10,9 +10,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from simsearch.cli import completion
-from simsearch.cli.query_args import is_url, item_id
+from simsearch.cli.query_args import item_id
 from simsearch.common.item_ids import ID_PREFIX
 from simsearch.errors import UsageError
+from simsearch.images.sources.remote.addresses import is_remote
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -48,7 +49,7 @@ class Weighted(click.ParamType):  # type: ignore[type-arg]
             return value
         image, equals, number = value.rpartition("=")
         weight = 1.0
-        if not equals or os.path.exists(value) or is_url(value):
+        if not equals or os.path.exists(value) or is_remote(value):
             image = value
         else:
             try:

@@ -22,6 +22,7 @@ from simsearch.common.milvus_address import is_address, parse_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.images.samples import generate
+from simsearch.images.sources.remote import permission
 from simsearch.indexing import options
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
 )
 @click.option("--insecure", is_flag=True, help="Allow other machines without a key.")
 @click.option("--writable", is_flag=True, help="Allow adding and removing items.")
+@click.option("--remote", is_flag=True, help="Read remote pictures that an index names, though you have not named them.")
 @click.option("--watch", is_flag=True, help="Follow the indexes' sources, and index what changes, while serving.")
 @click.option("--allow-urls", is_flag=True, help="Allow searches by http(s) URL; public addresses only.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Site whose pages may call the service; repeatable.")
@@ -104,6 +106,7 @@ def serve_command(
     max_body: int,
     max_pixels: int,
     memory: int | None,
+    remote: bool,
     watch: bool,
     device: str,
     **options: Any,
@@ -116,6 +119,8 @@ def serve_command(
         message = f"listening on {host} without a key would give others access to the index"
         raise UsageError(message, hint="set $SIMSEARCH_API_KEY, or use --insecure")
     hosts = (*LOOPBACK, *(name.lower() for name in allow_host)) if local and not keys else None
+    if remote:
+        permission.grant_all()
     engines = _open_indexes(index, device, options["writable"])
     if memory is not None:
         options["memory"] = run.memory_for_requests(engines.values(), memory << 20, options["batch_size"])

@@ -91,6 +91,9 @@ class Source(ABC):
     download = True
     """False to never fetch a data set from its site; for one that an index names."""
 
+    nests = False
+    """True for folders: one inside another is a part of it, and single images of one may be listed."""
+
     quick = False
     """True to give up on an image soon, if it is on another machine: somebody waits for it."""
 
@@ -103,6 +106,8 @@ class Source(ABC):
     def __init__(self, root: str, within: str = "") -> None:
         self.root = root
         self.within = within
+        self.only: frozenset[str] | None = None
+        """The only paths to list, for a folder from which single files were added; None for all."""
         """The relative path of the only file or folder to list, if the kind of source supports that; empty for all."""
         self.outside = True
         """False to leave out files that lie outside `folder`, also those that links lead to."""
@@ -149,11 +154,7 @@ class FolderSource(Source):
     """A folder with its subfolders. Hidden ones are skipped; links are followed, but each folder is listed once."""
 
     kind = "folder"
-
-    def __init__(self, root: str, within: str = "") -> None:
-        super().__init__(root, within)
-        self.only: frozenset[str] | None = None
-        """The only paths to list, for a folder from which single files were added; None for all."""
+    nests = True
 
     @property
     def folder(self) -> str:

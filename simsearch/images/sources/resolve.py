@@ -101,7 +101,12 @@ def _resolve_remote(name: str) -> Source:
 
     An address with the extension of an image is one object of the folder above it.
     """
-    root = addresses.normalized(name)
+    source = _remote_source(addresses.normalized(name))
+    permission.grant(source.root)
+    return source
+
+
+def _remote_source(root: str) -> Source:
     parent, _, last = root.rpartition("/")
     if "/" not in root.partition("://")[2]:
         last = ""
@@ -109,13 +114,10 @@ def _resolve_remote(name: str) -> Source:
     if kind in {"manifest", "parquet"}:
         raise UsageError(f"{root}: tables are not read from other machines", hint="copy it to this one")
     if kind is not None:
-        permission.grant(root)
         return SOURCE_CLASSES[addresses.ZIP_KIND if kind == "zip" else addresses.TAR_KIND](root)
-    source = remote_source.RemoteSource(root)
     if remote_source.is_picture(last):
-        source = remote_source.RemoteSource(parent, within=last)
-    permission.grant(source.root)
-    return source
+        return remote_source.RemoteSource(parent, within=last)
+    return remote_source.RemoteSource(root)
 
 
 def as_names(given: Any) -> list[str]:
@@ -144,6 +146,30 @@ def reopen(kind: str, root: str, *, checked: bool = False) -> Source:
     if kind not in {"folder", "dataset"} and os.path.exists(root) and not os.path.isfile(root):
         raise UsageError(f"{root} is not a regular file")  # opening a pipe would wait for a writer
     return SOURCE_CLASSES[kind](root)
+
+
+def read_remote(address: str) -> bytes:
+    """Reads an image by its remote address, or one in a remote archive, which the user has named.
+
+    Raises ImageError, UsageError.
+    """
+    container, separator, member = address.partition(SEPARATOR)
+    source = _remote_source(addresses.normalized(container))
+    path = member if separator else source.within
+    if not path:
+        raise UsageError(f"{address!r} is not the address of an image", hint="an object whose name ends in .jpg or so")
+    try:
+        with source.stream(path) as file:
+            return file.read()
+    except ImageError as error:
+        raise ImageError(f"{address}: {error}", hint=error.hint) from error
+    finally:
+        source.close()
+
+
+def part(kind: str, root: str, within: str) -> Source:
+    """Returns a part of a folder, local or remote. within: the relative path of the only file or folder to list."""
+    return FolderSource(root, within) if kind == FolderSource.kind else remote_source.RemoteSource(root, within)
 
 
 def read_path(path: str) -> bytes:

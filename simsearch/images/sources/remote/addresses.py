@@ -7,7 +7,7 @@ an index, and escaped in an address. This module imports nothing heavy: every co
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from simsearch.errors import UsageError
 
@@ -83,6 +83,12 @@ def joined(root: str, path: str) -> str:
     if scheme_of(root) in WEB:
         path = quote(path, safe=_PLAIN)
     return f"{root}/{path}"
+
+
+def relative_to(address: str, root: str) -> str:
+    """Returns the path of a root that lies below another one, relative to that."""
+    path = address[len(root) + 1 :]
+    return unquote(path, errors="surrogateescape") if scheme_of(root) in WEB else path
 
 
 def has_odd_parts(path: str) -> bool:

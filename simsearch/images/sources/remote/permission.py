@@ -42,9 +42,12 @@ def grant_all() -> None:
 
 
 def is_granted(root: str) -> bool:
-    """Returns True if the user has named an address, or a folder above it, or has permitted all."""
-    if "" in _named or os.environ.get(VARIABLE, "") not in {"", "0"}:
-        return True
+    """Returns True if an address may be read: it was named, or all are permitted."""
+    return "" in _named or os.environ.get(VARIABLE, "") not in {"", "0"} or is_named(root)
+
+
+def is_named(root: str) -> bool:
+    """Returns True if the user has named an address, or a folder above it."""
     place = root
     while "/" in place.partition("://")[2]:
         if place in _named or _record(place).exists():

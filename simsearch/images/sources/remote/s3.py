@@ -17,7 +17,6 @@ from simsearch.images.sources.remote.store import (
     CONNECT_SECONDS,
     READ_SECONDS,
     REQUESTS,
-    WHOLE_SECONDS,
     DeniedError,
     MissingError,
     RemoteObject,
@@ -131,7 +130,7 @@ class S3Store(Store):
 
         files = self._files
         try:
-            return sync(files.loop, request, *arguments, timeout=WHOLE_SECONDS, **named)
+            return sync(files.loop, request, *arguments, timeout=self._seconds, **named)
         except NoCredentialsError:
             with self._lock:
                 if self._files is files:
@@ -171,6 +170,8 @@ class S3Store(Store):
         connection = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError
         if isinstance(error, (*connection, exceptions.ResponseStreamingError)):
             return self._of_connection(error)
+        if isinstance(error, (exceptions.FlexibleChecksumError, exceptions.ChecksumError)):
+            return TransientError("what came has another checksum")
         if "parse" in type(error).__name__.lower() or isinstance(error, exceptions.ParamValidationError):
             return DeniedError(" ".join(str(error).split()))
         return UsageError(f"{self.root}: {' '.join(str(error).split())}", hint=NO_CREDENTIALS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any
@@ -13,16 +14,17 @@ from simsearch.errors import ImageError, UsageError
 from simsearch.images.decode import EXTENSIONS, LARGEST_BYTES
 from simsearch.images.sources.base import GONE, Entry, Listing, Source
 from simsearch.images.sources.exclude import Exclusion
-from simsearch.images.sources.remote import addresses
+from simsearch.images.sources.remote import addresses, permission
 from simsearch.images.sources.remote.store import REQUESTS, RemoteObject, Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from simsearch.images.sources.remote import gcs, http, s3
+    from simsearch.images.sources.remote import gcs, http, public_web, s3
 else:  # their libraries take seconds to import
     gcs = LazyModule("simsearch.images.sources.remote.gcs")
     http = LazyModule("simsearch.images.sources.remote.http")
+    public_web = LazyModule("simsearch.images.sources.remote.public_web")
     s3 = LazyModule("simsearch.images.sources.remote.s3")
 
 STORES: dict[str, Callable[..., Store]] = {
@@ -32,6 +34,17 @@ STORES: dict[str, Callable[..., Store]] = {
     "http": lambda root, **options: http.HttpStore(root, **options),
 }
 """By scheme: makes a store from an address."""
+
+
+def open_store(root: str, quick: bool = False) -> Store:
+    """Returns the store of an address. Raises MissingExtraError.
+
+    A web server that only an index names, and that all are permitted, has to be on the public Internet.
+    """
+    scheme = addresses.scheme_of(root) or ""
+    if scheme in addresses.WEB and not permission.is_named(root):
+        return public_web.PublicWebStore(root, quick=quick)
+    return STORES[scheme](root, quick=quick)
 
 
 class RemoteStoreMixin:
@@ -45,7 +58,7 @@ class RemoteStoreMixin:
         """Returns the store of an address. Raises MissingExtraError."""
         with self._store_lock:
             if self._store is None:
-                self._store = STORES[addresses.scheme_of(place) or ""](place, quick=self.quick)
+                self._store = open_store(place, self.quick)
             return self._store
 
     def _init_store(self) -> None:
@@ -65,13 +78,11 @@ class RemoteSource(RemoteStoreMixin, Source):
     """
 
     kind = addresses.KIND
-    remote = True
+    nests = remote = True
 
     def __init__(self, root: str, within: str = "") -> None:
         super().__init__(root, within)
         self._init_store()
-        self.only: frozenset[str] | None = None
-        """The only paths to list, as of `FolderSource`."""
         self._sizes: dict[str, int] = {}
 
     @property
@@ -103,8 +114,9 @@ class RemoteSource(RemoteStoreMixin, Source):
             else:
                 found.skip(item.path)
         found.unread = list(self.store.unread)
-        if empty and not self.within and not found.unread:
-            raise UsageError(f"nothing is stored below {self.root}/", hint="is the address complete?")
+        if empty and not found.unread:
+            place = self.display(self.within) if self.within else self.root
+            raise UsageError(f"nothing is stored below {place}/", hint="is the address complete?")
         found.entries.sort(key=lambda entry: entry.path)
 
     def _ask_for(self, paths: Sequence[str], found: Listing) -> bool:
@@ -160,6 +172,7 @@ def is_picture(path: str) -> bool:
 
 
 def _entry(item: RemoteObject) -> Entry:
-    size = item.size or 0
+    """Returns an object as an entry. One without identity gets a new stamp each time, and so is read each time."""
+    size, stamp = item.size or 0, item.stamp if item.identity else time.time_ns() & (2**63 - 1)
     problem = f"too large: {size:,} bytes, the limit is {LARGEST_BYTES:,}" if size > LARGEST_BYTES else None
-    return Entry(item.path, size, item.stamp, problem=problem)
+    return Entry(item.path, size, stamp, problem=problem)

@@ -28,11 +28,11 @@ REQUESTS = 32
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 0.5, 20.0
 """How often a request is tried, and the limits of the waits (seconds) between; they double, and are drawn at random."""
 
-QUICK_ATTEMPTS = 2
-"""The same for pictures that are shown: somebody waits for them."""
-
 CONNECT_SECONDS, READ_SECONDS, WHOLE_SECONDS = 10.0, 30.0, 300.0
 """Limits for connecting, for each wait for bytes, and for a request as a whole."""
+
+QUICK_ATTEMPTS, QUICK_SECONDS = 2, 15.0
+"""Attempts, and the limit for a request as a whole, for pictures that are shown: somebody waits for them."""
 
 LOST = 16
 """Objects in a row that no connection was had for, after which the server counts as away."""
@@ -88,6 +88,7 @@ class Store(ABC):
     def __init__(self, root: str, *, quick: bool = False) -> None:
         self.root = root
         self._attempts = QUICK_ATTEMPTS if quick else ATTEMPTS
+        self._seconds = QUICK_SECONDS if quick else WHOLE_SECONDS
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._lost = 0
@@ -113,6 +114,9 @@ class Store(ABC):
     def denied_hint(self) -> str | None:
         """Returns what to do about a denied listing."""
         return None
+
+    ranges = True
+    """False if the server is known to send whole objects only."""
 
     unread: list[tuple[str, str]]
     """Folders that could not be listed by the last `objects`, with reasons."""
@@ -190,8 +194,11 @@ class Store(ABC):
         before = self.info(path)
         file = tempfile.TemporaryFile()  # noqa: SIM115, closed by the caller
         try:
-            for start in range(0, size, PART_BYTES):
-                file.write(self.read(path, start, min(size, start + PART_BYTES)))
+            if self.ranges:
+                for start in range(0, size, PART_BYTES):
+                    file.write(self.read(path, start, min(size, start + PART_BYTES)))
+            else:
+                self._save_whole(path, size, file)
             if before is None or self.info(path) != before:
                 raise ImageError("it has changed while it was read")
             file.seek(0)
@@ -205,6 +212,25 @@ class Store(ABC):
             file.close()
             raise
         return file
+
+    def _save_whole(self, path: str, size: int, file: IO[bytes]) -> None:
+        """Copies an object of a server that sends no parts into a file. Raises ImageError."""
+
+        def save() -> None:
+            file.seek(0)
+            file.truncate()
+            self._save(path, file, size)
+            if file.tell() != size:
+                raise TransientError(f"{file.tell():,} bytes came in place of {size:,}")
+
+        try:
+            self._attempt(save)
+        except (MissingError, DeniedError, TransientError) as error:
+            raise ImageError(str(error)) from error
+
+    def _save(self, path: str, file: IO[bytes], most: int) -> None:
+        """Writes a whole object, at most about `most` bytes, into a file; for servers without ranges."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Ends the waits of all threads; nothing can be read afterwards."""
