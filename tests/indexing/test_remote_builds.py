@@ -262,6 +262,8 @@ def test_object_replaced_after_the_listing(build: Any, s3: S3Server, photos: Pat
 
 # -- interruptions
 
+MORE = 200
+
 BUILD = """
 import sys
 from simsearch import api
@@ -274,9 +276,9 @@ api.build_with_summary([sys.argv[1]], sys.argv[2], Colours(), device="cpu", opti
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_build_goes_on(build: Any, s3: S3Server, photos: Path, index: Path, how: signal.Signals) -> None:
     """What was committed is not read again."""
-    for number in range(300):
+    for number in range(MORE):
         draw(photos / CLASSES[number % 4] / f"more-{number}.png", 1000 + number)
-    total = ALL + 300
+    total = ALL + MORE
     upload(s3, photos)
     s3.delay = 0.2
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -310,20 +312,27 @@ def test_credentials_are_not_kept(build: Any, s3: S3Server, photos: Path, index:
             assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
 
 
-def test_public_bucket_without_credentials(build: Any, s3: S3Server, photos: Path, monkeypatch: Any) -> None:
-    upload(s3, photos)
+def test_public_bucket_without_credentials(
+    build: Any, s3: S3Server, photos: Path, index: Path, monkeypatch: Any
+) -> None:
+    client = upload(s3, photos)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    signed: list[str] = []
+    signed: set[str] = set()
     answer = s3._app
 
     def listen(environ: Any, start: Any) -> Any:
-        signed.append(environ.get("HTTP_AUTHORIZATION", ""))
+        signed.add(environ.get("HTTP_AUTHORIZATION", ""))
         return answer(environ, start)
 
+    assert told(build(PLACE)) == {"failed": ALL}
+    assert {reason for _, reason in failures(index)} == {"access denied; no credentials were found"}
+    for path in photos.rglob("*.png"):
+        key = f"pictures/{path.relative_to(photos).as_posix()}"
+        client.put_object_acl(Bucket=BUCKET, Key=key, ACL="public-read")
     monkeypatch.setattr(s3, "_app", listen)
-    summary = build(PLACE)
-    assert summary.items == ALL and set(signed) == {""}
+    assert told(build(PLACE)) == {"added": ALL, "computed": ALL}
+    assert signed == {""}
 
 
 def test_models_are_not_needed_for_a_dry_run(s3: S3Server, photos: Path, index: Path) -> None:

@@ -97,6 +97,9 @@ class Source(ABC):
     quick = False
     """True to give up on an image soon, if it is on another machine: somebody waits for it."""
 
+    public_only = False
+    """True for a web server that only an index names: it has to be on the public Internet."""
+
     remote = False
     """True if reading an image waits for another machine, so that several should be read at once."""
 

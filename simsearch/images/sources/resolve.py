@@ -140,9 +140,11 @@ def reopen(kind: str, root: str, *, checked: bool = False) -> Source:
     if addresses.is_kind(kind):
         if root != addresses.normalized(root):
             raise UsageError(f"the index names a remote source that is none: {root}")
+        source = SOURCE_CLASSES[kind](root)
         if not checked:
             permission.check(root)
-        return SOURCE_CLASSES[kind](root)
+            source.public_only = not permission.is_named(root)
+        return source
     if kind not in {"folder", "dataset"} and os.path.exists(root) and not os.path.isfile(root):
         raise UsageError(f"{root} is not a regular file")  # opening a pipe would wait for a writer
     return SOURCE_CLASSES[kind](root)

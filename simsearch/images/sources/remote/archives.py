@@ -130,7 +130,10 @@ class _SpooledZip(ZipSource):
 
     def __init__(self, root: str, file: IO[bytes]) -> None:
         self._file = file
-        super().__init__(root)
+        with contextlib.ExitStack() as stack:
+            stack.callback(file.close)
+            super().__init__(root)
+            stack.pop_all()
 
     def _container(self) -> IO[bytes]:
         return self._file
@@ -268,7 +271,10 @@ class _SpooledTar(TarSource):
 
     def __init__(self, root: str, file: IO[bytes]) -> None:
         self._file = file
-        super().__init__(root)
+        with contextlib.ExitStack() as stack:
+            stack.callback(file.close)
+            super().__init__(root)
+            stack.pop_all()
         self._compressed = self._archive.fileobj is not file
 
     def _open_archive(self) -> tarfile.TarFile:

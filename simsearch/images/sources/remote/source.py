@@ -14,8 +14,8 @@ from simsearch.errors import ImageError, UsageError
 from simsearch.images.decode import EXTENSIONS, LARGEST_BYTES
 from simsearch.images.sources.base import GONE, Entry, Listing, Source
 from simsearch.images.sources.exclude import Exclusion
-from simsearch.images.sources.remote import addresses, permission
-from simsearch.images.sources.remote.store import REQUESTS, RemoteObject, Store
+from simsearch.images.sources.remote import addresses
+from simsearch.images.sources.remote.store import REQUESTS, RemoteObject, Store, StoreStoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,13 +36,13 @@ STORES: dict[str, Callable[..., Store]] = {
 """By scheme: makes a store from an address."""
 
 
-def open_store(root: str, quick: bool = False) -> Store:
+def open_store(root: str, *, public_only: bool = False, quick: bool = False) -> Store:
     """Returns the store of an address. Raises MissingExtraError.
 
-    A web server that only an index names, and that all are permitted, has to be on the public Internet.
+    public_only: refuse web servers that are not on the public Internet.
     """
     scheme = addresses.scheme_of(root) or ""
-    if scheme in addresses.WEB and not permission.is_named(root):
+    if scheme in addresses.WEB and public_only:
         return public_web.PublicWebStore(root, quick=quick)
     return STORES[scheme](root, quick=quick)
 
@@ -52,21 +52,24 @@ class RemoteStoreMixin:
 
     root: str
     quick: bool
+    public_only: bool
     _store: Store | None = None
 
     def _opened(self, place: str) -> Store:
-        """Returns the store of an address. Raises MissingExtraError."""
+        """Returns the store of an address. Raises MissingExtraError, and StoreStoppedError after it was closed."""
         with self._store_lock:
+            if self._closed:  # reads that were waiting for their turn
+                raise StoreStoppedError("stopped")
             if self._store is None:
-                self._store = open_store(place, self.quick)
+                self._store = open_store(place, public_only=self.public_only, quick=self.quick)
             return self._store
 
     def _init_store(self) -> None:
-        self._store_lock = threading.Lock()
+        self._store_lock, self._closed = threading.Lock(), False
 
     def _close_store(self) -> None:
         with self._store_lock:
-            store, self._store = self._store, None
+            store, self._store, self._closed = self._store, None, True
         if store is not None:
             store.close()
 
