@@ -66,7 +66,7 @@ def _looks_like_words(text: str) -> bool:
 
 
 def read_image(text: str) -> Picture | int:
-    """Reads a query image: `-` from standard input, an http(s) URL or a remote object from the network; a path stays, id:N becomes an int.
+    """Reads a query image: `-` from standard input, a URL from the network; a path stays, id:N becomes an int.
 
     Raises UsageError, ImageError.
     """

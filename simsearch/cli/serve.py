@@ -69,7 +69,7 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
 )
 @click.option("--insecure", is_flag=True, help="Allow other machines without a key.")
 @click.option("--writable", is_flag=True, help="Allow adding and removing items.")
-@click.option("--remote", is_flag=True, help="Read remote pictures that an index names, though you have not named them.")
+@click.option("--remote", is_flag=True, help="Read the remote pictures that an index names, whoever built it.")
 @click.option("--watch", is_flag=True, help="Follow the indexes' sources, and index what changes, while serving.")
 @click.option("--allow-urls", is_flag=True, help="Allow searches by http(s) URL; public addresses only.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Site whose pages may call the service; repeatable.")

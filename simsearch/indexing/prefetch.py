@@ -1,4 +1,4 @@
-"""Reads images of other machines before they are needed, several at once, so that nothing waits for a network's latency.
+"""Reads images of other machines before they are needed, several at once, to hide the latency of the network.
 
 The order stays, and memory is bounded: beyond `AHEAD_BYTES` an image is read when its turn comes.
 """
@@ -77,9 +77,7 @@ class _Held:
 class _ReadAhead:
     """Reads an image in a pool from now on, if there is memory for it, or else when it is called."""
 
-    def __init__(
-        self, read: Callable[[], bytes | IO[bytes]], size: int, pool: ThreadPoolExecutor, held: _Held
-    ) -> None:
+    def __init__(self, read: Callable[[], bytes | IO[bytes]], size: int, pool: ThreadPoolExecutor, held: _Held) -> None:
         self._read, self._size, self._held = read, size, held
         self._future: Future[bytes | IO[bytes]] | None = pool.submit(read) if held.take(size) else None
 

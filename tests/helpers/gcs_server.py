@@ -39,7 +39,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        _, _, bucket, kind, *rest = parts.path.removeprefix("/storage").split("/")
+        _, _, _, bucket, kind, *rest = parts.path.removeprefix("/storage").split("/")
         key = unquote(rest[0]) if rest else ""
         server = self.server
         if server.statuses.get(key):

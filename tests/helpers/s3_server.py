@@ -31,7 +31,7 @@ class S3Server:
         from moto.server import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import WSGIRequestHandler, make_server
 
-        class Silent(WSGIRequestHandler):
+        class Silent(WSGIRequestHandler):  # type: ignore[misc]
             def log(self, type: str, message: str, *args: Any) -> None:
                 return
 
@@ -89,7 +89,7 @@ class S3Server:
         if fault in refusals:
             status, body = refusals[fault]
             start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
-            yield body
+            yield body if environ["REQUEST_METHOD"] != "HEAD" else b""
             return
         answer: list[Any] = []
         body = b"".join(self._app(environ, lambda status, headers, *rest: answer.extend([status, headers])))
@@ -98,7 +98,9 @@ class S3Server:
             body = bytes([body[0] ^ 1]) + body[1:]
         if fault in {"reset", "short"} and len(body) > 1:
             if fault == "short":
-                headers = [pair for pair in headers if not pair[0].lower().startswith(("content-length", "x-amz-check"))]
+                headers = [
+                    pair for pair in headers if not pair[0].lower().startswith(("content-length", "x-amz-check"))
+                ]
                 headers.append(("Content-Length", str(len(body) // 2)))
             start(status, headers)
             yield body[: len(body) // 2]

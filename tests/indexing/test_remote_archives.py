@@ -74,9 +74,7 @@ def test_damaged_member_of_a_zip(build: Any, s3: S3Server, photos: Path, index: 
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
-def test_tar_is_copied_once(
-    build: Any, s3: S3Server, photos: Path, index: Path, tmp_path: Path, suffix: str
-) -> None:
+def test_tar_is_copied_once(build: Any, s3: S3Server, photos: Path, index: Path, tmp_path: Path, suffix: str) -> None:
     put(s3, tarred(photos, tmp_path / f"pictures{suffix}"))
     place = f"s3://{BUCKET}/pictures{suffix}"
     assert told(build(place)) == {"added": ALL, "computed": ALL}

@@ -25,7 +25,7 @@ from tests.helpers.models import Colours
 from tests.helpers.pictures import CLASSES, EACH, draw
 from tests.helpers.remote import SECRET, own_cache, s3, s3_process, upload
 from tests.helpers.s3_server import BUCKET, S3Server
-from tests.helpers.sync import ALL, failures, ids, items, labels, sources, told
+from tests.helpers.sync import ALL, failures, ids, items, sources, told
 
 __all__ = ["own_cache", "s3", "s3_process"]
 
@@ -141,7 +141,8 @@ def test_requests_over_many_pages(build: Any, s3: S3Server, photos: Path, monkey
 
 def test_faults_that_pass(build: Any, s3: S3Server, photos: Path) -> None:
     upload(s3, photos)
-    draws, lock, left = random.Random(7), threading.Lock(), {}
+    draws, lock = random.Random(7), threading.Lock()
+    left: dict[tuple[str, str], list[str]] = {}
 
     def plan(method: str, key: str, query: str) -> str | None:
         with lock:  # each request fails up to three times
@@ -206,7 +207,9 @@ def test_listing_that_fails_removes_nothing(
     assert told(build()) == {"removed": 1, "unchanged": ALL - 1}
 
 
-def test_listing_without_its_continuation(build: Any, s3: S3Server, photos: Path, index: Path, monkeypatch: Any) -> None:
+def test_listing_without_its_continuation(
+    build: Any, s3: S3Server, photos: Path, index: Path, monkeypatch: Any
+) -> None:
     upload(s3, photos)
     build(PLACE)
     page = S3Store._page
@@ -234,9 +237,7 @@ def test_server_that_goes_away_ends_the_build(
     """It does not become a failure of each object."""
     upload(s3, photos)
     monkeypatch.setattr(store, "LOST", 4)
-    monkeypatch.setattr(
-        "simsearch.images.sources.remote.s3.S3Store._body", lambda *given, **rest: _refuse(given, rest)
-    )
+    monkeypatch.setattr("simsearch.images.sources.remote.s3.S3Store._body", lambda *given, **rest: _refuse(given, rest))
     with pytest.raises(UnavailableError, match="cannot be read: no answer from"):
         build(PLACE)
 
@@ -337,5 +338,5 @@ def test_public_bucket_without_credentials(
 
 def test_models_are_not_needed_for_a_dry_run(s3: S3Server, photos: Path, index: Path) -> None:
     upload(s3, photos)
-    assert api.plan([PLACE], index, Colours(), BuildOptions()).to_read == ALL  # type: ignore[arg-type]
+    assert api.plan([PLACE], index, Colours(), BuildOptions()).to_read == ALL
     assert not s3.tries

@@ -62,7 +62,7 @@ def test_listing_that_fails_removes_nothing(build: Any, server: GcsServer, index
     build(PLACE)
     server.objects.clear()
     server.statuses[""] = [503] * 99
-    with pytest.raises(UnavailableError, match="cannot be listed: .* answered 503"):
+    with pytest.raises(UnavailableError, match=r"cannot be listed: .* answered 503"):
         build()
     server.statuses[""] = [403]
     with pytest.raises(UsageError, match="cannot be listed: access denied"):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from simsearch.errors import UnavailableError, UsageError
+from simsearch.images.sources.remote import http as remote_http
 from tests.helpers.pictures import EACH, draw
 from tests.helpers.remote import own_cache
 from tests.helpers.sync import ALL, failures, ids, items, labels, told
@@ -44,6 +45,7 @@ def test_a_listing_like_a_folder(build: Any, web: Web, photos: Path, index: Path
 
 def test_the_server_of_python(build: Any, photos: Path, index: Path) -> None:
     """It has no ETag and no ranges, but dates."""
+
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given, directory=str(photos))
@@ -113,7 +115,7 @@ def test_listing_that_fails_halfway_removes_nothing(build: Any, web: Web, index:
     assert told(summary) == {"removed": 1, "unchanged": ALL - EACH - 1}  # what was listed in full
     assert [path for path, _ in summary.unread] == [f"{web.url}/pictures/rose"]
     web.statuses["/pictures/"] = [503] * 9
-    with pytest.raises(UnavailableError, match="cannot be listed: .* answered 503"):
+    with pytest.raises(UnavailableError, match=r"cannot be listed: .* answered 503"):
         build()
     web.statuses.clear()
     web.lost.add("/pictures/")
@@ -142,10 +144,10 @@ def test_body_that_ends_in_its_middle(build: Any, web: Web, index: Path) -> None
 
 
 def test_invented_folders_end(build: Any, web: Web, monkeypatch: Any) -> None:
-    from simsearch.images.sources.remote import http as remote_http
-
     monkeypatch.setattr(remote_http, "DEPTH", 5)
-    monkeypatch.setattr(Web, "page", lambda self, folder: f'<html><a href="0.png">0</a><a href="{"x" * 3}/">d</a></html>')
+    monkeypatch.setattr(
+        Web, "page", lambda self, folder: f'<html><a href="0.png">0</a><a href="{"x" * 3}/">d</a></html>'
+    )
     web.files = {"/pictures/0.png": next(iter(web.files.values()))}
     assert told(build(f"{web.url}/pictures"))["added"] == 1
 
@@ -169,5 +171,5 @@ def test_single_file(build: Any, web: Web, index: Path) -> None:
     assert told(build(f"{web.url}/pictures/rose/0.png")) == {"added": 1, "computed": 1}
     assert told(build()) == {"unchanged": 1}
     assert items(index)["0.png"].size == len(web.files["/pictures/rose/0.png"])
-    with pytest.raises(UsageError, match="cannot be listed|nothing is stored"):
+    with pytest.raises(UsageError, match=r"cannot be listed|nothing is stored"):
         build(f"{web.url}/pictures/rose/none.png")

@@ -118,8 +118,8 @@ class GcsStore(Store):
             raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> Exception:
-        code, name, text = getattr(error, "code", None), type(error).__name__, str(error)
-        status = int(code) if str(code).isdecimal() else 0
+        code, name, text = str(getattr(error, "code", "")), type(error).__name__, str(error)
+        status = int(code) if code.isdecimal() else 0
         if status in {408, 429} or status >= 500:
             return TransientError(f"{self.server()} answered {status}")
         if status == 403 or text.startswith("Forbidden"):

@@ -6,7 +6,6 @@ count, and redirects to another host are refused: a server must not be able to s
 
 from __future__ import annotations
 
-import asyncio
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -155,7 +154,7 @@ class HttpStore(Store):
             return sync(self._files.loop, self._request, method, url, headers, most, file, timeout=limit)  # type: ignore[no-any-return]
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError) as error:
             raise TransientError(f"{self.server()} broke off") from error
-        except (asyncio.TimeoutError, TimeoutError) as error:
+        except TimeoutError as error:
             raise TransientError(f"{self.server()} took too long", connection=True) from error
         except (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL) as error:
             raise DeniedError(f"{self.server()}: {type(error).__name__}") from error

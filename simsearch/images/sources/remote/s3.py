@@ -178,7 +178,7 @@ class S3Store(Store):
 
     def _of_connection(self, error: BaseException) -> TransientError:
         name = type(error).__name__
-        if "Connect" in name and "Timeout" not in name or isinstance(error, ConnectionError):
+        if ("Connect" in name and "Timeout" not in name) or isinstance(error, ConnectionError):
             return TransientError(f"no answer from {self.server()}", connection=True)
         if "Timeout" in name:
             return TransientError(f"{self.server()} took too long", connection=True)

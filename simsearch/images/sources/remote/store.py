@@ -151,9 +151,7 @@ class Store(ABC):
         except (DeniedError, TransientError) as error:
             raise ImageError(str(error)) from error
 
-    def read(
-        self, path: str, start: int | None = None, end: int | None = None, size: int | None = None
-    ) -> bytes:
+    def read(self, path: str, start: int | None = None, end: int | None = None, size: int | None = None) -> bytes:
         """Reads an object, or its bytes from `start` to before `end`.
 
         size: of the whole object as it was listed, if known; another one means that it has changed, or is incomplete.
