@@ -50,7 +50,9 @@ class Worker:
         results = self.work.read(chunk)
         if results is None:
             items = self.work.chunk_items(self.items, chunk)
-            tasks = prefetch.tasks((None, self._source(item.source), item.path, item.size) for item in items)
+            tasks = prefetch.tasks(
+                (None, self._source(item.source), item.path, item.size, item.stamp) for item in items
+            )
             size = self.work.info.batch_size or usual_batch(self.model)
             groups = extract(self.model, tasks, batch_size=size, workers=self.threads)
             results = [result for group in groups for _, result in group]

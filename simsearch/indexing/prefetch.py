@@ -5,6 +5,7 @@ The order stays, and memory is bounded: beyond `AHEAD_BYTES` an image is read wh
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from simsearch.images.decode import LARGE_BYTES
+from simsearch.images.sources.remote.kept import KeptObjects
 from simsearch.images.sources.remote.store import REQUESTS
 from simsearch.indexing.extract import Task
 from simsearch.indexing.load import reading
@@ -31,16 +33,21 @@ UNKNOWN_BYTES = 1 << 20
 """Assumed for an image whose server does not say its size."""
 
 
-def tasks(images: Iterable[tuple[T, Source, str, int]]) -> Iterator[Task[T]]:
-    """Yields a task for each image, in order: its key, source, path and size in bytes."""
+def tasks(images: Iterable[tuple[T, Source, str, int, int]], kept: KeptObjects | None = None) -> Iterator[Task[T]]:
+    """Yields a task for each image, in order.
+
+    images: key, source, path, size in bytes and stamp of each. kept: what an interrupted build has read; gets more.
+    """
     waiting: deque[Task[T]] = deque()
     held = _Held(AHEAD_BYTES)
     pool: ThreadPoolExecutor | None = None
     complete = False
     try:
-        for key, source, path, size in images:
+        for key, source, path, size, stamp in images:
             read = reading(source, path, size)
             if source.remote and size <= LARGE_BYTES:
+                if kept is not None:
+                    read = functools.partial(kept.read, (source.root, path, size, stamp), read)
                 pool = pool or ThreadPoolExecutor(REQUESTS, "remote")
                 read = _ReadAhead(read, size or UNKNOWN_BYTES, pool, held)
             waiting.append(Task(read, key))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.images.decode import names_extra
+from simsearch.images.sources.remote.kept import KeptObjects, Place
 from simsearch.indexing import meta_update, prefetch, sketches
 from simsearch.indexing import plan as indexing_plan
 from simsearch.indexing.extract import extract, usual_batch
@@ -96,6 +97,8 @@ class _SyncRun:
             for item in plan.missing:
                 self.missing.setdefault(item.digest, []).append(item)
         self.elsewhere = _of_gone_sources(index, plans)
+        self.kept = KeptObjects()
+        self.applied: list[Place] = []  # remote images whose results are pending
         self.committed = time.monotonic()
 
     def finish(self) -> None:
@@ -142,7 +145,9 @@ class _SyncRun:
         else:
             model = self.model.load(expected=total, threads=True)
             size = self.options.batch_size or usual_batch(model)
-            tasks = prefetch.tasks((key, key[0].source, key[1].path, key[1].size) for key in keys)
+            tasks = prefetch.tasks(
+                ((key, key[0].source, key[1].path, key[1].size, key[1].stamp) for key in keys), self.kept
+            )
             groups = extract(model, tasks, known=self.known, batch_size=size, workers=self.options.workers)
         done = 0
         self.options.progress(0, total)
@@ -160,6 +165,8 @@ class _SyncRun:
 
     def _apply_result(self, plan: Plan, entry: Entry, item: Item | None, result: LoadedImage) -> None:
         """Turns one result into a change of the index. item: the item recorded at that path."""
+        if plan.source.remote:
+            self.applied.append((plan.source.root, entry.path, entry.size, entry.stamp))
         if result.problem is not None:
             self._record_failure(plan, entry, result.problem)
             if item is not None and result.digest:  # the file was read: it is no longer an image
@@ -230,6 +237,8 @@ class _SyncRun:
             self.pending.blocks.append((self.row, len(self.features), checksum))
         if self.pending:
             self.index.database.apply(self.pending)
+        self.kept.forget(self.applied)
+        self.applied = []
         self.row += len(self.features)
         self.pending, self.features = Changes(), []
         self.committed = time.monotonic()

@@ -18,6 +18,7 @@ import pytest
 from simsearch import api
 from simsearch.errors import SimsearchError, UnavailableError, UsageError
 from simsearch.images.sources.remote import store
+from simsearch.images.sources.remote.kept import KeptObjects
 from simsearch.images.sources.remote.s3 import S3Store
 from simsearch.indexing.options import BuildOptions
 from tests.helpers.data import ROOT
@@ -275,8 +276,10 @@ api.build_with_summary([sys.argv[1]], sys.argv[2], Colours(), device="cpu", opti
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_build_goes_on(build: Any, s3: S3Server, photos: Path, index: Path, how: signal.Signals) -> None:
-    """What was committed is not read again."""
+def test_killed_build_goes_on(
+    build: Any, s3: S3Server, photos: Path, index: Path, own_cache: Path, how: signal.Signals
+) -> None:
+    """Nothing is read again but what was under way: what was read and not committed is kept in the cache."""
     for number in range(MORE):
         draw(photos / CLASSES[number % 4] / f"more-{number}.png", 1000 + number)
     total = ALL + MORE
@@ -295,11 +298,42 @@ def test_killed_build_goes_on(build: Any, s3: S3Server, photos: Path, index: Pat
     committed = {f"pictures/{path}" for path in ids(index)}
     assert 0 < len(committed) < total
     time.sleep(0.3)  # answers that nobody waits for
+    kept = len(list((own_cache / "remote" / "kept").iterdir()))
+    before = set(s3.gets)
+    assert kept > 0
     s3.forget()
     summary = build(PLACE)
     assert summary.unchanged == len(committed) and summary.items == total
     assert set(s3.gets.values()) == {1}
     assert not committed & set(s3.tries)
+    assert len(before & set(s3.gets)) <= store.REQUESTS
+    assert sum(s3.gets.values()) <= total - len(committed) - kept + 1  # one file may be incomplete
+    assert not list((own_cache / "remote" / "kept").iterdir())
+
+
+def test_kept_object_that_is_damaged_is_read_again(own_cache: Path) -> None:
+    kept = KeptObjects()
+    place = ("s3://bucket", "a.png", 5, 1)
+    assert kept.read(place, lambda: b"first") == b"first"
+    assert kept.read(place, lambda: b"second") == b"first"
+    [path] = (own_cache / "remote" / "kept").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert kept.read(place, lambda: b"third") == b"third"
+    kept.forget([place, ("s3://bucket", "b.png", 5, 1)])
+    assert not path.exists()
+
+
+def test_little_is_kept(own_cache: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("simsearch.images.sources.remote.kept.KEPT_BYTES", 100)
+    kept = KeptObjects()
+    for number in range(5):
+        kept.read(("s3://bucket", f"{number}", 30, 1), lambda: bytes(30))
+    assert len(list((own_cache / "remote" / "kept").iterdir())) == 1
+    stale = own_cache / "remote" / "kept" / "stale"
+    stale.write_bytes(b"")
+    os.utime(stale, (0, 0))
+    KeptObjects().read(("s3://bucket", "x", 30, 1), lambda: bytes(30))
+    assert not stale.exists()
 
 
 # -- secrets
