@@ -53,7 +53,7 @@ def test_query_by_a_member_of_an_archive(run, s3, pictures, tmp_path):
     [
         ("s3://nowhere/pictures", "s3://nowhere/pictures cannot be listed: there is no bucket nowhere", ""),
         (f"{PLACE}/none", f"nothing is stored below {PLACE}/none/", "is the address complete?"),
-        (f"{PLACE}/none.png", f"nothing is stored below {PLACE}/none.png/", ""),
+        (f"{PLACE}/none.png", f"there is no picture at {PLACE}/none.png", "is the address complete?"),
         (f"{PLACE}/none.zip", f"there is no archive at {PLACE}/none.zip", ""),
         ("ftp://host/pictures", "'ftp://host/pictures' has an unknown scheme", "s3://, gs://, https:// or http://"),
         ("s3://", "'s3://' names no bucket", "s3://BUCKET/PREFIX"),
@@ -134,6 +134,35 @@ def test_watch_says_what_it_does_not_follow(run, bucket, tmp_path, tiny_weights)
     only = run("build", PLACE, "--watch", "-i", tmp_path / "only", "--model", tiny_weights)
     assert only.code == 2 and f"{PLACE} is on another machine and is not followed" in only.err
     assert "nothing to follow" in only.err
+
+
+def test_items_by_their_addresses(run, bucket, tmp_path, tiny_weights):
+    place = tmp_path / "own"
+    assert run("build", PLACE, "-i", place, "--model", tiny_weights).code == 0
+    removed = run("remove", f"{PLACE}/red", f"{PLACE}/blue/0.png", f"{PLACE}/green/[01].png", "-i", place, "--yes")
+    assert removed.code == 0 and "5 items; 7 removed" in removed.out
+    assert "6 items; 1 added" in run("add", f"{PLACE}/red/0.png", "-i", place).out
+
+
+def test_clean_up_leaves_remote_pictures(run, bucket, pictures, index):
+    assert run("build", PLACE).code == 0
+    done = run("duplicates", "--keep", "under:" + str(pictures), "--move-to", pictures.parent / "moved", "--yes")
+    assert not (pictures.parent / "moved").exists(), done.out
+    assert len(list(pictures.rglob("*.png"))) == 12
+
+
+def test_place_that_has_moved(run, bucket, pictures, tmp_path, tiny_weights):
+    place = tmp_path / "own"
+    assert run("build", PLACE, "-i", place, "--model", tiny_weights).code == 0
+    upload(bucket, pictures, "elsewhere")
+    moved = run("build", "-i", place, "--root", f"s3://{BUCKET}/elsewhere")
+    assert moved.code == 0 and "12 items; 12 unchanged" in moved.out
+    assert not bucket.tries
+    assert (
+        f"s3://{BUCKET}/elsewhere/red/0.png" in run("query", "id:1", "-k", "12", "-i", place, "--format", "paths").out
+    )
+    wrong = run("build", "-i", place, "--root", str(tmp_path / "none"))
+    assert wrong.code == 2 and "no file or folder" in wrong.err
 
 
 def test_wrong_queries(run, bucket):

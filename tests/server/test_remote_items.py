@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,16 @@ def test_object_that_has_changed_is_not_given_out(engine: simsearch.Engine, s3: 
     assert answer.status_code == 404 and b"has changed since it was indexed" in answer.content
     client(s3).delete_object(Bucket=BUCKET, Key="pictures/amber/1.png")
     assert image(engine, 2).status_code == 404
+
+
+def test_after_a_fork(engine: simsearch.Engine, photos: Path) -> None:
+    expected = (photos / "amber" / "0.png").read_bytes()
+    assert item_files.read(engine.index, 1) == expected
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if item_files.read(engine.index, 1) == expected else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert item_files.read(engine.index, 1) == expected
 
 
 def test_server_that_fails_is_given_up_soon(engine: simsearch.Engine, s3: S3Server) -> None:

@@ -115,7 +115,7 @@ def _remote_source(root: str) -> Source:
         raise UsageError(f"{root}: tables are not read from other machines", hint="copy it to this one")
     if kind is not None:
         return SOURCE_CLASSES[addresses.ZIP_KIND if kind == "zip" else addresses.TAR_KIND](root)
-    if remote_source.is_picture(last):
+    if os.path.splitext(last)[1].lower() in EXTENSIONS:
         return remote_source.RemoteSource(parent, within=last)
     return remote_source.RemoteSource(root)
 

@@ -14,7 +14,6 @@ from typing import IO, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from simsearch.errors import MissingExtraError
-from simsearch.images.decode import EXTENSIONS
 from simsearch.images.sources.remote.addresses import has_odd_parts, joined
 from simsearch.images.sources.remote.store import (
     CONNECT_SECONDS,
@@ -25,6 +24,7 @@ from simsearch.images.sources.remote.store import (
     RemoteObject,
     Store,
     TransientError,
+    is_picture,
 )
 
 REDIRECTS = 3
@@ -59,30 +59,38 @@ class HttpStore(Store):
         return urlsplit(self.root).netloc
 
     def _objects(self, within: str) -> Iterator[RemoteObject]:
+        pool = ThreadPoolExecutor(REQUESTS, "remote")
+        try:
+            yield from self._walk(within, pool)
+        finally:  # if interrupted, what has not begun is dropped
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _walk(self, within: str, pool: ThreadPoolExecutor) -> Iterator[RemoteObject]:
         pending, seen = [within], {within}
-        with ThreadPoolExecutor(REQUESTS, "remote") as pool:
-            while pending:
-                folder = pending.pop()
-                try:
-                    names = self._attempt(lambda folder=folder: self._folder(folder))  # type: ignore[misc]
-                except (MissingError, DeniedError, TransientError) as error:
-                    if folder == within:
-                        raise
-                    self.unread.append((folder, str(error)))
-                    continue
-                files = []
-                for name, is_folder in names:
-                    path = f"{folder}/{name}" if folder else name
-                    if not is_folder:
-                        files.append(path)
-                    elif path not in seen and path.count("/") < DEPTH and len(seen) < PAGES:
-                        seen.add(path)
-                        pending.append(path)
-                yield from (item for item in pool.map(self._facts, files) if item is not None)
+        while pending:
+            folder = pending.pop()
+            try:
+                names = self._attempt(lambda folder=folder: self._folder(folder))  # type: ignore[misc]
+            except (MissingError, DeniedError, TransientError) as error:
+                if folder == within:
+                    raise
+                self.unread.append((folder, str(error)))
+                continue
+            files = []
+            for name, is_folder in names:
+                path = f"{folder}/{name}" if folder else name
+                if not is_folder:
+                    files.append(path)
+                elif path.count("/") >= DEPTH or len(seen) >= PAGES:
+                    self.unread.append((path, "too deep, or too many folders"))
+                elif path not in seen:
+                    seen.add(path)
+                    pending.append(path)
+            yield from (item for item in pool.map(self._facts, files) if item is not None)
 
     def _facts(self, path: str) -> RemoteObject | None:
         """Returns what a listing says of a file; None if its link leads nowhere."""
-        if "." + path.lower().rpartition(".")[2] not in EXTENSIONS:
+        if not is_picture(path):
             return RemoteObject(path, None, "")  # not a picture: no need to ask
         try:
             return self._attempt(lambda: self._info(path))
@@ -204,7 +212,7 @@ class HttpStore(Store):
         return target
 
 
-class _MethodError(Exception):
+class _MethodError(DeniedError):
     """The server does not know the method."""
 
 
@@ -222,7 +230,7 @@ def _check_status(server: str, status: int, headers: Any) -> None:
     if status in {404, 410}:
         raise MissingError("no such file or folder")
     if status in {405, 501}:
-        raise _MethodError
+        raise _MethodError(f"{server} answered {status}")
     if status in {408, 425, 429} or status >= 500:
         after = headers.get("Retry-After", "")
         raise TransientError(f"{server} answered {status}", wait=float(after) if after.isdecimal() else 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,11 +10,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import ImageError, UsageError
-from simsearch.images.decode import EXTENSIONS, LARGEST_BYTES
+from simsearch.images.decode import LARGEST_BYTES
 from simsearch.images.sources.base import GONE, Entry, Listing, Source
 from simsearch.images.sources.exclude import Exclusion
 from simsearch.images.sources.remote import addresses
-from simsearch.images.sources.remote.store import REQUESTS, RemoteObject, Store, StoreStoppedError
+from simsearch.images.sources.remote.store import REQUESTS, RemoteObject, Store, StoreStoppedError, is_picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +118,8 @@ class RemoteSource(RemoteStoreMixin, Source):
         found.unread = list(self.store.unread)
         if empty and not found.unread:
             place = self.display(self.within) if self.within else self.root
-            raise UsageError(f"nothing is stored below {place}/", hint="is the address complete?")
+            what = f"there is no picture at {place}" if is_picture(self.within) else f"nothing is stored below {place}/"
+            raise UsageError(what, hint="is the address complete?")
         found.entries.sort(key=lambda entry: entry.path)
 
     def _ask_for(self, paths: Sequence[str], found: Listing) -> bool:
@@ -140,8 +140,11 @@ class RemoteSource(RemoteStoreMixin, Source):
             except ImageError as error:
                 return str(error)
 
-        with ThreadPoolExecutor(REQUESTS, "remote") as pool:
+        pool = ThreadPoolExecutor(REQUESTS, "remote")
+        try:
             yield from pool.map(ask, paths)
+        finally:  # if interrupted, what has not begun is dropped
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def size_and_stamp(self, path: str) -> tuple[int, int] | None:
         found = self.store.info(path)
@@ -167,11 +170,6 @@ class RemoteSource(RemoteStoreMixin, Source):
 
     def close(self) -> None:
         self._close_store()
-
-
-def is_picture(path: str) -> bool:
-    """Returns True if the extension of a name is that of an image format."""
-    return os.path.splitext(path)[1].lower() in EXTENSIONS
 
 
 def _entry(item: RemoteObject) -> Entry:

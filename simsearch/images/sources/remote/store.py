@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import random
 import tempfile
 import threading
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import IO, TypeVar
 
 from simsearch.errors import ImageError, SimsearchError, UnavailableError, UsageError
-from simsearch.images.decode import LARGEST_BYTES
+from simsearch.images.decode import EXTENSIONS, LARGEST_BYTES
 from simsearch.images.sources.base import GONE
 
 T = TypeVar("T")
@@ -77,6 +78,11 @@ class DeniedError(Exception):
 
 class StoreStoppedError(ImageError):
     """The source was closed meanwhile."""
+
+
+def is_picture(path: str) -> bool:
+    """Returns True if the extension of a name is that of an image format."""
+    return os.path.splitext(path)[1].lower() in EXTENSIONS
 
 
 class Store(ABC):
