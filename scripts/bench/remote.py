@@ -120,6 +120,7 @@ def main() -> None:
             f" median of {options.runs}, the start of the process included"
         )
         times: dict[str, list[float]] = {}
+        served: dict[str, list[float]] = {}
         for run in range(options.runs):
             for name, delay, where in (
                 ("folder", 0.0, str(folder)),
@@ -129,13 +130,16 @@ def main() -> None:
                 server.delay = delay
                 server.forget()
                 index = Path(work) / f"{name}-{run}"
+                before = time.process_time()
                 times.setdefault(name, []).append(build(where, index, options.model))
+                served.setdefault(name, []).append(time.process_time() - before)
                 if where == place:
                     assert sum(server.gets.values()) == len(server.gets) == total, "an object was read twice"
                     most = server.most_at_once
         for name, seconds in times.items():
             median = statistics.median(seconds)
-            print(f"{name}: {total / median:.0f} images/s ({median:.1f} s)")
+            cpu = statistics.median(served[name])
+            print(f"{name}: {total / median:.0f} images/s ({median:.1f} s; CPU time of the server in it: {cpu:.1f} s)")
         print(f"each of the {total:,} objects was read once; at most {most} requests at once")
         server.delay = 0.0
         server.forget()

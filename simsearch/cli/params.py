@@ -140,7 +140,7 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
 
 
 class Root(click.ParamType):  # type: ignore[type-arg]
-    """OLD=NEW as (recorded root, absolute path or address of the new one); a bare NEW, for all other roots, as ("", path)."""
+    """OLD=NEW as (recorded root, absolute path or address of the new one); a bare NEW, for all, as ("", path)."""
 
     name = "root"
 

@@ -182,6 +182,7 @@ def test_web_folder(run, pictures, own_cache):
 def test_addresses():
     assert addresses.normalized("S3://Bucket/a/b/") == "s3://Bucket/a/b"
     assert addresses.normalized("HTTPS://Host:8/a%20b/") == "https://host:8/a%20b"
+    assert addresses.normalized("https://h/ü b/%C3%BC%20b") == "https://h/%C3%BC%20b/%C3%BC%20b"
     assert addresses.joined("https://h/a", "b c/d?.png") == "https://h/a/b%20c/d%3F.png"
     assert addresses.joined("s3://b", "c d?.png") == "s3://b/c d?.png"
     assert addresses.relative_to("https://h/a/b%20c", "https://h/a") == "b c"

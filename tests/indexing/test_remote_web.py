@@ -73,6 +73,15 @@ def test_names_are_unescaped_and_escaped_again(build: Any, web: Web, index: Path
     assert told(build(f"{web.url}/odd")) == {"unchanged": len(names)}
 
 
+@pytest.mark.parametrize("link", ["/ü b/0.png", "/%C3%BC%20b/0.png", "{url}/%c3%bc%20b/0.png", "./0.png", "0.png"])
+def test_links_written_in_other_ways(build: Any, web: Web, index: Path, photos: Path, link: str) -> None:
+    web.files = {"/ü b/0.png": draw(photos / "one.png", 700).read_bytes()}
+    web.pages["/ü b/"] = f'<html><a href="{link.format(url=web.url)}">0</a></html>'
+    for place in ("ü b", "%C3%BC%20b"):
+        build(f"{web.url}/{place}")
+    assert list(ids(index)) == ["0.png"]
+
+
 def test_without_identity_each_build_reads(build: Any, web: Web) -> None:
     web.etags = False
     build(f"{web.url}/pictures")

@@ -69,7 +69,8 @@ def normalized(name: str) -> str:
         )
     if not parts.hostname:
         raise UsageError(f"{name!r} names no host")
-    return f"{scheme}://{parts.netloc.lower()}{parts.path}".rstrip("/")
+    path = quote(unquote(parts.path, errors="surrogateescape"), safe=_PLAIN, errors="surrogateescape")
+    return f"{scheme}://{parts.netloc.lower()}{path}".rstrip("/")
 
 
 def bucket_and_key(address: str) -> tuple[str, str]:
@@ -81,7 +82,7 @@ def bucket_and_key(address: str) -> tuple[str, str]:
 def joined(root: str, path: str) -> str:
     """Returns the address of an object. path: relative to the root; on a web server, unescaped."""
     if scheme_of(root) in WEB:
-        path = quote(path, safe=_PLAIN)
+        path = quote(path, safe=_PLAIN, errors="surrogateescape")
     return f"{root}/{path}"
 
 

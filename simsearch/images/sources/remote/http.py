@@ -252,14 +252,13 @@ class _Links(HTMLParser):
 def _name_below(page: str, href: str) -> tuple[str, bool] | None:
     """Returns the name that a link of a listing stands for, and True for a folder; None if it leads elsewhere."""
     try:
-        url = urljoin(page, href)
-        parts = urlsplit(url)
+        here, parts = urlsplit(page), urlsplit(urljoin(page, href))
     except ValueError:
         return None
-    if parts.query or parts.fragment or not url.startswith(page):
+    if parts.query or parts.fragment or (parts.scheme, parts.netloc.lower()) != (here.scheme, here.netloc.lower()):
         return None
-    rest = url[len(page) :]
-    name = unquote(rest.removesuffix("/"), errors="surrogateescape")
-    if not name or "/" in name or "\0" in name or has_odd_parts(name):
+    path, folder = (unquote(text, errors="surrogateescape") for text in (parts.path, here.path))
+    name = path[len(folder) :].removesuffix("/")
+    if not path.startswith(folder) or not name or "/" in name or "\0" in name or has_odd_parts(name):
         return None
-    return name, rest.endswith("/")
+    return name, path.endswith("/")
