@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
+import signal
 import socket
+import subprocess
 import sys
 import zipfile
 
@@ -133,7 +137,29 @@ def test_new_index_is_not_left_behind(run, bucket, tmp_path):
 def test_watch_says_what_it_does_not_follow(run, bucket, tmp_path, tiny_weights):
     only = run("build", PLACE, "--watch", "-i", tmp_path / "only", "--model", tiny_weights)
     assert only.code == 2 and f"{PLACE} is on another machine and is not followed" in only.err
-    assert "nothing to follow" in only.err
+    assert "nothing to follow" in only.err and "following" not in only.err.replace("followed", "")
+
+
+def test_watch_beside_a_remote_source(run, bucket, pictures, tmp_path, tiny_weights):
+    """An update of the local folder asks the bucket for nothing."""
+    place = tmp_path / "own"
+    assert run("build", PLACE, pictures, "-i", place, "--model", tiny_weights).code == 0
+    command = [sys.executable, "-m", "simsearch", "build", "-i", str(place), "--watch"]
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heard
+    ) as follower:
+        try:
+            assert follower.stdout is not None
+            lines = iter(follower.stdout.readline, "")
+            assert any("is not followed" in line for line in lines)
+            bucket.forget()
+            shutil.copy(pictures / "red" / "1.png", pictures / "red" / "new.png")
+            assert any("1 added" in line for line in lines)
+        finally:
+            follower.send_signal(signal.SIGINT)
+            follower.communicate(timeout=30)
+    assert bucket.listings == 0 and not bucket.tries
 
 
 def test_items_by_their_addresses(run, bucket, tmp_path, tiny_weights):
