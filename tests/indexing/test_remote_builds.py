@@ -179,6 +179,15 @@ def test_fault_of_one_object(build: Any, s3: S3Server, photos: Path, index: Path
     assert s3.gets == {"pictures/rose/3.png": 1} and failures(index) == []
 
 
+def test_object_that_never_comes(build: Any, s3: S3Server, photos: Path, index: Path, monkeypatch: Any) -> None:
+    upload(s3, photos)
+    monkeypatch.setattr("simsearch.images.sources.remote.s3.READ_SECONDS", 0.5)
+    monkeypatch.setattr(store, "ATTEMPTS", 2)
+    s3.plan = lambda method, key, query: time.sleep(3) if key.endswith("rose/3.png") else None
+    assert told(build(PLACE)) == {"added": ALL - 1, "failed": 1, "computed": ALL - 1}
+    assert re.search(r"took too long \(2 attempts\)", failures(index)[0][1])
+
+
 def test_recorded_items_survive_a_fault(build: Any, s3: S3Server, photos: Path, index: Path) -> None:
     client = upload(s3, photos)
     build(PLACE)
