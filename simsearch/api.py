@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 from simsearch.common.lazy import LazyModule
 from simsearch.common.milvus_address import is_address
 from simsearch.engine import Engine
-from simsearch.errors import UsageError
+from simsearch.errors import UnavailableError, UsageError
 from simsearch.images.sources import resolve
 from simsearch.indexing import options as indexing_options
 from simsearch.models import descriptors, load, registry
@@ -113,7 +113,7 @@ def build_with_summary(
         if roots:
             engine.relocate(roots)
         return engine, sync.sync(engine.index, engine.model, found, options)
-    except UsageError:
+    except (UsageError, UnavailableError):
         if fresh:
             discard(engine.index)
         engine.close()

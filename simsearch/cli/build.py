@@ -79,7 +79,8 @@ def build_command(
     """Makes an index of the images in SOURCEs, or updates it.
 
     A SOURCE is a folder, a .zip or .tar archive, a .csv or .jsonl manifest (columns path, label and any others), a
-    .parquet file with image bytes, a single image, or torchvision/NAME. Features are computed for new and changed
+    .parquet file with image bytes, a single image, torchvision/NAME, or a folder or archive at s3://, gs:// or
+    https://. Features are computed for new and changed
     images; moved ones are recognised by their content, and missing ones are removed from the index. Without SOURCE,
     all sources of the index are updated. An interrupted build continues where it stopped.
     """

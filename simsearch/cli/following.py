@@ -15,6 +15,7 @@ from simsearch.cli.console import echo, format_counts, note, pluralize
 from simsearch.common.lazy import LazyModule
 from simsearch.engine import Engine
 from simsearch.errors import SimsearchError
+from simsearch.images.sources.remote import addresses
 from simsearch.indexing import options as indexing_options
 from simsearch.indexing import watch
 from simsearch.storage.index import on_disk
@@ -36,7 +37,8 @@ def follow_index(engine: Engine, options: Mapping[str, Any], prune: bool = True,
     options: of the build, by keyword. form: text or json, of the line for each update.
     Raises MissingExtraError, UsageError, IndexReplacedError.
     """
-    note(f"following {pluralize(_count_sources(engine), 'source')}; Ctrl-C ends it")
+    if count := _count_sources(engine):
+        note(f"following {pluralize(count, 'source')}; Ctrl-C ends it")
     _follow(engine, threading.Event(), form, prune=prune, **options)
 
 
@@ -89,5 +91,6 @@ def _say(form: str, news: indexing_options.Summary | str) -> None:
 
 
 def _count_sources(engine: Engine) -> int:
+    """Returns the number of sources on this machine."""
     with engine.reading() as reader:
-        return len(reader.sources())
+        return sum(not addresses.is_kind(row.kind) for row in reader.sources())

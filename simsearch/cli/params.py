@@ -10,9 +10,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from simsearch.cli import completion
-from simsearch.cli.query_args import is_url, item_id
+from simsearch.cli.query_args import item_id
 from simsearch.common.item_ids import ID_PREFIX
 from simsearch.errors import UsageError
+from simsearch.images.sources.remote.addresses import is_remote, normalized
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -48,7 +49,7 @@ class Weighted(click.ParamType):  # type: ignore[type-arg]
             return value
         image, equals, number = value.rpartition("=")
         weight = 1.0
-        if not equals or os.path.exists(value) or is_url(value):
+        if not equals or os.path.exists(value) or is_remote(value):
             image = value
         else:
             try:
@@ -139,7 +140,7 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
 
 
 class Root(click.ParamType):  # type: ignore[type-arg]
-    """OLD=NEW as (recorded root, absolute path of the new one); a bare NEW, for all other roots, as ("", path)."""
+    """OLD=NEW as (recorded root, absolute path or address of the new one); a bare NEW, for all, as ("", path)."""
 
     name = "root"
 
@@ -149,4 +150,4 @@ class Root(click.ParamType):  # type: ignore[type-arg]
         if isinstance(value, tuple):
             return value
         old, _, new = value.rpartition("=")
-        return old, str(Path(new).absolute())
+        return old, normalized(new) if is_remote(new) else str(Path(new).absolute())

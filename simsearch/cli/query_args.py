@@ -15,6 +15,7 @@ from simsearch.cli.console import BAD_INPUT, report_error
 from simsearch.common.item_ids import ID_PREFIX, parse_id
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import ImageError, ItemNotFoundError, SimsearchError, UsageError
+from simsearch.images.sources.remote import addresses
 
 if TYPE_CHECKING:
     from simsearch.images import urls
@@ -65,7 +66,7 @@ def _looks_like_words(text: str) -> bool:
 
 
 def read_image(text: str) -> Picture | int:
-    """Reads a query image: `-` from standard input, an http(s) URL from the network; a path stays, id:N becomes an int.
+    """Reads a query image: `-` from standard input, a URL from the network; a path stays, id:N becomes an int.
 
     Raises UsageError, ImageError.
     """
@@ -78,10 +79,12 @@ def read_image(text: str) -> Picture | int:
         return item_id(text)
     if is_url(text):
         return _fetch(text)
+    if addresses.is_remote(text):
+        return Named.of(resolve.read_remote(text), text)
     if _looks_like_words(text):
         raise ImageError(
             f"there is no picture {text!r}, and words are not searched for",
-            hint="give a picture to search by: a path, a folder, id:N, an http(s) URL, or - for standard input",
+            hint="give a picture to search by: a path, a folder, id:N, a URL, or - for standard input",
         )
     return text
 
@@ -158,8 +161,8 @@ def item_id(text: str) -> int:
 
 
 def is_url(text: str) -> bool:
-    """Returns True for an http or https URL."""
-    return re.match(r"https?://", text, re.IGNORECASE) is not None
+    """Returns True for an http or https URL of a picture; not for a member of an archive."""
+    return re.match(r"https?://", text, re.IGNORECASE) is not None and "!/" not in text
 
 
 def _fetch(url: str) -> bytes:

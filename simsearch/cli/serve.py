@@ -22,6 +22,7 @@ from simsearch.common.milvus_address import is_address, parse_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
 from simsearch.images.samples import generate
+from simsearch.images.sources.remote import permission
 from simsearch.indexing import options
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
     metavar="DIR",
     help="With --allow-cleanup, the folder of the journals for `restore`.  [default: INDEX.journals]",
 )
+@click.option("--remote", is_flag=True, help="Read the remote pictures that an index names, whoever built it.")
 @click.option("--watch", is_flag=True, help="Follow the indexes' sources, and index what changes, while serving.")
 @click.option("--allow-urls", is_flag=True, help="Allow searches by http(s) URL; public addresses only.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Site whose pages may call the service; repeatable.")
@@ -115,6 +117,7 @@ def serve_command(
     max_body: int,
     max_pixels: int,
     memory: int | None,
+    remote: bool,
     watch: bool,
     device: str,
     **options: Any,
@@ -131,6 +134,8 @@ def serve_command(
         raise UsageError("--allow-cleanup needs --writable: it changes the index")
     if given := next((name for name in ("move_to", "journals") if options[name] is not None), None):
         _check_folder_option(given, options[given], options["allow_cleanup"])
+    if remote:
+        permission.grant_all()
     engines = _open_indexes(index, device, options["writable"])
     if memory is not None:
         options["memory"] = run.memory_for_requests(engines.values(), memory << 20, options["batch_size"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from simsearch.cluster import work as cluster_work
 from simsearch.cluster.work import WorkFolder, WorkInfo, WorkItem
 from simsearch.errors import UnavailableError
+from simsearch.images.sources.remote import addresses, permission
 from simsearch.indexing.load import LoadedImage
 from simsearch.storage.derived import WORK_FOLDER
 
@@ -45,7 +46,7 @@ class ClusterExtractor:
         self.folder = index.path.absolute() / "derived" / WORK_FOLDER
         wanted = {_place(plan, entry): (plan, entry, known_item) for plan, entry, known_item in keys}
         work = WorkFolder.open(self.folder)
-        if work is not None and _belongs(work.info, index):
+        if work is not None and _belongs(work.info, index) and _may_be_read(work.info):
             yield from self._results(work, wanted, known)
         if wanted:  # all images, or those that are new since the work was written
             yield from self._results(self._create_work(index, model.name, wanted, batch_size), wanted, known)
@@ -104,6 +105,11 @@ def _belongs(info: WorkInfo, index: Index) -> bool:
     meta = index.meta
     ours = meta.weights_sha256, index.precision, meta.descriptor
     return (info.weights_sha256, info.precision, info.descriptor) == ours
+
+
+def _may_be_read(info: WorkInfo) -> bool:
+    """Returns True unless work that came with the index names a remote source that the user has not named."""
+    return all(permission.is_granted(root) for kind, root in info.sources if addresses.is_kind(kind))
 
 
 def _place(plan: Plan, entry: Entry) -> tuple[str, str, str, int, int]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from simsearch.cluster import work as cluster_work
-from simsearch.cluster.work import WorkItem
 from simsearch.errors import ModelMismatchError
 from simsearch.images.sources import resolve
-from simsearch.indexing.extract import Task, extract, usual_batch
-from simsearch.indexing.load import reading
+from simsearch.indexing import prefetch
+from simsearch.indexing.extract import extract, usual_batch
 from simsearch.models import load, registry
 from simsearch.storage import components
 from simsearch.storage.folder import Folder
@@ -51,14 +49,17 @@ class Worker:
         """Computes a chunk, unless its results exist, and returns the number of images that failed."""
         results = self.work.read(chunk)
         if results is None:
-            tasks = [Task(self._reading(item), None) for item in self.work.chunk_items(self.items, chunk)]
+            items = self.work.chunk_items(self.items, chunk)
+            tasks = prefetch.tasks(
+                (None, self._source(item.source), item.path, item.size, item.stamp) for item in items
+            )
             size = self.work.info.batch_size or usual_batch(self.model)
             groups = extract(self.model, tasks, batch_size=size, workers=self.threads)
             results = [result for group in groups for _, result in group]
             self.work.write(chunk, results)
         return sum(result.problem is not None for result in results)
 
-    def _reading(self, item: WorkItem) -> Callable[[], bytes | IO[bytes]]:
-        if item.source not in self.sources:
-            self.sources[item.source] = resolve.reopen(*self.work.info.sources[item.source])
-        return reading(self.sources[item.source], item.path, item.size)
+    def _source(self, number: int) -> Source:
+        if number not in self.sources:  # the driver has checked that remote ones may be read
+            self.sources[number] = resolve.reopen(*self.work.info.sources[number], checked=True)
+        return self.sources[number]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,9 @@ import numpy as np
 
 from simsearch.common.pca import Projection, fit_pca
 from simsearch.errors import UsageError
-from simsearch.indexing.extract import Task, extract
+from simsearch.images.sources.remote.kept import KeptObjects
+from simsearch.indexing import prefetch
+from simsearch.indexing.extract import extract
 from simsearch.models.descriptors import Descriptor, DescriptorModel
 
 if TYPE_CHECKING:
@@ -44,15 +45,18 @@ def learn_components(
     """
     listed = [(source, entry) for source in sources for entry in source.listing(exclude).entries]
     chosen = np.random.default_rng(0).permutation(len(listed))[:SAMPLE]
-    tasks = [Task(functools.partial(listed[n][0].read, listed[n][1].path), n) for n in np.sort(chosen)]
+    images = ((n, listed[n][0], listed[n][1]) for n in np.sort(chosen))
+    tasks = prefetch.tasks(
+        ((n, source, entry.path, entry.size, entry.stamp) for n, source, entry in images), KeptObjects()
+    )
     model = DescriptorModel(base, replace(descriptor, dimension=0))
     rows: list[NDArray[np.float16]] = []
     done = 0
-    progress(0, len(tasks))
+    progress(0, len(chosen))
     for group in extract(model, tasks):
         rows += [result.features for _, result in group if result.features is not None]
         done += len(group)
-        progress(done, len(tasks))
+        progress(done, len(chosen))
     if len(rows) < FEWEST:
         raise UsageError(
             f"{len(rows):,} different pictures are too few to learn components from; at least {FEWEST} are needed",

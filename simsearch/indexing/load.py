@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING
 
 from simsearch.common.machine import MemoryBudget, release_free_memory
-from simsearch.errors import ImageError
+from simsearch.errors import ImageError, UnavailableError
 from simsearch.images import decode
 from simsearch.images.decode import LARGE_BYTES
 
@@ -96,6 +96,8 @@ def load_image(
                     release_free_memory()
     except ImageError as error:
         return LoadedImage(digest, size, problem=str(error))
+    except UnavailableError:  # is an OSError, but all other images would fail as well
+        raise
     except OSError as error:  # while reading a stream
         return LoadedImage(digest, size, problem=error.strerror or str(error))
     except MemoryError:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from simsearch.errors import UsageError
 from simsearch.images.sources import base, exclude, resolve
+from simsearch.images.sources.remote import addresses
 from simsearch.indexing.options import BuildOptions, Summary
+from simsearch.storage import roots
 from simsearch.storage.filters import replace_surrogates
 from simsearch.storage.reader import Item, SourceRow
 
@@ -72,7 +74,9 @@ def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptio
         known = [(row, index.root_of(row)) for row in reader.sources()]
 
         def is_relevant(row: SourceRow, root: str) -> bool:
-            exists = row.kind == "dataset" or os.path.exists(root)
+            if options.keep_gone and addresses.is_kind(row.kind):  # a followed index asks no other machine
+                return False
+            exists = roots.may_exist(row.kind, root)
             return exists or (not options.keep_gone and reader.has_items(row.id))
 
         pairs = (
@@ -87,7 +91,7 @@ def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptio
 def _reopen_source(reader: Reader, row: SourceRow, root: str) -> tuple[PlannedSource, base.Source]:
     """Opens a recorded source at its present root."""
     source = resolve.reopen(row.kind, root)
-    if isinstance(source, base.FolderSource) and row.options.get("partial"):
+    if source.nests and row.options.get("partial"):
         source.only = frozenset(item.path for item in reader.items(row.id))
     return PlannedSource(row.kind, root, row), source
 
@@ -101,9 +105,9 @@ def _assign_sources(
     for source in sorted(found, key=_extent):
         if any(_covers(other, source) for _, other in pairs):
             continue
-        if isinstance(source, base.FolderSource):
+        if source.nests:
             place, within = _folder_place(source, places, options)
-            source = base.FolderSource(place.root, within)
+            source = resolve.part(source.kind, place.root, within)
         else:
             place = next((p for p in places if (p.kind, p.root) == (source.kind, source.root)), None) or PlannedSource(
                 source.kind, source.root
@@ -116,7 +120,7 @@ def _assign_sources(
 
 
 def _folder_place(
-    source: base.FolderSource, places: Sequence[PlannedSource], options: BuildOptions
+    source: base.Source, places: Sequence[PlannedSource], options: BuildOptions
 ) -> tuple[PlannedSource, str]:
     """Returns the planned source of a folder or single file, and the path to it relative to that source's root."""
     folders = [place for place in places if place.kind == source.kind]
@@ -132,7 +136,7 @@ def _folder_place(
                 place.settings = _settings(options, place)
             return place, ""
         if not partial and below(source.root, place.root.rstrip("/")):
-            return place, os.path.normpath(os.path.join(os.path.relpath(source.root, place.root), source.within))
+            return place, "/".join(part for part in (_relative(source.root, place.root), source.within) if part)
     place = PlannedSource(source.kind, source.root, settings=_settings(options, source))
     if source.within:
         place.settings = {**_settings(options, source), "partial": True}
@@ -144,10 +148,15 @@ def _folder_place(
 def _narrower(place: PlannedSource, folders: Sequence[PlannedSource]) -> list[tuple[SourceRow, str]]:
     """Returns the recorded sources inside a folder, each with its relative path."""
     return [
-        (other.row, os.path.relpath(other.root, place.root))
+        (other.row, _relative(other.root, place.root))
         for other in folders
         if other is not place and other.row is not None and below(other.root, place.root.rstrip("/"))
     ]
+
+
+def _relative(root: str, outer: str) -> str:
+    """Returns the path of a folder relative to one that it lies in."""
+    return addresses.relative_to(root, outer) if addresses.is_remote(outer) else os.path.relpath(root, outer)
 
 
 def _settings(options: BuildOptions, source: base.Source | PlannedSource) -> dict[str, Any]:
@@ -167,9 +176,9 @@ def _extent(source: base.Source) -> tuple[int, str]:
 
 def _covers(wide: base.Source, narrow: base.Source) -> bool:
     """Returns True if `narrow` is the same source as `wide`, or lies inside it."""
-    if not isinstance(wide, base.FolderSource) or not isinstance(narrow, base.FolderSource):
+    if not wide.nests or wide.kind != narrow.kind:
         return (wide.kind, wide.root) == (narrow.kind, narrow.root)
-    return below(*(os.path.join(source.root, source.within).rstrip("/") for source in (narrow, wide)))
+    return below(*((s.display(s.within) if s.within else s.root).rstrip("/") for s in (narrow, wide)))
 
 
 def _compare(

@@ -8,7 +8,6 @@ interrupted build continues where it stopped.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,13 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.images.decode import names_extra
-from simsearch.indexing import meta_update, sketches
+from simsearch.images.sources.remote.kept import KeptObjects, Place
+from simsearch.indexing import meta_update, prefetch, sketches
 from simsearch.indexing import plan as indexing_plan
-from simsearch.indexing.extract import Task, extract, usual_batch
+from simsearch.indexing.extract import extract, usual_batch
 from simsearch.indexing.known_files import KnownFiles
-from simsearch.indexing.load import LoadedImage, reading
+from simsearch.indexing.load import LoadedImage
 from simsearch.indexing.options import BuildOptions, Summary
 from simsearch.indexing.plan import Plan, PlannedSource
+from simsearch.storage import roots
 from simsearch.storage.database import Changes
 from simsearch.storage.reader import Item
 
@@ -120,6 +121,8 @@ class _SyncRun:
             for item in plan.missing:
                 self.missing.setdefault(item.digest, []).append(item)
         self.elsewhere = _of_gone_sources(index, plans)
+        self.kept = KeptObjects()
+        self.applied: list[Place] = []  # remote images whose results are pending
         self.committed = time.monotonic()
 
     def finish(self) -> None:
@@ -166,7 +169,9 @@ class _SyncRun:
         else:
             model = self.model.load(expected=total, threads=True)
             size = self.options.batch_size or usual_batch(model)
-            tasks = (Task(reading(key[0].source, key[1].path, key[1].size), key) for key in keys)
+            tasks = prefetch.tasks(
+                ((key, key[0].source, key[1].path, key[1].size, key[1].stamp) for key in keys), self.kept
+            )
             groups = extract(model, tasks, known=self.known, batch_size=size, workers=self.options.workers)
         done = 0
         self.options.progress(0, total)
@@ -184,6 +189,8 @@ class _SyncRun:
 
     def _apply_result(self, plan: Plan, entry: Entry, item: Item | None, result: LoadedImage) -> None:
         """Turns one result into a change of the index. item: the item recorded at that path."""
+        if plan.source.remote:
+            self.applied.append((plan.source.root, entry.path, entry.size, entry.stamp))
         if result.problem is not None:
             self._record_failure(plan, entry, result.problem)
             if item is not None and result.digest:  # the file was read: it is no longer an image
@@ -254,6 +261,8 @@ class _SyncRun:
             self.pending.blocks.append((self.row, len(self.features), checksum))
         if self.pending:
             self.index.database.apply(self.pending)
+        self.kept.forget(self.applied)
+        self.applied = []
         self.row += len(self.features)
         self.pending, self.features = Changes(), []
         self.committed = time.monotonic()
@@ -266,7 +275,7 @@ def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[It
     items: dict[bytes, list[Item]] = {}
     with index.reading() as reader:
         for row in reader.sources():
-            if row.id not in planned and row.kind != "dataset" and not os.path.exists(index.root_of(row)):
+            if row.id not in planned and not roots.may_exist(row.kind, index.root_of(row)):
                 for item in reader.items(row.id):
                     items.setdefault(item.digest, []).append(item)
     return items
@@ -275,7 +284,7 @@ def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[It
 def _forget_gone_sources(index: Index) -> None:
     """Deletes the records of sources that no longer exist and have no items left."""
     with index.reading() as reader:
-        away = [row.id for row in reader.sources() if row.kind != "dataset" and not os.path.exists(index.root_of(row))]
+        away = [row.id for row in reader.sources() if not roots.may_exist(row.kind, index.root_of(row))]
         gone = [number for number in away if not reader.has_items(number)]
     for number in gone:
         index.database.forget(number)

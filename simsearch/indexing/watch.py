@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from simsearch.errors import IndexReplacedError, MissingExtraError, SimsearchError, UsageError
+from simsearch.images.sources.remote import addresses
 from simsearch.indexing.options import Summary
 
 if TYPE_CHECKING:
@@ -32,11 +33,12 @@ Identity = tuple[int, ...]
 @dataclass(frozen=True)
 class _Places:
     """The sources of an index. folders: that exist, with device and inode; files: archives and tables, with theirs,
-    size and mtime; gone: the rest."""
+    size and mtime; remote: those on other machines, which are not followed; gone: the rest."""
 
     folders: Mapping[str, Identity]
     files: Mapping[str, Identity]
     gone: frozenset[str]
+    remote: frozenset[str]
 
     @classmethod
     def of(cls, index: Index) -> _Places:
@@ -45,7 +47,10 @@ class _Places:
         gone = set()
         with index.reading() as reader:
             rows = [(row.kind, index.root_of(row)) for row in reader.sources() if row.kind != "dataset"]
+        remote = frozenset(root for kind, root in rows if addresses.is_kind(kind))
         for kind, root in rows:
+            if root in remote:
+                continue
             try:
                 facts = os.stat(root)
             except OSError:
@@ -55,7 +60,7 @@ class _Places:
                 folders[os.path.realpath(root)] = facts.st_dev, facts.st_ino
             else:
                 files[root] = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
-        return cls(folders, files, frozenset(gone))
+        return cls(folders, files, frozenset(gone), remote)
 
 
 def follow(
@@ -88,8 +93,14 @@ def follow(
         return True
 
     gone: frozenset[str] = frozenset()
+    remote: frozenset[str] = frozenset()
     while not stop.is_set():
         places = _Places.of(index)
+        for root in sorted(places.remote - remote):
+            say(f"{root} is on another machine and is not followed; `build` again reads what has changed there")
+        remote = places.remote
+        if remote and not (places.folders or places.files or places.gone):
+            raise UsageError("no source is on this machine, so there is nothing to follow", hint="run `build` again")
         for root in sorted(places.gone - gone):
             say(f"{root} is gone; its items stay until it is back")
         gone = places.gone

@@ -205,12 +205,13 @@ class Database:
 
     def relocate(self, source: int, root: str, index: Path) -> None:
         """Changes the root of a source. Raises UsageError if another source has it."""
+        relative = os.path.relpath(root, index) if os.path.isabs(root) else root
         with self._connections.transaction() as connection, checksums.kept(connection):
             connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
             try:
                 connection.execute(
                     "UPDATE sources SET root=?, relative=? WHERE id=?",
-                    (os.fsencode(root), os.fsencode(os.path.relpath(root, index)), source),
+                    (os.fsencode(root), os.fsencode(relative), source),
                 )
             except sqlite3.IntegrityError:
                 raise UsageError(f"{root} is already another source of this index") from None

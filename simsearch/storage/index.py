@@ -16,6 +16,7 @@ from typing import Any
 
 from simsearch.common.milvus_address import is_address
 from simsearch.errors import IndexNotFoundError, IndexReplacedError, SimsearchError, UsageError
+from simsearch.images.sources.remote.addresses import is_remote
 from simsearch.images.sources.resolve import RecordedSource, Sources
 from simsearch.models import registry
 from simsearch.storage import roots as source_roots
@@ -243,7 +244,8 @@ class Index:
             source_roots.check(roots, known)
             for row in known:
                 if root := roots.get(row.root, roots.get("")):
-                    self.database.relocate(row.id, os.path.abspath(root), self.path.absolute())
+                    place = root if is_remote(root) else os.path.abspath(root)
+                    self.database.relocate(row.id, place, self.path.absolute())
 
 
 def on_disk(opened: OpenIndex) -> Index:

@@ -13,6 +13,7 @@ import numpy as np
 from simsearch.common.item_ids import parse_id
 from simsearch.errors import UsageError
 from simsearch.images.sources import base
+from simsearch.images.sources.remote.addresses import is_remote
 from simsearch.images.sources.resolve import Sources
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def matcher(name: str) -> Callable[[str, str], bool]:
     """
     if not name:
         raise UsageError("an empty name matches no item", hint=_NAMES)
-    full = os.path.abspath(os.path.expanduser(name))
+    full = name.rstrip("/") if is_remote(name) else os.path.abspath(os.path.expanduser(name))
     inside = full + os.sep, full + base.SEPARATOR
 
     def plain(shown: str, relative: str) -> bool:

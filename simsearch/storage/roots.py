@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simsearch.errors import UsageError
+from simsearch.images.sources.remote import addresses, permission
 
 if TYPE_CHECKING:
     from simsearch.storage.reader import SourceRow
@@ -24,8 +25,15 @@ def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
             raise UsageError(f"the index has no source {old}", hint=hint)
         if not old and len(known) > 1:
             raise UsageError(f"{new} is ambiguous, the index has {len(known)} sources: use OLD=NEW", hint=hint)
-        if not os.path.exists(new):
+        if addresses.is_remote(new) and all(addresses.is_kind(row.kind) for row in known if old in {"", row.root}):
+            permission.grant(addresses.normalized(new))  # by the user, who gives the new location
+        elif not os.path.exists(new):
             raise UsageError(f"no file or folder at {new}")
+
+
+def may_exist(kind: str, root: str) -> bool:
+    """Returns False if a source's root is gone; what is not on this disk is taken to exist."""
+    return kind == "dataset" or addresses.is_kind(kind) or os.path.exists(root)
 
 
 def location_of(row: SourceRow, roots: Mapping[str, str], index: Path) -> str:

@@ -13,7 +13,7 @@ import weakref
 import zipfile
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from simsearch.errors import ImageError, UsageError
+from simsearch.errors import ImageError, UnavailableError, UsageError
 from simsearch.images.decode import EXTENSIONS, LARGEST_BYTES, looks_like_image
 from simsearch.images.sources.base import Entry, Listing, Source, file_identity, first_line, spool
 from simsearch.images.sources.exclude import Exclusion
@@ -47,7 +47,9 @@ class ZipSource(Source):
     def __init__(self, root: str) -> None:
         super().__init__(root)
         try:
-            self._archive = zipfile.ZipFile(root)
+            self._archive = zipfile.ZipFile(self._container())
+        except UnavailableError:  # of a remote archive
+            raise
         except Exception as error:  # hostile bytes make the readers of archives raise nearly anything
             raise UsageError(f"{root} cannot be read as a zip archive: {first_line(error)}") from error
         self._members = by_path(
@@ -59,6 +61,10 @@ class ZipSource(Source):
         files = {path: member for path, member in self._members.items() if path not in links}
         self._broken = sum(target not in files for target in targets.values())
         self._members = files | {path: files[target] for path, target in targets.items() if target in files}
+
+    def _container(self) -> str | IO[bytes]:
+        """Returns the archive as a path or an open file."""
+        return self.root
 
     def _link_text(self, member: zipfile.ZipInfo) -> str:
         """Returns the text of a symbolic link; one that leads nowhere if it cannot be read."""
@@ -149,7 +155,9 @@ class TarSource(Source):
         super().__init__(root)
         self._lock = threading.Lock()
         try:
-            self._archive = tarfile.open(root)  # noqa: SIM115, closed by close()
+            self._archive = self._open_archive()
+        except UnavailableError:  # of a remote archive
+            raise
         except Exception as error:
             raise UsageError(f"{root} cannot be read as a tar archive: {first_line(error)}") from error
         self._closing = weakref.finalize(self, self._archive.close)  # as a ZipFile does by itself
@@ -161,6 +169,9 @@ class TarSource(Source):
         self._order: list[tuple[int, str]] = []
         self._position = 0
         self._skipped: dict[str, bytes] = {}
+
+    def _open_archive(self) -> tarfile.TarFile:
+        return tarfile.open(self.root)
 
     def _members_by_path(self) -> dict[str, tarfile.TarInfo]:
         """Reads the archive's list of members on first use. Raises UsageError."""

@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from simsearch.errors import ImageError
 from simsearch.images.decode import EXTENSIONS, LARGEST_BYTES, left_out, looks_like_image
 from simsearch.images.sources.exclude import Exclusion
+from simsearch.images.sources.remote import addresses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,12 +91,26 @@ class Source(ABC):
     download = True
     """False to never fetch a data set from its site; for one that an index names."""
 
+    nests = False
+    """True for folders: one inside another is a part of it, and single images of one may be listed."""
+
+    quick = False
+    """True to give up on an image soon, if it is on another machine: somebody waits for it."""
+
+    public_only = False
+    """True for a web server that only an index names: it has to be on the public Internet."""
+
+    remote = False
+    """True if reading an image waits for another machine, so that several should be read at once."""
+
     labelled = False
     """True if the source itself has labels; otherwise the folders' names may be used."""
 
     def __init__(self, root: str, within: str = "") -> None:
         self.root = root
         self.within = within
+        self.only: frozenset[str] | None = None
+        """The only paths to list, for a folder from which single files were added; None for all."""
         """The relative path of the only file or folder to list, if the kind of source supports that; empty for all."""
         self.outside = True
         """False to leave out files that lie outside `folder`, also those that links lead to."""
@@ -142,11 +157,7 @@ class FolderSource(Source):
     """A folder with its subfolders. Hidden ones are skipped; links are followed, but each folder is listed once."""
 
     kind = "folder"
-
-    def __init__(self, root: str, within: str = "") -> None:
-        super().__init__(root, within)
-        self.only: frozenset[str] | None = None
-        """The only paths to list, for a folder from which single files were added; None for all."""
+    nests = True
 
     @property
     def folder(self) -> str:
@@ -243,6 +254,8 @@ def display_path(kind: str, root: str, path: str) -> str:
         return os.path.join(root, path)
     if kind == "manifest":
         return os.path.join(os.path.dirname(root), path)
+    if kind == addresses.KIND:
+        return addresses.joined(root, path)
     return root + SEPARATOR + path
 
 

@@ -68,6 +68,8 @@ def _below(pattern: str, root: str) -> list[str]:
     """Returns the pattern relative to `root`, if it is a path from the current folder, or an absolute one, into it."""
     if "/" not in pattern.rstrip("/"):
         return []
+    if "://" in pattern:  # below a remote source
+        return ["/" + (pattern[len(root) + 1 :] or "**")] if pattern.startswith(root + "/") else []
     full = pattern
     with contextlib.suppress(OSError):  # the current folder has been deleted
         full = os.path.join(os.getcwd(), os.path.expanduser(pattern))

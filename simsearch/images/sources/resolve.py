@@ -25,14 +25,19 @@ from simsearch.images.sources.base import (
     display_path,
     read_file,
 )
+from simsearch.images.sources.remote import addresses, permission
 
 if TYPE_CHECKING:
     from simsearch.images.sources import archives, parquet, tables, torchvision
+    from simsearch.images.sources.remote import archives as remote_archives
+    from simsearch.images.sources.remote import source as remote_source
 else:  # a query by an image file needs none of them
     archives = LazyModule("simsearch.images.sources.archives")
     parquet = LazyModule("simsearch.images.sources.parquet")
     tables = LazyModule("simsearch.images.sources.tables")
     torchvision = LazyModule("simsearch.images.sources.torchvision")
+    remote_archives = LazyModule("simsearch.images.sources.remote.archives")
+    remote_source = LazyModule("simsearch.images.sources.remote.source")
 
 SOURCE_CLASSES: Mapping[str, Callable[[str], Source]] = {
     "folder": FolderSource,
@@ -41,6 +46,9 @@ SOURCE_CLASSES: Mapping[str, Callable[[str], Source]] = {
     "manifest": lambda root: tables.ManifestSource(root),
     "parquet": lambda root: parquet.ParquetSource(root),
     "dataset": lambda root: torchvision.TorchvisionSource(root),
+    addresses.KIND: lambda root: remote_source.RemoteSource(root),
+    addresses.ZIP_KIND: lambda root: remote_archives.RemoteZipSource(root),
+    addresses.TAR_KIND: lambda root: remote_archives.RemoteTarSource(root),
 }
 """By `Source.kind`: makes a source from its root."""
 
@@ -67,6 +75,8 @@ def resolve(name: str) -> Source:
         raise UsageError("an empty name is not a source", hint="write . for the current folder")
     if name.startswith(DATASET_PREFIX) and not os.path.exists(name):
         return SOURCE_CLASSES["dataset"](name)
+    if addresses.scheme_of(name) is not None and not os.path.exists(name):
+        return _resolve_remote(name)
     path = os.path.abspath(os.path.expanduser(name))
     if os.path.isdir(path):
         return FolderSource(path)
@@ -86,6 +96,30 @@ def resolve(name: str) -> Source:
     return FolderSource(os.path.dirname(path), within=os.path.basename(path))
 
 
+def _resolve_remote(name: str) -> Source:
+    """Returns the source at an address, which the user has named. Makes no request. Raises UsageError.
+
+    An address with the extension of an image is one object of the folder above it.
+    """
+    source = _remote_source(addresses.normalized(name))
+    permission.grant(source.root)
+    return source
+
+
+def _remote_source(root: str) -> Source:
+    parent, _, last = root.rpartition("/")
+    if "/" not in root.partition("://")[2]:
+        last = ""
+    kind = next((kind for suffix, kind in _KINDS_BY_SUFFIX.items() if last.lower().endswith(suffix)), None)
+    if kind in {"manifest", "parquet"}:
+        raise UsageError(f"{root}: tables are not read from other machines", hint="copy it to this one")
+    if kind is not None:
+        return SOURCE_CLASSES[addresses.ZIP_KIND if kind == "zip" else addresses.TAR_KIND](root)
+    if os.path.splitext(last)[1].lower() in EXTENSIONS:
+        return remote_source.RemoteSource(parent, within=last)
+    return remote_source.RemoteSource(root)
+
+
 def as_names(given: Any) -> list[str]:
     """Returns one path, or several, as a list of texts. Raises UsageError for other values."""
     single = isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable)
@@ -96,13 +130,48 @@ def as_names(given: Any) -> list[str]:
     return [os.fsdecode(name) for name in names]
 
 
-def reopen(kind: str, root: str) -> Source:
-    """Opens a source that an index recorded. Raises UsageError."""
+def reopen(kind: str, root: str, *, checked: bool = False) -> Source:
+    """Opens a source that an index recorded. Raises UsageError, also for a remote one that the user has not named.
+
+    checked: True if the caller has seen to that.
+    """
     if kind not in SOURCE_CLASSES:
         raise UsageError(f"the index has a source of unknown kind {kind!r}", hint="a newer simsearch may know it")
+    if addresses.is_kind(kind):
+        if root != addresses.normalized(root):
+            raise UsageError(f"the index names a remote source that is none: {root}")
+        source = SOURCE_CLASSES[kind](root)
+        if not checked:
+            permission.check(root)
+            source.public_only = not permission.is_named(root)
+        return source
     if kind not in {"folder", "dataset"} and os.path.exists(root) and not os.path.isfile(root):
         raise UsageError(f"{root} is not a regular file")  # opening a pipe would wait for a writer
     return SOURCE_CLASSES[kind](root)
+
+
+def read_remote(address: str) -> bytes:
+    """Reads an image by its remote address, or one in a remote archive, which the user has named.
+
+    Raises ImageError, UsageError.
+    """
+    container, separator, member = address.partition(SEPARATOR)
+    source = _remote_source(addresses.normalized(container))
+    path = member if separator else source.within
+    if not path:
+        raise UsageError(f"{address!r} is not the address of an image", hint="an object whose name ends in .jpg or so")
+    try:
+        with source.stream(path) as file:
+            return file.read()
+    except ImageError as error:
+        raise ImageError(f"{address}: {error}", hint=error.hint) from error
+    finally:
+        source.close()
+
+
+def part(kind: str, root: str, within: str) -> Source:
+    """Returns a part of a folder, local or remote. within: the relative path of the only file or folder to list."""
+    return FolderSource(root, within) if kind == FolderSource.kind else remote_source.RemoteSource(root, within)
 
 
 def read_path(path: str) -> bytes:
@@ -195,6 +264,7 @@ class RecordedSource(Source):
                 try:
                     self._opened = reopen(self.kind, self.root)
                     self._opened.download, self._opened.outside = False, self.outside
+                    self._opened.quick = True
                 except UsageError as error:
                     raise ImageError(str(error), hint=error.hint) from error
             return self._opened

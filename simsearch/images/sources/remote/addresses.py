@@ -1,0 +1,97 @@
+"""Addresses of remote sources and objects: `s3://bucket/key`, `gs://bucket/key`, `https://host/folder/file`.
+
+A source's root has no slash at its end. Keys of buckets are written as they are; names on web servers are unescaped in
+an index, and escaped in an address. This module imports nothing heavy: every command that takes a path asks it.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote, unquote, urlsplit
+
+from simsearch.errors import UsageError
+
+BUCKETS = ("s3", "gs")
+WEB = ("http", "https")
+
+KIND, ZIP_KIND, TAR_KIND = "remote", "remote-zip", "remote-tar"
+"""`Source.kind` of a prefix of objects, and of the archives."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PLAIN = "/!$&'()*+,;=:@~"
+"""Characters of a name that need no escape in the path of a URL."""
+
+
+def scheme_of(name: str) -> str | None:
+    """Returns the scheme of an address in lower case; None for a path."""
+    found = _SCHEME.match(name)
+    return found[1].lower() if found else None
+
+
+def is_remote(name: str) -> bool:
+    """Returns True for an address of a remote source or object."""
+    return scheme_of(name) in (*BUCKETS, *WEB)
+
+
+def is_kind(kind: str) -> bool:
+    """Returns True for the kinds of remote sources."""
+    return kind in (KIND, ZIP_KIND, TAR_KIND)
+
+
+def normalized(name: str) -> str:
+    """Returns an address as the root of a source. Raises UsageError if it names nothing that can be read."""
+    scheme = scheme_of(name)
+    if scheme not in (*BUCKETS, *WEB):
+        raise UsageError(
+            f"{name!r} has an unknown scheme", hint="a remote source begins with s3://, gs://, https:// or http://"
+        )
+    rest = name.partition("://")[2]
+    host, _, path = rest.partition("/")
+    if scheme in BUCKETS:
+        if not _BUCKET.fullmatch(host):
+            raise UsageError(f"{name!r} names no bucket", hint=f"{scheme}://BUCKET or {scheme}://BUCKET/PREFIX")
+        return f"{scheme}://{host}/{path}".rstrip("/")
+    try:
+        parts = urlsplit(f"{scheme}://{rest}")
+        secret, _ = parts.username or parts.password, parts.port
+    except ValueError:
+        raise UsageError(f"the address {name!r} cannot be read") from None
+    if secret is not None or "@" in parts.netloc:
+        raise UsageError(
+            f"an address with a user or password is no source: {scheme}://{parts.hostname}{parts.path}",
+            hint="an index would keep them",
+        )
+    if parts.query or parts.fragment:
+        raise UsageError(
+            f"an address with ? or # is no source: {scheme}://{parts.netloc}{parts.path}",
+            hint="an index would keep what follows, which may be a signature",
+        )
+    if not parts.hostname:
+        raise UsageError(f"{name!r} names no host")
+    path = quote(unquote(parts.path, errors="surrogateescape"), safe=_PLAIN, errors="surrogateescape")
+    return f"{scheme}://{parts.netloc.lower()}{path}".rstrip("/")
+
+
+def bucket_and_key(address: str) -> tuple[str, str]:
+    """Splits `s3://bucket/key`."""
+    bucket, _, key = address.partition("://")[2].partition("/")
+    return bucket, key
+
+
+def joined(root: str, path: str) -> str:
+    """Returns the address of an object. path: relative to the root; on a web server, unescaped."""
+    if scheme_of(root) in WEB:
+        path = quote(path, safe=_PLAIN, errors="surrogateescape")
+    return f"{root}/{path}"
+
+
+def relative_to(address: str, root: str) -> str:
+    """Returns the path of a root that lies below another one, relative to that."""
+    path = address[len(root) + 1 :]
+    return unquote(path, errors="surrogateescape") if scheme_of(root) in WEB else path
+
+
+def has_odd_parts(path: str) -> bool:
+    """Returns True for a path with `.`, `..` or empty parts, which a web server would resolve to another place."""
+    return any(part in {"", ".", ".."} for part in path.split("/"))

@@ -1,0 +1,309 @@
+"""Archives on other machines.
+
+Of a .zip file the list of members is read, and then each member by its own range of bytes, several at a time: nothing
+else is transferred, and an interrupted build goes on at the next member. A .tar file has no list. It is copied into a
+temporary file, once; its list is kept in the cache folder by the archive's identity, so that an archive that has not
+changed is not transferred again.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import hashlib
+import io
+import json
+import struct
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from simsearch.common import outside_json
+from simsearch.common.atomic_files import atomic_write
+from simsearch.common.cache import cache_dir
+from simsearch.errors import ImageError, UsageError
+from simsearch.images.decode import LARGEST_BYTES
+from simsearch.images.sources.archives import TarSource, ZipSource
+from simsearch.images.sources.base import Entry, Listing, Source
+from simsearch.images.sources.exclude import Exclusion
+from simsearch.images.sources.members import member_path
+from simsearch.images.sources.remote import addresses
+from simsearch.images.sources.remote.source import RemoteStoreMixin
+from simsearch.images.sources.remote.store import RemoteObject
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BLOCK_BYTES = 1 << 20
+"""The list of a .zip file is read in parts of this size."""
+
+LOCAL_HEADER = 30
+"""Bytes of a member's header in a .zip file, before its name."""
+
+LONGEST_HEADER = LOCAL_HEADER + 2 * 0xFFFF
+
+
+class _RemoteArchive(RemoteStoreMixin, Source):
+    """An archive that is one object. It is not opened before it is listed or read."""
+
+    remote = True
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._init_store()
+        self._folder, _, self._name = root.rpartition("/")
+        self._opening = threading.Lock()
+        self._facts: RemoteObject | None = None
+
+    def facts(self) -> RemoteObject:
+        """Returns the archive's size and identity. Raises UsageError if it is not there or has no size."""
+        if self._facts is None:
+            try:
+                found = self._opened(self._folder).info(self._name)
+            except ImageError as error:
+                raise UsageError(f"{self.root} cannot be read: {error}", hint=error.hint) from error
+            if found is None:
+                raise UsageError(f"there is no archive at {self.root}")
+            if not found.size:
+                raise UsageError(f"{self.root} is empty, or its server does not say its size")
+            self._facts = found
+        return self._facts
+
+    def copy(self) -> IO[bytes]:
+        """Returns the archive as a temporary file. Raises UsageError, UnavailableError."""
+        try:
+            return self._opened(self._folder).spool(self._name, self.facts().size or 0)
+        except ImageError as error:
+            raise UsageError(f"{self.root} cannot be read: {error}", hint=error.hint) from error
+
+    def read_part(self, start: int, end: int) -> bytes:
+        """Reads the archive's bytes from `start` to before `end`. Raises as `Store.read`."""
+        return self._opened(self._folder).read(self._name, start, end)
+
+    def identity(self, path: str) -> tuple[Any, ...] | None:
+        return (self.display(path),)
+
+    def is_link(self, path: str) -> bool:
+        return False
+
+
+class RemoteZipSource(_RemoteArchive):
+    """A .zip file on another machine; otherwise like `ZipSource`."""
+
+    kind = addresses.ZIP_KIND
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._zip: ZipSource | None = None
+
+    def _members(self) -> ZipSource:
+        with self._opening:
+            if self._zip is None:
+                self.facts()
+                ranges = self._opened(self._folder).ranges
+                self._zip = _RangedZip(self) if ranges else _SpooledZip(self.root, self.copy())
+            return self._zip
+
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        return self._members().listing(exclude)
+
+    def read(self, path: str) -> bytes:
+        try:
+            return self._members().read(path)
+        except UsageError as error:
+            raise ImageError(str(error), hint=error.hint) from error
+
+    def close(self) -> None:
+        self._close_store()
+        with self._opening:
+            opened, self._zip = self._zip, None
+        if opened is not None:
+            opened.close()
+
+
+class _SpooledZip(ZipSource):
+    """A .zip file in a temporary file, for servers that send whole files only."""
+
+    def __init__(self, root: str, file: IO[bytes]) -> None:
+        self._file = file
+        with contextlib.ExitStack() as stack:
+            stack.callback(file.close)
+            super().__init__(root)
+            stack.pop_all()
+
+    def _container(self) -> IO[bytes]:
+        return self._file
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
+class _RangedZip(ZipSource):
+    """The members of a remote .zip file."""
+
+    def __init__(self, archive: RemoteZipSource) -> None:
+        self._remote = archive
+        super().__init__(archive.root)
+        self._starts = sorted({member.header_offset for member in self._archive.infolist()} | {self._archive.start_dir})
+
+    def _container(self) -> IO[bytes]:
+        size = self._remote.facts().size or 0
+        return io.BufferedReader(_RangedFile(self._remote, size), BLOCK_BYTES)
+
+    def read(self, path: str) -> bytes:
+        """Reads a member by its range of the archive."""
+        member = self._members.get(path) or self._members.get(member_path(path))
+        if member is None:
+            raise ImageError("no such member in the archive")
+        if member.file_size > LARGEST_BYTES or member.compress_size > LARGEST_BYTES:
+            raise ImageError(f"too large: the limit is {LARGEST_BYTES:,} bytes")
+        if member.flag_bits & 1 or member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            return super().read(path)
+        start = member.header_offset
+        end = min(self._end_of(start), start + LONGEST_HEADER + member.compress_size)
+        return _content(member, self._remote.read_part(start, end))
+
+    def _end_of(self, start: int) -> int:
+        """Returns where the next member, or the list of members, begins."""
+        place = bisect.bisect_right(self._starts, start)
+        return self._starts[place] if place < len(self._starts) else self._remote.facts().size or start
+
+
+def _content(member: zipfile.ZipInfo, data: bytes) -> bytes:
+    """Returns a member's content. data: the archive from the member's header on. Raises ImageError if it is damaged."""
+    if len(data) < LOCAL_HEADER or data[:4] != b"PK\3\4":
+        raise ImageError("cannot be read from the archive: it has changed, or is damaged")
+    name, extra = struct.unpack_from("<HH", data, 26)
+    start = LOCAL_HEADER + name + extra
+    packed = data[start : start + member.compress_size]
+    try:
+        if member.compress_type == zipfile.ZIP_DEFLATED:
+            packed = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member.file_size + 1)
+    except zlib.error as error:
+        raise ImageError(f"cannot be read from the archive: {error}") from error
+    if len(packed) != member.file_size or zlib.crc32(packed) != member.CRC:
+        raise ImageError("cannot be read from the archive: its checksum is wrong")
+    return packed
+
+
+class _RangedFile(io.RawIOBase):
+    """A remote archive as a file that can be sought in."""
+
+    def __init__(self, archive: _RemoteArchive, size: int) -> None:
+        self._archive, self._size, self._position = archive, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._size, self._position + len(buffer))
+        if end <= self._position:
+            return 0
+        data = self._archive.read_part(self._position, end)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+class RemoteTarSource(_RemoteArchive):
+    """A .tar file on another machine, plain or compressed; otherwise like `TarSource`."""
+
+    kind = addresses.TAR_KIND
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._tar: _SpooledTar | None = None
+
+    def _members(self) -> _SpooledTar:
+        """Copies the archive into a temporary file on first use. Raises UsageError, UnavailableError."""
+        with self._opening:
+            if self._tar is None:
+                self._tar = _SpooledTar(self.root, self.copy())
+            return self._tar
+
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        facts, leave_out = self.facts(), Exclusion(exclude, self.root)
+        place = _list_file(self.root, facts) if facts.identity else None
+        found = _read_list(place) if place is not None else None
+        if found is None:
+            found = self._members().listing()
+            if place is not None:
+                _write_list(place, found)
+        found.entries = [entry for entry in found.entries if not leave_out(entry.path)]
+        found.matched = leave_out.matched
+        return found
+
+    def read(self, path: str) -> bytes:
+        return self._tar_for_reading().read(path)
+
+    def stream(self, path: str) -> IO[bytes]:
+        return self._tar_for_reading().stream(path)
+
+    def _tar_for_reading(self) -> _SpooledTar:
+        try:
+            return self._members()
+        except UsageError as error:
+            raise ImageError(str(error), hint=error.hint) from error
+
+    def close(self) -> None:
+        self._close_store()
+        with self._opening:
+            opened, self._tar = self._tar, None
+        if opened is not None:
+            opened.close()
+
+
+class _SpooledTar(TarSource):
+    """A .tar file in a temporary file."""
+
+    def __init__(self, root: str, file: IO[bytes]) -> None:
+        self._file = file
+        with contextlib.ExitStack() as stack:
+            stack.callback(file.close)
+            super().__init__(root)
+            stack.pop_all()
+        self._compressed = self._archive.fileobj is not file
+
+    def _open_archive(self) -> tarfile.TarFile:
+        return tarfile.open(fileobj=self._file)
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
+def _list_file(root: str, facts: RemoteObject) -> Path:
+    key = json.dumps([root, facts.size, facts.identity])
+    return cache_dir() / "remote" / "lists" / (hashlib.sha256(key.encode()).hexdigest() + ".json")
+
+
+def _write_list(path: Path, found: Listing) -> None:
+    """Keeps the list of an archive's members, which can be made again at any time."""
+    entries = [[entry.path, entry.size, entry.stamp] for entry in found.entries]
+    content = {"entries": entries, "skipped": found.skipped, "left_out": dict(found.left_out)}
+    with contextlib.suppress(OSError, UsageError, UnicodeError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(content).encode(), follow_links=False)
+
+
+def _read_list(path: Path) -> Listing | None:
+    """Reads a list that was kept; None if there is none."""
+    try:
+        content = outside_json.parse(path.read_bytes())
+        entries = [Entry(str(name), int(size), int(stamp)) for name, size, stamp in content["entries"]]
+        return Listing(entries, int(content["skipped"]), Counter(content["left_out"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

@@ -1,0 +1,97 @@
+"""Objects that were read and whose features are not committed yet, in the cache folder.
+
+A build that is killed loses what it has computed since its last commit. Without these files, the next one would have to
+read the same objects from their server again. Each is deleted once its item is committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO
+
+from simsearch.common.cache import cache_dir
+
+KEPT_BYTES = 512 << 20
+"""Limit of the files of one build; what goes beyond it is not kept."""
+
+OLDEST = 7 * 24 * 3600.0
+"""Seconds after which a file that a killed build has left is deleted, if that build has not gone on."""
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+Place = tuple[str, str, int, int]
+"""An object as it was listed: the root of its source, its path, its size in bytes and its stamp."""
+
+
+class KeptObjects:
+    """Files named by the SHA-256 of a `Place`, each with the SHA-256 of its content before it.
+
+    They are not synced to disk: the digest shows if one is incomplete. Safe for several threads.
+    """
+
+    def __init__(self) -> None:
+        self._folder = cache_dir() / "remote" / "kept"
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._ready = False
+
+    def read(self, place: Place, read: Callable[[], bytes | IO[bytes]]) -> bytes | IO[bytes]:
+        """Returns a kept object, or reads and keeps it. Raises what `read` raises."""
+        data = self._find(place)
+        if data is not None:
+            return data
+        found = read()
+        if isinstance(found, bytes):
+            self._keep(place, found)
+        return found
+
+    def forget(self, places: Iterable[Place]) -> None:
+        """Deletes objects whose items are committed, or whose failures are."""
+        for place in places:
+            path = self._path(place)
+            with contextlib.suppress(OSError):
+                size = path.stat().st_size
+                path.unlink()
+                with self._lock:
+                    self._bytes -= size
+
+    def _path(self, place: Place) -> Path:
+        name = "\0".join(map(str, place)).encode("utf-8", "surrogateescape")
+        return self._folder / hashlib.sha256(name).hexdigest()
+
+    def _find(self, place: Place) -> bytes | None:
+        try:
+            content = self._path(place).read_bytes()
+        except OSError:
+            return None
+        digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        return data if digest == hashlib.sha256(data).digest() else None
+
+    def _keep(self, place: Place, data: bytes) -> None:
+        with self._lock:
+            if not self._ready:
+                self._prepare()
+            if self._bytes + len(data) + _DIGEST_BYTES > KEPT_BYTES:
+                return
+            self._bytes += len(data) + _DIGEST_BYTES
+        with contextlib.suppress(OSError):  # a full disk: then it is read again if need be
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(self._path(place), flags, 0o600), "wb") as file:
+                file.write(hashlib.sha256(data).digest() + data)
+
+    def _prepare(self) -> None:
+        """Makes the folder, and deletes what builds have left that did not go on."""
+        self._ready = True
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            latest = time.time() - OLDEST
+            for path in self._folder.iterdir():
+                with contextlib.suppress(OSError):
+                    if path.lstat().st_mtime < latest:
+                        path.unlink()

@@ -1,0 +1,70 @@
+"""Permission to read a remote source that an index names.
+
+An index may come from a stranger, and reading `s3://bucket/key` signs a request with the user's credentials. So a
+recorded address is only read if the user has named it, or a folder above it, as a source on this machine; or has
+permitted all, by `$SIMSEARCH_REMOTE=1` or `serve --remote`. What was named is kept in the cache folder, for each user,
+not in the index: a file for each address, called by its SHA-256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+from simsearch.common.atomic_files import atomic_write
+from simsearch.common.cache import cache_dir
+from simsearch.errors import UsageError
+
+VARIABLE = "SIMSEARCH_REMOTE"
+"""The environment variable that permits all remote sources."""
+
+_named: set[str] = set()
+"""The addresses that were named in this process; "" stands for all."""
+
+
+def grant(root: str) -> None:
+    """Records that the user has named a source."""
+    if root in _named:
+        return
+    _named.add(root)
+    path = _record(root)
+    if not path.exists():
+        with contextlib.suppress(OSError, UsageError):  # without a cache, the permission ends with the process
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, (root + "\n").encode("utf-8", "surrogateescape"), follow_links=False)
+
+
+def grant_all() -> None:
+    """Permits all remote sources in this process."""
+    _named.add("")
+
+
+def is_granted(root: str) -> bool:
+    """Returns True if an address may be read: it was named, or all are permitted."""
+    return "" in _named or os.environ.get(VARIABLE, "") not in {"", "0"} or is_named(root)
+
+
+def is_named(root: str) -> bool:
+    """Returns True if the user has named an address, or a folder above it."""
+    place = root
+    while "/" in place.partition("://")[2]:
+        if place in _named or _record(place).exists():
+            return True
+        place = place.rpartition("/")[0]
+    return place in _named or _record(place).exists()
+
+
+def check(root: str) -> None:
+    """Raises UsageError unless an address that an index names may be read."""
+    if not is_granted(root):
+        raise UsageError(
+            f"the index names the remote source {root}, which you have not named on this machine",
+            hint=f"if you trust it: `simsearch build {root} -i INDEX`, `serve --remote`, or {VARIABLE}=1",
+        )
+
+
+def _record(root: str) -> Path:
+    digest = hashlib.sha256(root.encode("utf-8", "surrogateescape")).hexdigest()
+    return cache_dir() / "remote" / "named" / digest

@@ -1,0 +1,38 @@
+"""Files on web servers that only an index names: read as the URLs of strangers are, from public addresses only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from simsearch.errors import ImageError
+from simsearch.images import urls
+from simsearch.images.decode import LARGE_BYTES
+from simsearch.images.sources.remote.addresses import has_odd_parts, joined
+from simsearch.images.sources.remote.store import DeniedError, MissingError, RemoteObject, Store
+
+SECONDS = 20.0
+"""For a file, from the look-up of its host to its last byte."""
+
+
+class PublicWebStore(Store):
+    """The files below `https://host/folder`. They can be read, but not listed; see `urls.fetch_public`."""
+
+    def server(self) -> str:
+        return urlsplit(self.root).netloc
+
+    def _objects(self, within: str) -> Iterator[RemoteObject]:
+        raise DeniedError("you have not named it on this machine")
+
+    def _info(self, path: str) -> RemoteObject:
+        return RemoteObject(path, None, "")
+
+    def _read(self, path: str, start: int | None, end: int | None, most: int) -> bytes:
+        if start is not None:
+            raise DeniedError("archives are only read from web servers that you have named")
+        if has_odd_parts(path):
+            raise MissingError
+        try:
+            return urls.fetch(joined(self.root, path), LARGE_BYTES, SECONDS, public_only=True)
+        except ValueError as error:  # UsageError and ImageError
+            raise ImageError(str(error)) from error

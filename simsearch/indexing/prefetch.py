@@ -1,0 +1,98 @@
+"""Reads images of other machines before they are needed, several at once, to hide the latency of the network.
+
+The order stays, and memory is bounded: beyond `AHEAD_BYTES` an image is read when its turn comes.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, TYPE_CHECKING, TypeVar
+
+from simsearch.images.decode import LARGE_BYTES
+from simsearch.images.sources.remote.kept import KeptObjects
+from simsearch.images.sources.remote.store import REQUESTS
+from simsearch.indexing.extract import Task
+from simsearch.indexing.load import reading
+
+if TYPE_CHECKING:
+    from simsearch.images.sources.base import Source
+
+T = TypeVar("T")
+
+AHEAD_IMAGES = 2 * REQUESTS
+"""The images that are asked for before the first of them is handed on."""
+
+AHEAD_BYTES = 128 << 20
+"""Limit of the images that were asked for and not decoded yet."""
+
+UNKNOWN_BYTES = 1 << 20
+"""Assumed for an image whose server does not say its size."""
+
+
+def tasks(images: Iterable[tuple[T, Source, str, int, int]], kept: KeptObjects | None = None) -> Iterator[Task[T]]:
+    """Yields a task for each image, in order.
+
+    images: key, source, path, size in bytes and stamp of each. kept: what an interrupted build has read; gets more.
+    """
+    waiting: deque[Task[T]] = deque()
+    held = _Held(AHEAD_BYTES)
+    pool: ThreadPoolExecutor | None = None
+    complete = False
+    try:
+        for key, source, path, size, stamp in images:
+            read = reading(source, path, size)
+            if source.remote and size <= LARGE_BYTES:
+                if kept is not None:
+                    read = functools.partial(kept.read, (source.root, path, size, stamp), read)
+                pool = pool or ThreadPoolExecutor(REQUESTS, "remote")
+                read = _ReadAhead(read, size or UNKNOWN_BYTES, pool, held)
+            waiting.append(Task(read, key))
+            while len(waiting) > (AHEAD_IMAGES if source.remote else 0):
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+        complete = True
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=not complete)
+
+
+class _Held:
+    """Counts the bytes that wait in memory."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        """Takes some bytes; returns False if there are not enough."""
+        with self._lock:
+            if size > self._free:
+                return False
+            self._free -= size
+            return True
+
+    def give_back(self, size: int) -> None:
+        with self._lock:
+            self._free += size
+
+
+class _ReadAhead:
+    """Reads an image in a pool from now on, if there is memory for it, or else when it is called."""
+
+    def __init__(self, read: Callable[[], bytes | IO[bytes]], size: int, pool: ThreadPoolExecutor, held: _Held) -> None:
+        self._read, self._size, self._held = read, size, held
+        self._future: Future[bytes | IO[bytes]] | None = pool.submit(read) if held.take(size) else None
+
+    def __call__(self) -> bytes | IO[bytes]:
+        future, self._future = self._future, None
+        if future is None:
+            return self._read()
+        try:
+            return future.result()
+        finally:
+            self._held.give_back(self._size)
