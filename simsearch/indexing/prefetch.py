@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -33,7 +33,9 @@ UNKNOWN_BYTES = 1 << 20
 """Assumed for an image whose server does not say its size."""
 
 
-def tasks(images: Iterable[tuple[T, Source, str, int, int]], kept: KeptObjects | None = None) -> Iterator[Task[T]]:
+def tasks(
+    images: Iterable[tuple[T, Source, str, int, int]], kept: KeptObjects | None = None
+) -> Generator[Task[T], None, None]:
     """Yields a task for each image, in order.
 
     images: key, source, path, size in bytes and stamp of each. kept: what an interrupted build has read; gets more.

@@ -50,5 +50,6 @@ def test_peaks_are_those_of_the_definition():
     assert peak_loss(7 * single).item() == pytest.approx(50)
     x = torch.rand(3, 50, generator=torch.Generator().manual_seed(0), requires_grad=True)
     peak_loss(x).backward()
+    assert x.grad is not None
     assert peak_loss(x - x.grad).item() < peak_loss(x).item()
     assert peak_loss(torch.zeros(2, 50)).isfinite()
