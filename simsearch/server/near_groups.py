@@ -194,16 +194,18 @@ class GroupFinder:
                 self._kept.popitem(last=False)
 
     def _run(self, served: ReloadableIndex, key: Key, distance: float | None, job: Job) -> None:
+        found, problem = None, None
         try:
             found = served.run(lambda engine: self._compute(engine, distance, job))
             self._keep(key, found)
         except BaseException as error:
-            job.result.set_exception(error)
-        else:
+            problem = error
+        with self._lock:  # before the result is known, so that whoever has seen an error can try again
+            del self._jobs[key]
+        if found is not None and problem is None:
             job.result.set_result(found)
-        finally:
-            with self._lock:
-                del self._jobs[key]
+        else:
+            job.result.set_exception(problem or draining())
 
     def _compute(self, engine: Engine, distance: float | None, job: Job) -> Found:
         began = time.monotonic()

@@ -13,6 +13,7 @@ from simsearch.curation.cleanup.journal import ACTIONS
 from simsearch.curation.cleanup.keep import FILE_KINDS, KeepRule, is_file
 from simsearch.errors import UsageError
 from simsearch.images.sources.recorded import is_inside
+from simsearch.images.sources.remote import addresses
 from simsearch.search.duplicates import Member
 
 
@@ -122,6 +123,8 @@ def reason_to_leave(member: Member, kept: Member, action: str, limit: float) -> 
 
 def reason_to_stay(member: Member) -> str:
     """Returns the reason that a member can never be acted on, whatever stays; empty if there is none."""
+    if addresses.is_kind(member.source.kind):
+        return "it is not kept on this machine"
     if member.source.kind not in FILE_KINDS:
         return "it is in an archive or a table"
     if not is_file(member):

@@ -12,8 +12,11 @@ from PIL import Image
 
 from simsearch import api
 from simsearch.curation.cleanup.keep import KeepRule
+from simsearch.curation.cleanup.plan import reason_to_stay
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
+from simsearch.images.sources import resolve
+from simsearch.search.duplicates import Member
 from tests.helpers.models import Colours
 
 
@@ -62,6 +65,13 @@ def test_file_is_kept_before_an_archive(tmp_path: Path, photos: Path, colours: C
             ("keep", ""),
             ("leave", "it is in an archive or a table"),
         ]
+
+
+def test_what_is_kept_elsewhere_stays(engine: Engine) -> None:
+    item = engine.item(1)
+    source = resolve.RecordedSource("remote", "s3://bucket/photos")
+    member = Member(item, source.display(item.path), 0.0, source)
+    assert reason_to_stay(member) == "it is not kept on this machine"
 
 
 def test_all_under_a_folder_stay(engine: Engine, copies: Path) -> None:
