@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Writes the weights file of a training by `alexnet.py`, and measures what is in it.
 
-    scripts/reproduce/alexnet_file.py SETS WORK/NAME alexnet.safetensors --data DATA [--note TEXT]
+    scripts/reproduce/alexnet_file.py SETS WORK/NAME alexnet.safetensors --data DATA [--teacher NAME] [--note TEXT]
 
 DATA holds tiny-imagenet/val.zip and imagenette160/val.zip. Normalisations are folded into the weights; what
-`--compress` pruned and shared is stored as such, anything else as float16. TEXT says what the training was begun from.
+`--compress` pruned and shared is stored as such, anything else as float16. NAME is the network that taught, TEXT what
+the training was begun from.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def ship(options: argparse.Namespace) -> None:
     recipe = replace(recipe_for("alexnet", side), mean=tuple(COLOUR.mean.tolist()), std=tuple(COLOUR.std.tolist()))
     pictures, taught = Pictures(options.pictures, config.objective == "labels"), config.objective == "teacher"
     sources = f"{len(pictures):,} photographs of {len(pictures.names)} sources"
-    queue = "EfficientNet-lite0's likenesses over a queue (CompRess 2020) and its soft labels"
+    queue = f"{options.teacher}'s likenesses over a queue (CompRess 2020) and its soft labels"
     story = {
         "data": f"{sources}, without labels" if taught else sources,
         "objective": queue if taught else "cross-entropy on labels",
@@ -85,7 +86,7 @@ def ship(options: argparse.Namespace) -> None:
     }
     if options.note:
         story["begun from"] = options.note
-    words = "under EfficientNet-lite0" if taught else "by labels alone"
+    words = f"under {options.teacher}" if taught else "by labels alone"
     card = weights.ModelCard(
         "alexnet",
         {"num_classes": len(CLASSES), "image_size": side},
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="the folder with the validation sets")
+    parser.add_argument("--teacher", default="EfficientNet-lite2", metavar="NAME", help="[default: %(default)s]")
     parser.add_argument("--note", help="what the training was begun from")
     ship(parser.parse_args())
 

@@ -51,7 +51,9 @@ def shipped(script, pictures, tmp_path, monkeypatch):
 
     def ship(work, note=None):
         file = tmp_path / f"{work.name}.safetensors"
-        module.ship(argparse.Namespace(pictures=pictures, work=work, output=file, data=None, note=note))
+        module.ship(
+            argparse.Namespace(pictures=pictures, work=work, output=file, data=None, note=note, teacher="a fake")
+        )
         return file
 
     return ship
