@@ -4,13 +4,14 @@
     scripts/refresh_docs.py [PAGE.md ...] [--write]
 
 Runs the pages as `tests/test_docs.py` does, a few minutes for all. A line that is shown is replaced by the line of
-output that is the same but for numbers and paths, or else by the one at its place if the numbers of lines agree. Lines
-for which there is neither are listed, for somebody to look at. Without --write, the changes are only printed.
+output at its place, after the first one that is the same but for numbers and paths. Lines for which there is none are
+listed, for somebody to look at. Without --write, the changes are only printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -27,6 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 _PROGRESS = re.compile(r"[\w -]+: [\d,]+ of [\d,]+, [\d,.]+/s")
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+(/(?=\s|$))?", re.M)
 """Of the service, whose port differs from run to run."""
+
+_HOME = "/home/ada"
+"""In place of the folder that the pages are run in."""
 
 
 class Recorder:
@@ -45,7 +49,7 @@ class Recorder:
 
         def recorded(session: object, command: str) -> tuple[int, str]:
             code, out = call(session, command)
-            lines = _ADDRESS.sub(docs._SERVICE, out).splitlines()
+            lines = _ADDRESS.sub(docs._SERVICE, out).replace(os.getcwd(), _HOME).splitlines()
             found.append((command, [line for line in lines if line and not _PROGRESS.fullmatch(line)]))
             return code, out
 
@@ -101,20 +105,24 @@ def words(command: str) -> list[str]:
 
 
 def matched(shown: list[str], printed: list[str], docs: object, lost: list[str]) -> list[str]:
-    """Returns the printed line for each line shown, or the line itself; adds those without one to `lost`."""
+    """Returns the printed line for each line shown, or the line itself; adds those without one to `lost`.
+
+    Those up to a line `...` are together in the output, from the one on that is the same but for numbers and paths.
+    """
     mask = docs.masked  # type: ignore[attr-defined]
-    rest, found = list(printed), []
-    for number, line in enumerate(shown):
+    together = shown[: shown.index("...")] if "..." in shown else shown
+    start = next((n for n, each in enumerate(printed) if together and mask(each) == mask(together[0])), None)
+    if start is not None and start + len(together) <= len(printed):
+        found, rest = printed[start : start + len(together)], printed[start + len(together) :]
+    else:
+        found, rest = [], list(printed)
+    for line in shown[len(found) :]:
         near = [each for each in rest if mask(each) == mask(line)]
+        found.append(near[0] if near else line)
         if near:
-            found.append(near[0])
             rest.remove(near[0])
-        elif len(shown) == len(printed):
-            found.append(printed[number])
-        else:
-            found.append(line)
-            if line.strip() != "...":
-                lost.append(line)
+        elif line != "...":
+            lost.append(line)
     return found
 
 

@@ -36,7 +36,7 @@ def test_lines_are_replaced_by_those_of_the_same_form() -> None:
             "simsearch query cat.jpg      -k 2",
             ["note: first", "0.000  photos/cat-001.jpg", "0.498  photos/cat-004.jpg", "0.6 x"],
         ),
-        ("simsearch info", ["items 601"]),
+        ("simsearch info", ["note: new", "items 601"]),
     ]
     after, lost = refreshed(PAGE, outputs, test_docs)
     changed = PAGE.replace("0.512  photos/cat-009.jpg", "0.498  photos/cat-004.jpg").replace("600", "601", 1)
