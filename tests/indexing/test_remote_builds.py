@@ -293,17 +293,27 @@ def test_killed_build_goes_on(
         draw(photos / CLASSES[number % 4] / f"more-{number}.png", 1000 + number)
     total = ALL + MORE
     upload(s3, photos)
-    s3.delay = 0.2
+    late = sorted(f"pictures/{path.relative_to(photos)}" for path in photos.rglob("*.png"))[total // 4]
+    ended = threading.Event()
+
+    def hold(method: str, key: str, query: str) -> None:
+        if key == late and method == "GET":  # items are committed in order, so that those after it cannot be
+            ended.wait(60)
+
+    s3.plan = hold
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     script = BUILD.replace("from tests", "from simsearch.indexing import sync\nsync.COMMIT_SECONDS = 0.2\nfrom tests")
     with subprocess.Popen([sys.executable, "-c", script, PLACE, str(index)], env=environment, cwd=ROOT) as process:
-        for _ in range(600):
-            if len(s3.gets) > total // 2:
+        for _ in range(1200):
+            if any(key > late for key in list(s3.gets)) and (index / "meta.json").exists() and ids(index):
                 break
             time.sleep(0.05)
+        else:
+            pytest.fail("nothing was committed")
         process.send_signal(how)
+        time.sleep(0.5)
+        ended.set()  # Python waits for threads that are reading
         process.wait(60)
-    s3.delay = 0.0
     committed = {f"pictures/{path}" for path in ids(index)}
     assert 0 < len(committed) < total
     time.sleep(0.3)  # answers that nobody waits for
