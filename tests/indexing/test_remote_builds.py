@@ -276,7 +276,9 @@ def test_object_replaced_after_the_listing(build: Any, s3: S3Server, photos: Pat
 MORE = 200
 
 BUILD = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 from simsearch import api
 from simsearch.indexing.options import BuildOptions
 from tests.helpers.models import Colours
