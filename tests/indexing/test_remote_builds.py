@@ -304,7 +304,7 @@ def test_killed_build_goes_on(
 
     s3.plan = hold
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    script = BUILD.replace("from tests", "from simsearch.indexing import sync\nsync.COMMIT_SECONDS = 0.2\nfrom tests")
+    script = BUILD.replace("from tests", "from simsearch.indexing import sync\nsync.COMMIT_SECONDS = 0.0\nfrom tests")
     with subprocess.Popen([sys.executable, "-c", script, PLACE, str(index)], env=environment, cwd=ROOT) as process:
         for _ in range(1200):
             if any(key > late for key in list(s3.gets)) and (index / "meta.json").exists() and ids(index):
@@ -328,8 +328,9 @@ def test_killed_build_goes_on(
     assert set(s3.gets.values()) == {1}
     assert not committed & set(s3.tries)
     assert len(before & set(s3.gets)) <= store.REQUESTS
-    assert sum(s3.gets.values()) <= total - len(committed) - kept + 1  # one file may be incomplete
-    assert not list((own_cache / "remote" / "kept").iterdir())
+    last = 4  # a batch: committed, but maybe still kept when the process ended; they stay until they are old
+    assert sum(s3.gets.values()) <= total - len(committed) - kept + last + 1  # one file may be incomplete
+    assert len(list((own_cache / "remote" / "kept").iterdir())) <= last
 
 
 def test_kept_object_that_is_damaged_is_read_again(own_cache: Path) -> None:
