@@ -219,7 +219,7 @@ def format_counts(counts: dict[str, int]) -> str:
 
 
 def check_links(service: str | None, html_file: Path | None, other: bool = False) -> None:
-    """Raises UsageError if --links is not the URL of a service, or if there is no report to use it."""
+    """Raises UsageError if --links is not the URL of a service, or if there is no report to link from."""
     if service is None:
         return
     item_link(service, 0)

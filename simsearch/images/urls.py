@@ -9,14 +9,9 @@ the name, connecting, and each byte sent and received, however slowly the server
 from __future__ import annotations
 
 import contextlib
-import functools
 import http.client
-import io
 import ipaddress
-import os
-import select
 import socket
-import ssl
 import threading
 import time
 import urllib.error
@@ -26,6 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from simsearch.errors import ImageError, UsageError
+from simsearch.images.connections import Address, Connection, ConnectionSocket, Deadline, Stop
 
 REDIRECTS = 3
 """The most redirects that are followed for a stranger."""
@@ -58,7 +54,6 @@ _SPECIAL = tuple(
     )
 )
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 T = TypeVar("T")
 
 
@@ -69,36 +64,6 @@ def is_public(address: Address) -> bool:
     if any(address in network for network in _SPECIAL):
         return False
     return address.is_global and not address.is_multicast
-
-
-class Stop:
-    """Ends all fetches that were given it, at once. Safe for several threads."""
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        self._set = False
-
-    def set(self) -> None:
-        """Ends the fetches, and all later ones."""
-        if not self._set:
-            self._set = True
-            os.write(self._write, b"x")
-
-    def is_set(self) -> bool:
-        return self._set
-
-    def fileno(self) -> int:
-        """A descriptor that can be read from once it is set."""
-        return self._read
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self._read)
-            os.close(self._write)
-
-
-class StoppedError(OSError):
-    """The fetch was ended by `Stop`."""
 
 
 def fetch(
@@ -161,7 +126,7 @@ def fetch_public(
     permitted: returns True for an address that may be connected to. any_port: accept all ports.
     stop: ends the fetch early. received: called with the size of each part of the answer; its exceptions are raised.
     """
-    deadline = _Deadline(time.monotonic() + seconds, stop)
+    deadline = Deadline(time.monotonic() + seconds, stop)
     for _ in range(REDIRECTS + 1):
         location, data = _request(url, largest, deadline, permitted, any_port, received)
         if location is None:
@@ -176,7 +141,7 @@ def fetch_public(
 def _request(
     url: str,
     largest: int,
-    deadline: _Deadline,
+    deadline: Deadline,
     permitted: Callable[[Address], bool],
     any_port: bool,
     received: Callable[[int], None],
@@ -185,9 +150,9 @@ def _request(
     scheme, host, port, target = _parts(url, any_port)
     address = _resolve(host, port, permitted, deadline)
     try:
-        with contextlib.closing(_Wire(address, port, host if scheme == "https" else None, deadline)) as wire:
+        with contextlib.closing(Connection(address, port, host if scheme == "https" else None, deadline)) as opened:
             connection = http.client.HTTPConnection(host, port)
-            connection.sock = _Socket(wire)
+            connection.sock = ConnectionSocket(opened)
             connection.request("GET", target, headers={"User-Agent": "simsearch", "Accept": "image/*"})
             with contextlib.closing(connection.getresponse()) as response:
                 if response.status in {301, 302, 303, 307, 308}:
@@ -207,103 +172,6 @@ def _request(
                 return None, bytes(data)
     except (OSError, http.client.HTTPException) as error:
         raise ImageError(f"{host} cannot be reached: {type(error).__name__}") from error
-
-
-class _Deadline:
-    """The end of a fetch: a time (of `time.monotonic`), or earlier by `stop`."""
-
-    def __init__(self, end: float, stop: Stop | None) -> None:
-        self.end, self.stop = end, stop
-
-    def left(self) -> float:
-        """Returns the seconds left. Raises TimeoutError, StoppedError."""
-        if self.stop is not None and self.stop.is_set():
-            raise StoppedError("stopped")
-        left = self.end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("too slow")
-        return left
-
-    def wait(self, descriptor: int, event: int) -> None:
-        """Waits until a descriptor is ready. Raises TimeoutError, StoppedError."""
-        poll = select.poll()
-        poll.register(descriptor, event)
-        if self.stop is not None:
-            poll.register(self.stop.fileno(), select.POLLIN)
-        poll.poll(1000 * self.left())
-        self.left()
-
-
-class _Wire(io.RawIOBase):
-    """A connection of which every operation ends at the deadline.
-
-    name: the host's name if the connection is to be encrypted, else None. Raises OSError.
-    """
-
-    def __init__(self, address: Address, port: int, name: str | None, deadline: _Deadline) -> None:
-        self._deadline = deadline
-        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            self._socket.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                self._socket.connect((str(address), port))
-            deadline.wait(self._socket.fileno(), select.POLLOUT)
-            if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                raise OSError(error, os.strerror(error))
-            if name is not None:
-                encrypted = _tls().wrap_socket(self._socket, server_hostname=name, do_handshake_on_connect=False)
-                self._socket = encrypted
-                self._retry(encrypted.do_handshake, select.POLLIN)
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def _retry(self, call: Callable[..., T], event: int, *arguments: Any) -> T:
-        """Returns the result of a call on the socket; waits as often as it would block."""
-        while True:
-            self._deadline.left()
-            try:
-                return call(*arguments)
-            except ssl.SSLWantWriteError:
-                self._deadline.wait(self._socket.fileno(), select.POLLOUT)
-            except ssl.SSLWantReadError:
-                self._deadline.wait(self._socket.fileno(), select.POLLIN)
-            except BlockingIOError:
-                self._deadline.wait(self._socket.fileno(), event)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return self._retry(self._socket.recv_into, select.POLLIN, buffer)
-
-    def sendall(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._retry(self._socket.send, select.POLLOUT, rest) :]
-
-    def close(self) -> None:
-        self._socket.close()
-        super().close()
-
-
-class _Socket:
-    """As much of a socket as http.client uses, which closes it before it has read the answer."""
-
-    def __init__(self, wire: _Wire) -> None:
-        self.sendall, self._wire = wire.sendall, wire
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self._wire)
-
-    def close(self) -> None:
-        """The connection is closed by whoever opened it."""
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
 
 
 def _parts(url: str, any_port: bool) -> tuple[str, str, int, str]:
@@ -329,7 +197,7 @@ def _parts(url: str, any_port: bool) -> tuple[str, str, int, str]:
 _lookups = threading.BoundedSemaphore(LOOKUPS)
 
 
-def _resolve(host: str, port: int, permitted: Callable[[Address], bool], deadline: _Deadline) -> Address:
+def _resolve(host: str, port: int, permitted: Callable[[Address], bool], deadline: Deadline) -> Address:
     """Returns a permitted address of a host. Raises ImageError if it has none, UsageError if any is not permitted."""
     try:
         found = _look_up(host, port, deadline)
@@ -341,7 +209,7 @@ def _resolve(host: str, port: int, permitted: Callable[[Address], bool], deadlin
     return addresses[0]
 
 
-def _look_up(host: str, port: int, deadline: _Deadline) -> list[Any]:
+def _look_up(host: str, port: int, deadline: Deadline) -> list[Any]:
     """Calls `socket.getaddrinfo`, which cannot be broken off. Raises OSError, ValueError."""
     if not _lookups.acquire(blocking=False):
         raise OSError("too many names are being looked up")

@@ -6,7 +6,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from simsearch.images import urls
+from simsearch.images.connections import Stop
 from simsearch.images.urls import fetch
 from simsearch.server.body_limit import ReceivedBytes
 from simsearch.server.errors import draining
@@ -27,7 +27,7 @@ class Fetcher:
     def __init__(self, settings: Settings, metrics: PrometheusMetrics, received: ReceivedBytes) -> None:
         self._settings, self._metrics, self._received = settings, metrics, received
         self._pool = ThreadPoolExecutor(FETCHES, "fetch")
-        self._stop = urls.Stop()
+        self._stop = Stop()
         self._running = 0
 
     def stop(self) -> None:

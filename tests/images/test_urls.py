@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from simsearch.errors import ImageError, SimsearchError, UsageError
-from simsearch.images.urls import Stop, fetch, fetch_public, is_public
+from simsearch.images.connections import Stop
+from simsearch.images.urls import fetch, fetch_public, is_public
 
 PRIVATE = [
     "127.0.0.1",

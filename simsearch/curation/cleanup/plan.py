@@ -100,7 +100,7 @@ def _decide(group: Sequence[Member], rule: KeepRule, action: str, limit: float, 
     for member in group[1:]:
         if not member.own or rule.is_under(member):
             decisions.append(Decision(member, "keep"))
-        elif reason := reason_to_leave(member, group[0], action, limit):
+        elif reason := _reason_to_leave(member, group[0], action, limit):
             decisions.append(Decision(member, "leave", reason))
         elif not action:
             decisions.append(Decision(member, "copy"))
@@ -110,7 +110,7 @@ def _decide(group: Sequence[Member], rule: KeepRule, action: str, limit: float, 
     return decisions
 
 
-def reason_to_leave(member: Member, kept: Member, action: str, limit: float) -> str:
+def _reason_to_leave(member: Member, kept: Member, action: str, limit: float) -> str:
     """Returns the reason for doing nothing with a member; empty if there is none."""
     if reason := reason_to_stay(member):
         return reason

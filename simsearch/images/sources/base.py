@@ -109,9 +109,9 @@ class Source(ABC):
     def __init__(self, root: str, within: str = "") -> None:
         self.root = root
         self.within = within
+        """The relative path of the only file or folder to list, if the kind of source supports that; empty for all."""
         self.only: frozenset[str] | None = None
         """The only paths to list, for a folder from which single files were added; None for all."""
-        """The relative path of the only file or folder to list, if the kind of source supports that; empty for all."""
         self.outside = True
         """False to leave out files that lie outside `folder`, also those that links lead to."""
 

@@ -18,9 +18,10 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from abc import abstractmethod
 from collections import Counter
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from simsearch.common import outside_json
 from simsearch.common.atomic_files import atomic_write
@@ -36,7 +37,9 @@ from simsearch.images.sources.remote.source import RemoteStoreMixin
 from simsearch.images.sources.remote.store import RemoteObject
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+A = TypeVar("A", ZipSource, "_SpooledTar")
 
 BLOCK_BYTES = 1 << 20
 """The list of a .zip file is read in parts of this size."""
@@ -47,7 +50,7 @@ LOCAL_HEADER = 30
 LONGEST_HEADER = LOCAL_HEADER + 2 * 0xFFFF
 
 
-class _RemoteArchive(RemoteStoreMixin, Source):
+class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
     """An archive that is one object. It is not opened before it is listed or read."""
 
     remote = True
@@ -57,7 +60,30 @@ class _RemoteArchive(RemoteStoreMixin, Source):
         self._init_store()
         self._folder, _, self._name = root.rpartition("/")
         self._opening = threading.Lock()
+        self._archive: A | None = None
         self._facts: RemoteObject | None = None
+
+    @abstractmethod
+    def _open(self) -> A:
+        """Opens the archive. Raises UsageError, UnavailableError."""
+
+    def _members(self) -> A:
+        """Opens the archive on first use. Raises UsageError, UnavailableError."""
+        with self._opening:
+            if self._archive is None:
+                self._archive = self._open()
+            return self._archive
+
+    def read(self, path: str) -> bytes:
+        with _as_image_error():
+            return self._members().read(path)
+
+    def close(self) -> None:
+        self._close_store()
+        with self._opening:
+            opened, self._archive = self._archive, None
+        if opened is not None:
+            opened.close()
 
     def facts(self) -> RemoteObject:
         """Returns the archive's size and identity. Raises UsageError if it is not there or has no size."""
@@ -91,42 +117,17 @@ class _RemoteArchive(RemoteStoreMixin, Source):
         return False
 
 
-class RemoteZipSource(_RemoteArchive):
-    """A .zip file on another machine; otherwise like `ZipSource`."""
-
-    kind = addresses.ZIP_KIND
-
-    def __init__(self, root: str) -> None:
-        super().__init__(root)
-        self._zip: ZipSource | None = None
-
-    def _members(self) -> ZipSource:
-        with self._opening:
-            if self._zip is None:
-                self.facts()
-                ranges = self._opened(self._folder).ranges
-                self._zip = _RangedZip(self) if ranges else _SpooledZip(self.root, self.copy())
-            return self._zip
-
-    def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        return self._members().listing(exclude)
-
-    def read(self, path: str) -> bytes:
-        try:
-            return self._members().read(path)
-        except UsageError as error:
-            raise ImageError(str(error), hint=error.hint) from error
-
-    def close(self) -> None:
-        self._close_store()
-        with self._opening:
-            opened, self._zip = self._zip, None
-        if opened is not None:
-            opened.close()
+@contextlib.contextmanager
+def _as_image_error() -> Iterator[None]:
+    """Makes the failure of one image out of an archive that cannot be opened."""
+    try:
+        yield
+    except UsageError as error:
+        raise ImageError(str(error), hint=error.hint) from error
 
 
-class _SpooledZip(ZipSource):
-    """A .zip file in a temporary file, for servers that send whole files only."""
+class _Spooled(Source):
+    """Part of an archive in a temporary file, which is closed with it."""
 
     def __init__(self, root: str, file: IO[bytes]) -> None:
         self._file = file
@@ -135,12 +136,30 @@ class _SpooledZip(ZipSource):
             super().__init__(root)
             stack.pop_all()
 
-    def _container(self) -> IO[bytes]:
-        return self._file
-
     def close(self) -> None:
         super().close()
         self._file.close()
+
+
+class RemoteZipSource(_RemoteArchive[ZipSource]):
+    """A .zip file on another machine; otherwise like `ZipSource`."""
+
+    kind = addresses.ZIP_KIND
+
+    def _open(self) -> ZipSource:
+        self.facts()
+        ranges = self._opened(self._folder).ranges
+        return _RangedZip(self) if ranges else _SpooledZip(self.root, self.copy())
+
+    def listing(self, exclude: Sequence[str] = ()) -> Listing:
+        return self._members().listing(exclude)
+
+
+class _SpooledZip(_Spooled, ZipSource):
+    """A .zip file in a temporary file, for servers that send whole files only."""
+
+    def _container(self) -> IO[bytes]:
+        return self._file
 
 
 class _RangedZip(ZipSource):
@@ -194,7 +213,7 @@ def _content(member: zipfile.ZipInfo, data: bytes) -> bytes:
 class _RangedFile(io.RawIOBase):
     """A remote archive as a file that can be sought in."""
 
-    def __init__(self, archive: _RemoteArchive, size: int) -> None:
+    def __init__(self, archive: RemoteZipSource, size: int) -> None:
         self._archive, self._size, self._position = archive, size, 0
 
     def readable(self) -> bool:
@@ -218,21 +237,13 @@ class _RangedFile(io.RawIOBase):
         return len(data)
 
 
-class RemoteTarSource(_RemoteArchive):
+class RemoteTarSource(_RemoteArchive["_SpooledTar"]):
     """A .tar file on another machine, plain or compressed; otherwise like `TarSource`."""
 
     kind = addresses.TAR_KIND
 
-    def __init__(self, root: str) -> None:
-        super().__init__(root)
-        self._tar: _SpooledTar | None = None
-
-    def _members(self) -> _SpooledTar:
-        """Copies the archive into a temporary file on first use. Raises UsageError, UnavailableError."""
-        with self._opening:
-            if self._tar is None:
-                self._tar = _SpooledTar(self.root, self.copy())
-            return self._tar
+    def _open(self) -> _SpooledTar:
+        return _SpooledTar(self.root, self.copy())
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
         facts, leave_out = self.facts(), Exclusion(exclude, self.root)
@@ -246,43 +257,20 @@ class RemoteTarSource(_RemoteArchive):
         found.matched = leave_out.matched
         return found
 
-    def read(self, path: str) -> bytes:
-        return self._tar_for_reading().read(path)
-
     def stream(self, path: str) -> IO[bytes]:
-        return self._tar_for_reading().stream(path)
-
-    def _tar_for_reading(self) -> _SpooledTar:
-        try:
-            return self._members()
-        except UsageError as error:
-            raise ImageError(str(error), hint=error.hint) from error
-
-    def close(self) -> None:
-        self._close_store()
-        with self._opening:
-            opened, self._tar = self._tar, None
-        if opened is not None:
-            opened.close()
+        with _as_image_error():
+            return self._members().stream(path)
 
 
-class _SpooledTar(TarSource):
+class _SpooledTar(_Spooled, TarSource):
     """A .tar file in a temporary file."""
 
     def __init__(self, root: str, file: IO[bytes]) -> None:
-        self._file = file
-        with contextlib.ExitStack() as stack:
-            stack.callback(file.close)
-            super().__init__(root)
-            stack.pop_all()
+        super().__init__(root, file)
         self._compressed = self._archive.fileobj is not file
 
     def _open_archive(self) -> tarfile.TarFile:
         return tarfile.open(fileobj=self._file)
-
-    def close(self) -> None:
-        super().close()
-        self._file.close()
 
 
 def _list_file(root: str, facts: RemoteObject) -> Path:

@@ -1,4 +1,4 @@
-"""What a remote source needs of a server: to list objects and to read them, again if that fails for a moment.
+"""Listing and reading the objects of a server, with further attempts after errors that may pass.
 
 Each scheme has a subclass: `s3.S3Store`, `gcs.GcsStore`, `http.HttpStore`. They turn the errors of their libraries into
 the four below, and this module decides what follows: to try again, to give up on one object, or on the build.

@@ -1,0 +1,145 @@
+"""Connections to other servers, of which every step ends at one deadline, or at once if a stop is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import ipaddress
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+T = TypeVar("T")
+
+
+class Stop:
+    """Ends all fetches that were given it, at once. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        self._set = False
+
+    def set(self) -> None:
+        """Ends the fetches, and all later ones."""
+        if not self._set:
+            self._set = True
+            os.write(self._write, b"x")
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def fileno(self) -> int:
+        """A descriptor that can be read from once it is set."""
+        return self._read
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._read)
+            os.close(self._write)
+
+
+class StoppedError(OSError):
+    """The fetch was ended by `Stop`."""
+
+
+class Deadline:
+    """The end of a fetch: a time (of `time.monotonic`), or earlier by `stop`."""
+
+    def __init__(self, end: float, stop: Stop | None) -> None:
+        self.end, self.stop = end, stop
+
+    def left(self) -> float:
+        """Returns the seconds left. Raises TimeoutError, StoppedError."""
+        if self.stop is not None and self.stop.is_set():
+            raise StoppedError("stopped")
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("too slow")
+        return left
+
+    def wait(self, descriptor: int, event: int) -> None:
+        """Waits until a descriptor is ready. Raises TimeoutError, StoppedError."""
+        poll = select.poll()
+        poll.register(descriptor, event)
+        if self.stop is not None:
+            poll.register(self.stop.fileno(), select.POLLIN)
+        poll.poll(1000 * self.left())
+        self.left()
+
+
+class Connection(io.RawIOBase):
+    """A connection of which every operation ends at the deadline.
+
+    name: the host's name if the connection is to be encrypted, else None. Raises OSError.
+    """
+
+    def __init__(self, address: Address, port: int, name: str | None, deadline: Deadline) -> None:
+        self._deadline = deadline
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._socket.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                self._socket.connect((str(address), port))
+            deadline.wait(self._socket.fileno(), select.POLLOUT)
+            if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(error, os.strerror(error))
+            if name is not None:
+                encrypted = _tls().wrap_socket(self._socket, server_hostname=name, do_handshake_on_connect=False)
+                self._socket = encrypted
+                self._retry(encrypted.do_handshake, select.POLLIN)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _retry(self, call: Callable[..., T], event: int, *arguments: Any) -> T:
+        """Returns the result of a call on the socket; waits as often as it would block."""
+        while True:
+            self._deadline.left()
+            try:
+                return call(*arguments)
+            except ssl.SSLWantWriteError:
+                self._deadline.wait(self._socket.fileno(), select.POLLOUT)
+            except ssl.SSLWantReadError:
+                self._deadline.wait(self._socket.fileno(), select.POLLIN)
+            except BlockingIOError:
+                self._deadline.wait(self._socket.fileno(), event)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._retry(self._socket.recv_into, select.POLLIN, buffer)
+
+    def sendall(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._retry(self._socket.send, select.POLLOUT, rest) :]
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+class ConnectionSocket:
+    """As much of a socket as http.client uses, which closes it before it has read the answer."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.sendall, self._connection = connection.sendall, connection
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self._connection)
+
+    def close(self) -> None:
+        """The connection is closed by whoever opened it."""
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
