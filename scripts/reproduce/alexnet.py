@@ -69,6 +69,8 @@ COLOUR = ColourStats(
 """Of Imagenette and Tiny-ImageNet; fixed, so that the pictures may become more while a training goes on."""
 COARSE = (32, 48, 64, 96)
 """Sides in pixels that pictures are scaled down to where they lose their fine detail."""
+NOISE = 25.0
+"""The largest deviation, in grey levels of 255, of the noise that a picture may get."""
 TOLD = 10  # steps between two rows of the log
 
 
@@ -99,6 +101,7 @@ class Config:
     smallest_patch: float = 0.35
     colour: float = 0.1
     coarse: float = 0.0  # share of pictures that the student, not the teacher, sees without their fine detail
+    noise: float = 0.0  # share of pictures that the student, not the teacher, sees with noise over them
     compress: bool = False
     keep_convolution: float = 0.8
     keep_hidden: float = 0.5
@@ -290,6 +293,15 @@ def coarsen(x: torch.Tensor, share: float, generator: torch.Generator) -> torch.
     return x
 
 
+def add_noise(x: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Adds Gaussian noise of a deviation between 0 and NOISE to a share of normalised pictures (B, 3, S, S)."""
+    x = x.clone()
+    rows = (torch.rand(len(x), generator=generator) < share).nonzero()[:, 0]
+    deviation = NOISE * torch.rand(len(rows), 1, 1, 1, generator=generator) / COLOUR.std.view(1, 3, 1, 1)
+    x[rows] += deviation * torch.randn(len(rows), *x.shape[1:], generator=generator)
+    return x
+
+
 class Training:
     """Everything that a checkpoint holds."""
 
@@ -386,6 +398,7 @@ def step_of(training: Training, forward: Any, teacher: Teacher | None, views: Tr
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(config, training.step)
     shown = coarsen(x, config.coarse, generator) if config.coarse else x
+    shown = add_noise(shown, config.noise, generator) if config.noise else shown
     with torch.autocast("cpu", torch.bfloat16):
         features, logits = forward(shown)
     parts = {"even": config.lengths * length_loss(features)}
