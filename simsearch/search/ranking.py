@@ -50,8 +50,8 @@ def measured(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDAr
     k = min(k, len(rows))
     with np.errstate(invalid="ignore"):  # damaged rows may be infinite
         difference = to_float32(features).astype(np.float64)
-        difference -= query
-        distances = np.sqrt(np.einsum("nd,nd->n", difference, difference))  # roots of different squares may tie
+        difference -= query.astype(np.float64)
+        distances = np.sqrt(np.vecdot(difference, difference))  # roots of different squares may tie
     order = np.lexsort((rows, distances))
     last = int(np.searchsorted(distances[order], distances[order[k - 1]], side="right"))
     chosen = order[:last]
