@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,17 +29,33 @@ EXCLUDED = np.float32(1e30)
 BLOCK = 16_384
 """Rows of a block that is compared at once."""
 
+STRIPE = 32_768
+"""The number of rows of a stripe, if there are more stripes than cores: at most twice this."""
+
+
+class Listed(NamedTuple):
+    """The rows of a stripe whose codes are nearest to a query's.
+
+    rows, near: (m,) and their squared distances, ascending. edge: the least one that a row which is not listed has.
+    """
+
+    rows: NDArray[np.int64]
+    near: NDArray[np.float32]
+    edge: float
+
 
 class NarrowCodes:
     """The (n, w) uint8 codes of n rows. Safe for many threads.
 
-    They are kept in stripes, one for each core: each has every c-th row, so that all have about the same share of the
-    near ones. fewest: the smallest number of rows worth a stripe.
+    They are kept in c stripes: each has every c-th row, so that all have about the same share of the near ones. There
+    is at least one for each core, and no stripe is long, because listing many rows of a long one is slow.
+    fewest: the smallest number of rows worth a stripe. threads: that search for one query.
     """
 
     def __init__(self, codes: NDArray[np.uint8], fewest: int) -> None:
         self.rows = len(codes)
-        self.stripes = min(os.cpu_count() or 1, max(1, self.rows // fewest))
+        self.threads = min(os.cpu_count() or 1, max(1, self.rows // fewest))
+        self.stripes = max(self.threads, self.rows // STRIPE)
         self._indexes = [_faiss_index(codes[first :: self.stripes]) for first in range(self.stripes)]
         self._lengths: list[NDArray[np.float32]] | None = None
         self._masked: tuple[NDArray[np.int64] | None, list[NDArray[np.bool_]]] = (None, [])
@@ -59,29 +76,39 @@ class NarrowCodes:
             return self._masked[1]
 
     def nearest(
-        self, code: NDArray[np.uint8], wanted: int, masks: list[NDArray[np.bool_]], threads: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
-        """Returns the rows of nearest codes, their squared distances, and the least one that a row not listed has.
+        self,
+        code: NDArray[np.uint8],
+        wanted: int,
+        masks: list[NDArray[np.bool_]],
+        threads: int,
+        stripes: Sequence[int] | None = None,
+    ) -> list[Listed]:
+        """Returns the `wanted` rows of nearest codes of each stripe.
 
-        code: (w,). wanted: the number of rows of each stripe. masks: from `masks`. threads: that compare the stripes.
+        code: (w,). masks: from `masks`. threads: that compare the stripes. stripes: only these; by default all.
         """
-        vector = code.astype(np.float32)[None]
+        vector, numbers = code.astype(np.float32)[None], range(self.stripes) if stripes is None else stripes
 
-        def one(stripe: int) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
+        def one(stripe: int) -> Listed:
             selector = faiss.IDSelectorBitmap(np.packbits(masks[stripe], bitorder="little")) if masks else None
             parameters = None if selector is None else faiss.SearchParameters(sel=selector)
             index = self._indexes[stripe]
-            with OneThread():
-                distances, places = index.search(vector, min(wanted, index.ntotal), params=parameters)
+            distances, places = index.search(vector, min(wanted, index.ntotal), params=parameters)
             found = places[0] >= 0
             whole = not found.all() or wanted >= index.ntotal
             near = distances[0][found]
-            return places[0][found] * self.stripes + stripe, near, np.inf if whole else float(near[-1])
+            return Listed(places[0][found] * self.stripes + stripe, near, np.inf if whole else float(near[-1]))
 
-        others = [pool().submit(one, stripe) for stripe in range(1, threads)]
-        parts = [one(0), *(other.result() for other in others), *map(one, range(threads, self.stripes))]
-        rows, near = (np.concatenate([part[n] for part in parts]) for n in range(2))
-        return rows, near, min(part[2] for part in parts)
+        def some(first: int) -> list[Listed]:
+            with OneThread():
+                return [one(stripe) for stripe in numbers[first::threads]]
+
+        others = [pool().submit(some, first) for first in range(1, threads)]
+        parts: list[Any] = [None] * len(numbers)
+        parts[::threads] = some(0)
+        for first, other in enumerate(others, 1):
+            parts[first::threads] = other.result()
+        return parts
 
     def table(self, codes: NDArray[np.uint8], masks: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
         """Returns the squared distances of (nq, w) codes to all rows, (nq, n), stripe by stripe.

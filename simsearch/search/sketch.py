@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 FEWEST, SHARE = 4096, 64
 """A search uses the sketch if at least this number of rows may be found, and at most one in SHARE of them is wanted."""
 
-SEEDS = 8
-"""Rows measured to know how near the k-th best is: k and this number, the best by their codes."""
+SEEDS, FIRST = 8, 8
+"""Rows measured to know how near the k-th best is: k and SEEDS, the best by their wide codes of FIRST times k and some
+more, the best by their narrow codes."""
 
 MOST = 0.05
 """A search that has to read a larger fraction of the permitted rows than this is left to the scan."""
 
-LISTED, PART_LISTED = 4096, 16
-"""A core lists at most this number of rows by their narrow codes, or one in PART_LISTED; beyond, comparing them all is
-faster."""
+LISTED = 4096
+"""At most this number of rows of a stripe are listed by their narrow codes; beyond, comparing them all is faster."""
 
 BATCH = 8
 """From this number of queries on, each is searched by one thread."""
@@ -110,7 +110,6 @@ class Sketch:
         self._wide, self._errors = wide, np.ascontiguousarray(errors[:, 1])
         self._odd = np.flatnonzero(~(errors[:, 0] <= bounds.grids[0].cap))
         self._narrow = NarrowCodes(narrow, FEWEST)
-        self._most_listed = max(LISTED, self.rows // self._narrow.stripes // PART_LISTED)
         self._buffers = RowBuffers(len(bounds.mean))
         self._rounding = relative_rounding(len(bounds.mean))
 
@@ -131,7 +130,7 @@ class Sketch:
             table = self._narrow.table(query.narrow[None], [])[0]
             rows = self._narrow.rows_of(np.flatnonzero(table <= self._limit(query, distance)))
             reach = self.bounds.grids[1].reach(distance, self.bounds.defect, query.errors[1] + self._errors[rows])
-            left.append((len(rows), int(np.count_nonzero(squares(self._wide[rows], query.wide) <= reach))))
+            left.append((len(rows), int(np.count_nonzero(self._wide_squares(query, rows) <= reach))))
         return [float(share) for share in np.mean(np.array(left), axis=0) / max(1, self.rows)]
 
     def helps(self, k: int, permitted: int) -> bool:
@@ -153,10 +152,10 @@ class Sketch:
         each = [_query(vector, encoded, number) for number, vector in enumerate(queries)]
         masks = self._narrow.masks(permitted)
         most = max(2 * ROWS, int(MOST * (self.rows if permitted is None else len(permitted))))
-        task = _Task(k, masks, most, read, self._narrow.stripes if len(queries) < BATCH else 1)
+        task = _Task(k, masks, most, read, self._narrow.threads if len(queries) < BATCH else 1)
         if len(queries) < BATCH:
             return [self._one(query, task) if _usable(query) else None for query in each]
-        if self._listed(k) <= self._most_listed:
+        if self._listed(k) <= LISTED:
             return list(pool().map(lambda query: self._one(query, task) if _usable(query) else None, each))
         answers: list[Neighbours | None] = []
         size = max(1, PRODUCTS // self.rows)
@@ -173,8 +172,9 @@ class Sketch:
         return answers
 
     def _listed(self, k: int) -> int:
-        """Returns the number of rows of a stripe to list by their narrow codes."""
-        return max(64, self.wanted * -(-k // 10)) // self._narrow.stripes + k
+        """Returns the number of rows of a stripe to list by their narrow codes: a few more than its share."""
+        share = max(64, self.wanted * -(-k // 10)) // self._narrow.stripes
+        return share + 3 * math.isqrt(share) + k
 
     # -- the narrow codes
 
@@ -182,16 +182,26 @@ class Sketch:
         """Searches for one query, with the rows that FAISS lists."""
         wanted = self._listed(task.k)
         known: _Known | None = None
-        while wanted <= self._most_listed:
-            rows, near, edge = self._narrow.nearest(query.narrow, wanted, task.masks, task.threads)
-            wide = squares(self._wide[rows], query.wide)
-            known = known or self._read_seeds(query, rows, wide, task)
+        parts, short = [], None
+        while wanted <= LISTED:
+            found = self._narrow.nearest(query.narrow, wanted, task.masks, task.threads, short)
+            if short is None:
+                parts = found
+            else:
+                for stripe, part in zip(short, found, strict=True):
+                    parts[stripe] = part
+            rows, near = np.concatenate([part.rows for part in parts]), np.concatenate([part.near for part in parts])
+            if known is None:
+                count = min(FIRST * task.k + FEW, len(near))
+                first = rows if count == len(rows) else rows[np.argpartition(near, count - 1)[:count]]
+                known = self._read_seeds(query, first, self._wide_squares(query, first), task)
             if known is None:
                 return None
             limit = self._limit(query, known.distance)
-            if edge > limit:
-                chosen = near <= limit
-                return self._finish(query, rows[chosen], wide[chosen], known, task)
+            short = [stripe for stripe, part in enumerate(parts) if part.edge <= limit]
+            if not short:
+                rows = rows[near <= limit]
+                return self._finish(query, rows, self._wide_squares(query, rows), known, task)
             wanted = max(4 * wanted, _expected(near, limit) // self._narrow.stripes)
         return self._by_table(query, self._narrow.table(query.narrow[None], task.masks)[0], task, known)
 
@@ -207,7 +217,7 @@ class Sketch:
             seeds = self._narrow.rows_of(np.flatnonzero((distances <= edge) & (distances < EXCLUDED)))
             if not task.k <= len(seeds) <= task.most:
                 return None
-            known = self._read_seeds(query, seeds, squares(self._wide[seeds], query.wide), task)
+            known = self._read_seeds(query, seeds, self._wide_squares(query, seeds), task)
             if known is None:
                 return None
         limit = self._limit(query, known.distance)
@@ -215,7 +225,7 @@ class Sketch:
         if len(columns) > 4 * task.most:
             return None
         rows = self._narrow.rows_of(columns)
-        return self._finish(query, rows, squares(self._wide[rows], query.wide), known, task)
+        return self._finish(query, rows, self._wide_squares(query, rows), known, task)
 
     def _limit(self, query: _Query, distance: float) -> float:
         """Returns the largest squared distance of narrow codes for a row at most `distance` away, unless it is odd."""
@@ -270,7 +280,7 @@ class Sketch:
                     [bool(task.masks[row % self._narrow.stripes][row // self._narrow.stripes]) for row in odd.tolist()]
                 ]
             rows = np.concatenate([rows, odd])
-            wide = np.concatenate([wide, squares(self._wide[odd], query.wide)])
+            wide = np.concatenate([wide, self._wide_squares(query, odd)])
         rows, wide = self._within(query, rows, wide, known.distance)
         order = np.argsort(wide, kind="stable")
         rows, wide = rows[order], wide[order]
@@ -282,6 +292,10 @@ class Sketch:
             known = self._with_rows(known, query, rows[:ROWS], task)
             rows, wide = self._within(query, rows[ROWS:], wide[ROWS:], known.distance)
         return measured(query.vector[0], known.rows, known.features, task.k)
+
+    def _wide_squares(self, query: _Query, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the squared distances of the wide codes of (m,) rows."""
+        return squares(np.take(self._wide, rows, 0), query.wide)
 
     def _within(
         self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], distance: float
