@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Stop:
-    """Ends all fetches that were given it, at once. Safe for several threads."""
+    """Ends at once all fetches that were started with it. Safe for several threads."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()

@@ -164,7 +164,7 @@ class GroupFinder:
         return served.run(lambda engine: self._look_up(engine, distance))[1]
 
     def forget(self, engine: Engine) -> None:
-        """Has the groups of an index looked for again, because items have come back."""
+        """Drops the groups of an index that are known, because items have come back."""
         with self._lock:
             for key in [key for key in self._kept if key[1] == str(engine.path)]:
                 del self._kept[key]

@@ -154,7 +154,7 @@ def _on_white_canvas(image: Image.Image, extents: tuple[int, int, int, int]) -> 
 
 
 def _like(image: Image.Image, loaded: Image.Image) -> Image.Image:
-    """Gives an image that was made in place of an opened one its format, EXIF and ICC profile."""
+    """Copies the format, EXIF and ICC profile of an opened image to the one made from it."""
     if loaded is not image and not isinstance(loaded, ImageFile.ImageFile):
         loaded.info = {key: value for key, value in image.info.items() if key in {"exif", "icc_profile"}}
         loaded.format = image.format
