@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -217,7 +218,25 @@ def test_every_command_is_documented():
         assert f"(docs/cli.md#simsearch-{name.split()[0]})" in table, f"{name} is missing from the README's table"
 
 
+def test_every_module_is_listed():
+    reference = runpy.run_path(str(ROOT / "scripts" / "reference.py"))
+    assert (DOCS / "modules.md").read_text() == reference["modules"](), "run scripts/reference.py"
+    listed = [line for line in reference["modules"]().splitlines() if line.startswith("| `")]
+    assert len(listed) == sum(path.name != "__init__.py" for path in (ROOT / "simsearch").rglob("*.py"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_files_named_exist(name):
     for path in re.findall(r"`((?:simsearch|scripts|tests|docs)/[\w./-]+)`", (ROOT / name).read_text()):
         assert (ROOT / path).exists(), f"{name}: {path}"
+
+
+@pytest.mark.parametrize("name", ["docs/architecture.md", "docs/contributing.md"])
+def test_short_names_are_in_the_folder_before_them(name):
+    for paragraph in re.split(r"\n(?=\n|- |\d\. )", (ROOT / name).read_text()):
+        folder = None
+        for path in re.findall(r"`([\w./-]+)`", paragraph):
+            if path.startswith("simsearch/"):
+                folder = ROOT / path if (ROOT / path).is_dir() else (ROOT / path).parent
+            elif re.fullmatch(r"\w+\.py", path):
+                assert folder is not None and (folder / path).exists(), f"{name}: {path} in {paragraph[:60]!r}"

@@ -64,7 +64,7 @@ def test_query_by_a_member_of_an_archive(run, s3, pictures, tmp_path):
         ("https://", "'https://' names no host", ""),
         ("https://me:pass@host/a", "with a user or password is no source: https://host/a", "an index would keep them"),
         ("https://host/a?X-Amz-Signature=1", "with ? or # is no source: https://host/a", "signature"),
-        ("s3://bucket/list.csv", "tables are not read from other machines", "copy it to this one"),
+        ("s3://bucket/list.csv", "a manifest is not read from other machines", "copy it to this one"),
     ],
 )
 def test_wrong_sources(run, bucket, name, message, hint):

@@ -52,6 +52,9 @@ SOURCE_CLASSES: Mapping[str, Callable[[str], Source]] = {
 }
 """By `Source.kind`: makes a source from its root."""
 
+_REMOTE_KINDS = {"zip": addresses.ZIP_KIND, "tar": addresses.TAR_KIND}
+"""The kinds of files that are read on other machines too, with their kinds there."""
+
 _KINDS_BY_SUFFIX = {
     ".zip": "zip",
     ".tar": "tar",
@@ -111,10 +114,10 @@ def _remote_source(root: str) -> Source:
     if "/" not in root.partition("://")[2]:
         last = ""
     kind = next((kind for suffix, kind in _KINDS_BY_SUFFIX.items() if last.lower().endswith(suffix)), None)
-    if kind in {"manifest", "parquet"}:
-        raise UsageError(f"{root}: tables are not read from other machines", hint="copy it to this one")
+    if kind in _REMOTE_KINDS:
+        return SOURCE_CLASSES[_REMOTE_KINDS[kind]](root)
     if kind is not None:
-        return SOURCE_CLASSES[addresses.ZIP_KIND if kind == "zip" else addresses.TAR_KIND](root)
+        raise UsageError(f"{root}: a {kind} is not read from other machines", hint="copy it to this one")
     if os.path.splitext(last)[1].lower() in EXTENSIONS:
         return remote_source.RemoteSource(parent, within=last)
     return remote_source.RemoteSource(root)
