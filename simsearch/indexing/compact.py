@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simsearch.errors import IndexDamagedError, SimsearchError
-from simsearch.indexing import meta_update, sketches
+from simsearch.indexing import meta_update, sketches, upload_folder
 from simsearch.search import binary_codes
 from simsearch.storage.feature_files import PREAMBLE
 
@@ -106,6 +106,7 @@ def compact(
             meta_update.refresh_meta(index)
         _delete_stale(new, len(plan.rows))
         sketches.update(index)
+        upload_folder.clean(index)
         return CompactReport(len(plan.rows), removed, before - _used_bytes(old.folder))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from simsearch.errors import UsageError
 from simsearch.images.sources import base, exclude, resolve
 from simsearch.images.sources.remote import addresses
+from simsearch.indexing import upload_folder
 from simsearch.indexing.options import BuildOptions, Summary
 from simsearch.storage import roots
 from simsearch.storage.filters import replace_surrogates
@@ -85,7 +86,8 @@ def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptio
             else [_reopen_source(reader, *pair) for pair in known if is_relevant(*pair)]
         )
         summary.unmatched = list(options.exclude)
-        return [_compare(reader, place, source, options, summary) for place, source in pairs]
+        own = upload_folder.manifest_path(index) if upload_folder.was_emptied(index) else None
+        return [_compare(reader, place, source, options, summary, place.root == own) for place, source in pairs]
 
 
 def _reopen_source(reader: Reader, row: SourceRow, root: str) -> tuple[PlannedSource, base.Source]:
@@ -182,9 +184,9 @@ def _covers(wide: base.Source, narrow: base.Source) -> bool:
 
 
 def _compare(
-    reader: Reader, place: PlannedSource, source: base.Source, options: BuildOptions, summary: Summary
+    reader: Reader, place: PlannedSource, source: base.Source, options: BuildOptions, summary: Summary, emptied: bool
 ) -> Plan:
-    """Lists a source and returns its differences from the index."""
+    """Lists a source and returns its differences from the index. emptied: it is known to hold no images any more."""
     plan = Plan(place, source)
     if source.kind in {"manifest", "parquet"}:  # links in a folder are the builder's own
         source.outside = place.options.get("outside") is True
@@ -197,7 +199,7 @@ def _compare(
     within = source.within
     items, failed = _recorded(reader, place, within)
     partial = place.options.get("partial", False)
-    if items and not listing.entries and options.prune and not within and not partial:
+    if items and not listing.entries and options.prune and not within and not partial and not emptied:
         reasons = "; ".join(f"{source.display(path)}: {reason}" for path, reason in listing.unread)
         raise UsageError(
             f"{source.root} holds no images, but the index has {len(items)} from it",

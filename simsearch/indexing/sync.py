@@ -17,7 +17,7 @@ import numpy as np
 
 from simsearch.images.decode import names_extra
 from simsearch.images.sources.remote.kept import KeptObjects, Place
-from simsearch.indexing import meta_update, prefetch, sketches
+from simsearch.indexing import meta_update, prefetch, sketches, upload_folder
 from simsearch.indexing import plan as indexing_plan
 from simsearch.indexing.extract import extract, usual_batch
 from simsearch.indexing.known_files import KnownFiles
@@ -51,7 +51,8 @@ def sync(index: Index, model: IndexModel, found: Sequence[Source], options: Buil
     start = time.monotonic()
     summary = Summary()
     with contextlib.nullcontext() if options.dry_run else index.writing():
-        planned = indexing_plan.plan_sources(index, found, options, summary)
+        with contextlib.nullcontext() if found or options.dry_run else upload_folder.settled(index):
+            planned = indexing_plan.plan_sources(index, found, options, summary)
         summary.to_read = sum(len(plan.fresh) for plan in planned)
         if options.dry_run:
             for plan in planned:

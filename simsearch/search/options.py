@@ -206,13 +206,17 @@ def _spellings(option: SearchOption) -> list[str]:
 
 
 def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
-    """Raises UsageError for an unknown option, or one that a search by a vector does not have."""
+    """Raises UsageError for an unknown option, one that a search by a vector does not have, and a flag given as text."""
     known = [option.name for option in OPTIONS if option.name != "k" and not (by_vector and option.changes_query)]
     if unknown := sorted(set(given) - set(known)):
         search = "a search by vectors" if by_vector else "a search"
         meant = [o.name for o in OPTIONS if o.name in known and unknown[0] in _spellings(o)]
         hint = f"did you mean {meant[0]}?" if meant else suggestions.hint(unknown[0], known)
         raise UsageError(f"{search} has no option {unknown[0]!r}", hint=hint)
+    for option in OPTIONS:
+        value = given.get(option.name)
+        if option.kind == "flag" and isinstance(value, str | bytes):  # "no" would count as true
+            raise UsageError(f"{option.name} is {value!r}, not True or False")
 
 
 def split(given: Mapping[str, Any]) -> tuple[SearchOptions, dict[str, Any]]:

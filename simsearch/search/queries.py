@@ -95,9 +95,11 @@ def as_list(pictures: Any) -> list[Any]:
 def _as_numbers(values: Any, subject: str) -> NDArray[np.float32]:
     """Converts numbers to float32; those too large for it become infinite. Raises UsageError, "`subject` not …"."""
     try:
+        if np.iscomplexobj(values):
+            raise ValueError("they are complex")
         with np.errstate(over="ignore"):
             return np.asarray(values, np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"{subject} not made of numbers: {error}") from error
 
 

@@ -207,14 +207,18 @@ class Authentication:
     def _check_origin(self, method: str, headers: Headers) -> None:
         """Prevents request forgery: browsers send forms to any site, with their page's origin. Raises ApiError."""
         origin = headers.get("origin")
-        if not origin or method not in {"POST", "DELETE"} or origin in self.settings.cors:
+        if method not in {"POST", "DELETE"} or origin in self.settings.cors:
+            return
+        if not origin:  # some requests of a page come without it, but browsers always say what they are
+            if headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+                raise _cross_origin()
             return
         try:
             same = urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
         except ValueError:  # such as http://[
             same = False
         if not same:
-            raise ApiError(400, "cross_origin", "pages of other sites may not call this service")
+            raise _cross_origin()
 
     def _check_key(self, headers: Headers) -> None:
         scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -222,6 +226,10 @@ class Authentication:
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         if not any(hmac.compare_digest(digest, known) for known in self._digests):
             raise ApiError(401, "unauthorized", "this needs a valid API key", {"www-authenticate": "Bearer"})
+
+
+def _cross_origin() -> ApiError:
+    return ApiError(400, "cross_origin", "pages of other sites may not call this service")
 
 
 def _check_head(scope: Scope, headers: Headers) -> None:

@@ -48,9 +48,10 @@ async def read_json(request: Request, model: type[Model]) -> Model:
 
 async def _json(request: Request) -> Any:
     try:
-        return json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, "bad_json", "the body is not JSON") from error
+        return outside_json.parse(await request.body())
+    except ValueError as error:
+        reason = "" if isinstance(error, json.JSONDecodeError | UnicodeError) else f": {error}"
+        raise ApiError(400, "bad_json", f"the body is not JSON{reason}") from error
 
 
 async def read_upload(request: Request) -> AddRequest:

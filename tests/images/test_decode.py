@@ -126,6 +126,10 @@ def test_16_bit_tiff_of_any_order_is_scaled_down(order: str) -> None:
         ([0.0, 100.0, 255.0], [0, 100, 255]),
         ([-5.0, 32767.5, 65535.0], [0, 127, 255]),
         ([float("nan"), 0.5, 1.0], [0, 127, 255]),
+        ([float("inf"), 0.5, 1.0], [255, 127, 255]),
+        ([float("-inf"), 0.5, 1.02], [0, 127, 255]),
+        ([0.0, 0.5, 7.9], [0, 127, 255]),
+        ([float("inf"), 100.0, 200.0], [200, 100, 200]),
     ],
 )
 def test_float_tiff_is_scaled_by_what_it_holds(values: list[float], expected: list[int]) -> None:

@@ -20,6 +20,9 @@ _UNUSED_ALPHA = frozenset({"BMP", "DIB"})
 _ALPHA_MAY_BE_UNUSED = frozenset({"ICO", "CUR", "TGA", "DDS", "TIFF"})
 """Formats of which that holds if there is a picture under the alpha."""
 
+_HIGHLIGHTS = 16
+"""Floats of 0..1 may go up to this where they are brighter than white: sharpening overshoots, and lamps are in it."""
+
 
 def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
     """Converts an image of any mode to 8-bit RGB: alpha over white, deeper values scaled down, palettes and CMYK too.
@@ -56,14 +59,23 @@ def without_unused_alpha(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray[np.uint8]:
-    """Scales 32-bit values to 0..255: floats in 0..1 by 255, values up to 255 by 1, others by their range."""
-    array = np.nan_to_num(values.astype(np.float64))
-    top = float(array.max(initial=0.0)) if top is None else top
-    if np.issubdtype(values.dtype, np.floating) and top <= 1:
+    """Scales 32-bit values to 0..255: floats in 0..1 by 255, values up to 255 by 1, others by their range.
+
+    Floats up to `_HIGHLIGHTS` count as 0..1 with highlights beyond it, which become white. top: the largest value.
+    """
+    top = largest_finite(values) if top is None else top
+    array = np.nan_to_num(values.astype(np.float64), posinf=top)
+    if np.issubdtype(values.dtype, np.floating) and top <= _HIGHLIGHTS:
         array = array * 255
     elif top > 255:
         array = array * (255 / (65535 if top <= 65535 else top))
     return np.clip(array, 0, 255).astype(np.uint8)
+
+
+def largest_finite(values: NDArray[np.generic]) -> float:
+    """Returns the largest value that is a number, 0 if there is none above."""
+    array = values.astype(np.float64)
+    return float(array.max(initial=0.0, where=np.isfinite(array)))
 
 
 def known_top(image: Image.Image) -> float | None:
@@ -78,7 +90,7 @@ def largest_value(image: Image.Image) -> float | None:
     if (known := known_top(image)) is not None:
         return known
     rows = (np.asarray(image.crop((0, row, image.width, row + 1))) for row in range(image.height))
-    return max(float(np.nan_to_num(row.astype(np.float64)).max(initial=0.0)) for row in rows)
+    return max(map(largest_finite, rows))
 
 
 def _to_rgb(image: Image.Image, profile: Any) -> Image.Image:

@@ -12,7 +12,7 @@ from PIL import Image, TiffImagePlugin
 
 from simsearch.errors import ImageError
 from simsearch.images.decoding.messages import missing_extra
-from simsearch.images.decoding.modes import eight_bits
+from simsearch.images.decoding.modes import eight_bits, largest_finite
 from simsearch.images.decoding.orientation import turn
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
     levels = np.empty(values.shape, np.uint8)
-    top = max((float(np.nan_to_num(row.astype(np.float64)).max(initial=0)) for row in values), default=0.0)
+    top = max(map(largest_finite, values), default=0.0)
     for level, row in zip(levels, values, strict=True):  # row by row, to save memory
         if values.dtype.kind == "f":
             level[...] = eight_bits(row, top)

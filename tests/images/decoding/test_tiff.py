@@ -74,6 +74,17 @@ def test_white_is_zero_of_floats() -> None:
     assert difference(tiff((1 - GREY / 255).astype(np.float32), 0), GREY) <= 1
 
 
+@needs_tifffile
+@pytest.mark.parametrize("bright", [1.02, 7.9, np.inf])
+def test_floats_brighter_than_white(bright: float) -> None:
+    values = (COLOUR / 255).astype(np.float32)
+    values[0, 0] = bright
+    expected = COLOUR.copy()
+    expected[0, 0] = 255
+    assert difference(tiff(values, 2), expected) <= 1
+    assert difference(tiff(values[..., 0].copy(), 1), expected[..., 0]) <= 1
+
+
 @pytest.mark.parametrize("photometric", [0, 1])
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_few_bits_of_either_photometric(bits: int, photometric: int) -> None:

@@ -1,0 +1,165 @@
+"""The pictures that were added over HTTP: files in `uploads/` in the index, and the manifest that lists them.
+
+The manifest, of JSON lines, is one of the index's sources. A file is named by the SHA-256 of its content. A process that
+dies can leave a file without a line, an item without a line, or an incomplete line; whoever comes next, a service, a
+build or a compaction, finishes what it began.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Callable, Iterator
+
+from simsearch.common import outside_json
+from simsearch.errors import IndexDamagedError, SimsearchError, UsageError
+from simsearch.images.sources.tables import ManifestSource
+from simsearch.storage.folder import Folder
+from simsearch.storage.index import Index
+
+FOLDER, MANIFEST = "uploads", "items.jsonl"
+
+_EMPTIED = b"\n"
+"""A manifest whose last line was removed on purpose, which says that its items may go. One of no bytes says nothing."""
+
+_NAME = re.compile("[0-9a-f]{64}")
+
+
+def manifest_path(index: Index) -> str:
+    """Returns the path of the manifest, the root of its source."""
+    return str(index.folder.place / FOLDER / MANIFEST)
+
+
+def open_folder(index: Index, create: bool = False) -> Folder:
+    """Opens the folder in the open index; see `Folder.child`. Raises UsageError."""
+    try:
+        return index.folder.child(FOLDER, create)
+    except OSError as error:
+        raise UsageError(f"cannot write {index.path / FOLDER}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Folder, wait: bool = True) -> Iterator[None]:
+    """Keeps other processes out of the folder. wait: False to raise BlockingIOError if one is there. Raises OSError."""
+    descriptor = folder.open_itself()
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# -- for builds and compactions
+
+
+@contextlib.contextmanager
+def settled(index: Index) -> Iterator[None]:
+    """Keeps services from changing the manifest, and removes an incomplete line, where that is possible.
+
+    For builds, which hold the writer lock: an upload that waits for it gives up, and takes its line back before the
+    manifest is read.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(SimsearchError, OSError):
+            folder = open_folder(index)
+            if folder.exists(MANIFEST):
+                stack.enter_context(locked(folder))
+                complete_lines(folder)
+        yield
+
+
+def was_emptied(index: Index) -> bool:
+    """Returns True if the last line of the manifest was removed on purpose, so that no item of it is left."""
+    with contextlib.suppress(SimsearchError, OSError):
+        return open_folder(index).read(MANIFEST, len(_EMPTIED)) == _EMPTIED
+    return False
+
+
+def clean(index: Index) -> None:
+    """Removes what dead processes have left, unless a service is writing now, or the folder cannot be changed."""
+    with contextlib.suppress(SimsearchError, OSError):
+        folder = open_folder(index)
+        if folder.identity != (0, 0):
+            with locked(folder, wait=False):
+                sweep(index, folder)
+
+
+# -- for those that have locked the folder
+
+
+def sweep(index: Index, folder: Folder) -> None:
+    """Removes files that were never completed, and pictures with neither item nor line.
+
+    A line without an item stays: the next build indexes its picture. Raises OSError, IndexDamagedError.
+    """
+    known = names(index) | listed(folder)
+    for name in folder.names():
+        partial = name.startswith(".") and name.endswith((".partial", ".tmp"))
+        if partial or (_NAME.fullmatch(name) and name not in known):
+            folder.unlink(name)
+
+
+def names(index: Index) -> set[str]:
+    """Returns the file names of all items that were added over HTTP."""
+    with index.reading() as reader:
+        for source in reader.sources():
+            if source.kind == ManifestSource.kind and index.root_of(source) == manifest_path(index):
+                return {item.path for item in reader.items(source.id)}
+    return set()
+
+
+def listed(folder: Folder) -> set[str]:
+    """Returns the file names in the manifest. Raises OSError, IndexDamagedError for a line that names none."""
+    lines = folder.read(MANIFEST).splitlines(keepends=True) if folder.exists(MANIFEST) else []
+    found = {_name_in(line) for line in lines if line.endswith(b"\n") and line.strip()}
+    if "" in found:
+        raise IndexDamagedError(f"{folder.path / MANIFEST} has a line without a path")
+    return found
+
+
+def keep_lines(folder: Folder, wanted: Callable[[str], bool]) -> bytes | None:
+    """Removes the lines of other uploads from the manifest, and one that was never completed; not damaged ones.
+
+    Returns the former content if it had any such lines, else None. Raises OSError.
+    """
+    before = folder.read(MANIFEST) if folder.exists(MANIFEST) else b""
+    lines = before.splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and (not (name := _name_in(line)) or wanted(name))]
+    if kept == lines:
+        return None
+    folder.write(MANIFEST, b"".join(kept) or _EMPTIED)
+    return before
+
+
+def append_line(folder: Folder, line: str) -> None:
+    """Appends a line to the manifest, durably; first removes an incomplete one. Raises OSError."""
+    complete_lines(folder)
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    with open(folder.open(MANIFEST, flags), "ab") as file:
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def complete_lines(folder: Folder) -> None:
+    """Removes an incomplete line at the end of the manifest, which a crash may have left. Raises OSError."""
+    if not folder.exists(MANIFEST):
+        return
+    with open(folder.open(MANIFEST, os.O_RDWR), "r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if end and file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+            os.fsync(file.fileno())
+
+
+def _name_in(line: bytes) -> str:
+    """Returns the file name in a line of the manifest; empty if there is none."""
+    try:
+        name = outside_json.parse(line)["path"]
+    except (ValueError, TypeError, KeyError):
+        return ""
+    return name if isinstance(name, str) else ""
