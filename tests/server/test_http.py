@@ -63,6 +63,28 @@ def test_bad_bodies(client):
     assert post(content=b"x", headers={"content-type": "multipart/form-data; boundary=a"})[0] in {400, 422}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id": 1, "id": 2}',
+        b'{"id": 1, "filter": {"a": 1, "a": 2}}',
+        b'{"id": 1, "max_distance": NaN}',
+        b'{"id": 1, "max_distance": 1e999}',
+        b'{"vector": [-Infinity]}',
+        b'{"id": 1, "filter": ' + b"[" * 70 + b"]" * 70 + b"}",
+        '{"id": 1}'.encode("utf-16"),
+        b'{"id": 1} {"id": 2}',
+        b"",
+    ],
+)
+def test_json_that_is_refused(client, body):
+    """Programs read it differently, or not at all."""
+    assert code(client("POST", "/v1/search", content=body, headers={"content-type": "application/json"})) == (
+        400,
+        "bad_json",
+    )
+
+
 def test_a_bomb_is_refused(engine):
     client = Client(simsearch.create_app(engine, max_pixels=10_000))
     assert code(client("POST", "/v1/search", files=upload(png((200, 200))))) == (413, "image_too_large")
@@ -222,6 +244,14 @@ def test_hosts_and_other_sites(engine):
         "cross_origin",
     )
     assert "access-control-allow-origin" not in client("GET", "/health", headers={"origin": "http://a.b"}).headers
+
+
+def test_requests_that_browsers_mark(engine):
+    """Of a page of another site, without its origin."""
+    client = Client(simsearch.create_app(engine, writable=True))
+    for site, status in (("cross-site", 400), ("same-site", 400), ("same-origin", 404), ("none", 404)):
+        assert client("DELETE", "/v1/items/999", headers={"sec-fetch-site": site}).status_code == status
+        assert client("GET", "/v1/items/1", headers={"sec-fetch-site": site}).status_code == 200
 
 
 def test_request_ids(client):

@@ -135,6 +135,19 @@ def _offset(pair: tuple[str, tarfile.TarInfo]) -> int:
     return pair[1].offset_data
 
 
+def _kept_by_links(members: Sequence[tarfile.TarInfo]) -> dict[str, tarfile.TarInfo]:
+    """Returns the files, by the path of a hard link to them, whose own name another file takes later in the archive."""
+    seen: dict[str, tarfile.TarInfo] = {}
+    for member in members:
+        before = seen.get(member_path(member.linkname)) if member.islnk() else None
+        seen[member_path(member.name)] = member if before is None else before
+    return {
+        path: member
+        for path, member in seen.items()
+        if member.isfile() and path != (own := member_path(member.name)) and seen[own] is not member
+    }
+
+
 def _stamp(member: tarfile.TarInfo) -> int:
     """Returns a member's time in seconds; 0 for one that SQLite cannot store."""
     return int(member.mtime) if abs(member.mtime) < 2**62 else 0
@@ -177,7 +190,8 @@ class TarSource(Source):
         """Reads the archive's list of members on first use. Raises UsageError."""
         if self._members is None:
             try:
-                members = by_path((member.name, member) for member in self._archive.getmembers() if not member.isdir())
+                listed = [member for member in self._archive.getmembers() if not member.isdir()]
+                members = by_path((member.name, member) for member in listed) | _kept_by_links(listed)
                 files = {path: member for path, member in members.items() if member.isfile()}
                 self._follow_links(members, files)
             except Exception as error:

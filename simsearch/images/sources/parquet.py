@@ -85,7 +85,7 @@ class ParquetSource(Source):
                 values = {name: self._named(name, columns[name][i].as_py()) for name in self._plain}
                 values.pop("path", None)
                 label = None if self._label is None else values.pop(self._label)
-                text = None if label is None else _text(label)
+                text = _text(label)
                 value = columns[self._column][i].as_py()
                 images = enumerate(value or ()) if self._several else [(None, value)]
                 for place, image in images:
@@ -124,6 +124,8 @@ class ParquetSource(Source):
             return value
         if isinstance(value, list):
             return [self._named(column, each) for each in value]
+        if isinstance(value, float) and value.is_integer():  # as pandas makes them where some are missing
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             return value
         return names[value] if 0 <= value < len(names) else None if value == -1 else value
@@ -252,11 +254,15 @@ def _content(value: Any) -> tuple[bytes | None, str | None]:
     if not isinstance(value, dict):
         return None, None
     data, path = value.get("bytes"), value.get("path")
-    return (data if isinstance(data, bytes) else None), (path if isinstance(path, str) and path else None)
+    file = path if isinstance(path, str) and path else None
+    return (data if isinstance(data, bytes) and (data or not file) else None), file
 
 
-def _text(label: Any) -> str:
-    return ", ".join(str(each) for each in label) if isinstance(label, list) else str(label)
+def _text(label: Any) -> str | None:
+    """Returns a label as text; None for an empty list, and for NaN, by which pandas says that there is none."""
+    if isinstance(label, list):
+        return ", ".join(text for each in label if (text := _text(each)) is not None) or None
+    return None if label is None or label != label else str(label)
 
 
 def _metadata(values: Mapping[str, Any]) -> dict[str, Any] | None:

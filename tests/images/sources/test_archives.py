@@ -193,6 +193,24 @@ def test_links_out_of_the_archive_are_counted(name: str, tmp_path: Path) -> None
     assert (sorted(paths(listing)), listing.left_out) == (["p/1.png", "p/2.png"], {archives.LINK_OUT: len(links)})
 
 
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_hard_link_keeps_a_file_that_is_replaced_later(name: str, tmp_path: Path) -> None:
+    place = tmp_path / name
+    with tarfile.open(str(place), "w:gz" if name.endswith("gz") else "w") as tar:
+        for path, content in (("a.png", png(0)), ("b.png", "a.png"), ("c.png", "b.png"), ("a.png", png(1))):
+            member = tarfile.TarInfo(path)
+            if isinstance(content, str):
+                member.type, member.linkname = tarfile.LNKTYPE, content
+                tar.addfile(member)
+            else:
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    source = resolve.resolve(str(place))
+    assert [entry.path for entry in source.listing().entries] == ["b.png", "c.png", "a.png"]
+    assert [source.read(path) for path in ("a.png", "b.png", "c.png")] == [png(1), png(0), png(0)]
+    assert source.identity("b.png") == source.identity("c.png") != source.identity("a.png")
+
+
 def test_member_with_wrong_checksum_fails_alone(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     place = write_zip(tmp_path / "x.zip", "a.png", "b.png", compression=zipfile.ZIP_STORED)
     data = bytearray(place.read_bytes())

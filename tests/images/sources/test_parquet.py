@@ -88,19 +88,27 @@ def test_class_labels_have_names(column: str, tmp_path: Path) -> None:
 
 
 @needs_pyarrow
+def test_class_labels_that_pandas_made_floats(tmp_path: Path) -> None:
+    columns = {"image": [png(seed) for seed in range(4)], "label": [1.0, None, float("nan"), 0.0]}
+    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    entries = listed(hugging_face(tmp_path / "x.parquet", columns, features)).entries
+    assert [entry.label for entry in entries] == ["dog", None, None, "cat"]
+
+
+@needs_pyarrow
 def test_row_without_bytes_is_its_file(tmp_path: Path, build: Callable[..., options.Summary]) -> None:
     put(tmp_path, "cat/1.png")
     (tmp_path.parent / "outside.png").write_bytes(png(7))
     files = ["cat/1.png", "cat/gone.png", "../outside.png", str(tmp_path.parent / "outside.png"), None]
-    rows = [{"bytes": None, "path": path} for path in files]
+    rows = [{"bytes": None, "path": path} for path in files] + [{"bytes": b"", "path": "cat/1.png"}]
     place = table(tmp_path / "x.parquet", {"image": rows})
     problems = [entry.problem for entry in listed(place).entries]
-    assert [problem is None for problem in problems] == [True, False, False, False, False]
+    assert [problem is None for problem in problems] == [True, False, False, False, False, True]
     assert problems[1] == "No such file or directory"
     assert "outside the table's folder" in str(problems[2])
     assert problems[4] == parquet.NO_IMAGE
-    assert (build(place).items, build(place).unchanged) == (1, 1)
-    assert resolve.read_path(f"{place}!/row-00000000") == png(0)
+    assert (build(place).items, build(place).unchanged) == (2, 2)
+    assert resolve.read_path(f"{place}!/row-00000000") == resolve.read_path(f"{place}!/row-00000005") == png(0)
     with pytest.raises(ImageError, match="outside the table's folder"):
         resolve.read_path(f"{place}!/row-00000002")
 
