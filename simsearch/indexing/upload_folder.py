@@ -1,8 +1,8 @@
 """The pictures that were added over HTTP: files in `uploads/` in the index, and the manifest that lists them.
 
-The manifest, of JSON lines, is one of the index's sources. A file is named by the SHA-256 of its content. A process that
-dies can leave a file without a line, an item without a line, or an incomplete line; whoever comes next, a service, a
-build or a compaction, finishes what it began.
+The manifest, of JSON lines, is one of the index's sources. A file is named by the SHA-256 of its content. A process
+that dies can leave a file without a line, an item without a line, or an incomplete line; whoever comes next, a service,
+a build or a compaction, finishes what it began.
 """
 
 from __future__ import annotations

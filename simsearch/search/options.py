@@ -206,7 +206,7 @@ def _spellings(option: SearchOption) -> list[str]:
 
 
 def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
-    """Raises UsageError for an unknown option, one that a search by a vector does not have, and a flag given as text."""
+    """Raises UsageError for an unknown option, one that a search by a vector lacks, and a flag given as text."""
     known = [option.name for option in OPTIONS if option.name != "k" and not (by_vector and option.changes_query)]
     if unknown := sorted(set(given) - set(known)):
         search = "a search by vectors" if by_vector else "a search"

@@ -20,6 +20,7 @@ import numpy as np
 from simsearch.cluster.milvus import index_kinds
 from simsearch.cluster.milvus.client import SPAN, MilvusClient
 from simsearch.cluster.milvus.reader import PROPERTIES
+from simsearch.common import outside_json
 from simsearch.common.milvus_address import MilvusAddress, parse_address
 from simsearch.errors import IndexDamagedError, ModelMismatchError, SimsearchError, UsageError
 from simsearch.search import similarity
@@ -145,7 +146,7 @@ class _Push:
             raise UsageError(
                 f"the collection {address} was not made by simsearch", hint="name another one; --replace drops it"
             )
-        theirs, state = json.loads(facts[PROPERTIES[0]]), json.loads(facts[PROPERTIES[2]])
+        theirs, state = outside_json.parse(facts[PROPERTIES[0]]), outside_json.parse(facts[PROPERTIES[2]])
         if (theirs["weights_sha256"], theirs["recipe"]) != (ours.weights_sha256, ours.recipe):
             raise ModelMismatchError(
                 f"{address} holds features of model {theirs['model']} with weights {theirs['weights_sha256']},"

@@ -5,7 +5,6 @@ A collection has no row numbers; an item's id is used as the row of its features
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from simsearch.cluster.milvus import filters
 from simsearch.cluster.milvus.client import SCALARS, SPAN, Hit, MilvusClient
 from simsearch.cluster.milvus.index_kinds import EXACT
+from simsearch.common import outside_json
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, ItemNotFoundError, UsageError
 from simsearch.storage.filters import Condition
 from simsearch.storage.meta import Meta
@@ -73,7 +73,7 @@ def properties(client: MilvusClient) -> list[Any]:
     if not all(name in facts for name in PROPERTIES):
         hint = "`simsearch push` makes a collection"
         raise IndexNotFoundError(f"the collection {client.address} was not made by simsearch", hint=hint)
-    return [json.loads(facts[name]) for name in PROPERTIES]
+    return [outside_json.parse(facts[name]) for name in PROPERTIES]
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class MilvusReader:
 def _item(row: Mapping[str, Any]) -> Item:
     path = os.fsdecode(bytes.fromhex(row["path_hex"])) if row["path_hex"] else row["path"]
     metadata = row["metadata"]
-    metadata = json.loads(metadata) if isinstance(metadata, str | bytes) else metadata
+    metadata = outside_json.parse(metadata) if isinstance(metadata, str | bytes) else metadata
     label = row["label"] if row["labelled"] else None
     number = int(row["id"])
     return Item(

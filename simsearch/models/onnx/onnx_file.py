@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simsearch.common import outside_json
 from simsearch.errors import UsageError, WeightsError
 from simsearch.images.preprocessing import FILTERS, Preprocessing
 from simsearch.models.onnx.graph_model import GraphInput, GraphModel
@@ -109,10 +110,10 @@ def read_settings(path: Path) -> Settings:
     try:
         if len(text) > _LARGEST_SETTINGS:
             raise ValueError("it is too long")
-        values = json.loads(text)
+        values = outside_json.parse(text)
         if not isinstance(values, dict):
             raise ValueError("it is not an object")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise WeightsError(f"{path} is not a JSON object: {error}") from error
     known = Settings.__dataclass_fields__
     for key, value in values.items():
