@@ -210,7 +210,10 @@ def _tags(file: IO[bytes]) -> Any:
     """Reads the first directory of a TIFF."""
     file.seek(0)
     head = file.read(16)
-    directory = TiffImagePlugin.ImageFileDirectory_v2(head[:16] if head[2:4] in {b"+\0", b"\0+"} else head[:8])
+    directory: Any = TiffImagePlugin.ImageFileDirectory_v2(head[:16] if head[2:4] == b"+\0" else head[:8])
+    if head[:4] == b"MM\0+":  # Pillow knows BigTIFF in the other order only
+        directory._bigtiff = True
+        directory.next = int.from_bytes(head[8:], "big")
     file.seek(directory.next)
     directory.load(file)
     return directory

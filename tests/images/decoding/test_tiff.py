@@ -75,6 +75,19 @@ def test_white_is_zero_of_floats() -> None:
 
 
 @needs_tifffile
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_large_offsets(order: Any, dtype: Any) -> None:
+    """BigTIFF."""
+    import tifffile
+
+    values = (COLOUR / 255 * (1 if dtype is np.float32 else np.iinfo(dtype).max)).astype(dtype)
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, byteorder=order, bigtiff=True, photometric="rgb")
+    assert difference(file.getvalue(), COLOUR) <= 1
+
+
+@needs_tifffile
 @pytest.mark.parametrize("bright", [1.02, 7.9, np.inf])
 def test_floats_brighter_than_white(bright: float) -> None:
     values = (COLOUR / 255).astype(np.float32)
