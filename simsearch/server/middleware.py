@@ -37,7 +37,8 @@ MAX_HEAD_BYTES = 1 << 15
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
-_SECURITY_HEADERS = {
+_DEFAULT_HEADERS = {
+    "cache-control": "private, no-cache",  # a cache that others share does not know X-API-Key
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
@@ -94,7 +95,7 @@ class ResponseHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(raw=list(message["headers"]))
-                for name, value in {**_SECURITY_HEADERS, "x-request-id": request_id}.items():
+                for name, value in {**_DEFAULT_HEADERS, "x-request-id": request_id}.items():
                     headers.setdefault(name, value)
                 if self.closing():
                     headers.setdefault("connection", "close")

@@ -52,10 +52,15 @@ _HEAD_END = re.compile(rb"\r?\n\r?\n")  # h11 takes a bare LF for the end of a l
 _LENGTH = re.compile(rb"(?im)^content-length[ \t]*:([^\r\n]*)")
 
 
-class _StrictConnection(h11.Connection):
-    """Refuses bodies in very many chunks, and heads with two lengths even if they agree.
+_ODD_LINE = re.compile(rb"(?<!\r)\n|\n[ \t]")
+"""An end of line without CR, or a header that goes on in the next line."""
 
-    h11 shows one of them, and a proxy in front may have used the other.
+
+class _StrictConnection(h11.Connection):
+    """Refuses bodies in very many chunks, and heads that a proxy in front may have read otherwise.
+
+    Those have two lengths even if they agree, of which h11 shows one; lines that end in LF alone or go on in the next
+    one; or a version of HTTP that is not 1.0 or 1.1.
     """
 
     _chunks = _received = 0
@@ -68,13 +73,24 @@ class _StrictConnection(h11.Connection):
             lengths = _LENGTH.findall(waiting, 0, end.start()) if end else []
             if len(lengths) > 1 or any(b"," in length for length in lengths):
                 raise h11.RemoteProtocolError("more than one Content-Length", error_status_hint=400)
+            if end and _ODD_LINE.search(waiting, 0, end.end()):
+                raise h11.RemoteProtocolError("a line that ends in LF or goes on in the next", error_status_hint=400)
         event = super().next_event()
+        if isinstance(event, h11.Request):
+            _check_version(event)
         if isinstance(event, h11.Data):
             self._chunks += 1
             self._received += len(event.data)
             if self._chunks > CHUNKS + self._received // CHUNK_BYTES:
                 raise h11.RemoteProtocolError("too many chunks", error_status_hint=400)
         return event
+
+
+def _check_version(request: h11.Request) -> None:
+    """Raises RemoteProtocolError for other versions than 1.0 and 1.1, and for chunks, which 1.0 does not have."""
+    chunked = any(name == b"transfer-encoding" for name, _ in request.headers)
+    if request.http_version != b"1.1" and (request.http_version != b"1.0" or chunked):
+        raise h11.RemoteProtocolError("a version that is not spoken here", error_status_hint=400)
 
 
 def _too_many() -> ApiError:
@@ -141,6 +157,9 @@ class DeadlineProtocol(H11Protocol):
         if self._stall_check is not None:
             self._cancel_stall_check()
             self._schedule_stall_check()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Logs nothing: any client can ask for an upgrade, and is answered without one."""
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError(400, "bad_request", "the request cannot be read as HTTP"))

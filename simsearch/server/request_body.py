@@ -68,6 +68,9 @@ async def read_upload(request: Request) -> AddRequest:
 
 
 def _media_type(request: Request) -> str:
+    """Returns the media type of the body, in lower case. Raises ApiError for a body that is said to be compressed."""
+    if request.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
+        raise ApiError(415, "unsupported_media_type", "the body must not be compressed")
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import Response
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from simsearch.server import answers, openapi, reference
 from simsearch.server import page as server_page
@@ -16,6 +18,7 @@ from simsearch.server.cleanup_schemas import CleanUpRequest, IgnoreRequest, Rule
 from simsearch.server.duplicates import Duplicates, GroupsRequest
 from simsearch.server.errors import reply
 from simsearch.server.items import Items
+from simsearch.server.middleware import ApiError
 from simsearch.server.openapi import binary, errors, ok, responses
 from simsearch.server.schemas import LARGEST_ID, MOST_CONDITION
 from simsearch.server.searches import Searches
@@ -23,15 +26,27 @@ from simsearch.server.service import SearchService
 from simsearch.server.settings import Settings
 from simsearch.server.status import Status
 
+
+def _whole(value: Any) -> Any:
+    """Raises PydanticCustomError for what pydantic takes for a whole number besides its digits: 1_0, 1.0, +1."""
+    if isinstance(value, str) and not re.fullmatch("-?[0-9]{1,19}", value):
+        raise PydanticCustomError("whole_number", "it must be a whole number")
+    return value
+
+
+PAGE, PAGING = 60, ("limit", "after", "label", "folder", "filter", "sort")
+"""The number of items on a page where `limit` does not say it, and the parameters of pages."""
+
+Whole = BeforeValidator(_whole)
 Number = Annotated[int, PathParameter(alias="id", ge=0, le=LARGEST_ID, description="The item's id.", examples=[1])]
 Index = Annotated[str | None, Query(alias="index", description="Name of the index, if there are several.")]
-Count = Annotated[int, Query(ge=1, le=100, description="Number of items.")]
+Count = Annotated[int, Whole, Query(ge=1, le=100, description="Number of items.")]
 Numbers = Annotated[
-    list[Annotated[int, Field(ge=0, le=LARGEST_ID)]] | None,
+    list[Annotated[int, Whole, Field(ge=0, le=LARGEST_ID)]] | None,
     Query(alias="id", max_length=200, description="These items; those that do not exist are left out."),
 ]
-Limit = Annotated[int | None, Query(ge=1, le=200, description="Number of items on a page.")]
-After = Annotated[int | None, Query(ge=0, le=LARGEST_ID, description="The `next` of the page before.")]
+Limit = Annotated[int | None, Whole, Query(ge=1, le=200, description="Number of items on a page.")]
+After = Annotated[int | None, Whole, Query(ge=0, le=LARGEST_ID, description="The `next` of the page before.")]
 Label = Annotated[str | None, Query(max_length=MOST_CONDITION, description="Only items with this label.")]
 Folder = Annotated[str | None, Query(max_length=MOST_CONDITION, description="Only items in or below this folder.")]
 Filters = Annotated[
@@ -39,9 +54,9 @@ Filters = Annotated[
     Query(alias="filter", max_length=32, description="Only items that meet all conditions, written as for a search."),
 ]
 Order = Annotated[Sort, Query(description="The order of a page: by the date of the file, or by id.")]
-Size = Annotated[int, Query(ge=32, le=1024, description="Longer side in pixels.")]
+Size = Annotated[int, Whole, Query(ge=32, le=1024, description="Longer side in pixels.")]
 
-GroupLimit = Annotated[int, Query(ge=1, le=100, description="Number of groups on a page.")]
+GroupLimit = Annotated[int, Whole, Query(ge=1, le=100, description="Number of groups on a page.")]
 AfterGroup = Annotated[
     str | None, Query(pattern=r"^[0-9]{1,18}\.[0-9]{1,18}$", description="The `next` of the page before.")
 ]
@@ -138,11 +153,16 @@ def _items(app: FastAPI, handlers: Items, write: bool) -> None:
         sort: Order = "newest",
         index: Index = None,
     ) -> Response:
+        paging = [name for name in PAGING if name in request.query_params]
+        if len(request.query_params.keys() & {"id", "count"}) + bool(paging) > 1:
+            text = f"id and count stand alone; a page has {', '.join(PAGING)}"
+            raise ApiError(422, "bad_argument", text)
         if numbers:
             return await handlers.some(request, numbers)
-        if limit is None:
+        if not paging:
             return await handlers.items(request, count)
-        return await handlers.listed(request, ListRequest(limit, after, tuple(filters or ()), label, folder, sort))
+        wanted = ListRequest(limit or PAGE, after, tuple(filters or ()), label, folder, sort)
+        return await handlers.listed(request, wanted)
 
     @app.get(
         "/v1/facets",

@@ -36,6 +36,10 @@ LAST_SECONDS = 2.0
 """For the bodies that are being received when a stop is requested."""
 
 
+LISTS = frozenset({"id", "filter"})
+"""The parameters of a URL that may be given several times."""
+
+
 class SearchService:
     """The state that the handlers share. The first engine answers requests that do not name an index."""
 
@@ -76,11 +80,16 @@ class SearchService:
         self.lanes.close()
 
     def index(self, request: Request) -> ReloadableIndex:
-        """Returns the index that the request names. Raises ApiError, also for a parameter that the route lacks."""
+        """Returns the index that the request names. Raises ApiError, also for a parameter that the route lacks.
+
+        A parameter that is no list is given once, since programs would use different ones.
+        """
         known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
         for given in request.query_params:
             if given not in known:
                 raise ApiError(422, "bad_argument", unknown(given, known))
+            if given not in LISTS and len(request.query_params.getlist(given)) > 1:
+                raise ApiError(422, "bad_argument", f"{given} is given more than once")
         name = request.query_params.get("index") or next(iter(self.indexes))
         if name not in self.indexes:
             raise ApiError(404, "no_such_index", f"there is no index called {name[:80]!r}")

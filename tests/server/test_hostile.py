@@ -118,6 +118,25 @@ SENT = {
         400,
         "bad_request",
     ),
+    "lines end in LF": (head().replace(b"\r\n", b"\n"), 400, "bad_request"),
+    "one line ends in LF": (
+        head(JSON, "X: y\nContent-Length: 9", **POST) + b'{"id": 1}',
+        400,
+        "bad_request",
+    ),
+    "a header in two lines": (head(JSON, "Transfer-Encoding:\r\n chunked", **POST), 400, "bad_request"),
+    "HTTP/2.0 in the first line": (head().replace(b"HTTP/1.1", b"HTTP/2.0"), 400, "bad_request"),
+    "HTTP/1.9": (head().replace(b"HTTP/1.1", b"HTTP/1.9"), 400, "bad_request"),
+    "chunks in HTTP/1.0": (
+        head(JSON, "Transfer-Encoding: chunked", **POST).replace(b"HTTP/1.1", b"HTTP/1.0"),
+        400,
+        "bad_request",
+    ),
+    "a compressed body": (
+        head(JSON, "Content-Encoding: gzip", "Content-Length: 9", **POST) + b'{"id": 1}',
+        415,
+        "unsupported_media_type",
+    ),
     "chunks of one byte": (
         head(JSON, "Transfer-Encoding: chunked", **POST) + b"1\r\n \r\n" * 2000,
         400,

@@ -254,6 +254,12 @@ def test_requests_that_browsers_mark(engine):
         assert client("GET", "/v1/items/1", headers={"sec-fetch-site": site}).status_code == 200
 
 
+def test_answers_are_not_for_shared_caches(client):
+    for path in ("/", "/openapi.json", "/metrics", "/v1/facets", "/v1/items/1", "/v1/items/1/image", "/nothing"):
+        assert re.search("private|no-store|no-cache", client("GET", path).headers["cache-control"]), path
+    assert "private" in client("POST", "/v1/search", json={"id": 1}).headers["cache-control"]
+
+
 def test_request_ids(client):
     assert client("GET", "/health", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
     assert client("GET", "/health", headers={"x-request-id": "a b\tc" * 90}).headers["x-request-id"] != "a b\tc" * 90

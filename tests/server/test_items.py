@@ -117,6 +117,11 @@ def test_listing_by_label_folder_and_filter(client, engine):
     assert listed(client, "&after=999") == ([], 24)
     engine.remove([7])
     assert listed(client, "&label=blue")[1] == 5
+    assert client("GET", "/v1/items?label=blue").json()["total"] == 5  # a page too
+    twice = ("limit=5&limit=6", "label=blue&label=rose", "count=3&limit=5", "count=3&label=blue", "id=1&count=2")
+    odd = ("limit=1_0", "limit=1.0", "limit=%2B5", "limit=5&after=1_0", "count=1e1", "id=1_0", "id=1.0")
+    for bad in twice + odd:
+        assert client("GET", f"/v1/items?{bad}").status_code == 422, bad
     for bad in ("limit=0", "limit=201", "limit=5&sort=size", "limit=5&after=-1", "id=x", "limit=5&filter=nonsense"):
         assert client("GET", f"/v1/items?{bad}").status_code == 422, bad
 

@@ -58,11 +58,8 @@ def names(index):
         return upload_folder.names(engine.index)
 
 
-def killed(base, act, fatal):
-    """Copies the index, and kills `act` at a line; returns the copy and True, or False if it ended before."""
-    index = base.parent / "index"
-    shutil.rmtree(index, ignore_errors=True)
-    shutil.copytree(base, index)
+def killed(index, act, fatal):
+    """Kills `act` at a line; returns False if it ended before."""
     child = os.fork()
     if child == 0:
         try:
@@ -71,16 +68,20 @@ def killed(base, act, fatal):
                 act(engine)
         finally:
             os._exit(0)
-    return index, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 def every_death(base, act, step):
+    """Yields the index after a death at every `step`th line, each time as it was at first."""
+    kept = base.parent / "kept"
+    base.rename(kept)
     fatal, deaths = 1, 0
     while True:
-        index, died = killed(base, act, fatal)
-        if not died:
+        shutil.rmtree(base, ignore_errors=True)
+        shutil.copytree(kept, base)
+        if not killed(base, act, fatal):
             break
-        yield index
+        yield base
         fatal, deaths = fatal + step, deaths + 1
     assert deaths > 15
 

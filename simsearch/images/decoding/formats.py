@@ -25,6 +25,7 @@ _LEFT_OUT = {
     "JPEG XR image": "hdp jxr wdp",
     "OpenEXR image": "exr",
     "Radiance HDR image": "hdr",
+    "Netpbm PAM image": "pam",
     "DICOM image": "dcm dicom",
 }
 _LEFT_OUT_BY_EXTENSION = {"." + name: kind for kind, names in _LEFT_OUT.items() for name in names.split()}

@@ -83,8 +83,9 @@ def _opened(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
         raise
     except Exception as error:
         if head.startswith(png.SIGNATURE):
-            with contextlib.suppress(Exception):
-                return Image.open(png.repaired(file))
+            for repaired in png.repairs(file):
+                with contextlib.suppress(Exception):
+                    return Image.open(repaired)
         if isinstance(error, UnidentifiedImageError) and formats.is_tiff(head):
             if tiff.is_camera_raw(file):
                 return camera_raw.opened(file, "DNG or the like", largest)
@@ -104,9 +105,9 @@ def _load_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
     except MemoryError:
         raise
     except Exception:
-        with contextlib.suppress(Exception):
-            mended = png.repaired(file)
-            return _loaded_png(Image.open(mended), mended)
+        for repaired in png.repairs(file):
+            with contextlib.suppress(Exception):
+                return _loaded_png(Image.open(repaired), repaired)
         raise
 
 

@@ -18,6 +18,8 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NEEDED = frozenset({b"PLTE", b"tRNS", b"iCCP", b"sRGB", b"eXIf"})
 """The chunks, beside the picture itself, that say how it looks."""
 
+_ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
+
 _SMALL = 4 << 20
 """Larger chunks of those (bytes) are left out."""
 
@@ -45,17 +47,24 @@ def chunks(file: IO[bytes]) -> Iterator[Chunk]:
         start += 12 + length
 
 
-def repaired(file: IO[bytes]) -> IO[bytes]:
-    """Returns the file without its optional chunks, but for those that say how the picture looks and are not damaged.
+def repairs(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Yields the file with fewer and fewer of its optional chunks; the first that can be decoded is the picture.
 
-    Texts may be larger than Pillow accepts, and a bad checksum of an optional chunk says nothing about the picture.
+    Texts may be larger than Pillow accepts, and a bad checksum of an optional chunk says nothing about the picture. Of
+    those that say how it looks, some may be empty or cut off; and those of an animation may be damaged.
     """
+    for wanted in (_NEEDED | _ANIMATION, _NEEDED, _NEEDED - {b"iCCP", b"sRGB", b"eXIf"}):
+        yield _with_chunks(file, wanted)
+
+
+def _with_chunks(file: IO[bytes], wanted: frozenset[bytes]) -> IO[bytes]:
+    """Returns the file without its optional chunks, but for those of these names that are not damaged."""
     parts: list[Part] = [SIGNATURE]
     for chunk in chunks(file):
         end = chunk.start + chunk.length + 4
-        if chunk.name[:1].isupper() and chunk.name != b"PLTE":
+        if (chunk.name[:1].isupper() and chunk.name != b"PLTE") or chunk.name in wanted & _ANIMATION:
             parts.append((chunk.start - 8, end))
-        elif chunk.name in _NEEDED and chunk.length <= _SMALL:
+        elif chunk.name in wanted and chunk.length <= _SMALL:
             file.seek(chunk.start)
             data, checksum = file.read(chunk.length), file.read(4)
             if chunk.name == b"iCCP" and _unpacks_too_large(data):

@@ -132,6 +132,26 @@ def test_default_image_that_is_no_frame() -> None:
         assert_close(decode.decode_image(data).image, picture(), 0)
 
 
+@pytest.mark.parametrize(
+    "optional",
+    [
+        chunk(b"zTXt", b"prompt\0\0" + zlib.compress(b'{"workflow": 1}' * 100_000)),
+        chunk(b"tEXt", b"a\0b", damaged=True),
+        chunk(b"iCCP", b""),
+    ],
+    ids=["large", "damaged", "empty"],
+)
+def test_optional_chunks_of_an_animation_do_not_matter(optional: bytes) -> None:
+    data = animation((0, 0), picture(), RED_IMAGE)
+    assert_close(decode.decode_image(with_chunk(data, optional)).image, picture(), 0)
+
+
+@pytest.mark.parametrize("name", [b"iCCP", b"sRGB", b"eXIf", b"gAMA", b"pHYs", b"tIME"])
+def test_empty_optional_chunks_do_not_matter(name: bytes) -> None:
+    data = with_chunk(encoded(picture(), "PNG"), chunk(name, b""))
+    assert_close(decode.decode_image(data).image, picture(), 0)
+
+
 def test_frame_smaller_than_its_canvas() -> None:
     decoded = decode.decode_image(animation((5, 7), picture(20, 10), RED_IMAGE))
     expected = Image.new("RGB", (WIDTH, HEIGHT), "white")
