@@ -99,7 +99,12 @@ def _load_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
         with contextlib.suppress(Exception):  # of a damaged animation, the default image is shown
             if (frame := png.first_frame(file)) is not None:
                 part, place, size = frame
-                return _like(image, png.on_canvas(_loaded_png(Image.open(part), part), place, size))
+                return _like(image, png.on_canvas(_repaired_png(_opened(part, png.SIGNATURE, 0), part), place, size))
+    return _repaired_png(image, file)
+
+
+def _repaired_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
+    """Loads a PNG, without damaged optional chunks if there are any."""
     try:
         return _loaded_png(image, file)
     except MemoryError:

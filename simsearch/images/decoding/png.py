@@ -53,7 +53,8 @@ def repairs(file: IO[bytes]) -> Iterator[IO[bytes]]:
     Texts may be larger than Pillow accepts, and a bad checksum of an optional chunk says nothing about the picture. Of
     those that say how it looks, some may be empty or cut off; and those of an animation may be damaged.
     """
-    for wanted in (_NEEDED | _ANIMATION, _NEEDED, _NEEDED - {b"iCCP", b"sRGB", b"eXIf"}):
+    fewer = _NEEDED - {b"iCCP", b"sRGB", b"eXIf"}
+    for wanted in (_NEEDED | _ANIMATION, fewer | _ANIMATION, _NEEDED, fewer):
         yield _with_chunks(file, wanted)
 
 
