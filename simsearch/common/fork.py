@@ -2,17 +2,32 @@
 
 Native code cannot be told that its threads are gone. In a child, FAISS and PyTorch therefore compute with one thread in
 the thread that forked; threads started later use all cores. A child never closes what belongs to its parent.
+
+A lock that another thread holds at the time of a fork stays locked in the child for ever, and SQLite has such locks. So
+a fork waits a moment until no other thread is at work with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
+import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
+
+PATIENCE = 1.0
+"""A fork waits for other threads at most this long (seconds), and they for it."""
+
+_turn = threading.Condition()
+_at_work: Counter[int] = Counter()
+"""The number of blocks of `postponed` that each thread is in, by its identity."""
+_forks = 0
+"""The number of threads that wait for a fork."""
 
 _methods: list[weakref.WeakMethod[Callable[[], None]]] = []
 _functions: list[Callable[[], None]] = []
@@ -32,7 +47,47 @@ def never_close(belonging_to_parent: Any) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(belonging_to_parent))
 
 
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Makes other threads wait with a fork until the end of the block."""
+    me = threading.get_ident()
+    with _turn:
+        if me not in _at_work:
+            _turn.wait_for(lambda: not _forks, PATIENCE)
+        _at_work[me] += 1
+    try:
+        yield
+    finally:
+        with _turn:
+            _at_work[me] -= 1
+            if not _at_work[me]:
+                del _at_work[me]
+            _turn.notify_all()
+
+
+def _before_fork() -> None:
+    global _forks
+    me = threading.get_ident()
+    _turn.acquire()
+    _forks += 1
+    _turn.wait_for(lambda: not _at_work.keys() - {me}, PATIENCE)
+
+
+def _after_fork_in_parent() -> None:
+    global _forks
+    _forks -= 1
+    _turn.notify_all()
+    _turn.release()
+
+
 def _after_fork() -> None:
+    global _turn, _forks
+    me = threading.get_ident()
+    own = _at_work[me]
+    _turn, _forks = threading.Condition(), 0
+    _at_work.clear()
+    if own:
+        _at_work[me] = own
     for library, name in (("faiss", "omp_set_num_threads"), ("torch", "set_num_threads")):
         if (set_threads := getattr(sys.modules.get(library), name, None)) is not None:
             set_threads(1)
@@ -44,4 +99,4 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork)

@@ -64,7 +64,7 @@ class Connections:
     @contextlib.contextmanager
     def borrow(self) -> Iterator[protection.Connection]:
         """Lends a connection, and rolls an open transaction back at the end. SQLite's errors are translated."""
-        with self._file.translate_errors():
+        with fork.postponed(), self._file.translate_errors():
             with self._lock:
                 if self._closed:
                     raise UsageError(f"the index {self._file.path.parent} has been closed")
@@ -99,7 +99,7 @@ class Connections:
         It is read-only: on closing the last writable connection, SQLite deletes the log by path, where the log of
         another index may be by then. `close` deletes the log instead.
         """
-        with self._file.translate_errors(), _opening:
+        with fork.postponed(), self._file.translate_errors(), _opening:
             if self._reserve is None:
                 self._reserve = self.connect("ro")
                 _open_counts[self._file.identity] += 1
@@ -110,7 +110,7 @@ class Connections:
         mode: see `DatabaseFile.connect`. check: False for a database that has no tables yet.
         Raises IndexReplacedError if the file was deleted before `keep_readable`, and IndexDamagedError.
         """
-        with _opening:
+        with fork.postponed(), _opening:
             connection = self._file.connect(mode, first=not _open_counts[self._file.identity])
         if connection is None:
             return self._connect_to_copy()
@@ -148,7 +148,7 @@ class Connections:
             reserve, self._reserve = self._reserve, None
             copy, self._copy = self._copy, None
         identity = self._file.identity
-        with _opening:
+        with fork.postponed(), _opening:
             if idle and reserve is not None:
                 self._file.empty_log(idle[0])
             for connection in idle:

@@ -79,3 +79,60 @@ def test_child_computes_and_reads(tmp_path: Path, tiny_weights: Path) -> None:
         in_child(ask)
     """
     run(code, tmp_path / "index", tmp_path / "new.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_fork_waits_for_reading_threads(tmp_path: Path) -> None:
+    """Locks of SQLite that a thread holds at the time of a fork would stay locked in the child."""
+    filler = Filler(tmp_path / "index", 8)
+    filler.add(np.random.default_rng(0).normal(1, 1, (50, 8)))
+    filler.engine.close()
+    code = """
+        import time
+        from simsearch.common import fork
+        from simsearch.engine import Engine
+        from tests.helpers.filler import Wide
+
+        engine = Engine(sys.argv[1], model=Wide(8))
+
+        def ask():
+            return [m.id for m in engine.search_by_vector(np.ones(8), 5)]
+
+        def read(seconds):
+            with engine.reading():
+                inside.set()
+                time.sleep(seconds)
+                ended.append(time.monotonic())
+
+        def waited(seconds):
+            inside.clear()
+            thread = threading.Thread(target=read, args=(seconds,))
+            thread.start()
+            inside.wait()
+            begun = time.monotonic()
+            in_child(ask)
+            over = time.monotonic() - begun
+            thread.join()
+            return over
+
+        inside, ended = threading.Event(), []
+        assert waited(0.3) >= 0.29
+        fork.PATIENCE = 0.1
+        assert waited(3) < 2.9  # but not for ever
+        with engine.reading():  # nor for itself
+            fork.PATIENCE = 60
+            in_child(lambda: 1)
+        stop = threading.Event()
+
+        def search():
+            while not stop.is_set():
+                ask()
+
+        threads = [threading.Thread(target=search) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(10):
+            in_child(ask)
+        stop.set()
+    """
+    run(code, filler.path)
