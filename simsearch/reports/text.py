@@ -60,6 +60,10 @@ def table(rows: Iterable[Sequence[str]], right: int = 0, last: Callable[[str], s
     ]
 
 
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""Beginnings of formulas. The last four are the first ones in full width, which some spreadsheets read alike."""
+
+
 def to_csv(rows: Iterable[Iterable[Any]]) -> str:
     """Returns rows as the text of a CSV file, in which no text is a formula."""
     out = io.StringIO()
@@ -71,7 +75,7 @@ def to_csv(rows: Iterable[Iterable[Any]]) -> str:
 
 def csv_cell(text: str) -> str:
     """Returns a text for a cell of a CSV file, with an apostrophe before one that a spreadsheet would compute."""
-    return "'" + text if text != "-" and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return "'" + text if text != "-" and text.startswith(_FORMULAS) else text
 
 
 def format_distance(number: float) -> str:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from simsearch.cli.main import help_texts, main
+from simsearch.reports import text
 
 
 def test_build_says_what_it_did(run, pictures, index):
@@ -425,6 +426,13 @@ def test_csv_cells_are_no_formulas(run, tmp_path, pictures):
     assert run("build", table).code == 0
     found = csv.DictReader(io.StringIO(run("query", "id:1", "-k", 50, "--format", "csv").out))
     assert {row["label"] for row in found} == {"red", "blue", "green", "'=1+1", "'+x", "'-x", "'@x", "plain", "a=b"}
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+def test_beginnings_of_formulas(start):
+    assert list(csv.reader(io.StringIO(text.to_csv([[start + "1", "a" + start, 1, -1.5, "-"]]), newline=""))) == [
+        ["'" + start + "1", "a" + start, "1", "-1.5", "-"]
+    ]
 
 
 def test_notes_of_what_was_left_out(run, pictures):
