@@ -66,11 +66,15 @@ _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d",
 
 def to_csv(rows: Iterable[Iterable[Any]]) -> str:
     """Returns rows as the text of a CSV file, in which no text is a formula."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    lines = []
     for row in rows:
+        out = (
+            io.StringIO()
+        )  # cells with any character of the line terminator get quotes: \r ends a row for many programs
+        writer = csv.writer(out, lineterminator="\r\n")
         writer.writerow(csv_cell(value) if isinstance(value, str) else value for value in row)
-    return out.getvalue()
+        lines.append(out.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
 
 
 def csv_cell(text: str) -> str:

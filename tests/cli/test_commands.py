@@ -430,9 +430,8 @@ def test_csv_cells_are_no_formulas(run, tmp_path, pictures):
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
 def test_beginnings_of_formulas(start):
-    assert list(csv.reader(io.StringIO(text.to_csv([[start + "1", "a" + start, 1, -1.5, "-"]]), newline=""))) == [
-        ["'" + start + "1", "a" + start, "1", "-1.5", "-"]
-    ]
+    written = text.to_csv([[start + "1", f"a{start}=1", 1, -1.5, "-"]])
+    assert list(csv.reader(io.StringIO(written, newline=""))) == [["'" + start + "1", f"a{start}=1", "1", "-1.5", "-"]]
 
 
 def test_notes_of_what_was_left_out(run, pictures):
