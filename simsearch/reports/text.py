@@ -68,10 +68,8 @@ def to_csv(rows: Iterable[Iterable[Any]]) -> str:
     """Returns rows as the text of a CSV file, in which no text is a formula."""
     lines = []
     for row in rows:
-        out = (
-            io.StringIO()
-        )  # cells with any character of the line terminator get quotes: \r ends a row for many programs
-        writer = csv.writer(out, lineterminator="\r\n")
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\r\n")  # puts cells with \r in quotes, which would end the row
         writer.writerow(csv_cell(value) if isinstance(value, str) else value for value in row)
         lines.append(out.getvalue().removesuffix("\r\n") + "\n")
     return "".join(lines)
