@@ -64,7 +64,7 @@ def eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray
     Floats up to `_HIGHLIGHTS` count as 0..1 with highlights beyond it, which become white. top: the largest value.
     """
     top = largest_finite(values) if top is None else top
-    array = np.nan_to_num(values.astype(np.float64), posinf=top).clip(0)
+    array = np.maximum(np.nan_to_num(values.astype(np.float64), posinf=top), 0.0)
     if np.issubdtype(values.dtype, np.floating) and top <= _HIGHLIGHTS:
         array = array * 255
     elif top > 255:
