@@ -150,7 +150,7 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
         note(f"{count:,} left out: {reason}")
     if summary.unlabelled:
         images = pluralize(summary.unlabelled, "image")
-        note(f"{images} had a label and now none, since not all images are in folders; --labels folder keeps labels")
+        note(f"{images} had a label and now have none")
     for pattern in summary.unmatched:
         note(f"--exclude {pattern} matched nothing")
     if dry_run:

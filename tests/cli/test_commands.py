@@ -439,3 +439,27 @@ def test_unknown_field_is_an_error(run):
     assert (result.code, result.out) == (2, "")
     assert "no item has a field 'lable'" in result.err and "did you mean label?" in result.err
     assert run("query", "id:1", "--filter", "bytes<10MB").code == 2
+
+
+def test_info_of_paths_says_why_they_are_missing(run, pictures):
+    (pictures / "red" / "bad.png").write_bytes(b"")
+    (pictures / "red" / "notes.txt").write_text("hello")
+    run("build", pictures)
+    good, bad, notes = (pictures / "red" / name for name in ("0.png", "bad.png", "notes.txt"))
+    found = run("info", good)
+    assert (found.code, found.out.rpartition("/")[2]) == (0, "0.png: item 9, label red\n")
+    found = run("info", good, bad, notes, pictures / "red")
+    assert found.code == 1
+    lines = [line.rpartition("/")[2] for line in found.out.splitlines()]
+    assert lines == [
+        "0.png: item 9, label red",
+        "bad.png: not indexed: empty file",
+        "notes.txt: not indexed: it is not an image",
+        "red: 4 items",
+        "bad.png: not indexed: empty file",
+    ]
+    assert run("info", notes, "--format", "json").json == [
+        {"path": str(notes), "items": [], "failures": [], "reason": "it is not an image"}
+    ]
+    refused = run("info", notes, "--failures")
+    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: --failures lists those of all images")
