@@ -108,14 +108,15 @@ def fit(
     card = weights.ModelCard(
         job.architecture, arguments, recipe, _display_names(job, data.classes), labels=data.classes
     )
-    card = replace(
-        card, training=_summary(job, data, validation, start, seconds), record=_record(data, validation, start)
-    )
+    card = replace(card, training=_summary(job, data, validation, start, seconds))
     report = TrainingReport(job.output, len(data), len(data.classes), {}, seconds, 0)
     if not world.rank:
         checks = {"validation": validation} if validation else {"training images": data.select(sample_rows(len(data)))}
         compress = _compresses(job.config)
-        metrics = publish(network, card, job.output, checks, colour, compress=compress, trained_on=data)
+        record = _record(data, validation, start)
+        metrics = publish(
+            network, card, job.output, checks, colour, compress=compress, trained_on=data, record=record
+        )
         checkpoint.unlink(missing_ok=True)
         report = replace(report, metrics=metrics, bytes=job.output.stat().st_size)
     world.leave()
@@ -333,7 +334,7 @@ def _summary(
 
 def _record(data: TrainingSet, validation: TrainingSet | None, start: registry.WeightsFile | None) -> TrainingRecord:
     """Returns the digests of the pictures that were trained on, also for the weights at the start, and held out."""
-    before = start.card.record if start else TrainingRecord()
+    before = weights.read_record(start.path) if start else TrainingRecord()
     return TrainingRecord.of(data.file_digests(), validation.file_digests() if validation else (), before)
 
 

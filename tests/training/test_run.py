@@ -51,7 +51,7 @@ def test_log_and_card_stay_without_checkpoint(trained):
 
 def test_eval_tells_trained_from_held_out(trained, tmp_path):
     file, pics = trained
-    record = weights.read_card(file).record
+    record = weights.read_record(file)
     assert (len(record.trained_on), len(record.held_out)) == (33, 3)
     done = simsearch_("eval", "model", pics, "-m", file)
     assert "was trained on 33 of the 36 images, so the error looks too small" in done.stderr
@@ -63,9 +63,18 @@ def test_eval_tells_trained_from_held_out(trained, tmp_path):
     assert (report["images"], report["trained_on"]) == (2, 0)
     none = simsearch_("eval", "model", tmp_path / "other", "-m", file, "--held-out")
     refused(none, "none of the images was held out")
-    refused(simsearch_("eval", "model", pics, "--held-out"), "do not record which images were held out")
-    record = weights.read_card(simsearch_trained_further(file, pics, tmp_path)).record
+    refused(simsearch_("eval", "model", pics, "-m", unrecorded(file, tmp_path), "--held-out"), "do not record which")
+    done = simsearch_("eval", "model", pics, "-m", unrecorded(file, tmp_path))
+    assert "does not record which images it was trained on; if these are among them" in done.stderr
+    record = weights.read_record(simsearch_trained_further(file, pics, tmp_path))
     assert (len(record.trained_on), len(record.held_out)) == (33 + 3, 0)  # held out then, trained on now
+
+
+def unrecorded(file, folder):
+    """A copy of a weights file that does not say which pictures it was trained on."""
+    output = folder / "unrecorded.safetensors"
+    weights.write(output, weights.read_card(file), weights.read_tensors(file), {})
+    return output
 
 
 def simsearch_trained_further(file, pics, folder):
