@@ -57,7 +57,7 @@ def some_of(folder: Path, count: int) -> TrainingSet:
 
 
 def recorded(manifest: Path) -> TrainingRecord:
-    """The pictures that were trained on and those held out, by the SHA-256 of the files that they were laid out from."""
+    """The pictures that were trained on and those held out, by the SHA-256 of the files that were laid out."""
     contents: dict[str, list[bytes]] = {"train": [], "held-out": []}
     with manifest.open(newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):

@@ -114,9 +114,7 @@ def fit(
         checks = {"validation": validation} if validation else {"training images": data.select(sample_rows(len(data)))}
         compress = _compresses(job.config)
         record = _record(data, validation, start)
-        metrics = publish(
-            network, card, job.output, checks, colour, compress=compress, trained_on=data, record=record
-        )
+        metrics = publish(network, card, job.output, checks, colour, compress=compress, trained_on=data, record=record)
         checkpoint.unlink(missing_ok=True)
         report = replace(report, metrics=metrics, bytes=job.output.stat().st_size)
     world.leave()
@@ -266,7 +264,7 @@ def _check_output(job: TrainingJob) -> None:
     """Raises UsageError if the job's files cannot be written or must not be replaced, or if a setting is invalid."""
     if job.output.suffix != ".safetensors":
         raise UsageError(
-            f"{job.output} is no name for weights, which are a .safetensors file",
+            f"{job.output} cannot be the output: weights are a .safetensors file",
             hint=f"-o {job.output.with_suffix('.safetensors')}",
         )
     if not job.output.absolute().parent.is_dir():

@@ -34,7 +34,9 @@ def reason(index: Path, name: Path | str) -> str | None:
 def test_files_and_folders_that_are_in_the_index(build: Any, photos: Path, index: Path) -> None:
     (photos / CLASSES[0] / "cut.png").write_bytes(b"")
     build(photos)
-    file, folder, cut = asked(index, photos / CLASSES[0] / "0.png", photos / CLASSES[0], photos / CLASSES[0] / "cut.png")
+    file, folder, cut = asked(
+        index, photos / CLASSES[0] / "0.png", photos / CLASSES[0], photos / CLASSES[0] / "cut.png"
+    )
     assert (file.items, file.failures, file.reason, file.complete) == ((1,), (), None, True)
     assert folder.items == tuple(range(1, EACH + 1))
     assert folder.failures == cut.failures == ((str(photos / CLASSES[0] / "cut.png"), "empty file"),)
