@@ -20,6 +20,7 @@ from simsearch.cli.console import (
     pluralize,
     warn_if_incomplete,
 )
+from simsearch.cli.lazy import ListingGroup
 from simsearch.cli.options import (
     crops_option,
     device_option,
@@ -50,7 +51,7 @@ CLASS_SCORES = ("P@1", "P@6", "R-precision", "mAP", "knn_accuracy")
 """The scores shown for each class."""
 
 
-@click.group("eval")
+@click.group("eval", cls=ListingGroup)
 @version_option
 def eval_command() -> None:
     """Measures the quality of a model or an index."""

@@ -52,7 +52,7 @@ else:  # only `export --map` needs it
 def info_command(
     path: tuple[str, ...], failures: bool, form: str, roots: tuple[tuple[str, str], ...], index_path: str
 ) -> None:
-    """Describes an index, or says for each PATH if it is in the index, and if not, why.
+    """Describes an index, or says of each PATH if it is in the index, and if not, why.
 
     A PATH is a file, a folder, an archive or a glob. Exits 1 if anything at a PATH is not in the index.
     """

@@ -340,6 +340,15 @@ def test_command_list_shows_own_short_help():
             assert real.get_short_help_str(200).startswith(listed.removesuffix("."))
 
 
+def test_no_summary_is_cut_off():
+    listings = [help for help in help_texts().values() if "\nCommands:\n" in help]
+    assert len(listings) == 2  # curate and eval
+    for text in listings:
+        listed = text.partition("\nCommands:\n")[2]
+        assert listed.endswith(".\n")
+        assert "..." not in listed
+
+
 def test_every_option_has_help():
     for name in help_texts():
         command: click.Command = main
