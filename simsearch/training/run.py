@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 Log = Callable[[dict[str, Any]], None]
 
+FEW = 10_000
+"""Images, below which AlexNet learns little without trained weights to start from (scripts/reproduce/presets.py)."""
+
 SAMPLED = 1024
 """Pictures that a checksum of the training data is taken of."""
 
@@ -190,6 +193,8 @@ def gather(
     single = int((np.bincount(data.labels, minlength=len(classes)) == 1).sum())
     if single:
         _note(log, f"{single:,} of {len(classes):,} classes have one image; it is trained on and not held out")
+    if start is None and job.architecture == "alexnet" and len(data) < FEW:
+        _note(log, f"{len(data):,} images are few for a network without a start; try --from alexnet --preset adapt")
     if validation is None and job.config.schedule == "plateau":
         _note(log, "there is no validation set, so the learning rate will not fall")
     return data, validation, recipe

@@ -279,3 +279,9 @@ def test_unwritable_weights_leave_nothing(trained, tmp_path, monkeypatch):
     with pytest.raises((SimsearchError, OSError), match="No space left"):
         weights.write(tmp_path / "w.safetensors", card, tensors, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_few_images_without_a_start_are_noted(pics, tmp_path):
+    few = "33 images are few for a network without a start; try --from alexnet --preset adapt"
+    done = simsearch_("train", pics, "-o", tmp_path / "w.safetensors", *QUICK)
+    assert (few in done.stderr) == ("alexnet" in QUICK)
