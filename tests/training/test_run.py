@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -281,7 +282,12 @@ def test_unwritable_weights_leave_nothing(trained, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_few_images_without_a_start_are_noted(pics, tmp_path):
-    few = "33 images are few for a network without a start; try --from alexnet --preset adapt"
-    done = simsearch_("train", pics, "-o", tmp_path / "w.safetensors", *QUICK)
-    assert (few in done.stderr) == ("alexnet" in QUICK)
+def test_few_images_without_a_start_are_noted(trained, pics, tmp_path):
+    file, _ = trained
+    for architecture, start, noted in (("alexnet", None, 1), ("convnet4", None, 0), ("alexnet", file, 0)):
+        log = []
+        begun = registry.find_weights(str(start)) if start else None
+        made = replace(job(pics, tmp_path / "w.safetensors"), architecture=architecture)
+        run.gather(made, begun, lambda done, total: None, log.append)
+        told = [row["text"] for row in log if "are few for a network without a start" in row.get("text", "")]
+        assert len(told) == noted
