@@ -55,6 +55,15 @@ def test_build_counts_formats_it_cannot_read(run, pictures, monkeypatch):
     assert sorted(found["missing_extras"].values()) == [1, 1, 2]
 
 
+def test_build_without_images_says_so(run, tmp_path, tiny_weights):
+    (tmp_path / "empty").mkdir()
+    done = run("build", tmp_path / "empty", "-i", tmp_path / "new", "--model", tiny_weights)
+    assert (done.code, done.err) == (
+        0,
+        "note: there is nothing to search yet; build again when the source has images\n",
+    )
+
+
 def test_build_json_and_dry_run(run, pictures):
     Image.new("RGB", (50, 50)).save(pictures / "blue" / "new.png")
     dry = run("build", pictures, "--dry-run")
@@ -194,6 +203,17 @@ def test_html_and_montage(run, pictures, tmp_path):
         (["export", "-i", "no/index", "-o", "out"], "no/index"),
         (["frobnicate"], "frobnicate"),
         (["query", "id:1", "--frob"], "--frob"),
+        (["query", "id:1", "--html", "."], ". cannot be written: it is a folder"),
+        (["query", "id:1", "--montage", "."], "'.'"),
+        (["query", "id:1", "--show", "--format", "json"], "--show is for people"),
+        (["query", "id:1", "-0", "--format", "json"], "--print0 prints paths, not json"),
+        (["query", "id:1", "--max-distance", "nan"], "not negative, not nan"),
+        (["query", "id:1", "--crop", "0,0,0,0"], "crop 0,0,0,0 has no area"),
+        (["query", "id:1", "--min-similarity", "2"], "0<=x<=1"),
+        (["query", "http://127.0.0.1:9/x.jpg"], "http://127.0.0.1:9/x.jpg: Connection refused"),
+        (["build", ".", "--exclude", ""], "an empty exclude pattern"),
+        (["export", "-o", __file__], "it is not a folder"),
+        (["info", ""], "an empty name"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(run, arguments, said):
