@@ -204,7 +204,7 @@ def test_html_and_montage(run, pictures, tmp_path):
         (["frobnicate"], "frobnicate"),
         (["query", "id:1", "--frob"], "--frob"),
         (["query", "id:1", "--html", "."], ". cannot be written: it is a folder"),
-        (["query", "id:1", "--montage", "."], "'.'"),
+        (["query", "id:1", "--montage", "."], "no montage format"),
         (["query", "id:1", "--show", "--format", "json"], "--show is for people"),
         (["query", "id:1", "-0", "--format", "json"], "--print0 prints paths, not json"),
         (["query", "id:1", "--max-distance", "nan"], "not negative, not nan"),

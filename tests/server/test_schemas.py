@@ -108,7 +108,7 @@ def test_uploads():
         assert refusal(AddRequest, image=b"", metadata=metadata) == "metadata must be an object of texts and numbers"
     for label in ("a\nb", "x" * 201):
         assert refusal(AddRequest, image=b"", label=label) == "label must be a line of text"
-    assert refusal(AddRequest, image=b"", k=1) == "k is not known here"
+    assert refusal(AddRequest, image=b"", k=1) == "k is not known here; one of image, label, metadata"
 
 
 def test_the_document_describes_the_same_fields():
