@@ -48,7 +48,7 @@ class Digests:
 
     def __contains__(self, digest: bytes) -> bool:
         number = np.uint64(int.from_bytes(digest[:KEPT], "big"))
-        place = np.searchsorted(self._numbers, number)
+        place = int(np.searchsorted(self._numbers, number))
         return bool(digest) and place < len(self._numbers) and bool(self._numbers[place] == number)
 
     def __or__(self, other: Digests) -> Digests:

@@ -3,6 +3,7 @@
 import ipaddress
 import re
 import threading
+from typing import Any
 
 import pytest
 
@@ -348,6 +349,7 @@ def test_errors_say_what_to_write(client):
 
 
 def test_what_is_no_engine_is_refused(engine):
-    for given in ("indexes/photos", {"a": engine, "b": None}):
+    wrong: tuple[Any, ...] = ("indexes/photos", {"a": engine, "b": None})
+    for given in wrong:
         with pytest.raises(UsageError, match="is not an engine"):
             simsearch.create_app(given)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -285,7 +286,7 @@ def test_unwritable_weights_leave_nothing(trained, tmp_path, monkeypatch):
 def test_few_images_without_a_start_are_noted(trained, pics, tmp_path):
     file, _ = trained
     for architecture, start, noted in (("alexnet", None, 1), ("convnet4", None, 0), ("alexnet", file, 0)):
-        log = []
+        log: list[dict[str, Any]] = []
         begun = registry.find_weights(str(start)) if start else None
         made = replace(job(pics, tmp_path / "w.safetensors"), architecture=architecture)
         run.gather(made, begun, lambda done, total: None, log.append)
