@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -202,6 +203,25 @@ def anchors(page: Path) -> set[str]:
     """Returns the anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_installs_name_the_checkout():
+    """The package index does not have simsearch under its name, but may have a stranger's package."""
+    named = re.compile(r"""pip install[^\n`]*?['" ]simsearch\b""")
+    assert named.search("pip install 'simsearch[map]'")
+    scripts = [path for path in (ROOT / "scripts").rglob("*") if path.is_file() and path.suffix in {"", ".py", ".md"}]
+    for path in [*PAGES, *scripts]:
+        assert not named.search(path.read_text()), path
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    used = {
+        extra
+        for page in PAGES
+        for found in re.findall(r"'\.\[([\w,]+)\]'", page.read_text())
+        for extra in found.split(",")
+    }
+    assert used <= set(extras)
+    listed = set(re.findall(r"'\.\[(\w+)\]'", (DOCS / "quickstart.md").read_text()))
+    assert set(extras) - {"test", "bench", "dev"} <= listed
 
 
 def test_every_page_is_in_the_index():

@@ -80,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     source = resolve(options.source)
     entries = source.listing().entries
-    labels = [entry.label for entry in entries] if source.labelled else folder_labels(entries, True)
+    labels = [entry.label for entry in entries] if source.labelled else folder_labels(entries)
     chosen = np.linspace(0, len(entries) - 1, min(options.limit, len(entries))).round().astype(int)
     numbers = np.unique([str(labels[number]) for number in chosen], return_inverse=True)[1]
     model = models_load.load_model(options.model, "cpu")

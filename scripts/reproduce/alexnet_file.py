@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 """Writes the weights file of a training by `alexnet.py`, and measures what is in it.
 
-    scripts/reproduce/alexnet_file.py SETS WORK/NAME alexnet.safetensors --data DATA [--teacher NAME] [--note TEXT]
+    scripts/reproduce/alexnet_file.py SETS WORK/NAME alexnet.safetensors --data DATA [--manifest FILE]
+        [--teacher NAME] [--note TEXT]
 
 DATA holds tiny-imagenet/val.zip and imagenette160/val.zip. Normalisations are folded into the weights; what
-`--compress` pruned and shared is stored as such, anything else as float16. NAME is the network that taught, TEXT what
-the training was begun from.
+`--compress` pruned and shared is stored as such, anything else as float16. FILE is the manifest.tsv of `pictures.py`:
+with it, the weights record which pictures they were trained on, so that `eval model` can say so (three bytes a
+picture). NAME is the network that taught, TEXT what the training was begun from.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from collections.abc import Iterator
@@ -30,6 +33,7 @@ from alexnet import CLASSES, COLOUR, Config, Pictures, build
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources.labelled import list_labelled
 from simsearch.models import weights
+from simsearch.models.training_record import TrainingRecord
 from simsearch.training import batch_norm
 from simsearch.training.data import TrainingSet, load
 from simsearch.training.publish import publish
@@ -50,6 +54,16 @@ def some_of(folder: Path, count: int) -> TrainingSet:
     """Pictures of all sources in their shares, without labels: for the ranges of the 8-bit engine."""
     pixels, _ = Pictures(folder).draw(count, np.random.default_rng(0))
     return TrainingSet(pixels, np.zeros(count, np.int64), tuple(label for label, _ in CLASSES))
+
+
+def recorded(manifest: Path) -> TrainingRecord:
+    """The pictures that were trained on and those held out, by the SHA-256 of the files that were laid out."""
+    contents: dict[str, list[bytes]] = {"train": [], "held-out": []}
+    with manifest.open(newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            if row["role"] in contents:
+                contents[row["role"]].append(bytes.fromhex(row["content"]))
+    return TrainingRecord.of(contents["train"], contents["held-out"], TrainingRecord())
 
 
 def checks(options: argparse.Namespace, recipe: Preprocessing) -> Iterator[tuple[str, TrainingSet]]:
@@ -104,6 +118,7 @@ def ship(options: argparse.Namespace) -> None:
         COLOUR,
         compress=config.compress,
         trained_on=some_of(options.pictures, 2048),
+        record=recorded(options.manifest) if options.manifest else None,
     )
     print(f"{options.output}: {options.output.stat().st_size:,} bytes: {json.dumps(metrics, indent=1)}", flush=True)
 
@@ -114,6 +129,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="the folder with the validation sets")
+    parser.add_argument("--manifest", type=Path, metavar="FILE", help="manifest.tsv of the pictures that were laid out")
     parser.add_argument("--teacher", default="EfficientNet-lite2", metavar="NAME", help="[default: %(default)s]")
     parser.add_argument("--note", help="what the training was begun from")
     ship(parser.parse_args())

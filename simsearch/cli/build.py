@@ -150,7 +150,7 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
         note(f"{count:,} left out: {reason}")
     if summary.unlabelled:
         images = pluralize(summary.unlabelled, "image")
-        note(f"{images} had a label and now none, since not all images are in folders; --labels folder keeps labels")
+        note(f"{images} had a label and now have none")
     for pattern in summary.unmatched:
         note(f"--exclude {pattern} matched nothing")
     if dry_run:
@@ -178,6 +178,8 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
         note(f"{count:,} failed: {reason}")
     if summary.failed:
         note(f"`simsearch info --failures{place}` lists the reasons")
+    if not summary.items:
+        note("there is nothing to search yet; build again when the source has images")
     if summary.items and summary.items == summary.added:  # a new index
         note(f"`simsearch query IMAGE{place}` searches it, `simsearch serve{place}` shows it in the browser")
 

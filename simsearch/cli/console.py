@@ -228,6 +228,8 @@ def check_links(service: str | None, html_file: Path | None, other: bool = False
 
 
 def check_folder_exists(file: Path | None) -> None:
-    """Raises UsageError if a file could not be written because its folder does not exist."""
+    """Raises UsageError if a file could not be written because its folder does not exist, or it is a folder itself."""
+    if file is not None and file.is_dir():
+        raise UsageError(f"{file} cannot be written: it is a folder", hint="the path of a file in it")
     if file is not None and not file.absolute().parent.is_dir():
         raise UsageError(f"{file} cannot be written: its folder does not exist")

@@ -13,6 +13,7 @@ import click
 from simsearch import api
 from simsearch.cli import completion
 from simsearch.cli.console import NO_MATCH, check_folder_exists, echo, echo_data, note, pluralize, warn_if_incomplete
+from simsearch.cli.lazy import ListingGroup
 from simsearch.cli.options import device_option, html_option, index_option, version_option
 from simsearch.cli.params import NameLabel
 from simsearch.cli.progress import show_progress
@@ -66,7 +67,7 @@ def _shared_options(command: Any) -> Any:
     return command
 
 
-@click.group("curate")
+@click.group("curate", cls=ListingGroup)
 @version_option
 def curate_command() -> None:
     """Finds what is wrong in a data set, and what represents it.

@@ -20,6 +20,7 @@ from simsearch.cli.console import (
     pluralize,
     warn_if_incomplete,
 )
+from simsearch.cli.lazy import ListingGroup
 from simsearch.cli.options import (
     crops_option,
     device_option,
@@ -50,7 +51,7 @@ CLASS_SCORES = ("P@1", "P@6", "R-precision", "mAP", "knn_accuracy")
 """The scores shown for each class."""
 
 
-@click.group("eval")
+@click.group("eval", cls=ListingGroup)
 @version_option
 def eval_command() -> None:
     """Measures the quality of a model or an index."""
@@ -79,7 +80,7 @@ def model_command(
     """Measures a model's top-1 and top-5 error on labelled SOURCEs, with 95 % intervals.
 
     A SOURCE is as for `train`. Images of classes that the model does not know are counted and left out. A note says if
-    the model was trained on some of the images, which makes its error look small.
+    the model was trained on some of the images, which makes its error look small, or if its weights do not record it.
     """
     labelled = sources_labelled.list_labelled(source, exclude, note)
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(labelled))
@@ -87,10 +88,7 @@ def model_command(
         verdict = classification.evaluate_classifier(
             chosen, labelled, int(crops), progress, record=load.training_record(model), held_out=held_out
         )
-    if verdict.trained_on:
-        name = printable(verdict.model)
-        of = "all" if verdict.trained_on == verdict.images else f"{verdict.trained_on:,} of the {verdict.images:,}"
-        note(f"{name} was trained on {of} images, so the error looks too small; --held-out leaves them out")
+    _note_trained_on(verdict)
     if form == "json":
         echo(json.dumps(verdict.to_dict(), indent=1))
         return
@@ -103,6 +101,16 @@ def model_command(
         del errors["top-5 error"]
     for name, share in errors.items():
         echo(f"{name}  {share.value:6.2%}  ({share.low:.2%} to {share.high:.2%})")
+
+
+def _note_trained_on(verdict: classification.ClassificationReport) -> None:
+    """Notes that the model was trained on some of the images, or that nobody can tell."""
+    name = printable(verdict.model)
+    if verdict.trained_on is None:
+        note(f"{name} does not record which images it was trained on; if these are among them, the error is too small")
+    elif verdict.trained_on:
+        of = "all" if verdict.trained_on == verdict.images else f"{verdict.trained_on:,} of the {verdict.images:,}"
+        note(f"{name} was trained on {of} images, so the error looks too small; --held-out leaves them out")
 
 
 @eval_command.command("search")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,17 @@ import click
 from click.core import ParameterSource
 
 from simsearch import api
-from simsearch.cli.console import DAMAGED, echo, echo_ready, incomplete_push, pluralize, show_path, warn_if_incomplete
+from simsearch.cli import completion
+from simsearch.cli.console import (
+    DAMAGED,
+    NO_MATCH,
+    echo,
+    echo_ready,
+    incomplete_push,
+    pluralize,
+    show_path,
+    warn_if_incomplete,
+)
 from simsearch.cli.options import format_option, index_option, output_option, root_option, version_option
 from simsearch.cli.progress import show_progress
 from simsearch.common.lazy import LazyModule
@@ -27,19 +37,31 @@ from simsearch.storage import export, verify
 
 if TYPE_CHECKING:
     from simsearch.cli import map as maps
+    from simsearch.indexing.presence import Presence
 else:  # only `export --map` needs it
     maps = LazyModule("simsearch.cli.map")
 
 
 @click.command("info")
+@click.argument("path", nargs=-1, shell_complete=completion.files)
 @click.option("--failures", is_flag=True, help="List the images that could not be indexed, with the reasons.")
 @format_option
 @root_option
 @index_option
 @version_option
-def info_command(failures: bool, form: str, roots: tuple[tuple[str, str], ...], index_path: str) -> None:
-    """Describes an index."""
+def info_command(
+    path: tuple[str, ...], failures: bool, form: str, roots: tuple[tuple[str, str], ...], index_path: str
+) -> None:
+    """Describes an index, or says of each PATH if it is in the index, and if not, why.
+
+    A PATH is a file, a folder, an archive or a glob. Exits 1 if anything at a PATH is not in the index.
+    """
+    if path and failures:
+        raise UsageError("--failures lists those of all images", hint="info PATH has those of PATH")
     with api.open(index_path, device="cpu", roots=dict(roots)) as engine:
+        if path:
+            _print_presence(engine, path, form)
+            return
         if failures:
             _print_failures(engine, form)
             return
@@ -64,6 +86,31 @@ def _print_failures(engine: Engine, form: str) -> None:
     for reason, count in Counter(reason for _, reason in failures if names_extra(reason)).items():
         echo(f"{count:,}: {printable(reason)}", err=True)
     echo(f"{len(failures):,} in all", err=True)
+
+
+def _print_presence(engine: Engine, paths: Sequence[str], form: str) -> None:
+    found = engine.presence(paths)
+    if form == "json":
+        echo(json.dumps([dataclasses.asdict(each) for each in found], indent=1))
+    else:
+        for each in found:
+            for path, words in _presence_lines(engine, each):
+                echo_ready(f"{show_path(path)}: {printable(words)}")
+    if not all(each.complete for each in found):
+        raise click.exceptions.Exit(NO_MATCH)
+
+
+def _presence_lines(engine: Engine, found: Presence) -> Iterator[tuple[str, str]]:
+    """Yields paths, each with what the index has of it or why it has nothing."""
+    if len(found.items) == 1:
+        item = engine.item(found.items[0])
+        yield found.path, f"item {item.id}" + (f", label {item.label}" if item.label else "")
+    elif found.items:
+        yield found.path, f"{len(found.items):,} items"
+    for path, reason in found.failures:
+        yield path, f"not indexed: {reason}"
+    if found.reason:
+        yield found.path, f"not indexed: {found.reason}"
 
 
 def _info_lines(facts: dict[str, Any], index_path: str) -> Iterator[tuple[str, str]]:

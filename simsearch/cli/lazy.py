@@ -65,3 +65,11 @@ class LazyGroup(ErrorReportingGroup):
         commands = sorted(self.lazy_commands.short_helps().items())
         found = [CompletionItem(name, help=text) for name, text in commands if name.startswith(incomplete)]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+
+
+class ListingGroup(click.Group):
+    """A group that lists the whole first sentence of each command's help, which click would cut off."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.commands[name].get_short_help_str(1000)) for name in sorted(self.commands)])

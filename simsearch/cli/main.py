@@ -43,7 +43,10 @@ COMMANDS = {
     ),
     "eval": ("simsearch.cli.evaluate", "Measures the quality of a model or an index."),
     "export": ("simsearch.cli.inspect", "Writes the features and the items that they belong to."),
-    "info": ("simsearch.cli.inspect", "Describes an index."),
+    "info": (
+        "simsearch.cli.inspect",
+        "Describes an index, or says of each PATH if it is in the index, and if not, why.",
+    ),
     "map": (
         "simsearch.cli.map",
         "Draws a map of an index: all pictures on a plane, similar ones side by side, in one HTML file.",

@@ -109,7 +109,8 @@ else:  # they import torch
 def train_command(source: tuple[str, ...], output: Path, names: Path | None, **options: Any) -> None:
     """Trains a network on labelled SOURCEs and writes one .safetensors file.
 
-    A SOURCE is as for `build`, labelled by folders, a column or the data set. Beside the weights FILE.safetensors, the
+    A SOURCE is as for `build`, labelled by folders, a column or the data set. For fewer than some 10,000 images, start
+    with the shipped weights: --from alexnet --preset adapt. Beside the weights FILE.safetensors, the
     training writes a log FILE.jsonl and its curve FILE.png, and until it is done FILE.checkpoint, from which --resume
     continues after Ctrl-C or a crash. Use the weights with `build --model FILE` and `classify -m FILE`. Several GPUs:
     torchrun --nproc-per-node N -m simsearch train ...

@@ -131,7 +131,7 @@ def source_options(command: Command) -> Command:
             type=click.Choice(["auto", "folder", "none"]),
             default="auto",
             show_default=True,
-            help="Label images by their folder; auto does if all images are in folders.",
+            help="Label images by their folder; auto does unless the index remembers none.",
         ),
         click.option(
             "--allow-outside",

@@ -55,6 +55,8 @@ class Weighted(click.ParamType):  # type: ignore[type-arg]
             try:
                 weight = float(number)
             except ValueError:
+                if os.path.exists(image):
+                    raise UsageError(f"{_option(param)}{value!r}: the weight {number!r} is not a number") from None
                 image = value
         return QueryImage().convert(image, param, ctx), weight
 

@@ -104,7 +104,9 @@ def query_command(
     A folder stands for the pictures in it. Exits 1 if no match was found.
     """
     if print0 and form not in {None, "paths"}:
-        raise UsageError(f"--print0 prints paths, not {form}")
+        raise UsageError(f"--print0 prints paths, not {form}", hint="leave out one of the two")
+    if show and (print0 or form not in {None, "table"}):
+        raise UsageError("--show is for people, other formats are for programs", hint="leave out --format, or --show")
     if montage:
         reports_montage.montage_extension(montage)
     for file in (montage, html_file):

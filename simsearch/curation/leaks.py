@@ -20,7 +20,7 @@ def leaks(
     Facts: distance; same_file, True if the two files are equal to the last byte; same_label. Raises UsageError.
     """
     if not max_distance >= 0:
-        raise UsageError(f"the largest distance is {max_distance}, but distances are not negative")
+        raise UsageError(f"the largest distance must be a number that is not negative, not {max_distance}")
     found: list[Finding] = []
     with snapshots.reading() as reader, against.reading() as other_reader:
         ours, theirs = Collection.read(snapshots, reader), Collection.read(against, other_reader)

@@ -12,7 +12,7 @@ from simsearch.common.intervals import Interval
 from simsearch.errors import ImageError, UsageError
 from simsearch.images.sources import resolve
 from simsearch.models.classify import BATCH, check_classes, probabilities
-from simsearch.models.training_record import TrainingRecord, digest_of
+from simsearch.models.training_record import MOST, TrainingRecord, digest_of
 
 if TYPE_CHECKING:
     from simsearch.images.sources.labelled import LabelledImage
@@ -25,7 +25,7 @@ class ClassificationReport:
     crops: the number of patches of each picture.
     unknown: the number of pictures whose class the model was not trained on; they are left out.
     failed: the number of pictures that could not be decoded.
-    trained_on: the number of pictures that the model was trained on, as far as its weights record it.
+    trained_on: the number of pictures that the model was trained on; None if its weights do not record it.
     """
 
     model: str
@@ -35,7 +35,7 @@ class ClassificationReport:
     failed: int
     top1_error: Interval
     top5_error: Interval
-    trained_on: int = 0
+    trained_on: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON values."""
@@ -64,7 +64,7 @@ def evaluate_classifier(
     if held_out and not record.held_out:
         raise UsageError(
             f"the weights of {model.name} do not record which images were held out",
-            hint="`simsearch train` records it, for at most 65,536 images, unless it is told --held-out 0",
+            hint=f"`simsearch train` records it, for at most {MOST:,} images, unless it is told --held-out 0",
         )
     numbers = {name: number for number, name in enumerate(check_classes(model))}
     numbers = {**numbers, **{name: number for number, name in enumerate(model.labels)}}
@@ -97,4 +97,5 @@ def evaluate_classifier(
         raise UsageError("none of the pictures could be decoded")
     unknown_count = len(pictures) - len(known)
     errors = Interval.of_proportion(seen - one, seen), Interval.of_proportion(seen - five, seen)
-    return ClassificationReport(model.name, crops, seen, unknown_count, failed, *errors, trained_on)
+    known_of = trained_on if record else None
+    return ClassificationReport(model.name, crops, seen, unknown_count, failed, *errors, known_of)

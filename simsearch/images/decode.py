@@ -135,7 +135,9 @@ def check_box(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[in
         x, y, width, height = (operator.index(number) for number in box)
     except (TypeError, ValueError):
         raise UsageError(f"a crop is four whole numbers (x, y, width, height), not {box!r}") from None
-    if width <= 0 or height <= 0 or x < 0 or y < 0 or x + width > size[0] or y + height > size[1]:
+    if width <= 0 or height <= 0:
+        raise ImageError(f"crop {x},{y},{width},{height} has no area", hint="a width and a height from 1 on")
+    if x < 0 or y < 0 or x + width > size[0] or y + height > size[1]:
         shown = f"{size[0]}x{size[1]}"
         raise ImageError(f"crop {x},{y},{width},{height} does not lie within the {shown} image")
     return x, y, width, height

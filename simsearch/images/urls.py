@@ -105,7 +105,8 @@ def _download(url: str, largest: int, wait: float) -> bytes:
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        raise ImageError(str(getattr(error, "reason", error)) or type(error).__name__) from error
+        reason = getattr(error, "reason", error)
+        raise ImageError(getattr(reason, "strerror", None) or str(reason) or type(error).__name__) from error
     if len(data) > largest:
         raise ImageError(f"over {largest >> 20} MiB")
     return data

@@ -35,7 +35,8 @@ class BuildOptions:
     """Options of a build.
 
     exclude: patterns of images to leave out, as in a .gitignore; see `exclude.Exclusion`.
-    labels: "auto" uses folder names as labels if every image is in a folder, "folder" for those that are, "none" never.
+    labels: "folder" uses the names of the images' folders as labels, but not for images at the top of a source; "none"
+    uses none; "auto" is the rule that the index remembers for the source, or else "folder".
     prune: remove items whose image is gone.
     keep_gone: leave sources that do not exist alone, with their items: an unmounted disk, while a folder is followed.
     dry_run: only count the differences.

@@ -254,9 +254,7 @@ def _labels(
         return [None] * len(entries)
     if source.labelled:
         return [entry.label for entry in entries]
-    return [
-        None if label is None else replace_surrogates(label) for label in base.folder_labels(entries, rule == "folder")
-    ]
+    return [None if label is None else replace_surrogates(label) for label in base.folder_labels(entries)]
 
 
 def below(path: str, folder: str) -> bool:

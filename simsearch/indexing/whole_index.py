@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from simsearch.common.lazy import LazyModule
 from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import UsageError
+from simsearch.images.sources import resolve
 from simsearch.search.queries import Picture, as_list
 from simsearch.storage import item_files
 from simsearch.storage.compatible import check_same_features
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from simsearch.curation.cleanup import keep as keeping
     from simsearch.curation.cleanup import plan as planning
     from simsearch.curation.cleanup import run as cleaning
+    from simsearch.indexing import presence as presences
     from simsearch.indexing import tune as tuning
     from simsearch.models import classify
     from simsearch.search import duplicates as near
@@ -42,6 +44,7 @@ else:  # a search needs none of them
     keeping = LazyModule("simsearch.curation.cleanup.keep")
     planning = LazyModule("simsearch.curation.cleanup.plan")
     cleaning = LazyModule("simsearch.curation.cleanup.run")
+    presences = LazyModule("simsearch.indexing.presence")
     tuning = LazyModule("simsearch.indexing.tune")
     classify = LazyModule("simsearch.models.classify")
     near = LazyModule("simsearch.search.duplicates")
@@ -71,6 +74,13 @@ class WholeIndex:
     def failures(self) -> list[tuple[str, str]]:
         """Returns the path of each image that could not be indexed, and the reason."""
         return item_files.failures(self.opened_index)
+
+    def presence(self, names: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[presences.Presence]:
+        """Tells for each file, folder or archive which items the index has of it, or why it has none.
+
+        Raises UsageError for an empty name.
+        """
+        return presences.find_presence(self.opened_index, resolve.as_names(names))
 
     def to_arrow(self, where: Where | None = None, *, features: bool = False) -> Any:
         """Returns the items as a pyarrow.Table: id, path, label, metadata (JSON), width, height, bytes.

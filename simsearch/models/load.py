@@ -15,6 +15,7 @@ from simsearch.models.onnx import exported, onnx_file, runtime
 from simsearch.models.precision import QUANTIZE, choose_precision
 from simsearch.models.registry import DEFAULT, FEW, TORCHVISION, check_device, find_weights
 from simsearch.models.training_record import TrainingRecord
+from simsearch.models.weights import read_record
 
 if TYPE_CHECKING:
     from simsearch.models.torch import export as torch_export
@@ -91,9 +92,9 @@ def weights_sha256(name: str) -> str:
 def training_record(name: str | None) -> TrainingRecord:
     """Returns the record of pictures in a model's weights; an empty one for other networks. None: the default model."""
     name = name or DEFAULT
-    return (
-        TrainingRecord() if name.endswith(onnx_file.SUFFIX) or is_torchvision(name) else find_weights(name).card.record
-    )
+    if name.endswith(onnx_file.SUFFIX) or is_torchvision(name):
+        return TrainingRecord()
+    return read_record(find_weights(name).path)
 
 
 def is_torchvision(name: str) -> bool:

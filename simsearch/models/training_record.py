@@ -5,15 +5,24 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 LENGTH = 6
-"""Bytes of a digest, the beginning of the SHA-256 of a file: eight characters in the header."""
+"""Bytes of a digest, the beginning of the SHA-256 of a file."""
 
-MOST = 65_536
-"""Pictures that are recorded at most; of larger sets nothing is, to keep the header short."""
+KEPT = 5
+"""Bytes of a digest that are stored: of a million pictures, one in a million others is taken for one of them."""
+
+MOST = 1 << 20
+"""Pictures that are recorded at most; of larger sets nothing is, to keep the file short."""
 
 
 def digest_of(data: bytes) -> bytes:
@@ -21,12 +30,70 @@ def digest_of(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()[:LENGTH]
 
 
+class Digests:
+    """A set of digests that packs into some three bytes for each of 200,000, and is searched as an array."""
+
+    def __init__(self, digests: Iterable[bytes] = ()) -> None:
+        numbers = np.fromiter((int.from_bytes(digest[:KEPT], "big") for digest in digests), np.uint64)
+        self._numbers: NDArray[np.uint64] = np.unique(numbers)  # ascending
+
+    @classmethod
+    def _of(cls, numbers: NDArray[np.uint64]) -> Digests:
+        made = cls()
+        made._numbers = numbers
+        return made
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, digest: bytes) -> bool:
+        number = np.uint64(int.from_bytes(digest[:KEPT], "big"))
+        place = int(np.searchsorted(self._numbers, number))
+        return bool(digest) and place < len(self._numbers) and bool(self._numbers[place] == number)
+
+    def __or__(self, other: Digests) -> Digests:
+        return self._of(np.union1d(self._numbers, other._numbers))
+
+    def __sub__(self, other: Digests) -> Digests:
+        return self._of(np.setdiff1d(self._numbers, other._numbers, assume_unique=True))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Digests) and np.array_equal(self._numbers, other._numbers)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<Digests: {len(self):,}>"
+
+    def packed(self) -> NDArray[np.uint8]:
+        """Returns the set as bytes (n,): the differences of its ascending numbers, byte by byte, deflated."""
+        steps = np.diff(self._numbers, prepend=np.uint64(0)).astype("<u8").view(np.uint8).reshape(-1, 8)
+        return np.frombuffer(zlib.compress(np.ascontiguousarray(steps.T[:KEPT]).tobytes(), 9), np.uint8)
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> Digests:
+        """Returns the set that `packed` made into bytes. Raises ValueError for bytes that it did not make."""
+        inflater = zlib.decompressobj()
+        try:
+            planes = inflater.decompress(data, KEPT * MOST + 1)
+        except zlib.error as error:
+            raise ValueError(f"digests of pictures: {error}") from error
+        if not inflater.eof or len(planes) % KEPT or len(planes) > KEPT * MOST:
+            raise ValueError("digests of pictures: too many, or cut off")
+        steps = np.zeros((len(planes) // KEPT, 8), np.uint8)
+        steps[:, :KEPT] = np.frombuffer(planes, np.uint8).reshape(KEPT, -1).T
+        numbers = np.cumsum(steps.view("<u8").ravel(), dtype=np.uint64)
+        if (numbers[1:] <= numbers[:-1]).any():
+            raise ValueError("digests of pictures: one is there twice")
+        return cls._of(numbers)
+
+
 @dataclass(frozen=True)
 class TrainingRecord:
     """Digests of the pictures that a model was trained on, and of others that were held out to measure it on."""
 
-    trained_on: frozenset[bytes] = frozenset()
-    held_out: frozenset[bytes] = frozenset()
+    trained_on: Digests = field(default_factory=Digests)
+    held_out: Digests = field(default_factory=Digests)
 
     def __bool__(self) -> bool:
         return bool(self.trained_on or self.held_out)
@@ -37,24 +104,19 @@ class TrainingRecord:
 
         before: of the weights that the training started from, whose pictures count as trained on.
         """
-        seen = frozenset(trained_on) | before.trained_on
-        others = frozenset(held_out) - seen
+        seen = Digests(trained_on) | before.trained_on
+        others = Digests(held_out) - seen
         return cls(seen, others) if len(seen) + len(others) <= MOST else cls()
 
-    def to_dict(self) -> dict[str, str]:
-        """Returns the entry of a weights header."""
-        parts = {"trained_on": self.trained_on, "held_out": self.held_out}
-        return {name: base64.b64encode(b"".join(sorted(part))).decode() for name, part in parts.items()}
-
     @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> TrainingRecord:
-        """Reads the entry of a weights header. Raises TypeError for one that cannot be read."""
-        return cls(_digests(entry.get("trained_on", "")), _digests(entry.get("held_out", "")))
+    def from_former(cls, entry: Mapping[str, Any]) -> TrainingRecord:
+        """Reads the entry of a header that former versions wrote, in base64. Raises TypeError and ValueError."""
+        return cls(*(_former_digests(entry.get(name, "")) for name in ("trained_on", "held_out")))
 
 
-def _digests(text: Any) -> frozenset[bytes]:
+def _former_digests(text: Any) -> Digests:
     try:
         data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise TypeError(f"digests of pictures: {error}") from error
-    return frozenset(data[start : start + LENGTH] for start in range(0, len(data), LENGTH))
+    except binascii.Error as error:
+        raise ValueError(f"digests of pictures: {error}") from error
+    return Digests(data[start : start + LENGTH] for start in range(0, len(data), LENGTH))

@@ -25,7 +25,7 @@ from simsearch.errors import WeightsError
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.models import deep_compression
 from simsearch.models.safetensors_header import Header, locate_tensors, pack_header, read_header
-from simsearch.models.training_record import TrainingRecord
+from simsearch.models.training_record import Digests, TrainingRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 ELEMENTS_PER_BYTE = 64
 """Largest number of tensor elements for each byte of a weights file; compressed files of simsearch have 5 to 10."""
+
+RECORD = ("record#trained_on", "record#held_out")
+"""Names under which a file has the parts of its `TrainingRecord`, as bytes beside the tensors."""
 
 FORMAT = 1
 """Version of the header's `simsearch` entry."""
@@ -51,7 +54,6 @@ class ModelCard:
     example).
     ranges: the largest activations on training images, by point, (channels,) each, for `simsearch.models.onnx.int8`.
     agreement: mean fraction of the six nearest neighbours that int8 and float32 have in common; 0 if not measured.
-    record: the pictures that the model was trained on and those that were held out, as far as they are known.
     """
 
     architecture: str
@@ -65,7 +67,6 @@ class ModelCard:
     labels: tuple[str, ...] = ()
     ranges: dict[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
     agreement: float = 0.0
-    record: TrainingRecord = field(default_factory=TrainingRecord, repr=False)
 
 
 def sha256(path: Path) -> str:
@@ -92,7 +93,6 @@ def read_card(path: Path) -> ModelCard:
             labels=texts["labels"],
             ranges=ranges,
             agreement=agreement,
-            record=TrainingRecord.from_dict(_typed(header.get("record", {}), dict)),
         )
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
@@ -154,14 +154,48 @@ def _check_sizes(encoding: dict[str, Any], largest: int) -> None:
         raise ValueError(f"its tensors would have {total:,} elements, far too many for its size")
 
 
-def write(path: Path, card: ModelCard, tensors: Mapping[str, NDArray[np.float32]], bits: Mapping[str, int]) -> None:
+def read_record(path: Path) -> TrainingRecord:
+    """Reads which pictures the model was trained on; an empty record if the file does not say. Raises WeightsError.
+
+    It is not part of the card: only `eval model` and `train` need it.
+    """
+    former = _read_entry(path).get("record")
+    try:
+        if former:
+            return TrainingRecord.from_former(_typed(former, dict))
+        located, parts = locate_tensors(path), []
+        with path.open("rb") as file:
+            for name in RECORD:
+                if (place := located.get(name)) is None:
+                    parts.append(Digests())
+                    continue
+                file.seek(place.first)
+                parts.append(Digests.unpacked(file.read(place.size)))
+        return TrainingRecord(*parts)
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: its record of pictures cannot be read: {error}") from error
+
+
+def write(
+    path: Path,
+    card: ModelCard,
+    tensors: Mapping[str, NDArray[np.float32]],
+    bits: Mapping[str, int],
+    record: TrainingRecord | None = None,
+) -> None:
     """Writes a weights file atomically, without the card's ranges (see `add_ranges`).
 
     tensors: float32, by parameter name.
     bits: for each tensor to compress, the bits of its shared weights; the others are stored as float16.
+    record: the pictures that the model was trained on and those that were held out, if they are known.
     Raises UsageError if the file cannot be written.
     """
-    stored: dict[str, NDArray[Any]] = {}
+    record = record or TrainingRecord()
+    stored: dict[str, NDArray[Any]] = {
+        name: digests.packed()
+        for name, digests in zip(RECORD, (record.trained_on, record.held_out), strict=True)
+        if digests
+    }
     encoding: dict[str, Any] = {}
     for name, array in tensors.items():
         if name not in bits:
@@ -184,7 +218,6 @@ def write(path: Path, card: ModelCard, tensors: Mapping[str, NDArray[np.float32]
         "distances": card.distances,
         "labels": card.labels,
         "encoding": encoding,
-        **({"record": card.record.to_dict()} if card.record else {}),
     }
     atomic_write(path, safetensors.numpy.save(stored, {"simsearch": json.dumps(header)}))
 

@@ -179,7 +179,7 @@ def duplicate_groups(
     if not isinstance(max_distance, int | float | np.number):
         raise UsageError(f"the largest distance is {max_distance!r}, not a number")
     if not max_distance >= 0:
-        raise UsageError(f"the largest distance is {max_distance}, but distances are not negative")
+        raise UsageError(f"the largest distance must be a number that is not negative, not {max_distance}")
     with contextlib.ExitStack() as stack:
         sides = [_Side.of(stack.enter_context(each.reading()), each) for each in (snapshots, against) if each]
         flat = JoinedRows([side.snapshot.flat for side in sides])

@@ -197,7 +197,7 @@ def _checked_distance(farthest: float | None) -> float | None:
     if farthest is not None and not isinstance(farthest, int | float | np.number):
         raise UsageError(f"the largest distance is {farthest!r}, not a number")
     if farthest is not None and not farthest >= 0:
-        raise UsageError(f"the largest distance is {farthest}, but distances are not negative")
+        raise UsageError(f"the largest distance must be a number that is not negative, not {farthest}")
     return farthest
 
 

@@ -37,6 +37,9 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Unpack[AppOptio
     engines = engine if isinstance(engine, Mapping) else {"default": engine}
     if not engines:
         raise UsageError("there is no index to serve")
+    for each in engines.values():
+        if not isinstance(each, Engine):
+            raise UsageError(f"{each!r} is not an engine", hint="an engine from simsearch.open, or several by name")
     settings = Settings.from_keywords(options)
     service = SearchService(dict(engines), settings)
 

@@ -40,6 +40,20 @@ _STATUS: tuple[tuple[type[SimsearchError], int, str], ...] = (
 """Status and code by error class; the first match counts. A test fails if a class is missing."""
 
 
+_DUE = {
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "one of {expected}",
+    "string_too_long": "at most {max_length} characters long",
+    "missing": "given",
+}
+"""What a parameter must be, by pydantic's type of the error; {names} are of its context."""
+
+
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Makes a JSON response, in ASCII since names may not be valid UTF-8; infinities and NaN become null."""
     try:
@@ -91,9 +105,10 @@ async def _simsearch_error(request: Request, error: SimsearchError) -> Response:
 async def _http_error(request: Request, error: HTTPException) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    message = str(error.detail)
     if error.status_code == 405:
         headers["allow"] = ", ".join(_methods(request))
-    message = str(error.detail)
+        message = f"{request.method[:20]} is not possible at {request.url.path[:80]}; possible: {headers['allow']}"
     if error.status_code == 404:
         root = request.scope.get("root_path", "")
         message = f"there is nothing at {request.url.path[:80]}; {root}/docs lists the addresses"
@@ -113,7 +128,9 @@ def _methods(request: Request) -> list[str]:
 
 async def _validation_error(request: Request, error: RequestValidationError) -> Response:
     first = error.errors()[0]
-    return _respond(ApiError(422, "bad_argument", f"{first['loc'][-1]}: {first['msg']}"))
+    due = _DUE.get(first["type"])
+    rest = " must be " + due.format(**first.get("ctx", {})) if due else f": {first['msg']}"
+    return _respond(ApiError(422, "bad_argument", f"{first['loc'][-1]}{rest}"))
 
 
 def draining() -> ApiError:

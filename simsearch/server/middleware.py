@@ -226,7 +226,12 @@ class Authentication:
         key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         if not any(hmac.compare_digest(digest, known) for known in self._digests):
-            raise ApiError(401, "unauthorized", "this needs a valid API key", {"www-authenticate": "Bearer"})
+            raise ApiError(
+                401,
+                "unauthorized",
+                "this needs a valid API key, as Authorization: Bearer KEY",
+                {"www-authenticate": "Bearer"},
+            )
 
 
 def _cross_origin() -> ApiError:

@@ -36,10 +36,9 @@ Component = Annotated[float, Field(gt=-1e30, lt=1e30, allow_inf_nan=False)]
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
-    """Returns an error message for a name that is not known, with the most similar one that is."""
+    """Returns an error message for a name that is not known, with the most similar one that is, or all."""
     shown = name[:80].encode("utf-8", "replace").decode()
-    near = suggestions.nearest(shown, known)
-    return f"{shown} is not known here" + (f"; did you mean {near}?" if near else "")
+    return f"{shown} is not known here; {suggestions.hint(shown, known)}"
 
 
 class Body(BaseModel):

@@ -166,6 +166,8 @@ def _map_columns(pyarrow: Any, drawn: MapColumns, ids: NDArray[np.int64]) -> lis
 def _writing_to(folder: Path) -> Iterator[None]:
     """Makes the folder if it is missing. Raises UsageError for an OSError within the block."""
     try:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"cannot export to {folder}: it is not a folder")
         folder.mkdir(parents=True, exist_ok=True)
         delete_abandoned(folder)
         yield

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from simsearch.common import outside_json
+from simsearch.common import outside_json, suggestions
 from simsearch.errors import IndexDamagedError, IndexNotFoundError, SimsearchError, UsageError, WeightsError
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.storage.feature_files import ROWS_PER_SHARD
@@ -149,11 +149,14 @@ class Meta:
 def _hint(place: Path) -> str:
     """Returns the hint of the error that there is no index: the name of one in the same folder, and how to make one."""
     try:
-        beside = sorted(path.parent for path in place.parent.glob("*/meta.json"))
+        beside = sorted(path.parent.name for path in place.parent.glob("*/meta.json"))
     except OSError:
         beside = []
     make = f"make one: simsearch build SOURCE -i {place}"
-    return f"there is {beside[0]}: -i {beside[0]}; or {make}" if beside else make
+    if not beside:
+        return make
+    other = place.parent / (suggestions.nearest(place.name, beside) or beside[0])
+    return f"there is {other}: -i {other}; or {make}"
 
 
 def _crc32(values: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from simsearch.training.loop import accuracy
 
 if TYPE_CHECKING:
     from simsearch.models.networks.base import Network
+    from simsearch.models.training_record import TrainingRecord
     from simsearch.training.data import TrainingSet
 
 
@@ -34,6 +35,7 @@ def publish(
     *,
     compress: bool,
     trained_on: TrainingSet | None = None,
+    record: TrainingRecord | None = None,
 ) -> dict[str, dict[str, float]]:
     """Writes the weights file and returns its metrics, by the name of the set and of the metric.
 
@@ -41,11 +43,12 @@ def publish(
 
     checks: sets to measure on, by name. compress: share and Huffman-code the weights (`models.deep_compression`).
     trained_on: the training images; on some of them AlexNet's activation ranges for int8 are measured.
+    record: the pictures that were trained on and those held out, to store in the file.
     """
     network = network.cpu().eval()
     tensors = {name: value.detach().float().numpy() for name, value in network.state_dict().items()}
     bits = {name: BITS[name.split(".")[0]] for name in tensors if compress and compressed(name)}
-    weights.write(output, card, tensors, bits)
+    weights.write(output, card, tensors, bits, record)
     decoded = weights.read_tensors(output)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in decoded.items()})
     metrics: dict[str, dict[str, float]] = {}
@@ -65,7 +68,7 @@ def publish(
     shown = {name: ", ".join(format_metric(*pair) for pair in scores.items()) for name, scores in metrics.items()}
     training = {**card.training, **({"weights kept": f"{kept / total:.1%} of {total:,}"} if compress else {})}
     card = replace(card, metrics={**shown, **card.metrics}, distances=distances, training=training)
-    weights.write(output, card, tensors, bits)
+    weights.write(output, card, tensors, bits, record)
     if trained_on is not None and card.architecture == "alexnet" and len(trained_on) >= int8_calibration.MIN_IMAGES:
         some = trained_on.select(sample_rows(len(trained_on), int8_calibration.MAX_IMAGES))
         int8_calibration.calibrate_file(output, _centres(some, card.recipe.crop))

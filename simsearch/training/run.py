@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 Log = Callable[[dict[str, Any]], None]
 
+FEW = 10_000
+"""Images, below which AlexNet learns little without trained weights to start from (scripts/reproduce/presets.py)."""
+
 SAMPLED = 1024
 """Pictures that a checksum of the training data is taken of."""
 
@@ -108,14 +111,13 @@ def fit(
     card = weights.ModelCard(
         job.architecture, arguments, recipe, _display_names(job, data.classes), labels=data.classes
     )
-    card = replace(
-        card, training=_summary(job, data, validation, start, seconds), record=_record(data, validation, start)
-    )
+    card = replace(card, training=_summary(job, data, validation, start, seconds))
     report = TrainingReport(job.output, len(data), len(data.classes), {}, seconds, 0)
     if not world.rank:
         checks = {"validation": validation} if validation else {"training images": data.select(sample_rows(len(data)))}
         compress = _compresses(job.config)
-        metrics = publish(network, card, job.output, checks, colour, compress=compress, trained_on=data)
+        record = _record(data, validation, start)
+        metrics = publish(network, card, job.output, checks, colour, compress=compress, trained_on=data, record=record)
         checkpoint.unlink(missing_ok=True)
         report = replace(report, metrics=metrics, bytes=job.output.stat().st_size)
     world.leave()
@@ -191,6 +193,8 @@ def gather(
     single = int((np.bincount(data.labels, minlength=len(classes)) == 1).sum())
     if single:
         _note(log, f"{single:,} of {len(classes):,} classes have one image; it is trained on and not held out")
+    if start is None and job.architecture == "alexnet" and len(data) < FEW:
+        _note(log, f"{len(data):,} images are few for a network without a start; try --from alexnet --preset adapt")
     if validation is None and job.config.schedule == "plateau":
         _note(log, "there is no validation set, so the learning rate will not fall")
     return data, validation, recipe
@@ -265,7 +269,7 @@ def _check_output(job: TrainingJob) -> None:
     """Raises UsageError if the job's files cannot be written or must not be replaced, or if a setting is invalid."""
     if job.output.suffix != ".safetensors":
         raise UsageError(
-            f"{job.output} is no name for weights, which are a .safetensors file",
+            f"{job.output} cannot be the output: weights are a .safetensors file",
             hint=f"-o {job.output.with_suffix('.safetensors')}",
         )
     if not job.output.absolute().parent.is_dir():
@@ -333,7 +337,7 @@ def _summary(
 
 def _record(data: TrainingSet, validation: TrainingSet | None, start: registry.WeightsFile | None) -> TrainingRecord:
     """Returns the digests of the pictures that were trained on, also for the weights at the start, and held out."""
-    before = start.card.record if start else TrainingRecord()
+    before = weights.read_record(start.path) if start else TrainingRecord()
     return TrainingRecord.of(data.file_digests(), validation.file_digests() if validation else (), before)
 
 

@@ -56,6 +56,15 @@ def test_build_counts_formats_it_cannot_read(run, pictures, monkeypatch):
     assert sorted(found["missing_extras"].values()) == [1, 1, 2]
 
 
+def test_build_without_images_says_so(run, tmp_path, tiny_weights):
+    (tmp_path / "empty").mkdir()
+    done = run("build", tmp_path / "empty", "-i", tmp_path / "new", "--model", tiny_weights)
+    assert (done.code, done.err) == (
+        0,
+        "note: there is nothing to search yet; build again when the source has images\n",
+    )
+
+
 def test_build_json_and_dry_run(run, pictures):
     Image.new("RGB", (50, 50)).save(pictures / "blue" / "new.png")
     dry = run("build", pictures, "--dry-run")
@@ -195,6 +204,17 @@ def test_html_and_montage(run, pictures, tmp_path):
         (["export", "-i", "no/index", "-o", "out"], "no/index"),
         (["frobnicate"], "frobnicate"),
         (["query", "id:1", "--frob"], "--frob"),
+        (["query", "id:1", "--html", "."], ". cannot be written: it is a folder"),
+        (["query", "id:1", "--montage", "."], "no montage format"),
+        (["query", "id:1", "--show", "--format", "json"], "--show is for people"),
+        (["query", "id:1", "-0", "--format", "json"], "--print0 prints paths, not json"),
+        (["query", "id:1", "--max-distance", "nan"], "not negative, not nan"),
+        (["query", "id:1", "--crop", "0,0,0,0"], "crop 0,0,0,0 has no area"),
+        (["query", "id:1", "--min-similarity", "2"], "0<=x<=1"),
+        (["query", "http://127.0.0.1:9/x.jpg"], "http://127.0.0.1:9/x.jpg: Connection refused"),
+        (["build", ".", "--exclude", ""], "an empty exclude pattern"),
+        (["export", "-o", __file__], "it is not a folder"),
+        (["info", ""], "an empty name"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(run, arguments, said):
@@ -341,6 +361,15 @@ def test_command_list_shows_own_short_help():
             assert real.get_short_help_str(200).startswith(listed.removesuffix("."))
 
 
+def test_no_summary_is_cut_off():
+    listings = [help for help in help_texts().values() if "\nCommands:\n" in help]
+    assert len(listings) == 2  # curate and eval
+    for text in listings:
+        listed = text.partition("\nCommands:\n")[2]
+        assert listed.endswith(".\n")
+        assert "..." not in listed
+
+
 def test_every_option_has_help():
     for name in help_texts():
         command: click.Command = main
@@ -446,3 +475,27 @@ def test_unknown_field_is_an_error(run):
     assert (result.code, result.out) == (2, "")
     assert "no item has a field 'lable'" in result.err and "did you mean label?" in result.err
     assert run("query", "id:1", "--filter", "bytes<10MB").code == 2
+
+
+def test_info_of_paths_says_why_they_are_missing(run, pictures):
+    (pictures / "red" / "bad.png").write_bytes(b"")
+    (pictures / "red" / "notes.txt").write_text("hello")
+    run("build", pictures)
+    good, bad, notes = (pictures / "red" / name for name in ("0.png", "bad.png", "notes.txt"))
+    found = run("info", good)
+    assert (found.code, found.out.rpartition("/")[2]) == (0, "0.png: item 9, label red\n")
+    found = run("info", good, bad, notes, pictures / "red")
+    assert found.code == 1
+    lines = [line.rpartition("/")[2] for line in found.out.splitlines()]
+    assert lines == [
+        "0.png: item 9, label red",
+        "bad.png: not indexed: empty file",
+        "notes.txt: not indexed: it is not an image",
+        "red: 4 items",
+        "bad.png: not indexed: empty file",
+    ]
+    assert run("info", notes, "--format", "json").json == [
+        {"path": str(notes), "items": [], "failures": [], "reason": "it is not an image"}
+    ]
+    refused = run("info", notes, "--failures")
+    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: --failures lists those of all images")

@@ -55,3 +55,9 @@ def test_errors_name_the_option():
     option = click.Option(["-m", "--memory"], type=ByteSize())
     with pytest.raises(UsageError, match=r"^--memory 'x' is"):
         option.type.convert("x", option, None)
+
+
+def test_weight_of_a_file_that_is_no_number(tmp_path):
+    (tmp_path / "cat.jpg").touch()
+    with pytest.raises(UsageError, match="the weight 'x' is not a number"):
+        Weighted().convert(f"{tmp_path}/cat.jpg=x", None, None)

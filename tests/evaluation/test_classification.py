@@ -10,6 +10,7 @@ from simsearch.evaluation import classification, metrics
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import labelled
 from simsearch.models import classify
+from simsearch.models.training_record import TrainingRecord, digest_of
 
 
 class Brightness:
@@ -33,6 +34,11 @@ def test_errors_count_by_name_or_training_label(tmp_path):
     assert (verdict.images, verdict.unknown, verdict.failed) == (4, 1, 1)
     assert verdict.top1_error.value == 0.25  # the light one called g
     assert verdict.top5_error.value == 0
+    assert verdict.trained_on is None
+    seen = (tmp_path / "dark" / "x.png").read_bytes()
+    record = TrainingRecord.of([digest_of(seen)], [], TrainingRecord())
+    known = classification.evaluate_classifier(Brightness(), labelled.list_labelled([tmp_path]), record=record)
+    assert known.trained_on == 1
     with pytest.raises(UsageError, match="none of the labels is a class of brightness: unheard"):
         classification.evaluate_classifier(
             Brightness(), [p for p in labelled.list_labelled([tmp_path]) if p.label == "unheard"]

@@ -332,5 +332,5 @@ def test_crop_cuts_out_x_y_width_height() -> None:
 
 @pytest.mark.parametrize("box", [(-1, 0, 2, 2), (0, -1, 2, 2), (0, 0, 0, 2), (0, 0, 2, -2), (9, 0, 2, 2), (0, 7, 2, 2)])
 def test_crop_that_leaves_the_image_is_refused(box: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ImageError, match=r"crop .* does not lie within the 10x8 image"):
+    with pytest.raises(ImageError, match=r"crop .* (does not lie within the 10x8 image|has no area)"):
         decode.crop(picture(10, 8), box)

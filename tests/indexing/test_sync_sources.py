@@ -157,15 +157,40 @@ def test_add_and_remove(build: Any, photos: Path, index: Path, tmp_path: Path) -
 # -- labels
 
 
-def test_labels_auto_needs_all_in_folders(build: Any, photos: Path, index: Path) -> None:
-    build(photos)
+STRAYS: dict[str, bytes] = {
+    "broken.jpg": b"\xff\xd8\xff\xe0 cut off",
+    "empty.png": b"",
+    "Thumbs.db": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+    ".DS_Store": b"\0\0\0\1Bud1",
+    "README.txt": b"hello",
+    "film.mp4": b"\0\0\0\x18ftypmp42",
+}
+"""Files that lie about in folders of pictures, by name."""
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
+def test_stray_file_leaves_labels_alone(
+    kind: str, stray: str, build: Any, photos: Path, index: Path, tmp_path: Path
+) -> None:
+    (photos / stray).write_bytes(STRAYS[stray])
+    place = photos
+    if kind != "folder":
+        format_ = {"zip": "zip", "tar.gz": "gztar"}[kind]
+        place = Path(shutil.make_archive(str(tmp_path / "packed"), format_, photos))
+    assert build(place).items == ALL
     assert set(labels(index).values()) == set(CLASSES)
+
+
+def test_picture_at_the_top_has_no_label(build: Any, photos: Path, index: Path) -> None:
+    build(photos)
+    before = labels(index)
+    assert set(before.values()) == set(CLASSES)
     draw(photos / "top.png", 950)
-    build(photos)
-    assert set(labels(index).values()) == {None}
-    (photos / "top.png").unlink()
-    assert told(build(photos)) == {"removed": 1, "unchanged": ALL}
-    assert set(labels(index).values()) == set(CLASSES)
+    assert told(build(photos)) == {"added": 1, "unchanged": ALL, "computed": 1}
+    assert labels(index) == {**before, "top.png": None}
+    assert told(build(photos / CLASSES[0])) == {"unchanged": EACH}  # a part of the source
+    assert labels(index) == {**before, "top.png": None}
 
 
 def test_labels_change_without_inference(build: Any, photos: Path, index: Path) -> None:

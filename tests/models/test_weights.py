@@ -1,7 +1,9 @@
 """Weights files: compressed as in Deep Compression, self-describing, never trusted."""
 
+import base64
 import json
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from simsearch.errors import WeightsError
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.models import deep_compression, registry, weights
-from simsearch.models.training_record import MOST, TrainingRecord, digest_of
+from simsearch.models.training_record import KEPT, MOST, Digests, TrainingRecord, digest_of
 from simsearch.models.weights import ModelCard
 
 
@@ -93,14 +95,66 @@ def test_a_file_says_everything(tmp_path):
 def test_record_of_pictures():
     pictures = [digest_of(b"a"), digest_of(b"b"), digest_of(b"c")]
     before = TrainingRecord.of(pictures[:1], pictures[1:], TrainingRecord())
-    assert TrainingRecord.from_dict(before.to_dict()) == before
-    assert not TrainingRecord.from_dict({})
+    assert not TrainingRecord()
     after = TrainingRecord.of(pictures[1:2], pictures, before)
-    assert after == TrainingRecord(frozenset(pictures[:2]), frozenset(pictures[2:]))
-    assert not TrainingRecord.of((number.to_bytes(6, "big") for number in range(MOST + 1)), (), TrainingRecord())
+    assert after == TrainingRecord(Digests(pictures[:2]), Digests(pictures[2:]))
+    assert [picture in after.trained_on for picture in [*pictures, b""]] == [True, True, False, False]
+    many = ((number << 8).to_bytes(6, "big") for number in range(MOST + 1))
+    assert not TrainingRecord.of(many, (), TrainingRecord())
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3000])
+def test_packed_digests(count):
+    some = Digests(digest_of(str(number).encode()) for number in range(count))
+    packed = some.packed().tobytes()
+    assert Digests.unpacked(packed) == some
+    assert len(some) == count
+    assert digest_of(b"another") not in some
+    assert all(digest_of(str(number).encode()) in some for number in range(count))
+    assert count < 3000 or len(packed) / count < 4  # log2(2**40 / 3000) + 1.44 bits are the least: 3.7 bytes
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"no zlib",
+        zlib.compress(b"1234567"),  # no whole digests
+        zlib.compress(bytes(10)),  # twice the same
+        zlib.compress(bytes(range(10)))[:-3],
+        zlib.compress(bytes(KEPT * (MOST + 1))),  # more than there may be
+    ],
+)
+def test_damaged_digests(damaged):
+    with pytest.raises(ValueError, match="digests of pictures"):
+        Digests.unpacked(damaged)
+
+
+def test_record_in_a_file(tmp_path):
+    path, tensors = tmp_path / "w.safetensors", {"a.bias": np.arange(4, dtype=np.float32)}
+    card = ModelCard("alexnet", {}, Preprocessing(40, 32))
+    record = TrainingRecord.of([digest_of(b"a")], [digest_of(b"b"), digest_of(b"c")], TrainingRecord())
+    weights.write(path, card, tensors, {}, record)
+    assert weights.read_record(path) == record
+    assert set(weights.read_tensors(path)) == {"a.bias"}
+    weights.add_ranges(path, {"conv1": np.ones(3, np.float32)}, 0.5)
+    assert weights.read_record(path) == record
+    data = path.read_bytes()
+    path.write_bytes(data.replace(record.held_out.packed().tobytes(), bytes(record.held_out.packed().size)))
+    with pytest.raises(WeightsError, match="its record of pictures cannot be read: digests"):
+        weights.read_record(path)
+    weights.write(path, card, tensors, {})
+    assert not weights.read_record(path)
+
+
+def test_record_of_former_versions():
+    encoded = base64.b64encode(digest_of(b"a") + digest_of(b"b")).decode()
+    assert TrainingRecord.from_former({"trained_on": encoded}) == TrainingRecord(
+        Digests([digest_of(b"b"), digest_of(b"a")])
+    )
     for damaged in ({"held_out": "%"}, {"trained_on": 7}):
-        with pytest.raises(TypeError):
-            TrainingRecord.from_dict(damaged)
+        with pytest.raises((TypeError, ValueError)):
+            TrainingRecord.from_former(damaged)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,10 @@ def test_the_client(index, photos):
         assert done.returncode == 0, done.stderr
         assert [line.split()[-1] for line in done.stdout.splitlines()] == [m.path for m in engine.search(picture)]
         refused = run("client.py", url, picture)
-        assert (refused.returncode, refused.stderr) == (1, "error: this needs a valid API key\n")
+        assert (refused.returncode, refused.stderr) == (
+            1,
+            "error: this needs a valid API key, as Authorization: Bearer KEY\n",
+        )
         assert "bad" not in run("client.py", url, __file__, SIMSEARCH_API_KEY="open-sesame").stdout
 
 

@@ -6,11 +6,14 @@ import io
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from simsearch.models.training_record import digest_of
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "reproduce"
 
@@ -21,7 +24,7 @@ def script():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         yield importlib.import_module("pictures")
-        for name in ("pictures", "hashes", "arrays"):
+        for name in ("pictures", "hashes", "arrays", "alexnet", "alexnet_file"):
             sys.modules.pop(name, None)
 
 
@@ -128,6 +131,18 @@ def test_unpacked_arrays_and_shares(script, laid_out, tmp_path, monkeypatch):
     held = np.load(sets / "held-out.npy")
     assert len(held) + len(np.load(sets / "imagenette160+train.npy")) == 40
     assert (sets / "shares.tsv").read_text() == "a+photos\t2\nimagenette160+train\t3\n"
+
+
+def test_weights_record_what_was_laid_out(laid_out):
+    data, _, out, _ = laid_out
+    record = importlib.import_module("alexnet_file").recorded(out / "manifest.tsv")
+    roles = Counter(row["role"] for row in rows_of(out))
+    assert (len(record.trained_on), len(record.held_out)) == (roles["train"], roles["held-out"])
+    with zipfile.ZipFile(data / "imagenette160" / "train.zip") as archive:
+        digests = [digest_of(archive.read(name)) for name in archive.namelist()]
+    assert all((digest in record.trained_on) != (digest in record.held_out) for digest in digests)
+    with zipfile.ZipFile(data / "imagenette160" / "val.zip") as archive:
+        assert digest_of(archive.read("n1/a.png")) not in record.trained_on
 
 
 def test_near_finds_a_few_bits_and_no_more(script):

@@ -3,11 +3,12 @@
 import ipaddress
 import re
 import threading
+from typing import Any
 
 import pytest
 
 import simsearch
-from simsearch.errors import SimsearchError
+from simsearch.errors import SimsearchError, UsageError
 from simsearch.images.urls import is_public
 from tests.helpers.client import Client, code, png, upload
 
@@ -374,4 +375,17 @@ def test_errors_say_what_to_write(client):
     assert search(filter="cat").endswith("for example label=cat; operators: = != < > <= >= and ~ for a glob")
     assert search(filter="labl=cat").endswith("did you mean label?")
     assert search(filtr="label=cat") == "filtr is not known here; did you mean filter?"
+    assert message(client("GET", "/v1/items?limit=x")) == "limit must be a whole number"
+    assert message(client("GET", "/v1/items?limit=0")) == "limit must be at least 1"
+    assert message(client("GET", "/v1/items?sort=up")).startswith("sort must be one of 'newest'")
+    assert client("GET", "/v1/search").json()["error"]["message"] == (
+        "GET is not possible at /v1/search; possible: POST"
+    )
     assert message(client("GET", "/v1/serach")) == "there is nothing at /v1/serach; /docs lists the addresses"
+
+
+def test_what_is_no_engine_is_refused(engine):
+    wrong: tuple[Any, ...] = ("indexes/photos", {"a": engine, "b": None})
+    for given in wrong:
+        with pytest.raises(UsageError, match="is not an engine"):
+            simsearch.create_app(given)

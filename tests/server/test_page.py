@@ -431,6 +431,9 @@ def test_phone_has_a_strip_and_a_camera(browser, site):
     box = page.locator("#query").bounding_box()
     assert box["height"] < 200
     assert page.locator(".item").first.bounding_box()["y"] < 500
+    cut = "all => all.filter(each => each.scrollWidth > each.clientWidth + 1 || each.getBoundingClientRect().right > each.closest('.item').getBoundingClientRect().right).length"
+    assert page.locator(".caption .far").count() == 60
+    assert page.locator(".caption .far").evaluate_all(cut) == 0  # distances are whole, names may be cut off
     page.close()
 
 

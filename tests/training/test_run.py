@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +53,7 @@ def test_log_and_card_stay_without_checkpoint(trained):
 
 def test_eval_tells_trained_from_held_out(trained, tmp_path):
     file, pics = trained
-    record = weights.read_card(file).record
+    record = weights.read_record(file)
     assert (len(record.trained_on), len(record.held_out)) == (33, 3)
     done = simsearch_("eval", "model", pics, "-m", file)
     assert "was trained on 33 of the 36 images, so the error looks too small" in done.stderr
@@ -63,9 +65,18 @@ def test_eval_tells_trained_from_held_out(trained, tmp_path):
     assert (report["images"], report["trained_on"]) == (2, 0)
     none = simsearch_("eval", "model", tmp_path / "other", "-m", file, "--held-out")
     refused(none, "none of the images was held out")
-    refused(simsearch_("eval", "model", pics, "--held-out"), "do not record which images were held out")
-    record = weights.read_card(simsearch_trained_further(file, pics, tmp_path)).record
+    refused(simsearch_("eval", "model", pics, "-m", unrecorded(file, tmp_path), "--held-out"), "do not record which")
+    done = simsearch_("eval", "model", pics, "-m", unrecorded(file, tmp_path))
+    assert "does not record which images it was trained on; if these are among them" in done.stderr
+    record = weights.read_record(simsearch_trained_further(file, pics, tmp_path))
     assert (len(record.trained_on), len(record.held_out)) == (33 + 3, 0)  # held out then, trained on now
+
+
+def unrecorded(file, folder):
+    """A copy of a weights file that does not say which pictures it was trained on."""
+    output = folder / "unrecorded.safetensors"
+    weights.write(output, weights.read_card(file), weights.read_tensors(file), {})
+    return output
 
 
 def simsearch_trained_further(file, pics, folder):
@@ -270,3 +281,14 @@ def test_unwritable_weights_leave_nothing(trained, tmp_path, monkeypatch):
     with pytest.raises((SimsearchError, OSError), match="No space left"):
         weights.write(tmp_path / "w.safetensors", card, tensors, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_few_images_without_a_start_are_noted(trained, pics, tmp_path):
+    file, _ = trained
+    for architecture, start, noted in (("alexnet", None, 1), ("convnet4", None, 0), ("alexnet", file, 0)):
+        log: list[dict[str, Any]] = []
+        begun = registry.find_weights(str(start)) if start else None
+        made = replace(job(pics, tmp_path / "w.safetensors"), architecture=architecture)
+        run.gather(made, begun, lambda done, total: None, log.append)
+        told = [row["text"] for row in log if "are few for a network without a start" in row.get("text", "")]
+        assert len(told) == noted

@@ -319,15 +319,12 @@ def file_stamp(facts: os.stat_result) -> int:
     return facts.st_mtime_ns & (2**63 - 1)
 
 
-def folder_labels(entries: Sequence[Entry], forced: bool) -> list[str | None]:
-    """Returns the name of each image's folder; None for all if any image lies at the top.
+def folder_labels(entries: Sequence[Entry]) -> list[str | None]:
+    """Returns the name of each image's folder; None for an image at the top of the source.
 
-    forced: return None only for the images at the top.
+    The label of an image depends on its own path alone, so that no file can change those of others.
     """
-    parents = [entry.path.rpartition("/")[0].rpartition("/")[2] or None for entry in entries]
-    if not forced and not all(parents):
-        return [None] * len(entries)
-    return list(parents)
+    return [entry.path.rpartition("/")[0].rpartition("/")[2] or None for entry in entries]
 
 
 def first_line(error: Exception) -> str:

@@ -44,7 +44,7 @@ def list_labelled(
         listing = source.listing(exclude)
         unmatched = [pattern for pattern in unmatched if pattern not in listing.matched]
         entries = [entry for entry in listing.entries if entry.problem is None]
-        labels = [entry.label for entry in entries] if source.labelled else folder_labels(entries, True)
+        labels = [entry.label for entry in entries] if source.labelled else folder_labels(entries)
         pairs = [(entry, label) for entry, label in zip(entries, labels, strict=True) if label]
         if not pairs:
             what = "no image has a label" if entries else "there are no images"

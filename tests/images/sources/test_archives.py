@@ -34,7 +34,7 @@ def test_archive_images_are_labelled_by_folder(
     place = (write_zip if name.endswith("zip") else write_tar)(tmp_path / name, *NESTED)
     listing = listed(place)
     assert sorted(paths(listing)) == sorted(NESTED)
-    labels = base.folder_labels(listing.entries, False)
+    labels = base.folder_labels(listing.entries)
     assert sorted(map(str, labels)) == ["cat", "cat", "dog"]
     assert build(place).items == 3
     with simsearch.open(tmp_path / "index", model=CellModel()) as engine:
@@ -67,7 +67,7 @@ def test_member_that_is_no_image_is_counted(tmp_path: Path) -> None:
 def test_tar_of_current_folder_has_plain_paths(tmp_path: Path) -> None:
     place = write_tar(tmp_path / "x.tar", "./cat/1.png", "./2.png")
     assert paths(listed(place)) == ["cat/1.png", "2.png"]
-    assert base.folder_labels(listed(place).entries, True) == ["cat", None]
+    assert base.folder_labels(listed(place).entries) == ["cat", None]
     assert resolve.read_path(f"{place}!/2.png") == png(1)
 
 
@@ -93,7 +93,7 @@ def test_member_names_are_normalised(kind: str, spelling: str, tmp_path: Path) -
     place = write(tmp_path / f"x.{kind}", spelling, spelling.replace("1", "2"), spelling.replace("cat", "__MACOSX"))
     listing = listed(place)
     assert (sorted(paths(listing)), listing.left_out) == (["cat/1.png", "cat/2.png"], {archives.HIDDEN: 1})
-    assert base.folder_labels(listing.entries, False) == ["cat", "cat"]
+    assert base.folder_labels(listing.entries) == ["cat", "cat"]
     assert resolve.read_path(f"{place}!/cat/2.png") == png(1)
     assert resolve.read_path(f"{place}!/{spelling}") == png(0)  # as the member is called
 

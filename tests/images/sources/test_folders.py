@@ -270,15 +270,14 @@ def test_files_beyond_the_limit_are_not_read(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("names", "forced", "expected"),
+    ("names", "expected"),
     [
-        (["cat/1.png", "dog/2.png"], False, ["cat", "dog"]),
-        (["train/cat/1.png", "test/cat/2.png"], False, ["cat", "cat"]),
-        (["cat/1.png", "2.png"], False, [None, None]),
-        (["cat/1.png", "2.png"], True, ["cat", None]),
-        (["1.png"], False, [None]),
-        ([], False, []),
+        (["cat/1.png", "dog/2.png"], ["cat", "dog"]),
+        (["train/cat/1.png", "test/cat/2.png"], ["cat", "cat"]),
+        (["cat/1.png", "2.png"], ["cat", None]),
+        (["1.png"], [None]),
+        ([], []),
     ],
 )
-def test_folders_are_labels_if_all_images_in_one(names: list[str], forced: bool, expected: list[str | None]) -> None:
-    assert base.folder_labels([Entry(name, 1, 1) for name in names], forced) == expected
+def test_folders_are_labels(names: list[str], expected: list[str | None]) -> None:
+    assert base.folder_labels([Entry(name, 1, 1) for name in names]) == expected

@@ -86,7 +86,9 @@ function tileOf(item) {
     const button = quickButton(sign, words + ": match " + item.rank + ", " + name, () => vote(item.id, kind));
     button.dataset.vote = kind; quick.append(button);
   }
-  tile.append(link, make("span", "caption", item.rank ? name + " · " + shortDistance(item.distance) : name), quick);
+  const caption = make("span", "caption"); caption.append(make("span", "of", item.rank ? name + " · " : name));
+  if (item.rank) caption.append(make("span", "far", shortDistance(item.distance)));
+  tile.append(link, caption, quick);
   mark(tile); watcher.observe(tile);
   return tile;
 }

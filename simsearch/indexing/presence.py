@@ -1,0 +1,128 @@
+"""Tells if a file is in an index, and why not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from simsearch.errors import UsageError
+from simsearch.images.decode import EXTENSIONS, left_out, looks_like_image
+from simsearch.images.sources import resolve
+from simsearch.images.sources.base import SEPARATOR, FolderSource
+from simsearch.images.sources.exclude import Exclusion
+from simsearch.images.sources.remote import addresses
+from simsearch.storage.lookup import matcher
+
+if TYPE_CHECKING:
+    from simsearch.storage.protocols import OpenIndex
+    from simsearch.storage.reader import SourceRow
+
+GONE = "there is no such file"
+HIDDEN = "names that begin with a dot are left out"
+NEW = "it came after the last build, or was removed from the index; `simsearch build` adds it"
+NOT_LISTED = "its source does not list it as an image"
+NOT_AN_IMAGE = "it is not an image"
+NOTHING = "nothing in it is indexed"
+SINGLE = "only single files of its folder were added; `simsearch add` adds it"
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What an index has of a file, a folder or an archive.
+
+    path: as given. items: the ids of its items. failures: path and reason of each of its images that could not be
+    indexed. reason: why there are neither; None if there are.
+    """
+
+    path: str
+    items: tuple[int, ...] = ()
+    failures: tuple[tuple[str, str], ...] = ()
+    reason: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """True if the index has items of it, and no failures."""
+        return bool(self.items) and not self.failures
+
+
+def find_presence(index: OpenIndex, names: Sequence[str]) -> list[Presence]:
+    """Tells for each path if it is in the index, and if not, why.
+
+    names: files, folders, archives, members of archives as they are printed, or globs. Raises UsageError for an empty
+    name, and for a Milvus collection, which does not record failures.
+    """
+    full = [os.path.abspath(os.path.expanduser(name)) if name else name for name in names]
+    # of a file that exists, the path as stored in another source is another file
+    tests = [matcher(path if os.path.lexists(path) else name) for path, name in zip(full, names, strict=True)]
+    items: list[list[int]] = [[] for _ in names]
+    with index.reading() as reader:
+        sources = index.sources(reader)
+        failed = [(sources[source].display(path), path, reason) for source, path, reason in reader.failures()]
+        for item in reader.items():
+            shown = sources[item.source].display(item.path)
+            for number, test in enumerate(tests):
+                if test(shown, item.path):
+                    items[number].append(item.id)
+        rows = [(row, index.root_of(row)) for row in reader.sources()]
+    found = []
+    for name, path, test, ids in zip(names, full, tests, items, strict=True):
+        failures = tuple((shown, reason) for shown, stored, reason in failed if test(shown, stored))
+        reason = None if ids or failures else _absence(path, rows)
+        found.append(Presence(name, tuple(ids), failures, reason))
+    return found
+
+
+def _absence(full: str, rows: Sequence[tuple[SourceRow, str]]) -> str:
+    """Returns the reason that nothing at an absolute path is indexed. rows: the sources, each with its location."""
+    for row, root in rows:
+        if row.kind == FolderSource.kind and full.startswith(root.rstrip(os.sep) + os.sep):
+            return _absence_in_folder(full, os.path.relpath(full, root), row, root)
+        if row.kind != "dataset" and not addresses.is_kind(row.kind) and (reason := _absence_in(full, row, root)):
+            return reason
+    if not os.path.lexists(full) and SEPARATOR not in full:
+        return GONE
+    known = ", ".join(root for _, root in rows[:3]) + ", …" * (len(rows) > 3)
+    return f"it is in no source of the index ({known}); `simsearch add` adds it"
+
+
+def _absence_in_folder(full: str, path: str, row: SourceRow, root: str) -> str:
+    """Returns the reason that a file or folder in a source that is a folder is not indexed."""
+    if not os.path.lexists(full):
+        return GONE
+    if any(part.startswith(".") for part in path.split(os.sep)):
+        return HIDDEN
+    leave_out = Exclusion(row.options.get("exclude", ()), root)
+    if leave_out(path, os.path.isdir(full)):
+        return f"--exclude {' '.join(sorted(leave_out.matched))} leaves it out"
+    if os.path.isdir(full):
+        return NOTHING
+    try:
+        with open(full, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            head = file.read(32)
+    except OSError as error:
+        return error.strerror or str(error)
+    if os.path.splitext(full)[1].lower() not in EXTENSIONS and not looks_like_image(head):
+        kind = left_out(full, head)
+        return f"{kind}s are not read" if kind else NOT_AN_IMAGE
+    return SINGLE if row.options.get("partial") else NEW
+
+
+def _absence_in(full: str, row: SourceRow, root: str) -> str | None:
+    """Returns the reason that an image of an archive or table is not indexed; None if it is not one of its images."""
+    inside = full.startswith(root + SEPARATOR)
+    if not os.path.exists(root):
+        return f"there is no {root} now" if inside else None
+    try:
+        source = resolve.reopen(row.kind, root)
+    except UsageError as error:
+        return str(error) if inside else None
+    try:
+        entries = source.listing(row.options.get("exclude", ())).entries
+        entry = next((entry for entry in entries if source.display(entry.path) == full), None)
+    finally:
+        source.close()
+    if entry is not None:
+        return entry.problem or NEW
+    return NOT_LISTED if inside else None
