@@ -34,7 +34,7 @@ from simsearch.reports.map import MapData, save_map
 from simsearch.reports.thumbnail_sheets import make_sheets
 
 MOVE = """kind => new Promise(done => {
-  const canvas = document.getElementById("canvas"), box = canvas.getBoundingClientRect(), times = [], drawn = [];
+  const canvas = document.getElementById("map-canvas"), box = canvas.getBoundingClientRect(), times = [], drawn = [];
   const x = box.left + box.width / 2, y = box.top + box.height / 2, start = performance.now();
   const pointer = (type, dx, dy) => canvas.dispatchEvent(new PointerEvent(type, {
     pointerId: 1, bubbles: true, clientX: x + dx, clientY: y + dy, isPrimary: true, pointerType: "mouse" }));
@@ -105,7 +105,7 @@ def main() -> None:
         cores = len(os.sched_getaffinity(0))
         print(f"Chromium {browser.version}, {width} x {height}, {platform.machine()}, {cores} cores")
         page.goto(page_file.resolve().as_uri())
-        page.wait_for_selector("#state", state="hidden", timeout=120_000)
+        page.wait_for_selector("#map-state", state="hidden", timeout=120_000)
         opened = page.evaluate("performance.now()")
         page.wait_for_timeout(1500)
         name = options.page or f"{options.items:,} points"

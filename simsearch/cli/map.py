@@ -74,8 +74,8 @@ def map_command(
     """Draws a map of an index: all pictures on a plane, similar ones side by side, in one HTML file.
 
     Positions come from the exact nearest neighbours of every picture, by t-SNE; the same index and seed give the same
-    map. The page shows pictures when one zooms in, and gives the paths of those that one draws a line around. Needs the
-    [map] extra.
+    map. The page shows pictures when one zooms in, and gives the paths of those that one draws a line around. The web
+    page of `serve` shows the map too. Needs the [map] extra.
     """
     check_output(file)
     with contextlib.ExitStack() as stack:
@@ -99,7 +99,7 @@ def check_output(file: Path) -> None:
 
 
 def draw(engine: Engine, clusters: int | None = None, names: str = "auto", seed: int = 0) -> maps.ItemMap:
-    """Draws the map of an index, with progress for each step."""
+    """Draws the map of an index, with progress for each step, and keeps it with the index for the web page."""
     if names == "guesses":  # before the work of minutes
         cluster_names.check_classifier(engine.load_model())
     with show_progress("searching for neighbours") as progress:
@@ -107,7 +107,12 @@ def draw(engine: Engine, clusters: int | None = None, names: str = "auto", seed:
     with show_progress("laying out") as progress:
         drawn = maps.draw_map(near, clusters, seed, progress)
     with show_progress("naming clusters") as progress:
-        return cluster_names.name_clusters(drawn, names, engine.load_model, progress)
+        drawn = cluster_names.name_clusters(drawn, names, engine.load_model, progress)
+    try:
+        maps.keep(engine.opened_index, drawn, seed)
+    except OSError as error:
+        note(f"the web page will not show this map, which cannot be kept in the index: {error.strerror or error}")
+    return drawn
 
 
 def _thumbnails(drawn: maps.ItemMap, count: int) -> Sheets:
@@ -126,7 +131,7 @@ def _page_data(drawn: maps.ItemMap, sheets: Sheets) -> MapData:
         ids=drawn.ids,
         clusters=drawn.cluster_ids,
         cluster_names=[cluster.name for cluster in drawn.clusters],
-        cluster_notes=[_origin(cluster) for cluster in drawn.clusters],
+        cluster_notes=[cluster.note for cluster in drawn.clusters],
         paths=[member.path for member in drawn.members],
         labels=[item.label for item in items],
         metadata=[item.metadata for item in items],
@@ -135,21 +140,5 @@ def _page_data(drawn: maps.ItemMap, sheets: Sheets) -> MapData:
     )
 
 
-def _origin(cluster: maps.Cluster) -> str:
-    """Describes where the name of a cluster comes from."""
-    if cluster.share is None:
-        return ""
-    kind = "of the labels" if cluster.source == "labels" else "probable to the classifier"
-    return f"{cluster.share:.0%} {kind}"
-
-
 def _facts(engine: Engine, drawn: maps.ItemMap, seed: int) -> dict[str, str]:
-    sources = {cluster.source for cluster in drawn.clusters}
-    said = {"labels": "labels", "guesses": "guesses of the classifier", "number": "numbers"}
-    return {
-        "index": str(engine.path),
-        "model": engine.meta.model,
-        "pictures": f"{len(drawn.members):,}",
-        "positions": f"t-SNE of exact neighbours, seed {seed}",
-        "names": ", ".join(said[source] for source in said if source in sources),
-    }
+    return {"index": str(engine.path), "model": engine.meta.model, **drawn.facts(seed)}

@@ -34,11 +34,14 @@ def name_clusters(
     kind: str = "auto",
     model: Callable[[], Any] | None = None,
     progress: Progress = no_progress,
+    *,
+    largest: int | None = None,
 ) -> ItemMap:
     """Returns the map with names of its clusters.
 
     kind: one of `KINDS`. model: loads the classifier; it is called only if guesses are needed. With auto, a model that
     has no classes or cannot be loaded leaves numbers. progress: called with the number of clusters guessed at.
+    largest: the most pixels of a picture to guess at; None for any.
     Raises UsageError for an unknown kind, and with guesses what the model raises.
     """
     if kind not in KINDS:
@@ -49,7 +52,7 @@ def name_clusters(
     unnamed = [number for number, cluster in enumerate(named) if cluster.source == "number"]
     classifier = _classifier(model, kind) if model is not None and unnamed else None
     if classifier is not None:
-        for number, cluster in _guesses(drawn, unnamed, classifier, progress).items():
+        for number, cluster in _guesses(drawn, unnamed, classifier, progress, largest).items():
             named[number] = cluster
     return replace(drawn, clusters=_unique(named))
 
@@ -88,11 +91,15 @@ def _by_labels(drawn: ItemMap, number: int, few: bool) -> Cluster | None:
     return Cluster(name, len(places), "labels", count / len(labels))
 
 
-def _guesses(drawn: ItemMap, numbers: Sequence[int], model: Any, progress: Progress) -> dict[int, Cluster]:
+def _guesses(
+    drawn: ItemMap, numbers: Sequence[int], model: Any, progress: Progress, largest: int | None
+) -> dict[int, Cluster]:
     """Names clusters by the classes' mean probabilities for their central items, except those without a picture."""
     classes, found = model.classes, {}
     for done, number in enumerate(numbers, 1):
-        opened = (thumbnail(drawn.members[place], model.recipe.resize) for place in central(drawn, number, CENTRAL))
+        members = [drawn.members[place] for place in central(drawn, number, CENTRAL)]
+        few = [each for each in members if largest is None or each.item.width * each.item.height <= largest]
+        opened = (thumbnail(member, model.recipe.resize) for member in few)
         images = [image for image in opened if image is not None]
         if images:
             mean = classify.probabilities(model, images).mean(0)

@@ -38,13 +38,15 @@ class Finding:
 class Collection:
     """All items of a snapshot of an index.
 
-    items: by id; rows: (n,) their rows of features; order: (n,) their places by ascending row.
+    items: by id; rows: (n,) their rows of features; order: (n,) their places by ascending row. generation: the
+    index's.
     """
 
     snapshot: SearchSnapshot
     items: Sequence[Item]
     rows: NDArray[np.int64]
     order: NDArray[np.int64]
+    generation: int = 0
 
     @classmethod
     def read(cls, snapshots: Searchable, reader: ItemReader) -> Collection:
@@ -53,7 +55,7 @@ class Collection:
         if not items:
             raise UsageError("the index has no items", hint="simsearch build SOURCE")
         rows = np.array([item.row for item in items], np.int64)
-        return cls(snapshots.current(reader), items, rows, np.argsort(rows))
+        return cls(snapshots.current(reader), items, rows, np.argsort(rows), reader.state("generation"))
 
     def member(self, place: int, distance: float = 0.0, own: bool = True) -> Member:
         """Returns the item at a place. distance: to the one that it is shown beside; own: see `Member`."""

@@ -21,7 +21,9 @@ from simsearch.curation.hills import find_hills
 from simsearch.errors import UsageError
 from simsearch.search.duplicates import Member
 from simsearch.storage.export import MapColumns
-from simsearch.storage.protocols import Searchable
+from simsearch.storage.protocols import OpenIndex, Searchable
+from simsearch.storage.stored_map import NamedCluster, StoredMap, content_key
+from simsearch.storage.stored_map import write as write_map
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,18 +48,28 @@ class Cluster:
     source: str = "number"
     share: float | None = None
 
+    @property
+    def note(self) -> str:
+        """Where the name comes from, for people; empty for a number."""
+        if self.share is None:
+            return ""
+        kind = "of the labels" if self.source == "labels" else "probable to the classifier"
+        return f"{self.share:.0%} {kind}"
+
 
 @dataclass(frozen=True)
 class Neighbourhood:
     """The items of an index, their nearest neighbours and where their layout starts; see `read_neighbours`.
 
     places: (n, k) of the nearest other items; distances: (n, k) to them. start: (n, 2).
+    generation: the index's.
     """
 
     members: Sequence[Member]
     places: NDArray[np.int64]
     distances: NDArray[np.float64]
     start: NDArray[np.float64]
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class ItemMap:
 
     members: the items, by id. positions: (n, 2) float32, centred at 0. cluster_ids: (n,) int32, the place of each
     item's cluster in `clusters`, which are sorted by size, the largest first.
-    places, distances: (n, k), the nearest other items and how far they are.
+    places, distances: (n, k), the nearest other items and how far they are. generation: the index's.
     """
 
     members: Sequence[Member]
@@ -75,6 +87,7 @@ class ItemMap:
     clusters: Sequence[Cluster]
     places: NDArray[np.int64]
     distances: NDArray[np.float64]
+    generation: int = 0
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -86,6 +99,22 @@ class ItemMap:
         names = [cluster.name for cluster in self.clusters]
         near, away = self.places[:, :EXPORTED], self.distances[:, :EXPORTED]
         return MapColumns(self.ids, self.positions, self.cluster_ids, names, near, away)
+
+    def facts(self, seed: int) -> dict[str, str]:
+        """Returns how the map was made, for people. seed: of its layout."""
+        sources = {cluster.source for cluster in self.clusters}
+        said = {"labels": "labels", "guesses": "guesses of the classifier", "number": "numbers"}
+        return {
+            "pictures": f"{len(self.members):,}",
+            "positions": f"t-SNE of exact neighbours, seed {seed}",
+            "names": ", ".join(said[source] for source in said if source in sources),
+        }
+
+    def stored(self, facts: dict[str, str]) -> StoredMap:
+        """Returns what is kept of the map beside the index. facts: how it was made, for people."""
+        contents = np.array([content_key(member.item.digest) for member in self.members], np.uint64)
+        named = [NamedCluster(cluster.name, cluster.note) for cluster in self.clusters]
+        return StoredMap(self.ids, contents, self.positions, self.cluster_ids, named, self.generation, facts)
 
 
 def read_neighbours(
@@ -102,7 +131,7 @@ def read_neighbours(
         collection = graph.collection
         check_size(len(collection.items))
         members = [collection.member(place) for place in range(len(collection.items))]
-        return Neighbourhood(members, graph.places, graph.distances, layout.start_positions(collection, seed))
+        return Neighbourhood(members, graph.places, graph.distances, layout.start_positions(collection, seed), collection.generation)
 
 
 def check_size(count: int) -> None:
@@ -128,7 +157,18 @@ def draw_map(
     found = find_hills(positions, clusters)
     sizes = np.bincount(found).tolist()
     numbered = [Cluster(f"cluster {number}", size) for number, size in enumerate(sizes, 1)]
-    return ItemMap(near.members, positions, found, numbered, near.places, near.distances)
+    return ItemMap(near.members, positions, found, numbered, near.places, near.distances, near.generation)
+
+
+def keep(opened: OpenIndex, drawn: ItemMap, seed: int = 0) -> StoredMap:
+    """Stores a map with its index, where the web page finds it; returns what is stored. Raises OSError.
+
+    An index that is not on this machine keeps none.
+    """
+    stored = drawn.stored(drawn.facts(seed))
+    if opened.folder is not None:
+        write_map(opened.folder, stored)
+    return stored
 
 
 def representatives(positions: NDArray[np.float32], count: int) -> NDArray[np.int64]:

@@ -70,7 +70,7 @@ def _updated(index: Index, learn: bool) -> tuple[SketchFacts | None, SketchFacts
 def delete_unused(index: Index) -> None:
     """Deletes derived files that `meta.json` does not name; readers that use them have them in memory."""
     parameters = index.meta.search["parameters"]
-    used = {derived.WORK_FOLDER, parameters.get("folder") if isinstance(parameters, dict) else None}
+    used = {derived.WORK_FOLDER, derived.MAP_FOLDER, parameters.get("folder") if isinstance(parameters, dict) else None}
     used.add(index.meta.sketch.get("folder"))
     files = index.folder.child(derived.FOLDER)
     for name in files.names() if files.exists(".") else ():

@@ -10,6 +10,8 @@ from simsearch.common.printable import printable
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 
 def page_environment(folder: str = "") -> Environment:
     """Returns the environment of the templates in a subfolder of `templates`."""
@@ -20,7 +22,7 @@ def page_environment(folder: str = "") -> Environment:
         return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates" / folder),
+        loader=FileSystemLoader([TEMPLATES / folder, TEMPLATES] if folder else TEMPLATES),
         autoescape=True,
         finalize=finalize,
         undefined=StrictUndefined,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from simsearch.server.map_answers import MAP_EXAMPLES
 from simsearch.server.schemas import LARGEST_ID
 
 Count = Annotated[int, Field(ge=0)]
@@ -242,6 +243,7 @@ EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
         "keep": "largest",
     },
     Progress: {"done": 5120, "total": 40000},
+    **MAP_EXAMPLES,
     RunProgress: {"done": 12, "total": 400, "journal": _JOURNAL},
     CleanUp: {
         "dry_run": False,

@@ -19,6 +19,7 @@ TAGS = [
     {"name": "search", "description": "Searches by an image, an item or a vector."},
     {"name": "items", "description": "The indexed images."},
     {"name": "duplicates", "description": "Groups of near-identical images, and cleaning them up."},
+    {"name": "map", "description": "The items on a plane, similar ones side by side."},
     {"name": "service", "description": "The indexes that are served, and the state of the service."},
 ]
 

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi.responses import Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from simsearch.reports.page_templates import TEMPLATES
 from simsearch.search.options import OPTIONS
 from simsearch.search.results import WORDS
 from simsearch.server import openapi
@@ -63,7 +64,7 @@ def policy(page: str) -> str:
 def render() -> str:
     """Returns the page: its parts joined into one file, with a checkbox for each search option that has a label."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates" / "page"),
+        loader=FileSystemLoader([Path(__file__).parent / "templates" / "page", TEMPLATES]),  # the map's parts
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

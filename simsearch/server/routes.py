@@ -11,13 +11,14 @@ from fastapi.responses import Response
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from simsearch.server import answers, openapi, reference
+from simsearch.server import answers, map_answers, openapi, reference
 from simsearch.server import page as server_page
 from simsearch.server.browse import ListRequest, Sort
 from simsearch.server.cleanup_schemas import CleanUpRequest, IgnoreRequest, Rule, UndoRequest
 from simsearch.server.duplicates import Duplicates, GroupsRequest
 from simsearch.server.errors import reply
 from simsearch.server.items import Items
+from simsearch.server.maps import Maps
 from simsearch.server.middleware import ApiError
 from simsearch.server.openapi import binary, errors, ok, responses
 from simsearch.server.schemas import LARGEST_ID, MOST_CONDITION
@@ -65,6 +66,7 @@ Distance = Annotated[
     Query(ge=0, allow_inf_nan=False, description="Largest distance; by default measured on changed copies."),
 ]
 Keep = Annotated[Rule, Query(description="The rule that chooses the picture of each group to keep.")]
+Again = Annotated[bool, Query(description="Draw another map if the index has changed since the last one.")]
 
 
 def install(app: FastAPI, service: SearchService) -> None:
@@ -72,6 +74,7 @@ def install(app: FastAPI, service: SearchService) -> None:
     _service_routes(app, Status(service))
     _search(app, Searches(service), service)
     _items(app, Items(service), service.settings.writable)
+    _map(app, Maps(service))
     _duplicates(app, Duplicates(service), service.settings)
     app.openapi_schema = openapi.named(app.openapi())
     if service.settings.api_keys:
@@ -217,6 +220,21 @@ def _items(app: FastAPI, handlers: Items, write: bool) -> None:
     )
     async def remove(request: Request, number: Number, index: Index = None) -> Response:
         return await handlers.remove(request, number)
+
+
+def _map(app: FastAPI, handlers: Maps) -> None:
+    @app.get(
+        "/v1/map",
+        name="map",
+        summary="The map of an index: where its items lie on a plane, and their clusters",
+        responses={
+            **responses(map_answers.Map, 400, 401, 404, 422, 429, 503),
+            202: {**ok(map_answers.MapProgress), "description": "It is being drawn; ask again."},
+            304: {"description": "Unchanged."},
+        },
+    )
+    async def map_(request: Request, again: Again = False, index: Index = None) -> Response:
+        return await handlers.map(request, again)
 
 
 def _duplicates(app: FastAPI, handlers: Duplicates, settings: Settings) -> None:

@@ -19,6 +19,7 @@ from simsearch.server.clean_ups import CleanUps
 from simsearch.server.decoding import Lane, Lanes, LargePictureError
 from simsearch.server.errors import draining
 from simsearch.server.fetching import Fetcher
+from simsearch.server.map_maker import MapMaker
 from simsearch.server.middleware import ApiError
 from simsearch.server.near_groups import GroupFinder
 from simsearch.server.prometheus import PrometheusMetrics
@@ -52,6 +53,7 @@ class SearchService:
         self.batchers = {n: Batcher(i, settings.batch_size, self.metrics) for n, i in self.indexes.items()}
         self.browser = Browser()
         self.finder, self.clean_ups = GroupFinder(settings.memory), CleanUps(settings)
+        self.map_maker = MapMaker(settings.memory, settings.writable)
         for engine in engines.values():
             self.clean_ups.prepare(engine)
         self.uploads, self.thumbnails = Uploads(), thumbnails.Thumbnails()
@@ -67,6 +69,7 @@ class SearchService:
         self.draining = True
         self.fetcher.stop()
         self.finder.stop()
+        self.map_maker.stop()
         self.clean_ups.stop()
         self.received.hurry(LAST_SECONDS)
         self.lanes.large.pool.shutdown(wait=False, cancel_futures=True)
@@ -75,6 +78,7 @@ class SearchService:
         """Waits for the work that was started in threads."""
         self.fetcher.close()
         self.finder.close()
+        self.map_maker.close()
         self.clean_ups.close()
         self.readers.shutdown(wait=True, cancel_futures=True)
         self.lanes.close()

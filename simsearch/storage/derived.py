@@ -32,6 +32,9 @@ FOLDER = "derived"
 WORK_FOLDER = "work"
 """Subfolder of `derived/` for the files of a cluster build, which have checks of their own."""
 
+MAP_FOLDER = "map"
+"""Subfolder of `derived/` for the last map; see `simsearch.storage.stored_map`."""
+
 SEAL = 48
 """Bytes of a seal."""
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsearch.reports.map import NONE, MapData, categories, common_folder, numbers, pack, render_map, save_map
+from simsearch.reports.map import MapData, pack, render_map, save_map
+from simsearch.reports.map_columns import NONE, categories, common_folder, numbers
 from simsearch.reports.thumbnail_sheets import COLUMNS, SIDE, make_sheets
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u202egpj\n"
@@ -141,7 +142,7 @@ def visit(browser, file, phone=False):
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
     page.goto(file.as_uri())
-    expect(page.locator("#state")).to_be_hidden()
+    expect(page.locator("#map-state")).to_be_hidden()
     return page
 
 
@@ -174,7 +175,7 @@ def accessible(page):
 
 def spot(page, x, y):
     """The place of a lattice point on the screen, when everything is shown."""
-    box = page.locator("#canvas").bounding_box()
+    box = page.locator("#map-canvas").bounding_box()
     pad = min(48, box["width"] / 10, box["height"] / 10)
     k = min(box["width"] - 2 * pad, box["height"] - 2 * pad) / (SIDES - 1)
     middle = (SIDES - 1) / 2
@@ -192,7 +193,7 @@ def lasso(page, x0, y0, x1, y1):
 
 def colour_at(page, x, y):
     return page.evaluate(
-        "([x, y]) => { const c = document.getElementById('canvas'), b = c.getBoundingClientRect(), r = c.width / b.width;"
+        "([x, y]) => { const c = document.getElementById('map-canvas'), b = c.getBoundingClientRect(), r = c.width / b.width;"
         " return [...c.getContext('2d').getImageData((x - b.left) * r, (y - b.top) * r, 1, 1).data].slice(0, 3); }",
         [x, y],
     )
@@ -202,81 +203,81 @@ def colour_at(page, x, y):
 def test_page_is_accessible(page):
     accessible(page)
     if page.viewport_size["width"] < 500:
-        page.click("#toggle")
-    page.locator("#legend button").first.click()
+        page.click("#map-toggle")
+    page.locator("#map-legend button").first.click()
     page.click("summary")
-    expect(page.locator("#selected")).to_have_text("100 selected")
+    expect(page.locator("#map-selected")).to_have_text("100 selected")
     accessible(page)
-    page.locator("#canvas").focus()
+    page.locator("#map-canvas").focus()
     for key in ("n", "Enter"):
         page.keyboard.press(key)
-    expect(page.locator("#card")).to_be_visible()
+    expect(page.locator("#map-card")).to_be_visible()
     accessible(page)
 
 
 def test_points_are_drawn_in_the_colours_of_the_legend(page):
-    dots = page.locator("#legend i").evaluate_all("dots => dots.map(dot => getComputedStyle(dot).backgroundColor)")
+    dots = page.locator("#map-legend i").evaluate_all("dots => dots.map(dot => getComputedStyle(dot).backgroundColor)")
     assert len(set(dots)) == 4
     for dot, (x, y) in zip(dots, [(2, 2), (17, 2), (2, 17), (17, 17)], strict=True):
         expected = [int(value) for value in re.findall(r"\d+", dot)]
         assert np.abs(np.subtract(colour_at(page, *spot(page, x, y)), expected)).max() < 45
-    page.select_option("#colour", "2")
-    expect(page.locator("#ramp")).to_be_visible()
-    expect(page.locator("#high")).to_have_text("199.5")
+    page.select_option("#map-colour", "2")
+    expect(page.locator("#map-ramp")).to_be_visible()
+    expect(page.locator("#map-high")).to_have_text("199.5")
     low, high = colour_at(page, *spot(page, 2, 0)), colour_at(page, *spot(page, 17, 19))
     assert sum(high) > sum(low) + 100
 
 
 def test_lasso_gives_paths(page):
-    page.click("#lasso")
-    expect(page.locator("#lasso")).to_have_attribute("aria-pressed", "true")
+    page.click("#map-lasso")
+    expect(page.locator("#map-lasso")).to_have_attribute("aria-pressed", "true")
     lasso(page, -0.5, -0.5, 2.5, 1.5)
-    expect(page.locator("#selected")).to_have_text("6 selected")
-    expect(page.locator("#lasso")).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#map-selected")).to_have_text("6 selected")
+    expect(page.locator("#map-lasso")).to_have_attribute("aria-pressed", "false")
     expected = [f"/photos/row {row:02}/{20 * row + n:03}.jpg" for row in (0, 1) for n in range(3)]
-    page.click("#copy")
-    expect(page.locator("#copy")).to_have_text("Copied")
+    page.click("#map-copy")
+    expect(page.locator("#map-copy")).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()").split() == " ".join(expected).split()
     with page.expect_download() as download:
-        page.click("#save")
+        page.click("#map-save")
     assert download.value.path().read_text() == "\n".join(expected) + "\n"
     page.keyboard.down("Shift")
     lasso(page, 17.5, 17.5, 19.5, 19.5)
     page.keyboard.up("Shift")
-    expect(page.locator("#selected")).to_have_text("4 selected")
+    expect(page.locator("#map-selected")).to_have_text("4 selected")
     page.keyboard.press("Escape")
-    expect(page.locator("#selection")).to_be_hidden()
+    expect(page.locator("#map-selection")).to_be_hidden()
 
 
 def test_search(page):
-    page.fill("#search", "ROW 07/")
-    expect(page.locator("#selected")).to_have_text("20 selected")
-    page.fill("#search", "north-west 005")
-    expect(page.locator("#selected")).to_have_text("1 selected")
-    page.press("#search", "Enter")
-    page.fill("#search", "nothing like it")
-    expect(page.locator("#selected")).to_have_text("0 selected")
-    expect(page.locator("#copy")).to_be_disabled()
-    page.fill("#search", "")
-    expect(page.locator("#selection")).to_be_hidden()
+    page.fill("#map-search", "ROW 07/")
+    expect(page.locator("#map-selected")).to_have_text("20 selected")
+    page.fill("#map-search", "north-west 005")
+    expect(page.locator("#map-selected")).to_have_text("1 selected")
+    page.press("#map-search", "Enter")
+    page.fill("#map-search", "nothing like it")
+    expect(page.locator("#map-selected")).to_have_text("0 selected")
+    expect(page.locator("#map-copy")).to_be_disabled()
+    page.fill("#map-search", "")
+    expect(page.locator("#map-selection")).to_be_hidden()
 
 
 def test_hover_click_and_nearest(page):
     page.mouse.move(*spot(page, 5, 0))
-    expect(page.locator("#path")).to_have_text("row 00/005.jpg")
-    expect(page.locator("#preview")).to_be_visible()
-    expect(page.locator("#values")).to_contain_text("north-west")
-    expect(page.locator("#nearest")).to_be_hidden()
+    expect(page.locator("#map-path")).to_have_text("row 00/005.jpg")
+    expect(page.locator("#map-preview")).to_be_visible()
+    expect(page.locator("#map-values")).to_contain_text("north-west")
+    expect(page.locator("#map-nearest")).to_be_hidden()
     page.mouse.move(*spot(page, 9.5, 9.5))
-    expect(page.locator("#card")).to_be_hidden()
+    expect(page.locator("#map-card")).to_be_hidden()
     page.mouse.click(*spot(page, 18, 10))
-    expect(page.locator("#path")).to_have_text("row 10/218.jpg")
-    expect(page.locator("#preview")).to_be_hidden()
-    expect(page.locator("#nearest button")).to_have_count(2)
-    page.locator("#nearest button").first.click()
-    expect(page.locator("#path")).to_have_text("row 10/219.jpg")
-    page.click("#unpin")
-    expect(page.locator("#card")).to_be_hidden()
+    expect(page.locator("#map-path")).to_have_text("row 10/218.jpg")
+    expect(page.locator("#map-preview")).to_be_hidden()
+    expect(page.locator("#map-nearest button")).to_have_count(2)
+    page.locator("#map-nearest button").first.click()
+    expect(page.locator("#map-path")).to_have_text("row 10/219.jpg")
+    page.click("#map-unpin")
+    expect(page.locator("#map-card")).to_be_hidden()
 
 
 def test_wheel_drag_and_keys(page):
@@ -285,40 +286,40 @@ def test_wheel_drag_and_keys(page):
     for _ in range(6):
         page.mouse.wheel(0, -200)
     page.mouse.move(x + 1, y)
-    expect(page.locator("#path")).to_have_text("row 00/002.jpg")  # zoomed about the pointer
+    expect(page.locator("#map-path")).to_have_text("row 00/002.jpg")  # zoomed about the pointer
     page.mouse.down()
     page.mouse.move(x + 160, y + 90, steps=5)
     page.mouse.up()
     page.mouse.move(x + 161, y + 90)
-    expect(page.locator("#path")).to_have_text("row 00/002.jpg")
-    page.locator("#canvas").focus()
+    expect(page.locator("#map-path")).to_have_text("row 00/002.jpg")
+    page.locator("#map-canvas").focus()
     page.keyboard.press("0")
     page.mouse.move(*spot(page, 12, 12))
-    expect(page.locator("#path")).to_have_text("row 12/252.jpg")
+    expect(page.locator("#map-path")).to_have_text("row 12/252.jpg")
     page.keyboard.press("ArrowLeft")
     page.mouse.move(*[value + add for value, add in zip(spot(page, 12, 12), (61, 0), strict=True)])
-    expect(page.locator("#path")).to_have_text("row 12/252.jpg")
+    expect(page.locator("#map-path")).to_have_text("row 12/252.jpg")
 
 
 def test_pictures_are_drawn_in_place_of_points(page):
-    expect(page.locator("#canvas")).to_be_visible()
+    expect(page.locator("#map-canvas")).to_be_visible()
     x, y = spot(page, 0, 0)
-    page.select_option("#pictures", "always")
+    page.select_option("#map-pictures", "always")
     page.wait_for_timeout(300)
     assert np.abs(np.subtract(colour_at(page, x + 9, y + 4), [0, 99, 200])).max() < 25
-    page.select_option("#pictures", "never")
+    page.select_option("#map-pictures", "never")
     page.wait_for_timeout(100)
     assert np.abs(np.subtract(colour_at(page, x + 9, y + 4), [0, 99, 200])).max() > 50
 
 
 def test_phone(browser, file):
     page = visit(browser, file, phone=True)
-    expect(page.locator("#panel")).to_be_hidden()
+    expect(page.locator("#map-panel")).to_be_hidden()
     page.touchscreen.tap(*spot(page, 4, 19))
-    expect(page.locator("#path")).to_have_text("row 19/384.jpg")
-    page.click("#unpin")
-    page.click("#toggle")
-    expect(page.locator("#panel")).to_be_visible()
+    expect(page.locator("#map-path")).to_have_text("row 19/384.jpg")
+    page.click("#map-unpin")
+    page.click("#map-toggle")
+    expect(page.locator("#map-panel")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.complaints == []
     page.context.close()
@@ -331,8 +332,8 @@ def test_hostile_names_stay_text(browser, tmp_path):
     save_map(dataclasses.replace(data, metadata=[{NASTY: NASTY}] * 400), file, NASTY, {NASTY: NASTY})
     page = visit(browser, file)
     page.mouse.click(*spot(page, 5, 5))
-    expect(page.locator("#path")).to_contain_text("<img src=x onerror=alert(2)>")
-    expect(page.locator("#legend button").first).to_contain_text("</script>")
+    expect(page.locator("#map-path")).to_contain_text("<img src=x onerror=alert(2)>")
+    expect(page.locator("#map-legend button").first).to_contain_text("</script>")
     assert page.locator("img").count() == 0 and page.complaints == []
     page.context.close()
 
@@ -349,11 +350,11 @@ def test_many_points_and_few(browser, tmp_path):
     for data in (one, many):
         save_map(data, tmp_path / "map.html", "t", {})
         page = visit(browser, tmp_path / "map.html")
-        page.locator("#canvas").focus()
+        page.locator("#map-canvas").focus()
         for key in ("+", "n", "Enter", "0"):
             page.keyboard.press(key)
-        page.locator("#legend button").first.click()
-        expect(page.locator("#selected")).to_contain_text("selected")
-        expect(page.locator("#picturesfield")).to_be_hidden()
+        page.locator("#map-legend button").first.click()
+        expect(page.locator("#map-selected")).to_contain_text("selected")
+        expect(page.locator("#map-picturesfield")).to_be_hidden()
         assert page.complaints == []
         page.context.close()

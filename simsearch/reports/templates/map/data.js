@@ -1,24 +1,10 @@
-// The embedded data: positions, fields, neighbours and paths of n items; all text from outside is set as text only.
-const $ = id => document.getElementById(id);
-const bytesOf = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
-const fail = text => { $("state").textContent = text; throw new Error(text); };
-if (!("DecompressionStream" in window)) fail("This browser is too old for the map: it cannot decompress its data.");
-const unpacked = new Blob([bytesOf($("data").textContent)]).stream().pipeThrough(new DecompressionStream("gzip"));
-const buffer = await new Response(unpacked).arrayBuffer();
-$("data").remove();
-const headLength = new DataView(buffer).getUint32(0, true);
-const utf8 = new TextDecoder();
-const head = JSON.parse(utf8.decode(new Uint8Array(buffer, 8, headLength)));
-const TYPES = { f4: Float32Array, f8: Float64Array, u1: Uint8Array, u2: Uint16Array, u4: Uint32Array };
-const array = name => {
-  const [type, offset, length] = head.arrays[name];
-  return new TYPES[type](buffer, 8 + headLength + offset, length);
-};
-const n = head.items, near = head.near, NONE = 0xFFFF;
-const xy = array("positions"), ids = array("ids"), neighbours = array("neighbours");
-const names = utf8.decode(array("paths")).split("\n");
-const fullPath = i => head.folder + names[i];
-const fields = head.fields.map(field => ({ ...field, values: array(field.array) }));
+// What is drawn: positions xy, ids, names (paths without the folder that they share) and fields to colour by of n items,
+// and the `near` nearest ones of each, if they are known. All text from outside is set as text only.
+const $ = name => document.getElementById("map-" + name);
+const { n, xy, ids, neighbours, near, folder, names, fields, pictures } = source, NONE = 0xFFFF;
+const leaving = new AbortController();  // takes all listeners away when the map makes room for another
+const listen = (target, type, act, options = {}) => target.addEventListener(type, act, { ...options, signal: leaving.signal });
+const fullPath = i => folder + names[i];
 for (const field of fields) {
   if (field.kind !== "category") {
     field.low = Infinity; field.high = -Infinity;
@@ -34,28 +20,6 @@ function valueOf(field, i) {
   const value = field.values[i];
   if (field.kind === "category") return value === NONE ? null : field.names[value];
   return Number.isNaN(value) ? null : format(value);
-}
-
-// Small pictures: m of the items have one, on sheets.
-const pictured = array("pictured"), sizes = array("sizes"), m = pictured.length;
-const pictureOf = new Int32Array(n).fill(-1);
-pictured.forEach((place, j) => { pictureOf[place] = j; });
-const sheets = [];
-async function openSheets() {
-  for (const element of document.querySelectorAll(".sheet")) {
-    sheets.push(await createImageBitmap(new Blob([bytesOf(element.textContent)], { type: "image/webp" })));
-    element.remove();
-    redraw();
-  }
-}
-function place(j) {  // of picture j: its sheet, and the part of it
-  const { side, columns } = head.sheet, each = columns * columns, at = j % each;
-  return [sheets[Math.floor(j / each)], at % columns * side, Math.floor(at / columns) * side, sizes[2 * j], sizes[2 * j + 1]];
-}
-function drawPicture(target, j, x, y, width, height) {
-  const [sheet, left, top, w, h] = place(j);
-  if (sheet) target.drawImage(sheet, left, top, w, h, x, y, width, height);
-  return Boolean(sheet);
 }
 
 // Cells of a grid over the plane, to find items near a point.

@@ -4,7 +4,7 @@ let pending = 0, image = null, pixels = null;
 let selected = null, count = 0;  // (n,) 1 for selected; null for none
 let hovered = -1, pinned = -1, path = null;  // path: of the lasso, in pixels
 let shown = [];  // pictures in this frame: item, x, y, width, height
-function redraw() { if (!pending) pending = requestAnimationFrame(() => { pending = 0; draw(); }); }
+function redraw() { if (!pending && !leaving.signal.aborted) pending = requestAnimationFrame(() => { pending = 0; draw(); noteChange(); }); }
 
 const discs = new Map();
 function disc(radius) {  // its pixels: the way to each in memory, and how much of it is covered, of 256
@@ -68,13 +68,13 @@ function draw() {
 
 function drawPictures() {
   shown = [];
-  const mode = $("pictures").value, { side } = head.sheet;
-  if (mode === "never" || !sheets.length) return;
+  const mode = $("pictures").value, { side, order } = pictures;
+  if (mode === "never" || !order.length) return;
   const size = Math.max(34, Math.min(side, 44 * Math.pow(view.k / view.fit, .18))), gap = size + 6;
   const across = Math.ceil(view.width / gap), down = Math.ceil(view.height / gap), seen = [];
-  for (let j = 0; j < m; j++) {
-    const i = pictured[j], x = screenX(i), y = screenY(i);
-    if (x > -size && y > -size && x < view.width + size && y < view.height + size && (!selected || selected[i])) seen.push(j);
+  for (const i of order) {
+    const x = screenX(i), y = screenY(i);
+    if (x > -size && y > -size && x < view.width + size && y < view.height + size && (!selected || selected[i])) seen.push(i);
   }
   if (mode === "auto" && (view.k < 1.6 * view.fit || seen.length > 3 * across * down) && n > 60) return;
   const taken = new Map();  // by square of the screen: the boxes in it
@@ -86,13 +86,13 @@ function drawPictures() {
     taken.set(key, [...(taken.get(key) || []), [x, y]]);
     return true;
   };
-  for (const j of seen) {  // those that show most of the map come first
-    const i = pictured[j], x = screenX(i), y = screenY(i);
+  for (const i of seen) {  // those that show most of the map come first
+    const x = screenX(i), y = screenY(i);
     if (!free(x, y)) continue;
-    const scale = size / side, width = sizes[2 * j] * scale, height = sizes[2 * j + 1] * scale, [red, green, blue] = shadeOf(i);
-    context.fillStyle = css([red, green, blue]);
+    const scale = size / side, [width, height] = pictures.size(i).map(length => length * scale);
+    context.fillStyle = css(shadeOf(i));
     context.fillRect(x - width / 2 - 2, y - height / 2 - 2, width + 4, height + 4);
-    if (drawPicture(context, j, x - width / 2, y - height / 2, width, height)) shown.push([i, x, y, width + 4, height + 4]);
+    if (pictures.draw(context, i, x - width / 2, y - height / 2, width, height)) shown.push([i, x, y, width + 4, height + 4]);
   }
 }
 

@@ -5,7 +5,7 @@ const at = event => { const box = canvas.getBoundingClientRect(); return [event.
 function setLasso(on) { lassoing = on; $("lasso").setAttribute("aria-pressed", on); canvas.classList.toggle("lasso", on); }
 const spread = () => { const [[ax, ay], [bx, by]] = [...pointers.values()]; return { x: (ax + bx) / 2, y: (ay + by) / 2, d: Math.hypot(ax - bx, ay - by) || 1 }; };
 
-canvas.addEventListener("pointerdown", event => {
+listen(canvas, "pointerdown", event => {
   if (event.button) return;
   canvas.setPointerCapture(event.pointerId);
   pointers.set(event.pointerId, at(event));
@@ -13,7 +13,7 @@ canvas.addEventListener("pointerdown", event => {
   if (pointers.size === 2) { path = null; pinch = spread(); }
   else if (pointers.size === 1 && (lassoing || event.shiftKey)) path = [at(event)];
 });
-canvas.addEventListener("pointermove", event => {
+listen(canvas, "pointermove", event => {
   const [x, y] = at(event), before = pointers.get(event.pointerId);
   if (!before) {
     if (event.pointerType === "touch") return;
@@ -37,23 +37,23 @@ function lift(event) {
   canvas.classList.remove("drags");
   const drawn = path;
   path = null;
-  if (drawn && drawn.length > 3) { setLasso(false); hideCard(); byLasso(drawn); openPanel(true); }
+  if (drawn && drawn.length > 3) { setLasso(false); hideCard(); byLasso(onPlane(drawn)); openPanel(true); }
   redraw();
 }
-canvas.addEventListener("click", event => {  // after all events of the touch, which could meet the card
+listen(canvas, "click", event => {  // after all events of the touch, which could meet the card
   if (moved > (event.pointerType === "touch" ? 8 : 3)) return;
   const i = itemAt(...at(event), event.pointerType === "touch" ? 20 : 12);
   if (i >= 0) pin(i); else hideCard();
 });
-for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, lift);
-canvas.addEventListener("pointerleave", () => { if (pinned < 0) hideCard(); });
-canvas.addEventListener("wheel", event => {
+for (const name of ["pointerup", "pointercancel"]) listen(canvas, name, lift);
+listen(canvas, "pointerleave", () => { if (pinned < 0) hideCard(); });
+listen(canvas, "wheel", event => {
   event.preventDefault();
   hideCard();
   const step = event.deltaY * (event.deltaMode === 1 ? 20 : event.deltaMode === 2 ? 400 : 1) * (event.ctrlKey ? 4 : 1);
   zoomBy(Math.exp(-Math.max(-400, Math.min(400, step)) / 400), ...at(event));
 }, { passive: false });
-canvas.addEventListener("dblclick", event => { hideCard(); zoomBy(2, ...at(event)); });
+listen(canvas, "dblclick", event => { hideCard(); zoomBy(2, ...at(event)); });
 
 const visited = new Set();
 function nextNear() {  // the nearest to the middle of the map that has not been visited
@@ -76,7 +76,7 @@ const KEYS = {
   "+": () => zoomBy(1.4), "=": () => zoomBy(1.4), "-": () => zoomBy(1 / 1.4), 0: () => { showAll(); redraw(); },
   n: nextNear, l: () => setLasso(!lassoing), Enter: () => { if (hovered >= 0) pin(hovered); },
 };
-canvas.addEventListener("keydown", event => {
+listen(canvas, "keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const act = KEYS[event.key] || KEYS[event.key.toLowerCase()];
   if (!act) return;
@@ -84,8 +84,8 @@ canvas.addEventListener("keydown", event => {
   if (event.key.startsWith("Arrow") || "+-=0".includes(event.key)) { hideCard(); visited.clear(); }
   act();
 });
-addEventListener("keydown", event => {
-  if (event.key !== "Escape") return;
+listen(window, "keydown", event => {
+  if (event.key !== "Escape" || document.querySelector("dialog[open]") || !canvas.offsetParent) return;
   if (path || lassoing) { path = null; setLasso(false); redraw(); }
   else if (!$("card").hidden) { hideCard(); visited.clear(); }
   else clearSelection();
@@ -100,13 +100,14 @@ $("paths").onclick = event => { const item = event.target.closest("[data-item]")
 $("unpin").onclick = () => { hideCard(); canvas.focus(); };
 $("pictures").onchange = redraw;
 let waiting = 0;
-$("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(() => bySearch($("search").value), n > 20000 ? 250 : 80); });
-$("search").addEventListener("keydown", event => { if (event.key === "Enter" && count) { frameItems(chosenItems()); } });
+listen($("search"), "input", () => { clearTimeout(waiting); waiting = setTimeout(() => bySearch($("search").value), n > 20000 ? 250 : 80); });
+listen($("search"), "keydown", event => { if (event.key === "Enter" && count) { frameItems(chosenItems()); } });
 $("colour").replaceChildren(...fields.map((each, number) => make("option", each.name, { value: number })));
-$("colour").onchange = () => { field = fields[Number($("colour").value)]; if (pressed.size) clearSelection(); paint(); showLegend(); };
-$("picturesfield").hidden = !m;
+$("colour").onchange = () => { field = fields[Number($("colour").value)]; if (pressed.size) { pressed.clear(); selectArea(); } paint(); showLegend(); };
+$("picturesfield").hidden = !pictures.order.length;
 
-new ResizeObserver(resize).observe($("stage"));
-paint(); resize(); showLegend();
+const resized = new ResizeObserver(resize);
+resized.observe($("stage"));
+paint(); resize(); showLegend(); showFacts(); clearSelection(); hideCard();
 $("state").hidden = true;
-openSheets();
+return { redraw() { redraw(); refreshCard(); }, restore, close() { resized.disconnect(); leaving.abort(); } };

@@ -54,14 +54,14 @@ function savePaths() {
 }
 
 function showCard(i, x, y) {
-  const card = $("card"), j = pictureOf[i], preview = $("preview");
+  const card = $("card"), preview = $("preview");
   card.classList.toggle("pinned", pinned === i);
   card.hidden = false;
   $("path").textContent = names[i];
-  preview.hidden = j < 0 || !sheets.length;
+  preview.hidden = !pictures.has(i);
   if (!preview.hidden) {
-    preview.width = 2 * sizes[2 * j]; preview.height = 2 * sizes[2 * j + 1];
-    drawPicture(preview.getContext("2d"), j, 0, 0, preview.width, preview.height);
+    [preview.width, preview.height] = pictures.size(i).map(length => 2 * length);
+    pictures.draw(preview.getContext("2d"), i, 0, 0, preview.width, preview.height);
     preview.setAttribute("aria-label", `Picture ${names[i]}`);
   }
   $("values").replaceChildren(...fields.map(each => [each.name, valueOf(each, i)]).filter(pair => pair[1] !== null).slice(0, 6).concat([["id", String(ids[i])]]).map(([name, value]) => {
@@ -72,27 +72,41 @@ function showCard(i, x, y) {
   card.style.left = `${Math.max(8, x + 18 + width > view.width ? x - width - 18 : x + 18)}px`;
   card.style.top = `${Math.max(8, Math.min(view.height - height - 8, y - 20))}px`;
 }
-function squareOf(j, side) {  // the middle of a picture
-  const made = make("canvas", "", { width: side, height: side }), w = sizes[2 * j], h = sizes[2 * j + 1], scale = side / Math.min(w, h);
-  drawPicture(made.getContext("2d"), j, (side - w * scale) / 2, (side - h * scale) / 2, w * scale, h * scale);
+function squareOf(i, side) {  // the middle of a picture
+  const made = make("canvas", "", { width: side, height: side }), [w, h] = pictures.size(i), scale = side / Math.min(w, h);
+  pictures.draw(made.getContext("2d"), i, (side - w * scale) / 2, (side - h * scale) / 2, w * scale, h * scale);
   return made;
 }
 function showNearest(i) {
-  $("nearest").hidden = false;
+  $("nearest").hidden = !near;
   $("nearest").querySelector("ul").replaceChildren(...Array.from(nearestOf(i), other => {
-    const button = make("button", "", { type: "button", title: names[other] }), j = pictureOf[other];
+    const button = make("button", "", { type: "button", title: names[other] });
     button.setAttribute("aria-label", `Go to ${names[other]}`);
-    if (j >= 0 && sheets.length) button.append(squareOf(j, 96));
+    if (pictures.has(other)) button.append(squareOf(other, 96));
     else button.textContent = names[other].split("/").pop();
     button.onclick = () => goTo(other);
     const item = make("li"); item.append(button);
     return item;
   }));
 }
+function refreshCard() {  // when its picture has come
+  const i = hovered;
+  if (i < 0 || $("card").hidden || !host.open) return;
+  const { left, top } = $("card").style;
+  showCard(i, 0, 0); Object.assign($("card").style, { left, top });
+}
 function hideCard() { if (pinned >= 0 || hovered >= 0 || !$("card").hidden) { pinned = hovered = -1; $("card").hidden = true; redraw(); } }
-function pin(i) { pinned = i; hovered = -1; redraw(); showCard(i, screenX(i), screenY(i)); say(`${names[i]}, ${valueOf(clusters, i) || ""}`); }
-function goTo(i) {  // brings it to the middle of the map, and opens its card
+function pin(i) {
+  if (host.open) { hideCard(); host.open(i, chosenItems()); return; }
+  pinned = i; hovered = -1; redraw(); showCard(i, screenX(i), screenY(i));
+  say(`${names[i]}, ${valueOf(clusters, i) || ""}`);
+}
+function goTo(i) {  // brings it to the middle of the map, and shows its card
   view.ox += view.width / 2 - screenX(i); view.oy += view.height / 2 - screenY(i);
   if (view.k < 4 * view.fit) zoomBy(4 * view.fit / view.k);
-  pin(i);
+  if (host.open) { hovered = i; redraw(); showCard(i, screenX(i), screenY(i)); } else pin(i);
+}
+function showFacts() {
+  canvas.setAttribute("aria-label", `Map of ${n.toLocaleString("en")} pictures`);
+  $("facts").replaceChildren(...Object.entries(source.facts).map(([name, value]) => { const line = make("div"); line.append(make("dt", name), make("dd", value, { dir: "auto" })); return line; }));
 }

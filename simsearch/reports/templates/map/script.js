@@ -1,10 +1,6 @@
-{# The script of the map: one closure, of the parts below. #}
+{# The script of the page: the embedded data, and the map that it is drawn with. #}
 "use strict";
+{% include "map/core.js" %}
 (async () => {
-{% include "data.js" %}
-{% include "view.js" %}
-{% include "draw.js" %}
-{% include "select.js" %}
-{% include "panel.js" %}
-{% include "input.js" %}
+{% include "map/embedded.js" %}
 })();

@@ -1,4 +1,5 @@
-// The selection: what a lasso, a search or values of the legend choose; the others fade.
+// The selection: what a lasso, a search or values of the legend choose; the others fade. Within the lasso, if there is
+// one, the search and the legend choose.
 const lower = [];  // of items: what a search looks at, made when first needed
 function searchable() {
   if (!lower.length) {
@@ -8,23 +9,26 @@ function searchable() {
   return lower;
 }
 const pressed = new Set();  // codes of the legend's pressed values
+let area = null, border = null;  // (n,) 1 for what is in the lasso; its corners, on the plane
 function select(test, announce = true) {
   const chosen = new Uint8Array(n);
   count = 0;
-  for (let i = 0; i < n; i++) if (test(i)) { chosen[i] = 1; count++; }
+  for (let i = 0; i < n; i++) if ((!area || area[i]) && test(i)) { chosen[i] = 1; count++; }
   selected = chosen;
   if (announce) say(`${count.toLocaleString("en")} of ${n.toLocaleString("en")} pictures selected`);
   showSelection();
   redraw();
 }
 function clearSelection() {
-  selected = null; count = 0; path = null;
+  selected = null; count = 0; path = null; area = border = null;
   pressed.clear();
   $("search").value = "";
-  showSelection(); showLegend(); redraw();
+  tellArea(); showSelection(); showLegend(); redraw();
 }
+const tellArea = () => { $("search").placeholder = area ? "Search in the lasso" : "Search paths and labels"; };
+function selectArea() { if (area) select(() => true); else clearSelection(); }
 const chosenItems = () => { const list = []; if (selected) for (let i = 0; i < n; i++) if (selected[i]) list.push(i); return list; };
-function byLasso(corners) {
+function byLasso(corners) {  // on the plane
   const inside = (x, y) => {
     let odd = false;
     for (let a = 0, b = corners.length - 1; a < corners.length; b = a++) {
@@ -34,19 +38,21 @@ function byLasso(corners) {
     return odd;
   };
   pressed.clear(); $("search").value = ""; showLegend();
-  select(i => inside(screenX(i), screenY(i)));
+  area = null; border = corners;
+  select(i => inside(xy[2 * i], xy[2 * i + 1]));
+  area = selected; tellArea();
   if (!count) { clearSelection(); say("No pictures there"); }
 }
 function bySearch(text) {
   pressed.clear(); showLegend();
   const words = text.trim().toLowerCase().split(/\s+/).filter(Boolean);
-  if (!words.length) { clearSelection(); return; }
+  if (!words.length) { selectArea(); return; }
   const texts = searchable();
   select(i => words.every(word => texts[i].includes(word)));
 }
 function byLegend() {
   $("search").value = "";
-  if (!pressed.size) { clearSelection(); return; }
+  if (!pressed.size) { selectArea(); return; }
   select(i => pressed.has(field.values[i]));
 }
 function* nearestOf(i) { for (let at = i * near; at < (i + 1) * near; at++) if (neighbours[at] < n) yield neighbours[at]; }

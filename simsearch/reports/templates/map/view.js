@@ -87,4 +87,4 @@ function paint() {  // by the field; of its values the most frequent come first
   for (let j = 0; j < n; j++) { const [r, g, b] = shadeOf(inCells[j]); shades[j] = b << 16 | g << 8 | r; }
   redraw();
 }
-dark.addEventListener("change", () => { paint(); showLegend(); labelImages.clear(); });
+listen(dark, "change", () => { paint(); showLegend(); labelImages.clear(); });

@@ -3,11 +3,12 @@ const FLAGS = [...document.querySelectorAll("[data-option]")].map(box => box.id)
 const NUMBERS = ["min_similarity", "max_distance"];
 const RULES = ["largest", "oldest", "newest", "shortest-path"];  // which picture of a group of duplicates stays
 const LISTS = ["plus", "minus", "filter"];
+const MAPPED = ["at", "colour", "lasso", "q"], UNMAPPED = { at: "", colour: "", lasso: "", q: "" };  // where one looks on a map
 
 function parse(search) {
   const given = new URLSearchParams(search), state = {};
-  for (const name of ["index", "upload", "url", "folder", "sort", "keep"]) state[name] = given.get(name) || "";
-  state.duplicates = given.get("duplicates") === "1"; if (!RULES.includes(state.keep)) state.keep = "";
+  for (const name of ["index", "upload", "url", "folder", "sort", "keep", ...MAPPED]) state[name] = given.get(name) || "";
+  state.duplicates = given.get("duplicates") === "1"; state.map = given.get("map") === "1" && !state.duplicates; if (!RULES.includes(state.keep)) state.keep = "";
   for (const name of ["id", "view"]) state[name] = /^\d+$/.test(given.get(name) || "") ? Number(given.get(name)) : null;
   for (const name of NUMBERS) { const number = Number(given.get(name)); state[name] = given.get(name) && number >= 0 ? number : null; }
   for (const name of FLAGS) state[name] = given.get(name) === "1";
@@ -30,10 +31,10 @@ function address(state) {
 }
 
 const searching = state => state.id !== null || !!state.upload || !!state.url;
-const contents = state => address({ ...state, view: null });  // the address without the large view
+const contents = state => address({ ...state, view: null, ...UNMAPPED });  // the address without the large view, and where one looks on a map
 
 let now = parse(location.search);
-const NEW = { id: null, upload: "", url: "", crop: null, plus: [], minus: [], view: null, duplicates: false, keep: "" };  // what a new search forgets
+const NEW = { id: null, upload: "", url: "", crop: null, plus: [], minus: [], view: null, duplicates: false, keep: "", map: false, ...UNMAPPED };  // what a new search forgets
 
 function go(changes, { replace = false } = {}) {
   const next = { ...now, ...changes };

@@ -31,7 +31,7 @@ async function fetchGroups(state, list, signal) {  // the next page of groups, a
   }
 }
 function comparing(progress) {
-  $("comparing").hidden = !progress;
+  $("comparing").hidden = !progress; $("comparing").setAttribute("aria-label", "Comparing the pictures");
   if (!progress) return;
   if (progress.total) { $("comparing").max = progress.total; $("comparing").value = progress.done; } else $("comparing").removeAttribute("value");
   say(progress.total ? "Comparing the pictures: " + progress.done.toLocaleString("en") + " of " + pictures(progress.total) + "." : "Measuring how far apart changed copies of these pictures are…");
@@ -39,7 +39,8 @@ function comparing(progress) {
 
 function drawDuplicates() {  // what is around the groups
   document.querySelectorAll(".deduping").forEach(each => { each.hidden = !now.duplicates; });
-  $("labels").hidden = $("filter-button").hidden = now.duplicates;
+  $("labels").hidden = $("filter-button").hidden = now.duplicates || now.map;
+  if (now.map) { $("filters").hidden = true; $("filter-button").setAttribute("aria-expanded", "false"); }
   if (now.duplicates) { $("filters").hidden = true; $("filter-button").setAttribute("aria-expanded", "false"); document.title = "Duplicates · simsearch"; }
   $("to-duplicates").href = address({ ...parse(""), index: now.index, duplicates: true }); $("to-all").href = address({ ...parse(""), index: now.index });
   $("rule").value = now.keep || "largest"; $("reach").value = now.max_distance ?? "";
@@ -216,7 +217,7 @@ async function drawPast() {  // earlier clean-ups, which can be undone after a r
   } catch { $("past").hidden = true; }
 }
 
-for (const link of [$("to-duplicates"), $("to-all")]) link.onclick = event => { if (event.ctrlKey || event.metaKey || event.shiftKey) return; event.preventDefault(); go({ ...parse(""), index: now.index, duplicates: link === $("to-duplicates") }); };
+for (const link of [$("to-map"), $("to-duplicates"), $("to-all")]) link.onclick = event => { if (event.ctrlKey || event.metaKey || event.shiftKey) return; event.preventDefault(); go({ ...parse(""), index: now.index, duplicates: link === $("to-duplicates"), map: link === $("to-map") }); };
 $("rule").onchange = () => { choices.clear(); go({ keep: $("rule").value === "largest" ? "" : $("rule").value }); };
 $("reach").onchange = () => go({ max_distance: $("reach").value === "" ? null : Number($("reach").value) });
 $("move").onclick = () => confirmMove(shown.groups);

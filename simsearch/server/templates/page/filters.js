@@ -14,7 +14,7 @@ async function loadFacets() {
 }
 function drawFilters() {
   document.querySelectorAll(".searching").forEach(each => { each.hidden = !searching(now); });
-  document.querySelectorAll(".browsing").forEach(each => { each.hidden = searching(now) || now.duplicates; });
+  document.querySelectorAll(".browsing").forEach(each => { each.hidden = searching(now) || now.duplicates || now.map; });
   $("croplabel").hidden = !searching(now) || !query.url;
   $("sort").value = now.sort || "newest"; $("min_similarity").value = WORDS.some(([, least]) => least && least === now.min_similarity) ? String(now.min_similarity) : "";
   $("max_distance").value = now.max_distance ?? ""; for (const name of FLAGS) $(name).checked = now[name];

@@ -109,6 +109,8 @@ function paint(list, from = 0) {  // from: the number of items that are painted 
     blobs.forEach(url => URL.revokeObjectURL(url)); blobs = [];
     $("results").replaceChildren(); list.group = null;
   }
+  if (list.map) { paintMap(list); return; }
+  closeMap();
   if (list.duplicates) { paintGroups(list, from); return; }
   const tiles = [];
   for (const item of list.items.slice(from)) {

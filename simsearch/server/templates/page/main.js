@@ -9,7 +9,8 @@ function problem(error) {
   $("what").textContent = error ? error.message : ""; $("problem").hidden = !error; $("again").hidden = !error || !error.passing;
 }
 
-async function fetchList(state, list, signal) {  // the next page of a list, as items that also have their sizes
+async function fetchList(state, list, signal, again) {  // the next page of a list, as items that also have their sizes
+  if (list.map) return fetchMap(list, signal, again);
   if (list.duplicates) return fetchGroups(state, list, signal);
   if (!list.search) {
     const given = new URLSearchParams({ limit: PAGE, sort: state.sort || "newest" });
@@ -54,22 +55,23 @@ function show(state, restored = null) {  // shows an address; restored: the stat
   if (service && service.indexes.length) $("index").value = indexName();
   drawFilters(); loadFacets(); drawQuery();
   if (before.duplicates !== state.duplicates) tellDone("");
-  if (service) drawDuplicates();
-  if (loading !== contents(state) && (!shown || shown.key !== contents(state) || loading)) load(state, restored, searching(before) !== searching(state) || before.duplicates !== state.duplicates || queryKey(before) !== queryKey(state));
-  else document.querySelectorAll(".item").forEach(mark);
+  if (before.map && !state.map) closeMap();
+  if (service) { drawDuplicates(); drawMap(); }
+  if (loading !== contents(state) && (!shown || shown.key !== contents(state) || loading)) load(state, restored, searching(before) !== searching(state) || before.duplicates !== state.duplicates || before.map !== state.map || queryKey(before) !== queryKey(state));
+  else { document.querySelectorAll(".item").forEach(mark); if (map && state.map) map.restore(state); }
   showView();
 }
-async function load(state, restored = null, changed = true) {
+async function load(state, restored = null, changed = true, again = false) {
   if (running) running.abort();
-  const mine = running = new AbortController(), list = { key: contents(state), search: searching(state), duplicates: state.duplicates && !searching(state), items: [], total: null, next: null, done: false };
+  const mine = running = new AbortController(), list = { key: contents(state), search: searching(state), duplicates: state.duplicates && !searching(state), map: state.map && !searching(state), items: [], total: null, next: null, done: false };
   loading = list.key; problem(null); $("tools").hidden = false;
-  const waiting = setTimeout(() => { if (changed || !shown) { $("state").hidden = true; skeleton(!list.duplicates); if (list.duplicates) $("results").replaceChildren(); } else $("results").setAttribute("aria-busy", "true"); }, 150);
-  say(list.search ? "Searching…" : list.duplicates ? "Looking for duplicates…" : "Loading…");
+  const waiting = setTimeout(() => { if (changed || !shown) { $("state").hidden = true; skeleton(!list.duplicates && !list.map); if (list.duplicates || list.map) $("results").replaceChildren(); } else $("results").setAttribute("aria-busy", "true"); }, 150);
+  say(list.search ? "Searching…" : list.duplicates ? "Looking for duplicates…" : list.map ? "Loading the map…" : "Loading…");
   try {
-    const known = restored && !list.duplicates && kept.get(list.key);
+    const known = restored && !list.duplicates && !list.map && kept.get(list.key);
     if (known) Object.assign(list, known);
     else {
-      list.items = await fetchList(state, list, mine.signal);
+      list.items = await fetchList(state, list, mine.signal, again);
       while (restored && list.items.length < (restored.count || 0) && !list.done) list.items.push(...await fetchList(state, list, mine.signal));
     }
     if (mine !== running) return;
@@ -103,13 +105,14 @@ new IntersectionObserver(seen => { if (seen[0].isIntersecting) more(); }, { root
 
 // -- what there is to say
 function tell() {
-  const list = shown, count = list.items.length, index = service.indexes.find(each => each.name === indexName());
-  $("tools").hidden = !count && !filtered(now) && !list.search && !list.duplicates;
+  const list = shown, count = list.map ? list.total : list.items.length, index = service.indexes.find(each => each.name === indexName());
+  $("tools").hidden = !count && !filtered(now) && !list.search && !list.duplicates && !list.map;
   state(count ? null : list.duplicates ? index.items ? "alone" : "empty" : list.search || filtered(now) ? "nothing" : "empty");
-  if (list.duplicates) say(count ? plural(list.total, "group", "groups") + " of near-identical pictures, " + list.inGroups.toLocaleString("en") + " in all" + (list.complete ? "." : "; not all pairs of this large index were compared.") : "");
+  if (list.map) say(count ? plural(count, "picture", "pictures") + ", similar ones side by side." : "");
+  else if (list.duplicates) say(count ? plural(list.total, "group", "groups") + " of near-identical pictures, " + list.inGroups.toLocaleString("en") + " in all" + (list.complete ? "." : "; not all pairs of this large index were compared.") : "");
   else if (list.search) say(!count ? "No matches." : list.done ? plural(count, "match", "matches") + ", nearest first." : "The " + count + " nearest pictures.");
   else say(plural(list.total, "picture", "pictures") + (filtered(now) ? " of " + index.items.toLocaleString("en") : "") + ".");
-  if (!count && !list.search && !list.duplicates && !filtered(now)) say("");
+  if (!count && !list.search && !list.duplicates && !list.map && !filtered(now)) say("");
   const technical = [["Index", index.name + ", " + plural(index.items, "item", "items")], ["Model", index.model], ["Features", index.dimension + " numbers; random pictures are " + shortDistance(index.median_distance) + " apart"]];
   if (list.facts) technical.push(["Search", (list.facts.exact ? "exact" : "approximate") + ", " + list.facts.milliseconds + " ms, " + list.facts.took + " ms of it in the service"]);
   $("technical").replaceChildren(...technical.flatMap(([term, value]) => [make("dt", "", term), make("dd", "", value)]));
@@ -117,6 +120,7 @@ function tell() {
 function report(error) {
   if (error.status === 401) { needKey(error); return; }
   if (error.status === 0 && !shown) { state("gone"); return; }
+  if (now.map && error.code === "no_map") { shown = null; closeMap(); drawMap(); state("unmapped", error.message); return; }
   problem(error);
   if (shown && shown.key !== contents(now)) say(shown.items.length ? "Below are the results from before." : "");
   if (!shown) state(null);
@@ -125,6 +129,7 @@ const STATES = {
   empty: ["picture", "Nothing is indexed here yet", "Add pictures on the machine that serves this page, then reload:", "simsearch build FOLDER -i INDEX"],
   nothing: ["search", "No pictures meet these conditions", "Take some of them back, or choose other ones."],
   alone: ["twins", "No duplicates", "No two pictures here are so near each other. A larger distance finds more."],
+  unmapped: ["map", "No map yet", ""],
   gone: ["cloud", "The service cannot be reached", "It may be starting, or have been stopped."],
   key: ["key", "This service needs an API key", "Whoever runs it can give you one. It is kept until this tab is closed."],
 };

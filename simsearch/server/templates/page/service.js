@@ -22,11 +22,11 @@ async function call(path, options = {}) {
     throw new Problem("The service cannot be reached.", 0);
   }
   if (answer.ok) return answer;
-  let text = "The service answered with status " + answer.status + ".";
-  try { text = (await answer.json()).error.message; text = text[0].toUpperCase() + text.slice(1) + "."; } catch { /* no JSON */ }
+  let text = "The service answered with status " + answer.status + ".", code = "";
+  try { ({ message: text, code } = (await answer.json()).error); text = text[0].toUpperCase() + text.slice(1) + "."; } catch { /* no JSON */ }
   if (answer.status === 401) text = key ? "This key is not valid." : "This service needs an API key.";
   if (answer.status === 429) text = "The service is busy.";
-  throw new Problem(text, answer.status, Number(answer.headers.get("retry-after")) || 1);
+  throw Object.assign(new Problem(text, answer.status, Number(answer.headers.get("retry-after")) || 1), { code });
 }
 
 async function patiently(path, options) {

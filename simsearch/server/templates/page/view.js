@@ -7,7 +7,7 @@ async function showView() {
   const id = now.view;
   if (id === null) { closeView(); return; }
   let item = shown && shown.items.find(each => each.id === id);
-  try { item = item || await (await call(where("v1/items/" + id))).json(); }
+  try { item = item && !item.stub ? item : await (await call(where("v1/items/" + id))).json(); }
   catch (error) { report(error); go({ view: null }, { replace: true }); return; }
   if (now.view !== id) return;
   const fresh = !viewed || viewed.id !== id; viewed = item;
@@ -20,6 +20,7 @@ function closeView() {
   $("view").close(); $("viewstage").querySelectorAll("img, p").forEach(each => each.remove());
   viewBlobs.forEach(url => URL.revokeObjectURL(url)); viewBlobs = [];
   const tile = viewed && document.querySelector('[data-id="' + viewed.id + '"]:is(.item, .member)'); viewed = null;
+  if (now.map) $("map-canvas").focus({ preventScroll: true });
   if (tile) { tile.querySelector("a").focus({ preventScroll: true }); tile.scrollIntoView({ block: "nearest" }); }
 }
 function leaveView() { if (history.state && history.state.opened) history.back(); else go({ view: null }, { replace: true }); }

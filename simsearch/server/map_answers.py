@@ -1,0 +1,63 @@
+"""The answers about maps as pydantic models, with an example; see `simsearch.server.answers`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class MapField(BaseModel):
+    name: Annotated[str, Field(description="cluster, label, or a field of the metadata.")]
+    kind: Literal["category", "number"]
+    names: Annotated[list[str], Field(description="Of the categories; clusters by size, other values by frequency.")] = []
+    codes: Annotated[list[int | None], Field(description="For each item its place in names; null for none.")] = []
+    values: Annotated[list[float | None], Field(description="For each item its number; null for none.")] = []
+    notes: Annotated[list[str], Field(description="For each cluster, where its name comes from.")] = []
+
+
+class Map(BaseModel):
+    items: Annotated[Count, Field(description="On the map and still in the index; the lists below are of these.")]
+    added: Annotated[Count, Field(description="Items that were added or changed since the map was drawn.")]
+    removed: Annotated[Count, Field(description="Items that were removed or changed since.")]
+    redraws: Annotated[bool, Field(description="True if this service can draw the map again.")]
+    facts: Annotated[dict[str, str], Field(description="How the map was made, for people.")]
+    ids: Annotated[list[int], Field(description="Ascending.")]
+    x: list[float]
+    y: list[float]
+    folder: Annotated[str, Field(description="The start that all paths share.")]
+    paths: Annotated[list[str], Field(description="The rest of each path.")]
+    fields: Annotated[list[MapField], Field(description="To colour by; the clusters come first.")]
+    representatives: Annotated[
+        list[int], Field(description="Places in the lists: any number of the first cover the map evenly.")
+    ]
+
+
+class MapProgress(BaseModel):
+    step: Literal["neighbours", "layout", "names"]
+    done: Count
+    total: Annotated[Count, Field(description="0 if it is not known yet.")]
+
+
+MAP_EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
+    Map: {
+        "items": 2,
+        "added": 0,
+        "removed": 1,
+        "redraws": True,
+        "facts": {"pictures": "3", "positions": "t-SNE of exact neighbours, seed 0", "names": "labels"},
+        "ids": [7, 31],
+        "x": [-12.5, 40.25],
+        "y": [3.125, -7.75],
+        "folder": "/photos/",
+        "paths": ["cat/1.jpg", "dog/2.jpg"],
+        "fields": [
+            {"name": "cluster", "kind": "category", "names": ["cat", "dog"], "codes": [0, 1], "notes": ["90% of the labels", ""]},
+            {"name": "year", "kind": "number", "values": [2012, None]},
+        ],
+        "representatives": [1, 0],
+    },
+    MapProgress: {"step": "layout", "done": 120, "total": 750},
+}

@@ -1,0 +1,158 @@
+"""The handler of maps: where the items of an index lie on a plane, and what they are coloured and searched by."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from fastapi import Request
+from fastapi.responses import Response
+
+from simsearch.curation.map import representatives
+from simsearch.engine import Engine
+from simsearch.reports.map_columns import NONE, Categories, Numbers, columns, common_folder
+from simsearch.server.errors import reply
+from simsearch.server.map_maker import Key, Known, MapJob
+from simsearch.server.service import SearchService
+from simsearch.storage.stored_map import content_key
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.storage.reader import Item
+
+PATIENCE, STEP = 1.0, 0.02
+"""Seconds until a request whose map is not finished is answered with the progress; a step."""
+
+KEPT = 2
+"""Answers kept in memory, compressed: some 20 bytes an item."""
+
+PICTURED = 4000
+"""Items that are named as those that show the map, from far to near."""
+
+DIGITS = 4
+"""Significant digits of positions, of which a screen shows fewer."""
+
+
+@dataclass(frozen=True)
+class MapAnswer:
+    """An answer, compressed by gzip. tag: its ETag."""
+
+    data: bytes
+    tag: str
+
+
+class Maps:
+    """Answers with maps."""
+
+    def __init__(self, service: SearchService) -> None:
+        self.service = service
+        self._kept: OrderedDict[Key, MapAnswer] = OrderedDict()
+        self._lock = threading.Lock()
+
+    async def map(self, request: Request, again: bool) -> Response:
+        """Answers with the map of an index, or with the progress while it is being drawn."""
+        served = self.service.index(request)
+        maker = self.service.map_maker
+        known = await self.service.in_thread(lambda: maker.find(served, again))
+        if isinstance(known, MapJob):
+            await _wait(known.result)
+            if not known.result.done():
+                values = {"step": known.step, "done": known.done, "total": known.total}
+                return reply(values, 202, {"retry-after": "1"})
+            known = known.result.result()
+        ready = known
+        answer = await self.service.in_thread(lambda: served.run(lambda engine: self._answer(engine, ready)))
+        headers = {"etag": answer.tag, "cache-control": "private, no-cache", "vary": "accept-encoding"}
+        if answer.tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            headers["content-encoding"] = "gzip"
+            return Response(answer.data, media_type="application/json", headers=headers)
+        text = await self.service.in_thread(lambda: gzip.decompress(answer.data))
+        return Response(text, media_type="application/json", headers=headers)
+
+    def _answer(self, engine: Engine, known: Known) -> MapAnswer:
+        """Returns the answer of this state of the index, made now or before."""
+        with engine.reading() as reader:
+            key = known.token, reader.state("generation")
+            with self._lock:
+                if (found := self._kept.get(key)) is not None:
+                    self._kept.move_to_end(key)
+                    return found
+            values = self._values(engine, known, list(reader.items()))
+        text = json.dumps(values, separators=(",", ":")).encode()
+        tag = f'"{hashlib.sha256(text).hexdigest()[:32]}"'
+        made = MapAnswer(gzip.compress(text, 6, mtime=0), tag)
+        with self._lock:
+            self._kept[key] = made
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return made
+
+    def _values(self, engine: Engine, known: Known, items: list[Item]) -> dict[str, Any]:
+        """Returns the answer: of the items that are in the index with the content that was drawn."""
+        drawn = known.drawn
+        places, there = _still_there(drawn.ids, drawn.contents, items)
+        shown = [items[place] for place in there.tolist()]
+        positions, clusters = drawn.positions[places], drawn.cluster_ids[places]
+        paths = [item.path for item in shown] if self.service.settings.relative else engine.paths(shown)
+        folder = common_folder(paths)
+        named = [cluster.name for cluster in drawn.clusters]
+        labels, metadata = [item.label for item in shown], [item.metadata for item in shown]
+        fields = [_field(name, column) for name, column in columns(clusters, named, labels, metadata)]
+        fields[0]["notes"] = [cluster.note for cluster in drawn.clusters]
+        chosen = representatives(positions, PICTURED) if len(shown) else np.zeros(0, np.int64)
+        return {
+            "items": len(shown),
+            "added": len(items) - len(shown),
+            "removed": len(drawn.ids) - len(shown),
+            "redraws": self.service.map_maker.redraws(engine),
+            "facts": drawn.facts,
+            "ids": [item.id for item in shown],
+            "x": _rounded(positions[:, 0]),
+            "y": _rounded(positions[:, 1]),
+            "folder": folder,
+            "paths": [path.removeprefix(folder) for path in paths],
+            "fields": fields,
+            "representatives": chosen.tolist(),
+        }
+
+
+def _still_there(
+    ids: NDArray[np.int64], contents: NDArray[np.uint64], items: list[Item]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the places, on the map and in the list, of items that are the same in both; by id, both (m,)."""
+    now = np.array([item.id for item in items], np.int64)
+    found, on_map, in_list = np.intersect1d(ids, now, assume_unique=True, return_indices=True)
+    keys = np.array([content_key(items[place].digest) for place in in_list.tolist()], np.uint64)
+    same = keys == contents[on_map] if len(found) else np.zeros(0, bool)
+    return on_map[same], in_list[same]
+
+
+def _field(name: str, column: Categories | Numbers) -> dict[str, Any]:
+    if isinstance(column, Numbers):
+        numbers = [None if value != value else value for value in column.values.tolist()]
+        return {"name": name, "kind": "number", "values": numbers}
+    codes = [None if code == NONE else code for code in column.codes.tolist()]
+    return {"name": name, "kind": "category", "names": list(column.names), "codes": codes}
+
+
+def _rounded(values: NDArray[np.float32]) -> list[float]:
+    """Returns numbers with as many decimals as a screen can show."""
+    largest = float(np.abs(values).max()) if len(values) else 0.0
+    decimals = max(0, DIGITS - len(str(int(largest))))
+    return np.round(values.astype(np.float64), decimals).tolist()  # type: ignore[no-any-return]
+
+
+async def _wait(result: Any) -> None:
+    end = asyncio.get_running_loop().time() + PATIENCE
+    while not result.done() and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(STEP)
