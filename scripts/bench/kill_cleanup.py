@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The claim: `kill -9` at any moment of a clean-up loses no picture, and `restore` brings all files back.
 
-    scripts/bench/kill_cleanup.py [--times 300] [--files 12] [--seed 0] [--folder DIR] [--other DIR]
+    scripts/bench/kill_cleanup.py [--times 300] [--files 12] [--seed 0] [--folder DIR] [--other DIR] [--full DIR]
 
 Each time, groups of equal files are made in a new folder, and a process that moves them, moves them to another file
 system, puts them into the trash or replaces them by hard links is killed by SIGKILL before a random line of the code of
@@ -12,6 +12,13 @@ system, puts them into the trash or replaces them by hard links is killed by SIG
   its content, mtime and permissions, each as a file of its own, and leave nothing else behind;
 - another `restore` must find nothing to do.
 
+Where --folder does not tell names of different case apart, each group also has the file to keep in capitals, which must
+be seen as the same file and left. Where it refuses renames that replace nothing, every action must be refused.
+
+With --full, a folder in a file system of a few MB, files are moved there while it has room for some of them only, in
+every second round with the journal there too. The run must end when it is full. The space is free again before the last
+`restore`.
+
 Moves between file systems are real with `--other` in another one than `--folder`; else the rename is made to fail as it
 would. SIGKILL ends the process, not the machine: this says nothing about a power failure. Exits 1 if anything was not
 as claimed.
@@ -20,6 +27,7 @@ as claimed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import hashlib
 import os
@@ -47,6 +55,11 @@ from simsearch.curation.cleanup.files import Original, UnusableError
 
 CODE = str(Path(cleanup.__file__).parent)
 ACTIONS = ("move", "across", "trash", "hardlink")
+
+ROOM = 150_000
+"""Bytes that are free in a full file system when a clean-up begins."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def in_child(work: Callable[[], None], fatal: int) -> tuple[bool, int]:
@@ -100,10 +113,27 @@ def draw(folder: Path, files: int, moments: random.Random) -> list[tuple[Path, l
         names = [folder / "a" / f"{number}.jpg", folder / "b" / f"{number}.jpg", folder / "b" / f"{number} Ü\udcff.jpg"]
         for copy, name in enumerate(names):
             name.parent.mkdir(parents=True, exist_ok=True)
-            name.write_bytes(content)
-            os.utime(name, ns=(10**18, 10**18 + 1000 * copy + number))
+            try:
+                name.write_bytes(content)
+            except OSError:  # a file system whose names are Unicode
+                names[copy] = name = name.with_name(f"{number} Ü.jpg")
+                name.write_bytes(content)
+            os.utime(name, ns=(10**18, 10**18 + 100_000 * (10 * copy + number)))
         groups.append((names[0], names[1:]))
+        capitals = names[0].with_name(names[0].name.upper())
+        if capitals.exists():
+            groups[-1][1].append(capitals)
     return groups
+
+
+def fill(folder: Path) -> Path:
+    """Fills the file system of a folder up to ROOM bytes; returns the file that does."""
+    filler = folder / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+    os.truncate(filler, max(0, filler.stat().st_size - ROOM))
+    return filler
 
 
 def fail_between(one: Path, other: Path) -> None:
@@ -118,20 +148,32 @@ def fail_between(one: Path, other: Path) -> None:
     acts.rename_new = restore.rename_new = failing
 
 
-def clean_up(groups: list[tuple[Path, list[Path]]], photos: Path, out: Path, do: str, log: Path) -> None:
+def clean_up(
+    groups: list[tuple[Path, list[Path]]], photos: Path, out: Path, do: str, log: Path, full: bool = False
+) -> None:
     if do == "across":
         fail_between(photos, out)
     kind = "move" if do == "across" else do
-    with journal.Journal(log, kind, "index") as opened:
+    with contextlib.suppress(*(journal.JournalError,) if full else ()), journal.Journal(log, kind, "index") as opened:
         for kept, others in groups:
             original = Original(str(kept), hashlib.sha256(kept.read_bytes()).digest())
             for path in others:
                 target = str(out / path.relative_to(photos))
                 task = Task(str(path), original.digest, original, target, str(out))
+                alias = path.parent == kept.parent
                 try:
                     act(task, kind, opened)
                 except UnusableError as error:
-                    raise SystemExit(f"{path}: {error}") from error
+                    if not alias:
+                        raise SystemExit(f"{path}: {error}") from error
+                except OSError as error:
+                    if full and error.errno in FULL:
+                        return
+                    if "this file system" not in str(error):
+                        raise
+                else:
+                    if alias:
+                        raise SystemExit(f"{path} is another name of {kept.name} and was acted on")
 
 
 def restore_all(log: Path, do: str, photos: Path, out: Path) -> None:
@@ -146,6 +188,9 @@ def restore_all(log: Path, do: str, photos: Path, out: Path) -> None:
 def one_round(do: str, folder: Path, other: Path, options: argparse.Namespace, moments: random.Random) -> list[str]:
     """Kills one clean-up; returns what was not as claimed, and prints what happened."""
     photos, out, log = folder / "photos", other / "out", folder / "journal.jsonl"
+    full = bool(options.full)
+    if full and moments.random() < 0.5:
+        log = other / "journal.jsonl"
     for part in (photos, out, folder / "share", log):
         shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
     photos.mkdir()
@@ -153,7 +198,11 @@ def one_round(do: str, folder: Path, other: Path, options: argparse.Namespace, m
     os.environ["XDG_DATA_HOME"] = str(folder / "share")
     groups = draw(photos, options.files, moments)
     before = files_in(photos)
-    died, _ = in_child(lambda: clean_up(groups, photos, out, do, log), moments.randint(1, options.lines[do]))
+    filler = fill(other) if full else None
+    last = options.lines[do] // (2 if full else 1)  # a full disk ends a run early
+    died, _ = in_child(lambda: clean_up(groups, photos, out, do, log, full), moments.randint(1, last))
+    if filler:
+        filler.unlink()
     problems = []
     everywhere = files_in(folder) | {f"other/{name}": each for name, each in files_in(other).items()}
     contents = {content for content, *_ in everywhere.values()}
@@ -165,7 +214,7 @@ def one_round(do: str, folder: Path, other: Path, options: argparse.Namespace, m
         problems.append(f"{lost} pictures lost")
     again = False
     if moments.random() < 0.5:
-        again, _ = in_child(lambda: restore_all(log, do, photos, out), moments.randint(1, options.back[do]))
+        again, _ = in_child(lambda: restore_all(log, do, photos, out), moments.randint(1, max(1, options.back[do])))
     in_child(lambda: restore_all(log, do, photos, out), 0)
     after = files_in(photos)
     if after != before:
@@ -198,18 +247,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the files and the moments (default: 0)")
     parser.add_argument("--folder", metavar="DIR", help="where to work (default: the system's temporary folder)")
     parser.add_argument("--other", metavar="DIR", help="a folder in another file system")
+    parser.add_argument("--full", metavar="DIR", help="a folder in a file system of a few MB, which gets full")
     options = parser.parse_args()
     moments = random.Random(options.seed)
     options.outcomes, options.lines, options.back = Counter(), {}, {}
     wrong = 0
-    for do in ACTIONS:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder, tempfile.TemporaryDirectory() as other:
-            options.lines[do], options.back[do] = lines_of(do, Path(folder), Path(other), options)
-    for number in range(options.times):
-        do = ACTIONS[number % len(ACTIONS)]
+    actions = ("across",) if options.full else ACTIONS
+    for do in actions:
         with (
             tempfile.TemporaryDirectory(dir=options.folder) as folder,
-            tempfile.TemporaryDirectory(dir=options.other or options.folder) as other,
+            tempfile.TemporaryDirectory(dir=None if options.full else options.other or options.folder) as other,
+        ):
+            options.lines[do], options.back[do] = lines_of(do, Path(folder), Path(other), options)
+    for number in range(options.times):
+        do = actions[number % len(actions)]
+        with (
+            tempfile.TemporaryDirectory(dir=options.folder) as folder,
+            tempfile.TemporaryDirectory(dir=options.full or options.other or options.folder) as other,
         ):
             problems = one_round(do, Path(folder), Path(other), options, moments)
         wrong += bool(problems)

@@ -23,6 +23,7 @@ from simsearch.curation.cleanup.files import (
     State,
     UnusableError,
     copy_new,
+    link_new,
     make_folders,
     read_state,
     rename_new,
@@ -171,7 +172,7 @@ def _link(entry: Entry, state: State, original: Original) -> None:
     """Replaces a file by a hard link to an identical one."""
     named = False
     with _deleting_on_error(entry.partial):
-        os.link(original.path, entry.partial, follow_symlinks=False)
+        link_new(original.path, entry.partial)
         if State.at(entry.partial) != original.state:
             raise UnusableError("the picture to keep is being changed")
         rename_new(entry.path, entry.aside)

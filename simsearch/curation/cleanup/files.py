@@ -24,6 +24,8 @@ BLOCK = 1 << 20
 _HERE, _NO_REPLACE = -100, 1
 """AT_FDCWD and RENAME_NOREPLACE of Linux."""
 
+_WITHOUT_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
 
 class UnusableError(SimsearchError):
     """A file is not, or not any more, as the index describes it, so that nothing is done with it."""
@@ -117,7 +119,8 @@ class Original:
 def rename_new(old: str, new: str) -> None:
     """Renames a file in its file system; never replaces another file. Raises OSError, FileExistsError if there is one.
 
-    Where the system cannot do that in one step, the file has both names for a moment.
+    Where the system cannot do that in one step, the file has both names for a moment; a file system that has no hard
+    links either, such as exFAT by FUSE, is refused.
     """
     if _renameat2 is not None:
         if not _renameat2(_HERE, os.fsencode(old), _HERE, os.fsencode(new), _NO_REPLACE):
@@ -125,7 +128,7 @@ def rename_new(old: str, new: str) -> None:
         code = ctypes.get_errno()
         if code not in (errno.ENOSYS, errno.EINVAL):
             raise OSError(code, os.strerror(code), old, None, new)
-    os.link(old, new, follow_symlinks=False)
+    link_new(old, new, "this file system cannot rename a file without the risk of replacing another one")
     try:
         if State.at(old) != State.at(new):  # another file has taken the old name in the meantime
             raise OSError(errno.EBUSY, "it is being changed", old)
@@ -133,6 +136,16 @@ def rename_new(old: str, new: str) -> None:
     except OSError:
         os.unlink(new)
         raise
+
+
+def link_new(old: str, new: str, problem: str = "this file system has no hard links") -> None:
+    """Gives a file a second name. Raises OSError, with `problem` where no file can have two."""
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LINKS:
+            raise
+        raise OSError(error.errno, problem, old, None, new) from error
 
 
 def _find_renameat2() -> Any:
