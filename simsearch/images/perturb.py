@@ -40,6 +40,7 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "scaled to 75 %": shrink,
     "cropped by 5 %": crop_border,
     "brighter by 10 %": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+    "scaled to 75 %, JPEG 60": lambda image: _as_jpeg(shrink(image), 60),
     "rotated by 2 degrees": lambda image: image.rotate(2, Image.Resampling.BICUBIC),
     "mirrored": ImageOps.mirror,
 }

@@ -4,7 +4,7 @@ let pending = 0, image = null, pixels = null;
 let selected = null, count = 0;  // (n,) 1 for selected; null for none
 let hovered = -1, pinned = -1, path = null;  // path: of the lasso, in pixels
 let shown = [];  // pictures in this frame: item, x, y, width, height
-function redraw() { if (!pending && !leaving.signal.aborted) pending = requestAnimationFrame(() => { pending = 0; draw(); noteChange(); }); }
+function redraw() { if (!pending && !leaving.signal.aborted) pending = requestAnimationFrame(() => { pending = 0; if (!leaving.signal.aborted) { draw(); noteChange(); } }); }
 
 const discs = new Map();
 function disc(radius) {  // its pixels: the way to each in memory, and how much of it is covered, of 256
