@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How true and how fast the map of `simsearch map` is, beside UMAP and PaCMAP, and what each library weighs.
 
-    scripts/bench/map.py -i INDEX [--limit N] [--sampled 2000] [--out FOLDER] [--only NAME…]
+    scripts/bench/map.py -i INDEX [--sampled 2000] [--out FOLDER] [--keep DIR] [--only NAME…]
     scripts/bench/map.py --synthetic N [--dimension 64]
 
 All start from the same exact neighbours (of INDEX, or of points in clusters drawn at random) and run on as many cores
@@ -41,6 +41,9 @@ from simsearch.common.pca import fit_pca
 from simsearch.curation import graph, hills, layout
 
 K = 15
+
+PART = 2048
+"""Items whose neighbours are kept in one file."""
 
 
 def trustworthiness(features: np.ndarray, positions: np.ndarray, chosen: np.ndarray, k: int = K) -> tuple[float, float]:
@@ -157,17 +160,42 @@ def methods(
     }
 
 
-def read(path: str, limit: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def searched(collection: graph.Collection, keep: Path | None) -> tuple[np.ndarray, np.ndarray, float]:
+    """Neighbours of all items and the seconds that they took; `keep` holds what earlier calls have found."""
+    n, k = len(collection.items), min(layout.NEIGHBOURS, len(collection.items) - 1)
+    places, distances, seconds = np.empty((n, k), np.int64), np.empty((n, k)), 0.0
+    for first in range(0, n, PART):
+        last = min(first + PART, n)
+        file = keep / f"neighbours-{first}.npz" if keep else None
+        if file is None or not file.exists():
+            began = time.perf_counter()
+            for start in range(first, last, graph.BLOCK):
+                stop = min(start + graph.BLOCK, last)
+                found = collection.search(collection.features(start, stop), k, range(start, stop))
+                places[start:stop], distances[start:stop] = found
+            took = time.perf_counter() - began
+            if file:
+                np.savez(file.with_suffix(".part.npz"), p=places[first:last], d=distances[first:last], s=took)
+                file.with_suffix(".part.npz").rename(file)
+        else:
+            with np.load(file) as known:
+                places[first:last], distances[first:last], took = known["p"], known["d"], float(known["s"])
+        seconds += took
+    return places, distances, seconds
+
+
+def read(path: str, keep: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Features, labels, neighbours and start of the items of an index."""
-    with simsearch.open(path) as engine:
-        began = time.perf_counter()
-        with graph.neighbour_graph(engine.snapshots, layout.NEIGHBOURS) as near:
-            n = len(near.collection.items)
-            print(f"{n:,} items of {engine.meta.model}, {layout.NEIGHBOURS} exact neighbours of each in"
-                  f" {time.perf_counter() - began:.1f} s")  # fmt: skip
-            features, start = near.collection.features(0, n), layout.start_positions(near.collection)
-            labels = np.unique([item.label or "" for item in near.collection.items], return_inverse=True)[1]
-            return features, labels, near.places, near.distances, start
+    if keep:
+        keep.mkdir(parents=True, exist_ok=True)
+    with simsearch.open(path) as engine, engine.reading() as reader:
+        collection = graph.Collection.read(engine.snapshots, reader)
+        n = len(collection.items)
+        places, distances, seconds = searched(collection, keep)
+        print(f"{n:,} items of {engine.meta.model}, {layout.NEIGHBOURS} exact neighbours of each in {seconds:.1f} s")
+        features, start = collection.features(0, n), layout.start_positions(collection)
+        labels = np.unique([item.label or "" for item in collection.items], return_inverse=True)[1]
+        return features, labels, places, distances, start
 
 
 def main() -> None:
@@ -179,6 +207,9 @@ def main() -> None:
     parser.add_argument("--grid", action="store_true", help="repulsion by the grid, whatever the number of items")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the positions, as .npy files")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="where neighbours are kept, also of a run that was ended"
+    )
     parser.add_argument("--only", nargs="*", metavar="NAME", help="methods to measure")
     options = parser.parse_args()
     if bool(options.index) == bool(options.synthetic):
@@ -194,7 +225,7 @@ def main() -> None:
         except importlib.metadata.PackageNotFoundError:
             print(f"{name} is not installed")
     if options.index:
-        features, labels, places, distances, start = read(options.index, None)
+        features, labels, places, distances, start = read(options.index, options.keep)
     else:
         features, labels = synthetic(options.synthetic, options.dimension, options.seed)
         began = time.perf_counter()

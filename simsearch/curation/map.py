@@ -131,7 +131,9 @@ def read_neighbours(
         collection = graph.collection
         check_size(len(collection.items))
         members = [collection.member(place) for place in range(len(collection.items))]
-        return Neighbourhood(members, graph.places, graph.distances, layout.start_positions(collection, seed), collection.generation)
+        return Neighbourhood(
+            members, graph.places, graph.distances, layout.start_positions(collection, seed), collection.generation
+        )
 
 
 def check_size(count: int) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 NEAREST = 8
 """Neighbours of each item that the page shows."""
 
+
 @dataclass(frozen=True)
 class MapData:
     """The content of the page.
@@ -80,7 +81,8 @@ def pack(data: MapData, facts: Mapping[str, str] | None = None) -> bytes:
     """Returns the data of the page, compressed by gzip: the length of a JSON header, the header, arrays.
 
     The header names each array with its type, its place after the header, aligned to 8 bytes, and its length. Numbers
-    are little-endian. The paths are lines of UTF-8; unprintable characters in them are escaped. facts: see `render_map`.
+    are little-endian. The paths are lines of UTF-8; unprintable characters in them are escaped.
+    facts: see `render_map`.
     """
     folder = common_folder(data.paths)
     shown = [printable(path.removeprefix(folder)) for path in data.paths]

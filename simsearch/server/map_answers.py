@@ -12,7 +12,9 @@ Count = Annotated[int, Field(ge=0)]
 class MapField(BaseModel):
     name: Annotated[str, Field(description="cluster, label, or a field of the metadata.")]
     kind: Literal["category", "number"]
-    names: Annotated[list[str], Field(description="Of the categories; clusters by size, other values by frequency.")] = []
+    names: Annotated[
+        list[str], Field(description="Of the categories; clusters by size, other values by frequency.")
+    ] = []
     codes: Annotated[list[int | None], Field(description="For each item its place in names; null for none.")] = []
     values: Annotated[list[float | None], Field(description="For each item its number; null for none.")] = []
     notes: Annotated[list[str], Field(description="For each cluster, where its name comes from.")] = []
@@ -54,7 +56,13 @@ MAP_EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {
         "folder": "/photos/",
         "paths": ["cat/1.jpg", "dog/2.jpg"],
         "fields": [
-            {"name": "cluster", "kind": "category", "names": ["cat", "dog"], "codes": [0, 1], "notes": ["90% of the labels", ""]},
+            {
+                "name": "cluster",
+                "kind": "category",
+                "names": ["cat", "dog"],
+                "codes": [0, 1],
+                "notes": ["90% of the labels", ""],
+            },
             {"name": "year", "kind": "number", "values": [2012, None]},
         ],
         "representatives": [1, 0],

@@ -91,8 +91,8 @@ class MapMaker:
     def find(self, served: ReloadableIndex, again: bool = False) -> Known | MapJob:
         """Returns the map if there is one, else the job that draws it.
 
-        again: True to draw another one if the index has changed since. Raises ApiError if there is none and this service
-        cannot draw it, or if too much is asked for at once.
+        again: True to draw another one if the index has changed since. Raises ApiError if there is none and this
+        service cannot draw it, or if too much is asked for at once.
         """
         key, known, stale, refusal = served.run(self._look_up)
         if known is not None and not (again and stale and refusal is None and time.monotonic() >= known.until):

@@ -46,8 +46,8 @@ class NamedCluster:
 class StoredMap:
     """A map of n items, by id.
 
-    ids: (n,) int64. contents: (n,) uint64, see `content_key`. positions: (n, 2) float32. cluster_ids: (n,) int32, places
-    in `clusters`. generation: that of the index when its items were read. facts: names and values for people.
+    ids: (n,) int64. contents: (n,) uint64, see `content_key`. positions: (n, 2) float32. cluster_ids: (n,) int32,
+    places in `clusters`. generation: that of the index when its items were read. facts: names and values for people.
     """
 
     ids: NDArray[np.int64]
@@ -112,7 +112,7 @@ def _parsed(header: Any, records: NDArray[Any]) -> StoredMap:
         raise ValueError(f"it has {len(clusters):,} clusters")
     positions = np.stack([records["x"], records["y"]], 1).astype(np.float32)
     cluster_ids, ids = records["cluster"].astype(np.int32), records["id"].astype(np.int64)
-    if len(ids) and not (0 <= cluster_ids.min() and cluster_ids.max() < len(clusters)):
+    if len(ids) and not (cluster_ids.min() >= 0 and cluster_ids.max() < len(clusters)):
         raise ValueError("an item is in no cluster")
     if not np.isfinite(positions).all() or (np.diff(ids) <= 0).any():
         raise ValueError("its positions or ids are not in order")
@@ -121,4 +121,3 @@ def _parsed(header: Any, records: NDArray[Any]) -> StoredMap:
 
 def _folder(index: Folder, create: bool = False) -> Folder:
     return index.child(derived.FOLDER, create).child(derived.MAP_FOLDER, create)
-
