@@ -97,7 +97,7 @@ function refreshCard() {  // when its picture has come
 }
 function hideCard() { if (pinned >= 0 || hovered >= 0 || !$("card").hidden) { pinned = hovered = -1; $("card").hidden = true; redraw(); } }
 function pin(i) {
-  if (host.open) { hideCard(); host.open(i, chosenItems()); return; }
+  if (host.open) { hideCard(); tellChange(); host.open(i, chosenItems()); return; }
   pinned = i; hovered = -1; redraw(); showCard(i, screenX(i), screenY(i));
   say(`${names[i]}, ${valueOf(clusters, i) || ""}`);
 }

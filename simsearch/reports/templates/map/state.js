@@ -14,15 +14,13 @@ function describe() {
   };
 }
 let told = "", telling = 0;
-function noteChange() {
-  if (!host.changed) return;
+function tellChange() {
   clearTimeout(telling);
-  telling = setTimeout(() => {
-    const found = describe(), text = JSON.stringify(found);
-    if (leaving.signal.aborted || text === told || !canvas.offsetParent) return;
-    told = text; host.changed(found);
-  }, 300);
+  const found = describe(), text = JSON.stringify(found);
+  if (!host.changed || leaving.signal.aborted || text === told || !canvas.offsetParent) return;
+  told = text; host.changed(found);
 }
+function noteChange() { clearTimeout(telling); telling = setTimeout(tellChange, 300); }
 function restore({ at, colour, lasso, q }) {  // what `describe` gave, now or in another browser
   told = JSON.stringify({ at, colour, lasso, q });
   if (told === JSON.stringify(describe())) return;
