@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How well `curate` finds what was planted (wrong labels, strangers, copies), and what `diverse` and `tags` reach.
 
-    scripts/bench/curate.py -i INDEX [--strangers INDEX] [--seed 0]
+    scripts/bench/curate.py -i INDEX [--strangers INDEX] [--seed 0] [--labels]
 
 INDEX has labelled items, which count as clean: a wrong label that it has itself counts as a mistake where it is found,
 so that the figures are lower bounds.
@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("-i", "--index", required=True)
     parser.add_argument("--strangers", metavar="INDEX", help="an index of quite other pictures, of the same model")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--labels", action="store_true", help="measure wrong labels only")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(api.open(options.index, device="cpu"))
@@ -242,7 +243,7 @@ def main() -> None:
                 rows = np.random.default_rng(options.seed).permutation(reader.ids_and_rows()[1])[:STRANGERS]
                 strangers = reader.shards.read(np.sort(rows)).astype(np.float32)
             steps.insert(1, lambda: measure_outliers(near, features, strangers))
-        for step in steps:
+        for step in steps[: 1 if options.labels else None]:
             step()
 
 

@@ -97,12 +97,12 @@ def read(index: Folder) -> StoredMap:
         (length,) = _LENGTH.unpack_from(data.data)
         header = outside_json.parse(bytes(data[_LENGTH.size : _LENGTH.size + length]))
         return _parsed(header, np.frombuffer(data[_LENGTH.size + length :].tobytes(), _RECORD))
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise IndexDamagedError(f"{folder.path / FILE} is not a map: {error}") from error
 
 
 def _parsed(header: Any, records: NDArray[Any]) -> StoredMap:
-    """Checks what a stranger may have written. Raises ValueError, KeyError, TypeError."""
+    """Checks what a stranger may have written. Raises ValueError, KeyError, TypeError, AttributeError."""
     clusters = [NamedCluster(name, note) for name, note in header["clusters"]]
     facts, generation = header["facts"], header["generation"]
     texts = [text for cluster in clusters for text in (cluster.name, cluster.note)] + [*facts, *facts.values()]

@@ -60,6 +60,7 @@ def drawn(monkeypatch):
 
     monkeypatch.setattr(layout, "check_installed", lambda: None)
     monkeypatch.setattr(layout, "lay_out", lay_out)
+    monkeypatch.setattr(maps, "PATIENCE", 20)
     return calls
 
 
@@ -195,8 +196,7 @@ def test_a_failure_is_told_and_can_be_tried_again(engine, client, drawn, monkeyp
         raise MemoryError
 
     monkeypatch.setattr(layout, "lay_out", fail)
-    with pytest.raises(MemoryError):
-        client("GET", "/v1/map")
+    assert client("GET", "/v1/map").status_code == 500
     monkeypatch.setattr(layout, "lay_out", laid)
     assert got(client).json()["items"] == 24
 
