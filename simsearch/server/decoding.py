@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from simsearch.common.machine import MemoryBudget, available_cores, release_free_memory
@@ -21,6 +22,9 @@ SMALL_BYTES = 64 << 20
 
 WAITING, ITEMS_WAITING = 4, 16
 """Large pictures of requests, and those of items, that may be decoded or wait for it; others get status 429."""
+
+GIVING_WAY, MOMENT = 0.25, 0.002
+"""The longest time, in seconds, that a step of long work waits for searches, and how often it looks."""
 
 NICENESS = 10
 """Of the threads that decode large pictures, so that ordinary searches come first (on Linux)."""
@@ -94,6 +98,16 @@ class Lanes:
         """Drops what has not started, and waits for the rest."""
         for lane in (self.small, self.large):
             lane.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def give_way(busy: Callable[[], bool]) -> None:
+    """Waits while searches are being answered, at most for `GIVING_WAY`, so that long work goes on in the end.
+
+    A lower priority is not enough: the threads of a matrix product have that of the process.
+    """
+    end = time.monotonic() + GIVING_WAY
+    while busy() and time.monotonic() < end:
+        time.sleep(MOMENT)
 
 
 def lower_priority(niceness: int) -> None:

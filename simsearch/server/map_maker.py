@@ -20,7 +20,7 @@ from simsearch.curation import cluster_names, layout
 from simsearch.curation import map as maps
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, MissingExtraError, UsageError
-from simsearch.server.decoding import NICENESS, lower_priority
+from simsearch.server.decoding import NICENESS, give_way, lower_priority
 from simsearch.server.errors import draining
 from simsearch.server.middleware import ApiError
 from simsearch.server.reloading import ReloadableIndex
@@ -69,10 +69,14 @@ class MapJob:
 
 
 class MapMaker:
-    """Finds maps; safe for several threads. memory: bytes for drawing one. keeps: True to store them with the index."""
+    """Finds maps; safe for several threads.
 
-    def __init__(self, memory: int, keeps: bool) -> None:
-        self._memory, self._keeps = memory, keeps
+    memory: bytes for drawing one. keeps: True to store them with the index. busy: returns True while searches are being
+    answered, before which it gives way.
+    """
+
+    def __init__(self, memory: int, keeps: bool, busy: Callable[[], bool] = lambda: False) -> None:
+        self._memory, self._keeps, self._busy = memory, keeps, busy
         self._pool = ThreadPoolExecutor(1, "map", initializer=lower_priority, initargs=(NICENESS,))
         self._lock = threading.Lock()
         self._kept: OrderedDict[Key, Known] = OrderedDict()
@@ -207,6 +211,6 @@ class MapMaker:
                 text = f"drawing took more than {SECONDS:.0f} s; `simsearch map` has no such limit"
                 raise ApiError(503, "timeout", text, {"retry-after": "600"})
             job.step, job.done, job.total = step, done, total
+            give_way(self._busy)
 
-        call: Callable[[int, int], None] = report
-        return call
+        return report

@@ -11,7 +11,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from simsearch.common.progress import Progress, no_progress
 from simsearch.engine import Engine
 from simsearch.search import duplicates as near
 from simsearch.search.near_rows import EXACT, JoinedRows, linked
-from simsearch.server.decoding import NICENESS, lower_priority
+from simsearch.server.decoding import NICENESS, give_way, lower_priority
 from simsearch.server.errors import draining
 from simsearch.server.middleware import ApiError
 from simsearch.server.reloading import ReloadableIndex
@@ -117,10 +117,13 @@ Key = tuple[Any, ...]
 
 
 class GroupFinder:
-    """Finds groups; safe for several threads. memory: bytes for the comparison."""
+    """Finds groups; safe for several threads.
 
-    def __init__(self, memory: int) -> None:
-        self._memory = memory
+    memory: bytes for the comparison. busy: returns True while searches are being answered, before which it gives way.
+    """
+
+    def __init__(self, memory: int, busy: Callable[[], bool] = lambda: False) -> None:
+        self._memory, self._busy = memory, busy
         self._pool = ThreadPoolExecutor(1, "duplicates", initializer=lower_priority, initargs=(NICENESS,))
         self._lock = threading.Lock()
         self._kept: OrderedDict[Key, Found] = OrderedDict()
@@ -217,6 +220,7 @@ class GroupFinder:
                 text = f"comparing took more than {SECONDS:.0f} s; `simsearch duplicates` has no such limit"
                 raise ApiError(503, "timeout", text, {"retry-after": "600"})
             job.done, job.total = done, total
+            give_way(self._busy)
 
         with engine.reading() as reader:
             generation = reader.state("generation")

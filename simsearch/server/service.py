@@ -45,6 +45,7 @@ class SearchService:
     """The state that the handlers share. The first engine answers requests that do not name an index."""
 
     def __init__(self, engines: dict[str, Engine], settings: Settings) -> None:
+        self._searches = 0  # not answered yet
         self.settings, self.metrics, self.search_request = settings, PrometheusMetrics(), search_request(settings)
         self.indexes = {
             name: ReloadableIndex(name, engine, self.metrics.reloads.labels(name).inc)
@@ -52,8 +53,8 @@ class SearchService:
         }
         self.batchers = {n: Batcher(i, settings.batch_size, self.metrics) for n, i in self.indexes.items()}
         self.browser = Browser()
-        self.finder, self.clean_ups = GroupFinder(settings.memory), CleanUps(settings)
-        self.map_maker = MapMaker(settings.memory, settings.writable)
+        self.finder, self.clean_ups = GroupFinder(settings.memory, self._searching), CleanUps(settings)
+        self.map_maker = MapMaker(settings.memory, settings.writable, self._searching)
         for engine in engines.values():
             self.clean_ups.prepare(engine)
         self.uploads, self.thumbnails = Uploads(), thumbnails.Thumbnails()
@@ -62,7 +63,6 @@ class SearchService:
         self.readers = ThreadPoolExecutor(READERS, "read")
         self.fetcher = Fetcher(settings, self.metrics, self.received)
         self.draining = False
-        self._searches = 0  # not answered yet
 
     def drain(self) -> None:
         """Prepares for a stop: ends fetches and slow bodies, and drops the large pictures that wait."""
@@ -130,6 +130,9 @@ class SearchService:
             if self.draining and work.cancelled():
                 raise draining() from None
             raise
+
+    def _searching(self) -> bool:
+        return self._searches > 0
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:

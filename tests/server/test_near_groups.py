@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the [test] extra is not installed")
 
 from simsearch.search import duplicates as near
-from simsearch.server import near_groups
+from simsearch.server import decoding, near_groups
 from simsearch.server.near_groups import Found, Group, GroupFinder, Job
 from simsearch.server.reloading import ReloadableIndex
 
@@ -91,3 +91,28 @@ def test_error_is_told_and_not_kept(finder, served, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             found(finder, served)
     assert len(found(finder, served).groups) == 1
+
+
+def test_comparing_gives_way_to_searches(served, monkeypatch):
+    looks = []
+
+    def busy():
+        looks.append(1)
+        return len(looks) < 4
+
+    finder = GroupFinder(1 << 30, busy)
+    monkeypatch.setattr(decoding, "GIVING_WAY", 20)
+    try:
+        assert len(found(finder, served).groups) == 1
+    finally:
+        finder.close()
+    assert len(looks) > 4
+
+
+def test_comparing_ends_in_spite_of_searches(served, monkeypatch):
+    monkeypatch.setattr(decoding, "GIVING_WAY", 0.001)
+    finder = GroupFinder(1 << 30, lambda: True)
+    try:
+        assert len(found(finder, served, 0).groups) == 1
+    finally:
+        finder.close()
