@@ -47,7 +47,7 @@ def open_page(browser, engine):
 
 
 def opened(page, count=24):
-    expect(page.locator("#map-canvas")).to_be_visible()
+    expect(page.locator("#map-canvas")).to_be_visible(timeout=20_000)
     expect(page.locator("#map-canvas")).to_have_attribute("aria-label", f"Map of {count} pictures")
     expect(page.locator("#status")).to_contain_text(f"{count} pictures")
 
