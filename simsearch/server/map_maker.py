@@ -192,7 +192,8 @@ class MapMaker:
         drawn = cluster_names.name_clusters(
             drawn, "auto", engine.load_model, self._progress(job, "names", began), largest=NAMED_PIXELS
         )
-        stored, token = drawn.stored(drawn.facts(0)), (key, began)
+        stored = drawn.stored(drawn.facts(0))
+        token: Key = key, began
         folder = engine.opened_index.folder
         if self._keeps and folder is not None:
             with contextlib.suppress(OSError):  # a full disk: the map stays in memory

@@ -154,10 +154,10 @@ def test_a_newer_stored_map_is_taken(engine, client, drawn):
 def test_progress(engine, client, drawn, monkeypatch):
     go, read = threading.Event(), drawing.read_neighbours
 
-    def wait(snapshots, *rest, progress, **options):
+    def wait(snapshots, progress):
         progress(7, 24)
         assert go.wait(20)
-        return read(snapshots, *rest, progress=progress, **options)
+        return read(snapshots, progress=progress)
 
     monkeypatch.setattr(drawing, "read_neighbours", wait)
     monkeypatch.setattr(maps, "PATIENCE", 0.05)

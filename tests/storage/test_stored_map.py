@@ -6,6 +6,7 @@ import json
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_hostile_files(tmp_path: Path, data: bytes) -> None:
         {"positions": np.full((3, 2), np.nan, np.float32)},
     ],
 )
-def test_hostile_records(tmp_path: Path, change: dict[str, np.ndarray]) -> None:
+def test_hostile_records(tmp_path: Path, change: dict[str, Any]) -> None:
     index = Folder.at(tmp_path)
     stored_map.write(index, replace(drawn(), **change))
     with pytest.raises(IndexDamagedError, match="is not a map"):

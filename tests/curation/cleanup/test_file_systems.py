@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -58,7 +59,12 @@ def test_kills_while_a_disk_gets_full(small: Path) -> None:
 
 @pytest.mark.parametrize("action", ["move", "hardlink", "trash"])
 def test_a_folder_by_two_names_loses_nothing(
-    caseless: Path, photos: Path, tmp_path: Path, colours: Colours, contents: Contents, action: str
+    caseless: Path,
+    photos: Path,
+    tmp_path: Path,
+    colours: Colours,
+    contents: Contents,
+    action: Literal["move", "hardlink", "trash"],
 ) -> None:
     shutil.copytree(photos / "amber", caseless / "Photos")
     assert (caseless / "PHOTOS").is_dir()
