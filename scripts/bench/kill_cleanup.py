@@ -2,6 +2,7 @@
 """The claim: `kill -9` at any moment of a clean-up loses no picture, and `restore` brings all files back.
 
     scripts/bench/kill_cleanup.py [--times 300] [--files 12] [--seed 0] [--folder DIR] [--other DIR] [--full DIR]
+        [--two-steps]
 
 Each time, groups of equal files are made in a new folder, and a process that moves them, moves them to another file
 system, puts them into the trash or replaces them by hard links is killed by SIGKILL before a random line of the code of
@@ -49,7 +50,7 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
     reexecute()
 
 from simsearch.curation import cleanup
-from simsearch.curation.cleanup import acts, journal, restore
+from simsearch.curation.cleanup import acts, files, journal, restore
 from simsearch.curation.cleanup.acts import Task, act
 from simsearch.curation.cleanup.files import Original, UnusableError
 
@@ -247,8 +248,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the files and the moments (default: 0)")
     parser.add_argument("--folder", metavar="DIR", help="where to work (default: the system's temporary folder)")
     parser.add_argument("--other", metavar="DIR", help="a folder in another file system")
+    parser.add_argument(
+        "--two-steps", action="store_true", help="rename in two steps, as where no system call does it in one"
+    )
     parser.add_argument("--full", metavar="DIR", help="a folder in a file system of a few MB, which gets full")
     options = parser.parse_args()
+    if options.two_steps:
+        vars(files)["_renameat2"] = None
     moments = random.Random(options.seed)
     options.outcomes, options.lines, options.back = Counter(), {}, {}
     wrong = 0

@@ -72,7 +72,9 @@ def _move_back(record: Record, journal: Path) -> bool:
         return any(deleted)
     make_folders(os.path.dirname(entry.path))
     if aside:
-        copied = not os.path.lexists(entry.partial) and _has(entry.to, entry)
+        # with both names of a rename in two steps, the copy is ours as well
+        whole = not os.path.lexists(entry.partial) or State.at(entry.partial) == State.at(entry.to)
+        copied = whole and _has(entry.to, entry)
         if copied:  # a kill after the next line must not hide that it is our copy
             note_returning(journal, entry)
         rename_new(entry.aside, entry.path)
@@ -103,6 +105,8 @@ def _unlink_again(record: Record, journal: Path) -> bool:
     if _has(entry.aside, entry):
         if not os.path.lexists(entry.path):
             rename_new(entry.aside, entry.path)
+        elif State.at(entry.aside) == State.at(entry.path):  # both names of a rename in two steps
+            _unlink_copy(entry.aside, entry.path)
         elif _has(entry.path, entry):
             os.replace(entry.aside, entry.path)
         else:

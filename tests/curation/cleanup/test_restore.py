@@ -52,6 +52,28 @@ def test_both_names_after_half_a_rename(task: Task, tmp_path: Path) -> None:
     assert not Path(task.target).exists() and os.stat(task.path).st_nlink == 1
 
 
+def test_both_names_after_half_a_rename_of_a_linked_file(task: Task, tmp_path: Path) -> None:
+    log = done(task, "hardlink", tmp_path)
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
+    (entry,) = [record.entry for record in read_journal(log)]
+    os.unlink(task.path)
+    Path(task.path).write_bytes(b"picture")
+    os.link(task.path, entry.aside)  # killed while the file was put aside
+    assert restore(log).problems == []
+    assert not Path(entry.aside).exists() and os.stat(task.path).st_nlink == 1
+
+
+def test_both_names_after_half_a_rename_of_a_copy(task: Task, tmp_path: Path) -> None:
+    log = done(task, "move", tmp_path)
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
+    (entry,) = [record.entry for record in read_journal(log)]
+    shutil.copy(task.target, entry.aside)  # as if moved to another file system, killed while the copy got its name
+    os.link(task.target, entry.partial)
+    assert restore(log).files == 1
+    assert Path(task.path).read_bytes() == b"picture"
+    assert not any(Path(path).exists() for path in (task.target, entry.partial, entry.aside))
+
+
 def test_two_kills_leave_no_copy(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A move between file systems is killed before the file is deleted, and `restore` before the copy is."""
     log = done(task, "move", tmp_path)
