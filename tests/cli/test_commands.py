@@ -362,10 +362,10 @@ def test_command_list_shows_own_short_help():
 
 
 def test_no_summary_is_cut_off():
-    listings = [help for help in help_texts().values() if "\nCommands:\n" in help]
+    listings = [page for page in help_texts().values() if "\nCommands:\n" in page]
     assert len(listings) == 2  # curate and eval
-    for text in listings:
-        listed = text.partition("\nCommands:\n")[2]
+    for page in listings:
+        listed = page.partition("\nCommands:\n")[2]
         assert listed.endswith(".\n")
         assert "..." not in listed
 
