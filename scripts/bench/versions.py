@@ -286,7 +286,7 @@ def measure(options: argparse.Namespace, work: Path, tree: Path) -> int:
         )
         print_ratios(found, "s")
     if "build" in options.only:
-        name = f"build of {len(list(photos.rglob('*.jpg'))):,} photographs"
+        name = f"build of {sum(path.is_file() for path in photos.rglob('*')):,} photographs"
         print_ratios(in_turn(versions, options.rounds, lambda v: v.build(name, photos, v.folder / "built")), "s")
     vectors = work / "vectors.npy"
     if not vectors.exists() and {"search", "old"} & {*options.only}:

@@ -1,6 +1,7 @@
 """The file contents whose features an index has.
 
-Looked up one by one in the database, so that adding one image to millions is quick.
+Looked up one by one in the database, so that adding one image to millions is quick; in a new index there is nothing to
+look up.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ class KnownFiles:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: dict[bytes, Place] = {}
+        with database.reading() as reader:
+            self._complete = not reader.count()  # nobody else adds any
 
     def __contains__(self, digest: object) -> bool:
         return isinstance(digest, bytes) and self._get(digest) is not None
@@ -39,6 +42,6 @@ class KnownFiles:
 
     def _get(self, digest: bytes) -> Place | None:
         found = self._known.get(digest)
-        if found is None and (found := self._database.find_content(digest)) is not None:
+        if found is None and not self._complete and (found := self._database.find_content(digest)) is not None:
             found = self._known.setdefault(digest, found)
         return found

@@ -14,6 +14,7 @@ Letters: nq queries, k neighbours, D dimension, n rows.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -160,7 +161,7 @@ class FlatIndex:
 
     def rank(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Neighbours:
         """Returns the k nearest of the given rows, measured in float64, and those that tie with the last."""
-        if len(rows) > ROWS:
+        if len(rows) > ROWS or "faiss" not in sys.modules:  # importing it takes longer than a few rows
             return rank_exact(query, rows, self.read(rows), k)
         buffer = self._buffers.get()
         features = self.read(rows, buffer.features[: len(rows)])
