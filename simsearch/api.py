@@ -15,7 +15,6 @@ from simsearch.common.milvus_address import is_address
 from simsearch.engine import Engine
 from simsearch.errors import UnavailableError, UsageError
 from simsearch.images.sources import resolve
-from simsearch.indexing import options as indexing_options
 from simsearch.models import descriptors, load, registry
 from simsearch.storage.creation import create, discard
 from simsearch.storage.meta import Meta
@@ -24,8 +23,10 @@ if TYPE_CHECKING:
     from simsearch.cluster.milvus import index as milvus_index
     from simsearch.images.sources.base import Source
     from simsearch.indexing import learn_components, sync
+    from simsearch.indexing import options as indexing_options
     from simsearch.models.base import Model
 else:  # a search needs none of them
+    indexing_options = LazyModule("simsearch.indexing.options")
     learn_components = LazyModule("simsearch.indexing.learn_components")
     sync = LazyModule("simsearch.indexing.sync")
     milvus_index = LazyModule("simsearch.cluster.milvus.index")

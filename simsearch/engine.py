@@ -22,7 +22,6 @@ from simsearch.errors import SimsearchError, UsageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import resolve
-from simsearch.indexing.options import AddOptions, BuildOptions, Summary
 from simsearch.indexing.whole_index import WholeIndex
 from simsearch.models import registry
 from simsearch.search.index_search import IndexSearch
@@ -46,8 +45,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.indexing import ann_maintenance, sync
+    from simsearch.indexing import options as indexing_options
     from simsearch.models.base import Model
-else:  # a search needs neither
+else:  # a search needs none of them
+    indexing_options = LazyModule("simsearch.indexing.options")
     ann_maintenance = LazyModule("simsearch.indexing.ann_maintenance")
     sync = LazyModule("simsearch.indexing.sync")
 
@@ -292,10 +293,12 @@ class Engine(WholeIndex):
     # -- changing
 
     def add(
-        self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **options: Unpack[AddOptions]
-    ) -> Summary:
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        **options: Unpack[indexing_options.AddOptions],
+    ) -> indexing_options.Summary:
         """Adds one or more images, folders or other sources to the index; nothing is removed from it."""
-        chosen = BuildOptions.from_keywords({**options, "prune": False})
+        chosen = indexing_options.BuildOptions.from_keywords({**options, "prune": False})
         found = [resolve.resolve(path) for path in resolve.as_names(paths)]
         return sync.sync(self.index, self.model, found, chosen)
 

@@ -13,8 +13,9 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import ImageError, UsageError
-from simsearch.images.decoding import camera_raw, formats, jxl, opening, tiff
+from simsearch.images.decoding import camera_raw, formats, jxl, opening
 from simsearch.images.decoding.formats import EXTENSIONS, left_out, looks_like_image
 from simsearch.images.decoding.limits import file_in_memory
 from simsearch.images.decoding.messages import names_extra, readable
@@ -24,6 +25,10 @@ from simsearch.images.decoding.scaled import draft, scaled_rgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from simsearch.images.decoding import tiff
+else:
+    tiff = LazyModule("simsearch.images.decoding.tiff")
 
 __all__ = [
     "EXTENSIONS",

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING
 from simsearch.common.lazy import LazyModule
 from simsearch.errors import DeviceError, MissingExtraError, UsageError
 from simsearch.models.base import Model
-from simsearch.models.onnx import exported, onnx_file, runtime
+from simsearch.models.onnx import runtime
 from simsearch.models.precision import QUANTIZE, choose_precision
-from simsearch.models.registry import DEFAULT, FEW, TORCHVISION, check_device, find_weights
+from simsearch.models.registry import DEFAULT, FEW, ONNX, TORCHVISION, check_device, find_weights
 from simsearch.models.training_record import TrainingRecord
 from simsearch.models.weights import read_record
 
 if TYPE_CHECKING:
+    from simsearch.models.onnx import exported, onnx_file
     from simsearch.models.torch import export as torch_export
     from simsearch.models.torch import runtime as torch_runtime
     from simsearch.models.torch import torchvision as torchvision_models
-else:  # all import torch, which takes seconds
+else:  # for other networks than ours; those of torch take seconds to import
+    exported = LazyModule("simsearch.models.onnx.exported")
+    onnx_file = LazyModule("simsearch.models.onnx.onnx_file")
     torch_export = LazyModule("simsearch.models.torch.export")
     torch_runtime = LazyModule("simsearch.models.torch.runtime")
     torchvision_models = LazyModule("simsearch.models.torch.torchvision")
@@ -53,7 +56,7 @@ def load_model(
         if device.startswith("cuda"):
             raise DeviceError(f"int8 runs on the CPU, not on {device}", hint="--device cpu")
         device = "cpu"
-    if name.endswith(onnx_file.SUFFIX):
+    if name.endswith(ONNX):
         check_device(device)
         if device.startswith("cuda"):
             raise DeviceError(f"{name} runs in ONNX Runtime on the CPU, not on {device}", hint="--device cpu")
@@ -84,7 +87,7 @@ def _on_gpu(make: Callable[[], Model], requested: str) -> Model | None:
 
 def weights_sha256(name: str) -> str:
     """Returns the SHA-256 that identifies the weights of a model by name. Raises as `load_model`."""
-    if name.endswith(onnx_file.SUFFIX):
+    if name.endswith(ONNX):
         return onnx_file.find_onnx(name).sha256
     return load_model(name, "cpu", images=1).weights_sha256 if is_torchvision(name) else find_weights(name).sha256
 
@@ -92,14 +95,14 @@ def weights_sha256(name: str) -> str:
 def training_record(name: str | None) -> TrainingRecord:
     """Returns the record of pictures in a model's weights; an empty one for other networks. None: the default model."""
     name = name or DEFAULT
-    if name.endswith(onnx_file.SUFFIX) or is_torchvision(name):
+    if name.endswith(ONNX) or is_torchvision(name):
         return TrainingRecord()
     return read_record(find_weights(name).path)
 
 
 def is_torchvision(name: str) -> bool:
     """Returns true for `torchvision/<name>`; a weights file may be in a folder of that name."""
-    return name.startswith(TORCHVISION) and not name.endswith((".safetensors", onnx_file.SUFFIX))
+    return name.startswith(TORCHVISION) and not name.endswith((".safetensors", ONNX))
 
 
 def _torchvision_on_cpu(name: str, few: bool) -> Model:

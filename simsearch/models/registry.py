@@ -22,6 +22,9 @@ DEFAULT = "alexnet"
 TORCHVISION = "torchvision/"
 """Prefix of the names of torchvision's networks."""
 
+ONNX = ".onnx"
+"""Suffix of the names of networks that are ONNX files."""
+
 FEW = 32
 """For up to this many images, starting CUDA or rearranging the weights takes longer than it saves."""
 

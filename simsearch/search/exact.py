@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from simsearch.common.float16 import to_float32
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import IndexDamagedError
-from simsearch.search import gpu
 from simsearch.search.faiss_files import MappedShard, open_shard, pool, search_part
 from simsearch.search.ranking import ROUNDING, Neighbours, measured, merged, rank_exact
 from simsearch.search.row_buffer import ROWS, SPARE, RowBuffers
@@ -33,7 +33,10 @@ from simsearch.storage.random_reader import RandomReader
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from simsearch.search import gpu
     from simsearch.search.sketch import Sketch
+else:
+    gpu = LazyModule("simsearch.search.gpu")
 
 DIRECT = 2048
 """Up to this number of permitted rows, they are read and measured directly instead of scanning all rows."""
@@ -43,6 +46,9 @@ LONGEST = 1e37
 
 BATCH = 24
 """From this many queries on, a matrix product is faster than a scan for each."""
+
+FIRST = 4096
+"""Up to this number of rows, the first search of a process is a matrix product too, as FAISS takes longer to import."""
 
 BLOCK = 2048
 """Rows decoded to float32 at once: 32 MiB at D = 4096."""
@@ -85,7 +91,7 @@ class FlatIndex:
         self._devices = devices
         self._before = before._resident if before is not None and before.shards is shards else None
         self._resident: gpu.GpuIndex | None = None
-        self._searched = False
+        self._searched = self._scanned = False
         self._parts: list[MappedShard] | None = None
         self._buffers = RowBuffers(shards.dimension)
         self._files: RandomReader | None = None
@@ -132,7 +138,9 @@ class FlatIndex:
         found: list[Neighbours | None] = [None] * len(queries)
         pending = list(range(len(queries)))
         width = min(available, k + 16)
-        scan = self._multiply if len(queries) >= BATCH else self._scan
+        alone = available <= FIRST and not self._scanned and "faiss" not in sys.modules
+        self._scanned = True
+        scan = self._multiply if alone or len(queries) >= BATCH else self._scan
         if self._on_devices(len(queries)):
             scan = self._scan_on_gpu
         while pending:

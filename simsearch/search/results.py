@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import html
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import SimsearchError
 from simsearch.storage.item_table import to_pandas
 
 if TYPE_CHECKING:
+    import html
+
     from PIL import Image
+else:  # only notebooks need it
+    html = LazyModule("html")
 
 WORDS = (("copy", 0.75), ("close", 0.5), ("similar", 0.3), ("weak", 0.0))
 """The words shown for similarities, each with the smallest similarity that it stands for.

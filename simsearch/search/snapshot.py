@@ -9,12 +9,10 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import SimsearchError
 from simsearch.models.onnx import runtime
-from simsearch.search import binary_codes, gpu, sketch_files
 from simsearch.search.exact import FlatIndex
-from simsearch.search.sketch import Sketch
-from simsearch.search.sketch_files import SketchFacts
 from simsearch.storage.derived import structure_folder
 
 if TYPE_CHECKING:
@@ -22,9 +20,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.images.sources.resolve import Sources
+    from simsearch.search import binary_codes, gpu, sketch_files
     from simsearch.search.ann import AnnIndex
+    from simsearch.search.sketch import Sketch
     from simsearch.storage.index import Index
     from simsearch.storage.reader import Reader
+else:  # a small index that is searched on the CPU needs none of them
+    binary_codes = LazyModule("simsearch.search.binary_codes")
+    gpu = LazyModule("simsearch.search.gpu")
+    sketch_files = LazyModule("simsearch.search.sketch_files")
 
 log = logging.getLogger("simsearch")
 
@@ -104,7 +108,9 @@ class Snapshots:
         If its files are missing or damaged, a warning is logged once and searches are scans.
         """
         with self._lock:
-            facts = SketchFacts.of(self.index.meta.sketch)
+            if not self.index.meta.sketch:
+                return None
+            facts = sketch_files.SketchFacts.of(self.index.meta.sketch)
             if facts is None or not facts.folder or facts.compactions != compactions:
                 return None
             if self._sketch[0] != facts:
@@ -127,7 +133,8 @@ class Snapshots:
         of the items that they exclude, in the mean over searches for ten; rows: the number of rows with codes, of
         `widths` bytes.
         """
-        facts, found = SketchFacts.of(self.index.meta.sketch), self.sketch(reader.compactions())
+        found = self.sketch(reader.compactions())
+        facts = None if found is None else sketch_files.SketchFacts.of(self.index.meta.sketch)
         if facts is None or found is None:
             return {"proved": False}
         excluded = 1 - facts.left[1] if len(facts.left) == 2 else None

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from simsearch.common.lazy import LazyModule
 from simsearch.errors import ImageError
-from simsearch.images.decoding import camera_raw, formats, jpeg, jxl, modes, png, tiff, webp
+from simsearch.images.decoding import camera_raw, formats, jpeg, jxl, modes, png, webp
 from simsearch.images.decoding.limits import check_size
 from simsearch.images.decoding.messages import missing_extra
 from simsearch.images.decoding.orientation import ignore_xmp
 from simsearch.images.decoding.scaled import draft
+
+if TYPE_CHECKING:
+    from simsearch.images.decoding import tiff
+else:  # Pillow's part of it takes milliseconds to import
+    tiff = LazyModule("simsearch.images.decoding.tiff")
 
 HEAD = 256
 """Bytes of a file that show its format."""

@@ -22,6 +22,7 @@ from simsearch.models.onnx import int8_calibration, onnx_file
 from simsearch.models.onnx.graph_model import GraphModel
 from simsearch.models.onnx.int8_calibration import Agreement
 from simsearch.models.precision import ENOUGH
+from simsearch.models.registry import ONNX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +36,7 @@ _RANGES = 256
 
 def is_file(name: str) -> bool:
     """Returns true for the path of an .onnx file."""
-    return name.endswith(onnx_file.SUFFIX)
+    return name.endswith(ONNX)
 
 
 def calibrate(
@@ -51,7 +52,7 @@ def calibrate(
     if importlib.util.find_spec("onnx") is None:
         raise MissingExtraError(f"quantizing {name}", "onnx")
     path = Path(name).expanduser().absolute()
-    output = (path.parent if is_file(name) else Path.cwd()) / f"{path.name.removesuffix(onnx_file.SUFFIX)}-int8.onnx"
+    output = (path.parent if is_file(name) else Path.cwd()) / f"{path.name.removesuffix(ONNX)}-int8.onnx"
     if output.exists():
         raise UsageError(f"{output} exists already", hint="indexes made with it would not match another one")
     model = load.load_model(name, "cpu")

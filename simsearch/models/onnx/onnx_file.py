@@ -37,8 +37,6 @@ from simsearch.models.onnx.untrusted import LARGEST_BYTES, check_graph
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SUFFIX = ".onnx"
-
 LARGEST_SIDE = 2048
 """Largest side of an input, in pixels."""
 
