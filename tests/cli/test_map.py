@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+import simsearch
+from simsearch.storage import stored_map
+
 needed = pytest.mark.skipif(
     __import__("importlib.util").util.find_spec("openTSNE") is None, reason="the [map] extra is not installed"
 )
@@ -26,9 +29,10 @@ def test_map(run, tmp_path):
 
 
 @needed
-def test_names(run, pictures, tmp_path, tiny_weights):
-    guessed = run("map", "-o", tmp_path / "map.html", "--names", "guesses")
-    assert guessed.code == 0 and "guesses of the classifier" in (tmp_path / "map.html").read_text()
+def test_names(run, index, pictures, tmp_path, tiny_weights):
+    assert run("map", "-o", tmp_path / "map.html", "--names", "guesses").code == 0
+    with simsearch.open(index) as engine:
+        assert stored_map.read(engine.index.folder).facts["names"] == "guesses of the classifier"
     assert run("build", pictures, "--labels", "none", "-i", tmp_path / "bare", "--model", tiny_weights).code == 0
     moved = tiny_weights.rename(tmp_path / "moved.safetensors")
     try:

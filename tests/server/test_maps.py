@@ -193,10 +193,10 @@ def test_a_failure_is_told_and_can_be_tried_again(engine, client, drawn, monkeyp
     laid = layout.lay_out
 
     def fail(*arguments, **options):
-        raise MemoryError
+        raise RuntimeError("the layout failed")
 
     monkeypatch.setattr(layout, "lay_out", fail)
-    assert client("GET", "/v1/map").status_code == 500
+    assert code(client("GET", "/v1/map")) == (503, "internal")
     monkeypatch.setattr(layout, "lay_out", laid)
     assert got(client).json()["items"] == 24
 
