@@ -35,8 +35,8 @@ LARGEST = 10_240
 _BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 _SHELL = set("|<>$&;*?`~(")
 """Characters that need a shell; any other command is run in this process, which is faster."""
-_MAY_FIND_NOTHING = re.compile(r"simsearch (duplicates|query .*--max-distance)")
-"""Distances depend on the weights."""
+_MAY_FIND_NOTHING = re.compile(r"simsearch (duplicates|query .*--max-distance|info \w.*/)")
+"""Distances depend on the weights; what `info PATH` is asked for may not be in the index."""
 _SERVICE = "http://127.0.0.1:8000"
 
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import Response
 from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticKnownError
 
 from simsearch.server import answers, map_answers, openapi, reference
 from simsearch.server import page as server_page
@@ -29,9 +29,9 @@ from simsearch.server.status import Status
 
 
 def _whole(value: Any) -> Any:
-    """Raises PydanticCustomError for what pydantic takes for a whole number besides its digits: 1_0, 1.0, +1."""
+    """Raises PydanticKnownError for what pydantic takes for a whole number besides its digits: 1_0, 1.0, +1."""
     if isinstance(value, str) and not re.fullmatch("-?[0-9]{1,19}", value):
-        raise PydanticCustomError("whole_number", "it must be a whole number")
+        raise PydanticKnownError("int_parsing")
     return value
 
 

@@ -133,7 +133,7 @@ def test_several_inputs_and_outputs(tmp_path, pixels):
         ('{"mean": 0.5}', "mean is 0.5, not three numbers"),
         ('{"mean": [1, 2]}', "not three numbers"),
         ('{"std": [1, 0, 1]}', "not three numbers above 0"),
-        ('{"std": [1, NaN, 1]}', "not three numbers above 0"),
+        ('{"std": [1, NaN, 1]}', "NaN is not a number of JSON"),
         ('{"scale": -1}', "scale is -1"),
         ('{"interpolation": "area"}', "one of bilinear, bicubic, lanczos"),
         ('{"colour": []}', "one of RGB, BGR"),

@@ -122,6 +122,7 @@ def test_the_openapi_document(engine):
         "get /v1/items/{id}",
         "get /v1/items/{id}/image",
         "get /v1/items/{id}/thumbnail",
+        "get /v1/map",
     }
     for path, found in document["paths"].items():
         for operation in found.values():

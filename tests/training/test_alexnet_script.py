@@ -52,7 +52,9 @@ def shipped(script, pictures, tmp_path, monkeypatch):
     def ship(work, note=None):
         file = tmp_path / f"{work.name}.safetensors"
         module.ship(
-            argparse.Namespace(pictures=pictures, work=work, output=file, data=None, note=note, teacher="a fake")
+            argparse.Namespace(
+                pictures=pictures, work=work, output=file, data=None, note=note, teacher="a fake", manifest=None
+            )
         )
         return file
 
