@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import signal
@@ -158,6 +159,8 @@ def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     say(f"http://{shown}:{listener.getsockname()[1]}/")
     server = server_for(app)
+    gc.collect()
+    gc.freeze()  # what is there now stays, and need not be looked through again
     with _logs():
         server.run(sockets=[listener])
     if server.stop_signal == signal.SIGINT:
