@@ -30,7 +30,7 @@ SINGLE = "only single files of its folder were added; `simsearch add` adds it"
 
 @dataclass(frozen=True)
 class Presence:
-    """What an index has of a file, a folder or an archive.
+    """The items that an index has of a file, a folder or an archive, or the reason that it has none.
 
     path: as given. items: the ids of its items. failures: path and reason of each of its images that could not be
     indexed. reason: why there are neither; None if there are.

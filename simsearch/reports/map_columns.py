@@ -1,4 +1,4 @@
-"""What the items of a map are coloured and searched by: clusters, labels, fields of the metadata, paths.
+"""The columns by which the items of a map are coloured and searched: clusters, labels, metadata, paths.
 
 Letters: n items.
 """

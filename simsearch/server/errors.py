@@ -51,7 +51,7 @@ _DUE = {
     "string_too_long": "at most {max_length} characters long",
     "missing": "given",
 }
-"""What a parameter must be, by pydantic's type of the error; {names} are of its context."""
+"""The rule that a parameter has broken, by pydantic's type of the error; {names} come from the error's context."""
 
 
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

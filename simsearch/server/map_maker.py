@@ -7,21 +7,18 @@ before which the thread gives way. A service that may write stores what it has d
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from simsearch.common.progress import Progress
 from simsearch.curation import cluster_names, layout
 from simsearch.curation import map as maps
 from simsearch.engine import Engine
 from simsearch.errors import IndexDamagedError, MissingExtraError, UsageError
-from simsearch.server.decoding import NICENESS, give_way, lower_priority
-from simsearch.server.errors import draining
+from simsearch.server.background import BackgroundWork, Key
 from simsearch.server.middleware import ApiError
 from simsearch.server.reloading import ReloadableIndex
 from simsearch.storage import stored_map
@@ -46,7 +43,6 @@ PATIENCE = 10
 """While items are being added, a map is drawn again only after this many times the seconds that it took."""
 
 Step = Literal["neighbours", "layout", "names"]
-Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -76,21 +72,9 @@ class MapMaker:
     """
 
     def __init__(self, memory: int, keeps: bool, busy: Callable[[], bool] = lambda: False) -> None:
-        self._memory, self._keeps, self._busy = memory, keeps, busy
-        self._pool = ThreadPoolExecutor(1, "map", initializer=lower_priority, initargs=(NICENESS,))
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[Key, Known] = OrderedDict()
-        self._jobs: dict[Key, MapJob] = {}
-        self._stopped = False
-
-    def stop(self) -> None:
-        """Ends what is being drawn."""
-        self._stopped = True
-
-    def close(self) -> None:
-        """Waits until nothing is drawn any more."""
-        self.stop()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._memory, self._keeps = memory, keeps
+        self._work: BackgroundWork[MapJob, Known] = BackgroundWork("map", KEPT, busy)
+        self.stop, self.close = self._work.stop, self._work.close
 
     def find(self, served: ReloadableIndex, again: bool = False) -> Known | MapJob:
         """Returns the map if there is one, else the job that draws it.
@@ -103,19 +87,13 @@ class MapMaker:
             return known
         if refusal is not None:
             raise refusal
-        with self._lock:
-            if key in self._jobs:
-                return self._jobs[key]
-            if len(self._jobs) >= WAITING:
-                text = "maps of other indexes are being drawn already"
-                raise ApiError(429, "too_many_requests", text, {"retry-after": "5"})
-            job = self._jobs[key] = MapJob()
-            try:
-                self._pool.submit(self._run, served, key, job)
-            except RuntimeError:  # the pool was shut down
-                del self._jobs[key]
-                raise draining() from None
-            return job
+        return self._work.start(
+            key,
+            MapJob(),
+            lambda job: served.run(lambda engine: self._draw(engine, key, job)),
+            WAITING,
+            "maps of other indexes are being drawn already",
+        )
 
     def redraws(self, engine: Engine) -> bool:
         """Returns True if this service can draw a map of an index."""
@@ -133,8 +111,7 @@ class MapMaker:
 
     def _newest(self, engine: Engine, key: Key) -> Known | None:
         """Returns the map in memory, or the stored one if that is newer or the only one."""
-        with self._lock:
-            kept = self._kept.get(key)
+        kept = self._work.known(key)
         folder = engine.opened_index.folder
         stamp = None if folder is None else stored_map.stamp(folder)
         if folder is None or stamp is None or (kept is not None and kept.token == (key, stamp)):
@@ -145,7 +122,7 @@ class MapMaker:
             return kept
         if kept is not None and kept.drawn.generation > known.drawn.generation:
             return kept
-        self._keep(key, known)
+        self._work.keep(key, known)
         return known
 
     def _refusal(self, engine: Engine, count: int) -> ApiError | None:
@@ -163,27 +140,6 @@ class MapMaker:
             text = f"a map of {count:,} items needs more memory than this service has; `{command}` draws it"
             return ApiError(404, "no_map", text)
         return None
-
-    def _keep(self, key: Key, known: Known) -> None:
-        with self._lock:
-            self._kept[key] = known
-            self._kept.move_to_end(key)
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-
-    def _run(self, served: ReloadableIndex, key: Key, job: MapJob) -> None:
-        known, problem = None, None
-        try:
-            known = served.run(lambda engine: self._draw(engine, key, job))
-            self._keep(key, known)
-        except BaseException as error:
-            problem = error
-        with self._lock:  # before the result is known, so that whoever has seen an error can try again
-            del self._jobs[key]
-        if known is not None and problem is None:
-            job.result.set_result(known)
-        else:
-            job.result.set_exception(problem or draining())
 
     def _draw(self, engine: Engine, key: Key, job: MapJob) -> Known:
         began = time.monotonic()
@@ -206,12 +162,8 @@ class MapMaker:
         """Returns what is called with the progress of a step. It raises at a stop, and after `SECONDS`."""
 
         def report(done: int, total: int) -> None:
-            if self._stopped:
-                raise draining()
-            if time.monotonic() - began > SECONDS:
-                text = f"drawing took more than {SECONDS:.0f} s; `simsearch map` has no such limit"
-                raise ApiError(503, "timeout", text, {"retry-after": "600"})
             job.step, job.done, job.total = step, done, total
-            give_way(self._busy)
+            text = f"drawing took more than {SECONDS:.0f} s; `simsearch map` has no such limit"
+            self._work.step(began, SECONDS, text)
 
         return report

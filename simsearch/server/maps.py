@@ -18,8 +18,9 @@ from fastapi.responses import Response
 from simsearch.curation.map import representatives
 from simsearch.engine import Engine
 from simsearch.reports.map_columns import NONE, Categories, Numbers, columns, common_folder
+from simsearch.server.background import Key
 from simsearch.server.errors import reply
-from simsearch.server.map_maker import Key, Known, MapJob
+from simsearch.server.map_maker import Known, MapJob
 from simsearch.server.service import SearchService
 from simsearch.storage.stored_map import content_key
 

@@ -8,13 +8,11 @@ comparing all items again.
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,8 +20,7 @@ from simsearch.common.progress import Progress, no_progress
 from simsearch.engine import Engine
 from simsearch.search import duplicates as near
 from simsearch.search.near_rows import EXACT, JoinedRows, linked
-from simsearch.server.decoding import NICENESS, give_way, lower_priority
-from simsearch.server.errors import draining
+from simsearch.server.background import BackgroundWork, Key
 from simsearch.server.middleware import ApiError
 from simsearch.server.reloading import ReloadableIndex
 
@@ -113,9 +110,6 @@ class Job:
     result: Future[Found] = field(default_factory=Future)
 
 
-Key = tuple[Any, ...]
-
-
 class GroupFinder:
     """Finds groups; safe for several threads.
 
@@ -123,22 +117,10 @@ class GroupFinder:
     """
 
     def __init__(self, memory: int, busy: Callable[[], bool] = lambda: False) -> None:
-        self._memory, self._busy = memory, busy
-        self._pool = ThreadPoolExecutor(1, "duplicates", initializer=lower_priority, initargs=(NICENESS,))
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[Key, Found] = OrderedDict()
-        self._jobs: dict[Key, Job] = {}
+        self._memory = memory
+        self._work: BackgroundWork[Job, Found] = BackgroundWork("duplicates", KEPT, busy)
         self._limits: dict[Key, tuple[int, near.Threshold]] = {}
-        self._stopped = False
-
-    def stop(self) -> None:
-        """Ends what is being computed."""
-        self._stopped = True
-
-    def close(self) -> None:
-        """Waits until nothing is computed any more."""
-        self.stop()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.stop, self.close = self._work.stop, self._work.close
 
     def find(self, served: ReloadableIndex, distance: float | None) -> Found | Job:
         """Returns the groups if they are known for the present state, else the job that computes them.
@@ -148,19 +130,14 @@ class GroupFinder:
         key, found = served.run(lambda engine: self._look_up(engine, distance))
         if found is not None:
             return found
-        with self._lock:
-            if key in self._jobs:
-                return self._jobs[key]
-            if len(self._jobs) >= WAITING:
-                text = "duplicates are being looked for already, with other distances"
-                raise ApiError(429, "too_many_requests", text, {"retry-after": "5"})
-            job = self._jobs[key] = Job()
-            try:
-                self._pool.submit(self._run, served, key, distance, job)
-            except RuntimeError:  # the pool was shut down
-                del self._jobs[key]
-                raise draining() from None
-            return job
+        refusal = "duplicates are being looked for already, with other distances"
+        return self._work.start(
+            key,
+            Job(),
+            lambda job: served.run(lambda engine: self._compute(engine, distance, job)),
+            WAITING,
+            refusal,
+        )
 
     def known(self, served: ReloadableIndex, distance: float | None) -> Found | None:
         """Returns the groups that were found last, brought in step; None if they have to be looked for again."""
@@ -168,17 +145,13 @@ class GroupFinder:
 
     def forget(self, engine: Engine) -> None:
         """Drops the groups of an index that are known, because items have come back."""
-        with self._lock:
-            for key in [key for key in self._kept if key[1] == str(engine.path)]:
-                del self._kept[key]
+        self._work.drop(lambda key: key[1] == str(engine.path))
 
     def _look_up(self, engine: Engine, distance: float | None) -> tuple[Key, Found | None]:
         key = engine.opened_index.identity, str(engine.path), distance
-        with self._lock:
-            found = self._kept.get(key)
-            if found is None:
-                return key, None
-            self._kept.move_to_end(key)
+        found = self._work.known(key)
+        if found is None:
+            return key, None
         with engine.reading() as reader:
             if reader.state("generation") == found.generation:
                 return key, found
@@ -186,41 +159,16 @@ class GroupFinder:
         if after is None:
             recent = time.monotonic() - found.at < PATIENCE * found.seconds
             return key, found if recent else None
-        self._keep(key, after)
+        self._work.keep(key, after)
         return key, after
-
-    def _keep(self, key: Key, found: Found) -> None:
-        with self._lock:
-            self._kept[key] = found
-            self._kept.move_to_end(key)
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-
-    def _run(self, served: ReloadableIndex, key: Key, distance: float | None, job: Job) -> None:
-        found, problem = None, None
-        try:
-            found = served.run(lambda engine: self._compute(engine, distance, job))
-            self._keep(key, found)
-        except BaseException as error:
-            problem = error
-        with self._lock:  # before the result is known, so that whoever has seen an error can try again
-            del self._jobs[key]
-        if found is not None and problem is None:
-            job.result.set_result(found)
-        else:
-            job.result.set_exception(problem or draining())
 
     def _compute(self, engine: Engine, distance: float | None, job: Job) -> Found:
         began = time.monotonic()
 
         def progress(done: int, total: int) -> None:
-            if self._stopped:
-                raise draining()
-            if time.monotonic() - began > SECONDS:
-                text = f"comparing took more than {SECONDS:.0f} s; `simsearch duplicates` has no such limit"
-                raise ApiError(503, "timeout", text, {"retry-after": "600"})
             job.done, job.total = done, total
-            give_way(self._busy)
+            text = f"comparing took more than {SECONDS:.0f} s; `simsearch duplicates` has no such limit"
+            self._work.step(began, SECONDS, text)
 
         with engine.reading() as reader:
             generation = reader.state("generation")

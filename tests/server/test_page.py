@@ -53,14 +53,6 @@ def site(drawn):
         yield url, sorted((drawn / "drawn").rglob("*.jpg"))
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 def visit(browser, url, phone=False):
     """A fresh page, which must neither complain nor ask anyone else for anything."""
     size = {"width": 390, "height": 800} if phone else {"width": 1280, "height": 900}

@@ -16,14 +16,6 @@ expect = playwright.expect
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def copies(photos):
     """The 24 pictures; amber/0.png also twice as large and once more, blue/0.png also as z/blue.png."""
