@@ -199,20 +199,28 @@ def build(config: Config) -> nn.Module:
     return network
 
 
-def build_from(path: Path, config: Config, pictures: Pictures) -> nn.Module:
-    """The same from weights that were trained without normalisation, all but the classifier."""
+def build_from(path: Path, config: Config, pictures: Pictures, batches: int = 8) -> nn.Module:
+    """The same from weights without normalisations: their function at first, but for the classifier of other classes.
+
+    batches: how many batches of 256 pictures the statistics of the normalisations are taken from.
+    """
     torch.manual_seed(config.seed)
     network = build_network("alexnet", AlexNetConfig(num_classes=len(CLASSES), image_size=config.image_size))
     network.initialise(math.sqrt(2))
     tensors = {name: torch.from_numpy(value) for name, value in weights.read_tensors(path).items()}
-    network.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("classifier")}, strict=False)
+    if tensors["classifier.weight"].shape != network.classifier.weight.shape:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier")}
+    network.load_state_dict(tensors, strict=False)
     random = np.random.default_rng(config.seed)
-    batches = [torch.from_numpy(pictures.draw(256, random)[0]) for _ in range(8)]
+    drawn = [torch.from_numpy(pictures.draw(256, random)[0]) for _ in range(batches)]
     set_dropout(network, 0.0)
-    batch_norm.adopt(network, [augment.centre(batch, config.image_size, COLOUR) for batch in batches])
+    batch_norm.adopt(network, [augment.centre(batch, config.image_size, COLOUR) for batch in drawn])
     with torch.no_grad():
-        kernels = network.conv[0].layer.weight
-        kernels.mul_(config.first_layer / kernels.std())
+        first = network.conv[0]
+        scale = config.first_layer / first.layer.weight.std()
+        first.layer.weight.mul_(scale)
+        first.norm.running_mean.mul_(scale)
+        first.norm.running_var.mul_(scale**2)
     return network
 
 

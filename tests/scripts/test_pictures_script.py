@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from simsearch.models import registry
 from simsearch.models.training_record import digest_of
+from simsearch.training.augment import centre
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "reproduce"
 
@@ -24,7 +27,7 @@ def script():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         yield importlib.import_module("pictures")
-        for name in ("pictures", "hashes", "arrays", "alexnet", "alexnet_file"):
+        for name in ("pictures", "hashes", "arrays", "alexnet", "alexnet_file", "judge"):
             sys.modules.pop(name, None)
 
 
@@ -153,3 +156,23 @@ def test_near_finds_a_few_bits_and_no_more(script):
         places = random.choice(64, bits, replace=False)
         other = 0x0123456789ABCDEF ^ sum(1 << int(place) for place in places)
         assert (other in near) == (bits <= 4)
+
+
+def test_training_begins_with_the_features_of_the_weights(script):
+    alexnet, judge = importlib.import_module("alexnet"), importlib.import_module("judge")
+    path = Path(registry.__file__).parent / "weights_data" / registry.BUILTIN["alexnet"]
+    pixels = np.stack([np.asarray(photo(seed, (146, 146))) for seed in range(16)])
+
+    class Pictures:
+        def draw(self, count, random):
+            return pixels[random.integers(0, len(pixels), count)], np.zeros(count)
+
+    begun = alexnet.build_from(path, alexnet.Config(), Pictures(), batches=1).eval()
+    shipped, colour = judge.network_of(path)
+    x = centre(torch.from_numpy(pixels), 128, colour)
+    with torch.no_grad():
+        likeness = torch.cosine_similarity(begun.features(x), shipped.features(x))
+        assert likeness.min() > 0.999
+        assert torch.equal(
+            begun.classifier(begun.features(x)).argmax(1), shipped.classifier(shipped.features(x)).argmax(1)
+        )
