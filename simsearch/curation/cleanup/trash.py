@@ -1,4 +1,8 @@
-"""The trash of the desktop, as freedesktop.org specifies it (version 1.0): the files, and a record of each."""
+"""The trash of the desktop, as freedesktop.org specifies it (version 1.0): the files, and a record of each.
+
+Not by the library send2trash: the journal needs the place of a file before the file goes there, so that a clean-up
+which is killed in between can be continued or undone, and send2trash tells the place neither before nor after.
+"""
 
 from __future__ import annotations
 
