@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from simsearch.indexing import presence as presences
     from simsearch.indexing import tune as tuning
     from simsearch.models import classify
+    from simsearch.search import copy_threshold as copy_thresholds
     from simsearch.search import duplicates as near
     from simsearch.search.tuning import Choice
     from simsearch.storage import export as exports
@@ -47,6 +48,7 @@ else:  # a search needs none of them
     presences = LazyModule("simsearch.indexing.presence")
     tuning = LazyModule("simsearch.indexing.tune")
     classify = LazyModule("simsearch.models.classify")
+    copy_thresholds = LazyModule("simsearch.search.copy_threshold")
     near = LazyModule("simsearch.search.duplicates")
     exports = LazyModule("simsearch.storage.export")
     checks = LazyModule("simsearch.storage.verify")
@@ -118,7 +120,7 @@ class WholeIndex:
         """
         rule = None if keep is None else keeping.KeepRule.parse(keep, against is not None)
         if max_distance is None:
-            max_distance = near.copy_threshold(self.opened_index, self.model, progress=progress).distance
+            max_distance = copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress).distance
         if against is not None:
             check_same_features(self.opened_index, against.opened_index)
         other = None if against is None else against.snapshots
@@ -147,7 +149,7 @@ class WholeIndex:
             raise UsageError(f"action is {action!r}, into is {into!r}", hint="move (with into), trash or hardlink")
         rule = keeping.KeepRule.parse(keep, against is not None)
         if max_distance is None:
-            max_distance = near.copy_threshold(self.opened_index, self.model, progress=progress).distance
+            max_distance = copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress).distance
         groups = self.duplicates(max_distance, keep=keep, against=against, exact=exact)
         plan = planning.make_plan(groups, rule, action, max_distance, into or "")
         if dry_run:

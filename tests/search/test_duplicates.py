@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from simsearch import api
 from simsearch.cli.main import main
 from simsearch.errors import UsageError
-from simsearch.images import perturb
 from simsearch.search import duplicates, near_rows
 from tests.helpers.filler import Filler
 from tests.helpers.models import Colours
@@ -142,30 +140,6 @@ def test_gone_and_changed_files_are_no_pair(tmp_path: Path, photos: Path, colour
         assert pairs() == [["green/0.png", "green/copy.png"], ["rose/0.png", "rose/copy.png"]]
         photos.rename(tmp_path / "away")
         assert len(pairs()) == 4
-
-
-def test_calibrated_threshold_finds_copies(tmp_path: Path, photos: Path, colours: Colours) -> None:
-    for name in ("amber/0", "rose/3"):
-        image = Image.open(photos / f"{name}.png")
-        image.resize((14, 14)).resize((16, 16)).save(photos / f"{name}-copy.png")
-    with api.build(photos, tmp_path / "index", colours) as engine:
-        told: list[tuple[int, int]] = []
-        limit = duplicates.copy_threshold(
-            engine.opened_index, engine.model, progress=lambda done, total: told.append((done, total))
-        )
-        assert told == sorted(told) and len(told) > len(perturb.COPIES) and told[-1][0] == told[-1][1]
-        assert set(limit.copies) == set(perturb.COPIES)
-        assert 0 < limit.distance < 0.5
-        found = duplicates.duplicate_groups(engine.snapshots, limit.distance)
-        pairs = [sorted(Path(member.path).stem for member in group) for group in found]
-        assert sorted(pairs) == [["0", "0-copy"], ["3", "3-copy"]]
-
-
-def test_threshold_without_the_pictures(tmp_path: Path, photos: Path, colours: Colours) -> None:
-    with api.build(photos, tmp_path / "index", colours) as engine:
-        photos.rename(tmp_path / "elsewhere")
-        limit = duplicates.copy_threshold(engine.opened_index, engine.model)
-        assert limit.copies == {} and limit.distance >= 0
 
 
 def test_duplicates_from_the_command_line(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
