@@ -808,6 +808,14 @@ def test_phone_tools_fit_one_row(browser, site):
     assert len(tops) == 4 and max(tops) - min(tops) < 10
     for role, name in (("link", "Map"), ("link", "Duplicates"), ("button", "Filters")):
         expect(page.get_by_role(role, name=name, exact=True)).to_be_visible()
+    page.set_viewport_size({"width": 320, "height": 568})
+    assert (
+        page.locator("header button:visible").evaluate_all(
+            "buttons => buttons.filter(button => button.scrollWidth > button.clientWidth).map(button => button.id)"
+        )
+        == []
+    )
+    assert page.evaluate("document.querySelector('.bar').scrollWidth <= innerWidth")
     page.close()
 
 
