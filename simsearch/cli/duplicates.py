@@ -293,16 +293,18 @@ def _row(decision: Decision) -> tuple[str, ...]:
 
 
 def _write_report(engine: Engine, groups: Groups, limit: Threshold, file: Path, service: str | None) -> None:
-    def tile(member: near.Member) -> Tile:
+    def tile(member: near.Member, first: bool = False) -> Tile:
         item = member.item
         parts = [f"{item.width} × {item.height}", text.format_size(item.size)]
         if date := modified(item.stamp):
             parts.append(f"{date:%Y-%m-%d %H:%M}")
+        if not first:
+            parts.append(f"distance {text.format_distance(member.distance)}")
         number = item.id if member.own else None
         link = item_link(service, item.id) if service and member.own else None
         return Tile(near.thumbnail(member), member.path, item.label, number, details=", ".join(parts), link=link)
 
-    rows = [ResultRow(tile(group[0]), [tile(member) for member in group[1:]]) for group in groups]
+    rows = [ResultRow(tile(group[0], True), [tile(member) for member in group[1:]]) for group in groups]
     facts = {"index": str(engine.path), "model": engine.meta.model, "largest distance": f"{limit.distance:.4g}"}
     note_unshown(engine, rows)
     save_html(rows, file, "Near-identical pictures", facts, groups=True)
