@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from simsearch.common.keywords import check_keywords
 from simsearch.common.lazy import LazyModule
 from simsearch.common.milvus_address import is_address
 from simsearch.engine import Engine
@@ -37,6 +38,7 @@ SourceName = str | os.PathLike[str]
 """A path, an address or `torchvision/NAME`; see `resolve.resolve`."""
 
 
+@check_keywords
 def open(
     index: str | os.PathLike[str],
     *,

@@ -25,6 +25,8 @@ strict = true
 [mypy-torch.*,torchvision.*,faiss.*,pandas.*,pyarrow.*,onnxruntime.*,jinja2.*,rich.*]
 follow_imports = skip
 ignore_missing_imports = true
+[mypy-simsearch.*]
+follow_imports = silent
 """
 
 PYRIGHT = """\

@@ -45,7 +45,7 @@ from simsearch.curation import diverse, graph, labels, outliers, tags
 from simsearch.engine import Engine
 from simsearch.images import perturb
 from simsearch.images.sources import resolve
-from simsearch.search import duplicates
+from simsearch.search.copy_threshold import copy_threshold
 
 PLANTED, STRANGERS, COPIED = 0.1, 50, 100
 
@@ -150,7 +150,7 @@ def measure_outliers(near: graph.Graph, features: np.ndarray, strangers: np.ndar
 
 
 def measure_leaks(engine: Engine, strangers: Engine | None, seed: int) -> None:
-    limit = duplicates.copy_threshold(engine.opened_index, engine.model)
+    limit = copy_threshold(engine.opened_index, engine.model)
     with engine.reading() as reader:
         ids, _ = reader.ids_and_rows()
     chosen = np.random.default_rng(seed + 1).choice(ids, min(COPIED, len(ids)), replace=False).tolist()

@@ -35,7 +35,8 @@ import simsearch
 from simsearch.engine import Engine
 from simsearch.images import perturb
 from simsearch.images.sources import resolve
-from simsearch.search import duplicates, similarity
+from simsearch.search import similarity
+from simsearch.search.copy_threshold import FAITHFUL, copy_threshold
 
 SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
 NEAREST = 8
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with Engine(options.index, device="cpu") as engine:
-        limit = duplicates.copy_threshold(engine.opened_index, engine.model)
+        limit = copy_threshold(engine.opened_index, engine.model)
         median = similarity.median(engine.meta.distances)
         with engine.reading() as reader:
             ids, _ = reader.ids_and_rows()
@@ -108,8 +109,8 @@ def main() -> None:
     print(f"{'':22}" + "".join(f"{name:>9}" for name, _ in limits))
     for name, distances in own.items():
         print(f"{name:22}" + "".join(f"{(distances <= at).mean():9.3f}" for _, at in limits))
-    faithful = np.concatenate([own[name] for name in duplicates.FAITHFUL])
-    strangers = np.array([distance for name in duplicates.FAITHFUL for distance in others[name]])
+    faithful = np.concatenate([own[name] for name in FAITHFUL])
+    strangers = np.array([distance for name in FAITHFUL for distance in others[name]])
     print(f"{'the first four: recall':22}" + "".join(f"{(faithful <= at).mean():9.3f}" for _, at in limits))
     hits = [((faithful <= at).sum(), (strangers <= at).sum()) for _, at in limits]
     print(f"{'precision':22}" + "".join(f"{hit / max(1, hit + miss):9.3f}" for hit, miss in hits))

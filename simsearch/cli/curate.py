@@ -27,6 +27,7 @@ from simsearch.reports import text
 from simsearch.reports.html import save_html
 from simsearch.reports.tiles import ResultRow, Tile
 from simsearch.search import duplicates as near
+from simsearch.search.copy_threshold import copy_threshold
 from simsearch.storage.compatible import check_same_features
 
 _count_option = click.option(
@@ -147,7 +148,7 @@ def leaks_command(
             check_same_features(engine.opened_index, other.opened_index)
             limit = max_distance
             if limit is None:
-                limit = near.copy_threshold(engine.opened_index, engine.model, progress=progress).distance
+                limit = copy_threshold(engine.opened_index, engine.model, progress=progress).distance
             found = leaks.leaks(engine.snapshots, other.snapshots, limit, progress)
             note(f"{len(found):,} of {pluralize(len(engine), 'item')} within {limit:.4g} of one of {against}")
             if html_file:

@@ -38,6 +38,7 @@ from simsearch.reports.html import save_html
 from simsearch.reports.tiles import ResultRow, Tile
 from simsearch.search import duplicates as near
 from simsearch.search import near_rows
+from simsearch.search.copy_threshold import Threshold, copy_threshold
 from simsearch.storage.reader import modified
 
 Groups = list[list[near.Member]]
@@ -134,7 +135,7 @@ def duplicates_command(
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(warn_if_incomplete(api.open(index_path, device=device)))
         other = stack.enter_context(api.comparable(against, engine)) if against else None
-        limit = near.Threshold(max_distance) if max_distance is not None else _calibrate(engine)
+        limit = Threshold(max_distance) if max_distance is not None else _calibrate(engine)
         with show_progress("comparing") as progress:
             groups = engine.duplicates(
                 limit.distance, keep=rule, against=other, ignored=everything, exact=exact, progress=progress
@@ -154,9 +155,9 @@ def duplicates_command(
         raise click.exceptions.Exit(NO_MATCH)
 
 
-def _calibrate(engine: Engine) -> near.Threshold:
+def _calibrate(engine: Engine) -> Threshold:
     with show_progress("calibrating by changed copies") as progress:
-        return near.copy_threshold(engine.opened_index, engine.model, progress=progress)
+        return copy_threshold(engine.opened_index, engine.model, progress=progress)
 
 
 def _action(move_to: str | None, trash: bool, hardlink: bool) -> str:
@@ -227,7 +228,7 @@ def _report_problems(problems: list[tuple[str, str]], outcome: str) -> None:
         raise UsageError(f"{outcome}: {pluralize(len(problems), 'file')}, the first is {path}: {reason}")
 
 
-def _note_completeness(engine: Engine, groups: Groups, limit: near.Threshold) -> None:
+def _note_completeness(engine: Engine, groups: Groups, limit: Threshold) -> None:
     pairs, together = near.checked(engine.snapshots, groups, limit.distance)
     note(
         f"{together:,} of {pairs:,} near pairs of {near.CHECKED} random items are in one group;"
@@ -235,7 +236,7 @@ def _note_completeness(engine: Engine, groups: Groups, limit: near.Threshold) ->
     )
 
 
-def _summary(groups: Groups, limit: near.Threshold) -> str:
+def _summary(groups: Groups, limit: Threshold) -> str:
     copies = ", ".join(f"{name} {share:.0%}" for name, share in limit.copies.items())
     items = pluralize(sum(map(len, groups)), "item")
     found = f"{pluralize(len(groups), 'group')} of {items} within {limit.distance:.4g}"
@@ -291,17 +292,19 @@ def _row(decision: Decision) -> tuple[str, ...]:
     return text.format_distance(member.distance), number, member.item.label or "-", path
 
 
-def _write_report(engine: Engine, groups: Groups, limit: near.Threshold, file: Path, service: str | None) -> None:
-    def tile(member: near.Member) -> Tile:
+def _write_report(engine: Engine, groups: Groups, limit: Threshold, file: Path, service: str | None) -> None:
+    def tile(member: near.Member, first: bool = False) -> Tile:
         item = member.item
         parts = [f"{item.width} × {item.height}", text.format_size(item.size)]
         if date := modified(item.stamp):
             parts.append(f"{date:%Y-%m-%d %H:%M}")
+        if not first:
+            parts.append(f"distance {text.format_distance(member.distance)}")
         number = item.id if member.own else None
         link = item_link(service, item.id) if service and member.own else None
         return Tile(near.thumbnail(member), member.path, item.label, number, details=", ".join(parts), link=link)
 
-    rows = [ResultRow(tile(group[0]), [tile(member) for member in group[1:]]) for group in groups]
+    rows = [ResultRow(tile(group[0], True), [tile(member) for member in group[1:]]) for group in groups]
     facts = {"index": str(engine.path), "model": engine.meta.model, "largest distance": f"{limit.distance:.4g}"}
     note_unshown(engine, rows)
     save_html(rows, file, "Near-identical pictures", facts, groups=True)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from simsearch.common.keywords import check_keywords
 from simsearch.common.lazy import LazyModule
 from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import UsageError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from simsearch.indexing import presence as presences
     from simsearch.indexing import tune as tuning
     from simsearch.models import classify
+    from simsearch.search import copy_threshold as copy_thresholds
     from simsearch.search import duplicates as near
     from simsearch.search.tuning import Choice
     from simsearch.storage import export as exports
@@ -47,6 +49,7 @@ else:  # a search needs none of them
     presences = LazyModule("simsearch.indexing.presence")
     tuning = LazyModule("simsearch.indexing.tune")
     classify = LazyModule("simsearch.models.classify")
+    copy_thresholds = LazyModule("simsearch.search.copy_threshold")
     near = LazyModule("simsearch.search.duplicates")
     exports = LazyModule("simsearch.storage.export")
     checks = LazyModule("simsearch.storage.verify")
@@ -67,10 +70,12 @@ class WholeIndex:
     def __iter__(self) -> Iterator[IndexedItem]:
         return self.items()
 
+    @check_keywords
     def items(self, where: Where | None = None) -> Iterator[IndexedItem]:
         """Yields the items that meet the conditions, by id. Raises UsageError for conditions that cannot be used."""
         return indexed_items(self.opened_index, where)
 
+    @check_keywords
     def failures(self) -> list[tuple[str, str]]:
         """Returns the path of each image that could not be indexed, and the reason."""
         return item_files.failures(self.opened_index)
@@ -82,6 +87,7 @@ class WholeIndex:
         """
         return presences.find_presence(self.opened_index, resolve.as_names(names))
 
+    @check_keywords
     def to_arrow(self, where: Where | None = None, *, features: bool = False) -> Any:
         """Returns the items as a pyarrow.Table: id, path, label, metadata (JSON), width, height, bytes.
 
@@ -90,6 +96,7 @@ class WholeIndex:
         """
         return items_to_arrow(self.opened_index, where, features)
 
+    @check_keywords
     def to_pandas(self, where: Where | None = None) -> Any:
         """Returns the items as a pandas.DataFrame with a column for each field of `IndexedItem`.
 
@@ -97,6 +104,7 @@ class WholeIndex:
         """
         return to_pandas(asdict(item) for item in self.items(where))
 
+    @check_keywords
     def duplicates(
         self,
         max_distance: float | None = None,
@@ -118,13 +126,14 @@ class WholeIndex:
         """
         rule = None if keep is None else keeping.KeepRule.parse(keep, against is not None)
         if max_distance is None:
-            max_distance = near.copy_threshold(self.opened_index, self.model, progress=progress).distance
+            max_distance = copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress).distance
         if against is not None:
             check_same_features(self.opened_index, against.opened_index)
         other = None if against is None else against.snapshots
         groups = near.duplicate_groups(self.snapshots, max_distance, progress, exact, against=other, keep=rule)
         return groups if ignored else ignoring.without_ignored(self.opened_index, groups)
 
+    @check_keywords
     def clean_up(
         self,
         action: Literal["move", "trash", "hardlink"],
@@ -147,7 +156,7 @@ class WholeIndex:
             raise UsageError(f"action is {action!r}, into is {into!r}", hint="move (with into), trash or hardlink")
         rule = keeping.KeepRule.parse(keep, against is not None)
         if max_distance is None:
-            max_distance = near.copy_threshold(self.opened_index, self.model, progress=progress).distance
+            max_distance = copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress).distance
         groups = self.duplicates(max_distance, keep=keep, against=against, exact=exact)
         plan = planning.make_plan(groups, rule, action, max_distance, into or "")
         if dry_run:
@@ -156,6 +165,7 @@ class WholeIndex:
             plan, str(self.opened_index.path), None if journal is None else Path(journal), progress
         )
 
+    @check_keywords
     def map(
         self,
         *,
@@ -174,6 +184,7 @@ class WholeIndex:
         drawn = maps.draw_map(near, clusters, seed, progress)
         return cluster_names.name_clusters(drawn, names, self.model.load)
 
+    @check_keywords
     def classify(
         self, pictures: Picture | Sequence[Picture], k: int = 5, crops: Literal[1, 10] = 1
     ) -> list[list[classify.Guess]]:
@@ -186,6 +197,7 @@ class WholeIndex:
         given: list[Any] = list(as_list(pictures))
         return list(classify.classify(self.model.load(len(given) * crops), given, k, crops))
 
+    @check_keywords
     def tune(self, recall: float = 0.99, *, memory: int | None = None, progress: Progress = no_progress) -> Choice:
         """Chooses the fastest way to search that reaches a recall, by measurement, and records it.
 
@@ -193,6 +205,7 @@ class WholeIndex:
         """
         return tuning.tune(on_disk(self.opened_index), recall, memory, progress)
 
+    @check_keywords
     def export(
         self,
         folder: str | os.PathLike[str],
@@ -216,6 +229,7 @@ class WholeIndex:
         columns = None if drawn is None else drawn.columns()
         return exports.export_parquet(self.opened_index, Path(folder), progress, columns)
 
+    @check_keywords
     def verify(self, progress: Progress = no_progress) -> checks.VerifyReport:
         """Checks that the files of the index agree, byte for byte; see `VerifyReport.problems`."""
         return checks.verify(self.opened_index, progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,30 +17,20 @@ import numpy as np
 from PIL import Image
 
 from simsearch.common.progress import Progress, no_progress
-from simsearch.errors import ImageError, ImageTooLargeError, ItemNotFoundError, SimsearchError, UsageError
+from simsearch.errors import ImageError, ItemNotFoundError, UsageError
 from simsearch.images import decode
-from simsearch.images.perturb import COPIES
 from simsearch.images.sources import recorded
-from simsearch.search import similarity
 from simsearch.search.near_rows import JoinedRows, linked
-from simsearch.search.searcher import NEAR_IDENTICAL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from simsearch.images.sources.base import Source
-    from simsearch.storage.model import IndexModel
-    from simsearch.storage.protocols import ItemReader, OpenIndex, Searchable, SearchSnapshot
+    from simsearch.storage.protocols import ItemReader, Searchable, SearchSnapshot
     from simsearch.storage.reader import Item
 
 CHECKED, CHECKED_NEIGHBOURS = 256, 8
 """Items searched exactly to estimate completeness, and the largest number of neighbours of each."""
-
-ORIGINALS = 32
-"""Pictures whose copies calibrate the threshold."""
-
-FARTHEST = 0.35
-"""Largest calibrated threshold, as a fraction of the median random distance; see `searcher.NEAR_IDENTICAL`."""
 
 
 @dataclass(frozen=True)
@@ -62,56 +52,6 @@ Keep = Callable[[Sequence[Member]], int | None]
 """Returns the place of the member of a group to keep; None if none of them meets the rule."""
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """The largest distance of near-identical images.
-
-    copies: by name of a change to a picture, the fraction of changed copies within that distance.
-    """
-
-    distance: float
-    copies: dict[str, float] = field(default_factory=dict)
-
-
-FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
-"""The changes that set the threshold; the others, which move every pixel, are only reported."""
-
-
-def copy_threshold(
-    index: OpenIndex,
-    model: IndexModel,
-    seed: int = 0,
-    progress: Progress = no_progress,
-    *,
-    largest: int | None = None,
-) -> Threshold:
-    """Measures the distance that 90 % of slightly changed copies of the index's own pictures are within.
-
-    If no picture can be read or the model is missing, returns the threshold of `dedup`: NEAR_IDENTICAL times the median
-    random distance.
-    progress: called with the number of pictures of which copies were compared, and of all.
-    largest: the most pixels of such a picture; None for any. One is in memory at a time.
-    """
-    median = similarity.median(index.meta.distances)
-    rows: list[NDArray[np.float64]] = []
-    try:
-        model.load(expected=ORIGINALS * (1 + len(COPIES)))
-        for image in _originals(index, seed, largest):
-            features = model.features(_with_copies(image)).astype(np.float64)  # (changes, D)
-            rows.append(np.linalg.norm(features[1:] - features[0], axis=1))
-            progress(len(rows), ORIGINALS)
-    except SimsearchError:  # the model's weights are missing
-        rows = []
-    if not rows:
-        return Threshold(NEAR_IDENTICAL * median)
-    progress(ORIGINALS, ORIGINALS)
-    found = dict(zip(COPIES, np.stack(rows, 1), strict=True))
-    distance = float(np.quantile(np.concatenate([found[name] for name in FAITHFUL]), 0.9))
-    if median:
-        distance = min(distance, FARTHEST * median)
-    return Threshold(distance, {name: float((d <= distance).mean()) for name, d in found.items()})
-
-
 def thumbnail(member: Member, shorter_side: int = 256) -> Image.Image | None:
     """Returns a member as an RGB image to show; None if it cannot be read."""
     item = member.item
@@ -120,39 +60,6 @@ def thumbnail(member: Member, shorter_side: int = 256) -> Image.Image | None:
             return decode.decode_image(file, shorter_side).image
     except ImageError:
         return None
-
-
-def _originals(index: OpenIndex, seed: int, largest: int | None) -> Iterator[Image.Image]:
-    """Yields up to ORIGINALS random pictures of the index in full size."""
-    with index.reading() as reader:
-        ids, _ = reader.ids_and_rows()
-    count = 0
-    for number in np.random.default_rng(seed).permutation(ids)[: 2 * ORIGINALS]:
-        try:
-            image = _picture(index, int(number), largest)
-        except ImageError:
-            continue
-        yield image
-        count += 1
-        if count == ORIGINALS:
-            return
-
-
-def _with_copies(image: Image.Image) -> Iterator[Image.Image]:
-    yield image
-    for change in COPIES.values():
-        yield change(image)
-
-
-def _picture(index: OpenIndex, number: int, largest: int | None) -> Image.Image:
-    """Returns the image of an item in full size. Raises ImageError."""
-    with index.reading() as reader:
-        item = reader.item(number)
-        if largest is not None and item.width * item.height > largest:
-            raise ImageTooLargeError(f"more than {largest:,} pixels")
-        source = index.sources(reader)[item.source]
-        with recorded.open_recorded(source, item.path, item.digest, decodes=False) as file:
-            return decode.decode_image(file).image
 
 
 def duplicate_groups(

@@ -19,6 +19,7 @@ import numpy as np
 from simsearch.common.progress import Progress, no_progress
 from simsearch.engine import Engine
 from simsearch.search import duplicates as near
+from simsearch.search.copy_threshold import Threshold, copy_threshold
 from simsearch.search.near_rows import EXACT, JoinedRows, linked
 from simsearch.server.background import BackgroundWork, Key
 from simsearch.server.middleware import ApiError
@@ -91,7 +92,7 @@ class Found:
     ids: NDArray[np.int64]
     rows: NDArray[np.int64]
     groups: tuple[Group, ...]
-    limit: near.Threshold
+    limit: Threshold
     complete: bool
     seconds: float
     at: float
@@ -119,7 +120,7 @@ class GroupFinder:
     def __init__(self, memory: int, busy: Callable[[], bool] = lambda: False) -> None:
         self._memory = memory
         self._work: BackgroundWork[Job, Found] = BackgroundWork("duplicates", KEPT, busy)
-        self._limits: dict[Key, tuple[int, near.Threshold]] = {}
+        self._limits: dict[Key, tuple[int, Threshold]] = {}
         self.stop, self.close = self._work.stop, self._work.close
 
     def find(self, served: ReloadableIndex, distance: float | None) -> Found | Job:
@@ -179,7 +180,7 @@ class GroupFinder:
         limit = (
             self._limit(engine, len(ids), lambda done, total: progress(0, 0))
             if distance is None
-            else near.Threshold(distance)
+            else Threshold(distance)
         )
         compared_from = time.monotonic()
         progress(0, len(ids))
@@ -188,14 +189,12 @@ class GroupFinder:
         end = time.monotonic()
         return Found(generation, ids, rows, groups, limit, len(ids) <= EXACT, end - compared_from, end)
 
-    def _limit(self, engine: Engine, count: int, progress: Progress) -> near.Threshold:
+    def _limit(self, engine: Engine, count: int, progress: Progress) -> Threshold:
         """Returns the measured threshold, which stays the same while the index changes only a little."""
         key = engine.opened_index.identity, str(engine.path)
-        then, limit = self._limits.get(key, (0, near.Threshold(0.0)))
+        then, limit = self._limits.get(key, (0, Threshold(0.0)))
         if not then or abs(count - then) > DRIFT * then:
-            limit = near.copy_threshold(
-                engine.opened_index, engine.model, progress=progress, largest=CALIBRATION_PIXELS
-            )
+            limit = copy_threshold(engine.opened_index, engine.model, progress=progress, largest=CALIBRATION_PIXELS)
             self._limits = {key: (count, limit)} if len(self._limits) > KEPT else {**self._limits, key: (count, limit)}
         return limit
 

@@ -8,6 +8,7 @@ import pytest
 
 import simsearch
 from simsearch.search import duplicates as near
+from simsearch.search.copy_threshold import copy_threshold
 from simsearch.server import duplicates, near_groups
 from tests.helpers.client import Client, code, png, upload
 from tests.helpers.pictures import draw
@@ -67,7 +68,7 @@ def test_groups_and_their_items(client, engine, photos):
     answer = listed(client)
     assert names(answer) == [["amber/0.png", "amber/copy.png", "z/copy.png"], ["blue/0.png", "z/blue.png"]]
     assert (answer["total"], answer["items"], answer["next"], answer["complete"]) == (2, 5, None, True)
-    assert answer["max_distance"] == pytest.approx(near.copy_threshold(engine.opened_index, engine.model).distance)
+    assert answer["max_distance"] == pytest.approx(copy_threshold(engine.opened_index, engine.model).distance)
     assert answer["copies"]["JPEG 50"] > 0
     first, second, _ = answer["groups"][0]["items"]
     assert {key: first[key] for key in ("distance", "keep", "fixed")} == {"distance": 0, "keep": True, "fixed": None}

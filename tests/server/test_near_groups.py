@@ -61,13 +61,13 @@ def test_forgotten_groups_are_found_again(finder, served, engine):
 
 
 def test_threshold_stays_while_the_index_changes_a_little(finder, served, engine, monkeypatch):
-    calls, measure = [], near.copy_threshold
+    calls, measure = [], near_groups.copy_threshold
 
     def count(*arguments, **options):
         calls.append(1)
         return measure(*arguments, **options)
 
-    monkeypatch.setattr(near, "copy_threshold", count)
+    monkeypatch.setattr(near_groups, "copy_threshold", count)
     found(finder, served)
     for removed, expected in (([5], 1), (list(range(6, 14)), 2)):
         engine.remove(removed)

@@ -742,6 +742,80 @@ def test_missing_items_and_indexes(browser, site):
     expect(page.locator("#view")).to_be_hidden()
     page.goto(site[0] + "?filter=nonsense")
     expect(page.get_by_role("alert")).to_contain_text("is not FIELD=VALUE")
+    accessible(page)
+    page.locator("#state button").click()  # a way on from an address that shows nothing
+    browsing(page, 60)
+    assert page.evaluate("location.search") in {"", "?"}
+    expect(page.locator("#state")).to_be_hidden()
+    page.goto(site[0] + "?sort=nonsense&min_similarity=7&max_distance=-3")  # values that nobody can mean are left out
+    browsing(page, 60)
+    expect(page.get_by_role("alert")).to_be_hidden()
+    page.close()
+
+
+@both
+def test_distances_that_are_none(page):
+    search_from(page, 3)
+    results(page)
+    filters(page)
+    asked = searches(page)
+    page.fill("#max_distance", "-5")
+    page.keyboard.press("Enter")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("A distance is a number that is not negative.")
+    expect(alert).to_be_in_viewport()  # on a phone the filters fill the screen
+    assert searches(page) == asked
+    results(page)
+
+
+def test_list_that_cannot_go_on(browser, site):
+    page = visit(browser, site[0] + "?index=many")
+    browsing(page, MANY)
+    page.route("**/v1/items?limit*", lambda route: route.abort())
+    for _ in range(20):
+        page.mouse.wheel(0, 4000)
+        page.wait_for_timeout(50)
+    end = page.locator("#end")
+    expect(end).to_contain_text("The service cannot be reached.")
+    expect(end).to_be_in_viewport()  # where one looks
+    accessible(page)
+    before = len(labels(page))
+    page.unroute("**/v1/items?limit*")
+    end.get_by_role("button").click()
+    wait_until(page, f"document.querySelectorAll('.item').length > {before}")
+    expect(end.get_by_role("button")).to_have_count(0)
+    page.close()
+
+
+def test_neighbours_are_loaded_before_they_are_asked_for(page):
+    page.locator(".item a").nth(3).click()
+    expect(page.locator("#viewstage img")).to_be_visible()
+    ids = labels(page)
+    wanted = [f"/v1/items/{ids[place]}/thumbnail?size=1024" for place in (2, 4)]
+    for _ in range(50):
+        if all(any(each in url for url in page.asked) for each in wanted):
+            break
+        page.wait_for_timeout(50)
+    assert [each for each in wanted if not any(each in url for url in page.asked)] == []
+
+
+def test_phone_tools_fit_one_row(browser, site):
+    page = visit(browser, site[0], phone=True)
+    browsing(page, 60)
+    tops = page.locator("#tools > :visible:not(#labels)").evaluate_all(
+        "tools => tools.map(tool => Math.round(tool.getBoundingClientRect().top + tool.getBoundingClientRect().height / 2))"
+    )
+    assert len(tops) == 4 and max(tops) - min(tops) < 10
+    for role, name in (("link", "Map"), ("link", "Duplicates"), ("button", "Filters")):
+        expect(page.get_by_role(role, name=name, exact=True)).to_be_visible()
+    page.set_viewport_size({"width": 320, "height": 568})
+    assert (
+        page.locator("header button:visible").evaluate_all(
+            "buttons => buttons.filter(button => button.scrollWidth > button.clientWidth).map(button => button.id)"
+        )
+        == []
+    )
+    assert page.evaluate("document.querySelector('.bar').scrollWidth <= innerWidth")
     page.close()
 
 

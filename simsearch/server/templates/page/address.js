@@ -1,16 +1,17 @@
 // -- the address: each search and each view of the index has one, which can be reloaded, shared and gone back to
 const FLAGS = [...document.querySelectorAll("[data-option]")].map(box => box.id);
-const NUMBERS = ["min_similarity", "max_distance"];
+const NUMBERS = ["min_similarity", "max_distance"], HIGHEST = { min_similarity: 1, max_distance: Number.MAX_VALUE };
 const RULES = ["largest", "oldest", "newest", "shortest-path"];  // which picture of a group of duplicates stays
+const ORDERS = ["newest", "oldest", "id"];
 const LISTS = ["plus", "minus", "filter"];
 const MAPPED = ["at", "colour", "lasso", "q"], UNMAPPED = { at: "", colour: "", lasso: "", q: "" };  // where one looks on a map
 
 function parse(search) {
   const given = new URLSearchParams(search), state = {};
   for (const name of ["index", "upload", "url", "folder", "sort", "keep", ...MAPPED]) state[name] = given.get(name) || "";
-  state.duplicates = given.get("duplicates") === "1"; state.map = given.get("map") === "1" && !state.duplicates; if (!RULES.includes(state.keep)) state.keep = "";
+  state.duplicates = given.get("duplicates") === "1"; state.map = given.get("map") === "1" && !state.duplicates; if (!RULES.includes(state.keep)) state.keep = ""; if (!ORDERS.includes(state.sort)) state.sort = "";
   for (const name of ["id", "view"]) state[name] = /^\d+$/.test(given.get(name) || "") ? Number(given.get(name)) : null;
-  for (const name of NUMBERS) { const number = Number(given.get(name)); state[name] = given.get(name) && number >= 0 ? number : null; }
+  for (const name of NUMBERS) { const number = Number(given.get(name)); state[name] = given.get(name) && number >= 0 && number <= HIGHEST[name] ? number : null; }
   for (const name of FLAGS) state[name] = given.get(name) === "1";
   for (const name of LISTS) state[name] = given.getAll(name);
   for (const name of ["plus", "minus"]) state[name] = state[name].filter(text => /^\d+$/.test(text)).map(Number);

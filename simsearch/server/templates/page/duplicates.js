@@ -219,7 +219,7 @@ async function drawPast() {  // earlier clean-ups, which can be undone after a r
 
 for (const link of [$("to-map"), $("to-duplicates"), $("to-all")]) link.onclick = event => { if (event.ctrlKey || event.metaKey || event.shiftKey) return; event.preventDefault(); go({ ...parse(""), index: now.index, duplicates: link === $("to-duplicates"), map: link === $("to-map") }); };
 $("rule").onchange = () => { choices.clear(); go({ keep: $("rule").value === "largest" ? "" : $("rule").value }); };
-$("reach").onchange = () => go({ max_distance: $("reach").value === "" ? null : Number($("reach").value) });
+$("reach").onchange = () => $("reach").checkValidity() ? go({ max_distance: $("reach").value === "" ? null : Number($("reach").value) }) : problem(new Problem(NO_DISTANCE, 422));
 $("move").onclick = () => confirmMove(shown.groups);
 $("confirm-cancel").onclick = () => $("confirm").close(); $("confirm-do").onclick = moveConfirmed;
 $("undo").onclick = () => notice && notice(); $("notice-close").onclick = () => tellDone("");

@@ -57,6 +57,7 @@ function drawField() {
   $("value").placeholder = field && field.least !== null ? field.least + " to " + field.most : ""; $("value").inputMode = numeric(name) ? "decimal" : "text";
 }
 
+const NO_DISTANCE = "A distance is a number that is not negative.";
 const ANY = { filter: [], folder: "", min_similarity: null, max_distance: null };
 const filtered = state => state.filter.length || state.folder || state.min_similarity !== null || state.max_distance !== null;
 $("filter-button").onclick = () => { const open = $("filters").hidden; $("filters").hidden = !open; $("filter-button").setAttribute("aria-expanded", String(open)); };
@@ -70,6 +71,9 @@ $("condition").onsubmit = event => {
 };
 $("folder").onchange = () => go({ folder: $("folder").value });
 $("sort").onchange = () => go({ sort: $("sort").value === "newest" ? "" : $("sort").value });
-for (const name of NUMBERS) $(name).onchange = () => go({ [name]: $(name).value === "" ? null : Number($(name).value) });
+for (const name of NUMBERS) $(name).onchange = () => {
+  if (!$(name).checkValidity()) { problem(new Problem(NO_DISTANCE, 422)); return; }
+  go({ [name]: $(name).value === "" ? null : Number($(name).value) });
+};
 for (const name of FLAGS) $(name).onchange = () => go({ [name]: $(name).checked });
 $("index").onchange = () => go({ ...NEW, ...ANY, ...(now.upload || now.url ? { upload: now.upload, url: now.url, crop: now.crop } : {}), index: $("index").value });

@@ -7,6 +7,7 @@ const indexName = (state = now) => state.index || (service ? (service.indexes.fi
 const say = text => { $("status").textContent = text; };
 function problem(error) {
   $("what").textContent = error ? error.message : ""; $("problem").hidden = !error; $("again").hidden = !error || !error.passing;
+  if (error) $("problem").scrollIntoView({ block: "nearest" });  // below open filters, on a phone
 }
 
 async function fetchList(state, list, signal, again) {  // the next page of a list, as items that also have their sizes
@@ -64,7 +65,7 @@ function show(state, restored = null) {  // shows an address; restored: the stat
 async function load(state, restored = null, changed = true, again = false) {
   if (running) running.abort();
   const mine = running = new AbortController(), list = { key: contents(state), search: searching(state), duplicates: state.duplicates && !searching(state), map: state.map && !searching(state), items: [], total: null, next: null, done: false };
-  loading = list.key; problem(null); $("tools").hidden = false;
+  loading = list.key; problem(null); $("end").replaceChildren(); $("tools").hidden = false;
   const waiting = setTimeout(() => { if (changed || !shown) { $("state").hidden = true; skeleton(!list.duplicates && !list.map); if (list.duplicates || list.map) $("results").replaceChildren(); } else $("results").setAttribute("aria-busy", "true"); }, 150);
   say(list.search ? "Searching…" : list.duplicates ? "Looking for duplicates…" : list.map ? "Loading the map…" : "Loading…");
   try {
@@ -88,18 +89,25 @@ function remember() { kept.delete(shown.key); kept.set(shown.key, shown); if (ke
 let growing = null;
 function more() {  // loads the next page
   const list = shown;
-  if (!list || list.done || loading || !$("problem").hidden) return null;
+  if (!list || list.done || loading || !$("problem").hidden || $("end").children.length) return null;
   growing = growing || (async () => {
     $("end").textContent = "Loading more…";
+    let failed = null;
     try {
       const count = list.items.length, fresh = await fetchList(now, list, running.signal);
       if (list !== shown) return;
       list.items.push(...fresh); paint(list, count); tell(); if (viewed) drawView(viewed);
-    } catch (error) { if (error.name !== "AbortError") report(error); }
+    } catch (error) { if (error.name !== "AbortError") failed = error; }
     finally { growing = null; $("end").textContent = ""; }
+    if (failed && list === shown) { if (failed.status === 401) needKey(failed); else stopped(failed); }
     if (list === shown && $("end").getBoundingClientRect().top < innerHeight + 800) setTimeout(more);
   })();
   return growing;
+}
+function stopped(error) {  // says at the end of the list, where one looks, why it does not go on
+  const again = make("button", "", "Try again"); again.type = "button";
+  again.onclick = () => { $("end").replaceChildren(); more(); };
+  $("end").replaceChildren(make("p", "", error.message), again);
 }
 new IntersectionObserver(seen => { if (seen[0].isIntersecting) more(); }, { rootMargin: "800px" }).observe($("end"));
 
@@ -123,11 +131,12 @@ function report(error) {
   if (now.map && error.code === "no_map") { shown = null; closeMap(); drawMap(); state("unmapped", error.message); return; }
   problem(error);
   if (shown && shown.key !== contents(now)) say(shown.items.length ? "Below are the results from before." : "");
-  if (!shown) state(null);
+  if (!shown) state(error.passing ? null : "lost");
 }
 const STATES = {
   empty: ["picture", "Nothing is indexed here yet", "Add pictures on the machine that serves this page, then reload:", "simsearch build FOLDER -i INDEX"],
   nothing: ["search", "No pictures meet these conditions", "Take some of them back, or choose other ones."],
+  lost: ["search", "There is nothing at this address", "All pictures of the index are still here."],
   alone: ["twins", "No duplicates", "No two pictures here are so near each other. A larger distance finds more."],
   unmapped: ["map", "No map yet", ""],
   gone: ["cloud", "The service cannot be reached", "It may be starting, or have been stopped."],
@@ -136,11 +145,11 @@ const STATES = {
 function state(name, extra = "") {
   $("state").hidden = !name; $("state").dataset.of = name || "";
   if (!name) return;
-  const [picture, title, text, command] = STATES[name], again = make("button", "main", name === "nothing" ? "Remove filters" : "Try again");
+  const [picture, title, text, command] = STATES[name], again = make("button", "main", name === "nothing" ? "Remove filters" : name === "lost" ? "All pictures" : "Try again");
   $("results").replaceChildren(); $("state").replaceChildren(icon(picture), make("h2", "", title), make("p", "", extra || text));
   if (command) $("state").append(make("code", "", command));
-  again.type = "button"; again.onclick = () => { if (name === "nothing") go(ANY); else start(); };
-  if (name === "gone" || (name === "nothing" && filtered(now))) $("state").append(again);
+  again.type = "button"; again.onclick = () => { if (name === "nothing") go(ANY); else if (name === "lost") $("home").click(); else start(); };
+  if (name === "gone" || name === "lost" || (name === "nothing" && filtered(now))) $("state").append(again);
 }
 function needKey(error) {
   shown = null; $("tools").hidden = true; problem(null); say("");

@@ -54,6 +54,10 @@ async function loadLarge(item) {
   };
   try { await show("thumbnail", LARGE); }
   catch { if (here()) stage.prepend(make("p", "", "The file of this picture is not available.")); return; }
+  if (!key) for (const by of [1, -1]) {  // the neighbours, so that the next one is there at once
+    const place = placeOf(item.id), next = place < 0 ? null : shown.items[place + by];
+    if (next) new Image().src = fileURL(next.id, "thumbnail", LARGE);
+  }
   try { if (here() && item.bytes < HEAVY && Math.max(item.width, item.height) > LARGE) await show("image"); } catch { /* a format that browsers cannot show */ }
 }
 async function step(by) {

@@ -1,0 +1,169 @@
+"""The distance that near-identical pictures of an index are within, measured on changed copies of its own pictures.
+
+Measuring decodes dozens of pictures in full size and computes the features of their copies, which takes seconds. So the
+last result for each index is kept in the cache folder, until the pictures that are measured or the model change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from simsearch.common import outside_json
+from simsearch.common.atomic_files import atomic_write
+from simsearch.common.cache import cache_dir
+from simsearch.common.progress import Progress, no_progress
+from simsearch.errors import ImageError, ImageTooLargeError, SimsearchError, UsageError
+from simsearch.images import decode
+from simsearch.images.perturb import COPIES
+from simsearch.images.sources import recorded
+from simsearch.search import similarity
+from simsearch.search.searcher import NEAR_IDENTICAL
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.storage.model import IndexModel
+    from simsearch.storage.protocols import OpenIndex
+    from simsearch.storage.reader import Item
+
+ORIGINALS = 32
+"""Pictures whose copies are measured."""
+
+FARTHEST = 0.35
+"""Largest measured threshold, as a fraction of the median random distance; see `searcher.NEAR_IDENTICAL`."""
+
+FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
+"""The changes that set the threshold; the others, which move every pixel, are only reported."""
+
+_METHOD = 1
+"""Changes with how the threshold is measured, so that results of other versions are not used."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The largest distance of near-identical images.
+
+    copies: by name of a change to a picture, the fraction of changed copies within that distance.
+    """
+
+    distance: float
+    copies: dict[str, float] = field(default_factory=dict)
+
+
+def copy_threshold(
+    index: OpenIndex,
+    model: IndexModel,
+    seed: int = 0,
+    progress: Progress = no_progress,
+    *,
+    largest: int | None = None,
+) -> Threshold:
+    """Returns the distance that 90 % of slightly changed copies of the index's own pictures are within.
+
+    If no picture can be read or the model is missing, returns the threshold of `dedup`: NEAR_IDENTICAL times the median
+    random distance.
+    progress: called with the number of pictures of which copies were compared, and of all; not if the result is known.
+    largest: the most pixels of such a picture; None for any. One is in memory at a time.
+    """
+    median = similarity.median(index.meta.distances)
+    with index.reading() as reader:
+        ids, _ = reader.ids_and_rows()
+        drawn = [reader.item(int(n)) for n in np.random.default_rng(seed).permutation(ids)[: 2 * ORIGINALS]]
+    kept, key = _kept_file(index, largest), _key(index, model, median, drawn, largest)
+    if (known := _read(kept, key)) is not None:
+        return known
+    rows: list[NDArray[np.float64]] = []
+    try:
+        model.load(expected=ORIGINALS * (1 + len(COPIES)))
+        for image in _originals(index, drawn, largest):
+            features = model.features(_with_copies(image)).astype(np.float64)  # (changes, D)
+            rows.append(np.linalg.norm(features[1:] - features[0], axis=1))
+            progress(len(rows), ORIGINALS)
+    except SimsearchError:  # the model's weights are missing
+        rows = []
+    if not rows:
+        return Threshold(NEAR_IDENTICAL * median)
+    progress(ORIGINALS, ORIGINALS)
+    found = dict(zip(COPIES, np.stack(rows, 1), strict=True))
+    distance = float(np.quantile(np.concatenate([found[name] for name in FAITHFUL]), 0.9))
+    if median:
+        distance = min(distance, FARTHEST * median)
+    threshold = Threshold(distance, {name: float((d <= distance).mean()) for name, d in found.items()})
+    if len(rows) == min(ORIGINALS, len(drawn)):  # otherwise files are gone now, which may come back
+        _write(kept, key, threshold)
+    return threshold
+
+
+def _originals(index: OpenIndex, drawn: Sequence[Item], largest: int | None) -> Iterator[Image.Image]:
+    """Yields up to ORIGINALS pictures of the drawn items in full size."""
+    count = 0
+    for item in drawn:
+        try:
+            image = _picture(index, item, largest)
+        except ImageError:
+            continue
+        yield image
+        count += 1
+        if count == ORIGINALS:
+            return
+
+
+def _with_copies(image: Image.Image) -> Iterator[Image.Image]:
+    yield image
+    for change in COPIES.values():
+        yield change(image)
+
+
+def _picture(index: OpenIndex, item: Item, largest: int | None) -> Image.Image:
+    """Returns the image of an item in full size. Raises ImageError."""
+    if largest is not None and item.width * item.height > largest:
+        raise ImageTooLargeError(f"more than {largest:,} pixels")
+    with index.reading() as reader:
+        source = index.sources(reader)[item.source]
+    with recorded.open_recorded(source, item.path, item.digest, decodes=False) as file:
+        return decode.decode_image(file).image
+
+
+def _kept_file(index: OpenIndex, largest: int | None) -> Path:
+    """Returns the file of the last result for an index: one for each, however often it changes."""
+    name = hashlib.sha256(json.dumps([str(index.path), largest]).encode("utf-8", "surrogateescape")).hexdigest()
+    return cache_dir() / "copies" / f"{name[:32]}.json"
+
+
+def _key(index: OpenIndex, model: IndexModel, median: float, drawn: Sequence[Item], largest: int | None) -> str:
+    """Returns a digest of everything that a result depends on."""
+    meta = index.meta
+    parts = [
+        *(_METHOD, PIL.__version__, list(COPIES), largest, median),
+        *(meta.weights_sha256, meta.recipe, meta.features, meta.descriptor, model.precision),
+        [item.digest.hex() for item in drawn],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path, key: str) -> Threshold | None:
+    """Reads the result that was kept; None if there is none, or if it is of another state of the index."""
+    try:
+        content = outside_json.parse(path.read_bytes())
+        if content["key"] != key:
+            return None
+        return Threshold(float(content["distance"]), {str(n): float(v) for n, v in content["copies"].items()})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _write(path: Path, key: str, threshold: Threshold) -> None:
+    """Keeps a result, if the cache folder can be written."""
+    with contextlib.suppress(OSError, UsageError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps({"key": key, **asdict(threshold)}).encode(), follow_links=False)
