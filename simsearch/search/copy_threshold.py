@@ -23,7 +23,7 @@ from simsearch.common.atomic_files import atomic_write
 from simsearch.common.cache import cache_dir
 from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import ImageError, ImageTooLargeError, SimsearchError, UsageError
-from simsearch.images import decode
+from simsearch.images import decode, likeness
 from simsearch.images.perturb import COPIES
 from simsearch.images.sources import recorded
 from simsearch.search import similarity
@@ -42,10 +42,13 @@ ORIGINALS = 32
 FARTHEST = 0.35
 """Largest measured threshold, as a fraction of the median random distance; see `searcher.NEAR_IDENTICAL`."""
 
+BEYOND = 0.1
+"""How much farther pictures are compared by their pixels, as a fraction of the median random distance."""
+
 FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
 """The changes that set the threshold; the others, which move every pixel, are only reported."""
 
-_METHOD = 1
+_METHOD = 2
 """Changes with how the threshold is measured, so that results of other versions are not used."""
 
 
@@ -53,11 +56,13 @@ _METHOD = 1
 class Threshold:
     """The largest distance of near-identical images.
 
-    copies: by name of a change to a picture, the fraction of changed copies within that distance.
+    reach: the distance up to which pictures are compared by their pixels, which then decide; 0 to go by distance alone.
+    copies: by name of a change to a picture, the fraction of changed copies that are found so.
     """
 
     distance: float
     copies: dict[str, float] = field(default_factory=dict)
+    reach: float = 0.0
 
 
 def copy_threshold(
@@ -83,10 +88,13 @@ def copy_threshold(
     if (known := _read(kept, key)) is not None:
         return known
     rows: list[NDArray[np.float64]] = []
+    agree: list[NDArray[np.bool_]] = []
     try:
         model.load(expected=ORIGINALS * (1 + len(COPIES)))
         for image in _originals(index, drawn, largest):
-            features = model.features(_with_copies(image)).astype(np.float64)  # (changes, D)
+            views: list[NDArray[np.uint8]] = []
+            features = model.features(_with_copies(image, views)).astype(np.float64)  # (changes, D)
+            agree.append(likeness.are_copies(np.stack(views[:1] * len(COPIES)), np.stack(views[1:])))
             rows.append(np.linalg.norm(features[1:] - features[0], axis=1))
             progress(len(rows), ORIGINALS)
     except SimsearchError:  # the model's weights are missing
@@ -98,7 +106,10 @@ def copy_threshold(
     distance = float(np.quantile(np.concatenate([found[name] for name in FAITHFUL]), 0.9))
     if median:
         distance = min(distance, FARTHEST * median)
-    threshold = Threshold(distance, {name: float((d <= distance).mean()) for name, d in found.items()})
+    reach = distance + BEYOND * median
+    seen = dict(zip(COPIES, np.stack(agree, 1), strict=True))
+    shares = {name: float((seen[name] & (d <= reach)).mean()) for name, d in found.items()}
+    threshold = Threshold(distance, shares, reach)
     if len(rows) == min(ORIGINALS, len(drawn)):  # otherwise files are gone now, which may come back
         _write(kept, key, threshold)
     return threshold
@@ -118,10 +129,14 @@ def _originals(index: OpenIndex, drawn: Sequence[Item], largest: int | None) -> 
             return
 
 
-def _with_copies(image: Image.Image) -> Iterator[Image.Image]:
+def _with_copies(image: Image.Image, views: list[NDArray[np.uint8]]) -> Iterator[Image.Image]:
+    """Yields an image and its changed copies; appends what is compared of each by pixels to `views`."""
+    views.append(likeness.view(image))
     yield image
     for change in COPIES.values():
-        yield change(image)
+        copy = change(image)
+        views.append(likeness.view(copy))
+        yield copy
 
 
 def _picture(index: OpenIndex, item: Item, largest: int | None) -> Image.Image:
@@ -157,7 +172,8 @@ def _read(path: Path, key: str) -> Threshold | None:
         content = outside_json.parse(path.read_bytes())
         if content["key"] != key:
             return None
-        return Threshold(float(content["distance"]), {str(n): float(v) for n, v in content["copies"].items()})
+        copies = {str(name): float(share) for name, share in content["copies"].items()}
+        return Threshold(float(content["distance"]), copies, float(content["reach"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -1,5 +1,8 @@
 """Groups of near-identical items: near rows (`simsearch.search.near_rows`) that are pictures of different files.
 
+A measured limit only says where to look: the pictures of near pairs, and of some a bit beyond, are compared by their
+pixels (`simsearch.search.second_look`).
+
 Exact searches for a sample of items estimate the fraction of near pairs that are in one group, where not all pairs are
 compared. The groups may span two indexes of one model: the one that is cleaned up, and another that is only compared
 with.
@@ -20,7 +23,9 @@ from simsearch.common.progress import Progress, no_progress
 from simsearch.errors import ImageError, ItemNotFoundError, UsageError
 from simsearch.images import decode
 from simsearch.images.sources import recorded
-from simsearch.search.near_rows import JoinedRows, linked
+from simsearch.search.copy_threshold import Threshold
+from simsearch.search.near_rows import JUDGED, JoinedRows, Judge, linked
+from simsearch.search.second_look import SecondLook
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +44,7 @@ class Member:
 
     distance: to the group's first item: that of the lowest id, or the one to keep.
     own: False for an item of the index that this one is compared with.
+    copy: True if it is a copy of the first item, False if only others of the group link them; None if nobody looked.
     """
 
     item: Item
@@ -46,6 +52,11 @@ class Member:
     distance: float
     source: Source = field(repr=False, compare=False)
     own: bool = True
+    copy: bool | None = None
+
+    def is_near(self, limit: float) -> bool:
+        """Returns True for a copy of the group's first item; if nobody looked, for one within `limit` of it."""
+        return self.distance <= limit if self.copy is None else self.copy
 
 
 Keep = Callable[[Sequence[Member]], int | None]
@@ -64,7 +75,7 @@ def thumbnail(member: Member, shorter_side: int = 256) -> Image.Image | None:
 
 def duplicate_groups(
     snapshots: Searchable,
-    max_distance: float,
+    max_distance: float | Threshold,
     progress: Progress = no_progress,
     exact: bool = False,
     *,
@@ -76,6 +87,8 @@ def duplicate_groups(
     Returns the groups of two or more, the largest first, the members of each by id. Several names of one file (links,
     a folder indexed by two roots or also by a manifest) count as one member, by a name that is not a link if there is
     one; files that are gone or have changed are in no group: deleting all members but one loses no picture.
+    max_distance: a threshold that has a reach links those pictures within it whose pixels agree, each with the
+    `near_rows.NEAREST` nearest, and those that cannot be read within its distance.
     progress: called with the number of items compared so far and of all items.
     exact: False to accept that links may be missed among more than `near_rows.EXACT` different items; see `checked`.
     against: another index of the same model; only groups with items of both are returned, the index's own items first.
@@ -83,6 +96,9 @@ def duplicate_groups(
     keep: the rule that chooses each group's first member; None for the lowest id.
     Raises UsageError for an invalid distance.
     """
+    limit = max_distance if isinstance(max_distance, Threshold) else None
+    if limit is not None:
+        max_distance = max(limit.distance, limit.reach)
     if not isinstance(max_distance, int | float | np.number):
         raise UsageError(f"the largest distance is {max_distance!r}, not a number")
     if not max_distance >= 0:
@@ -93,7 +109,14 @@ def duplicate_groups(
         rows = np.concatenate([side.rows + start for side, start in zip(sides, flat.starts, strict=True)])
         ids = np.concatenate([side.ids for side in sides])
         side_of = np.repeat(np.arange(len(sides)), [len(side.ids) for side in sides])
-        root = linked(flat, rows, float(max_distance), progress, exact)
+
+        def item_at(place: int) -> tuple[Item, Source]:
+            side = sides[side_of[place]]
+            item = side.reader.item(int(ids[place]))
+            return item, side.snapshot.sources[item.source]
+
+        look = SecondLook(limit.distance, item_at) if limit is not None and limit.reach else None
+        root = linked(flat, rows, float(max_distance), progress, exact, look)
         order = np.argsort(root, kind="stable")
         starts = np.flatnonzero(np.diff(root[order], prepend=-1))
         found = []
@@ -106,17 +129,40 @@ def duplicate_groups(
             if len(members) < 2 or (against and len({member.own for member in members}) < 2):
                 continue
             first = keep(members) if keep else None
-            found.append(_from_first(members, flat.read(rows[places[kept]]), first or 0))
+            found.append(_from_first(members, flat.read(rows[places[kept]]), first or 0, look, places[kept]))
     return sorted(found, key=lambda group: (-len(group), min(member.item.id for member in group if member.own)))
 
 
-def _from_first(members: Sequence[Member], features: NDArray[np.float16], first: int) -> list[Member]:
-    """Returns members with their distances to one of them, which comes first. features: theirs, (n, D)."""
+def _from_first(
+    members: Sequence[Member],
+    features: NDArray[np.float16],
+    first: int,
+    look: Judge | None = None,
+    places: NDArray[np.int64] | None = None,
+) -> list[Member]:
+    """Returns members with their distances to one of them, which comes first. features: theirs, (n, D).
+
+    look: tells, by their places, which are copies of the first.
+    """
     near = features.astype(np.float64)
-    distances = np.linalg.norm(near - near[first], axis=1).tolist()
-    group = [replace(member, distance=each) for member, each in zip(members, distances, strict=True)]
+    distances = np.linalg.norm(near - near[first], axis=1)
+    copies: list[bool | None] = [None] * len(members)
+    if look is not None and places is not None:
+        copies = _same_or_copies(distances, look, np.stack([np.full(len(places), places[first]), places], 1))
+    facts = zip(members, distances.tolist(), copies, strict=True)
+    group = [replace(member, distance=each, copy=copy) for member, each, copy in facts]
     group.insert(0, group.pop(first))
     return group
+
+
+def _same_or_copies(distances: NDArray[np.float64], look: Judge, pairs: NDArray[np.int64]) -> list[bool | None]:
+    """Tells which pairs have the same features or are copies, a few at a time."""
+    copies = distances == 0
+    differ = np.flatnonzero(~copies)
+    for start in range(0, len(differ), JUDGED):
+        some = differ[start : start + JUDGED]
+        copies[some] = look(pairs[some], distances[some])
+    return list(copies.tolist())
 
 
 def members_now(snapshots: Searchable, numbers: Iterable[int], keep: Keep | None = None) -> list[Member]:
@@ -139,8 +185,13 @@ def members_now(snapshots: Searchable, numbers: Iterable[int], keep: Keep | None
         return _from_first(members, features, (keep(members) if keep else None) or 0)
 
 
-def by_nearest(snapshots: Searchable, kept: Sequence[Member], others: Sequence[Member]) -> list[list[Member]]:
-    """Returns a group for each kept member: itself, then those of the others that are nearest to it, with distances."""
+def by_nearest(
+    snapshots: Searchable, kept: Sequence[Member], others: Sequence[Member], limit: Threshold | None = None
+) -> list[list[Member]]:
+    """Returns a group for each kept member: itself, then those of the others that are nearest to it, with distances.
+
+    limit: if it has a reach, the members are compared by their pixels too.
+    """
     with snapshots.reading() as reader:
         flat = snapshots.current(reader).flat
         near, far = (
@@ -149,10 +200,21 @@ def by_nearest(snapshots: Searchable, kept: Sequence[Member], others: Sequence[M
         )
     distances = np.stack([np.linalg.norm(far - row, axis=1) for row in near])  # (kept, others)
     groups = [[replace(member, distance=0.0)] for member in kept]
-    for place, member in enumerate(others):
-        nearest = int(distances[:, place].argmin())
-        groups[nearest].append(replace(member, distance=float(distances[nearest, place])))
+    chosen = distances.argmin(0)
+    least = distances[chosen, np.arange(len(others))]
+    copies: list[bool | None] = [None] * len(others)
+    if limit is not None and (look := second_look([*kept, *others], limit)):
+        copies = _same_or_copies(least, look, np.stack([chosen, len(kept) + np.arange(len(others))], 1))
+    for nearest, member, distance, copy in zip(chosen.tolist(), others, least.tolist(), copies, strict=True):
+        groups[nearest].append(replace(member, distance=distance, copy=copy))
     return groups
+
+
+def second_look(members: Sequence[Member], limit: Threshold) -> SecondLook | None:
+    """Returns a look at the pictures of members, by their places; None if a limit goes by distance alone."""
+    if not limit.reach:
+        return None
+    return SecondLook(limit.distance, lambda place: (members[place].item, members[place].source))
 
 
 @dataclass(frozen=True)
@@ -213,11 +275,14 @@ def _file_of(item: Item, sources: Mapping[int, Source]) -> Hashable:
     return sources[item.source].identity(item.path) or item.id
 
 
-def checked(snapshots: Searchable, found: list[list[Member]], max_distance: float, seed: int = 0) -> tuple[int, int]:
+def checked(
+    snapshots: Searchable, found: list[list[Member]], max_distance: float | Threshold, seed: int = 0
+) -> tuple[int, int]:
     """Searches a sample of items exactly; returns the number of near pairs, and of those whose items share a group.
 
     found: the groups of `duplicate_groups` for the same `max_distance`.
     """
+    limit = max_distance if isinstance(max_distance, Threshold) else Threshold(max_distance)
     with snapshots.reading() as reader:
         snapshot = snapshots.current(reader)
         flat, sources = snapshot.flat, snapshot.sources
@@ -228,11 +293,18 @@ def checked(snapshots: Searchable, found: list[list[Member]], max_distance: floa
         chosen = np.random.default_rng(seed).choice(len(ids), min(CHECKED, len(ids)), replace=False)
         queries = flat.read(rows[chosen]).astype(np.float32)
         near = flat.search(queries, CHECKED_NEIGHBOURS + 1, np.sort(rows))
-        pairs = together = 0
+        pairs: list[tuple[Item, Item, float]] = []
         for number, each in zip(ids[chosen].tolist(), near, strict=True):
-            others = [other for other in owner[each.rows[each.distances <= max_distance]].tolist() if other != number]
-            file = _file_of(reader.item(number), sources)
-            files = [other for n in others if (other := _file_of(reader.item(n), sources)) != file]
-            pairs += len(files)
-            together += sum(file in group and group[file] == group.get(other) for other in files)
-    return pairs, together
+            item = reader.item(number)
+            for other, distance in zip(owner[each.rows].tolist(), each.distances.tolist(), strict=True):
+                if distance <= max(limit.distance, limit.reach) and other != number:
+                    pairs.append((item, reader.item(other), distance))
+    pairs = [pair for pair in pairs if _file_of(pair[0], sources) != _file_of(pair[1], sources)]
+    if limit.reach and pairs:
+        items = [item for pair in pairs for item in pair[:2]]
+        look = SecondLook(limit.distance, lambda place: (items[place], sources[items[place].source]))
+        places = np.arange(len(items)).reshape(-1, 2)
+        copies = _same_or_copies(np.array([distance for *_, distance in pairs]), look, places)
+        pairs = [pair for pair, copy in zip(pairs, copies, strict=True) if copy]
+    groups = [tuple(group.get(_file_of(item, sources)) for item in pair[:2]) for pair in pairs]
+    return len(pairs), sum(a is not None and a == b for a, b in groups)

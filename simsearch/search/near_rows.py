@@ -11,7 +11,7 @@ linearly.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +45,15 @@ NEIGHBOURS, PROBES = 32, 16
 """Above EXACT items: nearest neighbours measured for each item, and inverted lists searched for them."""
 
 
+NEAREST, JUDGED = 8, 64
+"""Nearest rows of each that a judge is asked about, and pairs that it is asked about at once."""
+
+_MEASURED = 1 << 16
+
+Judge = Callable[["NDArray[np.int64]", "NDArray[np.float64]"], "NDArray[np.bool_]"]
+"""Tells which pairs of places (n, 2), at distances (n,), belong together: (n,)."""
+
+
 class JoinedRows:
     """The features of several indexes as one matrix. starts: the first row of each."""
 
@@ -66,11 +75,18 @@ class JoinedRows:
 
 
 def linked(
-    flat: JoinedRows, rows: NDArray[np.int64], reach: float, progress: Progress, exact: bool
+    flat: JoinedRows,
+    rows: NDArray[np.int64],
+    reach: float,
+    progress: Progress,
+    exact: bool,
+    judge: Judge | None = None,
 ) -> NDArray[np.int64]:
     """Links rows at most `reach` apart, and returns for each of (n,) the lowest place in `rows` of its group: (n,).
 
     exact: True to compare all pairs, however many rows there are.
+    judge: links only those of the pairs that it agrees to, nearest first; it is asked about the NEAREST of each row.
+    Identical rows are always linked.
     """
     links = _Links(len(rows))
     if len(rows) < 2:
@@ -89,10 +105,57 @@ def linked(
     rounding = 1e-5 * float(np.linalg.norm(onto.mean) + np.sqrt(squared_norms(z).max()))
     farthest = reach * (1 + 1e-4) + rounding
     pairs = _all_near if exact or len(unique) <= EXACT else _listed_near
+    if judge is None:
+        for done, found in pairs(z, unique, farthest):
+            _measure(flat, rows, found, reach, links)
+            progress(done, len(unique))
+        return links.roots()
+    nearest = [np.zeros((0, 2), np.int64)]
     for done, found in pairs(z, unique, farthest):
-        _measure(flat, rows, found, reach, links)
+        nearest.append(_nearest(z, found))
         progress(done, len(unique))
+    for _ in _judge(flat, rows, _nearest(z, np.concatenate(nearest)), reach, links, judge):
+        progress(len(unique), len(unique))
     return links.roots()
+
+
+def _nearest(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns those of the pairs (n, 2) whose second place is among the NEAREST of the first, in projection."""
+    squared = np.empty(len(pairs), np.float32)
+    for start in range(0, len(pairs), _MEASURED):
+        some = pairs[start : start + _MEASURED]
+        squared[start : start + _MEASURED] = squared_norms(z[some[:, 0]] - z[some[:, 1]])
+    pairs = pairs[np.lexsort((squared, pairs[:, 0]))]
+    rank = np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0])
+    nearest: NDArray[np.int64] = pairs[rank < NEAREST]
+    return nearest
+
+
+def _judge(
+    flat: JoinedRows, rows: NDArray[np.int64], pairs: NDArray[np.int64], reach: float, links: _Links, judge: Judge
+) -> Iterator[None]:
+    """Links the pairs within `reach` that a judge agrees to, nearest first; yields after some at a time."""
+    pairs = np.unique(np.sort(pairs, axis=1), axis=0)
+    blocks = range(0, len(pairs), PAIRS)
+    distances = np.concatenate([np.zeros(0), *(_distances(flat, rows, pairs[at : at + PAIRS]) for at in blocks)])
+    order = np.argsort(distances, kind="stable")[: int((distances <= reach).sum())]
+    pairs, distances = pairs[order], distances[order]
+    while len(pairs):
+        root = links.roots()
+        apart = root[pairs[:, 0]] != root[pairs[:, 1]]
+        pairs, distances = pairs[apart], distances[apart]
+        agreed = judge(pairs[:JUDGED], distances[:JUDGED])
+        for a, b in pairs[:JUDGED][agreed].tolist():
+            links.join(a, b)
+        pairs, distances = pairs[JUDGED:], distances[JUDGED:]
+        yield
+
+
+def _distances(flat: JoinedRows, rows: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Returns the distances of pairs of places: (n,)."""
+    difference = flat.read(rows[pairs[:, 0]]).astype(np.float64) - flat.read(rows[pairs[:, 1]])
+    distances: NDArray[np.float64] = np.sqrt(squared_norms(difference))
+    return distances
 
 
 def _all_near(
@@ -158,8 +221,7 @@ def _measure(flat: JoinedRows, rows: NDArray[np.int64], pairs: NDArray[np.int64]
         some, pairs = pairs[:PAIRS], pairs[PAIRS:]
         if not len(some):
             return
-        difference = flat.read(rows[some[:, 0]]).astype(np.float64) - flat.read(rows[some[:, 1]])
-        near = np.sqrt(squared_norms(difference)) <= reach
+        near = _distances(flat, rows, some) <= reach
         for a, b in some[near].tolist():
             links.join(a, b)
 

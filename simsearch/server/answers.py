@@ -96,7 +96,7 @@ class DuplicateGroups(BaseModel):
     next: Annotated[str | None, Field(description="Give it as `after` for the next page; null at the end.")]
     max_distance: NotNegative
     copies: Annotated[
-        dict[str, float], Field(description="By kind of change, the fraction of changed copies within max_distance.")
+        dict[str, float], Field(description="By kind of change, the fraction of changed copies that are found.")
     ]
     complete: Annotated[bool, Field(description="False if not all pairs of a large index were compared.")]
     keep: str

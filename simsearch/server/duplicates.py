@@ -212,7 +212,9 @@ class Duplicates:
                 else:
                     going.append(member)
             if going:
-                groups += [each for each in near.by_nearest(engine.snapshots, kept, going) if len(each) > 1]
+                groups += [
+                    each for each in near.by_nearest(engine.snapshots, kept, going, found.limit) if len(each) > 1
+                ]
         plan = make_plan(
             groups, KeepRule("largest"), settings.cleanup or "", found.limit.distance, settings.move_to or ""
         )

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 LINKED = 1000
 """Items of a group of which some have gone that are compared at once; a larger group is found again."""
 
+LOOKED = 64
+"""The same, of a group whose pictures are compared by their pixels."""
+
 KEPT = 4
 """Results kept in memory, of all indexes and distances together."""
 
@@ -184,7 +187,7 @@ class GroupFinder:
         )
         compared_from = time.monotonic()
         progress(0, len(ids))
-        found = near.duplicate_groups(engine.snapshots, limit.distance, progress)
+        found = near.duplicate_groups(engine.snapshots, limit, progress)
         groups = tuple(Group.of(member.item for member in group) for group in found)
         end = time.monotonic()
         return Found(generation, ids, rows, groups, limit, len(ids) <= EXACT, end - compared_from, end)
@@ -213,20 +216,24 @@ def _without_gone(engine: Engine, reader: ItemReader, found: Found) -> Found | N
         left = [number for number in group.numbers if number in there]
         if len(left) == len(group.numbers):
             groups.append(group)
-        elif len(left) > LINKED:
+        elif len(left) > (LOOKED if found.limit.reach else LINKED):
             return None
         elif len(left) > 1:
-            groups += _linked_still(engine, reader, left, found.limit.distance)
+            groups += _linked_still(engine, reader, left, found.limit)
     groups.sort(key=lambda group: group.place)
     return Found(
         reader.state("generation"), ids, rows, tuple(groups), found.limit, found.complete, found.seconds, found.at
     )
 
 
-def _linked_still(engine: Engine, reader: ItemReader, numbers: Sequence[int], distance: float) -> list[Group]:
+def _linked_still(engine: Engine, reader: ItemReader, numbers: Sequence[int], limit: Threshold) -> list[Group]:
     """Returns the groups of what is left of one."""
     items = [reader.item(number) for number in numbers]
     rows = np.array([item.row for item in items], np.int64)
-    roots = linked(JoinedRows([engine.snapshots.current(reader).flat]), rows, distance, no_progress, True)
+    snapshot = engine.snapshots.current(reader)
+    members = [near.Member(item, item.path, 0.0, snapshot.sources[item.source]) for item in items]
+    reach = max(limit.distance, limit.reach)
+    look = near.second_look(members, limit)
+    roots = linked(JoinedRows([snapshot.flat]), rows, reach, no_progress, True, look)
     parts = [np.flatnonzero(roots == root) for root in np.unique(roots)]
     return [Group.of(items[place] for place in part) for part in parts if len(part) > 1]

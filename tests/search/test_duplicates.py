@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from simsearch import api
 from simsearch.cli.main import main
+from simsearch.curation.cleanup.keep import KeepRule
+from simsearch.curation.cleanup.plan import make_plan
 from simsearch.errors import UsageError
 from simsearch.search import duplicates, near_rows
+from simsearch.search.copy_threshold import Threshold
 from tests.helpers.filler import Filler
 from tests.helpers.models import Colours
 
@@ -140,6 +144,65 @@ def test_gone_and_changed_files_are_no_pair(tmp_path: Path, photos: Path, colour
         assert pairs() == [["green/0.png", "green/copy.png"], ["rose/0.png", "rose/copy.png"]]
         photos.rename(tmp_path / "away")
         assert len(pairs()) == 4
+
+
+def scenes(folder: Path, count: int) -> None:
+    """Writes pictures of coarse shapes and details, different ones."""
+    folder.mkdir()
+    for seed in range(count):
+        random = np.random.default_rng(seed)
+        coarse = random.integers(40, 216, (6, 8, 3)).astype(np.uint8)
+        shapes = np.asarray(Image.fromarray(coarse).resize((40, 30), Image.Resampling.BICUBIC), np.float64)
+        pixels = np.clip(shapes + random.normal(0, 14, (30, 40, 1)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC).save(folder / f"{seed}.png")
+
+
+def names(found: list[list[duplicates.Member]]) -> list[list[str]]:
+    return sorted(sorted(Path(member.path).name for member in group) for group in found)
+
+
+def test_pictures_decide_within_the_reach(tmp_path: Path, colours: Colours) -> None:
+    """Everything is within the reach: only what agrees pixel by pixel is grouped, however near or far it is."""
+    scenes(tmp_path / "p", 12)
+    with Image.open(tmp_path / "p" / "3.png") as image:
+        image.resize((120, 90)).save(tmp_path / "p" / "3-small.jpg", quality=60)
+    with Image.open(tmp_path / "p" / "7.png") as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "p" / "7-mirrored.png")
+    shutil.copy(tmp_path / "p" / "5.png", tmp_path / "p" / "5-same.png")
+    with api.build(tmp_path / "p", tmp_path / "index", colours) as engine:
+        wanted = [["3-small.jpg", "3.png"], ["5-same.png", "5.png"], ["7-mirrored.png", "7.png"]]
+        for distance in (0.0, 1e3):
+            limit = Threshold(distance, {}, 1e3)
+            found = duplicates.duplicate_groups(engine.snapshots, limit)
+            assert names(found) == wanted
+            assert all(member.copy for group in found for member in group)
+            together = duplicates.checked(engine.snapshots, found, limit)
+            assert together[0] == together[1] > 0
+        assert len(duplicates.duplicate_groups(engine.snapshots, 1e3)[0]) == 15
+        assert names(duplicates.duplicate_groups(engine.snapshots, Threshold(0.0, {}, 1e-9))) == wanted[1:2]
+
+
+def test_unreadable_pictures_go_by_distance(tmp_path: Path, colours: Colours) -> None:
+    scenes(tmp_path / "p", 6)
+    with api.build(tmp_path / "p", tmp_path / "index", colours) as engine:
+        (tmp_path / "p").rename(tmp_path / "away")
+        assert len(duplicates.duplicate_groups(engine.snapshots, Threshold(1e3, {}, 2e3))[0]) == 6
+        assert duplicates.duplicate_groups(engine.snapshots, Threshold(0.0, {}, 2e3)) == []
+
+
+def test_clean_up_leaves_what_only_others_link(tmp_path: Path, colours: Colours) -> None:
+    """A picture at any distance goes only if its own pixels agree with those of the one that stays."""
+    scenes(tmp_path / "p", 4)
+    with Image.open(tmp_path / "p" / "1.png") as image:
+        for number, width in enumerate((152, 148, 140)):  # each cut a little more, the last one too much for the first
+            image.crop((0, 0, width, 120)).save(tmp_path / "p" / f"1-{number}.png")
+    with api.build(tmp_path / "p", tmp_path / "index", colours) as engine:
+        limit = Threshold(0.0, {}, 1e3)
+        found = duplicates.duplicate_groups(engine.snapshots, limit, keep=KeepRule.parse("largest", False))
+        assert names(found) == [["1-0.png", "1-1.png", "1-2.png", "1.png"]]
+        plan = make_plan(found, KeepRule.parse("largest", False), "trash", limit.distance)
+        actions = {Path(decision.member.path).name: decision.action for decision in plan.groups[0]}
+        assert actions == {"1.png": "keep", "1-0.png": "trash", "1-1.png": "trash", "1-2.png": "leave"}
 
 
 def test_duplicates_from_the_command_line(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -83,7 +83,8 @@ def make_plan(
     """Decides on the members of groups that `duplicate_groups` made with the same rule.
 
     action: "" to only choose what is kept, or one of `journal.ACTIONS`. limit: the largest distance to the picture that
-    is kept. into: the folder of a move. Raises UsageError if that lies in a source.
+    is kept, of members that nobody compared with it. into: the folder of a move.
+    Raises UsageError if that lies in a source.
     """
     folder = os.path.abspath(into) if into else ""
     targets = _Targets(folder)
@@ -114,7 +115,7 @@ def _reason_to_leave(member: Member, kept: Member, action: str, limit: float) ->
     """Returns the reason for doing nothing with a member; empty if there is none."""
     if reason := reason_to_stay(member):
         return reason
-    if member.distance > limit:
+    if not member.is_near(limit):
         return "it is only like another picture of the group"
     if action == "hardlink" and kept.item.digest != member.item.digest:
         return "its content is not the same to the last byte"

@@ -1,0 +1,230 @@
+"""Tells by their pixels if two pictures are copies of each other, whatever was done to them on the way.
+
+Both are scaled to a small square, turned and mirrored in the way that fits best, then laid over each other by an affine
+map (Gauss-Newton on the grey values, inverse compositional: Baker and Matthews 2004). Pictures are copies if they agree
+there, as a whole and in their details, and have the same colours. Pictures that are only alike, of one scene or kind,
+share the coarse shapes but not the details.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.float32]
+
+SIDE = 64
+"""Pixels of the side of a view."""
+
+ALIKE = 0.75
+"""The least correlation of two views at a quarter of their size that are worth aligning."""
+
+WHOLE, DETAILS = 0.9, 0.55
+"""The least correlation of the grey values of copies, once aligned, and of their details."""
+
+COLOURS = 30.0
+"""The largest root mean square difference of the colours of copies, of 255 levels, once aligned."""
+
+FARTHEST = 0.15
+"""The largest change of scale, shear or place between copies, as a fraction of the sides of the picture."""
+
+GREY_NOISE, DETAIL_NOISE = 4.0, 1.0
+"""Standard deviations, of 255 levels, below which grey values and details say nothing."""
+
+STEPS = ((SIDE // 2, 12), (SIDE, 3))
+"""The sides at which views are aligned, and the number of steps at each."""
+
+IDENTITY_BONUS = 0.02
+"""How much better a turned or mirrored view must fit."""
+
+_AT_ONCE = 32
+
+
+def view(image: Image.Image) -> NDArray[np.uint8]:
+    """Returns what is compared of an RGB picture: (SIDE, SIDE, 3) uint8."""
+    enlarges = min(image.size) < SIDE
+    method = Image.Resampling.BICUBIC if enlarges else Image.Resampling.BOX
+    return np.asarray(image.resize((SIDE, SIDE), method))
+
+
+def are_copies(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Tells for each of n pairs of views, twice (n, SIDE, SIDE, 3), if they are of copies: (n,)."""
+    parts = [
+        _are_copies(first[start : start + _AT_ONCE], second[start : start + _AT_ONCE])
+        for start in range(0, len(first), _AT_ONCE)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+
+def _are_copies(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    copies = np.zeros(len(first), bool)
+    a, b = first.astype(np.float32), second.astype(np.float32)
+    fit, form = _best_forms(a.mean(3), b.mean(3))
+    near = np.flatnonzero(fit >= ALIKE)
+    if not len(near):
+        return copies
+    a = a[near]
+    b = np.stack([_turned(b[place], number) for place, number in zip(near, form[near].tolist(), strict=True)])
+    copies[near] = _agree(a, b, np.ones(a.shape[:3], np.float32))  # most copies are as they were, and done here
+    rest = np.flatnonzero(~copies[near])
+    if len(rest):
+        a, b = a[rest], b[rest]
+        grey_a, grey_b = a.mean(3), b.mean(3)
+        moved = np.zeros((len(rest), 2, 3), np.float32)
+        for side, steps in STEPS:
+            moved = _align(_scaled(grey_a, side), _scaled(grey_b, side), moved, steps)
+        copies[near[rest]] = _agree(a, *_warp(b, moved)) & (np.abs(moved).max((1, 2)) <= FARTHEST)
+    return copies
+
+
+def _agree(a: Pixels, b: Pixels, inside: Pixels) -> NDArray[np.bool_]:
+    """Tells which pairs of aligned pictures (n, SIDE, SIDE, 3) agree: (n,). inside: 0 for pixels to leave out."""
+    grey_a, grey_b = a.mean(3), b.mean(3)
+    agree: NDArray[np.bool_] = (
+        (_correlation(grey_a, grey_b, inside, GREY_NOISE) >= WHOLE)
+        & (_correlation(_details(grey_a), _details(grey_b), inside, DETAIL_NOISE) >= DETAILS)
+        & (_colour_difference(a, b, inside) <= COLOURS)
+    )
+    return agree
+
+
+def _turned(image: Pixels, form: int) -> Pixels:
+    """Returns a square image (H, H, …) in one of its eight positions: 0 as it is, 4 to 7 mirrored."""
+    return np.rot90(image[:, ::-1] if form & 4 else image, form & 3)
+
+
+def _scaled(images: Pixels, side: int) -> Pixels:
+    """Scales (n, SIDE, SIDE) down by a whole number."""
+    step = images.shape[1] // side
+    scaled: Pixels = images.reshape(len(images), side, step, side, step).mean((2, 4))
+    return scaled
+
+
+def _best_forms(a: Pixels, b: Pixels) -> tuple[Pixels, NDArray[np.int64]]:
+    """Returns the best correlation of each pair of grey views at a quarter of the size, and the position of `b`."""
+
+    def normalised(images: Pixels) -> Pixels:
+        flat = images.reshape(len(images), -1)
+        flat = flat - flat.mean(1, keepdims=True)
+        unit: Pixels = flat / np.sqrt((flat * flat).sum(1, keepdims=True) + flat.shape[1] * GREY_NOISE**2)
+        return unit
+
+    small_a, small_b = _scaled(a, SIDE // 4), _scaled(b, SIDE // 4)
+    noise = (SIDE // 4) ** 2 * GREY_NOISE**2
+    own = normalised(small_a)
+    fits = np.stack(
+        [
+            (own * normalised(np.stack([_turned(each, form) for each in small_b]))).sum(1)
+            + _free(small_a, small_b, noise)
+            for form in range(8)
+        ],
+        1,
+    )
+    preferred = fits.copy()
+    preferred[:, 0] += IDENTITY_BONUS
+    form = preferred.argmax(1)
+    return fits[np.arange(len(fits)), form], form
+
+
+def _free(a: Pixels, b: Pixels, noise: float) -> Pixels:
+    """Returns the part of a correlation that views which are nearly of one grey get for nothing: (n,)."""
+    sums = [((images - images.mean((1, 2), keepdims=True)) ** 2).sum((1, 2)) + noise for images in (a, b)]
+    free: Pixels = noise / np.sqrt(sums[0] * sums[1])
+    return free
+
+
+def _align(a: Pixels, b: Pixels, moved: Pixels, steps: int) -> Pixels:
+    """Improves the affine maps (n, 2, 3) that lay the grey images `b` over `a`, both (n, H, H)."""
+    count, side = a.shape[0], a.shape[1]
+    x, y = _grid(side)
+    slope_y, slope_x = (slope.reshape(count, -1) * (side / 2) for slope in np.gradient(a, axis=(1, 2)))
+    change = np.stack([slope_x * x, slope_x * y, slope_x, slope_y * x, slope_y * y, slope_y], 1)  # (n, 6, H * H)
+    change -= change.mean(2, keepdims=True)
+    hessian = change @ change.transpose(0, 2, 1)
+    hessian += np.eye(6, dtype=np.float32) * (1e-3 * np.trace(hessian, axis1=1, axis2=2)[:, None, None] / 6 + 1e-3)
+    solved = np.linalg.inv(hessian)
+    grey = a.reshape(count, -1)
+    for _ in range(steps):
+        warped, inside = _warp(b[..., None], moved)
+        own, other, mask = grey, warped.reshape(count, -1), inside.reshape(count, -1)
+        area = mask.sum(1, keepdims=True) + 1e-6
+        own = (own - (own * mask).sum(1, keepdims=True) / area) * mask
+        other = (other - (other * mask).sum(1, keepdims=True) / area) * mask
+        gain = np.clip((own * other).sum(1) / ((other * other).sum(1) + 1e-6), 0.3, 3)[:, None]
+        step = (solved @ (change @ (gain * other - own)[..., None]))[..., 0].reshape(count, 2, 3)
+        moved = _composed(moved, step)
+    return moved
+
+
+def _composed(moved: Pixels, step: Pixels) -> Pixels:
+    """Returns the maps followed by the inverse of a step."""
+
+    def full(maps: Pixels) -> Pixels:
+        return np.concatenate([maps, np.zeros((len(maps), 1, 3), np.float32)], 1) + np.eye(3, dtype=np.float32)
+
+    after = full(moved) @ np.linalg.inv(full(np.clip(step, -0.3, 0.3))) - np.eye(3, dtype=np.float32)
+    clipped: Pixels = np.clip(after[:, :2], -0.35, 0.35).astype(np.float32)
+    return clipped
+
+
+def _grid(side: int) -> tuple[Pixels, Pixels]:
+    """Returns the coordinates x and y of the pixels of a square, from -1 to 1, both (side * side,)."""
+    along = ((np.arange(side) - (side - 1) / 2) / (side / 2)).astype(np.float32)
+    y, x = np.meshgrid(along, along, indexing="ij")
+    return x.ravel(), y.ravel()
+
+
+def _warp(images: Pixels, moved: Pixels) -> tuple[Pixels, Pixels]:
+    """Maps (n, H, H, C) images bilinearly; returns them and a mask (n, H, H), 0 where pixels are from outside."""
+    count, side, _, channels = images.shape
+    x, y = _grid(side)
+    u, v = (
+        ((row == 0) * x + (row == 1) * y + moved[:, row, :1] * x + moved[:, row, 1:2] * y + moved[:, row, 2:])
+        * (side / 2)
+        + (side - 1) / 2
+        for row in (0, 1)
+    )
+    inside = ((u >= -0.01) & (u <= side - 0.99) & (v >= -0.01) & (v <= side - 0.99)).astype(np.float32)
+    u, v = (np.clip(each, 0, side - 1.001) for each in (u, v))
+    left, top = u.astype(np.int32), v.astype(np.int32)
+    across, down = (u - left)[..., None], (v - top)[..., None]
+    flat = images.reshape(-1, channels)
+    corner = top * side + left + (np.arange(count, dtype=np.int32) * side * side)[:, None]
+    upper = flat[corner] * (1 - across) + flat[corner + 1] * across
+    lower = flat[corner + side] * (1 - across) + flat[corner + side + 1] * across
+    warped = upper * (1 - down) + lower * down
+    return warped.reshape(images.shape), inside.reshape(count, side, side)
+
+
+def _details(grey: Pixels) -> Pixels:
+    """Subtracts from each pixel of (n, H, H) the mean of the 5 × 5 around it."""
+    around = np.pad(grey.astype(np.float64), ((0, 0), (3, 2), (3, 2)), mode="edge").cumsum(1).cumsum(2)
+    sums = around[:, 5:, 5:] - around[:, :-5, 5:] - around[:, 5:, :-5] + around[:, :-5, :-5]
+    details: Pixels = (grey - sums / 25).astype(np.float32)
+    return details
+
+
+def _correlation(a: Pixels, b: Pixels, inside: Pixels, noise: float) -> Pixels:
+    """Returns the correlation of (n, H, H) images: (n,). Where both vary less than `noise`, it tends to 1."""
+    area = inside.sum((1, 2)) + 1e-6
+    a, b = ((each - ((each * inside).sum((1, 2)) / area)[:, None, None]) * inside for each in (a, b))
+    floor = area * noise**2
+    both = np.sqrt(((a * a).sum((1, 2)) + floor) * ((b * b).sum((1, 2)) + floor))
+    correlation: Pixels = ((a * b).sum((1, 2)) + floor) / both
+    return correlation
+
+
+def _colour_difference(a: Pixels, b: Pixels, inside: Pixels) -> Pixels:
+    """Returns the difference of (n, H, H, 3) images in their opponent colours, the larger of two: (n,)."""
+    area = inside.sum((1, 2)) + 1e-6
+    differences = []
+    for one, other in ((0, 1), (2, 1)):
+        off = ((a[..., one] - a[..., other]) - (b[..., one] - b[..., other])) * inside
+        differences.append(np.sqrt((off * off).sum((1, 2)) / area))
+    largest: Pixels = np.maximum(*differences)
+    return largest

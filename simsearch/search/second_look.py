@@ -1,0 +1,91 @@
+"""A second look at pairs of items whose features are near: the pictures themselves are read and compared.
+
+Features propose, pixels decide (`simsearch.images.likeness`). Only where a picture cannot be read, or lies on another
+machine, does the distance decide alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simsearch.common.machine import MemoryBudget, available_cores
+from simsearch.errors import ImageError
+from simsearch.images import decode, likeness, memory
+from simsearch.images.sources import recorded
+from simsearch.images.sources.remote import addresses
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from simsearch.images.sources.base import Source
+    from simsearch.storage.reader import Item
+
+VIEWS = 8192
+"""Small views of pictures that are kept in memory, 12 KiB each."""
+
+DECODING_BYTES = 256 << 20
+"""Memory for the pictures that are being decoded; a larger one is decoded alone."""
+
+
+class SecondLook:
+    """Tells which pairs of pictures are copies.
+
+    limit: the largest distance of copies of which one cannot be read. item: returns the item at a place, and its
+    source; called by one thread.
+    """
+
+    def __init__(self, limit: float, item: Callable[[int], tuple[Item, Source]]) -> None:
+        self._limit = limit
+        self._item = item
+        self._copies: set[tuple[int, int]] = set()
+        self._views: OrderedDict[int, NDArray[np.uint8] | None] = OrderedDict()
+        self._budget = MemoryBudget(DECODING_BYTES)
+
+    def __call__(self, pairs: NDArray[np.int64], distances: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Returns True for each pair of places that are copies: (n,). pairs: (n, 2); distances: theirs, (n,)."""
+        copies = distances <= self._limit
+        keys = [(min(pair), max(pair)) for pair in pairs.tolist()]
+        new = sorted(set(keys) - self._copies)
+        views = self._read(sorted({place for key in new for place in key}))
+        seen = [(a, b) for a, b in new if a in views and b in views]
+        if seen:
+            first, second = (np.stack([views[place] for place in column]) for column in zip(*seen, strict=True))
+            agree = likeness.are_copies(first, second).tolist()
+            self._copies.update(key for key, yes in zip(seen, agree, strict=True) if yes)
+        unseen = set(new) - set(seen)
+        for place, key in enumerate(keys):
+            if key not in unseen:
+                copies[place] = key in self._copies
+        return copies
+
+    def _read(self, places: list[int]) -> dict[int, NDArray[np.uint8]]:
+        """Returns the views of pictures by their places, without those that cannot be read."""
+        missing = [(place, *self._item(place)) for place in places if place not in self._views]
+        with ThreadPoolExecutor(available_cores()) as threads:
+            read = threads.map(lambda each: self._view(*each[1:]), missing)
+            self._views.update(zip((place for place, *_ in missing), read, strict=True))
+        found = {}
+        for place in places:
+            self._views.move_to_end(place)
+            if (view := self._views[place]) is not None:
+                found[place] = view
+        while len(self._views) > VIEWS:
+            self._views.popitem(last=False)
+        return found
+
+    def _view(self, item: Item, source: Source) -> NDArray[np.uint8] | None:
+        if addresses.is_kind(source.kind):
+            return None
+        try:
+            with (
+                recorded.open_recorded(source, item.path, item.digest, decodes=False) as file,
+                self._budget.hold(memory.peak_memory(file, likeness.SIDE)),
+            ):
+                return likeness.view(decode.decode_image(file, likeness.SIDE).image)
+        except ImageError:
+            return None
