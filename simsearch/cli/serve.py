@@ -18,6 +18,7 @@ from simsearch.cli.console import echo_data, note, warn_if_incomplete
 from simsearch.cli.options import Command, default_index, device_option, version_option
 from simsearch.cli.progress import show_progress
 from simsearch.common.lazy import LazyModule
+from simsearch.common.machine import let_openmp_sleep
 from simsearch.common.milvus_address import is_address, parse_address
 from simsearch.engine import Engine
 from simsearch.errors import UsageError
@@ -123,6 +124,7 @@ def serve_command(
     **options: Any,
 ) -> None:
     """Serves indexes over HTTP, with a web page at /. By default it listens on this machine only."""
+    let_openmp_sleep()
     create_app = server_app.create_app  # a missing extra is reported before an index is opened
     keys = _read_keys(api_key)
     local = host in LOOPBACK

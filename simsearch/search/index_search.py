@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ from simsearch.images.preprocessing import Preprocessing
 from simsearch.search import similarity
 from simsearch.search.options import PictureOptions, SearchOptions, check_names, split
 from simsearch.search.queries import Picture, as_list, as_variants, as_vectors
+from simsearch.search.query_images import LazySnapshot
 from simsearch.search.query_vectors import QueryResolver, existing_rows
 from simsearch.search.results import Matches
 from simsearch.search.searcher import Searcher
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from simsearch.images.sources.base import Source
     from simsearch.storage.protocols import ApproximateSearch, ItemReader, OpenIndex, Searchable
 
 
@@ -80,10 +82,15 @@ class IndexSearch:
         self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS, budget: MemoryBudget | None = None
     ) -> Iterator[QueryResolver]:
         """See `Engine.query_resolver`."""
-        with self.index.reading() as reader:
+        with contextlib.ExitStack() as stack:
+
+            def read() -> tuple[ItemReader, Mapping[int, Source]]:
+                reader = stack.enter_context(self.index.reading())
+                return reader, self.snapshots.current(reader).sources
+
             yield QueryResolver(
-                reader,
-                self.snapshots.current(reader).sources,
+                LazySnapshot(read),
+                self.index.meta.dimension,
                 self.recipe,
                 self.index.meta.weights_sha256,
                 self._compute_served if serving else self.model.compute,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,7 +20,9 @@ from simsearch.images.preprocessing import Preprocessing
 from simsearch.images.sources import recorded, resolve
 from simsearch.images.sources.base import Source
 from simsearch.search.queries import Box, Picture, PreparedImage, is_id
-from simsearch.storage.reader import Reader
+
+if TYPE_CHECKING:
+    from simsearch.storage.protocols import ItemReader
 
 DECODING_BYTES = 768 << 20
 """Memory for the images that are decoded at the same time; a larger image is decoded alone."""
@@ -36,6 +38,32 @@ class _File:
     item: int | None = None
 
 
+class LazySnapshot:
+    """One snapshot of an index, opened at its first use: an uploaded picture needs none. Safe for many threads.
+
+    read: opens it; returns its reader, and the index's sources by number.
+    """
+
+    def __init__(self, read: Callable[[], tuple[ItemReader, Mapping[int, Source]]]) -> None:
+        self._read, self._lock = read, threading.Lock()
+        self._opened: tuple[ItemReader, Mapping[int, Source]] | None = None
+
+    @property
+    def reader(self) -> ItemReader:
+        """Its reader, which is for one thread at a time."""
+        return self._open()[0]
+
+    @property
+    def sources(self) -> Mapping[int, Source]:
+        """The index's sources by number."""
+        return self._open()[1]
+
+    def _open(self) -> tuple[ItemReader, Mapping[int, Source]]:
+        with self._lock:
+            self._opened = self._opened or self._read()
+            return self._opened
+
+
 class QueryImages:
     """Prepares images for queries to one snapshot of an index. Safe for many threads.
 
@@ -44,15 +72,14 @@ class QueryImages:
 
     def __init__(
         self,
-        reader: Reader,
-        sources: Mapping[int, Source],
+        snapshot: LazySnapshot,
         recipe: Preprocessing,
         weights_sha256: str,
         max_pixels: int = decode.LARGEST_PIXELS,
         names_in_errors: bool = True,
         budget: MemoryBudget | None = None,
     ) -> None:
-        self.reader, self.sources, self.recipe, self.weights_sha256 = reader, sources, recipe, weights_sha256
+        self.snapshot, self.recipe, self.weights_sha256 = snapshot, recipe, weights_sha256
         self.max_pixels, self.names_in_errors = max_pixels, names_in_errors
         self.budget = budget or MemoryBudget(DECODING_BYTES)
         self._lock = threading.Lock()  # the threads share the reader
@@ -60,8 +87,8 @@ class QueryImages:
     def copies(self, image: PreparedImage) -> tuple[int, ...]:
         """Returns the ids of the items whose file has the content of the image's."""
         with self._lock:
-            digest = image.digest or (self.reader.item(image.item).digest if image.item is not None else b"")
-            return tuple(self.reader.ids_of(digest)) if digest else ()
+            digest = image.digest or (self.snapshot.reader.item(image.item).digest if image.item is not None else b"")
+            return tuple(self.snapshot.reader.ids_of(digest)) if digest else ()
 
     def prepare(
         self,
@@ -144,8 +171,8 @@ class QueryImages:
 
     def _item_file(self, number: int) -> _File:
         with self._lock:
-            item = self.reader.item(number)
-        source = self.sources[item.source]
+            item = self.snapshot.reader.item(number)
+        source = self.snapshot.sources[item.source]
         name = source.display(item.path)
         with self._named(name):
             file = recorded.open_recorded(source, item.path, item.digest, decodes=False)
@@ -153,7 +180,7 @@ class QueryImages:
 
     def _has(self, digest: bytes) -> bool:
         with self._lock:
-            return self.reader.row_of(digest) is not None
+            return self.snapshot.reader.row_of(digest) is not None
 
     @contextlib.contextmanager
     def _named(self, name: str) -> Iterator[None]:

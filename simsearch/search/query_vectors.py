@@ -18,7 +18,6 @@ from simsearch.common.machine import MemoryBudget
 from simsearch.errors import ItemNotFoundError, SimsearchError, UsageError
 from simsearch.images import decode
 from simsearch.images.preprocessing import Preprocessing
-from simsearch.images.sources.base import Source
 from simsearch.search.feedback import blend, weighted
 from simsearch.search.queries import (
     Box,
@@ -29,8 +28,7 @@ from simsearch.search.queries import (
     as_list,
     as_vector,
 )
-from simsearch.search.query_images import QueryImages
-from simsearch.storage.reader import Reader
+from simsearch.search.query_images import LazySnapshot, QueryImages
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,8 +39,8 @@ if TYPE_CHECKING:
 class QueryResolver:
     """Makes query vectors over one snapshot of an index. Safe for many threads.
 
-    reader: the snapshot.
-    sources: the index's sources by number.
+    snapshot: is opened when something is looked up in it.
+    dimension: D, the length of a feature vector.
     recipe: the preprocessing of the index's model.
     weights_sha256: of the index's model.
     compute: takes n arrays (S, S, 3) uint8 and returns (n, D) float32 features, rounded to float16 as in the index.
@@ -53,8 +51,8 @@ class QueryResolver:
 
     def __init__(
         self,
-        reader: Reader,
-        sources: Mapping[int, Source],
+        snapshot: LazySnapshot,
+        dimension: int,
         recipe: Preprocessing,
         weights_sha256: str,
         compute: Callable[[Sequence[NDArray[np.uint8]]], NDArray[np.float32]],
@@ -63,13 +61,13 @@ class QueryResolver:
         names_in_errors: bool = True,
         budget: MemoryBudget | None = None,
     ) -> None:
-        self.reader, self.weights_sha256, self.compute = reader, weights_sha256, compute
-        self.images = QueryImages(reader, sources, recipe, weights_sha256, max_pixels, names_in_errors, budget)
+        self._snapshot, self.dimension, self.weights_sha256, self.compute = snapshot, dimension, weights_sha256, compute
+        self.images = QueryImages(snapshot, recipe, weights_sha256, max_pixels, names_in_errors, budget)
 
     @property
-    def dimension(self) -> int:
-        """D, the length of a feature vector."""
-        return self.reader.shards.dimension
+    def reader(self) -> ItemReader:
+        """The reader of the snapshot. For one thread at a time."""
+        return self._snapshot.reader
 
     # -- preparing
 

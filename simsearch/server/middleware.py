@@ -10,8 +10,8 @@ import hashlib
 import hmac
 import json
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -83,7 +83,7 @@ class ResponseHeaders:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
         method = scope["method"]
         scope = {
             **_with_path_alone(scope),

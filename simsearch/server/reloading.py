@@ -44,9 +44,10 @@ class ReloadableIndex:
         self._opening = threading.Lock()
         self._lease = _Lease(engine, engine.opened_index.identity, own=False)
 
-    def run(self, call: Callable[[Engine], T]) -> T:
+    def run(self, call: Callable[[Engine], T], *, may_be_outdated: bool = False) -> T:
         """Returns the result of `call` on the engine; calls it again if the index is replaced meanwhile.
 
+        may_be_outdated: True to return a result of the index that was at the path before; for what is checked later.
         Raises IndexNotFoundError if there is no index at the path for `PATIENCE` seconds, and errors of `call`.
         """
         deadline = time.monotonic() + PATIENCE
@@ -60,8 +61,11 @@ class ReloadableIndex:
                 continue  # the index was replaced meanwhile
             finally:
                 self._release(lease)
-            if self._identity() in (lease.identity, None) or time.monotonic() > deadline:
-                if self._identity() is not None or lease.identity is None:
+            if may_be_outdated:
+                return result
+            now = self._identity()
+            if now in (lease.identity, None) or time.monotonic() > deadline:
+                if now is not None or lease.identity is None:
                     return result
                 self._wait(deadline)
                 if self._identity() == lease.identity:

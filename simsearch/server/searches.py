@@ -81,7 +81,7 @@ class Searches:
     def _job(self, served: ReloadableIndex, request: SearchRequest, lane: Lane) -> SearchJob:
         """Reads and decodes the query; in a thread. Raises SimsearchError."""
         start = time.perf_counter()
-        query = served.run(lambda engine: self._prepare(engine, request, lane))
+        query = served.run(lambda engine: self._prepare(engine, request, lane), may_be_outdated=True)
         self.service.metrics.phases.labels("decode").observe(time.perf_counter() - start)
         return SearchJob(query, request.matches, request.search_options())
 

@@ -257,12 +257,13 @@ def on_disk(opened: OpenIndex) -> Index:
     )
 
 
-def identity_at(path: Path) -> Identity | None:
+def identity_at(path: str | os.PathLike[str]) -> Identity | None:
     """Returns the identity of the index at a path; None if there is none or it is incomplete."""
-    folder, database = identity_of(path), identity_of(path / DATABASE)
-    if (0, 0) in (folder, database, identity_of(path / "meta.json")):
+    place = os.fspath(path)  # asked for with each request of a service, so without the objects of pathlib
+    folder, database = identity_of(place), identity_of(f"{place}/{DATABASE}")
+    if (0, 0) in (folder, database, identity_of(f"{place}/meta.json")):
         return None
-    return *folder, *identity_of(path / "features"), *database
+    return *folder, *identity_of(f"{place}/features"), *database
 
 
 def _size(folder: Path) -> int:

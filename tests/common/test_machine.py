@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -63,3 +64,10 @@ def test_quotas_of_control_groups(files: dict[str, str], groups: str | None, exp
         (tmp_path / "groups").write_text(groups)
     assert cgroup_cpu_quota(tmp_path / "groups", tmp_path / "fs") == expected
     assert 1 <= machine.available_cores() <= 1024
+
+
+def test_openmp_sleeps_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for before, after in (("", "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": before} if before else {})
+        machine.let_openmp_sleep()
+        assert os.environ["OMP_WAIT_POLICY"] == after

@@ -44,6 +44,18 @@ def test_known_content_is_looked_up(engine, photos, colours, fresh):
         assert colours.computed == 1
 
 
+def test_a_file_is_prepared_without_a_look_into_the_index(engine, photos, fresh, monkeypatch):
+    opened = []
+    reading = engine.opened_index.reading
+    monkeypatch.setattr(engine.opened_index, "reading", lambda: opened.append(1) or reading())
+    with engine.query_resolver(serving=True) as resolver:
+        query = resolver.prepare(fresh.read_bytes(), flip=True)
+        assert not opened
+        resolver.prepare(fresh.read_bytes(), plus=[1])
+        resolver.resolve([query])
+    assert len(opened) == 1  # one snapshot for all of them
+
+
 def test_only_mirror_of_known_is_computed(engine, photos, colours):
     path = photos / "blue" / "3.png"
     with engine.query_resolver() as resolver:

@@ -6,6 +6,7 @@ import pytest
 
 import simsearch
 from simsearch.indexing import sync
+from simsearch.server.reloading import ReloadableIndex
 from tests.helpers.client import Client, code, png, upload
 
 httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
@@ -112,6 +113,26 @@ def test_an_index_that_is_gone_and_comes_back(engine, tmp_path, monkeypatch):
     assert client("GET", "/health").status_code == client("GET", "/metrics").status_code == 200
     (tmp_path / "away").rename(engine.path)
     assert client.search(id=1).status_code == client("GET", "/ready").status_code == 200
+
+
+def test_what_may_be_outdated_is_not_done_again(tmp_path, photos, colours):
+    """Preparing a query counts although the index is replaced meanwhile; an answer does not."""
+    for name in "ab":
+        with simsearch.build(photos, tmp_path / name, model=colours):
+            pass
+    (tmp_path / "live").symlink_to(tmp_path / "a")
+    with simsearch.open(tmp_path / "live", model=colours) as engine:
+        served = ReloadableIndex("live", engine)
+        for may_be_outdated, expected, target in ((True, 1, "b"), (False, 2, "a")):
+            engines = []
+
+            def call(engine, engines=engines, target=target):
+                engines.append(engine)
+                (tmp_path / "next").symlink_to(tmp_path / target)
+                (tmp_path / "next").rename(tmp_path / "live")
+
+            served.run(call, may_be_outdated=may_be_outdated)
+            assert len(engines) == expected
 
 
 def test_a_lagging_generation_is_seen(client, engine, photos):
