@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """How well weights find what is alike: P@1, P@6 and mAP, leaving one out, by Euclidean distance of the plain features.
 
-    scripts/reproduce/judge.py SETS FILE.safetensors|WORK/NAME ... [--data DATA]
+    scripts/reproduce/judge.py SETS FILE.safetensors|WORK/NAME ... [--data DATA] [--teacher FILE.onnx]
 
 Measured are the sets for choices: 600 pictures each of the repositories with the role `choice` in `pictures.tsv`, by
 the folders that they lie in, and the pictures held out. With --data also what no choice may be made by: Corel,
 the clothing set and the two validation sets, and for 1000 classes the guesses on Imagenette's. +- is a standard error.
 With --curve, P@6 of several states of one training (copies of its folder) is drawn against its hours.
+With --teacher, an ONNX file of `teacher.py`, also printed is how far the likenesses of 600 pictures of each set
+for choices, and of the training pictures, are from the teacher's: if training pictures are nearly as far as others,
+the network has yet to learn them, and more pictures alone will not help.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ if __name__ == "__main__":  # in .venv, whichever Python was called
 
 import numpy as np
 import torch
-from alexnet import CLASSES, COLOUR, Config, build
+from alexnet import CLASSES, COLOUR, Config, Pictures, Teacher, build
 from alexnet_file import source
 from pictures import origins
 from PIL import Image
@@ -36,13 +39,15 @@ from simsearch.models import weights
 from simsearch.models.networks.build import build_network
 from simsearch.models.networks.configs import AlexNetConfig
 from simsearch.reports import charts
-from simsearch.training import batch_norm
+from simsearch.training import augment, batch_norm
 from simsearch.training.augment import ColourStats
 from simsearch.training.data import TrainingSet, load
 from simsearch.training.publish import features_of
 from simsearch.training.run import recipe_for
+from simsearch.training.similarity_queue import SimilarityQueue
 
 MOST = 600
+COMPARED = 600
 REPORTED = ("corel", "clothing", "imagenette160/val.zip", "tiny-imagenet/val.zip")
 
 
@@ -95,6 +100,30 @@ def guesses(network: torch.nn.Module, data: TrainingSet, features: np.ndarray) -
     return f"; of 1000 classes top-1 {one:.3f}, top-5 {five:.3f}; of its own {len(own)} top-1 {few:.3f}"
 
 
+class Likenesses:
+    """Compares a network's likenesses between pictures with a teacher's. sets: pictures (N, P, P, 3) uint8 by name."""
+
+    def __init__(self, teacher: Teacher, sets: dict[str, np.ndarray], side: int) -> None:
+        self.temperature = Config().temperature
+        self.pixels = {name: torch.from_numpy(np.ascontiguousarray(some[:COMPARED])) for name, some in sets.items()}
+        taught = {name: teacher(augment.centre(some, side, COLOUR))[0] for name, some in self.pixels.items()}
+        mean = taught["training pictures"].mean(0)
+        self.taught = {name: features - mean for name, features in taught.items()}
+
+    @torch.no_grad()
+    def __call__(self, network: torch.nn.Module, colour: ColourStats) -> dict[str, float]:
+        """Returns the divergence between the two distributions over the other pictures of a set, the mean, by name."""
+        found = {}
+        for name, pixels in self.pixels.items():
+            parts = pixels.split(256)
+            features = torch.cat(
+                [network.features(augment.centre(p, network.config.image_size, colour)) for p in parts]
+            )
+            within = SimilarityQueue(1, features.shape[1], self.taught[name].shape[1], self.temperature)
+            found[name] = float(within(features, self.taught[name]))
+        return found
+
+
 def hours(path: Path) -> float:
     """Returns the hours of a training so far."""
     return float(torch.load(path / "checkpoint.pt", weights_only=True, mmap=True)["seconds"]) / 3600
@@ -113,10 +142,16 @@ def main() -> None:
     parser.add_argument("weights", type=Path, nargs="+")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--curve", type=Path, metavar="FILE.png")
+    parser.add_argument("--teacher", type=Path, metavar="FILE.onnx")
     options = parser.parse_args()
     if options.curve and not all(path.is_dir() for path in options.weights):
         parser.error("--curve takes the folders of a training, which know its hours")
     curves: dict[str, list[tuple[float, float, float]]] = {}
+    compare = None
+    if options.teacher:
+        drawn, _ = Pictures(options.sets).draw(COMPARED, np.random.default_rng(5))
+        some = {"training pictures": drawn, **{name: data.pixels for name, data in choices(options.sets)}}
+        compare = Likenesses(Teacher(options.teacher), some, Config().image_size)
     for path in options.weights:
         network, colour = network_of(path)
         print(path)
@@ -135,6 +170,9 @@ def main() -> None:
             print(line, flush=True)
             if options.curve:
                 curves.setdefault(name, []).append((hours(path), six.mean(), error))
+        if compare:
+            far = ", ".join(f"{name} {value:.3f}" for name, value in compare(network, colour).items())
+            print(f"  from the teacher's likenesses: {far}", flush=True)
     if options.curve:
         draw(curves).save(options.curve)
 
