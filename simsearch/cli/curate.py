@@ -181,7 +181,7 @@ def diverse_command(count: int, form: str, html_file: Path | None, device: str, 
     multiple=True,
     type=NameLabel(),
     metavar="NAME=LABEL",
-    help="Label of an image (path, id:N or glob) to spread, in place of the index's; repeatable.",
+    help="A label to spread, and who has it (path, id:N or glob); the index's labels are not used then. Repeatable.",
 )
 @_count_option
 @_neighbours_option(tags.NEIGHBOURS)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class QueryResolver:
     """Makes query vectors over one snapshot of an index. Safe for many threads.
 
-    snapshot: is opened when something is looked up in it.
+    snapshot: of the index, opened at its first use.
     dimension: D, the length of a feature vector.
     recipe: the preprocessing of the index's model.
     weights_sha256: of the index's model.

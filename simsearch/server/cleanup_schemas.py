@@ -24,7 +24,7 @@ _Distance = Annotated[
 
 
 class Choice(BaseModel):
-    """What is done with a group; items that are not named are left alone."""
+    """An action on a group; items that are not named are left alone."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 

@@ -124,7 +124,7 @@ class Duplicates:
         return member.item.path if self.service.settings.relative else member.path
 
     async def ignore(self, request: Request) -> Response:
-        """Remembers groups as no duplicates, or forgets that."""
+        """Marks groups as no duplicates, or takes the marks back."""
         check_writable(self.service, "")
         served = self.service.index(request)
         wanted = await read_json(request, IgnoreRequest)

@@ -141,7 +141,7 @@ def check_writable(service: SearchService, allowed: str) -> None:
 
 
 def values_of(item: Item, path: str) -> dict[str, Any]:
-    """Returns an item as it is answered."""
+    """Returns the JSON fields of an item. path: as it is shown."""
     date = modified(item.stamp)
     return {
         "id": item.id,

@@ -193,7 +193,7 @@ def json_body(model: type[BaseModel]) -> Schema:
 
 
 def add_body() -> Schema:
-    """Returns the body of POST /v1/items."""
+    """Returns the OpenAPI description of the body of POST /v1/items."""
     return _body({"multipart/form-data": {"schema": schema_of(AddRequest)}})
 
 

@@ -122,14 +122,14 @@ class Settings:
             if value is None:
                 continue
             if not self.allow_cleanup:
-                raise UsageError(f"{name} is of no use without a clean-up", hint="allow_cleanup permits it")
+                raise UsageError(f"{name} is of no use without a clean-up", hint="set allow_cleanup as well")
             if not isinstance(value, str | os.PathLike) or not os.fspath(value):
                 raise UsageError(f"{name} is {value!r}, which names no folder")
             object.__setattr__(self, name, os.path.abspath(os.path.expanduser(value)))
 
     @property
     def cleanup(self) -> Literal["move", "trash"] | None:
-        """What a clean-up does with duplicates; None if it is not allowed."""
+        """The action of clean-ups; None if they are not allowed."""
         if not self.allow_cleanup:
             return None
         return "trash" if self.move_to is None else "move"

@@ -96,7 +96,7 @@ def _check_shard(reader: Reader, shard: int) -> list[str]:
 
 
 def _problem(error: SimsearchError) -> str:
-    """Returns the message of an error about damage; raises all other errors, which say nothing of the index."""
+    """Returns the message of an error that reports damage of the index; raises any other error again."""
     if not isinstance(error, IndexDamagedError):
         raise error
     return str(error)

@@ -68,7 +68,8 @@ class ProcessGroup:
 class _Gather(torch.autograd.Function):
     """Gathers rows from all processes; in the backward pass, a row's gradient is the sum over all processes.
 
-    Averaged over the processes, as the gradients of weights are, it equals that of one process with the whole batch.
+    Averaged over the processes, as the gradients of weights are, the result is the gradient that one process would get
+    from the whole batch.
     """
 
     @staticmethod

@@ -110,7 +110,7 @@ def _check_linkable(task: Task, facts: os.stat_result) -> None:
     if original.state is None:
         raise UnusableError("the picture to keep is no file of its own")
     if original.digest != task.digest:
-        raise UnusableError("its content is not the same to the last byte")
+        raise UnusableError("its bytes differ from those of the picture to keep")
     other = os.lstat(original.path)
     if other.st_dev != facts.st_dev:
         raise UnusableError("the picture to keep is on another file system")

@@ -140,7 +140,10 @@ def deep_transparency(image: Image.Image) -> bool:
 
 
 def with_deep_transparency(image: Image.Image, low: Image.Image) -> Image.Image:
-    """Returns a 16-bit picture with its alpha: `image` and `low` hold the upper and lower halves of its values."""
+    """Gives a 16-bit picture the alpha channel that its transparent colour stands for, and returns it.
+
+    image, low: the upper and the lower bytes of its values.
+    """
     colour = np.array(image.info.pop("transparency"), np.uint16)
     same = (np.asarray(image) == colour >> 8) & (np.asarray(low) == colour & 255)  # (H, W, 3)
     image.putalpha(Image.fromarray(np.where(same.all(2), 0, 255).astype(np.uint8)))

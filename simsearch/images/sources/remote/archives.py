@@ -68,7 +68,7 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
         """Opens the archive. Raises UsageError, UnavailableError."""
 
     def _members(self) -> A:
-        """Opens the archive on first use. Raises UsageError, UnavailableError."""
+        """Returns the archive, which is opened at the first call. Raises UsageError, UnavailableError."""
         with self._opening:
             if self._archive is None:
                 self._archive = self._open()

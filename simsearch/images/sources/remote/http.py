@@ -111,7 +111,7 @@ class HttpStore(Store):
             raise DeniedError(f"its listing is over {PAGE_BYTES:,} bytes")
         text = data.decode("utf-8", "replace")
         if "<html" in text.lower() and "</html" not in text.lower():
-            raise TransientError("its listing has no end")
+            raise TransientError("its listing is cut off")
         links = _Links()
         links.feed(text)
         base = final if final.endswith("/") else url
