@@ -96,13 +96,12 @@ def duplicate_groups(
     keep: the rule that chooses each group's first member; None for the lowest id.
     Raises UsageError for an invalid distance.
     """
-    limit = max_distance if isinstance(max_distance, Threshold) else None
-    if limit is not None:
-        max_distance = max(limit.distance, limit.reach)
-    if not isinstance(max_distance, int | float | np.number):
-        raise UsageError(f"the largest distance is {max_distance!r}, not a number")
-    if not max_distance >= 0:
-        raise UsageError(f"the largest distance must be a number that is not negative, not {max_distance}")
+    limit = max_distance if isinstance(max_distance, Threshold) else Threshold(max_distance)
+    if not isinstance(limit.distance, int | float | np.number):
+        raise UsageError(f"the largest distance is {limit.distance!r}, not a number")
+    if not limit.distance >= 0:
+        raise UsageError(f"the largest distance must be a number that is not negative, not {limit.distance}")
+    reach = float(max(limit.distance, limit.reach))
     with contextlib.ExitStack() as stack:
         sides = [_Side.of(stack.enter_context(each.reading()), each) for each in (snapshots, against) if each]
         flat = JoinedRows([side.snapshot.flat for side in sides])
@@ -115,8 +114,8 @@ def duplicate_groups(
             item = side.reader.item(int(ids[place]))
             return item, side.snapshot.sources[item.source]
 
-        look = SecondLook(limit.distance, item_at) if limit is not None and limit.reach else None
-        root = linked(flat, rows, float(max_distance), progress, exact, look)
+        look = SecondLook(limit.distance, item_at) if limit.reach else None
+        root = linked(flat, rows, reach, progress, exact, look)
         order = np.argsort(root, kind="stable")
         starts = np.flatnonzero(np.diff(root[order], prepend=-1))
         found = []
