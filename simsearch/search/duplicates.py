@@ -184,6 +184,25 @@ def members_now(snapshots: Searchable, numbers: Iterable[int], keep: Keep | None
         return _from_first(members, features, (keep(members) if keep else None) or 0)
 
 
+def compared_with_first(
+    members: Sequence[Member], limit: Threshold, known: dict[tuple[int, int], bool] | None = None
+) -> list[Member]:
+    """Returns the members of a group with what their pixels say; as they are if a limit goes by distance alone.
+
+    known: answers by the ids of the first member and another; new ones are added.
+    """
+    look = second_look(members, limit)
+    if look is None:
+        return list(members)
+    answers = {} if known is None else known
+    keys = [(members[0].item.id, member.item.id) for member in members]
+    new = [place for place, key in enumerate(keys) if key not in answers]
+    distances = np.array([members[place].distance for place in new], np.float64)
+    copies = _same_or_copies(distances, look, np.array([(0, place) for place in new], np.int64).reshape(-1, 2))
+    answers.update((keys[place], bool(copy)) for place, copy in zip(new, copies, strict=True))
+    return [replace(member, copy=answers[key]) for member, key in zip(members, keys, strict=True)]
+
+
 def by_nearest(
     snapshots: Searchable, kept: Sequence[Member], others: Sequence[Member], limit: Threshold | None = None
 ) -> list[list[Member]]:

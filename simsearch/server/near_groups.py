@@ -11,12 +11,13 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simsearch.common.progress import Progress, no_progress
+from simsearch.curation.cleanup.keep import KeepRule
 from simsearch.engine import Engine
 from simsearch.search import duplicates as near
 from simsearch.search.copy_threshold import Threshold, copy_threshold
@@ -36,6 +37,9 @@ LINKED = 1000
 
 LOOKED = 64
 """The same, of a group whose pictures are compared by their pixels."""
+
+DEFAULT_RULE = "largest"
+"""The rule for which pictures are compared with the one that stays in advance; for another it is done when listed."""
 
 KEPT = 4
 """Results kept in memory, of all indexes and distances together."""
@@ -88,7 +92,8 @@ class Found:
     """The groups of one state of an index.
 
     ids, rows: (n,) of all items then, by id. complete: False if not all pairs were compared. seconds: the time that the
-    comparison took; at: the monotonic time of its end.
+    comparison took; at: the monotonic time of its end. copies: if two items are copies by their pixels, by the ids of
+    the one that stays and the other, as far as anybody looked.
     """
 
     generation: int
@@ -99,6 +104,7 @@ class Found:
     complete: bool
     seconds: float
     at: float
+    copies: dict[tuple[int, int], bool] = field(default_factory=dict, compare=False, repr=False)
 
     def group(self, name: str) -> Group | None:
         """Returns the group of that name; None if there is none, or not any more."""
@@ -187,10 +193,17 @@ class GroupFinder:
         )
         compared_from = time.monotonic()
         progress(0, len(ids))
-        found = near.duplicate_groups(engine.snapshots, limit, progress)
+        found = near.duplicate_groups(engine.snapshots, limit, progress, keep=KeepRule(DEFAULT_RULE))
+        copies = {
+            (group[0].item.id, member.item.id): member.copy
+            for group in found
+            for member in group
+            if member.copy is not None
+        }
         groups = tuple(Group.of(member.item for member in group) for group in found)
         end = time.monotonic()
-        return Found(generation, ids, rows, groups, limit, len(ids) <= EXACT, end - compared_from, end)
+        complete = len(ids) <= EXACT
+        return Found(generation, ids, rows, groups, limit, complete, end - compared_from, end, copies)
 
     def _limit(self, engine: Engine, count: int, progress: Progress) -> Threshold:
         """Returns the measured threshold, which stays the same while the index changes only a little."""
@@ -221,9 +234,7 @@ def _without_gone(engine: Engine, reader: ItemReader, found: Found) -> Found | N
         elif len(left) > 1:
             groups += _linked_still(engine, reader, left, found.limit)
     groups.sort(key=lambda group: group.place)
-    return Found(
-        reader.state("generation"), ids, rows, tuple(groups), found.limit, found.complete, found.seconds, found.at
-    )
+    return replace(found, generation=reader.state("generation"), ids=ids, rows=rows, groups=tuple(groups))
 
 
 def _linked_still(engine: Engine, reader: ItemReader, numbers: Sequence[int], limit: Threshold) -> list[Group]:
