@@ -87,8 +87,8 @@ def duplicate_groups(
     Returns the groups of two or more, the largest first, the members of each by id. Several names of one file (links,
     a folder indexed by two roots or also by a manifest) count as one member, by a name that is not a link if there is
     one; files that are gone or have changed are in no group: deleting all members but one loses no picture.
-    max_distance: a threshold that has a reach links those pictures within it whose pixels agree, each with the
-    `near_rows.NEAREST` nearest, and those that cannot be read within its distance.
+    max_distance: a threshold that has a reach links those pictures within it whose pixels agree, if one is
+    among the `near_rows.NEAREST` nearest of the other, and those that cannot be read within its distance.
     progress: called with the number of items compared so far and of all items.
     exact: False to accept that links may be missed among more than `near_rows.EXACT` different items; see `checked`.
     against: another index of the same model; only groups with items of both are returned, the index's own items first.

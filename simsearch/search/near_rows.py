@@ -85,7 +85,8 @@ def linked(
     """Links rows at most `reach` apart, and returns for each of (n,) the lowest place in `rows` of its group: (n,).
 
     exact: True to compare all pairs, however many rows there are.
-    judge: links only those of the pairs that it agrees to, nearest first; it is asked about the NEAREST of each row.
+    judge: links only those of the pairs that it agrees to, nearest first; it is asked about pairs of which one row is
+    among the NEAREST of the other, in projection.
     Identical rows are always linked.
     """
     links = _Links(len(rows))
@@ -112,9 +113,11 @@ def linked(
         return links.roots()
     nearest = [np.zeros((0, 2), np.int64)]
     for done, found in pairs(z, unique, farthest):
-        nearest.append(_nearest(z, found))
+        nearest += [_nearest(z, found), _nearest(z, found[:, ::-1])]
+        if sum(map(len, nearest)) > 4 * NEAREST * len(unique):
+            nearest = [_nearest(z, _once(nearest, len(z)))]
         progress(done, len(unique))
-    for _ in _judge(flat, rows, _nearest(z, np.concatenate(nearest)), reach, links, judge):
+    for _ in _judge(flat, rows, _nearest(z, _once(nearest, len(z))), reach, links, judge):
         progress(len(unique), len(unique))
     return links.roots()
 
@@ -129,6 +132,12 @@ def _nearest(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.int
     rank = np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0])
     nearest: NDArray[np.int64] = pairs[rank < NEAREST]
     return nearest
+
+
+def _once(parts: Sequence[NDArray[np.int64]], places: int) -> NDArray[np.int64]:
+    """Joins lists of pairs (n, 2) of so many places, each pair once."""
+    pairs = np.concatenate(parts)
+    return np.stack(np.divmod(np.unique(pairs[:, 0] * places + pairs[:, 1]), places), 1)
 
 
 def _judge(
