@@ -25,7 +25,7 @@ from simsearch.images import decode
 from simsearch.images.sources import recorded
 from simsearch.search.copy_threshold import Threshold
 from simsearch.search.near_rows import JUDGED, JoinedRows, Judge, linked
-from simsearch.search.second_look import SecondLook
+from simsearch.search.second_look import Allowance, SecondLook
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,6 +81,7 @@ def duplicate_groups(
     *,
     against: Searchable | None = None,
     keep: Keep | None = None,
+    allowance: Allowance | None = None,
 ) -> list[list[Member]]:
     """Groups items that are linked by chains of distances up to `max_distance`.
 
@@ -94,6 +95,7 @@ def duplicate_groups(
     against: another index of the same model; only groups with items of both are returned, the index's own items first.
     A file that both have is the other's.
     keep: the rule that chooses each group's first member; None for the lowest id.
+    allowance: what reading pictures may take.
     Raises UsageError for an invalid distance.
     """
     limit = max_distance if isinstance(max_distance, Threshold) else Threshold(max_distance)
@@ -114,7 +116,7 @@ def duplicate_groups(
             item = side.reader.item(int(ids[place]))
             return item, side.snapshot.sources[item.source]
 
-        look = SecondLook(limit.distance, item_at) if limit.reach else None
+        look = SecondLook(limit.distance, item_at, allowance) if limit.reach else None
         root = linked(flat, rows, reach, progress, exact, look)
         order = np.argsort(root, kind="stable")
         starts = np.flatnonzero(np.diff(root[order], prepend=-1))
@@ -185,13 +187,16 @@ def members_now(snapshots: Searchable, numbers: Iterable[int], keep: Keep | None
 
 
 def compared_with_first(
-    members: Sequence[Member], limit: Threshold, known: dict[tuple[int, int], bool] | None = None
+    members: Sequence[Member],
+    limit: Threshold,
+    known: dict[tuple[int, int], bool] | None = None,
+    allowance: Allowance | None = None,
 ) -> list[Member]:
     """Returns the members of a group with what their pixels say; as they are if a limit goes by distance alone.
 
     known: answers by the ids of the first member and another; new ones are added.
     """
-    look = second_look(members, limit)
+    look = second_look(members, limit, allowance)
     if look is None:
         return list(members)
     answers = {} if known is None else known
@@ -204,7 +209,11 @@ def compared_with_first(
 
 
 def by_nearest(
-    snapshots: Searchable, kept: Sequence[Member], others: Sequence[Member], limit: Threshold | None = None
+    snapshots: Searchable,
+    kept: Sequence[Member],
+    others: Sequence[Member],
+    limit: Threshold | None = None,
+    allowance: Allowance | None = None,
 ) -> list[list[Member]]:
     """Returns a group for each kept member: itself, then those of the others that are nearest to it, with distances.
 
@@ -221,18 +230,18 @@ def by_nearest(
     chosen = distances.argmin(0)
     least = distances[chosen, np.arange(len(others))]
     copies: list[bool | None] = [None] * len(others)
-    if limit is not None and (look := second_look([*kept, *others], limit)):
+    if limit is not None and (look := second_look([*kept, *others], limit, allowance)):
         copies = _same_or_copies(least, look, np.stack([chosen, len(kept) + np.arange(len(others))], 1))
     for nearest, member, distance, copy in zip(chosen.tolist(), others, least.tolist(), copies, strict=True):
         groups[nearest].append(replace(member, distance=distance, copy=copy))
     return groups
 
 
-def second_look(members: Sequence[Member], limit: Threshold) -> SecondLook | None:
+def second_look(members: Sequence[Member], limit: Threshold, allowance: Allowance | None = None) -> SecondLook | None:
     """Returns a look at the pictures of members, by their places; None if a limit goes by distance alone."""
     if not limit.reach:
         return None
-    return SecondLook(limit.distance, lambda place: (members[place].item, members[place].source))
+    return SecondLook(limit.distance, lambda place: (members[place].item, members[place].source), allowance)
 
 
 @dataclass(frozen=True)

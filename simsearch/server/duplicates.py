@@ -105,7 +105,7 @@ class Duplicates:
         members = near.members_now(engine.snapshots, group.numbers[:SHOWN], KeepRule(rule))
         if len(members) < 2:
             return None
-        members = near.compared_with_first(members, found.limit, found.copies)
+        members = near.compared_with_first(members, found.limit, found.copies, self.service.finder.allowance)
         kept = KeepRule(rule)([members[0]]) is not None
         return {
             "group": group.name,
@@ -214,9 +214,9 @@ class Duplicates:
                 else:
                     going.append(member)
             if going:
-                groups += [
-                    each for each in near.by_nearest(engine.snapshots, kept, going, found.limit) if len(each) > 1
-                ]
+                allowance = self.service.finder.allowance
+                nearest = near.by_nearest(engine.snapshots, kept, going, found.limit, allowance)
+                groups += [each for each in nearest if len(each) > 1]
         plan = make_plan(
             groups, KeepRule("largest"), settings.cleanup or "", found.limit.distance, settings.move_to or ""
         )

@@ -10,7 +10,7 @@ import pytest
 import simsearch
 from simsearch.search import duplicates as near
 from simsearch.search.copy_threshold import Threshold, copy_threshold
-from simsearch.server import duplicates, near_groups
+from simsearch.server import decoding, duplicates, near_groups
 from tests.helpers.client import Client, code, png, upload
 from tests.helpers.pictures import draw
 from tests.search.test_duplicates import scenes
@@ -182,6 +182,27 @@ def test_copies_are_those_that_a_clean_up_acts_on(tmp_path, colours, monkeypatch
         plan = client("POST", "/v1/duplicates/clean-up", json={"groups": [choice]}).json()
         acts = {item["id"] for item in plan["items"] if item["action"] == "trash"}
         assert acts == {item["id"] for item in others if item["is_copy"]}
+
+
+def test_pictures_are_compared_within_the_limits_of_the_service(tmp_path, colours, monkeypatch):
+    """A picture that is too large for the service goes by distance, here of 0; the others take the memory for decoding."""
+    from PIL import Image
+
+    held, hold = [], decoding.Lane.hold
+
+    def count(lane, size):
+        held.append(size)
+        return hold(lane, size)
+
+    scenes(tmp_path / "p", 4)
+    with Image.open(tmp_path / "p" / "1.png") as image:
+        image.resize((80, 60)).save(tmp_path / "p" / "small.png")
+    monkeypatch.setattr(near_groups, "copy_threshold", lambda *_, **__: Threshold(0.0, {}, 1e3))
+    monkeypatch.setattr(decoding.Lane, "hold", count)
+    with simsearch.build(tmp_path / "p", tmp_path / "index", model=colours) as engine:
+        assert names(listed(Client(simsearch.create_app(engine)))) == [["p/1.png", "p/small.png"]]
+        assert len(held) == 5
+        assert listed(Client(simsearch.create_app(engine, max_pixels=160 * 120 - 1)))["groups"] == []
 
 
 def test_progress_while_searches_go_on(client, held, counted):
