@@ -103,8 +103,8 @@ class DuplicateGroups(BaseModel):
     max_distance: Annotated[
         NotNegative,
         Field(
-            description="The parameter as it was given, or else the measured limit. With the latter, pixels decide, also "
-            "a bit beyond it: distances in the groups may be larger. Given as a parameter, it switches that off."
+            description="The parameter as it was given, or else the measured limit. With the latter, pixels decide, "
+            "also a bit beyond it: distances in the groups may be larger. Given as a parameter, it switches that off."
         ),
     ]
     copies: Annotated[
