@@ -112,24 +112,41 @@ def linked(
             progress(done, len(unique))
         return links.roots()
     nearest = [np.zeros((0, 2), np.int64)]
+    bound = np.full(len(z), np.inf, np.float32)
     for done, found in pairs(z, unique, farthest):
-        nearest += [_nearest(z, found), _nearest(z, found[:, ::-1])]
+        squared = _projected(z, found)
+        nearest += [_nearest(found, squared, bound), _nearest(found[:, ::-1], squared, bound)]
         if sum(map(len, nearest)) > 4 * NEAREST * len(unique):
-            nearest = [_nearest(z, _once(nearest, len(z)))]
+            kept = _once(nearest, len(z))
+            nearest = [_nearest(kept, _projected(z, kept), bound)]
         progress(done, len(unique))
-    for _ in _judge(flat, rows, _nearest(z, _once(nearest, len(z))), reach, links, judge):
+    kept = _once(nearest, len(z))
+    for _ in _judge(flat, rows, _nearest(kept, _projected(z, kept), bound), reach, links, judge):
         progress(len(unique), len(unique))
     return links.roots()
 
 
-def _nearest(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns those of the pairs (n, 2) whose second place is among the NEAREST of the first, in projection."""
+def _projected(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Returns the squared distances of pairs (n, 2) in projection: (n,)."""
     squared = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), _MEASURED):
         some = pairs[start : start + _MEASURED]
         squared[start : start + _MEASURED] = squared_norms(z[some[:, 0]] - z[some[:, 1]])
-    pairs = pairs[np.lexsort((squared, pairs[:, 0]))]
+    return squared
+
+
+def _nearest(pairs: NDArray[np.int64], squared: NDArray[np.float32], bound: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Returns those of the pairs (n, 2), each given once, whose second place may be among the NEAREST of the first.
+
+    squared: their distances, (n,). bound: of each place, what its NEAREST are known not to exceed; lowered here.
+    """
+    near = squared <= bound[pairs[:, 0]]
+    pairs, squared = pairs[near], squared[near]
+    order = np.lexsort((squared, pairs[:, 0]))
+    pairs, squared = pairs[order], squared[order]
     rank = np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0])
+    last = rank == NEAREST - 1
+    bound[pairs[last, 0]] = squared[last]
     nearest: NDArray[np.int64] = pairs[rank < NEAREST]
     return nearest
 
