@@ -170,8 +170,10 @@ def test_threads_of_faiss_sleep_in_a_service(arguments, monkeypatch):
         raise UsageError("said")
 
     monkeypatch.setattr(serve, "let_openmp_sleep", said)
-    monkeypatch.setattr(serve.api, "open", lambda *_, **__: pytest.fail("an index was opened first"))
-    monkeypatch.setattr(serve.generate, "generate", lambda *_, **__: pytest.fail("pictures were drawn first"))
+    monkeypatch.setattr("simsearch.cli.serve.api.open", lambda *_, **__: pytest.fail("an index was opened first"))
+    monkeypatch.setattr(
+        "simsearch.cli.serve.generate.generate", lambda *_, **__: pytest.fail("pictures were drawn first")
+    )
     result = CliRunner().invoke(serve.demo_command if arguments[0] == "demo" else serve.serve_command, arguments[1:])
     assert isinstance(result.exception, UsageError)
 
