@@ -54,7 +54,8 @@ _SHOWN = 5
     "--max-distance",
     type=click.FloatRange(0),
     metavar="D",
-    help="Largest distance of near-identical images.  [default: measured on changed copies, and pixels compared]",
+    help="Compare by distance alone: the largest one of near-identical images.  [default: compare pixels, up to"
+    " a distance measured on changed copies]",
 )
 @click.option(
     "--keep",

@@ -1,4 +1,4 @@
-"""Tells by their pixels if two pictures are copies of each other, whatever was done to them on the way.
+"""Tells by their pixels if two pictures are copies: also if scaled, saved again, cropped a little, turned or mirrored.
 
 Both are scaled to a small square, turned and mirrored in the way that fits best, then laid over each other by an affine
 map (Gauss-Newton on the grey values, inverse compositional: Baker and Matthews 2004). Pictures are copies if they agree
@@ -28,10 +28,13 @@ WHOLE, DETAILS = 0.9, 0.55
 """The least correlation of the grey values of copies, once aligned, and of their details."""
 
 COLOURS = 30.0
-"""The largest root mean square difference of the colours of copies, of 255 levels, once aligned."""
+"""The largest root mean square difference of R - G and of B - G between copies, in levels of 255, once aligned."""
 
 FARTHEST = 0.15
-"""The largest change of scale, shear or place between copies, as a fraction of the sides of the picture."""
+"""The largest change between copies in scale, angle (shear) or place.
+
+Coordinates run from -1 to 1: scale and shear may change by 15 %, places by 7.5 % of the sides.
+"""
 
 GREY_NOISE, DETAIL_NOISE = 4.0, 1.0
 """Standard deviations, of 255 levels, below which grey values and details say nothing."""

@@ -25,7 +25,7 @@ from simsearch.images import decode
 from simsearch.images.sources import recorded
 from simsearch.search.copy_threshold import Threshold
 from simsearch.search.near_rows import JUDGED, JoinedRows, Judge, linked
-from simsearch.search.second_look import SecondLook
+from simsearch.search.second_look import Allowance, SecondLook
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,28 +81,29 @@ def duplicate_groups(
     *,
     against: Searchable | None = None,
     keep: Keep | None = None,
+    allowance: Allowance | None = None,
 ) -> list[list[Member]]:
     """Groups items that are linked by chains of distances up to `max_distance`.
 
     Returns the groups of two or more, the largest first, the members of each by id. Several names of one file (links,
     a folder indexed by two roots or also by a manifest) count as one member, by a name that is not a link if there is
     one; files that are gone or have changed are in no group: deleting all members but one loses no picture.
-    max_distance: a threshold that has a reach links those pictures within it whose pixels agree, each with the
-    `near_rows.NEAREST` nearest, and those that cannot be read within its distance.
+    max_distance: a threshold that has a reach links those pictures within it whose pixels agree, if one is
+    among the `near_rows.NEAREST` nearest of the other, and those that cannot be read within its distance.
     progress: called with the number of items compared so far and of all items.
     exact: False to accept that links may be missed among more than `near_rows.EXACT` different items; see `checked`.
     against: another index of the same model; only groups with items of both are returned, the index's own items first.
     A file that both have is the other's.
     keep: the rule that chooses each group's first member; None for the lowest id.
+    allowance: what reading pictures may take.
     Raises UsageError for an invalid distance.
     """
-    limit = max_distance if isinstance(max_distance, Threshold) else None
-    if limit is not None:
-        max_distance = max(limit.distance, limit.reach)
-    if not isinstance(max_distance, int | float | np.number):
-        raise UsageError(f"the largest distance is {max_distance!r}, not a number")
-    if not max_distance >= 0:
-        raise UsageError(f"the largest distance must be a number that is not negative, not {max_distance}")
+    limit = max_distance if isinstance(max_distance, Threshold) else Threshold(max_distance)
+    if not isinstance(limit.distance, int | float | np.number):
+        raise UsageError(f"the largest distance is {limit.distance!r}, not a number")
+    if not limit.distance >= 0:
+        raise UsageError(f"the largest distance must be a number that is not negative, not {limit.distance}")
+    reach = float(max(limit.distance, limit.reach))
     with contextlib.ExitStack() as stack:
         sides = [_Side.of(stack.enter_context(each.reading()), each) for each in (snapshots, against) if each]
         flat = JoinedRows([side.snapshot.flat for side in sides])
@@ -115,8 +116,8 @@ def duplicate_groups(
             item = side.reader.item(int(ids[place]))
             return item, side.snapshot.sources[item.source]
 
-        look = SecondLook(limit.distance, item_at) if limit is not None and limit.reach else None
-        root = linked(flat, rows, float(max_distance), progress, exact, look)
+        look = SecondLook(limit.distance, item_at, allowance) if limit.reach else None
+        root = linked(flat, rows, reach, progress, exact, look)
         order = np.argsort(root, kind="stable")
         starts = np.flatnonzero(np.diff(root[order], prepend=-1))
         found = []
@@ -185,8 +186,34 @@ def members_now(snapshots: Searchable, numbers: Iterable[int], keep: Keep | None
         return _from_first(members, features, (keep(members) if keep else None) or 0)
 
 
+def compared_with_first(
+    members: Sequence[Member],
+    limit: Threshold,
+    known: dict[tuple[int, int], bool] | None = None,
+    allowance: Allowance | None = None,
+) -> list[Member]:
+    """Returns the members of a group with what their pixels say; as they are if a limit goes by distance alone.
+
+    known: answers by the ids of the first member and another; new ones are added.
+    """
+    look = second_look(members, limit, allowance)
+    if look is None:
+        return list(members)
+    answers = {} if known is None else known
+    keys = [(members[0].item.id, member.item.id) for member in members]
+    new = [place for place, key in enumerate(keys) if key not in answers]
+    distances = np.array([members[place].distance for place in new], np.float64)
+    copies = _same_or_copies(distances, look, np.array([(0, place) for place in new], np.int64).reshape(-1, 2))
+    answers.update((keys[place], bool(copy)) for place, copy in zip(new, copies, strict=True))
+    return [replace(member, copy=answers[key]) for member, key in zip(members, keys, strict=True)]
+
+
 def by_nearest(
-    snapshots: Searchable, kept: Sequence[Member], others: Sequence[Member], limit: Threshold | None = None
+    snapshots: Searchable,
+    kept: Sequence[Member],
+    others: Sequence[Member],
+    limit: Threshold | None = None,
+    allowance: Allowance | None = None,
 ) -> list[list[Member]]:
     """Returns a group for each kept member: itself, then those of the others that are nearest to it, with distances.
 
@@ -203,18 +230,18 @@ def by_nearest(
     chosen = distances.argmin(0)
     least = distances[chosen, np.arange(len(others))]
     copies: list[bool | None] = [None] * len(others)
-    if limit is not None and (look := second_look([*kept, *others], limit)):
+    if limit is not None and (look := second_look([*kept, *others], limit, allowance)):
         copies = _same_or_copies(least, look, np.stack([chosen, len(kept) + np.arange(len(others))], 1))
     for nearest, member, distance, copy in zip(chosen.tolist(), others, least.tolist(), copies, strict=True):
         groups[nearest].append(replace(member, distance=distance, copy=copy))
     return groups
 
 
-def second_look(members: Sequence[Member], limit: Threshold) -> SecondLook | None:
+def second_look(members: Sequence[Member], limit: Threshold, allowance: Allowance | None = None) -> SecondLook | None:
     """Returns a look at the pictures of members, by their places; None if a limit goes by distance alone."""
     if not limit.reach:
         return None
-    return SecondLook(limit.distance, lambda place: (members[place].item, members[place].source))
+    return SecondLook(limit.distance, lambda place: (members[place].item, members[place].source), allowance)
 
 
 @dataclass(frozen=True)

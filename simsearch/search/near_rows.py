@@ -85,7 +85,8 @@ def linked(
     """Links rows at most `reach` apart, and returns for each of (n,) the lowest place in `rows` of its group: (n,).
 
     exact: True to compare all pairs, however many rows there are.
-    judge: links only those of the pairs that it agrees to, nearest first; it is asked about the NEAREST of each row.
+    judge: links only those of the pairs that it agrees to, nearest first; it is asked about pairs of which one row is
+    among the NEAREST of the other, in projection.
     Identical rows are always linked.
     """
     links = _Links(len(rows))
@@ -111,24 +112,49 @@ def linked(
             progress(done, len(unique))
         return links.roots()
     nearest = [np.zeros((0, 2), np.int64)]
+    bound = np.full(len(z), np.inf, np.float32)
     for done, found in pairs(z, unique, farthest):
-        nearest.append(_nearest(z, found))
+        squared = _projected(z, found)
+        nearest += [_nearest(found, squared, bound), _nearest(found[:, ::-1], squared, bound)]
+        if sum(map(len, nearest)) > 4 * NEAREST * len(unique):
+            kept = _once(nearest, len(z))
+            nearest = [_nearest(kept, _projected(z, kept), bound)]
         progress(done, len(unique))
-    for _ in _judge(flat, rows, _nearest(z, np.concatenate(nearest)), reach, links, judge):
+    kept = _once(nearest, len(z))
+    for _ in _judge(flat, rows, _nearest(kept, _projected(z, kept), bound), reach, links, judge):
         progress(len(unique), len(unique))
     return links.roots()
 
 
-def _nearest(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns those of the pairs (n, 2) whose second place is among the NEAREST of the first, in projection."""
+def _projected(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Returns the squared distances of pairs (n, 2) in projection: (n,)."""
     squared = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), _MEASURED):
         some = pairs[start : start + _MEASURED]
         squared[start : start + _MEASURED] = squared_norms(z[some[:, 0]] - z[some[:, 1]])
-    pairs = pairs[np.lexsort((squared, pairs[:, 0]))]
+    return squared
+
+
+def _nearest(pairs: NDArray[np.int64], squared: NDArray[np.float32], bound: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Returns those of the pairs (n, 2), each given once, whose second place may be among the NEAREST of the first.
+
+    squared: their distances, (n,). bound: of each place, what its NEAREST are known not to exceed; lowered here.
+    """
+    near = squared <= bound[pairs[:, 0]]
+    pairs, squared = pairs[near], squared[near]
+    order = np.lexsort((squared, pairs[:, 0]))
+    pairs, squared = pairs[order], squared[order]
     rank = np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0])
+    last = rank == NEAREST - 1
+    bound[pairs[last, 0]] = squared[last]
     nearest: NDArray[np.int64] = pairs[rank < NEAREST]
     return nearest
+
+
+def _once(parts: Sequence[NDArray[np.int64]], places: int) -> NDArray[np.int64]:
+    """Joins lists of pairs (n, 2) of so many places, each pair once."""
+    pairs = np.concatenate(parts)
+    return np.stack(np.divmod(np.unique(pairs[:, 0] * places + pairs[:, 1]), places), 1)
 
 
 def _judge(

@@ -1,7 +1,7 @@
 """A second look at pairs of items whose features are near: the pictures themselves are read and compared.
 
-Features propose, pixels decide (`simsearch.images.likeness`). Only where a picture cannot be read, or lies on another
-machine, does the distance decide alone.
+Features propose, pixels decide (`simsearch.images.likeness`). Only where a picture cannot be read, is too large,
+or lies on another machine, does the distance decide alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,26 +26,44 @@ if TYPE_CHECKING:
     from simsearch.images.sources.base import Source
     from simsearch.storage.reader import Item
 
+VIEW_BYTES = 3 * likeness.SIDE**2
+"""Memory of a small view of a picture."""
+
 VIEWS = 8192
-"""Small views of pictures that are kept in memory, 12 KiB each."""
+"""Views that are kept in memory."""
 
 DECODING_BYTES = 256 << 20
 """Memory for the pictures that are being decoded; a larger one is decoded alone."""
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What reading pictures may take. Larger ones go by distance.
+
+    budget: memory for decoding, whose `hold` may refuse a picture by an ImageError. largest: the most pixels of one.
+    views: small views that are kept.
+    """
+
+    budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(DECODING_BYTES))
+    largest: int = decode.LARGEST_PIXELS
+    views: int = VIEWS
 
 
 class SecondLook:
     """Tells which pairs of pictures are copies.
 
     limit: the largest distance of copies of which one cannot be read. item: returns the item at a place, and its
-    source; called by one thread.
+    source; called by one thread. allowance: None for that of a command.
     """
 
-    def __init__(self, limit: float, item: Callable[[int], tuple[Item, Source]]) -> None:
+    def __init__(
+        self, limit: float, item: Callable[[int], tuple[Item, Source]], allowance: Allowance | None = None
+    ) -> None:
         self._limit = limit
         self._item = item
         self._copies: set[tuple[int, int]] = set()
         self._views: OrderedDict[int, NDArray[np.uint8] | None] = OrderedDict()
-        self._budget = MemoryBudget(DECODING_BYTES)
+        self._allowance = allowance or Allowance()
 
     def __call__(self, pairs: NDArray[np.int64], distances: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Returns True for each pair of places that are copies: (n,). pairs: (n, 2); distances: theirs, (n,)."""
@@ -74,18 +93,19 @@ class SecondLook:
             self._views.move_to_end(place)
             if (view := self._views[place]) is not None:
                 found[place] = view
-        while len(self._views) > VIEWS:
+        while len(self._views) > self._allowance.views:
             self._views.popitem(last=False)
         return found
 
     def _view(self, item: Item, source: Source) -> NDArray[np.uint8] | None:
-        if addresses.is_kind(source.kind):
+        largest = self._allowance.largest
+        if addresses.is_kind(source.kind) or item.width * item.height > largest:
             return None
         try:
             with (
                 recorded.open_recorded(source, item.path, item.digest, decodes=False) as file,
-                self._budget.hold(memory.peak_memory(file, likeness.SIDE)),
+                self._allowance.budget.hold(memory.peak_memory(file, likeness.SIDE)),
             ):
-                return likeness.view(decode.decode_image(file, likeness.SIDE).image)
+                return likeness.view(decode.decode_image(file, likeness.SIDE, largest).image)
         except ImageError:
             return None

@@ -80,6 +80,12 @@ class Facets(BaseModel):
 class Duplicate(Item):
     distance: Annotated[NotNegative, Field(description="To the first item of its group.")]
     keep: Annotated[bool, Field(description="True for the one that the rule keeps.")]
+    is_copy: Annotated[
+        bool,
+        Field(
+            description="True if it is a copy of the first item; a clean-up leaves it if only others link it to that."
+        ),
+    ]
     fixed: Annotated[str | None, Field(description="Why this service cannot move it; null if it can.")]
 
 
@@ -94,7 +100,13 @@ class DuplicateGroups(BaseModel):
     total: Annotated[Count, Field(description="How many groups there are.")]
     items: Annotated[Count, Field(description="How many items they have.")]
     next: Annotated[str | None, Field(description="Give it as `after` for the next page; null at the end.")]
-    max_distance: NotNegative
+    max_distance: Annotated[
+        NotNegative,
+        Field(
+            description="The parameter as it was given, or else the measured limit. With the latter, pixels decide, "
+            "also a bit beyond it: distances in the groups may be larger. Given as a parameter, it switches that off."
+        ),
+    ]
     copies: Annotated[
         dict[str, float], Field(description="By kind of change, the fraction of changed copies that are found.")
     ]
@@ -211,7 +223,7 @@ _DETAILS = {
 _GROUP = "9f86d081884c7d659a2feaa0c55ad015"
 _JOURNAL = "simsearch-cleanup-20260102-030405-1a2b3c4d.jsonl"
 _COMMAND = f"simsearch restore /indexes/photos.journals/{_JOURNAL}"
-_DUPLICATE = {**_DETAILS, "distance": 0.0, "keep": True, "fixed": None}
+_DUPLICATE = {**_DETAILS, "distance": 0.0, "keep": True, "is_copy": True, "fixed": None}
 _URLS = {"image_url": "/v1/items/7/image", "thumbnail_url": "/v1/items/7/thumbnail"}
 _MATCH = {"rank": 1, **_ITEM, **_URLS, "distance": 9.1, "similarity": 0.71, "metadata": {}}
 EXAMPLES: dict[type[BaseModel], dict[str, Any]] = {

@@ -100,6 +100,19 @@ class Lanes:
             lane.pool.shutdown(wait=True, cancel_futures=True)
 
 
+class EitherLane(MemoryBudget):
+    """The memory of both lanes, for long work in a thread of its own: each picture takes the lane of its size."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        super().__init__(lanes.large.total)
+        self._lanes = lanes
+
+    @contextlib.contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        with (self._lanes.small if size <= self._lanes.small.largest else self._lanes.large).hold(size):
+            yield
+
+
 def give_way(busy: Callable[[], bool]) -> None:
     """Waits while searches are being answered, at most for `GIVING_WAY`, so that long work goes on in the end.
 

@@ -87,7 +87,7 @@ class Duplicates:
             size, number = map(int, wanted.after.split("."))
             start = next((n for n, group in enumerate(groups) if group.place > (-size, number)), len(groups))
         rest = groups[start : start + wanted.limit]
-        shown = [values for group in rest if (values := self._group(engine, group, wanted.rule))]
+        shown = [values for group in rest if (values := self._group(engine, found, group, wanted.rule))]
         last = rest[-1] if start + len(rest) < len(groups) else None
         return {
             "groups": shown,
@@ -100,11 +100,12 @@ class Duplicates:
             "keep": wanted.rule,
         }
 
-    def _group(self, engine: Engine, group: Group, rule: Rule) -> dict[str, Any] | None:
+    def _group(self, engine: Engine, found: Found, group: Group, rule: Rule) -> dict[str, Any] | None:
         """Returns a group as it is answered; None if it has only one picture by now."""
         members = near.members_now(engine.snapshots, group.numbers[:SHOWN], KeepRule(rule))
         if len(members) < 2:
             return None
+        members = near.compared_with_first(members, found.limit, found.copies, self.service.finder.allowance)
         kept = KeepRule(rule)([members[0]]) is not None
         return {
             "group": group.name,
@@ -114,6 +115,7 @@ class Duplicates:
                     **values_of(member.item, self._path(member)),
                     "distance": member.distance,
                     "keep": kept and not place,
+                    "is_copy": member.is_near(found.limit.distance),
                     "fixed": _reason_to_stay(engine, member) or None,
                 }
                 for place, member in enumerate(members)
@@ -212,9 +214,9 @@ class Duplicates:
                 else:
                     going.append(member)
             if going:
-                groups += [
-                    each for each in near.by_nearest(engine.snapshots, kept, going, found.limit) if len(each) > 1
-                ]
+                allowance = self.service.finder.allowance
+                nearest = near.by_nearest(engine.snapshots, kept, going, found.limit, allowance)
+                groups += [each for each in nearest if len(each) > 1]
         plan = make_plan(
             groups, KeepRule("largest"), settings.cleanup or "", found.limit.distance, settings.move_to or ""
         )

@@ -11,16 +11,18 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simsearch.common.progress import Progress, no_progress
+from simsearch.curation.cleanup.keep import KeepRule
 from simsearch.engine import Engine
 from simsearch.search import duplicates as near
 from simsearch.search.copy_threshold import Threshold, copy_threshold
 from simsearch.search.near_rows import EXACT, JoinedRows, linked
+from simsearch.search.second_look import Allowance
 from simsearch.server.background import BackgroundWork, Key
 from simsearch.server.middleware import ApiError
 from simsearch.server.reloading import ReloadableIndex
@@ -36,6 +38,9 @@ LINKED = 1000
 
 LOOKED = 64
 """The same, of a group whose pictures are compared by their pixels."""
+
+DEFAULT_RULE = "largest"
+"""The rule for which pictures are compared with the one that stays in advance; for another it is done when listed."""
 
 KEPT = 4
 """Results kept in memory, of all indexes and distances together."""
@@ -88,7 +93,8 @@ class Found:
     """The groups of one state of an index.
 
     ids, rows: (n,) of all items then, by id. complete: False if not all pairs were compared. seconds: the time that the
-    comparison took; at: the monotonic time of its end.
+    comparison took; at: the monotonic time of its end. copies: if two items are copies by their pixels, by the ids of
+    the one that stays and the other, as far as anybody looked.
     """
 
     generation: int
@@ -99,6 +105,7 @@ class Found:
     complete: bool
     seconds: float
     at: float
+    copies: dict[tuple[int, int], bool] = field(default_factory=dict, compare=False, repr=False)
 
     def group(self, name: str) -> Group | None:
         """Returns the group of that name; None if there is none, or not any more."""
@@ -118,10 +125,13 @@ class GroupFinder:
     """Finds groups; safe for several threads.
 
     memory: bytes for the comparison. busy: returns True while searches are being answered, before which it gives way.
+    allowance: what reading the pictures of near pairs may take.
     """
 
-    def __init__(self, memory: int, busy: Callable[[], bool] = lambda: False) -> None:
-        self._memory = memory
+    def __init__(
+        self, memory: int, busy: Callable[[], bool] = lambda: False, allowance: Allowance | None = None
+    ) -> None:
+        self._memory, self.allowance = memory, allowance
         self._work: BackgroundWork[Job, Found] = BackgroundWork("duplicates", KEPT, busy)
         self._limits: dict[Key, tuple[int, Threshold]] = {}
         self.stop, self.close = self._work.stop, self._work.close
@@ -159,7 +169,7 @@ class GroupFinder:
         with engine.reading() as reader:
             if reader.state("generation") == found.generation:
                 return key, found
-            after = _without_gone(engine, reader, found)
+            after = _without_gone(engine, reader, found, self.allowance)
         if after is None:
             recent = time.monotonic() - found.at < PATIENCE * found.seconds
             return key, found if recent else None
@@ -187,10 +197,19 @@ class GroupFinder:
         )
         compared_from = time.monotonic()
         progress(0, len(ids))
-        found = near.duplicate_groups(engine.snapshots, limit, progress)
+        found = near.duplicate_groups(
+            engine.snapshots, limit, progress, keep=KeepRule(DEFAULT_RULE), allowance=self.allowance
+        )
+        copies = {
+            (group[0].item.id, member.item.id): member.copy
+            for group in found
+            for member in group
+            if member.copy is not None
+        }
         groups = tuple(Group.of(member.item for member in group) for group in found)
         end = time.monotonic()
-        return Found(generation, ids, rows, groups, limit, len(ids) <= EXACT, end - compared_from, end)
+        complete = len(ids) <= EXACT
+        return Found(generation, ids, rows, groups, limit, complete, end - compared_from, end, copies)
 
     def _limit(self, engine: Engine, count: int, progress: Progress) -> Threshold:
         """Returns the measured threshold, which stays the same while the index changes only a little."""
@@ -202,7 +221,7 @@ class GroupFinder:
         return limit
 
 
-def _without_gone(engine: Engine, reader: ItemReader, found: Found) -> Found | None:
+def _without_gone(engine: Engine, reader: ItemReader, found: Found, allowance: Allowance | None) -> Found | None:
     """Returns the groups without the items that have gone; None if others have come or changed."""
     ids, rows = reader.ids_and_rows()
     places = np.searchsorted(found.ids, ids)
@@ -219,21 +238,21 @@ def _without_gone(engine: Engine, reader: ItemReader, found: Found) -> Found | N
         elif len(left) > (LOOKED if found.limit.reach else LINKED):
             return None
         elif len(left) > 1:
-            groups += _linked_still(engine, reader, left, found.limit)
+            groups += _linked_still(engine, reader, left, found.limit, allowance)
     groups.sort(key=lambda group: group.place)
-    return Found(
-        reader.state("generation"), ids, rows, tuple(groups), found.limit, found.complete, found.seconds, found.at
-    )
+    return replace(found, generation=reader.state("generation"), ids=ids, rows=rows, groups=tuple(groups))
 
 
-def _linked_still(engine: Engine, reader: ItemReader, numbers: Sequence[int], limit: Threshold) -> list[Group]:
+def _linked_still(
+    engine: Engine, reader: ItemReader, numbers: Sequence[int], limit: Threshold, allowance: Allowance | None
+) -> list[Group]:
     """Returns the groups of what is left of one."""
     items = [reader.item(number) for number in numbers]
     rows = np.array([item.row for item in items], np.int64)
     snapshot = engine.snapshots.current(reader)
     members = [near.Member(item, item.path, 0.0, snapshot.sources[item.source]) for item in items]
     reach = max(limit.distance, limit.reach)
-    look = near.second_look(members, limit)
+    look = near.second_look(members, limit, allowance)
     roots = linked(JoinedRows([snapshot.flat]), rows, reach, no_progress, True, look)
     parts = [np.flatnonzero(roots == root) for root in np.unique(roots)]
     return [Group.of(items[place] for place in part) for part in parts if len(part) > 1]

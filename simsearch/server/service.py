@@ -11,12 +11,13 @@ from typing import TypeVar
 from fastapi import Request
 
 from simsearch.engine import Engine
+from simsearch.search.second_look import VIEW_BYTES, VIEWS, Allowance
 from simsearch.server import thumbnails
 from simsearch.server.batcher import Batcher
 from simsearch.server.body_limit import ReceivedBytes
 from simsearch.server.browse import Browser
 from simsearch.server.clean_ups import CleanUps
-from simsearch.server.decoding import Lane, Lanes, LargePictureError
+from simsearch.server.decoding import EitherLane, Lane, Lanes, LargePictureError
 from simsearch.server.errors import draining
 from simsearch.server.fetching import Fetcher
 from simsearch.server.map_maker import MapMaker
@@ -29,6 +30,9 @@ from simsearch.server.settings import Settings
 from simsearch.server.uploads import Uploads
 
 T = TypeVar("T")
+
+VIEWS_SHARE = 16
+"""The part of the memory that small views of near pictures may take while duplicates are looked for: one of so many."""
 
 READERS = 4
 """Threads that read the files that are being sent."""
@@ -53,13 +57,16 @@ class SearchService:
         }
         self.batchers = {n: Batcher(i, settings.batch_size, self.metrics) for n, i in self.indexes.items()}
         self.browser = Browser()
-        self.finder, self.clean_ups = GroupFinder(settings.memory, self._searching), CleanUps(settings)
+        self.lanes = Lanes(settings.decoding)
+        views = min(VIEWS, settings.memory // VIEWS_SHARE // VIEW_BYTES)
+        allowance = Allowance(EitherLane(self.lanes), settings.max_pixels, views)
+        self.finder = GroupFinder(settings.memory, self._searching, allowance)
+        self.clean_ups = CleanUps(settings)
         self.map_maker = MapMaker(settings.memory, settings.writable, self._searching)
         for engine in engines.values():
             self.clean_ups.prepare(engine)
         self.uploads, self.thumbnails = Uploads(), thumbnails.Thumbnails()
         self.received = ReceivedBytes(settings.bodies, self.metrics.rejected.inc, settings.max_body)
-        self.lanes = Lanes(settings.decoding)
         self.readers = ThreadPoolExecutor(READERS, "read")
         self.fetcher = Fetcher(settings, self.metrics, self.received)
         self.draining = False

@@ -9,9 +9,12 @@ import sys
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
 import simsearch
+from simsearch.cli import serve
 from simsearch.cli.main import main
+from simsearch.errors import UsageError
 from tests.helpers.live import process
 
 KEY = "a-key-that-no-log-may-show"
@@ -157,6 +160,22 @@ def test_insecure_serves_without_key(index):
         assert httpx.get(url.replace("0.0.0.0", "127.0.0.1") + "v1/items/1").status_code == 200
         server.send_signal(signal.SIGINT)
         assert server.wait(30) == 130
+
+
+@pytest.mark.parametrize("arguments", [["demo"], ["serve", "-i", "none"]], ids=lambda given: given[0])
+def test_threads_of_faiss_sleep_in_a_service(arguments, monkeypatch):
+    """Also in the demonstration. Both are ended once they have said so."""
+
+    def said():
+        raise UsageError("said")
+
+    monkeypatch.setattr(serve, "let_openmp_sleep", said)
+    monkeypatch.setattr("simsearch.cli.serve.api.open", lambda *_, **__: pytest.fail("an index was opened first"))
+    monkeypatch.setattr(
+        "simsearch.cli.serve.generate.generate", lambda *_, **__: pytest.fail("pictures were drawn first")
+    )
+    result = CliRunner().invoke(serve.demo_command if arguments[0] == "demo" else serve.serve_command, arguments[1:])
+    assert isinstance(result.exception, UsageError)
 
 
 def test_demo_serves_and_leaves_nothing(tmp_path):

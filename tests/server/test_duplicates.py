@@ -1,5 +1,6 @@
 """Groups of duplicates over HTTP: what is listed, when it is computed, and what is remembered as no duplicates."""
 
+import os
 import shutil
 import threading
 import time
@@ -8,10 +9,11 @@ import pytest
 
 import simsearch
 from simsearch.search import duplicates as near
-from simsearch.search.copy_threshold import copy_threshold
-from simsearch.server import duplicates, near_groups
+from simsearch.search.copy_threshold import Threshold, copy_threshold
+from simsearch.server import decoding, duplicates, near_groups
 from tests.helpers.client import Client, code, png, upload
 from tests.helpers.pictures import draw
+from tests.search.test_duplicates import scenes
 
 httpx = pytest.importorskip("httpx", reason="the [test] extra is not installed")
 
@@ -74,7 +76,12 @@ def test_groups_and_their_items(client, engine, photos):
     assert answer["max_distance"] == pytest.approx(copy_threshold(engine.opened_index, engine.model).distance)
     assert answer["copies"]["JPEG 50"] > 0
     first, second, _ = answer["groups"][0]["items"]
-    assert {key: first[key] for key in ("distance", "keep", "fixed")} == {"distance": 0, "keep": True, "fixed": None}
+    assert {key: first[key] for key in ("distance", "keep", "is_copy", "fixed")} == {
+        "distance": 0,
+        "keep": True,
+        "is_copy": True,
+        "fixed": None,
+    }
     assert (second["keep"], second["distance"]) == (False, 0)
     item = client("GET", f"/v1/items/{first['id']}").json()
     assert item.items() <= first.items()
@@ -146,8 +153,56 @@ def test_a_chain_that_loses_its_link(tmp_path, colours):
         query = "?max_distance=0.1"
         assert names(listed(client, query)) == [["chain/a.png", "chain/b.png", "chain/c.png"]]
         assert [item["distance"] > 0.1 for item in listed(client, query)["groups"][0]["items"]] == [False, False, True]
+        assert [item["is_copy"] for item in listed(client, query)["groups"][0]["items"]] == [True, True, False]
         engine.remove(str(tmp_path / "chain" / "b.png"))
         assert listed(client, query)["groups"] == []
+
+
+def test_copies_are_those_that_a_clean_up_acts_on(tmp_path, colours, monkeypatch):
+    """All lie beyond the limit, and pixels decide; the last picture of the chain is a copy only of the one before."""
+    from PIL import Image
+
+    scenes(tmp_path / "p", 4)
+    with Image.open(tmp_path / "p" / "1.png") as image:
+        for number, width in enumerate((152, 148, 140)):
+            image.crop((0, 0, width, 120)).save(tmp_path / "p" / f"1-{number}.png")
+    os.utime(tmp_path / "p" / "1-1.png", (3e9, 3e9))  # the newest
+    monkeypatch.setattr(near_groups, "copy_threshold", lambda *_, **__: Threshold(0.0, {}, 1e3))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    with simsearch.build(tmp_path / "p", tmp_path / "index", model=colours) as engine:
+        client = Client(simsearch.create_app(engine, writable=True, allow_cleanup=True))
+        wanted = {"newest": {"1.png", "1-0.png", "1-1.png", "1-2.png"}, "largest": {"1.png", "1-0.png", "1-1.png"}}
+        for rule, copies in wanted.items():
+            (group,) = listed(client, f"?keep={rule}")["groups"]
+            items = {item["path"].split("/")[-1]: item for item in group["items"]}
+            assert max(item["distance"] for item in items.values()) > listed(client)["max_distance"]
+            assert {name for name, item in items.items() if item["is_copy"]} == copies
+        first, *others = group["items"]
+        choice = {"group": group["group"], "keep": [first["id"]], "go": [item["id"] for item in others]}
+        plan = client("POST", "/v1/duplicates/clean-up", json={"groups": [choice]}).json()
+        acts = {item["id"] for item in plan["items"] if item["action"] == "trash"}
+        assert acts == {item["id"] for item in others if item["is_copy"]}
+
+
+def test_pictures_are_compared_within_the_limits_of_the_service(tmp_path, colours, monkeypatch):
+    """A picture that is too large for the service goes by distance, here of 0; the others take the memory for decoding."""
+    from PIL import Image
+
+    held, hold = [], decoding.Lane.hold
+
+    def count(lane, size):
+        held.append(size)
+        return hold(lane, size)
+
+    scenes(tmp_path / "p", 4)
+    with Image.open(tmp_path / "p" / "1.png") as image:
+        image.resize((80, 60)).save(tmp_path / "p" / "small.png")
+    monkeypatch.setattr(near_groups, "copy_threshold", lambda *_, **__: Threshold(0.0, {}, 1e3))
+    monkeypatch.setattr(decoding.Lane, "hold", count)
+    with simsearch.build(tmp_path / "p", tmp_path / "index", model=colours) as engine:
+        assert names(listed(Client(simsearch.create_app(engine)))) == [["p/1.png", "p/small.png"]]
+        assert len(held) == 5
+        assert listed(Client(simsearch.create_app(engine, max_pixels=160 * 120 - 1)))["groups"] == []
 
 
 def test_progress_while_searches_go_on(client, held, counted):

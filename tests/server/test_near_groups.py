@@ -87,7 +87,7 @@ def test_large_group_that_lost_an_item_is_found_again(finder, served, engine, mo
 
 def test_error_is_told_and_not_kept(finder, served, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(near, "duplicate_groups", lambda *_: 1 / 0)
+        patch.setattr(near, "duplicate_groups", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             found(finder, served)
     assert len(found(finder, served).groups) == 1

@@ -9,7 +9,10 @@ import pytest
 from PIL import Image
 
 import simsearch
+from simsearch.search.copy_threshold import Threshold
+from simsearch.server import near_groups
 from tests.helpers.live import serving
+from tests.search.test_duplicates import scenes
 from tests.server.test_page import CHROMIUM, accessible, playwright, visit, wait_until
 
 expect = playwright.expect
@@ -66,6 +69,23 @@ def member(page, name):
     folder, _, file = name.rpartition("/")
     found = page.locator(".member", has=page.locator(".name", has_text=re.compile(f"^{re.escape(file)}$")))
     return found.filter(has=page.locator(".folder", has_text=re.compile(f"{re.escape(folder)}$"))) if folder else found
+
+
+def test_only_copies_are_chosen_in_advance(tmp_path, colours, browser, monkeypatch):
+    """By their pixels: beyond the limit too, and not what only another picture of the group links."""
+    scenes(tmp_path / "p", 4)
+    with Image.open(tmp_path / "p" / "1.png") as image:
+        for number, width in enumerate((152, 148, 140)):
+            image.crop((0, 0, width, 120)).save(tmp_path / "p" / f"1-{number}.png")
+    monkeypatch.setattr(near_groups, "copy_threshold", lambda *_, **__: Threshold(0.0, {}, 1e3))
+    with simsearch.build(tmp_path / "p", tmp_path / "index", model=colours) as engine:
+        app = simsearch.create_app(engine, writable=True, allow_cleanup=True, move_to=str(tmp_path / "moved"))
+        with serving(app) as port:
+            page = visit(browser, f"http://127.0.0.1:{port}/?duplicates=1", False)
+            groups(page, 1)
+            expect(page.locator(".member.goes .name")).to_have_text(["1-0.png", "1-1.png"])
+            expect(page.locator(".member.stays .name")).to_have_text(["1.png", "1-2.png"])
+            page.close()
 
 
 def move_all(page):

@@ -133,6 +133,9 @@ def test_wrong_arguments(engine: Engine, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="action is"):
             engine.clean_up(action, into=into)  # type: ignore[arg-type]
     (tmp_path / "file").touch()
+    for wrong, told in (("12", "not a number"), (-1, "not negative"), (float("nan"), "not negative")):
+        with pytest.raises(UsageError, match=told):
+            engine.clean_up("trash", max_distance=wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="not a folder"):
         engine.clean_up("move", into=tmp_path / "file", max_distance=0, dry_run=False)
     with pytest.raises(UsageError, match="exists already"):

@@ -9,7 +9,7 @@ const verb = () => service.cleanup === "trash" ? "Trash" : "Move";
 const target = () => service.cleanup === "trash" ? "the trash" : service.move_to;
 const pictures = count => plural(count, "picture", "pictures");
 const sized = items => pictures(items.length) + " (" + bytesText(items.reduce((sum, item) => sum + item.bytes, 0)) + ")";
-const goes = item => canMove() && !item.fixed && (choices.get(keyOf(item)) ?? (!item.keep && item.distance <= item.limit));
+const goes = item => canMove() && !item.fixed && (choices.get(keyOf(item)) ?? (!item.keep && item.is_copy));
 const going = group => group.items.filter(goes), staying = group => group.items.filter(item => !goes(item));
 const acting = groups => groups.filter(group => going(group).length && staying(group).length);
 
@@ -27,7 +27,7 @@ async function fetchGroups(state, list, signal) {  // the next page of groups, a
     }
     comparing(null);
     Object.assign(list, { total: page.total, next: page.next, done: page.next === null, limit: page.max_distance, inGroups: page.items, complete: page.complete, groups: [...(list.groups || []), ...page.groups] });
-    return page.groups.flatMap(group => group.items.map(item => Object.assign(item, { group, limit: page.max_distance })));
+    return page.groups.flatMap(group => group.items.map(item => Object.assign(item, { group })));
   }
 }
 function comparing(progress) {
