@@ -24,7 +24,7 @@ def test_too_many_at_once(engine, monkeypatch):
     gate = threading.Event()
     served = app.state.service.indexes["default"]
     run = served.run
-    monkeypatch.setattr(served, "run", lambda call: (gate.wait(10), run(call))[1])
+    monkeypatch.setattr(served, "run", lambda call, **options: (gate.wait(10), run(call, **options))[1])
 
     async def go():
         transport = httpx.ASGITransport(app=app)

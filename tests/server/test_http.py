@@ -294,7 +294,7 @@ def test_no_answer_in_time(engine, monkeypatch):
     app = simsearch.create_app(engine, timeout=0.2)
     served = app.state.service.indexes["default"]
     run, slow = served.run, threading.Event()
-    monkeypatch.setattr(served, "run", lambda call: (slow.wait(10), run(call))[1])
+    monkeypatch.setattr(served, "run", lambda call, **options: (slow.wait(10), run(call, **options))[1])
     found = Client(app).search(id=1)
     assert code(found) == (503, "timeout")
     assert found.headers["retry-after"] == "5"
