@@ -45,9 +45,13 @@ def test_known_content_is_looked_up(engine, photos, colours, fresh):
 
 
 def test_a_file_is_prepared_without_a_look_into_the_index(engine, photos, fresh, monkeypatch):
-    opened = []
-    reading = engine.opened_index.reading
-    monkeypatch.setattr(engine.opened_index, "reading", lambda: opened.append(1) or reading())
+    opened, reading = [], engine.opened_index.reading
+
+    def counted():
+        opened.append(1)
+        return reading()
+
+    monkeypatch.setattr(engine.opened_index, "reading", counted)
     with engine.query_resolver(serving=True) as resolver:
         query = resolver.prepare(fresh.read_bytes(), flip=True)
         assert not opened

@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the [test] extra is not installed")
 
 from simsearch.search import duplicates as near
+from simsearch.search.copy_threshold import copy_threshold
 from simsearch.server import decoding, near_groups
 from simsearch.server.near_groups import Found, Group, GroupFinder, Job
 from simsearch.server.reloading import ReloadableIndex
@@ -61,7 +62,7 @@ def test_forgotten_groups_are_found_again(finder, served, engine):
 
 
 def test_threshold_stays_while_the_index_changes_a_little(finder, served, engine, monkeypatch):
-    calls, measure = [], near_groups.copy_threshold
+    calls, measure = [], copy_threshold
 
     def count(*arguments, **options):
         calls.append(1)

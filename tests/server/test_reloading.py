@@ -124,7 +124,7 @@ def test_what_may_be_outdated_is_not_done_again(tmp_path, photos, colours):
     with simsearch.open(tmp_path / "live", model=colours) as engine:
         served = ReloadableIndex("live", engine)
         for may_be_outdated, expected, target in ((True, 1, "b"), (False, 2, "a")):
-            engines = []
+            engines: list[Any] = []
 
             def call(engine, engines=engines, target=target):
                 engines.append(engine)
