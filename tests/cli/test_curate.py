@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +19,8 @@ import pytest
         (("tags", "--tag", "id:1=a", "--tag", "id:12=b", "-n", "3"), {"confidence"}),
     ],
 )
-def test_formats(run, tmp_path, arguments, facts):
+def test_formats(run, tmp_path, arguments, facts, monkeypatch):
+    monkeypatch.chdir(Path(os.__file__).parent)  # from where no relative path is shorter, and shown
     found = run("curate", *arguments, "--format", "json").json
     assert len(found) == 3 and all({"id", "path", "label", *facts} <= entry.keys() for entry in found)
     paths = run("curate", *arguments, "--format", "paths").out.splitlines()

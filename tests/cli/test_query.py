@@ -1,6 +1,7 @@
 """`query` given folders and words, and its report opened in the browser."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def test_table_has_the_shorter_path(run, pictures, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("term", "links"), [("xterm-256color", True), ("dumb", False), ("linux", False)])
 def test_links_in_a_terminal(pictures, monkeypatch, term, links):
     monkeypatch.setenv("TERM", term)
+    monkeypatch.chdir(Path(os.__file__).parent)  # from where no relative path is shorter, and shown
     path = str(pictures / "red" / "0.png")
     monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
     assert console.show_path(path) == path
