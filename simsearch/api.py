@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from simsearch.indexing import learn_components, sync
     from simsearch.indexing import options as indexing_options
     from simsearch.models.base import Model
-else:  # a search needs none of them
+else:  # imported on first use: a search does not need these modules
     indexing_options = LazyModule("simsearch.indexing.options")
     learn_components = LazyModule("simsearch.indexing.learn_components")
     sync = LazyModule("simsearch.indexing.sync")
@@ -70,11 +70,11 @@ def build(
     """Makes an index from one or more sources, or updates it from them, and opens it.
 
     source: one or more folders, archives, manifests, Parquet files or `torchvision/NAME`; see `resolve.resolve`.
-    model: the model of a new index. An existing index keeps its own; another one is refused.
+    model: the model of a new index. For an existing index, it must be the model that the index was built with.
     device: see `Engine`.
-    features: the features of a new index, by default the 4096 activations of fc7: a name of `descriptors.DESCRIPTORS`,
-    or the path of an index whose descriptor and learned components to take. An existing index keeps its own; others
-    are refused.
+    features: the features of a new index: a name in `descriptors.DESCRIPTORS`, or the path of another index, to use
+    the same descriptor and learned components as that index. By default, the 4096 activations of fc7. For an existing
+    index, they must be the features that it was built with.
     options: the fields of `options.BuildOptions`.
     Raises UsageError, ModelMismatchError, IndexDamagedError, IndexLockedError.
     """
@@ -99,7 +99,7 @@ def build_with_summary(
     """Builds like `build`, and returns the engine and a summary of the changes.
 
     names: the sources; if there are none, all sources that the index knows are updated.
-    roots: the present locations of sources that have moved (see `Engine`), which the index then records.
+    roots: the current locations of sources that have moved (see `Engine`); they are recorded in the index.
     """
     _on_disk(index)
     found = [resolve.resolve(os.fspath(name)) for name in names]
@@ -125,9 +125,11 @@ def build_with_summary(
 
 @contextlib.contextmanager
 def comparable(place: str | os.PathLike[str], engine: Engine) -> Iterator[Engine]:
-    """Opens an index, or indexes a folder or another source for the duration of the block, with the engine's model.
+    """Opens the index at `place`, or builds a temporary one from the source there, and yields its `Engine`.
 
-    place: an index, or what `build` takes as a source. Raises UsageError, IndexDamagedError, ModelMismatchError.
+    place: an index, or a source as in `build`; a source is indexed with the model of `engine`, and the temporary index
+    is deleted at the end of the block.
+    Raises UsageError, IndexDamagedError, ModelMismatchError.
     """
     name = resolve.as_names(place)[0]
     if is_address(name) or (Path(name) / "meta.json").exists():
@@ -176,7 +178,7 @@ def _on_disk(index: str | os.PathLike[str]) -> None:
 
 
 def _loaded(model: str | Model | None, device: str) -> Model:
-    """Loads the model of a new index. Its precision becomes the precision of the index."""
+    """Returns the model of a new index, loaded if necessary. The index gets the precision of this model."""
     given = model or registry.DEFAULT
     return load.load_model(given, device, threads=True, precision="auto") if isinstance(given, str) else given
 
@@ -184,7 +186,7 @@ def _loaded(model: str | Model | None, device: str) -> Model:
 def _described(
     model: Model, features: str | None, found: Sequence[Source], options: indexing_options.BuildOptions, device: str
 ) -> tuple[Model, str]:
-    """Returns the model of a new index and the name of its features; learns components if the descriptor has some."""
+    """Returns the model of a new index and the name of its features; learns components if the descriptor needs them."""
     name = features or descriptors.REFERENCE
     if _is_index(name):
         with Engine(name, model=model, device=device) as other:
@@ -199,13 +201,13 @@ def _described(
 
 
 def _is_index(features: str) -> bool:
-    """Returns True if `features` is the path of an index. One with a descriptor's name is written as ./NAME."""
+    """Returns True if `features` is the path of an index. An index named like a descriptor is given as ./NAME."""
     recipes = {descriptors.REFERENCE, *descriptors.DESCRIPTORS}
     return features not in recipes and (Path(features) / "meta.json").exists()
 
 
 def _check_features(engine: Engine, features: str | None) -> None:
-    """Raises UsageError if the index has other features than `features`, unless that is None."""
+    """Raises UsageError if `features` is not None and differs from the features of the index."""
     if features is None or features == engine.meta.features:
         return
     ours = engine.meta.descriptor

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from simsearch.indexing import ann_maintenance, sync
     from simsearch.indexing import options as indexing_options
     from simsearch.models.base import Model
-else:  # a search needs none of them
+else:  # imported on first use: a search does not need these modules
     indexing_options = LazyModule("simsearch.indexing.options")
     ann_maintenance = LazyModule("simsearch.indexing.ann_maintenance")
     sync = LazyModule("simsearch.indexing.sync")
@@ -56,14 +56,15 @@ else:  # a search needs none of them
 class Engine(WholeIndex):
     """An open index. Safe for many threads; each search sees the latest commits of other processes.
 
-    An engine keeps answering from the index that it opened, even if another one has replaced it at its path; changes
-    then raise IndexReplacedError.
+    An engine keeps searching the index that it opened, even if another index has replaced it at the same path. Methods
+    that change the index then raise IndexReplacedError.
 
     path: the folder of the index.
-    model: a name, a path or a Model to use in place of the model that the index records. A Model that computes in
-    another precision than the index is loaded again by its name.
+    model: a name, a path or a Model to use in place of the model that the index records. A Model whose precision
+    differs from that of the index is loaded again by name.
     device: see `load.load_model`.
-    roots: the present location of each source that has moved, by its recorded root; "" stands for the only one.
+    roots: the current location of each source that has moved, keyed by its recorded root, or by "" if the index has
+    only one source.
     Raises IndexNotFoundError, IndexDamagedError, ModelMismatchError.
     """
 
@@ -142,7 +143,7 @@ class Engine(WholeIndex):
     # -- searching
 
     def search(self, image: Picture, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
-        """Returns the k items nearest to a picture, nearest first; of equally near ones, the lower id comes first.
+        """Returns the k items nearest to a picture, nearest first; equal distances are ordered by id.
 
         There are fewer than k matches only if fewer items meet the conditions.
 
@@ -151,12 +152,13 @@ class Engine(WholeIndex):
         max_distance: the largest distance of a match.
         min_similarity: the smallest similarity of a match, from 0 to 1.
         crop: (x, y, width, height), the part of the upright picture to search by, in pixels.
-        plus, minus: more pictures or ids that matches should be like or unlike, each alone or as (picture, weight).
+        plus, minus: more pictures or ids that matches should resemble (plus) or not resemble (minus), each alone or as
+        (picture, weight).
         flip: True to treat a mirrored picture as the same.
-        no_self: True to leave out items whose file has the picture's own content.
+        no_self: True to leave out items whose file has the same content as the picture.
         dedup: True for one match per group of near-identical ones.
         exact: True to never search approximately.
-        expand: the number of first matches to average with the query for a second search.
+        expand: the number of best matches to average with the query for a second search.
 
         Raises ImageError if the picture cannot be read, UsageError for unusable options.
         """
@@ -191,7 +193,8 @@ class Engine(WholeIndex):
     ) -> list[Matches]:
         """Returns the k items nearest to each of (n, D) float32 feature vectors, found in one scan.
 
-        vectors: (n, v, D) are n queries in v variants each, of which the nearest counts.
+        vectors: (n, D), or (n, v, D) for n queries with v variants each; the distance of an item is then that to the
+        nearest variant.
         without: for each query, the ids of items to leave out.
         """
         return self._searches.by_vectors(vectors, k, without, options)
@@ -201,22 +204,23 @@ class Engine(WholeIndex):
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Returns the ids of the k items nearest to each of (n, D) features and their distances, both (n, k).
 
-        Only numbers, for programs that look items up themselves. If there are fewer than k, -1 and inf fill the rest.
+        Meant for programs that look items up themselves. If fewer than k items are found, the remaining ids are -1 and
+        the remaining distances inf.
         """
         return self._searches.neighbours(vectors, k, where, exact)
 
     def stored_features(self, key: int | bytes) -> NDArray[np.float32] | None:
-        """Returns the (D,) features stored for an item, by its id, or for a file, by its SHA-256; None if unknown."""
+        """Returns the stored (D,) features of an item, or None. key: the item's id, or the SHA-256 of its file."""
         return self._searches.stored_features(key)
 
     def query_resolver(
         self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS, budget: MemoryBudget | None = None
     ) -> AbstractContextManager[QueryResolver]:
-        """Opens a resolver, which makes query vectors, over the index as it is now.
+        """Opens a `QueryResolver`, which makes query vectors, on the current snapshot of the index.
 
-        serving: True for a service: it uses the model loaded for many images, and its errors name no files.
+        serving: True for a service: the model is loaded for many images, and error messages contain no file names.
         max_pixels: the number of pixels of the largest picture to decode.
-        budget: memory for decoding that resolvers share; None for one of its own.
+        budget: a memory limit for decoding that several resolvers share; None for a separate limit.
         """
         return self._searches.query_resolver(serving=serving, max_pixels=max_pixels, budget=budget)
 
@@ -232,7 +236,7 @@ class Engine(WholeIndex):
 
     @property
     def structure(self) -> ApproximateSearch | None:
-        """The approximate search that `tune` chose; None if it chose none or its files are gone."""
+        """The approximate search that `tune` chose; None if there is none, or its files are missing or damaged."""
         return self._searches.structure()
 
     @property
@@ -247,7 +251,7 @@ class Engine(WholeIndex):
 
     @property
     def shards(self) -> FeatureFiles:
-        """The feature files as last committed. A reader has its own: `reader.shards`."""
+        """The feature files of the last commit; for those of a reader's snapshot, see `reader.shards`."""
         return self.index.feature_files
 
     def features(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
@@ -263,17 +267,17 @@ class Engine(WholeIndex):
             return found
 
     def paths(self, items: Iterable[Item]) -> list[str]:
-        """Returns the path of each item: its source's location and its path there."""
+        """Returns the full path of each item: the location of its source, followed by its path in the source."""
         return item_files.paths(self.opened_index, items)
 
     def read(self, number: int) -> bytes:
-        """Returns the bytes of an item's image file, as it was indexed. Raises ItemNotFoundError, ImageError."""
+        """Returns the bytes of an item's image file; raises the same errors as `open_image`."""
         return item_files.read(self.opened_index, number)
 
     def open_image(self, number: int, *, decodes: bool = True, budget: MemoryBudget | None = None) -> IO[bytes]:
-        """Opens an item's image file, as it was indexed; see `recorded.open_recorded`. The caller closes it.
+        """Opens an item's image file for reading; see `recorded.open_recorded`. The caller closes the file.
 
-        Raises ItemNotFoundError, and ImageError if the file is gone, has changed, or lies outside its source.
+        Raises ItemNotFoundError, and ImageError if the file is gone, has changed since, or is outside its source.
         """
         return item_files.open_image(self.opened_index, number, decodes=decodes, budget=budget)
 
@@ -303,7 +307,7 @@ class Engine(WholeIndex):
         return sync.sync(self.index, self.model, found, chosen)
 
     def find(self, names: Name | Iterable[Name]) -> list[Item]:
-        """Returns the items that ids (7 or "id:7"), paths, folders or globs name, by id.
+        """Returns the items with the given ids (7 or "id:7"), paths, folders or globs, sorted by id.
 
         Raises UsageError for a name that matches no item.
         """

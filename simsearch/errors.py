@@ -16,7 +16,8 @@ SimsearchError                  the root: `except simsearch.errors.SimsearchErro
 ├── UnavailableError            a server or a cluster worker does not respond (a ConnectionError)
 └── DeviceError                 the requested device is not available
 
-Each has a `hint`: one line on how to fix it, or None. Where one of Python's own kinds fits, it is that too.
+Each error has a `hint`: one line on how to fix the problem, or None. The built-in exception in brackets is a base class
+too, so that `except ValueError` catches a UsageError.
 """
 
 from __future__ import annotations

@@ -10,30 +10,31 @@ __version__ = "0.1.0"
 
 
 def install_line(extra: str) -> str:
-    """The command that adds an extra to this environment.
+    """Returns the command that installs an extra into this environment.
 
-    From a checkout it names the checkout (`pip install '.[serve]'` when it is the current folder), from an archive or a
-    repository its address. Only an installation that came from a package index is repeated by name.
+    The command names the place from which simsearch was installed: a checkout (`pip install '.[serve]'` if that is the
+    current folder), or the address of an archive or a repository. Only an installation from a package index is named by
+    the package alone.
     """
-    import importlib.metadata  # here and below: every start of the program would pay for these imports
+    import importlib.metadata  # here and below: at the top, these imports would slow down every start
     import json
 
     try:
         found = importlib.metadata.distribution("simsearch")
         origin = json.loads(found.read_text("direct_url.json") or "{}")
         installer = (found.read_text("INSTALLER") or "").strip()
-    except (importlib.metadata.PackageNotFoundError, ValueError):  # run from a checkout that nobody installed
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # run from a checkout without being installed
         return f"{_installer('')} '.[{extra}]'"
     return f"{_installer(installer)} {_requirement(extra, origin)}"
 
 
 def install_packages_line(packages: str) -> str:
-    """The command that adds packages, given as pip's arguments, to this environment."""
+    """Returns the command that installs packages, given as pip's arguments, into this environment."""
     return f"{_installer('')} {packages}"
 
 
 def _installer(installer: str) -> str:
-    """How pip, or uv where that installed simsearch, is called for the Python that runs here."""
+    """Returns the install command for the running Python: uv's if uv installed simsearch, else pip's."""
     import shlex
     import shutil
 

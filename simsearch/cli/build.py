@@ -111,7 +111,7 @@ def build_command(
 
 
 def _go_on(context: click.Context, name: str, **options: Any) -> None:
-    """Runs another command, which is imported only here; its other options have their defaults."""
+    """Imports and runs another command; options that are not given have their defaults."""
     group = context.find_root().command
     command = group.get_command(context, name) if isinstance(group, click.Group) else None
     assert command is not None

@@ -1,6 +1,6 @@
-"""Completion in the shell after Tab: names of models, presets and features; fields, values and ids of the index.
+"""Shell completion: names of models, presets and features; fields, values and ids of the index.
 
-Whatever goes wrong, an index that cannot be opened for example, means no completions.
+Any error, for example an index that cannot be opened, results in no completions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from simsearch.storage import index as storage
     from simsearch.storage.reader import Item
     from simsearch.training import config as training_config
-else:  # every start of the program would pay for them
+else:  # these imports would slow down every other start
     perturb = LazyModule("simsearch.images.perturb")
     descriptors = LazyModule("simsearch.models.descriptors")
     registry = LazyModule("simsearch.models.registry")
@@ -92,7 +92,7 @@ def changes(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 
 def pictures(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes id:N by the items of the index, and otherwise files."""
+    """Completes id:N from the ids in the index, and other words as files."""
     if not incomplete or not ID_PREFIX.startswith(incomplete[: len(ID_PREFIX)]):
         return files(context, parameter, incomplete)
     found = ((f"{ID_PREFIX}{item.id}", item.path) for item in _items(context))
@@ -114,7 +114,7 @@ def conditions(context: click.Context, parameter: click.Parameter, incomplete: s
 
 
 def _value(item: Item, field: str) -> Any:
-    """Returns what an item has in a field; None for paths, of which there are too many, and for lists."""
+    """Returns the value of an item's field; None for paths, of which there are too many, and for lists."""
     if field in {"label", "id", "width", "height"}:
         return getattr(item, field)
     metadata: Mapping[str, Any] = item.metadata
@@ -132,7 +132,7 @@ def _items(context: click.Context) -> Iterator[Item]:
 
 
 class Bash(BashComplete):
-    """Completion in bash of words with : and =, at which bash splits them.
+    """Completion in bash, also of words that contain : or =, where bash splits words.
 
     Bash replaces only the part of the word that it names, so completions are printed without the part before it. Words
     that end in : or = get no space behind them; special characters are escaped outside of quotes.
@@ -161,7 +161,7 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Returns the words before the incomplete one, without the program's name, and that."""
+        """Returns the complete words, without the program's name, and the incomplete word."""
         line = os.environ["COMP_WORDS"]
         given = split_arg_string(line)
         incomplete = "" if line[-1:].isspace() or not given else given.pop()
@@ -171,7 +171,7 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
         return given[1:], incomplete
 
     def format_completion(self, item: CompletionItem) -> str:
-        """Returns a completion as the script reads it."""
+        """Returns a completion in the format of the shell script."""
         if item.type != "plain":
             return f"{item.type},{item.value}"
         value = item.value[self._known :]

@@ -46,11 +46,11 @@ CHANGES = {
     "train",
     "tune",
 }
-"""Commands that have done their work even if nobody can read what they print."""
+"""Commands whose effect is not their output, so that they succeed even if standard output is closed."""
 
 
 WITHOUT_LINKS = {"dumb", "linux"}
-"""Terminals that print the escape sequences of links."""
+"""Values of $TERM for terminals that would show the escape sequences of links as text."""
 
 
 class _Closed(io.TextIOWrapper):
@@ -64,9 +64,10 @@ class _Closed(io.TextIOWrapper):
 
 
 def replace_closed_streams() -> None:
-    """Gives the program the standard streams that it was started without.
+    """Opens /dev/null for each standard stream that was closed when the program started.
 
-    Their numbers are taken too, so that no file opened later gets one of them and is written to by mistake.
+    This also occupies the file descriptors 0 to 2, so that no file opened later gets one of them and is written to by
+    mistake.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -80,7 +81,7 @@ class ErrorReportingGroup(click.Group):
 
     def main(self, args: Any = None, **extra: Any) -> Any:  # type: ignore[override]
         arguments = list(sys.argv[1:] if args is None else args)
-        end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows are names
+        end = arguments.index("--") if "--" in arguments else len(arguments)  # arguments after -- are names
         debug = "--debug" in arguments[:end]
         arguments = [argument for argument in arguments[:end] if argument != "--debug"] + arguments[end:]
         replace_closed_streams()
@@ -92,7 +93,7 @@ class ErrorReportingGroup(click.Group):
         notes = logging.getLogger("simsearch")
         if not any(isinstance(handler, _NoteHandler) for handler in notes.handlers):
             notes.addHandler(_NoteHandler())
-        logging.getLogger("simsearch.models").setLevel(logging.INFO)  # work that is only done the first time
+        logging.getLogger("simsearch.models").setLevel(logging.INFO)  # to report work that is done only the first time
         warnings.filterwarnings("ignore", module=r"PIL\.")  # a damaged image is reported as a failure already
         try:
             code = super().main(arguments, **extra)
@@ -143,17 +144,17 @@ def _print_error(message: str, hint: str | None) -> None:
 
 
 def echo(text: str = "", err: bool = False) -> None:
-    """Prints text for people, on lines of its own. Escape sequences in it, from names for example, are made visible."""
+    """Prints lines of text for people. Escape sequences in the text, for example from names, are made visible."""
     click.echo(printable_lines(text), err=err)
 
 
 def echo_data(text: str, nl: bool = True) -> None:
-    """Prints output for programs as it is; on a terminal, as `echo` does."""
+    """Prints output for programs unchanged; on a terminal, escape sequences are made visible."""
     click.echo(printable_lines(text) if sys.stdout.isatty() else text, nl=nl, color=True)
 
 
 def echo_ready(text: str, nl: bool = True) -> None:
-    """Prints text for people whose cells are printable already, with links of `show_path` on a terminal."""
+    """Prints text for people without changing it: text in printable form, with links of `show_path` on a terminal."""
     click.echo(text, nl=nl, color=True)
 
 
@@ -174,7 +175,7 @@ def note(text: str) -> None:
 
 
 class _NoteHandler(logging.Handler):
-    """Prints what the library and its models log as notes; the service has a handler of its own."""
+    """Prints log messages of the library and its models as notes; the HTTP service has another handler."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == "simsearch" or record.name.startswith("simsearch.models."):

@@ -212,7 +212,7 @@ def _run(
     device: str,
     index_path: str,
 ) -> None:
-    """Opens the index, finds, prints, and writes the report. title: of the report; empty if `find` writes it."""
+    """Runs `find` on the index, prints the findings and writes the report. title: empty if `find` writes the report."""
     check_folder_exists(html_file)
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(warn_if_incomplete(api.open(index_path, device=device)))

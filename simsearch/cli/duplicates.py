@@ -46,7 +46,7 @@ Groups = list[list[near.Member]]
 _DOING = {"move": "moved", "trash": "put into the trash", "hardlink": "replaced by hard links"}
 
 _SHOWN = 5
-"""Problems that are printed one by one."""
+"""Largest number of problems that are printed one by one."""
 
 
 @click.command("duplicates")
@@ -184,7 +184,7 @@ def _check(action: str, against: str | None, yes: bool, journal: Path | None, ig
 
 
 def _ignore(engine: Engine, groups: Groups, names: tuple[str, ...]) -> Groups:
-    """Remembers the groups of the named items; returns the others."""
+    """Marks the groups of the named items as ignored and returns the other groups."""
     wanted = {item.id for item in engine.find(list(names))}
     chosen = [group for group in groups if any(m.own and m.item.id in wanted for m in group)]
     grouped = {member.item.id for group in chosen for member in group if member.own}
@@ -221,7 +221,7 @@ def _act(plan: Plan, yes: bool, journal: Path | None, index_path: str) -> None:
 
 
 def _report_problems(problems: list[tuple[str, str]], outcome: str) -> None:
-    """Prints files with which something was wrong, and ends the command with 2 if there are any."""
+    """Prints (path, reason) of the first problems. Raises UsageError, which means exit code 2, if there are any."""
     for path, reason in problems[:_SHOWN]:
         note(f"{path}: {reason}")
     if problems:

@@ -97,14 +97,14 @@ def model_command(
     images = pluralize(verdict.images, "image")
     echo(f"{printable(verdict.model)}: {images}{left}{failed}; {crops} crop{'s' * (crops != '1')}")
     errors = {"top-1 error": verdict.top1_error, "top-5 error": verdict.top5_error}
-    if len(classify.check_classes(chosen)) < 10:  # a blind guess of five is right half the time
+    if len(classify.check_classes(chosen)) < 10:  # five random guesses would be right more than half the time
         del errors["top-5 error"]
     for name, share in errors.items():
         echo(f"{name}  {share.value:6.2%}  ({share.low:.2%} to {share.high:.2%})")
 
 
 def _note_trained_on(verdict: classification.ClassificationReport) -> None:
-    """Notes that the model was trained on some of the images, or that nobody can tell."""
+    """Prints a note if the model was trained on some of the images, or does not record its training images."""
     name = printable(verdict.model)
     if verdict.trained_on is None:
         note(f"{name} does not record which images it was trained on; if these are among them, the error is too small")
@@ -184,7 +184,7 @@ def _print_scores(verdict: retrieval.RetrievalReport) -> None:
 
 
 def _print_reliability(found: ReliabilityReport) -> None:
-    """Prints how often the matches of each word, and of each tenth of the similarity, were right."""
+    """Prints the share of right matches for each similarity word and for each tenth of the similarity scale."""
     for heading, parts in (("word", found.words), ("similarity", found.curve[::-1])):
         for line in ("", *text.table(_reliability_rows(heading, parts))):
             echo(line)
@@ -195,7 +195,7 @@ def _print_reliability(found: ReliabilityReport) -> None:
 
 
 def _reliability_rows(heading: str, parts: Sequence[Reliability]) -> list[tuple[str, str, str, str]]:
-    """Returns the rows of a table: for each part with matches their number, and how many of them were right."""
+    """Returns the rows of a table: for each part with matches, their number and the share of right ones."""
     rows = [(heading, "matches", "right", "95 % interval")]
     for part in parts:
         if part.right is not None:

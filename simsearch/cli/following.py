@@ -26,7 +26,7 @@ else:  # `--help` does not need it
     sync = LazyModule("simsearch.indexing.sync")
 
 STOPPING = 5.0
-"""Seconds that the end of a service waits for an update; what an interrupted one lacks, the next one does."""
+"""Seconds to wait for a running update when a service ends; the next update completes an interrupted one."""
 
 check_available = watch.check_available
 
@@ -34,7 +34,7 @@ check_available = watch.check_available
 def follow_index(engine: Engine, options: Mapping[str, Any], prune: bool = True, form: str = "text") -> None:
     """Follows the sources of an index until the command is interrupted.
 
-    options: of the build, by keyword. form: text or json, of the line for each update.
+    options: keyword options of the build. form: format of the line printed for each update, "text" or "json".
     Raises MissingExtraError, UsageError, IndexReplacedError.
     """
     if count := _count_sources(engine):

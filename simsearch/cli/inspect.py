@@ -101,7 +101,7 @@ def _print_presence(engine: Engine, paths: Sequence[str], form: str) -> None:
 
 
 def _presence_lines(engine: Engine, found: Presence) -> Iterator[tuple[str, str]]:
-    """Yields paths, each with what the index has of it or why it has nothing."""
+    """Yields paths, each with its items in the index or the reason why it is not indexed."""
     if len(found.items) == 1:
         item = engine.item(found.items[0])
         yield found.path, f"item {item.id}" + (f", label {item.label}" if item.label else "")

@@ -11,7 +11,7 @@ import click
 from simsearch.cli.console import version_option
 from simsearch.cli.lazy import LazyGroup
 
-if "_SIMSEARCH_COMPLETE" in os.environ:  # every start of the program would pay for it
+if "_SIMSEARCH_COMPLETE" in os.environ:  # this import would slow down every other start
     import simsearch.cli.completion  # noqa: F401  # makes our completion for bash known
 
 COMMANDS = {
@@ -93,7 +93,7 @@ COMMANDS = {
         "Checks that the files of an index agree, byte for byte. Exits 3 if they do not.",
     ),
 }
-"""By command name: the module that has it as NAME_command, and its short help: the first sentence of its help."""
+"""By command name: the module that defines NAME_command, and the short help, the first sentence of the full help."""
 
 
 @click.group(

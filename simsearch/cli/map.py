@@ -1,4 +1,4 @@
-"""`simsearch map`: an index as a picture to walk in, and the columns of it that `export --map` writes."""
+"""The command `map`, which draws an index as an interactive page, and the map for `export --map`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from simsearch.reports.thumbnail_sheets import SIDE, Sheets, make_sheets
 from simsearch.search.duplicates import thumbnail
 
 THUMBNAILS, MOST_THUMBNAILS = 2000, 20_000
-"""Small pictures in a page, some 2.5 kB each, and their largest number."""
+"""Default and largest number of thumbnails in a page; each has about 2.5 kB."""
 
 _CLUSTERS_HELP = "Largest number of clusters.  [default: as many as stand out, at most 60]"
 
@@ -92,15 +92,15 @@ def map_command(
 
 
 def check_output(file: Path) -> None:
-    """Raises UsageError, before any work, for a place that no file can be written to."""
+    """Raises UsageError if the file cannot be written, to be called before any work."""
     check_folder_exists(file)
     if file.is_dir():
         raise UsageError(f"{file} is a folder", hint=f"-o {file / 'map.html'}")
 
 
 def draw(engine: Engine, clusters: int | None = None, names: str = "auto", seed: int = 0) -> maps.ItemMap:
-    """Draws the map of an index, with progress for each step, and keeps it with the index for the web page."""
-    if names == "guesses":  # before the work of minutes
+    """Returns a map of an index, also stored with the index for the web page. Shows the progress of each step."""
+    if names == "guesses":  # before the steps that take minutes
         cluster_names.check_classifier(engine.load_model())
     with show_progress("searching for neighbours") as progress:
         near = maps.read_neighbours(engine.snapshots, seed=seed, progress=progress)

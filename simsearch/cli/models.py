@@ -221,7 +221,7 @@ def models_command(
 def _calibrate(model: str | None, sources: Sequence[str]) -> None:
     """Prepares a model for int8 and prints how well int8 agrees with float32.
 
-    A weights file gets the ranges into its header; of another network an 8-bit copy is written.
+    The measured ranges are written into the header of a weights file; of other networks, an 8-bit copy is written.
     """
     if model is None:
         raise UsageError("--calibrate needs a model to prepare", hint="-m FILE.safetensors")

@@ -20,7 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def default_index(quiet: bool = False) -> str:
     """Returns $SIMSEARCH_INDEX, else the nearest `indexes/default` with an index, here or in a folder above.
 
-    Without any it is the one here. Unless `quiet`, a note says which one was found above.
+    If there is none, returns `indexes/default`. Unless `quiet`, prints a note if the index is in a folder above.
     """
     if named := os.environ.get("SIMSEARCH_INDEX"):
         return named

@@ -38,7 +38,7 @@ class QueryImage(click.ParamType):  # type: ignore[type-arg]  # generic since cl
 
 
 class Weighted(click.ParamType):  # type: ignore[type-arg]
-    """IMAGE=W as an image and its weight; weight 1 without a number at the end, or if the whole text names a file."""
+    """IMAGE=W as an image and its weight; the weight is 1 if none is given, or if the whole text is a path or URL."""
 
     name = "image=w"
 
@@ -110,7 +110,7 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]
 
 
 class NameLabel(click.ParamType):  # type: ignore[type-arg]
-    """NAME=LABEL as a name of items and their label, split at the last equals sign: names may have some."""
+    """NAME=LABEL as a name of items and their label, split at the last equals sign, as names may contain others."""
 
     name = "name=label"
 
@@ -126,7 +126,7 @@ class NameLabel(click.ParamType):  # type: ignore[type-arg]
 
 
 class KeyValue(click.ParamType):  # type: ignore[type-arg]
-    """KEY=N as a key and an integer, or a key and a text where N is not one."""
+    """KEY=N as a key and an integer; as a key and a text if N is not an integer."""
 
     name = "key=n"
 
@@ -142,7 +142,7 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
 
 
 class Root(click.ParamType):  # type: ignore[type-arg]
-    """OLD=NEW as (recorded root, absolute path or address of the new one); a bare NEW, for all, as ("", path)."""
+    """OLD=NEW as (recorded root, absolute path or address of the new root); NEW alone, for all roots, as ("", path)."""
 
     name = "root"
 

@@ -90,7 +90,7 @@ def training_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[
 
 @contextmanager
 def _training_lines() -> Iterator[Callable[[LogRow], None]]:
-    """Prints rows of the log as lines; of the steps at most one per second, and the last one."""
+    """Yields a callback that prints log rows as lines; at most one step per second, and the last step."""
     last = -1.0
 
     def print_row(row: LogRow) -> None:
@@ -107,7 +107,7 @@ def _training_lines() -> Iterator[Callable[[LogRow], None]]:
 
 @contextmanager
 def _training_bar() -> Iterator[Callable[[LogRow], None]]:
-    """Draws a bar for steps; epochs and notes are printed above it."""
+    """Yields a callback that draws a progress bar for steps; epochs and notes are printed above the bar."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

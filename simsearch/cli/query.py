@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from simsearch.reports import montage as reports_montage
     from simsearch.reports import terminal as reports_terminal
     from simsearch.reports import tiles
-else:  # for pictures only
+else:  # only needed to show pictures
     reports_html = LazyModule("simsearch.reports.html")
     reports_montage = LazyModule("simsearch.reports.montage")
     tiles = LazyModule("simsearch.reports.tiles")
@@ -156,7 +156,7 @@ def _explain_conditions(engine: Engine, where: Any) -> None:
 
 
 def _open_page(file: Path) -> None:
-    """Opens a page in the browser; without a desktop, a note says where it is."""
+    """Opens a page in the browser; prints a note with the path if there is no desktop."""
     if sys.platform == "linux" and not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")):
         note(f"there is no desktop to open {file} on")
         return

@@ -28,7 +28,7 @@ else:  # their libraries take as long to import as all of click
 T = TypeVar("T")
 
 AT_ONCE = 64
-"""Images that are asked about at once."""
+"""Number of query images that are processed at once."""
 
 _LARGEST_DOWNLOAD = 64 << 20  # bytes
 _TIMEOUT = 120.0  # seconds
@@ -48,7 +48,7 @@ class Named(bytes):
 
 
 def _pictures_of(text: str) -> list[str]:
-    """Returns the pictures in a folder and its subfolders, in the order of their paths; of other texts, the text.
+    """Returns the pictures in a folder and its subfolders, sorted by path; for any other text, the text alone.
 
     Raises UsageError for a folder without pictures.
     """
@@ -61,12 +61,12 @@ def _pictures_of(text: str) -> list[str]:
 
 
 def _looks_like_words(text: str) -> bool:
-    """Returns True for what can hardly be meant as a file name: there is none, and it has no suffix and no folder."""
+    """Returns True if a text is unlikely to be a path: no such file exists, and it has no suffix and no folder."""
     return not os.path.lexists(text) and os.sep not in text and not os.path.splitext(text)[1]
 
 
 def read_image(text: str) -> Picture | int:
-    """Reads a query image: `-` from standard input, a URL from the network; a path stays, id:N becomes an int.
+    """Returns a query image: bytes for `-` (standard input) and URLs, an int for id:N, the text itself for a path.
 
     Raises UsageError, ImageError.
     """
@@ -91,7 +91,7 @@ def read_image(text: str) -> Picture | int:
 
 @dataclass
 class Answers(Generic[T]):
-    """The images that could be used, with their answers. failed: the number of others."""
+    """The usable query images and their answers. failed: the number of images that could not be used."""
 
     names: list[str] = field(default_factory=list)
     pictures: list[Any] = field(default_factory=list)
@@ -105,10 +105,10 @@ class Answers(Generic[T]):
 
 
 def ask_each(ask: Callable[[Sequence[str], Sequence[Any]], Iterable[T]], texts: Sequence[str]) -> Answers[T]:
-    """Asks about each query image; the error of one that cannot be used is printed and does not stop the others.
+    """Returns the answers for all query images; an error of one image is printed and does not stop the others.
 
-    ask: answers several images at once, given as texts and as `read_image` returns them.
-    texts: a folder stands for the pictures in it. Raises other errors, such as UsageError, at once.
+    ask: returns the answers for several images at once; called with texts and the results of `read_image` for them.
+    texts: query images; a folder means all pictures in it. Other errors, such as UsageError, are raised at once.
     """
     found: Answers[T] = Answers()
     for text in texts:

@@ -1,4 +1,4 @@
-"""The options of `query` that are search options, made from their table."""
+"""Creates the search options of `query` from the table of all search options."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _type(option: SearchOption) -> click.ParamType:  # type: ignore[type-arg]
 
 
 def search_arguments(given: Mapping[str, Any]) -> tuple[int, PictureOptions]:
-    """Makes k and the options of `Engine.search_many` from the arguments that `search_options` adds.
+    """Returns k and the options of `Engine.search_many`, from the arguments that `search_options` adds.
 
     Reads standard input and URLs. Raises UsageError, ImageError.
     """

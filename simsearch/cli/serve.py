@@ -157,7 +157,7 @@ def _check_folder_option(name: str, folder: str, allowed: bool) -> None:
 
 
 def _open_indexes(arguments: tuple[str, ...], device: str, writable: bool) -> dict[str, Engine]:
-    """Opens the indexes of `-i [NAME=]PATH`; returns engines by name, by default the path's or collection's own."""
+    """Returns the opened indexes of `-i [NAME=]PATH` by name; by default the name of the path or collection."""
     engines: dict[str, Engine] = {}
     for argument in arguments:
         name, separator, path = argument.partition("=")

@@ -56,7 +56,7 @@ OTHER_OPTIONS = {
     },
     "build": {"--output": "-i FOLDER", "-o": "-i FOLDER", "--recursive": "folders are read with all below them"},
 }
-"""By command: options of other tools, and what to write here."""
+"""By command: options of other tools, and a hint on the equivalent here."""
 
 
 def _kind(match: re.Match[str]) -> str:
@@ -64,7 +64,7 @@ def _kind(match: re.Match[str]) -> str:
 
 
 def explain(error: click.UsageError) -> tuple[str, str | None]:
-    """Returns the message and the hint of an error of click's: other tools' words lead to ours."""
+    """Returns the message and the hint for an error of click; they suggest our names for those of other tools."""
     hint = f"{error.ctx.command_path} --help" if error.ctx else None
     if isinstance(error, click.NoSuchOption):
         near = [name for name in error.possibilities or () if name not in {"--help", "--version"}]

@@ -1,4 +1,4 @@
-"""Takes the results of a build's images from the workers of a cluster, in the order of a local build."""
+"""Collects a build's results from the workers of a cluster, in the order of a local build."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Run = Callable[[WorkFolder, Sequence[int]], Iterator[int]]
 
 
 class ClusterExtractor:
-    """An `Extractor` for `BuildOptions`: computes the images of a build with other processes.
+    """An `Extractor` for `BuildOptions` that computes the features of a build's images in other processes.
 
     run: computes the chunks; `on_ray` makes one for Ray.
     """
@@ -91,7 +91,7 @@ class ClusterExtractor:
                     continue
                 known_content = result.digest in known or result.digest in seen
                 if result.features is None and result.problem is None and not known_content:
-                    continue  # the image with the same content is gone, so this one is computed with the next work
+                    continue  # a copy of an image that is now gone: computed with the next work
                 del wanted[place]
                 if known_content:  # as in a local build, the features of the first image with the content are kept
                     result = replace(result, features=None)
@@ -101,14 +101,14 @@ class ClusterExtractor:
 
 
 def _belongs(info: WorkInfo, index: Index) -> bool:
-    """Returns True if the work of an interrupted build has the features that the index keeps."""
+    """Returns True if interrupted work has the same weights, precision and descriptor as the index."""
     meta = index.meta
     ours = meta.weights_sha256, index.precision, meta.descriptor
     return (info.weights_sha256, info.precision, info.descriptor) == ours
 
 
 def _may_be_read(info: WorkInfo) -> bool:
-    """Returns True unless work that came with the index names a remote source that the user has not named."""
+    """Returns True if the user has permitted all remote sources of the work, which may have come with the index."""
     return all(permission.is_granted(root) for kind, root in info.sources if addresses.is_kind(kind))
 
 

@@ -5,7 +5,7 @@ the cluster runs one worker for each GPU, or a single one without GPUs, which lo
 (`cluster.worker`); the results of a chunk are a file. The driver takes the chunks in order (`cluster.extractor`) and
 commits them as a local build commits its batches, so ids, features and failures are the same. If a worker is lost,
 another one computes its chunk. If the driver is lost, the next build finds the committed chunks in the index and the
-results of others as files.
+results of other chunks in files.
 
 Sources and index must be at the same paths on all nodes.
 """
@@ -33,7 +33,7 @@ PATIENCE = 60.0
 """Seconds without a working worker before the build is given up."""
 
 ATTEMPTS = 5
-"""Workers that may be lost over one chunk before the build is given up."""
+"""Number of workers lost on the same chunk after which the build is given up."""
 
 CONNECT = 5.0
 """Seconds to wait for the cluster's address to answer."""

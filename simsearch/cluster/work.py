@@ -1,8 +1,8 @@
-"""The work of a distributed build as files: the list of images, cut into chunks, and each chunk's results.
+"""The files of a distributed build: the list of images, divided into chunks, and the results of each chunk.
 
-It is kept in the index, in `derived/work/`: `images.jsonl` (a line for each image, in the order of the build),
+They are in the folder `derived/work/` of the index: `images.jsonl` (a line for each image, in the order of the build),
 `work.json` (the model and the size of a chunk), and `000123.npz` for each chunk that is done. Files are written
-atomically, and a chunk's file has the same name whichever worker writes it, so a chunk that is computed twice still has
+atomically, and the name of a chunk's file does not depend on the worker, so a chunk that is computed twice still has
 one result. Features are stored as in an index; nothing is pickled.
 
 Letters: D dimension, n images of a chunk.
@@ -31,7 +31,7 @@ SMALLEST, LARGEST = 256, 8192
 """Limits of the images in a chunk; both are multiples of the batch sizes."""
 
 CHUNKS = 4096
-"""About the most chunks, unless they would be larger than `LARGEST`."""
+"""Approximate limit on the number of chunks; exceeded only if chunks would need more than `LARGEST` images."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class WorkItem:
 class WorkInfo:
     """The content of `work.json`.
 
-    model: the name or path that it is loaded by. sources: kind and root of each, by number. total: number of images.
-    chunk_size: images in a chunk (`share` in the file). precision, descriptor: of the features; see `Engine.precision`
-    and `Meta.descriptor`.
+    model: name or path of the model, for loading. sources: kind and root of each source, by number. total: number of
+    images. chunk_size: number of images in a chunk (`share` in the file). precision, descriptor: those of the features;
+    see `Engine.precision` and `Meta.descriptor`.
     """
 
     model: str
@@ -64,17 +64,17 @@ class WorkInfo:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> WorkInfo:
-        """Makes it from the JSON values of `work.json`. Raises KeyError, TypeError."""
+        """Returns the object for the JSON values of `work.json`. Raises KeyError, TypeError."""
         given = dict(values)
         return cls(chunk_size=given.pop("share"), **given)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns it as the JSON values of `work.json`."""
+        """Returns the JSON values for `work.json`."""
         return {"share" if name == "chunk_size" else name: value for name, value in asdict(self).items()}
 
 
 class WorkFolder:
-    """The work in a folder; it does not change once it is written."""
+    """The folder with a build's list of images, which never changes, and the results of chunks."""
 
     def __init__(self, folder: Path, info: WorkInfo) -> None:
         self.folder, self.info = folder, info
@@ -91,9 +91,9 @@ class WorkFolder:
         precision: str = "float32",
         descriptor: dict[str, Any] | None = None,
     ) -> WorkFolder:
-        """Writes the work; `work.json` is written last and makes it valid.
+        """Creates the folder and writes the list of images; `work.json` is written last and makes the folder valid.
 
-        digest: SHA-256 of the weights. sources: kind and root of each.
+        digest: SHA-256 of the weights. sources: kind and root of each source.
         """
         discard(folder)
         folder.mkdir(parents=True)
@@ -114,7 +114,7 @@ class WorkFolder:
 
     @classmethod
     def open(cls, folder: Path) -> WorkFolder | None:
-        """Opens the work in a folder; None if there is none, or if it was not written to its end."""
+        """Opens a work folder; returns None if it does not exist or was not completely written."""
         try:
             return cls(folder, WorkInfo.from_dict(outside_json.parse((folder / "work.json").read_bytes())))
         except (OSError, ValueError, TypeError, KeyError):
@@ -160,7 +160,7 @@ class WorkFolder:
 
 
 def discard(folder: Path) -> None:
-    """Deletes the work in a folder; `work.json` goes first, so that a half-deleted work is not valid."""
+    """Deletes a work folder; `work.json` is deleted first, so that a partly deleted folder is not valid."""
     (folder / "work.json").unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
@@ -178,5 +178,5 @@ def open_on_worker(folder: str) -> WorkFolder:
 
 
 def _chunk(total: int) -> int:
-    """Returns the images in a chunk, for `total` images: a multiple of SMALLEST."""
+    """Returns the number of images per chunk for `total` images, a multiple of SMALLEST."""
     return min(LARGEST, max(SMALLEST, -(-total // CHUNKS // SMALLEST) * SMALLEST))

@@ -20,11 +20,11 @@ _ABANDONED = 24 * 3600.0
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], folder: int | None = None) -> Iterator[BinaryIO]:
-    """Opens a new file, which takes the place of the one at `path` at the end of the block, atomically and durably.
+    """Opens a new file that replaces the one at `path` when the block ends, atomically and durably.
 
-    If the block raises an exception, the new file is deleted and the old one is kept. The new file has a random name
-    in the same folder, and no link is followed, so that nobody who knows the path can have another file overwritten.
-    Until then `file.name` is its path, for libraries that open files themselves.
+    If the block raises an exception, the new file is deleted and the old one is kept. During the block, the new file
+    has a random name in the same folder: `file.name`, for libraries that open files themselves. No link is followed, so
+    that nobody who knows the path can have another file overwritten.
 
     folder: a descriptor that a relative path starts at; the current folder by default. Raises OSError.
     """

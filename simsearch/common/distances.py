@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def squared_norms(rows: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """Computes the squared length of each of (n, D) rows: (n,) of their dtype, or of `dtype`."""
+    """Returns the squared lengths of (n, D) rows: (n,), of the rows' dtype or of `dtype`."""
     kind: Any = dtype
     found: NDArray[Any] = np.einsum("nd,nd->n", rows, rows, dtype=kind)
     return found

@@ -3,8 +3,8 @@
 Native code cannot be told that its threads are gone. In a child, FAISS and PyTorch therefore compute with one thread in
 the thread that forked; threads started later use all cores. A child never closes what belongs to its parent.
 
-A lock that another thread holds at the time of a fork stays locked in the child for ever, and SQLite has such locks. So
-a fork waits a moment until no other thread is at work with it.
+A lock that another thread holds at the time of a fork stays locked in the child for ever, and SQLite has such locks. A
+fork therefore waits, at most `PATIENCE` seconds, until no other thread is in a `postponed` block.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 PATIENCE = 1.0
-"""A fork waits for other threads at most this long (seconds), and they for it."""
+"""The most seconds that a fork waits for other threads, and that other threads wait for a pending fork."""
 
 _turn = threading.Condition()
 _at_work: Counter[int] = Counter()
@@ -34,7 +34,7 @@ _functions: list[Callable[[], None]] = []
 
 
 def in_child(function: Callable[[], None]) -> None:
-    """Calls a function, or a bound method as long as its object lives, in each process forked from now on."""
+    """Registers a function to be called in each process forked from now on; a bound method, while its object lives."""
     if isinstance(function, types.MethodType):
         _methods[:] = [method for method in _methods if method() is not None]
         _methods.append(weakref.WeakMethod(function))
@@ -43,13 +43,13 @@ def in_child(function: Callable[[], None]) -> None:
 
 
 def never_close(belonging_to_parent: Any) -> None:
-    """Keeps an object of the parent process for ever, since its destructor would wait for threads that are gone."""
+    """Keeps an object of the parent process alive: its destructor would wait for threads that the child lacks."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(belonging_to_parent))
 
 
 @contextlib.contextmanager
 def postponed() -> Iterator[None]:
-    """Makes other threads wait with a fork until the end of the block."""
+    """Delays forks by other threads until the end of the block, but at most `PATIENCE` seconds."""
     me = threading.get_ident()
     with _turn:
         if me not in _at_work:

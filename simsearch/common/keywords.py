@@ -1,4 +1,4 @@
-"""Unknown options of public functions: an error like every other one, with a hint, in place of Python's TypeError."""
+"""Makes public functions raise UsageError with a hint, in place of TypeError, for unknown keyword arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def check_keywords(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function without `**` or positional-only parameters: unknown keywords raise UsageError."""
+    """Decorates a function, without `**` or positional-only parameters, to raise UsageError for unknown keywords."""
     code = function.__code__  # `inspect.signature` would take longer than importing this module
     names = [name for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if name != "self"]
 

@@ -1,4 +1,4 @@
-"""Paths as people see them: as URLs of files, and relative where that is shorter."""
+"""Converts paths for display: to URLs, and to relative paths where those are shorter."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from simsearch.errors import UsageError
 
 
 def file_link(path: str) -> str | None:
-    """Returns the URL of a file that can be opened by itself; None for a member of an archive and other queries."""
+    """Returns the `file:` URL of a file; None if there is no such file, as for a member of an archive."""
     return Path(path).absolute().as_uri() if os.path.isfile(path) else None
 
 
 def item_link(service: str, number: int) -> str:
-    """Returns the URL of an item's picture in a service; `http://host:8000/?index=NAME` is one of several indexes.
+    """Returns the URL of an item's picture on an HTTP service.
 
-    Raises UsageError if `service` is no http(s) URL.
+    service: the service's URL; `http://host:8000/?index=NAME` names one of several indexes. Raises UsageError if
+    `service` is not an http(s) URL.
     """
-    from urllib.parse import urlsplit, urlunsplit  # every start of the program would pay for it
+    from urllib.parse import urlsplit, urlunsplit  # at the top, the import would slow down every start
 
     try:
         parts = urlsplit(service)

@@ -76,14 +76,14 @@ def return_freed_memory(size: int) -> None:
 def let_openmp_sleep() -> None:
     """Lets OpenMP's threads sleep when they have nothing to do, unless the environment says otherwise.
 
-    They would wait busily, for milliseconds after each call of FAISS, and take the cores from the other threads of a
-    service. Has an effect only before FAISS is loaded.
+    By default they spin for milliseconds after each call of FAISS and take the cores from a service's other threads.
+    Has an effect only before FAISS is loaded.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def own_memory() -> int:
-    """Returns the bytes of memory of this process, without mapped files. On systems without /proc, its peak."""
+    """Returns the memory of this process in bytes, without mapped files; on systems without /proc, its peak."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("RssAnon:"):

@@ -86,7 +86,7 @@ def parse_address(text: str) -> MilvusAddress:
         else:
             hint = "consistency=strong|bounded, timeout=SECONDS, effort=N"
             raise UsageError(f"{text!r}: {key}={value} cannot be used", hint=hint)
-    path = re.sub("^/+", "/", unquote(parts.path))  # milvus:///$PWD/... has four
+    path = re.sub("^/+", "/", unquote(parts.path))  # milvus:///$PWD/... has four slashes
     if not host:
         found = re.fullmatch(r"(/.*\.db)(?:/([^/]*))?", path)
         if not found:

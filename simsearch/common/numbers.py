@@ -1,4 +1,4 @@
-"""Numbers in texts: which ones are values, and which are names that only look like numbers."""
+"""Tells numbers in texts from names that only look like numbers, such as 007."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 _EXACT = 15
-"""Digits that a float keeps, whatever they are."""
+"""The number of decimal digits that a float always keeps."""
 
 _DIGITS = 400
 """The longest text that is looked at."""
 
 
 def written_number(text: str) -> int | float | None:
-    """Returns the number that a text writes in full: 7, -1.5, 0.0001; None for 007, 1.50, 12E4 and 1_000.
+    """Returns the number in a text; None unless the number can be written back as exactly this text.
 
-    Writing it again gives the same text, so nothing is lost.
+    7, -1.5 and 0.0001 are numbers; 007, 1.50, 12E4 and 1_000 are not.
     """
     if len(text) > _DIGITS or not _NUMBER.fullmatch(text):
         return None

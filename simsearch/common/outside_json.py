@@ -1,4 +1,4 @@
-"""Reads JSON that may come from a stranger: limited in size and depth, and without what JSON does not have."""
+"""Reads JSON that may come from a stranger, with limits of size and depth, and without extensions such as NaN."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from typing import Any
 
 DEPTH = 64
-"""Levels of arrays and objects within each other."""
+"""The most levels to which arrays and objects may be nested."""
 
 LIMIT = 64 << 20
 """Default size limit, in bytes or characters."""
 
 
 def parse(text: str | bytes, limit: int = LIMIT) -> Any:
-    """Parses JSON. Raises ValueError, also for NaN, infinite numbers, repeated keys, and text that is long or deep."""
+    """Parses JSON. Raises ValueError, also for NaN, infinity, repeated keys, and text that is too long or too deep."""
     return _parse(text, limit, _STRICT)
 
 
@@ -24,7 +24,7 @@ def parse_lenient(text: str | bytes, limit: int = LIMIT) -> Any:
 
 
 def check_depth(value: Any, depth: int = DEPTH) -> None:
-    """Raises ValueError if lists and objects lie within each other on more than `depth` levels."""
+    """Raises ValueError if lists and dicts are nested more than `depth` levels deep."""
     level, below = 0, [value]
     while below:
         parts = [part for part in below if isinstance(part, dict | list)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 _JOINERS = "\u200c\u200d"
-"""Characters within emojis and within words of some languages, which change nothing else."""
+"""Zero-width joiner and non-joiner, which occur in emojis and in words of some languages and are harmless."""
 
 
 def printable(text: str) -> str:

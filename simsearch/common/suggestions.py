@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """Returns the known name that a mistyped one is most like, in either case; None if it is like none."""
-    import difflib  # an error is rare, and every start of the program would pay for it
+    """Returns the known name most similar to a mistyped one, ignoring case; None if no name is similar."""
+    import difflib  # errors are rare, and at the top the import would slow down every start
 
     lower = {each.lower(): each for each in reversed(known)}
     found = difflib.get_close_matches(name.lower(), lower, 1, cutoff=0.7)

@@ -1,1 +1,1 @@
-"""Finds faults of a data set, and items that represent it, by exact neighbours; `cleanup` acts on duplicates."""
+"""Finds faults and representative items in a data set from exact nearest neighbours; `cleanup` acts on duplicates."""

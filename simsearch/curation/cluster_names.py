@@ -1,4 +1,4 @@
-"""Names of a map's clusters: the label that most of a cluster's items have, or what a classifier sees in some."""
+"""Names the clusters of a map by their most frequent labels, or by a classifier's guesses for central items."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KINDS = ("auto", "labels", "guesses", "numbers")
-"""Where names come from; auto takes labels for clusters where most items have one, guesses for others."""
+"""Sources of names; auto uses labels for clusters where at least half of the items have one, else guesses."""
 
 CENTRAL = 8
-"""Items of a cluster that the classifier sees."""
+"""Number of items of each cluster that are classified."""
 
 MAJORITY = 0.5
-"""Share of a label, or ratio of the second guess to the first, from which one word is enough for a name."""
+"""Limit for adding a second label or class to a name.
+
+Labels: the first has at most this share, and the second at least this ratio to the first. Guesses: the ratio of the
+second to the first exceeds this limit.
+"""
 
 
 def name_clusters(
@@ -37,12 +41,12 @@ def name_clusters(
     *,
     largest: int | None = None,
 ) -> ItemMap:
-    """Returns the map with names of its clusters.
+    """Returns the map with names for its clusters.
 
-    kind: one of `KINDS`. model: loads the classifier; it is called only if guesses are needed. With auto, a model that
-    has no classes or cannot be loaded leaves numbers. progress: called with the number of clusters guessed at.
-    largest: the most pixels of a picture to guess at; None for any.
-    Raises UsageError for an unknown kind, and with guesses what the model raises.
+    kind: one of `KINDS`. model: loads the classifier; called only if guesses are needed. With kind auto, clusters keep
+    their numbers if the model has no classes or cannot be loaded. progress: called with the numbers of clusters
+    classified and to classify. largest: pictures with more pixels are not classified; None for no limit.
+    Raises UsageError for an unknown kind, and with kind guesses any error of the model.
     """
     if kind not in KINDS:
         raise UsageError(f"names are {kind!r}", hint=", ".join(KINDS))
@@ -58,14 +62,14 @@ def name_clusters(
 
 
 def check_classifier(model: Any) -> Any:
-    """Returns the network of a model, which is below the recipe of `--features`. Raises UsageError without classes."""
+    """Returns a model's network, without the layer that `--features` adds. Raises UsageError without classes."""
     network = getattr(model, "base", model)
     classify.check_classes(network)
     return network
 
 
 def _classifier(model: Callable[[], Any], kind: str) -> Any:
-    """Loads the classifier; returns None if names do without one."""
+    """Returns the loaded classifier; None if `kind` needs none, or if kind auto has no usable one."""
     if kind in ("labels", "numbers"):
         return None
     try:
@@ -78,7 +82,10 @@ def _classifier(model: Callable[[], Any], kind: str) -> Any:
 
 
 def _by_labels(drawn: ItemMap, number: int, few: bool) -> Cluster | None:
-    """Names a cluster by its items' labels. few: True if any label will do. None if most items have none."""
+    """Returns a cluster named by its items' labels; None if too few items are labelled.
+
+    few: True if one labelled item is enough, False if at least half of the items must have labels.
+    """
     places = np.flatnonzero(drawn.cluster_ids == number).tolist()
     labels = [label for place in places if (label := drawn.members[place].item.label)]
     if not labels or (not few and len(labels) < len(places) / 2):
@@ -94,7 +101,7 @@ def _by_labels(drawn: ItemMap, number: int, few: bool) -> Cluster | None:
 def _guesses(
     drawn: ItemMap, numbers: Sequence[int], model: Any, progress: Progress, largest: int | None
 ) -> dict[int, Cluster]:
-    """Names clusters by the classes' mean probabilities for their central items, except those without a picture."""
+    """Returns clusters named by the mean class probabilities of their central items; none without a readable image."""
     classes, found = model.classes, {}
     for done, number in enumerate(numbers, 1):
         members = [drawn.members[place] for place in central(drawn, number, CENTRAL)]
@@ -122,7 +129,7 @@ def central(drawn: ItemMap, number: int, count: int) -> NDArray[np.int64]:
 
 
 def _unique(clusters: Sequence[Cluster]) -> list[Cluster]:
-    """Numbers names that several clusters have: cat, cat 2, cat 3."""
+    """Makes names unique by appending numbers: cat, cat 2, cat 3."""
     taken: set[str] = set()
     named = []
     for cluster in clusters:

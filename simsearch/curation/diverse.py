@@ -1,8 +1,8 @@
-"""A few items that cover all: the greedy choice of k centres (Gonzalez 1985).
+"""Chooses a few items that represent all: the greedy k-center algorithm (Gonzalez 1985).
 
-Each next item is the one farthest from all chosen ones. The radius, the largest distance of any item to the nearest
-chosen one, is then at most twice that of the best choice of as many items; no method of polynomial time can promise
-less than twice, unless P = NP. The choice of N items begins with that of N - 1.
+Each step chooses the item farthest from all chosen ones. The radius, the largest distance from any item to its nearest
+chosen one, is then at most twice the smallest possible radius for the same number of items. No polynomial-time method
+can guarantee a better factor, unless P = NP. The first N - 1 of N chosen items are the choice for N - 1.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ BLOCK = 2048
 
 
 def diverse(snapshots: Searchable, count: int, progress: Progress = no_progress) -> list[Finding]:
-    """Returns `count` items in the order of their choice, or fewer if fewer items differ; the first is the central one.
+    """Returns `count` items in the order of choice, or fewer if all others are copies; the first is the most central.
 
-    Facts: radius, the largest distance of an item of the index to the nearest one chosen so far. Raises UsageError.
+    Facts of each finding: radius, the largest distance from an item of the index to the nearest item chosen so far.
+    Raises UsageError.
     """
     if count < 1:
         raise UsageError(f"the number of items to choose is {count}", hint="1 or more")

@@ -1,4 +1,4 @@
-"""The exact nearest neighbours of all items of an index, which most of this package judges by.
+"""The exact nearest neighbours of all items of an index: the basis of most other modules in this package.
 
 Letters: n items in the order of their ids, k neighbours, D dimension.
 """
@@ -27,7 +27,7 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Finding:
-    """An item that was found, what was found about it, and the items that show it, nearest first."""
+    """An item that was found, the facts about it, and other items as evidence, nearest first."""
 
     member: Member
     facts: Mapping[str, Any]
@@ -38,8 +38,8 @@ class Finding:
 class Collection:
     """All items of a snapshot of an index.
 
-    items: by id; rows: (n,) their rows of features; order: (n,) their places by ascending row. generation: the
-    index's.
+    items: ordered by id. rows: (n,) the row of each item's features. order: (n,) positions in `items`, by ascending
+    row. generation: that of the index.
     """
 
     snapshot: SearchSnapshot
@@ -58,13 +58,13 @@ class Collection:
         return cls(snapshots.current(reader), items, rows, np.argsort(rows), reader.state("generation"))
 
     def member(self, place: int, distance: float = 0.0, own: bool = True) -> Member:
-        """Returns the item at a place. distance: to the one that it is shown beside; own: see `Member`."""
+        """Returns the item at a place. distance: to the item beside which it is shown. own: see `Member`."""
         item = self.items[place]
         source = self.snapshot.sources[item.source]
         return Member(item, source.display(item.path), distance, source, own)
 
     def features(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Reads the features of the items from one place to another: (stop - start, D)."""
+        """Reads the features of the items in places `start` to `stop`: (stop - start, D)."""
         return self.snapshot.flat.read(self.rows[start:stop]).astype(np.float32)
 
     def search(
@@ -72,8 +72,8 @@ class Collection:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Returns the places of the k items nearest to each of (nq, D) queries and their distances, both (nq, k).
 
-        without: for each query the place to leave out. Missing neighbours are -1 at an infinite distance. Of equally
-        near ones the lower id comes first.
+        without: for each query, the place of an item to leave out. Missing neighbours have place -1 and an infinite
+        distance. Ties are ordered by id.
         """
         found = self.snapshot.flat.search(queries, k + (without is not None), self.snapshot.live)
         ascending = self.rows[self.order]
@@ -89,30 +89,30 @@ class Collection:
 
 @dataclass(frozen=True)
 class Graph:
-    """The k nearest other items of each item. places, distances: (n, k); missing ones are -1 and infinite."""
+    """The k nearest other items of each item. places, distances: (n, k); -1 and infinite for missing neighbours."""
 
     collection: Collection
     places: NDArray[np.int64]
     distances: NDArray[np.float64]
 
     def weights(self) -> NDArray[np.float32]:
-        """Returns how much each neighbour counts, (n, k): by a normal law of the distance over the item's mean one."""
+        """Returns the weight of each neighbour, (n, k): exp(-(d / m)²) for distance d, m the item's mean distance."""
         known = self.places >= 0
         distances = np.where(known, self.distances, 0)
         mean = np.maximum(distances.sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1), 1e-12)
         return np.where(known, np.exp(-((distances / mean) ** 2)), 0).astype(np.float32)
 
     def evidence(self, place: int, count: int) -> list[Member]:
-        """Returns the nearest neighbours of an item."""
+        """Returns up to `count` nearest neighbours of the item at `place`."""
         near = zip(self.places[place, :count].tolist(), self.distances[place, :count].tolist(), strict=True)
         return [self.collection.member(other, distance) for other, distance in near if other >= 0]
 
 
 @contextlib.contextmanager
 def neighbour_graph(snapshots: Searchable, k: int, progress: Progress = no_progress) -> Iterator[Graph]:
-    """Searches for the k nearest other items of each item, exactly. Raises UsageError for an empty index.
+    """Yields the graph of the exact k nearest other items of each item. Raises UsageError for an empty index or k < 1.
 
-    progress: called with the number of items searched for, and of all.
+    progress: called with the number of items done and of all items.
     """
     if k < 1:
         raise UsageError(f"the number of neighbours is {k}", hint="1 or more")

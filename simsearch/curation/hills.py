@@ -1,9 +1,9 @@
 """Clusters on a map: the hills of the density of its points.
 
-The density is estimated on a grid with a normal kernel. Hills are found from the highest cell down, and a hill that
-rises little above the saddle to a higher one belongs to that one: the mode-seeking by persistence of Chazal, Guibas,
-Oudot and Skraba (ToMATo, J. ACM 2013), with the ratio of peak and saddle as prominence. So clusters are what the eye
-sees on the map, their number comes from the points, and nothing is drawn at random.
+The density is estimated on a grid with a Gaussian kernel. Hills are found from the highest cell down. A hill that rises
+little above its saddle to a higher hill is merged into that higher hill. This is the persistence-based mode seeking of
+Chazal, Guibas, Oudot and Skraba (ToMATo, J. ACM 2013), with the ratio of peak to saddle as prominence. So the clusters
+are the ones visible on the map, the points determine the number of clusters, and the result is deterministic.
 
 Letters: n points, G cells along a side of the grid, m occupied cells.
 """
@@ -19,30 +19,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BANDWIDTH = 0.2
-"""Of the kernel, over that of Silverman's rule for one normal cloud of points; a map has many."""
+"""Bandwidth of the kernel as a fraction of Silverman's rule, which is for one Gaussian cloud; a map has many clouds."""
 
 PROMINENCE = 1.3
-"""Least ratio of a hill's peak to its saddle to a higher one."""
+"""Smallest prominence of a cluster: the ratio of a hill's peak to its saddle to a higher hill."""
 
 NOISE = 2.5
-"""Least height of a hill over its saddle, in standard deviations of the estimated density: lower ones are chance."""
+"""Smallest height of a hill above its saddle, in standard deviations of the density; lower hills may be chance."""
 
 MOST = 60
-"""Clusters, if no number is given: more names than that nobody can read."""
+"""Largest number of clusters by default; a map with more names cannot be read."""
 
 LEAST_SHARE, LEAST = 500, 3
-"""A hill of fewer than n / 500 points, or 3, is part of the nearest one."""
+"""A hill with fewer than n / 500 points, or fewer than 3, is merged into the nearest hill."""
 
 CELLS, LARGEST = 2.0, 512
-"""Cells to a bandwidth, and largest number of cells along a side."""
+"""Number of grid cells per bandwidth, and largest number of cells along a side of the map, without its margin."""
 
 
 @dataclass(frozen=True)
 class _Hills:
     """Cells by descending density, each with the hill that it belongs to, and the peaks.
 
-    hill: (m,) the number of the peak that a cell's steepest way up leads to. peaks: (p,) their densities.
-    parents: (p,) the higher hill across the highest saddle, itself if there is none. prominences: (p,) peak / saddle.
+    hill: (m,) the number of the hill on whose peak the steepest ascent from a cell ends.
+    peaks: (p,) the density at each hill's peak.
+    parents: (p,) the higher hill that is reached over the highest saddle; the hill itself if there is none.
+    prominences: (p,) density of the peak over that of the saddle; infinite without a saddle.
     """
 
     hill: NDArray[np.int64]
@@ -52,9 +54,9 @@ class _Hills:
 
 
 def find_hills(positions: NDArray[np.float32], most: int | None = None) -> NDArray[np.int32]:
-    """Returns the cluster of each of (n, 2) points, numbered from 0, the largest first: (n,).
+    """Returns the cluster number of each of (n, 2) points: (n,). Cluster 0 is the largest.
 
-    most: the largest number of clusters; None for as many as are prominent, and `MOST` at most.
+    most: the largest number of clusters; None for all prominent ones, at most `MOST`.
     """
     cells, bandwidth = _cells_of(positions)
     density = _smooth(cells, bandwidth)
@@ -82,14 +84,14 @@ def _cells_of(positions: NDArray[np.float32]) -> tuple[NDArray[np.int64], float]
 
 
 def _smooth(cells: NDArray[np.int64], bandwidth: float) -> NDArray[np.float64]:
-    """Counts the points in each cell and smooths with a normal kernel: (G, G'), rows by y."""
+    """Returns the number of points in each cell, smoothed with a Gaussian kernel: (G, G'), rows by y."""
     reach = int(np.ceil(3 * bandwidth))
     width, height = cells.max(0) + reach + 2
     counts = np.zeros((height, width))
     np.add.at(counts, (cells[:, 1], cells[:, 0]), 1)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(bandwidth, 1e-9)) ** 2)
     kernel /= kernel.sum()
-    for axis in (0, 1):  # what is rolled around the edge is empty: `_cells_of` leaves a margin
+    for axis in (0, 1):  # only empty cells are rolled around the edge: `_cells_of` leaves a margin
         counts = sum(
             weight * np.roll(counts, shift, axis)
             for shift, weight in zip(range(-reach, reach + 1), kernel, strict=True)
@@ -98,7 +100,7 @@ def _smooth(cells: NDArray[np.int64], bandwidth: float) -> NDArray[np.float64]:
 
 
 def _climb(density: NDArray[np.float64]) -> _Hills:
-    """Goes through the cells with any density from the highest to the lowest, and finds hills and their saddles."""
+    """Finds the hills and their saddles in one pass over the non-empty cells, from the highest to the lowest."""
     width, flat = density.shape[1], density.ravel()
     order = np.argsort(-flat, kind="stable")
     order = order[: int((flat > 0).sum())]
@@ -108,7 +110,7 @@ def _climb(density: NDArray[np.float64]) -> _Hills:
     peaks: list[float] = []
     parents: list[int] = []
     prominences: list[float] = []
-    joined: list[int] = []  # by hill: the one that it has become part of
+    joined: list[int] = []  # by hill: the hill that it was merged into
 
     def root(number: int) -> int:
         while joined[number] != number:
@@ -127,7 +129,7 @@ def _climb(density: NDArray[np.float64]) -> _Hills:
         else:
             highest = max((cell + step for step in around if cell + step in hill_of), key=lambda c: (flat[c], -c))
             number = hill_of[highest]
-            tops = sorted({root(each) for each in near})  # the lower its number, the higher a peak
+            tops = sorted({root(each) for each in near})  # hills with lower numbers have higher peaks
             for lower in tops[1:]:
                 parents[lower], prominences[lower], joined[lower] = tops[0], peaks[lower] / value, tops[0]
         hill_of[cell] = number
@@ -136,9 +138,10 @@ def _climb(density: NDArray[np.float64]) -> _Hills:
 
 
 def _choose(hills: _Hills, bandwidth: float, most: int | None) -> NDArray[np.bool_]:
-    """Returns which hills stand for themselves, (p,): the most prominent; of equally prominent ones, the higher.
+    """Returns True for each hill that is kept, (p,): the most prominent; of equally prominent, the higher.
 
-    bandwidth: in cells. A density d in points per cell has the variance d / (4 pi bandwidth²), as counts do.
+    bandwidth: in cells. The variance of a density d, in points per cell, is d / (4 pi bandwidth²), that of a smoothed
+    Poisson count.
     """
     rise = hills.peaks - hills.peaks / hills.prominences
     real = rise >= NOISE * np.sqrt(hills.peaks / (4 * np.pi * bandwidth**2))
@@ -150,9 +153,9 @@ def _choose(hills: _Hills, bandwidth: float, most: int | None) -> NDArray[np.boo
 
 
 def _follow(hills: _Hills, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Returns for each hill the one that it belongs to, (p,): the nearest of its parents that is kept.
+    """Returns the hill that each hill is merged into, (p,): itself if it is kept, else its nearest kept ancestor.
 
-    A hill on an island of its own that is not kept remains itself.
+    A hill without a kept ancestor is merged into the highest hill of its island.
     """
     target = np.arange(len(kept))
     for number in range(len(kept)):  # parents have lower numbers
@@ -175,7 +178,7 @@ def _join(found: NDArray[np.int64], kept: NDArray[np.bool_], positions: NDArray[
 
 
 def _number(found: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Numbers clusters from 0 by descending size; of equal ones the one with the first point comes first."""
+    """Numbers clusters from 0 by descending size; clusters of equal size are ordered by their first point."""
     _, first, place, counts = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
     order = np.lexsort((first, -counts))
     number = np.empty(len(order), np.int32)

@@ -1,9 +1,9 @@
-"""Labels that the neighbours contradict.
+"""Finds items whose labels contradict those of their neighbours.
 
-The probability of each label is the share of an item's neighbours that have it, nearer ones counting more; the item
-itself has no say. The rule is that of confident learning (Northcutt et al. 2021): a label counts as probable for an
-item if its probability reaches the mean that items with that label have for it, and an item is suspicious if another
-label is probable, more so than its own.
+The probability of a label for an item is the weighted share of the item's neighbours with that label; nearer neighbours
+weigh more, and the item's own label is not used. The rule is that of confident learning (Northcutt et al. 2021): a
+label is plausible for an item if its probability reaches the mean probability of the label over all items that have
+the label. An item is suspicious if another label is plausible and more probable than the item's own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def suspicious_labels(
 ) -> list[Finding]:
     """Returns the items whose labels are suspicious, the clearest first, with their nearest neighbours.
 
-    count: the largest number of them; None for all. Facts: suggested, the more probable label; confidence, by how much.
+    count: the largest number of items; None for all. Facts of each finding: suggested, the more probable label;
+    confidence, the difference between the probabilities of the suggested and the current label.
     Raises UsageError if fewer than two labels are used.
     """
     with neighbour_graph(snapshots, k, progress) as graph:
@@ -47,9 +48,9 @@ def suspicious_labels(
 
 
 def label_numbers(labels: NDArray[Any]) -> tuple[list[str], NDArray[np.int64]]:
-    """Returns the different labels, sorted, and the number of each item's: (n,), -1 for none.
+    """Returns the sorted distinct labels, and for each item the position of its label there: (n,), -1 for no label.
 
-    Raises UsageError if there are fewer than two.
+    Raises UsageError if there are fewer than two labels.
     """
     names = sorted({label for label in labels.tolist() if label is not None})
     if len(names) < 2:
@@ -59,7 +60,7 @@ def label_numbers(labels: NDArray[Any]) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def label_probabilities(graph: Graph, given: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """Returns the probability of each label by an item's neighbours: (n, count).
+    """Returns the probability of each label for each item, estimated from the item's neighbours: (n, count).
 
     given: (n,) numbers of labels, -1 for none. Rows of items without labelled neighbours are zero.
     """
@@ -78,9 +79,10 @@ def label_probabilities(graph: Graph, given: NDArray[np.int64], count: int) -> N
 def find_issues(
     probable: NDArray[np.float64], given: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Applies the rule of confident learning to probabilities (n, c) and labels (n,), -1 for none.
+    """Returns a suggested label and a margin for each item, (n,) each, by the rule of confident learning.
 
-    Returns the suggested label of each item, -1 if its own is not suspicious, and by how much it is more probable.
+    probable: (n, c), see `label_probabilities`. given: (n,) the items' own labels, -1 for none. The margin is the
+    suggested label's probability minus that of the item's own label. Both are -1 if the own label is not suspicious.
     """
     n, count = probable.shape
     limits = np.array(

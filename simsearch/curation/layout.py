@@ -1,8 +1,8 @@
-"""Positions of items on a plane, from their nearest neighbours: t-SNE by openTSNE (extra `[map]`).
+"""Computes positions of items on a plane from their nearest neighbours: t-SNE by openTSNE (extra `[map]`).
 
-t-SNE: van der Maaten and Hinton (2008). The plane starts from the first two principal components (Kobak and Berens
-2019, section "Initialization"), the repulsion is interpolated on a grid by FFT (Linderman et al. 2019), and the rate of
-learning is n over the exaggeration (Belkina et al. 2019). scripts/bench/map.py compares it with UMAP and PaCMAP.
+t-SNE: van der Maaten and Hinton (2008). The initial positions are the first two principal components (Kobak and Berens
+2019, section "Initialization"), repulsion is interpolated on a grid by FFT (Linderman et al. 2019), and the learning
+rate is n over the exaggeration (Belkina et al. 2019). scripts/bench/map.py compares this layout with UMAP and PaCMAP.
 
 Letters: n items, k neighbours, D dimension.
 """
@@ -27,13 +27,13 @@ else:
     openTSNE = LazyModule("openTSNE")  # noqa: N816
 
 PERPLEXITY = 30
-"""Neighbours that count for an item, in effect (van der Maaten and Hinton recommend 5 to 50)."""
+"""Effective number of neighbours of an item (van der Maaten and Hinton recommend 5 to 50)."""
 
 NEIGHBOURS = 3 * PERPLEXITY
-"""Neighbours that are searched for; beyond three times the perplexity their affinities are next to nothing."""
+"""Number of neighbours to search for; those beyond three times the perplexity have affinities close to zero."""
 
 EARLY, ITERATIONS = 250, 500
-"""Iterations with exaggerated attraction, which brings kinds together, and without."""
+"""Number of iterations with exaggerated attraction, which forms the clusters, and of iterations after that."""
 
 EVERY = 10
 """Iterations from one report of progress to the next."""
@@ -44,7 +44,7 @@ SAMPLE = 5000
 BLOCK = 1024
 
 FEW = 5000
-"""Up to as many items a tree of the items is faster than the grid (Barnes-Hut t-SNE, van der Maaten 2014)."""
+"""Largest number of items for Barnes-Hut t-SNE (van der Maaten 2014), which is slower than the grid for more."""
 
 
 def check_installed() -> None:
@@ -56,9 +56,9 @@ def check_installed() -> None:
 
 
 def start_positions(collection: Collection, seed: int = 0) -> NDArray[np.float64]:
-    """Projects the features on their first two principal components: (n, 2), of standard deviation 1e-4 in x.
+    """Returns the features projected on two principal components: (n, 2), scaled to a standard deviation of 1e-4 in x.
 
-    A little noise is added, so that equal items do not lie on each other, where nothing could part them.
+    A little noise is added, since t-SNE could never separate identical items that start at the same position.
     """
     n, random = len(collection.items), np.random.default_rng(seed)
     chosen = np.sort(random.permutation(n)[:SAMPLE])
@@ -67,7 +67,7 @@ def start_positions(collection: Collection, seed: int = 0) -> NDArray[np.float64
     starts = range(0, n, BLOCK)
     flat = np.concatenate([project(collection.features(start, min(start + BLOCK, n))) for start in starts])
     positions = np.zeros((n, 2))
-    positions[:, : flat.shape[1]] = flat  # features of one dimension have one component
+    positions[:, : flat.shape[1]] = flat  # one-dimensional features have only one component
     deviation = float(positions[:, 0].std())
     positions *= 1e-4 / deviation if deviation > 0 else 0
     return positions + random.normal(0, 1e-6, positions.shape)
@@ -83,8 +83,8 @@ def lay_out(
 ) -> NDArray[np.float32]:
     """Returns the positions of n items, (n, 2), centred at 0.
 
-    places, distances: (n, k) the nearest other items and how far they are. start: (n, 2), see `start_positions`.
-    progress: called with the iterations done, and all. Raises MissingExtraError.
+    places, distances: (n, k), the nearest other items and the distances to them. start: (n, 2), see `start_positions`.
+    progress: called with the numbers of iterations done and of all iterations. Raises MissingExtraError.
     """
     check_installed()
     n, k = places.shape

@@ -1,7 +1,7 @@
-"""Pictures of one index that are also in another, of the training set in the test set for example.
+"""Finds images of one index that are also in another one, for example training images in a test set.
 
-For every item the nearest of the other index is searched for exactly, whatever the number of items, and reported if it
-is within the limit. So no pair within the limit is missed, and each item is reported once, with its nearest twin.
+Each item is compared with its exact nearest neighbour in the other index, for an index of any size, and reported if
+the distance is within the limit. So every item with a twin within the limit is reported, once, with its nearest twin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ def leaks(
 ) -> list[Finding]:
     """Returns the items that have a near-identical one in another index of the same model, the nearest first.
 
-    Facts: distance; same_file, True if the two files are equal to the last byte; same_label. Raises UsageError.
+    Facts of each finding: distance; same_file, True if the two files are identical byte for byte; same_label.
+    Raises UsageError.
     """
     if not max_distance >= 0:
         raise UsageError(f"the largest distance must be a number that is not negative, not {max_distance}")

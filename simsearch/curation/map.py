@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEAST = 10
-"""Items of the smallest map."""
+"""Smallest number of items for a map."""
 
 EXPORTED = 15
 """Neighbours of each item that are exported."""
@@ -39,8 +39,9 @@ EXPORTED = 15
 class Cluster:
     """A cluster of a map.
 
-    name: unique on the map. size: number of items. source: of the name, "labels", "guesses" or "number".
-    share: of the items with labels, those with this one; of a guess, its probability; None for a number.
+    name: unique on the map. size: number of items. source: where the name comes from, "labels", "guesses" or "number".
+    share: for labels, the share of the labelled items that have the label(s) in the name; for guesses, the probability
+    of the class(es) in the name; None for a number.
     """
 
     name: str
@@ -59,10 +60,10 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """The items of an index, their nearest neighbours and where their layout starts; see `read_neighbours`.
+    """The items of an index, their nearest neighbours and the initial positions of the layout; see `read_neighbours`.
 
-    places: (n, k) of the nearest other items; distances: (n, k) to them. start: (n, 2).
-    generation: the index's.
+    places, distances: (n, k), the nearest other items and the distances to them. start: (n, 2), initial positions.
+    generation: that of the index.
     """
 
     members: Sequence[Member]
@@ -76,9 +77,9 @@ class Neighbourhood:
 class ItemMap:
     """A map of n items.
 
-    members: the items, by id. positions: (n, 2) float32, centred at 0. cluster_ids: (n,) int32, the place of each
-    item's cluster in `clusters`, which are sorted by size, the largest first.
-    places, distances: (n, k), the nearest other items and how far they are. generation: the index's.
+    members: the items, ordered by id. positions: (n, 2) float32, centred at 0. clusters: the largest first.
+    cluster_ids: (n,) int32, the place of each item's cluster in `clusters`.
+    places, distances: (n, k), the nearest other items and the distances to them. generation: that of the index.
     """
 
     members: Sequence[Member]
@@ -95,13 +96,13 @@ class ItemMap:
         return np.array([member.item.id for member in self.members], np.int64)
 
     def columns(self) -> MapColumns:
-        """Returns what `export_parquet` writes of the map; of the neighbours, the nearest `EXPORTED`."""
+        """Returns the columns of the map for `export_parquet`, with the `EXPORTED` nearest neighbours of each item."""
         names = [cluster.name for cluster in self.clusters]
         near, away = self.places[:, :EXPORTED], self.distances[:, :EXPORTED]
         return MapColumns(self.ids, self.positions, self.cluster_ids, names, near, away)
 
     def facts(self, seed: int) -> dict[str, str]:
-        """Returns how the map was made, for people. seed: of its layout."""
+        """Returns a readable description of how the map was made, by name. seed: the seed of the layout."""
         sources = {cluster.source for cluster in self.clusters}
         said = {"labels": "labels", "guesses": "guesses of the classifier", "number": "numbers"}
         return {
@@ -111,7 +112,7 @@ class ItemMap:
         }
 
     def stored(self, facts: dict[str, str]) -> StoredMap:
-        """Returns what is kept of the map beside the index. facts: how it was made, for people."""
+        """Returns the part of the map that is stored with the index. facts: as returned by `facts`."""
         contents = np.array([content_key(member.item.digest) for member in self.members], np.uint64)
         named = [NamedCluster(cluster.name, cluster.note) for cluster in self.clusters]
         return StoredMap(self.ids, contents, self.positions, self.cluster_ids, named, self.generation, facts)
@@ -120,7 +121,7 @@ class ItemMap:
 def read_neighbours(
     snapshots: Searchable, k: int = layout.NEIGHBOURS, seed: int = 0, progress: Progress = no_progress
 ) -> Neighbourhood:
-    """Searches for the k nearest neighbours of each item, exactly, in one snapshot of the index.
+    """Finds the exact k nearest neighbours of each item in one snapshot of the index.
 
     Raises UsageError if there are fewer items than `LEAST`, MissingExtraError.
     """
@@ -148,9 +149,10 @@ def check_size(count: int) -> None:
 def draw_map(
     near: Neighbourhood, clusters: int | None = None, seed: int = 0, progress: Progress = no_progress
 ) -> ItemMap:
-    """Lays the items out and finds clusters, which are numbered; `cluster_names.name_clusters` gives them names.
+    """Returns a map with numbered clusters, to be named by `cluster_names.name_clusters`.
 
-    clusters: their largest number; None for as many as stand out. progress: called with iterations done, and all.
+    clusters: the largest number of clusters; None for all prominent ones. progress: called with the numbers of
+    iterations done and of all iterations.
     Raises UsageError, MissingExtraError.
     """
     if clusters is not None and clusters < 1:
@@ -165,7 +167,7 @@ def draw_map(
 def keep(opened: OpenIndex, drawn: ItemMap, seed: int = 0) -> StoredMap:
     """Stores a map with its index, where the web page finds it; returns what is stored. Raises OSError.
 
-    An index that is not on this machine keeps none.
+    For an index that is not on this machine nothing is stored.
     """
     stored = drawn.stored(drawn.facts(seed))
     if opened.folder is not None:
@@ -174,10 +176,10 @@ def keep(opened: OpenIndex, drawn: ItemMap, seed: int = 0) -> StoredMap:
 
 
 def representatives(positions: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Returns the places of items that show a map, at most `count`, so that any number of the first cover it evenly.
+    """Returns the places of at most `count` items, ordered so that any first few cover the map evenly.
 
-    The plane is cut into 1, 4, 16, … squares; at each step every square without a chosen item gives the one nearest to
-    its centre.
+    positions: (n, 2). The plane is divided into 4, 16, 64, … squares. At each step, the item nearest to the centre of
+    each square without a chosen item is added.
     """
     n = len(positions)
     extent = max(float(np.ptp(positions, axis=0).max()), 1e-9)
@@ -197,5 +199,5 @@ def representatives(positions: NDArray[np.float32], count: int) -> NDArray[np.in
         found.append(new)
         if chosen.sum() >= min(count, n):
             break
-    found.append(np.flatnonzero(~chosen))  # items on one spot
+    found.append(np.flatnonzero(~chosen))  # items at the same position as others
     return np.concatenate(found)[:count]

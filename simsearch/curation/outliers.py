@@ -1,8 +1,8 @@
-"""Items that are unlike all others: far from their neighbours, which are near to theirs.
+"""Finds items that are unlike all others: much farther from their neighbours than these are from their own.
 
-The score is the local one of LOF (Breunig et al. 2000) in its simplified form: the mean distance to an item's k nearest
-neighbours over the mean of the same for these neighbours. About 1 is usual, wherever an item lies; pictures with much
-detail, whose distances are all large, are no outliers for that.
+The score is a simplified local outlier factor (LOF, Breunig et al. 2000): the mean distance from an item to its k
+nearest neighbours, divided by the average of the same mean distance over those neighbours. A usual item scores about 1
+everywhere, so detailed pictures, which are far from all others, are not outliers for that reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from simsearch.storage.protocols import Searchable
 NEIGHBOURS, SHOWN = 10, 5
 
 COPIES = 0.5
-"""Added to both distances of the score, as a share of the median: copies of a picture are no dense neighbourhood."""
+"""Share of the median distance that is added to both distances of a score, so that copies do not inflate scores."""
 
 
 def outliers(
@@ -26,7 +26,7 @@ def outliers(
 ) -> list[Finding]:
     """Returns the `count` items with the highest scores, the highest first, with their nearest neighbours.
 
-    Facts: score, and distance, the mean distance to the k nearest neighbours. Raises UsageError.
+    Facts of each finding: score, and distance, the mean distance to the k nearest neighbours. Raises UsageError.
     """
     if count < 1:
         raise UsageError(f"the number of outliers is {count}", hint="1 or more")
@@ -49,5 +49,5 @@ def outlier_scores(graph: Graph) -> tuple[NDArray[np.float64], NDArray[np.float6
     total = np.where(known, graph.distances, 0).sum(1)
     distances = total / np.maximum(known.sum(1), 1)
     around = np.where(known, distances[graph.places], 0).sum(1) / np.maximum(known.sum(1), 1)
-    least = max(COPIES * float(np.median(distances)), 1e-9)  # copies of one picture are no dense neighbourhood
+    least = max(COPIES * float(np.median(distances)), 1e-9)  # a few copies are not a dense neighbourhood
     return (distances + least) / (around + least), distances

@@ -1,7 +1,8 @@
-"""Labels spread from the few items that have one to all others.
+"""Spreads the labels of a few items to all others.
 
-Learning with local and global consistency (Zhou et al. 2004) on the graph of nearest neighbours: in each round all
-items pass labels on to their neighbours, nearer ones getting more, and those that have a label get it again.
+The method is learning with local and global consistency (Zhou et al. 2004) on the graph of nearest neighbours. In each
+round every item passes its label weights on to its neighbours, more to nearer ones, and the items that were labelled
+from the start receive their own label again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from simsearch.storage.protocols import Searchable
 NEIGHBOURS, SHOWN = 5, 5
 
 PASSED, ROUNDS = 0.9, 100
-"""The part of an item's labels that comes from its neighbours, and the number of rounds: 0.9 ** 100 is 3e-5."""
+"""Share of an item's label weights that comes from its neighbours, and number of rounds: 0.9 ** 100 is 3e-5."""
 
 TOGETHER = 32
 """Labels that are spread at once, which bounds the memory."""
@@ -32,10 +33,11 @@ def spread_labels(
     k: int = NEIGHBOURS,
     progress: Progress = no_progress,
 ) -> list[Finding]:
-    """Returns the items without a label that one reaches, the surest first, with their nearest neighbours.
+    """Returns the unlabelled items that a label reaches, the most certain first, with their nearest neighbours.
 
-    seeds: labels by item id, which take precedence over those of the index; with seeds, the labels of other items are
-    not used. Facts: label, and confidence, its probability. Raises UsageError for unusable seeds or labels.
+    seeds: labels by item id, used instead of all labels of the index; None to use those of the index.
+    Facts of each finding: label, and confidence, the probability of that label.
+    Raises UsageError for unusable seeds or labels.
     """
     with neighbour_graph(snapshots, k, progress) as graph:
         items = graph.collection.items
@@ -62,7 +64,7 @@ def spread_labels(
 
 
 def _spread(graph: Graph, given: NDArray[np.int64], count: int) -> NDArray[np.float32]:
-    """Returns the share of each label in what reaches each item: (n, count); zeros where no label reaches."""
+    """Returns the probability of each label for each item: (n, count); zeros for an item that no label reaches."""
     n, k = graph.places.shape
     weights = graph.weights().ravel()
     used = np.flatnonzero(weights > 0)

@@ -55,8 +55,8 @@ def evaluate_classifier(
 
     A label is either the name of a class or its label in the training data.
     crops: 1 or 10, the patches of each picture; see `patches`.
-    progress: called with the number of pictures done and of all.
-    record: of the model's weights, to tell pictures that it was trained on.
+    progress: called with the number of pictures done and the number of all pictures.
+    record: the training record of the model's weights, which tells which pictures it was trained on.
     held_out: True to leave out all pictures but those that the record names as held out.
     Raises UsageError if the model knows none of the labels, no picture can be decoded, or none was held out.
     """

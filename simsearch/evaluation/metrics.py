@@ -41,7 +41,7 @@ _ROUNDING = 1e-5  # of float32 distances, relative to the largest squared norm
 _LAST = np.uint64(2**64 - 1)  # sorts behind every other key
 
 Values = dict[str, "NDArray[np.float64]"]
-"""By name of a measure, its value for each query: (nq,), NaN where it is undefined."""
+"""The values of each measure, by its name: (nq,), one for each query, NaN where undefined."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def retrieval(
     precisions, recalls: the k of the measures below.
     neighbours: the number of votes for `knn`.
     observe: called with each block of queries and its ranking, (b, N) rows, or (b, N - 1) leaving one out.
-    progress: called with the number of queries done and of all.
+    progress: called with the number of queries done and the number of all queries.
 
     P@k: the fraction of the k nearest that are relevant.
     R-precision: P@R.
@@ -125,10 +125,10 @@ def _measure(
     query, place = np.nonzero(found == wanted[:, None])
     count = len(wanted)
     hits = np.bincount(query, minlength=count)  # R of each query
-    nth = np.arange(len(query)) - np.repeat(np.cumsum(hits) - hits, hits)  # of the query's relevant rows, from 0
+    nth = np.arange(len(query)) - np.repeat(np.cumsum(hits) - hits, hits)  # among the query's hits, from 0
 
     def within(k: Any) -> NDArray[np.float64]:
-        """Counts each query's relevant rows among its first k. k: one number, or an array with that of each hit."""
+        """Counts each query's relevant rows among its first k. k: one number, or an array with one for each hit."""
         return np.bincount(query[place < k], minlength=count).astype(np.float64)
 
     values: Values = {f"P@{k}": within(k) / k for k in precisions}

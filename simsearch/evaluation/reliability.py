@@ -1,4 +1,4 @@
-"""How often matches of a given similarity are right: a reliability curve, by tenths of the similarity and by word."""
+"""Measures the fraction of matches with the right label for each tenth of similarity and each word for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 10
 
 @dataclass(frozen=True)
 class Reliability:
-    """The matches of a range of similarities. right: the share whose label is the query's; None without matches."""
+    """The matches in a range of similarities. right: the fraction with the query's label; None without matches."""
 
     name: str
     low: float
@@ -39,7 +39,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class ReliabilityReport:
-    """How similarity and labels agree, over the K nearest items of each query.
+    """The agreement of similarity and labels, over the K nearest items of each query.
 
     right, wrong: the mean similarity of matches with and without the query's label; None if there are none.
     words: from copy to weak. curve: tenths of the similarity, ascending.
@@ -63,7 +63,7 @@ class ReliabilityReport:
 
 
 class NearestMatches:
-    """Collects the distances of the K nearest items of each query, and whether their labels are the query's."""
+    """Collects the distances of the K nearest items of each query, and which of them have the query's label."""
 
     def __init__(self, base: LabelledFeatures, queries: LabelledFeatures) -> None:
         self.base, self.queries = base, queries
@@ -80,7 +80,7 @@ class NearestMatches:
             self.right += (self.base.labels[rows] == label).tolist()
 
     def report(self, scale: Scale) -> ReliabilityReport:
-        """Returns how similarities on a scale agree with the labels."""
+        """Returns the report on all matches seen so far, with their similarities on the given scale."""
         found = np.array(scale.similarities(self.distances))
         return _report(len(self.queries.labels), found, np.array(self.right, bool))
 

@@ -93,7 +93,7 @@ def evaluate_retrieval(
     """Measures the rankings of an index's labelled items.
 
     pictures: labelled queries; if None, each labelled item is a query, itself left out of its ranking.
-    progress: called with the number of pictures or queries done and of all.
+    progress: called with the number of pictures or queries done and the number of all.
     Raises UsageError if fewer than two items have labels or no query can be decoded.
     """
     with engine.reading() as reader:

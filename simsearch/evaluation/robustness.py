@@ -44,8 +44,8 @@ class RobustnessPoint:
 def perceptual_hash(image: Image.Image) -> NDArray[np.float32]:
     """Returns a perceptual hash, (64,) float32 of 0 and 1.
 
-    Each is 1 if one of the 8 x 8 lowest DCT frequencies of the 32 x 32 grey image exceeds their median. The Euclidean
-    distance of two hashes is the square root of their Hamming distance.
+    The values stand for the 8 x 8 lowest DCT frequencies of the 32 x 32 grey image: 1 if a coefficient exceeds the
+    median of all 64. The Euclidean distance of two hashes is the square root of their Hamming distance.
     """
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
     angles = np.pi * np.arange(8)[:, None] * (2 * np.arange(32)[None, :] + 1) / 64
@@ -74,7 +74,7 @@ def measure(
     base: (N, D) the features of all items.
     features: computes the (n, D) features of images.
     changes: names in `perturb.CHANGES`.
-    progress: called with the number of strengths done and of all.
+    progress: called with the number of strengths done and the number of all strengths.
     Items with exactly the original's features count as the original.
     Raises UsageError for an unknown change.
     """
@@ -137,7 +137,7 @@ def of_index(
     hash_too: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, list[RobustnessPoint]]:
-    """Measures `count` random items of an index; returns the results by the name of its model.
+    """Measures the robustness of an index with `count` random items; returns the results by the name of its model.
 
     hash_too: True to measure a perceptual hash as well, under "perceptual hash".
     The other arguments are those of `measure`. Raises UsageError if no image of the index can be read.

@@ -1,4 +1,4 @@
-"""Connections to other servers, of which every step ends at one deadline, or at once if a stop is asked for."""
+"""Connections to servers. Every operation ends at a deadline, or at once when a `Stop` is set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Stop:
         return self._set
 
     def fileno(self) -> int:
-        """A descriptor that can be read from once it is set."""
+        """Returns a file descriptor that becomes readable when the stop is set."""
         return self._read
 
     def __del__(self) -> None:
@@ -74,7 +74,7 @@ class Deadline:
 
 
 class Connection(io.RawIOBase):
-    """A connection of which every operation ends at the deadline.
+    """A connection whose operations all end at the deadline.
 
     name: the host's name if the connection is to be encrypted, else None. Raises OSError.
     """
@@ -99,7 +99,7 @@ class Connection(io.RawIOBase):
             raise
 
     def _retry(self, call: Callable[..., T], event: int, *arguments: Any) -> T:
-        """Returns the result of a call on the socket; waits as often as it would block."""
+        """Calls a function of the socket, waiting whenever the call would block, and returns the result."""
         while True:
             self._deadline.left()
             try:
@@ -128,7 +128,7 @@ class Connection(io.RawIOBase):
 
 
 class ConnectionSocket:
-    """As much of a socket as http.client uses, which closes it before it has read the answer."""
+    """The part of a socket that http.client uses. `close` is ignored, as http.client calls it before reading."""
 
     def __init__(self, connection: Connection) -> None:
         self.sendall, self._connection = connection.sendall, connection
@@ -137,7 +137,7 @@ class ConnectionSocket:
         return io.BufferedReader(self._connection)
 
     def close(self) -> None:
-        """The connection is closed by whoever opened it."""
+        """Does nothing: the caller that opened the connection closes it."""
 
 
 @functools.cache

@@ -1,8 +1,7 @@
-"""Decodes image files into upright RGB images in sRGB. The content decides what a file is, never its name.
+"""Decodes image files into upright RGB images in sRGB. A file's format is found by its content, never by its name.
 
-This is the face of `simsearch.images.decoding`, where each subject has a file. An image of the largest permitted size
-takes four bytes a pixel while it is decoded, and is scaled down from there band by band, without a second full-size
-copy.
+Other packages import this module; its parts are in `simsearch.images.decoding`. An image of the largest permitted size
+takes four bytes per pixel while it is decoded. It is then scaled down band by band, without a second full-size copy.
 """
 
 from __future__ import annotations
@@ -72,9 +71,10 @@ def decode_image(
 ) -> DecodedImage:
     """Decodes the first frame of an image file, given as bytes or as an open file, into upright RGB.
 
-    shorter_side: the pixels that are needed. A much larger JPEG is decoded at a half, a quarter or an eighth of its
-    size, and any image of more than `scaled.LARGE_PIXELS` is scaled down by a whole number, never below twice the
-    pixels needed. A panorama of that size that is too low to be scaled down is cut to its middle.
+    shorter_side: pixels that are needed of the shorter side; None for all. A much larger JPEG is decoded at a half, a
+    quarter or an eighth of its size, and any image of more than `scaled.LARGE_PIXELS` pixels is scaled down by a whole
+    number, never below twice the pixels needed. A panorama with as many pixels, but with too few rows to be scaled
+    down, is cut to its middle.
     largest: the most pixels that the original may have.
     Raises ImageError, with a reason that can be shown in a list of failures.
     """
@@ -85,7 +85,7 @@ def decode_image(
 
 
 def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> int:
-    """Estimates from the header the bytes that `decode_image` needs for an image; 0 if the header cannot be read."""
+    """Estimates the bytes that `decode_image` needs, from the image's header; 0 if the header cannot be read."""
     try:
         file, head = opened_file(data)
     except ImageError:
@@ -117,7 +117,7 @@ def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> i
 
 
 def from_array(array: NDArray[np.uint8]) -> Image.Image:
-    """Converts an (H, W, 3) or (H, W) uint8 array to an RGB image. Raises ImageError for another shape or dtype."""
+    """Converts an (H, W), (H, W, 3) or (H, W, 4) uint8 array to RGB. Raises ImageError for another shape or dtype."""
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {3, 4})):
         raise ImageError(f"an image array is (H, W, 3) uint8, not {array.shape} {array.dtype}")
     if 0 in array.shape:
@@ -132,9 +132,10 @@ def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def check_box(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Returns a box as whole numbers.
+    """Returns a box (x, y, width, height) as ints.
 
-    Raises UsageError if it is no box, ImageError if it is not within an image of that size.
+    size: width and height of the image. Raises UsageError if the box is not four whole numbers, ImageError if it is
+    empty or does not lie within the image.
     """
     try:
         x, y, width, height = (operator.index(number) for number in box)
@@ -158,7 +159,7 @@ def from_pil(image: Image.Image) -> Image.Image:
 
 
 def opened_file(data: bytes | IO[bytes]) -> tuple[IO[bytes], bytes]:
-    """Returns an image file at its start, and its first bytes. Raises ImageError for one of far too many parts."""
+    """Returns an open file at its start, and its first bytes. Raises ImageError for a TIFF of too many parts."""
     file = file_in_memory(data) if isinstance(data, bytes) else data
     file.seek(0)
     head = file.read(opening.HEAD)
@@ -178,7 +179,7 @@ def _samples(image: Image.Image, pixels: int) -> int:
 
 
 def _upright(image: Image.Image, width: int, height: int, shorter_side: int | None) -> DecodedImage:
-    """Converts a loaded image. width, height: of the original, as it is stored."""
+    """Converts a loaded image to upright RGB. width, height: of the original as stored, before it is turned."""
     rgb = scaled_rgb(image, shorter_side)
     number = orientation(image)
     if number > 1:

@@ -1,9 +1,9 @@
-"""Tells by their pixels if two pictures are copies: also if scaled, saved again, cropped a little, turned or mirrored.
+"""Compares pixels to find copies of pictures, even if scaled, saved again, cropped a little, turned or mirrored.
 
-Both are scaled to a small square, turned and mirrored in the way that fits best, then laid over each other by an affine
-map (Gauss-Newton on the grey values, inverse compositional: Baker and Matthews 2004). Pictures are copies if they agree
-there, as a whole and in their details, and have the same colours. Pictures that are only alike, of one scene or kind,
-share the coarse shapes but not the details.
+Both pictures are scaled to a small square, a view. The second view is turned and mirrored as fits best, then aligned
+with the first by an affine map (Gauss-Newton on the grey values, inverse compositional: Baker and Matthews 2004). The
+pictures are copies if the aligned views agree as a whole and in their details, and have the same colours. Pictures that
+are only similar, of one scene or kind, share the coarse shapes but not the details.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.float32]
 
 SIDE = 64
-"""Pixels of the side of a view."""
+"""Side of a view in pixels."""
 
 ALIKE = 0.75
-"""The least correlation of two views at a quarter of their size that are worth aligning."""
+"""The least correlation, at a quarter of the size, of two views that are worth aligning."""
 
 WHOLE, DETAILS = 0.9, 0.55
-"""The least correlation of the grey values of copies, once aligned, and of their details."""
+"""The least correlations of aligned copies: of the grey values, and of the details."""
 
 COLOURS = 30.0
 """The largest root mean square difference of R - G and of B - G between copies, in levels of 255, once aligned."""
@@ -37,26 +37,26 @@ Coordinates run from -1 to 1: scale and shear may change by 15 %, places by 7.5 
 """
 
 GREY_NOISE, DETAIL_NOISE = 4.0, 1.0
-"""Standard deviations, of 255 levels, below which grey values and details say nothing."""
+"""Standard deviations (of 255 levels) below which grey values and details count as noise."""
 
 STEPS = ((SIDE // 2, 12), (SIDE, 3))
 """The sides at which views are aligned, and the number of steps at each."""
 
 IDENTITY_BONUS = 0.02
-"""How much better a turned or mirrored view must fit."""
+"""The amount by which a turned or mirrored view must correlate better than the view as it is."""
 
 _AT_ONCE = 32
 
 
 def view(image: Image.Image) -> NDArray[np.uint8]:
-    """Returns what is compared of an RGB picture: (SIDE, SIDE, 3) uint8."""
+    """Scales an RGB picture to the view that is compared: (SIDE, SIDE, 3) uint8."""
     enlarges = min(image.size) < SIDE
     method = Image.Resampling.BICUBIC if enlarges else Image.Resampling.BOX
     return np.asarray(image.resize((SIDE, SIDE), method))
 
 
 def are_copies(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Tells for each of n pairs of views, twice (n, SIDE, SIDE, 3), if they are of copies: (n,)."""
+    """Returns (n,) bool: True for pairs of views of copies. first, second: (n, SIDE, SIDE, 3) uint8."""
     parts = [
         _are_copies(first[start : start + _AT_ONCE], second[start : start + _AT_ONCE])
         for start in range(0, len(first), _AT_ONCE)
@@ -73,7 +73,7 @@ def _are_copies(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[
         return copies
     a = a[near]
     b = np.stack([_turned(b[place], number) for place, number in zip(near, form[near].tolist(), strict=True)])
-    copies[near] = _agree(a, b, np.ones(a.shape[:3], np.float32))  # most copies are as they were, and done here
+    copies[near] = _agree(a, b, np.ones(a.shape[:3], np.float32))  # most copies agree without alignment
     rest = np.flatnonzero(~copies[near])
     if len(rest):
         a, b = a[rest], b[rest]
@@ -86,7 +86,7 @@ def _are_copies(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[
 
 
 def _agree(a: Pixels, b: Pixels, inside: Pixels) -> NDArray[np.bool_]:
-    """Tells which pairs of aligned pictures (n, SIDE, SIDE, 3) agree: (n,). inside: 0 for pixels to leave out."""
+    """Returns (n,) bool: True for pairs of aligned views (n, SIDE, SIDE, 3) that agree. inside: 0 to ignore pixels."""
     grey_a, grey_b = a.mean(3), b.mean(3)
     agree: NDArray[np.bool_] = (
         (_correlation(grey_a, grey_b, inside, GREY_NOISE) >= WHOLE)
@@ -97,7 +97,7 @@ def _agree(a: Pixels, b: Pixels, inside: Pixels) -> NDArray[np.bool_]:
 
 
 def _turned(image: Pixels, form: int) -> Pixels:
-    """Returns a square image (H, H, …) in one of its eight positions: 0 as it is, 4 to 7 mirrored."""
+    """Turns a square image (H, H, …) to one of eight positions: 0 is unchanged, 4 to 7 are mirrored."""
     return np.rot90(image[:, ::-1] if form & 4 else image, form & 3)
 
 
@@ -109,7 +109,7 @@ def _scaled(images: Pixels, side: int) -> Pixels:
 
 
 def _best_forms(a: Pixels, b: Pixels) -> tuple[Pixels, NDArray[np.int64]]:
-    """Returns the best correlation of each pair of grey views at a quarter of the size, and the position of `b`."""
+    """Returns each pair's best correlation at a quarter of the size, and the position of `b` for it: (n,) each."""
 
     def normalised(images: Pixels) -> Pixels:
         flat = images.reshape(len(images), -1)
@@ -135,14 +135,14 @@ def _best_forms(a: Pixels, b: Pixels) -> tuple[Pixels, NDArray[np.int64]]:
 
 
 def _free(a: Pixels, b: Pixels, noise: float) -> Pixels:
-    """Returns the part of a correlation that views which are nearly of one grey get for nothing: (n,)."""
+    """Returns the bonus (n,) for views without contrast: 1 if both are of a single grey, near 0 for other views."""
     sums = [((images - images.mean((1, 2), keepdims=True)) ** 2).sum((1, 2)) + noise for images in (a, b)]
     free: Pixels = noise / np.sqrt(sums[0] * sums[1])
     return free
 
 
 def _align(a: Pixels, b: Pixels, moved: Pixels, steps: int) -> Pixels:
-    """Improves the affine maps (n, 2, 3) that lay the grey images `b` over `a`, both (n, H, H)."""
+    """Returns improved affine maps (n, 2, 3) that align the grey images `b` with `a`, both (n, H, H)."""
     count, side = a.shape[0], a.shape[1]
     x, y = _grid(side)
     slope_y, slope_x = (slope.reshape(count, -1) * (side / 2) for slope in np.gradient(a, axis=(1, 2)))
@@ -183,7 +183,7 @@ def _grid(side: int) -> tuple[Pixels, Pixels]:
 
 
 def _warp(images: Pixels, moved: Pixels) -> tuple[Pixels, Pixels]:
-    """Maps (n, H, H, C) images bilinearly; returns them and a mask (n, H, H), 0 where pixels are from outside."""
+    """Maps (n, H, H, C) images bilinearly; also returns a mask (n, H, H), 0 for pixels from outside the images."""
     count, side, _, channels = images.shape
     x, y = _grid(side)
     u, v = (
@@ -223,7 +223,7 @@ def _correlation(a: Pixels, b: Pixels, inside: Pixels, noise: float) -> Pixels:
 
 
 def _colour_difference(a: Pixels, b: Pixels, inside: Pixels) -> Pixels:
-    """Returns the difference of (n, H, H, 3) images in their opponent colours, the larger of two: (n,)."""
+    """Returns the larger of the RMS differences in R - G and B - G between (n, H, H, 3) images: (n,)."""
     area = inside.sum((1, 2)) + 1e-6
     differences = []
     for one, other in ((0, 1), (2, 1)):

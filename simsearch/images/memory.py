@@ -13,13 +13,13 @@ LARGE_PIXELS = 1 << 24
 """Images with more pixels are converted to RGB band by band, if they are scaled down."""
 
 BAND_PIXELS = LARGE_PIXELS // 4
-"""Pixels of such a band."""
+"""Pixels of one band."""
 
 
 def peak_memory(data: bytes | IO[bytes], shorter_side: int | None = None, crop: bool = False) -> int:
-    """Returns the bytes that an image needs while it is decoded, converted to RGB, turned and, with `crop`, cut.
+    """Estimates the bytes needed to decode an image, convert it to RGB, turn it and, with `crop`, cut a part out.
 
-    shorter_side: as for `decode.decode_image`. 0 for a header that cannot be read: decoding will not get far either.
+    shorter_side: as for `decode.decode_image`. Returns 0 if the header cannot be read: decoding will fail early too.
     """
     needed = decode.decode_memory(data, shorter_side)
     try:
@@ -42,7 +42,7 @@ def peak_memory(data: bytes | IO[bytes], shorter_side: int | None = None, crop: 
 
 
 def scaled_side(size: tuple[int, int], box: tuple[int, int, int, int], resize: int) -> int | None:
-    """Returns the `shorter_side` with which a large image can be decoded smaller, though a part of it is cut out.
+    """Returns the `shorter_side` for decoding a large image of which only a part is needed.
 
     size: width and height. box: the part, (x, y, width, height). resize: pixels needed of the part's shorter side.
     None if the image is not large, or has no pixels to spare.
@@ -69,7 +69,7 @@ def image_size(data: bytes | IO[bytes]) -> tuple[int, int]:
 
 
 def _conversion_bytes(image: Image.Image) -> int:
-    """Returns the bytes a pixel that the copies of `decode.to_rgb`, and turning the image, take together."""
+    """Returns the bytes per pixel that converting an image to RGB (`to_rgb`) and turning it take together."""
     extra = 4 * ("icc_profile" in image.info) + 4 * bool({"exif", "xmp"} & image.info.keys())
     if image.mode in {"I", "F"}:
         return 38 + extra  # float64 arrays

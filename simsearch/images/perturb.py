@@ -1,4 +1,4 @@
-"""Changes to images: those that robustness is measured with, and near-identical copies."""
+"""Changes to images, to measure robustness and to make near-identical copies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 Change = Callable[[Image.Image, float, Generator], Image.Image]
-"""Changes an RGB image by a strength, whose unit is the change's own."""
+"""Function that changes an RGB image. Each change has its own unit of strength; see `CHANGES`."""
 
 
 def recompress(image: Image.Image) -> Image.Image:

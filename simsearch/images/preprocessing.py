@@ -26,15 +26,15 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 MAX_SIDE = 4096
-"""Pixels of the largest side that images are scaled to."""
+"""The largest permitted `Preprocessing.resize`, in pixels."""
 
 _JSON_KEYS = {"std": "deviation"}
-"""Keys in JSON of fields that have another name."""
+"""By field: the key in JSON, where that differs from the field's name."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The steps that make an image a network's input.
+    """The steps that turn an image into a network's input.
 
     resize: pixels of the scaled image's shorter side.
     crop: side of the square cut from its centre; if it is larger than `resize`, the image gets a black border (LeNet-5
@@ -64,7 +64,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """Makes the preprocessing from JSON values. Raises WeightsError for an unknown key: it may change features."""
+        """Makes the preprocessing from JSON values. Raises WeightsError for unknown keys, which may alter features."""
         names = {_JSON_KEYS.get(field.name, field.name): field.name for field in fields(cls)}
         unknown = set(values) - set(names)
         if unknown:
@@ -108,9 +108,10 @@ def centre_crop(image: Image.Image, side: int) -> Pixels:
 
 
 def scaled_centre(image: Image.Image, pixels: int, side: int, resample: Image.Resampling) -> Pixels:
-    """Returns `centre_crop` of `shorter_side`, computing only the pixels that are kept: (side, side, 3) uint8.
+    """Scales an image as `shorter_side`, and returns only the square at its centre: (side, side, 3) uint8.
 
-    Pillow keeps the box in single precision, so a few values differ by one level.
+    Pixels outside the square are not computed. Pillow keeps the box in single precision, so a few values differ by one
+    level from those that `shorter_side` and `centre_crop` give.
     """
     width, height = image.size
     scale = pixels / min(width, height)

@@ -1,9 +1,9 @@
 """Fetches images by URL, for the user of the command line or for a stranger who calls the HTTP service.
 
-For a stranger only public addresses are fetched from. The name is resolved once, all its addresses are checked, and the
-connection goes to one that was checked, so a name that resolves to another address a moment later gains nothing. Each
-redirect passes the same checks, and the environment's proxies are not used. One deadline holds for all of it: resolving
-the name, connecting, and each byte sent and received, however slowly the server drips.
+A stranger's URL must lead to a public address. The host name is resolved once, all addresses found are checked, and the
+connection goes to one of them, so a name that resolves to another address a moment later gains nothing. Each redirect
+passes the same checks, and the environment's proxies are not used. One deadline holds for the whole fetch (resolving
+the name, connecting, and each byte sent and received), however slowly the server sends.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ REDIRECTS = 3
 """The most redirects that are followed for a stranger."""
 
 PORTS = {"http": 80, "https": 443}
-"""By scheme: the default port; a stranger may name no other ones."""
+"""The default port of each scheme. A stranger's URL may use only these ports."""
 
 LOOKUPS = 64
-"""Names that may be looked up at once. A lookup cannot be broken off, so it may outlive its fetch."""
+"""The most host names that are looked up at once. A lookup cannot be cancelled, so it may outlive the fetch."""
 
 PARTS, PART_BYTES = 1000, 256
-"""An answer may come in this many parts (chunks, packets), and in one more for each of these bytes."""
+"""A response may come in at most PARTS parts (chunks, packets), plus one for each PART_BYTES bytes."""
 
 WAIT = 20.0
-"""Seconds of each wait for the server of a user's URL."""
+"""The most seconds of each wait for the server, for a user's URL."""
 
 STOP_CHECK = 0.05
-"""Seconds between looks at `Stop` while a name is looked up."""
+"""Seconds between checks of `Stop` while a name is looked up."""
 
 _PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")
 _SPECIAL = tuple(
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 def is_public(address: Address) -> bool:
-    """Returns True if an address belongs to the public Internet, and does not stand for another address."""
+    """Returns True if an address belongs to the public Internet, and does not map to another one (as 6to4 does)."""
     if isinstance(address, ipaddress.IPv6Address) and address not in _PUBLIC_IPV6:
         return False  # among others: mapped and translated IPv4, NAT64, site-local, segment routing
     if any(address in network for network in _SPECIAL):
@@ -79,7 +79,7 @@ def fetch(
 
     largest: the most bytes that are accepted.
     seconds: the time limit of the whole fetch.
-    public_only: refuse addresses that are not on the public Internet, and ports but 80 and 443; for strangers' URLs.
+    public_only: for strangers' URLs: refuse addresses outside the public Internet, and all ports but 80 and 443.
     stop, received: as for `fetch_public`; only used with `public_only`.
     Raises UsageError for a URL that is refused, ImageError if the fetch fails.
     """
@@ -92,7 +92,7 @@ def fetch(
 
 
 def _download(url: str, largest: int, wait: float) -> bytes:
-    """Fetches the bytes at a URL of the user's, through the environment's proxies. Raises ImageError.
+    """Fetches the bytes at a user's URL, through the environment's proxies. Raises ImageError.
 
     wait: seconds of each wait for the server.
     """
@@ -122,10 +122,11 @@ def fetch_public(
     stop: Stop | None = None,
     received: Callable[[int], None] = lambda size: None,
 ) -> bytes:
-    """Does the work of `fetch` with `public_only`.
+    """Fetches the bytes at a stranger's URL, from addresses that are permitted; see `fetch`.
 
     permitted: returns True for an address that may be connected to. any_port: accept all ports.
-    stop: ends the fetch early. received: called with the size of each part of the answer; its exceptions are raised.
+    stop: ends the fetch early. received: called with the size of each part of the response; may raise an
+    exception to end the fetch.
     """
     deadline = Deadline(time.monotonic() + seconds, stop)
     for _ in range(REDIRECTS + 1):
@@ -147,7 +148,7 @@ def _request(
     any_port: bool,
     received: Callable[[int], None],
 ) -> tuple[str | None, bytes]:
-    """Makes one request and returns the location that it is redirected to, or None and the bytes."""
+    """Makes one request; returns the location of a redirect and no bytes, or else None and the content."""
     scheme, host, port, target = _parts(url, any_port)
     address = _resolve(host, port, permitted, deadline)
     try:
@@ -211,7 +212,7 @@ def _resolve(host: str, port: int, permitted: Callable[[Address], bool], deadlin
 
 
 def _look_up(host: str, port: int, deadline: Deadline) -> list[Any]:
-    """Calls `socket.getaddrinfo`, which cannot be broken off. Raises OSError, ValueError."""
+    """Calls `socket.getaddrinfo` in a thread, since the call cannot be cancelled. Raises OSError, ValueError."""
     if not _lookups.acquire(blocking=False):
         raise OSError("too many names are being looked up")
 
@@ -228,7 +229,10 @@ def _look_up(host: str, port: int, deadline: Deadline) -> list[Any]:
 
 
 def _in_thread(call: Callable[[], T], name: str) -> tuple[threading.Event, list[T | Exception]]:
-    """Starts a call in a thread of its own, which its caller may abandon; returns its end and a list for its result."""
+    """Starts a call in its own thread; the caller need not wait for the end.
+
+    Returns an event that is set when the call has ended, and a list that then contains the result or the exception.
+    """
     results: list[T | Exception] = []
     done = threading.Event()
 

@@ -1,9 +1,9 @@
 """Compaction: reclaims the disk space of removed items in the feature files.
 
 Removing an item leaves an unused row behind. A compaction writes new feature files without the unused rows, in the same
-order, in new files. One transaction then assigns the items their new rows, and only after
-that are the old files deleted. An interruption before the commit changes nothing; after it, the next compaction deletes
-the remaining files. Files before the first unused row are hard-linked, not copied.
+order. One transaction then assigns the items their new rows; after its commit, the old files are deleted. An
+interruption before the commit changes nothing; after an interruption that follows the commit, the next compaction
+deletes the remaining old files. Files before the first unused row are hard-linked, not copied.
 """
 
 from __future__ import annotations

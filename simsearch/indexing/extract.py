@@ -39,7 +39,7 @@ PATIENCE = 1.0
 """Seconds after which an incomplete batch is computed, if images are slow to decode."""
 
 WAITING_BYTES = 256 << 20
-"""Size limit of the files that wait for a GPU decoder; a batch is computed when its files reach a quarter of it."""
+"""Size limit of the files that wait for a GPU decoder; a batch is computed when its files reach a quarter of this."""
 
 FINISHED = 16
 """Maximum number of computed batches that wait for the caller."""
@@ -120,7 +120,7 @@ class _ExtractionPipeline(Generic[T]):
             self.computing_digests.difference_update([result.digest for _, result in batch])
 
     def _share_failure(self, result: LoadedImage) -> LoadedImage:
-        """Copies the failure of an earlier image with the same content, which only the GPU decoder detected."""
+        """Returns a result, as a failure if the GPU decoder failed on an earlier image with the same content."""
         if result.problem is not None:
             if result.digest in self.computing_digests:
                 self.failures[result.digest] = result.problem
@@ -217,7 +217,7 @@ class _InFlight:
         return self.reading < self.limit and self.bytes < WAITING_BYTES
 
     def submit(self, pool: Executor, loading: Callable[[Task[T]], LoadedImage], task: Task[T]) -> Future[LoadedImage]:
-        """Loads an image in the pool and counts it as being read until then."""
+        """Loads an image in the pool, and counts it as being read until it is loaded."""
         self._count(1, 0)
         future = pool.submit(loading, task)
         future.add_done_callback(self._loaded)

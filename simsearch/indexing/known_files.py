@@ -1,7 +1,7 @@
 """The file contents whose features an index has.
 
-Looked up one by one in the database, so that adding one image to millions is quick; in a new index there is nothing to
-look up.
+Each content is looked up in the database when it is needed, so that adding one image to millions is quick. In an empty
+index, no look-up is needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class KnownFiles:
         self._database = database
         self._known: dict[bytes, Place] = {}
         with database.reading() as reader:
-            self._complete = not reader.count()  # nobody else adds any
+            self._complete = not reader.count()  # the writer lock keeps others from adding items
 
     def __contains__(self, digest: object) -> bool:
         return isinstance(digest, bytes) and self._get(digest) is not None

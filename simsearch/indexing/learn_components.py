@@ -37,7 +37,7 @@ def learn_components(
 ) -> Projection:
     """Returns the principal components of a descriptor, learned from at most `SAMPLE` random pictures of the sources.
 
-    Has fewer components than the descriptor asks for if there are few pictures.
+    If there are few pictures, the result has fewer components than the descriptor asks for.
 
     base: the model whose features the descriptor combines. exclude: globs of paths to leave out.
     progress: called with the number of pictures processed and their total.

@@ -96,7 +96,7 @@ def load_image(
                     release_free_memory()
     except ImageError as error:
         return LoadedImage(digest, size, problem=str(error))
-    except UnavailableError:  # is an OSError, but all other images would fail as well
+    except UnavailableError:  # a subclass of OSError, but all other images would fail as well
         raise
     except OSError as error:  # while reading a stream
         return LoadedImage(digest, size, problem=error.strerror or str(error))

@@ -36,12 +36,12 @@ class BuildOptions:
 
     exclude: patterns of images to leave out, as in a .gitignore; see `exclude.Exclusion`.
     labels: "folder" uses the names of the images' folders as labels, but not for images at the top of a source; "none"
-    uses none; "auto" is the rule that the index remembers for the source, or else "folder".
+    uses no labels; "auto" uses the rule that the index has recorded for the source, or "folder" for a new source.
     prune: remove items whose image is gone.
-    keep_gone: leave sources that do not exist alone, with their items: an unmounted disk, while a folder is followed.
+    keep_gone: keep sources that do not exist, and their items, as a disk may be unmounted; set by `watch`.
     dry_run: only count the differences.
-    allow_outside: accept files outside a manifest's folder, and show those that links lead to.
-    batch_size, workers: None chooses for the machine.
+    allow_outside: accept files outside a manifest's folder, and permit opening the files that links lead to.
+    batch_size, workers: None for defaults that suit the machine.
     progress: called with the number of images processed and their total.
     extractor: computes features on other machines; None computes them in this process.
     Raises UsageError for an invalid value.

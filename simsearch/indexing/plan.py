@@ -75,7 +75,7 @@ def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptio
         known = [(row, index.root_of(row)) for row in reader.sources()]
 
         def is_relevant(row: SourceRow, root: str) -> bool:
-            if options.keep_gone and addresses.is_kind(row.kind):  # a followed index asks no other machine
+            if options.keep_gone and addresses.is_kind(row.kind):  # following a source uses no other machine
                 return False
             exists = roots.may_exist(row.kind, root)
             return exists or (not options.keep_gone and reader.has_items(row.id))
@@ -157,12 +157,12 @@ def _narrower(place: PlannedSource, folders: Sequence[PlannedSource]) -> list[tu
 
 
 def _relative(root: str, outer: str) -> str:
-    """Returns the path of a folder relative to one that it lies in."""
+    """Returns the path of a folder relative to an outer folder that contains it."""
     return addresses.relative_to(root, outer) if addresses.is_remote(outer) else os.path.relpath(root, outer)
 
 
 def _settings(options: BuildOptions, source: base.Source | PlannedSource) -> dict[str, Any]:
-    """Returns the settings to record for a source; its patterns then mean the same from any current folder."""
+    """Returns the settings to record for a source, with patterns that do not depend on the current folder."""
     root = os.path.dirname(source.root) if source.kind == "manifest" else source.root
     return {
         "exclude": exclude.rooted(options.exclude, root),
@@ -186,9 +186,9 @@ def _covers(wide: base.Source, narrow: base.Source) -> bool:
 def _compare(
     reader: Reader, place: PlannedSource, source: base.Source, options: BuildOptions, summary: Summary, emptied: bool
 ) -> Plan:
-    """Lists a source and returns its differences from the index. emptied: it is known to hold no images any more."""
+    """Lists a source and returns its differences from the index. emptied: True if it may be empty."""
     plan = Plan(place, source)
-    if source.kind in {"manifest", "parquet"}:  # links in a folder are the builder's own
+    if source.kind in {"manifest", "parquet"}:  # but trust links in the user's folders
         source.outside = place.options.get("outside") is True
     listing = source.listing((*options.exclude, *place.options.get("exclude", ())))
     summary.skipped += listing.skipped

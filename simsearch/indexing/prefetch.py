@@ -1,6 +1,7 @@
 """Reads images of other machines before they are needed, several at once, to hide the latency of the network.
 
-The order stays, and memory is bounded: beyond `AHEAD_BYTES` an image is read when its turn comes.
+The order of the images does not change. Memory is bounded: an image that would exceed `AHEAD_BYTES` is read only when
+its task is run.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 AHEAD_IMAGES = 2 * REQUESTS
-"""The images that are asked for before the first of them is handed on."""
+"""Maximum number of images requested before the task of the first one is yielded."""
 
 AHEAD_BYTES = 128 << 20
-"""Limit of the images that were asked for and not decoded yet."""
+"""Maximum size in bytes of all images that are requested in advance and whose tasks have not run yet."""
 
 UNKNOWN_BYTES = 1 << 20
-"""Assumed for an image whose server does not say its size."""
+"""Size in bytes assumed for an image if the server does not report it."""
 
 
 def tasks(
@@ -38,7 +39,8 @@ def tasks(
 ) -> Generator[Task[T], None, None]:
     """Yields a task for each image, in order.
 
-    images: key, source, path, size in bytes and stamp of each. kept: what an interrupted build has read; gets more.
+    images: key, source, path, size in bytes and stamp of each image.
+    kept: files that an interrupted build has read, which are not read again; files read now are added.
     """
     waiting: deque[Task[T]] = deque()
     held = _Held(AHEAD_BYTES)
@@ -64,14 +66,14 @@ def tasks(
 
 
 class _Held:
-    """Counts the bytes that wait in memory."""
+    """Counts the bytes of images read in advance, up to a limit."""
 
     def __init__(self, limit: int) -> None:
         self._free = limit
         self._lock = threading.Lock()
 
     def take(self, size: int) -> bool:
-        """Takes some bytes; returns False if there are not enough."""
+        """Reserves `size` bytes; returns False if the limit would be exceeded."""
         with self._lock:
             if size > self._free:
                 return False
@@ -84,7 +86,7 @@ class _Held:
 
 
 class _ReadAhead:
-    """Reads an image in a pool from now on, if there is memory for it, or else when it is called."""
+    """A function that returns an image: read in a pool at once if there is memory for it, else when called."""
 
     def __init__(self, read: Callable[[], bytes | IO[bytes]], size: int, pool: ThreadPoolExecutor, held: _Held) -> None:
         self._read, self._size, self._held = read, size, held

@@ -1,4 +1,4 @@
-"""Tells if a file is in an index, and why not."""
+"""Finds the items that an index has of a file, or the reason that it has none."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ class Presence:
 
     @property
     def complete(self) -> bool:
-        """True if the index has items of it, and no failures."""
+        """True if there are items and no failures."""
         return bool(self.items) and not self.failures
 
 
 def find_presence(index: OpenIndex, names: Sequence[str]) -> list[Presence]:
-    """Tells for each path if it is in the index, and if not, why.
+    """Returns for each path the items that the index has of it, or the reason that it has none.
 
     names: files, folders, archives, members of archives as they are printed, or globs. Raises UsageError for an empty
     name, and for a Milvus collection, which does not record failures.
     """
     full = [os.path.abspath(os.path.expanduser(name)) if name else name for name in names]
-    # of a file that exists, the path as stored in another source is another file
+    # an existing file is matched by its full path: its relative path may be that of another file in some source
     tests = [matcher(path if os.path.lexists(path) else name) for path, name in zip(full, names, strict=True)]
     items: list[list[int]] = [[] for _ in names]
     with index.reading() as reader:
@@ -75,7 +75,7 @@ def find_presence(index: OpenIndex, names: Sequence[str]) -> list[Presence]:
 
 
 def _absence(full: str, rows: Sequence[tuple[SourceRow, str]]) -> str:
-    """Returns the reason that nothing at an absolute path is indexed. rows: the sources, each with its location."""
+    """Returns the reason that nothing at an absolute path is indexed. rows: sources and locations."""
     for row, root in rows:
         if row.kind == FolderSource.kind and full.startswith(root.rstrip(os.sep) + os.sep):
             return _absence_in_folder(full, os.path.relpath(full, root), row, root)

@@ -1,7 +1,7 @@
-"""Records the sketch that exact searches use (see `simsearch.search.sketch`).
+"""Updates the sketch that exact searches use (see `simsearch.search.sketch`), and records it in `meta.json`.
 
-Called with the writer lock held, after the commits of a build and of other changes. A killed process loses nothing:
-`meta.json` names a sketch, and counts its rows, only when they are on disk.
+Called with the writer lock held, after the commits of a build and of other changes. If the process is killed, nothing
+is lost: the name of a sketch and its number of rows are recorded only after its files are on disk.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 
 BEHIND = 4096
-"""Rows that a build may have added before it adds them to the sketch; a scan of them takes some 2 ms."""
+"""Number of new rows after which a build extends the sketch; scanning this number of rows takes about 2 ms."""
 
 
 def keep_up(index: Index, rows: int) -> None:
-    """Adds the rows of a build that goes on, so that searches meanwhile are fast. rows: committed so far."""
+    """Extends the sketch during a build, so that searches stay fast. rows: the number of rows committed so far."""
     facts = SketchFacts.of(index.meta.sketch)
     if rows >= sketch_making.LEAST and rows - (0 if facts is None else facts.rows) >= BEHIND:
         facts, before = _updated(index, True)
         if facts is not None and facts != before:
             index.refresh()
-            index.write_meta(replace(index.meta, sketch=facts.to_dict()))  # its generation stays: the rest is older
+            index.write_meta(replace(index.meta, sketch=facts.to_dict()))  # same generation: no new counts
             delete_unused(index)
 
 
 def update(index: Index, learn: bool = True) -> None:
-    """Brings the sketch in step with the committed rows, and records it.
+    """Updates the sketch to all committed rows, and records it.
 
-    learn: False to only add rows to a sketch that there is.
-    A sketch that cannot be written is left out: searches are scans then.
+    learn: False to only add rows to an existing sketch.
+    If the sketch cannot be written, the error is ignored; searches then scan the features.
     """
     facts, before = _updated(index, learn)
     if facts is not None and facts != before:
@@ -56,7 +56,7 @@ def update(index: Index, learn: bool = True) -> None:
 
 
 def _updated(index: Index, learn: bool) -> tuple[SketchFacts | None, SketchFacts | None]:
-    """Writes the sketch of the committed rows; returns its record, and that in `meta.json`."""
+    """Writes the sketch of the committed rows; returns its new record, and the one in `meta.json`."""
     with index.reading() as reader:
         rows, blocks = reader.state("rows"), reader.blocks()
         before = facts = SketchFacts.of(index.meta.sketch)

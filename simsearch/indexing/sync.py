@@ -80,9 +80,10 @@ def remove_while_writing(index: Index, items: Sequence[Item]) -> None:
 
 
 def put_back(index: Index, items: Sequence[Item], compactions: int) -> int:
-    """Adds items again that were removed, with the features that they had; returns the number of those in the index.
+    """Adds removed items again, with their former features; returns the number of these items now in the index.
 
-    compactions: of the index, when they were removed; after another one their features are gone, and nothing is added.
+    compactions: the number of compactions of the index when the items were removed. If it was compacted after that,
+    their features are gone, and nothing is added.
     Raises IndexLockedError and IndexReplacedError.
     """
     with index.writing(patience=5):
@@ -232,7 +233,7 @@ class _SyncRun:
         self.pending.updated.append(kept)
 
     def _with_row(self, new: Item, result: LoadedImage) -> Item:
-        """Assigns the next row to an item, with computed features or a copy of those of the same content."""
+        """Assigns the next row to an item; its features are computed, or copied from a file of the same content."""
         row = self.row + len(self.features)
         if result.features is not None:
             self.summary.computed += 1

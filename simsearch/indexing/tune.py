@@ -1,9 +1,9 @@
 """Choosing how to search, by measurement: the fastest structure that reaches a recall within a memory limit.
 
 Some items are held out, so that no structure contains the queries it is measured with. Half of them choose the
-settings; the other half measure the recall that is recorded. The winner contains the held-out items as well, and
-replaces its predecessor in one step (`simsearch.search.tuning`). Nothing changes before it. For binary codes, see
-`simsearch.indexing.tune_codes`.
+settings; the other half measure the recall that is recorded. The chosen structure contains the held-out items as well,
+and replaces the previous structure in one step; until then, the index does not change. See `simsearch.search.tuning`,
+and for binary codes `simsearch.indexing.tune_codes`.
 """
 
 from __future__ import annotations

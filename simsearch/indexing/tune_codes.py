@@ -28,8 +28,9 @@ def tune_codes(
 ) -> Choice:
     """Trains binary codes on the features of an index and records them as its way to search, even if another is faster.
 
-    A search ranks the nearest items by Hamming distance exactly: 200 of them, or more if the recall needs it. The
-    recall is measured on held-out items, which neither train the codes nor are among the entries.
+    A search takes the 200 items nearest by Hamming distance, or more if the recall requires it, and ranks them by their
+    exact distances. The recall is measured with held-out items, which neither train the codes nor are among the items
+    searched.
 
     config: the autoencoder's settings.
     recall: the share of the 10 true neighbours that should be found, above 0 and at most 1.

@@ -1,8 +1,8 @@
 """The pictures that were added over HTTP: files in `uploads/` in the index, and the manifest that lists them.
 
-The manifest, of JSON lines, is one of the index's sources. A file is named by the SHA-256 of its content. A process
-that dies can leave a file without a line, an item without a line, or an incomplete line; whoever comes next, a service,
-a build or a compaction, finishes what it began.
+The manifest is a file of JSON lines, and one of the index's sources. A picture's file is named by the SHA-256 of its
+content. A process that dies can leave a file without a line, an item without a line, or an incomplete line; the next
+service, build or compaction repairs this.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from simsearch.storage.index import Index
 FOLDER, MANIFEST = "uploads", "items.jsonl"
 
 _EMPTIED = b"\n"
-"""A manifest whose last line was removed on purpose, which says that its items may go. One of no bytes says nothing."""
+"""The content of a manifest whose last line was removed on purpose, so that a build may remove all of its items.
+
+A manifest of no bytes does not allow this.
+"""
 
 _NAME = re.compile("[0-9a-f]{64}")
 
@@ -42,7 +45,7 @@ def open_folder(index: Index, create: bool = False) -> Folder:
 
 @contextlib.contextmanager
 def locked(folder: Folder, wait: bool = True) -> Iterator[None]:
-    """Keeps other processes out of the folder. wait: False to raise BlockingIOError if one is there. Raises OSError."""
+    """Locks the folder against other processes. Raises OSError; with wait=False, BlockingIOError if it is locked."""
     descriptor = folder.open_itself()
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -56,10 +59,10 @@ def locked(folder: Folder, wait: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def settled(index: Index) -> Iterator[None]:
-    """Keeps services from changing the manifest, and removes an incomplete line, where that is possible.
+    """Keeps services from changing the manifest, and removes an incomplete line; errors are ignored.
 
-    For builds, which hold the writer lock: an upload that waits for it gives up, and takes its line back before the
-    manifest is read.
+    Used by builds, which hold the writer lock. An upload that waits for the writer lock gives up, and removes its line
+    from the manifest before the build reads it.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(SimsearchError, OSError):
@@ -78,7 +81,7 @@ def was_emptied(index: Index) -> bool:
 
 
 def clean(index: Index) -> None:
-    """Removes what dead processes have left, unless a service is writing now, or the folder cannot be changed."""
+    """Removes files left by dead processes, unless a service is writing now or the folder cannot be changed."""
     with contextlib.suppress(SimsearchError, OSError):
         folder = open_folder(index)
         if folder.identity != (0, 0):
@@ -86,7 +89,7 @@ def clean(index: Index) -> None:
                 sweep(index, folder)
 
 
-# -- for those that have locked the folder
+# -- for callers that have locked the folder
 
 
 def sweep(index: Index, folder: Folder) -> None:
@@ -120,9 +123,9 @@ def listed(folder: Folder) -> set[str]:
 
 
 def keep_lines(folder: Folder, wanted: Callable[[str], bool]) -> bytes | None:
-    """Removes the lines of other uploads from the manifest, and one that was never completed; not damaged ones.
+    """Removes an incomplete line of the manifest and all lines whose file name is not `wanted`; keeps damaged lines.
 
-    Returns the former content if it had any such lines, else None. Raises OSError.
+    Returns the former content of the manifest if a line was removed, else None. Raises OSError.
     """
     before = folder.read(MANIFEST) if folder.exists(MANIFEST) else b""
     lines = before.splitlines(keepends=True)

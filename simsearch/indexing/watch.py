@@ -1,4 +1,4 @@
-"""Follows the sources of an index: whatever changes there is indexed a moment later, in one process.
+"""Follows the sources of an index: indexes changed files a moment after the change, in one process.
 
 The system reports changes (extra `[watch]`); then the ordinary `sync` compares the whole sources with the index, so
 that nothing depends on the order or the completeness of the reports. A file that is still being written is read as it
@@ -22,18 +22,23 @@ if TYPE_CHECKING:
     from simsearch.storage.index import Index
 
 TICK = 1000
-"""Milliseconds between two looks for folders that have vanished or come back, and for changed archives and tables."""
+"""Milliseconds between two checks for folders that vanished or came back, and for changed archives and tables."""
 
 QUIET, LONGEST = 200, 3000
-"""Milliseconds without a change until a series of changes is indexed, and how long to wait for that at most."""
+"""Milliseconds without changes after which a series of changes is indexed, and the longest wait for this pause."""
 
 Identity = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Places:
-    """The sources of an index. folders: that exist, with device and inode; files: archives and tables, with theirs,
-    size and mtime; remote: those on other machines, which are not followed; gone: the rest."""
+    """The sources of an index, as they are on disk at one moment.
+
+    folders: existing folders, with device and inode.
+    files: existing archives and tables, with device, inode, size and mtime.
+    gone: sources that do not exist.
+    remote: sources on other machines, which are not followed.
+    """
 
     folders: Mapping[str, Identity]
     files: Mapping[str, Identity]
@@ -68,15 +73,16 @@ def follow(
 ) -> None:
     """Updates an index whenever its sources change, until `stop` is set. Begins with an update.
 
-    update: brings the index in step, with `BuildOptions.keep_gone`. say: gets the summary of an update that has changed
-    anything, and a sentence once for each new problem. Raises MissingExtraError, UsageError if the system cannot watch
-    as many folders, and IndexReplacedError.
+    update: compares the sources with the index and applies the differences, with `BuildOptions.keep_gone`.
+    say: called with the summary of each update that changed anything, and with a sentence for each new problem.
+    Raises MissingExtraError, UsageError if there is nothing to follow or the system cannot watch the folders, and
+    IndexReplacedError.
     """
     watch = check_available()
     problem = ""
 
     def try_update() -> bool:
-        """Updates; returns False if it has to be tried again."""
+        """Updates the index; returns False if the update failed and must be repeated."""
         nonlocal problem
         try:
             summary = update()
@@ -104,7 +110,7 @@ def follow(
         for root in sorted(places.gone - gone):
             say(f"{root} is gone; its items stay until it is back")
         gone = places.gone
-        due = True  # whatever has happened before the watch began
+        due = True  # files may have changed before the watch began
         for changed in _reports(watch, index, places, stop):
             if changed or due:
                 due = not try_update()
@@ -122,7 +128,7 @@ def check_available() -> Callable[..., Any]:
 
 
 def _reports(watch: Callable[..., Any], index: Index, places: _Places, stop: threading.Event) -> Any:
-    """Yields True after changes in the folders, and False every TICK without."""
+    """Yields True after changes in the folders, and False after each TICK without changes."""
     if not places.folders:
         while not stop.wait(TICK / 1000):
             yield False
@@ -150,7 +156,7 @@ def _reports(watch: Callable[..., Any], index: Index, places: _Places, stop: thr
             yield bool(changes)
     except FileNotFoundError:  # a folder vanished meanwhile
         stop.wait(TICK / 1000)
-    except (OSError, RuntimeError) as error:  # its own errors are RuntimeErrors
+    except (OSError, RuntimeError) as error:  # watchfiles itself raises RuntimeError
         raise UsageError(
             f"the folders cannot be watched: {getattr(error, 'strerror', None) or error}",
             hint="on Linux, raise fs.inotify.max_user_watches",

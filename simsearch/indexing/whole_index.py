@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from simsearch.storage import verify as checks
     from simsearch.storage.model import IndexModel
     from simsearch.storage.protocols import OpenIndex, Searchable
-else:  # a search needs none of them
+else:  # imported on first use: a search does not need these modules
     cluster_names = LazyModule("simsearch.curation.cluster_names")
     maps = LazyModule("simsearch.curation.map")
     ignoring = LazyModule("simsearch.curation.cleanup.ignored")
@@ -81,7 +81,7 @@ class WholeIndex:
         return item_files.failures(self.opened_index)
 
     def presence(self, names: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[presences.Presence]:
-        """Tells for each file, folder or archive which items the index has of it, or why it has none.
+        """Returns for each file, folder or archive the ids of its items in the index, or the reason that it has none.
 
         Raises UsageError for an empty name.
         """
@@ -117,8 +117,8 @@ class WholeIndex:
     ) -> list[list[near.Member]]:
         """Returns groups of near-identical items, the largest first.
 
-        max_distance: the largest distance within a chain; None measures that of slightly changed copies, and compares
-        the pictures by their pixels too.
+        max_distance: the largest distance between two items that are linked; a group is a chain of linked items. None
+        measures a distance on slightly changed copies of pictures, and also compares pictures by their pixels.
         keep: the rule that chooses the first member of each group, one of `cleanup.keep.RULES`; None for the lowest id.
         against: another open index of the same model; returns only groups with items of both.
         ignored: True to return the groups that are ignored too.
@@ -148,10 +148,13 @@ class WholeIndex:
         journal: str | os.PathLike[str] | None = None,
         progress: Progress = no_progress,
     ) -> cleaning.Report:
-        """Moves the files of duplicates away, or links them, but for one of each group; see `duplicates`.
+        """Keeps one file of each group of duplicates, and moves, trashes or hard-links the others; see `duplicates`.
 
-        into: the folder of a move. dry_run: False to act. journal: the file for `cleanup.restore.restore`; None for a
-        new one in the current folder. Raises UsageError.
+        into: the folder to move files to, for the action "move" only.
+        dry_run: True to change nothing and only return the plan.
+        journal: the file to record the changes in, for `cleanup.restore.restore`; None for a new file in the current
+        folder.
+        Raises UsageError.
         """
         if action not in journals.ACTIONS or (action == "move") != (into is not None):
             raise UsageError(f"action is {action!r}, into is {into!r}", hint="move (with into), trash or hardlink")
@@ -178,10 +181,12 @@ class WholeIndex:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> maps.ItemMap:
-        """Returns all items on a plane, similar ones side by side, in clusters with names.
+        """Returns a map of all items: positions on a plane, with similar items close together, and named clusters.
 
-        clusters: their largest number; None for as many as stand out. names: see `cluster_names.name_clusters`.
-        seed: the same index and seed give the same map. progress: of the search for neighbours, then of the layout.
+        clusters: the maximum number of clusters; None for as many as the data suggests.
+        names: see `cluster_names.name_clusters`.
+        seed: the same index and seed give the same map.
+        progress: called during the search for neighbours, then during the layout.
         Raises UsageError for fewer items than `map.LEAST`, MissingExtraError.
         """
         near = maps.read_neighbours(self.snapshots, seed=seed, progress=progress)
@@ -205,7 +210,8 @@ class WholeIndex:
     def tune(self, recall: float = 0.99, *, memory: int | None = None, progress: Progress = no_progress) -> Choice:
         """Chooses the fastest way to search that reaches a recall, by measurement, and records it.
 
-        memory: the most bytes of the search structure. Raises UsageError, IndexLockedError.
+        memory: the maximum size of the search structure in bytes; None for no limit.
+        Raises UsageError, IndexLockedError.
         """
         return tuning.tune(on_disk(self.opened_index), recall, memory, progress)
 
@@ -220,8 +226,9 @@ class WholeIndex:
     ) -> int:
         """Writes the features and the items that they belong to, and returns the number of items.
 
-        npy: features.npy, (N, D) float32, and items.jsonl, a line for each row. parquet: items.parquet.
-        drawn: a map of the items, from `map`, for more columns; see `export.export_parquet`.
+        form: "npy" writes features.npy, (N, D) float32, and items.jsonl, one line per row; "parquet" writes
+        items.parquet.
+        drawn: a map from `map`, which adds columns to items.parquet; see `export.export_parquet`.
         Raises UsageError, MissingExtraError.
         """
         if form not in ("npy", "parquet"):

@@ -1,4 +1,4 @@
-"""Classification by a model, averaged over ten patches if wanted (Krizhevsky et al. 2012, section 4.1)."""
+"""Classification by a model, optionally averaged over ten patches (Krizhevsky et al. 2012, section 4.1)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from simsearch.images.preprocessing import Preprocessing
 
 BATCH = 32
-"""Pictures classified at once, and patches computed at once."""
+"""Number of pictures classified at once, and of patches computed at once."""
 
 
 @dataclass(frozen=True)

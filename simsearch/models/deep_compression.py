@@ -78,9 +78,9 @@ def decompress_tensor(encoded: CompressedTensor) -> NDArray[np.float32]:
 def k_means(values: NDArray[np.float32], k: int, rounds: int = 30) -> NDArray[np.float32]:
     """Returns the centres of one-dimensional k-means, (k,), ascending.
 
-    The initial centres are evenly spaced over the range, so that the rare large weights, which matter most, keep theirs
-    (Han et al., section 3.2). If there are no more than k distinct values, as after training with shared weights, these
-    are the centres.
+    The initial centres are evenly spaced over the range, so that the rare large weights, which matter most, get some
+    of them (Han et al., section 3.2). If there are no more than k distinct values, as after training with shared
+    weights, these values are the centres.
     """
     ordered = np.sort(values.astype(np.float64))
     if not len(ordered):

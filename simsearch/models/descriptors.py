@@ -1,10 +1,10 @@
-"""Descriptors: vectors that an index can store of an image instead of the plain features of the last hidden layer.
+"""Descriptors: image vectors that an index can store instead of the plain features of the last hidden layer.
 
 Pooling: the maxima of each map (Razavian et al. 2014), or those over regions of several sizes, R-MAC (Tolias et al.,
 ICLR 2016). Square roots of activations even out a few strong ones (Jégou et al., PAMI 2012, "power normalisation");
 principal components keep the quality of neural codes in a fraction of their bytes (Babenko et al., ECCV 2014), and
-whitening divides each by its standard deviation to some power (Jégou & Chum, ECCV 2012). The components are learned
-without labels from images of the index when it is built, and do not change afterwards.
+whitening divides each component by a power of its standard deviation (Jégou & Chum, ECCV 2012). The components are
+learned without labels from images of the index when it is built, and do not change afterwards.
 
 Letters: B images, D dimension of the network's layer or of a concatenation, d dimension stored in the index.
 """
@@ -59,9 +59,9 @@ class Descriptor:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Descriptor:
-        """Makes a descriptor from what `to_dict` returned.
+        """Returns the descriptor with the values that `to_dict` returned.
 
-        Raises UsageError for unknown keys, which would change features.
+        Raises UsageError for unknown keys, since features would differ if they were ignored.
         """
         try:
             return cls(**{**values, "parts": tuple(LayerPart(**part) for part in values["parts"])})
@@ -102,7 +102,7 @@ def unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def r_mac(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Pools (B, C, H, H) to (B, C): the sum of the maxima over 1, 4 and 9 overlapping squares, each at length 1."""
+    """Pools (B, C, H, H) to (B, C): the sum of the maxima over 1, 4 and 9 squares, each scaled to length 1."""
     side, total = maps.shape[2], np.zeros(maps.shape[:2], np.float32)
     for scale in (1, 2, 3):
         size = -(-2 * side // (scale + 1))
@@ -167,7 +167,7 @@ class DescriptorModel:
 
     @property
     def dimension(self) -> int:
-        """d, or D if there is no projection; for some descriptors this computes one blank image."""
+        """Width of the vectors: d, or D without a projection; some descriptors compute one blank image to find out."""
         if self.projection is not None:
             return int(self.projection.axes.shape[1])
         if self.descriptor.layers == ("features",):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from simsearch.models.torch import export as torch_export
     from simsearch.models.torch import runtime as torch_runtime
     from simsearch.models.torch import torchvision as torchvision_models
-else:  # for other networks than ours; those of torch take seconds to import
+else:  # needed for some models only; modules that use torch take seconds to import
     exported = LazyModule("simsearch.models.onnx.exported")
     onnx_file = LazyModule("simsearch.models.onnx.onnx_file")
     torch_export = LazyModule("simsearch.models.torch.export")
@@ -73,9 +73,9 @@ def load_model(
 
 
 def _on_gpu(make: Callable[[], Model], requested: str) -> Model | None:
-    """Calls `make`; if it fails on a GPU that "auto" chose, because its memory is full for example, returns None.
+    """Returns the model from `make`; None if `make` fails on a GPU that "auto" chose, for example for lack of memory.
 
-    Raises DeviceError if it fails on a GPU that was requested by name.
+    Raises DeviceError if `make` fails on a GPU that was requested by name.
     """
     try:
         return make()
@@ -93,7 +93,10 @@ def weights_sha256(name: str) -> str:
 
 
 def training_record(name: str | None) -> TrainingRecord:
-    """Returns the record of pictures in a model's weights; an empty one for other networks. None: the default model."""
+    """Returns the record of pictures that a model was trained on; an empty one for networks not trained by simsearch.
+
+    name: as for `load_model`; None for the default model.
+    """
     name = name or DEFAULT
     if name.endswith(ONNX) or is_torchvision(name):
         return TrainingRecord()
@@ -101,12 +104,12 @@ def training_record(name: str | None) -> TrainingRecord:
 
 
 def is_torchvision(name: str) -> bool:
-    """Returns true for `torchvision/<name>`; a weights file may be in a folder of that name."""
+    """Returns true for `torchvision/<name>`, but not for a weights file in a folder called torchvision."""
     return name.startswith(TORCHVISION) and not name.endswith((".safetensors", ONNX))
 
 
 def _torchvision_on_cpu(name: str, few: bool) -> Model:
-    """Loads a network of torchvision in ONNX Runtime; in torch if that is not possible."""
+    """Loads a network of torchvision in ONNX Runtime, or in torch if it cannot be converted."""
     try:
         model = exported.open_exported(name, functools.partial(_export, name), few)
     except MissingExtraError as error:

@@ -29,7 +29,7 @@ FEW = 32
 """For up to this many images, starting CUDA or rearranging the weights takes longer than it saves."""
 
 PRECISIONS = ("float32", "int8")
-"""Arithmetic in which features can be computed."""
+"""Precisions in which features can be computed."""
 
 BUILTIN: dict[str, str] = {
     "alexnet": "alexnet.safetensors",
@@ -76,7 +76,7 @@ class WeightsFile:
 
 
 def check_device(device: str) -> None:
-    """Raises DeviceError if `device` is not a device name; it need not exist until a model is loaded."""
+    """Raises DeviceError if `device` is not a device name; the device itself need not exist."""
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
         raise DeviceError(f"no device is called {device!r}", hint="auto, cpu, cuda or cuda:N")
 
@@ -124,7 +124,10 @@ def sha256_before_ranges(name: str) -> str | None:
 
 
 def same_weights(name: str, first: str, second: str) -> bool:
-    """Returns true if two SHA-256 are of the same weights, one perhaps from before the ranges of `name` were added."""
+    """Returns true if two SHA-256 identify the same weights.
+
+    They may differ if one of them was taken before the ranges were added to the weights file of `name`.
+    """
     if first == second:
         return True
     before = sha256_before_ranges(name)

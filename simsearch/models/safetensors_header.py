@@ -11,21 +11,21 @@ from simsearch.common import outside_json
 from simsearch.errors import WeightsError
 
 MAX_SIZE = 64 << 20
-"""Bytes of the longest header that is read."""
+"""Largest size of a header, in bytes."""
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4}
 _BYTES |= {"U16": 2, "U8": 1, "BOOL": 1}
-"""Bytes of a number, by the format's names of types."""
+"""Bytes per element, by dtype as named in the format."""
 
 
 class Header(NamedTuple):
-    """text: the JSON without its padding. start: the byte of the file at which the tensors begin."""
+    """The JSON of a header (`text`, without padding), and the byte of the file at which the tensors begin (`start`)."""
 
     text: str
     start: int
 
     def values(self) -> dict[str, Any]:
-        """The parsed JSON. Raises ValueError."""
+        """Returns the parsed JSON. Raises ValueError."""
         parsed = outside_json.parse(self.text)
         if not isinstance(parsed, dict):
             raise ValueError("the header is not a JSON object")
@@ -92,7 +92,7 @@ def locate_tensors(path: Path) -> dict[str, TensorLocation]:
 
 
 def _location(name: str, entry: Any, start: int) -> TensorLocation:
-    """Checks a tensor's entry in the header. Raises ValueError."""
+    """Returns the location in a tensor's entry of the header. Raises ValueError if the entry is invalid."""
     if not isinstance(entry, dict) or entry.get("dtype") not in _BYTES:
         raise ValueError(f"the entry of the tensor {name!r} is not one of simsearch")
     shape: Any = entry.get("shape")

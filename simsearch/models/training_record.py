@@ -19,10 +19,10 @@ LENGTH = 6
 """Bytes of a digest, the beginning of the SHA-256 of a file."""
 
 KEPT = 5
-"""Bytes of a digest that are stored: of a million pictures, one in a million others is taken for one of them."""
+"""Bytes of a digest that are stored; if a million are, one in a million other pictures is mistaken for one of them."""
 
 MOST = 1 << 20
-"""Pictures that are recorded at most; of larger sets nothing is, to keep the file short."""
+"""Largest number of pictures recorded; for a larger set the record is empty, to keep the file small."""
 
 
 def digest_of(data: bytes) -> bytes:
@@ -31,7 +31,7 @@ def digest_of(data: bytes) -> bytes:
 
 
 class Digests:
-    """A set of digests that packs into some three bytes for each of 200,000, and is searched as an array."""
+    """A set of digests, stored as a sorted array; `packed` takes about three bytes each for 200,000 digests."""
 
     def __init__(self, digests: Iterable[bytes] = ()) -> None:
         numbers = np.fromiter((int.from_bytes(digest[:KEPT], "big") for digest in digests), np.uint64)
@@ -72,7 +72,7 @@ class Digests:
 
     @classmethod
     def unpacked(cls, data: bytes) -> Digests:
-        """Returns the set that `packed` made into bytes. Raises ValueError for bytes that it did not make."""
+        """Returns the set that `packed` encoded as `data`. Raises ValueError if `data` is not such an encoding."""
         inflater = zlib.decompressobj()
         try:
             planes = inflater.decompress(data, KEPT * MOST + 1)
@@ -90,7 +90,7 @@ class Digests:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Digests of the pictures that a model was trained on, and of others that were held out to measure it on."""
+    """Digests of the pictures that a model was trained on, and of those held out for evaluation."""
 
     trained_on: Digests = field(default_factory=Digests)
     held_out: Digests = field(default_factory=Digests)
@@ -102,7 +102,7 @@ class TrainingRecord:
     def of(cls, trained_on: Iterable[bytes], held_out: Iterable[bytes], before: TrainingRecord) -> TrainingRecord:
         """Makes the record of a training; an empty one if there are more than MOST pictures.
 
-        before: of the weights that the training started from, whose pictures count as trained on.
+        before: the record of the weights that the training started from; pictures trained on then are included.
         """
         seen = Digests(trained_on) | before.trained_on
         others = Digests(held_out) - seen
@@ -110,7 +110,7 @@ class TrainingRecord:
 
     @classmethod
     def from_former(cls, entry: Mapping[str, Any]) -> TrainingRecord:
-        """Reads the entry of a header that former versions wrote, in base64. Raises TypeError and ValueError."""
+        """Reads the base64 entry that former versions wrote into the header. Raises TypeError and ValueError."""
         return cls(*(_former_digests(entry.get(name, "")) for name in ("trained_on", "held_out")))
 
 

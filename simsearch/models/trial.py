@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def trial_pixels(side: int) -> NDArray[np.uint8]:
-    """Returns seven pictures, (7, side, side, 3) uint8: a grey one, and random squares down to single pixels."""
+    """Returns seven pictures, (7, side, side, 3) uint8: one grey, six of ever smaller squares in random colours."""
     random = np.random.default_rng(0)
     images = [np.full((side, side, 3), 128, np.uint8)]
     for cells in (1, 2, 4, 8, 16, side):

@@ -36,7 +36,7 @@ ELEMENTS_PER_BYTE = 64
 """Largest number of tensor elements for each byte of a weights file; compressed files of simsearch have 5 to 10."""
 
 RECORD = ("record#trained_on", "record#held_out")
-"""Names under which a file has the parts of its `TrainingRecord`, as bytes beside the tensors."""
+"""Names of the uint8 arrays that store the two parts of the `TrainingRecord` in a file."""
 
 FORMAT = 1
 """Version of the header's `simsearch` entry."""
@@ -52,7 +52,7 @@ class ModelCard:
     distances: quantiles of the distances between random pairs of training images, for `similarity` in small indexes.
     labels: the labels of the classes in the training data, which may differ from their names (WordNet ids, for
     example).
-    ranges: the largest activations on training images, by point, (channels,) each, for `simsearch.models.onnx.int8`.
+    ranges: the largest activations on training images, (channels,) each, by point (`models.onnx.int8.POINTS`).
     agreement: mean fraction of the six nearest neighbours that int8 and float32 have in common; 0 if not measured.
     """
 
@@ -103,14 +103,14 @@ def read_card(path: Path) -> ModelCard:
 
 
 def _typed(value: Any, *kinds: type) -> Any:
-    """Returns a value of one of the given types. Raises TypeError."""
+    """Returns the value if it is of one of the given types. Raises TypeError otherwise."""
     if type(value) not in kinds:
         raise TypeError(f"{str(value)[:60]!r} is not of type {kinds[0].__name__}")
     return value
 
 
 def _list(values: Any, *kinds: type) -> tuple[Any, ...]:
-    """Returns a list of values of the given types as a tuple. Raises TypeError."""
+    """Returns a list as a tuple if all values are of the given types. Raises TypeError otherwise."""
     return tuple(_typed(value, *kinds) for value in _typed(values, list))
 
 
@@ -138,7 +138,7 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def largest_network(path: Path) -> int:
-    """Returns the largest number of weights that a file may declare, so that a small one cannot ask for much memory."""
+    """Returns the largest number of weights that a file may declare, so that small files cannot fill the memory."""
     return ELEMENTS_PER_BYTE * path.stat().st_size + (1 << 20)
 
 
@@ -155,9 +155,9 @@ def _check_sizes(encoding: dict[str, Any], largest: int) -> None:
 
 
 def read_record(path: Path) -> TrainingRecord:
-    """Reads which pictures the model was trained on; an empty record if the file does not say. Raises WeightsError.
+    """Reads the record of the pictures that the model was trained on; empty if there is none. Raises WeightsError.
 
-    It is not part of the card: only `eval model` and `train` need it.
+    The record is not part of the card, since only `eval model` and `train` need it.
     """
     former = _read_entry(path).get("record")
     try:
@@ -225,8 +225,8 @@ def write(
 def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement: float = 0.0) -> None:
     """Writes `ModelCard.ranges` and `agreement` into the header, atomically; the tensors do not change.
 
-    Each value takes one character: it is rounded up by less than 5 %, and values below a sixteenth of the point's
-    largest are raised to that. Raises WeightsError if the file is not a weights file.
+    Each value takes one character: it is rounded up by less than 5 %, and values below a sixteenth of the largest one
+    of their point are raised to that limit. Raises WeightsError if the file is not a weights file.
     """
     _read_entry(path)  # raises WeightsError if it is not a weights file
     header = _header_without_ranges(path)
@@ -243,7 +243,7 @@ def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement:
 
 
 def sha256_without_ranges(path: Path) -> str:
-    """Returns the SHA-256 that the file had before `add_ranges`, which older indexes made with these weights record."""
+    """Returns the SHA-256 that the file had before `add_ranges`, as recorded in indexes made before then."""
     _read_entry(path)  # raises WeightsError if it is not a weights file
     header = _header_without_ranges(path)
     digest = hashlib.sha256(pack_header(header.text))
@@ -258,7 +258,7 @@ _METADATA = '{"__metadata__":{'
 _RANGES = '"ranges":'
 _CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _PER_OCTAVE = 16
-"""Steps within a factor of two."""
+"""Number of steps within a factor of two."""
 
 
 def _coded(ranges: Mapping[str, NDArray[np.float32]]) -> dict[str, tuple[float, str]]:

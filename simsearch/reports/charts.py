@@ -1,4 +1,4 @@
-"""Charts: lines, the error of a network during training, and its first kernels (Krizhevsky et al. 2012, figure 3)."""
+"""Charts: lines, training errors, and kernels of a network's first layer (Krizhevsky et al. 2012, figure 3)."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ LINES = (
 
 
 STEPS = 100
-"""Points of a training's curve."""
+"""Largest number of points in a curve of the training error."""
 
 SCALE = 2
-"""Pixels of a chart for each unit of its width and height, for screens of fine pixels."""
+"""Pixels per unit of a chart's width and height; 2 suits high-resolution screens."""
 
 FINE = 2
 """Charts are drawn this many times larger and then reduced, so that lines are smooth."""
 
 TEXT, HEADING = 13, 15
-"""Sizes of letters."""
+"""Font sizes of text and of headings."""
 
 Points = Sequence[tuple[float, float]]
 Band = Sequence[tuple[float, float, float]]
@@ -67,7 +67,7 @@ def kernels(weights: NDArray[np.float32], columns: int = 12, scale: int = 10, ga
 
 
 def sorted_kernels(weights: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Returns an order of (K, C, H, W) kernels in which like ones are neighbours.
+    """Returns an order of (K, C, H, W) kernels in which similar ones are adjacent: (K,).
 
     Grey ones come first, by the direction of their stripes, then coloured ones by hue, and noise last.
     """
@@ -94,7 +94,7 @@ def sorted_kernels(weights: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 _NOISE, _COLOURED = 1.3, 0.15
-"""Above these, a kernel counts as noise, or else as coloured: squared steps over energy, and share of colour."""
+"""Limits above which a kernel is noise (squared steps over energy), or otherwise coloured (share of colour)."""
 
 
 def plot(
@@ -198,7 +198,7 @@ def _legend_rows(names: Sequence[str], width: float) -> list[list[str]]:
 def _draw_bands(
     image: Image.Image, bands: Sequence[Sequence[tuple[tuple[float, float], tuple[float, float]]]]
 ) -> Image.Image:
-    """Returns a chart with a translucent area for each line. bands: the lower and the upper places of each line."""
+    """Returns a chart with a translucent area for each line. bands: (lower, upper) points of each line's area."""
     for number, band in enumerate(bands):
         if len(band) < 2:
             continue
@@ -261,7 +261,7 @@ def _labelled(values: Sequence[float]) -> dict[float, str]:
 def curve(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Draws the errors of a training log by epoch, in percent: top-1 in training, top-1 and top-5 in validation.
 
-    Steps of the training are averaged in groups; a band holds eight of ten.
+    Training steps are averaged in groups. A band shows the range from the 10th to the 90th percentile of each group.
     """
     steps = [(row["epoch"], 100 * (1 - row["top1"])) for row in rows if row.get("event") == "step"]
     name, size = "training, top-1", math.ceil(len(steps) / STEPS)

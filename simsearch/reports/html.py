@@ -57,9 +57,9 @@ def render_html(
 
     facts: names and values shown below the title (model, index, ...).
     side: of a tile, in pixels.
-    groups: True if a row is a group of equals, so that its first picture is no query.
+    groups: True if each row is a group of similar pictures, without a query.
     tables: shown below the facts.
-    charts: images by their descriptions, shown below the tables; they have two pixels for each of the page.
+    charts: images by description, shown below the tables at half their size in pixels.
     """
     sections: list[dict[str, Any]] = []
     folder = _common_folder([tile.path for row in rows for tile in ([row.query] if groups else []) + [*row.matches]])
@@ -84,7 +84,7 @@ def _template() -> Template:
 
 
 def _common_folder(paths: Sequence[str]) -> str:
-    """Returns the folder that holds all of several files, which is said once in place of every time; "" for none."""
+    """Returns the deepest folder that contains all files, to be shown only once; "" if there is none."""
     if len(paths) < 2 or not all(map(os.path.isabs, paths)):
         return ""
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])

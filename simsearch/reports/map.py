@@ -1,7 +1,7 @@
 """A map of items as one self-contained HTML page: a canvas, its script, and a policy that forbids requests.
 
-The page's parts are in `templates/map`. Numbers are embedded as arrays, see `pack`; small pictures of some items in
-sheets, see `simsearch.reports.thumbnail_sheets`.
+The page's parts are in `templates/map`. Numbers are embedded as arrays, see `pack`; thumbnails of some items are
+embedded in sheets, see `simsearch.reports.thumbnail_sheets`.
 
 Letters: n items, k neighbours, m items with a picture.
 """
@@ -80,8 +80,8 @@ def render_map(data: MapData, title: str, facts: Mapping[str, str]) -> str:
 def pack(data: MapData, facts: Mapping[str, str] | None = None) -> bytes:
     """Returns the data of the page, compressed by gzip: the length of a JSON header, the header, arrays.
 
-    The header names each array with its type, its place after the header, aligned to 8 bytes, and its length. Numbers
-    are little-endian. The paths are lines of UTF-8; unprintable characters in them are escaped.
+    The header lists each array with its type, length, and offset from the end of the header, aligned to 8 bytes.
+    Numbers are little-endian. Paths are lines of UTF-8, with unprintable characters escaped.
     facts: see `render_map`.
     """
     folder = common_folder(data.paths)

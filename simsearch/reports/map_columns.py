@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CATEGORIES, FIELDS = 1000, 12
-"""Most values of a field to colour by, and most fields. Fields with more values, if not numbers, are names."""
+"""Largest number of categories of a metadata field, and of fields. Text fields with more are left out."""
 
 NONE = 0xFFFF
-"""The category of items that have none."""
+"""Code of an item without a category."""
 
 
 @dataclass(frozen=True)
 class Categories:
-    """codes: (n,) uint16, places in names, or `NONE`. names: without unprintable characters."""
+    """A categorical column. codes: (n,) uint16, positions in `names`, or `NONE`. names: in printable form."""
 
     codes: NDArray[np.uint16]
     names: Sequence[str]
@@ -34,7 +34,7 @@ class Categories:
 
 @dataclass(frozen=True)
 class Numbers:
-    """values: (n,) float32, NaN for none."""
+    """A numeric column. values: (n,) float32, NaN for a missing value."""
 
     values: NDArray[np.float32]
 
@@ -45,9 +45,9 @@ def columns(
     labels: Sequence[str | None],
     metadata: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[str, Categories | Numbers]]:
-    """Yields the fields by name: the cluster first, then the label, if there are any, and fields of the metadata.
+    """Yields columns with their names: first the cluster, then the label, if there are any, then metadata fields.
 
-    clusters: (n,) places in `cluster_names`. labels, metadata: of each item.
+    clusters: (n,) positions in `cluster_names`. labels, metadata: those of each item.
     """
     yield "cluster", Categories(clusters.astype("<u2"), list(map(printable, cluster_names)))
     count = 1
@@ -64,7 +64,7 @@ def columns(
 
 
 def numbers(values: Sequence[Any]) -> Numbers | None:
-    """Returns values as numbers; None if some value is none, or there are so few different ones that they are kinds."""
+    """Returns a numeric column; None if a value is not a number, or if at most 12 values are distinct."""
     known = [value for value in values if value is not None]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
         return None
@@ -76,7 +76,7 @@ def numbers(values: Sequence[Any]) -> Numbers | None:
 
 
 def categories(values: Sequence[Any], most: int) -> Categories | None:
-    """Returns values as kinds, the most frequent first; None if there are none, or more than `most`."""
+    """Returns a categorical column, the most frequent value first; None for 0 or more than `most` distinct values."""
     texts = [None if value is None else str(value) for value in values]
     counts = Counter(text for text in texts if text is not None)
     if not counts or len(counts) > min(most, NONE):
@@ -88,7 +88,7 @@ def categories(values: Sequence[Any], most: int) -> Categories | None:
 
 
 def common_folder(paths: Sequence[str]) -> str:
-    """Returns the start of all paths up to a "/", which the page holds once; "" for none."""
+    """Returns the longest common start of all paths that ends in "/", to be stored once; "" if there is none."""
     if len(paths) < 2:
         return ""
     first, last = min(paths), max(paths)

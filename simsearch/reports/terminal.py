@@ -1,4 +1,4 @@
-"""Queries and matches in the terminal: by the graphics of Kitty or Sixel, or as coloured half blocks.
+"""Draws queries and matches in the terminal with Kitty or Sixel graphics, or as coloured half blocks.
 
 A half block is a character that shows two pixels, one in its upper half and one in its lower half.
 """
@@ -26,7 +26,7 @@ from simsearch.reports.tiles import ResultRow, Tile, file_name
 from simsearch.search.results import word_of
 
 SIDE = 18
-"""Smallest width of a tile, in characters; its height is half as many lines."""
+"""Smallest width of a tile, in characters; the height in lines is half the width."""
 
 WIDEST = 32
 """Largest width of a tile, in characters."""

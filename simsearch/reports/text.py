@@ -21,7 +21,7 @@ def render(
 
     form: one of FORMATS.
     end: follows each path in the format "paths".
-    show_path: makes paths in the table fit to print.
+    show_path: converts paths in the table to printable text.
     """
     if form == "json":
         return json.dumps([answer.to_dict() for answer in answers], indent=1) + "\n"
@@ -47,7 +47,7 @@ def render(
 def table(rows: Iterable[Sequence[str]], right: int = 0, last: Callable[[str], str] = printable) -> list[str]:
     """Returns rows as lines with aligned columns, two spaces apart; the first `right` columns are right-aligned.
 
-    Control characters in cells are made visible. last: makes the cells of the last column fit to print instead.
+    Control characters in cells are made visible. last: converts cells of the last column instead.
     """
     rows = [[*map(printable, row[:-1]), last(row[-1])] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -61,22 +61,22 @@ def table(rows: Iterable[Sequence[str]], right: int = 0, last: Callable[[str], s
 
 
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""Beginnings of formulas. The last four are the first ones in full width, which some spreadsheets read alike."""
+"""Characters that start a formula. The last four are full-width forms, which some spreadsheets also accept."""
 
 
 def to_csv(rows: Iterable[Iterable[Any]]) -> str:
-    """Returns rows as the text of a CSV file, in which no text is a formula."""
+    """Returns rows as the text of a CSV file; texts are escaped by `csv_cell`, so that none is a formula."""
     lines = []
     for row in rows:
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\r\n")  # puts cells with \r in quotes, which would end the row
+        writer = csv.writer(out, lineterminator="\r\n")  # with \r here, csv quotes cells that contain \r
         writer.writerow(csv_cell(value) if isinstance(value, str) else value for value in row)
         lines.append(out.getvalue().removesuffix("\r\n") + "\n")
     return "".join(lines)
 
 
 def csv_cell(text: str) -> str:
-    """Returns a text for a cell of a CSV file, with an apostrophe before one that a spreadsheet would compute."""
+    """Returns a text for a CSV cell, with an apostrophe in front if a spreadsheet would read the text as a formula."""
     return "'" + text if text != "-" and text.startswith(_FORMULAS) else text
 
 

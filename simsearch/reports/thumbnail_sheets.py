@@ -1,4 +1,4 @@
-"""Small pictures of items, many to a sheet, so that a page of thousands holds a few images."""
+"""Combines thumbnails of items into sheets, so that a page with thousands of items needs only a few images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIDE, COLUMNS = 96, 20
-"""Pixels of the square that a picture fits into, and squares in a row and in a column of a sheet."""
+"""Side of a thumbnail's square in pixels, and number of squares in each row and column of a sheet."""
 
 QUALITY = 72
-"""Of the sheets, WebP; about 2 kB a picture."""
+"""WebP quality of the sheets; about 2 kB per thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Sheets:
 def make_sheets(
     places: Sequence[int], opened: Callable[[int], Image.Image | None], progress: Progress = no_progress
 ) -> Sheets:
-    """Draws the sheets. opened: gives an item's image, at any size, by its place; None for one that cannot be read."""
+    """Draws the sheets. opened: returns the image of an item by place, in any size; None if it cannot be read."""
     shown: list[int] = []
     sizes: list[tuple[int, int]] = []
 

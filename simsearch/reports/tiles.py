@@ -11,7 +11,7 @@ from PIL import Image
 PAPER, INK, FAINT = "#ffffff", "#1c1f23", "#5d646c"
 """Colours of drawn reports: the background, text, and less important text."""
 
-MAX_ENLARGEMENT = 2.0  # larger ones of tiny images show little but the resampling filter
+MAX_ENLARGEMENT = 2.0  # more would mostly show the resampling filter on tiny images
 
 
 @dataclass(frozen=True)

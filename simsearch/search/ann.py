@@ -1,6 +1,6 @@
 """Approximate search: a small FAISS index over projected features finds candidates, which the exact features rank.
 
-It is derived data in `derived/<name>/`, which `ann_files` reads: the projection, FAISS's index over the projected
+Its files are derived data in `derived/<name>/`, read by `ann_files`: the projection, FAISS's index over the projected
 features, and the feature row of each entry. Newer rows are scanned exactly; deleted rows are never returned.
 """
 
@@ -30,7 +30,7 @@ else:
     faiss = LazyModule("faiss")
 
 K = 10
-"""The target recall is that of the 10 nearest neighbours; for more, the number of candidates grows in proportion."""
+"""Number of neighbours in the target recall; a search for more has more candidates, in proportion."""
 
 NARROW = 0.25
 """If a filter permits a smaller fraction of the entries, the search is an exact scan."""
@@ -64,7 +64,7 @@ class AnnSettings:
     effort: int
 
     def bytes_for(self, entries: int) -> int:
-        """Estimates the memory of `entries` entries: codes, links, lists and row numbers. For pq, an upper bound."""
+        """Estimates the bytes of `entries` entries: codes, links, lists and row numbers. For pq, an upper bound."""
         each = {
             "hnsw": self.dimensions + 8 * LINKS + 24,
             "ivf": self.dimensions + 8,
@@ -78,9 +78,9 @@ class AnnSettings:
 
 
 def recalls(found: list[Neighbours], truth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns each query's recall: the fraction of its K neighbours no farther than the true K-th one.
+    """Returns the recall of each query: the fraction of its first K neighbours no farther than the true K-th neighbour.
 
-    truth: (nq,) distances of the true K-th neighbours. Rows that tie with it count.
+    truth: (nq,) the distance of each query's true K-th neighbour. Other rows at this distance count as found.
     """
     return np.array(
         [
@@ -122,8 +122,8 @@ class AnnIndex:
     projection: from features to the vectors in `index`.
     index: FAISS's index, of n entries.
     rows: (n,) the feature row of each entry; -1 if compaction has removed it.
-    covered: the number of feature rows when it was made, larger than all of `rows`.
-    compactions: the number of compactions so far, since each gives rows other numbers.
+    covered: the number of feature rows when the index was made, larger than all of `rows`.
+    compactions: the number of compactions after which `rows` is valid, since each compaction renumbers the rows.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class AnnIndex:
         compactions: int = 0,
     ) -> None:
         self.setting, self.index, self.projection = setting, index, projection.first(setting.dimensions)
-        self.data: NDArray[np.uint8] | None = None  # of a file, which the FAISS index uses in place
+        self.data: NDArray[np.uint8] | None = None  # content of a file that the FAISS index uses in place
         self._cover(rows, covered, compactions)
 
     def _cover(self, rows: NDArray[np.int64], covered: int, compactions: int) -> None:
@@ -154,7 +154,7 @@ class AnnIndex:
         permitted: NDArray[np.int64] | None,
         setting: AnnSettings | None = None,
     ) -> list[Neighbours]:
-        """Returns about the k nearest permitted rows to each of (nq, D) queries, with exact distances.
+        """Returns approximately the k nearest permitted rows to each of (nq, D) queries, with exact distances.
 
         Searches exactly if `can_answer` is False. There are fewer than k only if fewer rows are permitted.
         setting: candidates and effort in place of the index's own, for tuning.
@@ -186,7 +186,7 @@ class AnnIndex:
         self, flat: FlatIndex, k: int, permitted: NDArray[np.int64] | None, setting: AnnSettings | None = None
     ) -> bool:
         """Returns True if `search` is approximate: many rows are permitted, and few of them become candidates."""
-        if self.covered > flat.rows:  # newer than the reader's snapshot, which lacks some of its rows
+        if self.covered > flat.rows:  # this index is newer than the snapshot, which lacks some rows
             return False
         _, allowed = self._allowed(flat.rows, permitted)
         wanted = (setting or self.setting).candidates * -(-k // K)

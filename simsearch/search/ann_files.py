@@ -30,7 +30,7 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeE
 
 
 def load(folder: Folder, parameters: dict[str, Any], compactions: int = 0) -> AnnIndex:
-    """Reads the files of `AnnIndex.save`, with the rows after `compactions`. Raises SimsearchError."""
+    """Reads the files of `AnnIndex.save`, with the rows after `compactions` compactions. Raises SimsearchError."""
     try:
         setting = read_settings(parameters)
         mean, axes = (sealed.read_array(folder, f"{part}.npy") for part in ("mean", "axes"))
@@ -110,7 +110,7 @@ def check_faiss_index(index: Any, setting: AnnSettings, entries: int) -> None:
 
 
 def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple[NDArray[np.int64], int]:
-    """Reads the row of each entry in an compactions, and the number of rows covered."""
+    """Reads the row of each entry after `compactions` compactions, and the number of rows covered."""
     if compactions == parameters.get("epoch", 0):
         return sealed.read_array(folder, "rows.npy"), int(parameters["covered"])
     arrays = sealed.read_arrays(folder, f"rows.{compactions}.npz")
@@ -118,24 +118,25 @@ def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple
 
 
 def renumber(folder: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
-    """Prepares an index for a compaction: compactions `new` keeps the (n,) rows `live` of compactions `old`, ascending.
+    """Writes the row of each entry as it will be after a compaction that keeps only the rows `live`.
 
-    Keeps the files for readers of `old`, deletes older ones. Raises an error of UNREADABLE or IndexDamagedError if the
-    index cannot be read.
+    Keeps the files for readers of the state before the compaction; deletes older ones. Raises an error of UNREADABLE or
+    IndexDamagedError if the index cannot be read.
+    live: (n,) ascending. old, new: the number of compactions before and after.
     """
     rows, covered = _rows(folder, parameters, old)
     record(folder, old, new, rows=moved(rows, live), covered=np.searchsorted(live, covered))
 
 
 def moved(rows: NDArray[np.int64], live: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the new (n,) numbers of rows after all but the rows `live`, ascending, are removed; -1 if removed."""
+    """Returns the (n,) row numbers after a compaction that keeps only the rows `live`, ascending; -1 if removed."""
     places = np.searchsorted(live, rows)
     kept = np.append(live, -2)[places] == rows
     return np.where(kept, places, -1)
 
 
 def record(folder: Folder, old: int, new: int, **arrays: Any) -> None:
-    """Writes an index's arrays for compactions `new`, keeps those of `old`, and deletes older ones."""
+    """Writes an index's arrays after `new` compactions, keeps those after `old`, and deletes older ones."""
     data = io.BytesIO()
     np.savez(data, **arrays)
     sealed.write(folder, f"rows.{new}.npz", data.getbuffer())

@@ -1,15 +1,15 @@
-"""Lower bounds on distances from a few bytes an item.
+"""Lower bounds on distances, computed from a few bytes of each item.
 
-A row x becomes s(x): its coordinates on the first principal components, rotated so that they vary equally, and the
-length of the rest of it. |s(x) - s(q)| is at most |x - q|. Both are rounded to a grid of 256 steps in each dimension,
-and the distance of two points of the grid is the root of a whole number, so its computation has no rounding at all.
-The errors of s and of the grid are bounded for each row and each query, and the bound is lowered by them:
+A row x is mapped to s(x): its coordinates on the first principal components, rotated so that they vary equally, and the
+length of the rest of x. |s(x) - s(q)| is at most |x - q|. s(x) and s(q) are rounded to a grid of 256 points in each
+dimension. The squared distance of two grid points, in steps, is a whole number and so computed without rounding.
+The errors of s and of the grid are bounded for each row and each query, and subtracted from the distance of the codes:
 
     |x - q| * sqrt(1 + defect) >= step * |code(x) - code(q)| - error(x) - error(q)
 
 `defect` is the largest amount by which the float32 axes, which are not quite orthonormal, lengthen a squared distance.
-All rows lie in the box that the grid spans, up to their error. A query outside it is first moved to the nearest point
-of the box, which brings it no farther from any point in it.
+All rows lie in the box that the grid spans, up to their error. A query outside the box is first moved to the nearest
+point of the box, which does not increase its distance to any point in the box.
 
 Letters: n rows, D dimension, d components, w = d + 1 bytes of a code.
 """
@@ -63,10 +63,11 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid of one width.
+    """The grid for codes of one width.
 
-    rotation: (d, d) float64. low: (w,) float64, the corner of the box. step: between neighbouring points.
-    cap: the error of nearly all rows is at most this.
+    rotation: (d, d) float64. low: (w,) float64, the lowest corner of the box.
+    step: the distance of neighbouring points.
+    cap: an upper bound of the error of nearly all rows.
     """
 
     rotation: NDArray[np.float64]
@@ -76,7 +77,7 @@ class Grid:
 
     @property
     def width(self) -> int:
-        """w."""
+        """The number of bytes of a code, w."""
         return len(self.low)
 
     def reach(self, distance: float, defect: float, error: float | NDArray[Any]) -> NDArray[np.float64]:
@@ -144,7 +145,7 @@ class Bounds:
 
 
 def defect_of(axes: NDArray[np.float32]) -> float:
-    """Returns an upper bound of the amount by which (d, D) axes and a rotation of them lengthen a squared distance."""
+    """Returns an upper bound of the relative amount by which (d, D) axes and a rotation lengthen a squared distance."""
     exact = axes.astype(np.float64)
     gram = exact @ exact.T
     gram[np.diag_indices(len(gram))] -= 1
@@ -173,8 +174,8 @@ def project(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Computes components of (n, D) features and their lengths.
 
-    Returns the components (n, d), the squared lengths of the centred features (n,), and the largest error of the
-    vector of components (n,), by the rounding of a product in float32.
+    Returns the components (n, d), the squared lengths of the centred features (n,), and upper bounds (n,) of the
+    float32 rounding error of each row's component along an axis of length 1.
     """
     x = to_float32(features)
     x -= mean
@@ -194,7 +195,7 @@ def _point(
     product: NDArray[np.float64],
     defect: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns s of each row, (n, w), and how far it may be from the true one, (n,).
+    """Returns s of each row, (n, w), and an upper bound of its distance from the exact s, (n,).
 
     components, squared, product: from `project`; d of the components are used.
     """
@@ -212,7 +213,7 @@ def _point(
 def _encode(grid: Grid, points: NDArray[np.float64], errors: NDArray[np.float64], query: bool) -> Encoded:
     """Rounds (n, w) points to the grid. errors: (n,) of the points."""
     places = (points - grid.low) / grid.step
-    codes = np.fmax(np.fmin(np.rint(places), LEVELS), 0).astype(np.uint8)  # numbers, whatever overflowed
+    codes = np.fmax(np.fmin(np.rint(places), LEVELS), 0).astype(np.uint8)  # a number even where the place is NaN
     if query:
         places = np.clip(places, 0, LEVELS)
     places -= codes

@@ -1,7 +1,7 @@
-"""The distance that near-identical pictures of an index are within, measured on changed copies of its own pictures.
+"""Measures the largest distance of near-identical pictures in an index, on changed copies of its own pictures.
 
 Measuring decodes dozens of pictures in full size and computes the features of their copies, which takes seconds. So the
-last result for each index is kept in the cache folder, until the pictures that are measured or the model change.
+last result for each index is cached, and reused until the pictures that are measured or the model change.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ FARTHEST = 0.35
 """Largest measured threshold, as a fraction of the median random distance; see `searcher.NEAR_IDENTICAL`."""
 
 BEYOND = 0.1
-"""How much farther pictures are compared by their pixels, as a fraction of the median random distance."""
+"""Pictures farther apart than the threshold by up to this are compared too; in units of the median random distance."""
 
 FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
 """The changes that set the threshold; the others, which move every pixel, are only reported."""
 
 _METHOD = 2
-"""Changes with how the threshold is measured, so that results of other versions are not used."""
+"""Version of the measurement; increased when it changes, so that cached results of other versions are not used."""
 
 
 @dataclass(frozen=True)
 class Threshold:
     """The largest distance of near-identical images.
 
-    reach: the distance up to which pictures are compared by their pixels, which then decide; 0 to go by distance alone.
-    copies: by name of a change to a picture, the fraction of changed copies that are found so.
+    reach: the distance up to which pixels are compared, which then decide; 0 if the distance alone decides.
+    copies: the fraction of changed copies that are found, by the name of the change to the picture.
     """
 
     distance: float
@@ -73,12 +73,12 @@ def copy_threshold(
     *,
     largest: int | None = None,
 ) -> Threshold:
-    """Returns the distance that 90 % of slightly changed copies of the index's own pictures are within.
+    """Returns the largest distance from the original of 90 % of slightly changed copies of the index's own pictures.
 
     If no picture can be read or the model is missing, returns the threshold of `dedup`: NEAR_IDENTICAL times the median
     random distance.
-    progress: called with the number of pictures of which copies were compared, and of all; not if the result is known.
-    largest: the most pixels of such a picture; None for any. One is in memory at a time.
+    progress: called with the number of pictures done and the number of all pictures; not called for a cached result.
+    largest: the largest number of pixels of a picture to copy; None for no limit. One picture is in memory at a time.
     """
     median = similarity.median(index.meta.distances)
     with index.reading() as reader:
@@ -110,7 +110,7 @@ def copy_threshold(
     seen = dict(zip(COPIES, np.stack(agree, 1), strict=True))
     shares = {name: float((seen[name] & (d <= reach)).mean()) for name, d in found.items()}
     threshold = Threshold(distance, shares, reach)
-    if len(rows) == min(ORIGINALS, len(drawn)):  # otherwise files are gone now, which may come back
+    if len(rows) == min(ORIGINALS, len(drawn)):  # otherwise some files are missing now, but may come back
         _write(kept, key, threshold)
     return threshold
 
@@ -130,7 +130,7 @@ def _originals(index: OpenIndex, drawn: Sequence[Item], largest: int | None) -> 
 
 
 def _with_copies(image: Image.Image, views: list[NDArray[np.uint8]]) -> Iterator[Image.Image]:
-    """Yields an image and its changed copies; appends what is compared of each by pixels to `views`."""
+    """Yields an image and its changed copies; appends the view of each, for the comparison of pixels, to `views`."""
     views.append(likeness.view(image))
     yield image
     for change in COPIES.values():
@@ -150,7 +150,7 @@ def _picture(index: OpenIndex, item: Item, largest: int | None) -> Image.Image:
 
 
 def _kept_file(index: OpenIndex, largest: int | None) -> Path:
-    """Returns the file of the last result for an index: one for each, however often it changes."""
+    """Returns the cache file of an index's last result; its name stays the same when the index changes."""
     name = hashlib.sha256(json.dumps([str(index.path), largest]).encode("utf-8", "surrogateescape")).hexdigest()
     return cache_dir() / "copies" / f"{name[:32]}.json"
 
@@ -167,7 +167,7 @@ def _key(index: OpenIndex, model: IndexModel, median: float, drawn: Sequence[Ite
 
 
 def _read(path: Path, key: str) -> Threshold | None:
-    """Reads the result that was kept; None if there is none, or if it is of another state of the index."""
+    """Reads the cached result; None if there is none, or if it does not match `key`."""
     try:
         content = outside_json.parse(path.read_bytes())
         if content["key"] != key:
@@ -179,7 +179,7 @@ def _read(path: Path, key: str) -> Threshold | None:
 
 
 def _write(path: Path, key: str, threshold: Threshold) -> None:
-    """Keeps a result, if the cache folder can be written."""
+    """Writes a result to the cache, if the cache folder can be written."""
     with contextlib.suppress(OSError, UsageError):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps({"key": key, **asdict(threshold)}).encode(), follow_links=False)

@@ -1,11 +1,11 @@
-"""Groups of near-identical items: near rows (`simsearch.search.near_rows`) that are pictures of different files.
+"""Finds groups of near-identical items: different files whose features are near (`simsearch.search.near_rows`).
 
-A measured limit only says where to look: the pictures of near pairs, and of some a bit beyond, are compared by their
-pixels (`simsearch.search.second_look`).
+If the largest distance was measured (`simsearch.search.copy_threshold`), it only selects the pairs to look at: these
+pairs, and some a little farther apart, are compared by their pixels (`simsearch.search.second_look`).
 
-Exact searches for a sample of items estimate the fraction of near pairs that are in one group, where not all pairs are
-compared. The groups may span two indexes of one model: the one that is cleaned up, and another that is only compared
-with.
+In a large index not all pairs are compared. Exact searches for a sample of items then estimate the fraction of near
+pairs that are in one group. The groups may span two indexes of the same model: the one to clean up, and another one
+that it is compared with.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ CHECKED, CHECKED_NEIGHBOURS = 256, 8
 class Member:
     """An item of a group.
 
-    distance: to the group's first item: that of the lowest id, or the one to keep.
+    distance: to the group's first item, which is the one to keep or, without a rule, the one of the lowest id.
     own: False for an item of the index that this one is compared with.
-    copy: True if it is a copy of the first item, False if only others of the group link them; None if nobody looked.
+    copy: True for a copy of the first item, False if only other members link the two; None if pixels were not compared.
     """
 
     item: Item
@@ -55,7 +55,7 @@ class Member:
     copy: bool | None = None
 
     def is_near(self, limit: float) -> bool:
-        """Returns True for a copy of the group's first item; if nobody looked, for one within `limit` of it."""
+        """Returns True for a copy of the group's first item or, if pixels were not compared, within `limit` of it."""
         return self.distance <= limit if self.copy is None else self.copy
 
 
@@ -85,17 +85,19 @@ def duplicate_groups(
 ) -> list[list[Member]]:
     """Groups items that are linked by chains of distances up to `max_distance`.
 
-    Returns the groups of two or more, the largest first, the members of each by id. Several names of one file (links,
-    a folder indexed by two roots or also by a manifest) count as one member, by a name that is not a link if there is
-    one; files that are gone or have changed are in no group: deleting all members but one loses no picture.
-    max_distance: a threshold that has a reach links those pictures within it whose pixels agree, if one is
-    among the `near_rows.NEAREST` nearest of the other, and those that cannot be read within its distance.
-    progress: called with the number of items compared so far and of all items.
+    Returns the groups of two or more members, the largest first, with the members of each sorted by id. Deleting all
+    members of a group but one loses no picture: several names of one file (links, a folder indexed by two roots or also
+    by a manifest) count as one member, if possible by a name that is not a link, and files that are gone or have
+    changed are in no group.
+    max_distance: a distance, or a threshold. A threshold with a reach links pictures within its reach whose pixels
+    agree, if one is among the `near_rows.NEAREST` nearest of the other; it links pictures that cannot be read within
+    its distance.
+    progress: called with the number of items compared so far and the number of all items.
     exact: False to accept that links may be missed among more than `near_rows.EXACT` different items; see `checked`.
     against: another index of the same model; only groups with items of both are returned, the index's own items first.
-    A file that both have is the other's.
+    A file that is in both indexes counts as an item of the other index.
     keep: the rule that chooses each group's first member; None for the lowest id.
-    allowance: what reading pictures may take.
+    allowance: the limits for reading pictures.
     Raises UsageError for an invalid distance.
     """
     limit = max_distance if isinstance(max_distance, Threshold) else Threshold(max_distance)
@@ -141,9 +143,10 @@ def _from_first(
     look: Judge | None = None,
     places: NDArray[np.int64] | None = None,
 ) -> list[Member]:
-    """Returns members with their distances to one of them, which comes first. features: theirs, (n, D).
+    """Returns members with their distances to the member at place `first`, which is moved to the front.
 
-    look: tells, by their places, which are copies of the first.
+    features: (n, D), of the members.
+    look: tells which members are copies of the first; called with their places in `places`.
     """
     near = features.astype(np.float64)
     distances = np.linalg.norm(near - near[first], axis=1)
@@ -157,7 +160,7 @@ def _from_first(
 
 
 def _same_or_copies(distances: NDArray[np.float64], look: Judge, pairs: NDArray[np.int64]) -> list[bool | None]:
-    """Tells which pairs have the same features or are copies, a few at a time."""
+    """Returns True for each pair with the same features or of copies by `look`, which judges a few pairs at a time."""
     copies = distances == 0
     differ = np.flatnonzero(~copies)
     for start in range(0, len(differ), JUDGED):
@@ -167,9 +170,10 @@ def _same_or_copies(distances: NDArray[np.float64], look: Judge, pairs: NDArray[
 
 
 def members_now(snapshots: Searchable, numbers: Iterable[int], keep: Keep | None = None) -> list[Member]:
-    """Returns the items of a group, by their ids, as `duplicate_groups` would: as they are in the index and on disk.
+    """Returns the members of a group by the ids of its items, in their present state in the index and on disk.
 
-    Items that are gone are left out, and so are files that are gone or have changed, and all names of a file but one.
+    As in `duplicate_groups`, leaves out items and files that are gone, files that have changed, and all but one name of
+    a file.
     """
     with snapshots.reading() as reader:
         snapshot = snapshots.current(reader)
@@ -192,9 +196,10 @@ def compared_with_first(
     known: dict[tuple[int, int], bool] | None = None,
     allowance: Allowance | None = None,
 ) -> list[Member]:
-    """Returns the members of a group with what their pixels say; as they are if a limit goes by distance alone.
+    """Returns the members of a group with `copy` set by comparing pixels with the first; unchanged without a reach.
 
-    known: answers by the ids of the first member and another; new ones are added.
+    limit: pixels are compared only if it has a reach.
+    known: earlier results by the ids of the first and the other member; new results are added.
     """
     look = second_look(members, limit, allowance)
     if look is None:
@@ -238,7 +243,7 @@ def by_nearest(
 
 
 def second_look(members: Sequence[Member], limit: Threshold, allowance: Allowance | None = None) -> SecondLook | None:
-    """Returns a look at the pictures of members, by their places; None if a limit goes by distance alone."""
+    """Returns the comparison of members by their pixels, given by place; None if `limit` has no reach."""
     if not limit.reach:
         return None
     return SecondLook(limit.distance, lambda place: (members[place].item, members[place].source), allowance)
@@ -305,7 +310,7 @@ def _file_of(item: Item, sources: Mapping[int, Source]) -> Hashable:
 def checked(
     snapshots: Searchable, found: list[list[Member]], max_distance: float | Threshold, seed: int = 0
 ) -> tuple[int, int]:
-    """Searches a sample of items exactly; returns the number of near pairs, and of those whose items share a group.
+    """Searches a sample of items exactly; returns the number of near pairs, and how many of them are in one group.
 
     found: the groups of `duplicate_groups` for the same `max_distance`.
     """

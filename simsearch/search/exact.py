@@ -1,12 +1,16 @@
-"""Exact Euclidean nearest neighbours over the feature shards.
+"""Finds the exact Euclidean nearest neighbours among the rows of the feature files.
 
-A sketch of the rows (`simsearch.search.sketch`), if there is one, proves that most of them cannot be among the nearest,
-so that few are read. Queries that it cannot answer are scans, with the same result: for a single query the cores
-share the rows range by range, so memory bandwidth sets the speed. Many queries at once are a matrix product over blocks
-of rows decoded to float32. Rows in a GPU's memory are searched there (`simsearch.search.gpu`). In all cases float32
-only finds candidates, which are measured again in float64; the search is repeated with more candidates while rounding
-could hide a better row. Only the scan for a single query uses the memory map; everything else reads rows from the files
-(`simsearch.storage.random_reader`).
+With a sketch of the rows (`simsearch.search.sketch`), only few rows are read: the sketch proves that the others cannot
+be among the nearest. Without one, or for a query that the sketch cannot answer, all rows are scanned, with the same
+result:
+
+- For a single query, the cores scan ranges of rows in parallel, so memory bandwidth limits the speed.
+- For many queries at once, the scan is a matrix product over blocks of rows decoded to float32.
+- Rows in a GPU's memory are scanned there (`simsearch.search.gpu`).
+
+In all cases float32 only finds candidates, which are measured again in float64; the search is repeated with more
+candidates while rounding could hide a better row. Only the scan for a single query uses the memory map; everything else
+reads rows from the files (`simsearch.storage.random_reader`).
 
 Letters: nq queries, k neighbours, D dimension, n rows.
 """
@@ -42,7 +46,7 @@ DIRECT = 2048
 """Up to this number of permitted rows, they are read and measured directly instead of scanning all rows."""
 
 LONGEST = 1e37
-"""Squared lengths below this can be added and multiplied in float32 without overflow."""
+"""If the squared lengths of two vectors are below this, their squared distance does not overflow in float32."""
 
 BATCH = 24
 """From this many queries on, a matrix product is faster than a scan for each."""
@@ -63,7 +67,7 @@ PIECES = 4
 class _Scanned(NamedTuple):
     """The rows nearest in float32 and their squared distances, ascending, both (nq, width); row -1 stands for none.
 
-    slack: (nq,) how far rounding may have moved a squared distance, beyond the relative ROUNDING.
+    slack: (nq,) largest absolute rounding error of the squared distances, in addition to the relative error ROUNDING.
     """
 
     distances: NDArray[np.float32]
@@ -74,9 +78,9 @@ class _Scanned(NamedTuple):
 class FlatIndex:
     """Exact search over the first `rows` rows of the feature files. Safe for many threads and while rows are appended.
 
-    devices: returns the torch devices that should hold a number of rows, possibly none; None to use the CPU only.
-    before: an index over fewer of the same rows, whose GPU memory is reused.
-    sketch: returns the sketch of the first rows, which need not be all; None if there is none.
+    devices: returns the torch devices for a number of rows, or an empty sequence; None to use the CPU only.
+    before: an index over the first of these rows, whose GPU memory is reused.
+    sketch: returns a sketch of the first rows (not necessarily of all), or None if there is none.
     """
 
     def __init__(
@@ -169,7 +173,7 @@ class FlatIndex:
 
     def rank(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Neighbours:
         """Returns the k nearest of the given rows, measured in float64, and those that tie with the last."""
-        if len(rows) > ROWS or "faiss" not in sys.modules:  # importing it takes longer than a few rows
+        if len(rows) > ROWS or "faiss" not in sys.modules:  # importing FAISS takes longer than a few rows
             return rank_exact(query, rows, self.read(rows), k)
         buffer = self._buffers.get()
         features = self.read(rows, buffer.features[: len(rows)])
@@ -219,7 +223,7 @@ class FlatIndex:
             rows = np.arange(start, stop) if permitted is None else permitted[start:stop]
             x, own = self._block(rows, buffer)
             with np.errstate(all="ignore"):  # queries that overflow float32 are measured in float64
-                squared = doubled @ x.T  # (nq, n), less the queries' own lengths
+                squared = doubled @ x.T  # (nq, n), without |q|^2
                 squared += own
             if not max(longest := float(own.max()), float(lengths.max())) < LONGEST:
                 squared[~np.isfinite(squared)] = np.inf
@@ -262,7 +266,7 @@ class FlatIndex:
                 self._files = self._files or RandomReader(self.shards, self.rows)
                 self._resident = gpu.load(self._files.read, self.rows, names, self._before)
             if self._resident is None:
-                self._devices = None  # they do not fit
+                self._devices = None  # the rows do not fit
             self._before = None
             return self._resident is not None
 
@@ -292,7 +296,7 @@ class FlatIndex:
 def _split(
     permitted: NDArray[np.int64] | None, covered: int, rows: int
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
-    """Returns the permitted ones of the first `covered` rows (None for all of them), and of the others."""
+    """Splits permitted rows into those below `covered` (None for all of them) and the others."""
     if permitted is None:
         return None, np.arange(covered, rows)
     place = int(np.searchsorted(permitted, covered))
@@ -315,9 +319,10 @@ def _best(
 def _nearer(
     squared: NDArray[np.float32], rows: NDArray[np.int64], limits: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Returns, of (nq, n) distances to (n,) rows, those below each query's limit; inf fills up shorter lists.
+    """Returns the distances below each query's limit, and their rows, both (nq, longest); inf and -1 fill up the rest.
 
-    Most blocks have few of them, which is faster than selecting the best of all.
+    As most blocks have few such distances, this is faster than selecting the smallest of all.
+    squared: (nq, n) distances. rows: (n,) the row of each column.
     limits: (nq, 1); None for no limit.
     """
     if limits is None:

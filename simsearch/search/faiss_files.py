@@ -98,7 +98,7 @@ def search_part(
 
 
 class OneThread:
-    """While it is entered, FAISS uses one thread for calls from this thread.
+    """A context manager in which FAISS uses one thread for calls from the current thread.
 
     FAISS starts all its threads even for a single query, and then waits for each, which takes milliseconds when other
     programs use the cores.

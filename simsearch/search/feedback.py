@@ -28,9 +28,9 @@ def blend(
     """Returns the mean of a (D,) query and `plus`, moved half a step away from the mean of `minus` (Rocchio 1971).
 
     plus, minus: (n, D) examples.
-    plus_weights: of each of `plus` in the mean, in which the query has weight 1.
-    minus_weights: of each of `minus` in its mean; the mean weight also multiplies the step.
-    Weights are 1 by default. The result is not negative if no input is, as with activations.
+    plus_weights: the weight of each of `plus` in the mean, in which the query has weight 1.
+    minus_weights: the weight of each of `minus` in the mean of `minus`; the average weight also multiplies the step.
+    Weights are 1 by default. If no input has negative values, as with activations, the result has none.
     """
     wanted: NDArray[np.float32] = np.concatenate([query[None], plus])
     factors = np.array([1.0, *(plus_weights or [1.0] * len(plus))], np.float32)
@@ -47,8 +47,8 @@ def blend(
 def expanded(query: NDArray[np.float32], near: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns the weighted mean of a (D,) query and its (n, D) first matches, scaled to the query's length.
 
-    Average query expansion (Chum et al., ICCV 2007). A match has the weight of its cosine to the query cubed, so that
-    doubtful matches count little (Radenović, Tolias & Chum, PAMI 2019, "alpha QE").
+    Average query expansion (Chum et al., ICCV 2007). The weight of a match is its cosine to the query, cubed, so
+    that doubtful matches count little (Radenović, Tolias & Chum, PAMI 2019, "alpha QE").
     """
     q, x = query.astype(np.float64), near.astype(np.float64)  # float32 squares may overflow
     length = float(np.linalg.norm(q))

@@ -2,9 +2,9 @@
 
 The rows are kept as float16 in chunks, assigned to the devices in turn. A search computes |q|^2 - 2 q.x + |x|^2 by a
 matrix product, block by block, and keeps the best of each device; rows that may not be found get an infinite distance.
-Features of pictures are float16: such queries are multiplied with the rows directly if the device sums float16 products
-in float32, so that each row is read once. Otherwise blocks are decoded to float32 first. The results are candidates
-with a bound on their rounding; `simsearch.search.exact` measures them in float64, as after a scan on the CPU.
+Queries whose values float16 can hold, like all features of pictures, are multiplied with the float16 rows directly if
+the device sums the products in float32. Otherwise blocks of rows are decoded to float32 first. The results are
+candidates with a bound on their rounding; `simsearch.search.exact` measures them in float64, as after a CPU scan.
 
 Letters: nq queries, D dimension, n rows, width candidates.
 """
@@ -43,8 +43,10 @@ SPARE = 1 << 30
 """Bytes of each device's memory left free for blocks, results and the network."""
 
 ROUNDING, ROUNDING_HALF = 2.5e-5, 1e-4
-"""Largest error of a product, relative to the squared sum of both lengths: in float32, and in float16, whose sums a
-GPU's matrix units truncate instead of rounding."""
+"""Largest errors of squared distances by float32 and by float16 products, relative to the squared sum of the lengths.
+
+The second is larger, since the matrix units of a GPU truncate sums of float16 products instead of rounding them.
+"""
 
 
 class _Chunk(NamedTuple):

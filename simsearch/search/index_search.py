@@ -44,7 +44,7 @@ class IndexSearch:
         self._estimated: tuple[int, Scale] | None = None
 
     def by_pictures(self, pictures: Sequence[Picture | int], k: int, options: PictureOptions) -> list[Matches]:
-        """See `Engine.search_many`."""
+        """Returns the k matches of each picture or item; see `Engine.search_many`."""
         chosen, changes = split(options)
         with self.query_resolver() as resolver:
             queries = resolver.prepare_many(as_list(pictures), **changes)
@@ -54,7 +54,7 @@ class IndexSearch:
     def by_vectors(
         self, vectors: NDArray[np.float32], k: int, without: Sequence[Sequence[int]], options: SearchOptions
     ) -> list[Matches]:
-        """See `Engine.search_by_vectors`."""
+        """Returns the k matches of each vector; see `Engine.search_by_vectors`."""
         check_names(options, by_vector=True)
         variants = as_variants(vectors, self.index.meta.dimension)
         if len(without) not in {0, len(variants)}:
@@ -66,13 +66,13 @@ class IndexSearch:
     def neighbours(
         self, vectors: NDArray[np.float32], k: int, where: Where | None, exact: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """See `Engine.neighbours`."""
+        """Returns the ids and distances of the k nearest items of each vector; see `Engine.neighbours`."""
         queries = as_vectors(vectors, self.index.meta.dimension)
         with self.index.reading() as reader:
             return self._searcher(reader).neighbours(queries, k, where, exact)
 
     def stored_features(self, key: int | bytes) -> NDArray[np.float32] | None:
-        """See `Engine.stored_features`."""
+        """Returns the features that the index has of an item or file; see `Engine.stored_features`."""
         with self.index.reading() as reader:
             row = reader.row_of(key) if isinstance(key, bytes) else reader.item(key).row
             return None if row is None else reader.shards.read(np.array([row]))[0].astype(np.float32)
@@ -81,7 +81,7 @@ class IndexSearch:
     def query_resolver(
         self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS, budget: MemoryBudget | None = None
     ) -> Iterator[QueryResolver]:
-        """See `Engine.query_resolver`."""
+        """Yields a resolver over one snapshot, closed at the end; see `Engine.query_resolver`."""
         with contextlib.ExitStack() as stack:
 
             def read() -> tuple[ItemReader, Mapping[int, Source]]:
@@ -100,13 +100,13 @@ class IndexSearch:
             )
 
     def structure(self) -> ApproximateSearch | None:
-        """See `Engine.structure`."""
+        """Returns the approximate search of the index, or None; see `Engine.structure`."""
         with self.index.reading() as reader:
             self.snapshots.current(reader)
             return self.snapshots.structure(reader)
 
     def _shown(self, answers: list[Matches]) -> list[Matches]:
-        """Gives matches the means to show their pictures."""
+        """Returns the answers after setting `thumbnail`, with which a notebook shows the pictures."""
         for matches in answers:
             matches.thumbnail = self._thumbnail
         return answers
@@ -123,9 +123,9 @@ class IndexSearch:
         return Searcher(reader, snapshot, reader.shards, self.scale(reader), unit, structure)
 
     def scale(self, reader: ItemReader) -> Scale:
-        """Returns the scale of similarities. That of an index of an older version is estimated.
+        """Returns the scale of similarities, estimated if an older version wrote the index and did not record one.
 
-        A small index is estimated after each change, a large one once.
+        The estimate is repeated after each change of a small index, and made once for a large one.
         """
         snapshot, meta = self.snapshots.current(reader), self.index.meta
         if not meta.similarity and self.index.folder is not None:

@@ -30,7 +30,7 @@ SAMPLE = 16_384
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Queries with known answers, to measure structures with.
+    """Queries with known answers, to measure approximate searches with.
 
     flat: the exact search. rows: (n,) the rows to search. queries: (nq, D).
     truth: (nq,) the distance between each query and its K-th true neighbour.
@@ -43,7 +43,7 @@ class Benchmark:
 
     @classmethod
     def of(cls, flat: FlatIndex, rows: NDArray[np.int64], queries: NDArray[np.float32]) -> Benchmark:
-        """Searches the rows exactly for the true neighbours of the queries."""
+        """Returns a benchmark of (nq, D) queries, after an exact search for their true neighbours among `rows`."""
         found = flat.search(queries, K, rows)
         return cls(flat, rows, queries, np.array([each.distances[K - 1] for each in found]))
 

@@ -30,13 +30,14 @@ BLOCK = 16_384
 """Rows of a block that is compared at once."""
 
 STRIPE = 32_768
-"""The number of rows of a stripe, if there are more stripes than cores: at most twice this."""
+"""Smallest number of rows in a stripe if there are more stripes than threads; the largest is twice this."""
 
 
 class Listed(NamedTuple):
     """The rows of a stripe whose codes are nearest to a query's.
 
-    rows, near: (m,) and their squared distances, ascending. edge: the least one that a row which is not listed has.
+    rows: (m,). near: (m,) the squared distances of their codes, ascending.
+    edge: a lower bound of the squared distances of the stripe's other rows; inf if all rows are listed.
     """
 
     rows: NDArray[np.int64]
@@ -47,9 +48,10 @@ class Listed(NamedTuple):
 class NarrowCodes:
     """The (n, w) uint8 codes of n rows. Safe for many threads.
 
-    They are kept in c stripes: each has every c-th row, so that all have about the same share of the near ones. There
-    is at least one for each core, and no stripe is long, because listing many rows of a long one is slow.
-    fewest: the smallest number of rows worth a stripe. threads: that search for one query.
+    The codes are kept in c stripes, each of every c-th row, so that all stripes have about the same share of the near
+    rows. There is at least one stripe for each thread, and no stripe is long, since listing many rows of it would be
+    slow.
+    fewest: the smallest number of rows for each thread. threads: the number of threads that search for one query.
     """
 
     def __init__(self, codes: NDArray[np.uint8], fewest: int) -> None:
@@ -62,7 +64,7 @@ class NarrowCodes:
         self._lock = threading.Lock()
 
     def masks(self, permitted: NDArray[np.int64] | None) -> list[NDArray[np.bool_]]:
-        """Returns for each stripe which of its rows may be found; an empty list if all may."""
+        """Returns a mask for each stripe, True for the rows that may be found; an empty list if all rows may."""
         if permitted is None:
             return []
         with self._lock:
@@ -83,9 +85,9 @@ class NarrowCodes:
         threads: int,
         stripes: Sequence[int] | None = None,
     ) -> list[Listed]:
-        """Returns the `wanted` rows of nearest codes of each stripe.
+        """Returns the `wanted` rows of each stripe whose codes are nearest to a query's.
 
-        code: (w,). masks: from `masks`. threads: that compare the stripes. stripes: only these; by default all.
+        code: (w,). masks: from `masks`. threads: their number. stripes: the stripes to search; by default all.
         """
         vector, numbers = code.astype(np.float32)[None], range(self.stripes) if stripes is None else stripes
 
@@ -111,9 +113,9 @@ class NarrowCodes:
         return parts
 
     def table(self, codes: NDArray[np.uint8], masks: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
-        """Returns the squared distances of (nq, w) codes to all rows, (nq, n), stripe by stripe.
+        """Returns the squared distances of (nq, w) codes to all rows, (nq, n), ordered stripe by stripe.
 
-        All numbers are whole and below 2^24, so that float32 has no rounding.
+        Rows that may not be found get EXCLUDED. The others are whole numbers below 2^24, which float32 holds exactly.
         """
         views = [_codes(index) for index in self._indexes]
         if self._lengths is None:
@@ -135,7 +137,7 @@ class NarrowCodes:
         return found
 
     def rows_of(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns the rows of columns of a table from `table`."""
+        """Returns the row that each of the given columns of `table` stands for."""
         edges = np.cumsum([0] + [index.ntotal for index in self._indexes])
         stripes = np.searchsorted(edges, columns, side="right") - 1
         rows: NDArray[np.int64] = (columns - edges[stripes]) * self.stripes + stripes
@@ -151,6 +153,6 @@ def _faiss_index(codes: NDArray[np.uint8]) -> Any:
 
 
 def _codes(index: Any) -> NDArray[np.uint8]:
-    """Returns the (n, w) codes of a FAISS index, in its own memory."""
+    """Returns a view of the (n, w) codes in the memory of a FAISS index, without a copy."""
     view: NDArray[np.uint8] = faiss.rev_swig_ptr(index.codes.data(), index.ntotal * index.d)
     return view.reshape(index.ntotal, index.d)

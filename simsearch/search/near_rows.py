@@ -1,11 +1,11 @@
 """Links rows that are near each other, without measuring all pairs.
 
 Features are projected on their principal components. An orthonormal projection never lengthens a distance, so rows
-whose projections are farther apart than the threshold need no comparison. Sorted by the first component, each row has
-to be compared with a window of others only. The remaining pairs are measured in float64, so the links are the same as
-from all pairs; but the work still grows with the square of the number of rows. Of very many rows each is therefore
-compared with its nearest ones in the inverted lists around it (the work grows with the power 1.5). Memory grows
-linearly.
+whose projections are farther apart than the threshold need no comparison. If the rows are sorted by the first
+component, each has to be compared only with the rows in a window around it. The remaining pairs are measured in
+float64, so the links are the same as from all pairs, but the work grows with the square of the number of rows. If there
+are more than EXACT different rows, each is therefore compared only with its nearest rows in the inverted lists around
+it; this work grows with the power 1.5 of their number. Memory grows linearly.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SAMPLE = 8192
 """Rows that the principal components are computed from."""
 
 BLOCK, WINDOW, PAIRS = 512, 8192, 1024
-"""Rows compared at once, others that they are compared with at once, and pairs measured at once."""
+"""Rows compared at once, number of other rows they are compared with at once, and pairs measured at once."""
 
 EXACT = 50_000
 """Up to this number of different rows, all pairs of projected features are compared."""
@@ -46,12 +46,12 @@ NEIGHBOURS, PROBES = 32, 16
 
 
 NEAREST, JUDGED = 8, 64
-"""Nearest rows of each that a judge is asked about, and pairs that it is asked about at once."""
+"""Number of nearest rows of each row that a `Judge` is asked about, and number of pairs in one call of it."""
 
 _MEASURED = 1 << 16
 
 Judge = Callable[["NDArray[np.int64]", "NDArray[np.float64]"], "NDArray[np.bool_]"]
-"""Tells which pairs of places (n, 2), at distances (n,), belong together: (n,)."""
+"""A function of pairs of places (n, 2) and their distances (n,) that returns True for each pair to link: (n,)."""
 
 
 class JoinedRows:
@@ -82,12 +82,12 @@ def linked(
     exact: bool,
     judge: Judge | None = None,
 ) -> NDArray[np.int64]:
-    """Links rows at most `reach` apart, and returns for each of (n,) the lowest place in `rows` of its group: (n,).
+    """Groups rows that are linked by chains of distances up to `reach`; identical rows are always linked.
 
-    exact: True to compare all pairs, however many rows there are.
-    judge: links only those of the pairs that it agrees to, nearest first; it is asked about pairs of which one row is
-    among the NEAREST of the other, in projection.
-    Identical rows are always linked.
+    Returns for each of (n,) rows the lowest place in `rows` of a row of the same group: (n,).
+    exact: True to compare all pairs even if there are more than EXACT different rows.
+    judge: decides which pairs within `reach` are linked, nearest first; None for all. It is only asked about pairs of
+    which one row is, in projection, among the NEAREST of the other.
     """
     links = _Links(len(rows))
     if len(rows) < 2:
@@ -136,9 +136,10 @@ def _projected(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.f
 
 
 def _nearest(pairs: NDArray[np.int64], squared: NDArray[np.float32], bound: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Returns those of the pairs (n, 2), each given once, whose second place may be among the NEAREST of the first.
+    """Returns the pairs whose second place may be among the NEAREST of the first.
 
-    squared: their distances, (n,). bound: of each place, what its NEAREST are known not to exceed; lowered here.
+    pairs: (n, 2), no pair twice. squared: (n,) squared distances of the pairs.
+    bound: an upper bound, for each place, of the squared distances of its NEAREST rows; lowered in place.
     """
     near = squared <= bound[pairs[:, 0]]
     pairs, squared = pairs[near], squared[near]
@@ -152,7 +153,7 @@ def _nearest(pairs: NDArray[np.int64], squared: NDArray[np.float32], bound: NDAr
 
 
 def _once(parts: Sequence[NDArray[np.int64]], places: int) -> NDArray[np.int64]:
-    """Joins lists of pairs (n, 2) of so many places, each pair once."""
+    """Joins lists of pairs (n, 2), without repeated pairs. places: larger than all places in the pairs."""
     pairs = np.concatenate(parts)
     return np.stack(np.divmod(np.unique(pairs[:, 0] * places + pairs[:, 1]), places), 1)
 
@@ -160,7 +161,7 @@ def _once(parts: Sequence[NDArray[np.int64]], places: int) -> NDArray[np.int64]:
 def _judge(
     flat: JoinedRows, rows: NDArray[np.int64], pairs: NDArray[np.int64], reach: float, links: _Links, judge: Judge
 ) -> Iterator[None]:
-    """Links the pairs within `reach` that a judge agrees to, nearest first; yields after some at a time."""
+    """Links the pairs within `reach` that the judge agrees to, nearest first; yields after each call of the judge."""
     pairs = np.unique(np.sort(pairs, axis=1), axis=0)
     blocks = range(0, len(pairs), PAIRS)
     distances = np.concatenate([np.zeros(0), *(_distances(flat, rows, pairs[at : at + PAIRS]) for at in blocks)])

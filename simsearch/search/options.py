@@ -19,24 +19,28 @@ if TYPE_CHECKING:
     from simsearch.storage.filters import Where
 
 Kind = Literal["integer", "number", "flag", "conditions", "box", "images"]
-"""box: x, y, width, height in pixels. images: pictures or items with weights; in HTTP requests, ids of items."""
+"""The type of an option's value.
+
+box: x, y, width, height in pixels.
+images: pictures or items with weights; in HTTP requests, ids of items.
+"""
 
 LISTS = ("conditions", "images")
 """The kinds that may be given several times."""
 
 MOST_FEEDBACK = 64
-"""Largest number of items in `plus`, and in `minus`, of an HTTP request."""
+"""Largest number of items in `plus`, in `minus` and for `expand` in an HTTP request."""
 
 
 @dataclass(frozen=True)
 class SearchOption:
-    """One option.
+    """A search option, as declared for Python, the command line, HTTP and the web page.
 
     name: its keyword in Python.
     help: one sentence for the command line, and for HTTP unless `http_help` is given.
     minimum, maximum: the smallest and the largest value.
     most: for HTTP only, the largest value, or the largest number of values of a list.
-    changes_query: True if it changes the query's vectors; it then applies to pictures and items, but not to vectors.
+    changes_query: True if the option changes the query's vectors; `Engine.search_by_vectors` does not take it.
     flags: on the command line; by default `--` and the name.
     metavar: the name of its value in the command line's help.
     field: its name in HTTP requests; by default the name.
@@ -201,12 +205,15 @@ class PictureOptions(SearchOptions, total=False):
 
 
 def _spellings(option: SearchOption) -> list[str]:
-    """Returns an option's other names, on the command line and over HTTP, as a keyword would be written."""
+    """Returns an option's names in HTTP and on the command line, without dashes at the start and with underscores."""
     return [option.http_field, *(flag.lstrip("-").replace("-", "_") for flag in option.command_line)]
 
 
 def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
-    """Raises UsageError for an unknown option, one that a search by a vector lacks, and a flag given as text."""
+    """Raises UsageError for an unknown option or a flag given as text.
+
+    by_vector: True to treat the options that change the query's vectors as unknown.
+    """
     known = [option.name for option in OPTIONS if option.name != "k" and not (by_vector and option.changes_query)]
     if unknown := sorted(set(given) - set(known)):
         search = "a search by vectors" if by_vector else "a search"

@@ -1,4 +1,4 @@
-"""The forms of a query: as a caller gives it, and read and decoded."""
+"""The types of a query, as given by a caller and after reading and decoding, and their conversion and checks."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class PreparedImage:
     item: the id, if the query is an item.
     digest: SHA-256 of the file (of an item's file, as indexed); empty if not known.
     pixels: (S, S, 3) uint8 from `preprocessing.pixels`.
-    mirrored: the same of the mirror image, if that is wanted too.
-    whole: False for a part of a picture.
-    weights_sha256: of the model that the pixels are for.
+    mirrored: the pixels of the mirror image, (S, S, 3) uint8, if it is searched for too.
+    whole: False if the pixels are only a part of the picture.
+    weights_sha256: SHA-256 of the weights of the model that the pixels are for.
     vector: (D,) float32, in place of a picture.
     """
 
@@ -50,9 +50,9 @@ class PreparedImage:
 
 @dataclass(frozen=True, eq=False)
 class PreparedQuery:
-    """An image to search by, and those that matches should be like (`plus`) and unlike (`minus`), with weights.
+    """An image to search by, with weighted images that matches should resemble (`plus`) or not resemble (`minus`).
 
-    copies: the ids of items with the image's own content, if those are to be left out.
+    copies: the ids of the items whose file has the same content as the image, if these must not be matches.
     """
 
     image: PreparedImage
@@ -64,7 +64,7 @@ class PreparedQuery:
 
     @property
     def variants(self) -> int:
-        """The number of its vectors, v: 2 with a mirror image, else 1."""
+        """The number of vectors of the query, v: 2 with a mirror image, else 1."""
         return 1 if self.image.mirrored is None else 2
 
     @property
@@ -93,7 +93,7 @@ def as_list(pictures: Any) -> list[Any]:
 
 
 def _as_numbers(values: Any, subject: str) -> NDArray[np.float32]:
-    """Converts numbers to float32; those too large for it become infinite. Raises UsageError, "`subject` not …"."""
+    """Converts numbers to float32; too large ones become infinite. Raises UsageError that starts with `subject`."""
     try:
         if np.iscomplexobj(values):
             raise ValueError("they are complex")

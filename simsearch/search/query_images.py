@@ -39,9 +39,10 @@ class _File:
 
 
 class LazySnapshot:
-    """One snapshot of an index, opened at its first use: an uploaded picture needs none. Safe for many threads.
+    """One snapshot of an index, opened when it is first needed. Safe for many threads.
 
-    read: opens it; returns its reader, and the index's sources by number.
+    Preparing an uploaded picture, for example, does not need the snapshot.
+    read: opens the snapshot; returns the reader, and the index's sources by number.
     """
 
     def __init__(self, read: Callable[[], tuple[ItemReader, Mapping[int, Source]]]) -> None:
@@ -50,7 +51,7 @@ class LazySnapshot:
 
     @property
     def reader(self) -> ItemReader:
-        """Its reader, which is for one thread at a time."""
+        """The reader of the snapshot, which only one thread may use at a time."""
         return self._open()[0]
 
     @property
@@ -85,7 +86,7 @@ class QueryImages:
         self._lock = threading.Lock()  # the threads share the reader
 
     def copies(self, image: PreparedImage) -> tuple[int, ...]:
-        """Returns the ids of the items whose file has the content of the image's."""
+        """Returns the ids of the items whose file has the same content as the image's file."""
         with self._lock:
             digest = image.digest or (self.snapshot.reader.item(image.item).digest if image.item is not None else b"")
             return tuple(self.snapshot.reader.ids_of(digest)) if digest else ()
@@ -128,8 +129,8 @@ class QueryImages:
         """Reads one picture or item, and decodes it if its features may need computing.
 
         crop: the part to use. flip: True for the mirror image as well.
-        decode_known: False to leave out the pixels of a whole file whose features the index has.
-        hashed: True for the digest of the file of a part too.
+        decode_known: False to not decode a file whose features are in the index, unless there is a crop or flip.
+        hashed: True to compute the digest of the file even if there is a crop.
         """
         unchanged = crop is None and not flip
         if is_id(picture) and unchanged:
@@ -199,7 +200,10 @@ def _picture_file(picture: Any, hashed: bool) -> _File:
 
 
 def _scaled_box(box: Box, size: tuple[int, int], scaled: tuple[int, int]) -> Box:
-    """Returns a box of an image of one size in pixels of the scaled image. Raises ImageError if it leaves the image."""
+    """Converts a box in pixels of an image of `size` to pixels of the same image at `scaled` size.
+
+    Raises ImageError if the box is not inside the image.
+    """
     box = decode.check_box(box, size)
     across, down = scaled[0] / size[0], scaled[1] / size[1]
     x, y = round(box[0] * across), round(box[1] * down)
@@ -207,5 +211,5 @@ def _scaled_box(box: Box, size: tuple[int, int], scaled: tuple[int, int]) -> Box
 
 
 def _thread_safe(picture: Any) -> bool:
-    """Returns False for objects that two threads cannot read at once, since a caller may give one twice."""
+    """Returns False for images, arrays and open files: a caller may give one twice, and threads cannot share it."""
     return not isinstance(picture, Image.Image | np.ndarray) and not hasattr(picture, "read")

@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 
 
 class QueryResolver:
-    """Makes query vectors over one snapshot of an index. Safe for many threads.
+    """Turns queries into vectors, using one snapshot of an index. Safe for many threads.
 
-    snapshot: of the index, opened at its first use.
+    snapshot: the snapshot of the index, opened when it is first needed.
     dimension: D, the length of a feature vector.
     recipe: the preprocessing of the index's model.
-    weights_sha256: of the index's model.
+    weights_sha256: SHA-256 of the weights of the index's model.
     compute: takes n arrays (S, S, 3) uint8 and returns (n, D) float32 features, rounded to float16 as in the index.
     max_pixels: the number of pixels of the largest picture to decode.
     names_in_errors: True to begin an ImageError with the picture's name.
-    budget: memory for decoding that resolvers share; None for one of its own.
+    budget: limits the memory for decoding, for all resolvers that share it; None for a separate limit.
     """
 
     def __init__(
@@ -81,9 +81,10 @@ class QueryResolver:
         minus: Any = (),
         no_self: bool = False,
     ) -> PreparedQuery:
-        """Reads and decodes one query, for this resolver or one of a later snapshot.
+        """Reads and decodes one query.
 
-        The options are those of `options.PictureOptions`. Raises ImageError, ItemNotFoundError, UsageError.
+        The result can be resolved by this resolver or by one with a later snapshot. The options are those of
+        `options.PictureOptions`. Raises ImageError, ItemNotFoundError, UsageError.
         """
         image = self.images.one(picture, crop, flip, hashed=no_self)
         query = PreparedQuery(image, *self._examples(plus, minus))
@@ -99,9 +100,9 @@ class QueryResolver:
         minus: Any = (),
         no_self: bool = False,
     ) -> list[PreparedQuery]:
-        """Prepares several pictures in threads, for this resolver only.
+        """Reads and decodes several pictures in threads; only this resolver can resolve the results.
 
-        Unlike `prepare`, does not decode a file whose features the index has, unless a crop or flip needs its pixels.
+        Unlike `prepare`, it does not decode a file whose features are in the index, unless there is a crop or flip.
         """
         examples = self._examples(plus, minus, decode_known=False)
         return [
@@ -119,7 +120,7 @@ class QueryResolver:
         minus: Any = (),
         no_self: bool = False,
     ) -> PreparedQuery:
-        """Prepares a query by (D,) features. Raises UsageError, also for a crop or a flip; no file is its own."""
+        """Prepares a query by (D,) features; ignores `no_self`. Raises UsageError, also for a crop or a flip."""
         if crop is not None or flip:
             raise UsageError(f"a vector cannot be {'mirrored' if crop is None else 'cropped'}")
         return PreparedQuery(PreparedImage(vector=as_vector(vector, self.dimension)), *self._examples(plus, minus))
@@ -180,9 +181,10 @@ class QueryResolver:
         return [existing_rows(self.reader, query.left_out) for query in queries]
 
     def _known(self, image: PreparedImage) -> NDArray[np.float32] | None:
-        """Returns the features of a vector query, or those that the index has of an item or file; else None.
+        """Returns the (D,) features of an image if it is a vector or in the index; None if they must be computed.
 
-        Raises OutdatedQueryError if features must be computed and the image was prepared for another index.
+        Raises OutdatedQueryError if the index has changed so that the image must be prepared again, and
+        ItemNotFoundError.
         """
         if image.vector is not None:
             if image.vector.shape != (self.dimension,):

@@ -46,7 +46,7 @@ def rank_exact(
 
 
 def measured(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int) -> Neighbours:
-    """Returns the same as `rank_exact`, and measures all rows in float64."""
+    """Returns the same as `rank_exact`, but measures all rows in float64."""
     k = min(k, len(rows))
     with np.errstate(invalid="ignore"):  # damaged rows may be infinite
         difference = to_float32(features).astype(np.float64)
@@ -59,7 +59,10 @@ def measured(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDAr
 
 
 def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: int) -> NDArray[np.int64]:
-    """Returns the places in (n, D) features that may be among the k nearest or tie with the last, by float32."""
+    """Returns the places of the (n, D) features that may be among the k nearest or tie with the last.
+
+    Compares them in float32, with a margin for rounding.
+    """
     if len(features) <= k + 8:
         return np.arange(len(features))
     with np.errstate(over="ignore", invalid="ignore"):

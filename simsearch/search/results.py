@@ -25,7 +25,7 @@ WORDS = (("copy", 0.75), ("close", 0.5), ("similar", 0.3), ("weak", 0.0))
 
 copy: at most half as far as an item's nearest neighbour usually is; the same picture, changed a little.
 close: nearer than an item's nearest neighbour usually is.
-similar: a little farther than that.
+similar: a little farther than an item's nearest neighbour usually is.
 weak: not much nearer than a random item; a match only because nothing is nearer.
 """
 
@@ -40,7 +40,7 @@ class Match:
     """An item found by a search.
 
     rank: from 1.
-    path: where the image is now, as it can be opened.
+    path: the current path of the image, with which it can be opened.
     distance: Euclidean.
     similarity: in [0, 1]; see `simsearch.search.similarity`.
     """
@@ -72,7 +72,7 @@ class Matches(list[Match]):
     thumbnail: Callable[[int], Image.Image | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"exact": self.exact}  # the open index stays behind when matches are pickled
+        return {"exact": self.exact}  # not `thumbnail`, which holds the open index
 
     def to_pandas(self) -> Any:
         """Returns a pandas.DataFrame with a column for each field of `Match`. Raises MissingExtraError."""

@@ -1,6 +1,6 @@
-"""Memory that rows are read into, where FAISS measures them as they are: float16, without a copy.
+"""Buffers to read float16 rows into, in which FAISS measures the distances without a copy or conversion.
 
-FAISS's distances are in float32. They leave a few rows, which are then measured in float64.
+FAISS computes in float32. The few rows that may be among the nearest are then measured in float64 by the caller.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ROWS = 256
 
 
 SPARE = 8
-"""Rows listed beyond the k-th, before all of equal distance are."""
+"""Number of rows listed beyond the k-th at first; more are listed if these have the same distance."""
 
 
 class Near(NamedTuple):
     """Rows of a buffer that may be among the k nearest.
 
     squared, places: (m,) their squared distances in float32, ascending, and their places in the buffer.
-    best: the k-th squared distance in float32, of these and others; inf if there are fewer.
+    best: the k-th smallest squared distance in float32, of these rows and the others; inf if there are fewer than k.
     """
 
     squared: NDArray[np.float32]

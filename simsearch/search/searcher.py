@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 NEAR_IDENTICAL = 0.25
-"""With `dedup`, matches closer to each other than this fraction of the median random distance count as one picture.
+"""`dedup` treats matches up to this distance apart as one picture; in units of the median distance of random pairs.
 
-Measured with AlexNet trained on labels alone, on 100 of its training images: of copies saved as JPEG at quality 50,
-scaled to 75 %, cropped by 5 % or brightened by 10 %, nine in ten are below 0.23; different images are all above 0.47.
+Measured with AlexNet trained on labels alone, on 100 of its training images. Nine in ten copies (saved as JPEG at
+quality 50, scaled to 75 %, cropped by 5 % or brightened by 10 %) are closer than 0.23 to the original image; different
+images are all more than 0.47 apart.
 """
 
 
 MOST_NEIGHBOURS = 1 << 28
-"""Most ids that `neighbours` returns at once: 4 GiB with their distances."""
+"""Largest number of ids that one call of `neighbours` returns; with the distances they take 4 GiB."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class Searcher:
         left_out: Sequence[Sequence[int]],
         options: SearchOptions,
     ) -> list[Matches]:
-        """Returns the k matches of each of (nq, v, D) queries: v variants, of which the nearest counts.
+        """Returns the k nearest matches of each of nq queries.
 
+        queries: (nq, v, D), v variants of each query; the distance of a match is that to the nearest variant.
         left_out: for each query, the rows that cannot be matches.
         Raises UsageError for unusable options.
         """
@@ -134,7 +136,7 @@ class Searcher:
     def _candidates(
         self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None, exact: bool
     ) -> list[Neighbours]:
-        """Returns the rows nearest to each of (nq, D) queries, found by the structure unless `exact`."""
+        """Returns the rows nearest to each of (nq, D) queries, by the approximate search unless `exact`."""
         if self.structure is None or exact:
             return self.snapshot.flat.search(queries, k, permitted)
         return self.structure.search(self.snapshot.flat, queries, k, permitted)
@@ -150,9 +152,10 @@ class Searcher:
         options: SearchOptions,
         answers: list[Matches],
     ) -> NDArray[np.float32]:
-        """Returns (nq, v, D) queries averaged with their first matches, the same ones for each variant of a query.
+        """Returns the (nq, v, D) queries, each averaged with its first `count` matches.
 
-        answers: of each query; `exact` becomes False if the query's first matches come from an approximate search.
+        All variants of a query are averaged with the same matches.
+        answers: one for each query; `exact` becomes False if the query's first matches come from an approximate search.
         """
         if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
             raise UsageError(f"a query cannot be expanded by {count!r} matches", hint="give a whole number from 1")
@@ -193,7 +196,7 @@ class Searcher:
 
 
 def _checked_distance(farthest: float | None) -> float | None:
-    """Checks the largest distance of a match. Raises UsageError."""
+    """Returns the largest distance of a match. Raises UsageError unless it is None or a number from 0."""
     if farthest is not None and not isinstance(farthest, int | float | np.number):
         raise UsageError(f"the largest distance is {farthest!r}, not a number")
     if farthest is not None and not farthest >= 0:
@@ -202,7 +205,7 @@ def _checked_distance(farthest: float | None) -> float | None:
 
 
 def _checked_similarity(least: float | None) -> float:
-    """Checks the smallest similarity of a match; 0 for None. Raises UsageError."""
+    """Returns the smallest similarity of a match, 0 for None. Raises UsageError unless it is a number from 0 to 1."""
     if least is None:
         return 0.0
     if not isinstance(least, int | float | np.number) or isinstance(least, bool) or not 0 <= least <= 1:
@@ -211,7 +214,7 @@ def _checked_similarity(least: float | None) -> float:
 
 
 def checked_k(k: int) -> int:
-    """Checks a number of matches. Raises UsageError."""
+    """Returns k, the number of matches, as an int. Raises UsageError unless it is a whole number from 1."""
     if not isinstance(k, int | np.integer) or isinstance(k, bool):
         raise UsageError(f"k is {k!r}, not a whole number")
     if k < 1:
@@ -220,10 +223,11 @@ def checked_k(k: int) -> int:
 
 
 def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: bool) -> Neighbours:
-    """Merges the neighbours of a query's variants: each row at its smallest distance, without the rows left out.
+    """Merges the neighbours of a query's variants: keeps the smallest distance of each row, drops the rows `left_out`.
 
-    complete: True if each variant lists all rows. Otherwise a row beyond the end of some variant's list may be nearer
-    to that variant than its known distance, so rows farther than the end of the shortest list are dropped.
+    complete: True if the list of each variant has all rows. Otherwise a row that is missing from one list may be nearer
+    to that variant than its distance in the other lists. The rows that this can concern are dropped: those farther than
+    the last row of any list.
     """
     if len(variants) == 1:
         near = variants[0]

@@ -1,7 +1,7 @@
-"""A second look at pairs of items whose features are near: the pictures themselves are read and compared.
+"""Compares the pictures of items whose features are near, to find out which are copies.
 
-Features propose, pixels decide (`simsearch.images.likeness`). Only where a picture cannot be read, is too large,
-or lies on another machine, does the distance decide alone.
+The pixels decide (`simsearch.images.likeness`). If a picture cannot be read, is too large, or is on another machine,
+the distance of the features decides.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 VIEW_BYTES = 3 * likeness.SIDE**2
-"""Memory of a small view of a picture."""
+"""Bytes of a view, the small version of a picture that is compared."""
 
 VIEWS = 8192
 """Views that are kept in memory."""
@@ -38,10 +38,11 @@ DECODING_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Allowance:
-    """What reading pictures may take. Larger ones go by distance.
+    """The limits for reading pictures; the distance decides about pictures beyond them.
 
-    budget: memory for decoding, whose `hold` may refuse a picture by an ImageError. largest: the most pixels of one.
-    views: small views that are kept.
+    budget: memory for decoding; its `hold` may refuse a picture by an ImageError.
+    largest: the largest number of pixels of a picture.
+    views: the number of views to keep in memory.
     """
 
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(DECODING_BYTES))
@@ -52,8 +53,9 @@ class Allowance:
 class SecondLook:
     """Tells which pairs of pictures are copies.
 
-    limit: the largest distance of copies of which one cannot be read. item: returns the item at a place, and its
-    source; called by one thread. allowance: None for that of a command.
+    limit: the largest distance at which a pair counts as copies if one of the two cannot be read.
+    item: returns the item at a place, and the item's source; called by one thread at a time.
+    allowance: the limits for reading; None for the default of `Allowance`.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class SecondLook:
         self._allowance = allowance or Allowance()
 
     def __call__(self, pairs: NDArray[np.int64], distances: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Returns True for each pair of places that are copies: (n,). pairs: (n, 2); distances: theirs, (n,)."""
+        """Returns True for each pair of places that are copies: (n,). pairs: (n, 2). distances: (n,), of the pairs."""
         copies = distances <= self._limit
         keys = [(min(pair), max(pair)) for pair in pairs.tolist()]
         new = sorted(set(keys) - self._copies)

@@ -1,8 +1,8 @@
 """Similarities from distances, on a scale that is measured for each index.
 
 A similarity is 1 at distance 0, 0.5 at the median distance of an item to its nearest neighbour, and 0 from the median
-distance of two random items on, linear in between. So it tells a match that is nearer than neighbours usually are from
-one that is merely the nearest of many.
+distance of two random items on, linear in between. So a match that is nearer than neighbours usually are can be told
+from one that is merely the nearest of many.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ SAMPLE = 512
 """Random items whose pairwise distances are measured. An index of at most this size is measured as a whole."""
 
 QUERIES, FEWEST, CELLS = 256, 32, 1 << 24
-"""Items whose nearest neighbours are searched: at most, at least, and the number of distances to stay below."""
+"""Largest and smallest number of items whose nearest neighbours are searched, and a limit for the distances computed.
+
+The limit may be exceeded for the smallest number of items.
+"""
 
 NEIGHBOURS = 16
-"""Neighbours searched for each of them, so that a different one is among them if there are identical copies."""
+"""Neighbours searched for each item: more than one, since the nearest may be identical copies of the item."""
 
 QUICK = 2048
 """Items that `estimate` reads."""
@@ -45,7 +48,7 @@ TYPICAL = 0.5
 
 @dataclass(frozen=True)
 class Scale:
-    """Two median distances of an index: to the nearest different item, and of two random different items."""
+    """Two median distances: of an item to its nearest different item, and of two random different items."""
 
     nearest: float
     random: float
@@ -65,7 +68,7 @@ class Scale:
         return [1.0 if distance <= 0 else share for distance, share in zip(distances, found.tolist(), strict=True)]
 
     def to_dict(self) -> dict[str, float]:
-        """Returns it as `meta.json` has it."""
+        """Returns the scale as it is stored in `meta.json`."""
         return asdict(self)
 
     @classmethod
@@ -77,7 +80,7 @@ class Scale:
 
 
 def measure(flat: VectorSearch, live: NDArray[np.int64], seed: int = 0) -> Scale | None:
-    """Measures the scale of an index: exactly up to SAMPLE items, by a sample of larger ones.
+    """Measures the scale of an index: exactly if it has up to SAMPLE items, otherwise by a sample.
 
     flat: the exact search over all rows. live: (n,) the rows that items own, ascending.
     Returns None if fewer than three items differ.
@@ -97,8 +100,9 @@ def measure(flat: VectorSearch, live: NDArray[np.int64], seed: int = 0) -> Scale
 def estimate(features: FeatureReader, live: NDArray[np.int64], seed: int = 0) -> Scale | None:
     """Estimates the scale of an index that has none recorded, from QUICK of its items, in some hundredths of a second.
 
-    Among these items the nearest is farther than among all. How the distance shrinks from half of them to all of them
-    is carried on to the size of the index. Returns None if fewer than three items differ.
+    In a sample, the nearest item is farther away than in the whole index. So the median nearest distance is measured
+    with half of the sample and with all of it, and its change is extrapolated to the size of the index. Returns None if
+    fewer than three items differ.
     """
     drawn = np.random.default_rng(seed).permutation(live)[:QUICK]
     if len(live) <= SAMPLE:
@@ -137,15 +141,15 @@ def _squared(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
 
 
 def _sound(features: NDArray[Any]) -> NDArray[Any]:
-    """Returns those rows of (n, D) that are finite; damage can make others."""
+    """Returns the rows of (n, D) features that are finite; damaged files can have others."""
     sound: NDArray[Any] = features[np.isfinite(features).all(1)]
     return sound
 
 
 def _different(features: NDArray[Any]) -> NDArray[Any]:
-    """Returns the different ones of (n, D) rows.
+    """Returns each distinct row of (n, D) features once.
 
-    By their bytes, some hundred times faster than `np.unique` of rows. Adding 0 makes 0 of -0.
+    Compares rows by their bytes, some hundred times faster than `np.unique` over rows. Adding 0 turns -0 into 0.
     """
     rows = np.ascontiguousarray(features + features.dtype.type(0))
     _, places = np.unique(rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel(), return_index=True)

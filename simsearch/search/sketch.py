@@ -1,8 +1,9 @@
 """Exact search that reads few rows: short codes of all rows prove that most of them cannot be among the nearest.
 
-A sketch has two codes of each row (see `bounds`): a narrow one, of which a search compares all, and a wide one for the
-rows that remain. Those that may still be as near as the k-th best row known are read and measured in float64. The
-answer is that of a scan of all rows, ties included. A search that would read too many rows is left to the scan.
+A sketch has two codes of each row (see `bounds`). A search compares the narrow codes of all rows, and then the wide
+codes of those rows that the narrow ones do not exclude. The rows that may still be as near as the k-th best row known
+are read and measured in float64. The result is the same as that of a scan of all rows, ties included. If a search would
+read too many rows, a scan takes its place.
 
 Letters: nq queries, k neighbours, n rows of the sketch, D dimension, w bytes of a code.
 """
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FEWEST, SHARE = 4096, 64
-"""A search uses the sketch if at least this number of rows may be found, and at most one in SHARE of them is wanted."""
+"""A search uses the sketch if at least FEWEST rows are permitted, and k is at most one SHARE-th of their number."""
 
 SEEDS, FIRST = 8, 8
-"""Rows measured to know how near the k-th best is: k and SEEDS, the best by their wide codes of FIRST times k and some
-more, the best by their narrow codes."""
+"""Numbers of rows that are measured first, for an upper bound of the k-th best distance.
+
+Of the FIRST * k + FEW best rows by their narrow codes, the k + SEEDS best by their wide codes are measured.
+"""
 
 MOST = 0.05
 """A search that has to read a larger fraction of the permitted rows than this is left to the scan."""
@@ -38,13 +41,13 @@ LISTED = 4096
 """At most this number of rows of a stripe are listed by their narrow codes; beyond, comparing them all is faster."""
 
 BATCH = 8
-"""From this number of queries on, each is searched by one thread."""
+"""From this number of queries on, one thread searches for each query; for fewer, several threads share each."""
 
 PRODUCTS, GROUP = 1 << 22, 32
-"""Squared distances kept at once, and rows of which a batch looks at the best one first."""
+"""Squared distances of narrow codes kept at once; size of the groups of rows whose best gives the first estimate."""
 
 FEW = 64
-"""Up to this number, rows are compared with each other directly."""
+"""With fewer seeds than this, rows are compared with each seed; `np.isin` is used for more."""
 
 LONGEST = 1e18
 """Distances below this have squares that float32 can hold."""
@@ -56,7 +59,7 @@ Read: TypeAlias = "Callable[[NDArray[np.int64], NDArray[np.float16]], NDArray[np
 class _Task(NamedTuple):
     """A search for k rows.
 
-    masks: from `NarrowCodes.masks`. most: rows to read before giving up. threads: for each query.
+    masks: from `NarrowCodes.masks`. most: the largest number of rows to read. threads: the number of threads per query.
     """
 
     k: int
@@ -78,9 +81,10 @@ class _Query(NamedTuple):
 class _Known(NamedTuple):
     """The rows that a search has read so far.
 
-    read: their number. seeds: the rows that were read first.
-    rows, squared, features: those that may be among the k nearest: (m,), squared distances in float32, (m, D).
-    distance: at least that of the k-th best.
+    read: the number of rows read. seeds: the rows that were read first.
+    rows: (m,) those that may be among the k nearest. squared: (m,) their squared distances in float32.
+    features: (m, D) their features.
+    distance: an upper bound of the distance of the k-th best row.
     """
 
     read: int
@@ -119,9 +123,9 @@ class Sketch:
         return len(self._odd)
 
     def shares(self, queries: NDArray[np.float32], distances: list[float]) -> list[float]:
-        """Returns the mean shares of the rows that the narrow and the wide codes of (nq, D) queries leave.
+        """Returns the mean shares of rows not excluded by the narrow and by the wide codes, for (nq, D) queries.
 
-        distances: of each query's k-th neighbour.
+        distances: the distance of the k-th neighbour of each query.
         """
         encoded = self.bounds.encode(queries, query=True)
         left: list[tuple[int, int]] = []
@@ -172,7 +176,7 @@ class Sketch:
         return answers
 
     def _listed(self, k: int) -> int:
-        """Returns the number of rows of a stripe to list by their narrow codes: a few more than its share."""
+        """Returns the number of rows to list in each stripe by their narrow codes: a few more than an equal share."""
         share = max(64, self.wanted * -(-k // 10)) // self._narrow.stripes
         return share + 3 * math.isqrt(share) + k
 
@@ -237,7 +241,10 @@ class Sketch:
     def _read_seeds(
         self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], task: _Task
     ) -> _Known | None:
-        """Reads the best rows by their wide codes, whose squared distances are `wide`."""
+        """Reads the seeds: the best of `rows` by their wide codes. wide: the squared distances of these codes.
+
+        Returns None if float32 cannot hold the squared distances.
+        """
         count = min(task.k + SEEDS, len(rows))
         seeds = rows if count == len(rows) else rows[np.argpartition(wide, count - 1)[:count]]
         nothing = np.zeros((0, query.vector.shape[1]), np.float16)
@@ -269,9 +276,9 @@ class Sketch:
         known: _Known,
         task: _Task,
     ) -> Neighbours | None:
-        """Reads the rows that may be among the nearest, best first, and ranks all that were read.
+        """Reads the rows that may be among the nearest, best first, and ranks all rows read; None if they are too many.
 
-        rows: all that remain by their narrow codes. wide: the squared distances of their wide codes.
+        rows: all rows that the narrow codes do not exclude. wide: the squared distances of their wide codes.
         """
         odd = self._odd[~np.isin(self._odd, rows)] if len(self._odd) else self._odd
         if len(odd):
@@ -300,16 +307,17 @@ class Sketch:
     def _within(
         self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], distance: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns those rows, and their squares in `wide`, that may be at most `distance` away by their wide codes."""
+        """Returns the rows that may be at most `distance` away by their wide codes, and their values in `wide`."""
         errors = query.errors[1] + self._errors[rows]
         near = wide <= self.bounds.grids[1].reach(distance, self.bounds.defect, errors)
         return rows[near], wide[near]
 
 
 def _expected(near: NDArray[np.float32], limit: float) -> int:
-    """Estimates the number of rows within `limit` from the squared distances (n,) of the nearest, and adds a quarter.
+    """Estimates the number of rows within the squared distance `limit`, plus a quarter.
 
-    The number of rows within a distance grows like a power of it.
+    The number of rows within a distance grows like a power of this distance.
+    near: (n,) the squared distances of the nearest rows.
     """
     middle, edge = float(np.partition(near, len(near) // 2)[len(near) // 2]), float(near.max())
     if not 0 < middle < edge < limit < FARTHEST:

@@ -1,9 +1,9 @@
-"""The files of a sketch.
+"""Reads and writes the files of a sketch.
 
-A sketch is derived data in `derived/<name>/`, sealed as all of it (`simsearch.storage.derived`): the bounds in
-`bounds.safetensors`, and in `rows.<first>.npy` the codes and errors of the rows from `first` on, `PART` to a file. The
-last file is replaced by a longer one when rows are added. `meta.json` counts the rows when they are on disk, and has a
-checksum of the features that they belong to.
+A sketch is derived data in `derived/<name>/`, sealed with a SHA-256 like the others (`simsearch.storage.derived`).
+`bounds.safetensors` has the bounds. `rows.<first>.npy` has the codes and errors of up to `PART` rows, from row `first`
+on; when rows are added, the last of these files is replaced by a longer one. `meta.json` has the number of rows, which
+is written after the files, and a checksum of the features that the rows belong to.
 
 Letters: n rows, D dimension, w bytes of a code.
 """
@@ -40,12 +40,13 @@ BOUNDS = "bounds.safetensors"
 class SketchFacts:
     """The record of a sketch in `meta.json`.
 
-    folder: in `derived`; "" if there is none because it would not help.
-    compactions, rows: of the feature rows that it has. blocks: the `identity` of these rows.
+    folder: the name of the sketch's folder in `derived`; "" if there is no sketch because it would not help.
+    compactions: the number of compactions of the feature files when its rows were encoded. rows: their number.
+    blocks: the `identity` of these rows.
     widths: bytes of the narrow and the wide code. wanted: the number of rows that a search lists for ten neighbours.
     learned, measured: the number of rows when the bounds were learned, and when `left` was measured.
-    left: the mean shares of the rows that remain by the narrow and by the wide codes, which are read.
-    first: the second of them when the bounds were learned.
+    left: the mean shares of the rows that the narrow and the wide codes do not exclude; the latter are read.
+    first: the second value of `left` when the bounds were learned.
     """
 
     folder: str
@@ -61,7 +62,7 @@ class SketchFacts:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> SketchFacts | None:
-        """Reads the entry of `meta.json`; None if there is none or it is not as simsearch writes it."""
+        """Reads the entry of `meta.json`; returns None if it is missing or invalid."""
         try:
             facts = cls(**values)
         except TypeError:
@@ -92,7 +93,7 @@ def _part(first: int) -> str:
 
 
 def identity(blocks: list[tuple[int, int, int]], rows: int) -> int:
-    """Returns a number that tells the first `rows` rows from others: a checksum of those of their blocks."""
+    """Returns a checksum that identifies the first `rows` rows, computed from the blocks that begin among them."""
     return crc32(repr([block for block in blocks if block[0] < rows]).encode())
 
 
@@ -119,7 +120,7 @@ def load(index: Folder, facts: SketchFacts, dimension: int) -> Sketch:
 
 
 def _read(folder: Folder, facts: SketchFacts, first: int) -> NDArray[np.uint8]:
-    """Reads one file: (n, w + w + 8) uint8, the codes and errors of its recorded rows; it may have more."""
+    """Reads one file: (n, w + w + 8) uint8, codes and errors of the recorded rows, without later ones."""
     part, count = sealed.read_array(folder, _part(first)), min(PART, facts.rows - first)
     if part.dtype != np.uint8 or part.ndim != 2 or part.shape[1] != sum(facts.widths) + 8 or len(part) < count:
         raise IndexDamagedError(f"{folder.path / _part(first)} does not have the rows in meta.json")

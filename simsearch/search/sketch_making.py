@@ -1,4 +1,4 @@
-"""Makes a sketch for an index, and keeps it in step: learns bounds from a sample, encodes rows, measures the bounds.
+"""Makes and updates the sketch of an index: learns bounds from a sample, encodes rows, measures the bounds.
 
 Everything here reads features and writes derived files; `simsearch.indexing.sketches` records the result.
 """
@@ -31,7 +31,10 @@ LAG = 64
 """New rows are added to the sketch when there are at least this number; searches measure them directly until then."""
 
 SAMPLE, SMALLER, QUERIES = 4096, 8, 32
-"""Rows to learn from, of a small index one in SMALLER but at least half of them; rows whose neighbours measure."""
+"""Numbers of rows to learn from, and of rows that serve as queries to measure the bounds.
+
+A small index is learned from one row in SMALLER, but at least SAMPLE // 2, any other from SAMPLE rows.
+"""
 
 COMPONENTS = 255
 """Maximum number of principal components."""
@@ -40,13 +43,20 @@ K = 10
 """The widths are chosen for searches of this number of neighbours."""
 
 GROWN, REMADE, WORSE, ODD = 1.25, 4.0, 3.0, 0.01
-"""The growth after which the bounds are measured again, and learned again. They are also learned again if the share of
-rows that is read has grown by the factor WORSE, or more than the share ODD of the rows is far outside the grid."""
+"""Limits after which bounds are measured again or learned again.
+
+GROWN, REMADE: the growth of the index after which the bounds are measured again, and learned again.
+WORSE: the bounds are also learned again if the share of rows that is read has grown by this factor.
+ODD: they are also learned again if a larger share of the rows is far outside the grid.
+"""
 
 SCAN, NARROW, LISTED, WIDE, READ, ROW = 4e-11, 3e-11, 6e-7, 5e-10, 2e-9, 2e-6
-"""Seconds: of a scan for each byte; of comparing narrow codes for each byte, of listing one; of comparing wide codes
-for each byte; of reading and measuring a row for each dimension, and once. Measured on two cores; only their ratios
-matter, and only for the choice of widths."""
+"""Seconds that the steps of a search take, measured on two cores.
+
+Only the ratios matter, and only for the choice of widths.
+SCAN: a scan, for each byte. NARROW: comparing narrow codes, for each byte. LISTED: listing a row by its narrow code.
+WIDE: comparing wide codes, for each byte. READ, ROW: reading and measuring a row, for each dimension and for each row.
+"""
 
 
 def updated(
@@ -57,10 +67,10 @@ def updated(
     blocks: list[tuple[int, int, int]],
     learn: bool,
 ) -> SketchFacts | None:
-    """Returns the record of the sketch for all rows: the one there is, extended, or a new one.
+    """Extends the sketch to all rows or makes a new one; returns the new record for `meta.json`, None without a sketch.
 
     index: the index's folder. live: returns the (n,) rows of the items. blocks: from `Reader.blocks`.
-    learn: False to only add rows. Raises OSError, SimsearchError.
+    learn: False to add rows only, and never learn bounds. Raises OSError, SimsearchError.
     """
     if facts is not None and not facts.folder:  # a scan was faster
         again = learn and flat.rows >= 2 * facts.rows
@@ -111,7 +121,8 @@ def _made(
 def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int]:
     """Learns bounds from a sample, and chooses the widths that take the least time on the index.
 
-    Returns the bounds, None if a scan is as fast, and the number of rows to list for K neighbours.
+    Returns the bounds (None if a scan is as fast or no bounds can be learned) and the number of rows to list for K
+    neighbours.
     """
     random = np.random.default_rng(0)
     size = min(SAMPLE, max(SAMPLE // 2, len(live) // SMALLER))
@@ -154,7 +165,7 @@ def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int
 def _shares(
     made: Bounds, grid: Grid, rows: bounds.Encoded, queries: bounds.Encoded, truth: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Returns for each query the share of the rows that its bound leaves. truth: the distance of the K-th neighbour."""
+    """Returns the share of rows not excluded by the bounds, for each query. truth: distances of the K-th neighbours."""
     left = []
     for code, error, distance in zip(queries.codes, queries.errors, truth, strict=True):
         limit = grid.reach(float(distance), made.defect, error + rows.errors)
@@ -163,13 +174,13 @@ def _shares(
 
 
 def _seconds(rows: int, dimension: int, widths: tuple[int, int], narrow: float, wide: float) -> float:
-    """Estimates the time of a search. narrow, wide: the shares of the rows that the codes leave."""
+    """Estimates the seconds of a search. narrow, wide: the shares of rows that these codes do not exclude."""
     listed = NARROW * widths[0] + narrow * (LISTED + WIDE * widths[1]) + wide * (ROW + READ * dimension)
     return rows * listed + NARROW * 4 * dimension * widths[1]
 
 
 def _measure(made: Sketch, flat: FlatIndex, live: NDArray[np.int64]) -> list[float]:
-    """Returns the mean shares of the rows that the narrow and the wide codes leave, for K neighbours."""
+    """Returns the mean shares of rows not excluded by the narrow and by the wide codes, for K neighbours."""
     queries = flat.read(np.random.default_rng(1).choice(live, QUERIES, replace=False)).astype(np.float32)
     found = made.search(queries, K + 1, live, flat.read)
     truth = [np.inf if near is None else float(near.distances[K]) for near in found]

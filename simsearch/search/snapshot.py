@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from simsearch.search.sketch import Sketch
     from simsearch.storage.index import Index
     from simsearch.storage.reader import Reader
-else:  # a small index that is searched on the CPU needs none of them
+else:  # imported on use: a small index on the CPU needs none of these
     binary_codes = LazyModule("simsearch.search.binary_codes")
     gpu = LazyModule("simsearch.search.gpu")
     sketch_files = LazyModule("simsearch.search.sketch_files")
@@ -44,7 +44,7 @@ class Snapshot:
 
 
 class Snapshots:
-    """Gives the current snapshot of an index, for searches on one device. Safe for many threads.
+    """Returns snapshots of an index for searches, the same one until the index changes. Safe for many threads.
 
     device: "cpu", "auto" (which scans on the CPU), "cuda" (all GPUs) or "cuda:N".
     """
@@ -82,7 +82,7 @@ class Snapshots:
 
         If its files are missing or damaged, a warning is logged once and searches are exact.
         """
-        compactions = reader.compactions()  # of the reader's feature files, since compaction renumbers rows
+        compactions = reader.compactions()  # the reader's, since each compaction renumbers the rows
         with self._lock:
             parameters = self.index.meta.search["parameters"]
             name = parameters.get("folder", "") if isinstance(parameters, dict) else ""
@@ -103,7 +103,7 @@ class Snapshots:
             self._last, self._structure, self._sketch = None, (None, None), (None, None)
 
     def sketch(self, compactions: int) -> Sketch | None:
-        """Returns the sketch of the feature files after a compaction, loaded on first use; None if there is none.
+        """Returns the sketch of the feature files after `compactions` compactions, loaded on first use, or None.
 
         If its files are missing or damaged, a warning is logged once and searches are scans.
         """
@@ -127,11 +127,11 @@ class Snapshots:
             return self._sketch[1]
 
     def exact_facts(self, reader: Reader) -> dict[str, Any]:
-        """Describes how exact searches are answered, for `info`.
+        """Returns a description of exact searches for `info`, with these keys.
 
-        proved: True if bounds on the distances exclude most items before their features are read. excluded: the share
-        of the items that they exclude, in the mean over searches for ten; rows: the number of rows with codes, of
-        `widths` bytes.
+        proved: True if there is a sketch, whose bounds exclude most items before their features are read.
+        excluded: the mean share of items that the bounds exclude in searches for ten neighbours; None if not measured.
+        rows: the number of rows in the sketch. widths: the bytes of the narrow and of the wide code of a row.
         """
         found = self.sketch(reader.compactions())
         facts = None if found is None else sketch_files.SketchFacts.of(self.index.meta.sketch)
@@ -141,7 +141,7 @@ class Snapshots:
         return {"proved": True, "excluded": excluded, "rows": found.rows, "widths": facts.widths}
 
     def _flat(self, reader: Reader, rows: int) -> FlatIndex:
-        """Returns all rows for exact search: on GPUs if `device` names them and the rows fit, else on the CPU."""
+        """Returns the exact search over all rows: on GPUs if `device` names them and the rows fit, else on the CPU."""
         if not self.device.startswith("cuda"):
             return FlatIndex(reader.shards, rows, sketch=functools.partial(self.sketch, reader.shards.compactions))
         runtime.choose_device(self.device)

@@ -1,7 +1,7 @@
-"""Choosing an approximate search by measurement: the fastest that reaches a recall within a memory limit.
+"""Chooses an approximate search by measurement: the fastest that reaches a recall within a memory limit.
 
-The kinds race on a part of the rows, and the winner is built from all of them. They race against exact search as it is,
-which with a sketch takes a few milliseconds. `simsearch.indexing.tune` records the choice.
+The kinds are timed on a part of the rows, and the fastest is built from all rows. It is used only if it is faster than
+exact search, which takes a few milliseconds with a sketch. `simsearch.indexing.tune` records the choice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RACE, BLOCK, ADDED = 32_768, 1024, 8192
-"""Rows to race on, rows projected at a time, rows added at a time."""
+"""Rows on which the kinds are compared, rows projected at a time, rows added at a time."""
 
 SCANNED = 65_536
 """Rows that are scanned exactly to time an exact search: 512 MiB at D = 4096."""
@@ -78,10 +78,10 @@ class Choice:
 
     kind: "exact", "hnsw", "ivf", "pq", "sq8", "rabitq" or "codes".
     recall, low, high: recall of the 10 nearest neighbours and its 95 % confidence interval, over `queries` queries.
-    seconds, exact_seconds: median time of one query, and of one exact search.
+    seconds, exact_seconds: median time of one query by this search, and by an exact one.
     memory: size of the structure in bytes.
     parameters: the settings and the folder of the structure, as in `meta.json`.
-    tried: one entry for each kind in the race, with its results.
+    tried: the results of each kind that was measured.
     proved: True if exact search uses a sketch.
     """
 
@@ -127,12 +127,12 @@ def choose(
 
 
 def exact(seconds: float, proved: bool = False) -> Choice:
-    """Returns the choice of exact search, which takes this time. proved: True if it uses a sketch."""
+    """Returns the choice of exact search. seconds: the time of one search. proved: True if it uses a sketch."""
     return Choice("exact", 1.0, 1.0, 1.0, 0, seconds, seconds, 0, {}, (), proved)
 
 
 def _exact_seconds(flat: FlatIndex, entries: NDArray[np.int64], queries: NDArray[np.float32]) -> float:
-    """Returns the seconds of one exact search: of a scan, estimated from the first `SCANNED` entries.
+    """Returns the seconds of one exact search; the time of a scan is estimated from the first `SCANNED` entries.
 
     A scan of all entries would map the whole of the feature files into memory.
     """

@@ -1,6 +1,6 @@
-"""Binary codes as an approximate search: learned from a sample of the rows, and measured.
+"""Learns binary codes for approximate search from a sample of the rows, and measures the recall and the time.
 
-`simsearch.indexing.tune_codes` records them.
+`simsearch.indexing.tune_codes` records the result.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def learn(
 def _measure(made: BinaryCodeIndex, benchmark: Benchmark, recall: float) -> Choice:
     """Chooses the number of candidates with the first half of the queries and measures it with the second half.
 
-    Changes `made.setting` to the chosen one: the most candidates of all if the recall is not reached.
+    Sets `made.setting` to the choice, which has the largest number of candidates if none reaches the recall.
     """
     flat, queries, rows = benchmark.flat, benchmark.queries, benchmark.rows
     half = len(queries) // 2

@@ -70,7 +70,7 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Unpack[AppOptio
             allow_methods=["*"],
             allow_headers=["authorization", "content-type", "x-api-key"],
         )
-    # A request passes the last one first.
+    # The middleware added last is the first that a request passes.
     app.add_middleware(BodyLimit, settings, service.received)
     app.add_middleware(Authentication, settings, _needs_key)
     app.add_middleware(AccessLog, service.metrics)

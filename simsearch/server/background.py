@@ -1,6 +1,6 @@
-"""Long work that a request starts and others ask about: in one thread, before which searches have priority.
+"""Runs long work in a thread that gives way to searches.
 
-The results of the last few are kept in memory.
+One request starts the work, and later requests ask for the progress. The last few results are kept in memory.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ J = TypeVar("J", bound=Job[Any])
 
 
 class BackgroundWork(Generic[J, R]):
-    """Does one work at a time in a thread, and keeps results by key; safe for several threads.
+    """Runs one job at a time in a thread and keeps the last results by key; safe for several threads.
 
-    name: of the thread. kept: the number of results in memory. busy: returns True while searches are being answered.
+    name: name of the thread. kept: the most results kept in memory. busy: returns True while searches are being
+    answered.
     """
 
     def __init__(self, name: str, kept: int, busy: Callable[[], bool]) -> None:
@@ -44,11 +45,11 @@ class BackgroundWork(Generic[J, R]):
         self._stopped = False
 
     def stop(self) -> None:
-        """Ends what is being done, at its next step."""
+        """Ends the running job at its next step."""
         self._stopped = True
 
     def close(self) -> None:
-        """Waits until nothing is done any more."""
+        """Stops the work, drops the waiting jobs, and waits until the running job has ended."""
         self.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -60,7 +61,7 @@ class BackgroundWork(Generic[J, R]):
             return self._kept.get(key)
 
     def keep(self, key: Key, result: R) -> None:
-        """Keeps a result, and drops the one that was not asked for the longest."""
+        """Keeps a result in memory, and drops the least recently used results beyond the limit."""
         with self._lock:
             self._kept[key] = result
             self._kept.move_to_end(key)
@@ -74,9 +75,9 @@ class BackgroundWork(Generic[J, R]):
                 del self._kept[key]
 
     def start(self, key: Key, job: J, work: Callable[[J], R], waiting: int, refusal: str) -> J:
-        """Returns the job of a key, which is `job`, to be done by `work`, unless one is under way.
+        """Returns the job under way for a key; if there is none, starts `work` on `job` and returns `job`.
 
-        waiting: the most jobs at once; beyond, raises ApiError with the text `refusal`.
+        waiting: the most jobs, running or waiting. Raises ApiError with the text `refusal` for a further one.
         """
         with self._lock:
             if key in self._jobs:
@@ -92,7 +93,7 @@ class BackgroundWork(Generic[J, R]):
             return job
 
     def step(self, began: float, seconds: float, refusal: str) -> None:
-        """Gives way to searches. Raises ApiError at a stop, and if it is longer than `seconds` since `began`."""
+        """Waits briefly for searches. Raises ApiError at a stop, or if `seconds` have passed since `began`."""
         if self._stopped:
             raise draining()
         if time.monotonic() - began > seconds:
@@ -106,7 +107,7 @@ class BackgroundWork(Generic[J, R]):
             self.keep(key, result)
         except BaseException as error:
             problem = error
-        with self._lock:  # before the result is known, so that whoever has seen an error can try again
+        with self._lock:  # before the result is set, so that a client that sees an error can try again
             del self._jobs[key]
         if result is not None and problem is None:
             job.result.set_result(result)

@@ -38,7 +38,7 @@ class SearchJob:
 
     @property
     def key(self) -> tuple[int, int, str]:
-        """The same for jobs that one scan can answer."""
+        """A key that is equal for jobs that one scan can answer together."""
         return self.k, self.query.variants, repr(sorted(self.options.items(), key=lambda pair: pair[0]))
 
 

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SMALL_BODY, RESERVED = 1 << 20, 4
-"""Larger bodies leave one part in RESERVED of the memory for all bodies to smaller ones (bytes)."""
+"""Bodies of more than SMALL_BODY bytes leave 1/RESERVED of the memory for bodies to smaller ones."""
 
 SLOW_SECONDS = 2.0
-"""Seconds after which a body that still arrives is dropped if small ones need its memory."""
+"""Seconds after which a body that is still arriving may be dropped, if a small body needs the memory."""
 
 MAX_JSON_BYTES = 1 << 20
-"""Size of a body that is not multipart: a vector of ten thousand numbers fits."""
+"""The most bytes of a body that is not multipart, enough for a vector of ten thousand numbers."""
 
 
 class ReceivedBytes:
-    """The bytes of all bodies that are in memory, and the bodies that are being received.
+    """Counts the bytes of all bodies in memory, and limits the time of the bodies that are being received.
 
-    limit: the most bytes. rejected: called for each request that is refused. largest: bytes of the largest body.
+    limit: the most bytes of all bodies. rejected: called for each refused request. largest: the most bytes of one body.
     """
 
     def __init__(self, limit: int, rejected: Callable[[], None], largest: int = 0) -> None:
@@ -40,16 +40,16 @@ class ReceivedBytes:
         self._waits: dict[asyncio.Timeout, tuple[float, int]] = {}
 
     def count(self, size: int, large: bool = False) -> bool:
-        """Counts bytes; returns False if there are too many now.
+        """Adds `size` bytes to the total; returns False if the total is then above the limit.
 
-        large: True for those of a body of more than `SMALL_BODY`.
+        size: negative for freed bytes. large: True if the body has more than `SMALL_BODY` bytes; its limit is lower.
         """
         with self._lock:
             self.total += size
             return size <= 0 or self.total <= (self._limit_of_large if large else self.limit)
 
     def add(self, size: int) -> None:
-        """Counts bytes, also those that are refused. Raises ApiError if there are too many now."""
+        """Adds `size` bytes to the total, even if they are refused. Raises ApiError if the total is above the limit."""
         if not self.count(size):
             raise self.refusal()
 
@@ -58,7 +58,7 @@ class ReceivedBytes:
         return ApiError(429, "too_many_requests", "too much is being sent at once", {"retry-after": "1"})
 
     def hurry(self, seconds: float) -> None:
-        """Leaves the bodies that are being received no more than that time."""
+        """Gives the bodies that are being received at most `seconds` more."""
         end = asyncio.get_running_loop().time() + seconds
         for wait in self._waits:
             when = wait.when()
@@ -78,9 +78,9 @@ class ReceivedBytes:
 
     @contextlib.asynccontextmanager
     async def waiting(self, seconds: float, since: float, held: int) -> AsyncIterator[None]:
-        """A time limit that `hurry` and `end_slowest` can shorten. Raises TimeoutError.
+        """Limits the `with` block to `seconds`, which `hurry` and `end_slowest` can shorten. Raises TimeoutError.
 
-        since: the loop's time when the body began to arrive. held: its bytes so far.
+        since: the event loop's time when the body began to arrive. held: bytes of the body received so far.
         """
         async with asyncio.timeout(max(0.0, seconds)) as wait:
             self._waits[wait] = since, held

@@ -1,6 +1,6 @@
-"""Lists the items of an index page by page, and the labels, folders and fields to choose from.
+"""Lists the items of an index page by page, and counts its labels, folders and metadata fields (facets).
 
-Both are computed once for each state of an index; the last few are kept.
+Each order and each count is computed once for each state of an index; the last few are kept.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ KEPT = 16
 """Orders and facets kept in memory, of all indexes together; an order has 8 bytes an item."""
 
 SEEN = 200_000
-"""Items that facets are counted over."""
+"""The most items over which facets are counted."""
 
 VALUES = 200
-"""Labels, folders, and values of a field that are listed, the most frequent ones."""
+"""The most labels, folders, and values of a field in the facets; the most frequent ones are listed."""
 
 FIELDS = 50
-"""Fields of the metadata that are listed."""
+"""The most metadata fields in the facets."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Listing:
 
 @dataclass(frozen=True)
 class ListRequest:
-    """Which items to list.
+    """The items to list, and their order.
 
-    limit: the largest number of items. after: the last item of the page before.
+    limit: the most items. after: the id of the last item on the previous page.
     filters: conditions as on the command line. label, folder: only items with this label, or below this folder.
-    sort: newest and oldest by the date of the file, items without one last.
+    sort: "newest" and "oldest" sort by the date of the file, with undated items last.
     """
 
     limit: int
@@ -102,7 +102,7 @@ class Browser:
             return self._once(engine, reader, "facets", lambda: _count(reader))
 
     def _once(self, engine: Engine, reader: ItemReader, name: Any, make: Callable[[], T]) -> T:
-        """Returns what `make` made for this state of the index, now or before."""
+        """Returns the result of `make` for this state of the index, from memory if it was computed before."""
         key = engine.opened_index.identity, str(engine.path), reader.state("generation"), name
         with self._lock:
             if key in self._kept:

@@ -1,8 +1,8 @@
 """Moves duplicates away over HTTP and brings them back, through `simsearch.curation.cleanup`: one run at a time.
 
-A run holds the writer lock of the index, so that the groups that it acts on cannot change meanwhile. Each action is in
-a journal before it begins; a client names journals only by what `listing` returns. Where files go is decided by whoever
-starts the service.
+A clean-up holds the writer lock of the index, so that its groups cannot change meanwhile. Each action is written to a
+journal before it begins; clients name a journal by a file name from `listing`, never by a path. The destination of
+files is set when the service is started, not by clients.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from simsearch.server.settings import Settings
 from simsearch.storage.reader import Item
 
 WAITING = 4
-"""Runs that may be under way or wait; further ones get status 429."""
+"""The most runs under way or waiting; further ones get status 429."""
 
 LOCK_PATIENCE = 5.0
 """Seconds to wait for another process that writes to the index."""
 
 LISTED = 20
-"""Journals that are listed, the newest first, and of which the removed items are remembered."""
+"""The most journals listed (the newest first), and the most clean-ups whose removed items are kept in memory."""
 
 _NAME = re.compile(r"simsearch-cleanup-\d{8}-\d{6}-[0-9a-f]{8}\.jsonl")
 
@@ -48,7 +48,7 @@ log = logging.getLogger("simsearch.serve")
 
 @dataclass
 class Run:
-    """A clean-up or its undoing. done, total: files so far, and of all."""
+    """A clean-up, or the undoing of one. done: files handled so far. total: number of all files."""
 
     journal: str
     done: int = 0
@@ -58,7 +58,7 @@ class Run:
 
 @dataclass(frozen=True)
 class _Removed:
-    """The items that a clean-up took out of an index. identity, compactions: of the index then."""
+    """The items that a clean-up removed from an index. identity, compactions: those of the index at that time."""
 
     identity: tuple[int, ...]
     compactions: int
@@ -103,12 +103,12 @@ class CleanUps:
         self._stopped = True
 
     def close(self) -> None:
-        """Waits for the run."""
+        """Stops the run after its current file and waits for the end."""
         self.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def start(self, work: Callable[[Run], dict[str, Any]], journal: str) -> Run:
-        """Starts a run in the thread of clean-ups; `work` returns its result. Raises ApiError if too many wait."""
+        """Starts `work` in the thread of clean-ups and returns the run. Raises ApiError if too many runs wait."""
         run = Run(journal)
 
         def call() -> None:
@@ -117,7 +117,7 @@ class CleanUps:
                 result = work(run)
             except BaseException as error:
                 problem = error
-            with self._lock:  # before the result is known, so that no list shows it as running afterwards
+            with self._lock:  # before the result is set, so that no later list shows the run as running
                 self._runs.remove(run)
             if problem is not None:
                 run.result.set_exception(problem)
@@ -136,16 +136,16 @@ class CleanUps:
         return run
 
     def new_name(self) -> str:
-        """Returns a name for a journal that none has."""
+        """Returns an unused name for a journal."""
         stem = cleaning.journal_path().stem
         return f"{stem}-{secrets.token_hex(4)}.jsonl"
 
     def act(self, engine: Engine, make: Callable[[], Plan], run: Run) -> tuple[cleaning.Report, set[str], int]:
-        """Carries out a plan and takes the items that went out of the index.
+        """Moves the files of a plan away and removes their items from the index.
 
-        make: makes the plan, while the index cannot change. Returns its report, the absolute paths that went, and the
-        number of items that were taken out.
-        Raises IndexLockedError if another process writes to the index; then nothing was done.
+        make: returns the plan; called while the index cannot change. Returns the report, the absolute paths of the
+        files that were moved away, and the number of removed items.
+        Raises IndexLockedError if another process writes to the index; nothing has been changed then.
         """
         with engine.index.writing(LOCK_PATIENCE):
             plan = make()
@@ -173,7 +173,7 @@ class CleanUps:
         return progress
 
     def _take_out(self, engine: Engine, plan: Plan, journal: Path, gone: set[str]) -> int:
-        """Removes the items whose files went, also those of further names of these files; returns their number."""
+        """Removes the items of the moved files, also items that name these files by other paths; returns the number."""
         went = [
             decision.member.item
             for group in plan.groups
@@ -201,9 +201,9 @@ class CleanUps:
         return len(went)
 
     def restore(self, engine: Engine, name: str, run: Run) -> tuple[restoring.Restored, int]:
-        """Undoes a clean-up. Returns the outcome, and the number of items that are in the index again.
+        """Undoes a clean-up; returns the outcome and the number of items put back into the index.
 
-        Raises ApiError for a name that `listing` does not have.
+        Raises ApiError if this index has no journal of that name.
         """
         journal = self.path(engine, name)
         result = restoring.restore(journal, self._progress(run))
@@ -217,7 +217,7 @@ class CleanUps:
         back = [item for item in removed.items if os.path.exists(places[item.id])]
         try:
             count = sync.put_back(engine.index, back, removed.compactions)
-        except (IndexLockedError, IndexReplacedError):  # the next build finds them
+        except (IndexLockedError, IndexReplacedError):  # the next build adds the items
             return result, 0
         return result, count
 
@@ -260,7 +260,7 @@ class CleanUps:
         }
 
     def _is_own(self, engine: Engine, path: Path) -> bool:
-        """Returns True for a journal of this index: a regular file that was written for its path."""
+        """Returns True for a journal of this index: a regular file that contains the path of the index."""
         try:
             return path.is_file() and not path.is_symlink() and read_head(path)["index"] == str(engine.path.absolute())
         except (SimsearchError, OSError):

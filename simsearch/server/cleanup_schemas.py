@@ -10,10 +10,10 @@ from pydantic_core import PydanticCustomError
 from simsearch.server.schemas import Body, ItemId
 
 Rule = Literal["largest", "oldest", "newest", "shortest-path"]
-"""Which picture of a group stays, by the names that `duplicates --keep` has."""
+"""The rules for the picture to keep in a group, with the names that `duplicates --keep` uses."""
 
 MOST_GROUPS, MOST_ITEMS = 1000, 200
-"""The most groups of a request, and the most items of one that stay or go."""
+"""The most groups in a request, and the most items of a group to keep or to move."""
 
 GroupName = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="The `group` that was listed.")]
 _Items = Annotated[list[ItemId], Field(min_length=1, max_length=MOST_ITEMS)]

@@ -1,7 +1,8 @@
-"""Two lanes for decoding: small pictures, and large ones that must not hold them up; each with a share of the memory.
+"""Two lanes for decoding pictures, each with threads and memory, so that large pictures do not delay small ones.
 
-The header says how much memory a picture needs. A lane that has less refuses it: the small lane with
-`LargePictureError`, upon which the handler takes the large one; the large lane as too large for this service.
+The header of a picture tells how much memory decoding takes. The small lane raises `LargePictureError` for a picture
+that needs too much, and the handler then uses the large lane. The large lane raises ImageTooLargeError for a picture
+that needs more memory than the lane has.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from simsearch.errors import ImageTooLargeError, SimsearchError
 from simsearch.server.middleware import ApiError
 
 SMALL_BYTES = 64 << 20
-"""Pictures that need more memory for decoding (16 megapixels in RGB) take the large lane."""
+"""Pictures that need more bytes than this for decoding (16 megapixels in RGB) take the large lane."""
 
 WAITING, ITEMS_WAITING = 4, 16
-"""Large pictures of requests, and those of items, that may be decoded or wait for it; others get status 429."""
+"""The most large pictures from requests, and from items, waiting or being decoded; others get status 429."""
 
 GIVING_WAY, MOMENT = 0.25, 0.002
-"""The longest time, in seconds, that a step of long work waits for searches, and how often it looks."""
+"""The most seconds that a step of long work waits for searches, and the seconds between two checks."""
 
 NICENESS = 10
-"""Of the threads that decode large pictures, so that ordinary searches come first (on Linux)."""
+"""Niceness of threads for large pictures and long work, so that ordinary searches come first (on Linux)."""
 
 
 class LargePictureError(SimsearchError):
@@ -70,7 +71,8 @@ class LargeLane(Lane):
     def admitted(self, of_item: bool) -> Iterator[None]:
         """Counts a picture while it waits and is decoded. Raises ApiError if there are too many.
 
-        of_item: True for an item's picture, which pictures that are sent must not keep out.
+        of_item: True for the picture of an item. Items have a separate limit, so that pictures in requests cannot block
+        them.
         """
         if self._waiting[of_item] >= (ITEMS_WAITING if of_item else WAITING):
             raise ApiError(429, "too_many_requests", "too many large pictures at once", {"retry-after": "2"})
@@ -95,13 +97,13 @@ class Lanes:
         self.large = LargeLane(max(1, cores // 2), memory - small)
 
     def close(self) -> None:
-        """Drops what has not started, and waits for the rest."""
+        """Drops the waiting pictures, and waits for those that are being decoded."""
         for lane in (self.small, self.large):
             lane.pool.shutdown(wait=True, cancel_futures=True)
 
 
 class EitherLane(MemoryBudget):
-    """The memory of both lanes, for long work in a thread of its own: each picture takes the lane of its size."""
+    """The memory of both lanes, for long work in another thread: each picture uses the lane for its size."""
 
     def __init__(self, lanes: Lanes) -> None:
         super().__init__(lanes.large.total)
@@ -114,9 +116,9 @@ class EitherLane(MemoryBudget):
 
 
 def give_way(busy: Callable[[], bool]) -> None:
-    """Waits while searches are being answered, at most for `GIVING_WAY`, so that long work goes on in the end.
+    """Waits while searches are being answered, but at most `GIVING_WAY` seconds, so that long work still advances.
 
-    A lower priority is not enough: the threads of a matrix product have that of the process.
+    Lowering the priority of this thread is not enough: matrix products run in threads with the process's priority.
     """
     end = time.monotonic() + GIVING_WAY
     while busy() and time.monotonic() < end:
@@ -124,7 +126,7 @@ def give_way(busy: Callable[[], bool]) -> None:
 
 
 def lower_priority(niceness: int) -> None:
-    """Lowers the priority of the current thread alone, which Linux can do."""
+    """Lowers the priority of only the current thread on Linux; does nothing on other systems."""
     if niceness and hasattr(os, "setpriority") and os.uname().sysname == "Linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

@@ -1,4 +1,4 @@
-"""The handlers of duplicates: groups, cleaning up, undoing it, and groups that are none."""
+"""The HTTP handlers for duplicates: listing and ignoring groups, cleaning up, and undoing clean-ups."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from simsearch.server.service import SearchService
 from simsearch.storage.index import Index
 
 PATIENCE, RUN_PATIENCE, STEP = 1.0, 10.0, 0.02
-"""Seconds until a request whose groups, or whose clean-up, are not finished is answered with the progress; a step."""
+"""Seconds to wait for groups, and for a clean-up, before answering with the progress; seconds between two checks."""
 
 SHOWN = 200
-"""Items of a group that are listed and can be acted on."""
+"""The most items of a group that are listed."""
 
 _UPLOADED = "it was uploaded to this service, which removes it by DELETE"
 _GONE = "its file is gone or has changed, or it is another name of a file that stays"
@@ -42,7 +42,7 @@ _CHANGED = "the groups have changed since they were listed; list them again"
 
 @dataclass(frozen=True)
 class GroupsRequest:
-    """Which groups to list. limit: the most groups. after: the last one of the page before. rule: what stays."""
+    """The groups to list. limit: the most groups. after: `next` of the previous page. rule: which item is kept."""
 
     limit: int
     after: str | None
@@ -52,14 +52,14 @@ class GroupsRequest:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A plan and the items that were chosen but stay, each with its path and the reason."""
+    """A plan, and the chosen items that cannot be moved, each as id, path and reason."""
 
     plan: Plan
     left: list[tuple[int, str, str]]
 
 
 class Duplicates:
-    """Lists duplicates, cleans them up, and undoes that."""
+    """Lists duplicates, cleans them up, and undoes clean-ups."""
 
     def __init__(self, service: SearchService) -> None:
         self.service = service
@@ -101,7 +101,7 @@ class Duplicates:
         }
 
     def _group(self, engine: Engine, found: Found, group: Group, rule: Rule) -> dict[str, Any] | None:
-        """Returns a group as it is answered; None if it has only one picture by now."""
+        """Returns the JSON fields of a group; None if fewer than two of its pictures are left."""
         members = near.members_now(engine.snapshots, group.numbers[:SHOWN], KeepRule(rule))
         if len(members) < 2:
             return None
@@ -126,7 +126,7 @@ class Duplicates:
         return member.item.path if self.service.settings.relative else member.path
 
     async def ignore(self, request: Request) -> Response:
-        """Marks groups as no duplicates, or takes the marks back."""
+        """Marks groups as not duplicates, or removes the marks."""
         check_writable(self.service, "")
         served = self.service.index(request)
         wanted = await read_json(request, IgnoreRequest)
@@ -144,7 +144,7 @@ class Duplicates:
     # -- cleaning up
 
     async def clean_up(self, request: Request) -> Response:
-        """Moves pictures away, or says what would be done."""
+        """Moves pictures away; a dry run answers with the plan only."""
         self._check_allowed("GET, HEAD")
         served = self.service.index(request)
         wanted = await read_json(request, CleanUpRequest)
@@ -191,7 +191,7 @@ class Duplicates:
         }
 
     def _plan(self, served: ReloadableIndex, engine: Engine, wanted: CleanUpRequest) -> _Chosen:
-        """Plans what a request asks for, from the present state. Raises ApiError if its groups are not there now."""
+        """Returns the plan for a request and the present index. Raises ApiError if one of its groups has changed."""
         settings = self.service.settings
         found = self._known(served, wanted.max_distance)
         groups: list[list[near.Member]] = []
@@ -223,9 +223,9 @@ class Duplicates:
         return _Chosen(plan, left)
 
     def _values(self, chosen: _Chosen, outcome: tuple[set[str], dict[str, str]] | None = None) -> dict[str, Any]:
-        """Returns what is the same in the answers of a dry run and of a clean-up.
+        """Returns the fields that the answers of a dry run and of a clean-up have in common.
 
-        outcome: of a clean-up, the paths that went, and the reasons of others.
+        outcome: for a clean-up, the paths of the moved files, and the reasons for files that were not moved, by path.
         """
         settings = self.service.settings
         items = []
@@ -299,7 +299,7 @@ class Duplicates:
             raise ApiError(405, "cleanup_off", message, {"allow": allowed})
 
     def _known(self, served: ReloadableIndex, distance: float | None) -> Found:
-        """Returns the groups as they are known now. Raises ApiError if they are not."""
+        """Returns the last groups found. Raises ApiError if they must be computed again."""
         found = self.service.finder.known(served, distance)
         if found is None:
             raise ApiError(409, "groups_changed", _CHANGED)
@@ -314,7 +314,7 @@ def _named(found: Found, name: str) -> Group:
 
 
 def _check_current(engine: Engine, group: Group) -> None:
-    """Raises ApiError unless all items of a group are in the index with the content that they had."""
+    """Raises ApiError if an item of a group has been removed from the index or has changed."""
     with engine.reading() as reader:
         try:
             if Group.of(reader.item(number) for number in group.numbers).name == group.name:

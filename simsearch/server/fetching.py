@@ -15,10 +15,10 @@ from simsearch.server.prometheus import PrometheusMetrics
 from simsearch.server.settings import Settings
 
 FETCHES = 32
-"""Images fetched by URL at once; others get status 429. They wait for other servers, so they have own threads."""
+"""The most images fetched by URL at once, each in a thread, since fetches wait for servers; others get status 429."""
 
 FETCH_SECONDS = 10.0
-"""For fetching an image by URL, from the look-up of its name to its last byte."""
+"""The most seconds for fetching an image by URL, from the DNS look-up to the last byte."""
 
 
 class Fetcher:
@@ -40,7 +40,7 @@ class Fetcher:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     async def fetch(self, url: str) -> bytes:
-        """Fetches an image; its bytes count as a body's until the caller subtracts them. Raises SimsearchError."""
+        """Returns an image's bytes, counted in `received` until the caller subtracts them. Raises SimsearchError."""
         if self._running >= FETCHES:
             self._metrics.rejected.inc()
             raise ApiError(429, "too_many_requests", "too many images are being fetched", {"retry-after": "2"})

@@ -1,4 +1,4 @@
-"""Responses with the content of a file, read as the client takes it: memory is bounded, however many read slowly."""
+"""Responses that read a file only as fast as the client does, so that slow clients take little memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHUNK = 1 << 16
 
 
 class FileResponse(Response):
-    """An open file as the body, which is closed at the end.
+    """A response with the content of an open file, which is closed at the end.
 
     pool: threads for reading. done: called at the end.
     """

@@ -74,11 +74,11 @@ class Items:
         return served.run(find)
 
     async def image(self, request: Request, number: int) -> Response:
-        """Answers with an item's file; it is an attachment if browsers cannot show it, and would guess its type."""
+        """Answers with an item's file, as an attachment if browsers cannot show the file and would guess the type."""
         served = self.service.index(request)
         with _image_gone_as_404():
             file, kind = await self.service.in_lane(lambda lane: thumbnails.file(served, number, lane), True)
-        # A member of an archive was unpacked, into memory or a temporary file.
+        # The size to count: files from archives have been unpacked into memory or a temporary file.
         held = file_size(file) if isinstance(file, io.BytesIO) or not isinstance(file.name, str) else 0
         try:
             self.service.received.add(held)

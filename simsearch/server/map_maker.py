@@ -1,7 +1,7 @@
 """Finds the map of an index for the web page: the one stored with it, or one drawn in a thread of its own.
 
-Drawing takes seconds to minutes. So a request starts it and is told how far it has come; searches go on beside it,
-before which the thread gives way. A service that may write stores what it has drawn; others keep it in memory.
+Drawing takes seconds to minutes. So a request starts the drawing and is answered with the progress, and the thread
+gives way to searches. A service that may write stores the finished map with the index; others keep it in memory.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ KEPT = 4
 """Maps kept in memory, of all indexes together; 28 bytes an item."""
 
 WAITING = 3
-"""Maps that may be drawn or wait for it; further requests get status 429."""
+"""The most maps being drawn or waiting; further requests get status 429."""
 
 SECONDS = 3600.0
-"""The longest time for one map."""
+"""The most seconds for drawing one map."""
 
 ITEM_BYTES = 5000
-"""Memory that drawing takes for each item: 90 neighbours, their distances and affinities."""
+"""Bytes of memory that drawing takes for each item: 90 neighbours, their distances and affinities."""
 
 NAMED_PIXELS = 16_000_000
-"""The largest picture that is looked at to name a cluster."""
+"""The most pixels of a picture that is read to name a cluster."""
 
 PATIENCE = 10
-"""While items are being added, a map is drawn again only after this many times the seconds that it took."""
+"""While items are being added, a map is kept for PATIENCE times the seconds that drawing it took."""
 
 Step = Literal["neighbours", "layout", "names"]
 
 
 @dataclass(frozen=True)
 class Known:
-    """A map that is there. token: changes with the map. until: the monotonic time from which it may be drawn again."""
+    """A finished map. token: changes with the map. until: the monotonic time from which a new map may be drawn."""
 
     drawn: StoredMap
     token: Key
@@ -67,8 +67,8 @@ class MapJob:
 class MapMaker:
     """Finds maps; safe for several threads.
 
-    memory: bytes for drawing one. keeps: True to store them with the index. busy: returns True while searches are being
-    answered, before which it gives way.
+    memory: bytes for drawing a map. keeps: True to store maps with their index. busy: returns True while searches are
+    being answered; they come first.
     """
 
     def __init__(self, memory: int, keeps: bool, busy: Callable[[], bool] = lambda: False) -> None:
@@ -79,8 +79,8 @@ class MapMaker:
     def find(self, served: ReloadableIndex, again: bool = False) -> Known | MapJob:
         """Returns the map if there is one, else the job that draws it.
 
-        again: True to draw another one if the index has changed since. Raises ApiError if there is none and this
-        service cannot draw it, or if too much is asked for at once.
+        again: True to draw a new map if the index has changed since. Raises ApiError if there is no map and this
+        service cannot draw one, or if too many maps are being drawn.
         """
         key, known, stale, refusal = served.run(self._look_up)
         if known is not None and not (again and stale and refusal is None and time.monotonic() >= known.until):
@@ -101,7 +101,7 @@ class MapMaker:
             return self._refusal(engine, reader.count()) is None
 
     def _look_up(self, engine: Engine) -> tuple[Key, Known | None, bool, ApiError | None]:
-        """Returns the index's key, its map, if the index has changed since, and why none can be drawn."""
+        """Returns the index's key, its map, True if the index has changed since, and the error if none can be drawn."""
         key = engine.opened_index.identity, str(engine.path)
         with engine.reading() as reader:
             generation, count = reader.state("generation"), reader.count()
@@ -118,7 +118,7 @@ class MapMaker:
             return kept
         try:
             known = Known(stored_map.read(folder), (key, stamp))
-        except IndexDamagedError:  # `verify` tells of it; the next map replaces it
+        except IndexDamagedError:  # `simsearch verify` reports this; the next map replaces the file
             return kept
         if kept is not None and kept.drawn.generation > known.drawn.generation:
             return kept
@@ -159,7 +159,7 @@ class MapMaker:
         return Known(stored, token, end + PATIENCE * (end - began))
 
     def _progress(self, job: MapJob, step: Step, began: float) -> Progress:
-        """Returns what is called with the progress of a step. It raises at a stop, and after `SECONDS`."""
+        """Returns the progress callback of a step, which raises ApiError at a stop and after `SECONDS`."""
 
         def report(done: int, total: int) -> None:
             job.step, job.done, job.total = step, done, total

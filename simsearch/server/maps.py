@@ -1,4 +1,4 @@
-"""The handler of maps: where the items of an index lie on a plane, and what they are coloured and searched by."""
+"""The HTTP handler for maps: positions of items on a plane, and the fields to colour and search them by."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 PATIENCE, STEP = 1.0, 0.02
-"""Seconds until a request whose map is not finished is answered with the progress; a step."""
+"""Seconds to wait for a map before answering with the progress; seconds between two checks."""
 
 KEPT = 2
 """Answers kept in memory, compressed: some 20 bytes an item."""
 
 PICTURED = 4000
-"""Items that are named as those that show the map, from far to near."""
+"""The most items whose pictures represent the map; the first ones alone cover the map evenly."""
 
 DIGITS = 4
 """Significant digits of positions, of which a screen shows fewer."""
@@ -81,7 +81,7 @@ class Maps:
         return Response(text, media_type="application/json", headers=headers)
 
     def _answer(self, engine: Engine, known: Known) -> MapAnswer:
-        """Returns the answer of this state of the index, made now or before."""
+        """Returns the answer for this state of the index, from memory if it was made before."""
         with engine.reading() as reader:
             key = known.token, reader.state("generation")
             with self._lock:
@@ -99,7 +99,7 @@ class Maps:
         return made
 
     def _values(self, engine: Engine, known: Known, items: list[Item]) -> dict[str, Any]:
-        """Returns the answer: of the items that are in the index with the content that was drawn."""
+        """Returns the JSON fields of a map, without items that were removed or changed after the drawing."""
         drawn = known.drawn
         places, there = _still_there(drawn.ids, drawn.contents, items)
         shown = [items[place] for place in there.tolist()]
@@ -130,7 +130,7 @@ class Maps:
 def _still_there(
     ids: NDArray[np.int64], contents: NDArray[np.uint64], items: list[Item]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the places, on the map and in the list, of items that are the same in both; by id, both (m,)."""
+    """Returns the places in `ids` and in `items` of the m unchanged items, two arrays (m,), sorted by id."""
     now = np.array([item.id for item in items], np.int64)
     found, on_map, in_list = np.intersect1d(ids, now, assume_unique=True, return_indices=True)
     keys = np.array([content_key(items[place].digest) for place in in_list.tolist()], np.uint64)

@@ -1,7 +1,7 @@
 """The middlewares of the HTTP service, outermost first: ResponseHeaders, AccessLog, Authentication and BodyLimit.
 
 BodyLimit is in `simsearch.server.body_limit`. Each is plain ASGI. Authentication and BodyLimit raise ApiError for a
-request that they refuse; AccessLog answers it.
+request that they refuse; AccessLog turns the error into a response.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ CLIENT_LEFT = 499
 """The status in logs and metrics of a request whose client left before it was answered (as in nginx)."""
 
 MAX_HEAD_BYTES = 1 << 15
-"""Size of a request's line and headers."""
+"""The most bytes of a request's line and headers."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
 _DEFAULT_HEADERS = {
-    "cache-control": "private, no-cache",  # a cache that others share does not know X-API-Key
+    "cache-control": "private, no-cache",  # shared caches do not treat X-API-Key as a credential
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
     "cross-origin-resource-policy": "same-origin",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
 }
-# If one of these were repeated, a proxy and this service could use different ones.
+# If one of these headers were repeated, a proxy and this service could use different values.
 _SINGLE_HEADERS = (
     "host",
     "content-length",
@@ -108,7 +108,7 @@ class ResponseHeaders:
 
 
 def _with_path_alone(scope: Scope) -> Scope:
-    """Returns the scope with its path alone, if the request's target was a whole URL of this host (as proxies send)."""
+    """Returns the scope with only the path if the request's target is a full URL of this host, as proxies send."""
     path: str = scope["path"]
     if not path.lower().startswith("http://"):
         return scope
@@ -210,7 +210,7 @@ class Authentication:
         origin = headers.get("origin")
         if method not in {"POST", "DELETE"} or origin in self.settings.cors:
             return
-        if not origin:  # some requests of a page come without it, but browsers always say what they are
+        if not origin:  # some requests of pages lack Origin, but browsers then send Sec-Fetch-Site
             if headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
                 raise _cross_origin()
             return
@@ -239,7 +239,7 @@ def _cross_origin() -> ApiError:
 
 
 def _check_head(scope: Scope, headers: Headers) -> None:
-    """Raises ApiError for a huge head, and for one that programs may read differently."""
+    """Raises ApiError for a head that is too large, or that a proxy and this service may read differently."""
     size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
     size += sum(len(name) + len(value) for name, value in scope["headers"])
     if size > MAX_HEAD_BYTES:

@@ -1,7 +1,7 @@
 """Finds the groups of near-identical items of an index, once for each state of it, in a thread of its own.
 
-Finding takes seconds to minutes in a large index. So a request starts it and is told how far it has come; searches go
-on beside it, before which the thread gives way. If items have only gone since, the groups are brought in step without
+Finding the groups of a large index takes seconds to minutes. So a request starts the work and is answered with the
+progress, and the thread gives way to searches. If items have only been removed since, the groups are updated without
 comparing all items again.
 """
 
@@ -34,31 +34,31 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 LINKED = 1000
-"""Items of a group of which some have gone that are compared at once; a larger group is found again."""
+"""The most items left in a group after removals to update it at once; with more, all groups are computed again."""
 
 LOOKED = 64
-"""The same, of a group whose pictures are compared by their pixels."""
+"""The limit in place of LINKED where pictures are also compared by their pixels."""
 
 DEFAULT_RULE = "largest"
-"""The rule for which pictures are compared with the one that stays in advance; for another it is done when listed."""
+"""The rule whose kept picture is compared with the others in advance; for other rules, listing compares them."""
 
 KEPT = 4
 """Results kept in memory, of all indexes and distances together."""
 
 WAITING = 3
-"""Results that may be computed or wait for it; further requests get status 429."""
+"""The most results being computed or waiting; further requests get status 429."""
 
 SECONDS = 900.0
-"""The longest time for one result."""
+"""The most seconds for computing one result."""
 
 ITEM_BYTES = 700
-"""Memory that comparing takes for each item."""
+"""Bytes of memory for each item that is compared."""
 
 CALIBRATION_PIXELS = 16_000_000
-"""The largest picture of which copies are made to measure the usual threshold."""
+"""The most pixels of a picture from which copies are made to measure the usual threshold."""
 
 PATIENCE = 10
-"""While items are being added, a result is used for this many times the seconds that it took."""
+"""While items are being added, a result is used for PATIENCE times the seconds that it took to compute."""
 
 DRIFT = 0.25
 """A measured threshold is used until the number of items has changed by this fraction."""
@@ -68,7 +68,7 @@ DRIFT = 0.25
 class Group:
     """A group: the ids of its items, ascending, and the SHA-256 of their files, sorted.
 
-    name: changes with any item and any content, so that it stands for the state that a client has seen.
+    name: a hash of the ids and contents. It changes with the group, so a client can only act on a group as listed.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Group:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Sorts groups: the largest first, then by the lowest id."""
+        """The sort key of a group: the largest group first, then by the lowest id."""
         return -len(self.numbers), self.numbers[0]
 
 
@@ -92,9 +92,9 @@ class Group:
 class Found:
     """The groups of one state of an index.
 
-    ids, rows: (n,) of all items then, by id. complete: False if not all pairs were compared. seconds: the time that the
-    comparison took; at: the monotonic time of its end. copies: if two items are copies by their pixels, by the ids of
-    the one that stays and the other, as far as anybody looked.
+    ids, rows: the ids and rows of all items at that time, both (n,), sorted by id. complete: False if not all pairs
+    were compared. seconds: the duration of the comparison. at: the monotonic time of the end of the comparison.
+    copies: for each pair compared by pixels so far, True for copies; the key is (id of the kept item, id of the other).
     """
 
     generation: int
@@ -108,7 +108,7 @@ class Found:
     copies: dict[tuple[int, int], bool] = field(default_factory=dict, compare=False, repr=False)
 
     def group(self, name: str) -> Group | None:
-        """Returns the group of that name; None if there is none, or not any more."""
+        """Returns the group with this name; None if there is none."""
         return next((group for group in self.groups if group.name == name), None)
 
 
@@ -124,8 +124,8 @@ class Job:
 class GroupFinder:
     """Finds groups; safe for several threads.
 
-    memory: bytes for the comparison. busy: returns True while searches are being answered, before which it gives way.
-    allowance: what reading the pictures of near pairs may take.
+    memory: bytes for the comparison. busy: returns True while searches are being answered; they come first.
+    allowance: limits of memory and pixels for reading the pictures of near pairs.
     """
 
     def __init__(
@@ -139,7 +139,8 @@ class GroupFinder:
     def find(self, served: ReloadableIndex, distance: float | None) -> Found | Job:
         """Returns the groups if they are known for the present state, else the job that computes them.
 
-        distance: the largest one; None for the measured threshold. Raises ApiError if too much is asked for at once.
+        distance: the largest distance of a pair; None for the measured threshold.
+        Raises ApiError if too many jobs are under way.
         """
         key, found = served.run(lambda engine: self._look_up(engine, distance))
         if found is not None:
@@ -154,11 +155,11 @@ class GroupFinder:
         )
 
     def known(self, served: ReloadableIndex, distance: float | None) -> Found | None:
-        """Returns the groups that were found last, brought in step; None if they have to be looked for again."""
+        """Returns the last groups found, updated for removed items; None if they must be computed again."""
         return served.run(lambda engine: self._look_up(engine, distance))[1]
 
     def forget(self, engine: Engine) -> None:
-        """Drops the groups of an index that are known, because items have come back."""
+        """Drops the known groups of an index; called after items have been restored."""
         self._work.drop(lambda key: key[1] == str(engine.path))
 
     def _look_up(self, engine: Engine, distance: float | None) -> tuple[Key, Found | None]:
@@ -222,7 +223,7 @@ class GroupFinder:
 
 
 def _without_gone(engine: Engine, reader: ItemReader, found: Found, allowance: Allowance | None) -> Found | None:
-    """Returns the groups without the items that have gone; None if others have come or changed."""
+    """Returns the groups without removed items; None if items were added or changed, or too many must be compared."""
     ids, rows = reader.ids_and_rows()
     places = np.searchsorted(found.ids, ids)
     if len(ids) and (places[-1] == len(found.ids) or (found.ids[places] != ids).any()):
@@ -246,7 +247,7 @@ def _without_gone(engine: Engine, reader: ItemReader, found: Found, allowance: A
 def _linked_still(
     engine: Engine, reader: ItemReader, numbers: Sequence[int], limit: Threshold, allowance: Allowance | None
 ) -> list[Group]:
-    """Returns the groups of what is left of one."""
+    """Returns the groups that the remaining items of one group form."""
     items = [reader.item(number) for number in numbers]
     rows = np.array([item.row for item in items], np.int64)
     snapshot = engine.snapshots.current(reader)

@@ -59,7 +59,7 @@ def schema_of(model: type[BaseModel]) -> Schema:
 
 
 def named(document: Schema) -> Schema:
-    """Gives the schemas of a document names, for programs that make clients from it, and its operations tags."""
+    """Returns the document with names for its schemas (for client generators) and tags for its operations."""
     names = {_key(schema_of(model)): model.__name__ for model in EXAMPLES}
     schemas: dict[str, Schema] = {}
     for model in EXAMPLES:
@@ -92,13 +92,13 @@ def named(document: Schema) -> Schema:
 
 
 def _key(schema: Schema) -> str:
-    """Returns the same text for equal schemas: FastAPI turns some whole numbers into floats, and drops nulls."""
+    """Returns the same text for equal schemas, although FastAPI turns some integers into floats and drops nulls."""
     fields = {name: value for name, value in schema.items() if name != "examples"}
     return json.dumps(json.loads(json.dumps(fields), parse_int=float), sort_keys=True)
 
 
 def _alternatives(schema: Schema) -> dict[str, Schema]:
-    """Returns the schemas of an object with exactly one of several fields, by that field; {} for another schema."""
+    """Splits the schema of an object with exactly one of several fields into one schema by field; {} for others."""
     ways = [each["required"][0] for each in schema.get("oneOf", ())]
     common = {name: field for name, field in schema.get("properties", {}).items() if name not in ways}
     rest = {key: each for key, each in schema.items() if key != "oneOf"}
@@ -169,7 +169,7 @@ def search_body(model: type[SearchRequest], allow_urls: bool) -> Schema:
 
 
 def _form_fields(fields: Schema) -> Schema:
-    """Returns the fields as a form has them: boxes are texts."""
+    """Returns the schemas of the fields in a form, where boxes are texts."""
     boxes = {
         option.http_field: {
             "type": "string",

@@ -2,11 +2,11 @@
 
 uvicorn waits without limit for the head of a request, so a few hundred clients that send a byte a minute would keep all
 others out. DeadlineProtocol adds: a deadline for a request's head; a limit on connections that answers in JSON at once
-(`limit_concurrency` waits for a request, and answers in plain text); an end to clients that stop reading a response or
-go on sending a body that was refused; and JSON for bytes that are not HTTP.
+(`limit_concurrency` waits for a request, and answers in plain text); closing the connection of a client that stops
+reading a response or goes on sending a refused body; and JSON for bytes that are not HTTP.
 
-Beyond the limit of connections, those give way that have kept the service waiting for the longest
-time: for a request, for the client to take its response, or for a body. So silent connections keep nobody out.
+Beyond the limit of connections, the service closes those that it has waited for the longest: for a request, for the
+client to read its response, or for a body. So silent connections do not keep other clients out.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ MAX_CONNECTIONS = 512
 """Connections open at once."""
 
 STALL_SECONDS = 30.0
-"""A client that does not take what is buffered of its response (64 to 128 KiB) in this time is cut off."""
+"""A client that does not read the buffered part of a response (64 to 128 KiB) in this time is disconnected."""
 
 PATIENCE = 2.0
-"""Where all connections are in use, a client that reads or sends slowly gives way to others after these seconds."""
+"""Seconds after which the connection of a slow client may be closed, if there are too many connections."""
 
 SETTLING = 0.1
-"""Seconds in which there may be up to twice as many connections, before some of them give way."""
+"""Seconds during which twice MAX_CONNECTIONS may be open before some are closed."""
 
 LAST_STALL_SECONDS = 2.0
-"""The same while the service stops."""
+"""The value of STALL_SECONDS while the service stops."""
 
 SEND_BUFFER = 1 << 17
-"""Bytes of a connection that the system may buffer; it would take megabytes for a client that reads slowly."""
+"""Bytes that the system may buffer per connection; its own choice would be megabytes for a client that reads slowly."""
 
 MAX_DISCARDED_BYTES = 64 << 20
-"""Bytes of a refused body that are read and discarded: a client that is cut off while it sends sees no response."""
+"""The most bytes read and discarded of a refused body: a client that is cut off while it sends sees no response."""
 
 
 CHUNKS, CHUNK_BYTES = 1000, 256
-"""A body may come in this many chunks, and in one more for each of these bytes: a chunk of one byte takes as long."""
+"""A body may have CHUNKS chunks and one more for each CHUNK_BYTES, since handling a tiny chunk takes as long."""
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")  # h11 takes a bare LF for the end of a line
 _LENGTH = re.compile(rb"(?im)^content-length[ \t]*:([^\r\n]*)")
 
 
 _ODD_LINE = re.compile(rb"(?<!\r)\n|\n[ \t]")
-"""An end of line without CR, or a header that goes on in the next line."""
+"""Matches an end of line without CR, or a header that continues on the next line."""
 
 
 class _StrictConnection(h11.Connection):
-    """Refuses bodies in very many chunks, and heads that a proxy in front may have read otherwise.
+    """Refuses bodies in too many chunks, and heads that a proxy in front of the service may read differently.
 
-    Those have two lengths even if they agree, of which h11 shows one; lines that end in LF alone or go on in the next
-    one; or a version of HTTP that is not 1.0 or 1.1.
+    These heads have more than one Content-Length (h11 merges equal ones), lines that end in LF alone or continue on
+    the next line, or a version of HTTP other than 1.0 and 1.1.
     """
 
     _chunks = _received = 0
@@ -87,7 +87,7 @@ class _StrictConnection(h11.Connection):
 
 
 def _check_version(request: h11.Request) -> None:
-    """Raises RemoteProtocolError for other versions than 1.0 and 1.1, and for chunks, which 1.0 does not have."""
+    """Raises RemoteProtocolError for HTTP versions other than 1.0 and 1.1, and for chunked bodies in HTTP 1.0."""
     chunked = any(name == b"transfer-encoding" for name, _ in request.headers)
     if request.http_version != b"1.1" and (request.http_version != b"1.0" or chunked):
         raise h11.RemoteProtocolError("a version that is not spoken here", error_status_hint=400)
@@ -121,7 +121,7 @@ class DeadlineProtocol(H11Protocol):
         self._update_deadline()
         if len(self.connections) > MAX_CONNECTIONS and not vars(self.server_state).get("relieving"):
             vars(self.server_state)["relieving"] = True
-            self.loop.call_later(SETTLING, self._relieve)  # until then, those that have a request send it
+            self.loop.call_later(SETTLING, self._relieve)  # gives new connections time to send a request
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -179,7 +179,7 @@ class DeadlineProtocol(H11Protocol):
                 each.transport.abort()
 
     def _rank(self) -> tuple[int, float] | None:
-        """Returns the order in which connections give way; None for one that does not."""
+        """Returns a sort key, lowest for the connection to close first; None if the connection must stay open."""
         late = self.loop.time() - PATIENCE
         if self.silent_since < math.inf:
             return (0 if self.cycle is None else 1), self.silent_since  # 0: it never sent a request
@@ -188,7 +188,7 @@ class DeadlineProtocol(H11Protocol):
         return (3, self.body_since) if self.body_since < late else None
 
     def _note_waiting(self) -> None:
-        """Notes since when the client has not sent a head, or the rest of a body."""
+        """Records since when the service has been waiting for a head, or for the rest of a body."""
         state, now = self.conn.their_state, self.loop.time()
         self.silent_since = min(self.silent_since, now) if state is h11.IDLE else math.inf
         self.body_since = min(self.body_since, now) if state is h11.SEND_BODY else math.inf
@@ -212,7 +212,7 @@ class DeadlineProtocol(H11Protocol):
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _update_deadline(self) -> None:
-        """Runs the deadline while a head is incomplete; further bytes do not extend it."""
+        """Starts the deadline for a head or for a body to discard, or cancels it; further bytes do not extend it."""
         if self.conn.their_state is not h11.IDLE and not self._discards_body():
             self._cancel_deadline()
         elif self._deadline is None and not self.transport.is_closing():
@@ -227,7 +227,7 @@ class DeadlineProtocol(H11Protocol):
     def _refuse_late_head(self) -> None:
         self._deadline = None
         if self.conn.our_state is h11.IDLE and self.cycle is not None and not self.conn.trailing_data[0]:
-            self.transport.close()  # it has had its answers, and has not asked for more
+            self.transport.close()  # an idle connection: all its requests have been answered
         elif not self.transport.is_closing():
             self._refuse(ApiError(400, "head_too_slow", "the head of the request did not arrive in time"))
 

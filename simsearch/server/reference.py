@@ -13,7 +13,7 @@ from simsearch.server import page as server_page
 from simsearch.server.middleware import ApiError
 
 FILES = {"swagger-ui-bundle.js": "text/javascript; charset=utf-8", "swagger-ui.css": "text/css; charset=utf-8"}
-"""The files of Swagger UI that its page loads, by name: their media types."""
+"""Media types of the Swagger UI files that the page loads, by file name."""
 
 _START = """addEventListener("load", () => SwaggerUIBundle({
   url: "openapi.json", dom_id: "#reference", deepLinking: true, validatorUrl: null, syntaxHighlight: false,

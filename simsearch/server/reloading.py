@@ -1,8 +1,9 @@
 """Serves an index by its path, and opens it again when another index replaces it, without failed or mixed answers.
 
-An engine itself sees what other processes commit into its index. This module handles an index whose folder is replaced:
-another one is renamed to its path, or a link is changed. An engine continues to answer from the index that it opened,
-so an answer is only used if that index was at the path before and after; else it is computed again with the new one.
+An engine sees by itself the changes that other processes commit to its index. This module handles the replacement of
+the whole folder: another index is renamed to the path, or a symbolic link is changed. The engine then still answers
+from the old index. So an answer is used only if the engine's index was at the path before and after the call; otherwise
+the answer is computed again with the new index.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ log = logging.getLogger("simsearch.serve")
 
 
 class _Lease:
-    """An engine and the number of calls that use it. own: it was opened here, and is closed after its replacement."""
+    """An engine and the number of calls that use it. own: True if this module opened the engine and must close it."""
 
     def __init__(self, engine: Engine, identity: Identity, own: bool) -> None:
         self.engine, self.identity, self.own, self.users, self.retired = engine, identity, own, 0, False
 
 
 class ReloadableIndex:
-    """The engine of the index that is now at a path. reloaded: called after each replacement."""
+    """Calls functions with an engine for the present index at a path. reloaded: called after each replacement."""
 
     def __init__(self, name: str, engine: Engine, reloaded: Callable[[], None] = lambda: None) -> None:
         self.name, self.path, self.reloaded = name, engine.path, reloaded
@@ -47,7 +48,7 @@ class ReloadableIndex:
     def run(self, call: Callable[[Engine], T], *, may_be_outdated: bool = False) -> T:
         """Returns the result of `call` on the engine; calls it again if the index is replaced meanwhile.
 
-        may_be_outdated: True to return a result of the index that was at the path before; for what is checked later.
+        may_be_outdated: True to accept a result from an index that was replaced; for results that are checked later.
         Raises IndexNotFoundError if there is no index at the path for `PATIENCE` seconds, and errors of `call`.
         """
         deadline = time.monotonic() + PATIENCE
@@ -72,7 +73,7 @@ class ReloadableIndex:
                     return result
 
     def run_once(self, call: Callable[[Engine], T]) -> T:
-        """Returns the result of `call` on the engine, once even if the index is replaced meanwhile; for changes."""
+        """Returns the result of `call` on the engine, without a second call if the index is replaced; for changes."""
         lease = self._acquire(time.monotonic() + PATIENCE)
         try:
             return call(lease.engine)

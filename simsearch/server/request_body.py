@@ -39,7 +39,7 @@ async def read_search(request: Request, model: type[SearchRequest], settings: Se
 
 
 async def read_json(request: Request, model: type[Model]) -> Model:
-    """Reads a JSON object. Raises ApiError, also for the media types that a page of another site could send."""
+    """Reads a JSON object. Raises ApiError, also for other media types, which pages of other sites could send."""
     kind = _media_type(request)
     if kind != "application/json":
         raise _unsupported("application/json", kind)
@@ -102,7 +102,7 @@ async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
 
 
 def _option_value(field: str, texts: list[str]) -> Any:
-    """Returns a search option's value as JSON would have it; of another field, its text. Raises ApiError."""
+    """Returns the value of a search option as in JSON, or the text of any other field. Raises ApiError."""
     kind = next((option.kind for option in OPTIONS if option.http_field == field), None)
     if kind == "conditions":
         return texts
@@ -119,7 +119,7 @@ def _single(field: str, texts: list[str]) -> str:
 
 
 def _parsed(parse: Callable[[str], Any], text: str) -> Any:
-    """Returns a parsed text; one that cannot be parsed as it is, so that the request's schema says what it must be."""
+    """Returns the parsed text, or the text itself if parsing fails; the schema then reports the error."""
     try:
         return parse(text)
     except (ValueError, KeyError, RecursionError):

@@ -30,13 +30,13 @@ GRACE = 35
 """Seconds to finish requests after a stop was requested."""
 
 LEAST_MEMORY = 160 << 20
-"""Bytes for requests without which a service is of no use: a body of 32 MiB takes a fifth of them."""
+"""The least bytes for requests: one fifth is for bodies, and must hold a body of 32 MiB."""
 
 OPEN_FILES = 4096
-"""A connection takes a descriptor, and another one while it is sent a file."""
+"""Limit of open files: each connection takes one descriptor, and a second one while a file is sent."""
 
 MAPPED_BYTES = 1 << 20
-"""Larger blocks of memory are returned to the system when they are freed."""
+"""Blocks of memory larger than this are returned to the system when they are freed."""
 
 
 class Server(uvicorn.Server):
@@ -160,7 +160,7 @@ def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
     say(f"http://{shown}:{listener.getsockname()[1]}/")
     server = server_for(app)
     gc.collect()
-    gc.freeze()  # what is there now stays, and need not be looked through again
+    gc.freeze()  # the present objects stay, so later collections can skip them
     with _logs():
         server.run(sockets=[listener])
     if server.stop_signal == signal.SIGINT:

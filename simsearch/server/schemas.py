@@ -36,7 +36,7 @@ Component = Annotated[float, Field(gt=-1e30, lt=1e30, allow_inf_nan=False)]
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
-    """Returns an error message for a name that is not known, with the most similar one that is, or all."""
+    """Returns an error message for an unknown name, with the most similar known name or all of them."""
     shown = name[:80].encode("utf-8", "replace").decode()
     return f"{shown} is not known here; {suggestions.hint(shown, known)}"
 

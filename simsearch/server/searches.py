@@ -26,7 +26,7 @@ from simsearch.server.schemas import SearchRequest
 from simsearch.server.service import SearchService
 
 ATTEMPTS = 3
-"""How often a search is tried when its index is replaced meanwhile."""
+"""The most attempts at a search whose index is replaced meanwhile."""
 
 
 class Searches:
@@ -39,7 +39,7 @@ class Searches:
         """Answers a search, from a multipart form or a JSON object."""
         start = time.perf_counter()
         served = self.service.index(request)
-        # A search counts once its body is there: those who send slowly must not keep others out.
+        # A search is counted only after its body has arrived, so that slow senders do not block other clients.
         body, name = await read_search(request, self.service.search_request, self.service.settings)
         self.service.metrics.phases.labels("body").observe(time.perf_counter() - start)
         if body.way == "url":

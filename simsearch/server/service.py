@@ -32,13 +32,13 @@ from simsearch.server.uploads import Uploads
 T = TypeVar("T")
 
 VIEWS_SHARE = 16
-"""The part of the memory that small views of near pictures may take while duplicates are looked for: one of so many."""
+"""Small views of similar pictures may take 1/VIEWS_SHARE of the memory while duplicates are searched."""
 
 READERS = 4
-"""Threads that read the files that are being sent."""
+"""Number of threads that read the image files sent to clients."""
 
 LAST_SECONDS = 2.0
-"""For the bodies that are being received when a stop is requested."""
+"""Seconds that a stop leaves for the bodies that are still being received."""
 
 
 LISTS = frozenset({"id", "filter"})
@@ -72,7 +72,7 @@ class SearchService:
         self.draining = False
 
     def drain(self) -> None:
-        """Prepares for a stop: ends fetches and slow bodies, and drops the large pictures that wait."""
+        """Prepares for a stop: ends fetches, long work and slow bodies, and drops the large pictures that wait."""
         self.draining = True
         self.fetcher.stop()
         self.finder.stop()
@@ -91,9 +91,10 @@ class SearchService:
         self.lanes.close()
 
     def index(self, request: Request) -> ReloadableIndex:
-        """Returns the index that the request names. Raises ApiError, also for a parameter that the route lacks.
+        """Returns the index that the request names, or the first index if the request names none.
 
-        A parameter that is no list is given once, since programs would use different ones.
+        Raises ApiError for an unknown index or parameter. A parameter outside `LISTS` must not be repeated, because
+        a proxy and this service could use different values.
         """
         known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
         for given in request.query_params:
@@ -115,9 +116,9 @@ class SearchService:
         return await self.in_time(work)
 
     async def in_lane(self, call: Callable[[Lane], T], of_item: bool) -> T:
-        """Runs a call that decodes a picture in the lane of small pictures, or else in that of large ones.
+        """Returns the result of `call`, which decodes a picture in the small lane, or in the large lane if necessary.
 
-        of_item: True if the picture is an item's.
+        of_item: True for the picture of an item, False for a picture that comes from the request.
         """
         try:
             return await self.in_thread(lambda: call(self.lanes.small))

@@ -11,10 +11,10 @@ from simsearch.common import suggestions
 from simsearch.errors import UsageError
 
 DEFAULT_MEMORY = 640 << 20
-"""Bytes for requests."""
+"""Bytes for all requests together, unless the settings say otherwise."""
 
 DECODING, BODIES = 6, 2
-"""Tenths of the memory."""
+"""Shares of the memory for decoding and for bodies, in tenths."""
 
 _WHOLE = ("max_body", "max_pixels", "memory", "max_k", "in_flight", "batch_size")
 _NUMBERS = (*_WHOLE, "timeout", "body_timeout", "head_timeout")
@@ -51,19 +51,19 @@ class Settings:
     hosts: accepted names in the Host header, None for any (against DNS rebinding, for a service on loopback without a
     key).
     cors: origins of other sites whose pages may call the service.
-    writable: allow POST and DELETE of items, and remembering groups as no duplicates.
-    allow_cleanup: allow moving duplicates away, and undoing it; needs `writable`.
-    move_to: the folder that they are moved to; None for the desktop's trash.
-    journals: the folder of the clean-ups' journals; None for one beside each index, INDEX.journals.
+    writable: allow POST and DELETE of items, and marking groups as not duplicates.
+    allow_cleanup: allow moving duplicates away and restoring them; needs `writable`.
+    move_to: the folder that duplicates are moved to; None for the desktop's trash.
+    journals: the folder for the journals of clean-ups; None for the folder INDEX.journals beside each index.
     allow_urls: allow searches by URL.
-    max_body: the largest body in bytes. max_pixels: the largest image. max_k: the most matches.
-    memory: bytes that all requests together may take, beyond what the process takes when idle; what does not fit gets
-    status 413 or 429. Six tenths are for decoding, two for bodies, the rest for answers. 0 for 640 MiB, or enough for
-    four of the largest bodies.
-    in_flight: searches accepted at once; others get status 429.
-    batch_size: searches computed at once.
+    max_body: the largest body in bytes. max_pixels: the most pixels of an image. max_k: the most matches.
+    memory: bytes for all requests together, in addition to the memory of the idle process; requests that need more get
+    status 413 or 429. Six tenths are for decoding, two for bodies, the rest for answers. 0 means 640 MiB, or more if
+    the share for bodies must be larger to hold four of the largest bodies.
+    in_flight: the most searches accepted at once; others get status 429.
+    batch_size: the most searches computed at once.
     timeout: seconds for an answer. body_timeout: seconds for a body to arrive. head_timeout: seconds for a request's
-    head to arrive; only with `simsearch serve`, other servers have limits of their own.
+    head to arrive, used only by `simsearch serve` (other servers have their own limits).
     relative: return paths as stored, relative to their source.
     Raises UsageError for a value that cannot be used.
     """

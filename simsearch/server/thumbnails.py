@@ -1,4 +1,4 @@
-"""The image files of items, and small JPEGs of them, by item id only."""
+"""Opens the image files of items and makes thumbnails of them; clients can name a file only by the item's id."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FORMATS = {
 
 
 def file(served: ReloadableIndex, number: int, budget: MemoryBudget) -> tuple[IO[bytes], str | None]:
-    """Opens an item's file; returns it with its media type, None if browsers cannot show it. Raises ImageError."""
+    """Returns an item's open file and the media type, None if browsers cannot show the file. Raises ImageError."""
     opened = served.run(lambda engine: engine.open_image(number, budget=budget))
     try:
         return opened, _kind(opened)
@@ -55,7 +55,7 @@ def spread(served: ReloadableIndex, count: int) -> list[int]:
 
 def _kind(file: IO[bytes]) -> str | None:
     try:
-        with Image.open(file, formats=[name for name in _FORMATS if name != "MPO"]) as image:  # a JPEG to Pillow
+        with Image.open(file, formats=[name for name in _FORMATS if name != "MPO"]) as image:  # opened as JPEG
             return _FORMATS.get(image.format or "")
     except Exception:  # hostile bytes make Pillow raise nearly anything
         return None

@@ -22,8 +22,8 @@ from simsearch.storage.folder import Folder
 class Uploads:
     """Adds and removes items, one at a time, since an index has one writer among all threads and processes.
 
-    An upload appends its row to the manifest and, but for the first one of a process, reads no other row, so its time
-    does not depend on their number.
+    An upload appends a row to the manifest without reading the other rows, except for the first upload of a process.
+    So the time for an upload does not depend on the number of rows.
     """
 
     def __init__(self) -> None:
@@ -71,9 +71,10 @@ class Uploads:
             return found, True
 
     def _list_again(self, engine: Engine, folder: Folder, number: int, data: bytes) -> None:
-        """Completes the upload of a picture that has an item, but no line or file.
+        """Adds the manifest line and the file of an uploaded picture that has an item, if they are missing.
 
-        A removal that died has left it, and the next build would complete that, though the picture came again since.
+        An interrupted removal leaves such an item. The next build would complete the removal, although the picture has
+        been uploaded again.
         """
         item = engine.item(number)
         if not folder.exists(item.path):
@@ -83,7 +84,7 @@ class Uploads:
                 upload_folder.append_line(folder, _line(item.path, item.label, item.metadata))
 
     def sweep(self, indexes: Iterable[ReloadableIndex]) -> None:
-        """Removes what processes left that died while they wrote, unless another process is writing now."""
+        """Removes the files that interrupted processes left, unless another process is writing now."""
         for served in indexes:
             with contextlib.suppress(SimsearchError, OSError):
                 served.run_once(self._sweep)
@@ -95,7 +96,7 @@ class Uploads:
                 self._sweep_once(engine, folder)
 
     def _sweep_once(self, engine: Engine, folder: Folder) -> None:
-        """Removes what dead processes left in a folder, the first time that it is used."""
+        """Removes the files that interrupted processes left in a folder, the first time that the folder is used."""
         if folder.identity not in self._swept:
             self._swept.add(folder.identity)
             with contextlib.suppress(SimsearchError, OSError):  # the next process tries again
@@ -104,8 +105,8 @@ class Uploads:
     def remove(self, engine: Engine, number: int) -> None:
         """Removes an item, and its file if it was added over HTTP. Raises ItemNotFoundError.
 
-        The manifest comes first: a process that dies after that leaves an item that the next build removes, while a
-        line that was left would bring the picture back.
+        The line of the manifest is removed first: if the process dies after this step, the next build removes the item.
+        In the other order, the next build would add the picture again.
         """
         folder = upload_folder.open_folder(engine.index)
         with self._alone(folder) if folder.identity != (0, 0) else self._lock, _writes(folder):
@@ -147,7 +148,7 @@ def _find(engine: Engine, name: str) -> int | None:
 
 
 def manifest_path(engine: Engine) -> str:
-    """Returns the path of the manifest of uploads, the root of their source."""
+    """Returns the path of the manifest of uploads, which is the root of the source of uploaded items."""
     return upload_folder.manifest_path(engine.index)
 
 

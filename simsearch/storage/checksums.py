@@ -1,9 +1,10 @@
-"""Checksums of `items.sqlite`, which SQLite has none of: a flipped bit in a label or path is a valid label or path.
+"""Checksums of the rows in `items.sqlite`, since SQLite would not detect a flipped bit in a label or path.
 
-Each row has a hash of 64 bits; the sum of the hashes of a table does not depend on the order of its rows, so a
-transaction subtracts the rows that it changes, and adds them as they are then. The sums are values of the table
-`state`: `items_sum` (items and failures), `sources_sum`, and `sums_of`, the generation that they belong to. Versions
-without checksums leave an older generation there; the next transaction counts all rows again.
+Each row has a hash of 64 bits. The sum of the hashes of a table does not depend on the order of its rows, so a
+transaction subtracts the old hashes of the rows that it changes, and adds the new ones. The table `state` contains the
+sums: `items_sum` (items and failures), `sources_sum`, and `sums_of`, the generation that the sums belong to. A version
+of simsearch without checksums increases the generation but leaves `sums_of`; the next transaction of a version with
+checksums then sums up all rows.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ _AT_ONCE = 400
 
 
 class Sums:
-    """The sum of the items and failures during one transaction.
+    """The checksum of items and failures, updated during one transaction.
 
-    `before` and `after` are to be called with all rows that the transaction changes.
+    The caller passes all rows that the transaction changes to `before` and to `after`.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -46,7 +47,7 @@ class Sums:
             self._total = None
 
     def recount(self) -> None:
-        """Counts all rows at the end of the transaction, for changes that concern many of them."""
+        """Makes `store` sum up all rows, instead of only those that change; for transactions that change many rows."""
         self._total = None
 
     def before(self, items: Iterable[int] = (), failures: Iterable[tuple[int, bytes]] = ()) -> None:
@@ -54,11 +55,11 @@ class Sums:
         self._add(-1, items, failures)
 
     def after(self, items: Iterable[int] = (), failures: Iterable[tuple[int, bytes]] = ()) -> None:
-        """Adds them as they are after the change; those that no longer exist are left out."""
+        """Adds items, by id, and failures, by source and path, after they are changed; deleted ones are skipped."""
         self._add(1, items, failures)
 
     def inserted_after(self, number: int) -> None:
-        """Adds the items with larger ids."""
+        """Adds all items whose id is larger than `number`."""
         if self._total is not None:
             self._total += _sum_where(self._connection, "items", "WHERE id > ?", (number,))
 
@@ -87,7 +88,7 @@ class Sums:
 
 @contextlib.contextmanager
 def kept(connection: sqlite3.Connection) -> Iterator[Sums]:
-    """Keeps the checksums in step with the changes of a transaction."""
+    """Yields the `Sums` of a transaction, and stores them at the end of the block."""
     sums = Sums(connection)
     yield sums
     sums.store()
@@ -106,7 +107,7 @@ def sources_sum(connection: sqlite3.Connection) -> int:
 def problems(connection: sqlite3.Connection) -> list[str]:
     """Compares the recorded sums with those of the rows; returns one line for each that differs.
 
-    Says nothing of an index without sums, nor if a version without them has changed it since.
+    Returns no lines if the index has no sums, or was changed later by a version that does not record any.
     """
     states = _states(connection)
     generation, of = states.get("generation", 0), states.get("sums_of", 0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FILE = "components.safetensors"
 
 LIMIT = 1 << 30
-"""Bytes of the largest file of components that is read."""
+"""Maximum size of the file of components in bytes; a larger file is not read."""
 
 
 def write(folder: Folder, projection: Projection) -> str:
@@ -32,7 +32,7 @@ def write(folder: Folder, projection: Projection) -> str:
 
 
 def record(folder: Folder, model: Model) -> dict[str, Any]:
-    """Writes a model's components and returns its descriptor for `meta.json`; empty without one."""
+    """Writes a model's components and returns its descriptor for `meta.json`; {} for a model without a descriptor."""
     if not isinstance(model, DescriptorModel):
         return {}
     digest = {} if model.projection is None else {"components_sha256": write(folder, model.projection)}
@@ -71,7 +71,10 @@ def read_recorded(folder: Folder | None, meta: Meta) -> Projection | None:
 
 
 def apply(model: Model, folder: Folder | None, meta: Meta) -> Model:
-    """Returns the model for an index's features: `model`, or a DescriptorModel on it. Raises IndexDamagedError."""
+    """Returns the model that computes an index's features: the base model, or a DescriptorModel that wraps it.
+
+    Raises IndexDamagedError.
+    """
     base = model.base if isinstance(model, DescriptorModel) else model
     if not meta.descriptor:
         return base

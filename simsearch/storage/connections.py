@@ -1,4 +1,4 @@
-"""Connections to the database of an index, which are opened when needed and used again."""
+"""Connections to the database of an index, which are opened when needed and reused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ fork.in_child(_after_fork)
 class Connections:
     """The connections of this process to one database file. Thread-safe.
 
-    schema: the SQL that makes the tables which the database must have, and no others.
+    schema: the SQL that creates the tables of the database, which must have exactly these tables.
     """
 
     def __init__(self, file: DatabaseFile, schema: str) -> None:
@@ -50,9 +50,9 @@ class Connections:
         fork.in_child(self._leave)
 
     def _leave(self) -> None:
-        """In a forked process: SQLite's connections must not be used, so new ones are opened when they are needed.
+        """Drops all connections in a forked process, where SQLite forbids their use; new ones are opened when needed.
 
-        SQLite believes that this process holds the locks of the connections, which only the parent has.
+        SQLite then assumes that the child process holds the locks of these connections, but only the parent does.
         """
         fork.never_close((self._idle, self._reserve))
         if self._copy is not None:
@@ -96,8 +96,8 @@ class Connections:
     def keep_readable(self) -> None:
         """Opens a reserve connection, so that everything stays readable after the file has been deleted.
 
-        It is read-only: on closing the last writable connection, SQLite deletes the log by path, where the log of
-        another index may be by then. `close` deletes the log instead.
+        The reserve connection is read-only: when the last writable connection is closed, SQLite deletes the file at the
+        path of the log, which may be the log of another index by then. `close` deletes the log instead.
         """
         with fork.postponed(), self._file.translate_errors(), _opening:
             if self._reserve is None:

@@ -1,4 +1,4 @@
-"""Creating an index, and deleting one that nothing was added to."""
+"""Creation of an index, and deletion of an index that is still empty."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
     """Creates an empty index for a model, or completes an incomplete one; returns False if it exists already.
 
-    features: the name of the features, if the model is a `DescriptorModel`.
+    features: the name of the model's features; differs from the default only for a `DescriptorModel`.
     Raises UsageError if there is something else at the path.
     """
     if path.exists() and (not path.is_dir() or any(not _is_index_file(child.name) for child in path.iterdir())):
@@ -87,5 +87,5 @@ def _holds_items(path: Path, folder: Folder) -> bool:
 
 def _is_index_file(name: str) -> bool:
     known = {"features", "derived", "writer.lock", "ignored.json", components.FILE}
-    known.add(".meta.json.partial")  # by old versions
+    known.add(".meta.json.partial")  # written by old versions
     return name in known or name.startswith(DATABASE) or is_partial(name)

@@ -50,11 +50,11 @@ INSERT OR IGNORE INTO state VALUES ('rows', 0), ('generation', 0);
 class Changes:
     """The changes of one transaction. The rows of new items must already be in the feature files."""
 
-    inserted: list[Item] = field(default_factory=list)  # id 0: assigned here
+    inserted: list[Item] = field(default_factory=list)  # with id 0; the database assigns their ids
     updated: list[Item] = field(default_factory=list)  # replaced as a whole, by id
     deleted: list[int] = field(default_factory=list)
     failed: list[tuple[int, str, str]] = field(default_factory=list)  # source, path, reason
-    cleared: list[tuple[int, str]] = field(default_factory=list)  # former failures
+    cleared: list[tuple[int, str]] = field(default_factory=list)  # source, path of failures to delete
     blocks: list[tuple[int, int, int]] = field(default_factory=list)  # first row, rows, CRC-32
 
     def __bool__(self) -> bool:
@@ -64,8 +64,8 @@ class Changes:
 class Database:
     """The database `items.sqlite`. Thread-safe; writing needs the writer lock.
 
-    folder: the open folder of the index; that of `path` by default.
-    shards: the feature files after any compaction; each reader gets those of its snapshot.
+    folder: the open folder of the index; by default, the parent folder of `path`.
+    shards: the feature files after any number of compactions; each reader gets the files that belong to its snapshot.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Database:
         return self._file.identity
 
     def keep_readable(self) -> None:
-        """Keeps everything readable from now on, even if the file is deleted."""
+        """Keeps the database readable from now on, even if its file is deleted."""
         self._connections.keep_readable()
 
     def close(self) -> None:
@@ -168,9 +168,10 @@ class Database:
     def renumber(
         self, rows: Iterable[tuple[int, int]], blocks: Sequence[tuple[int, int, int]], total: int, compactions: int
     ) -> None:
-        """Commits a compaction, number `compactions`, which wrote feature files with `total` rows.
+        """Commits a compaction: records the new rows of items, the new blocks and the new number of rows.
 
-        rows: (new row, id) of each item that moves, by ascending row. blocks: all blocks, as in `Changes`.
+        rows: (new row, id) of each item whose row changes, by ascending row. blocks: all blocks, as in `Changes`.
+        total: number of rows in the new feature files. compactions: number of compactions, this one included.
         """
         with self._connections.transaction() as connection, checksums.kept(connection) as sums:
             sums.recount()
@@ -184,9 +185,9 @@ class Database:
     def add_source(
         self, kind: str, root: str, index: Path, options: dict[str, Any], absorbed: Sequence[tuple[int, str]] = ()
     ) -> SourceRow:
-        """Records a source and its options, or updates those of a recorded one; returns it.
+        """Records a source, or updates the options of a source that is recorded already; returns the record.
 
-        absorbed: (source, path relative to `root`) of narrower sources whose items are moved to this one.
+        absorbed: (number, path relative to `root`) of each recorded source inside this one, whose items move to it.
         """
         relative = os.path.relpath(root, index) if os.path.isabs(root) else root
         with self._connections.transaction() as connection, checksums.kept(connection) as sums:
@@ -204,7 +205,7 @@ class Database:
         return SourceRow(found[0], kind, root, relative, options)
 
     def relocate(self, source: int, root: str, index: Path) -> None:
-        """Changes the root of a source. Raises UsageError if another source has it."""
+        """Changes the root of a source. Raises UsageError if another source has this root already."""
         relative = os.path.relpath(root, index) if os.path.isabs(root) else root
         with self._connections.transaction() as connection, checksums.kept(connection):
             connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")

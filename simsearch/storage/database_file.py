@@ -24,14 +24,17 @@ _NOT_DAMAGE = {
 """SQLite errors that are caused by the disk, permissions or another process, not by a damaged file."""
 
 _NO_SPACE = {getattr(sqlite3, f"SQLITE_{name}") for name in ("CANTOPEN", "FULL", "READONLY", "IOERR", "PERM")}
-"""SQLite errors of a disk on which the files that readers share cannot be made."""
+"""SQLite errors if the -wal and -shm files cannot be created, because the disk is full or write-protected."""
 
 _NEIGHBOURS: dict[str, set[bytes]] = {
     "-wal": {b"", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83"},
     "-shm": {b"", bytes(4), (3_007_000).to_bytes(4, "little"), (3_007_000).to_bytes(4, "big")},
     "-journal": set(),
 }
-"""How the files beside a database begin; see https://sqlite.org/fileformat2.html and walformat.html."""
+"""The allowed first 4 bytes of files beside a database, by suffix; an empty set allows no such file.
+
+See https://sqlite.org/fileformat2.html and walformat.html.
+"""
 
 _ATTEMPTS = 50
 """Number of attempts to open a database while the parent of its folder changes."""
@@ -43,7 +46,9 @@ _PENDING, _SHARED, _SHARED_BYTES = 0x40000000, 0x40000002, 510
 class DatabaseFile:
     """The file that was in the folder when this object was created, never another one that has taken its place.
 
-    path: for messages; its name is that of the file in `folder`. create: make an empty file if there is none.
+    path: the path of the file, for messages; the file of that name in `folder` is opened.
+    folder: by default, the parent folder of `path`.
+    create: make an empty file if there is none.
     Raises IndexDamagedError if there is no such file.
     """
 
@@ -51,7 +56,7 @@ class DatabaseFile:
         self.path = path
         try:
             self._folder = folder or Folder.at(path.parent)
-            if create and self._folder.exists(path.name + "-journal"):  # left by a killed creation: nothing is in it
+            if create and self._folder.exists(path.name + "-journal"):  # left by a killed creation: no data
                 self._folder.unlink(path.name)
                 self._folder.unlink(path.name + "-journal")
             if create and not self._folder.exists(path.name):
@@ -76,7 +81,7 @@ class DatabaseFile:
         path. The current path of the folder is therefore determined before opening and checked once all files are open;
         the connection is used only if the folder has not moved in between.
 
-        mode: "ro" for the first connection of a process, which on closing cannot apply the log of another file.
+        mode: "ro" for the first connection of a process, so that closing it never applies a log of another file.
         first: True if this process has no other connection to the file.
         """
         failure: sqlite3.Error | None = None
@@ -119,21 +124,21 @@ class DatabaseFile:
         return folder / self.path.name, self._folder.moves(folder)
 
     def _open(self, path: Path, mode: str) -> protection.Connection:
-        # Without write access SQLite cannot create the files that readers share with writers. They are not needed: if
-        # they are missing, there is no writer.
+        # Without write access, SQLite cannot create the -wal and -shm files, which readers share with writers. If they
+        # are missing, there is no writer, and they are not needed.
         alone = not self.writable and not path.with_name(path.name + "-wal").exists()
         return self._open_alone(path) if alone else protection.connect(f"{_uri(path)}?mode={mode}", path)
 
     def _open_alone(self, path: Path) -> protection.Connection:
-        """Opens the database without the files that readers share with writers, of which there must be none."""
+        """Opens the database as an immutable file, without -wal and -shm files; its log must be missing or empty."""
         connection = protection.connect(f"{_uri(path)}?immutable=1", path)
         connection.alone = True
         return connection
 
     def _check_neighbours(self, first: bool) -> None:
-        """Raises IndexDamagedError if files beside the database would make SQLite use other files, or wait.
+        """Raises IndexDamagedError if files beside the database could make SQLite use files elsewhere, or wait.
 
-        An index has no rollback journal: it is in write-ahead-log mode. A journal may name a file that SQLite deletes.
+        An index is in write-ahead-log mode and has no rollback journal; a journal may name a file that SQLite deletes.
         """
         for suffix, beginnings in _NEIGHBOURS.items():
             if suffix == "-shm" and not first:
@@ -147,14 +152,15 @@ class DatabaseFile:
             except NotRegularError as error:
                 raise error_for(path, error) from error
             except OSError:
-                continue  # SQLite tells why
+                continue  # SQLite will report the reason
             if not any(beginning == each or _cut_short(beginning, each) for each in beginnings):
                 raise IndexDamagedError(f"{path} is no part of an index")
 
     def _connect_without_log(self, path: Path, error: sqlite3.Error) -> protection.Connection:
-        """Connects where SQLite cannot make the files that readers share: the disk is full or write-protected.
+        """Connects to a database whose -wal and -shm files SQLite cannot create, on a full or write-protected disk.
 
-        With a log that is not empty, a copy of the database and its log is read. Raises `error` if that fails as well.
+        If the log is not empty, the connection reads a temporary copy of the database and its log. Raises `error` if
+        this attempt fails, too.
         """
         try:
             size = self._folder.stat(self.path.name + "-wal").st_size
@@ -186,7 +192,10 @@ class DatabaseFile:
 
     @contextlib.contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Translates SQLite's errors. Its message about a damaged schema may not be valid UTF-8."""
+        """Converts SQLite's errors to SimsearchError and IndexDamagedError.
+
+        Includes UnicodeDecodeError, as SQLite's message about a damaged schema may not be valid UTF-8.
+        """
         try:
             yield
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
@@ -230,7 +239,7 @@ class DatabaseFile:
 
 
 def _cut_short(beginning: bytes, whole: bytes) -> bool:
-    """Returns True for a file of 1 to 3 bytes that a killed process left, which SQLite begins again."""
+    """Returns True for an incomplete file of 1 to 3 bytes, left by a killed process; SQLite overwrites such a file."""
     return 0 < len(beginning) < 4 and whole.startswith(beginning)
 
 

@@ -2,7 +2,7 @@
 
 The seal is the last 48 bytes of a file: a mark, and the digest of the file's name, the name of its folder and its
 content. A file is read whole and compared with its seal before anything interprets it, so that a damaged file, or one
-of another index, never reaches the native code of NumPy or FAISS. It is one atomic write with its content.
+of another index, never reaches the native code of NumPy or FAISS. Content and seal are written in one atomic write.
 """
 
 from __future__ import annotations

@@ -29,10 +29,11 @@ _ROWS = 2048
 
 @dataclass(frozen=True)
 class MapColumns:
-    """Columns about items of an index, by id: where each lies on a map; see `simsearch.curation.map`.
+    """The columns of an exported file that describe the items on a map; see `simsearch.curation.map`.
 
-    ids: (n,) ascending. positions: (n, 2) float32. clusters: (n,) places in `names`. neighbours: (n, k) places of the
-    nearest other items, -1 for none. distances: (n, k) to them.
+    ids: (n,) ascending. positions: (n, 2) float32. clusters: (n,) indices into `names`.
+    neighbours: (n, k) indices into `ids` of the nearest other items, -1 for none.
+    distances: (n, k) distances to the neighbours.
     """
 
     ids: NDArray[np.int64]
@@ -78,11 +79,12 @@ def export_parquet(
 ) -> int:
     """Writes `items.parquet`, one row per item, sorted by id; returns the number of items.
 
-    Columns: id, path, label, metadata (JSON), features (a list of D float16 values, as stored). With a map: x, y,
-    cluster (its number), cluster_name, neighbours (a struct of ids, rows of the file from 0 on, and distances); null
-    for items that are not on the map.
-    Raises MissingExtraError without pyarrow, UsageError if an item of the map is gone. The file appears under its name
-    only when it is complete.
+    Columns: id, path, label, metadata (JSON), features (a list of D float16 values, as stored). If `drawn` is given,
+    also x, y, cluster (a number), cluster_name and neighbours, which are null for items that are not on the map.
+    `neighbours` is a struct of two lists: `ids`, which are row numbers of the file, counted from 0, and `distances`.
+    The file appears under its name only when it is complete.
+    Raises MissingExtraError without pyarrow, UsageError if an item of the map was removed or the folder cannot be
+    written.
     """
     try:
         import pyarrow
@@ -131,7 +133,8 @@ def export_parquet(
 def _map_columns(pyarrow: Any, drawn: MapColumns, ids: NDArray[np.int64]) -> list[tuple[str, Any]]:
     """Returns the columns of a map for the items of a file, by name. ids: (N,) of these items, ascending.
 
-    Items may have come since the map was drawn; none may have gone, for neighbours name rows of the file.
+    Items may have been added since the map was made. Raises UsageError if one was removed, since it may be a neighbour
+    of another item.
     """
     row = np.searchsorted(ids, drawn.ids)
     if len(ids) == 0 or not np.array_equal(ids[np.minimum(row, len(ids) - 1)], drawn.ids):

@@ -43,11 +43,11 @@ _MAGIC = b"simsearch features\n"
 
 WITHOUT_HOLES = 1 << 30
 
-"""Bytes of features from which their files may have no holes."""
+"""Size in bytes above which files must not have holes, which are parts that were never written."""
 
 _DESCRIPTORS = 6
 
-"""Open descriptors per shard: kept open, read and mapped, for a snapshot and the next one."""
+"""Number of file descriptors per shard: one kept open, one read and one mapped, for two snapshots each."""
 
 
 def allow_files(count: int) -> None:
@@ -77,7 +77,7 @@ class FeatureFiles:
         self._open_rows = 0
 
     def after(self, compactions: int) -> FeatureFiles:
-        """Returns the files after another number of compactions."""
+        """Returns the feature files that the index has after `compactions` compactions."""
         return FeatureFiles(self.folder, self.dimension, self.rows_per_shard, compactions)
 
     def name(self, shard: int) -> str:
@@ -85,15 +85,16 @@ class FeatureFiles:
         return f"{shard:06d}.{self.compactions}.f16" if self.compactions else f"{shard:06d}.f16"
 
     def path(self, shard: int) -> Path:
-        """The path of a file when the folder was opened, for messages."""
+        """The path of a file, for messages; it is not updated if the folder moves."""
         return self.folder.path / self.name(shard)
 
     def keep_open(self, rows: int) -> bool:
         """Opens the files of the first `rows` rows, so that they stay readable after `compact` has deleted them.
 
-        Returns False if a file cannot be opened. If the process runs into its open-file limit, none are kept open.
+        Returns False if a file cannot be opened; but if only the open-file limit is reached, returns True and keeps no
+        further files open.
         Raises IndexDamagedError if large files have holes: scanning them would take far longer than their size on disk
-        justifies, and simsearch makes none.
+        justifies, and simsearch never writes such files.
         """
         if rows <= self._open_rows:
             return True
@@ -155,7 +156,7 @@ class FeatureFiles:
         with open(descriptor, "r+b", buffering=0) as file:
             if start == 0:
                 file.write(self._preamble(shard))
-            elif os.pread(descriptor, PREAMBLE, 0) != self._preamble(shard):  # another name of any file
+            elif os.pread(descriptor, PREAMBLE, 0) != self._preamble(shard):  # it may be a hard link to some other file
                 raise IndexDamagedError(self._wrong_preamble(shard))
             file.seek(PREAMBLE + start * self.row_bytes)
             view = memoryview(data)
@@ -221,7 +222,7 @@ class FeatureFiles:
 
 
 def has_holes(descriptor: int) -> bool:
-    """Returns True if parts of an open file take no space on disk, on systems that tell."""
+    """Returns True if parts of an open file take no space on disk; False if the system does not report it."""
     with contextlib.suppress(AttributeError, OSError):
         size = os.fstat(descriptor).st_size
         return size > 0 and os.lseek(descriptor, 0, os.SEEK_HOLE) < size

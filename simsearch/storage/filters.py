@@ -50,10 +50,10 @@ Where = Mapping[str, Any] | Iterable[str]
 
 @dataclass(frozen=True)
 class Condition:
-    """`field operator value`; with "=", an item meets it with any of several values.
+    """A condition `field operator value`; with "=" and several values, an item needs to have only one of them.
 
-    A field that is not a column is looked up in the metadata, without the prefix `metadata.`.
-    values: one of them, except for "=".
+    A field that is not a column is looked up in the metadata; a prefix `metadata.` is removed first.
+    values: exactly one value, unless the operator is "=".
     """
 
     field: str
@@ -75,11 +75,11 @@ class Condition:
 
     @property
     def key(self) -> str | None:
-        """The name in the metadata; None for a column."""
+        """The name of the field in the metadata; None if the field is a column."""
         return None if self.field in _COLUMNS else replace_surrogates(self.field.removeprefix("metadata."))
 
     def check(self) -> None:
-        """Raises UsageError for a value that is not a number where every index has numbers."""
+        """Raises UsageError if the field is one of `NUMBERS` and a value is not a number; "~" takes any text."""
         if self.field not in NUMBERS or self.operator == "~":
             return
         for value in self.values:
@@ -101,7 +101,7 @@ class Condition:
         return parts[0] if parts else "0", parameters
 
     def _sql_of_many(self) -> tuple[str, list[Any]]:
-        """Returns SQL for any of several values, which are passed as one parameter: SQLite limits their number."""
+        """Returns SQL for any of several values, passed as one JSON array: SQLite limits the number of parameters."""
         column, parameters = (_COLUMNS[self.field], []) if self.key is None else _metadata_value(self.key)
         numbers = [] if self.field == "label" else [as_number(value) for value in self.values]
         texts = [] if self.field in NUMBERS else [_as_text(v) for v in self.values if v is not None]
@@ -137,7 +137,7 @@ ORDERED = "simsearch_ordered"
 
 
 def _ordered(value: Any) -> float | int | None:
-    """Returns a number to order by: also of a text such as 1.50, which is not the same as 1.5. None for others."""
+    """Returns a number unchanged, and a decimal text such as "1.50" as a number; None for any other value."""
     if isinstance(value, str):
         return float(value) if _DECIMAL.fullmatch(value) else None
     return value if isinstance(value, int | float) else None
@@ -167,9 +167,9 @@ def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Conditi
 
 
 def check_fields(connection: sqlite3.Connection, wanted: Iterable[Condition], found: int) -> None:
-    """Raises UsageError for a condition on metadata that no item has, or that orders numbers by a word.
+    """Raises UsageError for a condition on metadata that no item has, or that uses < or > on numbers with a text.
 
-    Only looks for such a condition if it could explain the result: nothing was found, or "!=" was asked.
+    A condition is checked only if such a mistake could explain the result: no item was found, or its operator is "!=".
     found: the number of items that meet all conditions.
     """
     for condition in wanted:
@@ -205,7 +205,8 @@ def _no_field(name: str, known: Sequence[str]) -> UsageError:
 def conditions(where: Where | None) -> list[Condition]:
     """Parses either form of `where`; an item must meet all conditions. Raises UsageError.
 
-    In a mapping, a list means any of its values; so do several conditions with "=" on one field.
+    In a mapping, a list of values matches items that have any of them. Among conditions in a list, those with "=" on
+    the same field are joined in the same way.
     """
     if where is None:
         return []
@@ -224,7 +225,7 @@ def conditions(where: Where | None) -> list[Condition]:
 
 
 def _plain_values(field: Any, value: Any) -> Iterator[Any]:
-    """Yields a value, or those of a list, set or array, as plain texts and numbers. Raises UsageError."""
+    """Yields a single value, or each value of a list, set or array, as text, number or None. Raises UsageError."""
     scalar = isinstance(value, str | bytes | Mapping) or getattr(value, "ndim", None) == 0
     many = isinstance(value, Iterable) and not scalar
     for each in value if many else [value]:
@@ -239,7 +240,7 @@ def _as_text(value: Any) -> str:
 
 
 def as_number(value: Any) -> float | int | None:
-    """Converts a value to a number that SQLite can store exactly; None for others, also for 007, 1.50 and 2**63."""
+    """Converts a value to a number that SQLite can store exactly; None if there is none, as for 007, 1.50 and 2**63."""
     if value in ("true", "false"):  # as SQLite reads them from JSON
         return int(value == "true")
     found = written_number(value) if isinstance(value, str) else value
@@ -260,5 +261,5 @@ def _bound(value: Any) -> float | int | None:
 
 
 def replace_surrogates(value: str) -> str:
-    """Replaces surrogates: they stand for bytes in a file name that are not UTF-8, which TEXT cannot store."""
+    """Replaces surrogates, which stand for bytes of a file name that are not UTF-8: TEXT columns cannot store them."""
     return _SURROGATES.sub("\ufffd", value)

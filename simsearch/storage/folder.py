@@ -33,7 +33,7 @@ _KINDS = {
 
 
 class NotRegularError(OSError):
-    """Something that is not a regular file is where an index has one."""
+    """Raised for a link, folder, pipe, socket or device in place of a regular file of an index."""
 
     def __init__(self, mode: int, path: Path) -> None:
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
@@ -68,7 +68,7 @@ class Folder:
         return cls(path, os.open(path, _FLAGS))
 
     def child(self, name: str, create: bool = False) -> Folder:
-        """Opens a subfolder; a missing one, unless it is created, is a `Folder` without files.
+        """Opens a subfolder; if it is missing and `create` is False, returns a `Folder` without a descriptor.
 
         Raises OSError, and NotRegularError for a link.
         """
@@ -92,7 +92,7 @@ class Folder:
 
     @property
     def descriptor(self) -> int:
-        """For `dir_fd=`. Raises FileNotFoundError for a folder that is missing."""
+        """The open descriptor, for `dir_fd=`. Raises FileNotFoundError if the folder is missing."""
         if self._descriptor is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(self.path))
         return self._descriptor
@@ -116,9 +116,9 @@ class Folder:
         return None
 
     def moves(self, path: Path) -> tuple[int, ...]:
-        """Returns numbers of which at least one changes when the folder at `path`, or the link to it, is renamed.
+        """Returns numbers, at least one of which changes when the folder at `path`, or a link to it, is renamed.
 
-        They also change whenever a file is created or deleted next to it.
+        The numbers also change whenever a file is created or deleted in the parent folder.
         """
         found: list[int] = []
         for each in dict.fromkeys((path.parent, self.place.parent)):
@@ -190,9 +190,9 @@ class Folder:
             return file.read()
 
     def create(self, name: str) -> int:
-        """Creates a file, in place of one of that name; returns the descriptor for reading and writing.
+        """Creates an empty file, replacing any file of that name; returns its descriptor for reading and writing.
 
-        The old file is unlinked and never written, as it may be another name of any file. Raises OSError.
+        The old file is unlinked, not overwritten, as it may be a hard link to a file elsewhere. Raises OSError.
         """
         self.unlink(name)
         return self.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)

@@ -1,7 +1,7 @@
 """An open index: its folder, database, feature files and `meta.json`.
 
-Everything is opened once, relative to the folder that is at the path at that time. An index that is removed, renamed or
-replaced while it is open can still be read completely, and nothing is written to the index that replaced it.
+The folder is opened once, and all files are opened relative to it. An index that is removed, renamed or replaced while
+it is open can still be read completely, and nothing is written to the index that replaced it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _FIXED = "created", "model", "weights_sha256", "recipe", "dimension", "rows_per_
 class Index:
     """An open index. Thread-safe; each `reading` sees the latest commit of any process.
 
-    path: the folder. roots: current locations of sources, by recorded root; "" is the only source.
+    path: the folder of the index.
+    roots: the current locations of sources, keyed by recorded root, or by "" if there is only one source.
     Raises IndexNotFoundError, IndexDamagedError, UsageError.
     """
 
@@ -130,16 +131,16 @@ class Index:
 
     @property
     def feature_files(self) -> FeatureFiles:
-        """The feature files of the last commit; `reader.shards` are those of a reader."""
+        """The feature files of the last commit; for those of a reader's snapshot, see `reader.shards`."""
         with self.reading() as reader:
             return reader.shards
 
     def root_of(self, row: SourceRow) -> str:
-        """Returns the location of a source: as given by `roots`, as recorded, or moved along with the index."""
+        """Returns the location of a source: the one in `roots`, the recorded one, or one that moved with the index."""
         return source_roots.location_of(row, self.roots, self.path)
 
     def sources(self, reader: Reader) -> Sources:
-        """Returns the sources by number, as of the reader's snapshot; open containers stay open."""
+        """Returns the sources of the reader's snapshot by number; sources that are open already are reused."""
         generation = reader.state("generation")
         with self._lock:
             if self._sources[0] != generation:
@@ -221,8 +222,9 @@ class Index:
     def writing(self, patience: float = 0.0) -> Iterator[None]:
         """Holds the writer lock, which the system releases when the process dies.
 
-        patience: seconds to wait for another writer. Raises IndexLockedError, or IndexReplacedError if the
-        index is not at its path, at the beginning or at the end; anything written has then gone to the open index.
+        patience: seconds to wait for another writer.
+        Raises IndexLockedError if another writer does not finish in time, and IndexReplacedError if the index is no
+        longer at its path when the block begins or ends; everything is written to the open index even then.
         """
         try:
             self.check_in_place()
@@ -249,7 +251,7 @@ class Index:
 
 
 def on_disk(opened: OpenIndex) -> Index:
-    """Returns an open index that can be changed. Raises UsageError for a Milvus collection."""
+    """Returns `opened` if it is an index on disk. Raises UsageError for a Milvus collection."""
     if isinstance(opened, Index):
         return opened
     raise UsageError(
@@ -259,7 +261,7 @@ def on_disk(opened: OpenIndex) -> Index:
 
 def identity_at(path: str | os.PathLike[str]) -> Identity | None:
     """Returns the identity of the index at a path; None if there is none or it is incomplete."""
-    place = os.fspath(path)  # asked for with each request of a service, so without the objects of pathlib
+    place = os.fspath(path)  # called for each request of a service: strings are faster than pathlib
     folder, database = identity_of(place), identity_of(f"{place}/{DATABASE}")
     if (0, 0) in (folder, database, identity_of(f"{place}/meta.json")):
         return None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def paths(index: OpenIndex, items: Iterable[Item]) -> list[str]:
-    """Returns the path of each item: its source's location and its path there."""
+    """Returns the full path of each item: the location of its source, followed by its path in the source."""
     with index.reading() as reader:
         sources = index.sources(reader)
         return [sources[item.source].display(item.path) for item in items]
@@ -34,9 +34,9 @@ def failures(index: OpenIndex) -> list[tuple[str, str]]:
 
 
 def open_image(index: OpenIndex, number: int, *, decodes: bool = True, budget: MemoryBudget | None = None) -> IO[bytes]:
-    """Opens an item's image file, as it was indexed; see `recorded.open_recorded`. The caller closes it.
+    """Opens an item's image file for reading; see `recorded.open_recorded`. The caller closes the file.
 
-    Raises ItemNotFoundError, and ImageError if the file is gone, has changed, or lies outside its source.
+    Raises ItemNotFoundError, and ImageError if the file is gone, was changed after indexing, or is outside its source.
     """
     with index.reading() as reader:
         item = reader.item(number)
@@ -45,7 +45,7 @@ def open_image(index: OpenIndex, number: int, *, decodes: bool = True, budget: M
 
 
 def read(index: OpenIndex, number: int) -> bytes:
-    """Returns the bytes of an item's image file, as it was indexed. Raises ItemNotFoundError, ImageError."""
+    """Returns the bytes of an item's image file; raises the same errors as `open_image`."""
     with open_image(index, number) as file:
         return file.read()
 

@@ -24,8 +24,8 @@ _ITEMS = 4096
 class IndexedItem:
     """One item of an index.
 
-    path: where the image is now, as it can be opened. relative: the path as stored, relative to its source.
-    width, height: of the upright image, in pixels. bytes: of its file.
+    path: the current path of the image. relative: the path as stored, relative to the root of its source.
+    width, height: of the upright image, in pixels. bytes: the size of the image file.
     """
 
     id: int
@@ -56,7 +56,7 @@ def indexed_items(index: OpenIndex, where: Where | None = None) -> Iterator[Inde
 
 
 def items_to_arrow(index: OpenIndex, where: Where | None = None, features: bool = False) -> Any:
-    """Returns the items as a pyarrow.Table with a column for each field of `IndexedItem` but `relative`.
+    """Returns the items as a pyarrow.Table with a column for each field of `IndexedItem` except `relative`.
 
     The column metadata holds JSON. features: True for a column of the stored features, lists of D float16 values.
     Raises UsageError for conditions that cannot be used, MissingExtraError without pyarrow.
@@ -109,5 +109,5 @@ def _features(index: OpenIndex, ids: list[int]) -> np.ndarray[Any, np.dtype[np.f
 
 
 def _valid(path: str) -> str:
-    """Replaces what is not UTF-8 in a path, which Arrow cannot hold."""
+    """Replaces the bytes of a path that are not UTF-8, which Arrow cannot store."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

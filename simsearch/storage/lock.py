@@ -1,4 +1,4 @@
-"""The writer lock of an index; it is released when its process ends."""
+"""The writer lock of an index; the system releases it when the process that holds it ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _HOLDER = re.compile(rb"\d{0,20}")
-"""The content of a lock file: the number of the last process that held it."""
+"""The content of a lock file: the process id of its last holder."""
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
             raise IndexLockedError(
                 f"{who} is writing to {place}", hint="wait until it has finished; reading is possible meanwhile"
             )
-        if not _HOLDER.fullmatch(os.pread(descriptor, 64, 0)):  # perhaps another name of a file that is needed
+        if not _HOLDER.fullmatch(os.pread(descriptor, 64, 0)):  # perhaps a hard link to another file
             raise UsageError(f"{place / 'writer.lock'} is not a lock file of simsearch", hint="delete it")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)

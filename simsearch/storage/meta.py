@@ -22,12 +22,12 @@ from simsearch.storage.folder import Folder, error_for
 FORMAT = 1
 
 LIMIT = 4 << 20
-"""Bytes of the largest `meta.json` that is read."""
+"""Maximum size of `meta.json` in bytes; a larger file is not read."""
 
 MAX_DIMENSION, MAX_ROWS_PER_SHARD = 1 << 20, 1 << 31
 
 _CHECKSUM = "crc32"
-"""The key of the checksum of all other values, which `verify` compares. Files of older versions have none."""
+"""The key of the CRC-32 of all other values, which `verify` checks. Files of older versions do not have this key."""
 
 _SINCE = ("recall", "low", "high", "queries")
 """Numbers in the entry `since` of `search`."""
@@ -136,7 +136,10 @@ class Meta:
 
     @staticmethod
     def checksum_problem(folder: Folder) -> str | None:
-        """Returns a line if the values in `meta.json` do not have their checksum; None also if there is none."""
+        """Returns a description of the problem if `meta.json` is unreadable or does not match its checksum, else None.
+
+        A file without a checksum, from an older version, is no problem.
+        """
         try:
             values = outside_json.parse(folder.read("meta.json", LIMIT))
             recorded = values.pop(_CHECKSUM, None)
@@ -147,7 +150,7 @@ class Meta:
 
 
 def _hint(place: Path) -> str:
-    """Returns the hint of the error that there is no index: the name of one in the same folder, and how to make one."""
+    """Returns the hint for a missing index: another index in the same folder, if any, and the command to build one."""
     try:
         beside = sorted(path.parent.name for path in place.parent.glob("*/meta.json"))
     except OSError:

@@ -30,7 +30,8 @@ class IndexModel:
     """Loads the model of an index. Safe for many threads.
 
     index: the index that the model is for.
-    model: a name, a path or a Model to use instead of the recorded name; a Model of another precision is reloaded.
+    model: a name, a path or a Model to use instead of the recorded name. A Model whose precision differs from
+    that of the index is loaded again by name.
     device: see `load.load_model`.
     Raises ModelMismatchError.
     """

@@ -1,4 +1,4 @@
-"""SQLite databases that may come from a stranger: opened without what could run code, and with bounded work.
+"""SQLite databases that may come from a stranger: opened without features that could run code, and with limits.
 
 https://sqlite.org/security.html: an index's database has the tables of simsearch and nothing else, no views and no
 triggers; its values are read under limits, and a statement that does more than the file's size explains is stopped.
@@ -14,10 +14,10 @@ from typing import Any
 from simsearch.errors import IndexDamagedError
 
 LARGEST_VALUE = 64 << 20
-"""Bytes of the longest text, blob or row."""
+"""Maximum size of a text, blob or row in bytes."""
 
 STEP = 100_000
-"""SQLite's operations between two checks of a statement."""
+"""Number of SQLite operations between two checks of a running statement."""
 
 STEPS, STEP_BYTES = 200, 20_000
 """A statement may take STEPS steps, and one more for every STEP_BYTES bytes of the database on disk."""
@@ -31,14 +31,14 @@ class Connection(sqlite3.Connection):
 
     budget: _Budget
     alone = False
-    """True if it sees neither the changes of other connections nor a log."""
+    """True if the connection does not see changes that other connections make."""
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
         self.budget.steps = 0
         return super().execute(*arguments)
 
     def executemany(self, *arguments: Any) -> sqlite3.Cursor:
-        self.budget.steps = -1 << 60  # as long as there are values
+        self.budget.steps = -1 << 60  # in effect unlimited, as there may be many values
         return super().executemany(*arguments)
 
 
@@ -77,7 +77,7 @@ def connect(uri: str, path: Path) -> Connection:
 
 
 def check_schema(connection: sqlite3.Connection, path: Path, schema: str) -> None:
-    """Raises IndexDamagedError if the database has other tables and indexes than `schema` makes, views or triggers."""
+    """Raises IndexDamagedError unless the database has the tables and indexes of `schema`, and nothing else."""
     expected = _expected(schema)
     found = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
     texts = {name: _normalised(sql) for _, name, sql in found}

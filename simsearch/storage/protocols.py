@@ -1,7 +1,7 @@
 """The parts of an index that searches and reports use, so that a Milvus collection can take the place of files.
 
-`Index` and its readers implement them, and so do the classes of `simsearch.cluster.milvus.index`, where the id of an
-item is its row.
+`Index` and its readers implement these protocols, and so do the classes of `simsearch.cluster.milvus.index`, which use
+the id of an item as its row.
 
 Letters: nq queries, k neighbours, n rows, D dimension.
 """
@@ -70,7 +70,7 @@ class ItemReader(Protocol):
     def ids_at(self, rows: NDArray[np.int64]) -> dict[int, int]: ...
 
     def rows(self, conditions: Iterable[Condition] = ()) -> Any:
-        """Returns the rows that a search may find, in a form for `VectorSearch.search`; it has a length."""
+        """Returns the rows of items that meet all conditions, for `VectorSearch.search`; the result has a length."""
         ...
 
     def row_of(self, digest: bytes) -> int | None: ...
@@ -179,7 +179,7 @@ class Searchable(Protocol):
         ...
 
     def exact_facts(self, reader: Any) -> dict[str, Any]:
-        """Describes how exact searches are answered, for `info`."""
+        """Describes how exact searches are computed, for `info`."""
         ...
 
     def close(self) -> None: ...

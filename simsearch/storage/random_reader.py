@@ -53,7 +53,7 @@ class RandomReader:
         size, per_shard = self.shards.row_bytes, self.shards.rows_per_shard
         view = out.data.cast("B")
         if len(rows) <= FEW and not (len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1):
-            # One by one, and without a call of Python for each: a search may read some hundred.
+            # One by one, without calling a Python function for each row: a search may read several hundred rows.
             files, begin = self._files, 0
             shards, offsets = rows // per_shard, PREAMBLE + rows % per_shard * size
             for shard, offset in zip(shards.tolist(), offsets.tolist(), strict=True):

@@ -30,7 +30,7 @@ _LARGEST = 2**63 - 1  # SQLite's integers
 
 
 EARLIEST = 315_532_800 * 10**9
-"""1980 in nanoseconds. A smaller stamp is no date but a checksum; see `sources.base.Entry`."""
+"""The start of 1980 in nanoseconds. A smaller stamp is not a date but a checksum; see `sources.base.Entry`."""
 
 
 def modified(stamp: int) -> datetime.datetime | None:
@@ -57,7 +57,7 @@ class Item:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A recorded source. root: absolute; relative: the root relative to the index, for when both have moved."""
+    """A recorded source. root: absolute; relative: the root relative to the index, in case both are moved together."""
 
     id: int
     kind: str
@@ -85,7 +85,7 @@ class Reader:
             raise IndexDamagedError(f"{self._path}: {what} cannot be read: {error}") from error
 
     def state(self, key: str) -> int:
-        """Returns 'rows', the number of committed rows of features, or 'generation', which grows with every change."""
+        """Returns the value of a state: 'rows', the committed rows, or 'generation', which grows with every change."""
         found = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         if found is None:
             raise IndexDamagedError(f"{self._path}: the state {key!r} is missing")
@@ -157,8 +157,9 @@ class Reader:
     def items(self, source: int | None = None, below: str = "", conditions: Sequence[Condition] = ()) -> Iterator[Item]:
         """Yields the items, sorted by id.
 
-        source: only those of this source. below: of these, only those at this path or in this folder.
-        conditions: only those that meet all of them. Raises UsageError for one that cannot be used.
+        source: yield only the items of this source; None for all sources.
+        below: of the items of that source, yield only those at this path or in this folder.
+        conditions: yield only items that meet all conditions. Raises UsageError for a condition that cannot be used.
         """
         permitted = set(self.rows(conditions).tolist()) if conditions else None
         condition, parameters = _within(source, below)
@@ -295,7 +296,7 @@ def _source(number: Any, kind: Any, root: Any, relative: Any, options: Any) -> S
 
 
 def _typed(kind: type[T], value: Any) -> T:
-    """Returns a value of the given type. Raises TypeError for any other: SQLite stores any type in any column."""
+    """Returns `value` if its type is `kind`, else raises TypeError: SQLite stores any type in any column."""
     if type(value) is not kind:
         raise TypeError(f"{kind.__name__} is expected, not {type(value).__name__}")
     return value

@@ -26,18 +26,18 @@ def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
         if not old and len(known) > 1:
             raise UsageError(f"{new} is ambiguous, the index has {len(known)} sources: use OLD=NEW", hint=hint)
         if addresses.is_remote(new) and all(addresses.is_kind(row.kind) for row in known if old in {"", row.root}):
-            permission.grant(addresses.normalized(new))  # by the user, who gives the new location
+            permission.grant(addresses.normalized(new))  # the user permits access by giving this location
         elif not os.path.exists(new):
             raise UsageError(f"no file or folder at {new}")
 
 
 def may_exist(kind: str, root: str) -> bool:
-    """Returns False if a source's root is gone; what is not on this disk is taken to exist."""
+    """Returns False if the root of a source is gone; data sets and remote sources are assumed to exist."""
     return kind == "dataset" or addresses.is_kind(kind) or os.path.exists(root)
 
 
 def location_of(row: SourceRow, roots: Mapping[str, str], index: Path) -> str:
-    """Returns the location of a source: as given by `roots`, as recorded, or moved along with the index."""
+    """Returns the location of a source: the one in `roots`, the recorded one, or one that moved with the index."""
     if roots:
         return roots.get(row.root, roots.get("", row.root))
     if os.path.isabs(row.root) and not os.path.exists(row.root):

@@ -1,7 +1,7 @@
-"""The last map of an index, `derived/map/positions`: where its items lie on a plane, and their clusters.
+"""The last map of an index, `derived/map/positions`: the positions of items on a plane, and their clusters.
 
-The file is sealed as all derived data. It has the length of a JSON header, the header, and a record for each item. Maps
-are made by `simsearch.curation.map`; this module only keeps one, so that the web page need not draw it again.
+The file has a seal like all derived files. It contains the length of a JSON header, the header, and a record for each
+item. `simsearch.curation.map` makes maps; this module stores the last one, so that the web page can show it at once.
 
 Letters: n items.
 """
@@ -36,7 +36,7 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class NamedCluster:
-    """A cluster's name, and where it comes from, for people; empty if it is a number."""
+    """The name of a cluster, and a note for people on the origin of the name, empty if the name is a number."""
 
     name: str
     note: str = ""
@@ -47,7 +47,8 @@ class StoredMap:
     """A map of n items, by id.
 
     ids: (n,) int64. contents: (n,) uint64, see `content_key`. positions: (n, 2) float32. cluster_ids: (n,) int32,
-    places in `clusters`. generation: that of the index when its items were read. facts: names and values for people.
+    indices into `clusters`. generation: the generation of the index when its items were read. facts: names and values
+    for people to read.
     """
 
     ids: NDArray[np.int64]
@@ -60,7 +61,7 @@ class StoredMap:
 
 
 def content_key(digest: bytes) -> int:
-    """Returns the first 64 bits of an item's SHA-256, which tell if it still has the content that was drawn."""
+    """Returns the first 64 bits of an item's SHA-256, to detect that an image has changed since the map was made."""
     return int.from_bytes(digest[:8], "little")
 
 
@@ -102,7 +103,10 @@ def read(index: Folder) -> StoredMap:
 
 
 def _parsed(header: Any, records: NDArray[Any]) -> StoredMap:
-    """Checks what a stranger may have written. Raises ValueError, KeyError, TypeError, AttributeError."""
+    """Returns the map in a file, after checking the values, which may come from a stranger.
+
+    Raises ValueError, KeyError, TypeError, AttributeError.
+    """
     clusters = [NamedCluster(name, note) for name, note in header["clusters"]]
     facts, generation = header["facts"], header["generation"]
     texts = [text for cluster in clusters for text in (cluster.name, cluster.note)] + [*facts, *facts.values()]

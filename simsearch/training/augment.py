@@ -35,7 +35,7 @@ class ColourStats:
 
     @classmethod
     def of(cls, pixels: Any) -> ColourStats:
-        """Measures (N, P, P, 3) uint8 on up to 4,000 images, evenly spaced in the set."""
+        """Returns the statistics of images (N, P, P, 3) uint8, measured on up to 4,000 evenly spaced ones."""
         sample = np.arange(0, len(pixels), max(1, len(pixels) // 2000))
         count, sums, products = 0, np.zeros(3), np.zeros((3, 3))  # of integers, so the sums are exact
         for start in range(0, len(sample), 32):
@@ -50,7 +50,7 @@ class ColourStats:
 
     @classmethod
     def fixed(cls, mean: float, std: float) -> ColourStats:
-        """Returns the same mean and standard deviation for all three channels, and no colour axes."""
+        """Returns statistics with one mean and standard deviation for all three channels, and axes of 0."""
         return cls(torch.full((3,), mean), torch.full((3,), std), torch.zeros(3, 3))
 
     def to(self, device: torch.device) -> ColourStats:
@@ -72,7 +72,7 @@ class Augmentation:
     exact: bool
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Augmentation:
-        """Applies `change` to both tensors."""
+        """Returns a copy with `change` applied to both tensors."""
         return Augmentation(change(self.theta), None if self.shift is None else change(self.shift), self.exact)
 
     def __getitem__(self, part: slice) -> Augmentation:
@@ -85,7 +85,7 @@ def sample_augmentation(
     """Draws random views for a batch of images.
 
     batch: B, in all processes together. stored: P. side: S. generator: on the CPU.
-    They are drawn on the CPU and for the whole batch, so that all devices and processes train on the same views.
+    Views are drawn on the CPU and for the whole batch, so that all devices and processes train on the same views.
     """
 
     def uniform(low: float, high: float) -> Tensor:
@@ -143,7 +143,7 @@ def apply_augmentation(views: Augmentation, pixels: Tensor, side: int, colour: C
 def _grid(theta: Tensor, side: int) -> Tensor:
     """Returns the coordinates in the stored image of each position of the input: (B, S, S, 2).
 
-    The same as `F.affine_grid`, but without its matrix product, which TF32 would round to a tenth of a pixel.
+    Computes the same as `F.affine_grid`, but without a matrix product, which TF32 would round to a tenth of a pixel.
     """
     centres = (torch.arange(side, device=theta.device) * 2 + 1) / side - 1
     x, y = centres[None, None, :, None], centres[None, :, None, None]

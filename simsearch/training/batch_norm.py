@@ -1,8 +1,9 @@
-"""Batch normalisation while training, folded into the weights afterwards.
+"""Batch normalisation during training, folded into the weights afterwards.
 
 Ioffe, Szegedy: "Batch Normalization", ICML 2015. A normalisation after each convolution and each hidden linear layer,
-before its ReLU, makes the loss bear a hundred times the learning rate. At inference it is an affine map of each
-channel, and so is the layer before it: `fold` makes one of the two, and the network is again the one of 2012.
+before its ReLU, permits a learning rate a hundred times as high. At inference the normalisation is an affine map of
+each channel, so `fold` can merge it into the weights and bias of the layer before; the network then has the original
+layers of AlexNet.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOMENTUM = 0.03
-"""How fast the running statistics follow the batches: over the last thirty or so."""
+"""Weight of each new batch in the running statistics, which thus average about the last thirty batches."""
 
 
 class Normalised(nn.Module):
-    """A layer without bias and the normalisation of its output: (B, C, ...) to (B, D, ...)."""
+    """A layer without bias, followed by batch normalisation: (B, C, ...) -> (B, D, ...)."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class Normalised(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> nn.Conv2d | nn.Linear:
-        """The layer, its weights and bias now doing the work of both, by the running statistics."""
+        """Returns the layer with the normalisation (by running statistics) merged into its weights and bias."""
         norm, layer = self.norm, self.layer
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
@@ -51,7 +52,7 @@ class Normalised(nn.Module):
 def add(network: nn.Module) -> None:
     """Puts a normalisation after every convolution and linear layer but the classifier, in place.
 
-    Their biases are dropped. Names of parameters change: `conv.0.weight` becomes `conv.0.layer.weight`.
+    The biases of these layers are removed. Names of parameters change: `conv.0.weight` becomes `conv.0.layer.weight`.
     """
     for parent, name, layer in _children(network):
         if isinstance(layer, nn.Conv2d | nn.Linear) and not isinstance(parent, Normalised) and name != "classifier":
@@ -60,11 +61,13 @@ def add(network: nn.Module) -> None:
 
 @torch.no_grad()
 def adopt(network: nn.Module, batches: Sequence[Tensor]) -> None:
-    """`add` for a network that was trained without: its function stays nearly what it is.
+    """Adds normalisations, like `add`, to a network that was trained without them, and nearly preserves its function.
 
-    batches: some of (B, 3, S, S). Each layer's outputs keep their proportions from channel to channel, in units of
-    their deviation over the layer, which the next normalisation takes out again; only response normalisation notices.
-    The weights of each layer are scaled to deviation sqrt(2 / fan in), which sets how far a step of a given rate goes.
+    batches: a few inputs of the network, (B, 3, S, S) each, on which the statistics are measured.
+    The outputs of each layer are divided by one number, the root mean square of the channels' standard deviations. The
+    normalisation after the next layer removes this factor again; only local response normalisation depends on it.
+    The weights of each layer are scaled to standard deviation sqrt(2 / fan in), which determines the relative size of a
+    step at a given learning rate.
     """
     layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and n != "classifier"}
     sums: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -93,7 +96,7 @@ def adopt(network: nn.Module, batches: Sequence[Tensor]) -> None:
         normalised.norm.bias.copy_(mean / unit)
         weight = normalised.layer.weight
         weight.mul_(math.sqrt(2 / weight[0].numel()) / weight.std().clamp(min=1e-12))
-        normalised.norm.momentum = None  # the mean over all batches that follow
+        normalised.norm.momentum = None  # None: the mean over all following batches
     network.train()
     for batch in batches:
         network.features(batch)  # type: ignore[operator]
@@ -103,12 +106,16 @@ def adopt(network: nn.Module, batches: Sequence[Tensor]) -> None:
 
 
 def fold(network: nn.Module) -> None:
-    """Undoes `add` in place: the same function as in evaluation mode to rounding, and the names of before."""
+    """Undoes `add` in place: merges each normalisation into the layer before it.
+
+    The network computes the same as before in evaluation mode, up to rounding, and its parameters have their original
+    names.
+    """
     for parent, name, layer in _children(network):
         if isinstance(layer, Normalised):
             setattr(parent, name, layer.folded())
 
 
 def _children(network: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Every module with its parent and its name there."""
+    """Returns (parent, name in the parent, module) for every module of a network."""
     return [(parent, name, child) for parent in network.modules() for name, child in parent.named_children()]

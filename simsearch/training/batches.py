@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from simsearch.training.state import TrainingState
 
 PREFETCH = 4
-"""Batches that threads prepare while a GPU computes. One is enough for a CPU, which computes more slowly than that."""
+"""Batches that threads prepare while a GPU computes; on the CPU one is enough, since computing takes longer."""
 
 IMAGES_PER_LABEL = 4
-"""Images of one label that the metric objective puts into the same batch, so that each has neighbours to be near to."""
+"""Images of one label that the metric objective puts into the same batch, so that each has others to be near to."""
 
 
 class Batch(NamedTuple):
@@ -47,8 +47,8 @@ def batches(data: TrainingSet, training: TrainingState, world: ProcessGroup, bat
     """Yields this process's part of each batch until training is done.
 
     batch: the images of a step in all processes together.
-    Threads prepare the next batches meanwhile. For a GPU they put them into pinned memory: only copies from there are
-    asynchronous, all others wait until the GPU has finished its work.
+    Threads prepare the next batches in advance. For a GPU, batches are put into pinned memory: only copies from pinned
+    memory are asynchronous, all others wait until the GPU has finished its work.
     """
     config, device, per_epoch = training.config, training.device, training.steps_per_epoch
     count = batch // world.size

@@ -21,14 +21,14 @@ BITS = {"conv": 8, "hidden": 5, "classifier": 6}
 """Bits of the shared weights by part of the network. Han et al. use 8 in convolutions and 5 in linear layers."""
 
 EVERY = 8
-"""Steps between two rounds of sharing, between which the weights of a group drift apart."""
+"""Steps between two rounds of sharing; in between, the weights of a group may drift apart."""
 
 
 class Group(NamedTuple):
     """The shared weights of one tensor.
 
-    mask: bool in the tensor's shape, true for the n weights kept. which: (n,) uint8, the number of each weight's shared
-    value. counts: (values,) int, how many weights have each value, at least 1.
+    mask: bool in the tensor's shape, true for the n weights kept. which: (n,) uint8, the index of each weight's shared
+    value. counts: (values,) int, number of weights with each value, at least 1.
     """
 
     mask: Tensor
@@ -37,12 +37,12 @@ class Group(NamedTuple):
 
 
 def compressed(name: str) -> bool:
-    """Returns true if a parameter is pruned and shared: a weight, but not of the first layer, where few matter much."""
+    """Returns true for parameters to prune and share: all weights but the few, important ones of the first layer."""
     return name.endswith("weight") and name != "conv.0.weight" and name.split(".")[0] in BITS
 
 
 class Compressor:
-    """Sets the smallest weights of each tensor to zero, ever more of them, and later makes groups share a value."""
+    """Sets a growing fraction of each tensor to zero, smallest weights first; later, makes groups share a value."""
 
     def __init__(self, network: nn.Module, config: TrainConfig) -> None:
         self.config = config
@@ -70,7 +70,7 @@ class Compressor:
                 self._share()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Returns the masks, and the number of each weight's shared value, for a checkpoint."""
+        """Returns the masks, and the index of each weight's shared value, for a checkpoint."""
         return {"masks": dict(self.masks), "which": {name: group.which for name, group in self.groups.items()}}
 
     def restore(self, state: dict[str, dict[str, Tensor]]) -> None:

@@ -1,4 +1,4 @@
-"""The configuration of a training: one frozen object, and presets of it for each network.
+"""The configuration of a training: a frozen dataclass, and presets for each network.
 
 Krizhevsky et al. 2012, sections 4 and 5; LeCun et al. 1998, section III.
 """
@@ -39,7 +39,7 @@ class TrainConfig:
     gain: float = 0.0  # 0: initial weights as in the network's paper; otherwise std is gain / sqrt(fan in)
     average: float = 0.0  # fraction of the epochs, at the end, over which weights are averaged (Izmailov et al. 2018)
     # augmentation
-    patches: Literal["fixed", "scaled"] = "fixed"  # fixed: of the input's size; scaled: random area, 3:4 to 4:3
+    patches: Literal["fixed", "scaled"] = "fixed"  # scaled: of random area, with sides 3:4 to 4:3
     smallest_patch: float = 0.3  # smallest area of a scaled patch, as a fraction of the image
     reflections: bool = True
     colour: float = 0.1  # std of the change along the principal components of colour (section 4.1)

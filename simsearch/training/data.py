@@ -37,7 +37,7 @@ CACHE = 2
 
 
 class ArrayView:
-    """Some rows of an array of shape (N, ...), which may lie on disk; they are read on access."""
+    """A view of some rows of an (N, ...) array, which may be memory-mapped; rows are read on access."""
 
     def __init__(self, array: NDArray[Any], rows: NDArray[np.int64]) -> None:
         self.array, self.rows = array, rows
@@ -56,10 +56,10 @@ class ArrayView:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Decoded images.
+    """Decoded images with their labels.
 
     pixels: (N, P, P, 3) uint8. labels: (N,) int64, numbers of `classes`. teacher: (N, T) float features to imitate, or
-    None. pixels and teacher may be an `ArrayView` or memory-mapped. digests: (N, LENGTH) uint8, of the files, if known;
+    None. pixels and teacher may be an `ArrayView` or memory-mapped. digests: (N, LENGTH) uint8, of the files, or None;
     see `training_record`. Raises SimsearchError if the lengths differ.
     """
 
@@ -86,7 +86,7 @@ class TrainingSet:
         return replace(self, pixels=pixels, labels=self.labels[rows], teacher=teacher, digests=digests)
 
     def file_digests(self) -> list[bytes]:
-        """Returns the digests of the files, as far as they are known."""
+        """Returns the digests of the image files, or an empty list if they are not known."""
         return [] if self.digests is None else [row.tobytes() for row in self.digests]
 
 
@@ -167,7 +167,7 @@ def _decode(folder: Path, pictures: Sequence[LabelledImage], recipe: Preprocessi
 def _reserve(path: Path) -> None:
     """Allocates the disk space of a file.
 
-    Raises OSError; a full disk would kill the process while it writes a mapped file.
+    Raises OSError if the disk is full, for example; otherwise writing the mapped file would kill the process later.
     """
     if hasattr(os, "posix_fallocate"):  # not on macOS
         with path.open("r+b") as file:

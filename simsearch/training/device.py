@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 def compile_with_fallback(
     outputs: Callable[[Tensor], Any], log: Callable[[dict[str, Any]], None]
 ) -> Callable[[Tensor], Any]:
-    """Compiles a forward pass with torch.compile.
+    """Returns a forward pass that is compiled with torch.compile on its first call.
 
-    If the first call fails (no compiler, for example), runs it uncompiled.
+    If that call fails (without a compiler, for example), the forward pass runs uncompiled.
     """
     forward: Callable[[Tensor], Any] | None = None
-    for name in ("torch.utils.cpp_extension", "torch._inductor", "torch._dynamo"):  # what they warn of is no fault
+    for name in ("torch.utils.cpp_extension", "torch._inductor", "torch._dynamo"):  # their warnings are harmless
         logging.getLogger(name).setLevel(logging.ERROR)
 
     def call(x: Tensor) -> Any:

@@ -68,7 +68,7 @@ class ProcessGroup:
 class _Gather(torch.autograd.Function):
     """Gathers rows from all processes; in the backward pass, a row's gradient is the sum over all processes.
 
-    Averaged over the processes, as the gradients of weights are, the result is the gradient that one process would get
+    Since the gradients of weights are then averaged over the processes, they equal those that one process would compute
     from the whole batch.
     """
 

@@ -82,7 +82,7 @@ def prepare_job(
 
 
 def read_names(path: Path) -> dict[str, str]:
-    """Reads class names from lines of label, tab, name: names by label. Raises UsageError."""
+    """Reads class names by label from a file with a label, a tab and a name per line. Raises UsageError."""
     try:
         lines = [line.split("\t") for line in path.read_text("utf-8").splitlines() if line.strip()]
         return {label: name.strip() for label, name in lines}

@@ -14,7 +14,7 @@ from simsearch.reports import charts
 class TrainingLog:
     """Passes each row on to `log` and appends it to a file of JSON lines.
 
-    path: the file; None in all processes but the first, where rows are discarded.
+    path: the file; None to discard all rows, in processes other than the first.
     resumed: keep the rows of the existing file.
     """
 
@@ -45,4 +45,4 @@ class TrainingLog:
 
 
 def silent(row: dict[str, Any]) -> None:
-    """Discards a row: the log of all processes but the first."""
+    """Discards a row; serves as the log in all processes but the first."""

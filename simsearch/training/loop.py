@@ -1,8 +1,8 @@
 """The training loop: any network of this package, on one GPU, on several, or on the CPU.
 
-All cases run the same code and differ by objects: a `ProcessGroup` of one process averages nothing, the autocast
+All cases run the same code, with different objects: a `ProcessGroup` of one process does not communicate, the autocast
 context may be a null context, and `torch.compile` may be left out. With `torchrun --nproc-per-node N -m simsearch train
-...` the batch is divided among N processes and the gradients are averaged, so the result is that of one process.
+...` the batch is divided among N processes and the gradients are averaged, so the result is the same as with one.
 
 Shape letters: N training images, P side of the stored images, B batch, S side of the network's input, C classes,
 D width of the last hidden layer.
@@ -43,10 +43,10 @@ LOG_INTERVAL = 50
 """Steps between two rows of the log."""
 
 WORTH_COMPILING = 2_500
-"""Images seen in a training on the CPU from which compiling, some 60 s, is made good by faster steps."""
+"""Number of images processed in a training on the CPU above which compiling (about 60 s) saves time."""
 
 STOP_INTERVAL = 10
-"""Steps between two checks of `stop` if there are several processes, since each check waits for the GPU."""
+"""Steps between two checks of `stop` with several processes, where each check waits for the GPU."""
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -305,7 +305,7 @@ def accuracy(
     mixed: Callable[[], Any] = contextlib.nullcontext,
     batch_size: int = 256,
 ) -> dict[str, float]:
-    """Returns top-1 accuracy and, for ten classes and more, top-5 accuracy on the centre patches, each from 0 to 1.
+    """Returns top-1 accuracy and, with ten or more classes, top-5 accuracy on the centre patches, each from 0 to 1.
 
     world: the processes that share the work; each of them gets the result. mixed: makes the autocast context.
     """
@@ -326,5 +326,5 @@ def accuracy(
 
 
 def _scores(network: Network, top1: float, top5: float) -> dict[str, float]:
-    """Names the two scores; below ten classes there is no top-5, since a blind guess would be right half the time."""
+    """Returns the scores by name, without top-5 for fewer than ten classes, where most guesses would be right."""
     return {"top1": top1} | ({"top5": top5} if network.config.num_classes >= 10 else {})

@@ -53,9 +53,10 @@ def length_loss(features: Tensor) -> Tensor:
 
 
 def peak_loss(features: Tensor) -> Tensor:
-    """Returns how far a few large values dominate features (B, D): the mean of each row's E[x^4] / E[x^2]^2, a scalar.
+    """Returns the mean of E[x^4] / E[x^2]^2 over the rows of features (B, D), a scalar of at least 1.
 
-    It is at least 1. Squared differences of a few peaks outweigh the many small ones in a Euclidean distance.
+    The loss is large if a few values dominate a row; their squared differences then outweigh all others in a Euclidean
+    distance.
     """
     squares = features.float().square()
     peaks: Tensor = (squares.square().mean(1) / squares.mean(1).square().clamp(min=1e-12)).mean()
@@ -65,7 +66,7 @@ def peak_loss(features: Tensor) -> Tensor:
 def _nearness(features: Tensor, temperature: float) -> Tensor:
     """Returns minus half the squared Euclidean distances, in units of the mean squared norm, / temperature: (B, B).
 
-    The gradient includes the unit; with a constant one, a loss could shrink all features to zero.
+    The gradient also flows through the mean; if the mean were a constant, a loss could shrink all features to zero.
     """
     features = features.float()
     squared = features.square().sum(1)

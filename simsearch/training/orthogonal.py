@@ -1,8 +1,8 @@
-"""Steps of even strength in all directions for the kernels of convolutions.
+"""An optimizer for the kernels of convolutions, whose steps are equally large in all directions.
 
-Jordan et al.: "Muon: An optimizer for hidden layers", 2024: the momentum of a matrix is made orthogonal before it is
-applied, so that directions that gradients seldom point to are learnt as fast as the others. A polynomial of odd degree
-stands in for the singular value decomposition (Newton and Schulz).
+Jordan et al.: "Muon: An optimizer for hidden layers", 2024. The momentum of a matrix is made orthogonal before it is
+applied, so that directions with rare gradients are learned as fast as the others. Iterating an odd polynomial replaces
+the singular value decomposition (Newton-Schulz iteration).
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)
-"""Coefficients of x, x^3, x^5 that bring any singular value of 0.001 to 1 into 0.7 to 1.2 in five rounds (Jordan)."""
+"""Coefficients of x, x^3 and x^5.
+
+Five rounds bring any singular value between 0.001 and 1 into the range 0.7 to 1.2 (Jordan).
+"""
 
 
 def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """(M, N) to (M, N) bfloat16 with the same singular vectors and singular values near 1."""
+    """Returns an (M, N) bfloat16 matrix with the singular vectors of `matrix` (M, N) and singular values near 1."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x: Tensor = (wide / (wide.norm() + 1e-12)).bfloat16()
     a, b, c = POLYNOMIAL
@@ -32,19 +35,19 @@ def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
 
 
 class OrthogonalMomentum:
-    """Moves kernels by a share of their own length in each step, and leaves their length as it is.
+    """Changes kernels by a fraction of their norm in each step, and keeps their norm constant.
 
-    For kernels (C, D, H, W) of layers that are followed by a normalisation, whose outputs do not depend on that length.
+    It is meant for kernels (C, D, H, W) of layers followed by a normalisation, after which their norm has no effect.
     """
 
     def __init__(self, kernels: Iterable[Tensor], share: float, momentum: float = 0.95) -> None:
-        """share: how far a step of rate 1 goes, in lengths of the kernels."""
+        """Takes the kernels to train; `share` is the size of a step at rate 1, as a fraction of a kernel's norm."""
         self.kernels, self.share, self.momentum = list(kernels), share, momentum
         self.moments = [torch.zeros_like(kernel) for kernel in self.kernels]
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Moves by the gradients, and takes them away, so that no other optimizer sees them."""
+        """Updates the kernels, then removes their gradients, so that no other optimizer applies them."""
         for kernel, moment in zip(self.kernels, self.moments, strict=True):
             assert kernel.grad is not None
             moment.mul_(self.momentum).add_(kernel.grad)
@@ -56,10 +59,10 @@ class OrthogonalMomentum:
             kernel.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The moments, for a checkpoint."""
+        """Returns the momentum of each kernel, for a checkpoint."""
         return {"moments": self.moments}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The opposite of `state_dict`."""
+        """Restores the momentum that `state_dict` returned."""
         for moment, saved in zip(self.moments, state["moments"], strict=True):
             moment.copy_(saved)

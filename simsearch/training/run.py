@@ -1,7 +1,7 @@
 """Trains a network on labelled sources and writes its weights file: `simsearch train`.
 
-Next to the weights FILE.safetensors it writes FILE.jsonl, the log, FILE.png, the learning curve, and during the
-training FILE.checkpoint.
+Besides the weights (FILE.safetensors) it writes the log (FILE.jsonl), the learning curve (FILE.png) and, during the
+training, a checkpoint (FILE.checkpoint).
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ if TYPE_CHECKING:
 Log = Callable[[dict[str, Any]], None]
 
 FEW = 10_000
-"""Images, below which AlexNet learns little without trained weights to start from (scripts/reproduce/presets.py)."""
+"""Number of images below which AlexNet learns little from random weights (scripts/reproduce/presets.py)."""
 
 SAMPLED = 1024
-"""Pictures that a checksum of the training data is taken of."""
+"""Largest number of pictures in the checksum of the training data."""
 
 
 @dataclass(frozen=True)
 class TrainingReport:
     """The result of a training.
 
-    output: the weights file. images, classes: trained on. metrics: by the set they were measured on, then by name.
+    output: the weights file. images, classes: numbers of those trained on. metrics: by set of images, then by name.
     seconds: of training, in all runs together. bytes: size of the weights file.
     """
 
@@ -126,7 +126,7 @@ def fit(
 
 @contextlib.contextmanager
 def _drawing_curve(journal: TrainingLog, path: Path) -> Iterator[None]:
-    """Draws the learning curve after the training, even if it failed; an error of the training is never hidden."""
+    """Draws the learning curve after the training, even if it failed; errors of drawing do not hide one of training."""
     try:
         yield
     except BaseException:
@@ -163,7 +163,7 @@ def gather(
     progress: Callable[[int, int], None],
     log: Log,
 ) -> tuple[TrainingSet, TrainingSet | None, Preprocessing]:
-    """Lists and decodes the images of a job: those to train on, those to validate on, and how they are preprocessed.
+    """Lists and decodes the images of a job; returns training set, validation set (or None) and preprocessing.
 
     Raises UsageError if the images have fewer than two labels, or if no validation image has one of these labels.
     """
@@ -336,7 +336,7 @@ def _summary(
 
 
 def _record(data: TrainingSet, validation: TrainingSet | None, start: registry.WeightsFile | None) -> TrainingRecord:
-    """Returns the digests of the pictures that were trained on, also for the weights at the start, and held out."""
+    """Returns the record of pictures held out and trained on, including those that `start` was trained on."""
     before = weights.read_record(start.path) if start else TrainingRecord()
     return TrainingRecord.of(data.file_digests(), validation.file_digests() if validation else (), before)
 

@@ -1,8 +1,8 @@
-"""Learning which pictures are alike from a teacher, over a queue of the pictures seen last.
+"""A distillation loss: the student learns the teacher's similarities between a batch and a queue of recent pictures.
 
-Koohpayegani, Tejankar, Pirsiavash: "CompRess", NeurIPS 2020: for each picture, student and teacher each give a
-distribution over thousands of others by likeness, and the student's is to be the teacher's. A batch alone holds too
-few pictures that are anything like each other.
+Koohpayegani, Tejankar, Pirsiavash: "CompRess", NeurIPS 2020. For each picture, the similarities to thousands of other
+pictures give a distribution, one by the student and one by the teacher; the loss is the divergence between the two. The
+queue is needed because a single batch contains too few similar pictures.
 
 Shape letters: B batch, D width of the student's features, T width of the teacher's, Q pictures in the queue.
 """
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 
 class SimilarityQueue(nn.Module):
-    """The features of the last Q pictures by student (Q, D) and teacher (Q, T), of unit length, and the loss.
+    """Computes the loss, and stores the student's (Q, D) and the teacher's (Q, T) features of the last Q pictures.
 
-    A module so that a checkpoint can hold its state. The features are kept as bfloat16, whose products are quick.
+    The features have unit length and are stored as bfloat16, for fast matrix products. The class is a module so that a
+    checkpoint can include the queue.
     """
 
     def __init__(self, size: int, student: int, teacher: int, temperature: float) -> None:
@@ -36,10 +37,11 @@ class SimilarityQueue(nn.Module):
         self.seen: Tensor
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The mean Kullback-Leibler divergence over a batch, a scalar.
+        """Returns the mean Kullback-Leibler divergence between teacher and student over a batch, a scalar.
 
-        student (B, D) needs a gradient, teacher (B, T) does not and should have mean 0 over all pictures. The others
-        of the batch count as well as the queue. `add` the batch once the gradient has been computed.
+        student: (B, D), with a gradient. teacher: (B, T), without one; its mean over all pictures should be 0.
+        The distributions cover the queue and the other pictures of the batch. Call `add` with the batch after the
+        gradient has been computed.
         """
         student, teacher = F.normalize(student.float(), dim=1), F.normalize(teacher.float(), dim=1)
         count = min(int(self.seen), self.size)
@@ -50,14 +52,17 @@ class SimilarityQueue(nn.Module):
 
     @torch.no_grad()
     def add(self, student: Tensor, teacher: Tensor) -> None:
-        """Puts a batch, as `forward` takes it, in the place of the oldest pictures."""
+        """Stores the features of a batch in the queue, in place of the oldest ones; arguments as in `forward`."""
         places = (torch.arange(len(student), device=student.device) + self.seen) % self.size
         self.students[places] = F.normalize(student.float(), dim=1).bfloat16()
         self.teachers[places] = F.normalize(teacher.float(), dim=1).bfloat16()
         self.seen += len(student)
 
     def _nearness(self, batch: Tensor, queue: Tensor) -> Tensor:
-        """(B, D) and (Q, D) to (B, B + Q): cosines / temperature, and next to nothing for a picture itself."""
+        """Returns the cosines of (B, D) with the batch and the queue (Q, D), / temperature: (B, B + Q).
+
+        A picture's cosine with itself is replaced by -1e4, so that its probability is 0.
+        """
         low = batch.bfloat16()
         itself = torch.eye(len(batch), dtype=torch.bool, device=batch.device)
         within = (low @ low.T).float().masked_fill(itself, -1e4)

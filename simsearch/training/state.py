@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class StepState:
     """Everything that changes during a training, besides network, optimizer and compressor.
 
-    best: the lowest validation error so far. stalled: epochs since then. reductions: of the learning rate, so far.
+    best: the lowest validation error so far. stalled: epochs since then. reductions: number of reductions of the rate.
     window: sums since the last row of the log. averaged: epochs in the average of weights. seconds: of all runs.
     """
 
@@ -73,7 +73,7 @@ class TrainingState:
 
     @property
     def done(self) -> bool:
-        """True after the last step, or once the rate has been reduced as often as it may be."""
+        """True after the last step, or when validation stalls after the last permitted reduction of the rate."""
         return self.state.step >= self.steps or self.state.reductions > self.config.reductions
 
     def learning_rate(self) -> float:
@@ -92,7 +92,7 @@ class TrainingState:
         return f"--set learning_rate={self.config.learning_rate / 3:.2g}"
 
     def update_schedule(self, error: float) -> None:
-        """Takes the validation error of an epoch; reduces the rate when it has stopped improving (section 5)."""
+        """Records the validation error of an epoch, and reduces the rate if it has stopped falling (section 5)."""
         state = self.state
         if error < state.best:
             state.best, state.stalled = error, 0
@@ -102,7 +102,7 @@ class TrainingState:
             state.stalled, state.reductions = 0, state.reductions + 1
 
     def update_average(self) -> None:
-        """Adds the weights to the average if this epoch is one of the last ones, over which it is taken."""
+        """Adds the weights to the average if the epoch just finished is one of the last ones, which are averaged."""
         if self.epoch <= self.config.epochs * (1 - self.config.average):
             return
         self.state.averaged += 1

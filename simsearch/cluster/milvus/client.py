@@ -60,7 +60,10 @@ SCALARS = (
     "width",
     "height",
 )
-"""The fields of an item. labelled: false for no label, as against an empty one. path_hex: a path that is not UTF-8."""
+"""The fields of an item.
+
+labelled: false if the item has no label, true for an empty label. path_hex: a path that is not UTF-8, in hexadecimal.
+"""
 
 _TEXT = 65535  # Milvus's limit on a VARCHAR, in bytes
 _RETRYABLE_WORDS = (
@@ -139,7 +142,7 @@ class MilvusClient:
             lite.acquire(address.file)
 
     def close(self) -> None:
-        """Closes the connection, and a file of Milvus Lite after its last client."""
+        """Closes the connection; for the last client of a file of Milvus Lite, also the file."""
         if self.closed:
             return
         self.closed = True
@@ -267,7 +270,7 @@ class MilvusClient:
         self.call("flush", collection_name=self.name)
 
     def count(self, where: str = "", *, strong: bool = False) -> int:
-        """Counts the rows that meet a condition. strong: see all writes that were finished before."""
+        """Counts the rows that meet a condition. strong: True to include all writes that finished before the call."""
         found = self._query(where, ["count(*)"], strong)
         return int(found[0]["count(*)"])
 

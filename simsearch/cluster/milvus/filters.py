@@ -1,8 +1,8 @@
-"""Translates conditions on items into Milvus expressions, if they mean exactly the same there.
+"""Translates conditions on items into Milvus expressions, if Milvus gives them exactly the same meaning.
 
-Milvus has no globs except for prefixes, no order across types, and its versions differ in how they treat a missing
-field. Conditions that it cannot express, or understands differently, are checked by `matching`: SQLite, in memory, on
-the items that meet the other conditions.
+Milvus has no globs except for prefixes and no order across types, and versions of Milvus differ in how they treat a
+missing field. Conditions that Milvus cannot express, or interprets differently, are checked by `matching`: in an
+in-memory SQLite database, for the items that meet the other conditions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PLAIN = re.compile(r"[^\\\"\x00-\x1f\ud800-\udfff]*")
 """Text that needs no escaping."""
 
 _START = re.compile(r"[^*?\[\]%_\\\"\x00-\x1f\ud800-\udfff]*\*")
-"""A glob for a prefix that every version of Milvus understands."""
+"""A prefix glob, such as `abc*`, that every version of Milvus interprets alike."""
 
 Roots = dict[int, tuple[str, str]]
 """The kind and the root of each source, by number."""
@@ -74,7 +74,7 @@ def _label(operator: str, value: Any) -> str | None:
 
 
 def _path(operator: str, text: str, roots: Roots) -> str | None:
-    """Matches a path as stored or as printed; the printed one begins with the root of its source."""
+    """Returns an expression for stored or printed paths; a printed path begins with the root of its source."""
     if operator == "~":
         start = text[:-1]
         parts = [f'path like "{start}%"'] if start else [""]
@@ -99,7 +99,7 @@ def _path(operator: str, text: str, roots: Roots) -> str | None:
 
 
 def _metadata(name: str, operator: str, value: Any) -> str | None:
-    """Translates equality of text and whole numbers only: SQLite orders across types, Milvus does not."""
+    """Returns an expression, only for equality of texts and integers: SQLite orders across types, Milvus does not."""
     if operator != "=" or value is None or not _PLAIN.fullmatch(name) or not name:
         return None
     field = f'metadata["{name}"]'
@@ -111,7 +111,7 @@ def _metadata(name: str, operator: str, value: Any) -> str | None:
         return None
     if found is not None:
         alternatives.append(f"{field} == {found}")
-        if found in (0, 1):  # as SQLite reads true and false from JSON
+        if found in (0, 1):  # SQLite reads true and false in JSON as 1 and 0
             alternatives.append(f"{field} == {'true' if found else 'false'}")
     return " or ".join(alternatives)
 

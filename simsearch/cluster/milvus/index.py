@@ -38,7 +38,7 @@ REFRESH = 2.0
 """Seconds for which the properties and the count are cached, unless consistency is strong."""
 
 DIRECT = 64
-"""If a filter permits at most this many items, an approximate index is not used: all of them are fetched."""
+"""Largest number of items permitted by a filter that are all fetched, in place of using an approximate index."""
 
 ANSWER = 2048
 """Rows in one answer of Milvus: 32 MiB of features at D = 4096."""
@@ -70,7 +70,7 @@ class _Flat:
         return self.candidates(queries, k, permitted)
 
     def candidates(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> list[Neighbours]:
-        """Finds the same among the candidates of Milvus's index. Raises UsageError."""
+        """Finds the k nearest items, and ties, among the candidates that Milvus's index returns. Raises UsageError."""
         available = self.rows if permitted is None else len(permitted)
         k = min(k, available)
         if k == 0 or not len(queries):
@@ -93,7 +93,7 @@ class _Flat:
                     continue
                 found[number] = self.rank(queries[number], np.array([hit.id for hit in hits], np.int64), k)
                 if len(hits) == width < min(available, LARGEST) and _doubtful(queries[number], hits, found[number], k):
-                    unsettled.append(number)  # because of rounding, an item as near may be missing
+                    unsettled.append(number)  # because of rounding, an equally near item may be missing
             pending, width = unsettled, min(4 * width, available, LARGEST)
         return [found[number] for number in range(len(queries))]
 
@@ -150,7 +150,7 @@ class MilvusIndex:
     """
 
     folder = None  # has no files: features with components cannot be pushed
-    identity = (0,)  # constant: the next search sees what is pushed into the collection
+    identity = (0,)  # constant: the next search sees every push into the collection
 
     def __init__(self, address: str, *, roots: Mapping[str, str] | None = None) -> None:
         self.address: MilvusAddress = parse_address(address)
@@ -278,7 +278,7 @@ class _Snapshots:
         return None if reader.collection.kind in EXACT else _Approximate()
 
     def exact_facts(self, reader: MilvusReader) -> dict[str, Any]:
-        """Returns that the server's own search is all there is."""
+        """Returns the facts on exact search for `Engine.info`: only the server searches."""
         return {"proved": False}
 
     def close(self) -> None:

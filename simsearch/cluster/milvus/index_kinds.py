@@ -26,13 +26,13 @@ BUILD_PARAMETERS = {
     "HNSW": {"M": 16, "efConstruction": 200},
     "GPU_CAGRA": {"intermediate_graph_degree": 64, "graph_degree": 32},
 }
-"""By kind: what it is built with by default."""
+"""Default build parameters by kind of index."""
 
 
 def search_parameters(kind: str, width: int, effort: int | None) -> dict[str, Any]:
     """Returns the search parameters of an index of this kind.
 
-    width: the number of candidates. effort: the value of the kind's entry in SEARCH_PARAMETERS; None for a default.
+    width: the number of candidates. effort: the value of the parameter in SEARCH_PARAMETERS; None for a default.
     """
     name = SEARCH_PARAMETERS.get(kind)
     if name is None:

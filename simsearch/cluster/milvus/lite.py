@@ -1,4 +1,4 @@
-"""The files of Milvus Lite, which runs in this process, and the number of clients that have each open."""
+"""Checks and closes the files of Milvus Lite, which runs in this process, and counts the clients of each file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _lock = threading.Lock()
 
 
 def check_file(file: Path, writing: bool) -> None:
-    """Checks that a file of Milvus Lite can be opened. writing: it may be a new one.
+    """Checks that a file of Milvus Lite can be opened. writing: True if the file may be created.
 
     Raises MissingExtraError, IndexNotFoundError for a file that does not exist, UsageError for one that Milvus Lite
     cannot use, IndexLockedError for one that another process has open.

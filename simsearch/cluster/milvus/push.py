@@ -1,9 +1,9 @@
 """Copies an index into a Milvus collection, where `simsearch.cluster.milvus.index` searches it.
 
-Only differences are sent. Each row has a hash of its content, `mark`: a push reads the ids and hashes, deletes the rows
-that the index no longer has, and sends those with another hash. So an interrupted push is continued by the next one,
-and a push without changes sends nothing. Rows are upserted in portions of bounded size. At the end the rows are
-counted, and a sample is compared with the index, byte for byte.
+Only differences are sent. Each row has a hash of its content, `mark`. A push reads all ids and hashes, deletes the rows
+that the index no longer has, and sends the rows that are new or have a different hash. So the next push continues an
+interrupted one, and a push without changes sends nothing. Rows are upserted in portions of bounded size. At the end the
+rows are counted, and a sample is compared with the index, byte for byte.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PushOptions:
     """Options of a push.
 
     kind: the index of the features in a new collection, one of `index_kinds.KINDS`; None chooses by the number of
-    items. parameters: what that index is built with. storage: "float16" needs Milvus 2.4 or later.
+    items. parameters: build parameters of that index. storage: "float16" needs Milvus 2.4 or later.
     replace: drop the existing collection. progress: called with (items compared, items in all).
     """
 
@@ -192,7 +192,7 @@ class _Push:
         return dict(zip(PROPERTIES, map(json.dumps, (meta, sources, state)), strict=True))
 
     def _similarity(self) -> dict[str, Any]:
-        """Returns the index's scale of similarities, estimated for an index of an older version; see `Meta`."""
+        """Returns the similarity scale of the index, estimated if an older version wrote the index; see `Meta`."""
         if self.index.meta.similarity:
             return self.index.meta.similarity
         scale = similarity.estimate(self.reader.shards, self.reader.rows())
@@ -329,7 +329,7 @@ def _row(item: Item, features: NDArray[np.float16], storage: str) -> tuple[dict[
 
 
 def _kind(items: int, address: MilvusAddress) -> str:
-    """Returns the kind of index for a number of items; exact as long as that is fast."""
+    """Returns the kind of Milvus index for a number of items: an exact one as long as exact search is fast."""
     if address.file is not None or items < _MANY:
         return "FLAT"
     return "HNSW" if items < _HUGE else "DISKANN"

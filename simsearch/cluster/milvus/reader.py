@@ -1,4 +1,4 @@
-"""Reads a collection that `push` made like an index: its items, features and properties.
+"""Reads the items, features and properties of a collection that `push` made, with the interface of an index.
 
 A collection has no row numbers; an item's id is used as the row of its features.
 """
@@ -38,7 +38,7 @@ class CollectionState:
     """The properties of a collection, and its number of rows.
 
     state: `complete`, `generation`, `storage`, `highest` (no id is higher) and `labels`, as the last push left them.
-    kind: of the Milvus index. read: when this was read, by `time.monotonic`.
+    kind: kind of the Milvus index. read: time at which the state was read, from `time.monotonic`.
     """
 
     meta: Meta
@@ -50,7 +50,7 @@ class CollectionState:
 
     @classmethod
     def of(cls, client: MilvusClient) -> CollectionState:
-        """Reads them. Raises IndexNotFoundError if `push` did not make the collection, IndexDamagedError."""
+        """Reads the state. Raises IndexNotFoundError if `push` did not make the collection, IndexDamagedError."""
         try:
             meta, sources, state = properties(client)
             read = {int(n): SourceRow(int(n), kind, root, root, _options(*rest)) for n, kind, root, *rest in sources}
@@ -88,7 +88,7 @@ class Permitted:
 
 
 class CollectionFeatures:
-    """Reads features by id, as `FeatureFiles` does by row; keeps those that a search has brought along."""
+    """Reads features by id, as `FeatureFiles` does by row; features in search results are cached."""
 
     rows_per_shard = 1 << 62
 
@@ -219,7 +219,7 @@ class MilvusReader:
             filters.check_metadata((item.metadata for item in self.items()), wanted, found)
 
     def keep(self, hits: Iterable[Hit]) -> None:
-        """Keeps the items and features that a search has brought along."""
+        """Caches the items and features in search results."""
         for hit in hits:
             if hit.id not in self.seen:
                 self.seen[hit.id] = _item(hit.fields)

@@ -1,1 +1,1 @@
-"""Acts on the files of duplicates: moves, trash and hard links, each with a way back, and never on a last copy."""
+"""Moves, trashes or hard-links the files of duplicates; actions can be undone, and a last copy is never touched."""

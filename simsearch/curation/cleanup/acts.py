@@ -1,9 +1,9 @@
-"""Moves a file, puts it into the trash, or replaces it by a hard link: announced first, checked afterwards.
+"""Moves a file, puts it into the trash, or replaces it by a hard link; the action is announced first, checked after.
 
-A file leaves its place by a rename, which loses nothing whatever has become of it. Then the picture that stays is
-looked at once more, and the file goes back if that has vanished: both may be names of one file, by mounts that no inode
-tells of, or another process may have acted on the other one. Only then a file is deleted, and only one whose content
-has been read at another place.
+The file is renamed first, which never loses data, even if another process has just changed the file. Then the picture
+to keep is checked again, and the file is renamed back if that picture has vanished: both paths may be one file, seen
+through two mounts with different inodes, or another process may have moved or deleted the picture. Only after this
+check is a file deleted, and only if its content has been read at another place.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from simsearch.curation.cleanup.journal import Entry, Journal
 class Task:
     """A file to act on.
 
-    path: absolute. digest: its SHA-256 as it was indexed. original: the picture that stays. target: for a move, the new
-    path. into: the folder below which folders may be made for it.
+    path: absolute path. digest: SHA-256 of the file when it was indexed. original: the picture that is kept.
+    target: the new path, for a move. into: the folder below which folders may be created for the target.
     """
 
     path: str
@@ -48,9 +48,9 @@ class Task:
 
 
 def act(task: Task, do: str, journal: Journal) -> int:
-    """Does one action of `journal.ACTIONS` with a file, and returns its size in bytes.
+    """Carries out one action of `journal.ACTIONS` on a file and returns the size of the file in bytes.
 
-    Raises UnusableError or OSError if nothing was done, JournalError if no more may be done.
+    Raises UnusableError or OSError if nothing was done, JournalError if no further file may be acted on.
     """
     task.original.check()
     digest, facts = read_state(task.path)
@@ -82,7 +82,7 @@ def act(task: Task, do: str, journal: Journal) -> int:
         except BaseException as error:
             if State.at(task.path) == state:
                 journal.failed(entry, str(error))
-                if isinstance(error, FileExistsError) and do != "hardlink":  # somebody was faster to take the name
+                if isinstance(error, FileExistsError) and do != "hardlink":  # another process has just taken the name
                     continue
             raise
         journal.done(entry)
@@ -91,7 +91,7 @@ def act(task: Task, do: str, journal: Journal) -> int:
 
 
 def _places(task: Task, do: str, facts: os.stat_result) -> Iterator[tuple[str, str, str]]:
-    """Yields free places for a file: the path, that of the trash's record, and the folder to tidy up to."""
+    """Yields free new paths for a file: its path, that of the record in the trash, and the entry's `into`."""
     if do == "hardlink":
         yield task.path, "", ""
     elif do == "trash":
@@ -191,7 +191,7 @@ def _link(entry: Entry, state: State, original: Original) -> None:
 
 
 def _check(place: str, state: State, original: Original) -> None:
-    """Raises UnusableError unless a file that was moved is the one that was read, and the original is still there."""
+    """Raises UnusableError if the renamed file at `place` is not the one that was read, or the original is gone."""
     if State.at(place) != state:
         raise UnusableError("it is being changed")
     if not original.is_there():

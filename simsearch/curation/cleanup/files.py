@@ -1,4 +1,4 @@
-"""Files of which one may be moved because another has the picture: checking them, and renaming without overwriting."""
+"""Checks on files before and after a clean-up, and operations that never overwrite another file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WITHOUT_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class UnusableError(SimsearchError):
-    """A file is not, or not any more, as the index describes it, so that nothing is done with it."""
+    """A file does not match its description in the index, or no longer does, so nothing is done with it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class State:
 
 
 def read_state(path: str) -> tuple[bytes, os.stat_result]:
-    """Reads a regular file, not a link to one; returns its SHA-256 and its facts. Raises UnusableError."""
+    """Returns the SHA-256 and the `os.stat` result of a regular file. Raises UnusableError, also for a link."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -82,9 +82,10 @@ def read_state(path: str) -> tuple[bytes, os.stat_result]:
 
 
 class Original:
-    """The picture that stays: a file, or a member of an archive.
+    """The picture that is kept: a file, or a member of an archive or a table.
 
-    path: as printed. source, within: where it is read, for a picture that is no file of its own; None for a file.
+    path: the path as printed. source, within: for a picture that is not a separate file, its source and its path in the
+    source; None and "" for a file.
     """
 
     def __init__(self, path: str, digest: bytes, source: Source | None = None, within: str = "") -> None:
@@ -93,7 +94,7 @@ class Original:
         self.state: State | None = None
 
     def check(self) -> None:
-        """Raises UnusableError unless the picture exists and has the content that was indexed; reads all of it."""
+        """Reads the whole picture. Raises UnusableError if it is missing or its content is not that in the index."""
         if self._source is None:
             digest, facts = read_state(self.path)
             self.state = State.of(facts)
@@ -106,7 +107,7 @@ class Original:
             raise UnusableError("it has changed since it was indexed")
 
     def is_there(self) -> bool:
-        """Returns True if the picture that `check` has read is still at its place."""
+        """Returns True if the picture that was read by `check` still exists, unchanged, at the same path."""
         if self._source is None:
             return self.state is not None and State.at(self.path) == self.state
         try:
@@ -117,10 +118,10 @@ class Original:
 
 
 def rename_new(old: str, new: str) -> None:
-    """Renames a file in its file system; never replaces another file. Raises OSError, FileExistsError if there is one.
+    """Renames a file within a file system, without replacing any file. Raises OSError, FileExistsError if `new` exists.
 
-    Where the system cannot do that in one step, the file has both names for a moment; a file system that has no hard
-    links either, such as exFAT by FUSE, is refused.
+    If the system cannot do this in one step, the file has both names for a moment. This needs hard links: a file system
+    without them, such as exFAT by FUSE, is refused.
     """
     if _renameat2 is not None:
         if not _renameat2(_HERE, os.fsencode(old), _HERE, os.fsencode(new), _NO_REPLACE):
@@ -139,7 +140,7 @@ def rename_new(old: str, new: str) -> None:
 
 
 def link_new(old: str, new: str, problem: str = "this file system has no hard links") -> None:
-    """Gives a file a second name. Raises OSError, with `problem` where no file can have two."""
+    """Creates a hard link. Raises OSError; the message is `problem` if the file system has no hard links."""
     try:
         os.link(old, new, follow_symlinks=False)
     except OSError as error:
@@ -161,7 +162,7 @@ _renameat2 = _find_renameat2()
 def copy_new(old: str, new: str, digest: bytes) -> None:
     """Copies a file with its times, permissions and attributes, and reads the copy back from disk.
 
-    Raises OSError, FileExistsError if there is such a file, UnusableError if the content is not that of `digest`.
+    Raises OSError, FileExistsError if `new` exists, UnusableError if the SHA-256 of the content is not `digest`.
     """
     with open(old, "rb") as source, open(new, "xb") as target:
         while block := source.read(BLOCK):
@@ -189,7 +190,7 @@ def copy_facts(old: str, new: str) -> None:
 
 
 def make_folders(path: str) -> list[str]:
-    """Creates a folder and those above it, and syncs what holds them; returns the new ones, the deepest first."""
+    """Creates a folder and its missing parents, and syncs their parents; returns new folders, the deepest first."""
     missing = []
     while not os.path.isdir(path):
         missing.append(path)
@@ -202,7 +203,7 @@ def make_folders(path: str) -> list[str]:
 
 
 def sync_folders(*paths: str) -> None:
-    """Syncs the folders of files to disk, where their file systems can. Raises OSError."""
+    """Syncs the folders that contain the given files to disk, if the file system supports it. Raises OSError."""
     for folder in dict.fromkeys(os.path.dirname(path) for path in paths):
         try:
             sync_folder(folder)

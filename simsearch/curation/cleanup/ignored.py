@@ -1,7 +1,7 @@
-"""The groups that somebody has looked at and found to be no duplicates, in `ignored.json` of the index.
+"""Groups that the user has marked as not being duplicates, stored in `ignored.json` of the index.
 
-A group is remembered by the SHA-256 of its files, so that it is known again after a move or a new build in the same
-folder. It is shown again as soon as it has a picture more.
+A group is stored as the SHA-256 of its files, so that it is recognised after files were moved or the index was rebuilt
+in the same folder. A group with an additional picture is shown again.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Groups = list[list[Member]]
 
 
 def without_ignored(index: OpenIndex, groups: Groups) -> Groups:
-    """Returns the groups that have a file more than each group that is ignored. Raises IndexDamagedError."""
+    """Returns the groups that are not wholly contained in an ignored group. Raises IndexDamagedError."""
     is_ignored = matcher(index)
     return [group for group in groups if not is_ignored(contents(group))]
 
 
 def matcher(index: OpenIndex) -> Callable[[Sequence[str]], bool]:
-    """Returns a function that tells by the `contents` of a group whether it is ignored. Raises IndexDamagedError."""
+    """Returns a function that returns True for the `contents` of an ignored group. Raises IndexDamagedError."""
     known: dict[str, list[Counter[str]]] = {}
     for digests in _read(index):
         group = Counter(digests)
@@ -47,12 +47,12 @@ def matcher(index: OpenIndex) -> Callable[[Sequence[str]], bool]:
 
 
 def ignore(index: OpenIndex, groups: Iterable[Sequence[Member]]) -> None:
-    """Remembers groups as no duplicates. Raises IndexLockedError, UsageError."""
+    """Adds groups to the ignored ones. Raises IndexLockedError, UsageError."""
     change(index, [contents(group) for group in groups], True)
 
 
 def change(index: OpenIndex, groups: Iterable[Sequence[str]], ignored: bool) -> None:
-    """Remembers groups, or forgets what was remembered of them. groups: the `contents` of each.
+    """Adds groups to the ignored ones, or removes them if `ignored` is False. groups: the `contents` of each.
 
     Raises IndexLockedError, UsageError.
     """
@@ -67,7 +67,7 @@ def change(index: OpenIndex, groups: Iterable[Sequence[str]], ignored: bool) -> 
 
 
 def contents(group: Iterable[Member]) -> list[str]:
-    """Returns the SHA-256 of each member's file, in order."""
+    """Returns the sorted SHA-256 digests of the members' files, in hexadecimal."""
     return sorted(member.item.digest.hex() for member in group)
 
 

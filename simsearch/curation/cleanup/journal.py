@@ -1,7 +1,7 @@
 """The journal of a clean-up: JSON lines, each on disk before its action begins.
 
-The first line describes the run. `{"n": 1, "do": "move", …}` announces an action with all that `restore` needs to know,
-`{"n": 1, "done": true}` follows it, or `{"n": 1, "failed": "why"}` if it was taken back at once.
+The first line describes the run. `{"n": 1, "do": "move", …}` announces an action, with all data that `restore` needs.
+`{"n": 1, "done": true}` follows when the action is complete, `{"n": 1, "failed": "why"}` if it was undone at once.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Entry:
-    """One action as it is announced.
+    """The announcement of one action.
 
-    do: one of ACTIONS. path: the file. to: its place afterwards; the same path for a hard link. kept: the picture that
-    stays. sha256: of the file's content; of that of `kept` too for a hard link. token: part of the names of temporary
-    files. info: the trash's record of the file. into: the folder below which new folders were made. mode, stamp:
-    permissions and mtime in ns.
+    do: one of ACTIONS. path: the file. to: the new path; equal to `path` for a hard link. kept: the picture that is
+    kept. sha256: digest of the file's content; for a hard link, `kept` has the same content. token: part of temporary
+    file names. info: path of the file's record in the trash. into: the folder below which folders may have been
+    created. mode, stamp: permissions and mtime in ns.
     """
 
     n: int
@@ -57,17 +57,17 @@ class Entry:
 
     @property
     def aside(self) -> str:
-        """The name of the file after it was replaced and before it is deleted."""
+        """The temporary path of the old file, until it is deleted."""
         return os.path.join(os.path.dirname(self.path), f".{self.token}.aside")
 
     @property
     def partial(self) -> str:
-        """The name of a copy or link that is being made."""
+        """The temporary path of an unfinished copy or link."""
         return os.path.join(os.path.dirname(self.to), f".{self.token}.partial")
 
     @property
     def returning(self) -> str:
-        """The name of a copy that `restore` makes."""
+        """The temporary path of an unfinished copy by `restore`."""
         return os.path.join(os.path.dirname(self.path), f".{self.token}.partial")
 
 
@@ -147,7 +147,7 @@ def _write_line(file: io.FileIO, values: dict[str, Any]) -> None:
 
 
 def note_returning(path: Path, entry: Entry) -> None:
-    """Records that `restore` is about to put a file back of which a copy is left. Raises JournalError."""
+    """Records that `restore` is about to put a file back and then delete its copy. Raises JournalError."""
     try:
         with open(path, "r+b", buffering=0) as file:
             text = file.readall()

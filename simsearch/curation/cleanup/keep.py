@@ -27,14 +27,17 @@ def is_file(member: Member) -> bool:
 
 @dataclass(frozen=True)
 class KeepRule:
-    """A rule, which is called with the members of a group. name: one of RULES; folder: of `under:DIR`."""
+    """A rule that is called with the members of a group. name: from RULES, or "under:". folder: DIR of `under:DIR`."""
 
     name: str
     folder: str = ""
 
     @classmethod
     def parse(cls, text: str, against: bool = False) -> KeepRule:
-        """Reads a rule as it is written. against: True if there is another index to compare with. Raises UsageError."""
+        """Parses a rule from the value of an option. Raises UsageError.
+
+        against: True if there is another index to compare with, so that the rule "against" is valid.
+        """
         if text.startswith(_UNDER):
             folder = os.path.expanduser(text.removeprefix(_UNDER))
             if not folder or not os.path.isdir(folder):
@@ -47,10 +50,10 @@ class KeepRule:
         return cls(text)
 
     def __call__(self, members: Sequence[Member]) -> int | None:
-        """Returns the place of the member to keep; None if none meets the rule.
+        """Returns the position of the member to keep; None if no member meets the rule.
 
-        Files come before pictures in archives, unless those are of the other index, and links are never chosen. Equal
-        ones are decided by id.
+        Files are preferred to pictures in archives, except to those of the other index, and links are never chosen. Of
+        equally good members the first is chosen.
         """
         places = [place for place, member in enumerate(members) if self.permits(member)]
         if any(is_file(members[place]) for place in places):
@@ -66,11 +69,11 @@ class KeepRule:
         return self.name != "against" or not member.own
 
     def is_under(self, member: Member) -> bool:
-        """Returns True if the rule is `under:DIR` and the member lies there: all of those stay."""
+        """Returns True if the rule is `under:DIR` and the member lies in that folder, where every member is kept."""
         return self.name == _UNDER and member.source.kind in FILE_KINDS and is_inside(member.path, self.folder)
 
     def _rank(self, member: Member) -> tuple[Any, ...]:
-        """Returns values of which the smallest is kept."""
+        """Returns the sort key of a member; the member with the smallest key is kept."""
         item = member.item
         if self.name in ("oldest", "newest"):
             return item.stamp < EARLIEST, item.stamp if self.name == "oldest" else -item.stamp

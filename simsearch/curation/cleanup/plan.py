@@ -21,8 +21,8 @@ from simsearch.search.duplicates import Member
 class Decision:
     """The decision about a member.
 
-    action: keep, leave, copy (where nothing is to be done), or one of `journal.ACTIONS`. reason: of leave.
-    target: the new path, for a move.
+    action: "keep", "leave", "copy" (a duplicate, if no action is asked for), or one of `journal.ACTIONS`.
+    reason: the reason for "leave". target: the new path, for a move.
     """
 
     member: Member
@@ -33,14 +33,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """The decisions for the members of each group, those kept first. into: the folder that files are moved to."""
+    """The decisions for each group, that for the kept member first. into: the folder that files are moved to."""
 
     action: str
     groups: list[list[Decision]]
     into: str = ""
 
     def tasks(self) -> Iterator[Task]:
-        """Yields what there is to do."""
+        """Yields a task for each file to act on."""
         for group in self.groups:
             original = _original(group[0].member)
             for decision in group:
@@ -56,13 +56,13 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Their bytes."""
+        """The total size in bytes of the files to act on."""
         return sum(d.member.item.size for group in self.groups for d in group if d.action in ACTIONS)
 
 
 @dataclass
 class _Targets:
-    """Gives out the new paths of files that are moved to a folder."""
+    """Chooses free paths for files that are moved to a folder."""
 
     into: str
     taken: set[str] = field(default_factory=set)
@@ -80,11 +80,12 @@ class _Targets:
 def make_plan(
     groups: Sequence[Sequence[Member]], rule: KeepRule, action: str, limit: float, into: str | os.PathLike[str] = ""
 ) -> Plan:
-    """Decides on the members of groups that `duplicate_groups` made with the same rule.
+    """Returns the decisions for groups that `duplicate_groups` made with the same rule.
 
-    action: "" to only choose what is kept, or one of `journal.ACTIONS`. limit: the largest distance to the picture that
-    is kept, of members that nobody compared with it. into: the folder of a move.
-    Raises UsageError if that lies in a source.
+    action: one of `journal.ACTIONS`, or "" to only choose the member to keep. limit: the largest distance from the kept
+    picture at which a member is acted on, if the two were not compared more closely; see `Member.is_near`. into: the
+    folder that files are moved to.
+    Raises UsageError if a moved file would lie in a source.
     """
     folder = os.path.abspath(into) if into else ""
     targets = _Targets(folder)
@@ -123,7 +124,7 @@ def _reason_to_leave(member: Member, kept: Member, action: str, limit: float) ->
 
 
 def reason_to_stay(member: Member) -> str:
-    """Returns the reason that a member can never be acted on, whatever stays; empty if there is none."""
+    """Returns the reason why a member can never be acted on, for any kept picture; empty if there is none."""
     if addresses.is_kind(member.source.kind):
         return "it is not kept on this machine"
     if member.source.kind not in FILE_KINDS:
@@ -142,7 +143,7 @@ def _original(member: Member) -> Original:
 
 
 def _relative(member: Member) -> str:
-    """Returns a member's path relative to its source, without parts that lead out of it."""
+    """Returns a member's path relative to its source, without the parts ".." and "/"."""
     parts = [part for part in PurePath(member.item.path).parts if part not in ("..", "/", "//")]
     return os.path.join(*parts)
 
@@ -167,7 +168,7 @@ def check_not_listed(path: str, folders: Iterable[str]) -> None:
 
 
 def _lists(folder: str, path: str) -> bool:
-    """Returns True if a source would list a path: it lies below its folder, and no part of it is hidden."""
+    """Returns True if a build of `folder` would find `path`: inside the folder, with no hidden part in between."""
     if not is_inside(path, folder):
         return False
     return not any(part.startswith(".") for part in PurePath(os.path.relpath(path, folder)).parts)

@@ -1,7 +1,8 @@
-"""Takes back what a journal says, from whatever state a run, a kill or an earlier `restore` has left.
+"""Undoes the actions in a journal, also after a run or an earlier `restore` that was killed.
 
-No state is remembered but that of the files: a file is put back from where it is found with its content, and something
-is only deleted after its content was read at the file's own place. Restoring twice does nothing the second time.
+Each step depends on the journal and on the files that are found now. A file is put back from any place that has the
+right content, and a copy is deleted only after the same content was read at the file's own path. Restoring again has no
+further effect.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from simsearch.curation.cleanup.journal import Entry, Record, note_returning, re
 
 @dataclass
 class Restored:
-    """The outcome of `restore`. files: put back; untouched: already in place; problems: (path, reason) of others."""
+    """The outcome of `restore`.
+
+    files: number of files put back. untouched: number of files already in place. problems: (path, reason) of others.
+    """
 
     files: int = 0
     untouched: int = 0
@@ -35,7 +39,7 @@ class Restored:
 
 
 def restore(journal: str | os.PathLike[str], progress: Progress = no_progress) -> Restored:
-    """Puts every file of a journal back, the last one first; goes on after one that cannot be put back.
+    """Puts every file of a journal back, in reverse order; files that cannot be put back do not stop the others.
 
     Raises UsageError if the journal cannot be read.
     """
@@ -66,16 +70,16 @@ def _move_back(record: Record, journal: Path) -> bool:
         if not _has(entry.path, entry):
             where = next((place for place in (entry.aside, entry.to) if _has(place, entry)), None)
             raise UnusableError("another file is at its place" + (f"; the picture is {where}" if where else ""))
-        twin = State.at(entry.to) == State.at(entry.path)  # both names of a rename in two steps
+        twin = State.at(entry.to) == State.at(entry.path)  # one file: a rename in two steps was interrupted
         mine = twin or ((record.done or record.returning or aside) and _has(entry.to, entry))
         deleted = [_unlink_copy(place, entry.path) for place in [entry.to] * mine + [entry.aside] * aside]
         return any(deleted)
     make_folders(os.path.dirname(entry.path))
     if aside:
-        # with both names of a rename in two steps, the copy is ours as well
+        # if both names are one file, a rename in two steps was interrupted, and the copy is ours as well
         whole = not os.path.lexists(entry.partial) or State.at(entry.partial) == State.at(entry.to)
         copied = whole and _has(entry.to, entry)
-        if copied:  # a kill after the next line must not hide that it is our copy
+        if copied:  # so that the copy is known to be ours even after a kill behind the next line
             note_returning(journal, entry)
         rename_new(entry.aside, entry.path)
         sync_folders(entry.path)
@@ -100,12 +104,12 @@ def _move_back(record: Record, journal: Path) -> bool:
 
 
 def _unlink_again(record: Record, journal: Path) -> bool:
-    """Makes a hard link a file of its own; returns False if it is one already."""
+    """Replaces a hard link by a separate file; returns False if it already is a separate file."""
     entry = record.entry
     if _has(entry.aside, entry):
         if not os.path.lexists(entry.path):
             rename_new(entry.aside, entry.path)
-        elif State.at(entry.aside) == State.at(entry.path):  # both names of a rename in two steps
+        elif State.at(entry.aside) == State.at(entry.path):  # one file: a rename in two steps was interrupted
             _unlink_copy(entry.aside, entry.path)
         elif _has(entry.path, entry):
             os.replace(entry.aside, entry.path)
@@ -136,7 +140,7 @@ def _unlink_again(record: Record, journal: Path) -> bool:
 
 
 def _has(path: str, entry: Entry) -> bool:
-    """Returns True if a path is a regular file with the content that the file had."""
+    """Returns True if there is a regular file at `path` with the content recorded in the entry."""
     if not os.path.lexists(path):
         return False
     try:
@@ -146,7 +150,7 @@ def _has(path: str, entry: Entry) -> bool:
 
 
 def _unlink_copy(copy: str, path: str) -> bool:
-    """Deletes a copy of a file, unless both are one name, which two mounts of one folder may give; True if deleted."""
+    """Deletes a copy of a file and returns True; False if both paths are the same name, seen through two mounts."""
     one, other = os.lstat(copy), os.lstat(path)
     if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino) and one.st_nlink < 2:
         return False
@@ -160,7 +164,7 @@ def _discard(path: str) -> None:
 
 
 def _tidy(entry: Entry) -> None:
-    """Deletes what was only made for the action: temporary files, the record of the trash, empty folders."""
+    """Deletes the remains of an action: temporary files, the record in the trash, empty folders."""
     _discard(entry.partial)
     _discard(entry.returning)
     if entry.info and not os.path.lexists(entry.to):

@@ -1,4 +1,4 @@
-"""A clean-up from its plan to its report."""
+"""Carries out the plan of a clean-up and reports the outcome."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from simsearch.curation.cleanup.plan import Plan
 from simsearch.errors import UsageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-"""Errors that every further file would meet too."""
+"""Errors that would also occur for all further files, such as a full disk."""
 
 
 @dataclass
 class Report:
     """The outcome of a clean-up; of a dry run, only the plan.
 
-    files, bytes: acted on. problems: (path, reason) of files with which nothing was done. journal: the file that
-    `restore` takes; None if nothing was to be done.
+    files, bytes: number and total size of the files acted on. problems: (path, reason) of files with which nothing was
+    done. journal: the file to pass to `restore`; None if there was nothing to do.
     """
 
     plan: Plan
@@ -43,9 +43,9 @@ def journal_path() -> Path:
 def carry_out(plan: Plan, index: str, journal: Path | None = None, progress: Progress = no_progress) -> Report:
     """Acts on all files of a plan, one after the other.
 
-    A file with which something is wrong is left where it is, and the others follow; a full disk ends the run.
-    index: the name of the index, for the journal. journal: its new file; None for `journal_path()`.
-    Raises UsageError if the journal cannot be written; the actions before are in it.
+    A file that cannot be acted on is left where it is and does not stop the others; a full disk ends the run.
+    index: the name of the index, for the journal. journal: the path of the new journal; None for `journal_path()`.
+    Raises UsageError if the journal cannot be written; all earlier actions are recorded in it.
     """
     report = Report(plan)
     if plan.action == "trash":

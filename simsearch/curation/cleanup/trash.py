@@ -1,7 +1,7 @@
-"""The trash of the desktop, as freedesktop.org specifies it (version 1.0): the files, and a record of each.
+"""The desktop trash as specified by freedesktop.org (version 1.0): the files, and a record of each file.
 
-Not by the library send2trash: the journal needs the place of a file before the file goes there, so that a clean-up
-which is killed in between can be continued or undone, and send2trash tells the place neither before nor after.
+The library send2trash is not used: the journal must contain the new path of a file before the file is moved, so that a
+killed clean-up can be undone, and send2trash does not reveal the path at any time.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from simsearch.errors import UsageError
 
 
 def check_available() -> None:
-    """Raises UsageError where the trash is not that of freedesktop.org."""
+    """Raises UsageError on systems without a freedesktop.org trash."""
     if sys.platform in ("darwin", "win32"):
         raise UsageError("--trash needs a desktop of freedesktop.org", hint="--move-to DIR works everywhere")
 
 
 def places(path: str, device: int) -> Iterator[tuple[str, str, str]]:
-    """Yields free names for a file in the trash: its place, that of its record, and the trash. Creates the folders.
+    """Yields free names for a file in the trash: paths of the file, of its record and of the trash. Creates folders.
 
-    device: the st_dev of the file; a file goes to the trash of its own file system. Raises OSError.
+    device: the st_dev of the file, to find the trash on the same file system. Raises OSError.
     """
     folder = _trash_of(path, device)
     for part in ("files", "info"):
@@ -60,7 +60,7 @@ def _home_trash() -> str:
 
 
 def _above_trash(folder: str) -> str:
-    """Returns the part of a mount's trash that lies directly in the mount: .Trash or .Trash-UID."""
+    """Returns the folder of a trash that lies directly in its mount point: .Trash or .Trash-UID."""
     return os.path.dirname(folder) if os.path.basename(os.path.dirname(folder)) == ".Trash" else folder
 
 

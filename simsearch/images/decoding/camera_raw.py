@@ -1,4 +1,4 @@
-"""Raw files of cameras, read with rawpy (extra `[raw]`): the camera's own JPEG, or developed if that is small."""
+"""Reads cameras' raw files with rawpy (extra `[raw]`): the JPEG inside, or, if that is small, the developed image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ BYTES_PER_PIXEL = 16
 
 _ORIENTATION = 0x0112  # EXIF tag
 _ORIENTATIONS = {3: 3, 5: 8, 6: 6}
-"""LibRaw's numbers for turned pictures, and EXIF's."""
+"""By LibRaw's number for a turned picture: the EXIF orientation."""
 
 
 def opened(file: IO[bytes], name: str, largest: int) -> Image.Image:
-    """Returns the picture of a raw file. Raises ImageError. name: of the format. largest: the most pixels."""
+    """Returns the picture of a raw file. Raises ImageError. name: the format. largest: the most pixels."""
     raw_py = _library(name)
     file.seek(0)
     try:
@@ -51,7 +51,7 @@ def memory(file: IO[bytes]) -> int:
 
 
 def _preview(raw: Any, raw_py: Any) -> Image.Image | None:
-    """Returns the JPEG of the camera, whose EXIF says how to turn it; None if there is none."""
+    """Returns the JPEG inside a raw file, with its orientation in EXIF; None if there is none."""
     try:
         thumbnail = raw.extract_thumb()
         if thumbnail.format != raw_py.ThumbFormat.JPEG:

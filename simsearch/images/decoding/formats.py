@@ -1,4 +1,4 @@
-"""Which files are images, by their names and first bytes; and what is known of those that cannot be read."""
+"""Recognises image files by their names and first bytes, and names the formats that cannot be read."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def looks_like_image(head: bytes) -> bool:
 
 
 def left_out(path: str, head: bytes = b"") -> str | None:
-    """Returns the kind of a file that shows something, but is never read: "video"; None for every other file."""
+    """Returns the kind of a video or picture that is never read, such as "video"; None for every other file."""
     kind = _LEFT_OUT_BY_EXTENSION.get(os.path.splitext(path)[1].lower())
     if kind is not None or not head:
         return kind

@@ -1,4 +1,4 @@
-"""JPEG files whose end is missing: decoded if (nearly) every pixel is there, as browsers and libjpeg's tools do."""
+"""Completes JPEG files whose end is missing, if nearly all pixels are there, as browsers and libjpeg's tools do."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class _Structure(NamedTuple):
 
 
 def completed(file: IO[bytes]) -> IO[bytes] | None:
-    """Returns a JPEG that lacks its end with an end marker; None if more than `MISSING` of its pixels are not there.
+    """Returns a truncated JPEG with an end marker added; None if more than `MISSING` of the pixels are not there.
 
     Zeros at the end, to which a file may be padded, count as missing too. To find the pixels that depend on missing
-    bytes, the picture is decoded twice, with different bytes in place of them. Raises what Pillow raises.
+    bytes, the picture is decoded twice, with different bytes in place of them. Raises Pillow's errors.
     """
     file.seek(0)
     data = file.read(LARGEST_BYTES + 1)
@@ -66,7 +66,7 @@ def completed(file: IO[bytes]) -> IO[bytes] | None:
 
 
 def is_padded(file: IO[bytes]) -> bool:
-    """Returns True if a JPEG ends in zeros, or bytes of ones, and not in its end marker before them."""
+    """Returns True if a JPEG is padded with 0x00 or 0xFF bytes and has no end marker before the padding."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _PADDING))
     tail = file.read(_PADDING)
@@ -77,7 +77,7 @@ def is_padded(file: IO[bytes]) -> bool:
 
 
 def _without_padding(data: bytes) -> bytes:
-    """Returns a file without the zeros at its end but for one, which may belong to the picture, or the ones."""
+    """Removes padding from a file's end: all 0xFF bytes, or all zeros but one, which may belong to the picture."""
     return data.rstrip(b"\xff") if data.endswith(b"\xff") else data[: len(data.rstrip(b"\0")) + 1]
 
 
@@ -89,9 +89,9 @@ def _half_size(file: IO[bytes], parts: list[Part]) -> Image.Image:
 
 
 def _filling(structure: _Structure, filling: bytes) -> Iterator[bytes]:
-    """Yields bytes for those that are missing, enough for so much of the picture that it counts as truncated.
+    """Yields bytes in place of the missing ones, enough for a little more than twice `MISSING` of the picture.
 
-    Beyond them, libjpeg makes the rest of the picture grey, whatever the bytes were.
+    After these bytes, libjpeg makes the rest of the picture grey, whatever the bytes were.
     """
     units = int(structure.units * MISSING * 2) + 2
     if not structure.interval:

@@ -1,4 +1,4 @@
-"""JPEG XL, read by the plugin of the extra `[jxl]`. It decodes a file at once, so its size is read here before."""
+"""Reads JPEG XL with a plugin (extra `[jxl]`). Opening decodes a file, so this module reads the size first."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _plugin() -> Any:
         from pillow_jxl import JpegXLImagePlugin
     except ImportError:
         raise missing_extra("JPEG XL", "jxl") from None
-    if not known and "JXL" in Image.ID:  # otherwise whoever wants to know a picture's size would decode it
+    if not known and "JXL" in Image.ID:  # otherwise `Image.open`, to find a picture's size, would decode it
         Image.ID.remove("JXL")
     JpegXLImagePlugin.DECODE_THREADS = 0  # a build decodes one picture in each thread
     return JpegXLImagePlugin
@@ -52,7 +52,7 @@ def size(file: IO[bytes]) -> tuple[int, int]:
 
 
 class _BitReader:
-    """Takes bits from the lowest up."""
+    """Reads the bits of an integer, the lowest first."""
 
     def __init__(self, bits: int) -> None:
         self._bits = bits

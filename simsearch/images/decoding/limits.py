@@ -1,4 +1,4 @@
-"""The size of the images that are decoded, and the number of parts that their files have."""
+"""Limits of the size of images, and of the number of parts that a file consists of."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ LARGEST_SIDE = 1 << 23
 """Images wider or higher than this (pixels) are refused: decoders keep whole rows, and a pointer to each."""
 
 PARTS, PART_BYTES = 100_000, 256
-"""A file in memory may be read in this many steps, and in one more for each of these bytes: a file that consists of
-markers or chunks of a few bytes would take Pillow a minute, in which nothing else runs. Ordinary files take 50 steps.
+"""A file in memory may be read in at most PARTS steps, plus one for each PART_BYTES bytes.
+
+A file that consists of markers or chunks of a few bytes would take Pillow a minute, in which nothing else runs.
+Ordinary files take 50 steps.
 """
 
 
 UNCOUNTED = 1 << 18
-"""Smaller files (bytes) cannot have that many parts."""
+"""Steps are not counted for smaller files (bytes), which cannot have too many parts."""
 
 
 def file_in_memory(data: bytes) -> io.BytesIO:
-    """Returns an open file with this content, whose reading ends after very many steps."""
+    """Returns an open file with this content, which raises ImageError if read in too many steps."""
     return io.BytesIO(data) if len(data) < UNCOUNTED else _CountedFile(data)
 
 
 class _CountedFile(io.BytesIO):
-    """A file in memory whose reading ends by ImageError."""
+    """A file in memory that raises ImageError if read in too many steps."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)

@@ -45,18 +45,18 @@ def readable(head: bytes, largest: int) -> Iterator[None]:
 
 
 def missing_extra(what: str, extra: str) -> ImageError:
-    """Returns the error of a file that only an extra, which is not installed, can read."""
+    """Returns the error for a file that needs an extra which is not installed."""
     missing = MissingExtraError(what, extra)
     return ImageError(f"{missing}: {missing.hint}", hint=missing.hint)
 
 
 def names_extra(reason: str) -> bool:
-    """Returns True if a reason is that of `missing_extra`."""
+    """Returns True if a reason is the message of an error that `missing_extra` made."""
     return " needs the [" in reason and "] extra: " in reason
 
 
 def _unidentified(head: bytes) -> str:
-    """Says of a file that no decoder takes what it seems to be."""
+    """Returns the reason for a file that no decoder accepts, with the format it seems to have."""
     if (kind := formats.left_out("", head)) is not None:
         return f"a{'n' * (kind[0] in 'AEOS')} {kind}, which is not read"
     if (name := formats.name_of(head)) is not None:

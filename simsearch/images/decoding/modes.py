@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 _EXTRA_SAMPLES = 338  # TIFF tag
 
 _UNUSED_ALPHA = frozenset({"BMP", "DIB"})
-"""Formats whose alpha counts for nothing if it is 0 everywhere."""
+"""Formats whose alpha is ignored if it is 0 everywhere."""
 
 _ALPHA_MAY_BE_UNUSED = frozenset({"ICO", "CUR", "TGA", "DDS", "TIFF"})
-"""Formats of which that holds if there is a picture under the alpha."""
+"""Formats whose alpha is ignored if it is 0 everywhere and the colours under it vary."""
 
 _HIGHLIGHTS = 16
-"""Floats of 0..1 may go up to this where they are brighter than white: sharpening overshoots, and lamps are in it."""
+"""The largest value in float images on the scale 0..1: lamps, and edges after sharpening, are brighter than white."""
 
 
 def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
@@ -46,7 +46,7 @@ def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
 
 
 def without_unused_alpha(image: Image.Image) -> Image.Image:
-    """Returns a loaded image without its alpha if that is 0 everywhere, as programs leave it that do not use it."""
+    """Returns a loaded image without alpha, if the alpha is 0 everywhere because a program left it unused."""
     if image.mode != "RGBA" or image.format not in _UNUSED_ALPHA | _ALPHA_MAY_BE_UNUSED:
         return image
     if image.format == "TIFF" and _EXTRA_SAMPLES in getattr(image, "tag_v2", {}):  # it says that this is alpha
@@ -73,13 +73,13 @@ def eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray
 
 
 def largest_finite(values: NDArray[np.generic]) -> float:
-    """Returns the largest value that is a number, 0 if there is none above."""
+    """Returns the largest finite value, but at least 0."""
     array = values.astype(np.float64)
     return float(array.max(initial=0.0, where=np.isfinite(array)))
 
 
 def known_top(image: Image.Image) -> float | None:
-    """Returns the value of white in an image of 32-bit values, where its format tells."""
+    """Returns the value of white in an image of 32-bit values; None if the format does not fix it."""
     return 65535 if image.format == "PPM" and image.mode == "I" else None  # Pillow scales the file's maximum to it
 
 
@@ -101,7 +101,7 @@ def _to_rgb(image: Image.Image, profile: Any) -> Image.Image:
 
 
 def _grey_layers(image: Image.Image, profile: Any) -> Image.Image | None:
-    """Returns grey with alpha as RGBA if a profile of greys changes it; None otherwise."""
+    """Returns a grey image with alpha as RGBA, if its ICC profile changes the greys; None otherwise."""
     if image.mode != "LA" or not changes_colours(profile, "L"):
         return None
     layers = to_srgb(image.getchannel("L"), profile)

@@ -1,4 +1,4 @@
-"""Opens and loads an image file of any format, and mends what Pillow refuses or shows otherwise than browsers do."""
+"""Opens and loads image files of all formats, and repairs those that Pillow refuses or shows wrongly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEAD = 256
 def open_image(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
     """Opens an image: reads its header and, except for a few formats, decodes nothing.
 
-    head: the file's first `HEAD` bytes. largest: the most pixels. Raises ImageError, or what Pillow raises.
+    head: the file's first `HEAD` bytes. largest: the most pixels. Raises ImageError, or an exception of Pillow.
     """
     if not head:
         raise ImageError("empty file")
@@ -51,10 +51,10 @@ def open_image(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
 
 
 def load(image: Image.Image, file: IO[bytes], shorter_side: int | None) -> Image.Image:
-    """Decodes an opened image; returns it, or another in its place that has the same `info` and `format`.
+    """Decodes an opened image; returns the same image, or another one with its format, EXIF and ICC profile.
 
-    shorter_side: the pixels that are needed, for a JPEG to be decoded at a smaller scale.
-    Raises ImageError, or what Pillow raises.
+    shorter_side: pixels that are needed of the shorter side; a JPEG may be decoded at a smaller scale.
+    Raises ImageError, or an exception of Pillow.
     """
     if image.format == "PNG":
         return _load_png(image, file)
@@ -100,7 +100,7 @@ def _opened(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
 
 
 def _load_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
-    """Loads a PNG: the first frame of an animation, without damaged optional chunks, with the transparency it says."""
+    """Loads a PNG, or the first frame of an animated one, without damaged optional chunks and with its transparency."""
     if getattr(image, "default_image", False):
         with contextlib.suppress(Exception):  # of a damaged animation, the default image is shown
             if (frame := png.first_frame(file)) is not None:
@@ -127,7 +127,7 @@ def _loaded_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
     deep = png.deep_transparency(image)
     transparency = image.info.get("transparency")
     image.load()
-    if transparency is None:  # such a chunk is void behind the pixels
+    if transparency is None:  # a tRNS chunk after the pixels has no effect
         image.info.pop("transparency", None)
     if not deep:
         return image
@@ -139,7 +139,7 @@ def _loaded_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
 
 
 def _load_jpeg(image: Image.Image, file: IO[bytes], shorter_side: int | None) -> Image.Image:
-    """Loads a JPEG, also one that lacks its end but for a few pixels."""
+    """Loads a JPEG, also a truncated one in which only a few pixels are missing."""
     try:
         if jpeg.is_padded(file):  # libjpeg would take the zeros for a part of the picture
             raise OSError("image file is truncated")
@@ -157,7 +157,7 @@ def _load_jpeg(image: Image.Image, file: IO[bytes], shorter_side: int | None) ->
 
 
 def _on_white_canvas(image: Image.Image, extents: tuple[int, int, int, int]) -> Image.Image:
-    """Returns an animation's first frame, which may be smaller than its canvas, with white around it, not a colour."""
+    """Returns an animation's first frame on a white canvas, in place of one of the background colour."""
     if extents == (0, 0, *image.size):
         return image
     canvas = Image.new("RGB", image.size, "white")

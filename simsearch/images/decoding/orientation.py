@@ -1,4 +1,4 @@
-"""Turns pictures upright by the orientation in their EXIF. One in XMP is ignored. Browsers do the same."""
+"""Turns pictures upright by the orientation in EXIF, and ignores an orientation in XMP, as browsers do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _XMP = ("xmp", "XML:com.adobe.xmp")
 
 
 def ignore_xmp(image: Image.Image) -> None:
-    """Removes the XMP of an opened file, whose orientation Pillow takes where EXIF has none; call it before loading."""
+    """Removes the XMP of an opened image, so that Pillow takes no orientation from it; call it before loading."""
     for key in _XMP:
         image.info.pop(key, None)
 
@@ -52,9 +52,9 @@ def orientation(image: Image.Image) -> int:
 
 
 def _orientation_in(exif: bytes) -> int:
-    """Returns the orientation in an EXIF block, 1 if there is none; -1 for a block that is not as usual.
+    """Returns the orientation in an EXIF block, 1 if there is none; -1 for an unusual block, which Pillow has to read.
 
-    Pillow reads the whole block, which takes a twentieth of the time that a small JPEG takes.
+    Pillow is slower: reading the whole block takes a twentieth of the time of decoding a small JPEG.
     """
     data = exif.removeprefix(b"Exif\0\0")
     order = _ORDERS.get(data[:4])

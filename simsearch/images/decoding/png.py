@@ -1,4 +1,4 @@
-"""PNG files that Pillow refuses, or of which it shows another picture than browsers do."""
+"""Repairs PNG files that Pillow refuses, or shows differently from browsers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from simsearch.images.decoding.spliced import Part, spliced
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _NEEDED = frozenset({b"PLTE", b"tRNS", b"iCCP", b"sRGB", b"eXIf"})
-"""The chunks, beside the picture itself, that say how it looks."""
+"""The chunks, apart from the pixels, that affect how a picture looks."""
 
 _ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
 
 _SMALL = 4 << 20
-"""Larger chunks of those (bytes) are left out."""
+"""Chunks of `_NEEDED` larger than this (bytes) are left out."""
 
 
 class Chunk(NamedTuple):
@@ -33,7 +33,7 @@ class Chunk(NamedTuple):
 
 
 def chunks(file: IO[bytes]) -> Iterator[Chunk]:
-    """Yields the chunks of a PNG file up to its end, or to where it is cut off or no PNG any more."""
+    """Yields the chunks of a PNG file up to the end, or to the place where the file is truncated or damaged."""
     start = len(SIGNATURE)
     while True:
         file.seek(start)
@@ -48,10 +48,10 @@ def chunks(file: IO[bytes]) -> Iterator[Chunk]:
 
 
 def repairs(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Yields the file with fewer and fewer of its optional chunks; the first that can be decoded is the picture.
+    """Yields versions of the file with fewer and fewer optional chunks; the first that can be decoded is the picture.
 
-    Texts may be larger than Pillow accepts, and a bad checksum of an optional chunk says nothing about the picture. Of
-    those that say how it looks, some may be empty or cut off; and those of an animation may be damaged.
+    Texts may be larger than Pillow accepts, and a bad checksum of an optional chunk says nothing about the picture.
+    Chunks that affect how the picture looks may be empty or cut off, and those of an animation may be damaged.
     """
     fewer = _NEEDED - {b"iCCP", b"sRGB", b"eXIf"}
     for wanted in (_NEEDED | _ANIMATION, fewer | _ANIMATION, _NEEDED, fewer):
@@ -59,7 +59,7 @@ def repairs(file: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def _with_chunks(file: IO[bytes], wanted: frozenset[bytes]) -> IO[bytes]:
-    """Returns the file without its optional chunks, but for those of these names that are not damaged."""
+    """Returns the file without optional chunks, except undamaged ones whose names are in `wanted`."""
     parts: list[Part] = [SIGNATURE]
     for chunk in chunks(file):
         end = chunk.start + chunk.length + 4
@@ -135,7 +135,7 @@ def fix_transparency(image: Image.Image) -> None:
 
 
 def deep_transparency(image: Image.Image) -> bool:
-    """Returns True if one colour of 16 bits is transparent; of those, Pillow keeps the upper halves only."""
+    """Returns True if a colour of 3 x 16 bits is transparent; Pillow keeps only the upper byte of each value."""
     return isinstance(image.info.get("transparency"), tuple) and _raw_mode(image) == "RGB;16B"
 
 
@@ -151,7 +151,7 @@ def with_deep_transparency(image: Image.Image, low: Image.Image) -> Image.Image:
 
 
 def swap_halves(image: Image.Image) -> None:
-    """Makes a 16-bit picture that is not loaded yet decode to the lower halves of its values."""
+    """Sets a 16-bit picture, before it is loaded, to be decoded to the lower bytes of its values."""
     image.info.pop("transparency", None)
     image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # type: ignore[attr-defined]
 

@@ -33,7 +33,7 @@ def scaled_rgb(image: Image.Image, shorter_side: int | None) -> Image.Image:
 
 
 def _reduced(image: Image.Image, factor: int) -> Image.Image:
-    """Scales a decoded image to 1/factor in RGB (the means of squares), without another full-size copy."""
+    """Scales a decoded image to 1/factor (means of squares) and converts it to RGB, without a full-size copy."""
     width, height = image.size
     rows = factor * max(1, LARGE_PIXELS // 4 // width // factor)
     result = Image.new("RGB", (-(-width // factor), -(-height // factor)))
@@ -45,9 +45,10 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _middle(image: Image.Image) -> Image.Image:
-    """Returns the middle of a decoded panorama in RGB, `MIDDLE` times as long as it is high; no recipe needs more.
+    """Returns the middle of a decoded panorama in RGB, at most `MIDDLE` times as long as it is high.
 
-    The same length is cut off at both ends, so that it is the middle whichever way the image is turned.
+    No preprocessing needs more. The same length is cut off at both ends, so that the result does not depend on the way
+    the image will be turned.
     """
     width, height = image.size
     across, down = (max(0, side - MIDDLE * min(width, height)) // 2 for side in (width, height))

@@ -1,4 +1,4 @@
-"""A file that is put together from parts of another one and from bytes, without a copy of it."""
+"""A read-only file composed of bytes and of parts of another file, without a copy of that file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Part = bytes | tuple[int, int]
 
 
 def spliced(file: IO[bytes], parts: Sequence[Part]) -> IO[bytes]:
-    """Returns a file of `parts` one after the other; a range refers to `file`, which stays open when this is closed."""
+    """Returns a file of `parts` in order; a range refers to `file`, which stays open when the result is closed."""
     return io.BufferedReader(_Splice(file, parts))
 
 

@@ -1,4 +1,4 @@
-"""TIFF files of which Pillow shows other pixels than the file says, or none."""
+"""Reads TIFF files that Pillow decodes wrongly, or not at all."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
 """Raw modes for which Pillow forgets that libtiff returns the machine's byte order."""
 
 LARGEST_MEMORY = 1 << 29
-"""Files that tifffile would need more memory for (bytes) are not read."""
+"""Limit of the memory (bytes) for reading a file with tifffile; files that need more are not read."""
 
 LARGEST_VALUES = 3 << 16
-"""Values of one tag, such as the places of strips, for each of which Pillow keeps an object. A palette has as many."""
+"""The most values of one tag, such as the places of strips; Pillow keeps an object for each. A palette has as many."""
 
 _BYTES = frozenset({1, 2, 7})
 """Types of tags whose values stay bytes."""
@@ -52,9 +52,10 @@ class _ThroughLibtiff(TiffImagePlugin.TiffImageFile):
 
 
 def corrected(image: Image.Image, file: IO[bytes]) -> Image.Image:
-    """Returns an opened TIFF, or opens it in another way, so that it decodes to the pixels that the file says.
+    """Returns an opened TIFF, or opens it in another way if Pillow would decode it wrongly.
 
-    Call it before the image is loaded, and `finished` after. Raises ImageError for what cannot be decoded rightly.
+    Call it before the image is loaded, and `finished` after. Raises ImageError for a file that cannot be
+    decoded correctly.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile) or not image.tile:
         return image
@@ -72,7 +73,7 @@ def corrected(image: Image.Image, file: IO[bytes]) -> Image.Image:
 
 
 def finished(image: Image.Image, tile: Any) -> Image.Image:
-    """Returns a loaded TIFF with the grey levels and colours that its tags mean. tile: as it was before loading."""
+    """Returns a loaded TIFF, its grey levels and colours corrected by its tags. tile: the first before loading."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return image
     tags: Any = image.tag_v2
@@ -98,7 +99,7 @@ def finished(image: Image.Image, tile: Any) -> Image.Image:
 
 
 def check_parts(file: IO[bytes]) -> None:
-    """Raises ImageError for a file that would take Pillow minutes and gigabytes to open, as it has too many strips."""
+    """Raises ImageError for a file with so many strips that Pillow would take minutes and gigabytes to open it."""
     file.seek(0)
     head = file.read(16)
     order, big = "<" if head[:2] == b"II" else ">", head[2:4] in {b"+\0", b"\0+"}
@@ -200,7 +201,7 @@ def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _native(tile: Any) -> Any:
-    """Returns a tile of libtiff's decoder whose raw mode has the machine's byte order."""
+    """Returns a tile; if libtiff decodes it, with a raw mode of the machine's byte order."""
     if tile.codec_name == "libtiff" and tile.args[0] in _NATIVE:
         return tile._replace(args=(_NATIVE[tile.args[0]], *tile.args[1:]))
     return tile

@@ -1,4 +1,4 @@
-"""Where the first frame of an animated WebP lies on its canvas, which Pillow does not tell."""
+"""Finds the place of an animated WebP's first frame on the canvas, which Pillow does not tell."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def hsv(hue: float, saturation: float, value: float) -> Colour:
 
 
 def mix(one: Colour, other: Colour, share: float) -> Colour:
-    """Mixes two colours; `share` is the second one's."""
+    """Mixes two colours; `share`, from 0 to 1, is the weight of the second."""
     red, green, blue = (a + (b - a) * share for a, b in zip(one, other, strict=True))
     return red, green, blue
 

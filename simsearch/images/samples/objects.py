@@ -219,7 +219,7 @@ def planet(c: Canvas, rng: Generator) -> None:
     rings = [(inner, outer, rng.uniform(0.5, 0.9)) for inner, outer in ((1.38, 1.52), (1.57, 1.75), (1.82, 1.98))]
     arc = np.linspace(0, math.pi, 60)
     half = np.stack([np.cos(arc), tilt * np.sin(arc)], axis=-1)
-    for side in (-1, 1):  # what is behind the planet, the planet, what is before it
+    for side in (-1, 1):  # the rings behind the planet, the planet, the rings before it
         for inner, outer, opacity in rings:
             band = np.concatenate([half * outer, half[::-1] * inner]) * (1, side)
             ball.shape(band, mix(dust, BLACK, 0.9 - opacity), opacity=opacity)

@@ -67,7 +67,7 @@ class ZipSource(Source):
         return self.root
 
     def _link_text(self, member: zipfile.ZipInfo) -> str:
-        """Returns the text of a symbolic link; one that leads nowhere if it cannot be read."""
+        """Returns the path that a symbolic link contains; "/", which leads nowhere, if the link cannot be read."""
         try:
             with self._archive.open(member) as file:
                 return os.fsdecode(file.read(LONGEST_LINK))
@@ -136,7 +136,7 @@ def _offset(pair: tuple[str, tarfile.TarInfo]) -> int:
 
 
 def _kept_by_links(members: Sequence[tarfile.TarInfo]) -> dict[str, tarfile.TarInfo]:
-    """Returns the files, by the path of a hard link to them, whose own name another file takes later in the archive."""
+    """Returns files whose name a later member has taken, by the path of a hard link that still leads to the file."""
     seen: dict[str, tarfile.TarInfo] = {}
     for member in members:
         before = seen.get(member_path(member.linkname)) if member.islnk() else None
@@ -156,10 +156,10 @@ def _stamp(member: tarfile.TarInfo) -> int:
 class TarSource(Source):
     """A .tar file, plain or compressed. Members are listed in the archive's order, in which reading is fastest.
 
-    A link is listed after the file in the archive that it leads to; other links are left out.
+    A link is listed after the file that it leads to; links that lead to no file of the archive are left out.
 
-    Several threads read in nearly that order. Going back in a compressed archive means unpacking it from its start, so
-    the last members that were skipped are cached.
+    Threads that share the source read in nearly this order. Going back in a compressed archive means unpacking it again
+    from its start, so the last members that were skipped are cached.
     """
 
     kind = "tar"
@@ -173,7 +173,7 @@ class TarSource(Source):
             raise
         except Exception as error:
             raise UsageError(f"{root} cannot be read as a tar archive: {first_line(error)}") from error
-        self._closing = weakref.finalize(self, self._archive.close)  # as a ZipFile does by itself
+        self._closing = weakref.finalize(self, self._archive.close)  # a ZipFile does this by itself
         self._members: dict[str, tarfile.TarInfo] | None = None
         self._links: dict[str, str] = {}
         """The path of the file that each link leads to."""

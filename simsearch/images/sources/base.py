@@ -1,4 +1,4 @@
-"""Sources of images: `Source` lists images and reads their bytes. `FolderSource` is the plainest one.
+"""Sources of images: `Source` lists images and reads their bytes. `FolderSource` is the simplest one.
 
 A source has a root on disk, and the paths of its images are relative to the root, so that an index can move together
 with its images. An image inside a container (an archive, a table, a data set) is written `container!/member`.
@@ -32,10 +32,10 @@ SEPARATOR = "!/"
 """Separates a container and its member in a printed path."""
 
 DATASET_PREFIX = "torchvision/"
-"""Begins the root of a data set of torchvision."""
+"""The prefix of a root that names a data set of torchvision."""
 
 GONE = os.strerror(errno.ENOENT)
-"""The problem of an entry whose file does not exist."""
+"""`Entry.problem` of a file that does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ class Entry:
 class Listing:
     """The images of a source.
 
-    skipped: the number of files that are not images, and of those left out.
-    left_out: of these, the number by the reason for leaving them out.
+    skipped: number of files that are not images or were left out; files that match `exclude` are not counted.
+    left_out: number of files left out, by reason; `skipped` includes them.
     unread: folders that could not be listed, each with the reason.
     matched: the patterns of `exclude` that matched anything.
     """
@@ -77,7 +77,7 @@ class Listing:
         self.left_out[reason] += 1
 
     def skip(self, path: str, head: bytes = b"") -> None:
-        """Counts a file that is not an image; by its kind, if it is a video or the like. head: its first bytes."""
+        """Counts a file that is not an image; a video or the like counts as left out. head: the file's first bytes."""
         if (kind := left_out(path, head)) is not None:
             self.leave_out(f"{kind}s, which are not read")
         else:
@@ -89,16 +89,16 @@ class Source(ABC):
 
     kind: str
     download = True
-    """False to never fetch a data set from its site; for one that an index names."""
+    """False to never download a data set, for a source that an index names."""
 
     nests = False
-    """True for folders: one inside another is a part of it, and single images of one may be listed."""
+    """True for folders: a folder inside another one is a part of that, and single images can be listed."""
 
     quick = False
-    """True to give up on an image soon, if it is on another machine: somebody waits for it."""
+    """True to give up soon on an image on another machine, because a user is waiting for it."""
 
     public_only = False
-    """True for a web server that only an index names: it has to be on the public Internet."""
+    """True to refuse web servers that are not on the public Internet, for a source that only an index names."""
 
     remote = False
     """True if reading an image waits for another machine, so that several should be read at once."""
@@ -113,7 +113,7 @@ class Source(ABC):
         self.only: frozenset[str] | None = None
         """The only paths to list, for a folder from which single files were added; None for all."""
         self.outside = True
-        """False to leave out files that lie outside `folder`, also those that links lead to."""
+        """False to leave out files outside `folder`, including those that links lead to."""
 
     @property
     def folder(self) -> str | None:
@@ -122,14 +122,14 @@ class Source(ABC):
 
     @abstractmethod
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        """Lists all images in a fixed order. exclude: patterns of what to leave out; see `Exclusion`."""
+        """Lists all images in a fixed order. exclude: patterns to leave out; see `Exclusion`."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:
         """Reads the bytes of an image. Raises ImageError with the reason. Safe for several threads."""
 
     def stream(self, path: str) -> IO[bytes]:
-        """Opens an image as a file, for one that is too large to hold in memory. Otherwise like `read`."""
+        """Opens an image as a file, for images that are too large to hold in memory. Otherwise like `read`."""
         return io.BytesIO(self.read(path))
 
     def identity(self, path: str) -> tuple[Any, ...] | None:
@@ -137,7 +137,7 @@ class Source(ABC):
         return file_identity(self.display(path))
 
     def size_and_stamp(self, path: str) -> tuple[int, int] | None:
-        """Returns size and stamp of an image as `listing` would; None for one that is not a file of its own."""
+        """Returns an image's size and stamp as in `listing`; None if it does not exist, or is not a file of its own."""
         return None
 
     def is_link(self, path: str) -> bool:
@@ -154,7 +154,7 @@ class Source(ABC):
 
 
 class FolderSource(Source):
-    """A folder with its subfolders. Hidden ones are skipped; links are followed, but each folder is listed once."""
+    """A folder with its subfolders, without hidden files. Links are followed, but each folder is listed once."""
 
     kind = "folder"
     nests = True
@@ -170,7 +170,7 @@ class FolderSource(Source):
         if self.only is not None:
             for path in sorted(path for path in self.only if os.path.lexists(self.display(path))):
                 self._file(self.display(path), path, found, named=True)
-        elif os.path.isdir(start) or not self.within:  # a missing root is not a missing image
+        elif os.path.isdir(start) or not self.within:  # a missing root is an unread folder, not an image
             self._walk(start, self.within, leave_out, found, set())
         else:
             self._file(start, self.within, found, named=True)
@@ -249,7 +249,7 @@ def _is_folder(child: os.DirEntry[str]) -> bool:
 
 
 def display_path(kind: str, root: str, path: str) -> str:
-    """Returns the printed path of a source's image: the only place that knows how each kind writes its members."""
+    """Returns the path of a source's image as it is printed. The format for each kind is defined only here."""
     if kind == "folder":
         return os.path.join(root, path)
     if kind == "manifest":
@@ -322,7 +322,7 @@ def file_stamp(facts: os.stat_result) -> int:
 def folder_labels(entries: Sequence[Entry]) -> list[str | None]:
     """Returns the name of each image's folder; None for an image at the top of the source.
 
-    The label of an image depends on its own path alone, so that no file can change those of others.
+    The label of an image depends on its own path alone, so that another file cannot change it.
     """
     return [entry.path.rpartition("/")[0].rpartition("/")[2] or None for entry in entries]
 
@@ -337,5 +337,5 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
-    """Opens a file; if it is a pipe, without waiting for a writer."""
+    """Opens a file without blocking, even if it is a pipe that has no writer."""
     return os.open(path, flags | os.O_NONBLOCK)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Exclusion:
-    """Tells which paths of a source some patterns leave out, and counts on which patterns match anything.
+    """Matches paths of a source against patterns to leave out, and records the patterns that match anything.
 
     root: the folder or the container that the paths are relative to.
     Raises UsageError for a pattern that cannot be used.
@@ -42,7 +42,7 @@ class Exclusion:
         self._unmatched = [(pattern, each) for (pattern, _), each in zip(lines, compiled, strict=True)]
 
     def __call__(self, path: str, folder: bool = False) -> bool:
-        """Returns True if a relative path, or a folder above it, is left out. folder: True if it is one."""
+        """Returns True if a relative path, or a folder above it, is left out. folder: True if the path is a folder."""
         if self._spec is None:
             return False
         path += "/" * folder

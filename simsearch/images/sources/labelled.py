@@ -35,7 +35,7 @@ def list_labelled(
     """Lists all labelled images of the sources, in order. Raises UsageError for a source without any.
 
     Labels are the source's own, or else the names of the images' folders.
-    exclude: patterns of what to leave out; note: called with a sentence about each that matches nothing.
+    exclude: patterns of images to leave out; note: called with a sentence about each that matches nothing.
     """
     found: list[LabelledImage] = []
     unmatched = list(exclude)

@@ -12,7 +12,7 @@ MOST_LINKS = 40
 """Links that are followed from one member, as in Linux."""
 
 _ODD = re.compile(r"[\\\0]|//|^/|/$|(^|/)\.\.?(/|$)|^[A-Za-z]:/")
-"""Names that are not paths already."""
+"""Found in names that `member_path` has to change."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -33,7 +33,7 @@ def member_path(name: str) -> str:
 
 
 def by_path(members: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """Returns members by path. Of equal names the last counts; others that have the same path get a number."""
+    """Returns members by path. Of equal names the last counts; if different names have one path, a number is added."""
     named = dict(members)
     paths = {name: member_path(name) for name in named}
     exact = {name for name, path in paths.items() if name == path}
@@ -51,7 +51,7 @@ def by_path(members: Iterable[tuple[str, T]]) -> dict[str, T]:
 
 
 def is_hidden(path: str) -> bool:
-    """Returns True for hidden members, and for the notes that macOS adds to archives."""
+    """Returns True for hidden members, and for the folder `__MACOSX` that macOS adds to archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 

@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 NO_IMAGE, OUTSIDE = "the row holds no image", "a file outside the table's folder; `build --allow-outside` permits it"
-"""Problems of rows."""
+"""`Entry.problem` of rows that cannot be read."""
 
 
 class ParquetSource(Source):
     """A .parquet file with image bytes: a binary column, or a struct with a field `bytes` as Hugging Face writes it.
 
-    The images' column is the first that Hugging Face's schema calls an image, else `image`, else the first of a fitting
-    type. A row without bytes but with a `path` is that file, relative to the table's folder. `label`, `class` or the
-    first column of class labels becomes the label, by its name if the schema has names; other columns of plain values,
-    or lists of them, become metadata. An image's path is its value in `path` if those are unique, else `row-<number>`.
-    Without a column of images, one of lists of images will do; their paths end in `/<place>`.
+    Images: the first column that Hugging Face's schema calls an image, else `image`, else the first with image bytes.
+    If no column has image bytes, one with lists of images is used, and `/<place>` is added to the path of each image.
+    Files: a struct without bytes but with a `path` is the file at that path, relative to the table's folder.
+    Labels: the column `label`, else `class`, else the first column of class labels, by name if the schema has names.
+    Metadata: all other columns of plain values, or of lists of plain values.
+    Paths: the values in the column `path` if they are unique, else `row-<number>`.
     """
 
     kind = "parquet"
@@ -118,13 +119,13 @@ class ParquetSource(Source):
         return full
 
     def _named(self, column: str, value: Any) -> Any:
-        """Replaces numbers of classes by their names; -1, which stands for none, by None."""
+        """Replaces a class's number by the class's name, also in lists; -1, which stands for no class, by None."""
         names = self._names.get(column)
         if names is None:
             return value
         if isinstance(value, list):
             return [self._named(column, each) for each in value]
-        if isinstance(value, float) and value.is_integer():  # as pandas makes them where some are missing
+        if isinstance(value, float) and value.is_integer():  # pandas turns integers into floats if some are missing
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             return value
@@ -216,7 +217,7 @@ def _holds_bytes(pyarrow: Any, kind: Any) -> bool:
 
 
 def _value_type(pyarrow: Any, kind: Any) -> Any:
-    """Returns the type of the values of a list; another type as it is."""
+    """Returns the type of the values of a list type; any other type unchanged."""
     lists = "list", "large_list", "fixed_size_list", "list_view", "large_list_view"
     return kind.value_type if _is_any(pyarrow.types, kind, *lists) else kind
 
@@ -259,7 +260,7 @@ def _content(value: Any) -> tuple[bytes | None, str | None]:
 
 
 def _text(label: Any) -> str | None:
-    """Returns a label as text; None for an empty list, and for NaN, by which pandas says that there is none."""
+    """Returns a label as text; None for an empty list, and for NaN, which pandas writes for a missing label."""
     if isinstance(label, list):
         return ", ".join(text for each in label if (text := _text(each)) is not None) or None
     return None if label is None or label != label else str(label)

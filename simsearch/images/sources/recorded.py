@@ -1,6 +1,6 @@
-"""The gate: opens a picture that an index recorded. No other function gives out the content of such a file.
+"""Opens pictures recorded in an index, after checking each one. No other module gives out the content of such files.
 
-An index may come from a stranger, and what lies at a recorded path may have been replaced since. So a picture is only
+An index may come from a stranger, and the file at a recorded path may have been replaced since. So a picture is only
 opened if it is a regular file inside its source (links count as the files that they lead to), its SHA-256 is the
 recorded one, and it decodes as an image.
 """
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 Key = TypeVar("Key", bound=Hashable)
 
 CHECK_SIDE = 32
-"""Pixels of the shorter side to which a picture is decoded to see that it is one."""
+"""Pixels of the shorter side to which a file is decoded, to check that it is an image."""
 
 REMEMBERED = 1 << 16
-"""Files whose content was checked, of which a change is seen by their size and times."""
+"""Number of checked files to remember. A file is checked again if its size or times have changed."""
 
 F_GETPATH = 50
 """macOS: the fcntl that returns the path of an open file."""
@@ -133,7 +133,7 @@ def _check_digest(file: IO[bytes], digest: bytes) -> None:
 
 
 def _identity(file: IO[bytes], digest: bytes) -> tuple[object, ...] | None:
-    """Returns values of which one changes with the content of a file on disk; None for one in memory."""
+    """Returns a key that changes when the content of a file on disk changes; None for a file in memory."""
     try:
         facts = os.fstat(file.fileno())
     except OSError:  # io.UnsupportedOperation

@@ -1,4 +1,4 @@
-"""Turns names into sources and images: arguments of a user, sources that an index recorded, and printed paths."""
+"""Finds the source or image behind a name: a user's argument, a source recorded in an index, or a printed path."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SOURCE_CLASSES: Mapping[str, Callable[[str], Source]] = {
 """By `Source.kind`: makes a source from its root."""
 
 _REMOTE_KINDS = {"zip": addresses.ZIP_KIND, "tar": addresses.TAR_KIND}
-"""The kinds of files that are read on other machines too, with their kinds there."""
+"""The kind of a remote archive, by the kind of the same archive on disk."""
 
 _KINDS_BY_SUFFIX = {
     ".zip": "zip",
@@ -100,9 +100,9 @@ def resolve(name: str) -> Source:
 
 
 def _resolve_remote(name: str) -> Source:
-    """Returns the source at an address, which the user has named. Makes no request. Raises UsageError.
+    """Returns the source at an address that the user has named, and permits reading from it. Raises UsageError.
 
-    An address with the extension of an image is one object of the folder above it.
+    No request is made. An address with the extension of an image is one object of the folder above it.
     """
     source = _remote_source(addresses.normalized(name))
     permission.grant(source.root)
@@ -124,7 +124,7 @@ def _remote_source(root: str) -> Source:
 
 
 def as_names(given: Any) -> list[str]:
-    """Returns one path, or several, as a list of texts. Raises UsageError for other values."""
+    """Returns a path, or an iterable of paths, as a list of str. Raises UsageError for other values."""
     single = isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable)
     names = [given] if single else list(given)
     for name in names:
@@ -136,7 +136,7 @@ def as_names(given: Any) -> list[str]:
 def reopen(kind: str, root: str, *, checked: bool = False) -> Source:
     """Opens a source that an index recorded. Raises UsageError, also for a remote one that the user has not named.
 
-    checked: True if the caller has seen to that.
+    checked: True if the caller has already checked that the user permits reading the source.
     """
     if kind not in SOURCE_CLASSES:
         raise UsageError(f"the index has a source of unknown kind {kind!r}", hint="a newer simsearch may know it")
@@ -154,7 +154,7 @@ def reopen(kind: str, root: str, *, checked: bool = False) -> Source:
 
 
 def read_remote(address: str) -> bytes:
-    """Reads an image by its remote address, or one in a remote archive, which the user has named.
+    """Reads an image at a remote address, or in a remote archive, that the user has named.
 
     Raises ImageError, UsageError.
     """
@@ -257,7 +257,7 @@ class RecordedSource(Source):
         fork.in_child(self._open_again)
 
     def _open_again(self) -> None:
-        """In a forked process: an open archive shares its position in the file with the parent, so open another."""
+        """Forgets the open source in a forked process, since the parent shares an open archive's file position."""
         fork.never_close(self._opened)
         self._opened, self._lock = None, threading.Lock()
 

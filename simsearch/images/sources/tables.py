@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 OUTSIDE = "outside the manifest's folder; `build --allow-outside` permits it"
-"""The problem of a path of a manifest that leads out of its folder, if that is not permitted."""
+"""`Entry.problem` of a path that leads out of the manifest's folder, if that is not permitted."""
 
 
 class ManifestSource(Source):
     """A .csv or .jsonl file with the `path` of each image, relative to the file's folder.
 
-    `label` becomes the label; all other columns become metadata. In a CSV, a number that is written in full becomes a
-    number; 007, 1.10, 12E4 and all other text stay as they are.
-    line: the only line of a JSON-lines file to list, when it has just been appended. within: its path.
+    `label` becomes the label; all other columns become metadata. In a CSV, values such as 7 and -1.5 become numbers;
+    007, 1.10, 12E4 and all other values stay text (see `written_number`).
+    line: the only line of a JSON-lines file to list, if it has just been appended. within: the path in this line.
     """
 
     kind = "manifest"

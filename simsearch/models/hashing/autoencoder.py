@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HashConfig:
-    """The settings of a training. bits: of the code. hidden: widths of the layers before it."""
+    """The settings of a training. bits: length of the code. hidden: widths of the layers before the code layer."""
 
     bits: int = 256
     hidden: tuple[int, ...] = (1024, 512)
     pretrain_epochs: int = 3  # 0: start from random weights
     epochs: int = 5
     batch: int = 128
-    rbm_rate: float = 0.05  # of binary units
+    rbm_rate: float = 0.05  # learning rate of binary units
     gaussian_rate: float = 0.8  # divided by the largest variance along any direction; 4 diverged
     momentum: float = 0.9
     decay: float = 2e-4  # as in Hinton's practical guide to training RBMs
@@ -99,7 +99,7 @@ def train(
 
 
 def images(config: HashConfig, count: int) -> int:
-    """Returns the images processed in all epochs of a training on `count` images."""
+    """Returns the number of images processed in all epochs of a training on `count` images."""
     return (config.pretrain_epochs * (len(config.hidden) + 1) + config.epochs) * count
 
 
@@ -150,7 +150,7 @@ def _pretrain(x: Tensor, layers: Sequence[Layer], config: HashConfig, advance: C
         while (learned := _train_rbm(x, layer, config, rate, advance)) is None:
             if rate is None or rate < 1e-4:
                 raise SimsearchError("the codes' network diverges on these features", hint="tune without --codes")
-            rate /= 4  # the rate is too high for whitened features, for example, of equal variance in few dimensions
+            rate /= 4  # too high, for example, for whitened features, whose few dimensions have equal variance
         pretrained.append(learned)
         x = torch.cat([torch.sigmoid(part @ learned.weight + learned.up) for part in torch.split(x, 2048)])
     return pretrained
@@ -171,7 +171,7 @@ def _train_rbm(
 
 
 def _gaussian_rate(x: Tensor, config: HashConfig) -> float:
-    """Returns the rate for Gaussian units on centred data (n, D), from its largest variance by power iteration."""
+    """Returns the rate for Gaussian units on centred data (n, D); power iteration finds their largest variance."""
     direction = torch.ones(x.shape[1])
     variance = torch.ones(())
     for _ in range(10):
@@ -270,7 +270,7 @@ def _fine_tune(
 def _distance_loss(data: Tensor, code: Tensor) -> Tensor:
     """Returns the weighted squared difference between the distances of data (B, D) and of codes (B, bits), a scalar.
 
-    It covers all pairs of a batch; near pairs of the data weigh more.
+    The loss covers all pairs in a batch; pairs that are near in the data have more weight.
     """
     target = torch.cdist(data, data)
     target = target / target.mean()

@@ -54,7 +54,7 @@ class HashEncoder:
         return int(self.weights[-1].shape[1])
 
     def __call__(self, features: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-        """Encodes features (n, D) as codes (n, bits / 8) uint8, the first bit in the lowest place."""
+        """Encodes features (n, D) as codes (n, bits / 8) uint8, the first bit being the least significant."""
         out = np.empty((len(features), self.bits // 8), np.uint8)
         for start in range(0, len(features), BLOCK):
             h: NDArray[Any] = (features[start : start + BLOCK].astype(np.float32) - self.mean) * np.float32(self.scale)
@@ -75,7 +75,7 @@ class HashEncoder:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: Path) -> HashEncoder:
-        """Reads the content of a file from `to_bytes`. path: for messages. Raises WeightsError if it cannot be used."""
+        """Returns the encoder that `to_bytes` stored. path: for messages. Raises WeightsError for unusable data."""
         try:
             header = parse_header(data)
             facts = outside_json.parse(header.values()["__metadata__"]["simsearch codes"])

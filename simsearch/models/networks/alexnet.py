@@ -102,7 +102,7 @@ class AlexNet(Network):
         """Draws Gaussian weights with standard deviation 0.01; biases are 1 in the layers that section 5 lists, else 0.
 
         With `gain`, the standard deviation is gain / sqrt(fan in) and all biases are 0 (He et al., ICCV 2015, for
-        gain = sqrt 2), with which the loss falls sooner in short trainings.
+        gain = sqrt 2); the loss then falls sooner in short trainings.
         """
         biased = {"conv.4", "conv.10", "conv.12", "hidden.1", "hidden.4"}
         for name, layer in self.named_modules():

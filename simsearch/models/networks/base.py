@@ -19,7 +19,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def activations(self, x: Tensor) -> dict[str, Tensor]:
-        """Returns the layers that can be searched by, by name: `features`, and in some networks earlier layers."""
+        """Returns the layers usable for search, by name: `features`, and in some networks earlier layers."""
         return {"features": self.features(x)}
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class ConvNet4(Network):
-    """The network.
+    """The network: three convolutions and a linear layer.
 
-    Input (B, 3, S, S), output (B, C) logits; the features are the last pooled maps. Shapes at S = 32.
+    Input (B, 3, S, S), output (B, C) logits; the features are the last pooled maps. Shapes in comments are for S = 32.
     """
 
     def __init__(self, config: ConvNet4Config | None = None) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LENET5_INPUT = (20.0, 200.0)
-"""Mean and standard deviation on the scale 0 to 255.
+"""Mean and standard deviation that normalise the input, on the scale 0 to 255.
 
 They map 0 to -0.1 and 255 to 1.175, the paper's background and ink.
 """

@@ -1,7 +1,7 @@
 """Networks of torchvision as ONNX graphs in the cache, from where they run without torch.
 
-`simsearch.models.torch.export` writes a graph once; the folder's name depends on the network and on the versions of
-torch and torchvision, each of which has one set of official weights for it.
+`simsearch.models.torch.export` writes each graph once. The folder's name depends on the network and on the versions of
+torch and torchvision, which determine the official weights.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Facts:
 def open_exported(name: str, export: Callable[[Path], None], few: bool = False) -> GraphModel | None:
     """Opens the network `torchvision/NAME`; returns None if it only runs in torch.
 
-    export: writes the network's graph and facts into a folder; called if the cache lacks them or they are damaged.
-    few: see `open_session`. Raises what `export` raises, and WeightsError if there is no room for the graph.
+    export: writes the network's graph and facts into a folder; called if they are not in the cache or are damaged.
+    few: see `open_session`. Raises what `export` raises, and WeightsError if the graph cannot be stored or opened.
     """
     key = folder_name(name)
     try:
@@ -86,7 +86,7 @@ def _open(name: str, graph: Path, facts: Facts, few: bool) -> GraphModel:
 
 
 def folder_name(name: str) -> str:
-    """Returns the name of the cached folder of `torchvision/NAME`. Raises UsageError if that cannot be a network."""
+    """Returns the name of the cached folder of `torchvision/NAME`. Raises UsageError for an impossible NAME."""
     short = name.removeprefix("torchvision/")
     if not re.fullmatch(r"\w{1,80}", short, re.ASCII):
         raise no_such_network(short)

@@ -35,7 +35,7 @@ class GraphInput:
     batch: int | None = None
 
     def prepare(self, pixels: NDArray[np.uint8], recipe: Preprocessing) -> NDArray[Any]:
-        """Returns what the graph takes for pixels (B, S, S, 3) uint8 RGB."""
+        """Returns the input of the graph for pixels (B, S, S, 3) uint8 RGB."""
         x: NDArray[Any] = pixels
         if self.dtype != np.uint8:
             x = pixels.astype(np.float32)
@@ -50,8 +50,8 @@ class GraphModel:
     """A network in an ONNX Runtime session on the CPU. Thread-safe.
 
     name, weights_sha256, recipe: see `Model`. graph: path of the ONNX file. session: an `onnxruntime.InferenceSession`.
-    output: name of the output with the features: (B, D), or maps (B, C, H, W), of which the means are taken. few: True
-    if the session was opened for a few images. dimension: D; None to find out, if necessary by computing one image.
+    output: name of the output with the features: (B, D), or maps (B, C, H, W), which are averaged over H and W. few:
+    True if the session was opened for a few images. dimension: D; None to find out by computing one image.
     """
 
     distances: tuple[float, ...] = ()
@@ -82,7 +82,7 @@ class GraphModel:
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Computes features: (B, S, S, 3) uint8 -> (B, D) float32.
 
-        Raises WeightsError if the network fails, or gives something else than D finite numbers an image.
+        Raises WeightsError if the network fails, or does not return D finite numbers for each image.
         """
         if not len(pixels):
             return np.zeros((0, self.dimension), np.float32)

@@ -40,7 +40,7 @@ _IR_VERSION = 8
 
 
 Locations = Mapping[str, TensorLocation]
-"""Where each tensor lies in the weights file, by name."""
+"""The location of each tensor in the weights file, by name."""
 
 
 class Graph:
@@ -62,7 +62,7 @@ class Graph:
         """Appends a node that reads the last output and `constants`.
 
         constants: names of other inputs. output: name of the output; by default a new one. domain: that of the
-        operator, if it is not one of ONNX itself. attributes: of the operator.
+        operator; empty for operators of ONNX itself. attributes: of the operator.
         """
         output = output or f"x{len(self.nodes)}"
         fields = [text_field(1, name) for name in (self.last, *constants)]
@@ -164,7 +164,7 @@ def alexnet_outputs(config: AlexNetConfig) -> dict[str, int | tuple[int, ...]]:
 
 
 def alexnet(config: AlexNetConfig, recipe: Preprocessing, tensors: Locations, weights_file: str) -> bytes:
-    """Returns the ONNX model of `simsearch.models.networks.alexnet.AlexNet(config)`, its weights in `weights_file`."""
+    """Returns the ONNX model of `simsearch.models.networks.alexnet.AlexNet(config)`, with weights in `weights_file`."""
     graph = begin("alexnet", recipe, tensors, weights_file)
     convolution(graph, 0, 11, 4, 2, 1)
     normalisation(graph, config.channels[0])

@@ -48,7 +48,7 @@ _LAYERS = {
     "hidden.1": ("relu5", False, None),
     "hidden.4": ("fc6", False, None),
 }
-"""For each layer: the point that it reads, true if it has groups, and the point that it writes in 8 bits, if any."""
+"""For each layer: the point that it reads, True if it has groups, and the point that it writes in 8 bits (or None)."""
 
 _MIGRATION = 0.75
 """Fraction of the spread between channels that is moved from activations to weights, where it costs less accuracy."""
@@ -72,7 +72,7 @@ class Layer(NamedTuple):
 class Point(NamedTuple):
     """A quantized activation.
 
-    factor: (I,) float32, divisors of the channels. step: of the 256 values after division.
+    factor: (I,) float32, divisors of the channels. step: distance between two of the 256 values, after division.
     """
 
     factor: Floats
@@ -89,8 +89,9 @@ class QuantizedNetwork(NamedTuple):
 def quantize(config: AlexNetConfig, tensors: Mapping[str, Floats], ranges: Mapping[str, Floats]) -> QuantizedNetwork:
     """Quantizes a network.
 
-    tensors: its parameters by name. ranges: the largest activations by point (`POINTS`), (I,) each, but (1,) for fc6.
-    Raises WeightsError if they do not fit together.
+    tensors: parameters of the network by name.
+    ranges: the largest activations by point (`POINTS`), (I,) each, but (1,) for fc6.
+    Raises WeightsError if ranges are missing or do not fit the network.
     """
     if missing := [name for name in POINTS if name not in ranges]:
         raise WeightsError(f"the ranges of {missing[0]} are missing")
@@ -199,7 +200,7 @@ class _GraphBuilder:
         self._zero = graph.constant("nought", np.zeros((), np.uint8))
 
     def normalisation(self, channels: int, side: int) -> None:
-        """Adds the same as `graphs.normalisation`; here a pooling over channels, which is faster, computes the sums."""
+        """Adds the same function as `graphs.normalisation`, but sums by pooling over channels, which is faster here."""
         graph = self.graph
         x, last = graph.last, f"{graph.last}.norm"
         graph.add("Mul", x)
@@ -225,7 +226,7 @@ class _GraphBuilder:
         self.graph.add("QuantizeLinear", self._step(f"{point}.in", scale), zero, axis=1)
 
     def dequantize(self, point: str, output: str | None = None) -> None:
-        """Turns an activation back into float32."""
+        """Converts an activation back to float32."""
         scale = self._points[point].step * self._points[point].factor
         step = self._step(f"{point}.out", scale)
         zeros = self.graph.constant(f"{point}.noughts", np.zeros(len(scale), np.uint8))

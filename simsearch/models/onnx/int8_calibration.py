@@ -1,5 +1,4 @@
-"""Calibration of the int8 engine: measures the ranges of activations on training images, and how well int8 features
-agree with those of float32."""
+"""Calibrates the int8 engine: measures ranges of activations, and the agreement of int8 features with float32."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ MAX_IMAGES = 2048
 """Largest number of images used: half of them for the ranges, the other half to measure the agreement."""
 
 MIN_IMAGES = 256
-"""Fewer images are not enough to measure agreement: among a few, nearly any features find the same nearest six."""
+"""Smallest number of images; among fewer, almost any two kinds of features agree on the six nearest neighbours."""
 
 _MODULES = {
     "pool1": "conv.3",
@@ -70,7 +69,7 @@ def calibrate(
 
     file: path of the weights file. sources: images like those it was trained on. progress: called with the images done
     and their total.
-    The tensors do not change. The SHA-256 of the file does, but older indexes still accept the file. Raises UsageError
+    The tensors do not change. The file's SHA-256 changes, but existing indexes still accept the file. Raises UsageError
     if the file cannot be calibrated, has ranges already, or if there are fewer than `MIN_IMAGES` images.
     """
     if file in registry.BUILTIN:

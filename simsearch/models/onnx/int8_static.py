@@ -1,7 +1,7 @@
 """8-bit arithmetic for networks that simsearch did not build: torchvision's, and those of .onnx files.
 
-The ranges of all activations are measured on images, and ONNX Runtime's quantizer writes a graph of its own, which is a
-model like any other .onnx file. It is written only if its features agree with those of the original.
+The ranges of all activations are measured on images, and ONNX Runtime's quantizer writes an 8-bit graph, which can be
+used like any other .onnx file. The graph is kept only if its features agree with those of the original.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ def is_file(name: str) -> bool:
 def calibrate(
     name: str, sources: Sequence[str], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[Agreement, Path]:
-    """Writes an 8-bit copy of a network, if it agrees, and returns the agreement and the path of the .onnx file.
+    """Writes an 8-bit copy of a network if its features agree, and returns the agreement and the path of the copy.
 
-    name: `torchvision/<name>`, whose copy `<name>-int8.onnx` comes into the current folder, or the path of an .onnx
-    file, which it comes beside. sources, progress: as for `int8_calibration.calibrate`.
+    name: `torchvision/<name>` or the path of an .onnx file. The copy is called `<name>-int8.onnx`, and is written to
+    the current folder for torchvision, otherwise to the folder of the file.
+    sources, progress: as for `int8_calibration.calibrate`.
     The agreement is measured on images other than those of the ranges; below `ENOUGH` nothing is written. Raises
     UsageError if there are too few images or the copy exists, MissingExtraError, and WeightsError.
     """
@@ -105,7 +106,7 @@ def _quantize(model: GraphModel, graph: Path, pixels: NDArray[np.uint8]) -> None
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-    except Exception as error:  # the quantizer raises anything, by what the network has
+    except Exception as error:  # the quantizer may raise any type, depending on the network
         raise WeightsError(f"{model.name} cannot be quantized: {type(error).__name__}: {error}") from error
 
 

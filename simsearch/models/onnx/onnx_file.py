@@ -1,16 +1,16 @@
-"""Models from `.onnx` files, each with a `.json` file of the same name that says how images are prepared for it.
+"""Models from `.onnx` files, each with a `.json` file of the same name that describes the preprocessing of images.
 
-All keys may be left out:
+All keys are optional; the values shown are the defaults, except for the names:
 
     {
-      "size": 256,                      // pixels of the scaled image's shorter side; 8/7 of the crop
-      "crop": 224,                      // side of the square cut from the centre; that of the network's input, or 224
-      "mean": [0.485, 0.456, 0.406],    // subtracted from each channel; ImageNet's
-      "std": [0.229, 0.224, 0.225],     // and divided by
-      "scale": 255,                     // by which pixels, 0 to 255, are divided before that
+      "size": 256,                      // shorter side of the scaled image, in pixels; 8/7 of the crop
+      "crop": 224,                      // side of the central square; by default the input's side, or 224
+      "mean": [0.485, 0.456, 0.406],    // subtracted from each channel (ImageNet's)
+      "std": [0.229, 0.224, 0.225],     // divisor of each channel after that (ImageNet's)
+      "scale": 255,                     // divisor of the pixels, 0 to 255, before mean and std
       "interpolation": "bilinear",      // or bicubic, lanczos
       "colour": "RGB",                  // or BGR: order of the channels, of the mean and of the std
-      "input": "x", "output": "features"  // names; needed if there are several
+      "input": "x", "output": "features"  // names; required only if there are several
     }
 
 An input of uint8 takes the pixels as they are, without mean, std and scale.
@@ -50,7 +50,7 @@ _TYPES: dict[str, type[np.generic]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The contents of the `.json` file; None for what it leaves out."""
+    """The contents of the `.json` file; None for a key without a value."""
 
     size: int | None = None
     crop: int | None = None
@@ -124,7 +124,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def _problem(key: str, value: Any) -> str:
-    """Returns the values that a key may have, if the one it has is none of them; else an empty text."""
+    """Returns a description of the values that a key may have, or an empty text if `value` is one of them."""
     if key in {"size", "crop"}:
         fits = type(value) is int and 0 < value <= LARGEST_SIDE
         return "" if fits else f"a whole number from 1 to {LARGEST_SIDE}"
@@ -199,7 +199,8 @@ def _input_of(file: OnnxFile, entered: Any) -> tuple[GraphInput, int | None]:
 def recipe_of(file: OnnxFile, side: int | None, raw: bool) -> Preprocessing:
     """Returns the preprocessing of a file.
 
-    side: of its input, if that is fixed. raw: True if it takes pixels without normalisation. Raises WeightsError.
+    side: that of the network's input, if fixed. raw: True if the network takes pixels without normalisation.
+    Raises WeightsError.
     """
     settings, place = file.settings, file.path.with_suffix(".json")
     crop = settings.crop or side or 224

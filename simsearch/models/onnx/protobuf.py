@@ -1,6 +1,6 @@
-"""Encodes the protocol buffer fields that an ONNX file needs, and reads those of any message.
+"""Encodes the protocol buffer fields that an ONNX file needs, and decodes the fields of any message.
 
-Each function but `read_fields` returns the bytes of a field with its number, or of a message that consists of fields.
+Each encoding function returns the bytes of one field with the given number, or of a message that consists of fields.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def read_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _read_varint(message: memoryview, place: int) -> tuple[int, int]:
-    """Reads an integer; returns it and the place after it."""
+    """Returns the integer at a place, and the place after it. Raises ValueError if the integer is cut short."""
     value = shift = 0
     while place < len(message) and shift < 70:
         byte = message[place]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LAYERS: dict[str, tuple[str, ...]] = {"alexnet": ("features", "fc6", "conv5")}
-"""Layers that a network outputs, by architecture; the others output `features` only."""
+"""Layers that a network outputs, by architecture; other architectures output `features` only."""
 
 MAX_LANES = 8
 """Largest number of threads that compute at once, each of which needs memory for the activations of a batch."""
@@ -39,7 +39,7 @@ MAX_LANES = 8
 _BUILDERS: dict[str, Any] = {"alexnet": graphs.alexnet, "lenet5": graphs.lenet5, "convnet4": graphs.convnet4}
 
 _DISABLED_OPTIMIZERS = ["QDQPropagationTransformer", "QDQSelectorActionTransformer"]
-"""These move 8-bit values into the pooling layers, which then take longer than the convolutions."""
+"""Optimisations left out: with them, pooling layers run in 8 bits and take longer than the convolutions."""
 
 
 def choose_device(device: str, few: bool = False) -> str:
@@ -98,7 +98,7 @@ class OnnxModel(WeightsBackedModel):
     memory. Thread-safe.
 
     few: start faster, without rearranging the weights, but compute more slowly.
-    threads: `lanes` threads will call the model at once, each on some of the cores; features do not change by a bit.
+    threads: `lanes` threads will call the model at once, each on some of the cores; the features are bit-identical.
     precision: "float32" or "int8". folder: where to store the decompressed weights instead of the cache.
     Raises UsageError if the weights have no ranges for int8, and WeightsError if they cannot be used.
     """
@@ -124,7 +124,7 @@ class OnnxModel(WeightsBackedModel):
         fork.in_child(self._leave_session)
 
     def _leave_session(self) -> None:
-        """In a forked process: the threads of the session are gone, so a new one is opened when it is needed."""
+        """Drops the session in a forked process, which lacks its threads; a new session is opened when needed."""
         fork.never_close(self._session)
         self._session, self._lock = None, threading.Lock()
 
@@ -217,7 +217,7 @@ class OnnxModel(WeightsBackedModel):
 
 @contextlib.contextmanager
 def _decompressing(name: str) -> Iterator[None]:
-    """Turns an OSError while the dense weights of a model are written into WeightsError."""
+    """Converts an OSError into a WeightsError, while the dense weights of a model are written."""
     try:
         yield
     except OSError as error:
@@ -226,7 +226,7 @@ def _decompressing(name: str) -> Iterator[None]:
 
 
 def _checksum(path: Path) -> str:
-    """Returns the CRC-32 of a file in hexadecimal; cached weights are checked before many images are computed."""
+    """Returns the CRC-32 of a file in hexadecimal; unless there are few images, cached weights are checked by it."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 24):

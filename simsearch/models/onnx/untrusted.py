@@ -1,8 +1,8 @@
 """Checks an ONNX file that may come from a stranger, before ONNX Runtime opens it.
 
-ONNX Runtime runs only operators that it has itself, but a graph may refer to other files for its tensors, and may hold
-loops and functions that cost far more than their size. Graphs of networks need none of these. The numbers below are
-the fields of onnx.proto.
+ONNX Runtime runs only operators of its own, but a graph may refer to other files for its tensors, and may contain loops
+and functions that cost far more than the file's size suggests. Graphs of networks need none of these. The numbers below
+are those of the fields in onnx.proto.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from simsearch.errors import WeightsError
 from simsearch.models.onnx.protobuf import read_fields
 
 LARGEST_BYTES = 1 << 30
-"""Larger files are refused."""
+"""Largest size of a file, in bytes; larger ones are refused."""
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Domains of the operators that ONNX Runtime has."""
@@ -26,7 +26,7 @@ _EXTERNAL, _LOCATION = 13, 14  # TensorProto
 
 
 def check_graph(name: str, data: bytes) -> None:
-    """Raises WeightsError if the file is not an ONNX model, or one that refers to files or has operators of its own."""
+    """Raises WeightsError if a file is not ONNX, refers to other files, or has subgraphs or unknown operators."""
     try:
         found = dict.fromkeys(_problems(memoryview(data)))
     except ValueError as error:

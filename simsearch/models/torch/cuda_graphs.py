@@ -1,6 +1,6 @@
 """CUDA graphs: records the forward pass for input shapes that occur repeatedly, and replays the recording.
 
-A replay starts the dozens of kernels of a forward pass by one call, which saves time in small batches such as a query
+A replay starts the dozens of kernels of a forward pass with one call, which saves time in small batches such as a query
 of one image. If recording fails, or a replay gives another result, the shape is computed in the ordinary way.
 """
 
@@ -52,7 +52,7 @@ def capture(step: Step, x: torch.Tensor) -> tuple[Callable[[], None], torch.Tens
 def empty_cache() -> None:
     """Releases the GPU memory that torch has cached, once no recording is in progress.
 
-    torch refuses to do so during a recording, and always after a failed one; that is ignored.
+    torch raises an error during a recording, and at any time after a failed one; this error is ignored.
     """
     import torch
 

@@ -50,8 +50,8 @@ class _FromPixels(nn.Module):
 def export(name: str, folder: Path) -> None:
     """Writes the graph of `torchvision/NAME` and its facts into a folder.
 
-    If the network cannot be exported, or computes something else in ONNX Runtime, the facts say so. Raises UsageError
-    for an unknown name and if the download fails, and MissingExtraError if the package `onnx` is missing.
+    If the network cannot be exported, or its features differ in ONNX Runtime, the facts give the reason. Raises
+    UsageError for an unknown name and if the download fails, and MissingExtraError if the package `onnx` is missing.
     """
     model = TorchvisionModel(name, "cpu")
     if importlib.util.find_spec("onnx") is None:
@@ -68,7 +68,7 @@ def export(name: str, folder: Path) -> None:
         partial.replace(folder / GRAPH)
     except OSError:
         raise
-    except Exception as error:  # of torch and onnxruntime, by what the network has
+    except Exception as error:  # torch and onnxruntime raise many types, depending on the network
         problem = f"{type(error).__name__}: {str(error)[:500]}"
     finally:
         partial.unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def export(name: str, folder: Path) -> None:
 
 
 def _write(network: nn.Module, side: int, path: Path) -> None:
-    """Writes a graph for any number of images of one size."""
+    """Exports a network as a graph that takes any number of images of one size."""
     pixels = torch.zeros((2, side, side, 3), dtype=torch.uint8)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the exporter does not know its operator

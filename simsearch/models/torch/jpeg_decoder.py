@@ -1,7 +1,7 @@
-"""Decodes JPEGs on a GPU with nvJPEG, and there turns them upright, scales and crops them to a network's input.
+"""Decodes JPEGs on a GPU with nvJPEG; also turns them upright, scales and crops them there.
 
-It uses TorchCodec if that is installed, otherwise torchvision, whose decoder is deprecated in favour of it. Only files
-that all decoders read alike are decoded here; the choice depends on the file alone. Others are decoded on the CPU.
+The decoder is TorchCodec's if it is installed, otherwise torchvision's, which is deprecated. Only files that all
+decoders read alike are decoded here, all others on the CPU; this choice depends on the file alone.
 
 Letters: H, W height and width, S side of the network's input.
 """
@@ -43,7 +43,7 @@ GROUP_PIXELS = 1 << 27
 """Largest number of pixels of the images decoded at once."""
 
 MAX_REDUCTION = 23
-"""Largest whole factor by which an image is scaled down in one step; bicubic filters for 47 do not fit a GPU."""
+"""Largest whole factor by which an image is scaled down in one step; bicubic filters for 47 are too large."""
 
 TOLERANCE = 4.0
 """Largest accepted mean difference between a decoder and Pillow on a test image, in grey levels."""
@@ -93,7 +93,7 @@ def header(data: bytes) -> Header | None:
 def scaled_centre(picture: torch.Tensor, recipe: Preprocessing, orientation: int = 1) -> torch.Tensor:
     """Scales and crops an image as `Preprocessing.pixels` does, up to rounding: (3, H, W) uint8 -> (S, S, 3) uint8.
 
-    picture: as stored. orientation: EXIF's.
+    picture: as stored, not yet upright. orientation: EXIF's.
     Larger reductions than `MAX_REDUCTION` would need filters that exceed the shared memory of a GPU's blocks; in that
     case, squares of pixels are averaged first.
     """
@@ -126,7 +126,7 @@ class JpegDecoder:
     """Decodes JPEGs on one device to a network's input. Thread-safe.
 
     decode: turns files, 1-d uint8 tensors, into images, (3, H, W) uint8 on the device. stream: makes the context in
-    which a thread computes there. library: the name of the library that decodes.
+    which a thread uses the device. library: the name of the library that decodes.
     """
 
     def __init__(

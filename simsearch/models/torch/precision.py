@@ -1,7 +1,7 @@
 """Full float32 precision on a GPU: switches off TF32 and reduced-precision sums while threads compute.
 
-The settings belong to the process and can be made by two interfaces of torch, an older and a newer one, which must not
-be mixed. This module uses the one that the surrounding program uses, and restores the settings afterwards.
+The settings apply to the whole process. torch has an older and a newer interface for them, which must not be mixed;
+this module uses the same one as the surrounding program, and restores the settings afterwards.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _SharedContext:
 
 @contextlib.contextmanager
 def _ieee() -> Iterator[None]:
-    """Switches TF32 off, and restores the settings at the end. Settings that are right already are not touched."""
+    """Switches TF32 off, and restores the settings at the end; settings that are already right are left alone."""
     backends: Any = torch.backends
     matmul, cudnn = backends.cuda.matmul, backends.cudnn
     precision = _matmul_precision()
@@ -60,14 +60,14 @@ def _ieee() -> Iterator[None]:
 
 
 def _matmul_precision() -> str | None:
-    """Returns the precision of matrix products in the older interface; None if it no longer knows."""
+    """Returns the precision of matrix products in the older interface; None if that raises an error."""
     with contextlib.suppress(RuntimeError):
         return torch.get_float32_matmul_precision()
     return None
 
 
 def _uses_older_interface() -> bool:
-    """Returns true if convolutions have the settings of the older interface, or none."""
+    """Returns true if convolutions have settings of the older interface, or no settings at all."""
     backends: Any = torch.backends
     with contextlib.suppress(RuntimeError):  # the older interface raises it after the newer one was used
         general = {backends.fp32_precision, backends.cudnn.fp32_precision}

@@ -1,7 +1,7 @@
-"""Runs networks in torch: on a GPU, and on the CPU those that have no ONNX graph.
+"""Runs networks in torch: all of them on a GPU, and those without an ONNX graph on the CPU.
 
 On a GPU, pixels are uploaded from pinned memory as bytes and normalised there. Features are computed in float16, with
-sums in float32, if they agree with those of float32. Repeated shapes are replayed
+sums in float32, if they agree with features in float32. Input shapes that occur repeatedly are recorded and replayed
 (`simsearch.models.torch.cuda_graphs`).
 """
 
@@ -110,11 +110,11 @@ class TorchRunner:
     a batch does not fit into the GPU's memory, it and all later ones are divided into smaller batches.
 
     recipe: the preprocessing, for the normalisation. lanes: the number of threads that should compute at once.
-    max_batch: limit of a batch once one did not fit into the memory; None before.
+    max_batch: largest number of images in a batch, set once a batch did not fit into the memory; None until then.
     """
 
     def __init__(self, recipe: Preprocessing, device: str) -> None:
-        if device == "cuda":  # without a number it would be the current one of each thread
+        if device == "cuda":  # without a number it means the current GPU of each thread
             device = f"cuda:{torch.cuda.current_device()}"
         self.recipe, self.device = recipe, torch.device(device)
         self.lanes = 2 if self.device.type == "cuda" else 1

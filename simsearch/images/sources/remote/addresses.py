@@ -1,7 +1,7 @@
 """Addresses of remote sources and objects: `s3://bucket/key`, `gs://bucket/key`, `https://host/folder/file`.
 
 A source's root has no slash at its end. Keys of buckets are written as they are; names on web servers are unescaped in
-an index, and escaped in an address. This module imports nothing heavy: every command that takes a path asks it.
+an index, and escaped in an address. This module imports nothing heavy: every command that takes a path uses it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BUCKETS = ("s3", "gs")
 WEB = ("http", "https")
 
 KIND, ZIP_KIND, TAR_KIND = "remote", "remote-zip", "remote-tar"
-"""`Source.kind` of a prefix of objects, and of the archives."""
+"""`Source.kind` of remote folders, .zip files and .tar files."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -87,7 +87,7 @@ def joined(root: str, path: str) -> str:
 
 
 def relative_to(address: str, root: str) -> str:
-    """Returns the path of a root that lies below another one, relative to that."""
+    """Returns the path of `address`, relative to the `root` above it."""
     path = address[len(root) + 1 :]
     return unquote(path, errors="surrogateescape") if scheme_of(root) in WEB else path
 

@@ -1,9 +1,9 @@
-"""Archives on other machines.
+"""Archives on other machines, as sources.
 
-Of a .zip file the list of members is read, and then each member by its own range of bytes, several at a time: nothing
-else is transferred, and an interrupted build goes on at the next member. A .tar file has no list. It is copied into a
-temporary file, once; its list is kept in the cache folder by the archive's identity, so that an archive that has not
-changed is not transferred again.
+Of a .zip file only the list of members is transferred, and then each member by its own range of bytes, several at a
+time; an interrupted build goes on at the next member. A .tar file has no list of members, so the whole file is copied
+into a temporary one. The list made from the copy is kept in the cache folder by the archive's identity, so that an
+unchanged archive is not transferred again to be listed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ LONGEST_HEADER = LOCAL_HEADER + 2 * 0xFFFF
 
 
 class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
-    """An archive that is one object. It is not opened before it is listed or read."""
+    """An archive that is one remote object, and is opened when it is first listed or read."""
 
     remote = True
 
@@ -119,7 +119,7 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
 
 @contextlib.contextmanager
 def _as_image_error() -> Iterator[None]:
-    """Makes the failure of one image out of an archive that cannot be opened."""
+    """Turns the UsageError of an archive that cannot be opened into an ImageError for the image that is read."""
     try:
         yield
     except UsageError as error:
@@ -127,7 +127,7 @@ def _as_image_error() -> Iterator[None]:
 
 
 class _Spooled(Source):
-    """Part of an archive in a temporary file, which is closed with it."""
+    """Base of archives in a temporary file, which is closed together with the source."""
 
     def __init__(self, root: str, file: IO[bytes]) -> None:
         self._file = file
@@ -188,7 +188,7 @@ class _RangedZip(ZipSource):
         return _content(member, self._remote.read_part(start, end))
 
     def _end_of(self, start: int) -> int:
-        """Returns where the next member, or the list of members, begins."""
+        """Returns the offset at which the next member, or the list of members, begins."""
         place = bisect.bisect_right(self._starts, start)
         return self._starts[place] if place < len(self._starts) else self._remote.facts().size or start
 
@@ -211,7 +211,7 @@ def _content(member: zipfile.ZipInfo, data: bytes) -> bytes:
 
 
 class _RangedFile(io.RawIOBase):
-    """A remote archive as a file that can be sought in."""
+    """A remote archive as a seekable file."""
 
     def __init__(self, archive: RemoteZipSource, size: int) -> None:
         self._archive, self._size, self._position = archive, size, 0
@@ -279,7 +279,7 @@ def _list_file(root: str, facts: RemoteObject) -> Path:
 
 
 def _write_list(path: Path, found: Listing) -> None:
-    """Keeps the list of an archive's members, which can be made again at any time."""
+    """Writes the list of an archive's members to the cache. Errors are ignored, as the list can be made again."""
     entries = [[entry.path, entry.size, entry.stamp] for entry in found.entries]
     content = {"entries": entries, "skipped": found.skipped, "left_out": dict(found.left_out)}
     with contextlib.suppress(OSError, UsageError, UnicodeError):
@@ -288,7 +288,7 @@ def _write_list(path: Path, found: Listing) -> None:
 
 
 def _read_list(path: Path) -> Listing | None:
-    """Reads a list that was kept; None if there is none."""
+    """Reads a list of members from the cache; None if there is none, or it is damaged."""
     try:
         content = outside_json.parse(path.read_bytes())
         entries = [Entry(str(name), int(size), int(stamp)) for name, size, stamp in content["entries"]]

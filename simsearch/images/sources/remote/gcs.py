@@ -44,7 +44,7 @@ class GcsStore(Store):
             import gcsfs
         except ImportError as error:
             raise MissingExtraError(f"reading {root}", "remote") from error
-        logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # it logs what it raises
+        logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # it logs the errors that it raises
         anonymous = os.environ.get(ANONYMOUS, "") not in {"", "0"} or bool(os.environ.get(EMULATOR))
         try:
             self._files = gcsfs.GCSFileSystem(
@@ -138,7 +138,10 @@ class GcsStore(Store):
 
 
 def _remote_object(path: str, found: dict[str, Any]) -> RemoteObject:
-    """Returns the facts of an object. A checksum stays when only metadata change; etag and generation do not."""
+    """Converts Google's description of an object to a `RemoteObject`.
+
+    A checksum is preferred as identity: it stays the same if only metadata change, unlike the etag and the generation.
+    """
     for name in ("md5Hash", "crc32c", "generation", "etag"):
         if found.get(name):
             return RemoteObject(path, int(found.get("size", 0)), f"{name} {found[name]}")

@@ -62,7 +62,7 @@ class HttpStore(Store):
         pool = ThreadPoolExecutor(REQUESTS, "remote")
         try:
             yield from self._walk(within, pool)
-        finally:  # if interrupted, what has not begun is dropped
+        finally:  # if interrupted, drop the requests that have not started
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _walk(self, within: str, pool: ThreadPoolExecutor) -> Iterator[RemoteObject]:
@@ -89,7 +89,7 @@ class HttpStore(Store):
             yield from (item for item in pool.map(self._facts, files) if item is not None)
 
     def _facts(self, path: str) -> RemoteObject | None:
-        """Returns what a listing says of a file; None if its link leads nowhere."""
+        """Returns a linked file, with size and identity if it is a picture; None if it is missing or cannot be read."""
         if not is_picture(path):
             return RemoteObject(path, None, "")  # not a picture: no need to ask
         try:
@@ -224,7 +224,7 @@ def _proxy(url: str) -> str | None:
 
 
 def _check_status(server: str, status: int, headers: Any) -> None:
-    """Raises the error for a status."""
+    """Raises the error for an HTTP status other than 200 and 206."""
     if status in {200, 206}:
         return
     if status in {404, 410}:

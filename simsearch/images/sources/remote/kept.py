@@ -1,7 +1,7 @@
-"""Objects that were read and whose features are not committed yet, in the cache folder.
+"""Keeps remote objects in the cache folder, from reading them until their features are committed.
 
-A build that is killed loses what it has computed since its last commit. Without these files, the next one would have to
-read the same objects from their server again. Each is deleted once its item is committed.
+A build that is killed loses all features since its last commit. Without the kept files, the next build would have to
+read the same objects from their server again. Each file is deleted once its item is committed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import IO
 from simsearch.common.cache import cache_dir
 
 KEPT_BYTES = 512 << 20
-"""Limit of the files of one build; what goes beyond it is not kept."""
+"""Limit of the kept files of one build (bytes); further objects are not kept."""
 
 OLDEST = 7 * 24 * 3600.0
-"""Seconds after which a file that a killed build has left is deleted, if that build has not gone on."""
+"""Age in seconds from which a file that a killed build has left is deleted."""
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -30,7 +30,7 @@ Place = tuple[str, str, int, int]
 
 
 class KeptObjects:
-    """Files named by the SHA-256 of a `Place`, each with the SHA-256 of its content before it.
+    """Files named by the SHA-256 of a `Place`; each begins with the SHA-256 of its content.
 
     They are not synced to disk: the digest shows if one is incomplete. Safe for several threads.
     """
@@ -52,7 +52,7 @@ class KeptObjects:
         return found
 
     def forget(self, places: Iterable[Place]) -> None:
-        """Deletes objects whose items are committed, or whose failures are."""
+        """Deletes objects whose items, or whose failures, have been committed."""
         for place in places:
             path = self._path(place)
             with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ class KeptObjects:
                 file.write(hashlib.sha256(data).digest() + data)
 
     def _prepare(self) -> None:
-        """Makes the folder, and deletes what builds have left that did not go on."""
+        """Makes the folder, and deletes files older than `OLDEST`, which killed builds have left."""
         self._ready = True
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)

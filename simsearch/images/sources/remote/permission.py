@@ -2,8 +2,8 @@
 
 An index may come from a stranger, and reading `s3://bucket/key` signs a request with the user's credentials. So a
 recorded address is only read if the user has named it, or a folder above it, as a source on this machine; or has
-permitted all, by `$SIMSEARCH_REMOTE=1` or `serve --remote`. The addresses that were named are kept in the cache folder
-of each user, not in the index: a file for each address, called by its SHA-256.
+permitted all addresses, by `$SIMSEARCH_REMOTE=1` or `serve --remote`. The addresses that a user has named are kept in
+the user's cache folder, not in the index: one file for each address, named by the SHA-256 of the address.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Buckets of S3 and of whatever speaks its language, by s3fs.
+"""Buckets of S3 and of compatible servers, by s3fs.
 
 Credentials, region, profile and endpoint are those of the AWS command line: `AWS_*` in the environment, `~/.aws`, and
 the roles of machines. Where there are none, requests are not signed, which public buckets permit.
@@ -25,7 +25,7 @@ from simsearch.images.sources.remote.store import (
 )
 
 ANONYMOUS = "SIMSEARCH_ANONYMOUS"
-"""The environment variable that has no request signed, though there are credentials."""
+"""The environment variable that turns off the signing of requests, even if there are credentials."""
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
@@ -64,7 +64,7 @@ class S3Store(Store):
             "max_pool_connections": REQUESTS,
             "retries": {"total_max_attempts": 1},  # `Store` tries again
         }
-        if any(os.environ.get(name) for name in ENDPOINTS):  # few servers answer to bucket.host
+        if any(os.environ.get(name) for name in ENDPOINTS):  # few other servers accept bucket.host as a name
             config["s3"] = {"addressing_style": "path"}
         files = s3fs.S3FileSystem(
             anon=self._anonymous, config_kwargs=config, use_listings_cache=False, skip_instance_cache=True
@@ -164,7 +164,7 @@ class S3Store(Store):
         return DeniedError(f"{self.server()} answered {code or status}")
 
     def _of_library(self, error: Exception) -> Exception:
-        """Returns the error for one of botocore's own."""
+        """Returns the error to raise for an exception of botocore."""
         from botocore import exceptions
 
         connection = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError

@@ -76,7 +76,7 @@ class RemoteStoreMixin:
 class RemoteSource(RemoteStoreMixin, Source):
     """The objects below an address such as `s3://bucket/prefix` or `https://host/folder`.
 
-    An object counts as a picture by the extension of its name: to look into each would be a request for each.
+    Pictures are recognised by the extension of an object's name; to look at the content would take a request for each.
     """
 
     kind = addresses.KIND
@@ -93,7 +93,7 @@ class RemoteSource(RemoteStoreMixin, Source):
         return self._opened(self.root)
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        """Lists the objects. Raises UsageError and UnavailableError, see `Store.objects`; then nothing is known."""
+        """Lists the objects. Raises UsageError and UnavailableError as `Store.objects`."""
         found, leave_out = Listing(), Exclusion(exclude, self.root)
         if self.only is not None:
             self._ask_for(sorted(self.only), found)
@@ -132,7 +132,7 @@ class RemoteSource(RemoteStoreMixin, Source):
         return bool(found.entries)
 
     def _infos(self, paths: Sequence[str]) -> Iterator[RemoteObject | str | None]:
-        """Yields the facts of objects, None for one that is gone, or the reason that it cannot be asked for."""
+        """Yields each object's size and identity, None if it does not exist, or the reason that the request failed."""
 
         def ask(path: str) -> RemoteObject | str | None:
             try:
@@ -143,7 +143,7 @@ class RemoteSource(RemoteStoreMixin, Source):
         pool = ThreadPoolExecutor(REQUESTS, "remote")
         try:
             yield from pool.map(ask, paths)
-        finally:  # if interrupted, what has not begun is dropped
+        finally:  # if interrupted, drop the requests that have not started
             pool.shutdown(wait=False, cancel_futures=True)
 
     def size_and_stamp(self, path: str) -> tuple[int, int] | None:
@@ -173,7 +173,7 @@ class RemoteSource(RemoteStoreMixin, Source):
 
 
 def _entry(item: RemoteObject) -> Entry:
-    """Returns an object as an entry. One without identity gets a new stamp each time, and so is read each time."""
+    """Returns an object as an entry; without an identity, it gets a new stamp and so is read again by each build."""
     size, stamp = item.size or 0, item.stamp if item.identity else time.time_ns() & (2**63 - 1)
     problem = f"too large: {size:,} bytes, the limit is {LARGEST_BYTES:,}" if size > LARGEST_BYTES else None
     return Entry(item.path, size, stamp, problem=problem)

@@ -1,7 +1,7 @@
-"""Listing and reading the objects of a server, with further attempts after errors that may pass.
+"""Lists and reads the objects of a server, and repeats requests after temporary errors.
 
-Each scheme has a subclass: `s3.S3Store`, `gcs.GcsStore`, `http.HttpStore`. They turn the errors of their libraries into
-the four below, and this module decides what follows: to try again, to give up on one object, or on the build.
+Each scheme has a subclass: `s3.S3Store`, `gcs.GcsStore`, `http.HttpStore`. The subclasses turn the errors of their
+libraries into the exceptions below, and this module decides to try again, to give up on one object, or on the build.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ REQUESTS = 32
 """Requests to one server at once."""
 
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 0.5, 20.0
-"""How often a request is tried, and the limits of the waits (seconds) between; they double, and are drawn at random."""
+"""Attempts for each request, and the first and longest wait (seconds) between; waits double, with random changes."""
 
 CONNECT_SECONDS, READ_SECONDS, WHOLE_SECONDS = 10.0, 30.0, 300.0
 """Limits for connecting, for each wait for bytes, and for a request as a whole."""
 
 QUICK_ATTEMPTS, QUICK_SECONDS = 2, 15.0
-"""Attempts, and the limit for a request as a whole, for pictures that are shown: somebody waits for them."""
+"""Attempts, and seconds for a request as a whole, if a user is waiting for the picture."""
 
 LOST = 16
-"""Objects in a row that no connection was had for, after which the server counts as away."""
+"""After this many objects in a row without a connection, the server counts as unavailable."""
 
 PART_BYTES = 8 << 20
 """A large object is read in parts of this size."""
@@ -61,7 +61,7 @@ class RemoteObject:
 
 
 class TransientError(Exception):
-    """It may work in a moment. connection: True if the server was not reached. wait: the seconds that it asked for."""
+    """A temporary error. connection: True if the server was not reached. wait: seconds that the server asked for."""
 
     def __init__(self, reason: str, *, connection: bool = False, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -69,15 +69,15 @@ class TransientError(Exception):
 
 
 class MissingError(Exception):
-    """There is no such object, or no such bucket: `what` says which."""
+    """There is no such object, or no such bucket: the message says which."""
 
 
 class DeniedError(Exception):
-    """The object may not be read, or the bucket not be listed."""
+    """The server refuses to give out the object, or to list the bucket."""
 
 
 class StoreStoppedError(ImageError):
-    """The source was closed meanwhile."""
+    """The source was closed while it was being read."""
 
 
 def is_picture(path: str) -> bool:
@@ -88,7 +88,7 @@ def is_picture(path: str) -> bool:
 class Store(ABC):
     """The objects below one address. Safe for several threads.
 
-    root: the address; see `addresses`. quick: try less often, since somebody waits.
+    root: the address; see `addresses`. quick: try less often, because a user is waiting.
     """
 
     def __init__(self, root: str, *, quick: bool = False) -> None:
@@ -99,7 +99,7 @@ class Store(ABC):
         self._lock = threading.Lock()
         self._lost = 0
 
-    # -- what a scheme provides; each call is one request. They raise the errors above, and UsageError for credentials.
+    # -- implemented by each scheme: single requests, which raise the errors above, and UsageError for credentials.
 
     @abstractmethod
     def _objects(self, within: str) -> Iterator[RemoteObject]:
@@ -118,7 +118,7 @@ class Store(ABC):
         """Returns the server's name for messages."""
 
     def denied_hint(self) -> str | None:
-        """Returns what to do about a denied listing."""
+        """Returns the hint for an error about a denied listing."""
         return None
 
     ranges = True
@@ -127,7 +127,7 @@ class Store(ABC):
     unread: list[tuple[str, str]]
     """Folders that could not be listed by the last `objects`, with reasons."""
 
-    # -- what sources call
+    # -- called by sources
 
     def objects(self, within: str = "") -> Iterator[RemoteObject]:
         """Lists the objects below a path of the source.
@@ -160,8 +160,9 @@ class Store(ABC):
     def read(self, path: str, start: int | None = None, end: int | None = None, size: int | None = None) -> bytes:
         """Reads an object, or its bytes from `start` to before `end`.
 
-        size: of the whole object as it was listed, if known; another one means that it has changed, or is incomplete.
-        Raises ImageError with the reason, UsageError for credentials, UnavailableError if the server is away.
+        size: of the whole object when it was listed, if known. If another size arrives, the object has changed, or is
+        incomplete.
+        Raises ImageError with the reason, UsageError for credentials, UnavailableError if the server does not answer.
         """
         expected = size if start is None or end is None else end - start
 
@@ -218,7 +219,7 @@ class Store(ABC):
         return file
 
     def _save_whole(self, path: str, size: int, file: IO[bytes]) -> None:
-        """Copies an object of a server that sends no parts into a file. Raises ImageError."""
+        """Copies a whole object into a file, for servers that do not send parts. Raises ImageError."""
 
         def save() -> None:
             file.seek(0)
@@ -243,7 +244,7 @@ class Store(ABC):
     # -- trying again
 
     def _attempt(self, request: Callable[[], T]) -> T:
-        """Makes a request, and again after a wait if that may help. Raises what the last attempt raised."""
+        """Makes a request, and repeats it after temporary errors. Raises the error of the last attempt."""
         wait = FIRST_WAIT
         for attempt in range(self._attempts):
             if self._stop.is_set():
@@ -258,11 +259,11 @@ class Store(ABC):
         raise AssertionError("no attempts")
 
     def _has_changed(self, path: str, start: int | None, size: int) -> bool:
-        """Returns True if a whole object has the size that came: it was replaced after it was listed."""
+        """Returns True if an object that was read as a whole has this size now: it was replaced after it was listed."""
         return start is None and self._info(path).size == size
 
     def _count_lost(self, error: TransientError) -> None:
-        """Counts objects that no connection was had for. Raises UnavailableError if there are too many in a row."""
+        """Counts objects in a row that failed without a connection. Raises UnavailableError if there are too many."""
         if not error.connection:
             return
         with self._lock:
