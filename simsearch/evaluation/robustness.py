@@ -212,6 +212,9 @@ def draw(found: dict[str, list[RobustnessPoint]]) -> Image.Image:
 
 
 def _band(points: Sequence[RobustnessPoint], change: str) -> list[tuple[float, float, float]]:
-    """Returns the intervals of a change's strengths, in percent, by their places 1, 2, ..."""
+    """Returns (step, low, high) for each strength of a change, which are the steps 1, 2, ...
+
+    low, high: the interval of how often the original is found first, in percent.
+    """
     chosen = [point.first for point in points if point.change == change]
     return [(float(step), 100 * first.low, 100 * first.high) for step, first in enumerate(chosen, 1)]

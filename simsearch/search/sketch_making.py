@@ -180,7 +180,10 @@ def _seconds(rows: int, dimension: int, widths: tuple[int, int], narrow: float, 
 
 
 def _measure(made: Sketch, flat: FlatIndex, live: NDArray[np.int64]) -> list[float]:
-    """Returns the mean shares of rows not excluded by the narrow and by the wide codes, for K neighbours."""
+    """Searches the K neighbours of QUERIES random items. Returns two fractions of all rows, averaged over the items.
+
+    The first is of the rows that the narrow codes leave, the second of those that the wide codes leave.
+    """
     queries = flat.read(np.random.default_rng(1).choice(live, QUERIES, replace=False)).astype(np.float32)
     found = made.search(queries, K + 1, live, flat.read)
     truth = [np.inf if near is None else float(near.distances[K]) for near in found]

@@ -88,7 +88,7 @@ class LargeLane(Lane):
 
 
 class Lanes:
-    """The two lanes. memory: bytes for both."""
+    """The lane of small pictures and that of large ones. memory: bytes, divided between them."""
 
     def __init__(self, memory: int) -> None:
         cores = available_cores()
