@@ -123,7 +123,7 @@ class Sketch:
         return len(self._odd)
 
     def shares(self, queries: NDArray[np.float32], distances: list[float]) -> list[float]:
-        """Returns two fractions of all rows, averaged over (nq, D) queries: those left by the narrow and by the wide codes.
+        """Returns two fractions of all rows, averaged over (nq, D) queries: left by the narrow, and by the wide codes.
 
         distances: the distance of the k-th neighbour of each query.
         """
