@@ -130,7 +130,7 @@ def test_listing_that_fails_halfway_removes_nothing(build: Any, web: Web, index:
     web.lost.add("/pictures/")
     web.pages["/pictures/rose/"] = '<html><a href="0.png">0</a>'  # cut short, though the length agrees
     summary = build()
-    assert "removed" not in told(summary) and "no end" in summary.unread[0][1]
+    assert "removed" not in told(summary) and "cut off" in summary.unread[0][1]
     assert len(ids(index)) == ALL - 1
 
 

@@ -234,7 +234,7 @@ def test_verbs_work_on_features_of_every_kind(name, pictures, tmp_path, tiny_wei
     done = run("query", picture, *index, "--flip", "--plus", "id:2", "--minus", "id:5")
     assert done.exit_code == 0
     assert run("verify", *index).exit_code == 0
-    assert run("duplicates", *index).exit_code == 0
+    assert run("duplicates", *index, "--max-distance", "1000").exit_code == 0
     assert run("eval", "search", *index).exit_code == 0
     assert run("export", *index, "-o", tmp_path / "out").exit_code == 0
     assert np.load(tmp_path / "out" / "features.npy").shape[1] == facts["dimension"]
