@@ -240,7 +240,7 @@ def _note_completeness(engine: Engine, groups: Groups, limit: Threshold) -> None
 def _summary(groups: Groups, limit: Threshold) -> str:
     copies = ", ".join(f"{name} {share:.0%}" for name, share in limit.copies.items())
     items = pluralize(sum(map(len, groups)), "item")
-    found = f"{pluralize(len(groups), 'group')} of {items} within {limit.reach or limit.distance:.4g}"
+    found = f"{pluralize(len(groups), 'group')} of {items} within {limit.farthest:.4g}"
     if limit.reach:
         found += " whose pixels agree"
     return found + (f"; changed copies found: {copies}" if copies else "")
@@ -311,7 +311,7 @@ def _write_report(engine: Engine, groups: Groups, limit: Threshold, file: Path, 
     facts = {
         "index": str(engine.path),
         "model": engine.meta.model,
-        "largest distance": f"{limit.reach or limit.distance:.4g}",
+        "largest distance": f"{limit.farthest:.4g}",
     }
     note_unshown(engine, rows)
     save_html(rows, file, "Near-identical pictures", facts, groups=True)

@@ -156,7 +156,7 @@ def _explain_conditions(engine: Engine, where: Any) -> None:
 
 
 def _open_page(file: Path) -> None:
-    """Opens a page in the browser; prints a note with the path if there is no desktop."""
+    """Opens a page in the browser. Without a desktop, prints a note with the path of the page instead."""
     if sys.platform == "linux" and not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")):
         note(f"there is no desktop to open {file} on")
         return

@@ -9,7 +9,7 @@ from simsearch.errors import UsageError
 
 
 def file_link(path: str) -> str | None:
-    """Returns the `file:` URL of a file; None if there is no such file, as for a member of an archive."""
+    """Returns the `file:` URL of a path; None if no file has this path, for example a member of an archive."""
     return Path(path).absolute().as_uri() if os.path.isfile(path) else None
 
 

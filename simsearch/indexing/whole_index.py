@@ -126,12 +126,11 @@ class WholeIndex:
         Raises UsageError for an invalid distance or rule, ModelMismatchError.
         """
         rule = None if keep is None else keeping.KeepRule.parse(keep, against is not None)
-        if max_distance is None:
-            max_distance = copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress)
+        limit = self._limit(max_distance, progress)
         if against is not None:
             check_same_features(self.opened_index, against.opened_index)
         other = None if against is None else against.snapshots
-        groups = near.duplicate_groups(self.snapshots, max_distance, progress, exact, against=other, keep=rule)
+        groups = near.duplicate_groups(self.snapshots, limit, progress, exact, against=other, keep=rule)
         return groups if ignored else ignoring.without_ignored(self.opened_index, groups)
 
     @check_keywords
@@ -159,11 +158,7 @@ class WholeIndex:
         if action not in journals.ACTIONS or (action == "move") != (into is not None):
             raise UsageError(f"action is {action!r}, into is {into!r}", hint="move (with into), trash or hardlink")
         rule = keeping.KeepRule.parse(keep, against is not None)
-        limit = (
-            copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress)
-            if max_distance is None
-            else copy_thresholds.Threshold(max_distance)
-        )
+        limit = self._limit(max_distance, progress)
         groups = self.duplicates(limit, keep=keep, against=against, exact=exact)
         plan = planning.make_plan(groups, rule, action, limit.distance, into or "")
         if dry_run:
@@ -171,6 +166,14 @@ class WholeIndex:
         return cleaning.carry_out(
             plan, str(self.opened_index.path), None if journal is None else Path(journal), progress
         )
+
+    def _limit(
+        self, distance: float | copy_thresholds.Threshold | None, progress: Progress
+    ) -> copy_thresholds.Threshold:
+        """Returns the given limit of duplicates; if there is none, measures it."""
+        if distance is None:
+            return copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress)
+        return distance if isinstance(distance, copy_thresholds.Threshold) else copy_thresholds.Threshold(distance)
 
     @check_keywords
     def map(

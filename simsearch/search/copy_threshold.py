@@ -64,6 +64,11 @@ class Threshold:
     copies: dict[str, float] = field(default_factory=dict)
     reach: float = 0.0
 
+    @property
+    def farthest(self) -> float:
+        """The largest distance between two copies."""
+        return max(self.distance, self.reach)
+
 
 def copy_threshold(
     index: OpenIndex,

@@ -44,7 +44,7 @@ class Member:
 
     distance: to the group's first item, which is the one to keep or, without a rule, the one of the lowest id.
     own: False for an item of the index that this one is compared with.
-    copy: True for a copy of the first item, False if only other members link the two; None if pixels were not compared.
+    is_copy: True for a copy of the first item, False if only other members link the two, None if not compared.
     """
 
     item: Item
@@ -52,11 +52,11 @@ class Member:
     distance: float
     source: Source = field(repr=False, compare=False)
     own: bool = True
-    copy: bool | None = None
+    is_copy: bool | None = None
 
     def is_near(self, limit: float) -> bool:
         """Returns True for a copy of the group's first item or, if pixels were not compared, within `limit` of it."""
-        return self.distance <= limit if self.copy is None else self.copy
+        return self.distance <= limit if self.is_copy is None else self.is_copy
 
 
 Keep = Callable[[Sequence[Member]], int | None]
@@ -105,7 +105,7 @@ def duplicate_groups(
         raise UsageError(f"the largest distance is {limit.distance!r}, not a number")
     if not limit.distance >= 0:
         raise UsageError(f"the largest distance must be a number that is not negative, not {limit.distance}")
-    reach = float(max(limit.distance, limit.reach))
+    reach = float(limit.farthest)
     with contextlib.ExitStack() as stack:
         sides = [_Side.of(stack.enter_context(each.reading()), each) for each in (snapshots, against) if each]
         flat = JoinedRows([side.snapshot.flat for side in sides])
@@ -154,7 +154,7 @@ def _from_first(
     if look is not None and places is not None:
         copies = _same_or_copies(distances, look, np.stack([np.full(len(places), places[first]), places], 1))
     facts = zip(members, distances.tolist(), copies, strict=True)
-    group = [replace(member, distance=each, copy=copy) for member, each, copy in facts]
+    group = [replace(member, distance=each, is_copy=copy) for member, each, copy in facts]
     group.insert(0, group.pop(first))
     return group
 
@@ -196,7 +196,7 @@ def compared_with_first(
     known: dict[tuple[int, int], bool] | None = None,
     allowance: Allowance | None = None,
 ) -> list[Member]:
-    """Returns the members of a group with `copy` set by comparing pixels with the first; unchanged without a reach.
+    """Returns the members of a group with `is_copy` set by comparing pixels with the first; unchanged without a reach.
 
     limit: pixels are compared only if it has a reach.
     known: earlier results by the ids of the first and the other member; new results are added.
@@ -210,7 +210,7 @@ def compared_with_first(
     distances = np.array([members[place].distance for place in new], np.float64)
     copies = _same_or_copies(distances, look, np.array([(0, place) for place in new], np.int64).reshape(-1, 2))
     answers.update((keys[place], bool(copy)) for place, copy in zip(new, copies, strict=True))
-    return [replace(member, copy=answers[key]) for member, key in zip(members, keys, strict=True)]
+    return [replace(member, is_copy=answers[key]) for member, key in zip(members, keys, strict=True)]
 
 
 def by_nearest(
@@ -238,7 +238,7 @@ def by_nearest(
     if limit is not None and (look := second_look([*kept, *others], limit, allowance)):
         copies = _same_or_copies(least, look, np.stack([chosen, len(kept) + np.arange(len(others))], 1))
     for nearest, member, distance, copy in zip(chosen.tolist(), others, least.tolist(), copies, strict=True):
-        groups[nearest].append(replace(member, distance=distance, copy=copy))
+        groups[nearest].append(replace(member, distance=distance, is_copy=copy))
     return groups
 
 
@@ -329,7 +329,7 @@ def checked(
         for number, each in zip(ids[chosen].tolist(), near, strict=True):
             item = reader.item(number)
             for other, distance in zip(owner[each.rows].tolist(), each.distances.tolist(), strict=True):
-                if distance <= max(limit.distance, limit.reach) and other != number:
+                if distance <= limit.farthest and other != number:
                     pairs.append((item, reader.item(other), distance))
     pairs = [pair for pair in pairs if _file_of(pair[0], sources) != _file_of(pair[1], sources)]
     if limit.reach and pairs:

@@ -202,10 +202,10 @@ class GroupFinder:
             engine.snapshots, limit, progress, keep=KeepRule(DEFAULT_RULE), allowance=self.allowance
         )
         copies = {
-            (group[0].item.id, member.item.id): member.copy
+            (group[0].item.id, member.item.id): member.is_copy
             for group in found
             for member in group
-            if member.copy is not None
+            if member.is_copy is not None
         }
         groups = tuple(Group.of(member.item for member in group) for group in found)
         end = time.monotonic()
@@ -252,7 +252,7 @@ def _linked_still(
     rows = np.array([item.row for item in items], np.int64)
     snapshot = engine.snapshots.current(reader)
     members = [near.Member(item, item.path, 0.0, snapshot.sources[item.source]) for item in items]
-    reach = max(limit.distance, limit.reach)
+    reach = limit.farthest
     look = near.second_look(members, limit, allowance)
     roots = linked(JoinedRows([snapshot.flat]), rows, reach, no_progress, True, look)
     parts = [np.flatnonzero(roots == root) for root in np.unique(roots)]

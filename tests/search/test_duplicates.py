@@ -175,7 +175,7 @@ def test_pictures_decide_within_the_reach(tmp_path: Path, colours: Colours) -> N
             limit = Threshold(distance, {}, 1e3)
             found = duplicates.duplicate_groups(engine.snapshots, limit)
             assert names(found) == wanted
-            assert all(member.copy for group in found for member in group)
+            assert all(member.is_copy for group in found for member in group)
             together = duplicates.checked(engine.snapshots, found, limit)
             assert together[0] == together[1] > 0
         assert len(duplicates.duplicate_groups(engine.snapshots, 1e3)[0]) == 15

@@ -31,6 +31,9 @@ from simsearch.curation.cleanup.files import (
 )
 from simsearch.curation.cleanup.journal import Entry, Journal
 
+OTHER_BYTES = "its bytes differ from those of the picture to keep"
+"""The reason not to replace a file by a hard link."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -110,7 +113,7 @@ def _check_linkable(task: Task, facts: os.stat_result) -> None:
     if original.state is None:
         raise UnusableError("the picture to keep is no file of its own")
     if original.digest != task.digest:
-        raise UnusableError("its bytes differ from those of the picture to keep")
+        raise UnusableError(OTHER_BYTES)
     other = os.lstat(original.path)
     if other.st_dev != facts.st_dev:
         raise UnusableError("the picture to keep is on another file system")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from simsearch.curation.cleanup.acts import Task
+from simsearch.curation.cleanup.acts import OTHER_BYTES, Task
 from simsearch.curation.cleanup.files import Original
 from simsearch.curation.cleanup.journal import ACTIONS
 from simsearch.curation.cleanup.keep import FILE_KINDS, KeepRule, is_file
@@ -119,7 +119,7 @@ def _reason_to_leave(member: Member, kept: Member, action: str, limit: float) ->
     if not member.is_near(limit):
         return "it is only like another picture of the group"
     if action == "hardlink" and kept.item.digest != member.item.digest:
-        return "its content is not the same to the last byte"
+        return OTHER_BYTES
     return ""
 
 

@@ -99,7 +99,7 @@ def finished(image: Image.Image, tile: Any) -> Image.Image:
 
 
 def check_parts(file: IO[bytes]) -> None:
-    """Raises ImageError for a file with so many strips that Pillow would take minutes and gigabytes to open it."""
+    """Raises ImageError if a file has too many strips for Pillow, which would need minutes and gigabytes to open it."""
     file.seek(0)
     head = file.read(16)
     order, big = "<" if head[:2] == b"II" else ">", head[2:4] in {b"+\0", b"\0+"}

@@ -69,7 +69,7 @@ class TransientError(Exception):
 
 
 class MissingError(Exception):
-    """There is no such object, or no such bucket: the message says which."""
+    """The object or its bucket does not exist; the message names the missing one."""
 
 
 class DeniedError(Exception):
