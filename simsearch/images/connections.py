@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 class Stop:
-    """Ends at once all fetches that were started with it. Safe for several threads."""
+    """A switch that ends, at once, all fetches that were given it. Safe for several threads."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
         self._set = False
 
     def set(self) -> None:
-        """Ends the fetches, and all later ones."""
+        """Ends all running fetches that were given this object; later ones fail at once."""
         if not self._set:
             self._set = True
             os.write(self._write, b"x")
@@ -49,13 +49,13 @@ class StoppedError(OSError):
 
 
 class Deadline:
-    """The end of a fetch: a time (of `time.monotonic`), or earlier by `stop`."""
+    """The time (of `time.monotonic`) at which a fetch must end. `stop` can end the fetch earlier."""
 
     def __init__(self, end: float, stop: Stop | None) -> None:
         self.end, self.stop = end, stop
 
     def left(self) -> float:
-        """Returns the seconds left. Raises TimeoutError, StoppedError."""
+        """Returns the seconds left. Raises TimeoutError if there are none, StoppedError if `stop` is set."""
         if self.stop is not None and self.stop.is_set():
             raise StoppedError("stopped")
         left = self.end - time.monotonic()
@@ -64,7 +64,7 @@ class Deadline:
         return left
 
     def wait(self, descriptor: int, event: int) -> None:
-        """Waits until a descriptor is ready. Raises TimeoutError, StoppedError."""
+        """Waits until a descriptor is ready for `event`, such as `select.POLLIN`. Raises the errors of `left`."""
         poll = select.poll()
         poll.register(descriptor, event)
         if self.stop is not None:
@@ -74,9 +74,9 @@ class Deadline:
 
 
 class Connection(io.RawIOBase):
-    """A connection whose operations all end at the deadline.
+    """A TCP connection whose operations all end at the deadline.
 
-    name: the host's name if the connection is to be encrypted, else None. Raises OSError.
+    name: the host's name for TLS; None for a connection without encryption. Raises OSError.
     """
 
     def __init__(self, address: Address, port: int, name: str | None, deadline: Deadline) -> None:
@@ -128,7 +128,10 @@ class Connection(io.RawIOBase):
 
 
 class ConnectionSocket:
-    """The part of a socket that http.client uses. `close` is ignored, as http.client calls it before reading."""
+    """The methods of a socket that http.client calls.
+
+    `close` does nothing, because http.client closes the socket before the response is read.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.sendall, self._connection = connection.sendall, connection

@@ -1,7 +1,8 @@
 """Decodes image files into upright RGB images in sRGB. A file's format is found by its content, never by its name.
 
-Other packages import this module; its parts are in `simsearch.images.decoding`. An image of the largest permitted size
-takes four bytes per pixel while it is decoded. It is then scaled down band by band, without a second full-size copy.
+Other packages import this module; its parts are in `simsearch.images.decoding`. A caller that needs fewer pixels than a
+large image has gets the image scaled down. This is done in bands of rows, so that memory holds no second full-size
+copy.
 """
 
 from __future__ import annotations
@@ -46,20 +47,20 @@ __all__ = [
 ]
 
 LARGEST_PIXELS = 178_956_970
-"""Images with more pixels are refused as decompression bombs; twice the level at which Pillow warns."""
+"""Images with more pixels are refused as decompression bombs. Pillow warns from half this number on."""
 
 LARGEST_BYTES = 1 << 30
-"""Larger files (bytes) are not read."""
+"""Files of more bytes are not read."""
 
 LARGE_BYTES = 32 << 20
-"""Larger files (bytes) are decoded from disk, not from memory."""
+"""Files of more bytes are decoded from disk, not from memory."""
 
 _CANVASES = {"WEBP": 4, "AVIF": 3, "HEIF": 3, "JPEG2000": 3}
-"""By format: full-size copies that the decoder keeps, where that is more than one."""
+"""Number of full-size copies that the decoder of a format holds in memory. All other decoders hold one copy."""
 
 
 class DecodedImage(NamedTuple):
-    """An upright RGB image, and the width and height of the original, which may be larger than the image."""
+    """An upright RGB image, and the width and height of the upright original, which may be larger than the image."""
 
     image: Image.Image
     width: int
@@ -71,10 +72,10 @@ def decode_image(
 ) -> DecodedImage:
     """Decodes the first frame of an image file, given as bytes or as an open file, into upright RGB.
 
-    shorter_side: pixels that are needed of the shorter side; None for all. A much larger JPEG is decoded at a half, a
-    quarter or an eighth of its size, and any image of more than `scaled.LARGE_PIXELS` pixels is scaled down by a whole
-    number, never below twice the pixels needed. A panorama with as many pixels, but with too few rows to be scaled
-    down, is cut to its middle.
+    shorter_side: the pixels that the caller needs along the image's shorter side; None for the full size. With a
+    number, a JPEG may be decoded at a half, a quarter or an eighth of its size, and an image of more than
+    `scaled.LARGE_PIXELS` pixels may be scaled down by a whole number. The shorter side keeps at least twice the pixels
+    needed. A panorama of that many pixels whose shorter side is too short for this is cut to its middle.
     largest: the most pixels that the original may have.
     Raises ImageError, with a reason that can be shown in a list of failures.
     """
@@ -85,7 +86,10 @@ def decode_image(
 
 
 def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> int:
-    """Estimates the bytes that `decode_image` needs, from the image's header; 0 if the header cannot be read."""
+    """Estimates the memory (bytes) that `decode_image` needs.
+
+    Reads only the header. Returns 0 if the header cannot be read.
+    """
     try:
         file, head = opened_file(data)
     except ImageError:
@@ -126,16 +130,17 @@ def from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 
 def crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """Cuts the box (x, y, width, height) out of an upright image. Raises errors as `check_box` does."""
+    """Cuts the box (x, y, width, height) out of an upright image. Raises the errors of `check_box`."""
     x, y, width, height = check_box(box, image.size)
     return image.crop((x, y, x + width, y + height))
 
 
 def check_box(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Returns a box (x, y, width, height) as ints.
+    """Checks a box (x, y, width, height), and returns it as ints.
 
-    size: width and height of the image. Raises UsageError if the box is not four whole numbers, ImageError if it is
-    empty or does not lie within the image.
+    size: width and height of the image.
+    Raises UsageError if the box is not four whole numbers, ImageError if the box is empty or does not lie within the
+    image.
     """
     try:
         x, y, width, height = (operator.index(number) for number in box)
@@ -159,7 +164,10 @@ def from_pil(image: Image.Image) -> Image.Image:
 
 
 def opened_file(data: bytes | IO[bytes]) -> tuple[IO[bytes], bytes]:
-    """Returns an open file at its start, and its first bytes. Raises ImageError for a TIFF of too many parts."""
+    """Returns image data as an open file at its start, and the first `opening.HEAD` bytes.
+
+    Raises ImageError for a TIFF that `tiff.check_parts` refuses.
+    """
     file = file_in_memory(data) if isinstance(data, bytes) else data
     file.seek(0)
     head = file.read(opening.HEAD)
@@ -170,7 +178,7 @@ def opened_file(data: bytes | IO[bytes]) -> tuple[IO[bytes], bytes]:
 
 
 def _samples(image: Image.Image, pixels: int) -> int:
-    """Returns the number of samples in all components of a JPEG, with its chroma subsampling."""
+    """Returns the number of values (luma and chroma) in a JPEG of `pixels` pixels, given its chroma subsampling."""
     sampling: list[tuple[int, int]] = [(across, down) for _, across, down, *_ in getattr(image, "layer", [])]
     if not sampling:
         return 3 * pixels
@@ -179,7 +187,7 @@ def _samples(image: Image.Image, pixels: int) -> int:
 
 
 def _upright(image: Image.Image, width: int, height: int, shorter_side: int | None) -> DecodedImage:
-    """Converts a loaded image to upright RGB. width, height: of the original as stored, before it is turned."""
+    """Converts a loaded image to upright RGB. width, height: the original's size before it is turned upright."""
     rgb = scaled_rgb(image, shorter_side)
     number = orientation(image)
     if number > 1:

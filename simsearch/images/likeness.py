@@ -1,9 +1,10 @@
 """Compares pixels to find copies of pictures, even if scaled, saved again, cropped a little, turned or mirrored.
 
-Both pictures are scaled to a small square, a view. The second view is turned and mirrored as fits best, then aligned
-with the first by an affine map (Gauss-Newton on the grey values, inverse compositional: Baker and Matthews 2004). The
-pictures are copies if the aligned views agree as a whole and in their details, and have the same colours. Pictures that
-are only similar, of one scene or kind, share the coarse shapes but not the details.
+Each picture is scaled to a small square, called a view. The second view is turned or mirrored to the position that fits
+the first view best. An affine map then aligns it with the first view (Gauss-Newton on the grey values, inverse
+compositional: Baker and Matthews 2004). The pictures are copies if the aligned views agree as a whole and in their
+details, and have the same colours. Pictures that are only similar, of one scene or kind, share the coarse shapes but
+not the details.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ SIDE = 64
 """Side of a view in pixels."""
 
 ALIKE = 0.75
-"""The least correlation, at a quarter of the size, of two views that are worth aligning."""
+"""Two views are aligned only if their correlation, at a quarter of their size, is at least this."""
 
 WHOLE, DETAILS = 0.9, 0.55
-"""The least correlations of aligned copies: of the grey values, and of the details."""
+"""Aligned views of copies have at least these correlations, of their grey values and of their details."""
 
 COLOURS = 30.0
-"""The largest root mean square difference of R - G and of B - G between copies, in levels of 255, once aligned."""
+"""Aligned views of copies differ by at most this in R - G and in B - G (root mean square, in levels of 255)."""
 
 FARTHEST = 0.15
-"""The largest change between copies in scale, angle (shear) or place.
+"""The largest change of scale, shear or place that the affine map between two copies may make.
 
 Coordinates run from -1 to 1: scale and shear may change by 15 %, places by 7.5 % of the sides.
 """
@@ -40,23 +41,26 @@ GREY_NOISE, DETAIL_NOISE = 4.0, 1.0
 """Standard deviations (of 255 levels) below which grey values and details count as noise."""
 
 STEPS = ((SIDE // 2, 12), (SIDE, 3))
-"""The sides at which views are aligned, and the number of steps at each."""
+"""Views are aligned at half their side, then at their full side (pixels), by this many steps of Gauss-Newton each."""
 
 IDENTITY_BONUS = 0.02
-"""The amount by which a turned or mirrored view must correlate better than the view as it is."""
+"""A turned or mirrored view is only chosen if its correlation exceeds that of the unchanged view by this amount."""
 
 _AT_ONCE = 32
 
 
 def view(image: Image.Image) -> NDArray[np.uint8]:
-    """Scales an RGB picture to the view that is compared: (SIDE, SIDE, 3) uint8."""
+    """Scales an RGB picture to a view, the small square that is compared: (SIDE, SIDE, 3) uint8."""
     enlarges = min(image.size) < SIDE
     method = Image.Resampling.BICUBIC if enlarges else Image.Resampling.BOX
     return np.asarray(image.resize((SIDE, SIDE), method))
 
 
 def are_copies(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Returns (n,) bool: True for pairs of views of copies. first, second: (n, SIDE, SIDE, 3) uint8."""
+    """Returns (n,) bool: True for each pair of views that show copies of one picture.
+
+    first, second: the views of the pairs, (n, SIDE, SIDE, 3) uint8 each.
+    """
     parts = [
         _are_copies(first[start : start + _AT_ONCE], second[start : start + _AT_ONCE])
         for start in range(0, len(first), _AT_ONCE)
@@ -86,7 +90,10 @@ def _are_copies(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[
 
 
 def _agree(a: Pixels, b: Pixels, inside: Pixels) -> NDArray[np.bool_]:
-    """Returns (n,) bool: True for pairs of aligned views (n, SIDE, SIDE, 3) that agree. inside: 0 to ignore pixels."""
+    """Returns (n,) bool: True for each pair of aligned views (n, SIDE, SIDE, 3) that agree.
+
+    inside: (n, SIDE, SIDE), 1 for pixels to compare and 0 for pixels to ignore.
+    """
     grey_a, grey_b = a.mean(3), b.mean(3)
     agree: NDArray[np.bool_] = (
         (_correlation(grey_a, grey_b, inside, GREY_NOISE) >= WHOLE)
@@ -97,19 +104,22 @@ def _agree(a: Pixels, b: Pixels, inside: Pixels) -> NDArray[np.bool_]:
 
 
 def _turned(image: Pixels, form: int) -> Pixels:
-    """Turns a square image (H, H, …) to one of eight positions: 0 is unchanged, 4 to 7 are mirrored."""
+    """Turns a square image (H, H, …) by 0 to 3 quarter turns for the forms 0 to 3; forms 4 to 7 mirror it first."""
     return np.rot90(image[:, ::-1] if form & 4 else image, form & 3)
 
 
 def _scaled(images: Pixels, side: int) -> Pixels:
-    """Scales (n, SIDE, SIDE) down by a whole number."""
+    """Scales images (n, SIDE, SIDE) down to (n, side, side), by a whole number."""
     step = images.shape[1] // side
     scaled: Pixels = images.reshape(len(images), side, step, side, step).mean((2, 4))
     return scaled
 
 
 def _best_forms(a: Pixels, b: Pixels) -> tuple[Pixels, NDArray[np.int64]]:
-    """Returns each pair's best correlation at a quarter of the size, and the position of `b` for it: (n,) each."""
+    """Returns two arrays (n,): the best correlation of each pair, and the form of `b` that gives it (see `_turned`).
+
+    a, b: grey views (n, SIDE, SIDE). They are compared at a quarter of their size.
+    """
 
     def normalised(images: Pixels) -> Pixels:
         flat = images.reshape(len(images), -1)
@@ -135,14 +145,20 @@ def _best_forms(a: Pixels, b: Pixels) -> tuple[Pixels, NDArray[np.int64]]:
 
 
 def _free(a: Pixels, b: Pixels, noise: float) -> Pixels:
-    """Returns the bonus (n,) for views without contrast: 1 if both are of a single grey, near 0 for other views."""
+    """Returns (n,): a bonus that is added to the correlation of each pair, because views without contrast have none.
+
+    The bonus is 1 if both views are a single grey, and near 0 if they have contrast.
+    """
     sums = [((images - images.mean((1, 2), keepdims=True)) ** 2).sum((1, 2)) + noise for images in (a, b)]
     free: Pixels = noise / np.sqrt(sums[0] * sums[1])
     return free
 
 
 def _align(a: Pixels, b: Pixels, moved: Pixels, steps: int) -> Pixels:
-    """Returns improved affine maps (n, 2, 3) that align the grey images `b` with `a`, both (n, H, H)."""
+    """Returns affine maps (n, 2, 3) that align the grey images `b` with `a`, both (n, H, H).
+
+    moved: the maps to start from. These maps and the result are differences from the identity: zeros change nothing.
+    """
     count, side = a.shape[0], a.shape[1]
     x, y = _grid(side)
     slope_y, slope_x = (slope.reshape(count, -1) * (side / 2) for slope in np.gradient(a, axis=(1, 2)))
@@ -165,7 +181,7 @@ def _align(a: Pixels, b: Pixels, moved: Pixels, steps: int) -> Pixels:
 
 
 def _composed(moved: Pixels, step: Pixels) -> Pixels:
-    """Returns the maps followed by the inverse of a step."""
+    """Returns the affine maps `moved` times the inverse of `step`. All maps are differences from the identity."""
 
     def full(maps: Pixels) -> Pixels:
         return np.concatenate([maps, np.zeros((len(maps), 1, 3), np.float32)], 1) + np.eye(3, dtype=np.float32)
@@ -183,7 +199,10 @@ def _grid(side: int) -> tuple[Pixels, Pixels]:
 
 
 def _warp(images: Pixels, moved: Pixels) -> tuple[Pixels, Pixels]:
-    """Maps (n, H, H, C) images bilinearly; also returns a mask (n, H, H), 0 for pixels from outside the images."""
+    """Applies affine maps to images (n, H, H, C), with bilinear interpolation.
+
+    Returns the images, and a mask (n, H, H): 1 for pixels from inside the original image, 0 for all others.
+    """
     count, side, _, channels = images.shape
     x, y = _grid(side)
     u, v = (
@@ -205,7 +224,7 @@ def _warp(images: Pixels, moved: Pixels) -> tuple[Pixels, Pixels]:
 
 
 def _details(grey: Pixels) -> Pixels:
-    """Subtracts from each pixel of (n, H, H) the mean of the 5 × 5 around it."""
+    """Subtracts from each pixel of grey images (n, H, H) the mean of the 5 × 5 pixels around it."""
     around = np.pad(grey.astype(np.float64), ((0, 0), (3, 2), (3, 2)), mode="edge").cumsum(1).cumsum(2)
     sums = around[:, 5:, 5:] - around[:, :-5, 5:] - around[:, 5:, :-5] + around[:, :-5, :-5]
     details: Pixels = (grey - sums / 25).astype(np.float32)
@@ -213,7 +232,10 @@ def _details(grey: Pixels) -> Pixels:
 
 
 def _correlation(a: Pixels, b: Pixels, inside: Pixels, noise: float) -> Pixels:
-    """Returns the correlation of (n, H, H) images: (n,). Where both vary less than `noise`, it tends to 1."""
+    """Returns (n,): the correlation of each pair of images (n, H, H). It tends to 1 if both vary less than `noise`.
+
+    inside: (n, H, H), 1 for pixels to compare and 0 for pixels to ignore.
+    """
     area = inside.sum((1, 2)) + 1e-6
     a, b = ((each - ((each * inside).sum((1, 2)) / area)[:, None, None]) * inside for each in (a, b))
     floor = area * noise**2
@@ -223,7 +245,7 @@ def _correlation(a: Pixels, b: Pixels, inside: Pixels, noise: float) -> Pixels:
 
 
 def _colour_difference(a: Pixels, b: Pixels, inside: Pixels) -> Pixels:
-    """Returns the larger of the RMS differences in R - G and B - G between (n, H, H, 3) images: (n,)."""
+    """Returns (n,): the larger of the RMS differences in R - G and in B - G, for each pair of images (n, H, H, 3)."""
     area = inside.sum((1, 2)) + 1e-6
     differences = []
     for one, other in ((0, 1), (2, 1)):

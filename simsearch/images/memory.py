@@ -10,23 +10,24 @@ from PIL import Image
 from simsearch.images import decode
 
 LARGE_PIXELS = 1 << 24
-"""Images with more pixels are converted to RGB band by band, if they are scaled down."""
+"""Images with more pixels are converted to RGB in bands of rows, if they are scaled down."""
 
 BAND_PIXELS = LARGE_PIXELS // 4
-"""Pixels of one band."""
+"""Number of pixels in one band of rows."""
 
 
 def peak_memory(data: bytes | IO[bytes], shorter_side: int | None = None, crop: bool = False) -> int:
-    """Estimates the bytes needed to decode an image, convert it to RGB, turn it and, with `crop`, cut a part out.
+    """Estimates the memory (bytes) needed to decode an image, convert it to RGB and turn it upright.
 
-    shorter_side: as for `decode.decode_image`. Returns 0 if the header cannot be read: decoding will fail early too.
+    shorter_side: as for `decode.decode_image`. crop: True if a part will also be cut out of the image.
+    Returns 0 if the header cannot be read; decoding such a file fails early.
     """
     needed = decode.decode_memory(data, shorter_side)
     try:
         with Image.open(decode.opened_file(data)[0]) as image:
             pixels, shorter = image.width * image.height, min(image.size)
             converted = _conversion_bytes(image) + 4 * crop
-            copy = image.width * image.height  # a JPEG is decoded at a smaller scale
+            copy = image.width * image.height  # less for a JPEG that is decoded at a smaller scale
             if shorter_side is not None and image.format in {"JPEG", "MPO"}:
                 scale = min(8, max(1, shorter // (2 * shorter_side)))
                 copy //= (1 << (scale.bit_length() - 1)) ** 2
@@ -42,10 +43,11 @@ def peak_memory(data: bytes | IO[bytes], shorter_side: int | None = None, crop: 
 
 
 def scaled_side(size: tuple[int, int], box: tuple[int, int, int, int], resize: int) -> int | None:
-    """Returns the `shorter_side` for decoding a large image of which only a part is needed.
+    """Returns the `shorter_side` with which to decode an image if only a part of it is needed; None for the full size.
 
-    size: width and height. box: the part, (x, y, width, height). resize: pixels needed of the part's shorter side.
-    None if the image is not large, or has no pixels to spare.
+    size: the image's width and height. box: the part (x, y, width, height). resize: the pixels needed along the part's
+    shorter side.
+    Returns None if the image is not large, or if scaling it down would leave too few pixels.
     """
     if size[0] * size[1] <= LARGE_PIXELS or len(box) != 4:
         return None
@@ -57,7 +59,7 @@ def scaled_side(size: tuple[int, int], box: tuple[int, int, int, int], resize: i
 
 
 def image_size(data: bytes | IO[bytes]) -> tuple[int, int]:
-    """Returns width and height as stored; (0, 0) if the header cannot be read."""
+    """Returns an image's width and height before it is turned upright; (0, 0) if the header cannot be read."""
     try:
         with Image.open(decode.opened_file(data)[0]) as image:
             return image.size
@@ -69,7 +71,7 @@ def image_size(data: bytes | IO[bytes]) -> tuple[int, int]:
 
 
 def _conversion_bytes(image: Image.Image) -> int:
-    """Returns the bytes per pixel that converting an image to RGB (`to_rgb`) and turning it take together."""
+    """Returns the memory (bytes per pixel) needed to convert an image to RGB and turn it upright."""
     extra = 4 * ("icc_profile" in image.info) + 4 * bool({"exif", "xmp"} & image.info.keys())
     if image.mode in {"I", "F"}:
         return 38 + extra  # float64 arrays

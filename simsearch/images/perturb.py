@@ -10,7 +10,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 Change = Callable[[Image.Image, float, Generator], Image.Image]
-"""Function that changes an RGB image. Each change has its own unit of strength; see `CHANGES`."""
+"""A function that changes an RGB image by a strength. The unit of the strength depends on the change; see `CHANGES`."""
 
 
 def recompress(image: Image.Image) -> Image.Image:
@@ -44,7 +44,7 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "rotated by 2 degrees": lambda image: image.rotate(2, Image.Resampling.BICUBIC),
     "mirrored": ImageOps.mirror,
 }
-"""By name: the changes that make a near-identical copy of an image."""
+"""The changes that make a near-identical copy of an image, by their names."""
 
 
 def _shift(image: Image.Image, strength: float, random: Generator) -> Image.Image:
@@ -60,7 +60,10 @@ def _rotate(image: Image.Image, strength: float, random: Generator) -> Image.Ima
 
 
 def _moved(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """Applies an affine map of output to input pixels; pixels from outside get the image's mean colour."""
+    """Applies an affine map to an image. Pixels from outside the image get its mean colour.
+
+    matrix: the six coefficients that `Image.transform` takes; they map pixels of the result to pixels of the image.
+    """
     pixels = np.asarray(image).reshape(-1, 3)
     mean = tuple(int(value) for value in pixels.mean(0))
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=mean)
@@ -124,4 +127,4 @@ CHANGES: dict[str, tuple[Change, tuple[float, ...], str]] = {
     "colour": (_colour, (0.1, 0.2, 0.4, 0.6), "change of brightness, contrast and saturation"),
     "text": (_text, (0.05, 0.1, 0.2, 0.4), "share of the height"),
 }
-"""By name: the change, its strengths from weak to strong, and their unit."""
+"""For each change, by its name: the function, its strengths from weak to strong, and their unit."""

@@ -29,7 +29,7 @@ MAX_SIDE = 4096
 """The largest permitted `Preprocessing.resize`, in pixels."""
 
 _JSON_KEYS = {"std": "deviation"}
-"""By field: the key in JSON, where that differs from the field's name."""
+"""The keys in JSON of those fields whose key is not the field's name."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ class Preprocessing:
     """The steps that turn an image into a network's input.
 
     resize: pixels of the scaled image's shorter side.
-    crop: side of the square cut from its centre; if it is larger than `resize`, the image gets a black border (LeNet-5
-    sees digits of 28 pixels on 32).
-    mean, std: by channel (R, G, B), on the scale 0 to 255; the input is (pixel - mean) / std. In JSON std is called
-    `deviation`.
+    crop: side of the square cut from the scaled image's centre. If it is larger than `resize`, the image gets a black
+    border (LeNet-5 sees digits of 28 x 28 pixels in a square of 32 x 32).
+    mean, std: three numbers each, for R, G and B, on the scale 0 to 255. The input is (pixel - mean) / std. In JSON,
+    std is called `deviation`.
+    interpolation: the method of scaling, a key of `FILTERS`.
+    Raises WeightsError for values that are not permitted.
     """
 
     resize: int = 256
@@ -64,7 +66,10 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """Makes the preprocessing from JSON values. Raises WeightsError for unknown keys, which may alter features."""
+        """Makes a `Preprocessing` from a JSON object. Raises WeightsError for values that are not permitted.
+
+        Unknown keys are not permitted either, because they may stand for a step that changes the features.
+        """
         names = {_JSON_KEYS.get(field.name, field.name): field.name for field in fields(cls)}
         unknown = set(values) - set(names)
         if unknown:
@@ -75,7 +80,7 @@ class Preprocessing:
         return cls(**converted)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the preprocessing as plain JSON values."""
+        """Returns the preprocessing as a dict that can be written as JSON."""
         return {_JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}
 
     def pixels(self, image: Image.Image) -> Pixels:
@@ -88,7 +93,10 @@ def _is_level(value: object) -> bool:
 
 
 def shorter_side(image: Image.Image, pixels: int, resample: Image.Resampling) -> Image.Image:
-    """Scales an image so that its shorter side has `pixels` pixels, keeping its proportions."""
+    """Scales an image so that its shorter side has `pixels` pixels, keeping its proportions.
+
+    An image more than 64 times longer than wide is first cut to its middle.
+    """
     width, height = image.size
     scale = pixels / min(width, height)
     size = (max(pixels, round(width * scale)), max(pixels, round(height * scale)))
@@ -102,16 +110,16 @@ def shorter_side(image: Image.Image, pixels: int, resample: Image.Resampling) ->
 
 
 def centre_crop(image: Image.Image, side: int) -> Pixels:
-    """Returns the square at the image's centre: (side, side, 3) uint8."""
+    """Returns the square at the image's centre: (side, side, 3) uint8. A larger square gets a black border."""
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.uint8)
 
 
 def scaled_centre(image: Image.Image, pixels: int, side: int, resample: Image.Resampling) -> Pixels:
-    """Scales an image as `shorter_side`, and returns only the square at its centre: (side, side, 3) uint8.
+    """Scales an image as `shorter_side` does, and returns only the square at its centre: (side, side, 3) uint8.
 
-    Pixels outside the square are not computed. Pillow keeps the box in single precision, so a few values differ by one
-    level from those that `shorter_side` and `centre_crop` give.
+    Pixels outside the square are not computed. Pillow keeps the place of the square in single precision, so a few
+    values differ by one level from the result of `shorter_side` and `centre_crop`.
     """
     width, height = image.size
     scale = pixels / min(width, height)

@@ -1,9 +1,9 @@
 """Fetches images by URL, for the user of the command line or for a stranger who calls the HTTP service.
 
 A stranger's URL must lead to a public address. The host name is resolved once, all addresses found are checked, and the
-connection goes to one of them, so a name that resolves to another address a moment later gains nothing. Each redirect
-passes the same checks, and the environment's proxies are not used. One deadline holds for the whole fetch (resolving
-the name, connecting, and each byte sent and received), however slowly the server sends.
+connection goes to one of them. So a name that resolves to another address a moment later cannot evade the check. Each
+redirect is checked in the same way, and the environment's proxies are not used. One deadline holds for the whole fetch
+(resolving the name, connecting, and each byte sent and received), however slowly the server sends.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PARTS, PART_BYTES = 1000, 256
 """A response may come in at most PARTS parts (chunks, packets), plus one for each PART_BYTES bytes."""
 
 WAIT = 20.0
-"""The most seconds of each wait for the server, for a user's URL."""
+"""Time limit (seconds) of each wait for the server, if the user of the command line gives a URL."""
 
 STOP_CHECK = 0.05
 """Seconds between checks of `Stop` while a name is looked up."""
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 def is_public(address: Address) -> bool:
-    """Returns True if an address belongs to the public Internet, and does not map to another one (as 6to4 does)."""
+    """Returns True if an address is on the public Internet. An address that leads to another (as 6to4 does) is not."""
     if isinstance(address, ipaddress.IPv6Address) and address not in _PUBLIC_IPV6:
         return False  # among others: mapped and translated IPv4, NAT64, site-local, segment routing
     if any(address in network for network in _SPECIAL):
@@ -79,7 +79,8 @@ def fetch(
 
     largest: the most bytes that are accepted.
     seconds: the time limit of the whole fetch.
-    public_only: for strangers' URLs: refuse addresses outside the public Internet, and all ports but 80 and 443.
+    public_only: True for strangers' URLs. Addresses outside the public Internet, and all ports but 80 and 443, are then
+    refused.
     stop, received: as for `fetch_public`; only used with `public_only`.
     Raises UsageError for a URL that is refused, ImageError if the fetch fails.
     """
@@ -122,11 +123,13 @@ def fetch_public(
     stop: Stop | None = None,
     received: Callable[[int], None] = lambda size: None,
 ) -> bytes:
-    """Fetches the bytes at a stranger's URL, from addresses that are permitted; see `fetch`.
+    """Fetches the bytes at a stranger's URL, from permitted addresses only.
 
-    permitted: returns True for an address that may be connected to. any_port: accept all ports.
-    stop: ends the fetch early. received: called with the size of each part of the response; may raise an
-    exception to end the fetch.
+    largest, seconds: as for `fetch`, which raises the same errors.
+    permitted: returns True for an address that may be connected to.
+    any_port: accept all ports.
+    stop: ends the fetch early.
+    received: called with the size of each part of the response; may raise an exception to end the fetch.
     """
     deadline = Deadline(time.monotonic() + seconds, stop)
     for _ in range(REDIRECTS + 1):
@@ -148,7 +151,7 @@ def _request(
     any_port: bool,
     received: Callable[[int], None],
 ) -> tuple[str | None, bytes]:
-    """Makes one request; returns the location of a redirect and no bytes, or else None and the content."""
+    """Makes one request. For a redirect, returns its location and no bytes; otherwise returns None and the content."""
     scheme, host, port, target = _parts(url, any_port)
     address = _resolve(host, port, permitted, deadline)
     try:
@@ -177,7 +180,7 @@ def _request(
 
 
 def _parts(url: str, any_port: bool) -> tuple[str, str, int, str]:
-    """Splits a URL into scheme, host, port and path. Raises UsageError for one that is not allowed."""
+    """Splits a URL into scheme, host, port and path. Raises UsageError for a URL that is not allowed."""
     try:
         split = urlsplit(url)
         host = (split.hostname or "").encode("idna").decode() if ":" not in (split.hostname or "") else split.hostname
@@ -200,7 +203,10 @@ _lookups = threading.BoundedSemaphore(LOOKUPS)
 
 
 def _resolve(host: str, port: int, permitted: Callable[[Address], bool], deadline: Deadline) -> Address:
-    """Returns a permitted address of a host. Raises ImageError if it has none, UsageError if any is not permitted."""
+    """Returns an address of a host, after checking all its addresses.
+
+    Raises ImageError if the host has no address, UsageError if any of its addresses is not permitted.
+    """
     try:
         found = _look_up(host, port, deadline)
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
@@ -212,7 +218,10 @@ def _resolve(host: str, port: int, permitted: Callable[[Address], bool], deadlin
 
 
 def _look_up(host: str, port: int, deadline: Deadline) -> list[Any]:
-    """Calls `socket.getaddrinfo` in a thread, since the call cannot be cancelled. Raises OSError, ValueError."""
+    """Looks up a host's addresses by `socket.getaddrinfo`, in a thread, since the call cannot be cancelled.
+
+    Raises OSError or ValueError.
+    """
     if not _lookups.acquire(blocking=False):
         raise OSError("too many names are being looked up")
 

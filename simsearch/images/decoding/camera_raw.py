@@ -1,4 +1,4 @@
-"""Reads cameras' raw files with rawpy (extra `[raw]`): the JPEG inside, or, if that is small, the developed image."""
+"""Reads cameras' raw files with rawpy (extra `[raw]`): the JPEG preview or, if it is small, the developed image."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from simsearch.errors import ImageError
 from simsearch.images.decoding.messages import missing_extra
 
 LARGE_PIXELS = 1 << 23
-"""Larger pictures are developed at half their size, one pixel for each group of four sensors."""
+"""Images with more pixels are developed at half their width and height: four cells of the sensor make one pixel."""
 
 BYTES_PER_PIXEL = 16
-"""Memory that developing takes, for each pixel of the sensor."""
+"""Memory (bytes) that developing takes for each pixel of the sensor."""
 
 _ORIENTATION = 0x0112  # EXIF tag
 _ORIENTATIONS = {3: 3, 5: 8, 6: 6}
-"""By LibRaw's number for a turned picture: the EXIF orientation."""
+"""LibRaw's numbers for a turned picture (`sizes.flip`), and the EXIF orientations that mean the same."""
 
 
 def opened(file: IO[bytes], name: str, largest: int) -> Image.Image:
-    """Returns the picture of a raw file. Raises ImageError. name: the format. largest: the most pixels."""
+    """Returns the JPEG preview of a raw file or, if there is none or it is small, the developed image.
+
+    name: the format, for messages. largest: the most pixels of an image that may be developed. Raises ImageError.
+    """
     raw_py = _library(name)
     file.seek(0)
     try:
@@ -40,7 +43,7 @@ def opened(file: IO[bytes], name: str, largest: int) -> Image.Image:
 
 
 def memory(file: IO[bytes]) -> int:
-    """Estimates the bytes that `opened` needs; 0 if rawpy is missing or cannot read the file."""
+    """Estimates the memory (bytes) that `opened` needs; 0 if rawpy is missing or cannot read the file."""
     try:
         file.seek(0)
         data = file.read()
@@ -51,7 +54,7 @@ def memory(file: IO[bytes]) -> int:
 
 
 def _preview(raw: Any, raw_py: Any) -> Image.Image | None:
-    """Returns the JPEG inside a raw file, with its orientation in EXIF; None if there is none."""
+    """Returns the JPEG preview of a raw file, with an orientation in its EXIF; None if there is no such preview."""
     try:
         thumbnail = raw.extract_thumb()
         if thumbnail.format != raw_py.ThumbFormat.JPEG:

@@ -20,16 +20,17 @@ LARGEST_PROFILE = 4 << 20
 """Larger profiles (bytes) are ignored."""
 
 TOLERANCE = 3
-"""A profile that changes no colour by more levels than this is taken for sRGB, and skipped."""
+"""A profile counts as sRGB, and is ignored, if it changes no colour by more than this (on the scale 0 to 255)."""
 
 CACHE = 32
-"""Number of profiles whose conversions are kept."""
+"""Number of profiles whose transformations are cached."""
 
 
 def to_srgb(image: Image.Image, profile: object) -> Image.Image:
-    """Converts an image to sRGB by its ICC profile: RGB, RGBA, L or CMYK to RGB, or RGBA.
+    """Converts an image of mode RGB, RGBA, L or CMYK to sRGB by its ICC profile.
 
-    Returns the same image if it has no profile, one of sRGB, or one that does not fit it.
+    Returns RGBA for RGBA, and RGB for the other modes. Returns the image unchanged if there is no profile, the profile
+    is sRGB or broken, or it is for another mode.
     """
     transform = _transform_for(image.mode, profile)
     if transform is None:
@@ -40,7 +41,7 @@ def to_srgb(image: Image.Image, profile: object) -> Image.Image:
 
 
 def changes_colours(profile: object, mode: str = "RGB") -> bool:
-    """Returns True if `to_srgb` would change an image of that mode."""
+    """Returns True if `to_srgb` would change an image of this mode with this profile."""
     return _transform_for(mode, profile) is not None
 
 
@@ -57,7 +58,7 @@ def _transform_for(mode: str, profile: object) -> ImageCms.ImageCmsTransform | N
 
 @functools.lru_cache(CACHE)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Returns the conversion of a profile to sRGB; None for a profile that is sRGB, or broken."""
+    """Returns the transformation from a profile's colours to sRGB; None if the profile is sRGB or broken."""
     try:
         transform = ImageCms.buildTransform(
             ImageCms.ImageCmsProfile(io.BytesIO(profile)),
@@ -72,12 +73,12 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         plain = np.asarray(colours.convert("RGB"), np.int16)
         found = np.asarray(transform.apply(colours).convert("RGB"), np.int16)
         return transform if np.abs(found - plain).max() > TOLERANCE else None
-    except Exception:  # littleCMS refuses a broken profile in many ways
+    except Exception:  # littleCMS raises many kinds of exceptions for broken profiles
         return None
 
 
 def _colours(mode: str) -> Image.Image:
-    """Returns an image of colours that are spread over the whole space."""
+    """Returns an image whose pixels are colours from all parts of the mode's colour space."""
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     levels = np.linspace(0, 255, 9).round().astype(np.uint8)

@@ -15,7 +15,7 @@ EXTENSIONS = frozenset(
     )
     for name in names.split()
 )
-"""Extensions of image files; a file that has one and cannot be decoded is reported as a failure."""
+"""Extensions of image files. A file with one of these extensions that cannot be decoded is reported as a failure."""
 
 _LEFT_OUT = {
     "video": "3g2 3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv",
@@ -88,7 +88,10 @@ def looks_like_image(head: bytes) -> bool:
 
 
 def left_out(path: str, head: bytes = b"") -> str | None:
-    """Returns the kind of a video or picture that is never read, such as "video"; None for every other file."""
+    """Returns the kind of a file that is never read, such as "video" or "SVG drawing"; None for all other files.
+
+    head: the file's first bytes; without them, only the extension counts.
+    """
     kind = _LEFT_OUT_BY_EXTENSION.get(os.path.splitext(path)[1].lower())
     if kind is not None or not head:
         return kind
@@ -102,12 +105,15 @@ def left_out(path: str, head: bytes = b"") -> str | None:
 
 
 def is_heif(head: bytes) -> bool:
-    """Returns True for HEIC and its relatives, which Pillow does not read; `head` has 256 bytes."""
+    """Returns True for HEIC and its relatives except AVIF, which Pillow cannot read without a plugin.
+
+    head: the file's first 256 bytes.
+    """
     return head[4:8] == b"ftyp" and head[8:12] in _BRANDS and not {b"avif", b"avis"} & _brands(head)
 
 
 def is_jxl(head: bytes) -> bool:
-    """Returns True for JPEG XL, a bare codestream or in its container."""
+    """Returns True for JPEG XL, as a bare codestream or in a container."""
     return head.startswith(_JXL)
 
 
@@ -117,14 +123,14 @@ def is_tiff(head: bytes) -> bool:
 
 
 def camera_raw(head: bytes) -> str | None:
-    """Returns the name of a camera's raw format that does not look like TIFF; None for other files."""
+    """Returns the name of a camera's raw format; None for other files, and for raw formats that begin like TIFF."""
     if head[4:12] == b"ftypcrx ":
         return "Canon CR3"
     return next((name for start, name in _RAW_SIGNATURES.items() if head.startswith(start)), None)
 
 
 def name_of(head: bytes) -> str | None:
-    """Returns the name of the format that a file's first bytes show; None if they show none."""
+    """Returns the name of the format that a file's first bytes show; None if they show no known format."""
     if is_tiff(head):
         return "TIFF"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
@@ -139,6 +145,6 @@ def name_of(head: bytes) -> str | None:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """Returns the brands of an ISO media file; an AVIF file may have the general brand mif1 first and its own later."""
+    """Returns all brands (format codes) of an ISO media file. An AVIF file may have the general brand mif1 first."""
     end = min(int.from_bytes(data[:4], "big"), 256)
     return {data[start : start + 4] for start in (8, *range(16, end, 4))}

@@ -14,10 +14,10 @@ from PIL import Image
 from simsearch.images.decoding.spliced import Part, spliced
 
 MISSING = 0.02
-"""Largest share of the pixels that may depend on missing bytes; otherwise the file counts as truncated."""
+"""Largest share of the pixels that may depend on missing bytes. With a larger share, a file counts as truncated."""
 
 LARGEST_BYTES = 256 << 20
-"""Larger files (bytes) are not looked into."""
+"""Files of more bytes are not completed."""
 
 _END = b"\xff\xd9"
 _FILLINGS = (b"\x00", b"\x55")
@@ -32,9 +32,11 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 class _Structure(NamedTuple):
     """The structure of a JPEG, from its markers.
 
-    complete: True if a scan for each coefficient has begun. units: number of the smallest parts of the picture that
-    are coded together. interval: units between two restart markers; 0 if there are none. restart: the number of the
-    restart marker that comes next, 0 to 7.
+    complete: True if the scans that have begun contain all coefficients with all their bits, so that no scan is
+    missing.
+    units: number of minimum coded units (MCU), the squares of the picture that are coded together.
+    interval: units between two restart markers; 0 if there are no restart markers.
+    restart: the number, 0 to 7, of the restart marker that should come next.
     """
 
     complete: bool
@@ -44,10 +46,11 @@ class _Structure(NamedTuple):
 
 
 def completed(file: IO[bytes]) -> IO[bytes] | None:
-    """Returns a truncated JPEG with an end marker added; None if more than `MISSING` of the pixels are not there.
+    """Returns a truncated JPEG with an end marker added; None for a file that is not truncated, or misses too much.
 
-    Zeros at the end, to which a file may be padded, count as missing too. To find the pixels that depend on missing
-    bytes, the picture is decoded twice, with different bytes in place of them. Raises Pillow's errors.
+    At most a share of `MISSING` of the pixels may depend on missing bytes. To find these pixels, the picture is decoded
+    twice, with different bytes in place of the missing ones. Padding at the end of the file counts as missing. Raises
+    Pillow's errors.
     """
     file.seek(0)
     data = file.read(LARGEST_BYTES + 1)
@@ -77,7 +80,7 @@ def is_padded(file: IO[bytes]) -> bool:
 
 
 def _without_padding(data: bytes) -> bytes:
-    """Removes padding from a file's end: all 0xFF bytes, or all zeros but one, which may belong to the picture."""
+    """Removes padding from a file's end: all 0xFF bytes, or all zeros except the first, which may be image data."""
     return data.rstrip(b"\xff") if data.endswith(b"\xff") else data[: len(data.rstrip(b"\0")) + 1]
 
 
@@ -89,9 +92,10 @@ def _half_size(file: IO[bytes], parts: list[Part]) -> Image.Image:
 
 
 def _filling(structure: _Structure, filling: bytes) -> Iterator[bytes]:
-    """Yields bytes in place of the missing ones, enough for a little more than twice `MISSING` of the picture.
+    """Yields copies of `filling`, with restart markers between them, to take the place of the missing bytes.
 
-    After these bytes, libjpeg makes the rest of the picture grey, whatever the bytes were.
+    They are enough for a little more than twice the share `MISSING` of the picture. libjpeg makes the rest of the
+    picture grey, for any filling.
     """
     units = int(structure.units * MISSING * 2) + 2
     if not structure.interval:
@@ -105,8 +109,8 @@ def _filling(structure: _Structure, filling: bytes) -> Iterator[bytes]:
 
 
 def _structure(data: bytes) -> _Structure | None:
-    """Reads the markers of a JPEG; returns None if they make no sense."""
-    missing: dict[int, list[int]] = {}  # by component: the bits of each coefficient that no scan has brought yet
+    """Returns the structure of a JPEG, read from its markers; None if the markers make no sense."""
+    missing: dict[int, list[int]] = {}  # by component: for each coefficient, the number of bits still missing
     progressive, interval, units, start, scan = False, 0, 0, 2, 0
     while (marker := _MARKER.search(data, start)) is not None:
         code, start = marker[1][0], marker.end()

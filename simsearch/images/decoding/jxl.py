@@ -1,4 +1,4 @@
-"""Reads JPEG XL with a plugin (extra `[jxl]`). Opening decodes a file, so this module reads the size first."""
+"""Reads JPEG XL with a plugin (extra `[jxl]`), which decodes a file when opening it; the size is checked before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BITS = (9, 13, 18, 30)
 
 
 def opened(file: IO[bytes], largest: int) -> Image.Image:
-    """Opens and decodes a JPEG XL. Raises ImageError, also if the plugin is missing. largest: the most pixels."""
+    """Opens and decodes a JPEG XL of at most `largest` pixels. Raises ImageError, also if the plugin is missing."""
     plugin = _plugin()
     check_size(size(file), largest)
     file.seek(0)
@@ -29,14 +29,14 @@ def _plugin() -> Any:
         from pillow_jxl import JpegXLImagePlugin
     except ImportError:
         raise missing_extra("JPEG XL", "jxl") from None
-    if not known and "JXL" in Image.ID:  # otherwise `Image.open`, to find a picture's size, would decode it
+    if not known and "JXL" in Image.ID:  # otherwise `Image.open` would decode a picture
         Image.ID.remove("JXL")
     JpegXLImagePlugin.DECODE_THREADS = 0  # a build decodes one picture in each thread
     return JpegXLImagePlugin
 
 
 def size(file: IO[bytes]) -> tuple[int, int]:
-    """Reads the width and height of a JPEG XL from its header. Raises ImageError if there is none."""
+    """Reads the width and height of a JPEG XL from its header. Raises ImageError if the header cannot be read."""
     file.seek(_codestream(file))
     head = file.read(16)
     if head[:2] != b"\xff\x0a" or len(head) < 12:
@@ -68,7 +68,10 @@ def _side(bits: _BitReader, small: int) -> int:
 
 
 def _codestream(file: IO[bytes]) -> int:
-    """Returns the position of the codestream, which may be in a box of a container."""
+    """Returns the offset of the codestream, which may be in a box of a container.
+
+    Raises ImageError if the file has no codestream.
+    """
     file.seek(0)
     if file.read(2) == b"\xff\x0a":
         return 0

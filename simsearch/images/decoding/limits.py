@@ -1,4 +1,4 @@
-"""Limits of the size of images, and of the number of parts that a file consists of."""
+"""Limits on the size of images, and on the number of parts that a file consists of."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import io
 from simsearch.errors import ImageError, ImageTooLargeError
 
 LARGEST_SIDE = 1 << 23
-"""Images wider or higher than this (pixels) are refused: decoders keep whole rows, and a pointer to each."""
+"""Images wider or higher than this (pixels) are refused, because decoders hold whole rows and a pointer to each row."""
 
 PARTS, PART_BYTES = 100_000, 256
-"""A file in memory may be read in at most PARTS steps, plus one for each PART_BYTES bytes.
+"""A file in memory may be read by at most PARTS calls of `read`, plus one for each PART_BYTES bytes.
 
-A file that consists of markers or chunks of a few bytes would take Pillow a minute, in which nothing else runs.
-Ordinary files take 50 steps.
+A file that consists of markers or chunks of a few bytes would take Pillow a minute, in which no other thread runs.
+Ordinary files take 50 calls.
 """
 
 
 UNCOUNTED = 1 << 18
-"""Steps are not counted for smaller files (bytes), which cannot have too many parts."""
+"""Calls of `read` are not counted for files of fewer bytes, which cannot have too many parts."""
 
 
 def file_in_memory(data: bytes) -> io.BytesIO:
-    """Returns an open file with this content, which raises ImageError if read in too many steps."""
+    """Returns an open file with this content. Its `read` raises ImageError after too many calls (see `PARTS`)."""
     return io.BytesIO(data) if len(data) < UNCOUNTED else _CountedFile(data)
 
 
 class _CountedFile(io.BytesIO):
-    """A file in memory that raises ImageError if read in too many steps."""
+    """A file in memory whose `read` raises ImageError after too many calls."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -41,7 +41,7 @@ class _CountedFile(io.BytesIO):
 
 
 def check_size(size: tuple[int, int], largest: int) -> None:
-    """Raises ImageTooLargeError for an image that would take too much memory to decode."""
+    """Raises ImageTooLargeError for an image of more than `largest` pixels, or with a side over `LARGEST_SIDE`."""
     width, height = size
     bomb = "the limit against decompression bombs"
     if width * height > largest:

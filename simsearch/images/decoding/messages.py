@@ -24,7 +24,10 @@ _DAMAGED = "the file is damaged: its image data cannot be decoded"
 
 @contextlib.contextmanager
 def readable(head: bytes, largest: int) -> Iterator[None]:
-    """Maps the exceptions of Pillow and its decoders to ImageError. head: the file's first bytes."""
+    """Turns exceptions of Pillow and its decoders that are raised in the `with` block into ImageError.
+
+    head: the file's first bytes. largest: the most pixels that are permitted, for the message.
+    """
     try:
         yield
     except ImageError:
@@ -39,24 +42,27 @@ def readable(head: bytes, largest: int) -> Iterator[None]:
     except Exception as error:  # hostile bytes make Pillow's decoders raise nearly anything
         raise ImageError(_reason(error)) from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of a decoder written in Rust
+        if type(error).__name__ != "PanicException":  # raised by decoders written in Rust
             raise
         raise ImageError(_DAMAGED) from error
 
 
 def missing_extra(what: str, extra: str) -> ImageError:
-    """Returns the error for a file that needs an extra which is not installed."""
+    """Returns the error for a file that needs an extra which is not installed.
+
+    what: the kind of file, for the message. extra: the name of the extra, such as "raw".
+    """
     missing = MissingExtraError(what, extra)
     return ImageError(f"{missing}: {missing.hint}", hint=missing.hint)
 
 
 def names_extra(reason: str) -> bool:
-    """Returns True if a reason is the message of an error that `missing_extra` made."""
+    """Returns True if the reason of a failure is a message of `missing_extra`."""
     return " needs the [" in reason and "] extra: " in reason
 
 
 def _unidentified(head: bytes) -> str:
-    """Returns the reason for a file that no decoder accepts, with the format it seems to have."""
+    """Returns the message for a file that no decoder accepts, with the format that its first bytes show."""
     if (kind := formats.left_out("", head)) is not None:
         return f"a{'n' * (kind[0] in 'AEOS')} {kind}, which is not read"
     if (name := formats.name_of(head)) is not None:

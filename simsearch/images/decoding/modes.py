@@ -1,4 +1,4 @@
-"""Conversion of images of any mode to 8-bit RGB."""
+"""Conversion of images of any Pillow mode to 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _UNUSED_ALPHA = frozenset({"BMP", "DIB"})
 """Formats whose alpha is ignored if it is 0 everywhere."""
 
 _ALPHA_MAY_BE_UNUSED = frozenset({"ICO", "CUR", "TGA", "DDS", "TIFF"})
-"""Formats whose alpha is ignored if it is 0 everywhere and the colours under it vary."""
+"""Formats whose alpha is ignored if it is 0 everywhere while the colours vary."""
 
 _HIGHLIGHTS = 16
-"""The largest value in float images on the scale 0..1: lamps, and edges after sharpening, are brighter than white."""
+"""A float image with no larger value is on the scale 0..1. Lamps and sharpened edges may be brighter than white (1)."""
 
 
 def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
-    """Converts an image of any mode to 8-bit RGB: alpha over white, deeper values scaled down, palettes and CMYK too.
+    """Converts an image of any Pillow mode to 8-bit RGB, in sRGB. Transparent parts become white.
 
-    Colours are converted to sRGB by the profile in `image.info`. top: the largest value of the whole image, if this is
-    a part of an image of 32-bit values.
+    Values of more than 8 bits are scaled down. Colours are converted by the ICC profile in `image.info`.
+    top: the largest value of the whole image, if `image` is a part of an image of 32-bit values.
     """
     profile = image.info.get("icc_profile")
     transparency = "transparency" in image.info
@@ -46,10 +46,10 @@ def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
 
 
 def without_unused_alpha(image: Image.Image) -> Image.Image:
-    """Returns a loaded image without alpha, if the alpha is 0 everywhere because a program left it unused."""
+    """Returns a loaded image, without its alpha channel if this is 0 everywhere because a program left it unused."""
     if image.mode != "RGBA" or image.format not in _UNUSED_ALPHA | _ALPHA_MAY_BE_UNUSED:
         return image
-    if image.format == "TIFF" and _EXTRA_SAMPLES in getattr(image, "tag_v2", {}):  # it says that this is alpha
+    if image.format == "TIFF" and _EXTRA_SAMPLES in getattr(image, "tag_v2", {}):  # the tag says: it is alpha
         return image
     if image.getchannel("A").getextrema() != (0, 0):
         return image
@@ -59,9 +59,11 @@ def without_unused_alpha(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray[np.uint8]:
-    """Scales 32-bit values to 0..255: floats in 0..1 by 255, values up to 255 by 1, others by their range.
+    """Scales 32-bit values to 0..255.
 
-    Floats up to `_HIGHLIGHTS` count as 0..1 with highlights beyond it, which become white. top: the largest value.
+    top: the largest value; None to find it in `values`. Floats with a top up to `_HIGHLIGHTS` are multiplied by 255;
+    values above 1 become white. Other values with a top up to 255 stay as they are. Values with a larger top are scaled
+    from 0..65535, or from 0..top if top is over 65535.
     """
     top = largest_finite(values) if top is None else top
     array = np.maximum(np.nan_to_num(values.astype(np.float64), posinf=top), 0.0)
@@ -73,18 +75,21 @@ def eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray
 
 
 def largest_finite(values: NDArray[np.generic]) -> float:
-    """Returns the largest finite value, but at least 0."""
+    """Returns the largest finite value; 0 if no value is positive."""
     array = values.astype(np.float64)
     return float(array.max(initial=0.0, where=np.isfinite(array)))
 
 
 def known_top(image: Image.Image) -> float | None:
-    """Returns the value of white in an image of 32-bit values; None if the format does not fix it."""
-    return 65535 if image.format == "PPM" and image.mode == "I" else None  # Pillow scales the file's maximum to it
+    """Returns the value that stands for white in an image of 32-bit values; None if the format does not define it."""
+    return 65535 if image.format == "PPM" and image.mode == "I" else None  # Pillow scales to 65535
 
 
 def largest_value(image: Image.Image) -> float | None:
-    """Returns the largest value of an image of 32-bit values, row by row to save memory; None for other modes."""
+    """Returns `top` for `to_rgb`, from a whole image of 32-bit values; None for images of other modes.
+
+    It is the value of white if the format defines it, else the largest value. Reads row by row, to save memory.
+    """
     if image.mode not in {"I", "F"}:
         return None
     if (known := known_top(image)) is not None:
@@ -94,14 +99,14 @@ def largest_value(image: Image.Image) -> float | None:
 
 
 def _to_rgb(image: Image.Image, profile: Any) -> Image.Image:
-    """Converts an image without transparency, by its profile if that fits."""
+    """Converts an image without transparency to RGB, by its ICC profile if the profile fits the mode."""
     if profile and image.mode not in {"LAB", "1"}:
         image = to_srgb(image if image.mode in {"L", "CMYK"} else image.convert("RGB"), profile)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey_layers(image: Image.Image, profile: Any) -> Image.Image | None:
-    """Returns a grey image with alpha as RGBA, if its ICC profile changes the greys; None otherwise."""
+    """Converts a grey image with alpha to RGBA by its ICC profile; None for other modes, or if no grey would change."""
     if image.mode != "LA" or not changes_colours(profile, "L"):
         return None
     layers = to_srgb(image.getchannel("L"), profile)
@@ -110,7 +115,7 @@ def _grey_layers(image: Image.Image, profile: Any) -> Image.Image | None:
 
 
 def _from_16_bits(image: Image.Image, profile: Any) -> Image.Image:
-    """Converts grey of 16 bits; the transparent level of a PNG becomes white."""
+    """Converts a 16-bit grey image to RGB. The grey level that a PNG declares transparent becomes white."""
     values = np.asarray(image)
     rgb = _to_rgb(Image.fromarray((values >> 8).astype(np.uint8)), profile)
     level = image.info.get("transparency")

@@ -17,17 +17,18 @@ from simsearch.images.decoding.scaled import draft
 
 if TYPE_CHECKING:
     from simsearch.images.decoding import tiff
-else:  # Pillow's part of it takes milliseconds to import
+else:  # it imports Pillow's TIFF plugin, which takes milliseconds
     tiff = LazyModule("simsearch.images.decoding.tiff")
 
 HEAD = 256
-"""Bytes of a file that show its format."""
+"""Number of a file's first bytes that are needed to find its format."""
 
 
 def open_image(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
-    """Opens an image: reads its header and, except for a few formats, decodes nothing.
+    """Opens an image and reads its header. Most formats are decoded later, by `load`.
 
-    head: the file's first `HEAD` bytes. largest: the most pixels. Raises ImageError, or an exception of Pillow.
+    head: the file's first `HEAD` bytes. largest: the most pixels that the image may have.
+    Raises ImageError, or an exception of Pillow.
     """
     if not head:
         raise ImageError("empty file")
@@ -39,7 +40,7 @@ def open_image(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
         elif formats.is_jxl(head):
             return jxl.opened(file, largest)
     image = _opened(file, head, largest)
-    if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
+    if image.format == "EPS":  # a program, and Pillow would let Ghostscript run it
         raise UnidentifiedImageError
     _checked(image, largest)
     if image.format == "TIFF" and head[8:10] != b"CR":  # Canon CR2 begins with a large preview
@@ -51,9 +52,9 @@ def open_image(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
 
 
 def load(image: Image.Image, file: IO[bytes], shorter_side: int | None) -> Image.Image:
-    """Decodes an opened image; returns the same image, or another one with its format, EXIF and ICC profile.
+    """Decodes an opened image. Returns it, or a new image with the same format, EXIF and ICC profile.
 
-    shorter_side: pixels that are needed of the shorter side; a JPEG may be decoded at a smaller scale.
+    shorter_side: the pixels that the caller needs along the shorter side; a JPEG may be decoded at a smaller scale.
     Raises ImageError, or an exception of Pillow.
     """
     if image.format == "PNG":
@@ -100,9 +101,9 @@ def _opened(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
 
 
 def _load_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
-    """Loads a PNG, or the first frame of an animated one, without damaged optional chunks and with its transparency."""
+    """Loads a PNG, or the first frame of an animated PNG. Repairs damaged optional chunks, and 16-bit transparency."""
     if getattr(image, "default_image", False):
-        with contextlib.suppress(Exception):  # of a damaged animation, the default image is shown
+        with contextlib.suppress(Exception):  # if the animation is damaged, the default image is shown
             if (frame := png.first_frame(file)) is not None:
                 part, place, size = frame
                 return _like(image, png.on_canvas(_repaired_png(_opened(part, png.SIGNATURE, 0), part), place, size))
@@ -110,7 +111,7 @@ def _load_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
 
 
 def _repaired_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
-    """Loads a PNG, without damaged optional chunks if there are any."""
+    """Loads a PNG. If this fails, loads it without optional chunks, which may be damaged."""
     try:
         return _loaded_png(image, file)
     except MemoryError:
@@ -157,7 +158,10 @@ def _load_jpeg(image: Image.Image, file: IO[bytes], shorter_side: int | None) ->
 
 
 def _on_white_canvas(image: Image.Image, extents: tuple[int, int, int, int]) -> Image.Image:
-    """Returns an animation's first frame on a white canvas, in place of one of the background colour."""
+    """Returns an animation's first frame on a white canvas, where Pillow's canvas has the background colour.
+
+    extents: the frame's left, upper, right and lower edge.
+    """
     if extents == (0, 0, *image.size):
         return image
     canvas = Image.new("RGB", image.size, "white")
@@ -166,7 +170,7 @@ def _on_white_canvas(image: Image.Image, extents: tuple[int, int, int, int]) -> 
 
 
 def _like(image: Image.Image, loaded: Image.Image) -> Image.Image:
-    """Copies the format, EXIF and ICC profile of an opened image to the one made from it."""
+    """Copies the format, EXIF and ICC profile of an opened image to the image made from it, and returns this."""
     if loaded is not image and not isinstance(loaded, ImageFile.ImageFile):
         loaded.info = {key: value for key, value in image.info.items() if key in {"exif", "icc_profile"}}
         loaded.format = image.format

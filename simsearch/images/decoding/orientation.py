@@ -28,17 +28,17 @@ def ignore_xmp(image: Image.Image) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns the orientation of a loaded image, 1 to 8.
+    """Returns the EXIF orientation of a loaded image: 1 (upright) to 8.
 
-    It is 1 where the decoder has turned the picture already: TIFF, HEIC, and JPEG XL that was not made from a JPEG.
-    Pillow writes the rotation of an AVIF file (irot, imir) into the EXIF that it returns.
+    Returns 1 if the decoder has already turned the picture, as it does for TIFF, HEIC, and JPEG XL that was not made
+    from a JPEG. Of an AVIF file, Pillow returns the rotation (irot, imir) as EXIF.
     """
     if image.format == "TIFF" or (image.format == "JXL" and not getattr(image, "jpeg", False)):
         return 1
     found = 1
     with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
         block = image.info.get("exif")
-        if block is None and "Raw profile type exif" in image.info:  # by ImageMagick, in PNG
+        if block is None and "Raw profile type exif" in image.info:  # as ImageMagick writes it in PNG
             block = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
         if block is not None and (found := _orientation_in(block)) < 0:
             exif = Image.Exif()
@@ -52,9 +52,9 @@ def orientation(image: Image.Image) -> int:
 
 
 def _orientation_in(exif: bytes) -> int:
-    """Returns the orientation in an EXIF block, 1 if there is none; -1 for an unusual block, which Pillow has to read.
+    """Returns the orientation in an EXIF block; 1 if the block has none, -1 if only Pillow can read the block.
 
-    Pillow is slower: reading the whole block takes a twentieth of the time of decoding a small JPEG.
+    This saves time: Pillow reads the whole block, which takes a twentieth of the time of decoding a small JPEG.
     """
     data = exif.removeprefix(b"Exif\0\0")
     order = _ORDERS.get(data[:4])
@@ -75,10 +75,10 @@ def _orientation_in(exif: bytes) -> int:
 
 
 def turn(image: Image.Image, number: int) -> Image.Image:
-    """Turns an image of the given orientation upright."""
+    """Turns an image upright. number: its EXIF orientation."""
     return image.transpose(_TURNS[number]) if number in _TURNS else image
 
 
 def swaps_sides(number: int) -> bool:
-    """Returns True if width and height of an upright image are the height and width of the stored one."""
+    """Returns True if turning an image of this EXIF orientation upright exchanges its width and height."""
     return number >= 5

@@ -21,11 +21,11 @@ _NEEDED = frozenset({b"PLTE", b"tRNS", b"iCCP", b"sRGB", b"eXIf"})
 _ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
 
 _SMALL = 4 << 20
-"""Chunks of `_NEEDED` larger than this (bytes) are left out."""
+"""Chunks of `_NEEDED` with more bytes are left out."""
 
 
 class Chunk(NamedTuple):
-    """A chunk: its name, and the place and the length of its data."""
+    """A chunk of a PNG file: its name, and the offset and length of its data in bytes."""
 
     name: bytes
     start: int
@@ -48,10 +48,11 @@ def chunks(file: IO[bytes]) -> Iterator[Chunk]:
 
 
 def repairs(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Yields versions of the file with fewer and fewer optional chunks; the first that can be decoded is the picture.
+    """Yields versions of a PNG file that lack some optional chunks. Use the first version that can be decoded.
 
-    Texts may be larger than Pillow accepts, and a bad checksum of an optional chunk says nothing about the picture.
-    Chunks that affect how the picture looks may be empty or cut off, and those of an animation may be damaged.
+    All versions lack texts, which may be longer than Pillow accepts, and optional chunks with a wrong checksum. Some
+    also lack the colour profile and EXIF, which may be empty or cut off. Some lack the chunks of an animation, which
+    may be damaged.
     """
     fewer = _NEEDED - {b"iCCP", b"sRGB", b"eXIf"}
     for wanted in (_NEEDED | _ANIMATION, fewer | _ANIMATION, _NEEDED, fewer):
@@ -59,7 +60,10 @@ def repairs(file: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def _with_chunks(file: IO[bytes], wanted: frozenset[bytes]) -> IO[bytes]:
-    """Returns the file without optional chunks, except undamaged ones whose names are in `wanted`."""
+    """Returns the file without optional chunks, except undamaged ones whose names are in `wanted`.
+
+    An animation's chunks are not checked for damage.
+    """
     parts: list[Part] = [SIGNATURE]
     for chunk in chunks(file):
         end = chunk.start + chunk.length + 4
@@ -76,10 +80,11 @@ def _with_chunks(file: IO[bytes], wanted: frozenset[bytes]) -> IO[bytes]:
 
 
 def first_frame(file: IO[bytes]) -> tuple[IO[bytes], tuple[int, int], tuple[int, int]] | None:
-    """Returns the first frame of an animation whose default image is not a frame, as a PNG of its own.
+    """Returns the first frame of an animated PNG as a PNG file, if the default image is not a frame of the animation.
 
-    Also returns the frame's place (left, top) and the size (width, height) of the whole picture. None for all other
-    files, and for a damaged animation, of which browsers show the default image.
+    Programs that show no animations show the default image. Also returns the frame's place (left, top) and the size
+    (width, height) of the whole picture. Returns None for all other files, and for a damaged animation: browsers then
+    show the default image.
     """
     parts: list[Part] = [SIGNATURE]
     control: tuple[int, ...] | None = None
@@ -114,7 +119,10 @@ def first_frame(file: IO[bytes]) -> tuple[IO[bytes], tuple[int, int], tuple[int,
 
 
 def on_canvas(image: Image.Image, place: tuple[int, int], size: tuple[int, int]) -> Image.Image:
-    """Returns a decoded frame on the transparent canvas of its animation."""
+    """Returns a decoded frame on the transparent canvas of its animation.
+
+    place: the frame's left and top edge. size: the canvas's width and height.
+    """
     if image.size == size:
         return image
     canvas = Image.new("RGBA", size)
@@ -124,7 +132,10 @@ def on_canvas(image: Image.Image, place: tuple[int, int], size: tuple[int, int])
 
 
 def fix_transparency(image: Image.Image) -> None:
-    """Scales the transparent grey of a picture of 2 or 4 bits like its pixels; call it before the picture is loaded."""
+    """Scales the grey level that a 2-bit or 4-bit PNG declares transparent to 8 bits, as Pillow scales the pixels.
+
+    Call it before the picture is loaded.
+    """
     value, raw = image.info.get("transparency"), _raw_mode(image)
     if isinstance(value, int) and raw in {"L;2", "L;4"}:
         factor = 85 if raw == "L;2" else 17
@@ -135,14 +146,17 @@ def fix_transparency(image: Image.Image) -> None:
 
 
 def deep_transparency(image: Image.Image) -> bool:
-    """Returns True if a colour of 3 x 16 bits is transparent; Pillow keeps only the upper byte of each value."""
+    """Returns True if a PNG with 16 bits per channel declares an RGB colour transparent.
+
+    Pillow decodes only the upper byte of each value, which is not enough to recognise the colour.
+    """
     return isinstance(image.info.get("transparency"), tuple) and _raw_mode(image) == "RGB;16B"
 
 
 def with_deep_transparency(image: Image.Image, low: Image.Image) -> Image.Image:
-    """Gives a 16-bit picture the alpha channel that its transparent colour stands for, and returns it.
+    """Returns a 16-bit picture with an alpha channel, which makes its transparent colour transparent.
 
-    image, low: the upper and the lower bytes of its values.
+    image, low: the picture, decoded to the upper and to the lower bytes of its values.
     """
     colour = np.array(image.info.pop("transparency"), np.uint16)
     same = (np.asarray(image) == colour >> 8) & (np.asarray(low) == colour & 255)  # (H, W, 3)
@@ -151,7 +165,7 @@ def with_deep_transparency(image: Image.Image, low: Image.Image) -> Image.Image:
 
 
 def swap_halves(image: Image.Image) -> None:
-    """Sets a 16-bit picture, before it is loaded, to be decoded to the lower bytes of its values."""
+    """Makes Pillow decode a 16-bit picture to the lower bytes of its values. Call it before the picture is loaded."""
     image.info.pop("transparency", None)
     image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # type: ignore[attr-defined]
 
@@ -162,7 +176,7 @@ def _raw_mode(image: Image.Image) -> object:
 
 
 def _unpacks_too_large(profile: bytes) -> bool:
-    """Returns True if a compressed colour profile is larger than Pillow accepts."""
+    """Returns True if a compressed colour profile is larger, once decompressed, than Pillow accepts."""
     with contextlib.suppress(zlib.error):
         unpacking = zlib.decompressobj()
         unpacking.decompress(profile[profile.find(b"\0") + 2 :], PngImagePlugin.MAX_TEXT_CHUNK)

@@ -1,4 +1,4 @@
-"""Decoding at a smaller scale, and conversion of large images band by band, without a second full-size copy."""
+"""Decodes images at a smaller scale, and converts large images in bands of rows, without a second full-size copy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ LARGE_PIXELS = 1 << 24
 """Images with more pixels are scaled down during the conversion to RGB if fewer pixels are needed."""
 
 MIDDLE = 8
-"""Aspect ratio to which a panorama of more than `LARGE_PIXELS` is cut if few pixels are needed."""
+"""A panorama of more than `LARGE_PIXELS` pixels that cannot be scaled down is cut to this aspect ratio."""
 
 
 def draft(image: Image.Image, shorter_side: int | None) -> None:
-    """Sets a JPEG to be decoded at the smallest scale that leaves twice the pixels needed."""
+    """Makes Pillow decode a JPEG at the smallest scale that leaves twice `shorter_side` pixels on the shorter side.
+
+    Does nothing for other formats, or if `shorter_side` is None.
+    """
     if shorter_side is not None and image.format in {"JPEG", "MPO"}:
         width, height = image.size
         scale = 2 * shorter_side / min(width, height)
@@ -25,7 +28,10 @@ def draft(image: Image.Image, shorter_side: int | None) -> None:
 
 
 def scaled_rgb(image: Image.Image, shorter_side: int | None) -> Image.Image:
-    """Converts a loaded image to RGB; a large one is scaled down to at least twice the pixels needed."""
+    """Converts a loaded image to RGB. An image of more than `LARGE_PIXELS` pixels is scaled down, or cut to its middle.
+
+    shorter_side: the pixels needed along the shorter side, of which twice as many are kept; None to keep all.
+    """
     if shorter_side is None or image.width * image.height <= LARGE_PIXELS:
         return to_rgb(image, known_top(image))
     factor = min(image.size) // (2 * shorter_side)
@@ -33,7 +39,10 @@ def scaled_rgb(image: Image.Image, shorter_side: int | None) -> Image.Image:
 
 
 def _reduced(image: Image.Image, factor: int) -> Image.Image:
-    """Scales a decoded image to 1/factor (means of squares) and converts it to RGB, without a full-size copy."""
+    """Scales a decoded image to 1/factor and converts it to RGB, in bands of rows, without a full-size copy.
+
+    A pixel of the result is the mean of a square of factor x factor pixels.
+    """
     width, height = image.size
     rows = factor * max(1, LARGE_PIXELS // 4 // width // factor)
     result = Image.new("RGB", (-(-width // factor), -(-height // factor)))
@@ -45,9 +54,9 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _middle(image: Image.Image) -> Image.Image:
-    """Returns the middle of a decoded panorama in RGB, at most `MIDDLE` times as long as it is high.
+    """Returns the middle of a decoded panorama in RGB. Its longer side is at most `MIDDLE` times the shorter one.
 
-    No preprocessing needs more. The same length is cut off at both ends, so that the result does not depend on the way
+    No preprocessing needs a longer part. Both ends lose the same length, so that the result does not depend on the way
     the image will be turned.
     """
     width, height = image.size

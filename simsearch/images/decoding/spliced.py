@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 Part = bytes | tuple[int, int]
-"""Bytes, or the range [start, end) of the other file."""
+"""Bytes, or the range [start, end) of bytes in the other file."""
 
 
 def spliced(file: IO[bytes], parts: Sequence[Part]) -> IO[bytes]:
-    """Returns a file of `parts` in order; a range refers to `file`, which stays open when the result is closed."""
+    """Returns a read-only file that consists of `parts`, in this order. Ranges among the parts refer to `file`.
+
+    Closing the result does not close `file`.
+    """
     return io.BufferedReader(_Splice(file, parts))
 
 
@@ -36,7 +39,7 @@ class _Splice(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Reads from one part at a time; a range that goes beyond the end of the other file is cut off there."""
+        """Reads from one part at a time. A range that goes beyond the end of the other file is cut off at that end."""
         number = bisect.bisect_right(self._starts, self._position) - 1
         if number >= len(self._parts):
             return 0

@@ -25,22 +25,22 @@ _PROFILE = 34675
 _WHITE_IS_ZERO, _RGB = 0, 2
 _JPEG = 7
 _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
-"""Raw modes for which Pillow forgets that libtiff returns the machine's byte order."""
+"""Raw modes that Pillow takes for big-endian though libtiff returns the machine's byte order, and the right modes."""
 
 LARGEST_MEMORY = 1 << 29
 """Limit of the memory (bytes) for reading a file with tifffile; files that need more are not read."""
 
 LARGEST_VALUES = 3 << 16
-"""The most values of one tag, such as the places of strips; Pillow keeps an object for each. A palette has as many."""
+"""The most values of one tag, as Pillow keeps an object for each: as many as the palette of a 16-bit picture has."""
 
 _BYTES = frozenset({1, 2, 7})
-"""Types of tags whose values stay bytes."""
+"""Types of tags whose values Pillow keeps as bytes, without an object for each value."""
 
 _SAMPLE_NAMES = {1: "integers", 2: "signed integers", 3: "floats"}
 
 
 class _ThroughLibtiff(TiffImagePlugin.TiffImageFile):
-    """An uncompressed file that is decoded by libtiff, not by Pillow's decoder of raw data."""
+    """An uncompressed TIFF that Pillow decodes with libtiff, not with its own decoder of raw data."""
 
     @property
     def _compression(self) -> str:
@@ -54,8 +54,8 @@ class _ThroughLibtiff(TiffImagePlugin.TiffImageFile):
 def corrected(image: Image.Image, file: IO[bytes]) -> Image.Image:
     """Returns an opened TIFF, or opens it in another way if Pillow would decode it wrongly.
 
-    Call it before the image is loaded, and `finished` after. Raises ImageError for a file that cannot be
-    decoded correctly.
+    Call this function before the image is loaded, and `finished` afterwards. Raises ImageError for a file that cannot
+    be decoded correctly.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile) or not image.tile:
         return image
@@ -73,13 +73,17 @@ def corrected(image: Image.Image, file: IO[bytes]) -> Image.Image:
 
 
 def finished(image: Image.Image, tile: Any) -> Image.Image:
-    """Returns a loaded TIFF, its grey levels and colours corrected by its tags. tile: the first before loading."""
+    """Returns a loaded TIFF with its grey levels and colours corrected by its tags.
+
+    tile: the first item of the image's `tile` before loading, which tells how Pillow decodes it; None if there was
+    none.
+    """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return image
     tags: Any = image.tag_v2
     raw_mode = "" if tile is None else tile.args[0] if isinstance(tile.args, tuple) else str(tile.args)
     bits, signed = max(tags.get(_BITS, (1,))), tags.get(_FORMAT, (1,))[0] == 2
-    if image.mode == "P" and max(tags.get(_COLOURS, (256,))) < 256:  # colours of 8 bits in place of 16
+    if image.mode == "P" and max(tags.get(_COLOURS, (256,))) < 256:  # 8-bit colours in place of 16-bit colours
         image.putpalette(np.array(tags[_COLOURS], np.uint8).reshape(3, -1).T.tobytes())
     if raw_mode == "I;12":
         image = Image.fromarray(np.asarray(image).astype(np.uint16) << 4)
@@ -90,21 +94,24 @@ def finished(image: Image.Image, tile: Any) -> Image.Image:
         image = Image.fromarray((values.astype(np.uint16) * 255 // 127).astype(np.uint8))
     elif image.mode == "I" and bits == 32:
         whole = np.asarray(image).clip(0) if signed else np.asarray(image).view(np.uint32)
-        if whole.max(initial=0) >= 1 << 24:  # 32 bits in full; less is scaled by its range
+        if whole.max(initial=0) >= 1 << 24:  # all 32 bits are used; `modes` scales smaller values
             image = Image.fromarray((whole >> (15 if signed else 16)).astype(np.uint16))
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and (bits > 8 or tags.get(_COMPRESSION) == _JPEG):
-        values = np.asarray(image)  # Pillow inverts fewer bits, but not in a JPEG
+        values = np.asarray(image)  # Pillow itself inverts up to 8 bits, except in a JPEG
         image = Image.fromarray(~values if values.dtype.kind == "u" else 255 - eight_bits(values))
     return image
 
 
 def check_parts(file: IO[bytes]) -> None:
-    """Raises ImageError if a file has too many strips for Pillow, which would need minutes and gigabytes to open it."""
+    """Raises ImageError if a tag has more than `LARGEST_VALUES` values, such as the offsets of too many strips.
+
+    Pillow would need minutes and gigabytes to open the file.
+    """
     file.seek(0)
     head = file.read(16)
     order, big = "<" if head[:2] == b"II" else ">", head[2:4] in {b"+\0", b"\0+"}
     most = 0
-    with contextlib.suppress(struct.error, OSError, ValueError):  # damaged, as Pillow will say
+    with contextlib.suppress(struct.error, OSError, ValueError):  # a damaged file, which Pillow will report
         (start,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
         file.seek(start)
         (count,) = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
@@ -127,9 +134,9 @@ def is_camera_raw(file: IO[bytes]) -> bool:
 
 
 def opened_otherwise(file: IO[bytes]) -> Image.Image:
-    """Decodes a TIFF that Pillow does not know, with tifffile (extra `[tiff]`).
+    """Decodes, with tifffile (extra `[tiff]`), a TIFF of a kind that Pillow cannot decode.
 
-    Raises ImageError, which says what is unusual about the file.
+    Raises ImageError, whose message tells what is unusual about the file.
     """
     try:
         tags = _tags(file)
@@ -156,9 +163,13 @@ def opened_otherwise(file: IO[bytes]) -> Image.Image:
 
 
 def _image_of(values: NDArray[Any], photometric: int, axes: str, extra: int) -> Image.Image:
-    """Converts an array, whose axes are YX, YXS or SYX, to an image. extra: the kind of the fourth or second channel.
+    """Converts the array of a TIFF to an image.
 
-    Raises ValueError for any other array.
+    photometric: the tag PhotometricInterpretation.
+    axes: "YX", "YXS" or "SYX" (Y: rows, X: columns, S: samples of a pixel).
+    extra: the tag ExtraSamples, the kind of the channel that follows grey or RGB. 1 is alpha that the colours are
+    already multiplied by, 2 is other alpha.
+    Raises ValueError for other axes, and for other colour spaces than grey and RGB.
     """
     if photometric not in {_WHITE_IS_ZERO, 1, _RGB} or axes not in {"YX", "YXS", "SYX"}:
         raise ValueError(f"photometric {photometric}, axes {axes}")
@@ -168,7 +179,7 @@ def _image_of(values: NDArray[Any], photometric: int, axes: str, extra: int) -> 
     colours, alpha = levels[..., :count], levels[..., count : count + 1]
     if photometric == _WHITE_IS_ZERO:
         colours = 255 - colours
-    if alpha.size and extra == 1:  # multiplied in already
+    if alpha.size and extra == 1:  # the colours are already multiplied by alpha
         colours = colours + np.minimum(255 - alpha, 255 - colours)
     elif alpha.size and extra == 2:
         colours = np.concatenate([colours, alpha], 2)
@@ -176,7 +187,7 @@ def _image_of(values: NDArray[Any], photometric: int, axes: str, extra: int) -> 
 
 
 def memory(file: IO[bytes]) -> int:
-    """Returns the bytes that `opened_otherwise` needs; 0 if the header cannot be read."""
+    """Estimates the memory (bytes) that `opened_otherwise` needs; 0 if the header cannot be read."""
     with contextlib.suppress(Exception):
         tags = _tags(file)
         width, height, samples = (int(tags.get(tag, 1)) for tag in (_WIDTH, _HEIGHT, _SAMPLES))
@@ -201,18 +212,18 @@ def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _native(tile: Any) -> Any:
-    """Returns a tile; if libtiff decodes it, with a raw mode of the machine's byte order."""
+    """Returns an item of Pillow's `tile`. If libtiff decodes it, the raw mode gets the machine's byte order."""
     if tile.codec_name == "libtiff" and tile.args[0] in _NATIVE:
         return tile._replace(args=(_NATIVE[tile.args[0]], *tile.args[1:]))
     return tile
 
 
 def _tags(file: IO[bytes]) -> Any:
-    """Reads the first directory of a TIFF."""
+    """Reads the tags of the first image in a TIFF."""
     file.seek(0)
     head = file.read(16)
     directory: Any = TiffImagePlugin.ImageFileDirectory_v2(head[:16] if head[2:4] == b"+\0" else head[:8])
-    if head[:4] == b"MM\0+":  # Pillow knows BigTIFF in the other order only
+    if head[:4] == b"MM\0+":  # Pillow recognises only little-endian BigTIFF
         directory._bigtiff = True
         directory.next = int.from_bytes(head[8:], "big")
     file.seek(directory.next)

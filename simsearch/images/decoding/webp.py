@@ -6,7 +6,7 @@ from typing import IO
 
 
 def first_frame(file: IO[bytes]) -> tuple[int, int, int, int] | None:
-    """Returns the left, upper, right and lower edge of the first frame; None if there is none."""
+    """Returns the left, upper, right and lower edge of the first frame, in pixels; None if the file has no frame."""
     start = 12
     while True:
         file.seek(start)

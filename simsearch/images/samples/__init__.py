@@ -1,5 +1,5 @@
-"""Drawn pictures, for trying things without any data.
+"""Draws sample pictures, to try simsearch without any data.
 
-Everything in which two pictures of a kind differ (colour, number, place, size, tilt, light, background) comes from the
-random generator.
+Two pictures of a kind differ in colour, number, place, size, tilt, light and background. The random generator chooses
+all of these.
 """

@@ -1,4 +1,4 @@
-"""Animals of the sample: each function draws one or several of its kind before a background."""
+"""Animals of the sample pictures. Each function draws one or several animals of a kind before a background."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def fish(c: Canvas, rng: Generator) -> None:
 
 
 def one_fish(c: Canvas, skin: Colour, bands: list[Colour], deep: float) -> None:
-    """Draws a fish, two units long, that looks to the right; `deep` is half the height of its body."""
+    """Draws a fish, two units long, that looks to the right.
+
+    bands: the colours of the stripes on its body. deep: half the height of its body.
+    """
     fin = mix(skin, BLACK, 0.25)
     c.shape(curve(path("-60 0, -102 -50, -100 -15, -90 0, -100 15, -102 50")), fin, light=0.4)
     c.shape(curve(path("35 -80, 10 -145, -35 -125, -45 -50") * (1, deep)), fin, light=0.4)
@@ -59,7 +62,7 @@ def butterfly(c: Canvas, rng: Generator) -> None:
     lower = curve(path("3 2, 40 2, 78 20, 72 62, 40 78, 14 40")) * (breadth, 1)
     upper = curve(path("3 -10, 30 -60, 78 -86, 100 -60, 80 -12, 35 6")) * (breadth, 1)
     middles = path("42 36, 55 -40") * (breadth, 1)
-    wings = ((lower, middles[0], 0.35), (upper, middles[1], -0.5))  # the third: where its spots lie
+    wings = ((lower, middles[0], 0.35), (upper, middles[1], -0.5))  # outline, middle, place of the spots
     for x, y, size in spread(c, rng, 3, 0.44):
         body = c.at(x, y, size, rng.normal(0, 0.4))
         for half in (body.mirrored(-1), body):

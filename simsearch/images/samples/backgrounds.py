@@ -10,14 +10,20 @@ from simsearch.images.samples.outlines import box, oval
 
 
 def sky(c: Canvas, rng: Generator, hue: float, level: float, cloud: float = 2.5) -> None:
-    """Draws a daytime sky down to `level`, pale at the horizon, with some cloud."""
+    """Draws a daytime sky with some clouds, pale at the horizon.
+
+    level: the y of the horizon, where the sky ends. cloud: how dense the clouds are.
+    """
     zenith = hsv(hue, rng.uniform(0.25, 0.7), rng.uniform(0.7, 0.97))
     c.image.paste(c.gradient([zenith, hsv(hue - 0.03, 0.12, 0.98)], 0, level))
     c.cover((c.noise(rng, 3, 4, stretch=3) - 0.57) * cloud, WHITE)
 
 
 def backdrop(c: Canvas, rng: Generator, hue: float) -> float:
-    """Draws a studio, a table before a wall, blurred lights or plaster in a hue; returns the least y to stand at."""
+    """Draws one of four backgrounds in a hue: a studio, a table before a wall, blurred lights, or plaster.
+
+    Returns the least y at which an object can stand: the edge of the table, or 0 for the other backgrounds.
+    """
     hue += rng.uniform(-0.06, 0.06)
     pale, deep = hsv(hue, rng.uniform(0.05, 0.4), rng.uniform(0.7, 0.97)), hsv(hue, 0.45, rng.uniform(0.25, 0.6))
     style = int(rng.integers(4))
@@ -39,7 +45,7 @@ def backdrop(c: Canvas, rng: Generator, hue: float) -> float:
 
 
 def lights(c: Canvas, rng: Generator, colour: Colour, count: int, most: float) -> None:
-    """Draws discs of light, like bright spots far out of focus."""
+    """Draws discs of light, like bright spots far out of focus. most: the largest opacity of a disc."""
     for _ in range(count):
         size = rng.uniform(0.03, 0.13)
         spot = oval(rng.uniform(0, c.width), rng.uniform(0, c.height), size, size)
@@ -47,7 +53,7 @@ def lights(c: Canvas, rng: Generator, colour: Colour, count: int, most: float) -
 
 
 def meadow(c: Canvas, rng: Generator) -> None:
-    """Draws blurred greenery."""
+    """Draws a blurred green background, like a meadow out of focus."""
     hue = rng.uniform(0.18, 0.42)
     greens = hsv(hue + 0.05, 0.7, 0.16), hsv(hue, 0.6, rng.uniform(0.35, 0.6)), hsv(hue - 0.06, 0.5, 0.85)
     c.image.paste(ramp(c.noise(rng, rng.uniform(2, 4), 3), *greens))

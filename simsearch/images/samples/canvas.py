@@ -1,7 +1,8 @@
-"""The canvas of the sample pictures, and places on it; needs only Pillow and numpy.
+"""The canvas on which the sample pictures are drawn, and functions that choose places on it.
 
-Lengths are in units of the shorter side, so that the same code draws landscape and portrait: the canvas spans x in
-[0, width] and y in [0, height], with y pointing down, and min(width, height) is 1. Colours are RGB in [0, 255].
+Lengths are in units of the image's shorter side, so that the same code draws landscape and portrait format. The canvas
+spans x in [0, width] and y in [0, height], with y pointing down, and min(width, height) is 1. Colours are RGB in [0,
+255].
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from simsearch.images.samples.outlines import Points, rotation
 
 @dataclass(frozen=True)
 class Canvas:
-    """An RGB image to draw on, and the transformation of the next outline: mirrored, turned, scaled, moved."""
+    """An RGB image to draw on, and the transformation of every outline: it is mirrored, turned, scaled and moved."""
 
     image: Image.Image
     light: int  # the light comes from the upper left (-1) or the upper right (1)
@@ -31,7 +32,7 @@ class Canvas:
 
     @property
     def unit(self) -> int:
-        """The shorter side in pixels."""
+        """The length of a unit: the image's shorter side in pixels."""
         return min(self.image.size)
 
     @property
@@ -45,23 +46,29 @@ class Canvas:
         return self.image.height / self.unit
 
     def at(self, x: float, y: float, scale: float, turn: float = 0.0, mirror: int = 1) -> Canvas:
-        """Returns the same image with other coordinates: (0, 0) is at (x, y) of the image, a unit is `scale` long."""
+        """Returns a canvas with the same image and other coordinates, whose (0, 0) is at (x, y) of the image.
+
+        scale: the length of the new unit, in units of the image. turn: radians, clockwise. mirror: -1 swaps left and
+        right.
+        """
         return replace(self, origin=(x, y), scale=scale, turn=turn, mirror=mirror)
 
     def turned(self, angle: float) -> Canvas:
-        """Returns the canvas turned further by an angle in radians, clockwise."""
+        """Returns the canvas, turned clockwise by a further angle in radians."""
         return replace(self, turn=self.turn + angle)
 
     def mirrored(self, mirror: int) -> Canvas:
-        """Returns the canvas with left and right as they are (1) or swapped (-1)."""
+        """Returns the canvas with another `mirror`: -1 swaps left and right of all outlines, 1 does not."""
         return replace(self, mirror=mirror)
 
     def shape(
         self, outline: Points, paint: Colour | Image.Image, light: float = 0.0, opacity: float = 1.0, blur: float = 0.0
     ) -> None:
-        """Fills an outline with a colour, or with an image as large as the canvas.
+        """Fills an outline with `paint`: a colour, or an image as large as the canvas.
 
-        light: from 0 to 1, shades the shape as if it were round. opacity: from 0 to 1. blur: in the canvas's units.
+        light: from 0 to 1, how strongly the shape is shaded as if it were round.
+        opacity: from 0 to 1.
+        blur: the softness of the edge, in the canvas's units.
         """
         points = (outline * (self.mirror, 1) @ rotation(self.turn) * self.scale + self.origin) * self.unit
         low, high = points.min(axis=0), points.max(axis=0)
@@ -87,25 +94,38 @@ class Canvas:
         self.image.paste(patch, (left, top), mask)
 
     def cover(self, amount: Field, paint: Colour | Image.Image) -> None:
-        """Blends a colour or an image over the whole canvas; `amount` (H, W) is from 0 to 1."""
+        """Blends `paint`, a colour or an image, over the whole canvas.
+
+        amount: the opacity of each pixel, (H, W); values are cut to the range 0 to 1.
+        """
         mask = Image.fromarray((amount * 255).clip(0, 255).astype(np.uint8))
         self.image.paste(paint if isinstance(paint, Image.Image) else rgb(paint), (0, 0), mask)
 
     def gradient(self, stops: Sequence[Colour], top: float = 0.0, bottom: float | None = None) -> Image.Image:
-        """Returns an image of the canvas's size: a vertical gradient through `stops` between two heights."""
+        """Returns an image as large as the canvas, with a vertical gradient through the colours `stops`.
+
+        top, bottom: the y of the first and of the last colour. If bottom is None, it is the canvas's lower edge.
+        """
         ends = np.linspace(top, self.height if bottom is None else bottom, len(stops))
         rows = np.arange(self.image.height) / self.unit
         column = np.stack([np.interp(rows, ends, channel) for channel in np.array(stops).T], axis=-1)
         return Image.fromarray(column.astype(np.uint8)[:, None]).resize(self.image.size, Image.Resampling.NEAREST)
 
     def grid(self, turn: float = 0.0) -> tuple[Field, Field]:
-        """Returns x and y of each pixel, (H, W) each, in axes turned about the corner."""
+        """Returns the coordinates x and y of each pixel, (H, W) each.
+
+        turn: an angle in radians, by which the axes are turned about the upper left corner.
+        """
         y, x = np.mgrid[: self.image.height, : self.image.width].astype(np.float32) / np.float32(self.unit)
         cos, sin = np.float32(math.cos(turn)), np.float32(math.sin(turn))
         return x * cos + y * sin, y * cos - x * sin
 
     def noise(self, rng: Generator, cells: float, octaves: int = 4, stretch: float = 1.0) -> Field:
-        """Returns fractal noise (H, W) from 0 to 1: about `cells` spots per unit, `stretch` times wider than high."""
+        """Returns fractal noise (H, W) from 0 to 1, the sum of `octaves` layers, each twice as fine as the one before.
+
+        cells: about the number of spots per unit in the first layer. stretch: how many times wider than high the spots
+        are.
+        """
         size = (self.image.width // 2, self.image.height // 2)
         total = np.zeros(size[::-1], np.float32)
         for octave in range(octaves):
@@ -118,7 +138,11 @@ class Canvas:
 
 
 def ridge(c: Canvas, rng: Generator, level: float, rise: float, bumps: int, octaves: int) -> Points:
-    """Returns the area below a skyline that rises up to `rise` above `level`."""
+    """Returns the outline of the area below a random ridge, which rises up to `rise` above `level`.
+
+    bumps: the number of straight pieces in the first layer of the ridge. octaves: the number of layers, each twice as
+    fine as the one before.
+    """
     x = np.linspace(-0.05, c.width + 0.05, 180)
     heights = np.zeros_like(x)
     for octave in range(octaves):
@@ -130,7 +154,10 @@ def ridge(c: Canvas, rng: Generator, level: float, rise: float, bumps: int, octa
 
 
 def spread(c: Canvas, rng: Generator, most: int, size: float, top: float = 0.0) -> list[tuple[float, float, float]]:
-    """Returns places (x, y, size) below `top` for one to `most` objects that hardly overlap; the lowest are last."""
+    """Returns one to `most` places (x, y, size) for objects that hardly overlap, sorted by y.
+
+    size: about the size of a single object; several objects are smaller. top: the least y of a place.
+    """
     count = int(rng.integers(1, most + 1))
     size *= rng.uniform(0.85, 1.15) * (1.0, 0.72, 0.6, 0.52, 0.46)[count - 1]
     low, high = min(size, c.width / 2), max(c.width - size, c.width / 2)

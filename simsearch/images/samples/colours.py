@@ -35,13 +35,16 @@ def hsv(hue: float, saturation: float, value: float) -> Colour:
 
 
 def mix(one: Colour, other: Colour, share: float) -> Colour:
-    """Mixes two colours; `share`, from 0 to 1, is the weight of the second."""
+    """Mixes two colours. share: the weight of `other`, from 0 to 1."""
     red, green, blue = (a + (b - a) * share for a, b in zip(one, other, strict=True))
     return red, green, blue
 
 
 def rounded(patch: Image.Image, u: Field, v: Field, towards: float, amount: float) -> Image.Image:
-    """Shades a patch like a ball: brighter around (towards, -0.45), darker away from it; u, v in [-1, 1]."""
+    """Shades an image patch like a ball: brighter around the point (towards, -0.45), darker away from it.
+
+    u, v: the coordinates of the columns and of the rows, from -1 to 1. amount: how strong the shading is.
+    """
     far = np.sqrt(((u - towards) ** 2)[None] + ((v + 0.45) ** 2)[:, None])
     gain = (amount * (0.62 - far)).clip(-0.85, 0.6)[..., None].astype(np.float32)
     pixels = np.asarray(patch, dtype=np.float32)
@@ -56,13 +59,17 @@ def lit(paint: Colour | Image.Image, gain: Field) -> Image.Image:
 
 
 def relief(height: Field, depth: float, step: int = 4) -> Field:
-    """Returns the brightness (H, W), around 1, of a surface with these heights that is lit from the upper left."""
+    """Returns the brightness (H, W), around 1, of a surface with these heights that is lit from one side.
+
+    Slopes that fall towards the lower right are bright. depth: how much the brightness varies. step: the distance in
+    pixels at which heights are compared.
+    """
     beyond = np.pad(height, ((0, step), (0, step)), mode="reflect")[step:, step:]
     return 1 + np.float32(depth) * (height - beyond)
 
 
 def ramp(values: Field, *stops: Colour) -> Image.Image:
-    """Returns an image of a field (H, W) from 0 to 1, coloured by a gradient through `stops`."""
+    """Returns an image that shows values (H, W) from 0 to 1 in colours, by a gradient through `stops`."""
     places = np.linspace(0, 255, len(stops))
     table = np.stack([np.interp(np.arange(256), places, channel) for channel in np.array(stops).T], axis=-1)
     return Image.fromarray(table.astype(np.uint8)[(values * 255).clip(0, 255).astype(np.uint8)])

@@ -61,9 +61,10 @@ FINENESS = 2  # pictures are drawn this many times larger, then reduced, for smo
 
 
 def draw(kind: str, number: int, seed: int = 0, size: tuple[int, int] = LANDSCAPE) -> Image.Image:
-    """Draws picture `number` of a kind: RGB, of exactly `size` (width, height). Raises UsageError.
+    """Draws an RGB picture of a kind, of exactly `size` (width, height). The same arguments give the same picture.
 
-    The same arguments give the same picture.
+    kind: a key of `KINDS`. number: the picture's number among the pictures of its kind, from 0.
+    Raises UsageError for an unknown kind, a negative number or seed, and a size below 16 x 16.
     """
     if kind not in KINDS:
         raise UsageError(f"no kind of picture is called {kind!r}", hint=f"one of: {', '.join(KINDS)}")
@@ -91,9 +92,10 @@ def develop(image: Image.Image, rng: Generator) -> Image.Image:
 def generate(
     directory: Path, count: int = 600, seed: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> int:
-    """Writes `count` pictures as directory/KIND/KIND-000.jpg and so on, one of each kind in turn; returns `count`.
+    """Writes `count` pictures to directory/KIND/KIND-000.jpg and so on, one of each kind in turn. Returns `count`.
 
-    progress: called with (done, count) after each picture. Raises UsageError if the directory exists and is not empty.
+    progress: called with (done, count) after each picture.
+    Raises UsageError if `count` is below 1, or if the directory exists and is not empty.
     """
     if count < 1:
         raise UsageError(f"cannot draw {count} pictures", hint="ask for one or more")

@@ -1,4 +1,4 @@
-"""Objects of the sample: each function draws one or several of its kind before a background."""
+"""Objects of the sample pictures. Each function draws one or several objects of a kind before a background."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def citrus(c: Canvas, rng: Generator) -> None:
         shadow(c.at(x, y, size), 0.86, 0.9, 0.18)
         fruit = c.at(x, y, size, rng.uniform(0, 6))
         fruit.shape(oval(0, 0, 1, 1), peel, light=0.7)
-        if index and rng.random() < 0.5:  # a whole one beside the first, which is cut
+        if index and rng.random() < 0.5:  # the first fruit is cut, others may be whole
             fruit.shape(oval(0.3, -0.3, 0.07, 0.07), hsv(0.25, 0.6, 0.35), light=0.5)
             continue
         fruit.shape(oval(0, 0, 0.93, 0.93), mix(hsv(hue, 0.25, 1), WHITE, 0.3))
@@ -94,7 +94,7 @@ def car(c: Canvas, rng: Generator) -> None:
 
 
 def one_car(c: Canvas, rng: Generator) -> None:
-    """Draws a car, two units long, that looks to the right, with its doors at (0, 0)."""
+    """Draws a car, two units long, that drives to the right, with its doors at (0, 0)."""
     paint = hsv(rng.random(), pick(rng, 0.05, 0.75, 0.9), rng.uniform(0.3, 0.95))
     dark = mix(paint, BLACK, 0.55)
     tail, roof = rng.uniform(-0.86, -0.45), rng.uniform(-0.52, -0.4)

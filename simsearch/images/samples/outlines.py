@@ -11,13 +11,13 @@ Points = NDArray[np.float64]  # (n, 2), a closed outline or an open path
 
 
 def rotation(angle: float) -> Points:
-    """Returns the (2, 2) matrix that turns points, as rows, clockwise on the image."""
+    """Returns a (2, 2) matrix: `points @ rotation(angle)` turns points clockwise on the image. angle: in radians."""
     cos, sin = math.cos(angle), math.sin(angle)
     return np.array([[cos, sin], [-sin, cos]])
 
 
 def path(text: str) -> Points:
-    """Reads the points of "x y, x y, ...", which are in hundredths."""
+    """Reads points from a text such as "100 2, 70 -70". Its numbers are hundredths."""
     return np.array([point.split() for point in text.split(",")], dtype=np.float64) / 100
 
 
@@ -27,12 +27,12 @@ def both(half: Points) -> Points:
 
 
 def box(left: float, top: float, right: float, bottom: float) -> Points:
-    """Returns a rectangle."""
+    """Returns the outline of a rectangle."""
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
 def oval(x: float, y: float, across: float, down: float, turn: float = 0.0) -> Points:
-    """Returns an ellipse around (x, y) with the radii `across` and `down`."""
+    """Returns an ellipse around (x, y) with the radii `across` and `down`, turned clockwise by `turn` radians."""
     angle = np.linspace(0, 2 * math.pi, 48, endpoint=False)
     return np.stack([across * np.cos(angle), down * np.sin(angle)], axis=-1) @ rotation(turn) + (x, y)
 
@@ -48,7 +48,10 @@ def curve(points: ArrayLike, closed: bool = True) -> Points:
 
 
 def ribbon(points: ArrayLike, start: float, end: float | None = None) -> Points:
-    """Returns the outline of an open path drawn with a pen whose width runs from `start` to `end`."""
+    """Returns the outline of a line drawn with a pen whose width changes from `start` to `end`.
+
+    end: None for the width `start` everywhere.
+    """
     line = np.asarray(points, dtype=np.float64)
     along = np.gradient(line, axis=0)
     normal = np.stack([-along[:, 1], along[:, 0]], axis=-1) / np.maximum(np.hypot(*along.T), 1e-9)[:, None]

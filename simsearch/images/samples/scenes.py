@@ -1,4 +1,4 @@
-"""Scenes of the sample: each function fills a canvas with one picture of its kind."""
+"""Scenes of the sample pictures. Each function fills a canvas with a picture of one kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from simsearch.images.samples.outlines import Points, both, box, curve, oval, pa
 
 
 def reflect(c: Canvas, rng: Generator, level: float, water: Colour, dim: float) -> None:
-    """Mirrors the picture above `level` in rippled water below it; `dim` is the share of the water's colour."""
+    """Draws rippled water below `level`, which mirrors the picture above it.
+
+    dim: the share of the colour `water` in the mirrored colours, from 0 to 1.
+    """
     first = round(level * c.unit)
     if first >= c.image.height:
         return
@@ -116,7 +119,10 @@ def skyline(c: Canvas, rng: Generator) -> None:
 
 
 def windows(c: Canvas, rng: Generator, corner: tuple[float, float], size: tuple[float, float], bright: float) -> None:
-    """Lights some windows of a tower block."""
+    """Draws lit windows on a tower block.
+
+    corner: the block's upper left corner. size: its width and height. bright: the brightness of the windows.
+    """
     pen, step = ImageDraw.Draw(c.image), rng.uniform(0.011, 0.016)
     share, hue = rng.uniform(0.25, 0.7), rng.uniform(0.09, 0.15)
     for y in np.arange(corner[1] + step, corner[1] + size[1] - step, step * 2) * c.unit:
@@ -150,7 +156,10 @@ def beach(c: Canvas, rng: Generator) -> None:
 
 
 def gores(c: Canvas, size: tuple[float, float, float], one: Colour, other: Colour) -> None:
-    """Draws a parasol's canopy in panels of two colours. size: half its width, the height of its rim, its rise."""
+    """Draws a parasol's canopy in panels of two colours.
+
+    size: half its width, the y of its rim, and its height above the rim.
+    """
     half, rim, rise = size
     t = np.linspace(0, math.pi / 2, 14)
     across = np.sin(np.linspace(-math.pi / 2, math.pi / 2, 7))
@@ -246,7 +255,7 @@ def house(c: Canvas, rng: Generator) -> None:
 
 
 def one_house(c: Canvas, rng: Generator) -> None:
-    """Draws a house, about two units wide, with the middle of its foot at (0, 0)."""
+    """Draws a house, about two units wide, with the middle of its base at (0, 0)."""
     wall = hsv(pick(rng, 0.0, 0.08, 0.12, 0.55), rng.uniform(0.03, 0.5), rng.uniform(0.75, 0.97))
     tiles = hsv(pick(rng, 0.02, 0.04, 0.6, 0.0), pick(rng, 0.1, 0.65, 0.65), rng.uniform(0.3, 0.65))
     tall, peak = rng.uniform(0.75, 1.2), rng.uniform(0.5, 0.85)

@@ -1,4 +1,4 @@
-"""Textures of the sample: each function fills a canvas with one pattern."""
+"""Textures of the sample pictures. Each function fills a canvas with one pattern."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def checkerboard(c: Canvas, rng: Generator) -> None:
 def tartan(c: Canvas, rng: Generator) -> None:
     x, y = c.grid(pick(rng, 0.0, math.pi / 4, rng.uniform(-0.2, 0.2)))
     hue = pick(rng, 0.0, 0.33, 0.6, 0.1, 0.8) + rng.uniform(-0.04, 0.04)
-    sett = np.empty((64, 3))  # the colour of each thread of the pattern, which runs there and back
+    sett = np.empty((64, 3))  # the colour of each thread in half of the pattern; the other half mirrors it
     sett[:] = hsv(hue, rng.uniform(0.6, 0.85), rng.uniform(0.35, 0.65))
     sett[: int(rng.integers(14, 26))] = hsv(hue + pick(rng, 0.33, 0.5, 0.62), 0.7, 0.22)
     for colour in (pick(rng, WHITE, hsv(0.14, 0.8, 0.95)), hsv(hue + 0.5, 0.6, 0.85), BLACK):

@@ -1,1 +1,1 @@
-"""Where images come from: folders, archives, tables and data sets."""
+"""Where images come from: folders, archives, tables, data sets and other machines."""

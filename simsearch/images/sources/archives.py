@@ -1,4 +1,4 @@
-"""Zip and tar archives as sources. Members are read in place; nothing is ever extracted to disk."""
+"""Zip and tar archives as sources of images. Members are read in place, or copied to temporary files if large."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CACHED_MEMBERS, CACHED_BYTES = 64, 64 << 20
-"""Limits of a compressed archive's cache of skipped members."""
+"""Limits on the number and the bytes of skipped members that are cached for a compressed tar archive."""
 
 
 LONGEST_LINK = 4096
-"""The most bytes of a symbolic link in a .zip file."""
+"""The most bytes that are read of a symbolic link in a .zip file."""
 
 HIDDEN, LINK_OUT = "hidden files of an archive", "links that lead to no file of the archive"
 """Reasons for leaving out members."""
@@ -40,7 +40,10 @@ def _has_image_extension(path: str) -> bool:
 
 
 class ZipSource(Source):
-    """A .zip file. A member's stamp is its CRC-32, so zipping unchanged images again changes nothing."""
+    """A .zip file as a source. Raises UsageError if it cannot be read.
+
+    A member's stamp (see `Entry`) is its CRC-32, so images that are zipped again count as unchanged.
+    """
 
     kind = "zip"
 
@@ -48,13 +51,13 @@ class ZipSource(Source):
         super().__init__(root)
         try:
             self._archive = zipfile.ZipFile(self._container())
-        except UnavailableError:  # of a remote archive
+        except UnavailableError:  # a remote archive cannot be reached
             raise
         except Exception as error:  # hostile bytes make the readers of archives raise nearly anything
             raise UsageError(f"{root} cannot be read as a zip archive: {first_line(error)}") from error
         self._members = by_path(
             (member.orig_filename, member) for member in self._archive.infolist() if not _is_zip_folder(member)
-        )  # `filename` ends at a NUL
+        )  # `filename` is cut off at a NUL byte
         links = {path: member for path, member in self._members.items() if stat.S_ISLNK(member.external_attr >> 16)}
         texts = {path: self._link_text(member) for path, member in links.items()}
         targets = {path: link_target(path, texts) for path in links}
@@ -111,7 +114,7 @@ class ZipSource(Source):
         return self._read(path, spool)
 
     def _read(self, path: str, read: Callable[[IO[bytes]], T]) -> T:
-        member = self._members.get(path) or self._members.get(member_path(path))  # as an older version recorded it
+        member = self._members.get(path) or self._members.get(member_path(path))  # older versions recorded the name
         if member is None:
             raise ImageError("no such member in the archive")
         if member.file_size > LARGEST_BYTES:
@@ -136,7 +139,10 @@ def _offset(pair: tuple[str, tarfile.TarInfo]) -> int:
 
 
 def _kept_by_links(members: Sequence[tarfile.TarInfo]) -> dict[str, tarfile.TarInfo]:
-    """Returns files whose name a later member has taken, by the path of a hard link that still leads to the file."""
+    """Returns the files that can only be reached by a hard link, by the path of the link.
+
+    A later member of the archive has taken the name of such a file.
+    """
     seen: dict[str, tarfile.TarInfo] = {}
     for member in members:
         before = seen.get(member_path(member.linkname)) if member.islnk() else None
@@ -149,17 +155,18 @@ def _kept_by_links(members: Sequence[tarfile.TarInfo]) -> dict[str, tarfile.TarI
 
 
 def _stamp(member: tarfile.TarInfo) -> int:
-    """Returns a member's time in seconds; 0 for one that SQLite cannot store."""
+    """Returns a member's modification time in seconds; 0 if SQLite cannot store the time."""
     return int(member.mtime) if abs(member.mtime) < 2**62 else 0
 
 
 class TarSource(Source):
-    """A .tar file, plain or compressed. Members are listed in the archive's order, in which reading is fastest.
+    """A .tar file, plain or compressed, as a source. Raises UsageError if it cannot be read.
 
-    A link is listed after the file that it leads to; links that lead to no file of the archive are left out.
+    Members are listed in the archive's order, in which reading is fastest. A link is listed after the file that it
+    leads to. Links that lead to no file of the archive are left out.
 
-    Threads that share the source read in nearly this order. Going back in a compressed archive means unpacking it again
-    from its start, so the last members that were skipped are cached.
+    Threads that share the source read members in nearly the archive's order. Going back in a compressed archive means
+    decompressing it again from its start, so the members that were skipped last are cached.
     """
 
     kind = "tar"
@@ -169,11 +176,11 @@ class TarSource(Source):
         self._lock = threading.Lock()
         try:
             self._archive = self._open_archive()
-        except UnavailableError:  # of a remote archive
+        except UnavailableError:  # a remote archive cannot be reached
             raise
         except Exception as error:
             raise UsageError(f"{root} cannot be read as a tar archive: {first_line(error)}") from error
-        self._closing = weakref.finalize(self, self._archive.close)  # a ZipFile does this by itself
+        self._closing = weakref.finalize(self, self._archive.close)  # a ZipFile closes itself
         self._members: dict[str, tarfile.TarInfo] | None = None
         self._links: dict[str, str] = {}
         """The path of the file that each link leads to."""
@@ -187,7 +194,7 @@ class TarSource(Source):
         return tarfile.open(self.root)
 
     def _members_by_path(self) -> dict[str, tarfile.TarInfo]:
-        """Reads the archive's list of members on first use. Raises UsageError."""
+        """Returns the archive's files and links by path; reads them on first use. Raises UsageError."""
         if self._members is None:
             try:
                 listed = [member for member in self._archive.getmembers() if not member.isdir()]
@@ -205,7 +212,10 @@ class TarSource(Source):
         return self._members
 
     def _follow_links(self, members: dict[str, tarfile.TarInfo], files: dict[str, tarfile.TarInfo]) -> None:
-        """Finds the file that each link leads to. A hard link names a member, a symbolic one a path from its folder."""
+        """Finds the file that each link leads to, and counts the links that lead to no file.
+
+        A hard link contains the name of a member, a symbolic link contains a path relative to its own folder.
+        """
         texts = {path: member.linkname for path, member in members.items() if member.issym()}
         hard = {path: member_path(member.linkname) for path, member in members.items() if member.islnk()}
         for path in [*hard, *texts]:
@@ -259,7 +269,7 @@ class TarSource(Source):
         return file
 
     def _cache_skipped(self, member: tarfile.TarInfo) -> None:
-        """Caches the members between the one read last and `member`: decompression has to pass them anyway."""
+        """Caches the members between the last member read and `member`, which have to be decompressed anyway."""
         end = bisect.bisect_left(self._order, (member.offset_data, ""))
         start = bisect.bisect_left(self._order, (self._position, ""))
         self._position = member.offset_data + 1
@@ -280,7 +290,7 @@ class TarSource(Source):
         with self._lock:
             try:
                 if path not in self._members_by_path():
-                    path = member_path(path)  # as an older version recorded it
+                    path = member_path(path)  # older versions recorded the name
                 member = self._members_by_path().get(path)
             except UsageError as error:
                 raise ImageError(str(error)) from error

@@ -1,7 +1,8 @@
-"""Sources of images: `Source` lists images and reads their bytes. `FolderSource` is the simplest one.
+"""Sources of images. A `Source` lists images and reads their bytes; `FolderSource` is the simplest kind.
 
-A source has a root on disk, and the paths of its images are relative to the root, so that an index can move together
-with its images. An image inside a container (an archive, a table, a data set) is written `container!/member`.
+A source has a root (a path or an address), and the paths of its images are relative to the root, so that an index can
+move together with its images. An image inside a container (an archive, a table, a data set) is written
+`container!/member`.
 
 File names are `str` as `os.fsdecode` returns them, so that bytes that are not UTF-8 are kept.
 """
@@ -42,8 +43,9 @@ GONE = os.strerror(errno.ENOENT)
 class Entry:
     """One image of a source.
 
-    path: relative to the source's root. size: in bytes. stamp: a file's mtime in ns, a zip member's CRC or the like; an
-    image with the same size and stamp is taken to be unchanged.
+    path: relative to the source's root. size: in bytes.
+    stamp: a number that changes with the image, such as a file's mtime in ns or a zip member's CRC. An image with the
+    same size and stamp counts as unchanged.
     problem: the reason that the image cannot be read, if listing has found one.
     """
 
@@ -57,12 +59,13 @@ class Entry:
 
 @dataclass
 class Listing:
-    """The images of a source.
+    """The result of listing a source.
 
+    entries: the images.
     skipped: number of files that are not images or were left out; files that match `exclude` are not counted.
     left_out: number of files left out, by reason; `skipped` includes them.
     unread: folders that could not be listed, each with the reason.
-    matched: the patterns of `exclude` that matched anything.
+    matched: the patterns of `exclude` that matched at least one path.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -72,12 +75,12 @@ class Listing:
     matched: set[str] = field(default_factory=set)
 
     def leave_out(self, reason: str) -> None:
-        """Counts a file that is left out."""
+        """Counts a file that is left out, under the reason given."""
         self.skipped += 1
         self.left_out[reason] += 1
 
     def skip(self, path: str, head: bytes = b"") -> None:
-        """Counts a file that is not an image; a video or the like counts as left out. head: the file's first bytes."""
+        """Counts a file that is not an image. A video or the like counts as left out. head: the file's first bytes."""
         if (kind := left_out(path, head)) is not None:
             self.leave_out(f"{kind}s, which are not read")
         else:
@@ -85,14 +88,14 @@ class Listing:
 
 
 class Source(ABC):
-    """A collection of images on disk. `kind` and `root` identify it in an index."""
+    """A collection of images, on disk or on another machine. `kind` and `root` identify it in an index."""
 
     kind: str
     download = True
-    """False to never download a data set, for a source that an index names."""
+    """False if a missing data set must not be downloaded, because only an index names it."""
 
     nests = False
-    """True for folders: a folder inside another one is a part of that, and single images can be listed."""
+    """True for folders: a source in a folder of another source is a part of it, and single images can be listed."""
 
     quick = False
     """True to give up soon on an image on another machine, because a user is waiting for it."""
@@ -104,7 +107,7 @@ class Source(ABC):
     """True if reading an image waits for another machine, so that several should be read at once."""
 
     labelled = False
-    """True if the source itself has labels; otherwise the folders' names may be used."""
+    """True if the source itself has labels; otherwise the names of the images' folders may be used as labels."""
 
     def __init__(self, root: str, within: str = "") -> None:
         self.root = root
@@ -122,30 +125,30 @@ class Source(ABC):
 
     @abstractmethod
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        """Lists all images in a fixed order. exclude: patterns to leave out; see `Exclusion`."""
+        """Lists all images in a fixed order. exclude: patterns to leave out; see `Exclusion`. Raises UsageError."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:
         """Reads the bytes of an image. Raises ImageError with the reason. Safe for several threads."""
 
     def stream(self, path: str) -> IO[bytes]:
-        """Opens an image as a file, for images that are too large to hold in memory. Otherwise like `read`."""
+        """Opens an image as a file, for images that are too large to hold in memory. Raises ImageError, like `read`."""
         return io.BytesIO(self.read(path))
 
     def identity(self, path: str) -> tuple[Any, ...] | None:
-        """Returns a value that is the same for all names of one file, in any source; None if it does not exist."""
+        """Returns a value that is the same for all names of a file, in any source; None if the file does not exist."""
         return file_identity(self.display(path))
 
     def size_and_stamp(self, path: str) -> tuple[int, int] | None:
-        """Returns an image's size and stamp as in `listing`; None if it does not exist, or is not a file of its own."""
+        """Returns an image's size and stamp (see `Entry`); None if it does not exist, or is a part of a container."""
         return None
 
     def is_link(self, path: str) -> bool:
-        """Returns True if the path is a link to another place."""
+        """Returns True if the path of an image, or of its container, leads through a link."""
         return os.path.realpath(self.display(path)) != self.display(path)
 
     def display(self, path: str) -> str:
-        """Returns the path as it is printed, which `query` accepts."""
+        """Returns an image's path as it is printed. `simsearch query` accepts the printed path."""
         return display_path(self.kind, self.root, path)
 
     def close(self) -> None:
@@ -194,7 +197,7 @@ class FolderSource(Source):
                 found.unread.append((relative, error.strerror or str(error)))
                 continue
             if {"items.sqlite", "meta.json", "features"} <= {child.name for child in children}:
-                continue  # an index inside its own source
+                continue  # an index that lies inside the source
             below = []
             for child in children:
                 path = f"{relative}/{child.name}" if relative else child.name
@@ -297,7 +300,7 @@ def spool(member: IO[bytes]) -> IO[bytes]:
 
 
 def file_identity(path: str) -> tuple[Any, ...] | None:
-    """Returns device and inode of a file, which are the same for all its names; None if it cannot be found."""
+    """Returns the device and inode of a file, which all its names share; None if the file cannot be found."""
     try:
         facts = os.stat(path)
     except (OSError, ValueError):
@@ -306,7 +309,7 @@ def file_identity(path: str) -> tuple[Any, ...] | None:
 
 
 def file_size_and_stamp(path: str) -> tuple[int, int] | None:
-    """Returns size and stamp of a file; None if it cannot be found."""
+    """Returns the size (bytes) and stamp of a file; None if the file cannot be found."""
     try:
         facts = os.stat(path)
     except (OSError, ValueError):
@@ -320,7 +323,7 @@ def file_stamp(facts: os.stat_result) -> int:
 
 
 def folder_labels(entries: Sequence[Entry]) -> list[str | None]:
-    """Returns the name of each image's folder; None for an image at the top of the source.
+    """Returns a label for each image: the name of its folder, or None for an image at the top of the source.
 
     The label of an image depends on its own path alone, so that another file cannot change it.
     """

@@ -1,6 +1,6 @@
 """Patterns of images to leave out, by the rules of .gitignore: `cat/`, `*.gif`, `/raw`, `**/thumbs`, `!keep.png`.
 
-A pattern may also be a path relative to the current folder, or an absolute one, if it leads into the source.
+A pattern may also be a path into the source, either absolute or relative to the current folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Exclusion:
-    """Matches paths of a source against patterns to leave out, and records the patterns that match anything.
+    """Matches paths of a source against patterns to leave out, and records the patterns that have matched.
 
     root: the folder or the container that the paths are relative to.
     Raises UsageError for a pattern that cannot be used.
@@ -54,7 +54,7 @@ class Exclusion:
 
 
 def rooted(patterns: Sequence[str], root: str) -> list[str]:
-    """Returns the patterns as lines of a .gitignore in `root`, which mean the same from any current folder."""
+    """Returns the patterns as lines of a .gitignore file in `root`, which do not depend on the current folder."""
     lines = []
     for pattern in patterns:
         negation, body = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)
@@ -67,7 +67,10 @@ def rooted(patterns: Sequence[str], root: str) -> list[str]:
 
 
 def _below(pattern: str, root: str) -> list[str]:
-    """Returns the pattern relative to `root`, if it is a path from the current folder, or an absolute one, into it."""
+    """Returns a list with the pattern relative to `root` if it is a path into `root`, otherwise an empty list.
+
+    The path may be absolute, or relative to the current folder.
+    """
     if "/" not in pattern.rstrip("/"):
         return []
     if "://" in pattern:  # below a remote source

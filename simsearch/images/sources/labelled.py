@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """A labelled image of a source."""
+    """A labelled image of a source. path, size, stamp: as in `Entry`."""
 
     source: Source
     path: str
@@ -32,10 +32,11 @@ def list_labelled(
     exclude: Sequence[str] = (),
     note: Callable[[str], None] = lambda text: None,
 ) -> list[LabelledImage]:
-    """Lists all labelled images of the sources, in order. Raises UsageError for a source without any.
+    """Lists the labelled images of the named sources, in order. Raises UsageError for a source without labelled images.
 
-    Labels are the source's own, or else the names of the images' folders.
-    exclude: patterns of images to leave out; note: called with a sentence about each that matches nothing.
+    Labels are those of the source, or the names of the images' folders if the source has no labels.
+    exclude: patterns of images to leave out.
+    note: called with a sentence about each pattern that matches nothing.
     """
     found: list[LabelledImage] = []
     unmatched = list(exclude)

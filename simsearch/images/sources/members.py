@@ -1,4 +1,4 @@
-"""The names of an archive's members, as the paths of its images. They are never used as paths on disk."""
+"""Turns the names of an archive's members into the paths of its images. No path on disk is made from these names."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import TypeVar
 T = TypeVar("T")
 
 MOST_LINKS = 40
-"""Links that are followed from one member, as in Linux."""
+"""The most symbolic links that are followed for one member; Linux has the same limit."""
 
 _ODD = re.compile(r"[\\\0]|//|^/|/$|(^|/)\.\.?(/|$)|^[A-Za-z]:/")
-"""Found in names that `member_path` has to change."""
+"""Matches the names that `member_path` has to change."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def member_path(name: str) -> str:
-    """Returns the path of a member without `.`, `..`, a root, a drive or backslashes: ./a, ../a, /a and C:\\a are a."""
+    """Returns the path of a member without `.`, `..`, a root, a drive or backslashes.
+
+    For example, the path of ./a, ../a, /a and C:\\a is a.
+    """
     if name and not _ODD.search(name):
         return name
     parts: list[str] = []
@@ -33,7 +36,10 @@ def member_path(name: str) -> str:
 
 
 def by_path(members: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """Returns members by path. Of equal names the last counts; if different names have one path, a number is added."""
+    """Returns members by path. If several members have the same name, the last of them is used.
+
+    If different names have the same path, a number is added to the path.
+    """
     named = dict(members)
     paths = {name: member_path(name) for name in named}
     exact = {name for name, path in paths.items() if name == path}
@@ -51,14 +57,14 @@ def by_path(members: Iterable[tuple[str, T]]) -> dict[str, T]:
 
 
 def is_hidden(path: str) -> bool:
-    """Returns True for hidden members, and for the folder `__MACOSX` that macOS adds to archives."""
+    """Returns True for paths of hidden members, and of members in `__MACOSX`, a folder that macOS adds to archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
 def link_target(path: str, links: Mapping[str, str]) -> str | None:
-    """Returns the path that a symbolic link leads to, through other links; None if it leaves the archive or loops.
+    """Returns the path that `path` leads to if all symbolic links are followed; None if it leaves the archive or loops.
 
-    links: the texts of the links by their paths.
+    links: the path that each symbolic link contains, by the path of the link.
     """
     pending, done, followed = path.split("/")[::-1], list[str](), 0
     while pending:

@@ -1,4 +1,4 @@
-"""Parquet files as sources, also those of Hugging Face's `datasets`."""
+"""Parquet files as sources of images, including the files of Hugging Face's `datasets`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ NO_IMAGE, OUTSIDE = "the row holds no image", "a file outside the table's folder
 
 
 class ParquetSource(Source):
-    """A .parquet file with image bytes: a binary column, or a struct with a field `bytes` as Hugging Face writes it.
+    """A .parquet file as a source. Raises UsageError if it has no images, MissingExtraError if pyarrow is missing.
 
-    Images: the first column that Hugging Face's schema calls an image, else `image`, else the first with image bytes.
-    If no column has image bytes, one with lists of images is used, and `/<place>` is added to the path of each image.
-    Files: a struct without bytes but with a `path` is the file at that path, relative to the table's folder.
-    Labels: the column `label`, else `class`, else the first column of class labels, by name if the schema has names.
-    Metadata: all other columns of plain values, or of lists of plain values.
+    Images: bytes in a binary column, or in the field `bytes` of a struct, as Hugging Face writes it. Of several such
+    columns, the one that Hugging Face's schema calls an image is used, else `image`, else the first. If there is no
+    such column, a column with lists of images is used, and `/<place>` is added to the path of each image.
+    Files: a struct without bytes but with a `path` names a file, relative to the table's folder.
+    Labels: the column `label`, else `class`, else the first column of class labels. Numbers become names if the schema
+    has names.
+    Metadata: all other columns of text, numbers or booleans, or of lists of them.
     Paths: the values in the column `path` if they are unique, else `row-<number>`.
     """
 
@@ -111,7 +113,10 @@ class ParquetSource(Source):
         return Entry(path, facts.st_size, file_stamp(facts), label, metadata)
 
     def _beside(self, file: str) -> str:
-        """Returns the location of a file. Raises ImageError for one outside the table's folder, unless permitted."""
+        """Returns the absolute path of a file that a row names.
+
+        Raises ImageError if the file lies outside the table's folder, unless `outside` permits that.
+        """
         folder = os.path.realpath(os.path.dirname(self.root))
         full = os.path.realpath(os.path.join(folder, file))
         if not self.outside and not full.startswith(folder.rstrip("/") + "/"):
@@ -119,7 +124,7 @@ class ParquetSource(Source):
         return full
 
     def _named(self, column: str, value: Any) -> Any:
-        """Replaces a class's number by the class's name, also in lists; -1, which stands for no class, by None."""
+        """Replaces the number of a class by its name, also in lists; replaces -1, which means no class, by None."""
         names = self._names.get(column)
         if names is None:
             return value
@@ -144,7 +149,7 @@ class ParquetSource(Source):
             data, file = _content(self._value(path))
             if data is None and file is not None:
                 return file_identity(self._beside(file))
-        except Exception:  # as in `read`
+        except Exception:  # `read` will report the error
             return None
         table = file_identity(self.root)
         return None if table is None else (*table, path)
@@ -166,7 +171,7 @@ class ParquetSource(Source):
         return read_file(self._beside(file))
 
     def _value(self, path: str) -> Any:
-        """Returns the value of an image in the images' column."""
+        """Returns the value of an image in the images' column. Raises ImageError if there is no such row."""
         place = None
         if self._several:
             path, _, last = path.rpartition("/")
@@ -190,7 +195,10 @@ class ParquetSource(Source):
         raise ImageError("no such row in the table")
 
     def _group(self, number: int) -> Any:
-        """Reads the images of a row group. Two are cached: threads may still read the previous one."""
+        """Returns the images' column of a row group.
+
+        Two row groups are cached, because other threads may still read from the previous one.
+        """
         with self._lock:
             if (found := self._groups.pop(number, None)) is None:
                 while len(self._groups) > 1:
@@ -204,7 +212,7 @@ class ParquetSource(Source):
 
 
 def _is_any(types: Any, kind: Any, *names: str) -> bool:
-    """Returns True if a type is one of several; older versions of pyarrow lack some of the tests."""
+    """Returns True if an Arrow type is one of the kinds in `names`; skips kinds that an older pyarrow does not know."""
     return any(test(kind) for name in names if (test := getattr(types, f"is_{name}", None)) is not None)
 
 
@@ -217,7 +225,7 @@ def _holds_bytes(pyarrow: Any, kind: Any) -> bool:
 
 
 def _value_type(pyarrow: Any, kind: Any) -> Any:
-    """Returns the type of the values of a list type; any other type unchanged."""
+    """Returns the type of the values in a list type; returns any other type unchanged."""
     lists = "list", "large_list", "fixed_size_list", "list_view", "large_list_view"
     return kind.value_type if _is_any(pyarrow.types, kind, *lists) else kind
 
@@ -239,7 +247,7 @@ def _features(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any]]:
 
 
 def _class_names(feature: Mapping[str, Any] | None) -> list[str]:
-    """Returns the names of a column of class labels, or of lists of them; empty for others."""
+    """Returns the names of the classes in a column of class labels, or of lists of labels; empty for other columns."""
     while feature and isinstance(inner := feature.get("feature"), dict):
         feature = inner
     names = feature.get("names") if feature and feature.get("_type") == "ClassLabel" else None
@@ -249,7 +257,7 @@ def _class_names(feature: Mapping[str, Any] | None) -> list[str]:
 
 
 def _content(value: Any) -> tuple[bytes | None, str | None]:
-    """Returns the bytes of a row's image, or the path of its file; (None, None) if it has neither."""
+    """Returns the bytes of a row's image and the path of its file, with None for each that the row does not have."""
     if isinstance(value, bytes):
         return value, None
     if not isinstance(value, dict):

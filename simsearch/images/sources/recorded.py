@@ -1,8 +1,8 @@
-"""Opens pictures recorded in an index, after checking each one. No other module gives out the content of such files.
+"""Opens pictures that an index names, after checking each picture. No other module hands out their content.
 
 An index may come from a stranger, and the file at a recorded path may have been replaced since. So a picture is only
-opened if it is a regular file inside its source (links count as the files that they lead to), its SHA-256 is the
-recorded one, and it decodes as an image.
+opened if it is a regular file, its SHA-256 is the recorded one, and it decodes as an image. The file must also lie
+inside its source, with links followed, unless `build --allow-outside` has permitted other files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Key = TypeVar("Key", bound=Hashable)
 
 CHECK_SIDE = 32
-"""Pixels of the shorter side to which a file is decoded, to check that it is an image."""
+"""The `shorter_side` (pixels) with which a file is decoded to check that it is an image."""
 
 REMEMBERED = 1 << 16
 """Number of checked files to remember. A file is checked again if its size or times have changed."""
@@ -36,7 +36,7 @@ F_GETPATH = 50
 
 
 class _Recent(OrderedDict[Key, None]):
-    """The last `REMEMBERED` keys. Safe for several threads."""
+    """The `REMEMBERED` keys that were added last. Safe for several threads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,11 +65,13 @@ def open_recorded(
     decodes: bool = True,
     budget: MemoryBudget | None = None,
 ) -> IO[bytes]:
-    """Opens a picture of a source, at its start; the caller closes it. Raises ImageError with the reason.
+    """Opens a picture that an index names, after checking it; the caller closes the file. Raises ImageError.
 
+    path: the picture's path in the source.
     digest: the SHA-256 that the index recorded.
-    decodes: False for a caller that decodes the picture itself and gives out nothing but its pixels.
-    budget: memory shared by all pictures that are being decoded.
+    decodes: True to check that the picture can be decoded. False is for a caller that decodes the picture itself and
+    hands out only its pixels.
+    budget: memory shared by all pictures that are being decoded; None for no limit.
     """
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(source.stream(path))
@@ -87,7 +89,7 @@ def open_recorded(
 
 
 def read_recorded(source: Source, path: str, digest: bytes) -> bytes:
-    """Returns the bytes of a recorded picture; see `open_recorded`."""
+    """Returns the bytes of a picture that an index names, checked as by `open_recorded`. Raises ImageError."""
     with open_recorded(source, path, digest) as file:
         return file.read()
 
@@ -105,7 +107,7 @@ def _check_inside(file: IO[bytes], folder: str) -> None:
 
 
 def _path_of(file: IO[bytes]) -> str:
-    """Returns the path of an open file without links; "" if the system does not know it, or it was deleted."""
+    """Returns the path of an open file, with all links followed; "" if the system cannot tell the path."""
     descriptor = file.fileno()
     with contextlib.suppress(OSError):
         return os.readlink(f"/proc/self/fd/{descriptor}")
@@ -115,7 +117,7 @@ def _path_of(file: IO[bytes]) -> str:
 
 
 def _check_digest(file: IO[bytes], digest: bytes) -> None:
-    """Raises ImageError if the content is not the recorded one; leaves the file at its start."""
+    """Raises ImageError if the SHA-256 of a file's content is not `digest`. Leaves the file at its start."""
     key = _identity(file, digest)
     if key is not None and _hashed.knows(key):
         return
@@ -136,6 +138,6 @@ def _identity(file: IO[bytes], digest: bytes) -> tuple[object, ...] | None:
     """Returns a key that changes when the content of a file on disk changes; None for a file in memory."""
     try:
         facts = os.fstat(file.fileno())
-    except OSError:  # io.UnsupportedOperation
+    except OSError:  # io.UnsupportedOperation: a file in memory
         return None
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, digest

@@ -50,7 +50,7 @@ SOURCE_CLASSES: Mapping[str, Callable[[str], Source]] = {
     addresses.ZIP_KIND: lambda root: remote_archives.RemoteZipSource(root),
     addresses.TAR_KIND: lambda root: remote_archives.RemoteTarSource(root),
 }
-"""By `Source.kind`: makes a source from its root."""
+"""Functions that make a source from its root, by `Source.kind`."""
 
 _REMOTE_KINDS = {"zip": addresses.ZIP_KIND, "tar": addresses.TAR_KIND}
 """The kind of a remote archive, by the kind of the same archive on disk."""
@@ -73,7 +73,10 @@ _KINDS_BY_SUFFIX = {
 
 
 def resolve(name: str) -> Source:
-    """Returns the source that a command-line argument names. Raises UsageError if there is none."""
+    """Returns the source that a command-line argument names. Raises UsageError if there is none.
+
+    A single image becomes a source of its folder that lists only this image.
+    """
     if not name:
         raise UsageError("an empty name is not a source", hint="write . for the current folder")
     if name.startswith(DATASET_PREFIX) and not os.path.exists(name):
@@ -102,7 +105,8 @@ def resolve(name: str) -> Source:
 def _resolve_remote(name: str) -> Source:
     """Returns the source at an address that the user has named, and permits reading from it. Raises UsageError.
 
-    No request is made. An address with the extension of an image is one object of the folder above it.
+    No request is made. An address with the extension of an image becomes a source of the folder above it that lists
+    only this image.
     """
     source = _remote_source(addresses.normalized(name))
     permission.grant(source.root)
@@ -134,9 +138,10 @@ def as_names(given: Any) -> list[str]:
 
 
 def reopen(kind: str, root: str, *, checked: bool = False) -> Source:
-    """Opens a source that an index recorded. Raises UsageError, also for a remote one that the user has not named.
+    """Opens a source that an index names.
 
     checked: True if the caller has already checked that the user permits reading the source.
+    Raises UsageError for a source that cannot be opened, and for a remote source that the user has not permitted.
     """
     if kind not in SOURCE_CLASSES:
         raise UsageError(f"the index has a source of unknown kind {kind!r}", hint="a newer simsearch may know it")
@@ -154,7 +159,7 @@ def reopen(kind: str, root: str, *, checked: bool = False) -> Source:
 
 
 def read_remote(address: str) -> bytes:
-    """Reads an image at a remote address, or in a remote archive, that the user has named.
+    """Reads an image at an address that the user has named: an object, or a member of an archive.
 
     Raises ImageError, UsageError.
     """
@@ -173,7 +178,10 @@ def read_remote(address: str) -> bytes:
 
 
 def part(kind: str, root: str, within: str) -> Source:
-    """Returns a part of a folder, local or remote. within: the relative path of the only file or folder to list."""
+    """Returns a source that lists a part of a folder, local or remote.
+
+    kind, root: of the folder. within: the relative path of the only file or folder to list.
+    """
     return FolderSource(root, within) if kind == FolderSource.kind else remote_source.RemoteSource(root, within)
 
 
@@ -227,8 +235,9 @@ def _read_file_object(file: Any) -> bytes:
 def open_picture(picture: Any, shorter_side: int | None, name: str | None = None) -> decode.DecodedImage:
     """Decodes an image given as a path, bytes, a binary file, a PIL image or an (H, W, 3) uint8 array.
 
-    shorter_side: the pixels that are needed; None for the original size, to which the coordinates of a crop refer.
-    name: the image's name in errors. Raises ImageError, UsageError.
+    shorter_side: as for `decode.decode_image`; None for the original size, to which the coordinates of a crop refer.
+    name: the image's name in errors.
+    Raises ImageError, UsageError.
     """
     if isinstance(picture, Image.Image):
         rgb = decode.from_pil(picture)
@@ -244,9 +253,9 @@ def open_picture(picture: Any, shorter_side: int | None, name: str | None = None
 
 
 class RecordedSource(Source):
-    """A source recorded in an index; its container is opened when an image of it is first read.
+    """A source that an index names. Its folder, container or server is opened when an image is first read.
 
-    outside: True if the builder allowed images outside the source's folder.
+    outside: True if `build --allow-outside` permitted images outside the source's folder.
     """
 
     def __init__(self, kind: str, root: str, outside: bool = False) -> None:
@@ -257,7 +266,10 @@ class RecordedSource(Source):
         fork.in_child(self._open_again)
 
     def _open_again(self) -> None:
-        """Forgets the open source in a forked process, since the parent shares an open archive's file position."""
+        """Forgets the open source in a forked process.
+
+        An open archive would share its file position with the parent process.
+        """
         fork.never_close(self._opened)
         self._opened, self._lock = None, threading.Lock()
 
@@ -314,7 +326,7 @@ class RecordedSource(Source):
 
 
 class Sources(dict[int, Source]):
-    """The sources of an index by number."""
+    """The sources of an index by number. An unknown number raises IndexDamagedError."""
 
     def __missing__(self, number: int) -> Source:
         raise IndexDamagedError(f"items.sqlite: an item belongs to source {number}, which does not exist")

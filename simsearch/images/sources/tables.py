@@ -1,4 +1,4 @@
-"""Manifests as sources: CSV and JSON lines that name images, with labels and metadata."""
+"""Manifests as sources: CSV and JSON Lines files that name images, with labels and metadata."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ OUTSIDE = "outside the manifest's folder; `build --allow-outside` permits it"
 
 
 class ManifestSource(Source):
-    """A .csv or .jsonl file with the `path` of each image, relative to the file's folder.
+    """A .csv or .jsonl file as a source, with the `path` of each image, relative to the file's folder.
 
-    `label` becomes the label; all other columns become metadata. In a CSV, values such as 7 and -1.5 become numbers;
-    007, 1.10, 12E4 and all other values stay text (see `written_number`).
-    line: the only line of a JSON-lines file to list, if it has just been appended. within: the path in this line.
+    The column `label` becomes the label; all other columns become metadata. In a CSV, values such as 7 and -1.5 become
+    numbers; 007, 1.10, 12E4 and all other values stay text (see `written_number`).
+    line: the only line of a JSON Lines file to list, if it has just been appended.
+    within: the path in this line.
     """
 
     kind = "manifest"
@@ -69,7 +70,10 @@ class ManifestSource(Source):
         return found
 
     def _relative(self, path: str) -> str:
-        """Returns a path relative to the file's folder, for matching; an absolute one from elsewhere as it is."""
+        """Returns the path with which exclude patterns are compared: relative to the file's folder.
+
+        A path outside the folder is absolute, but without its first slash.
+        """
         folder = os.path.dirname(self.root).rstrip("/") + "/"
         return os.path.normpath(self.display(path)).removeprefix(folder).lstrip("/")
 
@@ -100,7 +104,7 @@ class ManifestSource(Source):
                 continue
             try:
                 value = json.loads(line, parse_float=_finite, parse_int=_integer, parse_constant=lambda name: None)
-                check_depth(value)  # metadata are read again with this limit
+                check_depth(value)  # metadata are later read from the index with the same limit
             except (ValueError, RecursionError) as error:
                 reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                 raise UsageError(f"{self.root}, line {number}: {reason}") from error
@@ -132,11 +136,14 @@ def _integer(text: str) -> int | str:
 
 
 def _finite(text: str) -> float | str:
-    """Converts text to a number, unless it is too large: metadata are kept as JSON, which has no infinity."""
+    """Converts text to a float. Returns the text if the number is too large.
+
+    Metadata are stored as JSON, which has no infinity.
+    """
     number = float(text)
     return number if math.isfinite(number) else text
 
 
 def _valid(text: str) -> str:
-    """Replaces lone surrogates, which JSON can write but SQLite cannot store."""
+    """Replaces lone surrogates by question marks. JSON can contain lone surrogates, but SQLite cannot store them."""
     return text.encode("utf-8", "replace").decode("utf-8")

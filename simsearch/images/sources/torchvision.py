@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 
 class TorchvisionSource(Source):
-    """A data set by its class name in `torchvision.datasets`, with an optional split after a colon.
+    """A data set of torchvision. Its root is `torchvision/` and a class name, with an optional split after a colon.
 
-    Files are kept under `$SIMSEARCH_DATASETS`, else in the cache, and downloaded if they are missing. An image's path
-    is its number in the data set; images that are not files are encoded as PNG, without loss.
+    Files are kept in `$SIMSEARCH_DATASETS`, or in the cache folder if this is not set. Missing files are downloaded. An
+    image's path is its number in the data set. Images that are not files are encoded as PNG, without loss.
     """
 
     kind = "dataset"
@@ -156,7 +156,7 @@ class TorchvisionSource(Source):
 
 
 def _files(data: Any) -> list[tuple[str, int]]:
-    """Returns the (file, class) pairs of a data set that keeps such a list; an empty list for others."""
+    """Returns pairs (file, class number) for a data set that has such a list; an empty list for other data sets."""
     pairs = getattr(data, "_samples", None) or getattr(data, "samples", None)
     if not isinstance(pairs, list) or len(pairs) != len(data):
         return []
@@ -165,7 +165,7 @@ def _files(data: Any) -> list[tuple[str, int]]:
 
 
 def _accepted(kind: Any) -> set[str]:
-    """Returns the names of a class's arguments, with those that it passes on to its bases."""
+    """Returns the names of the arguments that a class accepts, for itself and for its base classes."""
     names: set[str] = set()
     for base in kind.__mro__ if inspect.isclass(kind) else ():
         parameters = inspect.signature(base).parameters if base is not object else {}

@@ -1,7 +1,8 @@
 """Addresses of remote sources and objects: `s3://bucket/key`, `gs://bucket/key`, `https://host/folder/file`.
 
-A source's root has no slash at its end. Keys of buckets are written as they are; names on web servers are unescaped in
-an index, and escaped in an address. This module imports nothing heavy: every command that takes a path uses it.
+The root of a source has no slash at its end. Keys of buckets are written as they are. Names on web servers are
+percent-encoded in an address, but not in an index. This module imports nothing heavy, because every command that takes
+a path uses it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ KIND, ZIP_KIND, TAR_KIND = "remote", "remote-zip", "remote-tar"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PLAIN = "/!$&'()*+,;=:@~"
-"""Characters of a name that need no escape in the path of a URL."""
+"""Characters of a name that are not percent-encoded in the path of a URL."""
 
 
 def scheme_of(name: str) -> str | None:
-    """Returns the scheme of an address in lower case; None for a path."""
+    """Returns the scheme of an address in lower case; None for a path on disk."""
     found = _SCHEME.match(name)
     return found[1].lower() if found else None
 
@@ -35,12 +36,12 @@ def is_remote(name: str) -> bool:
 
 
 def is_kind(kind: str) -> bool:
-    """Returns True for the kinds of remote sources."""
+    """Returns True if a `Source.kind` is the kind of a remote source."""
     return kind in (KIND, ZIP_KIND, TAR_KIND)
 
 
 def normalized(name: str) -> str:
-    """Returns an address as the root of a source. Raises UsageError if it names nothing that can be read."""
+    """Returns an address in the form that a source's root has. Raises UsageError for an address that cannot be used."""
     scheme = scheme_of(name)
     if scheme not in (*BUCKETS, *WEB):
         raise UsageError(
@@ -74,20 +75,20 @@ def normalized(name: str) -> str:
 
 
 def bucket_and_key(address: str) -> tuple[str, str]:
-    """Splits `s3://bucket/key`."""
+    """Splits an address such as `s3://bucket/key` into the bucket and the key."""
     bucket, _, key = address.partition("://")[2].partition("/")
     return bucket, key
 
 
 def joined(root: str, path: str) -> str:
-    """Returns the address of an object. path: relative to the root; on a web server, unescaped."""
+    """Returns the address of an object. path: relative to the root, not percent-encoded."""
     if scheme_of(root) in WEB:
         path = quote(path, safe=_PLAIN, errors="surrogateescape")
     return f"{root}/{path}"
 
 
 def relative_to(address: str, root: str) -> str:
-    """Returns the path of `address`, relative to the `root` above it."""
+    """Returns the path of an object relative to `root`, not percent-encoded. address: begins with `root`."""
     path = address[len(root) + 1 :]
     return unquote(path, errors="surrogateescape") if scheme_of(root) in WEB else path
 

@@ -1,9 +1,9 @@
 """Archives on other machines, as sources.
 
-Of a .zip file only the list of members is transferred, and then each member by its own range of bytes, several at a
-time; an interrupted build goes on at the next member. A .tar file has no list of members, so the whole file is copied
-into a temporary one. The list made from the copy is kept in the cache folder by the archive's identity, so that an
-unchanged archive is not transferred again to be listed.
+Of a .zip file, the list of members is read first, and then each member by its own range of bytes, several at a time. So
+an interrupted build goes on at the next member. A .tar file has no list of members, so the whole file is copied into a
+temporary file. The list made from the copy is kept in the cache folder, so that an unchanged archive need not be copied
+again to be listed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ LONGEST_HEADER = LOCAL_HEADER + 2 * 0xFFFF
 
 
 class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
-    """An archive that is one remote object, and is opened when it is first listed or read."""
+    """An archive that is one object on a server. It is opened when it is first listed or read."""
 
     remote = True
 
@@ -86,7 +86,10 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
             opened.close()
 
     def facts(self) -> RemoteObject:
-        """Returns the archive's size and identity. Raises UsageError if it is not there or has no size."""
+        """Returns the archive's size and identity.
+
+        Raises UsageError if the archive does not exist, is empty, or has no known size.
+        """
         if self._facts is None:
             try:
                 found = self._opened(self._folder).info(self._name)
@@ -100,14 +103,14 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
         return self._facts
 
     def copy(self) -> IO[bytes]:
-        """Returns the archive as a temporary file. Raises UsageError, UnavailableError."""
+        """Copies the archive into a temporary file, and returns the file. Raises UsageError, UnavailableError."""
         try:
             return self._opened(self._folder).spool(self._name, self.facts().size or 0)
         except ImageError as error:
             raise UsageError(f"{self.root} cannot be read: {error}", hint=error.hint) from error
 
     def read_part(self, start: int, end: int) -> bytes:
-        """Reads the archive's bytes from `start` to before `end`. Raises as `Store.read`."""
+        """Reads the archive's bytes from `start` to before `end`. Raises the errors of `Store.read`."""
         return self._opened(self._folder).read(self._name, start, end)
 
     def identity(self, path: str) -> tuple[Any, ...] | None:
@@ -119,7 +122,7 @@ class _RemoteArchive(RemoteStoreMixin, Source, Generic[A]):
 
 @contextlib.contextmanager
 def _as_image_error() -> Iterator[None]:
-    """Turns the UsageError of an archive that cannot be opened into an ImageError for the image that is read."""
+    """Turns a UsageError in the `with` block, about an archive that cannot be opened, into an ImageError."""
     try:
         yield
     except UsageError as error:
@@ -127,7 +130,7 @@ def _as_image_error() -> Iterator[None]:
 
 
 class _Spooled(Source):
-    """Base of archives in a temporary file, which is closed together with the source."""
+    """Base class of archives in a temporary file. Closing the source closes the file."""
 
     def __init__(self, root: str, file: IO[bytes]) -> None:
         self._file = file
@@ -163,7 +166,7 @@ class _SpooledZip(_Spooled, ZipSource):
 
 
 class _RangedZip(ZipSource):
-    """The members of a remote .zip file."""
+    """A remote .zip file whose members are read by ranges of bytes."""
 
     def __init__(self, archive: RemoteZipSource) -> None:
         self._remote = archive
@@ -175,7 +178,7 @@ class _RangedZip(ZipSource):
         return io.BufferedReader(_RangedFile(self._remote, size), BLOCK_BYTES)
 
     def read(self, path: str) -> bytes:
-        """Reads a member by its range of the archive."""
+        """Reads a member in one request, for its range of bytes."""
         member = self._members.get(path) or self._members.get(member_path(path))
         if member is None:
             raise ImageError("no such member in the archive")
@@ -194,7 +197,10 @@ class _RangedZip(ZipSource):
 
 
 def _content(member: zipfile.ZipInfo, data: bytes) -> bytes:
-    """Returns a member's content. data: the archive from the member's header on. Raises ImageError if it is damaged."""
+    """Returns a member's content, decompressed. Raises ImageError if the member is damaged.
+
+    data: bytes of the archive, from the member's header on.
+    """
     if len(data) < LOCAL_HEADER or data[:4] != b"PK\3\4":
         raise ImageError("cannot be read from the archive: it has changed, or is damaged")
     name, extra = struct.unpack_from("<HH", data, 26)
@@ -211,7 +217,7 @@ def _content(member: zipfile.ZipInfo, data: bytes) -> bytes:
 
 
 class _RangedFile(io.RawIOBase):
-    """A remote archive as a seekable file."""
+    """A remote archive as a seekable file, which reads by ranges of bytes."""
 
     def __init__(self, archive: RemoteZipSource, size: int) -> None:
         self._archive, self._size, self._position = archive, size, 0

@@ -1,7 +1,8 @@
 """Buckets of Google Cloud Storage, by gcsfs.
 
-Credentials are those of Google's libraries: `GOOGLE_APPLICATION_CREDENTIALS`, those of `gcloud auth application-default
-login`, and the accounts of machines. Where there are none, requests are not signed, which public buckets permit.
+Credentials are found as by Google's libraries: `GOOGLE_APPLICATION_CREDENTIALS`, `gcloud auth application-default
+login`, or the service account of a cloud machine. Without credentials, requests are not signed; public buckets permit
+this.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ from simsearch.images.sources.remote.store import (
 )
 
 EMULATOR = "STORAGE_EMULATOR_HOST"
-"""The environment variable that names another server, which needs no credentials."""
+"""The environment variable that names another server (an emulator), which needs no credentials."""
 
 PAGE = 1000
-"""Objects on a page of a listing."""
+"""Number of objects on one page of a listing."""
 
 FIELDS = "name,size,md5Hash,crc32c,generation,etag"
 
 
 class GcsStore(Store):
-    """The objects below `gs://bucket/prefix`. Raises MissingExtraError."""
+    """The objects below `gs://bucket/prefix`.
+
+    Raises MissingExtraError if gcsfs is not installed, UsageError if the credentials cannot be used.
+    """
 
     def __init__(self, root: str, *, quick: bool = False) -> None:
         super().__init__(root, quick=quick)
@@ -44,7 +48,7 @@ class GcsStore(Store):
             import gcsfs
         except ImportError as error:
             raise MissingExtraError(f"reading {root}", "remote") from error
-        logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # it logs the errors that it raises
+        logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # gcsfs logs the errors that it raises
         anonymous = os.environ.get(ANONYMOUS, "") not in {"", "0"} or bool(os.environ.get(EMULATOR))
         try:
             self._files = gcsfs.GCSFileSystem(
@@ -55,7 +59,7 @@ class GcsStore(Store):
                 use_listings_cache=False,
                 skip_instance_cache=True,
             )
-        except Exception as error:  # Google's libraries raise many kinds
+        except Exception as error:  # Google's libraries raise many kinds of exceptions
             raise UsageError(
                 f"{root}: the credentials of Google Cloud cannot be used: {type(error).__name__}",
                 hint="set GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
@@ -106,7 +110,7 @@ class GcsStore(Store):
         return f"{self._prefix}/{path}" if self._prefix else path
 
     def _call(self, *arguments: Any, **named: Any) -> Any:
-        """Makes a request in the thread of fsspec. Raises the errors of `store`."""
+        """Makes a request in fsspec's thread. Raises the exceptions of `store`, or UsageError for bad credentials."""
         from fsspec.asyn import sync
 
         try:
@@ -140,7 +144,8 @@ class GcsStore(Store):
 def _remote_object(path: str, found: dict[str, Any]) -> RemoteObject:
     """Converts Google's description of an object to a `RemoteObject`.
 
-    A checksum is preferred as identity: it stays the same if only metadata change, unlike the etag and the generation.
+    The identity is a checksum if there is one. Unlike the generation and the ETag, a checksum does not change if only
+    the metadata change.
     """
     for name in ("md5Hash", "crc32c", "generation", "etag"):
         if found.get(name):

@@ -1,7 +1,8 @@
-"""Folders on web servers, by the pages that list them, with fsspec's HTTP session (aiohttp).
+"""Folders on web servers that list their files on pages. Requests are made with fsspec's HTTP session (aiohttp).
 
-A listing is a page of links, as Apache, nginx, Caddy and Python write them. Only links below the page's own folder
-count, and redirects to another host are refused: a server must not be able to send a build to other machines.
+A listing is a page of links, as Apache, nginx, Caddy and Python write it. Only links to files and folders directly
+inside the page's own folder are followed, and redirects to another host are refused: a server must not be able to send
+a build to other machines.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ PAGE_BYTES = 16 << 20
 """The most bytes of a page that lists a folder."""
 
 PAGES, DEPTH = 100_000, 64
-"""Limits of the folders of a source, and of how deep they lie: a server may invent them without end."""
+"""The most folders of a source, and the most levels of folders, because a server may invent folders without end."""
 
 
 class HttpStore(Store):
-    """The files below `https://host/folder`. Raises MissingExtraError."""
+    """The files below `https://host/folder`. Raises MissingExtraError if aiohttp or fsspec is not installed."""
 
     def __init__(self, root: str, *, quick: bool = False) -> None:
         super().__init__(root, quick=quick)
@@ -89,7 +90,10 @@ class HttpStore(Store):
             yield from (item for item in pool.map(self._facts, files) if item is not None)
 
     def _facts(self, path: str) -> RemoteObject | None:
-        """Returns a linked file, with size and identity if it is a picture; None if it is missing or cannot be read."""
+        """Returns a file that a listing links to; None if the file is missing or cannot be read.
+
+        The server is asked for the size and identity of pictures only.
+        """
         if not is_picture(path):
             return RemoteObject(path, None, "")  # not a picture: no need to ask
         try:
@@ -101,7 +105,7 @@ class HttpStore(Store):
             return None
 
     def _folder(self, folder: str) -> list[tuple[str, bool]]:
-        """Returns the names in a folder, each with True for a folder."""
+        """Returns the name of each file and folder in a folder, with False for a file and True for a folder."""
         url = (joined(self.root, folder) if folder else self.root) + "/"
         data, headers, final = self._call("GET", url, {}, PAGE_BYTES)
         kind = headers.get("Content-Type", "text/html").partition(";")[0].strip().lower()
@@ -118,7 +122,7 @@ class HttpStore(Store):
         return sorted({name for href in links.found if (name := _name_below(base, href)) is not None})
 
     def _url(self, path: str) -> str:
-        """Returns the URL of a file, which an index may have named. Raises MissingError if it leads elsewhere."""
+        """Returns the URL of a file. Raises MissingError if the path, which may come from an index, leads elsewhere."""
         if has_odd_parts(path):
             raise MissingError("no such file or folder")
         return joined(self.root, path)
@@ -150,9 +154,11 @@ class HttpStore(Store):
     def _call(
         self, method: str, url: str, headers: dict[str, str], most: int, file: IO[bytes] | None = None
     ) -> tuple[bytearray, Any, str]:
-        """Makes a request in the thread of fsspec; returns the body, the headers and the final URL.
+        """Makes a request in fsspec's thread. Returns the body, the headers and the final URL.
 
-        most: about the most bytes that are read. file: takes the body, which then is not returned.
+        most: about the most bytes that are read. file: if given, the body is written to this file, and an empty body is
+        returned.
+        Raises the exceptions of `store`.
         """
         import aiohttp
         from fsspec.asyn import sync
@@ -213,11 +219,14 @@ class HttpStore(Store):
 
 
 class _MethodError(DeniedError):
-    """The server does not know the method."""
+    """The server does not support the HTTP method of a request."""
 
 
 def _proxy(url: str) -> str | None:
-    """Returns the environment's proxy for a URL. (`trust_env` of aiohttp would send passwords of ~/.netrc as well.)"""
+    """Returns the environment's proxy for a URL; None if there is none.
+
+    aiohttp's `trust_env` would find the proxy too, but would also send passwords of ~/.netrc.
+    """
     parts = urlsplit(url)
     found = urllib.request.getproxies().get(parts.scheme)
     return None if found is None or urllib.request.proxy_bypass(parts.hostname or "") else found
@@ -250,7 +259,10 @@ class _Links(HTMLParser):
 
 
 def _name_below(page: str, href: str) -> tuple[str, bool] | None:
-    """Returns the name that a link of a listing stands for, and True for a folder; None if it leads elsewhere."""
+    """Returns the name of the file or folder that a link leads to, and True for a folder; None if it leads elsewhere.
+
+    page: the URL of the listing. href: the link, which has to lead to a place directly inside the listed folder.
+    """
     try:
         here, parts = urlsplit(page), urlsplit(urljoin(page, href))
     except ValueError:

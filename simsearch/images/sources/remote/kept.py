@@ -1,7 +1,7 @@
-"""Keeps remote objects in the cache folder, from reading them until their features are committed.
+"""Keeps remote objects in the cache folder, from reading them until their features are committed to the index.
 
 A build that is killed loses all features since its last commit. Without the kept files, the next build would have to
-read the same objects from their server again. Each file is deleted once its item is committed.
+read the same objects from their server again. Each file is deleted once the features are committed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEPT_BYTES = 512 << 20
 """Limit of the kept files of one build (bytes); further objects are not kept."""
 
 OLDEST = 7 * 24 * 3600.0
-"""Age in seconds from which a file that a killed build has left is deleted."""
+"""Files that a killed build has left are deleted at this age (seconds)."""
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -30,9 +30,10 @@ Place = tuple[str, str, int, int]
 
 
 class KeptObjects:
-    """Files named by the SHA-256 of a `Place`; each begins with the SHA-256 of its content.
+    """The folder of kept objects. Safe for several threads.
 
-    They are not synced to disk: the digest shows if one is incomplete. Safe for several threads.
+    Each file is named by the SHA-256 of a `Place`, and begins with the SHA-256 of its content. Files are not synced to
+    disk; the second digest shows if a file is incomplete.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,10 @@ class KeptObjects:
         self._ready = False
 
     def read(self, place: Place, read: Callable[[], bytes | IO[bytes]]) -> bytes | IO[bytes]:
-        """Returns a kept object, or reads and keeps it. Raises what `read` raises."""
+        """Returns a kept object, or calls `read` and keeps the bytes that it returns. Raises the errors of `read`.
+
+        If `read` returns an open file, the object is not kept.
+        """
         data = self._find(place)
         if data is not None:
             return data
@@ -52,7 +56,7 @@ class KeptObjects:
         return found
 
     def forget(self, places: Iterable[Place]) -> None:
-        """Deletes objects whose items, or whose failures, have been committed."""
+        """Deletes kept objects. Call it once their features or failures have been committed to the index."""
         for place in places:
             path = self._path(place)
             with contextlib.suppress(OSError):
@@ -80,7 +84,7 @@ class KeptObjects:
             if self._bytes + len(data) + _DIGEST_BYTES > KEPT_BYTES:
                 return
             self._bytes += len(data) + _DIGEST_BYTES
-        with contextlib.suppress(OSError):  # a full disk: then it is read again if need be
+        with contextlib.suppress(OSError):  # for example a full disk: then the object is not kept
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             with open(os.open(self._path(place), flags, 0o600), "wb") as file:
                 file.write(hashlib.sha256(data).digest() + data)

@@ -25,7 +25,7 @@ _named: set[str] = set()
 
 
 def grant(root: str) -> None:
-    """Records that the user has named a source."""
+    """Records that the user has named a source, which permits reading it, in later processes too."""
     if root in _named:
         return
     _named.add(root)
@@ -57,7 +57,7 @@ def is_named(root: str) -> bool:
 
 
 def check(root: str) -> None:
-    """Raises UsageError unless an address that an index names may be read."""
+    """Raises UsageError if an address that an index names may not be read."""
     if not is_granted(root):
         raise UsageError(
             f"the index names the remote source {root}, which you have not named on this machine",

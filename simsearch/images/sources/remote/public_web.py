@@ -1,4 +1,4 @@
-"""Reads files on web servers that only an index names; like strangers' URLs, from public addresses only."""
+"""Reads files on web servers that an index names, but the user has not. Only public IP addresses are accepted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simsearch.images.sources.remote.addresses import has_odd_parts, joined
 from simsearch.images.sources.remote.store import DeniedError, MissingError, RemoteObject, Store
 
 SECONDS = 20.0
-"""Seconds for reading a file, from looking up the host to the last byte."""
+"""Time limit (seconds) for reading a file, from looking up the host to the last byte."""
 
 
 class PublicWebStore(Store):

@@ -1,7 +1,7 @@
 """Buckets of S3 and of compatible servers, by s3fs.
 
-Credentials, region, profile and endpoint are those of the AWS command line: `AWS_*` in the environment, `~/.aws`, and
-the roles of machines. Where there are none, requests are not signed, which public buckets permit.
+Credentials, region, profile and endpoint are those of the AWS command line: `AWS_*` in the environment, `~/.aws`, or
+the role of a cloud machine. Without credentials, requests are not signed; public buckets permit this.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MISSING = {"404", "NoSuchKey", "NoSuchVersion"}
 
 
 class S3Store(Store):
-    """The objects below `s3://bucket/prefix`. Raises MissingExtraError."""
+    """The objects below `s3://bucket/prefix`. Raises MissingExtraError if s3fs is not installed."""
 
     def __init__(self, root: str, *, quick: bool = False) -> None:
         super().__init__(root, quick=quick)
@@ -124,7 +124,7 @@ class S3Store(Store):
         return bytes(data)
 
     def _call(self, request: Any, *arguments: Any, **named: Any) -> Any:
-        """Runs a coroutine in the thread of fsspec. Raises the errors of `store`."""
+        """Runs a coroutine in fsspec's thread. Raises the exceptions of `store`, or UsageError for bad credentials."""
         from botocore.exceptions import BotoCoreError, NoCredentialsError
         from fsspec.asyn import sync
 
@@ -139,14 +139,14 @@ class S3Store(Store):
             return self._call(request, *arguments, **named)
         except BotoCoreError as error:
             raise self._of_library(error) from error
-        except Exception as error:  # s3fs raises OSErrors, with botocore's as their cause
+        except Exception as error:  # s3fs raises OSErrors; their cause is botocore's exception
             answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
             if isinstance(answer, dict):
                 raise self._of_answer(answer) from error
             raise self._of_connection(error) from error
 
     def _of_answer(self, answer: dict[str, Any]) -> Exception:
-        """Returns the error for an answer with an error code."""
+        """Returns the exception to raise for a response of S3 that has an error code."""
         code = str(answer.get("Error", {}).get("Code", ""))
         status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) or 0)
         if code in _CREDENTIALS:
@@ -164,7 +164,7 @@ class S3Store(Store):
         return DeniedError(f"{self.server()} answered {code or status}")
 
     def _of_library(self, error: Exception) -> Exception:
-        """Returns the error to raise for an exception of botocore."""
+        """Returns the exception to raise for an exception of botocore."""
         from botocore import exceptions
 
         connection = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError

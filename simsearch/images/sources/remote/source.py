@@ -1,4 +1,4 @@
-"""A remote folder as a source: all pictures below an address, or single ones."""
+"""A remote folder as a source: all pictures below an address, or single pictures."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ STORES: dict[str, Callable[..., Store]] = {
     "https": lambda root, **options: http.HttpStore(root, **options),
     "http": lambda root, **options: http.HttpStore(root, **options),
 }
-"""By scheme: makes a store from an address."""
+"""Functions that make a store from an address, by the address's scheme."""
 
 
 def open_store(root: str, *, public_only: bool = False, quick: bool = False) -> Store:
-    """Returns the store of an address. Raises MissingExtraError.
+    """Returns the store of an address, which lists and reads objects. Raises MissingExtraError if a library is missing.
 
-    public_only: refuse web servers that are not on the public Internet.
+    public_only: refuse web servers that are not on the public Internet. quick: as for `Store`.
     """
     scheme = addresses.scheme_of(root) or ""
     if scheme in addresses.WEB and public_only:
@@ -47,7 +47,7 @@ def open_store(root: str, *, public_only: bool = False, quick: bool = False) -> 
 
 
 class RemoteStoreMixin:
-    """Opens the store of an address when it is first needed."""
+    """Base of remote sources. Opens the store of an address when it is first needed."""
 
     root: str
     quick: bool
@@ -55,9 +55,12 @@ class RemoteStoreMixin:
     _store: Store | None = None
 
     def _opened(self, place: str) -> Store:
-        """Returns the store of an address. Raises MissingExtraError, and StoreStoppedError after it was closed."""
+        """Returns the store of the address `place`, opened at the first call.
+
+        Raises MissingExtraError if a library is missing, StoreStoppedError if the source has been closed.
+        """
         with self._store_lock:
-            if self._closed:  # reads that were waiting for their turn
+            if self._closed:  # a read was waiting for its turn
                 raise StoreStoppedError("stopped")
             if self._store is None:
                 self._store = open_store(place, public_only=self.public_only, quick=self.quick)
@@ -76,7 +79,8 @@ class RemoteStoreMixin:
 class RemoteSource(RemoteStoreMixin, Source):
     """The objects below an address such as `s3://bucket/prefix` or `https://host/folder`.
 
-    Pictures are recognised by the extension of an object's name; to look at the content would take a request for each.
+    Pictures are recognised by the extensions of their names, because looking at the content would take a request for
+    each object.
     """
 
     kind = addresses.KIND
@@ -89,11 +93,11 @@ class RemoteSource(RemoteStoreMixin, Source):
 
     @property
     def store(self) -> Store:
-        """The connection to the server. Raises MissingExtraError."""
+        """The connection to the server. Raises MissingExtraError if a library is missing."""
         return self._opened(self.root)
 
     def listing(self, exclude: Sequence[str] = ()) -> Listing:
-        """Lists the objects. Raises UsageError and UnavailableError as `Store.objects`."""
+        """Lists the objects. Raises the errors of `Store.objects`, and UsageError if there are no objects."""
         found, leave_out = Listing(), Exclusion(exclude, self.root)
         if self.only is not None:
             self._ask_for(sorted(self.only), found)
@@ -123,7 +127,7 @@ class RemoteSource(RemoteStoreMixin, Source):
         found.entries.sort(key=lambda entry: entry.path)
 
     def _ask_for(self, paths: Sequence[str], found: Listing) -> bool:
-        """Lists single objects; returns True if there is any."""
+        """Asks the server for single objects and adds them to `found`. Returns True if `found` then has entries."""
         for path, item in zip(paths, self._infos(paths), strict=True):
             if isinstance(item, str):
                 found.entries.append(Entry(path, 0, 0, problem=item))
@@ -132,7 +136,7 @@ class RemoteSource(RemoteStoreMixin, Source):
         return bool(found.entries)
 
     def _infos(self, paths: Sequence[str]) -> Iterator[RemoteObject | str | None]:
-        """Yields each object's size and identity, None if it does not exist, or the reason that the request failed."""
+        """Yields for each path: the object, or None if it does not exist, or the reason that the request failed."""
 
         def ask(path: str) -> RemoteObject | str | None:
             try:
@@ -173,7 +177,7 @@ class RemoteSource(RemoteStoreMixin, Source):
 
 
 def _entry(item: RemoteObject) -> Entry:
-    """Returns an object as an entry; without an identity, it gets a new stamp and so is read again by each build."""
+    """Converts an object to an `Entry`. Without an identity, it gets a new stamp, so that each build reads it again."""
     size, stamp = item.size or 0, item.stamp if item.identity else time.time_ns() & (2**63 - 1)
     problem = f"too large: {size:,} bytes, the limit is {LARGEST_BYTES:,}" if size > LARGEST_BYTES else None
     return Entry(item.path, size, stamp, problem=problem)

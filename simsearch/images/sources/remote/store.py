@@ -1,7 +1,8 @@
 """Lists and reads the objects of a server, and repeats requests after temporary errors.
 
-Each scheme has a subclass: `s3.S3Store`, `gcs.GcsStore`, `http.HttpStore`. The subclasses turn the errors of their
-libraries into the exceptions below, and this module decides to try again, to give up on one object, or on the build.
+Each scheme has a subclass of `Store`: `s3.S3Store`, `gcs.GcsStore`, `http.HttpStore`. The subclasses turn the errors of
+their libraries into the exceptions below. This module then repeats the request, gives up the object, or gives up the
+build.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from simsearch.images.sources.base import GONE
 T = TypeVar("T")
 
 REQUESTS = 32
-"""Requests to one server at once."""
+"""The most requests to one server at once."""
 
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 0.5, 20.0
-"""Attempts for each request, and the first and longest wait (seconds) between; waits double, with random changes."""
+"""Attempts for each request, and the first and longest wait (seconds) between attempts; waits double each time."""
 
 CONNECT_SECONDS, READ_SECONDS, WHOLE_SECONDS = 10.0, 30.0, 300.0
-"""Limits for connecting, for each wait for bytes, and for a request as a whole."""
+"""Time limits (seconds) for connecting, for each wait for bytes, and for a request as a whole."""
 
 QUICK_ATTEMPTS, QUICK_SECONDS = 2, 15.0
-"""Attempts, and seconds for a request as a whole, if a user is waiting for the picture."""
+"""Attempts, and the time limit (seconds) for a request as a whole, if a user is waiting for the picture."""
 
 LOST = 16
-"""After this many objects in a row without a connection, the server counts as unavailable."""
+"""The server counts as unavailable after this many objects in a row that failed because it was not reached."""
 
 PART_BYTES = 8 << 20
 """A large object is read in parts of this size."""
@@ -46,8 +47,10 @@ PART_BYTES = 8 << 20
 class RemoteObject:
     """An object on a server.
 
-    path: relative to the source's root. size: in bytes; None if the server does not say. identity: a text that changes
-    with the content (ETag, checksum, generation, or size and time); empty if the server gives none.
+    path: relative to the source's root.
+    size: in bytes; None if the server does not tell it.
+    identity: a text that changes with the content (ETag, checksum, generation, or size and time); empty if the server
+    gives none.
     """
 
     path: str
@@ -56,12 +59,12 @@ class RemoteObject:
 
     @property
     def stamp(self) -> int:
-        """The identity as the 63 bits that an index keeps."""
+        """A hash of the identity, of the 63 bits that an index can store."""
         return int.from_bytes(hashlib.sha256(self.identity.encode("utf-8", "replace")).digest()[:8], "big") >> 1
 
 
 class TransientError(Exception):
-    """A temporary error. connection: True if the server was not reached. wait: seconds that the server asked for."""
+    """A temporary error. connection: True if the server was not reached. wait: seconds that the server asks to wait."""
 
     def __init__(self, reason: str, *, connection: bool = False, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -69,7 +72,7 @@ class TransientError(Exception):
 
 
 class MissingError(Exception):
-    """The object or its bucket does not exist; the message names the missing one."""
+    """The object or its bucket does not exist; the message tells which of them is missing."""
 
 
 class DeniedError(Exception):
@@ -88,7 +91,7 @@ def is_picture(path: str) -> bool:
 class Store(ABC):
     """The objects below one address. Safe for several threads.
 
-    root: the address; see `addresses`. quick: try less often, because a user is waiting.
+    root: the address; see `addresses`. quick: give up sooner, because a user is waiting.
     """
 
     def __init__(self, root: str, *, quick: bool = False) -> None:
@@ -103,22 +106,22 @@ class Store(ABC):
 
     @abstractmethod
     def _objects(self, within: str) -> Iterator[RemoteObject]:
-        """Lists the objects below a path, in any order. Each request is made by `_attempt`."""
+        """Lists the objects below a path, in any order. Implementations make each request through `_attempt`."""
 
     @abstractmethod
     def _info(self, path: str) -> RemoteObject:
-        """Asks for one object's size and identity."""
+        """Returns an object's size and identity, by one request."""
 
     @abstractmethod
     def _read(self, path: str, start: int | None, end: int | None, most: int) -> bytes:
-        """Reads an object, or its bytes from `start` to before `end`; at most `most` + 1 bytes."""
+        """Reads an object, or its bytes from `start` to before `end`. It may stop after `most` + 1 bytes."""
 
     @abstractmethod
     def server(self) -> str:
         """Returns the server's name for messages."""
 
     def denied_hint(self) -> str | None:
-        """Returns the hint for an error about a denied listing."""
+        """Returns the hint to show if the server refuses to list the objects."""
         return None
 
     ranges = True
@@ -132,8 +135,8 @@ class Store(ABC):
     def objects(self, within: str = "") -> Iterator[RemoteObject]:
         """Lists the objects below a path of the source.
 
-        Raises UsageError if there is no such bucket, or access is denied, and UnavailableError if a request fails for
-        good: then nothing may be concluded from what was listed.
+        Raises UsageError if the bucket does not exist or access is denied. Raises UnavailableError if a request fails
+        in all attempts; objects may then be missing from the list.
         """
         self.unread = []
         try:
@@ -146,9 +149,9 @@ class Store(ABC):
             raise self._unavailable(error, "listed") from error
 
     def info(self, path: str) -> RemoteObject | None:
-        """Returns an object's size and identity; None if it does not exist.
+        """Returns an object's size and identity; None if the object does not exist.
 
-        Raises ImageError if it cannot be asked for, UsageError for credentials.
+        Raises ImageError if the request fails, UsageError if the credentials are refused.
         """
         try:
             return self._attempt(lambda: self._info(path))
@@ -160,9 +163,10 @@ class Store(ABC):
     def read(self, path: str, start: int | None = None, end: int | None = None, size: int | None = None) -> bytes:
         """Reads an object, or its bytes from `start` to before `end`.
 
-        size: of the whole object when it was listed, if known. If another size arrives, the object has changed, or is
-        incomplete.
-        Raises ImageError with the reason, UsageError for credentials, UnavailableError if the server does not answer.
+        size: the size of the whole object when it was listed, if known. If another number of bytes arrives, the object
+        has changed or is incomplete.
+        Raises ImageError with the reason, UsageError if the credentials are refused, UnavailableError if the server was
+        not reached for `LOST` objects in a row.
         """
         expected = size if start is None or end is None else end - start
 
@@ -187,7 +191,10 @@ class Store(ABC):
         return data
 
     def stream(self, path: str, size: int | None = None) -> IO[bytes]:
-        """Reads an object into a temporary file, in parts. Raises as `read`."""
+        """Returns an object as an open file. A large object is read in parts, into a temporary file.
+
+        size: the object's size in bytes, if known. Raises the errors of `read`.
+        """
         if size is None or size <= PART_BYTES:
             return io.BytesIO(self.read(path, size=size))
         if size > LARGEST_BYTES:
@@ -195,7 +202,10 @@ class Store(ABC):
         return self.spool(path, size)
 
     def spool(self, path: str, size: int) -> IO[bytes]:
-        """Copies an object of any size into a temporary file, which is deleted when it is closed. Raises as `read`."""
+        """Copies an object of any size into a temporary file, which is deleted when it is closed.
+
+        Raises the errors of `read`, and ImageError if the object changes meanwhile.
+        """
         before = self.info(path)
         file = tempfile.TemporaryFile()  # noqa: SIM115, closed by the caller
         try:
@@ -207,7 +217,7 @@ class Store(ABC):
             if before is None or self.info(path) != before:
                 raise ImageError("it has changed while it was read")
             file.seek(0)
-        except SimsearchError:  # some are OSErrors too
+        except SimsearchError:  # before OSError, because some of them are OSErrors too
             file.close()
             raise
         except OSError as error:
@@ -219,7 +229,7 @@ class Store(ABC):
         return file
 
     def _save_whole(self, path: str, size: int, file: IO[bytes]) -> None:
-        """Copies a whole object into a file, for servers that do not send parts. Raises ImageError."""
+        """Copies an object into a file by a single request, for servers that do not send parts. Raises ImageError."""
 
         def save() -> None:
             file.seek(0)
@@ -234,7 +244,7 @@ class Store(ABC):
             raise ImageError(str(error)) from error
 
     def _save(self, path: str, file: IO[bytes], most: int) -> None:
-        """Writes a whole object, at most about `most` bytes, into a file; for servers without ranges."""
+        """Writes a whole object into a file, for servers that do not send parts. most: about the most bytes written."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -259,11 +269,14 @@ class Store(ABC):
         raise AssertionError("no attempts")
 
     def _has_changed(self, path: str, start: int | None, size: int) -> bool:
-        """Returns True if an object that was read as a whole has this size now: it was replaced after it was listed."""
+        """Returns True if an object that was read as a whole (`start` is None) now has this size.
+
+        The object was then replaced after it was listed.
+        """
         return start is None and self._info(path).size == size
 
     def _count_lost(self, error: TransientError) -> None:
-        """Counts objects in a row that failed without a connection. Raises UnavailableError if there are too many."""
+        """Counts objects in a row that failed because the server was not reached. Raises UnavailableError at `LOST`."""
         if not error.connection:
             return
         with self._lock:
