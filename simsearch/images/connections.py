@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 class Stop:
-    """A switch that ends, at once, all fetches that were given it. Safe for several threads."""
+    """A switch that ends at once all fetches that it was passed to. Safe for several threads."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
         self._set = False
 
     def set(self) -> None:
-        """Ends all running fetches that were given this object; later ones fail at once."""
+        """Ends all running fetches that have this switch; later fetches with it fail at once."""
         if not self._set:
             self._set = True
             os.write(self._write, b"x")

@@ -1,8 +1,7 @@
 """Decodes image files into upright RGB images in sRGB. A file's format is found by its content, never by its name.
 
-Other packages import this module; its parts are in `simsearch.images.decoding`. A caller that needs fewer pixels than a
-large image has gets the image scaled down. This is done in bands of rows, so that memory holds no second full-size
-copy.
+Other packages import this module; its parts are in `simsearch.images.decoding`. A large image is scaled down if the
+caller needs fewer pixels. This is done in bands of rows, so that memory never holds a second full-size copy.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def decode_image(
     shorter_side: the pixels that the caller needs along the image's shorter side; None for the full size. With a
     number, a JPEG may be decoded at a half, a quarter or an eighth of its size, and an image of more than
     `scaled.LARGE_PIXELS` pixels may be scaled down by a whole number. The shorter side keeps at least twice the pixels
-    needed. A panorama of that many pixels whose shorter side is too short for this is cut to its middle.
+    needed. A large panorama whose shorter side is too short to be scaled down is cut to its middle.
     largest: the most pixels that the original may have.
     Raises ImageError, with a reason that can be shown in a list of failures.
     """
@@ -86,9 +85,9 @@ def decode_image(
 
 
 def decode_memory(data: bytes | IO[bytes], shorter_side: int | None = None) -> int:
-    """Estimates the memory (bytes) that `decode_image` needs.
+    """Estimates the memory (bytes) that `decode_image` needs, without decoding the image.
 
-    Reads only the header. Returns 0 if the header cannot be read.
+    Returns 0 if the header cannot be read.
     """
     try:
         file, head = opened_file(data)
@@ -166,7 +165,7 @@ def from_pil(image: Image.Image) -> Image.Image:
 def opened_file(data: bytes | IO[bytes]) -> tuple[IO[bytes], bytes]:
     """Returns image data as an open file at its start, and the first `opening.HEAD` bytes.
 
-    Raises ImageError for a TIFF that `tiff.check_parts` refuses.
+    Raises ImageError for a TIFF with too many values in one tag (see `tiff.check_parts`).
     """
     file = file_in_memory(data) if isinstance(data, bytes) else data
     file.seek(0)

@@ -104,7 +104,7 @@ def _agree(a: Pixels, b: Pixels, inside: Pixels) -> NDArray[np.bool_]:
 
 
 def _turned(image: Pixels, form: int) -> Pixels:
-    """Turns a square image (H, H, …) by 0 to 3 quarter turns for the forms 0 to 3; forms 4 to 7 mirror it first."""
+    """Turns a square image (H, H, …) by `form` modulo 4 quarter turns. If `form` is 4 or more, mirrors it first."""
     return np.rot90(image[:, ::-1] if form & 4 else image, form & 3)
 
 
@@ -145,9 +145,9 @@ def _best_forms(a: Pixels, b: Pixels) -> tuple[Pixels, NDArray[np.int64]]:
 
 
 def _free(a: Pixels, b: Pixels, noise: float) -> Pixels:
-    """Returns (n,): a bonus that is added to the correlation of each pair, because views without contrast have none.
+    """Returns (n,): a bonus to the correlation of each pair, which makes up for missing contrast.
 
-    The bonus is 1 if both views are a single grey, and near 0 if they have contrast.
+    The bonus is 1 if both views are a single grey, and tends to 0 with growing contrast.
     """
     sums = [((images - images.mean((1, 2), keepdims=True)) ** 2).sum((1, 2)) + noise for images in (a, b)]
     free: Pixels = noise / np.sqrt(sums[0] * sums[1])
@@ -157,7 +157,8 @@ def _free(a: Pixels, b: Pixels, noise: float) -> Pixels:
 def _align(a: Pixels, b: Pixels, moved: Pixels, steps: int) -> Pixels:
     """Returns affine maps (n, 2, 3) that align the grey images `b` with `a`, both (n, H, H).
 
-    moved: the maps to start from. These maps and the result are differences from the identity: zeros change nothing.
+    moved: the maps to start from. The identity is subtracted from these maps and from the result, so zeros change
+    nothing.
     """
     count, side = a.shape[0], a.shape[1]
     x, y = _grid(side)
@@ -181,7 +182,7 @@ def _align(a: Pixels, b: Pixels, moved: Pixels, steps: int) -> Pixels:
 
 
 def _composed(moved: Pixels, step: Pixels) -> Pixels:
-    """Returns the affine maps `moved` times the inverse of `step`. All maps are differences from the identity."""
+    """Returns the affine maps `moved` times the inverse of `step`. The identity is subtracted from all maps."""
 
     def full(maps: Pixels) -> Pixels:
         return np.concatenate([maps, np.zeros((len(maps), 1, 3), np.float32)], 1) + np.eye(3, dtype=np.float32)

@@ -43,7 +43,7 @@ def peak_memory(data: bytes | IO[bytes], shorter_side: int | None = None, crop: 
 
 
 def scaled_side(size: tuple[int, int], box: tuple[int, int, int, int], resize: int) -> int | None:
-    """Returns the `shorter_side` with which to decode an image if only a part of it is needed; None for the full size.
+    """Returns the `shorter_side` for `decode.decode_image` if only a part of an image is needed; None for full size.
 
     size: the image's width and height. box: the part (x, y, width, height). resize: the pixels needed along the part's
     shorter side.

@@ -110,7 +110,10 @@ def shorter_side(image: Image.Image, pixels: int, resample: Image.Resampling) ->
 
 
 def centre_crop(image: Image.Image, side: int) -> Pixels:
-    """Returns the square at the image's centre: (side, side, 3) uint8. A larger square gets a black border."""
+    """Returns the square at the image's centre: (side, side, 3) uint8.
+
+    If the image is smaller than the square, the rest of the square is black.
+    """
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.uint8)
 

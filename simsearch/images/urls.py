@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 def is_public(address: Address) -> bool:
-    """Returns True if an address is on the public Internet. An address that leads to another (as 6to4 does) is not."""
+    """Returns True if an address is on the public Internet; False if it leads to another address, as in 6to4."""
     if isinstance(address, ipaddress.IPv6Address) and address not in _PUBLIC_IPV6:
         return False  # among others: mapped and translated IPv4, NAT64, site-local, segment routing
     if any(address in network for network in _SPECIAL):
@@ -95,7 +95,7 @@ def fetch(
 def _download(url: str, largest: int, wait: float) -> bytes:
     """Fetches the bytes at a user's URL, through the environment's proxies. Raises ImageError.
 
-    wait: seconds of each wait for the server.
+    wait: the time limit (seconds) of each wait for the server.
     """
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "simsearch"})

@@ -54,7 +54,7 @@ def memory(file: IO[bytes]) -> int:
 
 
 def _preview(raw: Any, raw_py: Any) -> Image.Image | None:
-    """Returns the JPEG preview of a raw file, with an orientation in its EXIF; None if there is no such preview."""
+    """Returns the JPEG preview of a raw file, with the orientation in its EXIF; None if there is no JPEG preview."""
     try:
         thumbnail = raw.extract_thumb()
         if thumbnail.format != raw_py.ThumbFormat.JPEG:

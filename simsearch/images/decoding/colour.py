@@ -29,8 +29,8 @@ CACHE = 32
 def to_srgb(image: Image.Image, profile: object) -> Image.Image:
     """Converts an image of mode RGB, RGBA, L or CMYK to sRGB by its ICC profile.
 
-    Returns RGBA for RGBA, and RGB for the other modes. Returns the image unchanged if there is no profile, the profile
-    is sRGB or broken, or it is for another mode.
+    Returns RGBA for RGBA, and RGB for the other modes. Returns the image unchanged if there is no profile, or if the
+    profile is sRGB, broken, or made for another mode.
     """
     transform = _transform_for(image.mode, profile)
     if transform is None:

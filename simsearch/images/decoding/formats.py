@@ -105,7 +105,7 @@ def left_out(path: str, head: bytes = b"") -> str | None:
 
 
 def is_heif(head: bytes) -> bool:
-    """Returns True for HEIC and its relatives except AVIF, which Pillow cannot read without a plugin.
+    """Returns True for HEIC and related formats, which Pillow reads only with a plugin; False for AVIF.
 
     head: the file's first 256 bytes.
     """

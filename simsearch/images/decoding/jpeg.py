@@ -34,7 +34,7 @@ class _Structure(NamedTuple):
 
     complete: True if the scans that have begun contain all coefficients with all their bits, so that no scan is
     missing.
-    units: number of minimum coded units (MCU), the squares of the picture that are coded together.
+    units: number of minimum coded units (MCU), the blocks of the picture that are coded together.
     interval: units between two restart markers; 0 if there are no restart markers.
     restart: the number, 0 to 7, of the restart marker that should come next.
     """
@@ -46,7 +46,7 @@ class _Structure(NamedTuple):
 
 
 def completed(file: IO[bytes]) -> IO[bytes] | None:
-    """Returns a truncated JPEG with an end marker added; None for a file that is not truncated, or misses too much.
+    """Returns a truncated JPEG with an end marker added; None if the file is not truncated or cannot be completed.
 
     At most a share of `MISSING` of the pixels may depend on missing bytes. To find these pixels, the picture is decoded
     twice, with different bytes in place of the missing ones. Padding at the end of the file counts as missing. Raises

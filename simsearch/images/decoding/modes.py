@@ -46,7 +46,7 @@ def to_rgb(image: Image.Image, top: float | None = None) -> Image.Image:
 
 
 def without_unused_alpha(image: Image.Image) -> Image.Image:
-    """Returns a loaded image, without its alpha channel if this is 0 everywhere because a program left it unused."""
+    """Returns a loaded image, without its alpha channel if a program left the channel unused (0 everywhere)."""
     if image.mode != "RGBA" or image.format not in _UNUSED_ALPHA | _ALPHA_MAY_BE_UNUSED:
         return image
     if image.format == "TIFF" and _EXTRA_SAMPLES in getattr(image, "tag_v2", {}):  # the tag says: it is alpha
@@ -59,11 +59,12 @@ def without_unused_alpha(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(values: NDArray[np.generic], top: float | None = None) -> NDArray[np.uint8]:
-    """Scales 32-bit values to 0..255.
+    """Scales values of 32 bits to 0..255.
 
-    top: the largest value; None to find it in `values`. Floats with a top up to `_HIGHLIGHTS` are multiplied by 255;
-    values above 1 become white. Other values with a top up to 255 stay as they are. Values with a larger top are scaled
-    from 0..65535, or from 0..top if top is over 65535.
+    top: the largest value; None to find it in `values`.
+    Floats are multiplied by 255 if top is at most `_HIGHLIGHTS`, and those above 1 become white. Otherwise, values stay
+    as they are if top is at most 255. They are scaled from 0..65535 if top is at most 65535, and from 0..top if it is
+    larger.
     """
     top = largest_finite(values) if top is None else top
     array = np.maximum(np.nan_to_num(values.astype(np.float64), posinf=top), 0.0)
@@ -88,7 +89,7 @@ def known_top(image: Image.Image) -> float | None:
 def largest_value(image: Image.Image) -> float | None:
     """Returns `top` for `to_rgb`, from a whole image of 32-bit values; None for images of other modes.
 
-    It is the value of white if the format defines it, else the largest value. Reads row by row, to save memory.
+    The result is the value of white if the format defines it, else the largest value. Reads row by row, to save memory.
     """
     if image.mode not in {"I", "F"}:
         return None
@@ -106,7 +107,10 @@ def _to_rgb(image: Image.Image, profile: Any) -> Image.Image:
 
 
 def _grey_layers(image: Image.Image, profile: Any) -> Image.Image | None:
-    """Converts a grey image with alpha to RGBA by its ICC profile; None for other modes, or if no grey would change."""
+    """Converts a grey image with alpha to RGBA by its ICC profile.
+
+    Returns None for images of other modes, or if the profile changes no grey level.
+    """
     if image.mode != "LA" or not changes_colours(profile, "L"):
         return None
     layers = to_srgb(image.getchannel("L"), profile)

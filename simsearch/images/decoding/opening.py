@@ -101,7 +101,7 @@ def _opened(file: IO[bytes], head: bytes, largest: int) -> Image.Image:
 
 
 def _load_png(image: Image.Image, file: IO[bytes]) -> Image.Image:
-    """Loads a PNG, or the first frame of an animated PNG. Repairs damaged optional chunks, and 16-bit transparency."""
+    """Loads a PNG, or the first frame of an animated PNG. Damaged optional chunks are ignored."""
     if getattr(image, "default_image", False):
         with contextlib.suppress(Exception):  # if the animation is damaged, the default image is shown
             if (frame := png.first_frame(file)) is not None:
@@ -158,7 +158,7 @@ def _load_jpeg(image: Image.Image, file: IO[bytes], shorter_side: int | None) ->
 
 
 def _on_white_canvas(image: Image.Image, extents: tuple[int, int, int, int]) -> Image.Image:
-    """Returns an animation's first frame on a white canvas, where Pillow's canvas has the background colour.
+    """Returns an animation's first frame on a white canvas. Pillow would fill the canvas with the background colour.
 
     extents: the frame's left, upper, right and lower edge.
     """
@@ -170,7 +170,7 @@ def _on_white_canvas(image: Image.Image, extents: tuple[int, int, int, int]) -> 
 
 
 def _like(image: Image.Image, loaded: Image.Image) -> Image.Image:
-    """Copies the format, EXIF and ICC profile of an opened image to the image made from it, and returns this."""
+    """Copies the format, EXIF and ICC profile of `image` to `loaded`, which was made from it. Returns `loaded`."""
     if loaded is not image and not isinstance(loaded, ImageFile.ImageFile):
         loaded.info = {key: value for key, value in image.info.items() if key in {"exif", "icc_profile"}}
         loaded.format = image.format

@@ -31,7 +31,7 @@ def orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation of a loaded image: 1 (upright) to 8.
 
     Returns 1 if the decoder has already turned the picture, as it does for TIFF, HEIC, and JPEG XL that was not made
-    from a JPEG. Of an AVIF file, Pillow returns the rotation (irot, imir) as EXIF.
+    from a JPEG. For an AVIF file, Pillow puts the rotation (irot, imir) into the EXIF.
     """
     if image.format == "TIFF" or (image.format == "JXL" and not getattr(image, "jpeg", False)):
         return 1

@@ -154,7 +154,7 @@ def deep_transparency(image: Image.Image) -> bool:
 
 
 def with_deep_transparency(image: Image.Image, low: Image.Image) -> Image.Image:
-    """Returns a 16-bit picture with an alpha channel, which makes its transparent colour transparent.
+    """Adds an alpha channel to a 16-bit picture and returns it. Its transparent colour gets alpha 0.
 
     image, low: the picture, decoded to the upper and to the lower bytes of its values.
     """

@@ -16,7 +16,7 @@ MIDDLE = 8
 
 
 def draft(image: Image.Image, shorter_side: int | None) -> None:
-    """Makes Pillow decode a JPEG at the smallest scale that leaves twice `shorter_side` pixels on the shorter side.
+    """Makes Pillow decode a JPEG at the smallest scale that keeps 2 * `shorter_side` pixels on its shorter side.
 
     Does nothing for other formats, or if `shorter_side` is None.
     """
@@ -30,7 +30,7 @@ def draft(image: Image.Image, shorter_side: int | None) -> None:
 def scaled_rgb(image: Image.Image, shorter_side: int | None) -> Image.Image:
     """Converts a loaded image to RGB. An image of more than `LARGE_PIXELS` pixels is scaled down, or cut to its middle.
 
-    shorter_side: the pixels needed along the shorter side, of which twice as many are kept; None to keep all.
+    shorter_side: the pixels needed along the shorter side; at least twice as many are kept. None keeps all pixels.
     """
     if shorter_side is None or image.width * image.height <= LARGE_PIXELS:
         return to_rgb(image, known_top(image))

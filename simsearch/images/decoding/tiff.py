@@ -25,13 +25,16 @@ _PROFILE = 34675
 _WHITE_IS_ZERO, _RGB = 0, 2
 _JPEG = 7
 _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
-"""Raw modes that Pillow takes for big-endian though libtiff returns the machine's byte order, and the right modes."""
+"""Corrections of raw modes: libtiff gives values the machine's byte order, but Pillow expects big-endian values."""
 
 LARGEST_MEMORY = 1 << 29
 """Limit of the memory (bytes) for reading a file with tifffile; files that need more are not read."""
 
 LARGEST_VALUES = 3 << 16
-"""The most values of one tag, as Pillow keeps an object for each: as many as the palette of a 16-bit picture has."""
+"""The most values that a tag may have, because Pillow keeps an object for each value.
+
+The palette of a 16-bit picture has exactly as many.
+"""
 
 _BYTES = frozenset({1, 2, 7})
 """Types of tags whose values Pillow keeps as bytes, without an object for each value."""
@@ -212,7 +215,7 @@ def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _native(tile: Any) -> Any:
-    """Returns an item of Pillow's `tile`. If libtiff decodes it, the raw mode gets the machine's byte order."""
+    """Returns an item of Pillow's `tile`. If libtiff decodes the item, its raw mode gets the machine's byte order."""
     if tile.codec_name == "libtiff" and tile.args[0] in _NATIVE:
         return tile._replace(args=(_NATIVE[tile.args[0]], *tile.args[1:]))
     return tile

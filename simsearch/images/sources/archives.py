@@ -139,7 +139,7 @@ def _offset(pair: tuple[str, tarfile.TarInfo]) -> int:
 
 
 def _kept_by_links(members: Sequence[tarfile.TarInfo]) -> dict[str, tarfile.TarInfo]:
-    """Returns the files that can only be reached by a hard link, by the path of the link.
+    """Returns the files that can only be reached through a hard link. The keys are the paths of such links.
 
     A later member of the archive has taken the name of such a file.
     """

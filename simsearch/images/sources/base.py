@@ -80,7 +80,7 @@ class Listing:
         self.left_out[reason] += 1
 
     def skip(self, path: str, head: bytes = b"") -> None:
-        """Counts a file that is not an image. A video or the like counts as left out. head: the file's first bytes."""
+        """Counts a file that is not an image; a video or the like also counts in `left_out`. head: its first bytes."""
         if (kind := left_out(path, head)) is not None:
             self.leave_out(f"{kind}s, which are not read")
         else:
@@ -95,7 +95,7 @@ class Source(ABC):
     """False if a missing data set must not be downloaded, because only an index names it."""
 
     nests = False
-    """True for folders: a source in a folder of another source is a part of it, and single images can be listed."""
+    """True for folders: a folder inside another source's folder is a part of it, and single images can be listed."""
 
     quick = False
     """True to give up soon on an image on another machine, because a user is waiting for it."""

@@ -25,8 +25,8 @@ class ParquetSource(Source):
     """A .parquet file as a source. Raises UsageError if it has no images, MissingExtraError if pyarrow is missing.
 
     Images: bytes in a binary column, or in the field `bytes` of a struct, as Hugging Face writes it. Of several such
-    columns, the one that Hugging Face's schema calls an image is used, else `image`, else the first. If there is no
-    such column, a column with lists of images is used, and `/<place>` is added to the path of each image.
+    columns, the source uses the one that Hugging Face's schema calls an image, else the column `image`, else the first.
+    If there is no such column, it uses a column with lists of images, and adds `/<place>` to the path of each image.
     Files: a struct without bytes but with a `path` names a file, relative to the table's folder.
     Labels: the column `label`, else `class`, else the first column of class labels. Numbers become names if the schema
     has names.

@@ -75,7 +75,7 @@ _KINDS_BY_SUFFIX = {
 def resolve(name: str) -> Source:
     """Returns the source that a command-line argument names. Raises UsageError if there is none.
 
-    A single image becomes a source of its folder that lists only this image.
+    For a single image, the source is its folder, restricted to this image.
     """
     if not name:
         raise UsageError("an empty name is not a source", hint="write . for the current folder")
@@ -105,8 +105,8 @@ def resolve(name: str) -> Source:
 def _resolve_remote(name: str) -> Source:
     """Returns the source at an address that the user has named, and permits reading from it. Raises UsageError.
 
-    No request is made. An address with the extension of an image becomes a source of the folder above it that lists
-    only this image.
+    No request is made. For an address with the extension of an image, the source is the folder above it, restricted to
+    this image.
     """
     source = _remote_source(addresses.normalized(name))
     permission.grant(source.root)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 A = TypeVar("A", ZipSource, "_SpooledTar")
 
 BLOCK_BYTES = 1 << 20
-"""The list of a .zip file is read in parts of this size."""
+"""The list of a .zip file's members is read in parts of this size."""
 
 LOCAL_HEADER = 30
 """Bytes of a member's header in a .zip file, before its name."""
@@ -191,7 +191,10 @@ class _RangedZip(ZipSource):
         return _content(member, self._remote.read_part(start, end))
 
     def _end_of(self, start: int) -> int:
-        """Returns the offset at which the next member, or the list of members, begins."""
+        """Returns the offset at which the next member, or the list of members, begins.
+
+        start: the offset of a member.
+        """
         place = bisect.bisect_right(self._starts, start)
         return self._starts[place] if place < len(self._starts) else self._remote.facts().size or start
 

@@ -110,7 +110,10 @@ class GcsStore(Store):
         return f"{self._prefix}/{path}" if self._prefix else path
 
     def _call(self, *arguments: Any, **named: Any) -> Any:
-        """Makes a request in fsspec's thread. Raises the exceptions of `store`, or UsageError for bad credentials."""
+        """Makes a request in fsspec's thread.
+
+        Raises the exceptions that the module `store` defines, or UsageError for bad credentials.
+        """
         from fsspec.asyn import sync
 
         try:

@@ -156,9 +156,9 @@ class HttpStore(Store):
     ) -> tuple[bytearray, Any, str]:
         """Makes a request in fsspec's thread. Returns the body, the headers and the final URL.
 
-        most: about the most bytes that are read. file: if given, the body is written to this file, and an empty body is
-        returned.
-        Raises the exceptions of `store`.
+        most: about the most bytes that are read.
+        file: if given, the body is written to this file, and an empty body is returned.
+        Raises the exceptions that the module `store` defines.
         """
         import aiohttp
         from fsspec.asyn import sync

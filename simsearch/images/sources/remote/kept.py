@@ -33,7 +33,7 @@ class KeptObjects:
     """The folder of kept objects. Safe for several threads.
 
     Each file is named by the SHA-256 of a `Place`, and begins with the SHA-256 of its content. Files are not synced to
-    disk; the second digest shows if a file is incomplete.
+    disk; the SHA-256 of the content shows if a file is incomplete.
     """
 
     def __init__(self) -> None:

@@ -42,7 +42,7 @@ def grant_all() -> None:
 
 
 def is_granted(root: str) -> bool:
-    """Returns True if an address may be read: it was named, or all are permitted."""
+    """Returns True if an address may be read: the user has named it, or all addresses are permitted."""
     return "" in _named or os.environ.get(VARIABLE, "") not in {"", "0"} or is_named(root)
 
 

@@ -124,7 +124,10 @@ class S3Store(Store):
         return bytes(data)
 
     def _call(self, request: Any, *arguments: Any, **named: Any) -> Any:
-        """Runs a coroutine in fsspec's thread. Raises the exceptions of `store`, or UsageError for bad credentials."""
+        """Runs a coroutine in fsspec's thread.
+
+        Raises the exceptions that the module `store` defines, or UsageError for bad credentials.
+        """
         from botocore.exceptions import BotoCoreError, NoCredentialsError
         from fsspec.asyn import sync
 

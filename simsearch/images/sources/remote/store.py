@@ -59,7 +59,7 @@ class RemoteObject:
 
     @property
     def stamp(self) -> int:
-        """A hash of the identity, of the 63 bits that an index can store."""
+        """The identity, hashed to 63 bits, as many as an index can store."""
         return int.from_bytes(hashlib.sha256(self.identity.encode("utf-8", "replace")).digest()[:8], "big") >> 1
 
 
@@ -114,7 +114,7 @@ class Store(ABC):
 
     @abstractmethod
     def _read(self, path: str, start: int | None, end: int | None, most: int) -> bytes:
-        """Reads an object, or its bytes from `start` to before `end`. It may stop after `most` + 1 bytes."""
+        """Reads an object, or its bytes from `start` to before `end`. Reading may stop after `most` + 1 bytes."""
 
     @abstractmethod
     def server(self) -> str:
@@ -248,7 +248,7 @@ class Store(ABC):
         raise NotImplementedError
 
     def close(self) -> None:
-        """Ends the waits of all threads; nothing can be read afterwards."""
+        """Ends all waits between attempts, in all threads. Nothing can be read afterwards."""
         self._stop.set()
 
     # -- trying again
@@ -271,12 +271,15 @@ class Store(ABC):
     def _has_changed(self, path: str, start: int | None, size: int) -> bool:
         """Returns True if an object that was read as a whole (`start` is None) now has this size.
 
-        The object was then replaced after it was listed.
+        If so, the object was replaced after it was listed.
         """
         return start is None and self._info(path).size == size
 
     def _count_lost(self, error: TransientError) -> None:
-        """Counts objects in a row that failed because the server was not reached. Raises UnavailableError at `LOST`."""
+        """Counts objects in a row that failed because the server was not reached.
+
+        Raises UnavailableError if the count reaches `LOST`.
+        """
         if not error.connection:
             return
         with self._lock:
