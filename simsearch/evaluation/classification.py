@@ -61,8 +61,8 @@ def evaluate_classifier(
     progress: called with the number of pictures done and the number of all pictures.
     record: the pictures that the model was trained on and those that were held out; see `load.training_record`.
     held_out: True to measure only the pictures that the record names as held out.
-    Raises UsageError if the model has no classes, if it knows none of the labels, or if no picture can be decoded; with
-    `held_out`, also if the record names no held-out pictures or none of the given ones is among them.
+    Raises UsageError if the model has no classes, if it knows none of the labels, or if no picture can be decoded. With
+    `held_out`, it is also raised if the record names no held-out pictures, or if none of `pictures` was held out.
     """
     record = record or TrainingRecord()
     if held_out and not record.held_out:

@@ -43,7 +43,7 @@ _ROUNDING = 1e-5  # error of squared distances in float32, as a fraction of the 
 _LAST = np.uint64(2**64 - 1)  # the key of a row that is left out; all other keys are smaller
 
 Values = dict[str, "NDArray[np.float64]"]
-"""By the name of each measure, its values: (nq,), one for each query, NaN where the measure is undefined."""
+"""The values of each measure, by its name: (nq,), one for each query, NaN if the measure is undefined for it."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def retrieval(
     observe: Callable[[slice, NDArray[np.int64]], None] = lambda block, order: None,
     progress: Progress = lambda done, total: None,
 ) -> Values:
-    """Ranks the rows for each query by distance, and returns the measures below, by name, for each query.
+    """Ranks the rows for each query by distance, and returns the values of the measures described below.
 
     A row is relevant if it has the query's label. R is the number of relevant rows.
 
-    base: the rows that are ranked.
+    base: the rows that are ranked, and their labels.
     queries: if None, each row of `base` is a query, and its ranking contains only the other rows.
     precisions: the values of k for P@k. recalls: the values of k for recall@k and hit@k.
     neighbours: the number of rows that vote for `knn`.

@@ -45,7 +45,7 @@ class RetrievalReport:
     chance: the expected P@k of a random ranking.
     scores: the mean of each measure over all queries, by name.
     classes: by label, the number of queries with the label, and their scores.
-    queries: the queries for which an item has the right label, from the worst average precision to the best.
+    queries: the queries whose label another item has, from the worst average precision to the best.
     count: the number of all queries.
     reliability: how often matches of a given similarity have the query's label.
     unknown: the number of query pictures that are left out, because no item has their label.
@@ -93,7 +93,7 @@ def _plain(scores: dict[str, Interval]) -> dict[str, Any]:
 def evaluate_retrieval(
     engine: Engine, pictures: Sequence[LabelledImage] | None = None, progress: Progress = lambda done, total: None
 ) -> RetrievalReport:
-    """Ranks the labelled items of an index for each query, and measures how high the items with its label come.
+    """Ranks an index's labelled items for each query, and measures how early items with the query's label come.
 
     pictures: labelled pictures to search for; if None, each labelled item is a query for the other labelled items.
     progress: called with the number of pictures decoded and the number of all pictures, then with the number of queries
@@ -182,7 +182,7 @@ class RecallReport:
     kind: the kind of search, as in the index's `meta.json`, such as "exact" or "codes".
     queries: the number of queries.
     milliseconds: the mean time of a query by the index's search.
-    exact_milliseconds: the mean time of the same query by exact search.
+    exact_milliseconds: the mean time of a query by exact search.
     """
 
     kind: str

@@ -71,7 +71,7 @@ def measure(
     seed: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> list[RobustnessPoint]:
-    """Changes each of n pictures and searches for the original, at each strength of each change.
+    """Changes each of n pictures and searches for the original; returns a result for each strength of each change.
 
     originals: the unchanged pictures.
     rows: (n,) the row of each original in `base`.

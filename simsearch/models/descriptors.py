@@ -4,7 +4,7 @@ A descriptor is a recipe of these steps, each of which is optional:
 
 - Pooling turns the maps of a convolution into a vector: the maximum of each map (Razavian et al. 2014), or R-MAC, a sum
   of maxima over regions of several sizes (Tolias et al., ICLR 2016).
-- The square roots of activations reduce the weight of a few strong ones (Jégou et al., PAMI 2012, "power
+- Square roots of activations reduce the weight of a few strong ones (Jégou et al., PAMI 2012, "power
   normalisation").
 - Principal components keep the quality of features in a fraction of their bytes (Babenko et al., ECCV 2014). They are
   learned without labels from images of the index when it is built, and do not change afterwards.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from simsearch.models.torch.jpeg_decoder import JpegDecoder
 
 REFERENCE = "fc7"
-"""Name of the plain features of the last hidden layer: no descriptor, but the reference for all descriptors."""
+"""Name of the plain features of the last hidden layer. All descriptors are compared with these features."""
 
 
 @dataclass(frozen=True)

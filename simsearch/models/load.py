@@ -43,7 +43,7 @@ def load_model(
     """Loads a model by name, ready to compute.
 
     name: a built-in model, `torchvision/<name>`, or the path of a .safetensors or .onnx file.
-    device: "auto", "cpu", "cuda" or "cuda:N"; "auto" takes a GPU if there is one and `images` is not small.
+    device: "auto", "cpu", "cuda" or "cuda:N"; "auto" takes a GPU if there is one, unless few images are expected.
     images: the expected number of images, if known; up to 32 (`FEW`), the model starts faster but computes more slowly.
     threads: True if several threads will compute at once; on the CPU, each thread then uses only a part of the cores.
     precision: "float32", "int8" (only on the CPU, and if the weights allow it), or "auto" for the choice of
@@ -74,7 +74,7 @@ def load_model(
 
 
 def _on_gpu(make: Callable[[], Model], requested: str) -> Model | None:
-    """Returns the model that `make` loads on a GPU; None if that fails, but the GPU was only chosen by "auto".
+    """Returns the model that `make` loads on a GPU; None if that fails and the caller did not ask for the GPU by name.
 
     requested: the device that the caller of `load_model` asked for.
     Raises DeviceError if `make` fails and the caller asked for the GPU by name.

@@ -17,10 +17,10 @@ CALIBRATE = "simsearch models --calibrate SOURCE -m FILE measures them, for Alex
 """Hint of the error for weights without the ranges of activations, which int8 needs."""
 
 QUANTIZE = "simsearch models --calibrate SOURCE -m NAME|FILE.onnx writes an 8-bit copy, if it agrees"
-"""Hint of the error for int8 with a network that simsearch did not build."""
+"""Hint of the error that a network that simsearch did not build cannot run in int8."""
 
 ENOUGH = 0.97
-"""Lowest agreement of int8 with float32 (`ModelCard.agreement`) at which int8 is used for a new index."""
+"""Int8 is used for a new index if its agreement with float32 (`ModelCard.agreement`) is at least this."""
 
 
 def can_quantize(weights: WeightsFile) -> bool:

@@ -79,7 +79,7 @@ class Digests:
 
     @classmethod
     def unpacked(cls, data: bytes) -> Digests:
-        """Returns the set that `packed` compressed to `data`. Raises ValueError if `data` is not such a set."""
+        """Returns the set that `packed` compressed to `data`. Raises ValueError for any other data."""
         inflater = zlib.decompressobj()
         try:
             planes = inflater.decompress(data, KEPT * MOST + 1)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def trial_pixels(side: int) -> NDArray[np.uint8]:
     """Returns seven generated pictures: (7, side, side, 3) uint8.
 
-    One is grey, the others consist of squares in random colours, which are smaller in each picture.
+    The first is grey. The others consist of squares in random colours, whose size decreases from picture to picture.
     """
     random = np.random.default_rng(0)
     images = [np.full((side, side, 3), 128, np.uint8)]

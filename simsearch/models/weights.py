@@ -142,7 +142,10 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def largest_network(path: Path) -> int:
-    """Returns the largest number of weights that a file of this size may declare, to protect the memory."""
+    """Returns the largest number of weights that a file of this size may declare.
+
+    With this limit, a small file cannot fill the memory.
+    """
     return ELEMENTS_PER_BYTE * path.stat().st_size + (1 << 20)
 
 
@@ -162,11 +165,9 @@ def _check_sizes(encoding: dict[str, Any], largest: int) -> None:
 
 
 def read_record(path: Path) -> TrainingRecord:
-    """Reads the record of the pictures that the model was trained on; a file without a record gives an empty one.
+    """Reads the record of the pictures that a model was trained on. The record is empty if the file has none.
 
-    Raises WeightsError if the record cannot be read.
-
-    The record is not part of the card, since only `eval model` and `train` need it.
+    It is not part of the card, since only `eval model` and `train` need it. Raises WeightsError if it cannot be read.
     """
     former = _read_entry(path).get("record")
     try:
@@ -253,7 +254,7 @@ def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement:
 
 
 def sha256_without_ranges(path: Path) -> str:
-    """Returns the SHA-256 that a file had before `add_ranges`. Indexes that were made before record this SHA-256."""
+    """Returns the SHA-256 that a file had before `add_ranges`. Indexes that are older than the ranges record it."""
     _read_entry(path)  # raises WeightsError if it is not a weights file
     header = _header_without_ranges(path)
     digest = hashlib.sha256(pack_header(header.text))
@@ -272,7 +273,10 @@ _PER_OCTAVE = 16
 
 
 def _coded(ranges: Mapping[str, NDArray[np.float32]]) -> dict[str, tuple[float, str]]:
-    """Encodes the ranges: by point, its largest value, and one character per channel for the ratio to that value."""
+    """Encodes the ranges. Returns for each point its largest value, and one character for each channel.
+
+    The character stands for the ratio between the channel's value and the largest value.
+    """
     coded = {}
     for name, values in ranges.items():
         peak = float(f"{float(values.max()) * 1.0005:.4g}") or 1e-6  # so that rounding does not reduce it
@@ -305,7 +309,7 @@ def _header_without_ranges(path: Path) -> Header:
 
 
 def _read_entry(path: Path) -> dict[str, Any]:
-    """Returns the header's `simsearch` entry, extended by the text of the header's `ranges` entry under "ranges".
+    """Returns the header's `simsearch` entry, with the text of the header's `ranges` entry added as "ranges".
 
     Raises WeightsError if simsearch did not write the file.
     """

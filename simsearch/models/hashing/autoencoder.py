@@ -58,7 +58,7 @@ class Layer(NamedTuple):
     """One layer of the autoencoder.
 
     weight: (d_in, d_out). up: (d_out,), the biases of its outputs (hidden units).
-    down: (d_in,), the biases of its inputs (visible units), when it computes in reverse.
+    down: (d_in,), the biases of its inputs (visible units), for computing inputs from outputs.
     """
 
     weight: Tensor
@@ -71,7 +71,7 @@ def train(
 ) -> HashEncoder:
     """Trains an encoder of binary codes on a sample of features (n, D).
 
-    progress: called with the number of images processed in all epochs so far, and with the number that will be.
+    progress: called with the number of images processed in all epochs so far, and with the number at the end.
     Raises SimsearchError if the training diverges.
     """
     start = time.monotonic()
@@ -110,7 +110,7 @@ def images(config: HashConfig, count: int) -> int:
 
 
 def _fast_products() -> AbstractContextManager[object]:
-    """Returns a context in which torch multiplies matrices in bfloat16, if the processor has instructions for it."""
+    """Returns a context in which torch multiplies matrices in bfloat16, if the processor has instructions for that."""
     supported = (getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
     # Without the cache of converted weights, since the weights change.
     return torch.autocast("cpu", torch.bfloat16, enabled=any(supported), cache_enabled=False)
@@ -162,7 +162,7 @@ def _pretrain(x: Tensor, layers: Sequence[Layer], config: HashConfig, advance: C
         while (learned := _train_rbm(x, layer, config, rate, advance)) is None:
             if rate is None or rate < 1e-4:
                 raise SimsearchError("the codes' network diverges on these features", hint="tune without --codes")
-            rate /= 4  # too high, for example, for whitened features, whose few dimensions have equal variance
+            rate /= 4  # it is too high for whitened features, for example: their few dimensions have equal variance
         pretrained.append(learned)
         x = torch.cat([torch.sigmoid(part @ learned.weight + learned.up) for part in torch.split(x, 2048)])
     return pretrained

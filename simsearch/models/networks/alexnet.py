@@ -116,7 +116,7 @@ class AlexNet(Network):
             nn.init.normal_(self.classifier.get_parameter("weight"), std=0.01)
 
     def features(self, x: Tensor) -> Tensor:
-        """Computes features: (B, 3, S, S) -> (B, 4096), the last hidden layer after its ReLU (section 6.1)."""
+        """Returns the features (B, 4096) of images x (B, 3, S, S): the last hidden layer after its ReLU (section 6.1)."""
         hidden: Tensor = self.hidden(self.conv(x).flatten(1))
         return hidden
 
@@ -134,7 +134,7 @@ class AlexNet(Network):
 class Counts(NamedTuple):
     """The results of `count`; the module's docstring defines them.
 
-    connections_inside: without those that fall on zero padding.
+    connections_inside: the connections without those that fall on zero padding.
     """
 
     parameters: int
@@ -145,7 +145,7 @@ class Counts(NamedTuple):
 
 @dataclass
 class _Tally:
-    """The sums that `count` has over the layers seen so far."""
+    """The sums over the layers that `count` has visited so far."""
 
     neurons: int = 0
     connections: int = 0

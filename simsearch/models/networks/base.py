@@ -38,5 +38,8 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Returns the mean loss, a scalar, of logits (B, C) float32 and labels (B,) int64. smoothing: of the labels."""
+        """Returns the mean loss, a scalar, of logits (B, C) float32 and labels (B,) int64.
+
+        smoothing: the amount of label smoothing, from 0 to 1.
+        """
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
 LARGEST, LARGEST_IMAGE = 1 << 20, 4096
-"""Largest number in a configuration, and largest side of the input in pixels."""
+"""Largest permitted number in a configuration, and largest permitted side of the input in pixels."""
 
 
 class Config(Protocol):

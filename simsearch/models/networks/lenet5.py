@@ -33,7 +33,7 @@ class Squash(nn.Module):
 
 
 class Subsampling(nn.Module):
-    """Sums squares of 2 x 2 positions, then applies a trainable factor and bias for each map (layers S2 and S4)."""
+    """Adds up each 2 x 2 positions, then applies a trainable factor and bias for each map (layers S2 and S4)."""
 
     def __init__(self, maps: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class LeNet5(Network):
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Returns the loss of equation 9: the mean of y_label + log(e^-j + sum_i e^-y_i) with y = -logits, a scalar.
 
-        logits: (B, C). labels: (B,) int64. smoothing: of the labels. j: see `RUBBISH`.
+        logits: (B, C). labels: (B,) int64. smoothing: the amount of label smoothing, from 0 to 1. j: see `RUBBISH`.
         """
         rubbish = torch.full_like(logits[:, :1], -RUBBISH)
         total = torch.logsumexp(torch.cat([logits, rubbish], 1), 1)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LENET5_INPUT = (20.0, 200.0)
 """Mean and standard deviation that normalise the input, on the scale 0 to 255.
 
-They map 0 to -0.1 and 255 to 1.175, the paper's background and ink.
+They map 0 to -0.1 and 255 to 1.175, the paper's values for background and ink.
 """
 
 LUMA = (0.299, 0.587, 0.114)

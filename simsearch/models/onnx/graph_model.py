@@ -99,7 +99,7 @@ class GraphModel:
         return rows
 
     def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Computes one batch. If the graph takes a fixed number of images, a smaller batch is filled up to it."""
+        """Computes one batch. If the graph takes a fixed number of images, a smaller batch is filled up."""
         count = len(pixels)
         if self.taken.batch:
             pixels = np.concatenate([pixels, pixels[-1:].repeat(self.taken.batch - count, 0)])

@@ -104,7 +104,7 @@ class Graph:
     def model(self, side: int, outputs: dict[str, int | tuple[int, ...]]) -> bytes:
         """Returns the finished graph as the content of an ONNX file (a ModelProto).
 
-        side: of the input, in pixels. outputs: by the name of each output, its width, or its shape without the batch.
+        side: of the input, in pixels. outputs: for each output, by name, its width or its shape without the batch.
         """
         graph = b"".join(message_field(1, node) for node in self.nodes) + text_field(2, self.name)
         graph += b"".join(message_field(5, tensor) for tensor in self.initializers)

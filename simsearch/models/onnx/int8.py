@@ -56,7 +56,7 @@ _LAYERS = {
 }
 """For each quantized layer: the point that it reads, True if it has groups, and the point that it writes.
 
-The last is None for a layer whose output is float32.
+Instead of a point to write, a layer with float32 output has None.
 """
 
 _MIGRATION = 0.75

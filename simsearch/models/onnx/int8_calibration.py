@@ -70,8 +70,9 @@ class Agreement:
 def calibrate(
     file: str, sources: Sequence[str], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Agreement:
-    """Measures the ranges and the agreement of a weights file, writes both into the file, and returns the agreement.
+    """Measures the ranges of activations and the agreement of int8 with float32, and writes both into a weights file.
 
+    Returns the agreement.
     file: the path of the weights file. sources: images like those that the model was trained on.
     progress: called with the number of images done and the number of all images.
     The tensors do not change. The file's SHA-256 changes, but existing indexes still accept the file. Raises UsageError

@@ -23,12 +23,12 @@ def _varint(value: int) -> bytes:
 
 
 def integer_field(number: int, value: int) -> bytes:
-    """Encodes a field that is an integer or an enum."""
+    """Encodes a field whose value is an integer or an enum."""
     return _varint(number << 3) + _varint(value)
 
 
 def bytes_field(number: int, value: bytes) -> bytes:
-    """Encodes a field that is bytes or a message: its length, then its content."""
+    """Encodes a field whose value is bytes or a message: the length of the value, then the value."""
     return _varint(number << 3 | 2) + _varint(len(value)) + value
 
 
@@ -36,7 +36,7 @@ message_field = bytes_field
 
 
 def text_field(number: int, value: str) -> bytes:
-    """Encodes a field that is a text, as UTF-8."""
+    """Encodes a field whose value is a text, as UTF-8."""
     return bytes_field(number, value.encode())
 
 

@@ -94,7 +94,7 @@ class WeightsBackedModel:
             raise WeightsError(f"the recipe cuts {self.recipe.crop} pixels but the network takes {config.image_size}")
 
     def check_outputs(self, names: Sequence[str]) -> None:
-        """Raises UsageError if the network does not output one of the layers."""
+        """Raises UsageError if the network cannot output one of the layers in `names`."""
         for name in names:
             if name not in self.layers:
                 hint = f"it has {', '.join(self.layers)}"
@@ -102,7 +102,7 @@ class WeightsBackedModel:
 
 
 class OnnxModel(WeightsBackedModel):
-    """A network on the CPU in ONNX Runtime, in float32 or, if the weights have ranges, in int8.
+    """A network in ONNX Runtime on the CPU, in float32, or in int8 if the weights file has the ranges of activations.
 
     The weights of each file are decompressed once and stored in the cache, from where ONNX Runtime maps them into
     memory. Thread-safe.

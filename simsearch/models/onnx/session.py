@@ -30,7 +30,8 @@ def open_session(
     if lanes > 1:
         options.intra_op_num_threads = machine.available_cores() // lanes
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if quantized and not has_vnni():  # else sums could overflow in 16 bits; but opening becomes slower
+    # Without VNNI, sums could overflow in 16 bits. This option prevents that, but makes opening slower.
+    if quantized and not has_vnni():
         options.add_session_config_entry("session.x64quantprecision", "1")
     source = str(graph) if isinstance(graph, Path) else graph
     return onnxruntime.InferenceSession(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AGREEMENT = 0.9999
-"""Lowest cosine between features in torch and in ONNX Runtime at which ONNX Runtime is used."""
+"""ONNX Runtime is used if the cosine between its features and those of torch is at least this."""
 
 _OPERATOR_SET = 17
 
@@ -85,7 +85,7 @@ def _write(network: nn.Module, side: int, path: Path) -> None:
     """Exports a network as an ONNX file that takes any number of images. side: of the images, in pixels."""
     pixels = torch.zeros((2, side, side, 3), dtype=torch.uint8)
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the exporter cannot convert its operator
+    torch.backends.mha.set_fastpath_enabled(False)  # the exporter cannot convert the fast path
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

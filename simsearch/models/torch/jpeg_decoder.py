@@ -1,7 +1,7 @@
 """Decodes JPEGs on a GPU with nvJPEG; also turns them upright, scales and crops them there.
 
-The decoder is TorchCodec's if it is installed, otherwise torchvision's, which is deprecated. Files that some decoders
-read in another way are decoded on the CPU instead; this choice depends on the file alone.
+The decoder is TorchCodec's if it is installed, otherwise torchvision's, which is deprecated. Files that decoders read in
+different ways are decoded on the CPU instead. The choice between GPU and CPU depends on the file alone.
 
 Letters: H, W height and width, S side of the network's input.
 """
@@ -43,7 +43,7 @@ An image takes three bytes per pixel in the GPU's memory, and twelve while it is
 """
 
 GROUP_PIXELS = 1 << 27
-"""Largest number of pixels of all images that are decoded at once."""
+"""Largest total number of pixels of images that are decoded at once."""
 
 MAX_REDUCTION = 23
 """An image is scaled down in one step by less than twice this factor.

@@ -67,7 +67,7 @@ def _matmul_precision() -> str | None:
 
 
 def _uses_older_interface() -> bool:
-    """Returns true if the settings of convolutions come from the older interface, or if there are none."""
+    """Returns true if the program set TF32 for convolutions by torch's older interface, or did not set it at all."""
     backends: Any = torch.backends
     with contextlib.suppress(RuntimeError):  # raised by the older interface after the newer one was used
         general = {backends.fp32_precision, backends.cudnn.fp32_precision}
@@ -81,7 +81,8 @@ _full = _SharedContext(_ieee)
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Returns a context in which a GPU computes float32 in full precision; on the CPU it does nothing.
 
-    With TF32, whose mantissa has 10 bits, the features would differ from those of the CPU. In the context, sums of
-    float16 products are not rounded to float16 either. The settings are restored when the last thread leaves it.
+    With TF32, whose mantissa has 10 bits, the features would differ from those of the CPU. In the
+    context, sums of float16 products are also kept from being rounded to float16. The settings are restored when the
+    last thread leaves the context.
     """
     return _full() if device.type == "cuda" else contextlib.nullcontext()

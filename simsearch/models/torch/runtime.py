@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     Function = Callable[[torch.Tensor], torch.Tensor]
 
 AGREEMENT = 0.9995
-"""Lowest cosine between features in float16 and in float32 at which float16 is used."""
+"""Float16 is used if the cosine between features in float16 and in float32 is at least this."""
 
 
 class TorchModel(WeightsBackedModel):
@@ -208,7 +208,7 @@ class TorchRunner:
 
     @contextlib.contextmanager
     def _lane(self) -> Iterator[_Lane | None]:
-        """Reserves one of the streams for this thread; yields None on the CPU."""
+        """A context that reserves one of the streams for this thread; it yields None on the CPU."""
         if self._free is None:
             yield None
             return
