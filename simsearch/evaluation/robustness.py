@@ -146,8 +146,9 @@ def of_index(
 ) -> dict[str, list[RobustnessPoint]]:
     """Measures the robustness of an index's features, with `count` random items as originals.
 
-    Returns the results of `measure`, by the name of the model (and of its descriptor, if the index uses one).
-    hash_too: True to measure perceptual hashes as well; their results are called "perceptual hash".
+    Returns the results of `measure` in a dictionary. The key is the name of the model, followed by the name of the
+    descriptor if the index uses one.
+    hash_too: True to measure perceptual hashes as well, whose key is "perceptual hash".
     changes, seed, progress: as for `measure`. Raises UsageError if no image of the index can be read.
     """
     with engine.reading() as reader:

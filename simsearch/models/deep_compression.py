@@ -103,7 +103,7 @@ def k_means(values: NDArray[np.float32], k: int, rounds: int = 30) -> NDArray[np
 
 
 def _huffman(stream: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns bytes as zlib Huffman-codes them, at the memory level that gives the shortest result.
+    """Huffman-codes bytes with zlib, at the memory level that gives the shortest result.
 
     The memory level determines the length of zlib's blocks. Short blocks adapt to statistics that change along the
     tensor; long blocks need fewer bytes for code tables.

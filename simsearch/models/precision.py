@@ -31,7 +31,7 @@ def can_quantize(weights: WeightsFile) -> bool:
 def choose_precision(weights: WeightsFile) -> str:
     """Returns the precision for a new index on the CPU: "float32" or "int8".
 
-    The variable $SIMSEARCH_PRECISION decides if it is set to one of the two. Otherwise the precision is int8 if int8 is
+    If the variable $SIMSEARCH_PRECISION is set to one of these, it decides. Otherwise the precision is int8 if int8 is
     accurate and fast, else float32. Int8 is accurate if its agreement with float32 is at least `ENOUGH`; it is fast if
     the processor has VNNI. Raises UsageError if the variable has an unknown value.
     """

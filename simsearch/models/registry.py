@@ -1,8 +1,13 @@
 """The model registry: finds the weights file that a name stands for.
 
-A name is one of `BUILTIN`, or `torchvision/<name>` for a network of torchvision with its official weights, or the path
-of a `.safetensors` file written by simsearch or of an `.onnx` file. Importing this module imports neither torch nor
-ONNX Runtime.
+A name is one of these:
+
+- a name in `BUILTIN`;
+- `torchvision/<name>`, for a network of torchvision with its official weights;
+- the path of a `.safetensors` file that simsearch wrote;
+- the path of an `.onnx` file.
+
+Importing this module imports neither torch nor ONNX Runtime.
 """
 
 from __future__ import annotations

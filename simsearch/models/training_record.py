@@ -1,4 +1,4 @@
-"""The record in a weights file of the pictures that the model was trained on and of those held out, as digests."""
+"""Records the pictures that a model was trained on and the pictures held out, as digests in its weights file."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class AlexNet(Network):
             nn.init.normal_(self.classifier.get_parameter("weight"), std=0.01)
 
     def features(self, x: Tensor) -> Tensor:
-        """Returns the features (B, 4096) of images x (B, 3, S, S): the last hidden layer after its ReLU (section 6.1)."""
+        """Returns the features (B, 4096) of images x (B, 3, S, S): the last hidden layer after ReLU (section 6.1)."""
         hidden: Tensor = self.hidden(self.conv(x).flatten(1))
         return hidden
 

@@ -82,7 +82,7 @@ class Layer(NamedTuple):
 
 
 class Point(NamedTuple):
-    """The quantization of activations at one point.
+    """The quantization of activations at one point of the network (see `POINTS`).
 
     factor: (I,) float32, by which the channels are divided.
     step: the difference between two adjacent 8-bit values, after the division.
@@ -168,7 +168,7 @@ def _steps_of(rows: Floats) -> Floats:
 
 
 def arrays(tensors: Mapping[str, Floats], quantized: QuantizedNetwork) -> dict[str, NDArray[Any]]:
-    """Returns the tensors to which the graph of `alexnet` refers, by name.
+    """Returns the tensors to which the graph returned by `alexnet` refers, by name.
 
     The weights of quantized linear layers are transposed to (I, O).
     """
@@ -277,9 +277,10 @@ class _GraphBuilder:
         self.graph.add("Relu", output=output)
 
     def _operands(self, name: str) -> tuple[str, ...]:
-        """Returns the names of a layer's operands: step and zero of the input; weights, their steps and zeros.
+        """Returns the names of a layer's operands.
 
-        The steps of the weights include the division by the factors of the point that the layer writes.
+        They are the input's step and zero point, the weights, and the weights' steps and zero points. The
+        weights' steps include the division by the factors of the point that the layer writes.
         """
         reads, _, writes = _LAYERS[name]
         scale = self._layers[name].step

@@ -104,8 +104,9 @@ def calibrate_file(path: Path, pixels: NDArray[np.uint8]) -> Agreement:
 
 @torch.no_grad()
 def measure(file: WeightsFile, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """Measures the ranges: for each point, the largest activation of each channel, (channels,), or (1,) for fc6.
+    """Returns the ranges: for each of `int8.POINTS`, the largest activation of each channel, (channels,) float32.
 
+    For fc6, the range is the largest activation of all channels, (1,).
     pixels: (n, S, S, 3) uint8, the images to measure on.
     """
     network = build.build_network(file.card.architecture, file.config).eval()

@@ -1,7 +1,7 @@
 """Decodes JPEGs on a GPU with nvJPEG; also turns them upright, scales and crops them there.
 
-The decoder is TorchCodec's if it is installed, otherwise torchvision's, which is deprecated. Files that decoders read in
-different ways are decoded on the CPU instead. The choice between GPU and CPU depends on the file alone.
+The decoder is TorchCodec's if it is installed, otherwise torchvision's, which is deprecated. Files that the decoders
+read in different ways are decoded on the CPU instead; the choice depends on the file alone.
 
 Letters: H, W height and width, S side of the network's input.
 """

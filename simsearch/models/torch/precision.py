@@ -81,8 +81,7 @@ _full = _SharedContext(_ieee)
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Returns a context in which a GPU computes float32 in full precision; on the CPU it does nothing.
 
-    With TF32, whose mantissa has 10 bits, the features would differ from those of the CPU. In the
-    context, sums of float16 products are also kept from being rounded to float16. The settings are restored when the
-    last thread leaves the context.
+    With TF32, whose mantissa has 10 bits, the features would differ from those of the CPU. In the context, sums of
+    float16 products are computed in float32. The settings are restored when the last thread leaves the context.
     """
     return _full() if device.type == "cuda" else contextlib.nullcontext()

@@ -159,7 +159,7 @@ class TorchRunner:
         return network, name
 
     def agreement(self, first: Function, second: Function) -> float:
-        """Returns the lowest cosine between the features that two functions compute for the pictures of `trial`."""
+        """Returns the lowest cosine between the features that two functions compute for `trial_pixels`."""
         pixels = trial_pixels(self.recipe.crop)
         return lowest_cosine(self.run(first, pixels), self.run(second, pixels))
 
