@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassificationReport:
-    """Top-1 and top-5 error over `images` pictures, as fractions.
+    """The top-1 and top-5 error of a model on labelled pictures, as fractions with 95 % intervals.
 
-    crops: the number of patches of each picture.
+    model: its name.
+    crops: the number of patches by which each picture was classified; see `simsearch.models.classify.patches`.
+    images: the number of pictures measured.
     unknown: the number of pictures whose class the model was not trained on; they are left out.
     failed: the number of pictures that could not be decoded.
-    trained_on: the number of pictures that the model was trained on; None if its weights do not record it.
+    trained_on: how many of the measured pictures the model was trained on; None if its weights do not record it.
     """
 
     model: str
@@ -38,7 +40,7 @@ class ClassificationReport:
     trained_on: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain JSON values."""
+        """Returns the report as a dictionary of JSON values."""
         return asdict(self)
 
 
@@ -51,14 +53,16 @@ def evaluate_classifier(
     record: TrainingRecord | None = None,
     held_out: bool = False,
 ) -> ClassificationReport:
-    """Measures the top-1 and top-5 error over labelled pictures.
+    """Measures the top-1 and top-5 error of a model on labelled pictures.
 
-    A label is either the name of a class or its label in the training data.
-    crops: 1 or 10, the patches of each picture; see `patches`.
+    The label of a picture is the name of a class (`model.classes`) or the label of a class in the training data
+    (`model.labels`).
+    crops: the number of patches by which each picture is classified, 1 or 10; see `simsearch.models.classify.patches`.
     progress: called with the number of pictures done and the number of all pictures.
-    record: the training record of the model's weights, which tells which pictures it was trained on.
-    held_out: True to leave out all pictures but those that the record names as held out.
-    Raises UsageError if the model knows none of the labels, no picture can be decoded, or none was held out.
+    record: the pictures that the model was trained on and those that were held out; see `load.training_record`.
+    held_out: True to measure only the pictures that the record names as held out.
+    Raises UsageError if the model has no classes, if it knows none of the labels, or if no picture can be decoded. With
+    `held_out`, it is also raised if the record names no held-out pictures, or if none of `pictures` was held out.
     """
     record = record or TrainingRecord()
     if held_out and not record.held_out:

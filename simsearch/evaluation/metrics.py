@@ -1,11 +1,13 @@
-"""Agreement of rankings by Euclidean distance with labels: P@k, R-precision, average precision, recall, kNN.
+"""Measures how well rankings by Euclidean distance agree with labels: P@k, R-precision, AP, recall, kNN accuracy.
 
-The whole ranking of every query is evaluated, in blocks whose size does not depend on the number of queries. Distances
-come from a float32 matrix product. The first places, which P@k and kNN use, are measured again in float64, so they are
-the same as in an exact search; of equally near rows the lower one comes first.
+The whole ranking of every query is evaluated, for one block of queries after the other. Distances are computed by a
+float32 matrix product. The nearest rows, which P@k and kNN use, are measured again in float64, so their order is the
+same as in an exact search. Rows at the same distance are ordered by their number.
 
 Definitions are those of Manning, Raghavan & Schütze, "Introduction to Information Retrieval", section 8.4; `hit@k` is
-what metric learning calls recall@k (Jégou et al. 2011). Letters: N rows, nq queries, D dimension, R relevant rows.
+called recall@k in metric learning (Jégou et al. 2011).
+
+Letters: N ranked rows, nq queries, b queries of a block, D dimension of the features, R relevant rows of a query.
 """
 
 from __future__ import annotations
@@ -27,26 +29,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PRECISIONS = (1, 5, 6, 10)
-"""The k of P@k."""
+"""The values of k for which P@k is measured by default."""
 
 RECALLS = (10, 100)
-"""The k of recall@k and hit@k."""
+"""The values of k for which recall@k and hit@k are measured by default."""
 
 NEIGHBOURS = 5
-"""Votes of the kNN classifier."""
+"""The number of nearest rows that vote in the kNN classifier by default."""
 
-_CELLS = 1 << 23  # distances in memory at once
-_MARGIN = 16  # rows measured again beyond those needed
-_ROUNDING = 1e-5  # of float32 distances, relative to the largest squared norm
-_LAST = np.uint64(2**64 - 1)  # sorts behind every other key
+_CELLS = 1 << 23  # number of distances in memory at once
+_MARGIN = 16  # rows that are measured again in float64 beyond those needed
+_ROUNDING = 1e-5  # error of squared distances in float32, as a fraction of the largest squared norm
+_LAST = np.uint64(2**64 - 1)  # the key of a row that is left out; all other keys are smaller
 
 Values = dict[str, "NDArray[np.float64]"]
-"""The values of each measure, by its name: (nq,), one for each query, NaN where undefined."""
+"""The values of each measure, by its name: (nq,), one for each query, NaN if the measure is undefined for it."""
 
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """Features (N, D) of any float dtype and their labels (N,), whole numbers from 0. Raises UsageError."""
+    """Features (N, D) of any float dtype, and the label of each row: (N,), whole numbers from 0.
+
+    Raises UsageError if there are not as many labels as rows, or if a label is negative.
+    """
 
     features: NDArray[np.floating[Any]]
     labels: NDArray[np.int64]
@@ -68,13 +73,16 @@ def retrieval(
     observe: Callable[[slice, NDArray[np.int64]], None] = lambda block, order: None,
     progress: Progress = lambda done, total: None,
 ) -> Values:
-    """Returns measures of every query, by name. Relevant rows are those with the query's label; R is their number.
+    """Ranks the rows for each query by distance, and returns the values of the measures described below.
 
-    base: the rows that are ranked.
-    queries: if None, each row of `base` is a query, itself left out of its ranking.
-    precisions, recalls: the k of the measures below.
-    neighbours: the number of votes for `knn`.
-    observe: called with each block of queries and its ranking, (b, N) rows, or (b, N - 1) leaving one out.
+    A row is relevant if it has the query's label. R is the number of relevant rows.
+
+    base: the rows that are ranked, and their labels.
+    queries: if None, each row of `base` is a query, and its ranking contains only the other rows.
+    precisions: the values of k for P@k. recalls: the values of k for recall@k and hit@k.
+    neighbours: the number of rows that vote for `knn`.
+    observe: called for each block of b queries, with the block as a slice of the queries, and with the ranking: row
+    numbers, nearest first, (b, N), or (b, N - 1) if `queries` is None.
     progress: called with the number of queries done and the number of all queries.
 
     P@k: the fraction of the k nearest that are relevant.
@@ -82,10 +90,11 @@ def retrieval(
     AP: average precision over the whole ranking.
     recall@k: the fraction of the R relevant rows that are among the k nearest.
     hit@k: 1 if a relevant row is among the k nearest, else 0.
-    knn: 1 if the most frequent label of the nearest `neighbours` is the query's, else 0; of equally frequent labels the
-    one of the nearest row counts.
+    knn: 1 if the most frequent label among the `neighbours` nearest rows is the query's, else 0. If several labels are
+    equally frequent, the label of the nearest row among these counts.
 
-    Measures that divide by R are NaN if R = 0. With fewer than k rows, the missing places count as misses.
+    If R = 0, all measures except P@k and knn are NaN. If fewer than k rows are ranked, P@k counts the missing rows as
+    not relevant. Raises UsageError if `queries` and `base` differ in their dimension.
     """
     chosen = queries or base
     if chosen.features.shape[1] != base.features.shape[1]:
@@ -119,16 +128,22 @@ def _measure(
     recalls: Sequence[int],
     neighbours: int,
 ) -> Values:
-    """Returns the measures of one block of queries. order: (b, N or N - 1) rows, nearest first."""
+    """Returns the measures of one block of b queries, by name.
+
+    order: row numbers, nearest first: (b, N), or (b, N - 1) if the queries are the rows themselves.
+    """
     wanted = ranking.queries.labels[block]
     found = ranking.base.labels[order]
     query, place = np.nonzero(found == wanted[:, None])
     count = len(wanted)
-    hits = np.bincount(query, minlength=count)  # R of each query
-    nth = np.arange(len(query)) - np.repeat(np.cumsum(hits) - hits, hits)  # among the query's hits, from 0
+    hits = np.bincount(query, minlength=count)  # (b,), R of each query
+    nth = np.arange(len(query)) - np.repeat(np.cumsum(hits) - hits, hits)  # place among the query's hits, from 0
 
     def within(k: Any) -> NDArray[np.float64]:
-        """Counts each query's relevant rows among its first k. k: one number, or an array with one for each hit."""
+        """Returns the number of relevant rows among the k nearest of each query: (b,).
+
+        k: one number, or an array that has, for each relevant row found (`place`), the k of its query.
+        """
         return np.bincount(query[place < k], minlength=count).astype(np.float64)
 
     values: Values = {f"P@{k}": within(k) / k for k in precisions}
@@ -150,8 +165,8 @@ def _measure(
 class _Ranking:
     """Ranks all rows of `base` by distance to each query.
 
-    leave_one_out: True if the queries are the rows of `base`.
-    head: the number of first places that must be exact.
+    leave_one_out: True if the queries are the rows of `base`; each is then left out of its own ranking.
+    head: the number of nearest rows that must be in the exact order.
     """
 
     def __init__(self, base: LabelledFeatures, queries: LabelledFeatures, leave_one_out: bool, head: int) -> None:
@@ -166,14 +181,17 @@ class _Ranking:
         for start in self.chunks:
             chunk = self._centred(features[start : start + 8192])
             self.squares[start : start + 8192] = squared_norms(chunk)
-            if features.size <= 1 << 29:  # up to 2 GiB as float32; otherwise convert on use
+            if features.size <= 1 << 29:  # up to 2 GiB as float32 are kept; more is converted for each block
                 self._kept[start] = chunk
 
     def _centred(self, rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         return rows.astype(np.float32) - self.mean
 
     def order(self, block: slice) -> NDArray[np.int64]:
-        """Returns the rows by ascending distance for a block of b queries: (b, N), or (b, N - 1) leaving one out."""
+        """Returns row numbers by ascending distance for b queries: (b, N), or (b, N - 1) with `leave_one_out`.
+
+        block: a slice of the queries.
+        """
         x = self._centred(self.queries.features[block])
         squared = np.empty((len(x), len(self.squares)), np.float32)
         for start in self.chunks:
@@ -184,7 +202,7 @@ class _Ranking:
         squared += self.squares
         squared += squared_norms(x)[:, None]
         np.maximum(squared, 0, out=squared)
-        # Bits of non-negative floats sort like integers. With the row in the low bits, ties sort by row.
+        # The bits of non-negative floats sort like integers. The low bits hold the row, so equal distances sort by row.
         keys = squared.view(np.uint32).astype(np.uint64)
         keys <<= np.uint64(32)
         keys |= np.arange(keys.shape[1], dtype=np.uint64)
@@ -197,7 +215,10 @@ class _Ranking:
         return found[:, :-1] if self.leave_one_out else found
 
     def _sort_exactly(self, number: int, keys: NDArray[np.uint64]) -> None:
-        """Sorts a query's keys in place, and the first ones again by distances in float64."""
+        """Sorts the keys of one query in place, then sorts the first keys again by distances in float64.
+
+        number: of the query. keys: (N,) uint64, the bits of the squared distance followed by the row number.
+        """
         keys.sort()
         available = len(keys) - self.leave_one_out
         if not available:
@@ -216,7 +237,8 @@ class _Ranking:
 def chance(base: NDArray[np.int64], queries: NDArray[np.int64] | None = None) -> float:
     """Returns the expected P@k of a random ranking.
 
-    base: labels of the rows (N,). queries: labels of the queries (nq,); if None, each row queries the others.
+    base: the labels of the rows, (N,). queries: the labels of the queries, (nq,); if None, each row is a query for all
+    other rows.
     """
     counts = np.bincount(base, minlength=int(queries.max(initial=0)) + 1 if queries is not None else 0)
     if queries is None:

@@ -1,4 +1,8 @@
-"""Measures the fraction of matches with the right label for each tenth of similarity and each word for it."""
+"""Measures how often matches of a given similarity have the query's label.
+
+Similarities are grouped into tenths from 0 to 1, and by the words that stand for them, from "copy" to "weak"
+(`simsearch.search.results.WORDS`).
+"""
 
 from __future__ import annotations
 
@@ -20,15 +24,20 @@ if TYPE_CHECKING:
     from simsearch.search.similarity import Scale
 
 K = 6
-"""Nearest items of each query that are counted."""
+"""The number of nearest items of each query that count as its matches."""
 
 STEPS = 10
-"""Steps of the curve."""
+"""The number of ranges of similarity in `ReliabilityReport.curve`."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """The matches in a range of similarities. right: the fraction with the query's label; None without matches."""
+    """How often the matches in one range of similarities are right.
+
+    name: of the range. low, high: its limits; `high` is outside the range unless it is 1.
+    matches: their number.
+    right: the fraction of matches that have the query's label; None if there are no matches.
+    """
 
     name: str
     low: float
@@ -39,10 +48,13 @@ class Reliability:
 
 @dataclass(frozen=True)
 class ReliabilityReport:
-    """The agreement of similarity and labels, over the K nearest items of each query.
+    """How often matches have the query's label, by similarity; the matches of a query are its K nearest items.
 
-    right, wrong: the mean similarity of matches with and without the query's label; None if there are none.
-    words: from copy to weak. curve: tenths of the similarity, ascending.
+    queries: their number.
+    right: the mean similarity of matches that have the query's label; None if there are none.
+    wrong: the mean similarity of all other matches; None if there are none.
+    words: the matches by the word for their similarity, from copy to weak.
+    curve: the matches by tenths of the similarity, ascending.
     """
 
     queries: int
@@ -52,7 +64,7 @@ class ReliabilityReport:
     curve: tuple[Reliability, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain JSON values."""
+        """Returns the report as a dictionary of JSON values."""
         return {
             "queries": self.queries,
             "k": K,
@@ -63,7 +75,10 @@ class ReliabilityReport:
 
 
 class NearestMatches:
-    """Collects the distances of the K nearest items of each query, and which of them have the query's label."""
+    """Collects the distances of the K nearest items of each query, and which of these items have the query's label.
+
+    base: the items. queries: their features and labels.
+    """
 
     def __init__(self, base: LabelledFeatures, queries: LabelledFeatures) -> None:
         self.base, self.queries = base, queries
@@ -71,7 +86,10 @@ class NearestMatches:
         self.right: list[bool] = []
 
     def see(self, block: slice, order: NDArray[np.int64]) -> None:
-        """Adds a block of b queries. order: (b, N) rows of the base, nearest first."""
+        """Adds the matches of a block of b queries.
+
+        block: a slice of the queries. order: row numbers of the items, nearest first, (b, N).
+        """
         for query, label, rows in zip(
             self.queries.features[block], self.queries.labels[block], order[:, :K], strict=True
         ):
@@ -80,13 +98,13 @@ class NearestMatches:
             self.right += (self.base.labels[rows] == label).tolist()
 
     def report(self, scale: Scale) -> ReliabilityReport:
-        """Returns the report on all matches seen so far, with their similarities on the given scale."""
+        """Returns the report on all matches added so far. scale: converts their distances into similarities."""
         found = np.array(scale.similarities(self.distances))
         return _report(len(self.queries.labels), found, np.array(self.right, bool))
 
 
 def draw_reliability(report: ReliabilityReport) -> Image.Image:
-    """Draws the share of right matches over the similarity; the band is the 95 % interval."""
+    """Draws a chart of the percentage of right matches over their similarity, with a band for the 95 % interval."""
     name = "right, of six matches"
     parts = [((part.low + part.high) / 2, part.right) for part in report.curve if part.right is not None]
     return plot(

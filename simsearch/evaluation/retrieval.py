@@ -1,4 +1,4 @@
-"""Retrieval quality of an index: precision and recall by its labels, and recall of its approximate search."""
+"""Measures how well an index retrieves: precision and recall by labels, and the recall of its approximate search."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from simsearch.images.sources.labelled import LabelledImage
 
 NAMES = {"AP": "mAP", "knn": "knn_accuracy"}
-"""Names of means over queries that differ from the name of the measure."""
+"""The names of means over all queries, where they differ from the name of the measure for one query."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class RetrievalReport:
     """Retrieval scores of an index.
 
     items: the number of labelled items.
-    unlabelled: the number of other items, which are left out.
+    unlabelled: the number of items without a label, which are left out.
     failed: the number of query pictures that could not be decoded.
-    chance: the P@k of a random ranking.
-    scores: means over queries, by name.
-    classes: by label, the number of queries and their scores.
-    queries: the queries with a relevant item, worst first.
+    chance: the expected P@k of a random ranking.
+    scores: the mean of each measure over all queries, by name.
+    classes: by label, the number of queries with the label, and their scores.
+    queries: the queries whose label another item has, from the worst average precision to the best.
     count: the number of all queries.
-    reliability: how often matches of a similarity are right.
-    unknown: the number of query pictures whose label no item has, which are left out.
+    reliability: how often matches of a given similarity have the query's label.
+    unknown: the number of query pictures that are left out, because no item has their label.
     """
 
     model: str
@@ -64,7 +64,10 @@ class RetrievalReport:
     unknown: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain JSON values; a score that is undefined for every query is null."""
+        """Returns the report as a dictionary of JSON values, without the single queries.
+
+        A score that is undefined for every query is null.
+        """
         classes = {label: {"queries": count, **_plain(scores)} for label, (count, scores) in self.classes.items()}
         return {
             "model": self.model,
@@ -90,11 +93,13 @@ def _plain(scores: dict[str, Interval]) -> dict[str, Any]:
 def evaluate_retrieval(
     engine: Engine, pictures: Sequence[LabelledImage] | None = None, progress: Progress = lambda done, total: None
 ) -> RetrievalReport:
-    """Measures the rankings of an index's labelled items.
+    """Ranks an index's labelled items for each query, and measures how early items with the query's label come.
 
-    pictures: labelled queries; if None, each labelled item is a query, itself left out of its ranking.
-    progress: called with the number of pictures or queries done and the number of all.
-    Raises UsageError if fewer than two items have labels or no query can be decoded.
+    pictures: labelled pictures to search for; if None, each labelled item is a query for the other labelled items.
+    progress: called with the number of pictures decoded and the number of all pictures, then with the number of queries
+    done and the number of all queries.
+    Raises UsageError if fewer than two items have labels, if no item has the label of a query, or if no query can be
+    decoded.
     """
     with engine.reading() as reader:
         everything = list(reader.items())
@@ -172,10 +177,12 @@ def _computed(
 
 @dataclass(frozen=True)
 class RecallReport:
-    """The recall of an index's search: the fraction of the k nearest items that it found, over `queries` queries.
+    """The recall of an index's search: the mean fraction of the k nearest items that it finds.
 
-    kind: of the index's search, as in `meta.json`.
-    milliseconds, exact_milliseconds: mean time of a single query, by the index's search and by an exact one.
+    kind: the kind of search, as in the index's `meta.json`, such as "exact" or "codes".
+    queries: the number of queries.
+    milliseconds: the mean time of a query by the index's search.
+    exact_milliseconds: the mean time of a query by exact search.
     """
 
     kind: str
@@ -186,7 +193,7 @@ class RecallReport:
     exact_milliseconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain JSON values."""
+        """Returns the report as a dictionary of JSON values."""
         return {
             "kind": self.kind,
             "k": self.k,
@@ -200,10 +207,10 @@ class RecallReport:
 def measure_recall(
     engine: Engine, k: int = 10, count: int = 200, seed: int = 0, progress: Progress = lambda done, total: None
 ) -> RecallReport:
-    """Compares the index's search with an exact one for random items, each left out of its own matches.
+    """Measures how many of the exact nearest neighbours of random items are found by the index's search.
 
-    k: the number of neighbours. count: the number of queries.
-    Items that tie with the k-th one count as found.
+    An item is no neighbour of itself. A match counts as right if it is no farther than the k-th exact neighbour.
+    k: the number of neighbours. count: the number of queries; an index with fewer items has a query for each item.
     Raises UsageError for an index with fewer than two items.
     """
     with engine.reading() as reader:
@@ -211,7 +218,7 @@ def measure_recall(
     if len(ids) < 2:
         raise UsageError(f"{engine.path} has {len(ids)} items; at least 2 are needed")
     chosen = np.random.default_rng(seed).choice(ids, min(count, len(ids)), replace=False).tolist()
-    engine.search_by_id(chosen[0], k)  # opens the files
+    engine.search_by_id(chosen[0], k)  # opens the index's files, whose time is not measured
     shares, spent = [], np.zeros(2)
     for done, number in enumerate(chosen, 1):
         began = time.perf_counter()

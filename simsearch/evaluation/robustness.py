@@ -1,6 +1,7 @@
 """Robustness of features: how often a changed picture still finds its original, for changes of increasing strength.
 
-Random changes depend only on the seed and the picture's number, so different features see the same changed pictures.
+Random changes depend only on the seed and on the picture's number, so all kinds of features are measured on the same
+changed pictures.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 class RobustnessPoint:
     """The result for one change at one strength.
 
-    first: the fraction of changed pictures to which no other item was nearer than the original.
-    distance: the mean distance to the original, in units of the median distance of random pairs.
+    first: the fraction of changed pictures for which no item is nearer than the original.
+    distance: the mean distance between a changed picture and its original, divided by the median distance between two
+    random items.
     """
 
     change: str
@@ -42,10 +44,11 @@ class RobustnessPoint:
 
 
 def perceptual_hash(image: Image.Image) -> NDArray[np.float32]:
-    """Returns a perceptual hash, (64,) float32 of 0 and 1.
+    """Returns the perceptual hash of an image: (64,) float32, each value 0 or 1.
 
-    The values stand for the 8 x 8 lowest DCT frequencies of the 32 x 32 grey image: 1 if a coefficient exceeds the
-    median of all 64. The Euclidean distance of two hashes is the square root of their Hamming distance.
+    The image is made grey and scaled to 32 x 32 pixels. Each value belongs to one of the 8 x 8 lowest frequencies of
+    its discrete cosine transform: the value is 1 if the coefficient exceeds the median of all 64. The Euclidean
+    distance of two hashes is the square root of their Hamming distance.
     """
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
     angles = np.pi * np.arange(8)[:, None] * (2 * np.arange(32)[None, :] + 1) / 64
@@ -54,7 +57,7 @@ def perceptual_hash(image: Image.Image) -> NDArray[np.float32]:
 
 
 def hashes(images: Sequence[Image.Image]) -> NDArray[np.float32]:
-    """Returns the perceptual hashes of n images: (n, 64)."""
+    """Returns the perceptual hashes of n images: (n, 64) float32."""
     return np.stack([perceptual_hash(image) for image in images])
 
 
@@ -68,14 +71,15 @@ def measure(
     seed: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> list[RobustnessPoint]:
-    """Changes each of n originals and searches for it, at each strength of each change.
+    """Changes each of n pictures and searches for the original; returns a result for each strength of each change.
 
-    rows: (n,) the originals' rows in `base`.
+    originals: the unchanged pictures.
+    rows: (n,) the row of each original in `base`.
     base: (N, D) the features of all items.
-    features: computes the (n, D) features of images.
-    changes: names in `perturb.CHANGES`.
+    features: computes the features (n, D) of n images.
+    changes: names in `simsearch.images.perturb.CHANGES`.
     progress: called with the number of strengths done and the number of all strengths.
-    Items with exactly the original's features count as the original.
+    Another item that has exactly the features of the original counts as the original.
     Raises UsageError for an unknown change.
     """
     for name in changes:
@@ -111,9 +115,12 @@ def measure(
 def _lookup(
     base: NDArray[np.floating[Any]], squares: NDArray[np.float32], queries: NDArray[np.float32], rows: NDArray[np.int64]
 ) -> list[tuple[bool, float]]:
-    """Returns for each query True if no row of `base` is nearer than its row in `rows`, and the distance of that row.
+    """Returns for each query True if no item is nearer than its original, and the distance to the original.
 
-    A float32 matrix product excludes rows that are certainly farther; the others are measured in float64.
+    base: (N, D) the features of all items. squares: (N,) their squared norms.
+    queries: (n, D) the features of changed pictures. rows: (n,) the row of each original in `base`.
+    A float32 matrix product excludes items that are certainly farther than the original; the others are measured in
+    float64.
     """
     products = np.concatenate([base[n : n + 2048].astype(np.float32) @ queries.T for n in range(0, len(base), 2048)])
     found = []
@@ -137,10 +144,12 @@ def of_index(
     hash_too: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, list[RobustnessPoint]]:
-    """Measures the robustness of an index with `count` random items; returns the results by the name of its model.
+    """Measures the robustness of an index's features, with `count` random items as originals.
 
-    hash_too: True to measure a perceptual hash as well, under "perceptual hash".
-    The other arguments are those of `measure`. Raises UsageError if no image of the index can be read.
+    Returns the results of `measure` in a dictionary. The key is the name of the model, followed by the name of the
+    descriptor if the index uses one.
+    hash_too: True to measure perceptual hashes as well, whose key is "perceptual hash".
+    changes, seed, progress: as for `measure`. Raises UsageError if no image of the index can be read.
     """
     with engine.reading() as reader:
         ids, places = reader.ids_and_rows()
@@ -171,10 +180,11 @@ def of_index(
 
 
 def draw(found: dict[str, list[RobustnessPoint]]) -> Image.Image:
-    """Draws two panels for each change, over its strengths, with one line for each feature; bands are 95 % intervals.
+    """Draws the results of `of_index`: two charts for each change, with a line for each kind of features.
 
-    The panels show how often the original comes first, in percent, and the distance to it, in units of the median
-    random distance.
+    Both charts have the strengths of the change on the x axis. The first shows how often the original is the nearest
+    item, in percent, with a band for the 95 % interval. The second shows the distance to the original, divided by the
+    median distance of random items.
     """
     width, height, head = 440, 230, 34
     names = list(dict.fromkeys(point.change for points in found.values() for point in points))
@@ -212,9 +222,9 @@ def draw(found: dict[str, list[RobustnessPoint]]) -> Image.Image:
 
 
 def _band(points: Sequence[RobustnessPoint], change: str) -> list[tuple[float, float, float]]:
-    """Returns (step, low, high) for each strength of a change, which are the steps 1, 2, ...
+    """Returns (step, low, high) for each strength of a change; step is the number of the strength, from 1.
 
-    low, high: the interval of how often the original is found first, in percent.
+    low, high: the 95 % interval of how often the original is the nearest item, in percent.
     """
     chosen = [point.first for point in points if point.change == change]
     return [(float(step), 100 * first.low, 100 * first.high) for step, first in enumerate(chosen, 1)]

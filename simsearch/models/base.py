@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 class Model(Protocol):
     """The interface of a model; any object with these members can be used.
 
-    name: `load_model(name)` loads the model again.
-    weights_sha256: identifies the weights. dimension: D. recipe: the preprocessing of images.
+    name: the name by which `load_model` loads the model.
+    weights_sha256: the SHA-256 that identifies the weights.
+    dimension: D, the number of features of an image.
+    recipe: the preprocessing of images.
     engine: the software and device that compute, such as "onnxruntime-cpu".
-    distances: quantiles of distances between random images, see `ModelCard`; may be empty.
+    distances: quantiles of the distances between random images, see `ModelCard`; empty if they are not known.
 
-    Optional members: `lanes`, the number of threads that should call `features` at once; `decoder`, a
-    `jpeg_decoder.JpegDecoder` if the device can decode JPEGs; `layers` and `outputs`, for features of other layers.
+    Some models have more members:
+    lanes: the number of threads that should call `features` at once.
+    decoder: a `jpeg_decoder.JpegDecoder`, if the device can decode JPEGs.
+    layers, outputs: the names of layers whose outputs are available, and the method that computes these outputs.
     """
 
     @property
@@ -37,5 +41,8 @@ class Model(Protocol):
     def distances(self) -> tuple[float, ...]: ...
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Computes features: (B, S, S, 3) uint8 RGB from `recipe.pixels` -> (B, D) float32."""
+        """Returns the features of B images: (B, D) float32.
+
+        pixels: (B, S, S, 3) uint8 RGB, as `recipe.pixels` makes them; S is the side of the network's input.
+        """
         ...

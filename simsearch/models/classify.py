@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from simsearch.images.preprocessing import Preprocessing
 
 BATCH = 32
-"""Number of pictures classified at once, and of patches computed at once."""
+"""Number of pictures classified at once, and number of patches computed at once."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Guess:
 
 
 def patches(image: Image.Image, recipe: Preprocessing, crops: int) -> NDArray[np.uint8]:
-    """Cuts the network's inputs out of an image: (crops, S, S, 3) uint8.
+    """Returns the patches of an image that the network classifies: (crops, S, S, 3) uint8.
 
-    crops: 1 for the centre, or 10 for the four corners and the centre of the scaled image's middle square and their
-    reflections (section 4.1).
+    crops: 1 for the centre of the scaled image. 10 for five patches of the scaled image's middle square (four corners
+    and centre) and their mirror images (section 4.1 of the paper).
     """
     if crops == 1:
         return recipe.pixels(image)[None]
@@ -47,7 +47,7 @@ def patches(image: Image.Image, recipe: Preprocessing, crops: int) -> NDArray[np
 
 
 def probabilities(model: Any, images: Sequence[Image.Image], crops: int = 1) -> NDArray[np.float64]:
-    """Returns the softmax over C classes, averaged over the patches of each of n images: (n, C)."""
+    """Returns the probabilities of C classes for n images, (n, C): the softmax, averaged over an image's patches."""
     pixels = np.concatenate([patches(image, model.recipe, crops) for image in images])
     logits = np.concatenate([model.logits(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)])
     shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
@@ -67,8 +67,9 @@ def check_classes(model: Any) -> tuple[str, ...]:
 
 
 def classify(model: Any, pictures: Sequence[Any], k: int = 5, crops: int = 1) -> Iterator[list[Guess]]:
-    """Yields the k most probable classes of each picture (a path, bytes, PIL image or array), most probable first.
+    """Yields the k most probable classes of each picture, the most probable first.
 
+    pictures: paths, bytes, PIL images or arrays. crops: the number of patches of each picture, 1 or 10; see `patches`.
     Raises UsageError for a model without classes, ImageError for a picture that cannot be read.
     """
     classes = check_classes(model)

@@ -1,14 +1,14 @@
 """Deep Compression (Han, Mao, Dally, ICLR 2016): pruned, weight-shared, Huffman-coded tensors.
 
-A trained and pruned tensor becomes three arrays:
+A trained and pruned tensor, in which most weights are zero, becomes three arrays:
 
-- codebook: (2^bits,) float32, entry 0 is zero and the others are the shared values found by k-means (section 3);
-- gaps: the number of zeros before each stored weight, one byte each; longer gaps contain fillers, which are stored
-  weights with index 0 (section 2, figure 2);
+- codebook: (2^bits,) float32: first zero, then the values that the weights share, found by k-means (section 3);
+- gaps: the number of zeros before each stored weight, one byte each. A gap that is too long for a byte is divided by
+  fillers: stored weights of value zero, with index 0 (section 2, figure 2);
 - indices: the position of each stored weight in the codebook, one byte each.
 
-Gaps and indices are Huffman-coded by zlib (section 4), which any Python can read. Decoding yields the dense float32
-tensor. It allocates no more than the declared shape needs, even if the streams are longer.
+Gaps and indices are Huffman-coded by zlib (section 4), so any Python can read them. Decoding returns the dense float32
+tensor, and allocates no more than the declared shape needs, even if a damaged file holds more.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGEST_TENSOR = 1 << 28
-"""Largest number of elements of a tensor that is decoded, far more than any layer of these networks has."""
+"""Largest number of elements of a tensor that is decoded; no layer of our networks has nearly as many."""
 
 
 class CompressedTensor(NamedTuple):
-    """One compressed tensor. `stored` counts the weights in the streams, fillers included."""
+    """One compressed tensor; the module's docstring describes its arrays.
+
+    shape: of the dense tensor. stored: the number of stored weights, fillers included.
+    codebook: (2^bits,) float32. gaps, indices: Huffman-coded.
+    """
 
     shape: tuple[int, ...]
     stored: int
@@ -39,9 +43,9 @@ class CompressedTensor(NamedTuple):
 
 
 def compress_tensor(weights: NDArray[np.float32], bits: int) -> CompressedTensor:
-    """Replaces the non-zero weights by 2^bits - 1 shared values and packs them.
+    """Compresses a tensor, whose non-zero weights are replaced by 2^bits - 1 shared values.
 
-    weights: any shape; zeros count as pruned. bits: 1 to 8. Raises WeightsError for other bits.
+    weights: of any shape; zeros count as pruned. bits: 1 to 8. Raises WeightsError for any other number of bits.
     """
     if not 1 <= bits <= 8:
         raise WeightsError(f"cannot share weights with {bits} bits", hint="1 to 8 bits")
@@ -51,8 +55,8 @@ def compress_tensor(weights: NDArray[np.float32], bits: int) -> CompressedTensor
     centres = k_means(values, 2**bits - 1)
     codebook = np.concatenate([np.zeros(1, np.float32), centres])
     nearest = np.searchsorted((centres[1:] + centres[:-1]) / 2, values).astype(np.uint8) + np.uint8(1)
-    steps = np.diff(places, prepend=-1) - 1  # zeros skipped before each weight
-    fillers = steps // 256  # a filler is itself a stored weight of value zero, 255 zeros after the last one
+    steps = np.diff(places, prepend=-1) - 1  # number of zeros before each weight
+    fillers = steps // 256  # a filler stands for 255 zeros and for itself, a stored zero
     ends = np.cumsum(fillers + 1) - 1
     stored = int(ends[-1]) + 1 if len(ends) else 0
     gaps, indices = np.full(stored, 255, np.uint8), np.zeros(stored, np.uint8)
@@ -61,7 +65,7 @@ def compress_tensor(weights: NDArray[np.float32], bits: int) -> CompressedTensor
 
 
 def decompress_tensor(encoded: CompressedTensor) -> NDArray[np.float32]:
-    """Returns the dense float32 tensor. Raises WeightsError if the streams do not fit the shape."""
+    """Returns the dense float32 tensor. Raises WeightsError if the arrays are damaged or do not fit the shape."""
     size = math.prod(encoded.shape)
     if not 0 <= encoded.stored <= size <= LARGEST_TENSOR:
         raise WeightsError(f"a compressed tensor declares {encoded.stored} weights for shape {encoded.shape}")
@@ -76,11 +80,11 @@ def decompress_tensor(encoded: CompressedTensor) -> NDArray[np.float32]:
 
 
 def k_means(values: NDArray[np.float32], k: int, rounds: int = 30) -> NDArray[np.float32]:
-    """Returns the centres of one-dimensional k-means, (k,), ascending.
+    """Returns the centres of one-dimensional k-means, (k,) float32, ascending.
 
-    The initial centres are evenly spaced over the range, so that the rare large weights, which matter most, get some
-    of them (Han et al., section 3.2). If there are no more than k distinct values, as after training with shared
-    weights, these values are the centres.
+    The initial centres are evenly spaced from the smallest value to the largest, so that some of them lie among the few
+    large weights, which matter most (Han et al., section 3.2). If there are no more than k distinct values, as after
+    training with shared weights, these values are the centres, and the largest is repeated.
     """
     ordered = np.sort(values.astype(np.float64))
     if not len(ordered):
@@ -99,10 +103,10 @@ def k_means(values: NDArray[np.float32], k: int, rounds: int = 30) -> NDArray[np
 
 
 def _huffman(stream: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns the shortest of several encodings of a stream.
+    """Huffman-codes bytes with zlib, at the memory level that gives the shortest result.
 
-    zlib's memory level determines the length of its blocks: short ones adapt to statistics that change along the
-    tensor, long ones spend fewer bytes on tables.
+    The memory level determines the length of zlib's blocks. Short blocks adapt to statistics that change along the
+    tensor; long blocks need fewer bytes for code tables.
     """
 
     def coded(level: int) -> bytes:
@@ -113,7 +117,7 @@ def _huffman(stream: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _unpack(stream: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
-    """Decodes a stream of `length` bytes. Raises WeightsError if it is damaged or of another length."""
+    """Decodes what `_huffman` returned. Raises WeightsError if it is damaged or does not give `length` bytes."""
     try:
         data = zlib.decompressobj().decompress(stream.tobytes(), length + 1)
     except zlib.error as error:

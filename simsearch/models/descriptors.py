@@ -1,12 +1,17 @@
 """Descriptors: image vectors that an index can store instead of the plain features of the last hidden layer.
 
-Pooling: the maxima of each map (Razavian et al. 2014), or those over regions of several sizes, R-MAC (Tolias et al.,
-ICLR 2016). Square roots of activations even out a few strong ones (Jégou et al., PAMI 2012, "power normalisation");
-principal components keep the quality of neural codes in a fraction of their bytes (Babenko et al., ECCV 2014), and
-whitening divides each component by a power of its standard deviation (Jégou & Chum, ECCV 2012). The components are
-learned without labels from images of the index when it is built, and do not change afterwards.
+A descriptor is a recipe of these steps, each of which is optional:
 
-Letters: B images, D dimension of the network's layer or of a concatenation, d dimension stored in the index.
+- Pooling turns the maps of a convolution into a vector: the maximum of each map (Razavian et al. 2014), or R-MAC, a sum
+  of maxima over regions of several sizes (Tolias et al., ICLR 2016).
+- Square roots of activations reduce the weight of a few strong ones (Jégou et al., PAMI 2012, "power
+  normalisation").
+- Principal components keep the quality of features in a fraction of their bytes (Babenko et al., ECCV 2014). They are
+  learned without labels from images of the index when it is built, and do not change afterwards.
+- Whitening divides each component by a power of its standard deviation (Jégou & Chum, ECCV 2012).
+
+Letters: B images, C maps of a convolution, H side of a map, D dimension of a layer or of several layers together,
+d dimension stored in the index.
 """
 
 from __future__ import annotations
@@ -27,15 +32,17 @@ if TYPE_CHECKING:
     from simsearch.models.torch.jpeg_decoder import JpegDecoder
 
 REFERENCE = "fc7"
-"""Name of the plain features of the last hidden layer, with which all descriptors are compared."""
+"""Name of the plain features of the last hidden layer. All descriptors are compared with these features."""
 
 
 @dataclass(frozen=True)
 class LayerPart:
-    """The part of a descriptor that comes from one layer.
+    """The part of a descriptor's vector that comes from one layer of the network.
 
-    layer: "features" (fc7), "fc6" or "conv5". pooling: of conv5, "max" or "rmac". root: take the square root of
-    activations. weight: length of this part before the parts are concatenated.
+    layer: "features" (the last hidden layer, fc7), "fc6" or "conv5".
+    pooling: "max" or "rmac" for conv5; empty for the other layers.
+    root: True to take the square roots of activations.
+    weight: the length to which this part is scaled before the parts are concatenated.
     """
 
     layer: str = "features"
@@ -46,10 +53,12 @@ class LayerPart:
 
 @dataclass(frozen=True)
 class Descriptor:
-    """The definition of a vector of unit length.
+    """The recipe of an image vector of unit length.
 
-    parts: concatenated. mirror: average with the vector of the mirror image. dimension: number of principal components
-    to keep; 0 for no projection. whitening: from 0 (rotation only) to 1 (equal variance of all components).
+    parts: the parts that are concatenated.
+    mirror: True to average the vector with that of the mirror image.
+    dimension: the number of principal components to keep; 0 to keep the vector as it is.
+    whitening: from 0 (components as they are) to 1 (equal variance of all components).
     """
 
     parts: tuple[LayerPart, ...] = (LayerPart(),)
@@ -61,7 +70,7 @@ class Descriptor:
     def from_dict(cls, values: dict[str, Any]) -> Descriptor:
         """Returns the descriptor with the values that `to_dict` returned.
 
-        Raises UsageError for unknown keys, since features would differ if they were ignored.
+        Raises UsageError for unknown keys: if they were ignored, the features would be different.
         """
         try:
             return cls(**{**values, "parts": tuple(LayerPart(**part) for part in values["parts"])})
@@ -76,7 +85,7 @@ class Descriptor:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The distinct layers that the network must output."""
+        """The names of the layers that the network must output, each once."""
         return tuple(dict.fromkeys(part.layer for part in self.parts))
 
 
@@ -96,13 +105,17 @@ of another kind; `fc7-256` is nearly as good and takes half the computation."""
 
 
 def unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scales the rows of (B, D) to length 1; rows of zeros stay zero."""
+    """Returns x (B, D) with each row scaled to length 1; rows of zeros stay zero."""
     scaled: NDArray[np.float32] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
     return scaled
 
 
 def r_mac(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Pools (B, C, H, H) to (B, C): the sum of the maxima over 1, 4 and 9 squares, each scaled to length 1."""
+    """Pools maps (B, C, H, H) into vectors (B, C) by R-MAC.
+
+    1, 4 and 9 overlapping squares cover the maps. The maxima in a square make a vector (B, C), which is scaled to
+    length 1. The result is the sum of these 14 vectors.
+    """
     side, total = maps.shape[2], np.zeros(maps.shape[:2], np.float32)
     for scale in (1, 2, 3):
         size = -(-2 * side // (scale + 1))
@@ -114,9 +127,9 @@ def r_mac(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def describe(descriptor: Descriptor, layers: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Computes (B, D) vectors of unit length from the layers of one view, before mirroring and projection.
+    """Returns a descriptor's vectors (B, D), of unit length, before mirror images and principal components are applied.
 
-    layers: float32 by name, (B, D) or for conv5 (B, C, H, H).
+    layers: the outputs of the network's layers, float32 by name: (B, D), or (B, C, H, H) for conv5.
     """
     joined = []
     for part in descriptor.parts:
@@ -131,7 +144,7 @@ def describe(descriptor: Descriptor, layers: dict[str, NDArray[np.float32]]) -> 
 class DescriptorModel:
     """Wraps a model so that its features are the vectors of a descriptor.
 
-    projection: the learned principal components, for a descriptor with a dimension.
+    projection: the learned principal components; None for a descriptor that has none.
     Raises UsageError if the network does not output a layer that the descriptor needs.
     """
 
@@ -147,17 +160,17 @@ class DescriptorModel:
 
     @property
     def few(self) -> bool:
-        """True if the model was loaded for a few images."""
+        """True if the wrapped model was loaded for a few images only (see `load_model`)."""
         return bool(getattr(self.base, "few", False))
 
     @property
     def lanes(self) -> int:
-        """Number of threads that should compute at once."""
+        """The number of threads that should call `features` at once."""
         return int(getattr(self.base, "lanes", 1))
 
     @property
     def decoder(self) -> JpegDecoder | None:
-        """The JPEG decoder of the model's device; None if it has none."""
+        """The JPEG decoder of the model's device; None if the device does not decode JPEGs."""
         return getattr(self.base, "decoder", None)
 
     @property
@@ -167,7 +180,10 @@ class DescriptorModel:
 
     @property
     def dimension(self) -> int:
-        """Width of the vectors: d, or D without a projection; some descriptors compute one blank image to find out."""
+        """The number of values of a vector: d, or D without principal components.
+
+        Unless it is known from the model, it is found by computing one blank image.
+        """
         if self.projection is not None:
             return int(self.projection.axes.shape[1])
         if self.descriptor.layers == ("features",):
@@ -176,7 +192,10 @@ class DescriptorModel:
         return int(self._view(np.zeros((1, side, side, 3), np.uint8)).shape[1])
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Computes vectors: (B, S, S, 3) uint8 RGB from `recipe.pixels` -> (B, d) float32 of unit length."""
+        """Returns the descriptor's vectors of B images: (B, d) float32, of unit length.
+
+        pixels: (B, S, S, 3) uint8 RGB, as `recipe.pixels` makes them; S is the side of the network's input.
+        """
         x = self._view(pixels)
         if self.descriptor.mirror:
             x = unit(x + self._view(np.ascontiguousarray(pixels[:, :, ::-1])))
@@ -191,7 +210,7 @@ class DescriptorModel:
 
 
 def find(name: str) -> Descriptor | None:
-    """Returns the descriptor of that name; None for `REFERENCE`. Raises UsageError for an unknown name."""
+    """Returns the descriptor with a name; None for the plain features, "fc7". Raises UsageError for an unknown name."""
     if name == REFERENCE:
         return None
     if name not in DESCRIPTORS:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from simsearch.models.torch import export as torch_export
     from simsearch.models.torch import runtime as torch_runtime
     from simsearch.models.torch import torchvision as torchvision_models
-else:  # needed for some models only; modules that use torch take seconds to import
+else:  # imported when first used: only some models need them, and torch takes seconds to import
     exported = LazyModule("simsearch.models.onnx.exported")
     onnx_file = LazyModule("simsearch.models.onnx.onnx_file")
     torch_export = LazyModule("simsearch.models.torch.export")
@@ -43,13 +43,14 @@ def load_model(
     """Loads a model by name, ready to compute.
 
     name: a built-in model, `torchvision/<name>`, or the path of a .safetensors or .onnx file.
-    device: "auto", "cpu", "cuda" or "cuda:N"; "auto" takes a GPU if there is one and there are enough images for it.
-    images: the expected number of images, if known; for a few, the model starts faster but computes more slowly.
-    threads: several threads will compute at once; on the CPU each then uses only a part of the cores.
-    precision: "float32", "int8" (on the CPU, if the weights allow it), or "auto", see `precision.choose_precision`;
-    networks of torchvision and .onnx files compute in the precision that they have.
+    device: "auto", "cpu", "cuda" or "cuda:N"; "auto" takes a GPU if there is one, unless few images are expected.
+    images: the expected number of images, if known; up to 32 (`FEW`), the model starts faster but computes more slowly.
+    threads: True if several threads will compute at once; on the CPU, each thread then uses only a part of the cores.
+    precision: "float32", "int8" (only on the CPU, and if the weights allow it), or "auto" for the choice of
+    `precision.choose_precision`. Networks of torchvision and .onnx files always compute in their own precision.
 
-    Raises UsageError for an unknown name, WeightsError for an unusable file, and DeviceError for an unusable device.
+    Raises UsageError for an unknown name or if the model cannot run in int8, WeightsError for an unusable file, and
+    DeviceError for an unusable device.
     """
     few = images is not None and images <= FEW
     if precision == "int8":
@@ -73,9 +74,10 @@ def load_model(
 
 
 def _on_gpu(make: Callable[[], Model], requested: str) -> Model | None:
-    """Returns the model from `make`; None if `make` fails on a GPU that "auto" chose, for example for lack of memory.
+    """Returns the model that `make` loads on a GPU; None if that fails and the caller did not ask for the GPU by name.
 
-    Raises DeviceError if `make` fails on a GPU that was requested by name.
+    requested: the device that the caller of `load_model` asked for.
+    Raises DeviceError if `make` fails and the caller asked for the GPU by name.
     """
     try:
         return make()
@@ -86,16 +88,16 @@ def _on_gpu(make: Callable[[], Model], requested: str) -> Model | None:
 
 
 def weights_sha256(name: str) -> str:
-    """Returns the SHA-256 that identifies the weights of a model by name. Raises as `load_model`."""
+    """Returns the SHA-256 that identifies the weights of a named model. Raises the errors of `load_model`."""
     if name.endswith(ONNX):
         return onnx_file.find_onnx(name).sha256
     return load_model(name, "cpu", images=1).weights_sha256 if is_torchvision(name) else find_weights(name).sha256
 
 
 def training_record(name: str | None) -> TrainingRecord:
-    """Returns the record of pictures that a model was trained on; an empty one for networks not trained by simsearch.
+    """Returns the record of the pictures that a model was trained on and of those held out.
 
-    name: as for `load_model`; None for the default model.
+    The record is empty for networks of torchvision and .onnx files. name: as for `load_model`; None for the default.
     """
     name = name or DEFAULT
     if name.endswith(ONNX) or is_torchvision(name):

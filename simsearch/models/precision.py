@@ -14,25 +14,26 @@ if TYPE_CHECKING:
     from simsearch.models.registry import WeightsFile
 
 CALIBRATE = "simsearch models --calibrate SOURCE -m FILE measures them, for AlexNet"
-"""Hint for weights without activation ranges."""
+"""Hint of the error for weights without the ranges of activations, which int8 needs."""
 
 QUANTIZE = "simsearch models --calibrate SOURCE -m NAME|FILE.onnx writes an 8-bit copy, if it agrees"
-"""Hint for networks that simsearch did not build."""
+"""Hint of the error that a network that simsearch did not build cannot run in int8."""
 
 ENOUGH = 0.97
-"""Lowest agreement of int8 with float32 (`ModelCard.agreement`) at which int8 is used for a new index."""
+"""Int8 is used for a new index if its agreement with float32 (`ModelCard.agreement`) is at least this."""
 
 
 def can_quantize(weights: WeightsFile) -> bool:
-    """Returns true if the network can run in int8: it is AlexNet, and its file has ranges."""
+    """Returns true if the network can run in int8: it is AlexNet, and its file has the ranges of activations."""
     return weights.card.architecture == "alexnet" and bool(weights.card.ranges)
 
 
 def choose_precision(weights: WeightsFile) -> str:
-    """Returns the precision of a new index on the CPU: `$SIMSEARCH_PRECISION`, or int8 if it is accurate and fast.
+    """Returns the precision for a new index on the CPU: "float32" or "int8".
 
-    It is accurate enough if it agrees with float32 to `ENOUGH` on training images, and fast on a processor with VNNI.
-    Raises UsageError if the variable has an unknown value.
+    If the variable $SIMSEARCH_PRECISION is set to one of these, it decides. Otherwise the precision is int8 if int8 is
+    accurate and fast, else float32. Int8 is accurate if its agreement with float32 is at least `ENOUGH`; it is fast if
+    the processor has VNNI. Raises UsageError if the variable has an unknown value.
     """
     requested = os.environ.get("SIMSEARCH_PRECISION") or "auto"
     if requested in PRECISIONS:
@@ -44,7 +45,7 @@ def choose_precision(weights: WeightsFile) -> str:
 
 
 def has_vnni() -> bool:
-    """Returns true if the processor has instructions for dot products of 8-bit integers, according to /proc/cpuinfo."""
+    """Returns true if /proc/cpuinfo lists VNNI, the processor's instructions for dot products of 8-bit integers."""
     try:
         text = Path("/proc/cpuinfo").read_text("ascii", "replace")
     except OSError:

@@ -1,8 +1,13 @@
 """The model registry: finds the weights file that a name stands for.
 
-A name is one of `BUILTIN`, or `torchvision/<name>` for a network of torchvision with its official weights, or the path
-of a `.safetensors` file written by simsearch or of an `.onnx` file. Importing this module imports neither torch nor
-ONNX Runtime.
+A name is one of these:
+
+- a name in `BUILTIN`;
+- `torchvision/<name>`, for a network of torchvision with its official weights;
+- the path of a `.safetensors` file that simsearch wrote;
+- the path of an `.onnx` file.
+
+Importing this module imports neither torch nor ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -39,7 +44,7 @@ BUILTIN: dict[str, str] = {
 RENAMED: dict[str, str] = {
     "alexnet-distilled": "alexnet",
 }
-"""Former names of built-in models, which older indexes record, and their present names."""
+"""Former names of built-in models, which older indexes record, each with the present name."""
 
 ARCHITECTURES: dict[str, Any] = {
     "alexnet": AlexNetConfig,
@@ -51,7 +56,11 @@ ARCHITECTURES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file found by name, with the card in its header and the SHA-256 of the file."""
+    """A weights file found by name.
+
+    name: of the built-in model, or the path. card: the description of the model in the file's header.
+    sha256: of the file.
+    """
 
     name: str
     path: Path
@@ -60,7 +69,7 @@ class WeightsFile:
 
     @property
     def config(self) -> Config:
-        """The network's configuration. Raises WeightsError if the header names an unknown architecture or argument."""
+        """The network's configuration. Raises WeightsError if the header's architecture or arguments are invalid."""
         try:
             config: Config = ARCHITECTURES[self.card.architecture](**self.card.arguments)
         except KeyError:
@@ -76,22 +85,22 @@ class WeightsFile:
 
 
 def check_device(device: str) -> None:
-    """Raises DeviceError if `device` is not a device name; the device itself need not exist."""
+    """Raises DeviceError if `device` is not the name of a device. The device itself need not exist."""
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
         raise DeviceError(f"no device is called {device!r}", hint="auto, cpu, cuda or cuda:N")
 
 
 def find_weights(name: str) -> WeightsFile:
-    """Finds the weights file of a built-in name or a path.
+    """Finds the weights file of a built-in model or at a path, and reads its header.
 
-    Raises UsageError for an unknown name or a missing file, and WeightsError for a file of another kind.
+    Raises UsageError for an unknown name or a missing file, and WeightsError if simsearch did not write the file.
     """
     if name in BUILTIN:
         path = Path(__file__).parent / "weights_data" / BUILTIN[name]
     elif name in RENAMED:
         raise UsageError(f"the model {name} is called {RENAMED[name]} now", hint=f"--model {RENAMED[name]}")
     elif name.endswith(".onnx"):
-        raise UsageError(f"{name} is an ONNX file, and this needs one that simsearch wrote (.safetensors)")
+        raise UsageError(f"{name} is an ONNX file, but this needs a .safetensors file that simsearch wrote")
     elif name.endswith(".safetensors") or os.sep in name:
         path = Path(name).expanduser().resolve()
         name = str(path)
@@ -106,17 +115,20 @@ def find_weights(name: str) -> WeightsFile:
 
 
 def current_name(name: str) -> str:
-    """Returns the present name of the model that an index records."""
+    """Returns the present name of a model. name: the name that an index recorded, perhaps a former one."""
     return RENAMED.get(name, name)
 
 
 def precision_of(engine: str) -> str:
-    """Returns the precision of an engine, one of `PRECISIONS`, from its name."""
+    """Returns the precision in which an engine computes. engine: its name, such as "onnxruntime-cpu-int8"."""
     return "int8" if engine.endswith("-int8") else "float32"
 
 
 def sha256_before_ranges(name: str) -> str | None:
-    """Returns the SHA-256 of a weights file before its ranges were added; None if the name has no weights file."""
+    """Returns the SHA-256 that a model's weights file had before the ranges for int8 were added to it.
+
+    Returns None if no weights file is found by this name.
+    """
     try:
         return sha256_without_ranges(find_weights(current_name(name)).path)
     except (UsageError, WeightsError):
@@ -124,9 +136,9 @@ def sha256_before_ranges(name: str) -> str | None:
 
 
 def same_weights(name: str, first: str, second: str) -> bool:
-    """Returns true if two SHA-256 identify the same weights.
+    """Returns true if two SHA-256 belong to the same weights of the model `name`.
 
-    They may differ if one of them was taken before the ranges were added to the weights file of `name`.
+    The SHA-256 of a weights file changes when the ranges for int8 are added to it, although its weights do not change.
     """
     if first == second:
         return True

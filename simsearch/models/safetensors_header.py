@@ -15,17 +15,17 @@ MAX_SIZE = 64 << 20
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4}
 _BYTES |= {"U16": 2, "U8": 1, "BOOL": 1}
-"""Bytes per element, by dtype as named in the format."""
+"""Bytes per element, by the name of the dtype in the format."""
 
 
 class Header(NamedTuple):
-    """The JSON of a header (`text`, without padding), and the byte of the file at which the tensors begin (`start`)."""
+    """A header. text: its JSON, without padding. start: the byte of the file at which the tensors begin."""
 
     text: str
     start: int
 
     def values(self) -> dict[str, Any]:
-        """Returns the parsed JSON. Raises ValueError."""
+        """Returns the parsed JSON. Raises ValueError if it is invalid."""
         parsed = outside_json.parse(self.text)
         if not isinstance(parsed, dict):
             raise ValueError("the header is not a JSON object")
@@ -46,7 +46,8 @@ class TensorLocation(NamedTuple):
 def read_header(path: Path) -> Header:
     """Reads the header of a file.
 
-    Raises OSError, WeightsError if the file is not a .safetensors file, and ValueError if the header is not UTF-8.
+    Raises OSError if the file cannot be read, WeightsError if it is not a .safetensors file, and ValueError if the
+    header is cut off or not UTF-8.
     """
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -57,7 +58,7 @@ def read_header(path: Path) -> Header:
 
 
 def parse_header(data: bytes) -> Header:
-    """Returns the header at the beginning of a file's content. Raises ValueError."""
+    """Returns the header of a file with the content `data`. Raises ValueError if the header is cut off or not UTF-8."""
     size = struct.unpack("<Q", data[:8])[0] if len(data) > 8 else 0
     if not 2 <= size <= min(MAX_SIZE, len(data) - 8):
         raise ValueError("it ends within its header")
@@ -65,7 +66,7 @@ def parse_header(data: bytes) -> Header:
 
 
 def pack_header(text: str) -> bytes:
-    """Returns the first bytes of a file: the length, and the JSON padded with spaces to a multiple of 8 bytes."""
+    """Returns the header's bytes: the length, then the JSON `text`, padded with spaces to a multiple of 8 bytes."""
     raw = text.encode()
     raw += b" " * (-len(raw) % 8)
     return struct.pack("<Q", len(raw)) + raw
@@ -74,7 +75,8 @@ def pack_header(text: str) -> bytes:
 def locate_tensors(path: Path) -> dict[str, TensorLocation]:
     """Returns the location of each tensor in a file, by name.
 
-    Raises as `read_header`, and ValueError if the tensors do not fill the rest of the file one after the other.
+    Raises the errors of `read_header`, and ValueError if an entry of the header is invalid or if the tensors do not
+    fill the rest of the file without gaps.
     """
     header = read_header(path)
     located = {}
@@ -92,9 +94,12 @@ def locate_tensors(path: Path) -> dict[str, TensorLocation]:
 
 
 def _location(name: str, entry: Any, start: int) -> TensorLocation:
-    """Returns the location in a tensor's entry of the header. Raises ValueError if the entry is invalid."""
+    """Returns the location of a tensor. Raises ValueError if its entry is invalid.
+
+    entry: the tensor's entry in the header. start: the byte of the file at which the tensors begin.
+    """
     if not isinstance(entry, dict) or entry.get("dtype") not in _BYTES:
-        raise ValueError(f"the entry of the tensor {name!r} is not one of simsearch")
+        raise ValueError(f"the entry of the tensor {name!r} has no known dtype")
     shape: Any = entry.get("shape")
     offsets: Any = entry.get("data_offsets")
     for numbers in (shape, offsets):

@@ -1,4 +1,4 @@
-"""The pictures that a model was trained on, and those that were held out, as short digests in its weights file."""
+"""Records the pictures that a model was trained on and the pictures held out, as digests in its weights file."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LENGTH = 6
-"""Bytes of a digest, the beginning of the SHA-256 of a file."""
+"""Number of bytes of a digest, which is the beginning of the SHA-256 of a picture's file."""
 
 KEPT = 5
-"""Bytes of a digest that are stored; if a million are, one in a million other pictures is mistaken for one of them."""
+"""Number of bytes of a digest that are stored.
+
+With a million stored digests, one in a million other pictures is mistaken for a recorded one.
+"""
 
 MOST = 1 << 20
-"""Largest number of pictures recorded; for a larger set the record is empty, to keep the file small."""
+"""Largest number of pictures in a record; if there are more, the record stays empty, to keep the file small."""
 
 
 def digest_of(data: bytes) -> bytes:
-    """Returns the digest of a picture's file."""
+    """Returns the digest of a picture. data: the content of its file."""
     return hashlib.sha256(data).digest()[:LENGTH]
 
 
 class Digests:
-    """A set of digests, stored as a sorted array; `packed` takes about three bytes each for 200,000 digests."""
+    """A set of digests, kept as a sorted array. In a file, 200,000 digests take about three bytes each (`packed`)."""
 
     def __init__(self, digests: Iterable[bytes] = ()) -> None:
         numbers = np.fromiter((int.from_bytes(digest[:KEPT], "big") for digest in digests), np.uint64)
@@ -66,13 +69,17 @@ class Digests:
         return f"<Digests: {len(self):,}>"
 
     def packed(self) -> NDArray[np.uint8]:
-        """Returns the set as bytes (n,): the differences of its ascending numbers, byte by byte, deflated."""
+        """Returns the set in compressed form, (n,) uint8.
+
+        zlib compresses the differences between the sorted digests: first the lowest byte of every difference, then the
+        second byte of every difference, and so on.
+        """
         steps = np.diff(self._numbers, prepend=np.uint64(0)).astype("<u8").view(np.uint8).reshape(-1, 8)
         return np.frombuffer(zlib.compress(np.ascontiguousarray(steps.T[:KEPT]).tobytes(), 9), np.uint8)
 
     @classmethod
     def unpacked(cls, data: bytes) -> Digests:
-        """Returns the set that `packed` encoded as `data`. Raises ValueError if `data` is not such an encoding."""
+        """Returns the set that `packed` compressed to `data`. Raises ValueError for any other data."""
         inflater = zlib.decompressobj()
         try:
             planes = inflater.decompress(data, KEPT * MOST + 1)
@@ -90,7 +97,7 @@ class Digests:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Digests of the pictures that a model was trained on, and of those held out for evaluation."""
+    """Digests of the pictures that a model was trained on, and of the pictures held out for evaluation."""
 
     trained_on: Digests = field(default_factory=Digests)
     held_out: Digests = field(default_factory=Digests)
@@ -100,9 +107,11 @@ class TrainingRecord:
 
     @classmethod
     def of(cls, trained_on: Iterable[bytes], held_out: Iterable[bytes], before: TrainingRecord) -> TrainingRecord:
-        """Makes the record of a training; an empty one if there are more than MOST pictures.
+        """Returns the record of a training; an empty record if there are more than MOST pictures.
 
-        before: the record of the weights that the training started from; pictures trained on then are included.
+        trained_on, held_out: digests of the pictures of this training.
+        before: the record of the weights that the training started from. The pictures that those weights were trained
+        on count as trained on, even if they are in `held_out`.
         """
         seen = Digests(trained_on) | before.trained_on
         others = Digests(held_out) - seen
@@ -110,7 +119,10 @@ class TrainingRecord:
 
     @classmethod
     def from_former(cls, entry: Mapping[str, Any]) -> TrainingRecord:
-        """Reads the base64 entry that former versions wrote into the header. Raises TypeError and ValueError."""
+        """Returns the record that a former version wrote into a file's header, as base64.
+
+        Raises TypeError or ValueError if the entry is invalid.
+        """
         return cls(*(_former_digests(entry.get(name, "")) for name in ("trained_on", "held_out")))
 
 

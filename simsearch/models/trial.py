@@ -1,4 +1,4 @@
-"""Compares two ways of computing the same features, on generated pictures."""
+"""Generated pictures, and a measure, for comparing two ways of computing the same features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def trial_pixels(side: int) -> NDArray[np.uint8]:
-    """Returns seven pictures, (7, side, side, 3) uint8: one grey, six of ever smaller squares in random colours."""
+    """Returns seven generated pictures: (7, side, side, 3) uint8.
+
+    The first is grey. The others consist of squares in random colours, whose size decreases from picture to picture.
+    """
     random = np.random.default_rng(0)
     images = [np.full((side, side, 3), 128, np.uint8)]
     for cells in (1, 2, 4, 8, 16, side):
@@ -21,12 +24,13 @@ def trial_pixels(side: int) -> NDArray[np.uint8]:
 
 
 def lowest_cosine(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Returns the lowest cosine between rows of two (n, D) arrays; rows that are zero in both are left out.
+    """Returns the lowest cosine between a row of one array and the same row of the other, over n rows.
 
-    Returns 0 if a row is zero in one array only, or if a value is NaN or infinite.
+    first, second: (n, D). Rows that are zero in both arrays are left out. Returns 0 if no row is left, if a row is zero
+    in one array only, or if a value is NaN or infinite.
     """
     a, b = first.astype(np.float64), second.astype(np.float64)
-    nonzero = a.any(1) | b.any(1)  # both functions may give zeros for grey
+    nonzero = a.any(1) | b.any(1)  # a grey picture may give zeros in both ways
     a, b = a[nonzero], b[nonzero]
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     if not (np.isfinite(a).all() and np.isfinite(b).all() and (lengths > 0).all() and len(a)):

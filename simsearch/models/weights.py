@@ -1,8 +1,9 @@
 """Weights files: `.safetensors` files whose header contains everything needed to use them.
 
-The header's `simsearch` entry is a JSON object: format, architecture, arguments, recipe, classes, description,
-training, metrics, and how compressed tensors are encoded (`simsearch.models.deep_compression`). The header's `ranges`
-entry, for the int8 engine, may be added later. No pickled code is ever executed.
+The header's `simsearch` entry is a JSON object. It has the version of the format, the fields of `ModelCard` except
+`ranges` and `agreement`, and the sizes of compressed tensors (`simsearch.models.deep_compression`). `ranges` and
+`agreement` are needed for int8 only; the header's `ranges` entry, which may be added later, has both. No pickled code
+is ever executed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ELEMENTS_PER_BYTE = 64
-"""Largest number of tensor elements for each byte of a weights file; compressed files of simsearch have 5 to 10."""
+"""Largest permitted number of tensor elements per byte of a weights file. Files that simsearch wrote have 5 to 10."""
 
 RECORD = ("record#trained_on", "record#held_out")
 """Names of the uint8 arrays that store the two parts of the `TrainingRecord` in a file."""
@@ -46,13 +47,16 @@ FORMAT = 1
 class ModelCard:
     """The description of a model in the header of its weights file.
 
-    architecture: a key of `simsearch.models.registry.ARCHITECTURES`. arguments: those of its configuration.
-    recipe: the preprocessing of images. classes: names of the classes.
+    architecture: a key of `simsearch.models.registry.ARCHITECTURES`.
+    arguments: the arguments of the architecture's configuration class.
+    recipe: the preprocessing of images. classes: the names of the classes.
     training, metrics: free-form summaries, shown by `simsearch models --verbose`.
-    distances: quantiles of the distances between random pairs of training images, for `similarity` in small indexes.
+    distances: quantiles of the distances between random pairs of training images. In indexes too small for measuring
+    such distances, `simsearch.search.similarity` uses them.
     labels: the labels of the classes in the training data, which may differ from their names (WordNet ids, for
     example).
-    ranges: the largest activations on training images, (channels,) each, by point (`models.onnx.int8.POINTS`).
+    ranges: for int8, the largest activation of each channel on training images, (channels,) float32, by the name of the
+    point of the network where it was measured (`simsearch.models.onnx.int8.POINTS`).
     agreement: mean fraction of the six nearest neighbours that int8 and float32 have in common; 0 if not measured.
     """
 
@@ -76,7 +80,7 @@ def sha256(path: Path) -> str:
 
 
 def read_card(path: Path) -> ModelCard:
-    """Reads the card from the header. Raises WeightsError if the file is not a simsearch weights file."""
+    """Reads the model card from a file's header. Raises WeightsError if simsearch did not write the file."""
     header = _read_entry(path)
     try:
         ranges, agreement = _ranges_from(_typed(header["ranges"], str))
@@ -103,19 +107,19 @@ def read_card(path: Path) -> ModelCard:
 
 
 def _typed(value: Any, *kinds: type) -> Any:
-    """Returns the value if it is of one of the given types. Raises TypeError otherwise."""
+    """Returns the value if it has one of the types `kinds`. Raises TypeError otherwise."""
     if type(value) not in kinds:
         raise TypeError(f"{str(value)[:60]!r} is not of type {kinds[0].__name__}")
     return value
 
 
 def _list(values: Any, *kinds: type) -> tuple[Any, ...]:
-    """Returns a list as a tuple if all values are of the given types. Raises TypeError otherwise."""
+    """Returns a list as a tuple if each value has one of the types `kinds`. Raises TypeError otherwise."""
     return tuple(_typed(value, *kinds) for value in _typed(values, list))
 
 
 def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Reads all tensors: dense float32 arrays by parameter name. Raises WeightsError."""
+    """Returns all weights, by parameter name, as dense float32 arrays. Raises WeightsError if they cannot be read."""
     encoding = _read_entry(path).get("encoding", {})
     try:
         locate_tensors(path)
@@ -138,12 +142,18 @@ def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def largest_network(path: Path) -> int:
-    """Returns the largest number of weights that a file may declare, so that small files cannot fill the memory."""
+    """Returns the largest number of weights that a file of this size may declare.
+
+    With this limit, a small file cannot fill the memory.
+    """
     return ELEMENTS_PER_BYTE * path.stat().st_size + (1 << 20)
 
 
 def _check_sizes(encoding: dict[str, Any], largest: int) -> None:
-    """Checks the declared shapes of compressed tensors. Raises ValueError and TypeError."""
+    """Raises ValueError, TypeError or KeyError if the declared sizes of compressed tensors are invalid or too large.
+
+    encoding: the sizes by the name of the tensor. largest: the permitted number of elements of all tensors together.
+    """
     total = 0
     for name, facts in encoding.items():
         shape = _list(_typed(facts, dict)["shape"], int)
@@ -155,9 +165,9 @@ def _check_sizes(encoding: dict[str, Any], largest: int) -> None:
 
 
 def read_record(path: Path) -> TrainingRecord:
-    """Reads the record of the pictures that the model was trained on; empty if there is none. Raises WeightsError.
+    """Reads the record of the pictures that a model was trained on. The record is empty if the file has none.
 
-    The record is not part of the card, since only `eval model` and `train` need it.
+    It is not part of the card, since only `eval model` and `train` need it. Raises WeightsError if it cannot be read.
     """
     former = _read_entry(path).get("record")
     try:
@@ -186,7 +196,7 @@ def write(
     """Writes a weights file atomically, without the card's ranges (see `add_ranges`).
 
     tensors: float32, by parameter name.
-    bits: for each tensor to compress, the bits of its shared weights; the others are stored as float16.
+    bits: for each tensor to compress, the number of bits per weight (1 to 8); other tensors are stored as float16.
     record: the pictures that the model was trained on and those that were held out, if they are known.
     Raises UsageError if the file cannot be written.
     """
@@ -223,10 +233,11 @@ def write(
 
 
 def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement: float = 0.0) -> None:
-    """Writes `ModelCard.ranges` and `agreement` into the header, atomically; the tensors do not change.
+    """Writes the ranges and the agreement of int8 (see `ModelCard`) into the header, atomically.
 
-    Each value takes one character: it is rounded up by less than 5 %, and values below a sixteenth of the largest one
-    of their point are raised to that limit. Raises WeightsError if the file is not a weights file.
+    The tensors do not change. Each value of the ranges takes one character: it is rounded up by less than 5 %. Values
+    below about a fifteenth of the largest value of their point are raised to that limit.
+    Raises WeightsError if simsearch did not write the file.
     """
     _read_entry(path)  # raises WeightsError if it is not a weights file
     header = _header_without_ranges(path)
@@ -243,7 +254,7 @@ def add_ranges(path: Path, ranges: Mapping[str, NDArray[np.float32]], agreement:
 
 
 def sha256_without_ranges(path: Path) -> str:
-    """Returns the SHA-256 that the file had before `add_ranges`, as recorded in indexes made before then."""
+    """Returns the SHA-256 that a file had before `add_ranges`. Indexes that are older than the ranges record it."""
     _read_entry(path)  # raises WeightsError if it is not a weights file
     header = _header_without_ranges(path)
     digest = hashlib.sha256(pack_header(header.text))
@@ -258,21 +269,24 @@ _METADATA = '{"__metadata__":{'
 _RANGES = '"ranges":'
 _CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _PER_OCTAVE = 16
-"""Number of steps within a factor of two."""
+"""Number of steps that `_coded` distinguishes within a factor of two."""
 
 
 def _coded(ranges: Mapping[str, NDArray[np.float32]]) -> dict[str, tuple[float, str]]:
-    """Encodes the ranges: for each point its largest value, and one character per channel for the ratio to it."""
+    """Encodes the ranges. Returns for each point its largest value, and one character for each channel.
+
+    The character stands for the ratio between the channel's value and the largest value.
+    """
     coded = {}
     for name, values in ranges.items():
-        peak = float(f"{float(values.max()) * 1.0005:.4g}") or 1e-6  # rounding must not reduce it
+        peak = float(f"{float(values.max()) * 1.0005:.4g}") or 1e-6  # so that rounding does not reduce it
         below = np.floor(_PER_OCTAVE * np.log2(peak / np.maximum(values, peak * 1e-6)))
         coded[name] = peak, "".join(_CODES[int(code)] for code in np.clip(below, 0, len(_CODES) - 1))
     return coded
 
 
 def _ranges_from(text: str) -> tuple[dict[str, NDArray[np.float32]], float]:
-    """Decodes the text that `add_ranges` wrote: the ranges and the agreement. Raises ValueError."""
+    """Returns the ranges and the agreement from the text that `add_ranges` wrote. Raises ValueError for other text."""
     agreement, *parts = text.split(";") if text else ["0"]
     ranges = {}
     for part in parts:
@@ -285,7 +299,7 @@ def _ranges_from(text: str) -> tuple[dict[str, NDArray[np.float32]], float]:
 
 
 def _header_without_ranges(path: Path) -> Header:
-    """Reads the header of a file and removes the `ranges` entry that `add_ranges` put first in it."""
+    """Returns the header of a file without the `ranges` entry, which `add_ranges` puts at its beginning."""
     header = read_header(path)
     before, found, after = header.text.partition(_METADATA + _RANGES)
     if not found or before:
@@ -295,7 +309,10 @@ def _header_without_ranges(path: Path) -> Header:
 
 
 def _read_entry(path: Path) -> dict[str, Any]:
-    """Reads the header's `simsearch` entry, with the text of its `ranges` entry as "ranges". Raises WeightsError."""
+    """Returns the header's `simsearch` entry, with the text of the header's `ranges` entry added as "ranges".
+
+    Raises WeightsError if simsearch did not write the file.
+    """
     try:
         metadata = read_header(path).values()["__metadata__"]
         entry: dict[str, Any] = _typed(outside_json.parse(metadata["simsearch"]), dict)

@@ -1,12 +1,14 @@
 """Trains binary codes: a deep autoencoder, pre-trained layer by layer as a deep belief network.
 
-Each layer is a restricted Boltzmann machine trained by one step of contrastive divergence on the layer below
-(Hinton, Osindero, Teh 2006; Hinton & Salakhutdinov: "Reducing the dimensionality of data with neural networks", Science
-2006). The first one has Gaussian visible units of variance 1, the others binary ones. The stack is unrolled into an
-autoencoder and fine-tuned by backpropagation; its code layer is rounded to 0 and 1 in the forward pass only
-(Krizhevsky & Hinton, ESANN 2011). An optional second loss preserves distances: see `_distance_loss`.
+First, each layer is trained as a restricted Boltzmann machine on the outputs of the layer below, by contrastive
+divergence with one step (Hinton, Osindero, Teh 2006; Hinton & Salakhutdinov: "Reducing the dimensionality of data with
+neural networks", Science 2006). The visible units of the first machine are Gaussian with variance 1; those of the other
+machines are binary. Then the layers become the encoder of an autoencoder, and in reverse its decoder; both are
+fine-tuned by backpropagation. The code is rounded to 0 and 1 in the forward pass only (Krizhevsky & Hinton, ESANN
+2011). With an optional second loss, distances between codes follow distances between features: see `_distance_loss`.
 
-Letters: n images of the sample, B images of a batch, D dimension, h activations of a layer.
+Letters: n images of the sample, B images of a batch, D dimension of the features, d_in inputs and d_out outputs of a
+layer, h activations of a layer.
 """
 
 from __future__ import annotations
@@ -33,26 +35,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HashConfig:
-    """The settings of a training. bits: length of the code. hidden: widths of the layers before the code layer."""
+    """The settings of a training.
+
+    bits: the length of a code. hidden: the widths of the layers before the code layer.
+    """
 
     bits: int = 256
     hidden: tuple[int, ...] = (1024, 512)
-    pretrain_epochs: int = 3  # 0: start from random weights
+    pretrain_epochs: int = 3  # 0 omits pre-training: fine-tuning starts from random weights
     epochs: int = 5
     batch: int = 128
     rbm_rate: float = 0.05  # learning rate of binary units
-    gaussian_rate: float = 0.8  # divided by the largest variance along any direction; 4 diverged
+    gaussian_rate: float = 0.8  # learning rate of Gaussian units times the data's largest variance; 4 diverged
     momentum: float = 0.9
-    decay: float = 2e-4  # as in Hinton's practical guide to training RBMs
-    rate: float = 1e-3  # of Adam, falling to 0 along a cosine
+    decay: float = 2e-4  # weight decay, as in Hinton's practical guide to training RBMs
+    rate: float = 1e-3  # learning rate of Adam in fine-tuning, falling to 0 along a cosine
     similarity: float = 0.0  # weight of the loss that preserves distances
     seed: int = 0
 
 
 class Layer(NamedTuple):
-    """One layer.
+    """One layer of the autoencoder.
 
-    weight: (d_in, d_out). up: (d_out,), biases of the hidden units. down: (d_in,), of the visible units.
+    weight: (d_in, d_out). up: (d_out,), the biases of its outputs (hidden units).
+    down: (d_in,), the biases of its inputs (visible units), for computing inputs from outputs.
     """
 
     weight: Tensor
@@ -63,9 +69,9 @@ class Layer(NamedTuple):
 def train(
     sample: NDArray[np.floating], config: HashConfig, progress: Progress = lambda done, total: None
 ) -> HashEncoder:
-    """Learns codes from a sample of features (n, D).
+    """Trains an encoder of binary codes on a sample of features (n, D).
 
-    progress: called with the images processed, summed over all epochs, and their total.
+    progress: called with the number of images processed in all epochs so far, and with the number at the end.
     Raises SimsearchError if the training diverges.
     """
     start = time.monotonic()
@@ -104,9 +110,10 @@ def images(config: HashConfig, count: int) -> int:
 
 
 def _fast_products() -> AbstractContextManager[object]:
-    """Returns a context with matrix products in bfloat16, if the processor has instructions for them."""
+    """Returns a context in which torch multiplies matrices in bfloat16, if the processor has instructions for that."""
     supported = (getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
-    return torch.autocast("cpu", torch.bfloat16, enabled=any(supported), cache_enabled=False)  # weights change
+    # Without the cache of converted weights, since the weights change.
+    return torch.autocast("cpu", torch.bfloat16, enabled=any(supported), cache_enabled=False)
 
 
 def _random_layer(visible: int, hidden: int) -> Layer:
@@ -116,7 +123,7 @@ def _random_layer(visible: int, hidden: int) -> Layer:
 
 
 def _batches(count: int, size: int) -> Iterator[Tensor]:
-    """Yields random batches of `size` row numbers; a last batch of less than half that size is left out."""
+    """Yields the row numbers below `count` in random batches of `size`, without a last batch less than half full."""
     order = torch.randperm(count)
     for start in range(0, count, size):
         part = order[start : start + size]
@@ -125,9 +132,10 @@ def _batches(count: int, size: int) -> Iterator[Tensor]:
 
 
 def _scale_layers(x: Tensor, layers: Sequence[Layer]) -> list[Layer]:
-    """Scales random layers so that the inputs of each unit have mean 0 and standard deviation 1 over x (n, D).
+    """Scales random layers so that the weighted sum of each unit has mean 0 and standard deviation 1 over x (n, D).
 
-    As in Mishkin & Matas (ICLR 2016). Otherwise most bits would be constant, since activations are positive.
+    This is the method of Mishkin & Matas (ICLR 2016). Without it most bits would be constant, since activations are
+    positive.
     """
     scaled = []
     for weight, up, down in layers:
@@ -143,14 +151,18 @@ MAX_WEIGHT = 1e3
 
 
 def _pretrain(x: Tensor, layers: Sequence[Layer], config: HashConfig, advance: Callable[[int], None]) -> list[Layer]:
-    """Trains each layer as a restricted Boltzmann machine on the probabilities of the layer below."""
+    """Trains each layer as a restricted Boltzmann machine on the output probabilities of the layer below.
+
+    x: (n, D), the inputs of the first layer. advance: called with the number of images of each batch.
+    Raises SimsearchError if a layer diverges.
+    """
     pretrained = []
     for number, layer in enumerate(layers):
         rate = _gaussian_rate(x, config) if number == 0 else None
         while (learned := _train_rbm(x, layer, config, rate, advance)) is None:
             if rate is None or rate < 1e-4:
                 raise SimsearchError("the codes' network diverges on these features", hint="tune without --codes")
-            rate /= 4  # too high, for example, for whitened features, whose few dimensions have equal variance
+            rate /= 4  # it is too high for whitened features, for example: their few dimensions have equal variance
         pretrained.append(learned)
         x = torch.cat([torch.sigmoid(part @ learned.weight + learned.up) for part in torch.split(x, 2048)])
     return pretrained
@@ -159,7 +171,10 @@ def _pretrain(x: Tensor, layers: Sequence[Layer], config: HashConfig, advance: C
 def _train_rbm(
     x: Tensor, layer: Layer, config: HashConfig, rate: float | None, advance: Callable[[int], None]
 ) -> Layer | None:
-    """Trains one layer on (n, d_in) data; returns None if it diverges."""
+    """Trains one layer as a restricted Boltzmann machine on x (n, d_in); returns None if it diverges.
+
+    rate: the learning rate if the visible units are Gaussian; None if they are binary.
+    """
     machine = _BoltzmannMachine(Layer(*(part.clone() for part in layer)), config, rate)
     for epoch in range(config.pretrain_epochs):
         machine.momentum = 0.5 if epoch == 0 else config.momentum
@@ -171,7 +186,11 @@ def _train_rbm(
 
 
 def _gaussian_rate(x: Tensor, config: HashConfig) -> float:
-    """Returns the rate for Gaussian units on centred data (n, D); power iteration finds their largest variance."""
+    """Returns the learning rate for Gaussian units on centred data x (n, D).
+
+    It is `config.gaussian_rate`, divided by the largest variance of the data along any direction, but at most 0.02.
+    Power iteration finds that variance.
+    """
     direction = torch.ones(x.shape[1])
     variance = torch.ones(())
     for _ in range(10):
@@ -195,7 +214,7 @@ class _BoltzmannMachine:
 
     @torch.no_grad()
     def step(self, data: Tensor) -> bool:
-        """Learns from a batch (B, d_in); returns false if the weights have diverged.
+        """Learns from one batch of data (B, d_in); returns false if the weights have diverged.
 
         data: for Gaussian units, of mean 0 and variance about 1; for binary units, probabilities.
         """
@@ -208,7 +227,7 @@ class _BoltzmannMachine:
         if self.gaussian is None:
             visible = torch.sigmoid(visible)
         hidden = torch.sigmoid(visible @ weight + up)
-        # <v h> of the data minus <v h> of the reconstruction, as one product, so that neither is rounded separately
+        # <v h> of the data minus <v h> of the reconstruction, in one product, so that they are not rounded separately
         agreement = torch.cat([data, -visible]).T @ torch.cat([h, hidden])  # (d_in, d_out)
         weight.grad = self.config.decay * weight - agreement / len(data)
         up.grad, down.grad = (hidden - h).mean(0), (visible - data).mean(0)
@@ -232,7 +251,11 @@ class _Rounded(torch.autograd.Function):
 def _fine_tune(
     x: Tensor, layers: Sequence[Layer], config: HashConfig, advance: Callable[[int], None]
 ) -> tuple[list[Layer], float]:
-    """Fine-tunes the unrolled autoencoder; returns its encoder and the mean squared error of the last epoch."""
+    """Fine-tunes encoder and decoder together on x (n, D).
+
+    Returns the layers of the encoder, and the mean squared error of the reconstruction in the last epoch.
+    advance: called with the number of images of each batch.
+    """
     ups = [[layer.weight.clone(), layer.up.clone()] for layer in layers]
     downs = [[layer.weight.T.clone(), layer.down.clone()] for layer in reversed(layers)]
     parameters = [tensor.requires_grad_() for pair in (*ups, *downs) for tensor in pair]
@@ -268,9 +291,10 @@ def _fine_tune(
 
 
 def _distance_loss(data: Tensor, code: Tensor) -> Tensor:
-    """Returns the weighted squared difference between the distances of data (B, D) and of codes (B, bits), a scalar.
+    """Returns a loss, a scalar, for differences between distances of data (B, D) and distances of codes (B, bits).
 
-    The loss covers all pairs in a batch; pairs that are near in the data have more weight.
+    Both kinds of distances are divided by their mean. The loss is the weighted mean of the squared differences over all
+    pairs of a batch; pairs that are near in the data have more weight.
     """
     target = torch.cdist(data, data)
     target = target / target.mean()

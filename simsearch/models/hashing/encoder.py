@@ -1,8 +1,10 @@
 """Binary codes of features: the encoder of an autoencoder, whose outputs are rounded to bits.
 
-Krizhevsky & Hinton: "Using very deep autoencoders for content-based image retrieval", ESANN 2011; Krizhevsky, Sutskever
-and Hinton 2012, section 7, propose them for the activations of AlexNet's last hidden layer. Encoding is a few matrix
-products in NumPy; `simsearch.models.hashing.autoencoder` trains.
+Krizhevsky & Hinton: "Using very deep autoencoders for content-based image retrieval", ESANN 2011. Krizhevsky, Sutskever
+and Hinton 2012, section 7, propose such codes for the activations of AlexNet's last hidden layer. Encoding is a few
+matrix products in NumPy; `simsearch.models.hashing.autoencoder` trains the encoder.
+
+Letters: n images, D dimension of the features, d_in inputs and d_out outputs of a layer.
 """
 
 from __future__ import annotations
@@ -25,21 +27,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = 1
-"""Version of the file that `HashEncoder.save` writes."""
+"""Version of the file format that `HashEncoder.to_bytes` writes."""
 
 BITS = (64, 512)
-"""Smallest and largest number of bits, which must be a multiple of 8."""
+"""Smallest and largest number of bits of a code. The number must be a multiple of 8."""
 
 BLOCK = 2048
-"""Number of features encoded at once."""
+"""Number of images whose features are encoded at once."""
 
 
 @dataclass(frozen=True)
 class HashEncoder:
-    """Encodes features as bits: h = (x - mean) * scale, then h = logistic(h @ w + b) for each layer; a bit is h > 1/2.
+    """Encodes features as bits.
 
-    mean: (D,). scale: one factor for all dimensions. weights: (d_in, d_out) each. biases: (d_out,) each. All float32.
-    training: settings and results of the training.
+    The input of the first layer is (x - mean) * scale. Each layer computes logistic(input @ weights + biases). A bit is
+    1 if the last layer's output is above 1/2.
+
+    mean: (D,) float32. scale: one factor for all dimensions.
+    weights: for each layer (d_in, d_out) float32. biases: for each layer (d_out,) float32.
+    training: the settings and results of the training.
     """
 
     mean: NDArray[np.float32]
@@ -54,7 +60,7 @@ class HashEncoder:
         return int(self.weights[-1].shape[1])
 
     def __call__(self, features: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-        """Encodes features (n, D) as codes (n, bits / 8) uint8, the first bit being the least significant."""
+        """Encodes features (n, D) as codes (n, bits / 8) uint8; the first bit is the lowest bit of the first byte."""
         out = np.empty((len(features), self.bits // 8), np.uint8)
         for start in range(0, len(features), BLOCK):
             h: NDArray[Any] = (features[start : start + BLOCK].astype(np.float32) - self.mean) * np.float32(self.scale)
@@ -65,7 +71,7 @@ class HashEncoder:
         return out
 
     def to_bytes(self) -> bytes:
-        """Returns the encoder as a `.safetensors` file."""
+        """Returns the encoder as the content of a `.safetensors` file."""
         tensors = {"mean": self.mean}
         for number, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             tensors |= {f"{number}.weight": np.ascontiguousarray(w), f"{number}.bias": b}
@@ -75,7 +81,10 @@ class HashEncoder:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: Path) -> HashEncoder:
-        """Returns the encoder that `to_bytes` stored. path: for messages. Raises WeightsError for unusable data."""
+        """Returns the encoder from the content of a file that `to_bytes` made.
+
+        path: of the file, for error messages. Raises WeightsError if the data cannot be used.
+        """
         try:
             header = parse_header(data)
             facts = outside_json.parse(header.values()["__metadata__"]["simsearch codes"])

@@ -11,7 +11,7 @@ At S = 224 with 1000 classes (`count` computes these numbers from the layers, an
 - 659,272 neurons ("650,000"): the outputs of the five convolutions and three linear layers. The paper's own list in
   section 3.5 gives 253,440 for the first layer, where 55 x 55 x 96 = 290,400.
 - 724,406,816 connections, one for each weight at each output position, without biases; 670,279,808 without those that
-  fall on zero padding. The "630 million" of the authors' lecture is of this order, but is neither number.
+  fall on zero padding. The "630 million" in the authors' lecture is near to both numbers, but equals neither.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from simsearch.models.networks.configs import AlexNetConfig
 
 
 def local_response_norm(x: Tensor, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> Tensor:
-    """Divides each activation by a power of the energy in `n` adjacent channels (section 3.3).
+    """Divides each activation by (k + alpha * s) ** beta, where s is the sum of squares in `n` adjacent channels.
 
-    x: (B, C, H, W) floating point; the result has its shape and dtype. Unlike `torch.nn.LocalResponseNorm`, alpha
-    multiplies the plain sum, as in the paper's formula, not the mean. A sum of shifted slices replaces PyTorch's
-    three-dimensional average pooling, and for the paper's beta = 3/4 two square roots replace the power.
+    This is the formula of section 3.3. In `torch.nn.LocalResponseNorm`, alpha multiplies the mean instead of the sum.
+    x: (B, C, H, W) floating point; the result has the same shape and dtype. The sum is computed from shifted slices,
+    where PyTorch uses three-dimensional average pooling. For beta = 3/4, the power is computed by two square roots.
     """
     if x.dtype == torch.float16:  # squares would soon overflow
         return local_response_norm(x.float(), n, k, alpha, beta).half()
@@ -59,7 +59,7 @@ class LocalResponseNorm(nn.Module):
 class AlexNet(Network):
     """The network of figure 2: five convolutions, three linear layers, split in two halves as on the paper's two GPUs.
 
-    Input (B, 3, S, S) float, RGB with the training mean subtracted; output (B, C) logits.
+    Input: (B, 3, S, S) float, RGB, normalised as the model's recipe says. Output: (B, C) logits.
     """
 
     def __init__(self, config: AlexNetConfig | None = None) -> None:
@@ -101,8 +101,8 @@ class AlexNet(Network):
     def initialise(self, gain: float | None = None) -> None:
         """Draws Gaussian weights with standard deviation 0.01; biases are 1 in the layers that section 5 lists, else 0.
 
-        With `gain`, the standard deviation is gain / sqrt(fan in) and all biases are 0 (He et al., ICCV 2015, for
-        gain = sqrt 2); the loss then falls sooner in short trainings.
+        If `gain` is given, the standard deviation is gain / sqrt(fan in) in all layers but the last one, and all biases
+        are 0 (He et al., ICCV 2015, for gain = sqrt 2). Then the loss falls sooner in short trainings.
         """
         biased = {"conv.4", "conv.10", "conv.12", "hidden.1", "hidden.4"}
         for name, layer in self.named_modules():
@@ -116,19 +116,26 @@ class AlexNet(Network):
             nn.init.normal_(self.classifier.get_parameter("weight"), std=0.01)
 
     def features(self, x: Tensor) -> Tensor:
-        """Computes features: (B, 3, S, S) -> (B, 4096), the last hidden layer after its ReLU (section 6.1)."""
+        """Returns the features (B, 4096) of images x (B, 3, S, S): the last hidden layer after ReLU (section 6.1)."""
         hidden: Tensor = self.hidden(self.conv(x).flatten(1))
         return hidden
 
     def activations(self, x: Tensor) -> dict[str, Tensor]:
-        """Returns conv5 (B, 256, H, W) before the last pooling, fc6 and features (B, 4096), each after its ReLU."""
+        """Returns the outputs of layers by name, each after its ReLU.
+
+        "conv5": (B, 256, H, W), the last convolution before pooling. "fc6" and "features": (B, 4096), the two hidden
+        layers.
+        """
         conv5 = self.conv[:-1](x)
         fc6 = self.hidden[:3](self.conv[-1](conv5).flatten(1))
         return {"conv5": conv5, "fc6": fc6, "features": self.hidden[3:](fc6)}
 
 
 class Counts(NamedTuple):
-    """The results of `count`; the module's docstring defines them."""
+    """The results of `count`; the module's docstring defines them.
+
+    connections_inside: the connections without those that fall on zero padding.
+    """
 
     parameters: int
     neurons: int
@@ -138,7 +145,7 @@ class Counts(NamedTuple):
 
 @dataclass
 class _Tally:
-    """The sums over the layers seen so far."""
+    """The sums over the layers that `count` has visited so far."""
 
     neurons: int = 0
     connections: int = 0

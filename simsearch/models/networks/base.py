@@ -1,4 +1,7 @@
-"""The base class of networks in torch, as the training loop and the runtime use them."""
+"""The base class of networks in torch, with the methods that training and the computation of features call.
+
+Letters: B images in a batch, S side of the input, D dimension of the features, C classes.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,28 @@ class Network(nn.Module):
     classifier: nn.Module
 
     def features(self, x: Tensor) -> Tensor:
-        """Computes features: (B, 3, S, S) float, normalised as the recipe says -> (B, D)."""
+        """Returns the features (B, D) of images x: (B, 3, S, S) float, normalised as the model's recipe says."""
         raise NotImplementedError
 
     def activations(self, x: Tensor) -> dict[str, Tensor]:
-        """Returns the layers usable for search, by name: `features`, and in some networks earlier layers."""
+        """Returns the outputs of layers usable for search, by name: "features", and for AlexNet two earlier layers."""
         return {"features": self.features(x)}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes logits, (B, 3, S, S) -> (B, C); their softmax is the class probabilities."""
+        """Returns the logits (B, C) of images x (B, 3, S, S). Their softmax gives the class probabilities."""
         logits: Tensor = self.classifier(self.features(x))
         return logits
 
     def initialise(self, gain: float | None = None) -> None:
-        """Draws new random weights, as in the network's paper or with standard deviation gain / sqrt(fan in)."""
+        """Draws new random weights as in the network's paper.
+
+        If `gain` is given, the standard deviation of weights is gain / sqrt(fan in).
+        """
         raise NotImplementedError
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Returns the mean loss, a scalar, of logits (B, C) float32 and labels (B,) int64."""
+        """Returns the mean loss, a scalar, of logits (B, C) float32 and labels (B,) int64.
+
+        smoothing: the amount of label smoothing, from 0 to 1.
+        """
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)

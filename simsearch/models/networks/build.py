@@ -10,10 +10,13 @@ from simsearch.models.networks.convnet4 import ConvNet4
 from simsearch.models.networks.lenet5 import LeNet5
 
 NETWORKS: dict[str, Any] = {"alexnet": AlexNet, "lenet5": LeNet5, "convnet4": ConvNet4}
-"""Network classes by architecture, as in `simsearch.models.registry.ARCHITECTURES`; each takes its configuration."""
+"""The network class of each architecture; its argument is a configuration (`models.registry.ARCHITECTURES`)."""
 
 
 def build_network(architecture: str, config: Any) -> Network:
-    """Returns a network with random weights, drawn from torch's default generator."""
+    """Returns a network with random weights, drawn from torch's default generator.
+
+    architecture: a key of `NETWORKS`. config: the configuration of this architecture.
+    """
     network: Network = NETWORKS[architecture](config)
     return network

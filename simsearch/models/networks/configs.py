@@ -6,13 +6,14 @@ from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
 LARGEST, LARGEST_IMAGE = 1 << 20, 4096
-"""Largest number in a configuration, and largest side of the input in pixels."""
+"""Largest permitted number in a configuration, and largest permitted side of the input in pixels."""
 
 
 class Config(Protocol):
     """The fields of every configuration.
 
-    num_classes: C. image_size: S, side of the input. dimension: D, of features.
+    num_classes: the number of classes. image_size: the side of the input, in pixels.
+    dimension: the number of features of an image.
     """
 
     @property
@@ -36,13 +37,13 @@ class AlexNetConfig:
 
     @property
     def flat(self) -> int:
-        """Number of inputs of the first hidden layer: channels times positions after the last pooling."""
+        """The number of inputs of the first hidden layer: channels times positions after the last pooling."""
         side = (self.map_side - 3) // 2 + 1
         return self.channels[4] * side * side
 
     @property
     def map_side(self) -> int:
-        """Side of the last convolution's maps, before the last pooling."""
+        """The side of the last convolution's maps, before the last pooling."""
         side = (self.image_size + 2 * 2 - 11) // 4 + 1
         for _ in range(2):
             side = (side - 3) // 2 + 1
@@ -50,13 +51,13 @@ class AlexNetConfig:
 
     @property
     def dimension(self) -> int:
-        """The width of the features."""
+        """The number of features of an image."""
         return self.hidden
 
 
 @dataclass(frozen=True)
 class LeNet5Config:
-    """The configuration of `lenet5.LeNet5`. Unless there are ten classes, its output codes are random."""
+    """The configuration of `lenet5.LeNet5`. For ten classes the output codes are images of digits, otherwise random."""
 
     num_classes: int = 10
     image_size: int = 32
@@ -64,13 +65,16 @@ class LeNet5Config:
 
     @property
     def dimension(self) -> int:
-        """The width of the features."""
+        """The number of features of an image."""
         return 84
 
 
 @dataclass(frozen=True)
 class ConvNet4Config:
-    """The configuration of `convnet4.ConvNet4`, whose activations are compared in figure 1 of the AlexNet paper."""
+    """The configuration of `convnet4.ConvNet4`.
+
+    activation: "relu" or "tanh", which figure 1 of the AlexNet paper compares. channels: of the three convolutions.
+    """
 
     num_classes: int = 10
     image_size: int = 32
@@ -80,21 +84,21 @@ class ConvNet4Config:
 
     @property
     def sides(self) -> tuple[int, int, int]:
-        """Sides of the maps after each pooling."""
+        """The side of the maps after each of the three poolings."""
         first = (self.image_size - 3) // 2 + 1
         second = (first - 3) // 2 + 1
         return first, second, (second - 3) // 2 + 1
 
     @property
     def dimension(self) -> int:
-        """The width of the features."""
+        """The number of features of an image."""
         return self.channels[2] * self.sides[2] ** 2
 
 
 def check_config(config: Config, weights: int) -> None:
-    """Checks the values of a configuration from a file. Raises TypeError and ValueError.
+    """Raises TypeError or ValueError if a configuration from a file has an impossible value or is too large.
 
-    weights: the largest number of weights that the file may have.
+    weights: the largest number of weights that the network may have.
     """
     for field in fields(config):  # type: ignore[arg-type]
         value, default = getattr(config, field.name), field.default

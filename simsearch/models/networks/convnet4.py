@@ -1,8 +1,10 @@
 """The four-layer convolutional network for CIFAR-10 with which the AlexNet paper compares ReLU and tanh.
 
-Krizhevsky et al. 2012, figure 1: "a four-layer convolutional neural network", no regularisation of any kind. The paper
-does not give its sizes; these resemble those in the authors' code for CIFAR-10 of that time: three convolutions
-of 5 x 5 with overlapping 3 x 3 / 2 pooling, and a linear layer. B: images in a batch.
+Krizhevsky et al. 2012, figure 1: "a four-layer convolutional neural network", without regularisation. The paper does
+not give the sizes of its layers. The sizes used here resemble those in the authors' code for CIFAR-10 of that time:
+three convolutions of 5 x 5, each followed by pooling of 3 x 3 at stride 2, and a linear layer.
+
+Letters: B images in a batch, S side of the input, D dimension of the features, C classes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 class ConvNet4(Network):
     """The network: three convolutions and a linear layer.
 
-    Input (B, 3, S, S), output (B, C) logits; the features are the last pooled maps. Shapes in comments are for S = 32.
+    Input: (B, 3, S, S). Output: (B, C) logits. The features are the maps after the last pooling. Shapes in comments are
+    for S = 32.
     """
 
     def __init__(self, config: ConvNet4Config | None = None) -> None:
@@ -45,7 +48,7 @@ class ConvNet4(Network):
     def initialise(self, gain: float | None = None) -> None:
         """Draws Gaussian weights with standard deviation 0.01 (section 5) and sets biases to 0.
 
-        With `gain`, the standard deviation is gain / sqrt(fan in) in all layers but the last one.
+        If `gain` is given, the standard deviation is gain / sqrt(fan in) in all layers but the last one.
         """
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -56,6 +59,6 @@ class ConvNet4(Network):
                 nn.init.zeros_(layer.bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """Computes features: (B, 3, S, S) -> (B, D), which is 576 at S = 32."""
+        """Returns the features (B, D) of images x (B, 3, S, S). D is 576 at S = 32."""
         hidden: Tensor = self.drop(self.conv(x))
         return hidden

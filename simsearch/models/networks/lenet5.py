@@ -21,19 +21,19 @@ from simsearch.models.networks.lenet5_tables import C3_TABLE, LUMA, codes
 RUBBISH = 10.0
 """The constant j of the loss: the distance of an image to a "rubbish" class beside the C classes.
 
-The paper only says that it is positive; of 0.1, 3, 10, 20 and 1000, this value gave the fewest errors on 10,000
-training images held out."""
+The paper only says that j is positive. Of 0.1, 3, 10, 20 and 1000, the value 10 gave the fewest errors on 10,000
+held-out training images."""
 
 
 class Squash(nn.Module):
-    """The activation A tanh(S a), scaled so that it maps 1 to 1 and -1 to -1 (appendix A)."""
+    """The activation 1.7159 tanh(2/3 x), which maps 1 to 1 and -1 to -1 (appendix A)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 1.7159 * torch.tanh(x * (2 / 3))
 
 
 class Subsampling(nn.Module):
-    """Sums 2 x 2 positions, times one trainable coefficient per map, plus one trainable bias (layers S2 and S4)."""
+    """Adds up each 2 x 2 positions, then applies a trainable factor and bias for each map (layers S2 and S4)."""
 
     def __init__(self, maps: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ChosenMaps(nn.Conv2d):
 
 
 class RadialBasis(nn.Module):
-    """The output units: minus the squared Euclidean distance of F6 to the code of each class (equation 7)."""
+    """The last layer: a logit is minus the squared Euclidean distance of layer F6 to a class's code (equation 7)."""
 
     codes: Tensor
 
@@ -73,9 +73,9 @@ class RadialBasis(nn.Module):
 
 
 class LeNet5(Network):
-    """The network. Input (B, 3, 32, 32), output (B, C) logits.
+    """The network. Input: (B, 3, 32, 32) float. Output: (B, C) logits.
 
-    It uses the luminance of the input alone, where background is -0.1 and ink is 1.175.
+    The network uses only the luminance of the input. In the luminance, background is -0.1 and ink is 1.175.
     """
 
     def __init__(self, config: LeNet5Config | None = None) -> None:
@@ -104,7 +104,7 @@ class LeNet5(Network):
     def initialise(self, gain: float | None = None) -> None:
         """Draws weights uniformly from +-2.4 / fan in (appendix A) and sets biases to 0.
 
-        With `gain`, weights are Gaussian with standard deviation gain / sqrt(fan in).
+        If `gain` is given, weights are Gaussian with standard deviation gain / sqrt(fan in).
         """
         for layer in self.layers:
             if isinstance(layer, Subsampling):
@@ -125,12 +125,15 @@ class LeNet5(Network):
                 nn.init.zeros_(layer.bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """Computes features: (B, 3, 32, 32) -> (B, 84), layer F6 after its activation, from -1.7159 to 1.7159."""
+        """Returns the features (B, 84) of images x (B, 3, 32, 32): layer F6 after its activation, -1.7159 to 1.7159."""
         hidden: Tensor = self.layers((x * self.luma).sum(1, keepdim=True))
         return hidden
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Returns the loss of equation 9, the mean of y_label + log(e^-j + sum_i e^-y_i) with y = -logits."""
+        """Returns the loss of equation 9: the mean of y_label + log(e^-j + sum_i e^-y_i) with y = -logits, a scalar.
+
+        logits: (B, C). labels: (B,) int64. smoothing: the amount of label smoothing, from 0 to 1. j: see `RUBBISH`.
+        """
         rubbish = torch.full_like(logits[:, :1], -RUBBISH)
         total = torch.logsumexp(torch.cat([logits, rubbish], 1), 1)
         target = logits.gather(1, labels[:, None]).squeeze(1)

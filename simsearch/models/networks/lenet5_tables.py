@@ -1,7 +1,7 @@
 """The constants of LeNet-5: which maps are connected, how pixels are scaled, and the codes of the output units.
 
 LeCun, Bottou, Bengio, Haffner: "Gradient-based learning applied to document recognition", Proc. IEEE 86(11), 1998,
-section II.B. This module needs only NumPy, since the ONNX graph uses it as well as the torch network.
+section II.B. The torch network and the ONNX graph both use this module, so it must not import torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LENET5_INPUT = (20.0, 200.0)
 """Mean and standard deviation that normalise the input, on the scale 0 to 255.
 
-They map 0 to -0.1 and 255 to 1.175, the paper's background and ink.
+They map 0 to -0.1 and 255 to 1.175, the paper's values for background and ink.
 """
 
 LUMA = (0.299, 0.587, 0.114)
@@ -42,7 +42,10 @@ _SPANS = [
 ]
 
 C3_TABLE: NDArray[np.float32] = np.array([[float(i in span) for i in range(6)] for span in _SPANS], np.float32)
-"""(16, 6), 1 where a map of C3 reads a map of S2 (table I): three or four adjacent maps, two pairs, or all six."""
+"""(16, 6): 1 where a map of layer C3 reads a map of layer S2, else 0 (table I).
+
+A map of C3 reads three or four adjacent maps, two pairs of adjacent maps, or all six.
+"""
 
 _DIGITS = (
     "..###.. .#...#. ##...## ##...## ##...## ##...## ##...## ##...## .#...#. ..###..",
@@ -59,10 +62,10 @@ _DIGITS = (
 
 
 def codes(classes: int) -> NDArray[np.float32]:
-    """Returns the target of layer F6 for each class: (C, 84), of -1 and 1.
+    """Returns the target of layer F6 for each of C classes: (C, 84) float32, of values -1 and 1.
 
-    For ten classes they are bitmaps of the digits, 7 wide and 12 high, redrawn after figure 3 of the paper; otherwise
-    random codes, which the paper mentions as the alternative.
+    For ten classes the targets are bitmaps of the digits, 7 wide and 12 high, redrawn after figure 3 of the paper. For
+    any other number they are random, which the paper mentions as an alternative.
     """
     if classes == len(_DIGITS):
         rows = [digit.replace(" ", "").ljust(84, ".") for digit in _DIGITS]

@@ -1,7 +1,7 @@
 """Networks of torchvision as ONNX graphs in the cache, from where they run without torch.
 
-`simsearch.models.torch.export` writes each graph once. The folder's name depends on the network and on the versions of
-torch and torchvision, which determine the official weights.
+`simsearch.models.torch.export` writes each graph once, to a folder of the cache. The folder's name depends on the
+network and on the versions of torch and torchvision, which determine the official weights.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ VERSION = 1
 """Part of the name of the cached folder; increase it whenever the exported graph changes."""
 
 _EXPORTING = threading.Lock()
-"""torch exports one network at a time."""
+"""Held during an export, since torch can export only one network at a time."""
 
 GRAPH, FACTS = "network.onnx", "facts.json"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The recorded facts of an exported network.
+    """Facts about an exported network, which are stored beside its graph.
 
-    weights_sha256, dimension: see `Model`. recipe: the preprocessing, as JSON values. crc32: of the graph. problem: why
-    the network cannot run in ONNX Runtime; empty if it can.
+    weights_sha256, dimension: as in `Model`. recipe: the preprocessing, as JSON values.
+    crc32: the checksum of the graph's file.
+    problem: the reason why the network cannot run in ONNX Runtime; empty if it can.
     """
 
     weights_sha256: str = ""
@@ -53,7 +54,8 @@ def open_exported(name: str, export: Callable[[Path], None], few: bool = False) 
     """Opens the network `torchvision/NAME`; returns None if it only runs in torch.
 
     export: writes the network's graph and facts into a folder; called if they are not in the cache or are damaged.
-    few: see `open_session`. Raises what `export` raises, and WeightsError if the graph cannot be stored or opened.
+    few: True to start faster but compute more slowly; see `open_session`.
+    Raises the errors of `export`, and WeightsError if the graph cannot be stored or opened.
     """
     key = folder_name(name)
     try:
@@ -86,12 +88,12 @@ def _open(name: str, graph: Path, facts: Facts, few: bool) -> GraphModel:
 
 
 def folder_name(name: str) -> str:
-    """Returns the name of the cached folder of `torchvision/NAME`. Raises UsageError for an impossible NAME."""
+    """Returns the name of the cached folder of `torchvision/NAME`. Raises UsageError if NAME has invalid characters."""
     short = name.removeprefix("torchvision/")
     if not re.fullmatch(r"\w{1,80}", short, re.ASCII):
         raise no_such_network(short)
     digest = hashlib.sha256()
-    for package in ("torch", "torchvision"):  # their version.py, since importing torch takes seconds
+    for package in ("torch", "torchvision"):  # reads their version.py, since importing torch takes seconds
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin:
             digest.update(Path(spec.origin).with_name("version.py").read_bytes())

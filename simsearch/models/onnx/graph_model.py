@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from simsearch.images.preprocessing import Preprocessing
 
 LARGEST_DIMENSION = 1 << 16
-"""Largest number of features of an image."""
+"""Largest permitted number of features of an image."""
 
 
 @dataclass(frozen=True)
 class GraphInput:
     """The form in which a graph takes images.
 
-    name: of the input. dtype: of its elements; uint8 for pixels as they are, else they are normalised. channels_last:
-    True for (B, S, S, 3), False for (B, 3, S, S). reverse: True for blue, green, red. batch: the only number of images
-    that the graph takes at once; None if it takes any.
+    name: the name of the graph's input.
+    dtype: of the input's elements. With uint8 the graph takes pixels as they are; with other types, normalised pixels.
+    channels_last: True for (B, S, S, 3), False for (B, 3, S, S).
+    reverse: True for channels in the order blue, green, red.
+    batch: the number of images that the graph takes at once; None if it takes any number.
     """
 
     name: str
@@ -35,7 +37,7 @@ class GraphInput:
     batch: int | None = None
 
     def prepare(self, pixels: NDArray[np.uint8], recipe: Preprocessing) -> NDArray[Any]:
-        """Returns the input of the graph for pixels (B, S, S, 3) uint8 RGB."""
+        """Converts pixels (B, S, S, 3) uint8 RGB into the input of the graph. recipe: has the normalisation."""
         x: NDArray[Any] = pixels
         if self.dtype != np.uint8:
             x = pixels.astype(np.float32)
@@ -49,9 +51,13 @@ class GraphInput:
 class GraphModel:
     """A network in an ONNX Runtime session on the CPU. Thread-safe.
 
-    name, weights_sha256, recipe: see `Model`. graph: path of the ONNX file. session: an `onnxruntime.InferenceSession`.
-    output: name of the output with the features: (B, D), or maps (B, C, H, W), which are averaged over H and W. few:
-    True if the session was opened for a few images. dimension: D; None to find out by computing one image.
+    name, weights_sha256, recipe: as in `Model`.
+    graph: the path of the ONNX file. session: an `onnxruntime.InferenceSession` of it.
+    taken: the form in which the graph takes images.
+    output: the name of the graph's output that has the features: (B, D), or maps (B, C, H, W), which are averaged over
+    H and W.
+    few: True if the session was opened for a few images only (see `open_session`).
+    dimension: D, the number of features of an image; if None, it is found by computing one image.
     """
 
     distances: tuple[float, ...] = ()
@@ -80,7 +86,7 @@ class GraphModel:
         self.dimension = dimension
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Computes features: (B, S, S, 3) uint8 -> (B, D) float32.
+        """Returns the features (B, D) float32 of pixels (B, S, S, 3) uint8 RGB.
 
         Raises WeightsError if the network fails, or does not return D finite numbers for each image.
         """
@@ -93,7 +99,7 @@ class GraphModel:
         return rows
 
     def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Computes one batch; a short one is filled up if the graph takes a fixed number of images."""
+        """Computes one batch. If the graph takes a fixed number of images, a smaller batch is filled up."""
         count = len(pixels)
         if self.taken.batch:
             pixels = np.concatenate([pixels, pixels[-1:].repeat(self.taken.batch - count, 0)])
@@ -105,7 +111,7 @@ class GraphModel:
             shape = getattr(found, "shape", "no array")
             raise WeightsError(
                 f"{self.name}: the output {self.output!r} is {shape}; features are (B, D) or (B, C, H, W)",
-                hint='"output" in the .json file names another one',
+                hint='set "output" in the .json file to the name of another output',
             )
         rows = found.astype(np.float32)
         rows = (rows.mean((2, 3)) if rows.ndim == 4 else rows)[:count]

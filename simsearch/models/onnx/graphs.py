@@ -1,10 +1,12 @@
 """The networks as ONNX graphs, built without torch, for ONNX Runtime on the CPU.
 
-Each builder writes the same network as its torch module, preceded by the recipe's normalisation: the input is `pixels`
-(B, S, S, 3) uint8, the outputs are `features` (B, D) float32 and `logits` (B, C) float32. A test compares the two on
-real images.
+`alexnet`, `lenet5` and `convnet4` return the network of the torch module with the same name, preceded by the recipe's
+normalisation. Its input is `pixels` (B, S, S, 3) uint8; its outputs are `features` (B, D) float32 and `logits` (B, C)
+float32. A test compares the ONNX graphs with the torch networks on real images.
 
-The protocol buffer fields are those of onnx.proto (ONNX 1.x, operator set 17).
+The numbers of protocol buffer fields are those in onnx.proto (ONNX 1.x, operator set 17).
+
+Letters: B images in a batch, S side of the input, D dimension of the features, C classes.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from simsearch.models.onnx.protobuf import (
 from simsearch.models.safetensors_header import TensorLocation
 
 VERSION = 3
-"""Part of the name of the cached graph; increase it whenever a builder changes."""
+"""Part of the name of the cached graph; increase it whenever one of the graphs changes."""
 
 _KINDS = {"float32": FLOAT, "uint8": UINT8, "int8": 3, "int32": 6, "int64": 7}
 
@@ -40,13 +42,14 @@ _IR_VERSION = 8
 
 
 Locations = Mapping[str, TensorLocation]
-"""The location of each tensor in the weights file, by name."""
+"""The location of each tensor in the file of weights, by the name of the tensor."""
 
 
 class Graph:
-    """A chain of ONNX nodes: each node that is added reads the output of the previous one.
+    """A chain of ONNX nodes: each added node reads the output of the node before it.
 
-    tensors: the locations of the weights. weights_file: name of their file, in the folder of the graph.
+    weights_file: the name of the file that has the weights; it lies in the folder of the graph.
+    tensors: the locations of the weights in that file.
     """
 
     def __init__(self, name: str, tensors: Locations, weights_file: str) -> None:
@@ -61,8 +64,9 @@ class Graph:
     ) -> None:
         """Appends a node that reads the last output and `constants`.
 
-        constants: names of other inputs. output: name of the output; by default a new one. domain: that of the
-        operator; empty for operators of ONNX itself. attributes: of the operator.
+        operator: the name of the node's ONNX operator. constants: the names of the node's other inputs.
+        output: the name of the node's output; by default a new name.
+        domain: the domain of the operator; empty for ONNX's own operators. attributes: of the operator.
         """
         output = output or f"x{len(self.nodes)}"
         fields = [text_field(1, name) for name in (self.last, *constants)]
@@ -81,7 +85,10 @@ class Graph:
         return name
 
     def weight(self, name: str, kind: type = np.float32) -> str:
-        """Refers to a tensor in the weights file, which the runtime maps into memory, and returns its name."""
+        """Adds a reference to a tensor in the file of weights, and returns the tensor's name.
+
+        kind: the NumPy type of the tensor. ONNX Runtime maps the tensor into memory.
+        """
         shape, first, size = self.tensors[name]
         entries = {"location": self.weights_file, "offset": str(first), "length": str(size)}
         external = b"".join(
@@ -95,7 +102,10 @@ class Graph:
         return name
 
     def model(self, side: int, outputs: dict[str, int | tuple[int, ...]]) -> bytes:
-        """Returns the finished ModelProto. side: S. outputs: by name, the width or the shape without the batch."""
+        """Returns the finished graph as the content of an ONNX file (a ModelProto).
+
+        side: of the input, in pixels. outputs: for each output, by name, its width or its shape without the batch.
+        """
         graph = b"".join(message_field(1, node) for node in self.nodes) + text_field(2, self.name)
         graph += b"".join(message_field(5, tensor) for tensor in self.initializers)
         graph += message_field(11, value_info("pixels", UINT8, (None, side, side, 3)))
@@ -109,7 +119,7 @@ class Graph:
 
 
 def begin(name: str, recipe: Preprocessing, tensors: Locations, weights_file: str) -> Graph:
-    """Starts a graph with the conversion of pixels into the network's input (B, 3, S, S)."""
+    """Returns a new graph, whose first nodes convert and normalise pixels into the network's input (B, 3, S, S)."""
     graph = Graph(name, tensors, weights_file)
     graph.add("Cast", to=FLOAT)
     graph.add("Transpose", perm=(0, 3, 1, 2))
@@ -121,7 +131,10 @@ def begin(name: str, recipe: Preprocessing, tensors: Locations, weights_file: st
 def convolution(
     graph: Graph, layer: int, kernel: int, stride: int, padding: int, groups: int, output: str | None = None
 ) -> None:
-    """Adds one of AlexNet's convolutions and its ReLU."""
+    """Adds one of AlexNet's convolutions and its ReLU.
+
+    layer: the number of the convolution in the torch module `AlexNet.conv`. output: the name of the ReLU's output.
+    """
     weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")
     graph.add(
         "Conv", *weights, kernel_shape=(kernel, kernel), strides=(stride, stride), pads=(padding,) * 4, group=groups
@@ -130,7 +143,7 @@ def convolution(
 
 
 def normalisation(graph: Graph, channels: int) -> None:
-    """Adds local response normalisation over `channels` channels."""
+    """Adds AlexNet's local response normalisation. channels: the number of channels of its input."""
     # x / (2 + 1e-4 * sum of 5 adjacent squares)^(3/4). The sum is a 1x1 convolution with a band matrix, and the power
     # consists of two square roots: ONNX Runtime's own LRN takes twice as long as the convolutions before it.
     x = graph.last
@@ -148,23 +161,26 @@ def normalisation(graph: Graph, channels: int) -> None:
 
 
 def pooling(graph: Graph) -> None:
-    """Adds AlexNet's overlapping pooling."""
+    """Adds AlexNet's pooling: the maximum of 3 x 3 positions, at stride 2."""
     graph.add("MaxPool", kernel_shape=(3, 3), strides=(2, 2))
 
 
 def classifier(graph: Graph) -> None:
-    """Adds AlexNet's last layer."""
+    """Adds AlexNet's last layer, whose output is called "logits"."""
     graph.add("Gemm", graph.weight("classifier.weight"), graph.weight("classifier.bias"), output="logits", transB=1)
 
 
 def alexnet_outputs(config: AlexNetConfig) -> dict[str, int | tuple[int, ...]]:
-    """Returns AlexNet's outputs by name, with their width or shape."""
+    """Returns the width or the shape (without the batch) of each of AlexNet's outputs, by name."""
     maps = (config.channels[4], config.map_side, config.map_side)
     return {"features": config.hidden, "logits": config.num_classes, "conv5": maps, "fc6": config.hidden}
 
 
 def alexnet(config: AlexNetConfig, recipe: Preprocessing, tensors: Locations, weights_file: str) -> bytes:
-    """Returns the ONNX model of `simsearch.models.networks.alexnet.AlexNet(config)`, with weights in `weights_file`."""
+    """Returns the content of an ONNX file with the network `simsearch.models.networks.alexnet.AlexNet(config)`.
+
+    tensors: the locations of the weights in `weights_file`, which lies beside the ONNX file.
+    """
     graph = begin("alexnet", recipe, tensors, weights_file)
     convolution(graph, 0, 11, 4, 2, 1)
     normalisation(graph, config.channels[0])
@@ -186,7 +202,10 @@ def alexnet(config: AlexNetConfig, recipe: Preprocessing, tensors: Locations, we
 
 
 def lenet5(config: LeNet5Config, recipe: Preprocessing, tensors: Locations, weights_file: str) -> bytes:
-    """Returns the ONNX model of `simsearch.models.networks.lenet5.LeNet5(config)`."""
+    """Returns the content of an ONNX file with the network `simsearch.models.networks.lenet5.LeNet5(config)`.
+
+    The arguments are those of `alexnet`.
+    """
     graph = begin("lenet5", recipe, tensors, weights_file)
 
     def scalar(value: float) -> str:
@@ -229,7 +248,10 @@ def lenet5(config: LeNet5Config, recipe: Preprocessing, tensors: Locations, weig
 
 
 def convnet4(config: ConvNet4Config, recipe: Preprocessing, tensors: Locations, weights_file: str) -> bytes:
-    """Returns the ONNX model of `simsearch.models.networks.convnet4.ConvNet4(config)`."""
+    """Returns the content of an ONNX file with the network `simsearch.models.networks.convnet4.ConvNet4(config)`.
+
+    The arguments are those of `alexnet`.
+    """
     graph = begin("convnet4", recipe, tensors, weights_file)
     for layer in (0, 3, 6):
         weights = graph.weight(f"conv.{layer}.weight"), graph.weight(f"conv.{layer}.bias")

@@ -1,12 +1,14 @@
 """AlexNet in 8-bit integers, for ONNX Runtime on the CPU.
 
-The first convolution, the normalisations and the classifier stay in float32. Weights are signed, with one step per
-output channel. Activations, which are never negative, are unsigned, from 0 to the largest value on training images
-(`ranges`). Sums are 32-bit and exact, so the features do not depend on the batch or on the number of threads.
+The first convolution, the normalisations and the classifier stay in float32. Elsewhere, an 8-bit integer n stands for
+the value n * step. Weights are signed, and each output channel has its own step. Activations, which are never negative,
+are unsigned, from 0 to the largest value on training images (`ranges`). They are quantized at certain points of the
+network (`POINTS`). Sums are 32-bit and exact, so the features do not depend on the batch or on the number of threads.
 
-Activations have the same step in all channels, but some channels reach ten times as far as others. Each channel is
-therefore divided by its own factor, by which the weights of the next layer are multiplied (Nagel et al., ICCV 2019;
-Xiao et al., ICML 2023). This takes no time, since ReLU and pooling commute with the factors.
+At a point, all channels have the same step, although the values of some channels are ten times as large as those of
+others. So each channel is divided by a factor of its own, and the weights that the next layer has for this channel are
+multiplied by the factor (Nagel et al., ICCV 2019; Xiao et al., ICML 2023). The division takes no time, since it is part
+of the conversion to 8 bits.
 
 Shape letters: I input channels, O output channels and G groups of a layer, K positions of its kernel.
 """
@@ -35,10 +37,14 @@ VERSION = 1
 """Part of the name of the cached graph; increase it whenever the graph or a number in it changes."""
 
 POINTS = ("pool1", "relu2", "pool2", "relu3", "relu4", "relu5", "fc6")
-"""Points where activations are quantized: after the ReLU or pooling of the layer of that number in the paper."""
+"""The points of the network where activations are quantized.
+
+A point is named after the operation before it, with the number of the layer in the paper: "pool1" is after the pooling
+of the first convolution, "relu3" after the ReLU of the third. "fc6" is after the ReLU of the first hidden layer.
+"""
 
 FLOAT = ("conv.0.weight", "conv.0.bias", "classifier.weight", "classifier.bias")
-"""Tensors that stay in float32."""
+"""The names of the tensors that stay in float32."""
 
 _LAYERS = {
     "conv.4": ("pool1", True, "relu2"),
@@ -48,20 +54,26 @@ _LAYERS = {
     "hidden.1": ("relu5", False, None),
     "hidden.4": ("fc6", False, None),
 }
-"""For each layer: the point that it reads, True if it has groups, and the point that it writes in 8 bits (or None)."""
+"""For each quantized layer: the point that it reads, True if it has groups, and the point that it writes.
+
+Instead of a point to write, a layer with float32 output has None.
+"""
 
 _MIGRATION = 0.75
-"""Fraction of the spread between channels that is moved from activations to weights, where it costs less accuracy."""
+"""Exponent of the activations in the factors of channels, from 0 to 1 (the "migration strength" of Xiao et al.).
+
+The larger it is, the more equal are the channels of activations, and the less equal are those of weights.
+"""
 
 _BLOCK = 1 << 17
-"""Weights processed at once, few enough for the cache of the processor."""
+"""Number of weights processed at once, few enough for the cache of the processor."""
 
 
 class Layer(NamedTuple):
     """A quantized layer.
 
-    weight: int8, in the shape of the float32 one. step: (O,) float32, of the weights. bias: (O,) int32, in units of the
-    product of the steps of weights and inputs.
+    weight: int8, in the same shape as in float32. step: (O,) float32, the steps of the weights.
+    bias: (O,) int32; its unit is the product of the weights' step and the input's step.
     """
 
     weight: NDArray[np.int8]
@@ -70,9 +82,10 @@ class Layer(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A quantized activation.
+    """The quantization of activations at one point of the network (see `POINTS`).
 
-    factor: (I,) float32, divisors of the channels. step: distance between two of the 256 values, after division.
+    factor: (I,) float32, by which the channels are divided.
+    step: the difference between two adjacent 8-bit values, after the division.
     """
 
     factor: Floats
@@ -80,17 +93,17 @@ class Point(NamedTuple):
 
 
 class QuantizedNetwork(NamedTuple):
-    """The quantized part of the network: layers by name, and activations by point."""
+    """The quantized layers of the network by name, and the quantization of activations by point."""
 
     layers: dict[str, Layer]
     points: dict[str, Point]
 
 
 def quantize(config: AlexNetConfig, tensors: Mapping[str, Floats], ranges: Mapping[str, Floats]) -> QuantizedNetwork:
-    """Quantizes a network.
+    """Quantizes the weights of a network, and chooses the quantization of its activations.
 
-    tensors: parameters of the network by name.
-    ranges: the largest activations by point (`POINTS`), (I,) each, but (1,) for fc6.
+    tensors: the float32 parameters of the network by name.
+    ranges: for each point, the largest activation of each channel on training images, (I,), or (1,) for fc6.
     Raises WeightsError if ranges are missing or do not fit the network.
     """
     if missing := [name for name in POINTS if name not in ranges]:
@@ -116,7 +129,7 @@ def quantize(config: AlexNetConfig, tensors: Mapping[str, Floats], ranges: Mappi
 
 
 def _point(largest: Floats, weights: Floats | None) -> Point:
-    """Chooses the factors and the step of one activation.
+    """Returns factors and a step for the activations at one point.
 
     largest: (I,), the largest activation of each channel. weights: (I,), the largest weight of the next layer for each
     channel; None if the next layer is not quantized.
@@ -134,13 +147,16 @@ def _point(largest: Floats, weights: Floats | None) -> Point:
 
 
 def _steps(rows: Floats) -> Floats:
-    """Returns for each row of (O, n) the step that gives the smallest squared error with 255 values: (O,)."""
+    """Returns the best step for each row of weights (O, n): (O,) float32.
+
+    The best step gives the smallest squared error when the row is rounded to whole steps from -127 to 127.
+    """
     blocks = np.array_split(rows, min(len(rows), 1 + rows.size // _BLOCK))
     return np.concatenate([_steps_of(block) for block in blocks])
 
 
 def _steps_of(rows: Floats) -> Floats:
-    """Does the work of `_steps` for one block of rows: tries 13 steps from the largest one down."""
+    """Does the work of `_steps` for one block of rows: tries 13 steps for each row, from the largest step down."""
     largest = np.maximum(np.abs(rows).max(1), 1e-8)
     best, smallest = largest / 127, np.full(len(rows), np.inf)
     for fraction in np.linspace(1, 0.64, 13, dtype=np.float32):
@@ -152,7 +168,10 @@ def _steps_of(rows: Floats) -> Floats:
 
 
 def arrays(tensors: Mapping[str, Floats], quantized: QuantizedNetwork) -> dict[str, NDArray[Any]]:
-    """Returns the tensors that the graph of `alexnet` refers to, by name; linear layers are transposed to (I, O)."""
+    """Returns the tensors to which the graph returned by `alexnet` refers, by name.
+
+    The weights of quantized linear layers are transposed to (I, O).
+    """
     kept: dict[str, NDArray[Any]] = {name: tensors[name] for name in FLOAT}
     for name, layer in quantized.layers.items():
         kept[f"{name}.weight"] = layer.weight if layer.weight.ndim == 4 else np.ascontiguousarray(layer.weight.T)
@@ -162,9 +181,9 @@ def arrays(tensors: Mapping[str, Floats], quantized: QuantizedNetwork) -> dict[s
 def alexnet(
     config: AlexNetConfig, recipe: Preprocessing, locations: Locations, weights_file: str, quantized: QuantizedNetwork
 ) -> bytes:
-    """Returns the ONNX model of the quantized network, with the outputs of `graphs.alexnet`.
+    """Returns the content of an ONNX file with the quantized network. Its outputs are those of `graphs.alexnet`.
 
-    locations: of the tensors of `arrays` in `weights_file`.
+    locations: the places of the tensors in `weights_file`, which has the tensors that `arrays` returns.
     """
     build = _GraphBuilder(graphs.begin("alexnet-int8", recipe, locations, weights_file), config, quantized)
     side = (config.image_size + 2 * 2 - 11) // 4 + 1
@@ -200,7 +219,10 @@ class _GraphBuilder:
         self._zero = graph.constant("nought", np.zeros((), np.uint8))
 
     def normalisation(self, channels: int, side: int) -> None:
-        """Adds the same function as `graphs.normalisation`, but sums by pooling over channels, which is faster here."""
+        """Adds the normalisation of `graphs.normalisation`, computed by average pooling over channels.
+
+        This is faster in the quantized network. channels, side: of the input.
+        """
         graph = self.graph
         x, last = graph.last, f"{graph.last}.norm"
         graph.add("Mul", x)
@@ -217,7 +239,7 @@ class _GraphBuilder:
         graph.add("Div", scale)
 
     def quantize(self, point: str) -> None:
-        """Divides an activation by the factors of its channels and rounds it."""
+        """Adds the conversion of activations to 8 bits: division by the factors of their channels, then rounding."""
         scale = self._points[point].step * self._points[point].factor
         if np.size(scale) > 1:
             zero = self.graph.constant(f"{point}.zeros", np.zeros(np.size(scale), np.uint8))
@@ -226,14 +248,14 @@ class _GraphBuilder:
         self.graph.add("QuantizeLinear", self._step(f"{point}.in", scale), zero, axis=1)
 
     def dequantize(self, point: str, output: str | None = None) -> None:
-        """Converts an activation back to float32."""
+        """Adds the conversion of activations from 8 bits back to float32. output: the name of the result."""
         scale = self._points[point].step * self._points[point].factor
         step = self._step(f"{point}.out", scale)
         zeros = self.graph.constant(f"{point}.noughts", np.zeros(len(scale), np.uint8))
         self.graph.add("DequantizeLinear", step, zeros, output=output, axis=1)
 
     def convolution(self, name: str, kernel: int, padding: int) -> None:
-        """Adds a convolution from 8 bits to 8 bits; its output range starts at 0, so it includes the ReLU."""
+        """Adds a convolution with 8-bit input and output. The output cannot be negative, so it needs no ReLU."""
         _, grouped, writes = _LAYERS[name]
         assert writes is not None
         bias = self.graph.constant(f"{name}.bias", self._layers[name].bias)
@@ -249,15 +271,16 @@ class _GraphBuilder:
         )
 
     def linear(self, name: str, output: str) -> None:
-        """Adds a linear layer from 8 bits to float32, and its ReLU."""
+        """Adds a linear layer with 8-bit input and float32 output, and its ReLU."""
         bias = self.graph.constant(f"{name}.bias", self._layers[name].bias)
         self.graph.add("QGemm", *self._operands(name), bias, domain="com.microsoft")
         self.graph.add("Relu", output=output)
 
     def _operands(self, name: str) -> tuple[str, ...]:
-        """Returns the operands of a layer, from the step of its input to the zero point of its weights.
+        """Returns the names of a layer's operands.
 
-        The steps of the weights include the division by the factors of the point that the layer writes.
+        They are the input's step and zero point, the weights, and the weights' steps and zero points. The
+        weights' steps include the division by the factors of the point that the layer writes.
         """
         reads, _, writes = _LAYERS[name]
         scale = self._layers[name].step

@@ -1,4 +1,7 @@
-"""Calibrates the int8 engine: measures ranges of activations, and the agreement of int8 features with float32."""
+"""Calibrates int8: measures the ranges of activations, and the agreement of int8 features with float32 features.
+
+The ranges are the largest activations on images. `simsearch.models.onnx.int8` needs them to compute in 8-bit integers.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,10 @@ if TYPE_CHECKING:
     from simsearch.models.registry import WeightsFile
 
 MAX_IMAGES = 2048
-"""Largest number of images used: half of them for the ranges, the other half to measure the agreement."""
+"""Largest number of images used: half of them to measure the ranges, the other half to measure the agreement."""
 
 MIN_IMAGES = 256
-"""Smallest number of images; among fewer, almost any two kinds of features agree on the six nearest neighbours."""
+"""Smallest number of images. Among fewer, almost any two kinds of features agree on the six nearest neighbours."""
 
 _MODULES = {
     "pool1": "conv.3",
@@ -46,15 +49,17 @@ _MODULES = {
     "relu5": "conv.13",
     "fc6": "hidden.2",
 }
-"""For each point, the module of `simsearch.models.networks.alexnet.AlexNet` whose output is measured."""
+"""For each point of `int8.POINTS`, the module of the torch network `AlexNet` whose output is measured."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The agreement of int8 with float32.
+    """The agreement of int8 features with float32 features.
 
-    images: number of images compared. top6: mean fraction of the six nearest neighbours in common. cosine: median
-    cosine of the two features of an image.
+    images: the number of images compared.
+    top6: the fraction of an image's six nearest neighbours that are the same with both kinds of features; the mean over
+    all images.
+    cosine: the cosine between an image's features of both kinds; the median over all images.
     """
 
     images: int
@@ -65,12 +70,13 @@ class Agreement:
 def calibrate(
     file: str, sources: Sequence[str], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Agreement:
-    """Measures the ranges of a weights file and writes them into it.
+    """Measures the ranges of activations and the agreement of int8 with float32, and writes both into a weights file.
 
-    file: path of the weights file. sources: images like those it was trained on. progress: called with the images done
-    and their total.
+    Returns the agreement.
+    file: the path of the weights file. sources: images like those that the model was trained on.
+    progress: called with the number of images done and the number of all images.
     The tensors do not change. The file's SHA-256 changes, but existing indexes still accept the file. Raises UsageError
-    if the file cannot be calibrated, has ranges already, or if there are fewer than `MIN_IMAGES` images.
+    if the file cannot be calibrated or has ranges already, or if there are fewer than `MIN_IMAGES` images.
     """
     if file in registry.BUILTIN:
         raise UsageError(f"{file} comes with its ranges", hint="-m FILE.safetensors")
@@ -83,9 +89,10 @@ def calibrate(
 
 
 def calibrate_file(path: Path, pixels: NDArray[np.uint8]) -> Agreement:
-    """Does the same as `calibrate` with preprocessed images (n, S, S, 3) uint8.
+    """Does the work of `calibrate` with preprocessed images.
 
-    Every other image is used for the ranges, the others for the agreement.
+    pixels: (n, S, S, 3) uint8. The first, third, fifth image and so on are used for the ranges, the others for the
+    agreement.
     """
     found = registry.find_weights(os.fspath(path.absolute()))
     found_ranges = measure(found, pixels[::2])
@@ -97,7 +104,11 @@ def calibrate_file(path: Path, pixels: NDArray[np.uint8]) -> Agreement:
 
 @torch.no_grad()
 def measure(file: WeightsFile, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """Returns the largest activations on images (n, S, S, 3) uint8, by point: (channels,) each, but (1,) for fc6."""
+    """Returns the ranges: for each of `int8.POINTS`, the largest activation of each channel, (channels,) float32.
+
+    For fc6, the range is the largest activation of all channels, (1,).
+    pixels: (n, S, S, 3) uint8, the images to measure on.
+    """
     network = build.build_network(file.card.architecture, file.config).eval()
     network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.read_tensors(file.path).items()})
     largest: dict[str, Any] = {}
@@ -119,7 +130,7 @@ def measure(file: WeightsFile, pixels: NDArray[np.uint8]) -> dict[str, NDArray[n
 
 
 def compare(file: WeightsFile, pixels: NDArray[np.uint8]) -> Agreement:
-    """Compares the int8 and float32 features of images (n, S, S, 3) uint8."""
+    """Returns the agreement of int8 and float32 features of images. pixels: (n, S, S, 3) uint8."""
     rows = []
     for precision in registry.PRECISIONS:
         with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +140,10 @@ def compare(file: WeightsFile, pixels: NDArray[np.uint8]) -> Agreement:
 
 
 def agreement(reference: NDArray[np.float32], features: NDArray[np.float32]) -> Agreement:
-    """Compares two (n, D) arrays of features of the same images, in float16 as an index stores them."""
+    """Returns the agreement of two arrays (n, D) of features of the same images.
+
+    The nearest neighbours are found among features in float16, as an index stores them.
+    """
     first, second = nearest_rows(reference), nearest_rows(features)
     common = np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(first.tolist(), second.tolist(), strict=True)])
     a, b = reference.astype(np.float64), features.astype(np.float64)
@@ -138,7 +152,7 @@ def agreement(reference: NDArray[np.float32], features: NDArray[np.float32]) -> 
 
 
 def nearest_rows(features: NDArray[np.float32], k: int = 6) -> NDArray[np.int64]:
-    """Returns for each of (n, D) features the rows of its k nearest neighbours, unordered: (n, k)."""
+    """Returns the k nearest neighbours of each row of features (n, D) among the other rows, unordered: (n, k)."""
     x = float16.to_float16(features).astype(np.float32)
     squares = squared_norms(x)
     found = []
@@ -154,6 +168,7 @@ def load_pixels(
 ) -> NDArray[np.uint8]:
     """Decodes and preprocesses up to `MAX_IMAGES` images, evenly spaced in the sources: (n, S, S, 3) uint8.
 
+    progress: called with the number of images done and the number of all images.
     Raises UsageError if fewer than `MIN_IMAGES` can be decoded.
     """
     opened = [resolve.resolve(os.fspath(name)) for name in sources]

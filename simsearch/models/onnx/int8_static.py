@@ -1,7 +1,7 @@
-"""8-bit arithmetic for networks that simsearch did not build: torchvision's, and those of .onnx files.
+"""Makes 8-bit copies of networks that simsearch did not build: of torchvision's, and of those in .onnx files.
 
-The ranges of all activations are measured on images, and ONNX Runtime's quantizer writes an 8-bit graph, which can be
-used like any other .onnx file. The graph is kept only if its features agree with those of the original.
+ONNX Runtime's quantizer measures the ranges of all activations on images, and writes an 8-bit graph, which can be used
+like any other .onnx file. The graph is kept only if its features agree with those of the original network.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BATCH = 16
-"""Images computed at once."""
+"""Number of images computed at once."""
 
 _RANGES = 256
-"""Largest number of images whose activations are measured; the quantizer keeps statistics of all of them."""
+"""Largest number of images whose activations are measured; the quantizer keeps statistics of each image."""
 
 
 def is_file(name: str) -> bool:
@@ -44,11 +44,13 @@ def calibrate(
 ) -> tuple[Agreement, Path]:
     """Writes an 8-bit copy of a network if its features agree, and returns the agreement and the path of the copy.
 
-    name: `torchvision/<name>` or the path of an .onnx file. The copy is called `<name>-int8.onnx`, and is written to
-    the current folder for torchvision, otherwise to the folder of the file.
+    name: `torchvision/<name>` or the path of an .onnx file. The copy is called `<name>-int8.onnx`. It is written to the
+    current folder for a network of torchvision, otherwise to the folder of the file.
     sources, progress: as for `int8_calibration.calibrate`.
-    The agreement is measured on images other than those of the ranges; below `ENOUGH` nothing is written. Raises
-    UsageError if there are too few images or the copy exists, MissingExtraError, and WeightsError.
+    Half of the images are used for the ranges, the other half for the agreement. If the agreement (`top6`) is below
+    `ENOUGH`, nothing is written.
+    Raises UsageError if there are too few images, if the copy exists already, or if the network does not run in ONNX
+    Runtime; MissingExtraError without the package `onnx`; and WeightsError if the network cannot be quantized.
     """
     if importlib.util.find_spec("onnx") is None:
         raise MissingExtraError(f"quantizing {name}", "onnx")
@@ -82,7 +84,8 @@ def _batches(pixels: NDArray[np.uint8], size: int | None = None) -> Iterator[NDA
 def _quantize(model: GraphModel, graph: Path, pixels: NDArray[np.uint8]) -> None:
     """Writes the 8-bit graph of a model: activations unsigned, weights signed with a step for each output channel.
 
-    pixels: (n, S, S, 3) uint8, on which the ranges are measured. Raises WeightsError.
+    graph: the path of the file to write. pixels: (n, S, S, 3) uint8, the images on which the ranges are measured.
+    Raises WeightsError if the network cannot be quantized.
     """
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -111,7 +114,7 @@ def _quantize(model: GraphModel, graph: Path, pixels: NDArray[np.uint8]) -> None
 
 
 def _settings(model: GraphModel, name: str) -> dict[str, Any]:
-    """Returns the contents of the .json file of the 8-bit copy."""
+    """Returns the content of the .json file of the 8-bit copy, which describes the preprocessing."""
     if is_file(name):
         settings: dict[str, Any] = json.loads(Path(name).expanduser().with_suffix(".json").read_text())
         return settings

@@ -50,7 +50,7 @@ _TYPES: dict[str, type[np.generic]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The contents of the `.json` file; None for a key without a value."""
+    """The content of the `.json` file, as the module's docstring describes it; None for a key that is left out."""
 
     size: int | None = None
     crop: int | None = None
@@ -65,7 +65,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """An `.onnx` file and its settings. sha256: of both, since both determine the features."""
+    """The content of an `.onnx` file and its settings.
+
+    sha256: of the content and the settings together, since both determine the features.
+    """
 
     path: Path
     data: bytes
@@ -76,7 +79,8 @@ class OnnxFile:
 def find_onnx(name: str) -> OnnxFile:
     """Reads and checks an `.onnx` file and the `.json` file beside it.
 
-    Raises UsageError if one of them is missing, and WeightsError if one cannot be used.
+    name: the path of the `.onnx` file. Raises UsageError if one of the two files is missing, and WeightsError if one of
+    them cannot be used.
     """
     path = Path(name).expanduser().resolve()
     try:
@@ -94,7 +98,7 @@ def find_onnx(name: str) -> OnnxFile:
 
 
 def read_settings(path: Path) -> Settings:
-    """Reads the `.json` file. Raises UsageError if it is missing, and WeightsError if it is wrong."""
+    """Reads the `.json` file. Raises UsageError if it is missing, and WeightsError if its content is invalid."""
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_SETTINGS + 1)
@@ -124,7 +128,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def _problem(key: str, value: Any) -> str:
-    """Returns a description of the values that a key may have, or an empty text if `value` is one of them."""
+    """Returns an empty text if `value` is valid for the key, otherwise a description of the valid values."""
     if key in {"size", "crop"}:
         fits = type(value) is int and 0 < value <= LARGEST_SIDE
         return "" if fits else f"a whole number from 1 to {LARGEST_SIDE}"
@@ -145,7 +149,11 @@ def _is_number(value: Any) -> bool:
 
 
 def open_onnx(file: OnnxFile, few: bool = False) -> GraphModel:
-    """Opens the network of a file. few: see `open_session`. Raises WeightsError."""
+    """Opens the network of an `.onnx` file.
+
+    few: True to start faster but compute more slowly; see `open_session`.
+    Raises WeightsError if the network cannot be opened or does not fit the settings.
+    """
     try:
         session = open_session(file.data, few=few, quantized=True)
     except Exception as error:  # onnxruntime raises its own classes
@@ -162,7 +170,10 @@ def open_onnx(file: OnnxFile, few: bool = False) -> GraphModel:
 
 
 def _chosen(file: OnnxFile, key: str, found: Sequence[Any]) -> Any:
-    """Returns the input or output that the settings name, or the only one. Raises WeightsError."""
+    """Returns the input or output of the network that the settings name, or the only one if they name none.
+
+    key: "input" or "output". found: all inputs or all outputs. Raises WeightsError if the settings do not fit.
+    """
     wanted = getattr(file.settings, key)
     names = [each.name for each in found]
     if wanted is None and len(found) == 1:
@@ -171,7 +182,7 @@ def _chosen(file: OnnxFile, key: str, found: Sequence[Any]) -> Any:
     if wanted is None:
         raise WeightsError(
             f"{file.path} has several {key}s: {shown}",
-            hint=f'"{key}" in {file.path.with_suffix(".json").name} names one',
+            hint=f'set "{key}" in {file.path.with_suffix(".json").name} to one of them',
         )
     if wanted not in names:
         raise WeightsError(f"{file.path} has no {key} called {wanted[:40]!r}; it has {shown}")
@@ -181,7 +192,10 @@ def _chosen(file: OnnxFile, key: str, found: Sequence[Any]) -> Any:
 
 
 def _input_of(file: OnnxFile, entered: Any) -> tuple[GraphInput, int | None]:
-    """Returns the form of the input, and the side of the images if it is fixed. Raises WeightsError."""
+    """Returns the form of the network's input, and the side of its images; None if any side is possible.
+
+    entered: the input, as ONNX Runtime describes it. Raises WeightsError if it is not for square images.
+    """
     shape = list(entered.shape or ())
     sizes = [size if isinstance(size, int) else None for size in shape]
     described = f"{file.path}: the input {entered.name[:40]!r} is {entered.type} {shape}"
@@ -197,10 +211,11 @@ def _input_of(file: OnnxFile, entered: Any) -> tuple[GraphInput, int | None]:
 
 
 def recipe_of(file: OnnxFile, side: int | None, raw: bool) -> Preprocessing:
-    """Returns the preprocessing of a file.
+    """Returns the preprocessing of images for the network of an `.onnx` file.
 
-    side: that of the network's input, if fixed. raw: True if the network takes pixels without normalisation.
-    Raises WeightsError.
+    side: the side of the network's input; None if any side is possible.
+    raw: True if the network takes pixels without normalisation.
+    Raises WeightsError if the settings do not fit the network.
     """
     settings, place = file.settings, file.path.with_suffix(".json")
     crop = settings.crop or side or 224

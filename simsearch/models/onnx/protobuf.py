@@ -1,6 +1,7 @@
 """Encodes the protocol buffer fields that an ONNX file needs, and decodes the fields of any message.
 
-Each encoding function returns the bytes of one field with the given number, or of a message that consists of fields.
+The functions `integer_field`, `bytes_field` and `text_field` return the bytes of one field with a given number. The
+functions `attribute` and `value_info` return the bytes of a message, which consists of fields.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ def _varint(value: int) -> bytes:
 
 
 def integer_field(number: int, value: int) -> bytes:
-    """Encodes an integer or an enum."""
+    """Encodes a field whose value is an integer or an enum."""
     return _varint(number << 3) + _varint(value)
 
 
 def bytes_field(number: int, value: bytes) -> bytes:
-    """Encodes bytes, or a message, preceded by their length."""
+    """Encodes a field whose value is bytes or a message: the length of the value, then the value."""
     return _varint(number << 3 | 2) + _varint(len(value)) + value
 
 
@@ -35,12 +36,12 @@ message_field = bytes_field
 
 
 def text_field(number: int, value: str) -> bytes:
-    """Encodes a string as UTF-8."""
+    """Encodes a field whose value is a text, as UTF-8."""
     return bytes_field(number, value.encode())
 
 
 def attribute(name: str, value: float | int | Sequence[int]) -> bytes:
-    """Encodes an AttributeProto: a float, an integer or a list of integers."""
+    """Encodes an AttributeProto, an attribute of a node: a float, an integer or a list of integers."""
     if isinstance(value, float):
         return text_field(1, name) + _varint(2 << 3 | 5) + struct.pack("<f", value) + integer_field(20, 1)
     if isinstance(value, int):
@@ -49,7 +50,10 @@ def attribute(name: str, value: float | int | Sequence[int]) -> bytes:
 
 
 def value_info(name: str, kind: int, shape: Sequence[int | None]) -> bytes:
-    """Encodes a ValueInfoProto: a tensor of element type `kind`, where None in the shape is the size of the batch."""
+    """Encodes a ValueInfoProto, the description of an input or output tensor.
+
+    kind: the type of its elements. shape: None stands for the size of the batch.
+    """
     dims = b"".join(
         message_field(1, text_field(2, "batch") if size is None else integer_field(1, size)) for size in shape
     )
@@ -57,7 +61,7 @@ def value_info(name: str, kind: int, shape: Sequence[int | None]) -> bytes:
 
 
 def read_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yields the number and the value of each field of a message: an integer, or the bytes of anything else.
+    """Yields the number and the value of each field of a message. A value is an integer, or bytes for all other types.
 
     Raises ValueError if the bytes are not a message.
     """
@@ -82,7 +86,7 @@ def read_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _read_varint(message: memoryview, place: int) -> tuple[int, int]:
-    """Returns the integer at a place, and the place after it. Raises ValueError if the integer is cut short."""
+    """Returns the integer that begins at byte `place`, and the place after it. Raises ValueError if it is cut short."""
     value = shift = 0
     while place < len(message) and shift < 70:
         byte = message[place]

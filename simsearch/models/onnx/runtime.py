@@ -1,4 +1,9 @@
-"""Runs networks with ONNX Runtime on the CPU, where it starts in a fraction of a second, and chooses the device."""
+"""Runs networks with ONNX Runtime on the CPU, and chooses the device.
+
+ONNX Runtime starts in a fraction of a second, whereas importing torch takes seconds.
+
+Letters: B images in a batch, S side of the network's input, D dimension of the features, C classes or channels.
+"""
 
 from __future__ import annotations
 
@@ -31,22 +36,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LAYERS: dict[str, tuple[str, ...]] = {"alexnet": ("features", "fc6", "conv5")}
-"""Layers that a network outputs, by architecture; other architectures output `features` only."""
+"""The layers that a network can output, by architecture; other architectures output "features" only."""
 
 MAX_LANES = 8
-"""Largest number of threads that compute at once, each of which needs memory for the activations of a batch."""
+"""Largest number of threads that compute at once; each needs memory for the activations of a batch."""
 
 _BUILDERS: dict[str, Any] = {"alexnet": graphs.alexnet, "lenet5": graphs.lenet5, "convnet4": graphs.convnet4}
 
 _DISABLED_OPTIMIZERS = ["QDQPropagationTransformer", "QDQSelectorActionTransformer"]
-"""Optimisations left out: with them, pooling layers run in 8 bits and take longer than the convolutions."""
+"""Optimisations of ONNX Runtime that are switched off.
+
+With them, pooling layers run in 8 bits and take longer than the convolutions.
+"""
 
 
 def choose_device(device: str, few: bool = False) -> str:
-    """Resolves "auto" and checks that the device exists; returns "cpu", "cuda" or "cuda:N".
+    """Returns the device to compute on: "cpu", "cuda" or "cuda:N".
 
-    few: only a few images will be computed, for which "auto" does not start a GPU.
-    Raises DeviceError. torch is imported only if a GPU was requested or a driver is present.
+    device: one of these, which is checked, or "auto" for a GPU if there is one and `few` is False, else the CPU.
+    few: True if only a few images will be computed.
+    Raises DeviceError if the device does not exist. torch is imported only if a GPU was requested or a GPU's driver is
+    present.
     """
     if device == "cpu":
         return "cpu"
@@ -68,9 +78,9 @@ def choose_device(device: str, few: bool = False) -> str:
 
 
 class WeightsBackedModel:
-    """The properties of a model that come from its weights file.
+    """The base class of models from a weights file, with the properties that the file determines.
 
-    Raises WeightsError if recipe and network do not fit.
+    Raises WeightsError if the recipe does not make images of the size that the network takes.
     """
 
     def __init__(self, weights: WeightsFile) -> None:
@@ -84,7 +94,7 @@ class WeightsBackedModel:
             raise WeightsError(f"the recipe cuts {self.recipe.crop} pixels but the network takes {config.image_size}")
 
     def check_outputs(self, names: Sequence[str]) -> None:
-        """Raises UsageError if the network does not output one of the layers."""
+        """Raises UsageError if the network cannot output one of the layers in `names`."""
         for name in names:
             if name not in self.layers:
                 hint = f"it has {', '.join(self.layers)}"
@@ -92,14 +102,15 @@ class WeightsBackedModel:
 
 
 class OnnxModel(WeightsBackedModel):
-    """A network on the CPU in ONNX Runtime, in float32 or, if the weights have ranges, in int8.
+    """A network in ONNX Runtime on the CPU, in float32, or in int8 if the weights file has the ranges of activations.
 
-    The weights are decompressed once per weights file and stored in the cache, from where the runtime maps them into
+    The weights of each file are decompressed once and stored in the cache, from where ONNX Runtime maps them into
     memory. Thread-safe.
 
-    few: start faster, without rearranging the weights, but compute more slowly.
-    threads: `lanes` threads will call the model at once, each on some of the cores; the features are bit-identical.
-    precision: "float32" or "int8". folder: where to store the decompressed weights instead of the cache.
+    few: True to start faster, without rearranging the weights, but compute more slowly.
+    threads: True if several threads (`lanes`) will call the model at once; each then uses a part of the cores. The
+    features are the same to the last bit.
+    precision: "float32" or "int8". folder: where to store the decompressed weights instead of in the cache.
     Raises UsageError if the weights have no ranges for int8, and WeightsError if they cannot be used.
     """
 
@@ -124,22 +135,25 @@ class OnnxModel(WeightsBackedModel):
         fork.in_child(self._leave_session)
 
     def _leave_session(self) -> None:
-        """Drops the session in a forked process, which lacks its threads; a new session is opened when needed."""
+        """Drops the session in a forked process, which lacks the session's threads. A new one is opened when needed."""
         fork.never_close(self._session)
         self._session, self._lock = None, threading.Lock()
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Computes features: (B, S, S, 3) uint8 -> (B, D) float32, the last hidden layer after its activation."""
+        """Returns the features (B, D) float32: the last hidden layer after its activation.
+
+        pixels: (B, S, S, 3) uint8.
+        """
         return self._run("features", pixels)
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Computes logits: (B, S, S, 3) uint8 -> (B, C) float32."""
+        """Returns the logits (B, C) float32 of pixels (B, S, S, 3) uint8."""
         return self._run("logits", pixels)
 
     def outputs(self, names: Sequence[str], pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Computes several layers at once: float32 arrays in the order of `names`.
+        """Returns the outputs of several layers after their ReLU: float32 arrays in the order of `names`.
 
-        pixels: (B, S, S, 3) uint8. names: "features" or "fc6", (B, D), or "conv5", (B, C, H, W), all after their ReLU.
+        names: "features" and "fc6" give arrays (B, D), "conv5" gives (B, C, H, W). pixels: (B, S, S, 3) uint8.
         Raises UsageError if the network does not output one of them.
         """
         self.check_outputs(names)
@@ -184,7 +198,7 @@ class OnnxModel(WeightsBackedModel):
         raise AssertionError("unreachable")
 
     def _write_cache(self, folder: Path) -> None:
-        """Writes the dense weights, their checksum, and the graph that refers to them."""
+        """Writes the decompressed weights, their checksum, and the graph that uses them into a folder."""
         import safetensors.numpy
 
         arithmetic = " for int8" if self.precision == "int8" else ""
@@ -217,7 +231,7 @@ class OnnxModel(WeightsBackedModel):
 
 @contextlib.contextmanager
 def _decompressing(name: str) -> Iterator[None]:
-    """Converts an OSError into a WeightsError, while the dense weights of a model are written."""
+    """A context that turns an OSError into a WeightsError, while the decompressed weights of a model are written."""
     try:
         yield
     except OSError as error:
@@ -226,7 +240,7 @@ def _decompressing(name: str) -> Iterator[None]:
 
 
 def _checksum(path: Path) -> str:
-    """Returns the CRC-32 of a file in hexadecimal; unless there are few images, cached weights are checked by it."""
+    """Returns the CRC-32 of a file, in hexadecimal."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 24):

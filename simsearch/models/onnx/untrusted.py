@@ -1,8 +1,8 @@
 """Checks an ONNX file that may come from a stranger, before ONNX Runtime opens it.
 
 ONNX Runtime runs only operators of its own, but a graph may refer to other files for its tensors, and may contain loops
-and functions that cost far more than the file's size suggests. Graphs of networks need none of these. The numbers below
-are those of the fields in onnx.proto.
+and functions that cost far more than the file's size suggests. Graphs of networks need none of these. The numbers of
+fields below are those in onnx.proto.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from simsearch.errors import WeightsError
 from simsearch.models.onnx.protobuf import read_fields
 
 LARGEST_BYTES = 1 << 30
-"""Largest size of a file, in bytes; larger ones are refused."""
+"""Largest size of a file, in bytes; larger files are refused."""
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Domains of the operators that ONNX Runtime has."""
@@ -95,7 +95,7 @@ def _message(value: int | memoryview) -> memoryview:
 
 
 def _text(message: memoryview, field: int) -> str:
-    """Returns the last value of a text field, as protocol buffers define it; empty if there is none."""
+    """Returns the value of a text field, or an empty text. If the field occurs several times, the last value counts."""
     found = ""
     for number, value in read_fields(message):
         if number == field:

@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     Capture = Callable[[Step, torch.Tensor], tuple[Callable[[], None], torch.Tensor]]
 
 WARM_UP = 3
-"""A shape is recorded after this many computations, by which time the libraries have chosen their kernels."""
+"""A shape is recorded after this many computations. By then the libraries have chosen their kernels."""
 
 MAX_RECORDINGS = 8
 """Largest number of shapes recorded per thread; each keeps the activations of its batch in memory."""
 
 TOLERANCE = 0.01
-"""Largest accepted difference between a replay and the ordinary result, relative to the largest value."""
+"""Largest accepted difference between a replay and the ordinary result, as a fraction of the largest value."""
 
 _recording = threading.Lock()  # torch allows one recording at a time per process
 
 
 class _Recorded(NamedTuple):
-    """A recording. replay: reads x and writes y, two tensors whose memory on the device does not change."""
+    """A recording of a step.
+
+    x, y: the input and the output, two tensors that stay at their place in the GPU's memory. replay: computes y from x.
+    """
 
     x: torch.Tensor
     replay: Callable[[], None]
@@ -50,9 +53,9 @@ def capture(step: Step, x: torch.Tensor) -> tuple[Callable[[], None], torch.Tens
 
 
 def empty_cache() -> None:
-    """Releases the GPU memory that torch has cached, once no recording is in progress.
+    """Waits until no recording is in progress, then releases the GPU memory that torch has cached.
 
-    torch raises an error during a recording, and at any time after a failed one; this error is ignored.
+    After a failed recording, torch raises an error instead of releasing memory. The error is ignored.
     """
     import torch
 
@@ -61,7 +64,7 @@ def empty_cache() -> None:
 
 
 class CudaGraphCache:
-    """The recordings of one thread on its stream. Not thread-safe."""
+    """The recordings on one CUDA stream, by function and shape of the input. Not thread-safe."""
 
     def __init__(self, capture: Capture = capture) -> None:
         self._capture = capture
@@ -74,9 +77,10 @@ class CudaGraphCache:
         return len(self._recorded)
 
     def run(self, function: Hashable, step: Step, x: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Computes `step(x)`; the result is valid until the next call.
+        """Returns `step(x)`, by replaying a recording if there is one. The result is valid until the next call.
 
-        x: may be in host memory. function: identifies the step among others with the same input shape.
+        function: a key that tells `step` from other steps with the same shape of input.
+        x: in the memory of the host or of the GPU. device: the GPU.
         """
         key = (function, x.shape, x.dtype)
         recorded = self._recorded.get(key)
@@ -94,7 +98,10 @@ class CudaGraphCache:
         return y
 
     def _record(self, step: Step, x: torch.Tensor, y: torch.Tensor, device: torch.device) -> _Recorded | None:
-        """Records a step whose ordinary result is y; returns None if that fails or if a replay does not give y."""
+        """Records `step(x)`; returns None if the recording fails or if its replay does not give y.
+
+        y: the result of `step(x)` without a recording.
+        """
         try:
             copied = x.to(device, copy=True)
             with _recording:

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AGREEMENT = 0.9999
-"""Lowest cosine between features in torch and in ONNX Runtime at which ONNX Runtime is used."""
+"""ONNX Runtime is used if the cosine between its features and those of torch is at least this."""
 
 _OPERATOR_SET = 17
 
 
 class _FromPixels(nn.Module):
-    """A network with the recipe's normalisation before it: (B, S, S, 3) uint8 -> (B, D) float32."""
+    """A network preceded by the recipe's normalisation. Input: (B, S, S, 3) uint8. Output: (B, D) float32."""
 
     def __init__(self, network: nn.Module, recipe: Preprocessing) -> None:
         super().__init__()
@@ -48,10 +48,11 @@ class _FromPixels(nn.Module):
 
 
 def export(name: str, folder: Path) -> None:
-    """Writes the graph of `torchvision/NAME` and its facts into a folder.
+    """Writes the ONNX graph of a network and its `Facts` into a folder.
 
-    If the network cannot be exported, or its features differ in ONNX Runtime, the facts give the reason. Raises
-    UsageError for an unknown name and if the download fails, and MissingExtraError if the package `onnx` is missing.
+    name: `torchvision/NAME`. If the network cannot be exported, or if its features differ in ONNX Runtime, the facts
+    give the reason as `problem`. Raises UsageError for an unknown name and if the download fails, and MissingExtraError
+    if the package `onnx` is missing.
     """
     model = TorchvisionModel(name, "cpu")
     if importlib.util.find_spec("onnx") is None:
@@ -81,10 +82,10 @@ def export(name: str, folder: Path) -> None:
 
 
 def _write(network: nn.Module, side: int, path: Path) -> None:
-    """Exports a network as a graph that takes any number of images of one size."""
+    """Exports a network as an ONNX file that takes any number of images. side: of the images, in pixels."""
     pixels = torch.zeros((2, side, side, 3), dtype=torch.uint8)
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the exporter does not know its operator
+    torch.backends.mha.set_fastpath_enabled(False)  # the exporter cannot convert the fast path
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
 """Decodes JPEGs on a GPU with nvJPEG; also turns them upright, scales and crops them there.
 
-The decoder is TorchCodec's if it is installed, otherwise torchvision's, which is deprecated. Only files that all
-decoders read alike are decoded here, all others on the CPU; this choice depends on the file alone.
+The decoder is TorchCodec's if it is installed, otherwise torchvision's, which is deprecated. Files that the decoders
+read in different ways are decoded on the CPU instead; the choice depends on the file alone.
 
 Letters: H, W height and width, S side of the network's input.
 """
@@ -31,19 +31,25 @@ if TYPE_CHECKING:
     Stream = Callable[[], contextlib.AbstractContextManager[object]]
 
 MODES = ("bilinear", "bicubic")
-"""Interpolations for which torch and Pillow agree: both widen the filter when scaling down."""
+"""Interpolations for which torch and Pillow give the same result: both widen the filter when scaling down."""
 
 MAX_BYTES = 32 << 20
-"""Size of the largest file decoded here; larger ones are read as streams, on the CPU."""
+"""Largest size in bytes of a file decoded on the GPU; larger files are read as streams, on the CPU."""
 
 MAX_PIXELS = 1 << 26
-"""Size of the largest image decoded here; it takes three bytes per pixel on the GPU, and twelve while it is scaled."""
+"""Largest number of pixels of an image decoded on the GPU.
+
+An image takes three bytes per pixel in the GPU's memory, and twelve while it is scaled.
+"""
 
 GROUP_PIXELS = 1 << 27
-"""Largest number of pixels of the images decoded at once."""
+"""Largest total number of pixels of images that are decoded at once."""
 
 MAX_REDUCTION = 23
-"""Largest whole factor by which an image is scaled down in one step; bicubic filters for 47 are too large."""
+"""An image is scaled down in one step by less than twice this factor.
+
+Bicubic filters for a factor of 47 are too large for the shared memory of a GPU's blocks.
+"""
 
 TOLERANCE = 4.0
 """Largest accepted mean difference between a decoder and Pillow on a test image, in grey levels."""
@@ -63,16 +69,17 @@ class Header(NamedTuple):
 
 
 class GpuJpeg(NamedTuple):
-    """A file to decode on the GPU, and its header."""
+    """The bytes of a JPEG file to decode on the GPU, and its header."""
 
     data: bytes
     header: Header
 
 
 def header(data: bytes) -> Header | None:
-    """Reads the header of a JPEG that a GPU decodes as Pillow does; returns None for everything else.
+    """Reads the header of a JPEG if all decoders read the file in the same way; otherwise returns None.
 
-    Such files are complete, of 8 bits, in sRGB, and grey or in YCbCr (not RGB, CMYK, or with a second image in them).
+    Accepted files are complete, of 8 bits, in sRGB, and grey or in YCbCr. Files in RGB or CMYK and files that contain a
+    second image are not accepted.
     """
     if len(data) > MAX_BYTES or not data.startswith(b"\xff\xd8\xff") or b"\xff\xd9" not in data[-16:]:
         return None
@@ -93,9 +100,9 @@ def header(data: bytes) -> Header | None:
 def scaled_centre(picture: torch.Tensor, recipe: Preprocessing, orientation: int = 1) -> torch.Tensor:
     """Scales and crops an image as `Preprocessing.pixels` does, up to rounding: (3, H, W) uint8 -> (S, S, 3) uint8.
 
-    picture: as stored, not yet upright. orientation: EXIF's.
-    Larger reductions than `MAX_REDUCTION` would need filters that exceed the shared memory of a GPU's blocks; in that
-    case, squares of pixels are averaged first.
+    picture: as stored, not yet upright. orientation: its EXIF orientation, 1 to 8.
+    To reduce an image by twice `MAX_REDUCTION` or more, squares of pixels are averaged first, because the filters for
+    one step would be too large for a GPU.
     """
     import torch.nn.functional as F
 
@@ -115,7 +122,7 @@ def scaled_centre(picture: torch.Tensor, recipe: Preprocessing, orientation: int
 
 
 def _turn_upright(picture: torch.Tensor, orientation: int) -> torch.Tensor:
-    """Turns (3, H, W) upright; EXIF orientations 2 to 8 are mirrored, rotated, or both."""
+    """Returns a picture (3, H, W) upright; one with an EXIF orientation from 2 to 8 is mirrored, rotated, or both."""
     if orientation >= 5:
         picture = picture.transpose(1, 2)
     across, down = orientation in {2, 3, 6, 7}, orientation in {3, 4, 7, 8}
@@ -123,10 +130,11 @@ def _turn_upright(picture: torch.Tensor, orientation: int) -> torch.Tensor:
 
 
 class JpegDecoder:
-    """Decodes JPEGs on one device to a network's input. Thread-safe.
+    """Decodes JPEGs on one device, and scales and crops them to the size of a network's input. Thread-safe.
 
-    decode: turns files, 1-d uint8 tensors, into images, (3, H, W) uint8 on the device. stream: makes the context in
-    which a thread uses the device. library: the name of the library that decodes.
+    decode: a function from files (1-d uint8 tensors) to images, (3, H, W) uint8 on the device.
+    stream: a function that returns the context in which a thread uses the device.
+    library: the name of the library that decodes.
     """
 
     def __init__(
@@ -136,7 +144,10 @@ class JpegDecoder:
 
     @classmethod
     def on(cls, recipe: Preprocessing, device: torch.device, stream: Stream) -> JpegDecoder | None:
-        """Returns the decoder of a GPU; None for the CPU, and if no library decodes the test images there correctly."""
+        """Returns a decoder for a GPU.
+
+        Returns None for the CPU, if the recipe is not supported, or if no library decodes the test images correctly.
+        """
         if device.type != "cuda" or not supports(recipe):
             return None
         for library, find in (("TorchCodec", _torchcodec), ("torchvision", _torchvision)):
@@ -147,17 +158,17 @@ class JpegDecoder:
         return None
 
     def accept(self, data: bytes) -> GpuJpeg | None:
-        """Returns the file with its header if it can be decoded here, otherwise None."""
+        """Returns the file with its header if the GPU can decode it, otherwise None. data: the content of the file."""
         found = header(data)
         if found is None or found.width * found.height > MAX_PIXELS:
             return None
         shorter, longer = sorted((found.width, found.height))
-        if not shorter or longer > 64 * shorter:  # such images are cropped before they are scaled
+        if not shorter or longer > 64 * shorter:  # the CPU crops such images before scaling
             return None
         return GpuJpeg(data, found)
 
     def pixels(self, files: Sequence[GpuJpeg]) -> list[NDArray[np.uint8] | None]:
-        """Decodes files to (S, S, 3) uint8 each; None for files that cannot be decoded on the device after all."""
+        """Returns the network's input for each file, (S, S, 3) uint8, or None if the device cannot decode the file."""
         import torch
 
         with torch.inference_mode(), self._stream():
@@ -167,7 +178,10 @@ class JpegDecoder:
             return [None if x is None else x.cpu().numpy() for x in found]
 
     def _decode_group(self, group: list[GpuJpeg]) -> list[torch.Tensor | None]:
-        """Decodes a group; if that fails, each half of it: the cause may be one damaged file or too little memory."""
+        """Decodes files at once, to (S, S, 3) uint8 on the device; None for a file that cannot be decoded.
+
+        If that fails, each half of the group is tried: the cause may be one damaged file or too little memory.
+        """
         with contextlib.suppress(Exception):  # libraries may raise anything for hostile bytes
             return self._decode_at_once(group)
         if len(group) == 1:
@@ -180,7 +194,7 @@ class JpegDecoder:
         return [self._fit(picture, jpeg.header) for picture, jpeg in zip(pictures, group, strict=True)]
 
     def _fit(self, picture: torch.Tensor, found: Header) -> torch.Tensor | None:
-        """Scales and crops a decoded image; returns None if it does not have the size in its header."""
+        """Scales and crops a decoded image; returns None if the image has another size than its header says."""
         if picture.shape != (3, found.height, found.width):
             return None
         return scaled_centre(picture, self.recipe, found.orientation)
@@ -192,7 +206,7 @@ def supports(recipe: Preprocessing) -> bool:
 
 
 def _groups(files: Sequence[GpuJpeg]) -> Iterator[list[GpuJpeg]]:
-    """Yields the files in order, in groups of up to `GROUP_PIXELS` pixels."""
+    """Yields the files in order, in groups whose images have up to `GROUP_PIXELS` pixels together."""
     group: list[GpuJpeg] = []
     pixels = 0
     for jpeg in files:
@@ -213,7 +227,7 @@ def _tensor(data: bytes) -> torch.Tensor:
 
 
 def _without_orientation(jpeg: GpuJpeg) -> bytes:
-    """Returns the file without its orientation, since some libraries turn images upright and others do not."""
+    """Returns the file without its EXIF orientation, since some libraries turn images upright and others do not."""
     data = jpeg.data
     return data if jpeg.header.orientation == 1 else data.replace(b"Exif\0\0", b"----\0\0")
 
@@ -229,12 +243,15 @@ def _torchvision(device: torch.device) -> Decode:
 
     warnings.filterwarnings(
         "ignore", category=DeprecationWarning, module=r"torchvision\.io"
-    )  # it recommends TorchCodec
+    )  # the warning recommends TorchCodec
     return _synchronized(functools.partial(decode_jpeg, mode=ImageReadMode.RGB, device=device), device)
 
 
 def _synchronized(decode: Decode, device: torch.device) -> Decode:
-    """Makes `decode` wait for the stream: the hardware decoder may write to memory that the stream still reads."""
+    """Returns a function that waits for the device's current stream and then calls `decode`.
+
+    Without waiting, the hardware decoder may write to memory that the stream still reads.
+    """
     import torch
 
     def synchronized(files: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -245,7 +262,7 @@ def _synchronized(decode: Decode, device: torch.device) -> Decode:
 
 
 def _is_correct(decode: Any) -> bool:
-    """Returns true if a decoder agrees with Pillow on two images: colour with subsampled chroma, and grey."""
+    """Returns true if a decoder agrees with Pillow on two images: one in colour with subsampled chroma, one grey."""
     y, x = np.mgrid[0:96, 0:144]
     waves = [127 + 120 * np.sin(x / a + y / b) for a, b in ((17, 29), (31, -19), (-23, 41))]
     image = Image.fromarray(np.stack(waves, 2).astype(np.uint8))

@@ -1,7 +1,7 @@
 """Full float32 precision on a GPU: switches off TF32 and reduced-precision sums while threads compute.
 
-The settings apply to the whole process. torch has an older and a newer interface for them, which must not be mixed;
-this module uses the same one as the surrounding program, and restores the settings afterwards.
+The settings apply to the whole process. torch has an older and a newer interface for them, which must not be mixed.
+This module uses the interface that the rest of the program uses, and restores the settings afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 class _SharedContext:
-    """A context shared by threads: the first thread enters it, and the last one leaves it."""
+    """A context shared by threads: the first thread to come enters it, and the last thread to go leaves it."""
 
     def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
         self._make, self._lock, self._threads = make, threading.Lock(), 0
@@ -39,7 +39,7 @@ class _SharedContext:
 
 @contextlib.contextmanager
 def _ieee() -> Iterator[None]:
-    """Switches TF32 off, and restores the settings at the end; settings that are already right are left alone."""
+    """A context without TF32 and without reduced-precision sums; it restores the settings that it changed."""
     backends: Any = torch.backends
     matmul, cudnn = backends.cuda.matmul, backends.cudnn
     precision = _matmul_precision()
@@ -60,16 +60,16 @@ def _ieee() -> Iterator[None]:
 
 
 def _matmul_precision() -> str | None:
-    """Returns the precision of matrix products in the older interface; None if that raises an error."""
+    """Returns the precision of matrix products in the older interface; None if reading it raises an error."""
     with contextlib.suppress(RuntimeError):
         return torch.get_float32_matmul_precision()
     return None
 
 
 def _uses_older_interface() -> bool:
-    """Returns true if convolutions have settings of the older interface, or no settings at all."""
+    """Returns true if the program set TF32 for convolutions by torch's older interface, or did not set it at all."""
     backends: Any = torch.backends
-    with contextlib.suppress(RuntimeError):  # the older interface raises it after the newer one was used
+    with contextlib.suppress(RuntimeError):  # raised by the older interface after the newer one was used
         general = {backends.fp32_precision, backends.cudnn.fp32_precision}
         return general == {"none"} and backends.cudnn.allow_tf32 is not None
     return False
@@ -81,7 +81,7 @@ _full = _SharedContext(_ieee)
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Returns a context in which a GPU computes float32 in full precision; on the CPU it does nothing.
 
-    TF32, whose mantissa has 10 bits, would give other features than the CPU. Sums of products of float16 values are not
-    rounded on the way either. The settings are restored when the last thread leaves the context.
+    With TF32, whose mantissa has 10 bits, the features would differ from those of the CPU. In the context, sums of
+    float16 products are computed in float32. The settings are restored when the last thread leaves the context.
     """
     return _full() if device.type == "cuda" else contextlib.nullcontext()

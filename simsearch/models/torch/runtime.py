@@ -1,8 +1,10 @@
 """Runs networks in torch: all of them on a GPU, and those without an ONNX graph on the CPU.
 
-On a GPU, pixels are uploaded from pinned memory as bytes and normalised there. Features are computed in float16, with
-sums in float32, if they agree with features in float32. Input shapes that occur repeatedly are recorded and replayed
-(`simsearch.models.torch.cuda_graphs`).
+For a GPU, pixels are uploaded from pinned memory as bytes and normalised on the GPU. There, features are computed in
+float16, with sums in float32, if they agree with features in float32. The computation for input shapes that occur
+repeatedly is recorded and replayed (`simsearch.models.torch.cuda_graphs`).
+
+Letters: B images in a batch, S side of the network's input, D dimension of the features, C classes.
 """
 
 from __future__ import annotations
@@ -37,14 +39,15 @@ if TYPE_CHECKING:
     Function = Callable[[torch.Tensor], torch.Tensor]
 
 AGREEMENT = 0.9995
-"""Lowest cosine between features in float16 and in float32 at which float16 is used."""
+"""Float16 is used if the cosine between features in float16 and in float32 is at least this."""
 
 
 class TorchModel(WeightsBackedModel):
-    """The network of a weights file in torch.
+    """The model of a weights file, computed by torch.
 
-    engine: "torch-cpu", "torch-cuda", or "torch-cuda-float16" if features are computed in float16; logits and other
-    layers are always float32. decoder: decodes JPEGs on the GPU; None if it cannot.
+    engine: "torch-cpu", "torch-cuda", or "torch-cuda-float16" if features are computed in float16. Logits and other
+    layers are always computed in float32.
+    decoder: decodes JPEGs on the GPU; None if the device cannot decode them.
     Raises WeightsError if the weights do not fit the network.
     """
 
@@ -64,15 +67,18 @@ class TorchModel(WeightsBackedModel):
         self.decoder = self.runner.decoder()
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Computes features: (B, S, S, 3) uint8 -> (B, D) float32, the last hidden layer after its activation."""
+        """Returns the features (B, D) float32: the last hidden layer after its activation.
+
+        pixels: (B, S, S, 3) uint8.
+        """
         return self.runner.run(self._fastest.features, pixels)
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Computes logits: (B, S, S, 3) uint8 -> (B, C) float32."""
+        """Returns the logits (B, C) float32 of pixels (B, S, S, 3) uint8."""
         return self.runner.run(self.network, pixels)
 
     def outputs(self, names: Sequence[str], pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Computes several layers, as `OnnxModel.outputs` does."""
+        """Computes several layers at once; the arguments and the result are those of `OnnxModel.outputs`."""
         self.check_outputs(names)
         layers = self._layers(tuple(names))
         rows = self.runner.run(layers, pixels)
@@ -84,7 +90,7 @@ class TorchModel(WeightsBackedModel):
 class _Layers:
     """A function that computes several layers of a network and joins them into one row per image.
 
-    shapes: of the layers in the last call, without the batch.
+    shapes: the shapes of the layers in the last call, without the dimension of the batch.
     """
 
     def __init__(self, network: Any, names: tuple[str, ...]) -> None:
@@ -97,7 +103,7 @@ class _Layers:
 
 
 class _Lane(NamedTuple):
-    """A CUDA stream and the graphs recorded on it."""
+    """A CUDA stream and the CUDA graphs recorded on it."""
 
     stream: torch.cuda.Stream
     graphs: CudaGraphCache
@@ -106,11 +112,11 @@ class _Lane(NamedTuple):
 class TorchRunner:
     """Runs torch networks on one device. Thread-safe.
 
-    On a GPU there are two streams, each used by one thread at a time, so that one uploads while the other computes. If
-    a batch does not fit into the GPU's memory, it and all later ones are divided into smaller batches.
+    On a GPU there are two streams, each used by one thread at a time, so that one can upload pixels while the other
+    computes. If a batch does not fit into the GPU's memory, it and all later batches are divided into smaller batches.
 
     recipe: the preprocessing, for the normalisation. lanes: the number of threads that should compute at once.
-    max_batch: largest number of images in a batch, set once a batch did not fit into the memory; None until then.
+    max_batch: the largest number of images in a batch; None as long as every batch has fitted into the memory.
     """
 
     def __init__(self, recipe: Preprocessing, device: str) -> None:
@@ -128,39 +134,43 @@ class TorchRunner:
                 self._free.put(_Lane(torch.cuda.Stream(self.device), CudaGraphCache()))  # type: ignore[no-untyped-call]
 
     def prepare(self, network: nn.Module) -> Any:
-        """Returns the network in evaluation mode on the device, on a GPU with channels last, which is faster there."""
+        """Returns the network in evaluation mode on the device.
+
+        On a GPU its memory format is channels last, which is faster there.
+        """
         network = network.eval().to(self.device)
         return network.to(memory_format=torch.channels_last) if self.device.type == "cuda" else network
 
     def fastest(self, network: Any, features: Callable[[Any], Function]) -> tuple[Any, str]:
-        """Returns the network to compute features with, and the name of the engine.
+        """Returns the network that should compute features, and the name of the engine.
 
-        On a GPU this is a copy in float16 if its features agree, unless $SIMSEARCH_PRECISION is float32.
-        features: returns the function of a network that computes features.
+        On a GPU, the returned network is a float16 copy of the given one if the features of both agree (`AGREEMENT`)
+        and $SIMSEARCH_PRECISION is not float32.
+        features: takes a network and returns the function that computes its features.
         """
         name = f"torch-{self.device.type}"
         if self.device.type == "cuda" and os.environ.get("SIMSEARCH_PRECISION") != "float32":
-            # Raised by layers without float16, and if there is no memory for a copy of the network and one image.
+            # The errors mean that a layer has no float16, or that the memory does not hold a copy of the network.
             with contextlib.suppress(RuntimeError, DeviceError):
                 half = copy.deepcopy(network).half()
                 if self.agreement(features(network), features(half)) >= AGREEMENT:
                     return half, f"{name}-float16"
-            self.max_batch = None  # more images fit without the copy
+            self.max_batch = None  # more images fit now that the copy is not kept
         return network, name
 
     def agreement(self, first: Function, second: Function) -> float:
-        """Returns the lowest cosine between the features of two functions on generated pictures; see `trial`."""
+        """Returns the lowest cosine between the features that two functions compute for `trial_pixels`."""
         pixels = trial_pixels(self.recipe.crop)
         return lowest_cosine(self.run(first, pixels), self.run(second, pixels))
 
     def decoder(self) -> jpeg_decoder.JpegDecoder | None:
-        """Returns the JPEG decoder of the device; None if it cannot decode JPEGs."""
+        """Returns the JPEG decoder of the device; None if the device cannot decode JPEGs."""
         return jpeg_decoder.JpegDecoder.on(self.recipe, self.device, self._lane)
 
     def run(self, function: Function, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Normalises pixels and calls a function with them: (B, S, S, 3) uint8 -> (B, D) float32.
+        """Normalises pixels (B, S, S, 3) uint8, calls a function with them, and returns its result: (B, D) float32.
 
-        function: takes (B, 3, S, S), in the dtype of its network, and returns (B, ...), which is flattened.
+        function: takes (B, 3, S, S) in the dtype of its network, and returns (B, ...), which is flattened to (B, D).
         Raises DeviceError if the memory of the device does not hold a single image.
         """
         parts: list[NDArray[np.float32]] = []
@@ -192,19 +202,19 @@ class TorchRunner:
         return result
 
     def _step(self, function: Function, x: torch.Tensor) -> torch.Tensor:
-        """Computes (B, S, S, 3) uint8 -> (B, D) float32, both on the device."""
+        """Does the work of `run` for one batch on the device: takes (B, S, S, 3) uint8, returns (B, D) float32."""
         x = ((x.float() - self._mean) / self._std).permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
         return function(x.to(_dtype(function))).flatten(1).float()
 
     @contextlib.contextmanager
     def _lane(self) -> Iterator[_Lane | None]:
-        """Reserves one of the streams for this thread; yields None on the CPU."""
+        """A context that reserves one of the streams for this thread; it yields None on the CPU."""
         if self._free is None:
             yield None
             return
         lane = self._free.get()
         try:
-            lane.stream.wait_stream(torch.cuda.default_stream(self.device))  # the weights are uploaded there
+            lane.stream.wait_stream(torch.cuda.default_stream(self.device))  # it uploads the weights
             with torch.cuda.stream(lane.stream):
                 yield lane
         finally:
@@ -212,7 +222,10 @@ class TorchRunner:
 
 
 def _dtype(function: Any) -> torch.dtype:
-    """Returns the dtype of a network, of a method of one, or of `_Layers` of one."""
+    """Returns the dtype of a network's weights.
+
+    function: the network, one of its methods, or `_Layers` of it. Other functions give float32.
+    """
     network = getattr(function, "__self__", getattr(function, "network", function))
     first = next(iter(network.parameters()), None) if isinstance(network, nn.Module) else None
     return torch.float32 if first is None else first.dtype

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 class TorchvisionModel:
-    """The model `torchvision/<name>`: penultimate features, with the preprocessing that torchvision publishes.
+    """The model `torchvision/<name>`, with the preprocessing that torchvision publishes for the network.
 
-    torchvision downloads the weights once. On the CPU, `simsearch.models.onnx.exported` is used instead if possible.
-    network: the network without its classifier, in float32.
+    Its features are the input of the last linear layer. torchvision downloads the weights once. On the CPU,
+    `simsearch.models.onnx.exported` is used instead if possible.
+    network: the network without its last linear layer, in float32.
     Raises UsageError for an unknown name, for a network without a linear layer, and if the download fails.
     """
 
@@ -51,14 +52,14 @@ class TorchvisionModel:
         self.decoder = self._runner.decoder()
 
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Computes features: (B, S, S, 3) uint8 -> (B, D) float32, the input of the last linear layer."""
+        """Returns the features of pixels (B, S, S, 3) uint8: the input of the last linear layer, (B, D) float32."""
         return self._runner.run(self._fastest, pixels)
 
 
 def cut_classifier(network: nn.Module) -> int:
     """Replaces the last linear layer by the identity, in place, and returns the width D of its input.
 
-    Raises UsageError if there is none.
+    Raises UsageError if the network has no linear layer.
     """
     from torch import nn
 
@@ -72,7 +73,7 @@ def cut_classifier(network: nn.Module) -> int:
 
 
 def recipe_of(transforms: Any) -> Preprocessing:
-    """Converts the preprocessing that torchvision publishes, on the scale 0 to 1, into one on the scale 0 to 255."""
+    """Converts torchvision's preprocessing into `Preprocessing`, whose pixels are 0 to 255 instead of 0 to 1."""
     scale = [tuple(255.0 * value for value in values) for values in (transforms.mean, transforms.std)]
     return Preprocessing(
         resize=max(transforms.resize_size[0], transforms.crop_size[0]),
@@ -84,7 +85,7 @@ def recipe_of(transforms: Any) -> Preprocessing:
 
 
 def _digest(network: nn.Module) -> str:
-    """Returns the SHA-256 of the names and values of all tensors, in hexadecimal."""
+    """Returns the SHA-256 of the names and values of all tensors of a network, in hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
