@@ -1,4 +1,4 @@
-"""`python -m simsearch`, and the command `simsearch`."""
+"""Runs the command line, for `python -m simsearch` and for the command `simsearch`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from simsearch.cli.main import main
 def run() -> None:
     """Runs the command line and ends the process without the interpreter's cleanup.
 
-    With FAISS and ONNX Runtime loaded, that cleanup takes a fifth of a query's time and has no use: this function joins
-    threads, calls exit handlers and flushes streams itself.
+    With FAISS and ONNX Runtime loaded, the interpreter's cleanup takes a fifth of a query's time, and has no use here.
+    This function does the necessary part itself: it joins threads, calls exit handlers and flushes streams.
     """
     code = 0
     try:

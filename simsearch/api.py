@@ -35,7 +35,7 @@ else:  # imported on first use: a search does not need these modules
 DEFAULT_INDEX = "indexes/default"
 
 SourceName = str | os.PathLike[str]
-"""A path, an address or `torchvision/NAME`; see `resolve.resolve`."""
+"""A path, an address such as s3://BUCKET/FOLDER, or `torchvision/NAME`; see `resolve.resolve`."""
 
 
 @check_keywords
@@ -46,13 +46,16 @@ def open(
     device: str = "auto",
     roots: Mapping[str, str] | None = None,
 ) -> Engine:
-    """Opens an index for searching and changing; see `Engine` for the arguments.
+    """Opens an index for searching and changing.
 
-    index: a folder, or the address of a Milvus collection (see `milvus_address`), which can only be searched.
+    index: the folder of an index, or the address of a Milvus collection (see `simsearch.common.milvus_address`). A
+    collection can only be searched, not changed.
+    model, device, roots: see `Engine`.
+    Raises UsageError and the errors of `Engine`; for a collection, also UnavailableError and MissingExtraError.
     """
     index = resolve.as_names(index)[0]
     if roots is not None and not isinstance(roots, Mapping):
-        raise UsageError(f"{roots!r} is not a mapping of roots", hint="the recorded root, and its present place")
+        raise UsageError(f"{roots!r} is not a mapping of roots", hint='{"/recorded/folder": "/present/folder"}')
     if is_address(index):
         return milvus_index.open_collection(os.fspath(index), model=model, device=device, roots=roots)
     return Engine(index, model=model, device=device, roots=roots)
@@ -67,15 +70,16 @@ def build(
     features: str | None = None,
     **options: Unpack[indexing_options.BuildKeywords],
 ) -> Engine:
-    """Makes an index from one or more sources, or updates it from them, and opens it.
+    """Makes or updates an index from one or more sources, and returns the open index.
 
-    source: one or more folders, archives, manifests, Parquet files or `torchvision/NAME`; see `resolve.resolve`.
+    source: one or more folders, archives, manifests (.csv or .jsonl lists of images), Parquet files or
+    `torchvision/NAME`; see `resolve.resolve`.
     model: the model of a new index. For an existing index, it must be the model that the index was built with.
     device: see `Engine`.
-    features: the features of a new index: a name in `descriptors.DESCRIPTORS`, or the path of another index, to use
-    the same descriptor and learned components as that index. By default, the 4096 activations of fc7. For an existing
-    index, they must be the features that it was built with.
-    options: the fields of `options.BuildOptions`.
+    features: the features of a new index, by a name in `descriptors.DESCRIPTORS`; or the path of another index, to use
+    the features of that index, with its learned principal components. By default, the 4096 activations of the layer
+    fc7. For an existing index, they must be the features that it was built with.
+    options: keyword arguments with the names of the fields of `simsearch.indexing.options.BuildOptions`.
     Raises UsageError, ModelMismatchError, IndexDamagedError, IndexLockedError.
     """
     names = resolve.as_names(source)
@@ -96,10 +100,10 @@ def build_with_summary(
     roots: Mapping[str, str] | None = None,
     features: str | None = None,
 ) -> tuple[Engine, indexing_options.Summary]:
-    """Builds like `build`, and returns the engine and a summary of the changes.
+    """Builds like `build`, and returns the open index and a summary of the changes. Raises the same errors.
 
-    names: the sources; if there are none, all sources that the index knows are updated.
-    roots: the current locations of sources that have moved (see `Engine`); they are recorded in the index.
+    names: the sources. If it is empty, all sources recorded in the index are updated.
+    roots: the current locations of sources that have moved (see `Engine`). They are recorded in the index.
     """
     _on_disk(index)
     found = [resolve.resolve(os.fspath(name)) for name in names]
@@ -125,10 +129,10 @@ def build_with_summary(
 
 @contextlib.contextmanager
 def comparable(place: str | os.PathLike[str], engine: Engine) -> Iterator[Engine]:
-    """Opens the index at `place`, or builds a temporary one from the source there, and yields its `Engine`.
+    """Yields an open index to compare `engine` with.
 
-    place: an index, or a source as in `build`; a source is indexed with the model of `engine`, and the temporary index
-    is deleted at the end of the block.
+    place: the path or address of an index, or a source as in `build`. From a source, a temporary index is built with
+    the model and the features of `engine`; it is deleted at the end of the block.
     Raises UsageError, IndexDamagedError, ModelMismatchError.
     """
     name = resolve.as_names(place)[0]
@@ -152,7 +156,7 @@ def plan(
     options: indexing_options.BuildOptions,
     features: str | None = None,
 ) -> indexing_options.Summary:
-    """Returns the summary of what `build` would change, and changes nothing."""
+    """Returns a summary of the changes that `build` would make, without making them. Raises the errors of `build`."""
     _on_disk(index)
     found = [resolve.resolve(os.fspath(name)) for name in names]
     options = replace(options, dry_run=True)
@@ -178,7 +182,10 @@ def _on_disk(index: str | os.PathLike[str]) -> None:
 
 
 def _loaded(model: str | Model | None, device: str) -> Model:
-    """Returns the model of a new index, loaded if necessary. The index gets the precision of this model."""
+    """Returns a loaded model for a new index. The index's features get the precision of this model.
+
+    model: a loaded model, the name or path of a model to load, or None for the default model.
+    """
     given = model or registry.DEFAULT
     return load.load_model(given, device, threads=True, precision="auto") if isinstance(given, str) else given
 
@@ -186,7 +193,11 @@ def _loaded(model: str | Model | None, device: str) -> Model:
 def _described(
     model: Model, features: str | None, found: Sequence[Source], options: indexing_options.BuildOptions, device: str
 ) -> tuple[Model, str]:
-    """Returns the model of a new index and the name of its features; learns components if the descriptor needs them."""
+    """Returns the model for a new index and the name of the index's features.
+
+    The model computes the features named by `features`. If these need principal components, the components are learned
+    from the images of `found`.
+    """
     name = features or descriptors.REFERENCE
     if _is_index(name):
         with Engine(name, model=model, device=device) as other:
@@ -201,13 +212,19 @@ def _described(
 
 
 def _is_index(features: str) -> bool:
-    """Returns True if `features` is the path of an index. An index named like a descriptor is given as ./NAME."""
+    """Returns True if `features` is the path of an index, and not the name of a descriptor such as fc7.
+
+    An index whose path is the name of a descriptor can be given as ./NAME.
+    """
     recipes = {descriptors.REFERENCE, *descriptors.DESCRIPTORS}
     return features not in recipes and (Path(features) / "meta.json").exists()
 
 
 def _check_features(engine: Engine, features: str | None) -> None:
-    """Raises UsageError if `features` is not None and differs from the features of the index."""
+    """Raises UsageError if `features` is given but does not name the features of the index.
+
+    features: as in `build`.
+    """
     if features is None or features == engine.meta.features:
         return
     ours = engine.meta.descriptor

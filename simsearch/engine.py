@@ -54,18 +54,18 @@ else:  # imported on first use: a search does not need these modules
 
 
 class Engine(WholeIndex):
-    """An open index. Safe for many threads; each search sees the latest commits of other processes.
+    """An open index. It can be used by many threads at once. Each search sees the latest commits of other processes.
 
     An engine keeps searching the index that it opened, even if another index has replaced it at the same path. Methods
     that change the index then raise IndexReplacedError.
 
     path: the folder of the index.
     model: a name, a path or a Model to use in place of the model that the index records. A Model whose precision
-    differs from that of the index is loaded again by name.
+    differs from the index's precision is loaded again, by its name and with the index's precision.
     device: see `load.load_model`.
-    roots: the current location of each source that has moved, keyed by its recorded root, or by "" if the index has
-    only one source.
-    Raises IndexNotFoundError, IndexDamagedError, ModelMismatchError.
+    roots: for each source that has moved, its recorded root as the key and its current location as the value. The key
+    "" stands for the source of an index that has only one source.
+    Raises IndexNotFoundError, IndexDamagedError, ModelMismatchError, UsageError, DeviceError.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Engine(WholeIndex):
     def from_index(
         cls, opened: OpenIndex, snapshots: Searchable, model: str | Model | None = None, device: str = "auto"
     ) -> Engine:
-        """Makes an engine for an index that is open already. Closing the engine closes the index."""
+        """Returns an engine for an open index and its snapshots. Closing the engine closes the index too."""
         engine = cls.__new__(cls)
         engine._set(opened, snapshots, model, device)
         return engine
@@ -124,20 +124,20 @@ class Engine(WholeIndex):
 
     @property
     def path(self) -> Path:
-        """The folder of the index."""
+        """The folder of the index; for a Milvus collection, its address."""
         return self.opened_index.path
 
     @property
     def meta(self) -> Meta:
-        """The contents of `meta.json`, as last read."""
+        """The facts in the index's `meta.json`, as last read: model, features, numbers of items and rows, ..."""
         return self.opened_index.meta
 
     def reading(self) -> AbstractContextManager[Any]:
-        """Opens one snapshot of the index: a context manager that gives an `ItemReader`."""
+        """Returns a context manager that gives an `ItemReader`, which sees the index as it was when it was opened."""
         return self.opened_index.reading()
 
     def load_model(self, expected: int | None = None, threads: bool = False) -> Model:
-        """Returns the index's model, which is loaded on first use; see `IndexModel.load`."""
+        """Returns the index's model, which is loaded by the first call. For the arguments, see `IndexModel.load`."""
         return self.model.load(expected, threads)
 
     # -- searching
@@ -146,17 +146,18 @@ class Engine(WholeIndex):
         """Returns the k items nearest to a picture, nearest first; equal distances are ordered by id.
 
         There are fewer than k matches only if fewer items meet the conditions.
+        image: a path, encoded bytes, a binary file, a PIL image, or an (H, W, 3) uint8 array.
 
         Options, all by keyword (`options.PictureOptions`):
         where: conditions on items, {"label": "cat"} or ["year>2000", "path~*/2023/*"].
         max_distance: the largest distance of a match.
         min_similarity: the smallest similarity of a match, from 0 to 1.
         crop: (x, y, width, height), the part of the upright picture to search by, in pixels.
-        plus, minus: more pictures or ids that matches should resemble (plus) or not resemble (minus), each alone or as
-        (picture, weight).
+        plus, minus: lists of more pictures or ids that matches should resemble (plus) or not resemble (minus). An entry
+        may be a pair, (picture, weight).
         flip: True to treat a mirrored picture as the same.
         no_self: True to leave out items whose file has the same content as the picture.
-        dedup: True for one match per group of near-identical ones.
+        dedup: True for only one match per group of near-identical items.
         exact: True to never search approximately.
         expand: the number of best matches to average with the query for a second search.
 
@@ -167,11 +168,14 @@ class Engine(WholeIndex):
     def search_many(
         self, pictures: Sequence[Picture | int], k: int = 6, **options: Unpack[PictureOptions]
     ) -> list[Matches]:
-        """Searches by several pictures at once, which is faster than one by one. An int is an item's id."""
+        """Returns the matches of each of several pictures, which is faster than searching by one after the other.
+
+        pictures: pictures as in `search`, or ids of items. Options and errors: as in `search`.
+        """
         return self._searches.by_pictures(pictures, k, options)
 
     def search_by_id(self, number: int, k: int = 6, **options: Unpack[PictureOptions]) -> Matches:
-        """Returns the k other items nearest to item `number`. Raises ItemNotFoundError."""
+        """Returns the k other items nearest to the item with the id `number`. Raises ItemNotFoundError."""
         if not is_id(number):
             raise UsageError(f"{number!r} is not the id of an item")
         return self.search_many([int(number)], k, **options)[0]
@@ -179,7 +183,7 @@ class Engine(WholeIndex):
     def search_by_vector(
         self, vector: NDArray[np.floating[Any]], k: int = 6, **options: Unpack[SearchOptions]
     ) -> Matches:
-        """Returns the k items nearest to a (D,) feature vector."""
+        """Returns the k items nearest to a (D,) feature vector. Options: the fields of `options.SearchOptions`."""
         query = as_vector(vector, self.meta.dimension)
         return self._searches.by_vectors(query[None, None], k, (), options)[0]
 
@@ -193,8 +197,8 @@ class Engine(WholeIndex):
     ) -> list[Matches]:
         """Returns the k items nearest to each of (n, D) float32 feature vectors, found in one scan.
 
-        vectors: (n, D), or (n, v, D) for n queries with v variants each; the distance of an item is then that to the
-        nearest variant.
+        vectors: (n, D), or (n, v, D) for n queries with v variants each. An item's distance to a query with variants is
+        its distance to the nearest variant.
         without: for each query, the ids of items to leave out.
         """
         return self._searches.by_vectors(vectors, k, without, options)
@@ -202,22 +206,26 @@ class Engine(WholeIndex):
     def neighbours(
         self, vectors: NDArray[np.float32], k: int = 6, *, where: Where | None = None, exact: bool = False
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Returns the ids of the k items nearest to each of (n, D) features and their distances, both (n, k).
+        """Returns the ids and the distances of the k items nearest to each of (n, D) features: (n, k) each.
 
         Meant for programs that look items up themselves. If fewer than k items are found, the remaining ids are -1 and
-        the remaining distances inf.
+        the remaining distances inf. where, exact: as in `search`.
         """
         return self._searches.neighbours(vectors, k, where, exact)
 
     def stored_features(self, key: int | bytes) -> NDArray[np.float32] | None:
-        """Returns the stored (D,) features of an item, or None. key: the item's id, or the SHA-256 of its file."""
+        """Returns the stored (D,) features of an item. key: the item's id, or the SHA-256 of its file.
+
+        Raises ItemNotFoundError for an unknown id; returns None for an unknown SHA-256.
+        """
         return self._searches.stored_features(key)
 
     def query_resolver(
         self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS, budget: MemoryBudget | None = None
     ) -> AbstractContextManager[QueryResolver]:
-        """Opens a `QueryResolver`, which makes query vectors, on the current snapshot of the index.
+        """Returns a context manager that gives a `QueryResolver`, which turns pictures and ids into query vectors.
 
+        The resolver sees the index as it was when the resolver was opened.
         serving: True for a service: the model is loaded for many images, and error messages contain no file names.
         max_pixels: the number of pixels of the largest picture to decode.
         budget: a memory limit for decoding that several resolvers share; None for a separate limit.
@@ -226,17 +234,17 @@ class Engine(WholeIndex):
 
     @property
     def scale(self) -> Scale:
-        """The scale of similarities: the distances at which they are 0.5 and 0."""
+        """The scale that turns distances into similarities: the distances whose similarities are 0.5 and 0."""
         with self.reading() as reader:
             return self._searches.scale(reader)
 
     def snapshot(self, reader: ItemReader) -> SearchSnapshot:
-        """Returns the contents of the index as of the reader's snapshot, ready for searching."""
+        """Returns the features that `reader` sees, ready for searching."""
         return self.snapshots.current(reader)
 
     @property
     def structure(self) -> ApproximateSearch | None:
-        """The approximate search that `tune` chose; None if there is none, or its files are missing or damaged."""
+        """The approximate search, made by `tune` or by Milvus; None if there is none, or if its files are damaged."""
         return self._searches.structure()
 
     @property
@@ -246,28 +254,28 @@ class Engine(WholeIndex):
 
     @property
     def complete(self) -> bool:
-        """False for a Milvus collection whose push has not ended; True otherwise."""
+        """False for a Milvus collection into which an index has not been copied to the end; True for all others."""
         return bool(getattr(self.opened_index, "complete", True))
 
     @property
     def shards(self) -> FeatureFiles:
-        """The feature files of the last commit; for those of a reader's snapshot, see `reader.shards`."""
+        """The files with the stored features, as of the last commit. A reader has its own in `reader.shards`."""
         return self.index.feature_files
 
     def features(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
-        """Computes the features of pictures: (n, D) float32, rounded to float16 as in the index."""
+        """Returns the features of pictures: (n, D) float32, rounded to float16 as in the index. Raises ImageError."""
         return self.model.features(pictures)
 
     # -- items
 
     def item(self, number: int) -> Item:
-        """Returns the item with that id. Raises ItemNotFoundError."""
+        """Returns the item with the id `number`. Raises ItemNotFoundError."""
         with self.reading() as reader:
             found: Item = reader.item(number)
             return found
 
     def paths(self, items: Iterable[Item]) -> list[str]:
-        """Returns the full path of each item: the location of its source, followed by its path in the source."""
+        """Returns the full path of each item: the location of the item's source, then the item's path in the source."""
         return item_files.paths(self.opened_index, items)
 
     def read(self, number: int) -> bytes:
@@ -275,18 +283,22 @@ class Engine(WholeIndex):
         return item_files.read(self.opened_index, number)
 
     def open_image(self, number: int, *, decodes: bool = True, budget: MemoryBudget | None = None) -> IO[bytes]:
-        """Opens an item's image file for reading; see `recorded.open_recorded`. The caller closes the file.
+        """Opens an item's image file for reading. The caller closes the file.
 
-        Raises ItemNotFoundError, and ImageError if the file is gone, has changed since, or is outside its source.
+        decodes, budget: see `recorded.open_recorded`. Raises ItemNotFoundError, and ImageError if the file is gone, has
+        changed since it was indexed, or is outside its source.
         """
         return item_files.open_image(self.opened_index, number, decodes=decodes, budget=budget)
 
     def thumbnail(self, picture: Picture | int, shorter_side: int = 256) -> Image.Image | None:
-        """Returns a picture or item as an RGB image to show; None if it cannot be read."""
+        """Returns a picture, or the picture of an item by its id, as an RGB image; None if it cannot be read.
+
+        shorter_side: the number of pixels needed; a large picture is decoded at a smaller size that has at least these.
+        """
         return item_files.thumbnail(self.opened_index, picture, shorter_side)
 
     def info(self) -> dict[str, Any]:
-        """Describes the index and its contents as plain JSON values."""
+        """Returns facts about the index and its contents, as plain JSON values."""
         structure = self.structure
         values = self.opened_index.info()
         with self.reading() as reader:
@@ -301,7 +313,10 @@ class Engine(WholeIndex):
         paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         **options: Unpack[indexing_options.AddOptions],
     ) -> indexing_options.Summary:
-        """Adds one or more images, folders or other sources to the index; nothing is removed from it."""
+        """Adds one or more images, folders or other sources to the index, and returns a summary of the changes.
+
+        Nothing is removed. Options: those of `AddOptions`. Raises UsageError, IndexLockedError, IndexReplacedError.
+        """
         chosen = indexing_options.BuildOptions.from_keywords({**options, "prune": False})
         found = [resolve.resolve(path) for path in resolve.as_names(paths)]
         return sync.sync(self.index, self.model, found, chosen)
@@ -315,9 +330,9 @@ class Engine(WholeIndex):
             return find_items(names, reader, self.opened_index.sources(reader))
 
     def remove(self, names: Name | Iterable[Name]) -> int:
-        """Removes items by id, path, folder or glob, and returns their number. Image files are left alone."""
+        """Removes the items that `find` finds, and returns their number. Image files are not touched."""
         return sync.remove(self.index, self.find(names))
 
     def relocate(self, roots: Mapping[str, str]) -> None:
-        """Records new locations of sources; `roots` as in `__init__`. Raises UsageError for an unknown root."""
+        """Records new locations of sources in the index. roots: as for the class. Raises UsageError."""
         self.index.relocate(roots)

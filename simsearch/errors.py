@@ -44,7 +44,7 @@ __all__ = [
 
 
 class SimsearchError(Exception):
-    """The base class of all errors above. `str(error)` is one sentence that names the invalid value."""
+    """The base class of all errors of simsearch. `str(error)` is one sentence that names the invalid value."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -59,7 +59,10 @@ class MissingExtraError(UsageError, ImportError):
     """An optional package is not installed."""
 
     def __init__(self, what: str, extra: str, *, packages: str = "") -> None:
-        """packages: arguments for `pip install`, if installing the extra is not enough."""
+        """Makes the message "WHAT needs the [EXTRA] extra", with the command that installs the extra as the hint.
+
+        packages: arguments for `pip install`, if installing the extra is not enough. Message and hint then name these.
+        """
         needed = f"the [{extra}] extra" if not packages else packages.removeprefix("--no-deps ")
         line = install_packages_line(packages) if packages else install_line(extra)
         super().__init__(f"{what} needs {needed}", hint=line)

@@ -1,4 +1,4 @@
-"""How simsearch is installed: its version, and the line that adds an extra in the same way."""
+"""The version of simsearch, and the commands that install its extras (groups of optional packages)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 def install_line(extra: str) -> str:
     """Returns the command that installs an extra into this environment.
 
-    The command names the place from which simsearch was installed: a checkout (`pip install '.[serve]'` if that is the
-    current folder), or the address of an archive or a repository. Only an installation from a package index is named by
-    the package alone.
+    The command names the place from which simsearch was installed. For a checkout, this is its folder, for example
+    `pip install '.[serve]'` in the checkout itself. For an archive or a repository, it is the address. For a package
+    index, the name simsearch is enough.
     """
     import importlib.metadata  # here and below: at the top, these imports would slow down every start
     import json
@@ -34,7 +34,10 @@ def install_packages_line(packages: str) -> str:
 
 
 def _installer(installer: str) -> str:
-    """Returns the install command for the running Python: uv's if uv installed simsearch, else pip's."""
+    """Returns the start of an install command for the running Python: `uv pip install` or `pip install`.
+
+    installer: "uv" if uv installed simsearch; any other text means pip.
+    """
     import shlex
     import shutil
 

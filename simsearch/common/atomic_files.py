@@ -15,18 +15,19 @@ from simsearch.errors import UsageError
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
 _ABANDONED = 24 * 3600.0
-"""Seconds after its last change for which a partial file may still be in use."""
+"""Seconds without a change after which a partial file is no longer in use, since its process was killed."""
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], folder: int | None = None) -> Iterator[BinaryIO]:
-    """Opens a new file that replaces the one at `path` when the block ends, atomically and durably.
+    """Yields a new binary file that replaces the file at `path` when the block ends, atomically and durably.
 
-    If the block raises an exception, the new file is deleted and the old one is kept. During the block, the new file
-    has a random name in the same folder: `file.name`, for libraries that open files themselves. No link is followed, so
-    that nobody who knows the path can have another file overwritten.
+    If the block raises an exception, the new file is deleted and the old file is kept. During the block, the new file
+    has a random name in the same folder: `file.name`, for libraries that open files themselves. A symbolic link at
+    `path` is replaced and not followed, so nobody can use a link to have another file overwritten.
 
-    folder: a descriptor that a relative path starts at; the current folder by default. Raises OSError.
+    folder: the descriptor of an open folder to which `path` is relative; by default, the current folder.
+    Raises OSError.
     """
     parent = os.path.dirname(path)
     partial = os.path.join(parent, f".{secrets.token_hex(8)}.partial")
@@ -51,8 +52,9 @@ def replacing(path: str | os.PathLike[str], folder: int | None = None) -> Iterat
 def atomic_write(path: Path, data: bytes, *, follow_links: bool = True) -> None:
     """Replaces a file by `data`, atomically and durably.
 
-    follow_links: False for files that no person has named, such as those of an index. Raises UsageError if the file
-    cannot be written.
+    follow_links: if `path` is a symbolic link, True replaces the file that the link leads to, and False the link. Use
+    False for files that no person has named, such as the files of an index.
+    Raises UsageError if the file cannot be written.
     """
     try:
         if path.exists() and not path.is_file():  # a rename would delete a device such as /dev/stdout
@@ -70,7 +72,10 @@ def is_partial(name: str) -> bool:
 
 
 def delete_abandoned(folder: Path) -> None:
-    """Deletes partial files that killed processes have left in a folder. Raises OSError."""
+    """Deletes the partial files in a folder that have not changed for a day: killed processes have left them.
+
+    Raises OSError.
+    """
     latest = time.time() - _ABANDONED
     for name in os.listdir(folder):
         with contextlib.suppress(FileNotFoundError):

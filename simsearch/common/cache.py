@@ -21,11 +21,12 @@ def cache_dir() -> Path:
 
 
 def cached_folder(name: str, fill: Callable[[Path], None]) -> Path:
-    """Returns the cached folder `name`, created by `fill` if it is missing.
+    """Returns the path of the folder `name` in the cache. If the folder is missing, `fill` creates its content.
 
-    `fill` writes to a temporary folder, which is then renamed: readers never see an incomplete folder, and if two
-    processes fill it at once, the first one wins. If the cache is not writable, the folder is a temporary one that is
-    removed at exit. Raises OSError if that cannot be created either.
+    `fill` gets the path of a temporary folder, which is renamed when `fill` is done. So readers never see an incomplete
+    folder, and if two processes fill the folder at once, the result of the first is kept. If the cache is not writable,
+    the function returns a temporary folder, which is deleted when the process ends.
+    Raises OSError if no temporary folder can be created either.
     """
     target = cache_dir() / name
     if target.is_dir():

@@ -1,4 +1,4 @@
-"""Squared lengths of vectors, for distances: |a - b|^2 = |a|^2 - 2 a.b + |b|^2."""
+"""Squared lengths of vectors, from which distances are computed: |a - b|^2 = |a|^2 - 2 a.b + |b|^2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def squared_norms(rows: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """Returns the squared lengths of (n, D) rows: (n,), of the rows' dtype or of `dtype`."""
+    """Returns the squared length of each row of an (n, D) array: (n,), of type `dtype`, by default the rows' own."""
     kind: Any = dtype
     found: NDArray[Any] = np.einsum("nd,nd->n", rows, rows, dtype=kind)
     return found

@@ -1,8 +1,8 @@
 """Fast, exact conversion of float16 to float32.
 
-NumPy and FAISS's `sa_decode` convert one value at a time. Shifted 13 bits to the left, a float16 has the bits of the
-same float32 value, except that the exponent biases differ by 112. Multiplying by 2^112 corrects this, for subnormal
-numbers too. Each step compiles to vector instructions.
+NumPy and FAISS's `sa_decode` convert one value at a time. Here, the bits of a float16 are shifted 13 places to the
+left. They then are the bits of the same value as a float32, except that the exponent is too small by 112. Multiplying
+by 2^112 corrects the exponent, for subnormal numbers too. Both steps use the processor's vector instructions.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 _INFINITE = 0x7C00
 _SCALE = np.float32(2.0**112)
 _KEPT = np.array(0x8FFFE000, np.uint32).view(np.int32)
-"""Mask for the shifted int32: keeps the sign bit and the 15 value bits, clears the repeated sign bits between."""
+"""Mask for a shifted int32. It keeps the sign bit and the 15 value bits, and clears the copies of the sign bit."""
 
 
 def to_float32(features: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """Converts an array to float32 with the fast method for float16 and with NumPy for all other types.
+    """Returns an array converted to float32: finite float16 values by the fast method, all others by NumPy.
 
-    out: contiguous array of the same shape to write into; a new one by default.
+    out: contiguous float32 array of the same shape to write into; by default, a new array.
     """
     x: NDArray[Any] = np.ascontiguousarray(features)
     values: NDArray[np.float32] = np.empty(x.shape, np.float32) if out is None else out
@@ -46,5 +46,5 @@ def to_float32(features: NDArray[Any], out: NDArray[np.float32] | None = None) -
 
 
 def to_float16(features: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Converts features to float16, the stored type. Values out of range are clipped to ±65504."""
+    """Returns features as float16, the type in which they are stored. Values out of range are clipped to ±65504."""
     return np.clip(features, -65504, 65504).astype(np.float16)

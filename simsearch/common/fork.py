@@ -1,10 +1,12 @@
-"""Forked processes: threads, sessions and connections do not survive a fork, so their owners make new ones in a child.
+"""Support for forked processes: functions to call in a child process, and blocks of code that delay a fork.
 
-Native code cannot be told that its threads are gone. In a child, FAISS and PyTorch therefore compute with one thread in
-the thread that forked; threads started later use all cores. A child never closes what belongs to its parent.
+Threads, sessions and connections do not survive a fork. Objects that have some register a function here, which makes
+new ones in the child. FAISS and PyTorch cannot be told that their threads are gone. In a child, they therefore compute
+on a single core in the thread that forked; in threads started later, they use all cores. A child never closes objects
+that belong to its parent.
 
-A lock that another thread holds at the time of a fork stays locked in the child for ever, and SQLite has such locks. A
-fork therefore waits, at most `PATIENCE` seconds, until no other thread is in a `postponed` block.
+A lock that another thread holds during a fork stays locked in the child for ever, and SQLite has such locks. A fork
+therefore waits until no other thread is in a `postponed` block, but at most `PATIENCE` seconds.
 """
 
 from __future__ import annotations
@@ -21,20 +23,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 PATIENCE = 1.0
-"""The most seconds that a fork waits for other threads, and that other threads wait for a pending fork."""
+"""Largest number of seconds that a fork waits for other threads, and that other threads wait for a pending fork."""
 
 _turn = threading.Condition()
 _at_work: Counter[int] = Counter()
-"""The number of blocks of `postponed` that each thread is in, by its identity."""
+"""By the identifier of a thread: the number of `postponed` blocks that the thread is in."""
 _forks = 0
-"""The number of threads that wait for a fork."""
+"""The number of threads that are about to fork."""
 
 _methods: list[weakref.WeakMethod[Callable[[], None]]] = []
 _functions: list[Callable[[], None]] = []
 
 
 def in_child(function: Callable[[], None]) -> None:
-    """Registers a function to be called in each process forked from now on; a bound method, while its object lives."""
+    """Registers a function to be called in each process forked from now on.
+
+    A bound method is called only as long as its object exists; registering it does not keep the object alive.
+    """
     if isinstance(function, types.MethodType):
         _methods[:] = [method for method in _methods if method() is not None]
         _methods.append(weakref.WeakMethod(function))
@@ -43,7 +48,10 @@ def in_child(function: Callable[[], None]) -> None:
 
 
 def never_close(belonging_to_parent: Any) -> None:
-    """Keeps an object of the parent process alive: its destructor would wait for threads that the child lacks."""
+    """Keeps an object of the parent process alive for ever, for use in a child process.
+
+    The object's destructor would wait for threads that do not exist in the child.
+    """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(belonging_to_parent))
 
 

@@ -1,4 +1,4 @@
-"""95 % confidence intervals: of a proportion, of a mean, and of means over queries (bootstrap)."""
+"""95 % confidence intervals of proportions, of means, and (by the bootstrap) of means over queries."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Interval:
 def mean_interval(shares: NDArray[np.floating[Any]]) -> tuple[float, float]:
     """Returns the (low, high) interval of the mean of (n,) proportions, by the normal approximation.
 
-    If all values are equal, the rule of three gives the half-width, 3/n.
+    If all values are equal, the half-width is 3/n, by the rule of three. For a single value, it is 1.
     """
     mean, n = float(shares.mean()), len(shares)
     error = 1.96 * float(shares.std(ddof=1)) / n**0.5 if n > 1 else 1.0
@@ -50,10 +50,11 @@ def mean_interval(shares: NDArray[np.floating[Any]]) -> tuple[float, float]:
 def with_intervals(values: Mapping[str, NDArray[np.float64]], seed: int = 0) -> dict[str, Interval]:
     """Returns the mean of each measure with its percentile bootstrap interval (Efron & Tibshirani 1993, section 13.3).
 
-    values: (nq,) per measure, a value per query; NaN is ignored. All measures share the resampled queries.
+    values: for each measure, an (nq,) array with a value for each query; NaN values are ignored. The resampled queries
+    are the same for all measures.
     """
     names = list(values)
-    table = np.stack([values[name] for name in names], 1)  # (nq, m)
+    table = np.stack([values[name] for name in names], 1)  # (nq, number of measures)
     count = len(table)
     if not count:
         return {name: Interval(math.nan, math.nan, math.nan) for name in names}

@@ -1,4 +1,4 @@
-"""Makes public functions raise UsageError with a hint, in place of TypeError, for unknown keyword arguments."""
+"""A decorator that makes functions raise UsageError with a hint, not TypeError, for an unknown keyword argument."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ R = TypeVar("R")
 
 
 def check_keywords(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function, without `**` or positional-only parameters, to raise UsageError for unknown keywords."""
+    """Returns the function, wrapped so that it raises UsageError for an unknown keyword argument.
+
+    function: a function without `**` and without positional-only parameters.
+    """
     code = function.__code__  # `inspect.signature` would take longer than importing this module
     names = [name for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if name != "self"]
 

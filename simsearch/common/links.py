@@ -1,4 +1,4 @@
-"""Converts paths for display: to URLs, and to relative paths where those are shorter."""
+"""Converts paths and ids for display: to URLs, and to relative paths if these are shorter."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from simsearch.errors import UsageError
 
 
 def file_link(path: str) -> str | None:
-    """Returns the `file:` URL of a path; None if no file has this path, for example a member of an archive."""
+    """Returns the `file:` URL of a path; None if there is no file at the path, for example for an archive's member."""
     return Path(path).absolute().as_uri() if os.path.isfile(path) else None
 
 
 def item_link(service: str, number: int) -> str:
     """Returns the URL of an item's picture on an HTTP service.
 
-    service: the service's URL; `http://host:8000/?index=NAME` names one of several indexes. Raises UsageError if
-    `service` is not an http(s) URL.
+    service: the service's URL. For a service with several indexes, `http://host:8000/?index=NAME` names the index.
+    Raises UsageError if `service` is not an http(s) URL.
     """
     from urllib.parse import urlsplit, urlunsplit  # at the top, the import would slow down every start
 
@@ -32,7 +32,7 @@ def item_link(service: str, number: int) -> str:
 
 
 def shortest(path: str) -> str:
-    """Returns an absolute path relative to the current folder if that is shorter; other paths as they are."""
+    """Returns an absolute path as a path relative to the current folder, if that is shorter; other paths unchanged."""
     if not os.path.isabs(path):
         return path
     try:

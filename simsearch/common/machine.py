@@ -1,4 +1,4 @@
-"""Limits of the machine: available CPU cores, and a memory budget that threads share."""
+"""The machine's CPU cores and memory: how many cores are available, and a memory budget that threads share."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def available_cores() -> int:
 def cgroup_cpu_quota(membership: Path, root: Path) -> float:
     """Returns the CPU quota of the process's cgroups in cores (cgroup v1 or v2); infinity if there is none.
 
-    membership: file that lists the process's cgroups, one line `number:controllers:path` each.
-    root: where the cgroup file systems are mounted. The limits of parent cgroups apply too.
+    The limits of parent cgroups apply too.
+    membership: file that lists the process's cgroups, with a line `number:controllers:path` for each.
+    root: folder in which the cgroup file systems are mounted.
     """
     try:
         lines = membership.read_text().splitlines()
@@ -58,7 +59,7 @@ def _granted(folder: Path) -> float:
 
 
 def release_free_memory() -> None:
-    """Returns freed memory to the system, of which glibc can keep hundreds of megabytes. No effect without glibc."""
+    """Gives freed memory back to the system, since glibc can keep hundreds of megabytes. No effect without glibc."""
     import ctypes
 
     with contextlib.suppress(AttributeError, OSError, TypeError):
@@ -66,7 +67,7 @@ def release_free_memory() -> None:
 
 
 def return_freed_memory(size: int) -> None:
-    """Makes blocks of at least `size` bytes return to the system as soon as they are freed. No effect without glibc."""
+    """Makes glibc give blocks of at least `size` bytes back to the system when they are freed. Else has no effect."""
     import ctypes
 
     with contextlib.suppress(AttributeError, OSError, TypeError):
@@ -76,14 +77,17 @@ def return_freed_memory(size: int) -> None:
 def let_openmp_sleep() -> None:
     """Lets OpenMP's threads sleep when they have nothing to do, unless the environment says otherwise.
 
-    By default they spin for milliseconds after each call of FAISS and take the cores from a service's other threads.
-    Has an effect only before FAISS is loaded.
+    By default, these threads spin for milliseconds after each call of FAISS, and keep a service's other threads from
+    the cores. The function must be called before FAISS is loaded. The environment variable is OMP_WAIT_POLICY.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def own_memory() -> int:
-    """Returns the memory of this process in bytes, without mapped files; on systems without /proc, its peak."""
+    """Returns the memory in use by this process in bytes, without mapped files.
+
+    On systems without /proc, returns the largest memory so far, in the unit of `resource.getrusage`.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
@@ -94,9 +98,9 @@ def own_memory() -> int:
 
 
 class MemoryBudget:
-    """A number of bytes that threads share. Requests are granted in order, as soon as enough is free.
+    """A number of bytes that threads share. Requests are granted in order, as soon as enough bytes are free.
 
-    A request larger than the total is granted once nothing else is in use.
+    A request for more than the total is granted once no other thread holds bytes.
     """
 
     def __init__(self, total: int) -> None:
@@ -107,7 +111,7 @@ class MemoryBudget:
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Reserves `size` bytes for the duration of the context; waits until they are free."""
+        """Waits until `size` bytes are free, then reserves them until the end of the block."""
         size, ticket = min(size, self.total), object()
         with self._changed:
             self._queue.append(ticket)

@@ -34,7 +34,7 @@ _HINT = "milvus://HOST:PORT/COLLECTION, or milvus:///PATH/FILE.db"
 
 @dataclass(frozen=True)
 class MilvusAddress:
-    """A collection, the server (host and port) or Milvus Lite file it is in, and options for requests."""
+    """A parsed address: a collection, its server (host and port) or Milvus Lite file, and options for requests."""
 
     collection: str
     host: str = ""
@@ -45,19 +45,19 @@ class MilvusAddress:
     effort: int | None = None
 
     def __str__(self) -> str:
-        """The address without its options."""
+        """Returns the address as text, without its options."""
         if self.file is not None:
             return f"{SCHEME}{self.file}" + ("" if self.collection == COLLECTION else f"/{self.collection}")
         return f"{SCHEME}{self.host}:{self.port}/{self.collection}"
 
     @property
     def uri(self) -> str:
-        """The address of the server or file, for pymilvus."""
+        """The URL of the server, or the path of the file, as pymilvus takes it."""
         return str(self.file) if self.file is not None else f"http://{self.host}:{self.port}"
 
     @property
     def server(self) -> str:
-        """The server or file, for messages."""
+        """The server as host:port, or the path of the file, for messages."""
         return str(self.file) if self.file is not None else f"{self.host}:{self.port}"
 
 
@@ -67,7 +67,7 @@ def is_address(index: str | os.PathLike[str]) -> bool:
 
 
 def parse_address(text: str) -> MilvusAddress:
-    """Reads an address. Raises UsageError."""
+    """Parses an address with its options. Raises UsageError for an invalid address or option."""
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port

@@ -9,11 +9,11 @@ _EXACT = 15
 """The number of decimal digits that a float always keeps."""
 
 _DIGITS = 400
-"""The longest text that is looked at."""
+"""Largest length of a text that is read as a number, in characters."""
 
 
 def written_number(text: str) -> int | float | None:
-    """Returns the number in a text; None unless the number can be written back as exactly this text.
+    """Returns the number that a text stands for; None if the number would be written differently.
 
     7, -1.5 and 0.0001 are numbers; 007, 1.50, 12E4 and 1_000 are not.
     """
@@ -27,5 +27,5 @@ def written_number(text: str) -> int | float | None:
 
 
 def stored_integer(number: int) -> int | str:
-    """Returns an integer as metadata keeps it: as text if it has more than the 64 bits of SQLite's integers."""
+    """Returns an integer as it is stored in metadata: unchanged, or as text if SQLite's 64 bits cannot hold it."""
     return number if -(2**63) <= number < 2**63 else str(number)

@@ -14,12 +14,18 @@ LIMIT = 64 << 20
 
 
 def parse(text: str | bytes, limit: int = LIMIT) -> Any:
-    """Parses JSON. Raises ValueError, also for NaN, infinity, repeated keys, and text that is too long or too deep."""
+    """Returns the value of a JSON text. limit: the largest length of the text, in bytes or characters.
+
+    Raises ValueError for invalid JSON, and for NaN, infinity, repeated keys, too long texts and too deep nesting.
+    """
     return _parse(text, limit, _STRICT)
 
 
 def parse_lenient(text: str | bytes, limit: int = LIMIT) -> Any:
-    """Parses JSON as `parse`, but NaN and infinite numbers become null, and the last of repeated keys counts."""
+    """Returns the value of a JSON text like `parse`, but reads NaN and infinite numbers as None.
+
+    If a key is repeated in an object, the last value counts.
+    """
     return _parse(text, limit, _LENIENT)
 
 

@@ -20,13 +20,16 @@ OVERSAMPLING, POWER_ITERATIONS = 16, 2
 
 @dataclass(frozen=True)
 class Projection:
-    """Projects x to (x - mean) @ axes. mean: (D,) float32; axes: (D, d) float32, orthonormal: no distance grows."""
+    """A projection of vectors from D to d dimensions: x becomes (x - mean) @ axes.
+
+    mean: (D,) float32. axes: (D, d) float32, with orthonormal columns, so that a projection makes no distance longer.
+    """
 
     mean: NDArray[np.float32]
     axes: NDArray[np.float32]
 
     def __call__(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Projects (n, D) features to (n, d)."""
+        """Returns the projections of (n, D) features: (n, d) float32."""
         x: Any = to_float32(features)
         x -= self.mean
         projected: NDArray[np.float32] = x @ self.axes
@@ -40,9 +43,11 @@ class Projection:
 def fit_pca(
     sample: NDArray[np.floating], dimensions: int, seed: int = 0, iterations: int = POWER_ITERATIONS
 ) -> Projection:
-    """Computes the first `dimensions` principal components of an (n, D) sample; fewer if n or D is smaller.
+    """Returns the projection to the first `dimensions` principal components of an (n, D) sample.
 
-    iterations: of the power method; with fewer, the last components are less accurate.
+    The projection has fewer dimensions if n or D is smaller.
+    seed: of the random numbers. iterations: number of power iterations; the fewer, the less accurate are the last
+    components.
     """
     x = to_float32(sample)
     mean: NDArray[np.float32] = x.mean(0, dtype=np.float64).astype(np.float32)
@@ -55,7 +60,7 @@ def fit_pca(
         y = x @ (x.T @ np.linalg.qr(y)[0])
     basis = np.linalg.qr(y)[0]  # (n, width)
     part: NDArray[Any] = (basis.T @ x).astype(np.float64)  # (width, D)
-    vectors = np.linalg.eigh(part @ part.T)[1][:, ::-1]  # faster than a singular value decomposition of it
-    # Orthonormalized in float64: an axis longer than 1 would let distances grow.
+    vectors = np.linalg.eigh(part @ part.T)[1][:, ::-1]  # faster than a singular value decomposition of `part`
+    # Orthonormalized in float64: an axis longer than 1 would make distances longer.
     exact = np.linalg.qr(part.T @ vectors[:, :d])[0]
     return Projection(mean, np.ascontiguousarray(exact, np.float32))

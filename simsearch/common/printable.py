@@ -1,4 +1,4 @@
-"""Text for terminals. Names, labels and messages may come from a stranger and hold escape sequences."""
+"""Makes text safe for terminals: names, labels and messages may come from a stranger and hold escape sequences."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ _JOINERS = "\u200c\u200d"
 
 
 def printable(text: str) -> str:
-    """Escapes characters that could change the terminal's state or the order of its text, line breaks included.
+    """Returns a text with all characters escaped that could change the terminal's state or the order of its text.
 
-    Escaped are all control characters, marks of writing direction, and bytes that are not UTF-8.
+    These are control characters, line breaks included, marks of writing direction, and bytes that are not UTF-8.
     """
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def printable_lines(text: str) -> str:
-    """Escapes as `printable`, but keeps line breaks, for text of several lines."""
+    """Returns a text of several lines, each escaped by `printable`; the line breaks stay."""
     return "\n".join(map(printable, text.split("\n")))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total); total may grow during the operation."""
+"""A function that is called with (done, total), the numbers of finished and of all steps. `total` may grow."""
 
 
 def no_progress(done: int, total: int) -> None:

@@ -15,6 +15,6 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 
 
 def hint(name: str, known: Sequence[str]) -> str:
-    """Returns the hint of an error about an unknown name: the most similar known name, or all of them."""
+    """Returns the hint for an error about an unknown name: the most similar known name, or all if none is similar."""
     found = nearest(name, known)
     return f"did you mean {found}?" if found else f"one of {', '.join(known)}"

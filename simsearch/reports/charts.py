@@ -1,4 +1,7 @@
-"""Charts: lines, training errors, and kernels of a network's first layer (Krizhevsky et al. 2012, figure 3)."""
+"""Draws line charts, the errors of a training, and the kernels of a network's first layer.
+
+The kernels are drawn as in figure 3 of Krizhevsky et al. 2012.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +45,20 @@ FINE = 2
 """Charts are drawn this many times larger and then reduced, so that lines are smooth."""
 
 TEXT, HEADING = 13, 15
-"""Font sizes of text and of headings."""
+"""Font sizes of text and of headings, in units of SCALE pixels."""
 
 Points = Sequence[tuple[float, float]]
 Band = Sequence[tuple[float, float, float]]
 
 
 def kernels(weights: NDArray[np.float32], columns: int = 12, scale: int = 10, gap: int = 1) -> Image.Image:
-    """Draws (K, 3 or 1, H, W) kernels as tiles, each scaled to its own range, in the order of `sorted_kernels`.
+    """Returns an image of kernels as tiles, in the order of `sorted_kernels`.
 
-    columns: tiles in a row. scale: image pixels per weight. gap: weights between tiles.
+    The weights of each kernel are drawn with values from 0, for its smallest weight, to 255, for its largest.
+    weights: (K, 3, H, W) for colour or (K, 1, H, W) for grey.
+    columns: number of tiles in a row.
+    scale: width of a weight in pixels.
+    gap: space between tiles, in weights.
     """
     count, channels, height, width = weights.shape
     rows = math.ceil(count / columns)
@@ -67,9 +74,9 @@ def kernels(weights: NDArray[np.float32], columns: int = 12, scale: int = 10, ga
 
 
 def sorted_kernels(weights: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Returns an order of (K, C, H, W) kernels in which similar ones are adjacent: (K,).
+    """Returns the indices that sort (K, C, H, W) kernels so that similar kernels are adjacent: (K,).
 
-    Grey ones come first, by the direction of their stripes, then coloured ones by hue, and noise last.
+    Grey kernels come first, by the direction of their stripes, then coloured kernels by hue, and noise last.
     """
     grey = weights.mean(1)  # (K, H, W)
     varying = weights - weights.mean((2, 3), keepdims=True)
@@ -94,7 +101,7 @@ def sorted_kernels(weights: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 _NOISE, _COLOURED = 1.3, 0.15
-"""Limits above which a kernel is noise (squared steps over energy), or otherwise coloured (share of colour)."""
+"""A kernel is noise if `rough` exceeds the first limit; any other is coloured if `colour` exceeds the second."""
 
 
 def plot(
@@ -113,17 +120,17 @@ def plot(
     names: Sequence[str] = (),
     legend: bool = True,
 ) -> Image.Image:
-    """Draws lines through points, SCALE pixels for each unit of `width` and `height`.
+    """Returns a chart with one or more lines through points.
 
-    series: by name of a line, its (x, y) pairs; points that are not finite are left out.
-    bands: by name of a line, (x, low, high), drawn as a pale area behind it.
-    width, height: of the image. Letters have 13 units.
-    across: the ends of the x axis; by default the smallest and the largest x.
-    lowest: the start of the y axis; by default the smallest y.
-    highest: a value that the y axis includes.
+    series: the (x, y) points of each line, by the line's name. Points that are not finite are left out.
+    bands: (x, low, high) edges of a pale area behind a line, by the line's name.
+    width, height: of the image, in units of SCALE pixels. Text has size 13 in these units.
+    across: the ends of the x axis; by default, the smallest and the largest x.
+    lowest: the start of the y axis; by default, the smallest y.
+    highest: the y axis reaches this value at least.
     line: the y of a horizontal line across the chart.
-    names: of the places 1, 2, ... on the x axis, instead of numbers; points are then marked.
-    legend: True to show the names of the lines, above the chart.
+    names: texts for the x axis at 1, 2, ..., instead of numbers. Points are then marked by dots.
+    legend: True to show the names of the lines above the chart, if there are several lines.
     """
     lines = {name: [point for point in pairs if math.isfinite(point[1])] for name, pairs in series.items()}
     areas = {name: [edge for edge in (bands or {}).get(name, ()) if all(map(math.isfinite, edge))] for name in lines}
@@ -182,7 +189,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _legend_rows(names: Sequence[str], width: float) -> list[list[str]]:
-    """Distributes the names of lines over as few rows as they need."""
+    """Returns the names of lines, distributed over rows of at most `width` units."""
     rows: list[list[str]] = []
     used = math.inf
     for name in names:
@@ -198,7 +205,10 @@ def _legend_rows(names: Sequence[str], width: float) -> list[list[str]]:
 def _draw_bands(
     image: Image.Image, bands: Sequence[Sequence[tuple[tuple[float, float], tuple[float, float]]]]
 ) -> Image.Image:
-    """Returns a chart with a translucent area for each line. bands: (lower, upper) points of each line's area."""
+    """Returns the chart `image` after drawing a translucent area for each line.
+
+    bands: for each line, (lower, upper) pairs of points on the edges of its area, in pixels.
+    """
     for number, band in enumerate(bands):
         if len(band) < 2:
             continue
@@ -214,7 +224,10 @@ def _draw_axes(
     x_marks: Mapping[float, str],
     y_marks: Mapping[float, str],
 ) -> None:
-    """Draws the axes and grid of a chart. box: left, top, right, bottom. Marks are labels by place, all in pixels."""
+    """Draws the axes and the grid of a chart.
+
+    box: left, top, right and bottom, in pixels. x_marks, y_marks: the label at each x or y, in pixels.
+    """
     left, top, right, bottom = box
     font, fine = _font(TEXT * FINE), SCALE * FINE
     for y, label in y_marks.items():
@@ -227,14 +240,21 @@ def _draw_axes(
 
 
 def legend(image: Image.Image, names: Sequence[str], corner: tuple[float, float]) -> None:
-    """Draws the names of lines side by side, for several charts in one image. corner: in units of SCALE pixels."""
+    """Draws the names of lines side by side, as the common legend of several charts in one image.
+
+    corner: (x, y) of the legend's left end, in units of SCALE pixels.
+    """
     draw, (x, y) = ImageDraw.Draw(image), corner
     for number, name in enumerate(names):
         x = _key(draw, (x, y), name, number, SCALE) + 24
 
 
 def _key(draw: ImageDraw.ImageDraw, corner: tuple[float, float], name: str, number: int, scale: int) -> float:
-    """Draws a line's colour and name; returns the x of their end. scale: pixels per unit."""
+    """Draws a legend's entry for a line, its colour and its name, and returns the x at which the entry ends.
+
+    corner: (x, y) of the entry's left end. number: the line's number, which decides its colour.
+    scale: pixels per unit of x and y.
+    """
     (x, y), font = corner, ImageFont.load_default(TEXT * scale)
     draw.line([(x * scale, y * scale), ((x + 20) * scale, y * scale)], LINES[number % len(LINES)], 3 * scale)
     draw.text(((x + 26) * scale, y * scale), name, INK, font=font, anchor="lm")
@@ -242,7 +262,7 @@ def _key(draw: ImageDraw.ImageDraw, corner: tuple[float, float], name: str, numb
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:
-    """Returns about `about` round numbers between low and high, low < high."""
+    """Returns evenly spaced round numbers from `low` to `high`, about `about` of them. `low` must be below `high`."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
@@ -251,7 +271,10 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
 
 
 def _labelled(values: Sequence[float]) -> dict[float, str]:
-    """Returns the labels of ticks, all with the same number of decimals, and commas from 10,000 on."""
+    """Returns the label of each tick, by the tick's value.
+
+    All labels have the same number of decimals. If a value has five or more digits, commas group the thousands.
+    """
     plain = [f"{value:.10f}".rstrip("0") for value in values]
     decimals = max((len(text.partition(".")[2]) for text in plain), default=0)
     comma = "," if any(abs(value) >= 10_000 for value in values) else ""
@@ -259,9 +282,12 @@ def _labelled(values: Sequence[float]) -> dict[float, str]:
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Draws the errors of a training log by epoch, in percent: top-1 in training, top-1 and top-5 in validation.
+    """Returns a chart of the errors in a training log by epoch, in percent.
 
-    Training steps are averaged in groups. A band shows the range from the 10th to the 90th percentile of each group.
+    It shows the top-1 error in training, and the top-1 and top-5 errors in validation. Successive training steps are
+    averaged in groups, at most STEPS. If a group has more than four steps, a band shows the range from the 10th to the
+    90th percentile of each group.
+    rows: the rows of the log, with `event`, `epoch`, `top1` and `top5`.
     """
     steps = [(row["epoch"], 100 * (1 - row["top1"])) for row in rows if row.get("event") == "step"]
     name, size = "training, top-1", math.ceil(len(steps) / STEPS)
@@ -282,7 +308,7 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
-    """Encodes an image as PNG."""
+    """Returns an image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

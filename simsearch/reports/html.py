@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Table = tuple[str, Sequence[Sequence[str]]]
-"""A table's caption and rows; the first row has the headings, and the first column names each row."""
+"""A table's caption and its rows. The first row has the headings, and the first cell of each row its name."""
 
 
 def save_html(
@@ -39,7 +39,7 @@ def save_html(
     charts: Mapping[str, Image.Image] | None = None,
     groups: bool = False,
 ) -> None:
-    """Writes the page of `render_html` to a UTF-8 file. Raises UsageError if it cannot be written."""
+    """Writes the page of `render_html` to a UTF-8 file. Raises UsageError if the file cannot be written."""
     atomic_write(path, render_html(rows, title, facts, tables=tables, charts=charts, groups=groups).encode("utf-8"))
 
 
@@ -53,13 +53,13 @@ def render_html(
     charts: Mapping[str, Image.Image] | None = None,
     groups: bool = False,
 ) -> str:
-    """Returns the page. It can be encoded to UTF-8 even if names are not valid UTF-8.
+    """Returns an HTML page of queries and matches. It can be encoded as UTF-8 even if file names are not valid UTF-8.
 
-    facts: names and values shown below the title (model, index, ...).
-    side: of a tile, in pixels.
+    facts: names and values to show below the title (model, index, ...).
+    side: width and height of a tile (a picture with its caption), in pixels.
+    tables: tables to show below the facts.
+    charts: images to show below the tables at half their size in pixels, by their descriptions.
     groups: True if each row is a group of similar pictures, without a query.
-    tables: shown below the facts.
-    charts: images by description, shown below the tables at half their size in pixels.
     """
     sections: list[dict[str, Any]] = []
     folder = _common_folder([tile.path for row in rows for tile in ([row.query] if groups else []) + [*row.matches]])
@@ -84,7 +84,7 @@ def _template() -> Template:
 
 
 def _common_folder(paths: Sequence[str]) -> str:
-    """Returns the deepest folder that contains all files, to be shown only once; "" if there is none."""
+    """Returns the deepest folder that contains all files, so that the page can show it only once; "" for none."""
     if len(paths) < 2 or not all(map(os.path.isabs, paths)):
         return ""
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -92,7 +92,11 @@ def _common_folder(paths: Sequence[str]) -> str:
 
 
 def _figure(tile: Tile, rank: int, side: int, kind: str = "Match", folder: str = "") -> dict[str, Any]:
-    """Returns the values of a tile for the template. Rank 0 is the query. folder: left out of the path."""
+    """Returns the values that the template shows for a tile.
+
+    rank: of a match, from 1; 0 for the query. kind: "Match" or "Picture", for the text that replaces a missing image.
+    folder: left out at the start of the path.
+    """
     path = tile.path.removeprefix(folder + os.path.sep) if folder else tile.path
     alt = f"{kind} {rank}: " if rank else "Query: "
     alt += f"{tile.label}, {path}" if tile.label else path
@@ -122,5 +126,5 @@ def _inline_image(tile: Tile, side: int) -> dict[str, Any] | None:
 
 def _data_url(image: Image.Image, form: str) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, form, quality=88, optimize=True)  # PNG has no quality
+    image.save(buffer, form, quality=88, optimize=True)  # PNG ignores `quality`
     return f"data:image/{form.lower()};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

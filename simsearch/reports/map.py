@@ -1,9 +1,9 @@
 """A map of items as one self-contained HTML page: a canvas, its script, and a policy that forbids requests.
 
-The page's parts are in `templates/map`. Numbers are embedded as arrays, see `pack`; thumbnails of some items are
-embedded in sheets, see `simsearch.reports.thumbnail_sheets`.
+The page's parts are in `templates/map`. The numbers are embedded as arrays; see `pack`. The thumbnails of some items
+are embedded in large images; see `simsearch.reports.thumbnail_sheets`.
 
-Letters: n items, k neighbours, m items with a picture.
+In the shapes of arrays, n is the number of items and k the number of neighbours of each.
 """
 
 from __future__ import annotations
@@ -32,16 +32,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NEAREST = 8
-"""Neighbours of each item that the page shows."""
+"""Number of neighbours that the page shows for each item."""
 
 
 @dataclass(frozen=True)
 class MapData:
-    """The content of the page.
+    """The content of a map's page.
 
-    positions: (n, 2) float32. ids: (n,). clusters: (n,) places in `cluster_names`. paths, labels, metadata: of each
-    item. neighbours: (n, k) places of the nearest other items, nearest first; -1 for none. sheets: small pictures.
-    cluster_notes: of each cluster, where its name comes from.
+    positions: (n, 2), the items' coordinates on the map.
+    ids: (n,), the items' ids.
+    clusters: (n,) indices into `cluster_names`, which has the name of each cluster.
+    cluster_notes: for each cluster, a text that says where its name comes from.
+    paths, labels, metadata: one for each item.
+    neighbours: (n, k), for each item the positions of its nearest other items in the lists above, nearest first; -1 for
+    none.
+    sheets: the thumbnails.
     """
 
     positions: NDArray[np.float32]
@@ -57,14 +62,14 @@ class MapData:
 
 
 def save_map(data: MapData, path: Path, title: str, facts: Mapping[str, str]) -> int:
-    """Writes the page of `render_map` to a UTF-8 file; returns its size. Raises UsageError if it cannot be written."""
+    """Writes the page of `render_map` to a UTF-8 file and returns the file's size in bytes. Raises UsageError."""
     page = render_map(data, title, facts).encode("utf-8")
     atomic_write(path, page)
     return len(page)
 
 
 def render_map(data: MapData, title: str, facts: Mapping[str, str]) -> str:
-    """Returns the page. facts: names and values shown in its panel."""
+    """Returns the HTML page of a map. facts: names and values to show in the page's panel."""
     template, script = _templates()
     code = script.render()
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
@@ -78,10 +83,10 @@ def render_map(data: MapData, title: str, facts: Mapping[str, str]) -> str:
 
 
 def pack(data: MapData, facts: Mapping[str, str] | None = None) -> bytes:
-    """Returns the data of the page, compressed by gzip: the length of a JSON header, the header, arrays.
+    """Returns the data of the page, compressed by gzip: the length of a JSON header, the header, then the arrays.
 
-    The header lists each array with its type, length, and offset from the end of the header, aligned to 8 bytes.
-    Numbers are little-endian. Paths are lines of UTF-8, with unprintable characters escaped.
+    The header lists each array with its type, offset and length. Offsets are counted from the end of the header and are
+    multiples of 8 bytes. Numbers are little-endian. Paths are lines of UTF-8, with unprintable characters escaped.
     facts: see `render_map`.
     """
     folder = common_folder(data.paths)
@@ -122,7 +127,7 @@ def pack(data: MapData, facts: Mapping[str, str] | None = None) -> bytes:
 def _add_field(
     fields: list[dict[str, Any]], arrays: dict[str, NDArray[Any]], name: str, column: Categories | Numbers
 ) -> None:
-    """Adds a field to colour by, and its array."""
+    """Adds a column by which the map can be coloured: its description to `fields`, its values to `arrays`."""
     key = f"field {len(fields)}"
     if isinstance(column, Numbers):
         fields.append({"name": name, "array": key, "kind": "number"})
@@ -134,7 +139,7 @@ def _add_field(
 
 @functools.cache
 def _templates() -> tuple[Template, Template]:
-    """Returns the templates of the page and of its script, which has no values."""
+    """Returns the template of the page, and the template of its script, into which no values are inserted."""
     environment = page_environment("map")
     return environment.get_template("page.html"), environment.get_template("script.js")
 

@@ -1,6 +1,6 @@
 """The columns by which the items of a map are coloured and searched: clusters, labels, metadata, paths.
 
-Letters: n items.
+In the shapes of arrays, n is the number of items.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CATEGORIES, FIELDS = 1000, 12
-"""Largest number of categories of a metadata field, and of fields. Text fields with more are left out."""
+"""Largest number of categories of a metadata field, and largest number of such fields (one more without labels).
+
+A text field with more categories is left out.
+"""
 
 NONE = 0xFFFF
-"""Code of an item without a category."""
+"""The code of items that have no category."""
 
 
 @dataclass(frozen=True)
 class Categories:
-    """A categorical column. codes: (n,) uint16, positions in `names`, or `NONE`. names: in printable form."""
+    """A column of categories.
+
+    codes: (n,) uint16, the position of each item's category in `names`, or `NONE`. names: the categories, as printable
+    text.
+    """
 
     codes: NDArray[np.uint16]
     names: Sequence[str]
@@ -34,7 +41,7 @@ class Categories:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A numeric column. values: (n,) float32, NaN for a missing value."""
+    """A column of numbers. values: (n,) float32, NaN for a missing value."""
 
     values: NDArray[np.float32]
 
@@ -45,16 +52,16 @@ def columns(
     labels: Sequence[str | None],
     metadata: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[str, Categories | Numbers]]:
-    """Yields columns with their names: first the cluster, then the label, if there are any, then metadata fields.
+    """Yields the name and the values of each column: first the clusters, then the labels, if any, then metadata fields.
 
-    clusters: (n,) positions in `cluster_names`. labels, metadata: those of each item.
+    clusters: (n,), the position of each item's cluster in `cluster_names`. labels, metadata: one for each item.
     """
     yield "cluster", Categories(clusters.astype("<u2"), list(map(printable, cluster_names)))
     count = 1
     if (found := categories(labels, CATEGORIES * 60)) is not None:
         yield "label", found
         count += 1
-    most = min(CATEGORIES, max(12, len(labels) // 2))  # where most items differ, the values are names
+    most = min(CATEGORIES, max(12, len(labels) // 2))  # if most values differ, they are names
     for name in list(dict.fromkeys(key for each in metadata for key in each))[: 4 * FIELDS]:
         values = [each.get(name) for each in metadata]
         column = numbers(values) or categories(values, most)
@@ -64,7 +71,7 @@ def columns(
 
 
 def numbers(values: Sequence[Any]) -> Numbers | None:
-    """Returns a numeric column; None if a value is not a number, or if at most 12 values are distinct."""
+    """Returns a column of numbers; None if a value is not a number, or if there are at most 12 different values."""
     known = [value for value in values if value is not None]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
         return None
@@ -76,7 +83,10 @@ def numbers(values: Sequence[Any]) -> Numbers | None:
 
 
 def categories(values: Sequence[Any], most: int) -> Categories | None:
-    """Returns a categorical column, the most frequent value first; None for 0 or more than `most` distinct values."""
+    """Returns a column of categories, the most frequent first.
+
+    Returns None if there are no values, or more than `most` different values.
+    """
     texts = [None if value is None else str(value) for value in values]
     counts = Counter(text for text in texts if text is not None)
     if not counts or len(counts) > min(most, NONE):
@@ -88,7 +98,7 @@ def categories(values: Sequence[Any], most: int) -> Categories | None:
 
 
 def common_folder(paths: Sequence[str]) -> str:
-    """Returns the longest common start of all paths that ends in "/", to be stored once; "" if there is none."""
+    """Returns the longest text ending in "/" with which all paths start, to be stored once; "" if there is none."""
     if len(paths) < 2:
         return ""
     first, last = min(paths), max(paths)

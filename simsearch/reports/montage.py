@@ -23,19 +23,22 @@ from simsearch.search.results import word_of
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 FORMATS = {".png": ("PNG", 2**31 - 1), ".jpg": ("JPEG", 65_535), ".jpeg": ("JPEG", 65_535), ".webp": ("WEBP", 16_383)}
-"""By file extension: Pillow's name of the format and the largest number of pixels on a side."""
+"""By file extension: Pillow's name of the format, and the largest width or height in pixels."""
 
 TILE, PANEL, FRAME = "#f2f3f5", "#e3eaf4", "#34557f"
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """The places of a montage's images, in pixels. Column 0 has the queries, at some distance from the others."""
+    """The sizes and positions in a montage, in pixels.
 
-    side: int  # of a tile
+    Column 0 has the queries; a wider gap separates it from the columns with matches.
+    """
+
+    side: int  # width and height of an image's square
     gap: int
     line: int  # from one line of text to the next
-    cell: int  # from the top of a tile to the end of the second line below it
+    cell: int  # from the top of the square to the end of the two lines of text below it
     font: Font
 
     def left(self, column: int) -> int:
@@ -46,9 +49,10 @@ class _Layout:
 
 
 def draw_montage(rows: Sequence[ResultRow], side: int = 160) -> Image.Image:
-    """Draws an RGB image with a square of `side` pixels for each query and each match.
+    """Returns an RGB image with a square of `side` pixels for each query and each match.
 
-    Pillow's built-in font has little more than ASCII: accents are dropped, and other scripts appear as boxes.
+    Pillow's built-in font has little more than ASCII. Accents are therefore dropped, and characters of other scripts
+    appear as boxes.
     """
     text = max(10, side // 11)
     gap, line = max(6, side // 16), round(text * 1.35)
@@ -69,17 +73,21 @@ def draw_montage(rows: Sequence[ResultRow], side: int = 160) -> Image.Image:
 
 
 def _draw_panel(draw: ImageDraw.ImageDraw, row: int, layout: _Layout) -> None:
-    """Draws the background and frame of a query."""
+    """Draws the background and the frame of the query in a row."""
     x, y, pad = layout.left(0), layout.top(row), layout.gap * 3 // 4
     box = (x - pad, y - pad, x + layout.side + pad - 1, y + layout.cell + pad - 1)
     draw.rounded_rectangle(box, radius=pad, fill=PANEL, outline=FRAME, width=max(1, layout.side // 80))
 
 
 def _draw_tile(canvas: Image.Image, tile: Tile, corner: tuple[int, int], layout: _Layout) -> None:
-    """Draws an image and two lines of text: distance and label (or file name); for a query, file name and label."""
+    """Draws an image and two lines of text below it.
+
+    For a match, these are similarity and distance, then the label, or the file name if there is no label. For a query,
+    they are the file name, then the label.
+    """
     (x, y), side, font = corner, layout.side, layout.font
     draw = ImageDraw.Draw(canvas)
-    if x != layout.left(0):  # a query has its panel as background
+    if x != layout.left(0):  # the background of a query is drawn by `_draw_panel`
         draw.rectangle((x, y, x + side - 1, y + side - 1), fill=TILE)
     fitted = fit_image(tile.image, side)
     if fitted is None:
@@ -98,7 +106,7 @@ def _draw_tile(canvas: Image.Image, tile: Tile, corner: tuple[int, int], layout:
 
 
 def save_montage(rows: Sequence[ResultRow], path: Path) -> None:
-    """Writes a montage in the format of the path's extension.
+    """Writes a montage to a file, in the format of the file's extension.
 
     Raises UsageError for an unknown extension, a montage too large for the format, or a path that cannot be written.
     """
@@ -108,12 +116,12 @@ def save_montage(rows: Sequence[ResultRow], path: Path) -> None:
         message = f"{path}: a montage of {image.width} by {image.height} pixels exceeds {name}'s limit of {largest}"
         raise UsageError(message, hint="fewer queries or matches, or .png")
     buffer = io.BytesIO()
-    image.save(buffer, name, quality=92)  # ignored by PNG
+    image.save(buffer, name, quality=92)  # PNG ignores `quality`
     atomic_write(path, buffer.getvalue())
 
 
 def montage_extension(path: Path) -> str:
-    """Returns the extension of `path`, a key of FORMATS. Raises UsageError for any other extension."""
+    """Returns the extension of `path` in lower case. Raises UsageError if it is not one of FORMATS."""
     extension = path.suffix.lower()
     if extension not in FORMATS:
         message = f"{path}: no montage format has the extension {extension!r}"
@@ -122,13 +130,13 @@ def montage_extension(path: Path) -> str:
 
 
 def _drop_accents(text: str) -> str:
-    """Removes accents, which the montage's font lacks."""
+    """Returns the text in printable form and without accents, which the montage's font lacks."""
     decomposed = unicodedata.normalize("NFKD", printable(text))
     return "".join(character for character in decomposed if not unicodedata.combining(character))
 
 
 def _elide(text: str, font: Font, width: int) -> str:
-    """Shortens text to `width` pixels; shortened text ends in an ellipsis."""
+    """Returns the text, shortened to at most `width` pixels. A shortened text ends in an ellipsis."""
     kept = text[:width]  # no letter is narrower than a pixel, and measuring is slow
     while kept and font.getlength(kept if kept == text else kept + "…") > width:
         kept = kept[:-1]

@@ -1,4 +1,4 @@
-"""The Jinja2 environment of HTML pages: it escapes all values and makes unprintable characters visible."""
+"""The Jinja2 environment for HTML pages. It escapes all values and makes unprintable characters visible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def page_environment(folder: str = "") -> Environment:
-    """Returns the environment of the templates in a subfolder of `templates`."""
+    """Returns an environment that looks for templates in the subfolder `folder` of `templates`, then in `templates`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

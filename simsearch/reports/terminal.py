@@ -32,14 +32,14 @@ WIDEST = 32
 """Largest width of a tile, in characters."""
 
 GAP = 2
-"""Characters between tiles."""
+"""Number of characters between tiles."""
 
 
 def show(rows: Sequence[ResultRow], console: Console, renderable: Any = None) -> None:
-    """Draws each query and its matches.
+    """Draws the pictures of each query and its matches in a terminal.
 
-    console: a terminal with colours; see `can_show`.
-    renderable: a picture class of textual-image; None for half blocks.
+    console: a terminal for which `can_show` is True.
+    renderable: the class with which the library textual-image draws a picture; None for half blocks.
     """
     tiles = max(2, (console.width + GAP) // (SIDE + GAP))
     for row in rows:
@@ -55,13 +55,13 @@ def show(rows: Sequence[ResultRow], console: Console, renderable: Any = None) ->
 
 
 def can_show(console: Console) -> bool:
-    """Returns True if the console is a terminal that can show pictures, at least as coloured blocks."""
+    """Returns True if the console is a terminal that can show pictures, at least as coloured half blocks."""
     return console.is_terminal and console.color_system is not None and not console.no_color
 
 
 def graphics() -> Any:
-    """Returns the picture class of textual-image for this terminal; None if it can only show half blocks."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):  # textual-image queries the terminal and reads its answer
+    """Returns the class with which textual-image draws a picture in this terminal; None if only half blocks work."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):  # textual-image asks the terminal and reads its answer
         return None
     try:
         from textual_image import renderable
@@ -78,7 +78,7 @@ def advice() -> str | None:
 
 
 def _grid(row: ResultRow, width: int) -> Table:
-    """Returns the query and its matches as tiles, four in a line if the terminal is wide enough."""
+    """Returns a query and its matches as a table of tiles, at least four in a row if `width` characters are enough."""
     side = min(max(SIDE, (width + GAP) // 4 - GAP), WIDEST)
     cells = [_tile(row.query, "query", side)]
     cells += [_tile(match, str(rank), side) for rank, match in enumerate(row.matches, 1)]
@@ -107,7 +107,10 @@ def _caption(words: str, style: str, side: int) -> Text:
 
 
 def blocks(image: Image.Image | None, side: int = SIDE) -> list[Text]:
-    """Returns a picture as side / 2 lines of `side` characters, centred, keeping proportions."""
+    """Returns a picture as coloured half blocks: `side` / 2 lines of `side` characters.
+
+    The picture is centred and keeps its proportions. For None, the lines say that it is not available.
+    """
     side -= side % 2
     lines = [Text(" " * side) for _ in range(side // 2)]
     if image is None:

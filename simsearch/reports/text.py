@@ -17,11 +17,11 @@ FORMATS = ("table", "json", "jsonl", "csv", "paths")
 def render(
     answers: Sequence[QueryResult], form: str, end: str = "\n", show_path: Callable[[str], str] = printable
 ) -> str:
-    """Returns all results as text.
+    """Returns all queries with their matches as text.
 
     form: one of FORMATS.
-    end: follows each path in the format "paths".
-    show_path: converts paths in the table to printable text.
+    end: the text after each path in the format "paths".
+    show_path: converts a path to printable text, in the format "table".
     """
     if form == "json":
         return json.dumps([answer.to_dict() for answer in answers], indent=1) + "\n"
@@ -45,9 +45,9 @@ def render(
 
 
 def table(rows: Iterable[Sequence[str]], right: int = 0, last: Callable[[str], str] = printable) -> list[str]:
-    """Returns rows as lines with aligned columns, two spaces apart; the first `right` columns are right-aligned.
+    """Returns the lines of a table, with columns two spaces apart. The first `right` columns are right-aligned.
 
-    Control characters in cells are made visible. last: converts cells of the last column instead.
+    Control characters in cells are made visible. last: the function that does this for cells of the last column.
     """
     rows = [[*map(printable, row[:-1]), last(row[-1])] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -65,7 +65,7 @@ _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d",
 
 
 def to_csv(rows: Iterable[Iterable[Any]]) -> str:
-    """Returns rows as the text of a CSV file; texts are escaped by `csv_cell`, so that none is a formula."""
+    """Returns rows as the text of a CSV file. Texts are escaped by `csv_cell`, so that no program sees a formula."""
     lines = []
     for row in rows:
         out = io.StringIO()
@@ -76,17 +76,17 @@ def to_csv(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Returns a text for a CSV cell, with an apostrophe in front if a spreadsheet would read the text as a formula."""
+    """Returns a text as a cell of a CSV file: with an apostrophe in front if a spreadsheet would read it as a formula."""
     return "'" + text if text != "-" and text.startswith(_FORMULAS) else text
 
 
 def format_distance(number: float) -> str:
-    """Formats a distance with four digits; one below 0.001, which may be a rounding error, as 0."""
+    """Returns a distance with four significant digits; 0 if it is below 0.001, which may be a rounding error."""
     return "0" if number < 1e-3 else f"{number:.4g}"
 
 
 def format_size(number: float) -> str:
-    """Formats a number of bytes with a unit, as 1.5 MiB."""
+    """Returns a number of bytes with a unit, such as 1.5 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1024:
             return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"

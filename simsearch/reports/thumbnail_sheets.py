@@ -1,4 +1,4 @@
-"""Combines thumbnails of items into sheets, so that a page with thousands of items needs only a few images."""
+"""Combines thumbnails of items into large images (sheets), so that a page of many items has only a few images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIDE, COLUMNS = 96, 20
-"""Side of a thumbnail's square in pixels, and number of squares in each row and column of a sheet."""
+"""Width and height of a thumbnail's square in pixels, and number of squares in each row and column of a sheet."""
 
 QUALITY = 72
 """WebP quality of the sheets; about 2 kB per thumbnail."""
@@ -25,9 +25,12 @@ QUALITY = 72
 
 @dataclass(frozen=True)
 class Sheets:
-    """Pictures of m items. Picture j is on sheet j // columns², row by row, in the top left corner of its square.
+    """Thumbnails of m items on sheets. A sheet has `columns` rows of `columns` squares, and is filled row by row.
 
-    images: the sheets, WebP. places: (m,) of the items. sizes: (m, 2) width and height in pixels.
+    images: the sheets, as WebP files.
+    places: (m,), the position of each thumbnail's item in the list of all items.
+    sizes: (m, 2), the width and height of each thumbnail in pixels. It is in the top left corner of its square.
+    side: width and height of a square in pixels.
     """
 
     images: Sequence[bytes] = ()
@@ -40,7 +43,11 @@ class Sheets:
 def make_sheets(
     places: Sequence[int], opened: Callable[[int], Image.Image | None], progress: Progress = no_progress
 ) -> Sheets:
-    """Draws the sheets. opened: returns the image of an item by place, in any size; None if it cannot be read."""
+    """Returns the thumbnails of items on sheets. Items whose image cannot be read are left out.
+
+    places: the positions of the items in the list of all items.
+    opened: returns the image of the item at a position, in any size; None if it cannot be read.
+    """
     shown: list[int] = []
     sizes: list[tuple[int, int]] = []
 
@@ -74,7 +81,7 @@ def _new_sheet() -> Image.Image:
 
 
 def _encode(sheet: Image.Image, used: int) -> bytes:
-    """Encodes the rows of a sheet that are used."""
+    """Returns a sheet as a WebP file, without the rows below the first `used` squares."""
     buffer = io.BytesIO()
     rows = -(-used // COLUMNS)
     sheet.crop((0, 0, sheet.width, rows * SIDE)).save(buffer, "WEBP", quality=QUALITY, method=4)

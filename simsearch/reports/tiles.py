@@ -1,4 +1,4 @@
-"""Queries and matches as tiles of a report, and functions that fit images and names into them."""
+"""The tiles of a report, each with a query or a match, and functions that fit images and names into tiles."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from PIL import Image
 PAPER, INK, FAINT = "#ffffff", "#1c1f23", "#5d646c"
 """Colours of drawn reports: the background, text, and less important text."""
 
-MAX_ENLARGEMENT = 2.0  # more would mostly show the resampling filter on tiny images
+MAX_ENLARGEMENT = 2.0  # tiny images that are enlarged further are only blurred
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A query or a match. image: upright, of any size and mode; None if it could not be opened."""
+    """A query or a match in a report. image: upright, of any size and mode; None if it could not be opened."""
 
     image: Image.Image | None
     path: str
@@ -24,8 +24,8 @@ class Tile:
     id: int | None = None
     distance: float | None = None  # Euclidean
     similarity: float | None = None  # in [0, 1]
-    details: str = ""  # its size and date, for people
-    link: str | None = None  # where a click leads; None for the file
+    details: str = ""  # a line of text to show below the picture, such as its size and date
+    link: str | None = None  # the URL that a click opens; None to open the file
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ class ResultRow:
 
 
 def fit_image(image: Image.Image | None, side: int) -> Image.Image | None:
-    """Returns an RGB copy scaled to fit a square of `side` pixels; None for no image or an empty one."""
+    """Returns an RGB copy of an image, scaled to fit into a square of `side` pixels; None for None or an empty image.
+
+    The copy is at most MAX_ENLARGEMENT times as large as the image.
+    """
     if image is None or 0 in image.size:
         return None
     scale = min(side / max(image.size), MAX_ENLARGEMENT)
@@ -47,5 +50,5 @@ def fit_image(image: Image.Image | None, side: int) -> Image.Image | None:
 
 
 def file_name(path: str) -> str:
-    """Returns the last part of a path, or the whole path if it has none."""
+    """Returns the last part of a path; for a path such as "/", which has no parts, the path itself."""
     return PurePath(path).name or path
