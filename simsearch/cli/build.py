@@ -49,11 +49,15 @@ from simsearch.indexing import options as indexing_options
     "--recall",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="R",
-    help="Then choose the fastest way to search, as `tune --recall R` does.",
+    help="After the build, choose the fastest way to search, as `tune --recall R` does.",
 )
 @click.option("--on", metavar="ray[://HOST:PORT]", help="Compute on the machines of a Ray cluster.")
-@click.option("--push", "address", metavar="ADDRESS", help="Then copy the index to Milvus, as `push ADDRESS` does.")
-@click.option("--watch", is_flag=True, help="Then follow the sources, and index what changes, until interrupted.")
+@click.option(
+    "--push", "address", metavar="ADDRESS", help="After the build, copy the index to Milvus, as `push ADDRESS` does."
+)
+@click.option(
+    "--watch", is_flag=True, help="After the build, watch the sources and index all changes, until interrupted."
+)
 @root_option
 @new_index_option
 @source_options
@@ -78,11 +82,11 @@ def build_command(
 ) -> None:
     """Makes an index of the images in SOURCEs, or updates it.
 
-    A SOURCE is a folder, a .zip or .tar archive, a .csv or .jsonl manifest (columns path, label and any others), a
-    .parquet file with image bytes, a single image, torchvision/NAME, or a folder or archive at s3://, gs:// or
-    https://. Features are computed for new and changed
-    images; moved ones are recognised by their content, and missing ones are removed from the index. Without SOURCE,
-    all sources of the index are updated. An interrupted build continues where it stopped.
+    A SOURCE is a folder, a .zip or .tar archive, a .csv or .jsonl list of images (columns path, label and any others),
+    a .parquet file with image bytes, a single image, torchvision/NAME, or a folder or archive at s3://, gs:// or
+    https://. Features are computed for new and changed images only. Moved images are recognised by their content, and
+    missing images are removed from the index. Without SOURCE, all sources of the index are updated. The next build
+    continues an interrupted one.
     """
     if watch:
         _check_watch(dry_run, on, address)
@@ -111,7 +115,7 @@ def build_command(
 
 
 def _go_on(context: click.Context, name: str, **options: Any) -> None:
-    """Imports and runs another command; options that are not given have their defaults."""
+    """Imports and runs the command `name` of simsearch. Options that are not given have their defaults."""
     group = context.find_root().command
     command = group.get_command(context, name) if isinstance(group, click.Group) else None
     assert command is not None
@@ -119,7 +123,10 @@ def _go_on(context: click.Context, name: str, **options: Any) -> None:
 
 
 def _check_watch(dry_run: bool, on: str | None, address: str | None) -> None:
-    """Raises UsageError for options that `--watch` excludes, and MissingExtraError."""
+    """Raises UsageError for an option that cannot be combined with `--watch`.
+
+    Raises MissingExtraError if the packages for `--watch` are not installed.
+    """
     for name, given in {"--dry-run": dry_run, "--on": on is not None, "--push": address is not None}.items():
         if given:
             raise UsageError(f"--watch and {name} exclude each other")
@@ -180,7 +187,7 @@ def _print_summary(summary: indexing_options.Summary, index_path: str, form: str
         note(f"`simsearch info --failures{place}` lists the reasons")
     if not summary.items:
         note("there is nothing to search yet; build again when the source has images")
-    if summary.items and summary.items == summary.added:  # a new index
+    if summary.items and summary.items == summary.added:  # the index is new
         note(f"`simsearch query IMAGE{place}` searches it, `simsearch serve{place}` shows it in the browser")
 
 

@@ -38,43 +38,43 @@ else:  # these imports would slow down every other start
     training_config = LazyModule("simsearch.training.config")
 
 SEEN = 20_000
-"""Items of the index that values are collected from."""
+"""Number of items of the index from which the values of fields are collected."""
 
 SHOWN = 60
-"""Completions that are offered at most."""
+"""Largest number of completions that are offered."""
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
 def starting(incomplete: str, known: Iterable[str], help: str | None = None) -> list[CompletionItem]:
-    """Returns those of the known words that start with the incomplete one."""
+    """Returns a completion for each known word that starts with the text `incomplete`."""
     return [CompletionItem(word, help=help) for word in known if word.startswith(incomplete)]
 
 
 def files(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes file names, for arguments that may be files."""
+    """Tells the shell to complete file names."""
     return [CompletionItem(incomplete, type="file")]
 
 
 def words(*known: str) -> Complete:
-    """Returns a function that completes one of a few words."""
+    """Returns a function that completes the given words."""
     return lambda context, parameter, incomplete: starting(incomplete, known)
 
 
 def models(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the names of built-in models, or files."""
+    """Completes the names of built-in models and the prefix torchvision/; if none matches, file names."""
     known = [*registry.BUILTIN, registry.TORCHVISION]
     return starting(incomplete, known) or files(context, parameter, incomplete)
 
 
 def features(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the names of features, or the folder of an index."""
+    """Completes the names of features; if none matches, file names, since the folder of an index may be given too."""
     known = [descriptors.REFERENCE, *descriptors.DESCRIPTORS]
     return starting(incomplete, known) or files(context, parameter, incomplete)
 
 
 def presets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the presets of the chosen network, or of all."""
+    """Completes the presets of the chosen network, or of all networks if none is chosen."""
     architecture = context.params.get("architecture")
     chosen = training_config.PRESETS.get(architecture or "")
     known = chosen or dict.fromkeys(name for each in training_config.PRESETS.values() for name in each)
@@ -82,17 +82,17 @@ def presets(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 
 def settings(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the keys of a training's settings."""
+    """Completes the names of the settings of a training, each with = at its end."""
     return starting(incomplete, [f"{field.name}=" for field in fields(training_config.TrainConfig)])
 
 
 def changes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the changes that `eval robustness` makes."""
+    """Completes the names of the changes to images that `eval robustness` makes."""
     return starting(incomplete, perturb.CHANGES)
 
 
 def pictures(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes id:N from the ids in the index, and other words as files."""
+    """Completes id:N with the ids in the index, and other words with file names."""
     if not incomplete or not ID_PREFIX.startswith(incomplete[: len(ID_PREFIX)]):
         return files(context, parameter, incomplete)
     found = ((f"{ID_PREFIX}{item.id}", item.path) for item in _items(context))
@@ -101,7 +101,7 @@ def pictures(context: click.Context, parameter: click.Parameter, incomplete: str
 
 
 def conditions(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the field of a condition, and the values of a field after = or !=, the most frequent first."""
+    """Completes a filter condition: the name of its field, and after = or != its value, the most frequent first."""
     field, operator, value = incomplete.partition("=")
     items = list(_items(context))
     if not operator:
@@ -114,7 +114,7 @@ def conditions(context: click.Context, parameter: click.Parameter, incomplete: s
 
 
 def _value(item: Item, field: str) -> Any:
-    """Returns the value of an item's field; None for paths, of which there are too many, and for lists."""
+    """Returns the value of an item's field. Returns None for a list, and for a path, since there are too many paths."""
     if field in {"label", "id", "width", "height"}:
         return getattr(item, field)
     metadata: Mapping[str, Any] = item.metadata
@@ -123,7 +123,7 @@ def _value(item: Item, field: str) -> Any:
 
 
 def _items(context: click.Context) -> Iterator[Item]:
-    """Yields the first items of the index that the command line names; none if it cannot be read."""
+    """Yields the first SEEN items of the index named on the command line; nothing if the index cannot be read."""
     path = context.params.get("index_path")
     if not path or is_address(path):
         return
@@ -132,10 +132,10 @@ def _items(context: click.Context) -> Iterator[Item]:
 
 
 class Bash(BashComplete):
-    """Completion in bash, also of words that contain : or =, where bash splits words.
+    """Completion in bash, also of words that contain : or =, at which bash splits words.
 
-    Bash replaces only the part of the word that it names, so completions are printed without the part before it. Words
-    that end in : or = get no space behind them; special characters are escaped outside of quotes.
+    Bash replaces only the last part of such a word, so completions are printed without the parts before it. Completions
+    that end in =, : or / get no space behind them. Special characters are escaped, unless they are within quotes.
     """
 
     source_template = """\
@@ -161,7 +161,7 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Returns the complete words, without the program's name, and the incomplete word."""
+        """Returns the complete words of the command line, without the program's name, and the incomplete last word."""
         line = os.environ["COMP_WORDS"]
         given = split_arg_string(line)
         incomplete = "" if line[-1:].isspace() or not given else given.pop()
@@ -171,7 +171,7 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
         return given[1:], incomplete
 
     def format_completion(self, item: CompletionItem) -> str:
-        """Returns a completion in the format of the shell script."""
+        """Returns a completion as a line for the shell script: its type, a comma and its text."""
         if item.type != "plain":
             return f"{item.type},{item.value}"
         value = item.value[self._known :]
@@ -188,7 +188,7 @@ def _in_quotes(line: str) -> bool:
 
 
 class Zsh(ZshComplete):
-    """Completion in zsh that puts no space behind words that end in =, : or /."""
+    """Completion in zsh. Completions that end in =, : or / get no space behind them."""
 
     source_template = """\
 #compdef %(prog_name)s

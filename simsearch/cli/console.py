@@ -1,4 +1,4 @@
-"""Error messages, exit codes and wording of the command line."""
+"""Error messages, exit codes and printed text of the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 version_option = click.version_option(__version__, prog_name="simsearch")
 
 NO_MATCH, BAD_INPUT, DAMAGED, INTERRUPTED = 1, 2, 3, 130
-"""Exit codes; 0 is success."""
+"""Exit codes: nothing was found, an error, a damaged index, an interruption. Success is 0."""
 
 
 CHANGES = {
@@ -46,7 +46,7 @@ CHANGES = {
     "train",
     "tune",
 }
-"""Commands whose effect is not their output, so that they succeed even if standard output is closed."""
+"""Commands that do more than print a result, so that they succeed even if standard output is closed."""
 
 
 WITHOUT_LINKS = {"dumb", "linux"}
@@ -54,7 +54,10 @@ WITHOUT_LINKS = {"dumb", "linux"}
 
 
 class _Closed(io.TextIOWrapper):
-    """Stands for a stream that was closed when the program started. lost: True once something was written to it."""
+    """Takes the place of a standard stream that was closed when the program started, and drops the text written to it.
+
+    lost: True once a text was dropped.
+    """
 
     lost = False
 
@@ -66,12 +69,12 @@ class _Closed(io.TextIOWrapper):
 def replace_closed_streams() -> None:
     """Opens /dev/null for each standard stream that was closed when the program started.
 
-    This also occupies the file descriptors 0 to 2, so that no file opened later gets one of them and is written to by
-    mistake.
+    So the file descriptors 0 to 2 are in use. Otherwise a file opened later could get one of them, and output would be
+    written to the file by mistake.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            file = os.open(os.devnull, os.O_RDWR)  # the lowest free number, usually this one
+            file = os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, usually `number`
             raw = open(file, "rb" if not number else "wb", closefd=file != number)  # noqa: SIM115
             setattr(sys, name, _Closed(raw, "utf-8"))
 
@@ -93,7 +96,7 @@ class ErrorReportingGroup(click.Group):
         notes = logging.getLogger("simsearch")
         if not any(isinstance(handler, _NoteHandler) for handler in notes.handlers):
             notes.addHandler(_NoteHandler())
-        logging.getLogger("simsearch.models").setLevel(logging.INFO)  # to report work that is done only the first time
+        logging.getLogger("simsearch.models").setLevel(logging.INFO)  # slow work that is done only once
         warnings.filterwarnings("ignore", module=r"PIL\.")  # a damaged image is reported as a failure already
         try:
             code = super().main(arguments, **extra)
@@ -111,7 +114,7 @@ class ErrorReportingGroup(click.Group):
 
 
 def report_error(error: Exception) -> int:
-    """Prints an error and its hint to stderr and returns the exit code."""
+    """Prints an error and its hint to standard error, and returns the exit code."""
     if isinstance(error, BrokenPipeError):  # the reader, `| head` for example, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -149,19 +152,20 @@ def echo(text: str = "", err: bool = False) -> None:
 
 
 def echo_data(text: str, nl: bool = True) -> None:
-    """Prints output for programs unchanged; on a terminal, escape sequences are made visible."""
+    """Prints output for programs: unchanged, but on a terminal with escape sequences made visible."""
     click.echo(printable_lines(text) if sys.stdout.isatty() else text, nl=nl, color=True)
 
 
 def echo_ready(text: str, nl: bool = True) -> None:
-    """Prints text for people without changing it: text in printable form, with links of `show_path` on a terminal."""
+    """Prints text for people unchanged: it is printable already, and may contain links made by `show_path`."""
     click.echo(text, nl=nl, color=True)
 
 
 def show_path(path: str) -> str:
-    """Returns a path for people, to be printed by `echo_ready`.
+    """Returns a path in the form shown to people, to be printed by `echo_ready`.
 
-    It is relative where that is shorter, its control characters are visible, and on a terminal it is a link (OSC 8).
+    The path is relative if that is shorter, and its control characters are visible. On a terminal, the path is a link
+    to the file (an OSC 8 escape sequence).
     """
     shown = printable(shortest(path))
     linking = sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in WITHOUT_LINKS
@@ -170,7 +174,7 @@ def show_path(path: str) -> str:
 
 
 def note(text: str) -> None:
-    """Prints a note to stderr."""
+    """Prints a note to standard error."""
     echo(f"note: {printable(text)}", err=True)
 
 
@@ -183,14 +187,14 @@ class _NoteHandler(logging.Handler):
 
 
 def incomplete_push(engine: Engine) -> str | None:
-    """Returns a sentence about a Milvus collection whose push is running or was interrupted; None for others."""
+    """Returns a warning if a Milvus collection is incomplete, since `push` is running or was interrupted; else None."""
     if engine.complete:
         return None
     return f"the push into {engine.path} has not ended, so items may be missing or old; push again to complete it"
 
 
 def note_unshown(engine: Engine, rows: Sequence[ResultRow]) -> None:
-    """Prints a note with the first reason if pictures of items could not be shown in a report."""
+    """Prints a note if pictures of matches are missing in a report: how many, and why the first could not be read."""
     missing = [tile.id for row in rows for tile in row.matches if tile.image is None and tile.id is not None]
     if not missing:
         return
@@ -203,14 +207,14 @@ def note_unshown(engine: Engine, rows: Sequence[ResultRow]) -> None:
 
 
 def warn_if_incomplete(engine: Engine) -> Engine:
-    """Returns the engine, after a note if its items are known to be incomplete."""
+    """Prints a note if the engine searches an incomplete Milvus collection, and returns the engine."""
     if warning := incomplete_push(engine):
         note(warning)
     return engine
 
 
 def pluralize(count: int, noun: str, plural: str | None = None) -> str:
-    """Returns a number and the noun it counts: "1 item", "1,000 items"."""
+    """Returns a number with its noun: "1 item", "1,000 items". plural: by default, the noun with an s."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
@@ -220,16 +224,19 @@ def format_counts(counts: dict[str, int]) -> str:
 
 
 def check_links(service: str | None, html_file: Path | None, other: bool = False) -> None:
-    """Raises UsageError if --links is not the URL of a service, or if there is no report to link from."""
+    """Raises UsageError if --links is not the URL of a service, or if no report is written that could have links.
+
+    service: the value of --links. other: True if a report is written without --html.
+    """
     if service is None:
         return
     item_link(service, 0)
     if html_file is None and not other:
-        raise UsageError("--links is for a report", hint="--html FILE")
+        raise UsageError("--links is only for a report", hint="write a report with --html FILE")
 
 
 def check_folder_exists(file: Path | None) -> None:
-    """Raises UsageError if a file could not be written because its folder does not exist, or it is a folder itself."""
+    """Raises UsageError if a file to write is an existing folder, or if the folder of the file does not exist."""
     if file is not None and file.is_dir():
         raise UsageError(f"{file} cannot be written: it is a folder", hint="the path of a file in it")
     if file is not None and not file.absolute().parent.is_dir():

@@ -48,7 +48,7 @@ def _neighbours_option(default: int) -> Callable[[Any], Any]:
 
 
 def _shared_options(command: Any) -> Any:
-    """Adds the options that all these commands have."""
+    """Adds the options that all commands of `curate` share."""
     decorators = (
         click.option(
             "--format",
@@ -71,9 +71,10 @@ def _shared_options(command: Any) -> Any:
 @click.group("curate", cls=ListingGroup)
 @version_option
 def curate_command() -> None:
-    """Finds what is wrong in a data set, and what represents it.
+    """Finds outliers, wrong labels and leaks in a data set, chooses representative images, and spreads labels.
 
-    All of it is judged by the exact nearest neighbours in an index; nothing is changed. Exits 1 if nothing is found.
+    All commands use the exact nearest neighbours of images in an index, and change nothing. They exit with 1 if they
+    find nothing.
     """
 
 
@@ -94,7 +95,8 @@ def outliers_command(
 ) -> None:
     """Lists the images that are least like all others.
 
-    The score compares the distance to the nearest neighbours with these neighbours' own: about 1 is usual.
+    The score is an image's mean distance to its nearest neighbours, divided by the average of the same mean for these
+    neighbours. Most images score about 1.
     """
 
     def find(engine: Engine, progress: Progress) -> list[Finding]:
@@ -110,7 +112,10 @@ def outliers_command(
 def labels_command(
     count: int | None, neighbours: int, form: str, html_file: Path | None, device: str, index_path: str
 ) -> None:
-    """Lists the images whose label their neighbours contradict, the clearest first, with a better one."""
+    """Lists images whose label does not fit the labels of their neighbours, with a better label for each.
+
+    The clearest cases come first.
+    """
 
     def find(engine: Engine, progress: Progress) -> list[Finding]:
         return labels.suspicious_labels(engine.snapshots, count, neighbours, progress)
@@ -123,7 +128,7 @@ def labels_command(
     "--against",
     required=True,
     metavar="INDEX|FOLDER",
-    help="Where the images must not be too: the training set.",
+    help="Index or folder that must not contain the images: the training set.",
     shell_complete=completion.files,
 )
 @click.option(
@@ -136,9 +141,10 @@ def labels_command(
 def leaks_command(
     against: str, max_distance: float | None, form: str, html_file: Path | None, device: str, index_path: str
 ) -> None:
-    """Lists the images that are also in another index, or nearly so: of the training set in the test set.
+    """Lists images that are also in another index, unchanged or slightly changed.
 
-    Each image is searched for exactly, so none within the limit is missed.
+    This finds the images of a test set that are in the training set too. Each image is searched for exactly, so no
+    image within the largest distance is missed.
     """
     if not against:
         raise UsageError("--against '' names no index and no folder")
@@ -150,7 +156,7 @@ def leaks_command(
             if limit is None:
                 limit = copy_threshold(engine.opened_index, engine.model, progress=progress).distance
             found = leaks.leaks(engine.snapshots, other.snapshots, limit, progress)
-            note(f"{len(found):,} of {pluralize(len(engine), 'item')} within {limit:.4g} of one of {against}")
+            note(f"{len(found):,} of {pluralize(len(engine), 'item')} within {limit:.4g} of an item of {against}")
             if html_file:
                 _write_report(engine, found, "Leaks", html_file)
             return found
@@ -162,10 +168,11 @@ def leaks_command(
 @click.option("-n", "--count", type=click.IntRange(1), required=True, metavar="N", help="Number of images.")
 @_shared_options
 def diverse_command(count: int, form: str, html_file: Path | None, device: str, index_path: str) -> None:
-    """Chooses N images that cover all others.
+    """Chooses N images that represent all others.
 
-    Each next one is the farthest from those before. Every image lies within the last radius of a chosen one, which is
-    at most twice the smallest that N images can reach.
+    The first image is the most central one. Each further image is the one farthest from all images chosen before it.
+    The radius of a choice is the largest distance from any image to the nearest chosen image. It is at most twice the
+    smallest radius that is possible with as many images.
     """
 
     def find(engine: Engine, progress: Progress) -> list[Finding]:
@@ -181,7 +188,7 @@ def diverse_command(count: int, form: str, html_file: Path | None, device: str, 
     multiple=True,
     type=NameLabel(),
     metavar="NAME=LABEL",
-    help="A label to spread, and who has it (path, id:N or glob); the index's labels are not used then. Repeatable.",
+    help="Images (path, id:N or glob) and their label to spread, instead of the index's labels; repeatable.",
 )
 @_count_option
 @_neighbours_option(tags.NEIGHBOURS)
@@ -195,7 +202,10 @@ def tags_command(
     device: str,
     index_path: str,
 ) -> None:
-    """Spreads the labels of a few images to the others, the surest first."""
+    """Spreads the labels of a few images to the images without a label.
+
+    Lists the images with their new labels, the most certain first. The index is not changed.
+    """
 
     def find(engine: Engine, progress: Progress) -> list[Finding]:
         chosen = {item.id: label for name, label in seeds for item in engine.find(name)}
@@ -212,7 +222,10 @@ def _run(
     device: str,
     index_path: str,
 ) -> None:
-    """Runs `find` on the index, prints the findings and writes the report. title: empty if `find` writes the report."""
+    """Runs `find` on the index, prints the findings and writes a report. Exits with 1 if nothing is found.
+
+    title: of the report; empty if `find` writes the report itself.
+    """
     check_folder_exists(html_file)
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(warn_if_incomplete(api.open(index_path, device=device)))

@@ -46,7 +46,7 @@ Groups = list[list[near.Member]]
 _DOING = {"move": "moved", "trash": "put into the trash", "hardlink": "replaced by hard links"}
 
 _SHOWN = 5
-"""Largest number of problems that are printed one by one."""
+"""Largest number of problems for which a note is printed."""
 
 
 @click.command("duplicates")
@@ -54,20 +54,20 @@ _SHOWN = 5
     "--max-distance",
     type=click.FloatRange(0),
     metavar="D",
-    help="Compare by distance alone: the largest one of near-identical images.  [default: compare pixels, up to"
-    " a distance measured on changed copies]",
+    help="Compare by distance alone, and call images near-identical up to this distance.  [default: compare pixels,"
+    " up to a distance measured on changed copies]",
 )
 @click.option(
     "--keep",
     "rule",
     metavar="RULE",
-    help="Which image of each group stays: largest (in pixels), oldest, newest, shortest-path, under:DIR (all there),"
+    help="Which image of each group stays: largest (in pixels), oldest, newest, shortest-path, under:DIR (all in DIR),"
     " or against.  [default: against with --against, else largest]",
 )
 @click.option(
     "--against",
     metavar="INDEX|FOLDER",
-    help="Only list images that are there too; nothing there is ever changed.",
+    help="Only list images that INDEX or FOLDER has too; its own files are never changed.",
     shell_complete=completion.files,
 )
 @click.option("--move-to", metavar="DIR", help="Move the other images to DIR, keeping their relative paths.")
@@ -85,7 +85,7 @@ _SHOWN = 5
     "ignore",
     multiple=True,
     metavar="NAME",
-    help="Remember the group of an image (path, id:N or glob) as no duplicates; repeatable.",
+    help="Do not list the group of this image (path, id:N or glob) any more; repeatable.",
 )
 @click.option("--all", "everything", is_flag=True, help="Also list groups that are ignored.")
 @click.option(
@@ -120,11 +120,12 @@ def duplicates_command(
     device: str,
     index_path: str,
 ) -> None:
-    """Finds groups of near-identical images, and moves or links all but one of each.
+    """Finds groups of near-identical images, and on request moves or links all but one image of each group.
 
-    A group contains copies, and images linked by a chain of near-identical ones. With --move-to, --trash or --hardlink,
-    those near the one that stays are acted on, after a dry run that is the default. Every action can be taken back by
-    `restore`. Exits 1 if there are no groups.
+    Two images are in the same group if they are near-identical, or if a chain of near-identical images connects them.
+    One image of each group stays. --move-to, --trash and --hardlink act on those images of the group that are
+    near-identical to it; without --yes, they only print what they would do. `restore` takes all of it back. Exits 1 if
+    there are no groups.
     """
     action = _action(move_to, trash, hardlink)
     _check(action, against, yes, journal, ignore)
@@ -162,7 +163,7 @@ def _calibrate(engine: Engine) -> Threshold:
 
 
 def _action(move_to: str | None, trash: bool, hardlink: bool) -> str:
-    """Returns the action that is asked for; empty if there is none."""
+    """Returns the requested action: "move", "trash", "hardlink", or "" for none. Raises UsageError for several."""
     given = {"move": move_to is not None, "trash": trash, "hardlink": hardlink}
     if sum(given.values()) > 1:
         raise UsageError("--move-to, --trash and --hardlink exclude each other")
@@ -179,12 +180,15 @@ def _check(action: str, against: str | None, yes: bool, journal: Path | None, ig
             f"{'--yes' if yes else '--journal'} needs something to do", hint="--move-to DIR, --trash or --hardlink"
         )
     if action and ignore:
-        raise UsageError("--ignore only remembers groups", hint="act on the others in a second command")
+        raise UsageError("--ignore only marks groups, and changes no files", hint="clean up in a second command")
     check_folder_exists(journal)
 
 
 def _ignore(engine: Engine, groups: Groups, names: tuple[str, ...]) -> Groups:
-    """Marks the groups of the named items as ignored and returns the other groups."""
+    """Marks the groups of the named items as ignored, and returns the other groups.
+
+    Raises UsageError if a named item is in no group.
+    """
     wanted = {item.id for item in engine.find(list(names))}
     chosen = [group for group in groups if any(m.own and m.item.id in wanted for m in group)]
     grouped = {member.item.id for group in chosen for member in group if member.own}
@@ -194,7 +198,7 @@ def _ignore(engine: Engine, groups: Groups, names: tuple[str, ...]) -> Groups:
             hint="nothing was remembered",
         )
     ignored.ignore(engine.opened_index, chosen)
-    note(f"{pluralize(len(chosen), 'group')} will not be listed again; --all does")
+    note(f"{pluralize(len(chosen), 'group')} will not be listed again; --all lists them")
     return [group for group in groups if group not in chosen]
 
 
@@ -221,7 +225,10 @@ def _act(plan: Plan, yes: bool, journal: Path | None, index_path: str) -> None:
 
 
 def _report_problems(problems: list[tuple[str, str]], outcome: str) -> None:
-    """Prints (path, reason) of the first problems. Raises UsageError, which means exit code 2, if there are any."""
+    """Prints the path and reason of the first problems. Raises UsageError (exit code 2) if there are any problems.
+
+    problems: (path, reason) pairs. outcome: the words for all these files, such as "left alone".
+    """
     for path, reason in problems[:_SHOWN]:
         note(f"{path}: {reason}")
     if problems:
@@ -324,8 +331,9 @@ def _write_report(engine: Engine, groups: Groups, limit: Threshold, file: Path, 
 def restore_command(journal: Path) -> None:
     """Takes back what `duplicates` moved or linked.
 
-    JOURNAL is the file that it wrote. Files that cannot be put back, for example because there is another one at their
-    place, are listed and left; nothing is overwritten. Also after an interruption, and more than once.
+    JOURNAL is the file that `duplicates` wrote. Files that cannot be put back, for example because another file has
+    their path, are listed and left where they are. Nothing is overwritten. The command can be repeated, for example
+    after an interruption.
     """
     with show_progress("restoring") as progress:
         result = restoring.restore(journal, progress)

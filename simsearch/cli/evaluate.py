@@ -79,8 +79,8 @@ def model_command(
 ) -> None:
     """Measures a model's top-1 and top-5 error on labelled SOURCEs, with 95 % intervals.
 
-    A SOURCE is as for `train`. Images of classes that the model does not know are counted and left out. A note says if
-    the model was trained on some of the images, which makes its error look small, or if its weights do not record it.
+    A SOURCE is as for `train`. Images of classes that the model does not know are counted and left out. A note warns if
+    the model was trained on some of the images, since its error is then too small, or if its weights do not record it.
     """
     labelled = sources_labelled.list_labelled(source, exclude, note)
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(labelled))
@@ -145,9 +145,9 @@ def search_command(
 ) -> None:
     """Measures how well an index retrieves: P@k, R-precision, mAP, recall and kNN, with 95 % intervals.
 
-    Each labelled item is a query, itself left out, and the items with its label are relevant. The whole ranking by
-    exact distance is evaluated. Intervals are from a bootstrap over the queries. Tables show how often the six nearest
-    items were right, by the word for their similarity and by tenths of it.
+    Each labelled item is a query, and all other items with its label are relevant. The whole ranking by exact distance
+    is evaluated. The intervals come from a bootstrap over the queries. Two more tables tell how often the six nearest
+    items have the query's label, by similarity word (copy, close, similar, weak) and by tenth of the similarity.
     """
     check_folder_exists(html_file)
     check_links(service, html_file)
@@ -184,7 +184,7 @@ def _print_scores(verdict: retrieval.RetrievalReport) -> None:
 
 
 def _print_reliability(found: ReliabilityReport) -> None:
-    """Prints the share of right matches for each similarity word and for each tenth of the similarity scale."""
+    """Prints the share of matches with the query's label, for each similarity word and each tenth of the similarity."""
     for heading, parts in (("word", found.words), ("similarity", found.curve[::-1])):
         for line in ("", *text.table(_reliability_rows(heading, parts))):
             echo(line)
@@ -195,7 +195,7 @@ def _print_reliability(found: ReliabilityReport) -> None:
 
 
 def _reliability_rows(heading: str, parts: Sequence[Reliability]) -> list[tuple[str, str, str, str]]:
-    """Returns the rows of a table: for each part with matches, their number and the share of right ones."""
+    """Returns table rows: headings, then for each range of similarity the number and the share of right matches."""
     rows = [(heading, "matches", "right", "95 % interval")]
     for part in parts:
         if part.right is not None:
@@ -216,7 +216,7 @@ def _print_class_scores(verdict: retrieval.RetrievalReport) -> None:
 def _write_report(
     engine: Engine, verdict: retrieval.RetrievalReport, path: Path, service: str | None, each: int = 10
 ) -> None:
-    """Writes the scores, then the `each` worst and `each` best queries with their six nearest items."""
+    """Writes a report with the scores, then the `each` worst and `each` best queries with their six nearest items."""
     shown = [*verdict.queries[:each], *verdict.queries[each:][-each:][::-1]]
     rows = [_report_row(engine, query, service) for query in shown]
     facts = {
@@ -265,7 +265,7 @@ def _report_row(engine: Engine, query: retrieval.Query, service: str | None) -> 
 @index_option
 @version_option
 def recall_command(k: int, count: int, seed: int, form: str, index_path: str) -> None:
-    """Measures the recall of the index's search: the share of the exact k nearest items that it finds.
+    """Measures the recall of the index's search: the share of the true k nearest items that the search finds.
 
     The queries are random items. An index that is searched exactly has recall 1.
     """
@@ -314,9 +314,10 @@ def robustness_command(
     device: str,
     index_path: str,
 ) -> None:
-    """Measures how often a changed image still finds its original first, and its distance from it.
+    """Measures how often a search by a changed image finds the original first, and the distance between the two.
 
-    Distances are in units of the median distance of random pairs.
+    Images of the index are changed, for example rotated or blurred. Distances are in units of the median distance of
+    random pairs.
     """
     if plot and plot.suffix.lower() != ".png":
         raise UsageError(f"{plot}: curves are drawn as PNG", hint=f"{plot.with_suffix('.png')}")

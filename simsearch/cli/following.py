@@ -1,4 +1,4 @@
-"""`--watch` of `build` and `serve`: an index that follows its sources while the command runs."""
+"""`--watch` of `build` and `serve`: updates an index whenever its sources change, while the command runs."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ else:  # `--help` does not need it
     sync = LazyModule("simsearch.indexing.sync")
 
 STOPPING = 5.0
-"""Seconds to wait for a running update when a service ends; the next update completes an interrupted one."""
+"""Seconds to wait for a running update when a service ends. The next update completes an interrupted update."""
 
 check_available = watch.check_available
 
 
 def follow_index(engine: Engine, options: Mapping[str, Any], prune: bool = True, form: str = "text") -> None:
-    """Follows the sources of an index until the command is interrupted.
+    """Updates an index whenever its sources change, until the command is interrupted.
 
-    options: keyword options of the build. form: format of the line printed for each update, "text" or "json".
+    options: the options of each update, as in `BuildOptions`. prune: True to remove items whose image is gone.
+    form: "text" or "json", the format of the line printed for each update.
     Raises MissingExtraError, UsageError, IndexReplacedError.
     """
     if count := _count_sources(engine):
@@ -44,9 +45,9 @@ def follow_index(engine: Engine, options: Mapping[str, Any], prune: bool = True,
 
 @contextlib.contextmanager
 def following(engines: Mapping[str, Engine]) -> Iterator[None]:
-    """Follows the sources of several indexes in threads for the duration of the block.
+    """Updates several indexes in threads whenever their sources change, until the end of the block.
 
-    Raises MissingExtraError, UsageError for a Milvus collection.
+    engines: the indexes by their names. Raises MissingExtraError, and UsageError for a Milvus collection.
     """
     check_available()
     for engine in engines.values():
@@ -91,6 +92,6 @@ def _say(form: str, news: indexing_options.Summary | str) -> None:
 
 
 def _count_sources(engine: Engine) -> int:
-    """Returns the number of sources on this machine."""
+    """Returns the number of the index's sources that are on this machine; only these can be followed."""
     with engine.reading() as reader:
         return sum(not addresses.is_kind(row.kind) for row in reader.sources())

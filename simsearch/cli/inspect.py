@@ -57,7 +57,7 @@ def info_command(
     A PATH is a file, a folder, an archive or a glob. Exits 1 if anything at a PATH is not in the index.
     """
     if path and failures:
-        raise UsageError("--failures lists those of all images", hint="info PATH has those of PATH")
+        raise UsageError("--failures lists the failures of all images", hint="`info PATH` lists the failures of PATH")
     with api.open(index_path, device="cpu", roots=dict(roots)) as engine:
         if path:
             _print_presence(engine, path, form)
@@ -101,7 +101,7 @@ def _print_presence(engine: Engine, paths: Sequence[str], form: str) -> None:
 
 
 def _presence_lines(engine: Engine, found: Presence) -> Iterator[tuple[str, str]]:
-    """Yields paths, each with its items in the index or the reason why it is not indexed."""
+    """Yields (path, text) pairs: the text tells the items of the path, or the reason why the path is not indexed."""
     if len(found.items) == 1:
         item = engine.item(found.items[0])
         yield found.path, f"item {item.id}" + (f", label {item.label}" if item.label else "")
@@ -136,7 +136,7 @@ def _info_lines(facts: dict[str, Any], index_path: str) -> Iterator[tuple[str, s
 
 
 def _search_lines(search: dict[str, Any]) -> Iterator[str]:
-    """Yields how an index is searched, its recall, and the command that repairs a recall that is too low."""
+    """Yields lines on how an index is searched, with which recall, and how to repair a recall that is too low."""
     if "low" not in search:
         yield f"{search['kind']}, recall {search['recall']:.3f}"
         yield from _proof_lines(search["exact"])
@@ -164,7 +164,7 @@ def _proof_lines(exact: dict[str, Any]) -> Iterator[str]:
 @index_option
 @version_option
 def verify_command(form: str, index_path: str) -> None:
-    """Checks that the files of an index agree, byte for byte. Exits 3 if they do not."""
+    """Checks that the files of an index are undamaged and agree with each other. Exits 3 if not."""
     with api.open(index_path, device="cpu") as engine, show_progress("verifying") as progress:
         verdict = verify.verify(engine.opened_index, progress)
     if form == "json":
@@ -206,10 +206,11 @@ def export_command(
     roots: tuple[tuple[str, str], ...],
     index_path: str,
 ) -> None:
-    """Writes the features and the items that they belong to.
+    """Writes the features and the items of an index to files.
 
-    npy: features.npy (a float32 row for each item) and items.jsonl. parquet: items.parquet, with float16 features.
-    --map writes parquet, with the columns x, y, cluster, cluster_name and neighbours.
+    The format npy writes features.npy, with a float32 row for each item, and items.jsonl. The format parquet writes
+    items.parquet, with float16 features. --map always writes parquet, and adds the columns x, y, cluster, cluster_name
+    and neighbours.
     """
     if with_map and form != "parquet":
         if context.get_parameter_source("form") is not ParameterSource.DEFAULT:

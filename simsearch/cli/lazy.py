@@ -1,4 +1,4 @@
-"""Lazy loading for the command line: `simsearch --help` and completion load no command, and commands load no torch."""
+"""Groups of commands that import a command only when it is used, so that `simsearch --help` starts quickly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from simsearch.cli.console import ErrorReportingGroup
 class LazyCommands(MutableMapping[str, click.Command]):
     """Commands by name, each imported when it is first looked up.
 
-    table: by command name, the module and its short help; the module holds the command as `NAME_command`.
+    table: by the name of a command, its module and its short help. The module defines the command as `NAME_command`.
     """
 
     def __init__(self, table: Mapping[str, tuple[str, str]]) -> None:
@@ -46,7 +46,7 @@ class LazyCommands(MutableMapping[str, click.Command]):
         return name in self._table
 
     def short_helps(self) -> dict[str, str]:
-        """The first sentence of each command's help, whole, by its name."""
+        """Returns the first sentence of each command's help, by the command's name."""
         return {name: f"{text.removesuffix('.').split('. ')[0]}." for name, (_, text) in self._table.items()}
 
 
@@ -68,7 +68,7 @@ class LazyGroup(ErrorReportingGroup):
 
 
 class ListingGroup(click.Group):
-    """A group that lists the whole first sentence of each command's help, which click would cut off."""
+    """A group that lists its commands with the whole first sentence of their help. Click would cut off a long one."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -12,7 +12,7 @@ from simsearch.cli.console import version_option
 from simsearch.cli.lazy import LazyGroup
 
 if "_SIMSEARCH_COMPLETE" in os.environ:  # this import would slow down every other start
-    import simsearch.cli.completion  # noqa: F401  # makes our completion for bash known
+    import simsearch.cli.completion  # noqa: F401  # replaces click's completion for bash and zsh
 
 COMMANDS = {
     "add": (
@@ -32,17 +32,20 @@ COMMANDS = {
         "simsearch.cli.serve",
         'Prints a shell script for completion: eval "$(simsearch completion bash)".',
     ),
-    "curate": ("simsearch.cli.curate", "Finds what is wrong in a data set, and what represents it."),
+    "curate": (
+        "simsearch.cli.curate",
+        "Finds outliers, wrong labels and leaks in a data set, chooses representative images, and spreads labels.",
+    ),
     "demo": (
         "simsearch.cli.serve",
         "Shows the web page with drawn sample pictures; everything is deleted at the end.",
     ),
     "duplicates": (
         "simsearch.cli.duplicates",
-        "Finds groups of near-identical images, and moves or links all but one of each.",
+        "Finds groups of near-identical images, and on request moves or links all but one image of each group.",
     ),
     "eval": ("simsearch.cli.evaluate", "Measures the quality of a model or an index."),
-    "export": ("simsearch.cli.inspect", "Writes the features and the items that they belong to."),
+    "export": ("simsearch.cli.inspect", "Writes the features and the items of an index to files."),
     "info": (
         "simsearch.cli.inspect",
         "Describes an index, or says of each PATH if it is in the index, and if not, why.",
@@ -58,7 +61,7 @@ COMMANDS = {
     "models": ("simsearch.cli.models", "Lists the models that an index can be built with."),
     "push": (
         "simsearch.cli.push",
-        "Copies an index into a Milvus collection; after changes, only the differences.",
+        "Copies an index into a Milvus collection; if the collection exists, only the differences.",
     ),
     "query": (
         "simsearch.cli.query",
@@ -86,14 +89,14 @@ COMMANDS = {
     ),
     "tune": (
         "simsearch.cli.maintain",
-        "Measures and chooses the fastest way to search that reaches a recall.",
+        "Measures ways to search, and chooses the fastest that reaches a recall.",
     ),
     "verify": (
         "simsearch.cli.inspect",
-        "Checks that the files of an index agree, byte for byte. Exits 3 if they do not.",
+        "Checks that the files of an index are undamaged and agree with each other. Exits 3 if not.",
     ),
 }
-"""By command name: the module that defines NAME_command, and the short help, the first sentence of the full help."""
+"""By command name: the module that defines NAME_command, and the short help, with which the full help begins."""
 
 
 @click.group(
@@ -113,7 +116,7 @@ def main(debug: bool) -> None:
 
 
 def help_texts() -> dict[str, str]:
-    """Returns the `--help` of each command by its name, 100 columns wide: the text of docs/cli.md."""
+    """Returns the text of `--help`, 100 columns wide, for each command by its name. docs/cli.md has these texts."""
     settings: dict[str, Any] = {"max_content_width": 100, "terminal_width": 100}
     with click.Context(main, info_name="simsearch", help_option_names=["-h", "--help"], **settings) as parent:
         return dict(_help_texts_of(main, parent, ""))

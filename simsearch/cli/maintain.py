@@ -48,7 +48,7 @@ def merge_command(other: tuple[str, ...], index_path: str) -> None:
 def compact_command(dry_run: bool, form: str, index_path: str) -> None:
     """Reclaims the disk space of removed and replaced items.
 
-    Ids do not change, searches work meanwhile, and an interruption loses nothing.
+    Ids do not change. Searches work meanwhile. If the command is interrupted, nothing is lost.
     """
     with Index(index_path) as index, show_progress("compacting") as progress:
         done = compact.compact(index, dry_run, progress)
@@ -86,11 +86,12 @@ def compact_command(dry_run: bool, form: str, index_path: str) -> None:
 @index_option
 @version_option
 def tune_command(recall: float | None, memory: int | None, bits: int | None, form: str, index_path: str) -> None:
-    """Measures and chooses the fastest way to search that reaches a recall.
+    """Measures ways to search, and chooses the fastest that reaches a recall.
 
-    Recall is measured on held-out items. Searches work as before until the end, and after an interruption. Items added
-    later are searched exactly, or encoded. --codes trains an autoencoder, which takes minutes, and uses its codes even
-    if another way to search is faster.
+    Recall is the share of the true nearest items that a search finds; it is measured on held-out items. Until the
+    command ends, and if it is interrupted, searches work as before. Items added later are searched exactly, or with
+    --codes by their codes. --codes trains an autoencoder, which takes minutes, and uses its codes even if another way
+    to search is faster.
     """
     if bits is not None and bits % 8:
         raise UsageError(f"--codes {bits} is not a multiple of 8")

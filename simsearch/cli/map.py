@@ -22,7 +22,7 @@ from simsearch.reports.thumbnail_sheets import SIDE, Sheets, make_sheets
 from simsearch.search.duplicates import thumbnail
 
 THUMBNAILS, MOST_THUMBNAILS = 2000, 20_000
-"""Default and largest number of thumbnails in a page; each has about 2.5 kB."""
+"""Default and largest number of thumbnails in a page. Each thumbnail takes about 2.5 kB."""
 
 _CLUSTERS_HELP = "Largest number of clusters.  [default: as many as stand out, at most 60]"
 
@@ -73,8 +73,8 @@ def map_command(
 ) -> None:
     """Draws a map of an index: all pictures on a plane, similar ones side by side, in one HTML file.
 
-    Positions come from the exact nearest neighbours of every picture, by t-SNE; the same index and seed give the same
-    map. The page shows pictures when one zooms in, and gives the paths of those that one draws a line around. The web
+    Positions are computed by t-SNE from the exact nearest neighbours of every picture. The same index and seed give the
+    same map. In the page, zoom in to see the pictures, and draw a line around some pictures to get their paths. The web
     page of `serve` shows the map too. Needs the [map] extra.
     """
     check_output(file)
@@ -92,14 +92,18 @@ def map_command(
 
 
 def check_output(file: Path) -> None:
-    """Raises UsageError if the file cannot be written, to be called before any work."""
+    """Raises UsageError if `file` is a folder or if its folder does not exist. To be called before the map is drawn."""
     check_folder_exists(file)
     if file.is_dir():
         raise UsageError(f"{file} is a folder", hint=f"-o {file / 'map.html'}")
 
 
 def draw(engine: Engine, clusters: int | None = None, names: str = "auto", seed: int = 0) -> maps.ItemMap:
-    """Returns a map of an index, also stored with the index for the web page. Shows the progress of each step."""
+    """Draws a map of an index, stores it in the index for the web page, and returns it. Shows the progress.
+
+    clusters: the largest number of clusters; None for as many as stand out. names: the names of clusters, one of
+    `cluster_names.KINDS`. seed: of the layout.
+    """
     if names == "guesses":  # before the steps that take minutes
         cluster_names.check_classifier(engine.load_model())
     with show_progress("searching for neighbours") as progress:

@@ -1,4 +1,4 @@
-"""The model cards as text, for `simsearch models`."""
+"""The facts about models (their model cards) as text, for `simsearch models`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from simsearch.reports.text import format_size, table
 
 
 def facts(model: str | None = None) -> list[dict[str, Any]]:
-    """Returns all built-in models, or only the one named, as plain JSON values."""
+    """Returns the facts about all built-in models, or only about `model`, as plain JSON values."""
     rows = []
     for name in [model] if model else BUILTIN:
         weights = find_weights(name)
@@ -41,7 +41,7 @@ def facts(model: str | None = None) -> list[dict[str, Any]]:
 
 
 def brief() -> str:
-    """Returns the list of models, a line for each."""
+    """Returns the list of models as text, with a line for each model."""
     rows = [("name", "features", "file", "")]
     for row in facts():
         mark = "default; " if row["default"] else ""
@@ -55,7 +55,7 @@ def brief() -> str:
 
 
 def draw_filters(model: str | None, path: Path) -> int:
-    """Draws the first layer's kernels into a PNG file and returns how many there are. Raises UsageError."""
+    """Draws the kernels of a model's first layer into a PNG file, and returns their number. Raises UsageError."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path}: kernels are drawn as PNG", hint=f"{path.with_suffix('.png')}")
     tensors = read_tensors(find_weights(model or DEFAULT).path)
@@ -65,7 +65,7 @@ def draw_filters(model: str | None, path: Path) -> int:
 
 
 def verbose(model: str | None = None) -> str:
-    """Returns all fields of the model cards as text."""
+    """Returns the facts about all built-in models, or only about `model`, as text of several lines for each."""
     blocks = []
     for row in facts(model):
         recipe = row["recipe"]

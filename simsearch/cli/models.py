@@ -109,11 +109,11 @@ else:  # they import torch
 def train_command(source: tuple[str, ...], output: Path, names: Path | None, **options: Any) -> None:
     """Trains a network on labelled SOURCEs and writes one .safetensors file.
 
-    A SOURCE is as for `build`, labelled by folders, a column or the data set. For fewer than some 10,000 images, start
-    with the shipped weights: --from alexnet --preset adapt. Beside the weights FILE.safetensors, the
-    training writes a log FILE.jsonl and its curve FILE.png, and until it is done FILE.checkpoint, from which --resume
-    continues after Ctrl-C or a crash. Use the weights with `build --model FILE` and `classify -m FILE`. Several GPUs:
-    torchrun --nproc-per-node N -m simsearch train ...
+    A SOURCE is as for `build`; the labels are the names of its folders, a column, or the labels of the data set. For
+    fewer than some 10,000 images, start with the shipped weights: --from alexnet --preset adapt. Beside the weights
+    FILE.safetensors, the training writes a log FILE.jsonl and a chart of the errors FILE.png. Until it is done, it also
+    keeps FILE.checkpoint, with which --resume continues after Ctrl-C or a crash. Use the weights with `build --model
+    FILE` and `classify -m FILE`. Several GPUs: torchrun --nproc-per-node N -m simsearch train ...
     """
     job = training_job.prepare_job(source, output, names=training_job.read_names(names) if names else None, **options)
     if options["preset"] == "adapt" and not job.start:
@@ -170,7 +170,7 @@ def classify_command(image: tuple[str, ...], k: int, crops: str, form: str, mode
 
 
 def _guess_bars(name: str, guesses: Sequence[classify.Guess], width: int = 30) -> str:
-    """Formats an image's guesses, each with its probability and a bar of up to `width` characters."""
+    """Returns an image's guesses as text: each with its label, probability, and a bar of up to `width` characters."""
     longest = max(len(printable(guess.label)) for guess in guesses)
     lines = [printable(name)]
     for guess in guesses:
@@ -219,9 +219,10 @@ def models_command(
 
 
 def _calibrate(model: str | None, sources: Sequence[str]) -> None:
-    """Prepares a model for int8 and prints how well int8 agrees with float32.
+    """Prepares a model for computing in 8-bit integers (int8), and prints how well int8 agrees with float32.
 
-    The measured ranges are written into the header of a weights file; of other networks, an 8-bit copy is written.
+    For a .safetensors file, the measured ranges of values are written into its header. For torchvision's networks and
+    .onnx files, an 8-bit copy of the network is written, unless the agreement is too low.
     """
     if model is None:
         raise UsageError("--calibrate needs a model to prepare", hint="-m FILE.safetensors")

@@ -18,9 +18,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def default_index(quiet: bool = False) -> str:
-    """Returns $SIMSEARCH_INDEX, else the nearest `indexes/default` with an index, here or in a folder above.
+    """Returns the index to use if none is given.
 
-    If there is none, returns `indexes/default`. Unless `quiet`, prints a note if the index is in a folder above.
+    This is $SIMSEARCH_INDEX, else the index `indexes/default` in the current folder or in the nearest folder above it.
+    If there is no such index, returns `indexes/default`. Prints a note if the index is in a folder above, unless
+    `quiet` is True.
     """
     if named := os.environ.get("SIMSEARCH_INDEX"):
         return named
@@ -41,7 +43,7 @@ DEFAULT_INDEX = "indexes/default"
 
 
 def output_option(name: str, metavar: str, text: str) -> Callable[[Command], Command]:
-    """Returns the required option -o/--output for a path, which the command gets as `name`."""
+    """Returns a decorator that adds the required option -o/--output, whose path a command gets as argument `name`."""
     return click.option(
         "-o", "--output", name, type=click.Path(path_type=Path), required=True, metavar=metavar, help=text
     )
@@ -103,7 +105,7 @@ crops_option = click.option(
     type=click.Choice(["1", "10"]),
     default="1",
     show_default=True,
-    help="Use the centre, or the mean over the paper's ten patches.",
+    help="1 uses the centre of the image; 10 averages over centre, corners and their mirror images.",
 )
 exclude_option = click.option(
     "--exclude", multiple=True, metavar="GLOB", help="Leave out what matches, by the rules of .gitignore; repeatable."
@@ -123,7 +125,7 @@ seed_option = click.option(
 
 
 def source_options(command: Command) -> Command:
-    """Adds the options that `build` and `add` share, without the index."""
+    """Adds the options that `build` and `add` share, except -i/--index."""
     decorators = (
         exclude_option,
         click.option(
@@ -131,7 +133,7 @@ def source_options(command: Command) -> Command:
             type=click.Choice(["auto", "folder", "none"]),
             default="auto",
             show_default=True,
-            help="Label images by their folder; auto does unless the index remembers none.",
+            help="folder labels images by their folder; auto does so too, unless the index was built with none.",
         ),
         click.option(
             "--allow-outside",

@@ -1,4 +1,4 @@
-"""Parameter types of options. Each raises UsageError for a text that it cannot convert."""
+"""The types of options and arguments. Each converts a text, and raises UsageError if it cannot."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def _option(param: click.Parameter | None) -> str:
-    """Returns the option's name and a space, as the beginning of an error message."""
+    """Returns the option's name and a space, to begin an error message with; "" for None."""
     return f"{param.opts[-1]} " if param is not None else ""
 
 
 class QueryImage(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
-    """A path, id:N, an http(s) URL or -, as text; `query_args.read_image` reads it once all arguments are known."""
+    """A query image as text: a path, id:N, an http(s) URL, or - for standard input.
+
+    The image is read later, by `query_args.read_image`.
+    """
 
     name = "image"
 
@@ -38,7 +41,10 @@ class QueryImage(click.ParamType):  # type: ignore[type-arg]  # generic since cl
 
 
 class Weighted(click.ParamType):  # type: ignore[type-arg]
-    """IMAGE=W as an image and its weight; the weight is 1 if none is given, or if the whole text is a path or URL."""
+    """Converts IMAGE=W to an image and its weight, or a text without a weight to an image and the weight 1.
+
+    A text that is an existing path or a URL is an image without a weight, even if it contains an equals sign.
+    """
 
     name = "image=w"
 
@@ -65,7 +71,7 @@ class Weighted(click.ParamType):  # type: ignore[type-arg]
 
 
 class FilterCondition(click.ParamType):  # type: ignore[type-arg]
-    """FIELD=VALUE and the like, as text; the index parses it."""
+    """A filter condition such as FIELD=VALUE, as text. It is parsed when the index is searched."""
 
     name = "cond"
 
@@ -77,7 +83,7 @@ class FilterCondition(click.ParamType):  # type: ignore[type-arg]
 
 
 class Crop(click.ParamType):  # type: ignore[type-arg]
-    """X,Y,W,H as four integers, in pixels of the upright image."""
+    """Converts X,Y,W,H to four integers, in pixels of the upright image."""
 
     name = "x,y,w,h"
 
@@ -95,7 +101,7 @@ class Crop(click.ParamType):  # type: ignore[type-arg]
 
 
 class ByteSize(click.ParamType):  # type: ignore[type-arg]
-    """A number of bytes with an optional unit (a power of 1024): 500M, 2G."""
+    """Converts a size such as 500M or 2G to a number of bytes. The unit is optional, and a power of 1024."""
 
     name = "bytes"
 
@@ -110,7 +116,10 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]
 
 
 class NameLabel(click.ParamType):  # type: ignore[type-arg]
-    """NAME=LABEL as a name of items and their label, split at the last equals sign, as names may contain others."""
+    """Converts NAME=LABEL to a name of items (path, id:N or glob) and their label.
+
+    The text is split at the last equals sign, since a name may contain others.
+    """
 
     name = "name=label"
 
@@ -126,7 +135,7 @@ class NameLabel(click.ParamType):  # type: ignore[type-arg]
 
 
 class KeyValue(click.ParamType):  # type: ignore[type-arg]
-    """KEY=N as a key and an integer; as a key and a text if N is not an integer."""
+    """Converts KEY=N to a key and an integer, or to a key and a text if N has other characters than digits."""
 
     name = "key=n"
 
@@ -142,7 +151,10 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]
 
 
 class Root(click.ParamType):  # type: ignore[type-arg]
-    """OLD=NEW as (recorded root, absolute path or address of the new root); NEW alone, for all roots, as ("", path)."""
+    """Converts OLD=NEW to a source's recorded root, and its new root as an absolute path or an address.
+
+    NEW alone, for an index with one source, becomes "" and the new root.
+    """
 
     name = "root"
 

@@ -13,12 +13,12 @@ from simsearch.cli.console import echo
 from simsearch.common.printable import printable_lines
 
 LogRow = dict[str, Any]
-"""A row of the training log, as the .jsonl file has it: `event` is step, epoch, resume or note."""
+"""A row of a training's log, as in the .jsonl file. Its `event` is step, epoch, resume or note."""
 
 
 @contextmanager
 def show_progress(task: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields a callback (done, total) that shows the progress of `task`."""
+    """Yields a function to call with (done, total), which shows the progress of `task`."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -54,11 +54,12 @@ def show_progress(task: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def training_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[LogRow], None], Callable[[], bool]]]:
-    """Yields three callbacks for a training: decoding progress, log row, and True after a request to stop.
+    """Yields three functions for a training.
 
-    After the first Ctrl-C (or SIGTERM) the current step is finished and a checkpoint written. A second one interrupts
-    at once, and so does the first one if no step has finished yet. Two within a second count as one: torchrun forwards
-    signals to its processes that the terminal has already sent them.
+    The first shows the progress of decoding, the second shows a row of the log, and the third returns True if the
+    training shall stop. After Ctrl-C (or SIGTERM), the training finishes the current step, writes a checkpoint and
+    stops. A second Ctrl-C interrupts at once, and so does the first if no step has finished yet. Two signals within a
+    second count as one, since torchrun forwards Ctrl-C to processes that have received it from the terminal already.
     """
     requests: list[float] = []
     training = False
@@ -90,7 +91,7 @@ def training_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[
 
 @contextmanager
 def _training_lines() -> Iterator[Callable[[LogRow], None]]:
-    """Yields a callback that prints log rows as lines; at most one step per second, and the last step."""
+    """Yields a function that prints a row of the log as a line. Of the steps, it prints one a second, and the last."""
     last = -1.0
 
     def print_row(row: LogRow) -> None:
@@ -107,14 +108,14 @@ def _training_lines() -> Iterator[Callable[[LogRow], None]]:
 
 @contextmanager
 def _training_bar() -> Iterator[Callable[[LogRow], None]]:
-    """Yields a callback that draws a progress bar for steps; epochs and notes are printed above the bar."""
+    """Yields a function that shows a row of the log: a step in a progress bar, any other event as a line above it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        bar.stop()  # decoding has a bar of its own, and there can be only one
+        bar.stop()  # until the first step, the terminal shows the bar of decoding; there can be only one
         task = bar.add_task("", total=None)
 
         def draw_row(row: LogRow) -> None:
@@ -132,13 +133,13 @@ def _format_metrics(row: LogRow) -> str:
 
 
 def _format_scores(row: LogRow, between: str) -> str:
-    """Formats top-1 and, where there is one, top-5."""
+    """Returns the top-1 accuracy and, if the row has it, the top-5 accuracy as text, with `between` between them."""
     names = {"top1": "top-1", "top5": "top-5"}
     return between.join(f"{shown} {row[name]:.1%}" for name, shown in names.items() if name in row)
 
 
 def _format_row(row: LogRow) -> str:
-    """Formats a row of the training log; returns an empty text for an event that is not shown."""
+    """Returns a row of the training's log as a line of text; "" for an event that is not shown."""
     if row["event"] == "step":
         minutes, seconds = divmod(row["left"], 60)
         return f"step {row['step']:,} of {row['steps']:,}  {_format_metrics(row)}  {minutes:,}:{seconds:02} left"

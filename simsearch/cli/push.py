@@ -53,11 +53,11 @@ def push_command(
     form: str,
     index_path: str,
 ) -> None:
-    """Copies an index into a Milvus collection; after changes, only the differences.
+    """Copies an index into a Milvus collection; if the collection exists, only the differences.
 
-    Then every command that searches accepts `-i milvus://HOST:PORT/COLLECTION`. milvus:///PATH/FILE.db is a file of
-    Milvus Lite. Options follow after ?, joined by &: consistency=strong, timeout=SECONDS and effort=N. The next push
-    continues an interrupted one. $SIMSEARCH_MILVUS_TOKEN is the server's token, if it needs one.
+    Afterwards, every command that searches accepts `-i milvus://HOST:PORT/COLLECTION`. milvus:///PATH/FILE.db is a file
+    of Milvus Lite. Options can follow the address after ?, joined by &: consistency=strong, timeout=SECONDS and
+    effort=N. The next push continues an interrupted one. If the server needs a token, set $SIMSEARCH_MILVUS_TOKEN.
     """
     with Index(index_path) as index, show_progress("pushing") as progress:
         options = push.PushOptions(kind and kind.upper(), dict(parameters), storage, replace, progress)

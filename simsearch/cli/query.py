@@ -101,7 +101,7 @@ def query_command(
 ) -> None:
     """Finds the indexed images most like each IMAGE: a path, id:N, an http(s) URL, or - for standard input.
 
-    A folder stands for the pictures in it. Exits 1 if no match was found.
+    An IMAGE that is a folder stands for all pictures in it. Exits 1 if no match was found.
     """
     if print0 and form not in {None, "paths"}:
         raise UsageError(f"--print0 prints paths, not {form}", hint="leave out one of the two")
@@ -144,7 +144,7 @@ def query_command(
 
 
 def _explain_conditions(engine: Engine, where: Any) -> None:
-    """Prints a note about each condition that no item meets, with the nearest label if it is about labels."""
+    """Prints a note about each condition that no item meets. If it is about labels, the note has the nearest label."""
     with contextlib.suppress(SimsearchError):  # the result is printed already
         for condition in where or ():
             if any(True for _ in engine.items([condition])):
@@ -164,7 +164,7 @@ def _open_page(file: Path) -> None:
 
 
 def _temporary_page() -> Path:
-    """Returns the path of a new file for a report, which stays until the system clears its temporary files."""
+    """Makes a temporary HTML file for a report and returns its path. The file is not deleted at the end."""
     handle, name = tempfile.mkstemp(prefix="simsearch-", suffix=".html")
     os.close(handle)
     return Path(name)
@@ -179,7 +179,10 @@ def _show_images(
     show: bool,
     service: str | None,
 ) -> None:
-    """Shows queries and matches with their images, in files and in the terminal. service: as for `item_link`."""
+    """Shows queries and matches with their images: as a montage, in an HTML file and in the terminal, as requested.
+
+    service: URL of the service that the HTML file links to; see `item_link`.
+    """
 
     def tile(match: Match) -> tiles.Tile:
         image = engine.thumbnail(match.id)
@@ -203,7 +206,7 @@ def _show_images(
 
 
 def _show_in_terminal(rows: Sequence[tiles.ResultRow]) -> None:
-    """Draws queries and matches in the terminal; prints a note if it cannot show images."""
+    """Draws queries and matches in the terminal; prints a note if the terminal cannot show images."""
     from rich.console import Console
 
     console = Console()

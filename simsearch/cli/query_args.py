@@ -1,4 +1,4 @@
-"""Query images as they are named on the command line: a path, id:N, a URL, or - for standard input."""
+"""Reads query images as they are named on the command line: a path, id:N, a URL, or - for standard input."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ _TIMEOUT = 120.0  # seconds
 
 
 class Named(bytes):
-    """Bytes with the name of their origin, for messages."""
+    """The bytes of an image with the name of their origin, which error messages show."""
 
     name: str
 
     @classmethod
     def of(cls, data: bytes, name: str) -> Named:
-        """Names some bytes."""
+        """Returns `data` with a name."""
         named = cls(data)
         named.name = name
         return named
 
 
 def _pictures_of(text: str) -> list[str]:
-    """Returns the pictures in a folder and its subfolders, sorted by path; for any other text, the text alone.
+    """Returns the paths of the pictures in the folder `text` and its subfolders, sorted; [text] if it is no folder.
 
     Raises UsageError for a folder without pictures.
     """
@@ -61,14 +61,14 @@ def _pictures_of(text: str) -> list[str]:
 
 
 def _looks_like_words(text: str) -> bool:
-    """Returns True if a text is unlikely to be a path: no such file exists, and it has no suffix and no folder."""
+    """Returns True if a text is unlikely to be a path: no file has this path, and it has no / and no suffix."""
     return not os.path.lexists(text) and os.sep not in text and not os.path.splitext(text)[1]
 
 
 def read_image(text: str) -> Picture | int:
-    """Returns a query image: bytes for `-` (standard input) and URLs, an int for id:N, the text itself for a path.
+    """Returns a query image: bytes for - (standard input) and for URLs, an int for id:N, the text itself for a path.
 
-    Raises UsageError, ImageError.
+    Raises UsageError, and ImageError if the image cannot be read.
     """
     if text == "-":
         data = sys.stdin.buffer.read()
@@ -91,7 +91,11 @@ def read_image(text: str) -> Picture | int:
 
 @dataclass
 class Answers(Generic[T]):
-    """The usable query images and their answers. failed: the number of images that could not be used."""
+    """The usable query images and their answers.
+
+    names, pictures, answers: for each image its name, the result of `read_image`, and the answer.
+    failed: the number of images that could not be used.
+    """
 
     names: list[str] = field(default_factory=list)
     pictures: list[Any] = field(default_factory=list)
@@ -105,10 +109,11 @@ class Answers(Generic[T]):
 
 
 def ask_each(ask: Callable[[Sequence[str], Sequence[Any]], Iterable[T]], texts: Sequence[str]) -> Answers[T]:
-    """Returns the answers for all query images; an error of one image is printed and does not stop the others.
+    """Returns the answers for all query images. An image that cannot be used does not stop the others.
 
-    ask: returns the answers for several images at once; called with texts and the results of `read_image` for them.
-    texts: query images; a folder means all pictures in it. Other errors, such as UsageError, are raised at once.
+    ask: returns the answers for several images; called with their names and the results of `read_image`.
+    texts: the query images as named on the command line; a folder means all pictures in it.
+    ImageError, ItemNotFoundError and any error about a folder are printed. All other errors are raised.
     """
     found: Answers[T] = Answers()
     for text in texts:
@@ -153,7 +158,7 @@ def _ask(
 
 
 def item_id(text: str) -> int:
-    """Returns N of `id:N`. Raises UsageError."""
+    """Returns the number N in the text `id:N`. Raises UsageError."""
     number = parse_id(text)
     if number is None:
         raise UsageError(f"{text!r} is not the id of an item", hint="id:N with a whole number N")
@@ -161,12 +166,12 @@ def item_id(text: str) -> int:
 
 
 def is_url(text: str) -> bool:
-    """Returns True for an http or https URL of a picture; not for a member of an archive."""
+    """Returns True for the http or https URL of a picture; False for the URL of an archive's member, which has !/."""
     return re.match(r"https?://", text, re.IGNORECASE) is not None and "!/" not in text
 
 
 def _fetch(url: str) -> bytes:
-    """Downloads an image. Raises ImageError."""
+    """Returns the bytes of the image at a URL. Raises ImageError."""
     try:
         return Named.of(urls.fetch(url, _LARGEST_DOWNLOAD, _TIMEOUT, public_only=False), url)
     except ImageError as error:

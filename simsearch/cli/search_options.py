@@ -1,4 +1,4 @@
-"""Creates the search options of `query` from the table of all search options."""
+"""Makes the search options of the command `query` from `search.options.OPTIONS`, the table of all search options."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def search_options(command: Command) -> Command:
-    """Adds an option for each search option to a command, as a keyword argument of its name."""
+    """Adds all search options to a command, which gets the value of each as a keyword argument of the option's name."""
     for option in reversed(OPTIONS):
         command = click.option(*option.command_line, option.name, **_settings(option))(command)
     return command
 
 
 def _settings(option: SearchOption) -> dict[str, Any]:
-    """Returns the keyword arguments of `click.option`."""
+    """Returns the keyword arguments with which `click.option` makes a search option."""
     if option.kind == "flag":
         return {"is_flag": True, "help": option.help}
     settings: dict[str, Any] = {"metavar": option.metavar, "help": option.help, "type": _type(option)}
@@ -34,7 +34,7 @@ def _settings(option: SearchOption) -> dict[str, Any]:
 
 
 def _type(option: SearchOption) -> click.ParamType:  # type: ignore[type-arg]
-    """Returns the click type of an option's values."""
+    """Returns the type that click uses for the values of a search option."""
     match option.kind:
         case "integer":
             return click.IntRange(option.minimum)
@@ -51,9 +51,10 @@ def _type(option: SearchOption) -> click.ParamType:  # type: ignore[type-arg]
 
 
 def search_arguments(given: Mapping[str, Any]) -> tuple[int, PictureOptions]:
-    """Returns k and the options of `Engine.search_many`, from the arguments that `search_options` adds.
+    """Returns k and the options for `Engine.search_many`. Raises UsageError, ImageError.
 
-    Reads standard input and URLs. Raises UsageError, ImageError.
+    given: the arguments of a command that has the `search_options`. Standard input and URLs named by --plus and --minus
+    are read here.
     """
     values: dict[str, Any] = {}
     for option in OPTIONS:
@@ -68,5 +69,5 @@ def search_arguments(given: Mapping[str, Any]) -> tuple[int, PictureOptions]:
 
 
 def example_images(given: Mapping[str, Any]) -> list[str]:
-    """Returns the images in options, without their weights."""
+    """Returns the texts of the images given by --plus and --minus, without their weights."""
     return [image for option in OPTIONS if option.kind == "images" for image, _ in given[option.name]]

@@ -45,7 +45,7 @@ port_option = click.option(
 
 
 def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command], Command]:
-    """Returns an option for a number of at least 1."""
+    """Returns a decorator that adds an option for a whole number of at least 1."""
     return click.option(name, type=click.IntRange(1), default=default, show_default=True, metavar=unit, help=text)
 
 
@@ -73,7 +73,7 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
 @click.option(
     "--allow-cleanup",
     is_flag=True,
-    help="Allow moving duplicates away and undoing it, with --writable: into the trash, or to --move-to.",
+    help="With --writable, allow moving duplicates into the trash or to --move-to, and undoing that.",
 )
 @click.option("--move-to", metavar="DIR", help="With --allow-cleanup, the folder that duplicates are moved to.")
 @click.option(
@@ -82,7 +82,7 @@ def _limit(name: str, default: int, unit: str, text: str) -> Callable[[Command],
     help="With --allow-cleanup, the folder of the journals for `restore`.  [default: INDEX.journals]",
 )
 @click.option("--remote", is_flag=True, help="Read the remote pictures that an index names, whoever built it.")
-@click.option("--watch", is_flag=True, help="Follow the indexes' sources, and index what changes, while serving.")
+@click.option("--watch", is_flag=True, help="While serving, watch the indexes' sources and index all changes.")
 @click.option("--allow-urls", is_flag=True, help="Allow searches by http(s) URL; public addresses only.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Site whose pages may call the service; repeatable.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Also accept this Host header; repeatable.")
@@ -157,7 +157,10 @@ def _check_folder_option(name: str, folder: str, allowed: bool) -> None:
 
 
 def _open_indexes(arguments: tuple[str, ...], device: str, writable: bool) -> dict[str, Engine]:
-    """Returns the opened indexes of `-i [NAME=]PATH` by name; by default the name of the path or collection."""
+    """Opens the indexes given by `-i [NAME=]PATH`, and returns them by name. Raises UsageError.
+
+    Without NAME, an index has the name of its folder, or of its Milvus collection.
+    """
     engines: dict[str, Engine] = {}
     for argument in arguments:
         name, separator, path = argument.partition("=")
@@ -165,7 +168,7 @@ def _open_indexes(arguments: tuple[str, ...], device: str, writable: bool) -> di
             path = argument
             name = parse_address(path).collection if is_address(path) else Path(path).name or "default"
         if is_address(path) and writable:
-            raise UsageError(f"{path} is not changed in place", hint="leave out --writable")
+            raise UsageError(f"{path} is a Milvus collection, which cannot be changed", hint="leave out --writable")
         if name in engines:
             raise UsageError(f"two indexes are called {name!r}", hint="name them: -i NAME=PATH")
         engines[name] = warn_if_incomplete(api.open(path, device=device))
@@ -173,7 +176,7 @@ def _open_indexes(arguments: tuple[str, ...], device: str, writable: bool) -> di
 
 
 def _read_keys(option: str | None) -> tuple[str, ...]:
-    """Returns the key in `--api-key`, or the keys in the file that it names. Raises UsageError."""
+    """Returns the key given by `--api-key KEY`, or all keys in the file of `--api-key @FILE`. Raises UsageError."""
     if option is None:
         return ()
     if not option.startswith("@"):

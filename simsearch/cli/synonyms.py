@@ -1,4 +1,4 @@
-"""Words that other tools use for our commands and options, so that an error can name ours."""
+"""Names of commands and options in other tools, so that an error message can suggest the name in simsearch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OTHER_VERBS = {
     "update": "build",
     "web": "serve",
 }
-"""Names that other tools give to our commands."""
+"""By the name that other tools give to a command: the name of the command in simsearch."""
 
 _LIMITS = "--max-distance D, or --min-similarity S"
 _OUTPUT = "--html FILE, or > FILE"
@@ -56,7 +56,7 @@ OTHER_OPTIONS = {
     },
     "build": {"--output": "-i FOLDER", "-o": "-i FOLDER", "--recursive": "folders are read with all below them"},
 }
-"""By command: options of other tools, and a hint on the equivalent here."""
+"""By command: for options of other tools, a hint that names the equivalent in simsearch."""
 
 
 def _kind(match: re.Match[str]) -> str:
@@ -64,7 +64,10 @@ def _kind(match: re.Match[str]) -> str:
 
 
 def explain(error: click.UsageError) -> tuple[str, str | None]:
-    """Returns the message and the hint for an error of click; they suggest our names for those of other tools."""
+    """Returns the message and the hint for an error of click.
+
+    The hint for a command or an option of another tool suggests the equivalent in simsearch.
+    """
     hint = f"{error.ctx.command_path} --help" if error.ctx else None
     if isinstance(error, click.NoSuchOption):
         near = [name for name in error.possibilities or () if name not in {"--help", "--version"}]

@@ -76,7 +76,7 @@ def to_csv(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Returns a text as a cell of a CSV file: with an apostrophe in front if a spreadsheet would read it as a formula."""
+    """Returns a text for a CSV cell, with an apostrophe in front if a spreadsheet would read the text as a formula."""
     return "'" + text if text != "-" and text.startswith(_FORMULAS) else text
 
 
