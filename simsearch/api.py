@@ -102,7 +102,7 @@ def build_with_summary(
 ) -> tuple[Engine, indexing_options.Summary]:
     """Builds like `build`, and returns the open index and a summary of the changes. Raises the same errors.
 
-    names: the sources. If it is empty, all sources recorded in the index are updated.
+    names: the sources. If there are none, all sources recorded in the index are updated.
     roots: the current locations of sources that have moved (see `Engine`). They are recorded in the index.
     """
     _on_disk(index)

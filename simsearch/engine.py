@@ -133,7 +133,7 @@ class Engine(WholeIndex):
         return self.opened_index.meta
 
     def reading(self) -> AbstractContextManager[Any]:
-        """Returns a context manager that gives an `ItemReader`, which sees the index as it was when it was opened."""
+        """Returns a context manager that gives an `ItemReader`, which sees one snapshot of the index."""
         return self.opened_index.reading()
 
     def load_model(self, expected: int | None = None, threads: bool = False) -> Model:
@@ -225,7 +225,7 @@ class Engine(WholeIndex):
     ) -> AbstractContextManager[QueryResolver]:
         """Returns a context manager that gives a `QueryResolver`, which turns pictures and ids into query vectors.
 
-        The resolver sees the index as it was when the resolver was opened.
+        The resolver sees one snapshot of the index.
         serving: True for a service: the model is loaded for many images, and error messages contain no file names.
         max_pixels: the number of pixels of the largest picture to decode.
         budget: a memory limit for decoding that several resolvers share; None for a separate limit.
@@ -244,7 +244,7 @@ class Engine(WholeIndex):
 
     @property
     def structure(self) -> ApproximateSearch | None:
-        """The approximate search, made by `tune` or by Milvus; None if there is none, or if its files are damaged."""
+        """The approximate search, made by `tune` or by Milvus; None if there is none, or its files are damaged."""
         return self._searches.structure()
 
     @property
@@ -254,12 +254,12 @@ class Engine(WholeIndex):
 
     @property
     def complete(self) -> bool:
-        """False for a Milvus collection into which an index has not been copied to the end; True for all others."""
+        """False for a Milvus collection while `push` has not finished copying an index into it; True otherwise."""
         return bool(getattr(self.opened_index, "complete", True))
 
     @property
     def shards(self) -> FeatureFiles:
-        """The files with the stored features, as of the last commit. A reader has its own in `reader.shards`."""
+        """The files of the stored features, as of the last commit. `reader.shards` has the files that a reader sees."""
         return self.index.feature_files
 
     def features(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
@@ -293,7 +293,7 @@ class Engine(WholeIndex):
     def thumbnail(self, picture: Picture | int, shorter_side: int = 256) -> Image.Image | None:
         """Returns a picture, or the picture of an item by its id, as an RGB image; None if it cannot be read.
 
-        shorter_side: the number of pixels needed; a large picture is decoded at a smaller size that has at least these.
+        shorter_side: the pixels that the shorter side needs; a larger picture may be reduced, but not below this.
         """
         return item_files.thumbnail(self.opened_index, picture, shorter_side)
 
@@ -334,5 +334,5 @@ class Engine(WholeIndex):
         return sync.remove(self.index, self.find(names))
 
     def relocate(self, roots: Mapping[str, str]) -> None:
-        """Records new locations of sources in the index. roots: as for the class. Raises UsageError."""
+        """Records new locations of sources in the index. roots: see `Engine`. Raises UsageError."""
         self.index.relocate(roots)

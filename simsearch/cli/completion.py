@@ -1,4 +1,4 @@
-"""Shell completion: names of models, presets and features; fields, values and ids of the index.
+"""Shell completion of the names of models, presets and features, and of the fields, values and ids in an index.
 
 Any error, for example an index that cannot be opened, results in no completions.
 """
@@ -57,7 +57,7 @@ def files(context: click.Context, parameter: click.Parameter, incomplete: str) -
 
 
 def words(*known: str) -> Complete:
-    """Returns a function that completes the given words."""
+    """Returns a completion function that offers the given words."""
     return lambda context, parameter, incomplete: starting(incomplete, known)
 
 
@@ -101,7 +101,7 @@ def pictures(context: click.Context, parameter: click.Parameter, incomplete: str
 
 
 def conditions(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes a filter condition: the name of its field, and after = or != its value, the most frequent first."""
+    """Completes a filter condition: the name of a field, or after = or != a value, the most frequent values first."""
     field, operator, value = incomplete.partition("=")
     items = list(_items(context))
     if not operator:

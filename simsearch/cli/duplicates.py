@@ -123,9 +123,9 @@ def duplicates_command(
     """Finds groups of near-identical images, and on request moves or links all but one image of each group.
 
     Two images are in the same group if they are near-identical, or if a chain of near-identical images connects them.
-    One image of each group stays. --move-to, --trash and --hardlink act on those images of the group that are
-    near-identical to it; without --yes, they only print what they would do. `restore` takes all of it back. Exits 1 if
-    there are no groups.
+    One image of each group stays. --move-to, --trash and --hardlink act on the images that are near-identical to the
+    one that stays; without --yes, they only print what they would do. The command `restore` takes the actions back.
+    Exits 1 if there are no groups.
     """
     action = _action(move_to, trash, hardlink)
     _check(action, against, yes, journal, ignore)

@@ -80,7 +80,8 @@ def model_command(
     """Measures a model's top-1 and top-5 error on labelled SOURCEs, with 95 % intervals.
 
     A SOURCE is as for `train`. Images of classes that the model does not know are counted and left out. A note warns if
-    the model was trained on some of the images, since its error is then too small, or if its weights do not record it.
+    the model was trained on some of the images, since its error is then too small. A note also warns if the weights do
+    not record the training images.
     """
     labelled = sources_labelled.list_labelled(source, exclude, note)
     chosen = load.load_model(model or registry.DEFAULT, device, images=len(labelled))
@@ -143,7 +144,7 @@ def search_command(
     device: str,
     index_path: str,
 ) -> None:
-    """Measures how well an index retrieves: P@k, R-precision, mAP, recall and kNN, with 95 % intervals.
+    """Measures how well an index retrieves: P@k, R-precision, mAP, recall and kNN accuracy, with 95 % intervals.
 
     Each labelled item is a query, and all other items with its label are relevant. The whole ranking by exact distance
     is evaluated. The intervals come from a bootstrap over the queries. Two more tables tell how often the six nearest
@@ -195,7 +196,7 @@ def _print_reliability(found: ReliabilityReport) -> None:
 
 
 def _reliability_rows(heading: str, parts: Sequence[Reliability]) -> list[tuple[str, str, str, str]]:
-    """Returns table rows: headings, then for each range of similarity the number and the share of right matches."""
+    """Returns table rows: headings, then for each part its matches and the share of them with the query's label."""
     rows = [(heading, "matches", "right", "95 % interval")]
     for part in parts:
         if part.right is not None:

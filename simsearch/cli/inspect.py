@@ -101,7 +101,7 @@ def _print_presence(engine: Engine, paths: Sequence[str], form: str) -> None:
 
 
 def _presence_lines(engine: Engine, found: Presence) -> Iterator[tuple[str, str]]:
-    """Yields (path, text) pairs: the text tells the items of the path, or the reason why the path is not indexed."""
+    """Yields (path, text) pairs: the text names the items of the path, or the reason why the path is not indexed."""
     if len(found.items) == 1:
         item = engine.item(found.items[0])
         yield found.path, f"item {item.id}" + (f", label {item.label}" if item.label else "")
@@ -136,7 +136,7 @@ def _info_lines(facts: dict[str, Any], index_path: str) -> Iterator[tuple[str, s
 
 
 def _search_lines(search: dict[str, Any]) -> Iterator[str]:
-    """Yields lines on how an index is searched, with which recall, and how to repair a recall that is too low."""
+    """Yields lines about the search of an index: its kind, its recall, and how to repair a recall that is too low."""
     if "low" not in search:
         yield f"{search['kind']}, recall {search['recall']:.3f}"
         yield from _proof_lines(search["exact"])

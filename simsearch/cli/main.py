@@ -61,7 +61,7 @@ COMMANDS = {
     "models": ("simsearch.cli.models", "Lists the models that an index can be built with."),
     "push": (
         "simsearch.cli.push",
-        "Copies an index into a Milvus collection; if the collection exists, only the differences.",
+        "Copies an index into a Milvus collection, or only the differences if the collection exists.",
     ),
     "query": (
         "simsearch.cli.query",

@@ -89,9 +89,9 @@ def tune_command(recall: float | None, memory: int | None, bits: int | None, for
     """Measures ways to search, and chooses the fastest that reaches a recall.
 
     Recall is the share of the true nearest items that a search finds; it is measured on held-out items. Until the
-    command ends, and if it is interrupted, searches work as before. Items added later are searched exactly, or with
-    --codes by their codes. --codes trains an autoencoder, which takes minutes, and uses its codes even if another way
-    to search is faster.
+    command ends, and if it is interrupted, searches work as before. Items added later are searched exactly; with
+    --codes, they are encoded. --codes trains an autoencoder, which takes minutes, and uses its codes even if another
+    way to search is faster.
     """
     if bits is not None and bits % 8:
         raise UsageError(f"--codes {bits} is not a multiple of 8")

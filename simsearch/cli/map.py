@@ -101,8 +101,8 @@ def check_output(file: Path) -> None:
 def draw(engine: Engine, clusters: int | None = None, names: str = "auto", seed: int = 0) -> maps.ItemMap:
     """Draws a map of an index, stores it in the index for the web page, and returns it. Shows the progress.
 
-    clusters: the largest number of clusters; None for as many as stand out. names: the names of clusters, one of
-    `cluster_names.KINDS`. seed: of the layout.
+    clusters: the largest number of clusters; None for as many as stand out. names: where the names of clusters come
+    from, one of `cluster_names.KINDS`. seed: of the layout.
     """
     if names == "guesses":  # before the steps that take minutes
         cluster_names.check_classifier(engine.load_model())

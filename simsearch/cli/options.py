@@ -18,7 +18,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def default_index(quiet: bool = False) -> str:
-    """Returns the index to use if none is given.
+    """Returns the path of the index to use if no index is given.
 
     This is $SIMSEARCH_INDEX, else the index `indexes/default` in the current folder or in the nearest folder above it.
     If there is no such index, returns `indexes/default`. Prints a note if the index is in a folder above, unless

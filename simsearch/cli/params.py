@@ -118,7 +118,7 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]
 class NameLabel(click.ParamType):  # type: ignore[type-arg]
     """Converts NAME=LABEL to a name of items (path, id:N or glob) and their label.
 
-    The text is split at the last equals sign, since a name may contain others.
+    The text is split at the last equals sign, since a name may contain equals signs.
     """
 
     name = "name=label"

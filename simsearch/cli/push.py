@@ -53,7 +53,7 @@ def push_command(
     form: str,
     index_path: str,
 ) -> None:
-    """Copies an index into a Milvus collection; if the collection exists, only the differences.
+    """Copies an index into a Milvus collection, or only the differences if the collection exists.
 
     Afterwards, every command that searches accepts `-i milvus://HOST:PORT/COLLECTION`. milvus:///PATH/FILE.db is a file
     of Milvus Lite. Options can follow the address after ?, joined by &: consistency=strong, timeout=SECONDS and

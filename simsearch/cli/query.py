@@ -144,7 +144,7 @@ def query_command(
 
 
 def _explain_conditions(engine: Engine, where: Any) -> None:
-    """Prints a note about each condition that no item meets. If it is about labels, the note has the nearest label."""
+    """Prints a note about each condition that no item meets. For labels, the note suggests the most similar one."""
     with contextlib.suppress(SimsearchError):  # the result is printed already
         for condition in where or ():
             if any(True for _ in engine.items([condition])):

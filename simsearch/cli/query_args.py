@@ -41,7 +41,7 @@ class Named(bytes):
 
     @classmethod
     def of(cls, data: bytes, name: str) -> Named:
-        """Returns `data` with a name."""
+        """Returns the bytes `data`, with `name` as the name of their origin."""
         named = cls(data)
         named.name = name
         return named
@@ -166,7 +166,7 @@ def item_id(text: str) -> int:
 
 
 def is_url(text: str) -> bool:
-    """Returns True for the http or https URL of a picture; False for the URL of an archive's member, which has !/."""
+    """Returns True for the http or https URL of a picture; False for an archive's member, whose URL has !/."""
     return re.match(r"https?://", text, re.IGNORECASE) is not None and "!/" not in text
 
 

@@ -51,7 +51,7 @@ def _type(option: SearchOption) -> click.ParamType:  # type: ignore[type-arg]
 
 
 def search_arguments(given: Mapping[str, Any]) -> tuple[int, PictureOptions]:
-    """Returns k and the options for `Engine.search_many`. Raises UsageError, ImageError.
+    """Returns the number of matches k, and the options for `Engine.search_many`. Raises UsageError, ImageError.
 
     given: the arguments of a command that has the `search_options`. Standard input and URLs named by --plus and --minus
     are read here.

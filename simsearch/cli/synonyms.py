@@ -30,7 +30,7 @@ OTHER_VERBS = {
     "update": "build",
     "web": "serve",
 }
-"""By the name that other tools give to a command: the name of the command in simsearch."""
+"""By the name of a command in other tools: the name of the same command in simsearch."""
 
 _LIMITS = "--max-distance D, or --min-similarity S"
 _OUTPUT = "--html FILE, or > FILE"
@@ -56,7 +56,7 @@ OTHER_OPTIONS = {
     },
     "build": {"--output": "-i FOLDER", "-o": "-i FOLDER", "--recursive": "folders are read with all below them"},
 }
-"""By command: for options of other tools, a hint that names the equivalent in simsearch."""
+"""By command of simsearch: options of other tools, each with a hint that names the equivalent."""
 
 
 def _kind(match: re.Match[str]) -> str:

@@ -15,7 +15,7 @@ from simsearch.errors import UsageError
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
 _ABANDONED = 24 * 3600.0
-"""Seconds without a change after which a partial file is no longer in use, since its process was killed."""
+"""Seconds without a change after which a partial file counts as left by a killed process."""
 
 
 @contextlib.contextmanager

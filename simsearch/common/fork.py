@@ -1,9 +1,9 @@
 """Support for forked processes: functions to call in a child process, and blocks of code that delay a fork.
 
-Threads, sessions and connections do not survive a fork. Objects that have some register a function here, which makes
-new ones in the child. FAISS and PyTorch cannot be told that their threads are gone. In a child, they therefore compute
-on a single core in the thread that forked; in threads started later, they use all cores. A child never closes objects
-that belong to its parent.
+Threads, sessions and connections do not survive a fork. An object that has threads or connections registers a function
+here that makes new ones in the child. FAISS and PyTorch cannot be told that their threads are gone. In a child, they
+therefore compute on a single core in the thread that forked; in threads started later, they use all cores. A child
+never closes objects that belong to its parent.
 
 A lock that another thread holds during a fork stays locked in the child for ever, and SQLite has such locks. A fork
 therefore waits until no other thread is in a `postponed` block, but at most `PATIENCE` seconds.
@@ -48,9 +48,9 @@ def in_child(function: Callable[[], None]) -> None:
 
 
 def never_close(belonging_to_parent: Any) -> None:
-    """Keeps an object of the parent process alive for ever, for use in a child process.
+    """Keeps an object that belongs to the parent process alive for ever. To be called in a child process.
 
-    The object's destructor would wait for threads that do not exist in the child.
+    There, the object's destructor would wait for threads that exist only in the parent.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(belonging_to_parent))
 

@@ -38,7 +38,7 @@ class Interval:
 def mean_interval(shares: NDArray[np.floating[Any]]) -> tuple[float, float]:
     """Returns the (low, high) interval of the mean of (n,) proportions, by the normal approximation.
 
-    If all values are equal, the half-width is 3/n, by the rule of three. For a single value, it is 1.
+    If all values are equal, the half-width is 3/n, by the rule of three. For a single value, the half-width is 1.
     """
     mean, n = float(shares.mean()), len(shares)
     error = 1.96 * float(shares.std(ddof=1)) / n**0.5 if n > 1 else 1.0

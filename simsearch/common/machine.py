@@ -67,7 +67,7 @@ def release_free_memory() -> None:
 
 
 def return_freed_memory(size: int) -> None:
-    """Makes glibc give blocks of at least `size` bytes back to the system when they are freed. Else has no effect."""
+    """Makes glibc give blocks of at least `size` bytes back to the system when freed. No effect without glibc."""
     import ctypes
 
     with contextlib.suppress(AttributeError, OSError, TypeError):
@@ -75,10 +75,10 @@ def return_freed_memory(size: int) -> None:
 
 
 def let_openmp_sleep() -> None:
-    """Lets OpenMP's threads sleep when they have nothing to do, unless the environment says otherwise.
+    """Lets OpenMP's threads sleep when they have nothing to do, unless $OMP_WAIT_POLICY is set.
 
     By default, these threads spin for milliseconds after each call of FAISS, and keep a service's other threads from
-    the cores. The function must be called before FAISS is loaded. The environment variable is OMP_WAIT_POLICY.
+    the cores. The function must be called before FAISS is loaded.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

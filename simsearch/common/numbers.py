@@ -1,4 +1,4 @@
-"""Tells numbers in texts from names that only look like numbers, such as 007."""
+"""Distinguishes texts that are numbers from texts that only look like numbers, such as 007."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DIGITS = 400
 
 
 def written_number(text: str) -> int | float | None:
-    """Returns the number that a text stands for; None if the number would be written differently.
+    """Returns the number that a text stands for; None if the number is normally written in another way.
 
     7, -1.5 and 0.0001 are numbers; 007, 1.50, 12E4 and 1_000 are not.
     """

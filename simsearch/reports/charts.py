@@ -101,7 +101,7 @@ def sorted_kernels(weights: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 _NOISE, _COLOURED = 1.3, 0.15
-"""A kernel is noise if `rough` exceeds the first limit; any other is coloured if `colour` exceeds the second."""
+"""Limits in `sorted_kernels`: of `rough`, above which a kernel is noise; of `colour`, above which it is coloured."""
 
 
 def plot(
@@ -250,7 +250,7 @@ def legend(image: Image.Image, names: Sequence[str], corner: tuple[float, float]
 
 
 def _key(draw: ImageDraw.ImageDraw, corner: tuple[float, float], name: str, number: int, scale: int) -> float:
-    """Draws a legend's entry for a line, its colour and its name, and returns the x at which the entry ends.
+    """Draws the legend entry of a line (its colour and its name), and returns the x at which the entry ends.
 
     corner: (x, y) of the entry's left end. number: the line's number, which decides its colour.
     scale: pixels per unit of x and y.
@@ -262,7 +262,7 @@ def _key(draw: ImageDraw.ImageDraw, corner: tuple[float, float], name: str, numb
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:
-    """Returns evenly spaced round numbers from `low` to `high`, about `about` of them. `low` must be below `high`."""
+    """Returns about `about` round numbers at equal distances between `low` and `high`. `low` must be below `high`."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
@@ -285,7 +285,7 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Returns a chart of the errors in a training log by epoch, in percent.
 
     It shows the top-1 error in training, and the top-1 and top-5 errors in validation. Successive training steps are
-    averaged in groups, at most STEPS. If a group has more than four steps, a band shows the range from the 10th to the
+    averaged in at most STEPS groups. If a group has more than four steps, a band shows the range from the 10th to the
     90th percentile of each group.
     rows: the rows of the log, with `event`, `epoch`, `top1` and `top5`.
     """

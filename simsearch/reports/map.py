@@ -44,8 +44,7 @@ class MapData:
     clusters: (n,) indices into `cluster_names`, which has the name of each cluster.
     cluster_notes: for each cluster, a text that says where its name comes from.
     paths, labels, metadata: one for each item.
-    neighbours: (n, k), for each item the positions of its nearest other items in the lists above, nearest first; -1 for
-    none.
+    neighbours: (n, k) indices of each item's nearest other items, nearest first; -1 if there are fewer.
     sheets: the thumbnails.
     """
 

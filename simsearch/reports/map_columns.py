@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CATEGORIES, FIELDS = 1000, 12
-"""Largest number of categories of a metadata field, and largest number of such fields (one more without labels).
+"""Largest number of categories of a metadata field, and largest number of metadata fields.
 
-A text field with more categories is left out.
+Text fields with more categories are left out. If there are no labels, one more field is allowed.
 """
 
 NONE = 0xFFFF

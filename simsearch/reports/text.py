@@ -65,7 +65,7 @@ _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d",
 
 
 def to_csv(rows: Iterable[Iterable[Any]]) -> str:
-    """Returns rows as the text of a CSV file. Texts are escaped by `csv_cell`, so that no program sees a formula."""
+    """Returns rows as the text of a CSV file. Texts are escaped by `csv_cell`, so that none is read as a formula."""
     lines = []
     for row in rows:
         out = io.StringIO()

@@ -29,7 +29,7 @@ class Sheets:
 
     images: the sheets, as WebP files.
     places: (m,), the position of each thumbnail's item in the list of all items.
-    sizes: (m, 2), the width and height of each thumbnail in pixels. It is in the top left corner of its square.
+    sizes: (m, 2), the width and height of each thumbnail in pixels. A thumbnail is in its square's top left corner.
     side: width and height of a square in pixels.
     """
 

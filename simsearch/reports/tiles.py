@@ -37,9 +37,9 @@ class ResultRow:
 
 
 def fit_image(image: Image.Image | None, side: int) -> Image.Image | None:
-    """Returns an RGB copy of an image, scaled to fit into a square of `side` pixels; None for None or an empty image.
+    """Returns an RGB copy of an image, scaled to fit into a square of `side` pixels.
 
-    The copy is at most MAX_ENLARGEMENT times as large as the image.
+    An image is enlarged at most MAX_ENLARGEMENT times. Returns None for None and for an image without pixels.
     """
     if image is None or 0 in image.size:
         return None
