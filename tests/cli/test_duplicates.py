@@ -97,7 +97,7 @@ def test_ignored_groups(copied, run):
         (("--keep", "best"), "'best' is no rule"),
         (("--keep", "against"), "nothing to keep pictures against"),
         (("--keep", "under:nowhere"), "no folder 'nowhere'"),
-        (("--trash", "--ignore", "id:1"), "--ignore only remembers"),
+        (("--trash", "--ignore", "id:1"), "--ignore only marks groups"),
         (("--trash", "--journal", "no/j"), "its folder does not exist"),
         (("--against", ""), "names no index"),
     ],
