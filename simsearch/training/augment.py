@@ -151,11 +151,25 @@ def _grid(theta: Tensor, side: int) -> Tensor:
     return x * along + y * down + origin
 
 
+def centre_pixels(pixels: Tensor, side: int) -> Tensor:
+    """Cuts out the centre patches, as at inference: (B, P, P, 3) uint8 -> (B, S, S, 3) uint8.
+
+    If the stored images are smaller than the patches (P < S), the centre seven eighths of each image are enlarged.
+    """
+    stored = pixels.shape[1]
+    cut = side if stored >= side else round(stored * 7 / 8)
+    start = (stored - cut) // 2
+    patch = pixels[:, start : start + cut, start : start + cut]
+    if cut == side:
+        return patch
+    channels_first = patch.permute(0, 3, 1, 2).float()
+    larger = F.interpolate(channels_first, (side, side), mode="bicubic", align_corners=False)
+    return larger.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+
+
 def centre(pixels: Tensor, side: int, colour: ColourStats) -> Tensor:
-    """Cuts out the centre patches, as at inference: (B, P, P, 3) uint8 -> (B, 3, S, S) float32, normalised."""
-    start = (pixels.shape[1] - side) // 2
-    patch = pixels[:, start : start + side, start : start + side]
-    return normalise(patch.permute(0, 3, 1, 2).float(), colour)
+    """Cuts out the centre patches and normalises them: (B, P, P, 3) uint8 -> (B, 3, S, S) float32; P may be below S."""
+    return normalise(centre_pixels(pixels, side).permute(0, 3, 1, 2).float(), colour)
 
 
 def normalise(x: Tensor, colour: ColourStats) -> Tensor:

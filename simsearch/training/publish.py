@@ -77,8 +77,8 @@ def publish(
 
 def _centres(data: TrainingSet, side: int) -> np.ndarray[Any, Any]:
     """Returns the centre patches of all images: (N, side, side, 3) uint8."""
-    edge = (data.pixels.shape[1] - side) // 2
-    return np.ascontiguousarray(data.pixels[:][:, edge : edge + side, edge : edge + side])
+    pixels = torch.from_numpy(np.ascontiguousarray(data.pixels[:]))
+    return np.ascontiguousarray(augment.centre_pixels(pixels, side).numpy())
 
 
 @torch.no_grad()
