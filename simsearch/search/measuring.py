@@ -1,4 +1,4 @@
-"""Measuring search structures: held-out queries with known answers, recall, and time."""
+"""Measures approximate searches: their recall, by held-out queries with known answers, and their time."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ if TYPE_CHECKING:
     from simsearch.search.ranking import Neighbours
 
 QUERIES = 400
-"""Number of held-out items; half of them choose the settings, the other half measure the recall."""
+"""Number of items that are held out as queries. One half chooses the settings, the other half measures the recall."""
 
 TIMED = 25
 """Number of queries that are timed, one at a time."""
 
 SAMPLE = 16_384
-"""Number of rows to learn from."""
+"""Number of rows from which a projection or an encoder is learned."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """Queries with known answers, to measure approximate searches with.
 
-    flat: the exact search. rows: (n,) the rows to search. queries: (nq, D).
+    flat: the exact search.
+    rows: (n,) the rows to search in.
+    queries: (nq, D).
     truth: (nq,) the distance between each query and its K-th true neighbour.
     """
 
@@ -43,22 +45,22 @@ class Benchmark:
 
     @classmethod
     def of(cls, flat: FlatIndex, rows: NDArray[np.int64], queries: NDArray[np.float32]) -> Benchmark:
-        """Returns a benchmark of (nq, D) queries, after an exact search for their true neighbours among `rows`."""
+        """Returns a benchmark of (nq, D) queries; finds their true neighbours among `rows` by an exact search."""
         found = flat.search(queries, K, rows)
         return cls(flat, rows, queries, np.array([each.distances[K - 1] for each in found]))
 
     def recalls(self, found: list[Neighbours], part: slice) -> NDArray[np.float64]:
-        """Returns the recall of each query in `part`: the share of its K matches that are as near as the true K-th."""
+        """Returns the recall of each query, as `ann.recalls` does. part: the queries whose results are `found`."""
         return ann.recalls(found, self.truth[part])
 
 
 def hold_out(
     flat: FlatIndex, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
-    """Splits the rows at random.
+    """Splits the rows at random into rows for queries and rows to search in.
 
-    Returns (nq,) held-out rows in random order, (n,) the other rows, ascending, and the (s, D) features of a sample of
-    those others to learn from.
+    Returns the (nq,) rows for queries in random order, the (n,) rows to search in, ascending, and (s, D) features to
+    learn from. These features are of a sample of the rows to search in.
     """
     random = np.random.default_rng(0)
     shuffled = random.permutation(rows)
@@ -73,7 +75,7 @@ def time_queries(search: Callable[[NDArray[np.float32]], Any], queries: NDArray[
 
     search: called with one query, (1, D).
     """
-    search(queries[:1])  # a first call also loads and allocates
+    search(queries[:1])  # the first call is slower: it loads and allocates
     took = []
     for query in queries[:TIMED]:
         clock = time.perf_counter()
