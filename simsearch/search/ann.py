@@ -34,7 +34,7 @@ else:
     faiss = LazyModule("faiss")
 
 K = 10
-"""Number of neighbours for which the recall is measured. A search for more ranks proportionally more candidates."""
+"""Number of neighbours for which the recall is measured. A search for more has proportionally more candidates."""
 
 NARROW = 0.25
 """If less than this fraction of the entries is permitted, for example by a filter, the search is exact."""
@@ -43,7 +43,7 @@ LINKS, CONSTRUCTION = 24, 80
 """Parameters of FAISS's HNSW index: M, the links per node, and efConstruction."""
 
 MANY = 8
-"""From this number of queries on, their candidates are ranked by several threads."""
+"""If there are at least this number of queries, several threads rank their candidates."""
 
 FILLED = 32
 """FAISS's fast scan compares this number of codes at once, and pads each inverted list to a multiple of this number."""
@@ -85,7 +85,7 @@ class AnnSettings:
 
 
 def recalls(found: list[Neighbours], truth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the recall of each query: the fraction of its K results that are as near as its true K-th neighbour.
+    """Returns the recall of each query: the share of its first K results no farther than its true K-th neighbour.
 
     found: the results of each query.
     truth: (nq,) the distance of each query's true K-th neighbour.
@@ -131,7 +131,7 @@ class AnnIndex:
     index: the FAISS index, with n entries.
     rows: (n,) the row number of each entry in the feature files; -1 if a compaction has removed the row.
     covered: the number of rows in the feature files when the FAISS index was built; later rows are searched exactly.
-    compactions: the number of compactions of the feature files so far. Each compaction renumbers the rows.
+    compactions: the number of compactions after which `rows` is valid, since each compaction renumbers the rows.
     """
 
     def __init__(
@@ -197,8 +197,8 @@ class AnnIndex:
     ) -> bool:
         """Returns True if `search` would be approximate, False if it would be exact.
 
-        It is approximate if at least the fraction NARROW of the entries is permitted, and at most half of the permitted
-        entries become candidates.
+        An approximate search is possible if at least the fraction NARROW of the entries is permitted, and at most half
+        of the permitted entries become candidates.
         """
         if self.covered > flat.rows:  # the FAISS index has rows that this snapshot lacks
             return False

@@ -1,7 +1,7 @@
 """Reads, checks and renumbers the files of an approximate search.
 
 A compaction removes deleted rows from the feature files, which changes the numbers of the other rows. `rows.npy` has
-the row number of each entry when the search was made; `rows.<n>.npz` has the row numbers after n compactions.
+the row number of each entry when the FAISS index was built; `rows.<n>.npz` has the row numbers after n compactions.
 """
 
 from __future__ import annotations
@@ -133,10 +133,12 @@ def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple
 def renumber(folder: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
     """Writes the row numbers that the entries have after a compaction.
 
-    The row numbers before the compaction stay on disk for readers of that state; older ones are deleted.
+    The row numbers before the compaction stay on disk for processes that still read the old feature files. Older row
+    numbers are deleted.
     live: (n,) the rows that the compaction keeps, ascending.
     old, new: the number of compactions before and after this one.
-    Raises IndexDamagedError, or one of the errors in UNREADABLE, if the present row numbers cannot be read.
+    Raises IndexDamagedError, or one of the errors in UNREADABLE, if the row numbers before the compaction cannot be
+    read.
     """
     rows, covered = _rows(folder, parameters, old)
     record(folder, old, new, rows=moved(rows, live), covered=np.searchsorted(live, covered))
@@ -153,9 +155,9 @@ def moved(rows: NDArray[np.int64], live: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 def record(folder: Folder, old: int, new: int, **arrays: Any) -> None:
-    """Writes the arrays that are valid after `new` compactions.
+    """Writes arrays to the file that is valid after `new` compactions.
 
-    Keeps the arrays that are valid after `old` compactions, and deletes those of other states.
+    Keeps the file that is valid after `old` compactions, and deletes those of other numbers of compactions.
     """
     data = io.BytesIO()
     np.savez(data, **arrays)

@@ -1,4 +1,4 @@
-"""Approximate search by binary codes: those nearest by Hamming distance are candidates, ranked by exact distances.
+"""Approximate search by binary codes: the nearest codes by Hamming distance are ranked by exact distances.
 
 `derived/<name>/` in the index's folder has the files: `codes.safetensors` is the encoder, which turns features into
 codes; `entries.npy` has the codes; `rows.npy` has the row number of each code in the feature files. Rows that are added
@@ -73,7 +73,7 @@ class BinaryCodeIndex(AnnIndex):
 
 
 def load(folder: Folder, parameters: dict[str, Any], compactions: int) -> AnnIndex:
-    """Loads an approximate search of any kind, `codes` or those of `ann`.
+    """Loads an approximate search of any kind: binary codes, or one of the kinds in `ann`.
 
     parameters: those that `save` returned.
     compactions: the number of compactions of the feature files so far.
@@ -108,9 +108,9 @@ def _read_encoder(folder: Folder) -> HashEncoder:
 def _base(
     folder: Folder, parameters: dict[str, Any], compactions: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-    """Reads the codes without those of later rows; returns the codes, their rows, and the number of rows covered.
+    """Reads the codes, their row numbers, and the number of rows covered, all as of the last compaction.
 
-    Later rows are those added after the last compaction or, if there was none, after the encoder was trained.
+    If there was no compaction, as of the time when the codes were made. Rows that were added later are in other files.
     """
     if compactions == parameters.get("epoch", 0):
         entries, rows = (sealed.read_array(folder, f"{part}.npy") for part in ("entries", "rows"))

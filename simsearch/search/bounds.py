@@ -94,7 +94,7 @@ class Grid:
         return len(self.low)
 
     def reach(self, distance: float, defect: float, error: float | NDArray[Any]) -> NDArray[np.float64]:
-        """Returns the largest squared distance of codes that is possible for a row at most `distance` from a query.
+        """Returns the largest squared distance between the codes of a query and of a row at most `distance` away.
 
         defect: from `defect_of`.
         error: the error of the query plus the error of the row.
@@ -134,7 +134,7 @@ class Bounds:
             ]
 
     def save(self) -> bytes:
-        """Returns the content of a safetensors file, which `load` reads."""
+        """Returns the bounds as the content of a safetensors file, which `load` reads."""
         arrays: dict[str, NDArray[np.generic]] = {"mean": self.mean, "axes": self.axes}
         for number, grid in enumerate(self.grids):
             arrays[f"rotation{number}"], arrays[f"low{number}"] = grid.rotation, grid.low
@@ -143,7 +143,7 @@ class Bounds:
 
     @classmethod
     def load(cls, data: bytes, dimension: int) -> Bounds:
-        """Reads the content that `save` returned. Raises ValueError and KeyError if it is invalid.
+        """Reads the content that `save` returned. Raises ValueError or KeyError if it is invalid.
 
         dimension: D, the dimension of the features.
         """
@@ -266,7 +266,7 @@ def squares(codes: NDArray[np.uint8], query: NDArray[np.uint8]) -> NDArray[np.in
 
 
 def sizes(dimension: int, components: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Returns the numbers of bytes to try for narrow codes, and those to try for wide codes.
+    """Returns the numbers of bytes to try for narrow codes, and the numbers to try for wide codes.
 
     dimension: D, the dimension of the features.
     components: the number of principal components that are available.

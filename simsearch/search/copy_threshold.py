@@ -1,4 +1,4 @@
-"""Measures how far apart near-identical pictures are, with changed copies of an index's own pictures.
+"""Measures how far apart near-identical pictures are, by making changed copies of an index's own pictures.
 
 Distances are those of the features. A measurement takes seconds, since it decodes dozens of pictures in full size and
 computes the features of their copies. The last result of each index is therefore cached. It is reused until the
@@ -50,7 +50,7 @@ BEYOND = 0.1
 """Pixels are compared up to this far beyond the measured distance, in units of the median distance of random pairs."""
 
 FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
-"""The changes whose copies determine the threshold. The shares of other copies that are found are only reported."""
+"""The changes whose copies determine the measured distance. How many copies are found is reported for all changes."""
 
 _METHOD = 2
 """Version of the measurement. It must be increased with every change, so that older cached results are not used."""
@@ -85,9 +85,9 @@ def copy_threshold(
 ) -> Threshold:
     """Measures how far slightly changed copies of an index's own pictures are from their originals.
 
-    Returns a threshold with the distance that 90 % of the copies do not exceed. If no picture can be read or the
-    model's weights are missing, the distance is that of the search option `dedup`: NEAR_IDENTICAL times the median
-    distance of random pairs.
+    Returns a threshold with the distance that 90 % of the copies by the FAITHFUL changes do not exceed; FARTHEST limits
+    this distance. If no picture can be read or the model's weights are missing, the distance is that of the search
+    option `dedup`: NEAR_IDENTICAL times the median distance of random pairs.
     seed: chooses the pictures.
     progress: called with the number of pictures done and the number of all pictures; not called for a cached result.
     largest: the largest number of pixels of a picture to copy; None for no limit. One picture is in memory at a time.
@@ -128,7 +128,7 @@ def copy_threshold(
 
 
 def _originals(index: OpenIndex, drawn: Sequence[Item], largest: int | None) -> Iterator[Image.Image]:
-    """Yields the pictures of up to ORIGINALS of the drawn items in full size; skips pictures that cannot be read."""
+    """Yields up to ORIGINALS pictures of the drawn items, in full size; skips pictures that cannot be read."""
     count = 0
     for item in drawn:
         try:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 CHECKED, CHECKED_NEIGHBOURS = 256, 8
-"""Number of items that `checked` searches for exactly, and the largest number of neighbours of each item."""
+"""`checked` searches the neighbours of this number of items, and at most this number of neighbours of each item."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Member:
     """An item of a group of near-identical items.
 
     distance: from the group's first item, which is the item to keep or, without a rule, the item with the lowest id.
-    own: False for an item of the other index that the searched index is compared with.
-    is_copy: True for a copy of the first item, False if only other members link the two, None if not compared.
+    own: False for an item of another index, with which the index is compared.
+    is_copy: True for a copy of the first item, False if only other members link the two, None if pixels do not decide.
     """
 
     item: Item
@@ -86,14 +86,14 @@ def duplicate_groups(
 ) -> list[list[Member]]:
     """Groups near-identical items: items that are linked directly or through other items of the group.
 
-    Returns the groups of two or more members, the largest first. The members of a group are sorted by id, after the
-    first. Each member is a different file, so all members but one can be deleted without losing a picture. Several
-    names of a file (links, a folder indexed by two roots or also by a manifest) are one member, if possible by a name
-    that is not a link. Files that are gone or have changed are left out, unless all files of a group are gone (an
-    unmounted disk).
-    max_distance: items up to this distance are linked. If it is a `Threshold` with a reach, items within the reach are
-    linked if their pixels agree, provided that one is among the `near_rows.NEAREST` nearest of the other; if a picture
-    cannot be read, the threshold's distance decides.
+    Returns the groups of two or more members, the largest first. The members of a group are sorted by id, but `keep`
+    chooses the first. Each member is a different file, so all members but one can be deleted without losing a picture.
+    A file with several names (links, a folder indexed by two roots or also by a manifest) is one member, if possible
+    under a name that is not a link. Files that are gone or have changed are left out, unless all files of a group are
+    gone (an unmounted disk).
+    max_distance: items at most this far apart are linked. If it is a `Threshold` with a reach, items within the reach
+    are linked if their pixels agree, and if one of them is among the `near_rows.NEAREST` nearest of the other. If a
+    picture cannot be read, the threshold's distance decides.
     progress: called with the number of items compared so far and the number of all items.
     exact: False to accept that links may be missed among more than `near_rows.EXACT` different items; see `checked`.
     against: another index of the same model. Only groups with items of both indexes are then returned. Items of the
@@ -163,7 +163,7 @@ def _from_first(
 
 
 def _same_or_copies(distances: NDArray[np.float64], look: Judge, pairs: NDArray[np.int64]) -> list[bool | None]:
-    """Returns True for each pair of equal features or of copies, which `look` finds, a few pairs at a time."""
+    """Returns True for each pair whose features are equal, or whose pictures `look` finds to be copies."""
     copies = distances == 0
     differ = np.flatnonzero(~copies)
     for start in range(0, len(differ), JUDGED):
@@ -249,7 +249,7 @@ def by_nearest(
 
 
 def second_look(members: Sequence[Member], limit: Threshold, allowance: Allowance | None = None) -> SecondLook | None:
-    """Returns a `SecondLook` on members, which are given by their place in the list; None if `limit` has no reach."""
+    """Returns a `SecondLook` that knows each member by its place in the list; None if `limit` has no reach."""
     if not limit.reach:
         return None
     return SecondLook(limit.distance, lambda place: (members[place].item, members[place].source), allowance)
@@ -277,8 +277,8 @@ class _Side:
 def _different_files(members: Sequence[Member]) -> list[int]:
     """Returns the places of members that are different files, ascending: one place for each file.
 
-    Of several names of a file, items of the other index come first, then names that are not links. Files that are gone
-    or have changed are left out, unless all files are gone (an unmounted disk).
+    Of several names of a file, prefers items of the other index, then names that are not links. Files that are gone or
+    have changed are left out, unless all files are gone (an unmounted disk).
     """
     by_file: dict[Hashable, list[int]] = {}
     gone = 0
@@ -317,9 +317,9 @@ def _file_of(item: Item, sources: Mapping[int, Source]) -> Hashable:
 def checked(
     snapshots: Searchable, found: list[list[Member]], max_distance: float | Threshold, seed: int = 0
 ) -> tuple[int, int]:
-    """Searches for a sample of items exactly, to estimate how many near-identical pairs are in the same group.
+    """Estimates how complete groups are, by exact searches for the neighbours of a sample of items.
 
-    Returns the number of near-identical pairs that the searches find, and the number of these that are in one group.
+    Returns the number of near-identical pairs that the searches find, and how many of these pairs are in one group.
     found: the groups of `duplicate_groups` for the same `max_distance`.
     """
     limit = max_distance if isinstance(max_distance, Threshold) else Threshold(max_distance)

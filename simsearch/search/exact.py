@@ -1,16 +1,16 @@
 """Finds the exact Euclidean nearest neighbours among the rows of the feature files.
 
 With a sketch of the rows (`simsearch.search.sketch`), few rows are read: its short codes prove that the other rows
-cannot be among the nearest. All rows are scanned if there is no sketch, or for a query that it cannot answer. The
-result is the same. There are three kinds of scan:
+cannot be among the nearest. All rows are scanned if there is no sketch, or for a query that the sketch cannot answer.
+The result is the same in both cases. There are three kinds of scan:
 
-- For few queries, FAISS scans the memory map of the files. The speed is limited by the memory bandwidth.
+- For fewer than BATCH queries, FAISS scans memory-mapped files. The memory bandwidth limits the speed.
 - For BATCH queries or more, the scan is a matrix product over blocks of rows that are decoded to float32.
 - Rows in a GPU's memory are scanned there (`simsearch.search.gpu`).
 
 A scan computes in float32 and only finds candidates, whose distances are computed again in float64. It is repeated with
-more candidates if rounding could hide a nearer row. Everything but the scan by FAISS reads rows from the files without
-a memory map (`simsearch.storage.random_reader`).
+more candidates if rounding could hide a nearer row. Only the scan by FAISS maps files into memory; everything else
+reads rows from the files (`simsearch.storage.random_reader`).
 
 Letters: nq queries, k neighbours, D dimension, n rows.
 """
@@ -52,7 +52,7 @@ BATCH = 24
 """From this number of queries on, one matrix product is faster than a scan by FAISS."""
 
 FIRST = 4096
-"""Up to this number of rows, the first search of a process is a matrix product too, as FAISS takes longer to import."""
+"""Up to this number of rows, the first search is a matrix product too, since importing FAISS would take longer."""
 
 BLOCK = 2048
 """Number of rows that are decoded to float32 at once: 32 MiB at D = 4096."""
@@ -65,10 +65,10 @@ PIECES = 4
 
 
 class _Scanned(NamedTuple):
-    """The rows nearest in float32, both arrays (nq, width) and sorted by distance.
+    """The rows nearest to each query by float32 distances, nearest first.
 
-    distances: the squared distances.
-    rows: the rows; -1 where there are fewer than width.
+    distances: (nq, width) squared distances.
+    rows: (nq, width) the rows; -1 where there are fewer than width.
     slack: (nq,) the largest rounding error of the squared distances, in addition to the relative error ROUNDING.
     """
 
@@ -80,8 +80,8 @@ class _Scanned(NamedTuple):
 class FlatIndex:
     """Exact search over the first `rows` rows of the feature files. Safe for many threads and while rows are appended.
 
-    devices: takes a number of rows and returns the names of the GPUs to hold them, or none; None to use the CPU only.
-    before: an index over the first of the same rows, whose GPU memory is reused.
+    devices: takes a number of rows and returns the names of GPUs that can hold them, if any; None to use only the CPU.
+    before: an earlier index over the first of these rows, whose GPU memory is reused.
     sketch: returns a sketch of the first rows (not necessarily of all), or None if there is none.
     """
 
@@ -136,7 +136,7 @@ class FlatIndex:
         return self._devices is None and self._sketch() is not None
 
     def scan(self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> list[Neighbours]:
-        """Returns the same as `search`, without a sketch. k: from 1 to the number of permitted rows."""
+        """Returns the same as `search`, without using a sketch. k: from 1 to the number of permitted rows."""
         available = self.rows if permitted is None else len(permitted)
         if permitted is not None and len(permitted) <= DIRECT:
             features = self.read(permitted)
@@ -185,7 +185,7 @@ class FlatIndex:
         return measured(query, rows[near.places], features[near.places], k)
 
     def _measure(self, query: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> Neighbours:
-        """Returns the k nearest rows by float64 only, for a query whose squared distances overflow in float32."""
+        """Searches in float64 only, for a query whose squared distances overflow in float32."""
         rows = np.arange(self.rows) if permitted is None else permitted
         best = Neighbours(rows[:0], np.zeros(0))
         for start in range(0, len(rows), DIRECT):
@@ -259,10 +259,10 @@ class FlatIndex:
         return x, own
 
     def _on_devices(self, count: int) -> bool:
-        """Returns True if the rows are in GPU memory, for a search with `count` queries.
+        """Returns True if the rows are in GPU memory. count: the number of queries of the search.
 
-        The first search moves the rows there if it has BATCH queries or more, or if rows of `before` are there already.
-        Otherwise the second search moves them.
+        The first search moves the rows there if it has BATCH queries or more, or if an earlier index (`before`) has
+        moved rows there. Otherwise the second search moves them.
         """
         if self._devices is None:
             return False
@@ -318,7 +318,7 @@ def _split(
 def _best(
     results: list[tuple[NDArray[np.float32], NDArray[np.int64]]], width: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Merges several (distances, rows), each (nq, any): keeps the `width` smallest distances, ascending."""
+    """Merges several pairs (distances, rows): keeps the `width` smallest distances of each query, ascending."""
     distances = np.concatenate([result[0] for result in results], axis=1)
     rows = np.concatenate([result[1] for result in results], axis=1)
     if width < distances.shape[1]:
@@ -331,9 +331,10 @@ def _best(
 def _nearer(
     squared: NDArray[np.float32], rows: NDArray[np.int64], limits: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Returns each query's distances below its limit, and their rows, both (nq, longest); inf and -1 fill the rest.
+    """Returns each query's distances below its limit, and their rows; inf and -1 fill the shorter lists.
 
-    Most blocks have few such distances, so this is faster than selecting the smallest of all.
+    Both arrays are (nq, m). In most blocks, few distances are below the limit and m is small, so this is faster than
+    selecting the smallest distances of all.
     squared: (nq, n) distances. rows: (n,) the row of each column.
     limits: (nq, 1); None to return all distances.
     """

@@ -25,7 +25,7 @@ def blend(
     plus_weights: Sequence[float] = (),
     minus_weights: Sequence[float] = (),
 ) -> NDArray[np.float32]:
-    """Moves a (D,) query towards the examples `plus` and away from the examples `minus` (Rocchio 1971).
+    """Returns a (D,) query moved towards the examples `plus` and away from the examples `minus` (Rocchio 1971).
 
     First takes the weighted mean of the query, with weight 1, and `plus`. Then moves this mean away from the weighted
     mean of `minus`, by half of their difference times the average weight of `minus`.

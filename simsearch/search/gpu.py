@@ -3,9 +3,9 @@
 The rows are kept as float16 in chunks, which are assigned to the devices in turn. A search computes the squared
 distances |q|^2 - 2 q.x + |x|^2 by a matrix product for each block of rows, and keeps the nearest rows of each device.
 Rows that are not permitted get an infinite distance.
-If float16 can hold the values of the queries and the device sums products in float32, the queries are multiplied
-directly with the float16 rows. (The features of pictures always fit float16.) Otherwise blocks of rows are decoded to
-float32 first. The results are candidates with a bound on their rounding error. As after a scan on the CPU,
+If float16 can hold the values of the queries exactly and the device sums products in float32, the queries are
+multiplied directly with the float16 rows. (Queries by picture have such values.) Otherwise blocks of rows are decoded
+to float32 first. The results are candidates with a bound on their rounding error. As after a scan on the CPU,
 `simsearch.search.exact` then computes their distances in float64.
 
 Letters: nq queries, D dimension, n rows, width candidates.
@@ -45,9 +45,10 @@ SPARE = 1 << 30
 """Bytes of each device's memory that are left free for blocks, results and the network."""
 
 ROUNDING, ROUNDING_HALF = 2.5e-5, 1e-4
-"""Largest errors of squared distances by float32 and by float16 products, relative to (|q| + |x|)^2.
+"""Largest rounding errors of squared distances that are computed by float32 products and by float16 products.
 
-The second is larger, since the matrix units of a GPU truncate sums of float16 products instead of rounding them.
+They are relative to (|q| + |x|)^2. The second is larger, since the matrix units of a GPU truncate sums of float16
+products instead of rounding them.
 """
 
 
@@ -64,7 +65,7 @@ class _Chunk(NamedTuple):
 
 
 class GpuIndex:
-    """The first `rows` rows in the memory of `devices`. Safe for many threads.
+    """Exact search over the first `rows` rows, in the memory of `devices`. Safe for many threads.
 
     read: takes (n,) rows and returns their features, (n, D) float16.
     before: an index over fewer of the same rows. Its full chunks are reused if it has the same devices.
@@ -165,7 +166,7 @@ class GpuIndex:
 
 
 def _multiplies_half(chunk: _Chunk) -> bool:
-    """Tries with some rows if a product of float16 rows can have an accurate float32 result; returns True if so."""
+    """Returns True if the device multiplies float16 rows with accurate float32 results; tries it with some rows."""
     x = chunk.features[:64]
     try:
         found = torch.mm(x, x.T, out_dtype=torch.float32)

@@ -127,8 +127,8 @@ class IndexSearch:
     def scale(self, reader: ItemReader) -> Scale:
         """Returns the scale that turns distances into similarities.
 
-        If an older version wrote the index and recorded no scale, it is estimated. The estimate is repeated after each
-        change of a small index, and made once for a large index.
+        If an older version wrote the index and recorded no scale, the scale is estimated. The estimate is repeated
+        after each change of a small index, and made once for a large index.
         """
         snapshot, meta = self.snapshots.current(reader), self.index.meta
         if not meta.similarity and self.index.folder is not None:

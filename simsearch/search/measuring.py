@@ -71,7 +71,7 @@ def hold_out(
 
 
 def time_queries(search: Callable[[NDArray[np.float32]], Any], queries: NDArray[np.float32]) -> tuple[float, int]:
-    """Returns the median seconds of one query, and the number of queries that were timed.
+    """Returns the median time of a query in seconds, and the number of queries that were timed.
 
     search: called with one query, (1, D).
     """

@@ -1,4 +1,4 @@
-"""Compares the narrow codes of a sketch (`sketch`): lists the nearest codes, or computes the distances to all codes.
+"""Compares the narrow codes of a sketch (see `sketch`): lists the nearest codes, or computes all distances.
 
 All squared distances of narrow codes are whole numbers below 2^24, which float32 holds exactly.
 

@@ -51,7 +51,7 @@ NEIGHBOURS, PROBES = 32, 16
 
 
 NEAREST, JUDGED = 8, 64
-"""A `Judge` is asked about each row and its NEAREST nearest rows, and about up to JUDGED pairs in one call."""
+"""A `Judge` decides about each row and its NEAREST nearest rows. It is asked about up to JUDGED pairs in one call."""
 
 _MEASURED = 1 << 16
 
@@ -96,8 +96,8 @@ def linked(
     reach: pairs up to this distance are linked, if the judge agrees.
     progress: called with the number of rows compared so far and the number of different rows.
     exact: True to compare all pairs even if there are more than EXACT different rows.
-    judge: decides which pairs within `reach` are linked, nearest pairs first; None to link all. It is only asked about
-    a pair if the projection of one row is among the NEAREST of the projection of the other.
+    judge: decides which pairs within `reach` are linked, nearest pairs first; None to link all. It is asked only about
+    pairs of a row and one of its NEAREST nearest rows, by the distances between projections.
     """
     links = _Links(len(rows))
     if len(rows) < 2:
@@ -137,7 +137,7 @@ def linked(
 
 
 def _projected(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Returns the squared distances between the projections of pairs, (n,). z: by place. pairs: (n, 2) places."""
+    """Returns the squared distances between the projections of pairs: (n,). z: the projections. pairs: (n, 2)."""
     squared = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), _MEASURED):
         some = pairs[start : start + _MEASURED]
@@ -146,12 +146,11 @@ def _projected(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.f
 
 
 def _nearest(pairs: NDArray[np.int64], squared: NDArray[np.float32], bound: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Returns the pairs whose second row may be among the NEAREST rows of the first.
+    """Returns the pairs whose second row may be one of the NEAREST nearest rows of the first row.
 
     pairs: (n, 2) places, no pair twice.
     squared: (n,) the squared distances of the pairs.
-    bound: for each place, an upper bound of the squared distances of its NEAREST rows. This function lowers it in
-    place.
+    bound: for each place, an upper bound of the squared distances of its NEAREST nearest rows. It is lowered in place.
     """
     near = squared <= bound[pairs[:, 0]]
     pairs, squared = pairs[near], squared[near]
@@ -195,7 +194,7 @@ def _judge(
 
 
 def _distances(flat: JoinedRows, rows: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Returns the distances of pairs of places in float64: (n,). pairs: (n, 2)."""
+    """Returns the distances of pairs, computed in float64: (n,). pairs: (n, 2) places."""
     difference = flat.read(rows[pairs[:, 0]]).astype(np.float64) - flat.read(rows[pairs[:, 1]])
     distances: NDArray[np.float64] = np.sqrt(squared_norms(difference))
     return distances

@@ -27,7 +27,7 @@ def relative_rounding(dimension: int) -> float:
 class Neighbours(NamedTuple):
     """The rows nearest to one query and their Euclidean distances (float64), nearest first.
 
-    There are more than k rows if several tie for the k-th place, and fewer than k only if the index has fewer.
+    There are more than k rows if several tie for the k-th place, and fewer than k only if fewer rows are searched.
     """
 
     rows: NDArray[np.int64]

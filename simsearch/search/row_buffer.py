@@ -26,7 +26,7 @@ ROWS = 256
 
 
 SPARE = 8
-"""FAISS first lists this number of rows in addition to k. It lists more if their distances differ too little."""
+"""FAISS first lists k rows and this number more. It lists still more if other rows may be among the k nearest too."""
 
 
 class Near(NamedTuple):
@@ -85,9 +85,9 @@ class RowBuffer:
 
 
 def within_rounding(best: float, rounding: float) -> float:
-    """Returns the largest float32 squared distance of a row that may, without rounding, be as near as one at `best`.
+    """Returns the squared distance beyond which a row is certainly farther away than a row at `best`.
 
-    best: a squared distance in float32. rounding: from `relative_rounding`.
+    Both are squared distances in float32, which have rounding errors. rounding: from `relative_rounding`.
     """
     return best * (1 + 4 * rounding) + TINY
 

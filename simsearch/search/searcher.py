@@ -157,8 +157,8 @@ class Searcher:
         """Returns the (nq, v, D) queries, each averaged with its first `count` matches.
 
         All v vectors of a query are averaged with the same matches.
-        answers: the `Matches` of each query, of which this function sets `exact`: False if the first matches come from
-        an approximate search.
+        answers: the `Matches` of each query. Their `exact` is set to False if the first matches come from an
+        approximate search.
         """
         if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
             raise UsageError(f"a query cannot be expanded by {count!r} matches", hint="give a whole number from 1")
@@ -229,9 +229,9 @@ def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: boo
     """Merges the neighbours of a query's vectors: keeps the smallest distance of each row, drops the rows `left_out`.
 
     variants: the neighbours of each of the query's vectors.
-    complete: True if each of these lists has all rows. Otherwise, a row that is missing from a list may be nearer to
-    that vector than its distance in the other lists. This is possible only for rows farther away than the last row of
-    some list. Such rows are dropped.
+    complete: True if each of these lists has all rows. Otherwise, a row may be missing from the list of the vector to
+    which it is nearest, so that its smallest distance is unknown. This is possible only for rows farther away than the
+    last row of some list. Such rows are dropped.
     """
     if len(variants) == 1:
         near = variants[0]

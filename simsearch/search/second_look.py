@@ -1,4 +1,4 @@
-"""Compares pictures whose features are near by their pixels, to find out which are copies.
+"""Compares the pixels of pictures whose features are near, to find out which pictures are copies.
 
 `simsearch.images.likeness` compares the pixels. If one picture of a pair cannot be read, is too large, or is on another
 machine, the distance of the features decides.
@@ -55,7 +55,7 @@ class SecondLook:
 
     limit: the largest distance of the features at which a pair counts as copies if one of its pictures cannot be read.
     item: takes a place; returns the item there and the item's source. It is called by one thread at a time.
-    allowance: the limits for reading; None for the default of `Allowance`.
+    allowance: the limits for reading pictures; None for the default limits.
     """
 
     def __init__(

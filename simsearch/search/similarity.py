@@ -28,7 +28,7 @@ ENOUGH = 64
 """From this number of items on, the quantiles are measured on the index; for fewer, they are those of the model."""
 
 SAMPLE = 512
-"""Number of random items whose pairwise distances are measured. If an index has at most this number, all are."""
+"""Number of random items whose pairwise distances are measured; all items if the index has at most this number."""
 
 QUERIES, FEWEST, CELLS = 256, 32, 1 << 24
 """Largest and smallest number of items whose nearest neighbours `measure` searches, and limit of computed distances.
@@ -64,7 +64,7 @@ class Scale:
     def similarities(self, distances: Sequence[float]) -> list[float]:
         """Returns the similarity of each distance, in [0, 1].
 
-        If no two items differ, there is no scale: the similarity is 1 at distance 0 and 0 at others.
+        If no two items differ, there is no scale: the similarity is then 1 at distance 0, and 0 at all other distances.
         """
         if not self.random > 0 or not self.nearest > 0:
             return [1.0 if distance == 0 else 0.0 for distance in distances]
@@ -83,7 +83,7 @@ class Scale:
     def of(cls, recorded: Mapping[str, Any], table: Sequence[float]) -> Scale:
         """Returns the scale that `meta.json` records; if it records none, an estimate from the quantiles of distances.
 
-        recorded: the entry in `meta.json`, may be empty. table: from `quantiles`.
+        recorded: the entry in `meta.json`, which may be empty. table: from `quantiles`.
         """
         if recorded:
             return cls(float(recorded["nearest"]), float(recorded["random"]))

@@ -1,8 +1,8 @@
 """Exact search that reads few rows: short codes of all rows prove that most of them cannot be among the nearest.
 
 A sketch has a narrow and a wide code of each row, from which `bounds` computes lower bounds on distances. A search
-first measures a few rows with near codes, the seeds, so that it knows how far the k-th nearest row can be at most. Then
-it compares the narrow codes of all rows, and the wide codes of the rows that the narrow codes do not exclude. The
+first measures a few rows with near codes, the seeds, to get an upper bound of the distance of the k-th nearest row.
+Then it compares the narrow codes of all rows, and the wide codes of the rows that the narrow codes do not exclude. The
 remaining rows are read and measured in float64. The result is the same as that of a scan of all rows, ties included. If
 a search would read too many rows, the caller has to scan all rows instead.
 
@@ -32,10 +32,10 @@ FEWEST, SHARE = 4096, 64
 """A search uses the sketch if at least FEWEST rows and at least SHARE * k rows are permitted."""
 
 SEEDS, FIRST = 8, 8
-"""Numbers of candidates for the seeds, and of seeds.
+"""Numbers that determine how many rows are seeds, and how many rows are candidates for seeds.
 
 The FIRST * k + FEW rows with the nearest narrow codes are candidates. The k + SEEDS candidates with the nearest wide
-codes are measured.
+codes are the seeds.
 """
 
 MOST = 0.05
@@ -48,7 +48,7 @@ BATCH = 8
 """From this number of queries on, each query has one thread. For fewer queries, several threads share each query."""
 
 PRODUCTS, GROUP = 1 << 22, 32
-"""Largest size of a table of narrow codes; number of rows in a group, whose smallest distance helps to choose seeds."""
+"""Largest size of a `NarrowCodes.table`; number of rows in a group, whose best distance is used to choose seeds."""
 
 FEW = 64
 """For fewer seeds than this, rows are compared with each seed; for more, `np.isin` is used. See also FIRST."""
@@ -63,7 +63,7 @@ Read: TypeAlias = "Callable[[NDArray[np.int64], NDArray[np.float16]], NDArray[np
 class _Task(NamedTuple):
     """The arguments of a search that are the same for all queries. k: the number of neighbours.
 
-    masks: from `NarrowCodes.masks`. most, threads: numbers of rows to read at most and of threads, for each query.
+    masks: from `NarrowCodes.masks`. most: rows to read at most for a query. threads: threads for a query.
     """
 
     k: int
@@ -127,7 +127,7 @@ class Sketch:
         return len(self._odd)
 
     def shares(self, queries: NDArray[np.float32], distances: list[float]) -> list[float]:
-        """Returns the fractions of all rows that the narrow codes do not exclude, and that the wide codes do not.
+        """Returns two fractions of all rows: not excluded by the narrow codes, and not excluded by the wide codes.
 
         queries: (nq, D), over which the fractions are averaged.
         distances: for each query, the distance of its k-th neighbour.
@@ -153,7 +153,7 @@ class Sketch:
         permitted: NDArray[np.int64] | None,
         read: Read,
     ) -> list[Neighbours | None]:
-        """Returns the k permitted rows nearest to each of (nq, D) queries; None if a query needs a scan of all rows.
+        """Returns the k permitted rows nearest to each of (nq, D) queries; None for a query that needs a scan.
 
         permitted: the rows that may be returned, at least k rows of the sketch, ascending; None for all.
         """
@@ -188,7 +188,7 @@ class Sketch:
     # -- the narrow codes
 
     def _one(self, query: _Query, task: _Task) -> Neighbours | None:
-        """Searches for one query by listing rows with near narrow codes; None if it needs a scan of all rows."""
+        """Searches for one query by listing rows with near narrow codes; returns None if a scan is needed."""
         wanted = self._listed(task.k)
         known: _Known | None = None
         parts, short = [], None
@@ -217,7 +217,7 @@ class Sketch:
     def _by_table(
         self, query: _Query, distances: NDArray[np.float32], task: _Task, known: _Known | None = None
     ) -> Neighbours | None:
-        """Searches for one query by a table of narrow codes; None if it needs a scan of all rows.
+        """Searches for one query by a table of the distances of narrow codes; returns None if a scan is needed.
 
         distances: (n,) the squared distances of all narrow codes, from `NarrowCodes.table`.
         known: the rows that were read before.
@@ -253,7 +253,7 @@ class Sketch:
     def _read_seeds(
         self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], task: _Task
     ) -> _Known | None:
-        """Reads the seeds, which are the best of `rows` by their wide codes; None if float32 overflows.
+        """Reads the seeds: the best of `rows` by their wide codes. Returns None if float32 overflows.
 
         wide: the squared distances of the wide codes of `rows`.
         """

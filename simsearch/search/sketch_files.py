@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from simsearch.storage.folder import Folder
 
 PART, BLOCK = 16_384, 1024
-"""Number of rows in a file, and number of rows that are encoded at once."""
+"""Largest number of rows in a file, and number of rows that are encoded at once."""
 
 BOUNDS = "bounds.safetensors"
 
@@ -49,7 +49,7 @@ class SketchFacts:
     wanted: the number of rows to list by their narrow codes in a search for ten neighbours.
     learned: the number of rows when the bounds were learned.
     measured: the number of rows when `left` was measured.
-    left: the fractions of rows that the narrow codes and that the wide codes do not exclude, on average.
+    left: two average fractions of the rows: not excluded by the narrow codes, and not excluded by the wide codes.
     first: the second value of `left` when the bounds were learned.
     """
 

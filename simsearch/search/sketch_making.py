@@ -47,8 +47,8 @@ K = 10
 GROWN, REMADE, WORSE, ODD = 1.25, 4.0, 3.0, 0.01
 """Limits that decide when bounds are measured again and learned again.
 
-GROWN: they are measured again if the index has grown by this factor since they were measured.
-REMADE: when they are measured, they are learned again if the index has grown by this factor since they were learned.
+GROWN: they are measured again if the index has grown by this factor since the last measurement.
+REMADE: after a measurement, they are learned again if the index has grown by this factor since they were learned.
 WORSE: they are also learned again if the fraction of rows that a search reads has grown by this factor.
 ODD: they are also learned again if a larger fraction of the rows than this is far outside the grid.
 """
@@ -71,7 +71,7 @@ def updated(
     blocks: list[tuple[int, int, int]],
     learn: bool,
 ) -> SketchFacts | None:
-    """Adds new rows to the sketch or makes a new sketch; returns the new entry for `meta.json`, None without a sketch.
+    """Adds new rows to the sketch or makes a new sketch; returns its entry for `meta.json`, None if it has none.
 
     facts: the present entry; None if there is none.
     live: returns the (n,) rows that belong to items.
@@ -143,7 +143,7 @@ def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int
     queries = queries[np.isfinite(queries).all(1)]
     if len(features) < size // 2 or not len(queries):
         return None, 0
-    truth = np.array([near.distances[K] for near in flat.scan(queries, K + 1, live)])  # the first neighbour is the query
+    truth = np.array([near.distances[K] for near in flat.scan(queries, K + 1, live)])  # the first is the query itself
     dimension = flat.shards.dimension
     found = pca.fit_pca(features, min(COMPONENTS, dimension - 1), iterations=1)
     mean, axes = found.mean, np.ascontiguousarray(found.axes.T)
@@ -198,7 +198,7 @@ def _seconds(rows: int, dimension: int, widths: tuple[int, int], narrow: float, 
 
 
 def _measure(made: Sketch, flat: FlatIndex, live: NDArray[np.int64]) -> list[float]:
-    """Measures the fractions of all rows that the narrow codes do not exclude, and that the wide codes do not.
+    """Measures two fractions of all rows: not excluded by the narrow codes, and not excluded by the wide codes.
 
     The fractions are averages over searches for the K neighbours of QUERIES random items.
     """

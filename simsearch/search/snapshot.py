@@ -67,7 +67,7 @@ class Snapshots:
         return self.index.reading()
 
     def current(self, reader: Reader) -> Snapshot:
-        """Returns the snapshot of the state that the reader sees. Raises DeviceError if the GPU is missing."""
+        """Returns the snapshot of the state that the reader sees. Raises DeviceError if `device` is missing."""
         generation = reader.state("generation")
         with self._lock:
             last = self._last
@@ -134,7 +134,7 @@ class Snapshots:
             return self._sketch[1]
 
     def exact_facts(self, reader: Reader) -> dict[str, Any]:
-        """Describes the exact searches of the index for `simsearch info`, by a dictionary with these keys.
+        """Returns facts about the exact searches of the index, for `simsearch info`, by these keys.
 
         proved: True if there is a sketch, which excludes most items before their features are read. If False, the other
         keys are missing.

@@ -32,7 +32,7 @@ SCANNED = 65_536
 """Number of rows that are scanned to time an exact search: 512 MiB at D = 4096."""
 
 REACH, LARGEST = 2.0**13, float(np.finfo(np.float16).max)
-"""Upper bounds of projected values: of the sample's values after scaling, and of all values, which are clipped."""
+"""Upper bound of the sample's projected values after scaling, and limit to which all projected values are clipped."""
 
 DIMENSIONS = 256
 """Largest number of principal components."""
@@ -52,7 +52,7 @@ KINDS = (
 """The kinds of approximate search and their numbers of components, in the order in which they are tried."""
 
 SCANS = ("sq8", "rabitq")
-"""The kinds that compare every entry. They are tried if no other kind reaches the recall in the memory limit."""
+"""The kinds that compare every entry. Tried only if no other kind reaches the recall within the memory limit."""
 
 FEW = 40
 """If a kind reaches the recall with at most this many candidates, it is not tried with more components."""
@@ -108,8 +108,8 @@ def choose(
     rows: (n,) the rows to search, ascending.
     recall: the recall to reach.
     memory: the largest size in bytes; None for no limit.
-    If no approximate search reaches the recall within the memory faster than exact search, returns None and the
-    measurements of exact search.
+    If no approximate search within the memory limit reaches the recall and is faster than exact search, returns None
+    and the measurements of exact search.
     """
     held_out, entries, sample = measuring.hold_out(flat, rows)
     queries = to_float32(flat.read(held_out))
@@ -255,7 +255,7 @@ def _settings(start: AnnSettings) -> Iterator[AnnSettings]:
 
 
 def _measure(made: AnnIndex, benchmark: Benchmark, recall: float) -> Choice | None:
-    """Measures the cheapest setting that reaches the recall on both halves of the queries; None if there is none.
+    """Returns the measurements of the cheapest setting that reaches the recall on both halves of the queries, or None.
 
     A setting that reaches the recall on the first half is tried on the second half, whose recall is in the result.
     """
