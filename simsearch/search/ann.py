@@ -49,7 +49,7 @@ FILLED = 32
 """FAISS's fast scan compares this number of codes at once, and pads each inverted list to a multiple of this number."""
 
 LISTED = ("ivf", "pq")
-"""The kinds that divide their entries into inverted lists. A search visits only the lists nearest to the query."""
+"""Kinds that divide their entries into inverted lists. A search visits only the lists nearest to the query."""
 
 
 @dataclass(frozen=True)

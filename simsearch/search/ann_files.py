@@ -155,9 +155,9 @@ def moved(rows: NDArray[np.int64], live: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 def record(folder: Folder, old: int, new: int, **arrays: Any) -> None:
-    """Writes arrays to the file that is valid after `new` compactions.
+    """Writes arrays to `rows.<new>.npz`, the file for the state after `new` compactions.
 
-    Keeps the file that is valid after `old` compactions, and deletes those of other numbers of compactions.
+    Keeps the file for the state after `old` compactions, and deletes the files for earlier states.
     """
     data = io.BytesIO()
     np.savez(data, **arrays)

@@ -1,4 +1,4 @@
-"""Approximate search by binary codes: the nearest codes by Hamming distance are ranked by exact distances.
+"""Approximate search by binary codes: rows with the nearest codes by Hamming distance are ranked by exact distances.
 
 `derived/<name>/` in the index's folder has the files: `codes.safetensors` is the encoder, which turns features into
 codes; `entries.npy` has the codes; `rows.npy` has the row number of each code in the feature files. Rows that are added
@@ -108,9 +108,10 @@ def _read_encoder(folder: Folder) -> HashEncoder:
 def _base(
     folder: Folder, parameters: dict[str, Any], compactions: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-    """Reads the codes, their row numbers, and the number of rows covered, all as of the last compaction.
+    """Reads the codes, their row numbers, and the number of rows covered.
 
-    If there was no compaction, as of the time when the codes were made. Rows that were added later are in other files.
+    These are as of the last compaction or, if there was none, as of the training of the encoder. Later rows are in the
+    `added` files.
     """
     if compactions == parameters.get("epoch", 0):
         entries, rows = (sealed.read_array(folder, f"{part}.npy") for part in ("entries", "rows"))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK = 512
-"""Number of products that are summed in float32. The sums of these blocks are then added in float64."""
+"""Number of products in a block, which is summed in float32. The sums of the blocks are added in float64."""
 
 UNIT = 2.0**-24
 """Largest relative rounding error of one float32 operation."""
@@ -44,7 +44,7 @@ SUM = (BLOCK + 4) * UNIT / (1 - (BLOCK + 4) * UNIT)
 """Largest relative error of a float32 sum of `BLOCK` products, in any order (Higham, "Accuracy and Stability", 3.1)."""
 
 SLACK = 1 + 1e-9
-"""Factor that covers the rounding of float64 arithmetic; the actual rounding is some thousand times smaller."""
+"""Factor that covers rounding errors of float64 arithmetic; the actual errors are some thousand times smaller."""
 
 LEVELS = 255
 """The largest value of a byte of a code."""
@@ -161,7 +161,7 @@ class Bounds:
             if rotation.shape != (len(low) - 1, len(low) - 1) or len(rotation) > len(axes) or not step > 0:
                 raise ValueError("its grids do not belong to its axes")
             if not np.linalg.norm(rotation @ rotation.T - np.eye(len(rotation))) < ROTATED:
-                raise ValueError("its rotations are none")
+                raise ValueError("its rotations are not orthonormal")
             grids.append(Grid(rotation, low, step, cap))
         if not (defect := defect_of(axes)) < SKEW:
             raise ValueError("its axes are not orthonormal")

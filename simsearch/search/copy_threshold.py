@@ -50,7 +50,7 @@ BEYOND = 0.1
 """Pixels are compared up to this far beyond the measured distance, in units of the median distance of random pairs."""
 
 FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
-"""The changes whose copies determine the measured distance. How many copies are found is reported for all changes."""
+"""The changes whose copies determine the measured distance. The share of found copies is reported for all changes."""
 
 _METHOD = 2
 """Version of the measurement. It must be increased with every change, so that older cached results are not used."""

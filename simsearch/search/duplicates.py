@@ -41,8 +41,8 @@ class Member:
     """An item of a group of near-identical items.
 
     distance: from the group's first item, which is the item to keep or, without a rule, the item with the lowest id.
-    own: False for an item of another index, with which the index is compared.
-    is_copy: True for a copy of the first item, False if only other members link the two, None if pixels do not decide.
+    own: False for an item of the other index, if two indexes are compared.
+    is_copy: True for a copy of the first item, False if only other members link the two, None if not compared.
     """
 
     item: Item
@@ -55,7 +55,7 @@ class Member:
     def is_near(self, limit: float) -> bool:
         """Returns True for a copy of the group's first item.
 
-        If no pixels were compared, returns True if the distance is at most `limit`.
+        Without a comparison of pixels, returns True if the distance is at most `limit`.
         """
         return self.distance <= limit if self.is_copy is None else self.is_copy
 
@@ -95,7 +95,7 @@ def duplicate_groups(
     are linked if their pixels agree, and if one of them is among the `near_rows.NEAREST` nearest of the other. If a
     picture cannot be read, the threshold's distance decides.
     progress: called with the number of items compared so far and the number of all items.
-    exact: False to accept that links may be missed among more than `near_rows.EXACT` different items; see `checked`.
+    exact: True to compare all pairs; False to accept missed links among more than `near_rows.EXACT` different items.
     against: another index of the same model. Only groups with items of both indexes are then returned. Items of the
     other index follow those of the first. A file that is in both indexes counts as an item of the other index.
     keep: the rule that chooses each group's first member; None for the lowest id.
@@ -176,7 +176,7 @@ def members_now(snapshots: Searchable, numbers: Iterable[int], keep: Keep | None
     """Returns the members of a group in their present state in the index and on disk.
 
     Like `duplicate_groups`, leaves out items that are no longer in the index, files that are gone or have changed, and
-    all names of a file but one.
+    further names of a file.
     numbers: the ids of the group's items.
     keep: the rule that chooses the first member; None for the first of `numbers`.
     """

@@ -193,7 +193,7 @@ class FlatIndex:
         return best
 
     def _scan(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
-        """Scans the rows with FAISS on all cores."""
+        """Finds the `width` nearest permitted rows with FAISS, on all cores."""
         parts = self._open()
         mask = self._mask(permitted)
         cores = os.cpu_count() or 1
@@ -213,7 +213,7 @@ class FlatIndex:
         return _Scanned(distances, rows, np.zeros(len(queries)))
 
     def _multiply(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
-        """Scans the rows by matrix products: the squared distances are |q|^2 - 2 q.x + |x|^2.
+        """Finds the `width` nearest permitted rows by matrix products: squared distances are |q|^2 - 2 q.x + |x|^2.
 
         Their rounding error grows with the lengths of q and x, and is returned as `slack`.
         """

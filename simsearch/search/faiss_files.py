@@ -86,8 +86,8 @@ def search_part(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Finds the rows nearest to each query among the rows `first` to `last` - 1, which are all in `part`.
 
-    Returns the squared distances and the rows, both (nq, width), or fewer columns if there are fewer rows. Missing rows
-    have the distance inf and the row -1.
+    Returns the squared distances and the row numbers, both (nq, width). The arrays have fewer columns if there are
+    fewer rows. Missing rows have the distance inf and the number -1.
     mask: for each row of the whole index, True if it may be returned; None for all.
     """
     width = min(width, last - first)
@@ -109,7 +109,7 @@ def search_part(
 class OneThread:
     """A context manager in which FAISS uses one thread for calls from the current thread.
 
-    Otherwise FAISS starts all its threads even for a single query, and then waits for each of them. This takes
+    Outside it, FAISS starts all its threads even for a single query, and then waits for each of them. This takes
     milliseconds when other programs use the cores.
     """
 

@@ -296,7 +296,7 @@ class _Links:
             self._roots = None
 
     def roots(self) -> NDArray[np.int64]:
-        """Returns the root of the set of each place: (n,)."""
+        """Returns the root of the set that each place belongs to: (n,)."""
         if self._roots is None:
             root: NDArray[np.int64] = np.array(self.parent, np.int64)
             while (higher := root[root]).tobytes() != root.tobytes():

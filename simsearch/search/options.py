@@ -27,7 +27,7 @@ images: pictures or items with weights; in HTTP requests, ids of items.
 """
 
 LISTS = ("conditions", "images")
-"""The types of options that may be given several times."""
+"""The types of the options that may be given several times."""
 
 MOST_FEEDBACK = 64
 """In an HTTP request, the largest number of items in `plus` and in `minus`, and the largest value of `expand`."""
@@ -106,7 +106,7 @@ OPTIONS = (
         flags=("--filter",),
         metavar="COND",
         field="filter",
-        http_help="Only items that meet all conditions, written as on the command line; one may stand alone.",
+        http_help="Only items that meet all conditions: a list, or one alone, each written as on the command line.",
     ),
     SearchOption(
         "crop",
@@ -176,7 +176,7 @@ class SearchOptions(TypedDict, total=False):
     where: conditions that items must meet; None for no conditions.
     max_distance: the largest distance of a match.
     min_similarity: the smallest similarity of a match, from 0 to 1.
-    dedup: True to return one match for each group of near-identical ones.
+    dedup: True to return one match for each group of near-identical matches.
     exact: True to never search approximately.
     expand: the number of first matches to average with the query for a second search; see `feedback.expanded`.
     """

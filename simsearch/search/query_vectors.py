@@ -178,7 +178,7 @@ class QueryResolver:
     def resolve_all(self, queries: Sequence[PreparedQuery]) -> NDArray[np.float32]:
         """Returns the (n, v, D) features of n queries that have the same number of vectors, v.
 
-        If queries have errors, raises the first of them.
+        If queries have errors, raises the first error.
         """
         vectors = self.resolve(queries)
         for each in vectors:

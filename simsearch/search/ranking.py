@@ -76,7 +76,7 @@ def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: 
 
 
 def merged(a: Neighbours, b: Neighbours, k: int) -> Neighbours:
-    """Merges two lists of neighbours that have no row in common; returns the k nearest, and more if several tie."""
+    """Returns the k nearest of two lists without common rows; more if several rows tie for the k-th place."""
     rows, distances = np.concatenate([a.rows, b.rows]), np.concatenate([a.distances, b.distances])
     order = np.lexsort((rows, distances))
     last = int(np.searchsorted(distances[order], distances[order[min(k, len(order)) - 1]], side="right"))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 NEAR_IDENTICAL = 0.25
-"""`dedup` treats matches up to this distance apart as one picture; in units of the median distance of random pairs.
+"""Largest distance at which the option `dedup` drops a match; in units of the median distance of random pairs.
 
 Measured with AlexNet trained on labels alone, on 100 of its training images. Nine in ten copies (saved as JPEG at
 quality 50, scaled to 75 %, cropped by 5 % or brightened by 10 %) are closer than 0.23 to the original image; different
@@ -181,7 +181,7 @@ class Searcher:
             yield Match(rank, item.id, path, item.label, distance, share, item.metadata, item.path)
 
     def _distinct(self, order: list[tuple[float, int]], items: dict[int, Item], k: int) -> list[tuple[float, int]]:
-        """Returns the first k (distance, row) pairs whose items are not near-identical to that of an earlier pair."""
+        """Returns the first k (distance, row) pairs, without items that are near-identical to an earlier item."""
         same = NEAR_IDENTICAL * self.median
         kept: list[tuple[float, int]] = []
         vectors: list[NDArray[np.float32]] = []

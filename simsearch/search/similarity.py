@@ -31,10 +31,10 @@ SAMPLE = 512
 """Number of random items whose pairwise distances are measured; all items if the index has at most this number."""
 
 QUERIES, FEWEST, CELLS = 256, 32, 1 << 24
-"""Largest and smallest number of items whose nearest neighbours `measure` searches, and limit of computed distances.
+"""Largest and smallest number of items whose nearest neighbours `measure` searches, and number of distances.
 
-In a large index, fewer than QUERIES items are searched for, so that at most CELLS distances are computed. At least
-FEWEST are searched for in any case.
+In a large index, fewer than QUERIES items are searched for, to compute at most CELLS distances. However, at least
+FEWEST items are searched for.
 """
 
 NEIGHBOURS = 16
@@ -164,8 +164,8 @@ def _sound(features: NDArray[Any]) -> NDArray[Any]:
 def _different(features: NDArray[Any]) -> NDArray[Any]:
     """Returns the distinct rows of (n, D) features.
 
-    Compares the bytes of rows, which is some hundred times faster than `np.unique` over rows. Before that, adds 0 to
-    turn -0 into 0.
+    Compares the bytes of rows, which is some hundred times faster than `np.unique` over rows. Adds 0 first, to turn -0
+    into 0.
     """
     rows = np.ascontiguousarray(features + features.dtype.type(0))
     _, places = np.unique(rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel(), return_index=True)
@@ -184,7 +184,7 @@ def _of_pairs(features: NDArray[np.float16]) -> Scale | None:
 
 
 def quantiles(features: NDArray[np.float16]) -> tuple[float, ...]:
-    """Returns POINTS quantiles of the distances between all pairs of different (n, D) features, ascending.
+    """Returns POINTS quantiles of the distances between all distinct rows of (n, D) features, ascending.
 
     The quantiles are denser at small distances, where matches are. Returns () if fewer than two rows differ.
     """

@@ -51,7 +51,7 @@ PRODUCTS, GROUP = 1 << 22, 32
 """Largest size of a `NarrowCodes.table`; number of rows in a group, whose best distance is used to choose seeds."""
 
 FEW = 64
-"""For fewer seeds than this, rows are compared with each seed; for more, `np.isin` is used. See also FIRST."""
+"""With fewer seeds than this, comparing each row with each seed is faster than `np.isin`. See also FIRST."""
 
 LONGEST = 1e18
 """Distances below this have squares that float32 can hold."""
@@ -86,8 +86,8 @@ class _Known(NamedTuple):
     """The rows that a search has read so far, and what follows from them.
 
     read: the number of these rows. seeds: the rows that were read first.
-    rows: (m,) the rows that may be among the k nearest.
-    squared, features: (m,) and (m, D), the squared distances of `rows` in float32, and their features.
+    rows: (m,) the rows that may be among the k nearest. features: (m, D), of `rows`.
+    squared: (m,) the squared distances of `rows` in float32.
     distance: an upper bound of the distance of the k-th nearest row.
     """
 

@@ -97,7 +97,7 @@ def _part(first: int) -> str:
 
 
 def identity(blocks: list[tuple[int, int, int]], rows: int) -> int:
-    """Returns a checksum of the first `rows` rows, from the checksums in `blocks`; see `Reader.blocks`."""
+    """Returns a checksum of the first `rows` rows, from the checksums in `blocks` (see `Reader.blocks`)."""
     return crc32(repr([block for block in blocks if block[0] < rows]).encode())
 
 

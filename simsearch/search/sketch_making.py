@@ -71,7 +71,7 @@ def updated(
     blocks: list[tuple[int, int, int]],
     learn: bool,
 ) -> SketchFacts | None:
-    """Adds new rows to the sketch or makes a new sketch; returns its entry for `meta.json`, None if it has none.
+    """Adds new rows to the sketch or makes a new sketch; returns its entry for `meta.json`, or None without a sketch.
 
     facts: the present entry; None if there is none.
     live: returns the (n,) rows that belong to items.
@@ -177,7 +177,7 @@ def _shares(
 ) -> NDArray[np.float64]:
     """Returns, for each query, the fraction of rows that the bounds do not exclude.
 
-    rows, queries: their codes on `grid`.
+    rows, queries: the codes of rows and of queries on `grid`.
     truth: (nq,) the distances of the K-th neighbours.
     """
     left = []

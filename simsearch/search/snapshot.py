@@ -109,9 +109,10 @@ class Snapshots:
             self._last, self._structure, self._sketch = None, (None, None), (None, None)
 
     def sketch(self, compactions: int) -> Sketch | None:
-        """Returns the sketch, which makes exact searches fast, loaded on first use; None if there is none.
+        """Returns the sketch, which makes exact searches fast; None if there is none.
 
-        If its files are missing or damaged, logs a warning once and returns None, so that searches scan all rows.
+        The sketch is loaded on first use. If its files are missing or damaged, logs a warning once and returns None, so
+        that searches scan all rows.
         compactions: the number of compactions of the feature files that are searched.
         """
         with self._lock:
@@ -129,7 +130,7 @@ class Snapshots:
                     if same:
                         loaded = sketch_files.load(self.index.folder, facts, self.index.meta.dimension)
                 except (SimsearchError, OSError) as error:
-                    log.warning("searches are scans: %s; `simsearch build` makes the sketch again", error)
+                    log.warning("searches scan all items: %s; `simsearch build` makes the sketch again", error)
                 self._sketch = facts, loaded
             return self._sketch[1]
 
