@@ -31,7 +31,7 @@ else:
     faiss = LazyModule("faiss")
 
 BLOCK = 2048
-"""Number of rows that are encoded at once."""
+"""Rows encoded at once."""
 
 _UNREADABLE = (*ann_files.UNREADABLE, WeightsError)
 """The errors that damaged files can cause while they are read."""
@@ -185,6 +185,6 @@ def renumber(index: Folder, parameters: dict[str, Any], live: NDArray[np.int64],
 
 
 def faiss_bytes(index: Any) -> NDArray[np.uint8]:
-    """Returns a copy of the (n, bytes) uint8 codes in a binary FAISS index."""
+    """Returns a copy of the (n, bytes) codes in a binary FAISS index."""
     codes: NDArray[np.uint8] = faiss.vector_to_array(index.xb).reshape(index.ntotal, index.code_size)
     return codes

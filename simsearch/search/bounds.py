@@ -38,10 +38,10 @@ BLOCK = 512
 """Number of products in a block, which is summed in float32. The sums of the blocks are added in float64."""
 
 UNIT = 2.0**-24
-"""Largest relative rounding error of one float32 operation."""
+"""Relative rounding error of one float32 operation."""
 
 SUM = (BLOCK + 4) * UNIT / (1 - (BLOCK + 4) * UNIT)
-"""Largest relative error of a float32 sum of `BLOCK` products, in any order (Higham, "Accuracy and Stability", 3.1)."""
+"""Relative error bound of a float32 sum of `BLOCK` products, in any order (Higham, "Accuracy and Stability", 3.1)."""
 
 SLACK = 1 + 1e-9
 """Factor that covers rounding errors of float64 arithmetic; the actual errors are some thousand times smaller."""
@@ -50,7 +50,7 @@ LEVELS = 255
 """The largest value of a byte of a code."""
 
 FARTHEST = 2.0**40
-"""A number that is larger than every squared distance of codes."""
+"""Larger than all squared distances of codes."""
 
 WIDER = 1.3
 """The box of a grid is larger than the range of the sample by this factor."""

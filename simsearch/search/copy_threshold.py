@@ -53,7 +53,7 @@ FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
 """The changes whose copies determine the measured distance. The share of found copies is reported for all changes."""
 
 _METHOD = 2
-"""Version of the measurement. It must be increased with every change, so that older cached results are not used."""
+"""Version of the measurement; increased when it changes, so that cached results of other versions are not used."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _kept_file(index: OpenIndex, largest: int | None) -> Path:
 
 
 def _key(index: OpenIndex, model: IndexModel, median: float, drawn: Sequence[Item], largest: int | None) -> str:
-    """Returns a digest of everything that affects the result; a cached result with another digest is outdated."""
+    """Returns a digest of everything that a result depends on."""
     meta = index.meta
     parts = [
         *(_METHOD, PIL.__version__, list(COPIES), largest, median),
@@ -179,7 +179,7 @@ def _key(index: OpenIndex, model: IndexModel, median: float, drawn: Sequence[Ite
 
 
 def _read(path: Path, key: str) -> Threshold | None:
-    """Reads the cached result; returns None if there is none, or if it was stored with another key."""
+    """Reads the cached result; None if there is none, or if it does not match `key`."""
     try:
         content = outside_json.parse(path.read_bytes())
         if content["key"] != key:

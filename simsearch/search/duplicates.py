@@ -299,7 +299,7 @@ def _different_files(members: Sequence[Member]) -> list[int]:
 
 
 def _is_unchanged(item: Item, source: Source) -> bool:
-    """Returns True if an item's file still has the content that was indexed."""
+    """Returns True if an item's file has the content that was indexed."""
     facts = source.size_and_stamp(item.path)
     if facts is None or facts == (item.size, item.stamp):
         return True

@@ -55,10 +55,10 @@ FIRST = 4096
 """Up to this number of rows, the first search is a matrix product too, since importing FAISS would take longer."""
 
 BLOCK = 2048
-"""Number of rows that are decoded to float32 at once: 32 MiB at D = 4096."""
+"""Rows decoded to float32 at once: 32 MiB at D = 4096."""
 
 STEP = 256
-"""Number of rows that a core reads, decodes and measures together, so that they stay in its cache."""
+"""Rows that a core reads, decodes and measures together, so that they stay in its cache."""
 
 PIECES = 4
 """For one query, the rows are split into this number of ranges per core, so that no core waits long for the others."""
@@ -136,7 +136,7 @@ class FlatIndex:
         return self._devices is None and self._sketch() is not None
 
     def scan(self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> list[Neighbours]:
-        """Returns the same as `search`, without using a sketch. k: from 1 to the number of permitted rows."""
+        """Returns the same as `search`, without a sketch. k: from 1 to the number of permitted rows."""
         available = self.rows if permitted is None else len(permitted)
         if permitted is not None and len(permitted) <= DIRECT:
             features = self.read(permitted)
@@ -185,7 +185,7 @@ class FlatIndex:
         return measured(query, rows[near.places], features[near.places], k)
 
     def _measure(self, query: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> Neighbours:
-        """Searches in float64 only, for a query whose squared distances overflow in float32."""
+        """Searches in float64 only, for a query whose squared distances float32 cannot hold."""
         rows = np.arange(self.rows) if permitted is None else permitted
         best = Neighbours(rows[:0], np.zeros(0))
         for start in range(0, len(rows), DIRECT):
@@ -243,7 +243,7 @@ class FlatIndex:
     def _block(
         self, rows: NDArray[np.int64], buffer: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Reads rows into the buffer as float32; returns them, (n, D), and their squared lengths, (n,)."""
+        """Reads rows into the buffer; returns them, (n, D) float32, and their squared lengths, (n,)."""
         x, own = buffer[: len(rows)], np.empty(len(rows), np.float32)
         edges = np.linspace(0, len(rows), (os.cpu_count() or 1) + 1).astype(int).tolist()
 
@@ -295,7 +295,7 @@ class FlatIndex:
         return mask
 
     def _open(self) -> list[MappedShard]:
-        """Returns all feature files as FAISS indexes; the first call opens them."""
+        """Returns all feature files as FAISS indexes, opened at the first search."""
         with self._lock:
             if self._parts is None:
                 self._parts = [open_shard(self.shards, n, stop) for n, _, stop in self.shards.spans(0, self.rows)]

@@ -73,7 +73,7 @@ def open_shard(shards: FeatureFiles, shard: int, rows: int) -> MappedShard:
 
 
 def faiss_header(dimension: int, rows: int) -> bytes:
-    """Returns the header of a FAISS file with `rows` float16 vectors (see faiss/impl/index_write.cpp)."""
+    """Returns the header of a FAISS file of `rows` float16 vectors (see faiss/impl/index_write.cpp)."""
     empty = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
     header = bytearray(faiss.serialize_index(empty).tobytes())
     struct.pack_into("<q", header, 8, rows)  # ntotal, after the four-character code and the dimension

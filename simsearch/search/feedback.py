@@ -1,4 +1,4 @@
-"""Relevance feedback and query expansion: moves query vectors towards or away from examples."""
+"""Relevance feedback and query expansion: query vectors moved towards or away from examples."""
 
 from __future__ import annotations
 

@@ -39,10 +39,10 @@ BLOCK = 16_384
 """Number of rows that are decoded to float32 at once."""
 
 QUERIES = 512
-"""Number of queries that are searched for at once."""
+"""Queries searched at once."""
 
 SPARE = 1 << 30
-"""Bytes of each device's memory that are left free for blocks, results and the network."""
+"""Bytes of each device's memory left free for blocks, results and the network."""
 
 ROUNDING, ROUNDING_HALF = 2.5e-5, 1e-4
 """Largest rounding errors of squared distances that are computed by float32 products and by float16 products.

@@ -1,4 +1,4 @@
-"""Searches one open index, by pictures or by vectors."""
+"""The searches of one open index: by pictures and by vectors."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class IndexSearch:
     def neighbours(
         self, vectors: NDArray[np.float32], k: int, where: Where | None, exact: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Returns the ids of the k items nearest to each vector, and their distances; see `Engine.neighbours`."""
+        """Returns the ids and distances of the k nearest items of each vector; see `Engine.neighbours`."""
         queries = as_vectors(vectors, self.index.meta.dimension)
         with self.index.reading() as reader:
             return self._searcher(reader).neighbours(queries, k, where, exact)
@@ -102,7 +102,7 @@ class IndexSearch:
             )
 
     def structure(self) -> ApproximateSearch | None:
-        """Returns the approximate search of the index; None if there is none. See `Engine.structure`."""
+        """Returns the approximate search of the index, or None; see `Engine.structure`."""
         with self.index.reading() as reader:
             self.snapshots.current(reader)
             return self.snapshots.structure(reader)

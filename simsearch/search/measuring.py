@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from simsearch.search.ranking import Neighbours
 
 QUERIES = 400
-"""Number of items that are held out as queries. One half chooses the settings, the other half measures the recall."""
+"""Number of held-out items; half of them choose the settings, the other half measure the recall."""
 
 TIMED = 25
 """Number of queries that are timed, one at a time."""
@@ -45,7 +45,7 @@ class Benchmark:
 
     @classmethod
     def of(cls, flat: FlatIndex, rows: NDArray[np.int64], queries: NDArray[np.float32]) -> Benchmark:
-        """Returns a benchmark of (nq, D) queries; finds their true neighbours among `rows` by an exact search."""
+        """Returns a benchmark of (nq, D) queries, after an exact search for their true neighbours among `rows`."""
         found = flat.search(queries, K, rows)
         return cls(flat, rows, queries, np.array([each.distances[K - 1] for each in found]))
 

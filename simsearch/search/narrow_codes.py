@@ -159,6 +159,6 @@ def _faiss_index(codes: NDArray[np.uint8]) -> Any:
 
 
 def _codes(index: Any) -> NDArray[np.uint8]:
-    """Returns the (n, w) codes in the memory of a FAISS index, without a copy."""
+    """Returns a view of the (n, w) codes in the memory of a FAISS index, without a copy."""
     view: NDArray[np.uint8] = faiss.rev_swig_ptr(index.codes.data(), index.ntotal * index.d)
     return view.reshape(index.ntotal, index.d)

@@ -35,10 +35,10 @@ else:
     faiss = LazyModule("faiss")
 
 COMPONENTS = 64
-"""Number of principal components that features are projected on."""
+"""Principal components that features are projected on."""
 
 SAMPLE = 8192
-"""Number of rows that the principal components are computed from."""
+"""Rows that the principal components are computed from."""
 
 BLOCK, WINDOW, PAIRS = 512, 8192, 1024
 """Number of rows compared at once, of other rows that they are compared with, and of pairs measured at once."""
@@ -70,7 +70,7 @@ class JoinedRows:
         self.starts = np.cumsum([0, *(part.rows for part in parts[:-1])])
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Reads the features of the given rows, in this order: (n, D) float16."""
+        """Reads the given rows, in this order: (n, D) float16."""
         if len(self._parts) == 1:
             return self._parts[0].read(rows)
         part_of = np.searchsorted(self.starts, rows, side="right") - 1
@@ -264,7 +264,7 @@ def _near(
 
 
 def _measure(flat: JoinedRows, rows: NDArray[np.int64], pairs: NDArray[np.int64], reach: float, links: _Links) -> None:
-    """Measures pairs, some at a time, and links those within `reach`. Skips pairs that are already linked."""
+    """Measures pairs and links those within `reach`, some at a time; skips pairs that are linked already."""
     while len(pairs):
         root = links.roots()
         pairs = pairs[root[pairs[:, 0]] != root[pairs[:, 1]]]

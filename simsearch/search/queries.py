@@ -68,7 +68,7 @@ class PreparedQuery:
 
     @property
     def variants(self) -> int:
-        """The number of vectors of the query, v: 2 if the mirror image is searched for too, else 1."""
+        """The number of vectors of the query, v: 2 with a mirror image, else 1."""
         return 1 if self.image.mirrored is None else 2
 
     @property

@@ -55,12 +55,12 @@ class LazySnapshot:
 
     @property
     def reader(self) -> ItemReader:
-        """The reader of the snapshot. Only one thread may use it at a time."""
+        """The reader of the snapshot, which only one thread may use at a time."""
         return self._open()[0]
 
     @property
     def sources(self) -> Mapping[int, Source]:
-        """The index's sources, by number."""
+        """The index's sources by number."""
         return self._open()[1]
 
     def _open(self) -> tuple[ItemReader, Mapping[int, Source]]:
@@ -201,7 +201,7 @@ class QueryImages:
 
 
 def _picture_file(picture: Any, hashed: bool) -> _File:
-    """Reads a picture given as a path, bytes or an open file. hashed: True to compute its digest."""
+    """Reads a picture given as a path, bytes or an open file; computes its digest if `hashed`."""
     data, name = resolve.read_picture(picture)
     return _File(data, name, hashlib.sha256(data).digest() if hashed else b"")
 

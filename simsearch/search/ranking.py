@@ -1,4 +1,4 @@
-"""Ranks a few rows by their exact distances, computed in float64."""
+"""Ranking a few rows by their exact distances, measured in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TINY = 1e-30
 
 
 def relative_rounding(dimension: int) -> float:
-    """Returns an upper bound of the relative rounding error of squared distances in float32, summed in any order."""
+    """Returns a bound of the relative rounding error of squared distances in float32, summed in any order."""
     return (dimension + 8) * 2.0**-24 / (1 - (dimension + 8) * 2.0**-24)
 
 

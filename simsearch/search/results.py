@@ -116,7 +116,7 @@ class QueryResult:
     matches: Sequence[Match]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the result as JSON values, as `simsearch query --format json` prints them."""
+        """Returns plain JSON values, as `simsearch query --format json` prints them."""
         matches = [
             {
                 "rank": match.rank,

@@ -93,7 +93,7 @@ def within_rounding(best: float, rounding: float) -> float:
 
 
 class RowBuffers(threading.local):
-    """Gives each thread its own `RowBuffer` for rows of D dimensions."""
+    """Gives each thread a buffer for rows of D dimensions."""
 
     def __init__(self, dimension: int) -> None:
         self._dimension = dimension

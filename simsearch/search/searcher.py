@@ -32,7 +32,7 @@ images are all more than 0.47 apart.
 
 
 MOST_NEIGHBOURS = 1 << 28
-"""Largest number of ids that one call of `neighbours` returns. The ids and their distances then take 4 GiB."""
+"""Largest number of ids that one call of `neighbours` returns; with the distances they take 4 GiB."""
 
 
 @dataclass(frozen=True)

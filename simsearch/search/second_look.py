@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 VIEW_BYTES = 3 * likeness.SIDE**2
-"""Bytes of a view, which is the small version of a picture whose pixels are compared."""
+"""Bytes of a view, the small version of a picture that is compared."""
 
 VIEWS = 8192
-"""Number of views that are kept in memory."""
+"""Views that are kept in memory."""
 
 DECODING_BYTES = 256 << 20
 """Memory for the pictures that are decoded at the same time, in bytes; a picture that needs more is decoded alone."""

@@ -38,7 +38,7 @@ FEWEST items are searched for.
 """
 
 NEIGHBOURS = 16
-"""Number of neighbours searched for each item. It is more than 1, since the nearest may be identical to the item."""
+"""Neighbours searched for each item: more than one, since the nearest may be identical copies of the item."""
 
 QUICK = 2048
 """Number of items that `estimate` reads at most."""
@@ -149,7 +149,7 @@ def _nearest(squared: NDArray[np.float32]) -> float:
 
 
 def _squared(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """Returns the squared distances between (n, D) and (m, D) rows: (n, m)."""
+    """Returns the squared distances of (n, D) and (m, D) rows: (n, m)."""
     own, others = squared_norms(a), squared_norms(b)
     found: NDArray[Any] = np.maximum(own[:, None] + others[None, :] - 2 * a @ b.T, 0)
     return found

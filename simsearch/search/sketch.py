@@ -45,7 +45,7 @@ LISTED = 4096
 """Largest number of rows to list in a stripe by their narrow codes. Above it, a table of all distances is faster."""
 
 BATCH = 8
-"""From this number of queries on, each query has one thread. For fewer queries, several threads share each query."""
+"""From this number of queries on, one thread searches for each query; for fewer, several threads share each."""
 
 PRODUCTS, GROUP = 1 << 22, 32
 """Largest size of a `NarrowCodes.table`; number of rows in a group, whose best distance is used to choose seeds."""
@@ -320,7 +320,7 @@ class Sketch:
     def _within(
         self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], distance: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the rows that, by their wide codes, may be at most `distance` away, and their values in `wide`."""
+        """Returns the rows that may be at most `distance` away by their wide codes, and their values in `wide`."""
         errors = query.errors[1] + self._errors[rows]
         near = wide <= self.bounds.grids[1].reach(distance, self.bounds.defect, errors)
         return rows[near], wide[near]

@@ -29,7 +29,7 @@ LEAST = 10_000
 """Smallest number of items for which a sketch is made; with fewer, a scan of all rows takes 3 ms or less."""
 
 LAG = 64
-"""New rows are added to the sketch when there are at least this many; until then, searches measure them directly."""
+"""New rows are added to the sketch when there are at least this number; searches measure them directly until then."""
 
 SAMPLE, SMALLER, QUERIES = 4096, 8, 32
 """Numbers of items that are drawn to learn bounds and to measure them.
@@ -39,7 +39,7 @@ by searches for QUERIES other items.
 """
 
 COMPONENTS = 255
-"""Largest number of principal components."""
+"""Maximum number of principal components."""
 
 K = 10
 """Number of neighbours in the searches for which the widths of the codes are chosen."""

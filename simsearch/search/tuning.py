@@ -35,7 +35,7 @@ REACH, LARGEST = 2.0**13, float(np.finfo(np.float16).max)
 """Upper bound of the sample's projected values after scaling, and limit to which all projected values are clipped."""
 
 DIMENSIONS = 256
-"""Largest number of principal components."""
+"""Maximum number of principal components."""
 
 LEAST = 2_000
 """Smallest number of items for an approximate search; with fewer, an exact search takes only a few milliseconds."""
@@ -55,13 +55,13 @@ SCANS = ("sq8", "rabitq")
 """The kinds that compare every entry. Tried only if no other kind reaches the recall within the memory limit."""
 
 FEW = 40
-"""If a kind reaches the recall with at most this many candidates, it is not tried with more components."""
+"""A kind that reaches the recall with at most this many candidates is not tried with more components."""
 
 CLOSE = 1.2
 """Settings whose times differ by at most about this factor count as equally fast."""
 
 CANDIDATES = (12, 16, 20, 30, 40, 80, 160, 320)
-"""The numbers of candidates to try."""
+"""Numbers of candidates to try."""
 
 EFFORTS = {
     "hnsw": (20, 40, 60, 80, 120, 160, 320, 640),
@@ -70,7 +70,7 @@ EFFORTS = {
     "sq8": (0,),
     "rabitq": (0,),
 }
-"""The search efforts to try for each kind (see `AnnSettings.effort`)."""
+"""Search efforts to try for each kind (see `AnnSettings.effort`)."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def _race(
 
 
 def _settings(start: AnnSettings) -> Iterator[AnnSettings]:
-    """Yields the settings to try, from cheap to expensive; a candidate costs about as much as three units of effort."""
+    """Yields settings from cheap to expensive; a candidate costs about as much as three units of effort."""
     pairs = [(c, e) for c in CANDIDATES for e in EFFORTS[start.kind] if c >= start.candidates and e >= start.effort]
     for candidates, effort in sorted(pairs, key=lambda pair: 3 * pair[0] + pair[1]):
         yield replace(start, candidates=candidates, effort=effort)

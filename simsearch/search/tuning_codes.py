@@ -1,4 +1,4 @@
-"""Learns binary codes for approximate search from a sample of the rows, and measures their recall and time.
+"""Learns binary codes for approximate search from a sample of the rows, and measures the recall and the time.
 
 `simsearch.indexing.tune_codes` records the result.
 """
@@ -28,7 +28,7 @@ else:
     autoencoder = LazyModule("simsearch.models.hashing.autoencoder")
 
 CANDIDATES = (200, 400, 800, 1600)
-"""The numbers of candidates to try, fewest first."""
+"""Numbers of candidates to try, fewest first."""
 
 
 def learn(
