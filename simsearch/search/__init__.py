@@ -1,1 +1,1 @@
-"""From query vectors to matches: exact and approximate search, duplicates, feedback, and query vectors."""
+"""Search in an index: query vectors, exact and approximate nearest neighbours, duplicates, and relevance feedback."""

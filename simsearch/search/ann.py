@@ -1,7 +1,11 @@
-"""Approximate search: a small FAISS index over projected features finds candidates, which the exact features rank.
+"""Approximate search: a small FAISS index finds candidates, which are then ranked by their exact distances.
 
-Its files are derived data in `derived/<name>/`, read by `ann_files`: the projection, FAISS's index over the projected
-features, and the feature row of each entry. Newer rows are scanned exactly; deleted rows are never returned.
+The FAISS index holds the features after projection onto fewer dimensions. One vector in it is called an entry.
+`derived/<name>/` in the index's folder stores the FAISS index, the projection, and the row number of each entry in the
+feature files; `ann_files` reads these files. Rows that were added after the FAISS index was built are searched exactly.
+Deleted rows are never returned.
+
+Letters: nq queries, k neighbours, n entries, D dimension of the features.
 """
 
 from __future__ import annotations
@@ -30,32 +34,32 @@ else:
     faiss = LazyModule("faiss")
 
 K = 10
-"""Number of neighbours in the target recall; a search for more has more candidates, in proportion."""
+"""Number of neighbours for which the recall is measured. A search for more has proportionally more candidates."""
 
 NARROW = 0.25
-"""If a filter permits a smaller fraction of the entries, the search is an exact scan."""
+"""If less than this fraction of the entries is permitted, for example by a filter, the search is exact."""
 
 LINKS, CONSTRUCTION = 24, 80
-"""HNSW's M (links per node) and efConstruction."""
+"""Parameters of FAISS's HNSW index: M, the links per node, and efConstruction."""
 
 MANY = 8
-"""From this number of queries on, several threads rank their candidates."""
+"""If there are at least this number of queries, several threads rank their candidates."""
 
 FILLED = 32
-"""FAISS's fast scan compares this number of codes at once, and pads each list to a multiple of it."""
+"""FAISS's fast scan compares this number of codes at once, and pads each inverted list to a multiple of this number."""
 
 LISTED = ("ivf", "pq")
-"""The kinds with inverted lists, of which a search visits those nearest to the query."""
+"""Kinds that divide their entries into inverted lists. A search visits only the lists nearest to the query."""
 
 
 @dataclass(frozen=True)
 class AnnSettings:
-    """The kind and parameters of an approximate search. The field names are also keys in `meta.json`.
+    """The kind and the parameters of an approximate search. `meta.json` stores them under the names of the fields.
 
-    kind: hnsw, ivf, pq, sq8, rabitq or codes.
-    dimensions: of the projection; for codes, the number of bits.
-    candidates: the number ranked exactly.
-    effort: efSearch for hnsw, nprobe for ivf and pq, 0 for kinds that scan.
+    kind: hnsw, ivf, pq, sq8, rabitq, or codes (see `binary_codes`).
+    dimensions: the number of dimensions after projection; for codes, the number of bits.
+    candidates: the number of rows ranked by their exact distances in a search for up to K neighbours.
+    effort: FAISS's efSearch for hnsw, nprobe for ivf and pq; 0 for the other kinds, which compare all entries.
     """
 
     kind: str
@@ -64,7 +68,10 @@ class AnnSettings:
     effort: int
 
     def bytes_for(self, entries: int) -> int:
-        """Estimates the bytes of `entries` entries: codes, links, lists and row numbers. For pq, an upper bound."""
+        """Estimates the memory for `entries` entries in bytes; for pq, returns an upper bound.
+
+        The memory is that of the codes, the links of hnsw, the inverted lists and the row numbers.
+        """
         each = {
             "hnsw": self.dimensions + 8 * LINKS + 24,
             "ivf": self.dimensions + 8,
@@ -78,9 +85,10 @@ class AnnSettings:
 
 
 def recalls(found: list[Neighbours], truth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the recall of each query: the fraction of its first K neighbours no farther than the true K-th neighbour.
+    """Returns the recall of each query: the share of its first K results no farther than its true K-th neighbour.
 
-    truth: (nq,) the distance of each query's true K-th neighbour. Other rows at this distance count as found.
+    found: the results of each query.
+    truth: (nq,) the distance of each query's true K-th neighbour.
     """
     return np.array(
         [
@@ -91,12 +99,12 @@ def recalls(found: list[Neighbours], truth: NDArray[np.float64]) -> NDArray[np.f
 
 
 def lists(entries: int) -> int:
-    """Returns the number of IVF lists for `entries` entries."""
+    """Returns the number of inverted lists for an index of `entries` entries."""
     return int(min(max(4 * entries**0.5, 8), max(entries // 16, 1), 8192))
 
 
 def new_faiss_index(setting: AnnSettings, entries: int) -> Any:
-    """Makes an empty FAISS index for about `entries` entries."""
+    """Returns an empty, untrained FAISS index with these settings, for about `entries` entries."""
     d, eight = setting.dimensions, faiss.ScalarQuantizer.QT_8bit
     if setting.kind == "hnsw":
         index = faiss.IndexHNSWSQ(d, eight, LINKS)
@@ -119,10 +127,10 @@ def new_faiss_index(setting: AnnSettings, entries: int) -> Any:
 class AnnIndex:
     """Approximate search by a FAISS index over projected features. Safe for many threads.
 
-    projection: from features to the vectors in `index`.
-    index: FAISS's index, of n entries.
-    rows: (n,) the feature row of each entry; -1 if compaction has removed it.
-    covered: the number of feature rows when the index was made, larger than all of `rows`.
+    projection: maps features to vectors; only its first `setting.dimensions` axes are used.
+    index: the FAISS index, with n entries.
+    rows: (n,) the row number of each entry in the feature files; -1 if a compaction has removed the row.
+    covered: the number of rows in the feature files when the FAISS index was built; later rows are searched exactly.
     compactions: the number of compactions after which `rows` is valid, since each compaction renumbers the rows.
     """
 
@@ -136,7 +144,7 @@ class AnnIndex:
         compactions: int = 0,
     ) -> None:
         self.setting, self.index, self.projection = setting, index, projection.first(setting.dimensions)
-        self.data: NDArray[np.uint8] | None = None  # content of a file that the FAISS index uses in place
+        self.data: NDArray[np.uint8] | None = None  # the content of index.faiss, which FAISS uses in place
         self._cover(rows, covered, compactions)
 
     def _cover(self, rows: NDArray[np.int64], covered: int, compactions: int) -> None:
@@ -154,10 +162,12 @@ class AnnIndex:
         permitted: NDArray[np.int64] | None,
         setting: AnnSettings | None = None,
     ) -> list[Neighbours]:
-        """Returns approximately the k nearest permitted rows to each of (nq, D) queries, with exact distances.
+        """Returns approximately the k permitted rows nearest to each of (nq, D) queries, with their exact distances.
 
-        Searches exactly if `can_answer` is False. There are fewer than k only if fewer rows are permitted.
-        setting: candidates and effort in place of the index's own, for tuning.
+        The search is exact if `can_answer` returns False. It returns fewer than k rows only if fewer are permitted.
+        flat: the exact search over the same feature files.
+        permitted: the rows that may be returned, ascending; None for all.
+        setting: replaces `candidates` and `effort` of the index's own setting, for tuning.
         """
         setting = setting or self.setting
         if not self.can_answer(flat, k, permitted, setting):
@@ -185,26 +195,30 @@ class AnnIndex:
     def can_answer(
         self, flat: FlatIndex, k: int, permitted: NDArray[np.int64] | None, setting: AnnSettings | None = None
     ) -> bool:
-        """Returns True if `search` is approximate: many rows are permitted, and few of them become candidates."""
-        if self.covered > flat.rows:  # this index is newer than the snapshot, which lacks some rows
+        """Returns True if `search` would be approximate, False if it would be exact.
+
+        An approximate search is possible if at least the fraction NARROW of the entries is permitted, and at most half
+        of the permitted entries become candidates.
+        """
+        if self.covered > flat.rows:  # the FAISS index has rows that this snapshot lacks
             return False
         _, allowed = self._allowed(flat.rows, permitted)
         wanted = (setting or self.setting).candidates * -(-k // K)
         return allowed >= NARROW * len(self.rows) and 2 * wanted <= allowed
 
     def _fresh(self, flat: FlatIndex, permitted: NDArray[np.int64] | None) -> NDArray[np.int64]:
-        """Returns the permitted rows that were added after the index was made."""
+        """Returns the permitted rows that were added after the FAISS index was built."""
         if permitted is None:
             return np.arange(self.covered, flat.rows)
         return permitted[np.searchsorted(permitted, self.covered) :]
 
     def _allowed(self, rows: int, permitted: NDArray[np.int64] | None) -> tuple[NDArray[np.uint8] | None, int]:
-        """Returns the entries that may be found, as a bitmap for FAISS (None for all), and their number."""
+        """Returns a bitmap of the permitted entries for FAISS (None if all are permitted), and their number."""
         if permitted is None:
             return self._all
         known, bits, count = self._bits
         if known is not permitted:
-            mask = np.zeros(max(rows, self.covered) + 1, bool)  # the last one is for removed rows, -1
+            mask = np.zeros(max(rows, self.covered) + 1, bool)  # removed rows, -1, use the last place
             mask[permitted] = True
             chosen = mask[self.rows]
             count = int(chosen.sum())
@@ -215,7 +229,7 @@ class AnnIndex:
     def _candidates(
         self, queries: NDArray[np.float32], wanted: int, bits: NDArray[np.uint8] | None, setting: AnnSettings
     ) -> NDArray[np.int64]:
-        """Returns FAISS's nearest entries, (nq, wanted), filled up with -1."""
+        """Returns the entries that FAISS finds nearest to each query, (nq, wanted); -1 fills empty places."""
         selector = None if bits is None else faiss.IDSelectorBitmap(bits)
         if setting.kind == "hnsw":
             parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(setting.effort, wanted))
@@ -235,7 +249,10 @@ class AnnIndex:
     # -- files
 
     def save(self, derived: Folder) -> tuple[str, dict[str, Any]]:
-        """Writes the files to a new folder in `derived`; returns its name and the parameters for `ann_files.load`."""
+        """Writes the files to a new folder in `derived`.
+
+        Returns the name of the folder, and the parameters that `ann_files.load` needs.
+        """
         name = secrets.token_hex(8)
         try:
             self._write(derived.child(name, create=True))

@@ -1,4 +1,8 @@
-"""The files of an approximate search: reading and checking them, and their rows after a compaction."""
+"""Reads, checks and renumbers the files of an approximate search.
+
+A compaction removes deleted rows from the feature files, which changes the numbers of the other rows. `rows.npy` has
+the row number of each entry when the FAISS index was built; `rows.<n>.npz` has the row numbers after n compactions.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +30,16 @@ else:
 _EPOCH_ROWS = re.compile(r"rows\.\d+\.npz")
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, BadZipFile, MemoryError)
-"""Errors from files that do not contain what they should."""
+"""The errors that damaged files can cause while they are read."""
 
 
 def load(folder: Folder, parameters: dict[str, Any], compactions: int = 0) -> AnnIndex:
-    """Reads the files of `AnnIndex.save`, with the rows after `compactions` compactions. Raises SimsearchError."""
+    """Loads the approximate search that `AnnIndex.save` wrote.
+
+    parameters: those that `AnnIndex.save` returned.
+    compactions: the number of compactions of the feature files so far.
+    Raises IndexDamagedError for damaged files, and SimsearchError for files that cannot be read for other reasons.
+    """
     try:
         setting = read_settings(parameters)
         mean, axes = (sealed.read_array(folder, f"{part}.npy") for part in ("mean", "axes"))
@@ -51,7 +60,7 @@ def load(folder: Folder, parameters: dict[str, Any], compactions: int = 0) -> An
 
 
 def read_settings(parameters: dict[str, Any]) -> AnnSettings:
-    """Returns the settings in the parameters of `meta.json`. Raises KeyError, ValueError."""
+    """Returns the settings in `parameters`. Raises KeyError if one is missing, ValueError if one is out of range."""
     setting = AnnSettings(**{name: parameters[name] for name in AnnSettings.__dataclass_fields__})
     numbers = setting.dimensions, setting.candidates, setting.effort, parameters["covered"], parameters.get("epoch", 0)
     if not isinstance(setting.kind, str) or not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers):
@@ -62,7 +71,10 @@ def read_settings(parameters: dict[str, Any]) -> AnnSettings:
 
 
 def check_rows(rows: NDArray[Any], covered: int) -> None:
-    """Raises ValueError if entries have the same row, or a row that is not below `covered`."""
+    """Raises ValueError if `rows` are not valid row numbers of entries.
+
+    They are valid if no two entries have the same row, and each row is below `covered`, or -1 for a removed row.
+    """
     if rows.dtype != np.int64 or rows.ndim != 1:
         raise ValueError("its rows are not a list of integers")
     live = rows[rows >= 0]
@@ -73,9 +85,10 @@ def check_rows(rows: NDArray[Any], covered: int) -> None:
 
 
 def check_faiss_index(index: Any, setting: AnnSettings, entries: int) -> None:
-    """Raises ValueError if a FAISS index is not as `new_faiss_index` makes it, or refers to entries it does not have.
+    """Raises ValueError if a loaded FAISS index does not match `setting`, or contains references out of range.
 
-    FAISS follows such references without checking them.
+    FAISS itself follows a reference without checking it.
+    entries: the number of entries that the index must have.
     """
     expected = {
         "hnsw": "IndexHNSWSQ",
@@ -110,7 +123,7 @@ def check_faiss_index(index: Any, setting: AnnSettings, entries: int) -> None:
 
 
 def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple[NDArray[np.int64], int]:
-    """Reads the row of each entry after `compactions` compactions, and the number of rows covered."""
+    """Reads the row number of each entry after `compactions` compactions; also returns the number of rows covered."""
     if compactions == parameters.get("epoch", 0):
         return sealed.read_array(folder, "rows.npy"), int(parameters["covered"])
     arrays = sealed.read_arrays(folder, f"rows.{compactions}.npz")
@@ -118,25 +131,34 @@ def _rows(folder: Folder, parameters: dict[str, Any], compactions: int) -> tuple
 
 
 def renumber(folder: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
-    """Writes the row of each entry as it will be after a compaction that keeps only the rows `live`.
+    """Writes the row numbers that the entries have after a compaction.
 
-    Keeps the files for readers of the state before the compaction; deletes older ones. Raises an error of UNREADABLE or
-    IndexDamagedError if the index cannot be read.
-    live: (n,) ascending. old, new: the number of compactions before and after.
+    The row numbers before the compaction stay on disk for processes that still read the old feature files. Older row
+    numbers are deleted.
+    live: (n,) the rows that the compaction keeps, ascending.
+    old, new: the number of compactions before and after this one.
+    Raises IndexDamagedError, or one of the errors in UNREADABLE, if the row numbers before the compaction cannot be
+    read.
     """
     rows, covered = _rows(folder, parameters, old)
     record(folder, old, new, rows=moved(rows, live), covered=np.searchsorted(live, covered))
 
 
 def moved(rows: NDArray[np.int64], live: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the (n,) row numbers after a compaction that keeps only the rows `live`, ascending; -1 if removed."""
+    """Returns the number that each of (n,) rows has after a compaction; -1 for a row that the compaction removes.
+
+    live: the rows that the compaction keeps, ascending.
+    """
     places = np.searchsorted(live, rows)
     kept = np.append(live, -2)[places] == rows
     return np.where(kept, places, -1)
 
 
 def record(folder: Folder, old: int, new: int, **arrays: Any) -> None:
-    """Writes an index's arrays after `new` compactions, keeps those after `old`, and deletes older ones."""
+    """Writes arrays to `rows.<new>.npz`, the file for the state after `new` compactions.
+
+    Keeps the file for the state after `old` compactions, and deletes the files for earlier states.
+    """
     data = io.BytesIO()
     np.savez(data, **arrays)
     sealed.write(folder, f"rows.{new}.npz", data.getbuffer())

@@ -1,7 +1,8 @@
-"""Approximate search by binary codes: the nearest by Hamming distance are candidates, which the exact features rank.
+"""Approximate search by binary codes: rows with the nearest codes by Hamming distance are ranked by exact distances.
 
-Derived data in `derived/<name>/`, as in `ann`: `codes.safetensors` is the encoder, `entries.npy` has the codes of the
-rows in `rows.npy`. New items are encoded when they are committed, into `added.<compactions>.<first row>.npy`.
+`derived/<name>/` in the index's folder has the files: `codes.safetensors` is the encoder, which turns features into
+codes; `entries.npy` has the codes; `rows.npy` has the row number of each code in the feature files. Rows that are added
+later are encoded when they are committed. Their codes are in `added.<compactions>.<first row>.npy`.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ BLOCK = 2048
 """Rows encoded at once."""
 
 _UNREADABLE = (*ann_files.UNREADABLE, WeightsError)
-"""Errors from files that do not contain what they should."""
+"""The errors that damaged files can cause while they are read."""
 
 
 class BinaryCodeIndex(AnnIndex):
-    """Approximate search by Hamming distance between codes.
+    """Approximate search by Hamming distance between binary codes.
 
-    codes: the encoder.
+    codes: the encoder, which turns features into codes.
     entries: (n, bytes) uint8, the code of each of `rows`.
     rows, covered, compactions: as in `AnnIndex`.
     """
@@ -72,7 +73,12 @@ class BinaryCodeIndex(AnnIndex):
 
 
 def load(folder: Folder, parameters: dict[str, Any], compactions: int) -> AnnIndex:
-    """Loads an approximate search of any kind by the parameters from `save`. Raises IndexDamagedError."""
+    """Loads an approximate search of any kind: binary codes, or one of the kinds in `ann`.
+
+    parameters: those that `save` returned.
+    compactions: the number of compactions of the feature files so far.
+    Raises IndexDamagedError for damaged files, and SimsearchError for files that cannot be read for other reasons.
+    """
     if parameters.get("kind") != "codes":
         return ann_files.load(folder, parameters, compactions)
     try:
@@ -102,7 +108,11 @@ def _read_encoder(folder: Folder) -> HashEncoder:
 def _base(
     folder: Folder, parameters: dict[str, Any], compactions: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-    """Reads the codes, their rows, and the number of rows covered when the index was made or last compacted."""
+    """Reads the codes, their row numbers, and the number of rows covered.
+
+    These are as of the last compaction or, if there was none, as of the training of the encoder. Later rows are in the
+    `added` files.
+    """
     if compactions == parameters.get("epoch", 0):
         entries, rows = (sealed.read_array(folder, f"{part}.npy") for part in ("entries", "rows"))
         return entries, rows, int(parameters["covered"])
@@ -111,7 +121,10 @@ def _base(
 
 
 def _added(folder: Folder, compactions: int, covered: int) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Yields the codes of later rows, a file at a time, with the first row of each."""
+    """Yields the codes in each `added` file, with the number of the first row in the file.
+
+    covered: the first row in the first of these files.
+    """
     while folder.exists(name := f"added.{compactions}.{covered}.npy"):
         part: NDArray[np.uint8] = sealed.read_array(folder, name)
         if not len(part):
@@ -121,9 +134,9 @@ def _added(folder: Folder, compactions: int, covered: int) -> Iterator[tuple[NDA
 
 
 def extend(folder: Folder, parameters: dict[str, Any], flat: FlatIndex) -> int:
-    """Encodes the rows added since the last call; returns the number of rows covered now.
+    """Encodes the rows that were added since the last call; returns the number of rows that have codes now.
 
-    The caller holds the writer lock. Raises IndexDamagedError.
+    The caller must hold the writer lock. Raises IndexDamagedError.
     """
     try:
         covered, compactions = int(parameters["covered"]), flat.shards.compactions
@@ -149,13 +162,14 @@ def extend(folder: Folder, parameters: dict[str, Any], flat: FlatIndex) -> int:
 
 
 def renumber(index: Folder, parameters: dict[str, Any], live: NDArray[np.int64], old: int, new: int) -> None:
-    """Prepares an index's approximate search, of any kind, for a compaction; see `ann_files.renumber`.
+    """Renumbers the rows of an approximate search of any kind for a compaction; see `ann_files.renumber`.
 
-    Does nothing if there is none or it cannot be read. index: the index's folder.
+    Does nothing if the index has no approximate search, or if its files cannot be read.
+    index: the index's folder.
     """
     with contextlib.suppress(*_UNREADABLE, SimsearchError):
         folder = sealed.structure_folder(index, parameters.get("folder") or "")
-        folder.unlink(f"rows.{new}.npz")  # left by a killed compaction
+        folder.unlink(f"rows.{new}.npz")  # left over from a killed compaction
         if parameters.get("kind") != "codes":
             ann_files.renumber(folder, parameters, live, old, new)
             return

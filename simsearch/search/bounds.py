@@ -1,15 +1,20 @@
-"""Lower bounds on distances, computed from a few bytes of each item.
+"""Computes lower bounds on Euclidean distances from short codes of the features.
 
-A row x is mapped to s(x): its coordinates on the first principal components, rotated so that they vary equally, and the
-length of the rest of x. |s(x) - s(q)| is at most |x - q|. s(x) and s(q) are rounded to a grid of 256 points in each
-dimension. The squared distance of two grid points, in steps, is a whole number and so computed without rounding.
-The errors of s and of the grid are bounded for each row and each query, and subtracted from the distance of the codes:
+A row x of features, minus their mean, is mapped to a point s(x) with w = d + 1 coordinates: the first d principal
+components of x, rotated so that they vary about equally, and the length of the rest of x. This never increases a
+distance: |s(x) - s(q)| <= |x - q|. The coordinates of s(x) are then rounded to a grid with 256 points in each
+dimension, `step` apart. The code of x is the position of its grid point, one byte for each coordinate. The squared
+distance of two codes is a whole number, so it is computed without rounding.
+
+error(x) is an upper bound of the distance between the exact s(x) and the grid point of x. It follows that
 
     |x - q| * sqrt(1 + defect) >= step * |code(x) - code(q)| - error(x) - error(q)
 
-`defect` is the largest amount by which the float32 axes, which are not quite orthonormal, lengthen a squared distance.
-All rows lie in the box that the grid spans, up to their error. A query outside the box is first moved to the nearest
-point of the box, which does not increase its distance to any point in the box.
+The float32 axes of the principal components are not quite orthonormal: they may lengthen a squared distance by the
+relative amount `defect`.
+The grid fills a box. A row outside the box gets the nearest grid point, and its error includes the distance to this
+point. A query outside the box is first moved to the nearest point of the box, which does not increase its distance to
+any point in the box.
 
 Letters: n rows, D dimension, d components, w = d + 1 bytes of a code.
 """
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK = 512
-"""Products summed in float32; the sums of blocks are added in float64."""
+"""Number of products in a block, which is summed in float32. The sums of the blocks are added in float64."""
 
 UNIT = 2.0**-24
 """Relative rounding error of one float32 operation."""
@@ -39,23 +44,30 @@ SUM = (BLOCK + 4) * UNIT / (1 - (BLOCK + 4) * UNIT)
 """Relative error bound of a float32 sum of `BLOCK` products, in any order (Higham, "Accuracy and Stability", 3.1)."""
 
 SLACK = 1 + 1e-9
-"""Factor for the rounding of float64 arithmetic, which is some thousand times smaller."""
+"""Factor that covers rounding errors of float64 arithmetic; the actual errors are some thousand times smaller."""
 
 LEVELS = 255
-"""The largest value of a code."""
+"""The largest value of a byte of a code."""
 
 FARTHEST = 2.0**40
 """Larger than all squared distances of codes."""
 
 WIDER = 1.3
-"""The box is wider than the sample by this factor."""
+"""The box of a grid is larger than the range of the sample by this factor."""
 
 SKEW, ROTATED = 0.01, 1e-10
-"""Largest deviation of axes and of a rotation from orthonormal ones; both are thousands of times better."""
+"""Largest permitted deviations from orthonormality: of the axes, and of a rotation.
+
+The deviations of undamaged files are thousands of times smaller.
+"""
 
 
 class Encoded(NamedTuple):
-    """codes: (n, w) uint8. errors: (n,) float64, the largest distance of a row or query from its point of the grid."""
+    """The codes of rows or queries, with the errors of the codes.
+
+    codes: (n, w) uint8.
+    errors: (n,) float64, upper bounds of the distance between the exact s(x) and the grid point of the code.
+    """
 
     codes: NDArray[np.uint8]
     errors: NDArray[np.float64]
@@ -65,9 +77,10 @@ class Encoded(NamedTuple):
 class Grid:
     """The grid for codes of one width.
 
-    rotation: (d, d) float64. low: (w,) float64, the lowest corner of the box.
-    step: the distance of neighbouring points.
-    cap: an upper bound of the error of nearly all rows.
+    rotation: (d, d) float64, rotates the first d components.
+    low: (w,) float64, the corner of the box with the smallest coordinates.
+    step: the distance of neighbouring grid points along an axis.
+    cap: an upper bound of the errors of nearly all rows.
     """
 
     rotation: NDArray[np.float64]
@@ -81,9 +94,11 @@ class Grid:
         return len(self.low)
 
     def reach(self, distance: float, defect: float, error: float | NDArray[Any]) -> NDArray[np.float64]:
-        """Returns the largest squared distance of codes that a row at most `distance` from the query can have.
+        """Returns the largest squared distance between the codes of a query and of a row at most `distance` away.
 
-        error: of the query and of a row, added. The result is `FARTHEST` if it cannot be computed.
+        defect: from `defect_of`.
+        error: the error of the query plus the error of the row.
+        Returns `FARTHEST` if the result is too large to be computed.
         """
         with np.errstate(all="ignore"):
             root = (distance * SLACK * np.sqrt(1 + defect) + error) / self.step
@@ -93,9 +108,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Computes the codes of rows and queries.
+    """Computes the narrow and the wide codes of rows and queries.
 
-    mean: (D,) float32. axes: (d, D) float32, nearly orthonormal. grids: narrow and wide, on the first of these axes.
+    mean: (D,) float32, subtracted from the features.
+    axes: (d, D) float32, the principal components, nearly orthonormal.
+    grids: the grid of the narrow and the grid of the wide codes. A grid for w bytes uses the first w - 1 axes.
+    defect: from `defect_of`.
     """
 
     mean: NDArray[np.float32]
@@ -104,7 +122,10 @@ class Bounds:
     defect: float
 
     def encode(self, features: NDArray[np.floating], query: bool = False) -> list[Encoded]:
-        """Returns the codes of (n, D) features for each grid. query: True to move points outside a box to its edge."""
+        """Returns the codes of (n, D) features on each grid.
+
+        query: True for queries, which are moved to the edge of the box if they are outside.
+        """
         with np.errstate(all="ignore"):  # values that overflow get an infinite error
             components, squared, product = project(features, self.mean, self.axes)
             return [
@@ -113,7 +134,7 @@ class Bounds:
             ]
 
     def save(self) -> bytes:
-        """Returns the content of a file for `load`."""
+        """Returns the bounds as the content of a safetensors file, which `load` reads."""
         arrays: dict[str, NDArray[np.generic]] = {"mean": self.mean, "axes": self.axes}
         for number, grid in enumerate(self.grids):
             arrays[f"rotation{number}"], arrays[f"low{number}"] = grid.rotation, grid.low
@@ -122,7 +143,10 @@ class Bounds:
 
     @classmethod
     def load(cls, data: bytes, dimension: int) -> Bounds:
-        """Reads the result of `save`, for features of dimension D. Raises ValueError and KeyError."""
+        """Reads the content that `save` returned. Raises ValueError or KeyError if it is invalid.
+
+        dimension: D, the dimension of the features.
+        """
         try:
             arrays = safetensors.numpy.load(data)
         except safetensors.SafetensorError as error:
@@ -137,7 +161,7 @@ class Bounds:
             if rotation.shape != (len(low) - 1, len(low) - 1) or len(rotation) > len(axes) or not step > 0:
                 raise ValueError("its grids do not belong to its axes")
             if not np.linalg.norm(rotation @ rotation.T - np.eye(len(rotation))) < ROTATED:
-                raise ValueError("its rotations are none")
+                raise ValueError("its rotations are not orthonormal")
             grids.append(Grid(rotation, low, step, cap))
         if not (defect := defect_of(axes)) < SKEW:
             raise ValueError("its axes are not orthonormal")
@@ -155,7 +179,11 @@ def defect_of(axes: NDArray[np.float32]) -> float:
 def make_grid(
     components: NDArray[np.float64], squared: NDArray[np.float64], product: NDArray[np.float64], d: int, defect: float
 ) -> Grid:
-    """Fits a grid on the first d components to a sample; the arguments are from `project`."""
+    """Returns a grid on the first d components that is fitted to a sample of features.
+
+    components, squared, product: what `project` returned for the sample.
+    defect: from `defect_of`.
+    """
     normal = np.random.default_rng(d).standard_normal((d, d))
     rotation = np.linalg.qr(normal)[0]
     points, errors = _point(rotation, components, squared, product, defect)
@@ -172,10 +200,11 @@ def make_grid(
 def project(
     features: NDArray[np.floating], mean: NDArray[np.float32], axes: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Computes components of (n, D) features and their lengths.
+    """Computes the components of (n, D) features along the axes, and the lengths of the features.
 
-    Returns the components (n, d), the squared lengths of the centred features (n,), and upper bounds (n,) of the
-    float32 rounding error of each row's component along an axis of length 1.
+    x stands for a row of the features minus the mean. Returns three arrays: the components, (n, d); the squared length
+    of each x, rounded up, (n,); and an upper bound of the float32 rounding error of the product of each x and an axis
+    of length 1, (n,).
     """
     x = to_float32(features)
     x -= mean
@@ -195,13 +224,13 @@ def _point(
     product: NDArray[np.float64],
     defect: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns s of each row, (n, w), and an upper bound of its distance from the exact s, (n,).
+    """Returns s(x) for each row, (n, w), and an upper bound of its distance from the exact s(x), (n,).
 
-    components, squared, product: from `project`; d of the components are used.
+    components, squared, product: from `project`. The components beyond the first d are ignored.
     """
     d = len(rotation)
     y = components[:, :d]
-    # Each component errs by SUM * |axis| * |x|; centring moves x by UNIT * |x|; the rotation is in float64.
+    # Error bounds: SUM * |axis| * |x| for a component, UNIT * |x| for subtracting the mean; rotation is in float64.
     error = (np.sqrt(d * (1 + defect)) + 2) * product * SLACK
     kept = np.einsum("nd,nd->n", y, y)
     rest = np.maximum(squared - kept, 0)
@@ -211,7 +240,11 @@ def _point(
 
 
 def _encode(grid: Grid, points: NDArray[np.float64], errors: NDArray[np.float64], query: bool) -> Encoded:
-    """Rounds (n, w) points to the grid. errors: (n,) of the points."""
+    """Rounds (n, w) points to the grid; returns their codes.
+
+    errors: (n,) the errors of the points before they are rounded.
+    query: as in `Bounds.encode`.
+    """
     places = (points - grid.low) / grid.step
     codes = np.fmax(np.fmin(np.rint(places), LEVELS), 0).astype(np.uint8)  # a number even where the place is NaN
     if query:
@@ -222,7 +255,7 @@ def _encode(grid: Grid, points: NDArray[np.float64], errors: NDArray[np.float64]
 
 
 def squares(codes: NDArray[np.uint8], query: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Returns the squared distances of (n, w) codes to one, (w,): (n,), without rounding."""
+    """Returns the exact squared distances between (n, w) codes and one (w,) code: (n,)."""
     found = np.empty(len(codes), np.int64)
     own = query.astype(np.int16)
     for start in range(0, len(codes), 1024):
@@ -233,7 +266,11 @@ def squares(codes: NDArray[np.uint8], query: NDArray[np.uint8]) -> NDArray[np.in
 
 
 def sizes(dimension: int, components: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Returns the widths to choose from, narrow and wide, for features of D dimensions and d components at most."""
+    """Returns the numbers of bytes to try for narrow codes, and the numbers to try for wide codes.
+
+    dimension: D, the dimension of the features.
+    components: the number of principal components that are available.
+    """
     most = min(dimension, components + 1)
     narrow = [w for w in (32, 64, 128) if w <= most] or [most]
     wide = [w for w in (128, 256, 384) if w <= most and w > narrow[0]] or [most]

@@ -1,7 +1,8 @@
-"""Measures the largest distance of near-identical pictures in an index, on changed copies of its own pictures.
+"""Measures how far apart near-identical pictures are, by making changed copies of an index's own pictures.
 
-Measuring decodes dozens of pictures in full size and computes the features of their copies, which takes seconds. So the
-last result for each index is cached, and reused until the pictures that are measured or the model change.
+Distances are those of the features. A measurement takes seconds, since it decodes dozens of pictures in full size and
+computes the features of their copies. The last result of each index is therefore cached. It is reused until the
+pictures that are measured, or the model, change.
 """
 
 from __future__ import annotations
@@ -37,16 +38,19 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 ORIGINALS = 32
-"""Pictures whose copies are measured."""
+"""Number of pictures that are copied for a measurement."""
 
 FARTHEST = 0.35
-"""Largest measured threshold, as a fraction of the median random distance; see `searcher.NEAR_IDENTICAL`."""
+"""Upper limit of the measured distance, in units of the median distance of random pairs of items.
+
+See also `searcher.NEAR_IDENTICAL`.
+"""
 
 BEYOND = 0.1
-"""Pictures farther apart than the threshold by up to this are compared too; in units of the median random distance."""
+"""Pixels are compared up to this far beyond the measured distance, in units of the median distance of random pairs."""
 
 FAITHFUL = ("JPEG 50", "scaled to 75 %", "cropped by 5 %", "brighter by 10 %")
-"""The changes that set the threshold; the others, which move every pixel, are only reported."""
+"""The changes whose copies determine the measured distance. The share of found copies is reported for all changes."""
 
 _METHOD = 2
 """Version of the measurement; increased when it changes, so that cached results of other versions are not used."""
@@ -54,10 +58,11 @@ _METHOD = 2
 
 @dataclass(frozen=True)
 class Threshold:
-    """The largest distance of near-identical images.
+    """The limit up to which two pictures count as near-identical.
 
-    reach: the distance up to which pixels are compared, which then decide; 0 if the distance alone decides.
-    copies: the fraction of changed copies that are found, by the name of the change to the picture.
+    distance: the largest distance of a near-identical pair whose pixels are not compared.
+    reach: pairs up to this distance are compared by their pixels, which then decide; 0 to compare no pixels.
+    copies: the fraction of changed copies that are found, by the name of the change (see `perturb.COPIES`).
     """
 
     distance: float
@@ -66,7 +71,7 @@ class Threshold:
 
     @property
     def farthest(self) -> float:
-        """The largest distance between two copies."""
+        """The largest distance that a near-identical pair can have: the larger of `distance` and `reach`."""
         return max(self.distance, self.reach)
 
 
@@ -78,10 +83,12 @@ def copy_threshold(
     *,
     largest: int | None = None,
 ) -> Threshold:
-    """Returns the largest distance from the original of 90 % of slightly changed copies of the index's own pictures.
+    """Measures how far slightly changed copies of an index's own pictures are from their originals.
 
-    If no picture can be read or the model is missing, returns the threshold of `dedup`: NEAR_IDENTICAL times the median
-    random distance.
+    Returns a threshold with the distance that 90 % of the copies by the FAITHFUL changes do not exceed; FARTHEST limits
+    this distance. If no picture can be read or the model's weights are missing, the distance is that of the search
+    option `dedup`: NEAR_IDENTICAL times the median distance of random pairs.
+    seed: chooses the pictures.
     progress: called with the number of pictures done and the number of all pictures; not called for a cached result.
     largest: the largest number of pixels of a picture to copy; None for no limit. One picture is in memory at a time.
     """
@@ -98,11 +105,11 @@ def copy_threshold(
         model.load(expected=ORIGINALS * (1 + len(COPIES)))
         for image in _originals(index, drawn, largest):
             views: list[NDArray[np.uint8]] = []
-            features = model.features(_with_copies(image, views)).astype(np.float64)  # (changes, D)
+            features = model.features(_with_copies(image, views)).astype(np.float64)  # (1 + changes, D)
             agree.append(likeness.are_copies(np.stack(views[:1] * len(COPIES)), np.stack(views[1:])))
             rows.append(np.linalg.norm(features[1:] - features[0], axis=1))
             progress(len(rows), ORIGINALS)
-    except SimsearchError:  # the model's weights are missing
+    except SimsearchError:  # for example, the model's weights are missing
         rows = []
     if not rows:
         return Threshold(NEAR_IDENTICAL * median)
@@ -115,13 +122,13 @@ def copy_threshold(
     seen = dict(zip(COPIES, np.stack(agree, 1), strict=True))
     shares = {name: float((seen[name] & (d <= reach)).mean()) for name, d in found.items()}
     threshold = Threshold(distance, shares, reach)
-    if len(rows) == min(ORIGINALS, len(drawn)):  # otherwise some files are missing now, but may come back
+    if len(rows) == min(ORIGINALS, len(drawn)):  # else some files are missing, which may come back
         _write(kept, key, threshold)
     return threshold
 
 
 def _originals(index: OpenIndex, drawn: Sequence[Item], largest: int | None) -> Iterator[Image.Image]:
-    """Yields up to ORIGINALS pictures of the drawn items in full size."""
+    """Yields up to ORIGINALS pictures of the drawn items, in full size; skips pictures that cannot be read."""
     count = 0
     for item in drawn:
         try:
@@ -135,7 +142,7 @@ def _originals(index: OpenIndex, drawn: Sequence[Item], largest: int | None) -> 
 
 
 def _with_copies(image: Image.Image, views: list[NDArray[np.uint8]]) -> Iterator[Image.Image]:
-    """Yields an image and its changed copies; appends the view of each, for the comparison of pixels, to `views`."""
+    """Yields an image and its changed copies; appends a small version of each, for comparing pixels, to `views`."""
     views.append(likeness.view(image))
     yield image
     for change in COPIES.values():
@@ -145,7 +152,7 @@ def _with_copies(image: Image.Image, views: list[NDArray[np.uint8]]) -> Iterator
 
 
 def _picture(index: OpenIndex, item: Item, largest: int | None) -> Image.Image:
-    """Returns the image of an item in full size. Raises ImageError."""
+    """Returns the picture of an item in full size. Raises ImageError, also for more than `largest` pixels."""
     if largest is not None and item.width * item.height > largest:
         raise ImageTooLargeError(f"more than {largest:,} pixels")
     with index.reading() as reader:
@@ -155,7 +162,7 @@ def _picture(index: OpenIndex, item: Item, largest: int | None) -> Image.Image:
 
 
 def _kept_file(index: OpenIndex, largest: int | None) -> Path:
-    """Returns the cache file of an index's last result; its name stays the same when the index changes."""
+    """Returns the path of the cache file for an index, which stays the same when the content of the index changes."""
     name = hashlib.sha256(json.dumps([str(index.path), largest]).encode("utf-8", "surrogateescape")).hexdigest()
     return cache_dir() / "copies" / f"{name[:32]}.json"
 
@@ -184,7 +191,7 @@ def _read(path: Path, key: str) -> Threshold | None:
 
 
 def _write(path: Path, key: str, threshold: Threshold) -> None:
-    """Writes a result to the cache, if the cache folder can be written."""
+    """Writes a result to the cache; does nothing if the cache folder is not writable."""
     with contextlib.suppress(OSError, UsageError):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps({"key": key, **asdict(threshold)}).encode(), follow_links=False)

@@ -1,11 +1,9 @@
 """Finds groups of near-identical items: different files whose features are near (`simsearch.search.near_rows`).
 
-If the largest distance was measured (`simsearch.search.copy_threshold`), it only selects the pairs to look at: these
-pairs, and some a little farther apart, are compared by their pixels (`simsearch.search.second_look`).
-
-In a large index not all pairs are compared. Exact searches for a sample of items then estimate the fraction of near
-pairs that are in one group. The groups may span two indexes of the same model: the one to clean up, and another one
-that it is compared with.
+If the largest distance was measured (`simsearch.search.copy_threshold`), the pixels decide: pairs up to a little more
+than this distance are compared by their pixels (`simsearch.search.second_look`).
+In a large index, not all pairs are compared; `checked` estimates how many near pairs are found. The groups may span two
+indexes of the same model: the index to clean up, and another index that it is compared with.
 """
 
 from __future__ import annotations
@@ -35,15 +33,15 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 CHECKED, CHECKED_NEIGHBOURS = 256, 8
-"""Items searched exactly to estimate completeness, and the largest number of neighbours of each."""
+"""`checked` searches the neighbours of this number of items, and at most this number of neighbours of each item."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """An item of a group.
+    """An item of a group of near-identical items.
 
-    distance: to the group's first item, which is the one to keep or, without a rule, the one of the lowest id.
-    own: False for an item of the index that this one is compared with.
+    distance: from the group's first item, which is the item to keep or, without a rule, the item with the lowest id.
+    own: False for an item of the other index, if two indexes are compared.
     is_copy: True for a copy of the first item, False if only other members link the two, None if not compared.
     """
 
@@ -55,16 +53,19 @@ class Member:
     is_copy: bool | None = None
 
     def is_near(self, limit: float) -> bool:
-        """Returns True for a copy of the group's first item or, if pixels were not compared, within `limit` of it."""
+        """Returns True for a copy of the group's first item.
+
+        Without a comparison of pixels, returns True if the distance is at most `limit`.
+        """
         return self.distance <= limit if self.is_copy is None else self.is_copy
 
 
 Keep = Callable[[Sequence[Member]], int | None]
-"""Returns the place of the member of a group to keep; None if none of them meets the rule."""
+"""A rule that returns the place of the member of a group to keep; None if no member meets the rule."""
 
 
 def thumbnail(member: Member, shorter_side: int = 256) -> Image.Image | None:
-    """Returns a member as an RGB image to show; None if it cannot be read."""
+    """Returns the picture of a member as an RGB image to show; None if the picture cannot be read."""
     item = member.item
     try:
         with recorded.open_recorded(member.source, item.path, item.digest, decodes=False) as file:
@@ -83,21 +84,22 @@ def duplicate_groups(
     keep: Keep | None = None,
     allowance: Allowance | None = None,
 ) -> list[list[Member]]:
-    """Groups items that are linked by chains of distances up to `max_distance`.
+    """Groups near-identical items: items that are linked directly or through other items of the group.
 
-    Returns the groups of two or more members, the largest first, with the members of each sorted by id. Deleting all
-    members of a group but one loses no picture: several names of one file (links, a folder indexed by two roots or also
-    by a manifest) count as one member, if possible by a name that is not a link, and files that are gone or have
-    changed are in no group.
-    max_distance: a distance, or a threshold. A threshold with a reach links pictures within its reach whose pixels
-    agree, if one is among the `near_rows.NEAREST` nearest of the other; it links pictures that cannot be read within
-    its distance.
+    Returns the groups of two or more members, the largest first. The members of a group are sorted by id, but `keep`
+    chooses the first. Each member is a different file, so all members but one can be deleted without losing a picture.
+    A file with several names (links, a folder indexed by two roots or also by a manifest) is one member, if possible
+    under a name that is not a link. Files that are gone or have changed are left out, unless all files of a group are
+    gone (an unmounted disk).
+    max_distance: items at most this far apart are linked. If it is a `Threshold` with a reach, items within the reach
+    are linked if their pixels agree, and if one of them is among the `near_rows.NEAREST` nearest of the other. If a
+    picture cannot be read, the threshold's distance decides.
     progress: called with the number of items compared so far and the number of all items.
-    exact: False to accept that links may be missed among more than `near_rows.EXACT` different items; see `checked`.
-    against: another index of the same model; only groups with items of both are returned, the index's own items first.
-    A file that is in both indexes counts as an item of the other index.
+    exact: True to compare all pairs; False to accept missed links among more than `near_rows.EXACT` different items.
+    against: another index of the same model. Only groups with items of both indexes are then returned. Items of the
+    other index follow those of the first. A file that is in both indexes counts as an item of the other index.
     keep: the rule that chooses each group's first member; None for the lowest id.
-    allowance: the limits for reading pictures.
+    allowance: the limits for reading pictures; None for the default limits.
     Raises UsageError for an invalid distance.
     """
     limit = max_distance if isinstance(max_distance, Threshold) else Threshold(max_distance)
@@ -143,10 +145,11 @@ def _from_first(
     look: Judge | None = None,
     places: NDArray[np.int64] | None = None,
 ) -> list[Member]:
-    """Returns members with their distances to the member at place `first`, which is moved to the front.
+    """Returns the members with their distances from the member at place `first`, which is moved to the front.
 
     features: (n, D), of the members.
-    look: tells which members are copies of the first; called with their places in `places`.
+    look: compares pixels to find the copies of the first member; None to set no `is_copy`.
+    places: (n,) the numbers by which `look` knows the members.
     """
     near = features.astype(np.float64)
     distances = np.linalg.norm(near - near[first], axis=1)
@@ -160,7 +163,7 @@ def _from_first(
 
 
 def _same_or_copies(distances: NDArray[np.float64], look: Judge, pairs: NDArray[np.int64]) -> list[bool | None]:
-    """Returns True for each pair with the same features or of copies by `look`, which judges a few pairs at a time."""
+    """Returns True for each pair whose features are equal, or whose pictures `look` finds to be copies."""
     copies = distances == 0
     differ = np.flatnonzero(~copies)
     for start in range(0, len(differ), JUDGED):
@@ -170,10 +173,12 @@ def _same_or_copies(distances: NDArray[np.float64], look: Judge, pairs: NDArray[
 
 
 def members_now(snapshots: Searchable, numbers: Iterable[int], keep: Keep | None = None) -> list[Member]:
-    """Returns the members of a group by the ids of its items, in their present state in the index and on disk.
+    """Returns the members of a group in their present state in the index and on disk.
 
-    As in `duplicate_groups`, leaves out items and files that are gone, files that have changed, and all but one name of
-    a file.
+    Like `duplicate_groups`, leaves out items that are no longer in the index, files that are gone or have changed, and
+    further names of a file.
+    numbers: the ids of the group's items.
+    keep: the rule that chooses the first member; None for the first of `numbers`.
     """
     with snapshots.reading() as reader:
         snapshot = snapshots.current(reader)
@@ -196,10 +201,10 @@ def compared_with_first(
     known: dict[tuple[int, int], bool] | None = None,
     allowance: Allowance | None = None,
 ) -> list[Member]:
-    """Returns the members of a group with `is_copy` set by comparing pixels with the first; unchanged without a reach.
+    """Compares the pixels of each member of a group with those of the first; returns the members with `is_copy` set.
 
-    limit: pixels are compared only if it has a reach.
-    known: earlier results by the ids of the first and the other member; new results are added.
+    limit: if it has no reach, no pixels are compared, and the members are returned unchanged.
+    known: earlier results, by the ids of the first and of the other member; new results are added.
     """
     look = second_look(members, limit, allowance)
     if look is None:
@@ -220,9 +225,10 @@ def by_nearest(
     limit: Threshold | None = None,
     allowance: Allowance | None = None,
 ) -> list[list[Member]]:
-    """Returns a group for each kept member: itself, then those of the others that are nearest to it, with distances.
+    """Assigns each of `others` to the nearest of the kept members; returns a group for each kept member.
 
-    limit: if it has a reach, the members are compared by their pixels too.
+    A group begins with its kept member. The distances of the other members are set to those from the kept member.
+    limit: if it has a reach, pixels are compared too, and `is_copy` is set.
     """
     with snapshots.reading() as reader:
         flat = snapshots.current(reader).flat
@@ -243,7 +249,7 @@ def by_nearest(
 
 
 def second_look(members: Sequence[Member], limit: Threshold, allowance: Allowance | None = None) -> SecondLook | None:
-    """Returns the comparison of members by their pixels, given by place; None if `limit` has no reach."""
+    """Returns a `SecondLook` that knows each member by its place in the list; None if `limit` has no reach."""
     if not limit.reach:
         return None
     return SecondLook(limit.distance, lambda place: (members[place].item, members[place].source), allowance)
@@ -251,7 +257,7 @@ def second_look(members: Sequence[Member], limit: Threshold, allowance: Allowanc
 
 @dataclass(frozen=True)
 class _Side:
-    """One of the indexes that are compared."""
+    """One of the indexes whose items are grouped, with the ids and the feature rows of its items."""
 
     reader: ItemReader
     snapshot: SearchSnapshot
@@ -269,9 +275,10 @@ class _Side:
 
 
 def _different_files(members: Sequence[Member]) -> list[int]:
-    """Returns the places of members that are different files, ascending; of each file, a name that is not a link.
+    """Returns the places of members that are different files, ascending: one place for each file.
 
-    Files that are gone or have changed since they were indexed are left out, unless all are gone (an unmounted disk).
+    Of several names of a file, prefers items of the other index, then names that are not links. Files that are gone or
+    have changed are left out, unless all files are gone (an unmounted disk).
     """
     by_file: dict[Hashable, list[int]] = {}
     gone = 0
@@ -310,8 +317,9 @@ def _file_of(item: Item, sources: Mapping[int, Source]) -> Hashable:
 def checked(
     snapshots: Searchable, found: list[list[Member]], max_distance: float | Threshold, seed: int = 0
 ) -> tuple[int, int]:
-    """Searches a sample of items exactly; returns the number of near pairs, and how many of them are in one group.
+    """Estimates how complete groups are, by exact searches for the neighbours of a sample of items.
 
+    Returns the number of near-identical pairs that the searches find, and how many of these pairs are in one group.
     found: the groups of `duplicate_groups` for the same `max_distance`.
     """
     limit = max_distance if isinstance(max_distance, Threshold) else Threshold(max_distance)

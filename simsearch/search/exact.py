@@ -1,15 +1,15 @@
 """Finds the exact Euclidean nearest neighbours among the rows of the feature files.
 
-With a sketch of the rows (`simsearch.search.sketch`), only few rows are read: the sketch proves that the others cannot
-be among the nearest. Without one, or for a query that the sketch cannot answer, all rows are scanned, with the same
-result:
+With a sketch of the rows (`simsearch.search.sketch`), few rows are read: its short codes prove that the other rows
+cannot be among the nearest. All rows are scanned if there is no sketch, or for a query that the sketch cannot answer.
+The result is the same in both cases. There are three kinds of scan:
 
-- For a single query, the cores scan ranges of rows in parallel, so memory bandwidth limits the speed.
-- For many queries at once, the scan is a matrix product over blocks of rows decoded to float32.
+- For fewer than BATCH queries, FAISS scans memory-mapped files. The memory bandwidth limits the speed.
+- For BATCH queries or more, the scan is a matrix product over blocks of rows that are decoded to float32.
 - Rows in a GPU's memory are scanned there (`simsearch.search.gpu`).
 
-In all cases float32 only finds candidates, which are measured again in float64; the search is repeated with more
-candidates while rounding could hide a better row. Only the scan for a single query uses the memory map; everything else
+A scan computes in float32 and only finds candidates, whose distances are computed again in float64. It is repeated with
+more candidates if rounding could hide a nearer row. Only the scan by FAISS maps files into memory; everything else
 reads rows from the files (`simsearch.storage.random_reader`).
 
 Letters: nq queries, k neighbours, D dimension, n rows.
@@ -43,16 +43,16 @@ else:
     gpu = LazyModule("simsearch.search.gpu")
 
 DIRECT = 2048
-"""Up to this number of permitted rows, they are read and measured directly instead of scanning all rows."""
+"""If at most this number of rows is permitted, they are all read and measured, without a scan."""
 
 LONGEST = 1e37
 """If the squared lengths of two vectors are below this, their squared distance does not overflow in float32."""
 
 BATCH = 24
-"""From this many queries on, a matrix product is faster than a scan for each."""
+"""From this number of queries on, one matrix product is faster than a scan by FAISS."""
 
 FIRST = 4096
-"""Up to this number of rows, the first search of a process is a matrix product too, as FAISS takes longer to import."""
+"""Up to this number of rows, the first search is a matrix product too, since importing FAISS would take longer."""
 
 BLOCK = 2048
 """Rows decoded to float32 at once: 32 MiB at D = 4096."""
@@ -61,13 +61,15 @@ STEP = 256
 """Rows that a core reads, decodes and measures together, so that they stay in its cache."""
 
 PIECES = 4
-"""Ranges per core that one query is split into, so that no core waits long for the last one."""
+"""For one query, the rows are split into this number of ranges per core, so that no core waits long for the others."""
 
 
 class _Scanned(NamedTuple):
-    """The rows nearest in float32 and their squared distances, ascending, both (nq, width); row -1 stands for none.
+    """The rows nearest to each query by float32 distances, nearest first.
 
-    slack: (nq,) largest absolute rounding error of the squared distances, in addition to the relative error ROUNDING.
+    distances: (nq, width) squared distances.
+    rows: (nq, width) the rows; -1 where there are fewer than width.
+    slack: (nq,) the largest rounding error of the squared distances, in addition to the relative error ROUNDING.
     """
 
     distances: NDArray[np.float32]
@@ -78,8 +80,8 @@ class _Scanned(NamedTuple):
 class FlatIndex:
     """Exact search over the first `rows` rows of the feature files. Safe for many threads and while rows are appended.
 
-    devices: returns the torch devices for a number of rows, or an empty sequence; None to use the CPU only.
-    before: an index over the first of these rows, whose GPU memory is reused.
+    devices: takes a number of rows and returns the names of GPUs that can hold them, if any; None to use only the CPU.
+    before: an earlier index over the first of these rows, whose GPU memory is reused.
     sketch: returns a sketch of the first rows (not necessarily of all), or None if there is none.
     """
 
@@ -102,9 +104,9 @@ class FlatIndex:
         self._lock = threading.Lock()
 
     def search(self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> list[Neighbours]:
-        """Returns the k rows nearest to each of (nq, D) queries.
+        """Returns the k permitted rows nearest to each of (nq, D) queries.
 
-        permitted: the rows that may be found, ascending; None for all.
+        permitted: the rows that may be returned, ascending; None for all.
         Raises IndexDamagedError if a permitted row does not exist.
         """
         queries = np.ascontiguousarray(queries, np.float32)
@@ -130,7 +132,7 @@ class FlatIndex:
 
     @property
     def proved(self) -> bool:
-        """True if searches use a sketch."""
+        """True if there is a sketch that searches can use."""
         return self._devices is None and self._sketch() is not None
 
     def scan(self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None) -> list[Neighbours]:
@@ -158,22 +160,22 @@ class FlatIndex:
                 result = self.rank(queries[number], near, k)
                 limit = scanned.distances[place, -1] - scanned.slack[place]
                 if width < available and result.distances[k - 1] ** 2 * (1 + ROUNDING) >= limit:
-                    rest.append(number)  # rounding may have hidden a nearer row
+                    rest.append(number)  # rounding may have hidden a nearer row: repeat
                 else:
                     found[number] = result
             pending, width, scan = rest, min(available, 4 * width), self._scan
         return [result for result in found if result is not None]
 
     def read(self, rows: NDArray[np.int64], out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
-        """Reads the given rows, in that order: (n, D) float16, into `out` if given."""
+        """Reads rows of features in the given order: (n, D) float16. out: an array to read into, if given."""
         with self._lock:
             if self._files is None:
                 self._files = RandomReader(self.shards, self.rows)
         return self._files.read(rows, out)
 
     def rank(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Neighbours:
-        """Returns the k nearest of the given rows, measured in float64, and those that tie with the last."""
-        if len(rows) > ROWS or "faiss" not in sys.modules:  # importing FAISS takes longer than a few rows
+        """Returns the k nearest of the given rows, measured in float64; more if several tie for the k-th place."""
+        if len(rows) > ROWS or "faiss" not in sys.modules:  # importing FAISS takes longer than ranking
             return rank_exact(query, rows, self.read(rows), k)
         buffer = self._buffers.get()
         features = self.read(rows, buffer.features[: len(rows)])
@@ -191,7 +193,7 @@ class FlatIndex:
         return best
 
     def _scan(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
-        """Scans with FAISS, the rows shared among the cores."""
+        """Finds the `width` nearest permitted rows with FAISS, on all cores."""
         parts = self._open()
         mask = self._mask(permitted)
         cores = os.cpu_count() or 1
@@ -205,13 +207,16 @@ class FlatIndex:
         def one(span: tuple[MappedShard, int, int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
             return search_part(*span, queries, width, mask)
 
-        alone = len(queries) == 1 and len(ranges) > 1  # FAISS gives one query one thread
+        alone = len(queries) == 1 and len(ranges) > 1  # FAISS uses one thread for one query
         results = list(pool().map(one, ranges)) if alone else [one(span) for span in ranges]
         distances, rows = _best(results, width)
         return _Scanned(distances, rows, np.zeros(len(queries)))
 
     def _multiply(self, queries: NDArray[np.float32], width: int, permitted: NDArray[np.int64] | None) -> _Scanned:
-        """Computes squared distances as |q|^2 - 2 q.x + |x|^2, whose rounding grows with the lengths of q and x."""
+        """Finds the `width` nearest permitted rows by matrix products: squared distances are |q|^2 - 2 q.x + |x|^2.
+
+        Their rounding error grows with the lengths of q and x, and is returned as `slack`.
+        """
         with np.errstate(over="ignore"):
             lengths, doubled = np.einsum("nd,nd->n", queries, queries), -2 * queries
         total = self.rows if permitted is None else len(permitted)
@@ -254,7 +259,11 @@ class FlatIndex:
         return x, own
 
     def _on_devices(self, count: int) -> bool:
-        """Returns True if the rows are in GPU memory; moves them there at the second search, or for a batch."""
+        """Returns True if the rows are in GPU memory. count: the number of queries of the search.
+
+        The first search moves the rows there if it has BATCH queries or more, or if an earlier index (`before`) has
+        moved rows there. Otherwise the second search moves them.
+        """
         if self._devices is None:
             return False
         with self._lock:
@@ -296,7 +305,10 @@ class FlatIndex:
 def _split(
     permitted: NDArray[np.int64] | None, covered: int, rows: int
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
-    """Splits permitted rows into those below `covered` (None for all of them) and the others."""
+    """Splits permitted rows into those below `covered` and the others.
+
+    The first part is None if all rows are permitted. rows: the number of all rows.
+    """
     if permitted is None:
         return None, np.arange(covered, rows)
     place = int(np.searchsorted(permitted, covered))
@@ -306,7 +318,7 @@ def _split(
 def _best(
     results: list[tuple[NDArray[np.float32], NDArray[np.int64]]], width: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Merges several (distances, rows), each (nq, any), to the `width` smallest, ascending."""
+    """Merges several pairs (distances, rows): keeps the `width` smallest distances of each query, ascending."""
     distances = np.concatenate([result[0] for result in results], axis=1)
     rows = np.concatenate([result[1] for result in results], axis=1)
     if width < distances.shape[1]:
@@ -319,11 +331,12 @@ def _best(
 def _nearer(
     squared: NDArray[np.float32], rows: NDArray[np.int64], limits: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Returns the distances below each query's limit, and their rows, both (nq, longest); inf and -1 fill up the rest.
+    """Returns each query's distances below its limit, and their rows; inf and -1 fill the shorter lists.
 
-    As most blocks have few such distances, this is faster than selecting the smallest of all.
+    Both arrays are (nq, m). In most blocks, few distances are below the limit and m is small, so this is faster than
+    selecting the smallest distances of all.
     squared: (nq, n) distances. rows: (n,) the row of each column.
-    limits: (nq, 1); None for no limit.
+    limits: (nq, 1); None to return all distances.
     """
     if limits is None:
         return squared, np.broadcast_to(rows, squared.shape)

@@ -1,8 +1,8 @@
-"""Feature files as FAISS indexes, without copying them.
+"""Opens feature files as FAISS indexes, without copying the features.
 
-A feature file is mapped copy-on-write, and FAISS's header of a float16 scalar-quantizer index is written into the
-mapping just before the first row. `faiss.read_index` with a `ZeroCopyIOReader` then uses the rows in place. The file
-itself does not change.
+A feature file is mapped into memory copy-on-write. The header that FAISS writes for an index of float16 vectors is put
+into the mapping, just before the first row. `faiss.read_index` with a `ZeroCopyIOReader` then uses the rows in place.
+The file itself does not change.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ else:
 
 
 class MappedShard(NamedTuple):
-    """Rows first to last - 1 as a FAISS index. mapping: the memory that holds its codes."""
+    """A feature file as a FAISS index.
+
+    first, last: the file has the rows from `first` to `last` - 1.
+    mapping: the memory with the features, which must exist as long as the index.
+    """
 
     first: int
     last: int
@@ -40,7 +44,10 @@ class MappedShard(NamedTuple):
 
 
 def open_shard(shards: FeatureFiles, shard: int, rows: int) -> MappedShard:
-    """Opens the first `rows` rows of a feature file as a FAISS index. Raises IndexDamagedError."""
+    """Opens the first `rows` rows of feature file number `shard` as a FAISS index.
+
+    Raises IndexDamagedError for a damaged file, and SimsearchError for a file that cannot be read for other reasons.
+    """
     first = shard * shards.rows_per_shard
     length = PREAMBLE + rows * shards.row_bytes
     path = shards.path(shard)
@@ -77,9 +84,11 @@ def faiss_header(dimension: int, rows: int) -> bytes:
 def search_part(
     part: MappedShard, first: int, last: int, queries: NDArray[np.float32], width: int, mask: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Finds the nearest of rows first to last - 1, all in `part`: squared distances and rows, both (nq, width).
+    """Finds the rows nearest to each query among the rows `first` to `last` - 1, which are all in `part`.
 
-    mask: of all rows of the index, True for those that may be found; None for all.
+    Returns the squared distances and the row numbers, both (nq, width). The arrays have fewer columns if there are
+    fewer rows. Missing rows have the distance inf and the number -1.
+    mask: for each row of the whole index, True if it may be returned; None for all.
     """
     width = min(width, last - first)
     start, stop = first - part.first, last - part.first
@@ -100,12 +109,12 @@ def search_part(
 class OneThread:
     """A context manager in which FAISS uses one thread for calls from the current thread.
 
-    FAISS starts all its threads even for a single query, and then waits for each, which takes milliseconds when other
-    programs use the cores.
+    Outside it, FAISS starts all its threads even for a single query, and then waits for each of them. This takes
+    milliseconds when other programs use the cores.
     """
 
     def __enter__(self) -> None:
-        self._before = faiss.omp_get_max_threads()  # of this thread
+        self._before = faiss.omp_get_max_threads()  # for the current thread
         faiss.omp_set_num_threads(1)
 
     def __exit__(self, *_: object) -> None:
@@ -114,7 +123,7 @@ class OneThread:
 
 @functools.cache
 def pool() -> ThreadPoolExecutor:
-    """Returns the thread pool that scans ranges of rows for one query."""
+    """Returns the thread pool for searches, which has a thread for each core."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="scan")
 
 

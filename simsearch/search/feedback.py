@@ -25,12 +25,13 @@ def blend(
     plus_weights: Sequence[float] = (),
     minus_weights: Sequence[float] = (),
 ) -> NDArray[np.float32]:
-    """Returns the mean of a (D,) query and `plus`, moved half a step away from the mean of `minus` (Rocchio 1971).
+    """Returns a (D,) query moved towards the examples `plus` and away from the examples `minus` (Rocchio 1971).
 
-    plus, minus: (n, D) examples.
-    plus_weights: the weight of each of `plus` in the mean, in which the query has weight 1.
-    minus_weights: the weight of each of `minus` in the mean of `minus`; the average weight also multiplies the step.
-    Weights are 1 by default. If no input has negative values, as with activations, the result has none.
+    First takes the weighted mean of the query, with weight 1, and `plus`. Then moves this mean away from the weighted
+    mean of `minus`, by half of their difference times the average weight of `minus`.
+    plus, minus: (n, D).
+    plus_weights, minus_weights: a weight for each example; by default 1.
+    If neither mean has negative values, as with ReLU activations, negative values of the result are set to 0.
     """
     wanted: NDArray[np.float32] = np.concatenate([query[None], plus])
     factors = np.array([1.0, *(plus_weights or [1.0] * len(plus))], np.float32)
@@ -38,7 +39,7 @@ def blend(
     if len(minus):
         factors = np.array(minus_weights or [1.0] * len(minus), np.float32)
         unwanted = (minus * factors[:, None]).sum(0) / factors.sum()
-        signed = min(float(wanted.min()), float(unwanted.min())) < 0  # principal components
+        signed = min(float(wanted.min()), float(unwanted.min())) < 0  # as principal components have
         wanted = wanted + np.float32(0.5) * factors.mean() * (wanted - unwanted)
         wanted = wanted if signed else np.maximum(wanted, 0)
     return wanted
@@ -47,8 +48,8 @@ def blend(
 def expanded(query: NDArray[np.float32], near: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns the weighted mean of a (D,) query and its (n, D) first matches, scaled to the query's length.
 
-    Average query expansion (Chum et al., ICCV 2007). The weight of a match is its cosine to the query, cubed, so
-    that doubtful matches count little (Radenović, Tolias & Chum, PAMI 2019, "alpha QE").
+    This is average query expansion (Chum et al., ICCV 2007). The weight of a match is the cube of its cosine similarity
+    to the query, so doubtful matches count little (Radenović, Tolias & Chum, PAMI 2019, "alpha QE").
     """
     q, x = query.astype(np.float64), near.astype(np.float64)  # float32 squares may overflow
     length = float(np.linalg.norm(q))
@@ -61,7 +62,10 @@ def expanded(query: NDArray[np.float32], near: NDArray[np.float32]) -> NDArray[n
 
 
 def weighted(given: Sequence[Any]) -> tuple[list[Any], list[float]]:
-    """Splits examples, each a picture or (picture, weight), into pictures and weights. Raises UsageError."""
+    """Splits examples into a list of pictures and a list of weights.
+
+    given: pictures, which get weight 1, and tuples (picture, weight). Raises UsageError for an invalid weight.
+    """
     pairs = [pair if isinstance(pair, tuple) else (pair, 1.0) for pair in given]
     for pair in pairs:
         number = pair[1] if len(pair) == 2 else None

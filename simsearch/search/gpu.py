@@ -1,10 +1,12 @@
-"""Exact search over features in the memory of one or several GPUs, by torch.
+"""Exact search over features in the memory of one or several GPUs, with torch.
 
-The rows are kept as float16 in chunks, assigned to the devices in turn. A search computes |q|^2 - 2 q.x + |x|^2 by a
-matrix product, block by block, and keeps the best of each device; rows that may not be found get an infinite distance.
-Queries whose values float16 can hold, like all features of pictures, are multiplied with the float16 rows directly if
-the device sums the products in float32. Otherwise blocks of rows are decoded to float32 first. The results are
-candidates with a bound on their rounding; `simsearch.search.exact` measures them in float64, as after a CPU scan.
+The rows are kept as float16 in chunks, which are assigned to the devices in turn. A search computes the squared
+distances |q|^2 - 2 q.x + |x|^2 by a matrix product for each block of rows, and keeps the nearest rows of each device.
+Rows that are not permitted get an infinite distance.
+If float16 can hold the values of the queries exactly and the device sums products in float32, the queries are
+multiplied directly with the float16 rows. (Queries by picture have such values.) Otherwise blocks of rows are decoded
+to float32 first. The results are candidates with a bound on their rounding error. As after a scan on the CPU,
+`simsearch.search.exact` then computes their distances in float64.
 
 Letters: nq queries, D dimension, n rows, width candidates.
 """
@@ -31,10 +33,10 @@ else:
     runtime = LazyModule("simsearch.models.torch.runtime")
 
 CHUNK = 65_536
-"""Rows of a chunk: 512 MiB at D = 4096. When rows are added, full chunks stay in place."""
+"""Number of rows in a chunk: 512 MiB at D = 4096. When rows are added, full chunks stay in GPU memory."""
 
 BLOCK = 16_384
-"""Rows decoded at once."""
+"""Number of rows that are decoded to float32 at once."""
 
 QUERIES = 512
 """Queries searched at once."""
@@ -43,14 +45,18 @@ SPARE = 1 << 30
 """Bytes of each device's memory left free for blocks, results and the network."""
 
 ROUNDING, ROUNDING_HALF = 2.5e-5, 1e-4
-"""Largest errors of squared distances by float32 and by float16 products, relative to the squared sum of the lengths.
+"""Largest rounding errors of squared distances that are computed by float32 products and by float16 products.
 
-The second is larger, since the matrix units of a GPU truncate sums of float16 products instead of rounding them.
+They are relative to (|q| + |x|)^2. The second is larger, since the matrix units of a GPU truncate sums of float16
+products instead of rounding them.
 """
 
 
 class _Chunk(NamedTuple):
-    """Rows first to last - 1. features: (n, D) float16. lengths: (n,) float32, squared. Both are on a device."""
+    """The rows `first` to `last` - 1 on a device.
+
+    features: (n, D) float16. lengths: (n,) float32, the squared lengths of the rows.
+    """
 
     first: int
     last: int
@@ -59,10 +65,10 @@ class _Chunk(NamedTuple):
 
 
 class GpuIndex:
-    """The first `rows` rows in the memory of `devices`. Safe for many threads.
+    """Exact search over the first `rows` rows, in the memory of `devices`. Safe for many threads.
 
     read: takes (n,) rows and returns their features, (n, D) float16.
-    before: an index over fewer of the same rows, whose full chunks are reused.
+    before: an index over fewer of the same rows. Its full chunks are reused if it has the same devices.
     """
 
     def __init__(
@@ -91,8 +97,10 @@ class GpuIndex:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]] | None:
         """Finds the `width` permitted rows nearest to each of (nq, D) queries, by float32 arithmetic.
 
-        Returns squared distances (nq, width), ascending, filled up with inf; their rows (nq, width); and how far each
-        query's distances may be wrong (nq,). Returns None if the devices have too little memory left.
+        Returns three arrays: squared distances, ascending, (nq, width); their rows, (nq, width); and the largest
+        rounding error of each query's distances, (nq,). Missing rows have the distance inf and the row -1. Returns None
+        if the devices have too little memory left.
+        permitted: the rows that may be returned; None for all.
         """
         try:
             parts = [self._scan(queries[n : n + QUERIES], width, permitted) for n in range(0, len(queries), QUERIES)]
@@ -112,7 +120,7 @@ class GpuIndex:
             in_half = self._half_products and bool((on_host.half() == on_host).all())
             copies = {device: (on_host.half() if in_half else on_host).to(device) for device in self.devices}
             own = {device: copy.float().square().sum(1, keepdim=True) for device, copy in copies.items()}
-            for number, chunk in enumerate(self._chunks):  # no step here waits, so devices work in parallel
+            for number, chunk in enumerate(self._chunks):  # no step waits for its device: they work in parallel
                 device = self.devices[number % len(self.devices)]
                 step = chunk.last - chunk.first if in_half else BLOCK
                 for start in range(0, chunk.last - chunk.first, step):
@@ -144,7 +152,7 @@ class GpuIndex:
         return distances, np.where(np.isfinite(distances), found, -1), slack
 
     def _masks(self, permitted: NDArray[np.int64] | None) -> list[Any] | None:
-        """Returns for each chunk a boolean mask of the rows that may be found, on its device; None for all rows."""
+        """Returns a mask of the permitted rows for each chunk, on the chunk's device; None if all are permitted."""
         if permitted is None:
             return None
         with self._lock:
@@ -158,11 +166,11 @@ class GpuIndex:
 
 
 def _multiplies_half(chunk: _Chunk) -> bool:
-    """Returns True if float16 rows can be multiplied with float32 results, as a trial with some rows shows."""
+    """Returns True if the device multiplies float16 rows with accurate float32 results; tries it with some rows."""
     x = chunk.features[:64]
     try:
         found = torch.mm(x, x.T, out_dtype=torch.float32)
-    except (RuntimeError, TypeError):  # supported on GPUs only, from torch 2.8
+    except (RuntimeError, TypeError):  # out_dtype needs a GPU and torch 2.8 or later
         return False
     errors = (found - x.float() @ x.float().T).abs()
     lengths = chunk.lengths[:64].sqrt()
@@ -172,7 +180,7 @@ def _multiplies_half(chunk: _Chunk) -> bool:
 def load(
     read: Callable[[NDArray[np.int64]], NDArray[np.float16]], rows: int, devices: Sequence[str], before: GpuIndex | None
 ) -> GpuIndex | None:
-    """Loads the rows into the devices' memory; returns None if they do not fit after all."""
+    """Loads the rows into the devices' memory; returns None if the memory turns out to be too small."""
     with contextlib.suppress(torch.OutOfMemoryError):
         return GpuIndex(read, rows, devices, before)
     empty_cache()
@@ -180,11 +188,14 @@ def load(
 
 
 def devices_for(device: str, rows: int, dimension: int) -> list[str]:
-    """Returns the GPUs to hold the rows: the one named, or all for "cuda"; none if the rows do not fit."""
+    """Returns the names of the GPUs that can hold the rows together: `device`, or all GPUs for "cuda".
+
+    Returns an empty list if there is no GPU, or if the rows do not fit.
+    """
     if not torch.cuda.is_available():
         return []
     names = [device] if ":" in device else [f"cuda:{n}" for n in range(torch.cuda.device_count())]
     chunks = -(-rows // CHUNK)
-    empty_cache()  # memory that torch has cached would count as used
+    empty_cache()  # else memory that torch has cached counts as used
     each = -(-chunks // len(names)) * min(CHUNK, rows) * (2 * dimension + 4)
     return names if all(torch.cuda.mem_get_info(name)[0] > each + SPARE for name in names) else []

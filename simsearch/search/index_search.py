@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 
 
 class IndexSearch:
-    """Searches an open index; each search sees one snapshot of it. Safe for many threads.
+    """Searches an open index; each search uses one snapshot of the index. Safe for many threads.
 
-    snapshots: the snapshots of `index`. model: its model. recipe: prepares pictures for the model.
+    snapshots: returns the snapshots of `index`.
+    model: the model of the index.
+    recipe: the preprocessing of pictures for the model.
     """
 
     def __init__(self, index: OpenIndex, snapshots: Searchable, model: IndexModel, recipe: Preprocessing) -> None:
@@ -44,7 +46,7 @@ class IndexSearch:
         self._estimated: tuple[int, Scale] | None = None
 
     def by_pictures(self, pictures: Sequence[Picture | int], k: int, options: PictureOptions) -> list[Matches]:
-        """Returns the k matches of each picture or item; see `Engine.search_many`."""
+        """Returns the k matches of each picture or item; an item is given by its id. See `Engine.search_many`."""
         chosen, changes = split(options)
         with self.query_resolver() as resolver:
             queries = resolver.prepare_many(as_list(pictures), **changes)
@@ -72,7 +74,7 @@ class IndexSearch:
             return self._searcher(reader).neighbours(queries, k, where, exact)
 
     def stored_features(self, key: int | bytes) -> NDArray[np.float32] | None:
-        """Returns the features that the index has of an item or file; see `Engine.stored_features`."""
+        """Returns the features that the index has of an item or file, or None; see `Engine.stored_features`."""
         with self.index.reading() as reader:
             row = reader.row_of(key) if isinstance(key, bytes) else reader.item(key).row
             return None if row is None else reader.shards.read(np.array([row]))[0].astype(np.float32)
@@ -81,7 +83,7 @@ class IndexSearch:
     def query_resolver(
         self, *, serving: bool = False, max_pixels: int = decode.LARGEST_PIXELS, budget: MemoryBudget | None = None
     ) -> Iterator[QueryResolver]:
-        """Yields a resolver over one snapshot, closed at the end; see `Engine.query_resolver`."""
+        """Opens a `QueryResolver`, which turns queries into vectors, on one snapshot; see `Engine.query_resolver`."""
         with contextlib.ExitStack() as stack:
 
             def read() -> tuple[ItemReader, Mapping[int, Source]]:
@@ -106,7 +108,7 @@ class IndexSearch:
             return self.snapshots.structure(reader)
 
     def _shown(self, answers: list[Matches]) -> list[Matches]:
-        """Returns the answers after setting `thumbnail`, with which a notebook shows the pictures."""
+        """Sets `thumbnail` of each answer, with which a notebook shows the pictures, and returns the answers."""
         for matches in answers:
             matches.thumbnail = self._thumbnail
         return answers
@@ -123,9 +125,10 @@ class IndexSearch:
         return Searcher(reader, snapshot, reader.shards, self.scale(reader), unit, structure)
 
     def scale(self, reader: ItemReader) -> Scale:
-        """Returns the scale of similarities, estimated if an older version wrote the index and did not record one.
+        """Returns the scale that turns distances into similarities.
 
-        The estimate is repeated after each change of a small index, and made once for a large one.
+        If an older version wrote the index and recorded no scale, the scale is estimated. The estimate is repeated
+        after each change of a small index, and made once for a large index.
         """
         snapshot, meta = self.snapshots.current(reader), self.index.meta
         if not meta.similarity and self.index.folder is not None:

@@ -1,4 +1,4 @@
-"""Measuring search structures: held-out queries with known answers, recall, and time."""
+"""Measures approximate searches: their recall, by held-out queries with known answers, and their time."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ TIMED = 25
 """Number of queries that are timed, one at a time."""
 
 SAMPLE = 16_384
-"""Number of rows to learn from."""
+"""Number of rows from which a projection or an encoder is learned."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """Queries with known answers, to measure approximate searches with.
 
-    flat: the exact search. rows: (n,) the rows to search. queries: (nq, D).
+    flat: the exact search.
+    rows: (n,) the rows to search in.
+    queries: (nq, D).
     truth: (nq,) the distance between each query and its K-th true neighbour.
     """
 
@@ -48,17 +50,17 @@ class Benchmark:
         return cls(flat, rows, queries, np.array([each.distances[K - 1] for each in found]))
 
     def recalls(self, found: list[Neighbours], part: slice) -> NDArray[np.float64]:
-        """Returns the recall of each query in `part`: the share of its K matches that are as near as the true K-th."""
+        """Returns the recall of each query, as `ann.recalls` does. part: the queries whose results are `found`."""
         return ann.recalls(found, self.truth[part])
 
 
 def hold_out(
     flat: FlatIndex, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
-    """Splits the rows at random.
+    """Splits the rows at random into rows for queries and rows to search in.
 
-    Returns (nq,) held-out rows in random order, (n,) the other rows, ascending, and the (s, D) features of a sample of
-    those others to learn from.
+    Returns the (nq,) rows for queries in random order, the (n,) rows to search in, ascending, and (s, D) features to
+    learn from. These features are of a sample of the rows to search in.
     """
     random = np.random.default_rng(0)
     shuffled = random.permutation(rows)
@@ -69,11 +71,11 @@ def hold_out(
 
 
 def time_queries(search: Callable[[NDArray[np.float32]], Any], queries: NDArray[np.float32]) -> tuple[float, int]:
-    """Returns the median seconds of one query, and the number of queries that were timed.
+    """Returns the median time of a query in seconds, and the number of queries that were timed.
 
     search: called with one query, (1, D).
     """
-    search(queries[:1])  # a first call also loads and allocates
+    search(queries[:1])  # the first call is slower: it loads and allocates
     took = []
     for query in queries[:TIMED]:
         clock = time.perf_counter()

@@ -1,6 +1,6 @@
-"""The narrow codes of a sketch, compared by FAISS: the nearest ones, or the distances of all.
+"""Compares the narrow codes of a sketch (see `sketch`): lists the nearest codes, or computes all distances.
 
-All distances are whole numbers below 2^24, so that float32 has no rounding.
+All squared distances of narrow codes are whole numbers below 2^24, which float32 holds exactly.
 
 Letters: nq queries, n rows, w bytes of a code.
 """
@@ -24,20 +24,21 @@ else:
     faiss = LazyModule("faiss")
 
 EXCLUDED = np.float32(1e30)
-"""The squared distance of a row that may not be found."""
+"""The squared distance that `table` has for a row that is not permitted."""
 
 BLOCK = 16_384
-"""Rows of a block that is compared at once."""
+"""Number of rows whose codes are compared at once."""
 
 STRIPE = 32_768
-"""Smallest number of rows in a stripe if there are more stripes than threads; the largest is twice this."""
+"""If there are more stripes than threads, a stripe has at least this number of rows, and at most twice this number."""
 
 
 class Listed(NamedTuple):
-    """The rows of a stripe whose codes are nearest to a query's.
+    """The rows of a stripe whose codes are nearest to a query's code.
 
-    rows: (m,). near: (m,) the squared distances of their codes, ascending.
-    edge: a lower bound of the squared distances of the stripe's other rows; inf if all rows are listed.
+    rows: (m,).
+    near: (m,) the squared distances of their codes, ascending.
+    edge: a lower bound of the squared distances of the stripe's other permitted rows; inf if there are no others.
     """
 
     rows: NDArray[np.int64]
@@ -48,10 +49,11 @@ class Listed(NamedTuple):
 class NarrowCodes:
     """The (n, w) uint8 codes of n rows. Safe for many threads.
 
-    The codes are kept in c stripes, each of every c-th row, so that all stripes have about the same share of the near
-    rows. There is at least one stripe for each thread, and no stripe is long, since listing many rows of it would be
-    slow.
-    fewest: the smallest number of rows for each thread. threads: the number of threads that search for one query.
+    The codes are divided into c stripes: each stripe has every c-th row, so that all stripes have about the same number
+    of rows near a query. There is at least one stripe for each thread. Stripes are short, since FAISS is slow to list
+    many rows of a long stripe.
+    fewest: the smallest number of rows for each thread.
+    threads: the number of threads that search for one query.
     """
 
     def __init__(self, codes: NDArray[np.uint8], fewest: int) -> None:
@@ -64,7 +66,7 @@ class NarrowCodes:
         self._lock = threading.Lock()
 
     def masks(self, permitted: NDArray[np.int64] | None) -> list[NDArray[np.bool_]]:
-        """Returns a mask for each stripe, True for the rows that may be found; an empty list if all rows may."""
+        """Returns a mask for each stripe, True for the permitted rows; an empty list if all rows are permitted."""
         if permitted is None:
             return []
         with self._lock:
@@ -85,9 +87,12 @@ class NarrowCodes:
         threads: int,
         stripes: Sequence[int] | None = None,
     ) -> list[Listed]:
-        """Returns the `wanted` rows of each stripe whose codes are nearest to a query's.
+        """Returns, for each stripe, the `wanted` rows whose codes are nearest to a query's code.
 
-        code: (w,). masks: from `masks`. threads: their number. stripes: the stripes to search; by default all.
+        code: (w,) the query's code.
+        masks: from the method `masks`.
+        threads: the number of threads to use.
+        stripes: the numbers of the stripes to search; None for all.
         """
         vector, numbers = code.astype(np.float32)[None], range(self.stripes) if stripes is None else stripes
 
@@ -113,9 +118,10 @@ class NarrowCodes:
         return parts
 
     def table(self, codes: NDArray[np.uint8], masks: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
-        """Returns the squared distances of (nq, w) codes to all rows, (nq, n), ordered stripe by stripe.
+        """Returns the squared distances between (nq, w) codes and the codes of all rows, (nq, n).
 
-        Rows that may not be found get EXCLUDED. The others are whole numbers below 2^24, which float32 holds exactly.
+        The columns are ordered by stripe; `rows_of` converts them to rows. Rows that are not permitted get EXCLUDED.
+        masks: from the method `masks`.
         """
         views = [_codes(index) for index in self._indexes]
         if self._lengths is None:

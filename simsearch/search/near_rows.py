@@ -1,11 +1,16 @@
 """Links rows that are near each other, without measuring all pairs.
 
-Features are projected on their principal components. An orthonormal projection never lengthens a distance, so rows
-whose projections are farther apart than the threshold need no comparison. If the rows are sorted by the first
-component, each has to be compared only with the rows in a window around it. The remaining pairs are measured in
-float64, so the links are the same as from all pairs, but the work grows with the square of the number of rows. If there
-are more than EXACT different rows, each is therefore compared only with its nearest rows in the inverted lists around
-it; this work grows with the power 1.5 of their number. Memory grows linearly.
+The features are projected on their principal components, which never lengthens a distance. So two rows whose
+projections are farther apart than the threshold need no comparison. The rows are sorted by their first component, and
+each row is compared only with rows whose first component differs by less than the threshold. The remaining pairs are
+measured in float64. This finds the same links as measuring all pairs, but the time grows with the square of the number
+of rows.
+
+If there are more than EXACT different rows, some links may be missed. FAISS then divides the rows into inverted lists,
+and each row is compared only with its nearest rows in the lists nearest to it. The time grows with the power 1.5 of the
+number of rows. Memory grows linearly in both cases.
+
+A place is the position of a row in the array of rows to link.
 """
 
 from __future__ import annotations
@@ -36,26 +41,29 @@ SAMPLE = 8192
 """Rows that the principal components are computed from."""
 
 BLOCK, WINDOW, PAIRS = 512, 8192, 1024
-"""Rows compared at once, number of other rows they are compared with at once, and pairs measured at once."""
+"""Number of rows compared at once, of other rows that they are compared with, and of pairs measured at once."""
 
 EXACT = 50_000
 """Up to this number of different rows, all pairs of projected features are compared."""
 
 NEIGHBOURS, PROBES = 32, 16
-"""Above EXACT items: nearest neighbours measured for each item, and inverted lists searched for them."""
+"""If there are more than EXACT different rows: number of nearest rows measured for each row, and of lists searched."""
 
 
 NEAREST, JUDGED = 8, 64
-"""Number of nearest rows of each row that a `Judge` is asked about, and number of pairs in one call of it."""
+"""A `Judge` decides about each row and its NEAREST nearest rows. It is asked about up to JUDGED pairs in one call."""
 
 _MEASURED = 1 << 16
 
 Judge = Callable[["NDArray[np.int64]", "NDArray[np.float64]"], "NDArray[np.bool_]"]
-"""A function of pairs of places (n, 2) and their distances (n,) that returns True for each pair to link: (n,)."""
+"""A function that decides which pairs to link.
+
+It takes the places of pairs, (n, 2), and their distances, (n,), and returns True for each pair to link, (n,).
+"""
 
 
 class JoinedRows:
-    """The features of several indexes as one matrix. starts: the first row of each."""
+    """The rows of several indexes, numbered as in one matrix. starts: the number of the first row of each index."""
 
     def __init__(self, parts: Sequence[VectorSearch]) -> None:
         self._parts = parts
@@ -82,12 +90,14 @@ def linked(
     exact: bool,
     judge: Judge | None = None,
 ) -> NDArray[np.int64]:
-    """Groups rows that are linked by chains of distances up to `reach`; identical rows are always linked.
+    """Groups rows that are linked directly or through other rows of the group; identical rows are always linked.
 
-    Returns for each of (n,) rows the lowest place in `rows` of a row of the same group: (n,).
+    Returns, for each of (n,) rows, the lowest place in its group, (n,). Rows of the same group have the same number.
+    reach: pairs up to this distance are linked, if the judge agrees.
+    progress: called with the number of rows compared so far and the number of different rows.
     exact: True to compare all pairs even if there are more than EXACT different rows.
-    judge: decides which pairs within `reach` are linked, nearest first; None for all. It is only asked about pairs of
-    which one row is, in projection, among the NEAREST of the other.
+    judge: decides which pairs within `reach` are linked, nearest pairs first; None to link all. It is asked only about
+    pairs of a row and one of its NEAREST nearest rows, by the distances between projections.
     """
     links = _Links(len(rows))
     if len(rows) < 2:
@@ -127,7 +137,7 @@ def linked(
 
 
 def _projected(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Returns the squared distances of pairs (n, 2) in projection: (n,)."""
+    """Returns the squared distances between the projections of pairs: (n,). z: the projections. pairs: (n, 2)."""
     squared = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), _MEASURED):
         some = pairs[start : start + _MEASURED]
@@ -136,10 +146,11 @@ def _projected(z: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.f
 
 
 def _nearest(pairs: NDArray[np.int64], squared: NDArray[np.float32], bound: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Returns the pairs whose second place may be among the NEAREST of the first.
+    """Returns the pairs whose second row may be one of the NEAREST nearest rows of the first row.
 
-    pairs: (n, 2), no pair twice. squared: (n,) squared distances of the pairs.
-    bound: an upper bound, for each place, of the squared distances of its NEAREST rows; lowered in place.
+    pairs: (n, 2) places, no pair twice.
+    squared: (n,) the squared distances of the pairs.
+    bound: for each place, an upper bound of the squared distances of its NEAREST nearest rows. It is lowered in place.
     """
     near = squared <= bound[pairs[:, 0]]
     pairs, squared = pairs[near], squared[near]
@@ -153,7 +164,7 @@ def _nearest(pairs: NDArray[np.int64], squared: NDArray[np.float32], bound: NDAr
 
 
 def _once(parts: Sequence[NDArray[np.int64]], places: int) -> NDArray[np.int64]:
-    """Joins lists of pairs (n, 2), without repeated pairs. places: larger than all places in the pairs."""
+    """Joins arrays of pairs, each (n, 2), and removes repeated pairs. places: larger than all places in the pairs."""
     pairs = np.concatenate(parts)
     return np.stack(np.divmod(np.unique(pairs[:, 0] * places + pairs[:, 1]), places), 1)
 
@@ -161,7 +172,11 @@ def _once(parts: Sequence[NDArray[np.int64]], places: int) -> NDArray[np.int64]:
 def _judge(
     flat: JoinedRows, rows: NDArray[np.int64], pairs: NDArray[np.int64], reach: float, links: _Links, judge: Judge
 ) -> Iterator[None]:
-    """Links the pairs within `reach` that the judge agrees to, nearest first; yields after each call of the judge."""
+    """Asks the judge about the pairs within `reach`, nearest first, and links those that it accepts.
+
+    Pairs that are already linked are skipped. Yields after each call of the judge, so that the caller can report
+    progress.
+    """
     pairs = np.unique(np.sort(pairs, axis=1), axis=0)
     blocks = range(0, len(pairs), PAIRS)
     distances = np.concatenate([np.zeros(0), *(_distances(flat, rows, pairs[at : at + PAIRS]) for at in blocks)])
@@ -179,7 +194,7 @@ def _judge(
 
 
 def _distances(flat: JoinedRows, rows: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Returns the distances of pairs of places: (n,)."""
+    """Returns the distances of pairs, computed in float64: (n,). pairs: (n, 2) places."""
     difference = flat.read(rows[pairs[:, 0]]).astype(np.float64) - flat.read(rows[pairs[:, 1]])
     distances: NDArray[np.float64] = np.sqrt(squared_norms(difference))
     return distances
@@ -188,7 +203,12 @@ def _distances(flat: JoinedRows, rows: NDArray[np.int64], pairs: NDArray[np.int6
 def _all_near(
     z: NDArray[np.float32], unique: NDArray[np.int64], farthest: float
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yields all pairs of places at most `farthest` apart, (n, 2) at a time, and the number of items completed."""
+    """Yields all pairs of places whose projections are at most `farthest` apart, a block of rows at a time.
+
+    Each time, yields the number of rows completed so far, and pairs (n, 2). A pair can occur twice.
+    z: the projections, by place.
+    unique: the places of the different rows.
+    """
     order = unique[np.argsort(z[unique, 0], kind="stable")]
     along = z[order, 0].astype(np.float64)
     for start in range(0, len(order), BLOCK):
@@ -202,7 +222,7 @@ def _all_near(
 def _listed_near(
     z: NDArray[np.float32], unique: NDArray[np.int64], farthest: float
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yields near pairs like `_all_near`, but only of each item's nearest in the inverted lists around it."""
+    """Yields near pairs like `_all_near`, but only those of a row with its nearest rows in a few inverted lists."""
     d, lists = z.shape[1], int(4 * len(unique) ** 0.5)
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, lists, faiss.METRIC_L2, True)
     index.cp.niter = 10
@@ -225,8 +245,11 @@ def _listed_near(
 def _near(
     z: NDArray[np.float32], left: NDArray[np.int64], right: NDArray[np.int64], farthest: float
 ) -> NDArray[np.int64]:
-    """Returns the pairs of places at most `farthest` apart in projection, (n, 2), and a few more due to rounding."""
-    # |a - b|^2 <= f^2 is a.b - |b|^2 / 2 >= (|a|^2 - f^2) / 2: one product and one comparison.
+    """Returns the pairs of a place in `left` and a place in `right` with near projections: (n, 2).
+
+    The projections are at most `farthest` apart or, because of rounding, a little more.
+    """
+    # |a - b|^2 <= f^2 is equivalent to a.b - |b|^2 / 2 >= (|a|^2 - f^2) / 2: one product and one comparison.
     a, b = z[left], z[right]
     own, others = squared_norms(a), squared_norms(b)
     ones, halves = np.ones((len(a), 1), np.float32), -others[:, None] / 2
@@ -273,7 +296,7 @@ class _Links:
             self._roots = None
 
     def roots(self) -> NDArray[np.int64]:
-        """Returns the root of every place: (n,)."""
+        """Returns the root of the set that each place belongs to: (n,)."""
         if self._roots is None:
             root: NDArray[np.int64] = np.array(self.parent, np.int64)
             while (higher := root[root]).tobytes() != root.tobytes():

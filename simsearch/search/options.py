@@ -1,8 +1,8 @@
 """The options of a search in one table, which the command line, Python, HTTP and the web page all use.
 
-To add an option, declare it in `OPTIONS`, give it a type in `SearchOptions` or `PictureOptions` (a test compares them),
-and implement it: in `searcher` if it selects items, in `query_vectors` if it changes the query's vectors. This module
-imports nothing heavy, since `simsearch query --help` uses the table too.
+To add an option, declare it in `OPTIONS` and give it a type in `SearchOptions` or `PictureOptions` (a test compares
+them). Implement it in `searcher` if it selects items, and in `query_vectors` if it changes the query's vectors.
+This module imports nothing heavy, since `simsearch query --help` uses the table too.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ if TYPE_CHECKING:
 Kind = Literal["integer", "number", "flag", "conditions", "box", "images"]
 """The type of an option's value.
 
+conditions: conditions on items, such as label=cat.
 box: x, y, width, height in pixels.
 images: pictures or items with weights; in HTTP requests, ids of items.
 """
 
 LISTS = ("conditions", "images")
-"""The kinds that may be given several times."""
+"""The types of the options that may be given several times."""
 
 MOST_FEEDBACK = 64
-"""Largest number of items in `plus`, in `minus` and for `expand` in an HTTP request."""
+"""In an HTTP request, the largest number of items in `plus` and in `minus`, and the largest value of `expand`."""
 
 
 @dataclass(frozen=True)
 class SearchOption:
     """A search option, as declared for Python, the command line, HTTP and the web page.
 
-    name: its keyword in Python.
+    name: the keyword in Python.
     help: one sentence for the command line, and for HTTP unless `http_help` is given.
     minimum, maximum: the smallest and the largest value.
     most: for HTTP only, the largest value, or the largest number of values of a list.
-    changes_query: True if the option changes the query's vectors; `Engine.search_by_vectors` does not take it.
-    flags: on the command line; by default `--` and the name.
-    metavar: the name of its value in the command line's help.
-    field: its name in HTTP requests; by default the name.
-    checkbox: the label of a flag's checkbox on the web page; without one there is no checkbox.
+    changes_query: True if the option changes the query's vectors; `Engine.search_by_vectors` does not take such
+    options.
+    flags: the spellings on the command line; by default `--` and the name.
+    metavar: the name of the value in the command line's help.
+    field: the name in HTTP requests; by default `name`.
+    checkbox: the label of the option's checkbox on the web page; empty for no checkbox.
     """
 
     name: str
@@ -63,12 +65,12 @@ class SearchOption:
 
     @property
     def command_line(self) -> tuple[str, ...]:
-        """Its spellings on the command line: ("-k", "--top-k")."""
+        """The option's spellings on the command line, for example ("-k", "--top-k")."""
         return self.flags or ("--" + self.name.replace("_", "-"),)
 
     @property
     def http_field(self) -> str:
-        """Its name in a request's JSON or form."""
+        """The option's name in the JSON or form of an HTTP request."""
         return self.field or self.name
 
 
@@ -104,7 +106,7 @@ OPTIONS = (
         flags=("--filter",),
         metavar="COND",
         field="filter",
-        http_help="Only items that meet all conditions, written as on the command line; one may stand alone.",
+        http_help="Only items that meet all conditions: a list, or one alone, each written as on the command line.",
     ),
     SearchOption(
         "crop",
@@ -165,16 +167,16 @@ OPTIONS = (
         changes_query=True,
     ),
 )
-"""In the order of `simsearch query --help`."""
+"""All options, in the order of `simsearch query --help`."""
 
 
 class SearchOptions(TypedDict, total=False):
     """The options of every search, besides the query and k.
 
-    where: conditions on items.
+    where: conditions that items must meet; None for no conditions.
     max_distance: the largest distance of a match.
     min_similarity: the smallest similarity of a match, from 0 to 1.
-    dedup: True for one match per group of near-identical ones.
+    dedup: True to return one match for each group of near-identical matches.
     exact: True to never search approximately.
     expand: the number of first matches to average with the query for a second search; see `feedback.expanded`.
     """
@@ -188,13 +190,13 @@ class SearchOptions(TypedDict, total=False):
 
 
 class PictureOptions(SearchOptions, total=False):
-    """The options of a search by pictures or items.
+    """The options of a search by pictures or items: those of `SearchOptions`, and the following.
 
     crop: (x, y, width, height), the part of the upright picture to search by, in pixels.
-    flip: True to treat a mirrored picture as the same.
-    plus, minus: more pictures that matches should be like or unlike, each alone or as (picture, weight); an int is an
-    item's id.
-    no_self: True to leave out the items whose file has the query's own content.
+    flip: True to also find items that look like the mirror image.
+    plus, minus: more pictures that matches should resemble, or not resemble. Each is a picture or the id of an item,
+    alone or in a tuple (picture, weight).
+    no_self: True to leave out items whose file has the same content as the query.
     """
 
     no_self: bool
@@ -205,12 +207,12 @@ class PictureOptions(SearchOptions, total=False):
 
 
 def _spellings(option: SearchOption) -> list[str]:
-    """Returns an option's names in HTTP and on the command line, without dashes at the start and with underscores."""
+    """Returns an option's names in HTTP and on the command line, written with underscores and without dashes."""
     return [option.http_field, *(flag.lstrip("-").replace("-", "_") for flag in option.command_line)]
 
 
 def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
-    """Raises UsageError for an unknown option or a flag given as text.
+    """Raises UsageError if an option is unknown, or if the value of a flag is text.
 
     by_vector: True to treat the options that change the query's vectors as unknown.
     """
@@ -227,7 +229,10 @@ def check_names(given: Mapping[str, Any], *, by_vector: bool = False) -> None:
 
 
 def split(given: Mapping[str, Any]) -> tuple[SearchOptions, dict[str, Any]]:
-    """Splits options into those of the searcher and those that change the query's vectors. Raises UsageError."""
+    """Splits options into those of `SearchOptions` and those that change the query's vectors.
+
+    Raises UsageError for an unknown option, or for a flag whose value is text.
+    """
     check_names(given)
     changing = {option.name for option in OPTIONS if option.changes_query}
     search = {name: value for name, value in given.items() if name not in changing}

@@ -1,4 +1,7 @@
-"""The types of a query, as given by a caller and after reading and decoding, and their conversion and checks."""
+"""The types of a query, before and after its picture is decoded, and functions that check and convert them.
+
+Letters: n queries, v vectors of a query, D dimension, S side of the model's input in pixels.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +22,24 @@ Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray[
 """An image to search by: a path, encoded bytes, a binary file, a PIL image, or an (H, W, 3) uint8 array."""
 
 Box = tuple[int, int, int, int]
-"""x, y, width, height in pixels of the upright image."""
+"""A part of an image: x, y, width and height in pixels of the upright image."""
 
 
 class OutdatedQueryError(SimsearchError):
-    """A query was prepared for an index that has been replaced since; it must be prepared again."""
+    """The index has changed since a query was prepared for it; the query must be prepared again."""
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """One picture, item or vector, whose features can be looked up or computed without reading a file.
+    """One picture, item or vector of a query. Its features can be looked up or computed without reading a file.
 
     item: the id, if the query is an item.
-    digest: SHA-256 of the file (of an item's file, as indexed); empty if not known.
-    pixels: (S, S, 3) uint8 from `preprocessing.pixels`.
+    digest: SHA-256 of the picture's file; for an item, of the file that was indexed; empty if not known.
+    pixels: (S, S, 3) uint8 from `preprocessing.pixels`; None if the features are looked up in the index.
     mirrored: the pixels of the mirror image, (S, S, 3) uint8, if it is searched for too.
     whole: False if the pixels are only a part of the picture.
     weights_sha256: SHA-256 of the weights of the model that the pixels are for.
-    vector: (D,) float32, in place of a picture.
+    vector: (D,) float32, given instead of a picture.
     """
 
     item: int | None = None
@@ -50,9 +53,10 @@ class PreparedImage:
 
 @dataclass(frozen=True, eq=False)
 class PreparedQuery:
-    """An image to search by, with weighted images that matches should resemble (`plus`) or not resemble (`minus`).
+    """An image to search by, with images that matches should resemble (`plus`) or not resemble (`minus`).
 
-    copies: the ids of the items whose file has the same content as the image, if these must not be matches.
+    plus_weights, minus_weights: a weight for each image in `plus` and in `minus`.
+    copies: the ids of items whose file has the same content as the image, if these items must not be matches.
     """
 
     image: PreparedImage
@@ -69,19 +73,20 @@ class PreparedQuery:
 
     @property
     def left_out(self) -> tuple[int, ...]:
-        """The ids of items that cannot be matches: the query itself, its `copies` and `plus`."""
+        """The ids of items that must not be matches: the query itself, its `copies`, and the items in `plus`."""
         return (*(image.item for image in (self.image, *self.plus) if image.item is not None), *self.copies)
 
 
 def is_id(value: Any) -> bool:
-    """Returns True for a whole number, which is the id of an item."""
+    """Returns True for an integer, which stands for the id of an item."""
     return isinstance(value, int | np.integer)
 
 
 def as_list(pictures: Any) -> list[Any]:
-    """Returns one picture or several as a list. A string, bytes, file, array or (picture, weight) is one picture.
+    """Returns one picture or several pictures as a list.
 
-    Raises UsageError for other values.
+    A path, bytes, a file, an image, an array, an id or a tuple (picture, weight) is one picture; the weight must be a
+    float. Raises UsageError for a value that is neither one picture nor iterable.
     """
     if isinstance(pictures, tuple) and len(pictures) == 2 and isinstance(pictures[1], float):
         return [pictures]
@@ -93,7 +98,10 @@ def as_list(pictures: Any) -> list[Any]:
 
 
 def _as_numbers(values: Any, subject: str) -> NDArray[np.float32]:
-    """Converts numbers to float32; too large ones become infinite. Raises UsageError that starts with `subject`."""
+    """Converts numbers to float32; numbers that are too large become infinite.
+
+    Raises UsageError for values that are not real numbers. subject: the beginning of the error's message.
+    """
     try:
         if np.iscomplexobj(values):
             raise ValueError("they are complex")
@@ -104,7 +112,10 @@ def _as_numbers(values: Any, subject: str) -> NDArray[np.float32]:
 
 
 def as_vector(values: Any, dimension: int) -> NDArray[np.float32]:
-    """Converts one vector to finite (dimension,) float32. Raises UsageError."""
+    """Returns one vector as (dimension,) float32.
+
+    Raises UsageError for another length or a value that is not finite.
+    """
     vector = _as_numbers(values, "the vector is").reshape(-1)
     if vector.shape != (dimension,):
         raise UsageError(f"the vector has {vector.size} dimensions, the index {dimension}")
@@ -114,7 +125,10 @@ def as_vector(values: Any, dimension: int) -> NDArray[np.float32]:
 
 
 def as_vectors(values: Any, dimension: int) -> NDArray[np.float32]:
-    """Converts vectors to finite, contiguous (n, dimension) float32. Raises UsageError."""
+    """Returns vectors as contiguous (n, dimension) float32.
+
+    Raises UsageError for another shape or a value that is not finite.
+    """
     vectors = _as_numbers(values, "the vectors are")
     if vectors.ndim != 2 or vectors.shape[1] != dimension:
         raise UsageError(f"the vectors have shape {vectors.shape}, the index {dimension} dimensions")
@@ -124,7 +138,11 @@ def as_vectors(values: Any, dimension: int) -> NDArray[np.float32]:
 
 
 def as_variants(values: Any, dimension: int) -> NDArray[np.float32]:
-    """Converts (n, D) vectors or (n, v, D), n queries in v variants each, to (n, v, D) float32. Raises UsageError."""
+    """Returns the vectors of n queries as (n, v, D) float32. dimension: D.
+
+    values: (n, D), one vector for each query, or (n, v, D), v vectors for each query.
+    Raises UsageError for another shape or a value that is not finite.
+    """
     vectors = _as_numbers(values, "the vectors are")
     flat = as_vectors(vectors.reshape(-1, vectors.shape[-1]) if vectors.ndim == 3 else vectors, dimension)
     return flat.reshape(len(vectors), vectors.shape[1] if vectors.ndim == 3 else 1, dimension)

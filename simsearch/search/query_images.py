@@ -1,4 +1,4 @@
-"""Pictures and items of queries, read and decoded: the pixels that the model sees, and the digests of the files."""
+"""Reads and decodes the pictures and items of queries into pixels for the model, and computes the files' digests."""
 
 from __future__ import annotations
 
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     from simsearch.storage.protocols import ItemReader
 
 DECODING_BYTES = 768 << 20
-"""Memory for the images that are decoded at the same time; a larger image is decoded alone."""
+"""Memory for the images that are decoded at the same time, in bytes; an image that needs more is decoded alone."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """An image file, in memory or open. name: for error messages. digest, item: as in `PreparedImage`."""
+    """The file of an image, as bytes or as an open file.
+
+    name: for error messages.
+    digest, item: as in `PreparedImage`.
+    """
 
     data: bytes | IO[bytes]
     name: str
@@ -41,8 +45,8 @@ class _File:
 class LazySnapshot:
     """One snapshot of an index, opened when it is first needed. Safe for many threads.
 
-    Preparing an uploaded picture, for example, does not need the snapshot.
-    read: opens the snapshot; returns the reader, and the index's sources by number.
+    Some queries need no snapshot: for example, an uploaded picture is prepared without it.
+    read: opens the snapshot; returns its reader, and the index's sources by number.
     """
 
     def __init__(self, read: Callable[[], tuple[ItemReader, Mapping[int, Source]]]) -> None:
@@ -83,7 +87,7 @@ class QueryImages:
         self.snapshot, self.recipe, self.weights_sha256 = snapshot, recipe, weights_sha256
         self.max_pixels, self.names_in_errors = max_pixels, names_in_errors
         self.budget = budget or MemoryBudget(DECODING_BYTES)
-        self._lock = threading.Lock()  # the threads share the reader
+        self._lock = threading.Lock()  # held by the thread that uses the reader
 
     def copies(self, image: PreparedImage) -> tuple[int, ...]:
         """Returns the ids of the items whose file has the same content as the image's file."""
@@ -100,7 +104,7 @@ class QueryImages:
         decode_known: bool = False,
         hashed: bool = False,
     ) -> list[PreparedImage]:
-        """Prepares pictures, several of them in threads, and returns them in order; the options are those of `one`."""
+        """Prepares pictures in several threads, and returns them in the same order. For the options, see `one`."""
 
         def one(picture: Picture | int) -> PreparedImage:
             return self.one(picture, crop, flip, decode_known=decode_known, hashed=hashed)
@@ -126,11 +130,14 @@ class QueryImages:
         decode_known: bool = True,
         hashed: bool = False,
     ) -> PreparedImage:
-        """Reads one picture or item, and decodes it if its features may need computing.
+        """Reads one picture or item, and decodes it if its features may have to be computed.
 
-        crop: the part to use. flip: True for the mirror image as well.
-        decode_known: False to not decode a file whose features are in the index, unless there is a crop or flip.
-        hashed: True to compute the digest of the file even if there is a crop.
+        crop: the part of the picture to use; None for all of it.
+        flip: True to prepare the mirror image too.
+        decode_known: False to skip decoding if the index has the file's features, and there is neither a crop nor a
+        flip.
+        hashed: True to compute the digest of a picture's file even if there is a crop; without a crop, it is always
+        computed.
         """
         unchanged = crop is None and not flip
         if is_id(picture) and unchanged:
@@ -146,7 +153,7 @@ class QueryImages:
             return self._decoded(file, crop, flip)
 
     def _decoded(self, file: _File, crop: Box | None, flip: bool) -> PreparedImage:
-        """Decodes an image file. A crop is in pixels of the original."""
+        """Decodes an image file. crop: in pixels of the upright image at full size."""
         size = memory.image_size(file.data) if crop is not None else (0, 0)
         shorter_side = self.recipe.resize if crop is None else memory.scaled_side(size, crop, self.recipe.resize)
         with self.budget.hold(memory.peak_memory(file.data, shorter_side, crop is not None)):
@@ -200,9 +207,10 @@ def _picture_file(picture: Any, hashed: bool) -> _File:
 
 
 def _scaled_box(box: Box, size: tuple[int, int], scaled: tuple[int, int]) -> Box:
-    """Converts a box in pixels of an image of `size` to pixels of the same image at `scaled` size.
+    """Converts a box from pixels of an image at full size to pixels of the same image scaled down.
 
-    Raises ImageError if the box is not inside the image.
+    size, scaled: (width, height) of the image at full size and scaled down.
+    Raises ImageError if the box is not inside the image, and UsageError if it is not four whole numbers.
     """
     box = decode.check_box(box, size)
     across, down = scaled[0] / size[0], scaled[1] / size[1]
@@ -211,5 +219,8 @@ def _scaled_box(box: Box, size: tuple[int, int], scaled: tuple[int, int]) -> Box
 
 
 def _thread_safe(picture: Any) -> bool:
-    """Returns False for images, arrays and open files: a caller may give one twice, and threads cannot share it."""
+    """Returns False for images, arrays and open files.
+
+    A caller may give the same object twice, and several threads must not use it at once.
+    """
     return not isinstance(picture, Image.Image | np.ndarray) and not hasattr(picture, "read")

@@ -1,8 +1,10 @@
-"""Query vectors: from ids, paths, bytes, arrays, crops, flips, plus and minus to (v, D) features.
+"""Turns queries (ids, paths, bytes, arrays or vectors, with crop, flip, plus and minus) into feature vectors.
 
-Preparing reads and decodes (`query_images`), in any number of threads. Resolving looks up the features that the index
-has and computes the others in one batch. `Engine.search_many` does both; the HTTP service prepares in the threads of
-its requests and resolves in its batches.
+There are two steps. Preparing reads and decodes pictures (`query_images`), in any number of threads. Resolving looks up
+the features that the index has, and computes the other features in one batch. `Engine.search_many` does both. The HTTP
+service prepares each query in the thread of its request, and resolves the queries of several requests in one batch.
+
+Letters: n queries, v vectors of a query, D dimension, S side of the model's input in pixels.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ class QueryResolver:
     weights_sha256: SHA-256 of the weights of the index's model.
     compute: takes n arrays (S, S, 3) uint8 and returns (n, D) float32 features, rounded to float16 as in the index.
     max_pixels: the number of pixels of the largest picture to decode.
-    names_in_errors: True to begin an ImageError with the picture's name.
-    budget: limits the memory for decoding, for all resolvers that share it; None for a separate limit.
+    names_in_errors: True to begin the message of an ImageError with the picture's name.
+    budget: a memory limit for decoding, which several resolvers can share; None for a separate limit.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class QueryResolver:
 
     @property
     def reader(self) -> ItemReader:
-        """The reader of the snapshot. For one thread at a time."""
+        """The reader of the snapshot. Only one thread may use it at a time."""
         return self._snapshot.reader
 
     # -- preparing
@@ -83,8 +85,9 @@ class QueryResolver:
     ) -> PreparedQuery:
         """Reads and decodes one query.
 
-        The result can be resolved by this resolver or by one with a later snapshot. The options are those of
-        `options.PictureOptions`. Raises ImageError, ItemNotFoundError, UsageError.
+        The result can be resolved by this resolver or by a resolver with a later snapshot.
+        picture: a picture, or the id of an item. The options are those of `options.PictureOptions`.
+        Raises ImageError, ItemNotFoundError, UsageError.
         """
         image = self.images.one(picture, crop, flip, hashed=no_self)
         query = PreparedQuery(image, *self._examples(plus, minus))
@@ -100,9 +103,9 @@ class QueryResolver:
         minus: Any = (),
         no_self: bool = False,
     ) -> list[PreparedQuery]:
-        """Reads and decodes several pictures in threads; only this resolver can resolve the results.
+        """Reads and decodes several pictures in threads. Only this resolver can resolve the results.
 
-        Unlike `prepare`, it does not decode a file whose features are in the index, unless there is a crop or flip.
+        Unlike `prepare`, does not decode a file whose features are in the index, unless there is a crop or flip.
         """
         examples = self._examples(plus, minus, decode_known=False)
         return [
@@ -120,13 +123,19 @@ class QueryResolver:
         minus: Any = (),
         no_self: bool = False,
     ) -> PreparedQuery:
-        """Prepares a query by (D,) features; ignores `no_self`. Raises UsageError, also for a crop or a flip."""
+        """Prepares a query by a (D,) feature vector; ignores `no_self`.
+
+        Raises UsageError for an invalid vector, and for a crop or a flip.
+        """
         if crop is not None or flip:
             raise UsageError(f"a vector cannot be {'mirrored' if crop is None else 'cropped'}")
         return PreparedQuery(PreparedImage(vector=as_vector(vector, self.dimension)), *self._examples(plus, minus))
 
     def _examples(self, plus: Any, minus: Any, *, decode_known: bool = True) -> tuple[Any, ...]:
-        """Prepares `plus` and `minus`, and returns the last four fields of a `PreparedQuery`."""
+        """Prepares the images in `plus` and `minus`.
+
+        Returns the fields `plus`, `minus`, `plus_weights` and `minus_weights` of a `PreparedQuery`.
+        """
         wanted, wanted_weights = weighted(as_list(plus))
         unwanted, unwanted_weights = weighted(as_list(minus))
         prepared = self.images.prepare([*wanted, *unwanted], decode_known=decode_known)
@@ -140,10 +149,10 @@ class QueryResolver:
     # -- resolving
 
     def resolve(self, queries: Sequence[PreparedQuery]) -> list[NDArray[np.float32] | SimsearchError]:
-        """Returns the (v, D) features of each query, or its error; computes missing features in one batch.
+        """Returns the (v, D) features of each query, or its error; computes all missing features in one batch.
 
-        A query's error is ItemNotFoundError, or OutdatedQueryError if the index has changed since it was prepared.
-        Errors of `compute` are raised, since they concern all queries.
+        The error of a query is ItemNotFoundError, or OutdatedQueryError if the index has changed since it was prepared.
+        Raises the errors of `compute`, which concern all queries.
         """
         found: dict[int, list[NDArray[np.float32]]] = {}
         failed: dict[int, SimsearchError] = {}
@@ -167,7 +176,10 @@ class QueryResolver:
         return [self._blended(query, found, failed) for query in queries]
 
     def resolve_all(self, queries: Sequence[PreparedQuery]) -> NDArray[np.float32]:
-        """Returns the (n, v, D) features of n queries with the same v. Raises the first error of a query."""
+        """Returns the (n, v, D) features of n queries that have the same number of vectors, v.
+
+        If queries have errors, raises the first error.
+        """
         vectors = self.resolve(queries)
         for each in vectors:
             if isinstance(each, SimsearchError):
@@ -177,14 +189,14 @@ class QueryResolver:
         )
 
     def rows_left_out(self, queries: Sequence[PreparedQuery]) -> list[list[int]]:
-        """Returns for each query the feature rows of the items that cannot be its matches."""
+        """Returns, for each query, the feature rows of the items that must not be matches."""
         return [existing_rows(self.reader, query.left_out) for query in queries]
 
     def _known(self, image: PreparedImage) -> NDArray[np.float32] | None:
         """Returns the (D,) features of an image if it is a vector or in the index; None if they must be computed.
 
-        Raises OutdatedQueryError if the index has changed so that the image must be prepared again, and
-        ItemNotFoundError.
+        Raises ItemNotFoundError, and OutdatedQueryError if the image must be prepared again because the index has
+        changed.
         """
         if image.vector is not None:
             if image.vector.shape != (self.dimension,):
@@ -208,7 +220,11 @@ class QueryResolver:
         found: Mapping[int, list[NDArray[np.float32]]],
         failed: Mapping[int, SimsearchError],
     ) -> NDArray[np.float32] | SimsearchError:
-        """Returns a query's own vectors, each moved towards `plus` and away from `minus`; or its error."""
+        """Returns a query's (v, D) vectors, each moved towards `plus` and away from `minus`.
+
+        If one of the query's images has an error, returns the error.
+        found, failed: the features and the error of each image, by the image's `id()`.
+        """
         for image in (query.image, *query.plus, *query.minus):
             if id(image) in failed:
                 return failed[id(image)]
@@ -224,7 +240,7 @@ class QueryResolver:
 
 
 def existing_rows(reader: ItemReader, ids: Sequence[int]) -> list[int]:
-    """Returns the feature rows of those items that still exist; others cannot be matches anyway."""
+    """Returns the feature rows of the items that still exist; skips other ids."""
     rows = []
     for number in ids:
         with contextlib.suppress(ItemNotFoundError):

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROUNDING = 1e-4
-"""Relative margin on squared float32 distances, above the rounding of a sum of 4096 terms."""
+"""Relative margin for rounding in squared float32 distances; more than the rounding of a sum of 4096 terms."""
 
 
 TINY = 1e-30
-"""Absolute error bound of sums of products so small that float32 rounds them to zero."""
+"""Absolute margin for rounding in sums of products that are so small that float32 rounds them to zero."""
 
 
 def relative_rounding(dimension: int) -> float:
@@ -25,9 +25,9 @@ def relative_rounding(dimension: int) -> float:
 
 
 class Neighbours(NamedTuple):
-    """The rows nearest to one query and their Euclidean distances (float64), ascending.
+    """The rows nearest to one query and their Euclidean distances (float64), nearest first.
 
-    More than k if several rows tie for the k-th place, fewer only if there are fewer rows.
+    There are more than k rows if several tie for the k-th place, and fewer than k only if fewer rows are searched.
     """
 
     rows: NDArray[np.int64]
@@ -37,7 +37,7 @@ class Neighbours(NamedTuple):
 def rank_exact(
     query: NDArray[np.float32], rows: NDArray[np.int64], features: NDArray[np.float16], k: int
 ) -> Neighbours:
-    """Returns the k nearest of the given rows by float64 arithmetic, and those that tie with the last.
+    """Returns the k rows nearest to a query by float64 distances; more if several tie for the k-th place.
 
     query: (D,). rows: (n,). features: (n, D), of the rows.
     """
@@ -59,7 +59,7 @@ def measured(query: NDArray[np.float32], rows: NDArray[np.int64], features: NDAr
 
 
 def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: int) -> NDArray[np.int64]:
-    """Returns the places of the (n, D) features that may be among the k nearest or tie with the last.
+    """Returns the places of the (n, D) features that may be among the k nearest or tie with the k-th.
 
     Compares them in float32, with a margin for rounding.
     """
@@ -76,7 +76,7 @@ def _within_reach(query: NDArray[np.float32], features: NDArray[np.float16], k: 
 
 
 def merged(a: Neighbours, b: Neighbours, k: int) -> Neighbours:
-    """Returns the k nearest of two lists of neighbours without common rows, and those that tie with the last."""
+    """Returns the k nearest of two lists without common rows; more if several rows tie for the k-th place."""
     rows, distances = np.concatenate([a.rows, b.rows]), np.concatenate([a.distances, b.distances])
     order = np.lexsort((rows, distances))
     last = int(np.searchsorted(distances[order], distances[order[min(k, len(order)) - 1]], side="right"))

@@ -23,15 +23,15 @@ else:  # only notebooks need it
 WORDS = (("copy", 0.75), ("close", 0.5), ("similar", 0.3), ("weak", 0.0))
 """The words shown for similarities, each with the smallest similarity that it stands for.
 
-copy: at most half as far as an item's nearest neighbour usually is; the same picture, changed a little.
-close: nearer than an item's nearest neighbour usually is.
+copy: at most half as far from the query as an item's nearest neighbour usually is; the same picture, changed a little.
+close: nearer to the query than an item's nearest neighbour usually is.
 similar: a little farther than an item's nearest neighbour usually is.
 weak: not much nearer than a random item; a match only because nothing is nearer.
 """
 
 
 def word_of(similarity: float) -> str:
-    """Returns the word for a similarity."""
+    """Returns the word shown for a similarity; see `WORDS`."""
     return next((word for word, least in WORDS if similarity >= least), WORDS[-1][0])
 
 
@@ -39,9 +39,10 @@ def word_of(similarity: float) -> str:
 class Match:
     """An item found by a search.
 
-    rank: from 1.
+    rank: the place among the matches, from 1.
+    id: the id of the item.
     path: the current path of the image, with which it can be opened.
-    distance: Euclidean.
+    distance: the Euclidean distance to the query.
     similarity: in [0, 1]; see `simsearch.search.similarity`.
     """
 
@@ -53,33 +54,36 @@ class Match:
     similarity: float
     metadata: dict[str, Any]
     relative: str = ""
-    """The path as stored, relative to its source."""
+    """The path that the index stores, relative to the item's source."""
 
     @property
     def word(self) -> str:
-        """The similarity in a word: copy, close, similar or weak."""
+        """The word shown for the similarity: copy, close, similar or weak."""
         return word_of(self.similarity)
 
 
 class Matches(list[Match]):
     """The matches of one query, nearest first. A notebook shows them with their pictures.
 
-    exact: True if no item can have been missed.
-    thumbnail: returns a small picture of an item by its id, or None; set by the index that was searched.
+    exact: True if the search was exact, so that no nearer item can be missing.
+    thumbnail: takes the id of an item and returns a small picture of it, or None. The index that was searched sets it.
     """
 
     exact: bool = True
     thumbnail: Callable[[int], Image.Image | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"exact": self.exact}  # not `thumbnail`, which holds the open index
+        return {"exact": self.exact}  # without `thumbnail`, which refers to the open index
 
     def to_pandas(self) -> Any:
-        """Returns a pandas.DataFrame with a column for each field of `Match`. Raises MissingExtraError."""
+        """Returns a pandas.DataFrame with a column for each field of `Match`.
+
+        Raises MissingExtraError if pandas is not installed.
+        """
         return to_pandas(asdict(match) for match in self)
 
     def _repr_html_(self) -> str:
-        """Returns what a notebook shows: the pictures in a row, with label, distance and word below each."""
+        """Returns HTML for a notebook: the pictures in a row, with label, distance and word below each."""
         cells = "".join(self._cell(match) for match in self) or "<p>no match</p>"
         return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{cells}</div>'
 
@@ -100,7 +104,10 @@ class Matches(list[Match]):
 
 @dataclass(frozen=True)
 class QueryResult:
-    """One query and its matches. took_ms: wall-clock milliseconds; in a batch, the batch's time divided equally."""
+    """One query and its matches.
+
+    took_ms: wall-clock time in milliseconds; for a query of a batch, the batch's time divided by the number of queries.
+    """
 
     query: str
     model: str

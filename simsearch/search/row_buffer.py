@@ -1,6 +1,7 @@
-"""Buffers to read float16 rows into, in which FAISS measures the distances without a copy or conversion.
+"""Buffers for float16 rows, in which FAISS measures distances without copying or converting the rows.
 
-FAISS computes in float32. The few rows that may be among the nearest are then measured in float64 by the caller.
+FAISS computes in float32, to find the few rows that may be among the nearest. The caller then measures these rows in
+float64.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ else:
     faiss = LazyModule("faiss")
 
 ROWS = 256
-"""Rows that the memory holds: 2 MiB at D = 4096, which stay in a core's cache."""
+"""Number of rows in a buffer: 2 MiB at D = 4096, which stay in a core's cache."""
 
 
 SPARE = 8
-"""Number of rows listed beyond the k-th at first; more are listed if these have the same distance."""
+"""FAISS first lists k rows and this number more. It lists still more if other rows may be among the k nearest too."""
 
 
 class Near(NamedTuple):
-    """Rows of a buffer that may be among the k nearest.
+    """The rows of a buffer that may be among the k nearest.
 
-    squared, places: (m,) their squared distances in float32, ascending, and their places in the buffer.
-    best: the k-th smallest squared distance in float32, of these rows and the others; inf if there are fewer than k.
+    squared: (m,) their squared distances in float32, ascending.
+    places: (m,) their places in the buffer.
+    best: the k-th smallest squared distance in float32, of the rows in the buffer and of the `others` given to
+    `RowBuffer.near`; inf if there are fewer than k rows.
     """
 
     squared: NDArray[np.float32]
@@ -41,7 +44,7 @@ class Near(NamedTuple):
 
 
 class RowBuffer:
-    """Holds up to `ROWS` rows. For one thread at a time.
+    """Memory for up to `ROWS` rows, which FAISS searches. Only one thread may use it at a time.
 
     features: (ROWS, D) float16, to read rows into.
     """
@@ -57,10 +60,12 @@ class RowBuffer:
         self._rounding = relative_rounding(dimension)
 
     def near(self, query: NDArray[np.float32], count: int, k: int, others: NDArray[np.float32] | None = None) -> Near:
-        """Returns those of the first `count` rows that may be among the k nearest of them and of others.
+        """Returns the rows of the buffer that may be among the k nearest to a query.
 
-        query: (1, D). others: squared distances in float32 of rows that are not here. Rows whose distances overflow or
-        are not numbers are left out.
+        query: (1, D).
+        count: the number of rows in the buffer, from its first place on.
+        others: squared distances in float32 of further rows, outside the buffer, that may be among the k nearest too.
+        Rows whose distances overflow or are not numbers are left out.
         """
         self._index.ntotal = count
         width = min(k + SPARE, count)
@@ -74,15 +79,15 @@ class RowBuffer:
             reach = within_rounding(best, self._rounding)
             if width == count or not listed.all() or squared[-1] > reach:
                 break
-            width = min(4 * width, count)  # there are rows of equal distances
+            width = min(4 * width, count)  # more rows may be as near
         kept = squared <= reach
         return Near(squared[kept], places[kept], best)
 
 
 def within_rounding(best: float, rounding: float) -> float:
-    """Returns the largest squared distance in float32 of a row that may be as near as one of squared distance `best`.
+    """Returns the squared distance beyond which a row is certainly farther away than a row at `best`.
 
-    rounding: from `relative_rounding`.
+    Both are squared distances in float32, which have rounding errors. rounding: from `relative_rounding`.
     """
     return best * (1 + 4 * rounding) + TINY
 

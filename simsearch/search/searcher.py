@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 NEAR_IDENTICAL = 0.25
-"""`dedup` treats matches up to this distance apart as one picture; in units of the median distance of random pairs.
+"""Largest distance at which the option `dedup` drops a match; in units of the median distance of random pairs.
 
 Measured with AlexNet trained on labels alone, on 100 of its training images. Nine in ten copies (saved as JPEG at
 quality 50, scaled to 75 %, cropped by 5 % or brightened by 10 %) are closer than 0.23 to the original image; different
@@ -39,11 +39,12 @@ MOST_NEIGHBOURS = 1 << 28
 class Searcher:
     """Searches one snapshot of an index.
 
-    reader, snapshot: the items and their features.
+    reader: reads the items.
+    snapshot: has the exact search and the sources of the items.
     shards: reads features by row.
     scale: turns distances into similarities.
     median: the median distance of random pairs, the unit of NEAR_IDENTICAL.
-    structure: an approximate search, used unless an exact one is asked for; None if all searches are exact.
+    structure: an approximate search, used unless a search must be exact; None if all searches are exact.
     """
 
     reader: ItemReader
@@ -62,9 +63,9 @@ class Searcher:
     ) -> list[Matches]:
         """Returns the k nearest matches of each of nq queries.
 
-        queries: (nq, v, D), v variants of each query; the distance of a match is that to the nearest variant.
-        left_out: for each query, the rows that cannot be matches.
-        Raises UsageError for unusable options.
+        queries: (nq, v, D), v vectors for each query; the distance of a match is its distance to the nearest of them.
+        left_out: for each query, the rows that must not be matches.
+        Raises UsageError for invalid values of k and of options.
         """
         k = checked_k(k)
         farthest = _checked_distance(options.get("max_distance"))
@@ -101,16 +102,17 @@ class Searcher:
                     continue
                 kept = [(d, row) for d, row in order[:k] if farthest is None or d <= farthest]
                 answers[number].extend(m for m in self._matches(kept, items) if m.similarity >= least)
-            # Too few matches are left after merging variants and dropping duplicates: ask for more candidates.
+            # Too few matches were left after merging variants and dropping duplicates: search for more candidates.
             pending, width = unfinished, min(available, 4 * width)
         return answers
 
     def neighbours(
         self, queries: NDArray[np.float32], k: int, where: Where | None, exact: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Returns the ids of the k items nearest to each of (nq, D) queries and their distances, both (nq, k).
+        """Returns the ids of the k items nearest to each of (nq, D) queries, and their distances, both (nq, k).
 
-        If there are fewer than k, -1 and inf fill the rest.
+        If there are fewer than k items, the remaining ids are -1 and the remaining distances inf. Raises UsageError if
+        k is invalid or if more than MOST_NEIGHBOURS ids are asked for.
         """
         k = checked_k(k)
         if k * len(queries) > MOST_NEIGHBOURS:
@@ -129,14 +131,14 @@ class Searcher:
         return ids, distances
 
     def _permitted(self, where: Where | None) -> NDArray[np.int64] | None:
-        """Returns the rows that may be found; None for all."""
+        """Returns the rows of the items that meet the conditions; None for all rows."""
         wanted = conditions(where)
         return self.reader.rows(wanted) if wanted else self.snapshot.live
 
     def _candidates(
         self, queries: NDArray[np.float32], k: int, permitted: NDArray[np.int64] | None, exact: bool
     ) -> list[Neighbours]:
-        """Returns the rows nearest to each of (nq, D) queries, by the approximate search unless `exact`."""
+        """Returns the k permitted rows nearest to each of (nq, D) queries, by the approximate search unless `exact`."""
         if self.structure is None or exact:
             return self.snapshot.flat.search(queries, k, permitted)
         return self.structure.search(self.snapshot.flat, queries, k, permitted)
@@ -154,8 +156,9 @@ class Searcher:
     ) -> NDArray[np.float32]:
         """Returns the (nq, v, D) queries, each averaged with its first `count` matches.
 
-        All variants of a query are averaged with the same matches.
-        answers: one for each query; `exact` becomes False if the query's first matches come from an approximate search.
+        All v vectors of a query are averaged with the same matches.
+        answers: the `Matches` of each query. Their `exact` is set to False if the first matches come from an
+        approximate search.
         """
         if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
             raise UsageError(f"a query cannot be expanded by {count!r} matches", hint="give a whole number from 1")
@@ -170,7 +173,7 @@ class Searcher:
         return np.array(results, np.float32)
 
     def _matches(self, order: Sequence[tuple[float, int]], items: Mapping[int, Item]) -> Iterator[Match]:
-        """Yields the matches for (distance, row) pairs, nearest first. items: by row."""
+        """Yields the matches for (distance, row) pairs, which are sorted nearest first. items: by row."""
         shares = self.scale.similarities([distance for distance, _ in order])
         for rank, ((distance, row), share) in enumerate(zip(order, shares, strict=True), 1):
             item = items[row]
@@ -178,7 +181,7 @@ class Searcher:
             yield Match(rank, item.id, path, item.label, distance, share, item.metadata, item.path)
 
     def _distinct(self, order: list[tuple[float, int]], items: dict[int, Item], k: int) -> list[tuple[float, int]]:
-        """Returns the first k (distance, row) pairs that are not near-identical to an earlier one."""
+        """Returns the first k (distance, row) pairs, without items that are near-identical to an earlier item."""
         same = NEAR_IDENTICAL * self.median
         kept: list[tuple[float, int]] = []
         vectors: list[NDArray[np.float32]] = []
@@ -196,7 +199,7 @@ class Searcher:
 
 
 def _checked_distance(farthest: float | None) -> float | None:
-    """Returns the largest distance of a match. Raises UsageError unless it is None or a number from 0."""
+    """Returns the largest distance of a match; None for no limit. Raises UsageError unless it is None or at least 0."""
     if farthest is not None and not isinstance(farthest, int | float | np.number):
         raise UsageError(f"the largest distance is {farthest!r}, not a number")
     if farthest is not None and not farthest >= 0:
@@ -223,11 +226,12 @@ def checked_k(k: int) -> int:
 
 
 def merge(variants: Sequence[Neighbours], left_out: Sequence[int], complete: bool) -> Neighbours:
-    """Merges the neighbours of a query's variants: keeps the smallest distance of each row, drops the rows `left_out`.
+    """Merges the neighbours of a query's vectors: keeps the smallest distance of each row, drops the rows `left_out`.
 
-    complete: True if the list of each variant has all rows. Otherwise a row that is missing from one list may be nearer
-    to that variant than its distance in the other lists. The rows that this can concern are dropped: those farther than
-    the last row of any list.
+    variants: the neighbours of each of the query's vectors.
+    complete: True if each of these lists has all rows. Otherwise, a row may be missing from the list of the vector to
+    which it is nearest, so that its smallest distance is unknown. This is possible only for rows farther away than the
+    last row of some list. Such rows are dropped.
     """
     if len(variants) == 1:
         near = variants[0]

@@ -1,7 +1,7 @@
-"""Compares the pictures of items whose features are near, to find out which are copies.
+"""Compares the pixels of pictures whose features are near, to find out which pictures are copies.
 
-The pixels decide (`simsearch.images.likeness`). If a picture cannot be read, is too large, or is on another machine,
-the distance of the features decides.
+`simsearch.images.likeness` compares the pixels. If one picture of a pair cannot be read, is too large, or is on another
+machine, the distance of the features decides.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ VIEWS = 8192
 """Views that are kept in memory."""
 
 DECODING_BYTES = 256 << 20
-"""Memory for the pictures that are being decoded; a larger one is decoded alone."""
+"""Memory for the pictures that are decoded at the same time, in bytes; a picture that needs more is decoded alone."""
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """The limits for reading pictures; the distance decides about pictures beyond them.
+    """The limits for reading pictures. If a picture exceeds them, the distance of the features decides.
 
-    budget: memory for decoding; its `hold` may refuse a picture by an ImageError.
+    budget: memory for decoding; its method `hold` may raise ImageError to refuse a picture.
     largest: the largest number of pixels of a picture.
     views: the number of views to keep in memory.
     """
@@ -51,11 +51,11 @@ class Allowance:
 
 
 class SecondLook:
-    """Tells which pairs of pictures are copies.
+    """Decides which pairs of pictures are copies. The caller gives each picture a number, its place.
 
-    limit: the largest distance at which a pair counts as copies if one of the two cannot be read.
-    item: returns the item at a place, and the item's source; called by one thread at a time.
-    allowance: the limits for reading; None for the default of `Allowance`.
+    limit: the largest distance of the features at which a pair counts as copies if one of its pictures cannot be read.
+    item: takes a place; returns the item there and the item's source. It is called by one thread at a time.
+    allowance: the limits for reading pictures; None for the default limits.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class SecondLook:
         self._allowance = allowance or Allowance()
 
     def __call__(self, pairs: NDArray[np.int64], distances: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Returns True for each pair of places that are copies: (n,). pairs: (n, 2). distances: (n,), of the pairs."""
+        """Returns True for each pair of copies, (n,). pairs: (n, 2) places. distances: (n,) of the pairs' features."""
         copies = distances <= self._limit
         keys = [(min(pair), max(pair)) for pair in pairs.tolist()]
         new = sorted(set(keys) - self._copies)
@@ -85,7 +85,7 @@ class SecondLook:
         return copies
 
     def _read(self, places: list[int]) -> dict[int, NDArray[np.uint8]]:
-        """Returns the views of pictures by their places, without those that cannot be read."""
+        """Returns the views of the pictures at the given places, by place; leaves out pictures that cannot be read."""
         missing = [(place, *self._item(place)) for place in places if place not in self._views]
         with ThreadPoolExecutor(available_cores()) as threads:
             read = threads.map(lambda each: self._view(*each[1:]), missing)

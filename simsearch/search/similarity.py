@@ -1,8 +1,8 @@
-"""Similarities from distances, on a scale that is measured for each index.
+"""Turns distances into similarities, on a scale that is measured for each index.
 
-A similarity is 1 at distance 0, 0.5 at the median distance of an item to its nearest neighbour, and 0 from the median
-distance of two random items on, linear in between. So a match that is nearer than neighbours usually are can be told
-from one that is merely the nearest of many.
+A similarity is 1 at distance 0, and 0.5 at the median distance of an item to its nearest neighbour. It is 0 from the
+median distance of two random items on, and linear between these points. So it tells a match that is nearer than
+neighbours usually are from a match that is merely the nearest of many.
 """
 
 from __future__ import annotations
@@ -22,33 +22,41 @@ if TYPE_CHECKING:
     from simsearch.storage.protocols import FeatureReader, VectorSearch
 
 POINTS = 201
-"""Number of quantiles."""
+"""Number of quantiles of distances that `quantiles` returns."""
 
 ENOUGH = 64
-"""From this number of images, the quantiles come from the index itself instead of the model."""
+"""From this number of items on, the quantiles are measured on the index; for fewer, they are those of the model."""
 
 SAMPLE = 512
-"""Random items whose pairwise distances are measured. An index of at most this size is measured as a whole."""
+"""Number of random items whose pairwise distances are measured; all items if the index has at most this number."""
 
 QUERIES, FEWEST, CELLS = 256, 32, 1 << 24
-"""Largest and smallest number of items whose nearest neighbours are searched, and a limit for the distances computed.
+"""Largest and smallest number of items whose nearest neighbours `measure` searches, and number of distances.
 
-The limit may be exceeded for the smallest number of items.
+In a large index, fewer than QUERIES items are searched for, to compute at most CELLS distances. However, at least
+FEWEST items are searched for.
 """
 
 NEIGHBOURS = 16
 """Neighbours searched for each item: more than one, since the nearest may be identical copies of the item."""
 
 QUICK = 2048
-"""Items that `estimate` reads."""
+"""Number of items that `estimate` reads at most."""
 
 TYPICAL = 0.5
-"""The nearest distance as a fraction of the random one, where neither was measured. Corel has 0.51, clothing 0.56."""
+"""The assumed ratio of `Scale.nearest` to `Scale.random` if neither was measured.
+
+It is 0.51 for the photographs of Corel, and 0.56 for those of clothing.
+"""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Two median distances: of an item to its nearest different item, and of two random different items."""
+    """The two distances that define the similarities of an index.
+
+    nearest: the median distance of an item to its nearest different item; its similarity is 0.5.
+    random: the median distance of two random different items; its similarity is 0.
+    """
 
     nearest: float
     random: float
@@ -56,7 +64,7 @@ class Scale:
     def similarities(self, distances: Sequence[float]) -> list[float]:
         """Returns the similarity of each distance, in [0, 1].
 
-        Without a scale (no two items differ), it is 1 for identical features and 0 for others.
+        If no two items differ, there is no scale: the similarity is then 1 at distance 0, and 0 at all other distances.
         """
         if not self.random > 0 or not self.nearest > 0:
             return [1.0 if distance == 0 else 0.0 for distance in distances]
@@ -73,16 +81,20 @@ class Scale:
 
     @classmethod
     def of(cls, recorded: Mapping[str, Any], table: Sequence[float]) -> Scale:
-        """Returns the recorded scale; without one, an estimate from `table`, the `quantiles` of distances."""
+        """Returns the scale that `meta.json` records; if it records none, an estimate from the quantiles of distances.
+
+        recorded: the entry in `meta.json`, which may be empty. table: from `quantiles`.
+        """
         if recorded:
             return cls(float(recorded["nearest"]), float(recorded["random"]))
         return cls(TYPICAL * median(table), median(table))
 
 
 def measure(flat: VectorSearch, live: NDArray[np.int64], seed: int = 0) -> Scale | None:
-    """Measures the scale of an index: exactly if it has up to SAMPLE items, otherwise by a sample.
+    """Measures the scale of an index: exactly if it has up to SAMPLE items, otherwise on a sample.
 
-    flat: the exact search over all rows. live: (n,) the rows that items own, ascending.
+    flat: the exact search over all rows.
+    live: (n,) the rows that belong to items, ascending.
     Returns None if fewer than three items differ.
     """
     drawn = np.random.default_rng(seed).permutation(live)[:SAMPLE]
@@ -98,11 +110,11 @@ def measure(flat: VectorSearch, live: NDArray[np.int64], seed: int = 0) -> Scale
 
 
 def estimate(features: FeatureReader, live: NDArray[np.int64], seed: int = 0) -> Scale | None:
-    """Estimates the scale of an index that has none recorded, from QUICK of its items, in some hundredths of a second.
+    """Estimates the scale of an index that has none recorded, from up to QUICK items, in some hundredths of a second.
 
-    In a sample, the nearest item is farther away than in the whole index. So the median nearest distance is measured
-    with half of the sample and with all of it, and its change is extrapolated to the size of the index. Returns None if
-    fewer than three items differ.
+    In a sample, the nearest item is farther away than in the whole index. So the median distance to the nearest item is
+    measured in half of the sample and in all of it, and the difference is extrapolated to the size of the index.
+    Returns None if fewer than three items differ.
     """
     drawn = np.random.default_rng(seed).permutation(live)[:QUICK]
     if len(live) <= SAMPLE:
@@ -127,7 +139,10 @@ def estimate(features: FeatureReader, live: NDArray[np.int64], seed: int = 0) ->
 
 
 def _nearest(squared: NDArray[np.float32]) -> float:
-    """Returns the median over (q, n) squared distances of each query's smallest; 0 if all are infinite."""
+    """Returns the median distance of a query to its nearest row; 0 if all distances are infinite.
+
+    squared: (q, n) the squared distances of q queries to n rows.
+    """
     nearest = squared.min(1)
     kept = nearest[np.isfinite(nearest)]
     return float(np.sqrt(np.median(kept))) if len(kept) else 0.0
@@ -141,15 +156,16 @@ def _squared(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
 
 
 def _sound(features: NDArray[Any]) -> NDArray[Any]:
-    """Returns the rows of (n, D) features that are finite; damaged files can have others."""
+    """Returns the rows of (n, D) features that have only finite values. Damaged files can have other rows."""
     sound: NDArray[Any] = features[np.isfinite(features).all(1)]
     return sound
 
 
 def _different(features: NDArray[Any]) -> NDArray[Any]:
-    """Returns each distinct row of (n, D) features once.
+    """Returns the distinct rows of (n, D) features.
 
-    Compares rows by their bytes, some hundred times faster than `np.unique` over rows. Adding 0 turns -0 into 0.
+    Compares the bytes of rows, which is some hundred times faster than `np.unique` over rows. Adds 0 first, to turn -0
+    into 0.
     """
     rows = np.ascontiguousarray(features + features.dtype.type(0))
     _, places = np.unique(rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel(), return_index=True)
@@ -157,7 +173,7 @@ def _different(features: NDArray[Any]) -> NDArray[Any]:
 
 
 def _of_pairs(features: NDArray[np.float16]) -> Scale | None:
-    """Returns the scale of (n, D) features from all of their pairs; None if fewer than three differ."""
+    """Returns the scale of (n, D) features, measured on all pairs; None if fewer than three rows differ."""
     x = _different(_sound(features)).astype(np.float64)
     if len(x) < 3:
         return None
@@ -168,9 +184,9 @@ def _of_pairs(features: NDArray[np.float16]) -> Scale | None:
 
 
 def quantiles(features: NDArray[np.float16]) -> tuple[float, ...]:
-    """Returns POINTS quantiles of the distances between all pairs of different (n, D) features, ascending.
+    """Returns POINTS quantiles of the distances between all distinct rows of (n, D) features, ascending.
 
-    They are denser at small distances, where matches are. Empty if fewer than two features differ.
+    The quantiles are denser at small distances, where matches are. Returns () if fewer than two rows differ.
     """
     x = _different(_sound(features)).astype(np.float64)
     if len(x) < 2:
@@ -180,7 +196,7 @@ def quantiles(features: NDArray[np.float16]) -> tuple[float, ...]:
 
 
 def median(table: Sequence[float]) -> float:
-    """Returns the median distance of random pairs; 0 if the table is empty."""
+    """Returns the median distance of random pairs, from a table of `quantiles`; 0 if the table is empty."""
     return float(np.interp(0.5, _shares(len(table)), table)) if table else 0.0
 
 

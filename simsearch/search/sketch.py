@@ -1,9 +1,12 @@
 """Exact search that reads few rows: short codes of all rows prove that most of them cannot be among the nearest.
 
-A sketch has two codes of each row (see `bounds`). A search compares the narrow codes of all rows, and then the wide
-codes of those rows that the narrow ones do not exclude. The rows that may still be as near as the k-th best row known
-are read and measured in float64. The result is the same as that of a scan of all rows, ties included. If a search would
-read too many rows, a scan takes its place.
+A sketch has a narrow and a wide code of each row, from which `bounds` computes lower bounds on distances. A search
+first measures a few rows with near codes, the seeds, to get an upper bound of the distance of the k-th nearest row.
+Then it compares the narrow codes of all rows, and the wide codes of the rows that the narrow codes do not exclude. The
+remaining rows are read and measured in float64. The result is the same as that of a scan of all rows, ties included. If
+a search would read too many rows, the caller has to scan all rows instead.
+
+The narrow codes cannot exclude odd rows, which are the few rows that are far outside the grid of the codes.
 
 Letters: nq queries, k neighbours, n rows of the sketch, D dimension, w bytes of a code.
 """
@@ -26,40 +29,41 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FEWEST, SHARE = 4096, 64
-"""A search uses the sketch if at least FEWEST rows are permitted, and k is at most one SHARE-th of their number."""
+"""A search uses the sketch if at least FEWEST rows and at least SHARE * k rows are permitted."""
 
 SEEDS, FIRST = 8, 8
-"""Numbers of rows that are measured first, for an upper bound of the k-th best distance.
+"""Numbers that determine how many rows are seeds, and how many rows are candidates for seeds.
 
-Of the FIRST * k + FEW best rows by their narrow codes, the k + SEEDS best by their wide codes are measured.
+The FIRST * k + FEW rows with the nearest narrow codes are candidates. The k + SEEDS candidates with the nearest wide
+codes are the seeds.
 """
 
 MOST = 0.05
-"""A search that has to read a larger fraction of the permitted rows than this is left to the scan."""
+"""A search that would read a larger fraction of the permitted rows than this is left to a scan of all rows."""
 
 LISTED = 4096
-"""At most this number of rows of a stripe are listed by their narrow codes; beyond, comparing them all is faster."""
+"""Largest number of rows to list in a stripe by their narrow codes. Above it, a table of all distances is faster."""
 
 BATCH = 8
 """From this number of queries on, one thread searches for each query; for fewer, several threads share each."""
 
 PRODUCTS, GROUP = 1 << 22, 32
-"""Squared distances of narrow codes kept at once; size of the groups of rows whose best gives the first estimate."""
+"""Largest size of a `NarrowCodes.table`; number of rows in a group, whose best distance is used to choose seeds."""
 
 FEW = 64
-"""With fewer seeds than this, rows are compared with each seed; `np.isin` is used for more."""
+"""With fewer seeds than this, comparing each row with each seed is faster than `np.isin`. See also FIRST."""
 
 LONGEST = 1e18
 """Distances below this have squares that float32 can hold."""
 
 Read: TypeAlias = "Callable[[NDArray[np.int64], NDArray[np.float16]], NDArray[np.float16]]"
-"""Reads the features of (n,) rows into an array (n, D), and returns it."""
+"""A function that reads the features of (n,) rows into an array, (n, D), and returns the array."""
 
 
 class _Task(NamedTuple):
-    """A search for k rows.
+    """The arguments of a search that are the same for all queries. k: the number of neighbours.
 
-    masks: from `NarrowCodes.masks`. most: the largest number of rows to read. threads: the number of threads per query.
+    masks: from `NarrowCodes.masks`. most: rows to read at most for a query. threads: threads for a query.
     """
 
     k: int
@@ -70,7 +74,7 @@ class _Task(NamedTuple):
 
 
 class _Query(NamedTuple):
-    """A query and its codes. vector: (1, D). narrow, wide: (w,) codes. errors: of both."""
+    """A query and its codes. vector: (1, D). narrow, wide: (w,). errors: of both codes; see `bounds`."""
 
     vector: NDArray[np.float32]
     narrow: NDArray[np.uint8]
@@ -79,12 +83,12 @@ class _Query(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """The rows that a search has read so far.
+    """The rows that a search has read so far, and what follows from them.
 
-    read: the number of rows read. seeds: the rows that were read first.
-    rows: (m,) those that may be among the k nearest. squared: (m,) their squared distances in float32.
-    features: (m, D) their features.
-    distance: an upper bound of the distance of the k-th best row.
+    read: the number of these rows. seeds: the rows that were read first.
+    rows: (m,) the rows that may be among the k nearest. features: (m, D), of `rows`.
+    squared: (m,) the squared distances of `rows` in float32.
+    distance: an upper bound of the distance of the k-th nearest row.
     """
 
     read: int
@@ -96,10 +100,10 @@ class _Known(NamedTuple):
 
 
 class Sketch:
-    """The codes of the first n rows. Safe for many threads.
+    """The codes of the first n rows of the feature files. Safe for many threads.
 
-    narrow, wide: (n, w) uint8. errors: (n, 2) float32, rounded up.
-    wanted: the number of rows listed by their narrow codes, for ten neighbours.
+    narrow, wide: (n, w) uint8, the codes. errors: (n, 2) float32, the errors of both codes of each row, rounded up.
+    wanted: the number of rows to list by their narrow codes in a search for ten neighbours.
     """
 
     def __init__(
@@ -119,13 +123,14 @@ class Sketch:
 
     @property
     def odd(self) -> int:
-        """The number of rows that are too far outside the grid to be excluded by their narrow codes."""
+        """The number of odd rows, whose narrow codes cannot exclude them."""
         return len(self._odd)
 
     def shares(self, queries: NDArray[np.float32], distances: list[float]) -> list[float]:
-        """Returns two fractions of all rows, averaged over (nq, D) queries: left by the narrow, and by the wide codes.
+        """Returns two fractions of all rows: not excluded by the narrow codes, and not excluded by the wide codes.
 
-        distances: the distance of the k-th neighbour of each query.
+        queries: (nq, D), over which the fractions are averaged.
+        distances: for each query, the distance of its k-th neighbour.
         """
         encoded = self.bounds.encode(queries, query=True)
         left: list[tuple[int, int]] = []
@@ -138,7 +143,7 @@ class Sketch:
         return [float(share) for share in np.mean(np.array(left), axis=0) / max(1, self.rows)]
 
     def helps(self, k: int, permitted: int) -> bool:
-        """Returns True if a search for k of the permitted rows should use the sketch."""
+        """Returns True if a search for the k nearest of this number of permitted rows should use the sketch."""
         return permitted >= FEWEST and k * SHARE <= permitted
 
     def search(
@@ -150,7 +155,7 @@ class Sketch:
     ) -> list[Neighbours | None]:
         """Returns the k permitted rows nearest to each of (nq, D) queries; None for a query that needs a scan.
 
-        permitted: ascending rows of the sketch, at least k; None for all.
+        permitted: the rows that may be returned, at least k rows of the sketch, ascending; None for all.
         """
         encoded = self.bounds.encode(queries, query=True)
         each = [_query(vector, encoded, number) for number, vector in enumerate(queries)]
@@ -176,14 +181,14 @@ class Sketch:
         return answers
 
     def _listed(self, k: int) -> int:
-        """Returns the number of rows to list in each stripe by their narrow codes: a few more than an equal share."""
+        """Returns the number of rows to list in each stripe by their narrow codes: an equal share, and a margin."""
         share = max(64, self.wanted * -(-k // 10)) // self._narrow.stripes
         return share + 3 * math.isqrt(share) + k
 
     # -- the narrow codes
 
     def _one(self, query: _Query, task: _Task) -> Neighbours | None:
-        """Searches for one query, with the rows that FAISS lists."""
+        """Searches for one query by listing rows with near narrow codes; returns None if a scan is needed."""
         wanted = self._listed(task.k)
         known: _Known | None = None
         parts, short = [], None
@@ -212,7 +217,11 @@ class Sketch:
     def _by_table(
         self, query: _Query, distances: NDArray[np.float32], task: _Task, known: _Known | None = None
     ) -> Neighbours | None:
-        """Searches with the squared distances of all narrow codes, (n,), from `NarrowCodes.table`."""
+        """Searches for one query by a table of the distances of narrow codes; returns None if a scan is needed.
+
+        distances: (n,) the squared distances of all narrow codes, from `NarrowCodes.table`.
+        known: the rows that were read before.
+        """
         if known is None:
             whole = len(distances) // GROUP * GROUP
             best = distances[:whole].reshape(-1, GROUP).min(1)
@@ -232,7 +241,10 @@ class Sketch:
         return self._finish(query, rows, self._wide_squares(query, rows), known, task)
 
     def _limit(self, query: _Query, distance: float) -> float:
-        """Returns the largest squared distance of narrow codes for a row at most `distance` away, unless it is odd."""
+        """Returns the largest squared distance between the narrow codes of the query and a row at most `distance` away.
+
+        Odd rows can exceed it.
+        """
         grid = self.bounds.grids[0]
         return float(grid.reach(distance, self.bounds.defect, query.errors[0] + grid.cap))
 
@@ -241,9 +253,9 @@ class Sketch:
     def _read_seeds(
         self, query: _Query, rows: NDArray[np.int64], wide: NDArray[np.int64], task: _Task
     ) -> _Known | None:
-        """Reads the seeds: the best of `rows` by their wide codes. wide: the squared distances of these codes.
+        """Reads the seeds: the best of `rows` by their wide codes. Returns None if float32 overflows.
 
-        Returns None if float32 cannot hold the squared distances.
+        wide: the squared distances of the wide codes of `rows`.
         """
         count = min(task.k + SEEDS, len(rows))
         seeds = rows if count == len(rows) else rows[np.argpartition(wide, count - 1)[:count]]
@@ -254,7 +266,7 @@ class Sketch:
         return known if known.distance < LONGEST else None
 
     def _with_rows(self, known: _Known, query: _Query, rows: NDArray[np.int64], task: _Task) -> _Known:
-        """Reads at most `ROWS` more rows."""
+        """Reads at most `ROWS` more rows; returns `known` with the results from these rows."""
         buffer = self._buffers.get()
         task.read(rows, buffer.features[: len(rows)])
         near = buffer.near(query.vector, len(rows), task.k, known.squared)
@@ -276,9 +288,10 @@ class Sketch:
         known: _Known,
         task: _Task,
     ) -> Neighbours | None:
-        """Reads the rows that may be among the nearest, best first, and ranks all rows read; None if they are too many.
+        """Reads the rows that may be among the nearest, and returns the k nearest; None if too many rows would be read.
 
-        rows: all rows that the narrow codes do not exclude. wide: the squared distances of their wide codes.
+        rows: the rows that the narrow codes do not exclude. Rows with near wide codes are read first.
+        wide: the squared distances of the wide codes of `rows`.
         """
         odd = self._odd[~np.isin(self._odd, rows)] if len(self._odd) else self._odd
         if len(odd):
@@ -301,7 +314,7 @@ class Sketch:
         return measured(query.vector[0], known.rows, known.features, task.k)
 
     def _wide_squares(self, query: _Query, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns the squared distances of the wide codes of (m,) rows."""
+        """Returns the squared distances between the query's wide code and those of (m,) rows."""
         return squares(np.take(self._wide, rows, 0), query.wide)
 
     def _within(
@@ -314,9 +327,9 @@ class Sketch:
 
 
 def _expected(near: NDArray[np.float32], limit: float) -> int:
-    """Estimates the number of rows within the squared distance `limit`, plus a quarter.
+    """Estimates the number of rows within the squared distance `limit`, plus a quarter; 0 if no estimate is possible.
 
-    The number of rows within a distance grows like a power of this distance.
+    Assumes that the number of rows within a distance grows like a power of the distance.
     near: (n,) the squared distances of the nearest rows.
     """
     middle, edge = float(np.partition(near, len(near) // 2)[len(near) // 2]), float(near.max())

@@ -1,9 +1,10 @@
-"""Reads and writes the files of a sketch.
+"""Reads and writes the files of a sketch, which has short codes of the rows (see `sketch`).
 
-A sketch is derived data in `derived/<name>/`, sealed with a SHA-256 like the others (`simsearch.storage.derived`).
-`bounds.safetensors` has the bounds. `rows.<first>.npy` has the codes and errors of up to `PART` rows, from row `first`
-on; when rows are added, the last of these files is replaced by a longer one. `meta.json` has the number of rows, which
-is written after the files, and a checksum of the features that the rows belong to.
+The files are in `derived/<name>/` in the index's folder. Like all derived files, they are sealed with a SHA-256
+(`simsearch.storage.derived`). `bounds.safetensors` has the bounds, which compute codes. `rows.<first>.npy` has the
+codes and errors of up to `PART` rows, from row `first` on. When rows are added, the last of these files is replaced by
+a longer file. `meta.json` has the number of rows, which is written after the files, and a checksum of the encoded
+features.
 
 Letters: n rows, D dimension, w bytes of a code.
 """
@@ -31,21 +32,24 @@ if TYPE_CHECKING:
     from simsearch.storage.folder import Folder
 
 PART, BLOCK = 16_384, 1024
-"""Rows of a file, and rows encoded at a time."""
+"""Largest number of rows in a file, and number of rows that are encoded at once."""
 
 BOUNDS = "bounds.safetensors"
 
 
 @dataclass(frozen=True)
 class SketchFacts:
-    """The record of a sketch in `meta.json`.
+    """The entry about the sketch in `meta.json`.
 
     folder: the name of the sketch's folder in `derived`; "" if there is no sketch because it would not help.
-    compactions: the number of compactions of the feature files when its rows were encoded. rows: their number.
-    blocks: the `identity` of these rows.
-    widths: bytes of the narrow and the wide code. wanted: the number of rows that a search lists for ten neighbours.
-    learned, measured: the number of rows when the bounds were learned, and when `left` was measured.
-    left: the mean shares of the rows that the narrow and the wide codes do not exclude; the latter are read.
+    compactions: the number of compactions of the feature files when the rows were encoded.
+    rows: the number of encoded rows.
+    blocks: the checksum of the encoded rows, from `identity`.
+    widths: the number of bytes of a narrow and of a wide code.
+    wanted: the number of rows to list by their narrow codes in a search for ten neighbours.
+    learned: the number of rows when the bounds were learned.
+    measured: the number of rows when `left` was measured.
+    left: two average fractions of the rows: not excluded by the narrow codes, and not excluded by the wide codes.
     first: the second value of `left` when the bounds were learned.
     """
 
@@ -62,7 +66,7 @@ class SketchFacts:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> SketchFacts | None:
-        """Reads the entry of `meta.json`; returns None if it is missing or invalid."""
+        """Returns the entry with the given values; None if a value is missing or invalid."""
         try:
             facts = cls(**values)
         except TypeError:
@@ -80,7 +84,7 @@ class SketchFacts:
         return asdict(self)
 
     def in_place(self, index: Folder) -> bool:
-        """Returns True if all its files are there."""
+        """Returns True if all files of the sketch exist. index: the index's folder."""
         try:
             folder = structure_folder(index, self.folder)
             return folder.exists(BOUNDS) and all(folder.exists(_part(first)) for first in range(0, self.rows, PART))
@@ -93,12 +97,15 @@ def _part(first: int) -> str:
 
 
 def identity(blocks: list[tuple[int, int, int]], rows: int) -> int:
-    """Returns a checksum that identifies the first `rows` rows, computed from the blocks that begin among them."""
+    """Returns a checksum of the first `rows` rows, from the checksums in `blocks` (see `Reader.blocks`)."""
     return crc32(repr([block for block in blocks if block[0] < rows]).encode())
 
 
 def read_bounds(index: Folder, facts: SketchFacts, dimension: int) -> Bounds:
-    """Reads the bounds of a sketch, of D dimensions. Raises IndexDamagedError, SimsearchError, OSError."""
+    """Reads the bounds of a sketch. index: the index's folder. dimension: D.
+
+    Raises IndexDamagedError, SimsearchError or OSError if the file is missing or damaged.
+    """
     folder = structure_folder(index, facts.folder)
     try:
         bounds = Bounds.load(sealed.read(folder, BOUNDS).tobytes(), dimension)
@@ -110,7 +117,10 @@ def read_bounds(index: Folder, facts: SketchFacts, dimension: int) -> Bounds:
 
 
 def load(index: Folder, facts: SketchFacts, dimension: int) -> Sketch:
-    """Loads a sketch. Raises IndexDamagedError, SimsearchError or OSError if its files are missing or damaged."""
+    """Loads a sketch. index: the index's folder. dimension: D.
+
+    Raises IndexDamagedError, SimsearchError or OSError if files are missing or damaged.
+    """
     bounds, folder = read_bounds(index, facts, dimension), structure_folder(index, facts.folder)
     parts = list(pool().map(lambda first: _read(folder, facts, first), range(0, facts.rows, PART)))
     a, b = np.cumsum(facts.widths)
@@ -120,7 +130,10 @@ def load(index: Folder, facts: SketchFacts, dimension: int) -> Sketch:
 
 
 def _read(folder: Folder, facts: SketchFacts, first: int) -> NDArray[np.uint8]:
-    """Reads one file: (n, w + w + 8) uint8, codes and errors of the recorded rows, without later ones."""
+    """Reads the codes and errors in the file that begins with row `first`: (n, w + w + 8) uint8.
+
+    Leaves out rows that are not recorded in `facts` yet. Raises IndexDamagedError.
+    """
     part, count = sealed.read_array(folder, _part(first)), min(PART, facts.rows - first)
     if part.dtype != np.uint8 or part.ndim != 2 or part.shape[1] != sum(facts.widths) + 8 or len(part) < count:
         raise IndexDamagedError(f"{folder.path / _part(first)} does not have the rows in meta.json")
@@ -128,7 +141,7 @@ def _read(folder: Folder, facts: SketchFacts, first: int) -> NDArray[np.uint8]:
 
 
 def new_folder(index: Folder, made: Bounds) -> str:
-    """Creates the folder of a sketch, with its bounds; returns its name. Raises OSError."""
+    """Creates a folder for a sketch and writes the bounds into it; returns the folder's name. Raises OSError."""
     name = secrets.token_hex(8)
     sealed.write(structure_folder(index, name, create=True), BOUNDS, made.save())
     index.child(sealed.FOLDER).sync()
@@ -138,7 +151,12 @@ def new_folder(index: Folder, made: Bounds) -> str:
 def extended(
     index: Folder, facts: SketchFacts, known: Bounds, flat: FlatIndex, blocks: list[tuple[int, int, int]]
 ) -> SketchFacts:
-    """Encodes the rows after `facts.rows`; returns the record with them. Raises IndexDamagedError, OSError."""
+    """Encodes the rows from number `facts.rows` on; returns the entry for `meta.json` that includes them.
+
+    known: the bounds of the sketch.
+    blocks: from `Reader.blocks`.
+    Raises IndexDamagedError, OSError.
+    """
     folder = structure_folder(index, facts.folder)
     begin = facts.rows // PART * PART
     for first in range(begin, flat.rows, PART):
@@ -153,7 +171,7 @@ def extended(
 
 
 def _encoded(known: Bounds, features: NDArray[np.float16]) -> NDArray[np.uint8]:
-    """Returns the codes and errors of (n, D) features as they are in a file, (n, w + w + 8)."""
+    """Returns the codes and errors of (n, D) features as they are stored in a file: (n, w + w + 8) uint8."""
     narrow, wide = known.encode(features)
     errors = np.stack([narrow.errors, wide.errors], 1).astype(np.float32)
     errors = np.nextafter(errors, np.float32(np.inf)).astype("<f4")  # rounded up

@@ -1,6 +1,7 @@
 """Makes and updates the sketch of an index: learns bounds from a sample, encodes rows, measures the bounds.
 
-Everything here reads features and writes derived files; `simsearch.indexing.sketches` records the result.
+A sketch has short codes of all rows, from which bounds on distances are computed (see `sketch` and `bounds`). This
+module reads features and writes derived files; `simsearch.indexing.sketches` records the result.
 """
 
 from __future__ import annotations
@@ -25,37 +26,40 @@ if TYPE_CHECKING:
     from simsearch.storage.folder import Folder
 
 LEAST = 10_000
-"""Number of rows from which a sketch is made; a scan of fewer takes 3 ms or less."""
+"""Smallest number of items for which a sketch is made; with fewer, a scan of all rows takes 3 ms or less."""
 
 LAG = 64
 """New rows are added to the sketch when there are at least this number; searches measure them directly until then."""
 
 SAMPLE, SMALLER, QUERIES = 4096, 8, 32
-"""Numbers of rows to learn from, and of rows that serve as queries to measure the bounds.
+"""Numbers of items that are drawn to learn bounds and to measure them.
 
-A small index is learned from one row in SMALLER, but at least SAMPLE // 2, any other from SAMPLE rows.
+Bounds are learned from one item in SMALLER, but from at least SAMPLE // 2 and at most SAMPLE items. They are measured
+by searches for QUERIES other items.
 """
 
 COMPONENTS = 255
 """Maximum number of principal components."""
 
 K = 10
-"""The widths are chosen for searches of this number of neighbours."""
+"""Number of neighbours in the searches for which the widths of the codes are chosen."""
 
 GROWN, REMADE, WORSE, ODD = 1.25, 4.0, 3.0, 0.01
-"""Limits after which bounds are measured again or learned again.
+"""Limits that decide when bounds are measured again and learned again.
 
-GROWN, REMADE: the growth of the index after which the bounds are measured again, and learned again.
-WORSE: the bounds are also learned again if the share of rows that is read has grown by this factor.
-ODD: they are also learned again if a larger share of the rows is far outside the grid.
+GROWN: they are measured again if the index has grown by this factor since the last measurement.
+REMADE: after a measurement, they are learned again if the index has grown by this factor since they were learned.
+WORSE: they are also learned again if the fraction of rows that a search reads has grown by this factor.
+ODD: they are also learned again if a larger fraction of the rows than this is far outside the grid.
 """
 
 SCAN, NARROW, LISTED, WIDE, READ, ROW = 4e-11, 3e-11, 6e-7, 5e-10, 2e-9, 2e-6
 """Seconds that the steps of a search take, measured on two cores.
 
-Only the ratios matter, and only for the choice of widths.
-SCAN: a scan, for each byte. NARROW: comparing narrow codes, for each byte. LISTED: listing a row by its narrow code.
-WIDE: comparing wide codes, for each byte. READ, ROW: reading and measuring a row, for each dimension and for each row.
+They are only used to choose the widths of the codes. For this, only the ratios matter.
+SCAN: scanning the features, for each byte. NARROW: comparing narrow codes, for each byte.
+LISTED: listing a row by its narrow code. WIDE: comparing wide codes, for each byte.
+READ, ROW: reading and measuring a row takes READ for each dimension, and ROW in addition.
 """
 
 
@@ -67,10 +71,13 @@ def updated(
     blocks: list[tuple[int, int, int]],
     learn: bool,
 ) -> SketchFacts | None:
-    """Extends the sketch to all rows or makes a new one; returns the new record for `meta.json`, None without a sketch.
+    """Adds new rows to the sketch or makes a new sketch; returns its entry for `meta.json`, or None without a sketch.
 
-    index: the index's folder. live: returns the (n,) rows of the items. blocks: from `Reader.blocks`.
-    learn: False to add rows only, and never learn bounds. Raises OSError, SimsearchError.
+    facts: the present entry; None if there is none.
+    live: returns the (n,) rows that belong to items.
+    blocks: from `Reader.blocks`.
+    learn: False to add rows only, without learning bounds.
+    Raises OSError, SimsearchError.
     """
     if facts is not None and not facts.folder:  # a scan was faster
         again = learn and flat.rows >= 2 * facts.rows
@@ -104,7 +111,10 @@ def updated(
 def _made(
     index: Folder, flat: FlatIndex, live: NDArray[np.int64], blocks: list[tuple[int, int, int]]
 ) -> SketchFacts | None:
-    """Learns bounds and encodes all rows; None if there are too few rows."""
+    """Makes a sketch: learns bounds and encodes all rows. Returns its entry for `meta.json`; None for too few items.
+
+    live: (n,) the rows that belong to items. The entry has no folder if a sketch would not help.
+    """
     if len(live) < LEAST:
         return None
     bounds, wanted = _learn(flat, live)
@@ -119,10 +129,10 @@ def _made(
 
 
 def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int]:
-    """Learns bounds from a sample, and chooses the widths that take the least time on the index.
+    """Learns bounds from a sample, and chooses the widths of the codes with which a search takes the least time.
 
-    Returns the bounds (None if a scan is as fast or no bounds can be learned) and the number of rows to list for K
-    neighbours.
+    Returns the bounds, and the number of rows to list by their narrow codes for K neighbours. The bounds are None if a
+    scan is as fast, or if no bounds can be learned.
     """
     random = np.random.default_rng(0)
     size = min(SAMPLE, max(SAMPLE // 2, len(live) // SMALLER))
@@ -133,7 +143,7 @@ def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int
     queries = queries[np.isfinite(queries).all(1)]
     if len(features) < size // 2 or not len(queries):
         return None, 0
-    truth = np.array([near.distances[K] for near in flat.scan(queries, K + 1, live)])  # the first is the row itself
+    truth = np.array([near.distances[K] for near in flat.scan(queries, K + 1, live)])  # the first is the query itself
     dimension = flat.shards.dimension
     found = pca.fit_pca(features, min(COMPONENTS, dimension - 1), iterations=1)
     mean, axes = found.mean, np.ascontiguousarray(found.axes.T)
@@ -165,7 +175,11 @@ def _learn(flat: FlatIndex, live: NDArray[np.int64]) -> tuple[Bounds | None, int
 def _shares(
     made: Bounds, grid: Grid, rows: bounds.Encoded, queries: bounds.Encoded, truth: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Returns the share of rows not excluded by the bounds, for each query. truth: distances of the K-th neighbours."""
+    """Returns, for each query, the fraction of rows that the bounds do not exclude.
+
+    rows, queries: the codes of rows and of queries on `grid`.
+    truth: (nq,) the distances of the K-th neighbours.
+    """
     left = []
     for code, error, distance in zip(queries.codes, queries.errors, truth, strict=True):
         limit = grid.reach(float(distance), made.defect, error + rows.errors)
@@ -174,15 +188,19 @@ def _shares(
 
 
 def _seconds(rows: int, dimension: int, widths: tuple[int, int], narrow: float, wide: float) -> float:
-    """Estimates the seconds of a search. narrow, wide: the shares of rows that these codes do not exclude."""
+    """Estimates the seconds that a search takes.
+
+    widths: the number of bytes of a narrow and of a wide code.
+    narrow, wide: the fractions of rows that these codes do not exclude.
+    """
     listed = NARROW * widths[0] + narrow * (LISTED + WIDE * widths[1]) + wide * (ROW + READ * dimension)
     return rows * listed + NARROW * 4 * dimension * widths[1]
 
 
 def _measure(made: Sketch, flat: FlatIndex, live: NDArray[np.int64]) -> list[float]:
-    """Searches the K neighbours of QUERIES random items. Returns two fractions of all rows, averaged over the items.
+    """Measures two fractions of all rows: not excluded by the narrow codes, and not excluded by the wide codes.
 
-    The first is of the rows that the narrow codes leave, the second of those that the wide codes leave.
+    The fractions are averages over searches for the K neighbours of QUERIES random items.
     """
     queries = flat.read(np.random.default_rng(1).choice(live, QUERIES, replace=False)).astype(np.float32)
     found = made.search(queries, K + 1, live, flat.read)

@@ -1,4 +1,4 @@
-"""Snapshots of an index for searching, which are reused until the index changes."""
+"""Snapshots of an index for searching: each is the index's state after one change, reused until the next change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,13 @@ log = logging.getLogger("simsearch")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The contents of one generation of the index. live: the rows that items own, ascending; None if all do."""
+    """The state of an index after one change.
+
+    generation: a number that grows with every change of the index.
+    flat: the exact search over all rows.
+    live: the rows that belong to items, ascending; None if all rows do.
+    sources: the index's sources.
+    """
 
     generation: int
     flat: FlatIndex
@@ -44,9 +50,9 @@ class Snapshot:
 
 
 class Snapshots:
-    """Returns snapshots of an index for searches, the same one until the index changes. Safe for many threads.
+    """Returns snapshots of an index for searches, the same snapshot until the index changes. Safe for many threads.
 
-    device: "cpu", "auto" (which scans on the CPU), "cuda" (all GPUs) or "cuda:N".
+    device: the device of exact searches: "cpu", "auto" (also the CPU), "cuda" (all GPUs) or "cuda:N" (one GPU).
     """
 
     def __init__(self, index: Index, device: str = "cpu") -> None:
@@ -57,11 +63,11 @@ class Snapshots:
         self._sketch: tuple[Any, Sketch | None] = (None, None)
 
     def reading(self) -> contextlib.AbstractContextManager[Reader]:
-        """Opens one snapshot of the database with the feature files that belong to it."""
+        """Returns a context manager that opens a reader of the index's present state."""
         return self.index.reading()
 
     def current(self, reader: Reader) -> Snapshot:
-        """Returns the snapshot that belongs to the reader. Raises DeviceError if the named device is missing."""
+        """Returns the snapshot of the state that the reader sees. Raises DeviceError if `device` is missing."""
         generation = reader.state("generation")
         with self._lock:
             last = self._last
@@ -78,11 +84,11 @@ class Snapshots:
             return self._last
 
     def structure(self, reader: Reader) -> AnnIndex | None:
-        """Returns the approximate search that `tune` chose, loaded on first use; None if there is none.
+        """Returns the approximate search that `simsearch tune` chose, loaded on first use; None if there is none.
 
-        If its files are missing or damaged, a warning is logged once and searches are exact.
+        If its files are missing or damaged, logs a warning once and returns None, so that searches are exact.
         """
-        compactions = reader.compactions()  # the reader's, since each compaction renumbers the rows
+        compactions = reader.compactions()  # of the reader's state: each compaction renumbers the rows
         with self._lock:
             parameters = self.index.meta.search["parameters"]
             name = parameters.get("folder", "") if isinstance(parameters, dict) else ""
@@ -98,14 +104,16 @@ class Snapshots:
             return self._structure[1]
 
     def close(self) -> None:
-        """Releases the snapshot and the approximate search."""
+        """Releases the snapshot, the approximate search and the sketch."""
         with self._lock:
             self._last, self._structure, self._sketch = None, (None, None), (None, None)
 
     def sketch(self, compactions: int) -> Sketch | None:
-        """Returns the sketch of the feature files after `compactions` compactions, loaded on first use, or None.
+        """Returns the sketch, which makes exact searches fast; None if there is none.
 
-        If its files are missing or damaged, a warning is logged once and searches are scans.
+        The sketch is loaded on first use. If its files are missing or damaged, logs a warning once and returns None, so
+        that searches scan all rows.
+        compactions: the number of compactions of the feature files that are searched.
         """
         with self._lock:
             if not self.index.meta.sketch:
@@ -122,16 +130,18 @@ class Snapshots:
                     if same:
                         loaded = sketch_files.load(self.index.folder, facts, self.index.meta.dimension)
                 except (SimsearchError, OSError) as error:
-                    log.warning("searches are scans: %s; `simsearch build` makes the sketch again", error)
+                    log.warning("searches scan all items: %s; `simsearch build` makes the sketch again", error)
                 self._sketch = facts, loaded
             return self._sketch[1]
 
     def exact_facts(self, reader: Reader) -> dict[str, Any]:
-        """Returns a description of exact searches for `info`, with these keys.
+        """Returns facts about the exact searches of the index, for `simsearch info`, by these keys.
 
-        proved: True if there is a sketch, whose bounds exclude most items before their features are read.
-        excluded: the mean share of items that the bounds exclude in searches for ten neighbours; None if not measured.
-        rows: the number of rows in the sketch. widths: the bytes of the narrow and of the wide code of a row.
+        proved: True if there is a sketch, which excludes most items before their features are read. If False, the other
+        keys are missing.
+        excluded: the fraction of items that a search for ten neighbours excludes on average; None if not measured.
+        rows: the number of rows in the sketch.
+        widths: the number of bytes of a narrow and of a wide code in the sketch.
         """
         found = self.sketch(reader.compactions())
         facts = None if found is None else sketch_files.SketchFacts.of(self.index.meta.sketch)

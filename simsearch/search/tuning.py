@@ -1,7 +1,8 @@
 """Chooses an approximate search by measurement: the fastest that reaches a recall within a memory limit.
 
-The kinds are timed on a part of the rows, and the fastest is built from all rows. It is used only if it is faster than
-exact search, which takes a few milliseconds with a sketch. `simsearch.indexing.tune` records the choice.
+The kinds of approximate search are timed on a part of the rows, and the fastest is built from all rows. It is used only
+if it is faster than exact search, which takes a few milliseconds with a sketch. `simsearch.indexing.tune` records the
+choice. An approximate search is also called a structure.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RACE, BLOCK, ADDED = 32_768, 1024, 8192
-"""Rows on which the kinds are compared, rows projected at a time, rows added at a time."""
+"""Numbers of rows on which the kinds are compared, of rows projected at once, and of rows added at once."""
 
 SCANNED = 65_536
-"""Rows that are scanned exactly to time an exact search: 512 MiB at D = 4096."""
+"""Number of rows that are scanned to time an exact search: 512 MiB at D = 4096."""
 
 REACH, LARGEST = 2.0**13, float(np.finfo(np.float16).max)
-"""Upper bound of the projected sample's values after scaling, and of all projected values."""
+"""Upper bound of the sample's projected values after scaling, and limit to which all projected values are clipped."""
 
 DIMENSIONS = 256
 """Maximum number of principal components."""
 
 LEAST = 2_000
-"""Minimum number of items: with fewer, an exact scan takes only a few milliseconds."""
+"""Smallest number of items for an approximate search; with fewer, an exact search takes only a few milliseconds."""
 
 KINDS = (
     ("hnsw", 128),
@@ -48,16 +49,16 @@ KINDS = (
     ("sq8", 128),
     ("rabitq", 256),
 )
-"""Kinds of structures and their numbers of components, in the order in which they are tried."""
+"""The kinds of approximate search and their numbers of components, in the order in which they are tried."""
 
 SCANS = ("sq8", "rabitq")
-"""Kinds that scan every entry; tried only if no other kind reaches the recall within the memory limit."""
+"""The kinds that compare every entry. Tried only if no other kind reaches the recall within the memory limit."""
 
 FEW = 40
 """A kind that reaches the recall with at most this many candidates is not tried with more components."""
 
 CLOSE = 1.2
-"""Kinds whose times differ by at most about this factor count as equally fast."""
+"""Settings whose times differ by at most about this factor count as equally fast."""
 
 CANDIDATES = (12, 16, 20, 30, 40, 80, 160, 320)
 """Numbers of candidates to try."""
@@ -77,10 +78,11 @@ class Choice:
     """The chosen way to search, with its measurements.
 
     kind: "exact", "hnsw", "ivf", "pq", "sq8", "rabitq" or "codes".
-    recall, low, high: recall of the 10 nearest neighbours and its 95 % confidence interval, over `queries` queries.
-    seconds, exact_seconds: median time of one query by this search, and by an exact one.
-    memory: size of the structure in bytes.
-    parameters: the settings and the folder of the structure, as in `meta.json`.
+    recall: the mean recall of the 10 nearest neighbours, over `queries` queries.
+    low, high: the 95 % confidence interval of the recall.
+    seconds, exact_seconds: the median time of one query by the chosen search, and by an exact search.
+    memory: the size of the approximate search in bytes.
+    parameters: the settings and the folder of the approximate search, as in `meta.json`.
     tried: the results of each kind that was measured.
     proved: True if exact search uses a sketch.
     """
@@ -101,9 +103,13 @@ class Choice:
 def choose(
     flat: FlatIndex, rows: NDArray[np.int64], recall: float, memory: int | None, progress: Progress
 ) -> tuple[AnnIndex | None, Choice]:
-    """Chooses and builds the fastest structure over `rows`, (n,) ascending, for `indexing.tune`.
+    """Chooses and builds the fastest approximate search, for `indexing.tune`; returns it and its measurements.
 
-    Returns no structure if exact search is as fast as any that reaches the recall within the memory.
+    rows: (n,) the rows to search, ascending.
+    recall: the recall to reach.
+    memory: the largest size in bytes; None for no limit.
+    If no approximate search within the memory limit reaches the recall and is faster than exact search, returns None
+    and the measurements of exact search.
     """
     held_out, entries, sample = measuring.hold_out(flat, rows)
     queries = to_float32(flat.read(held_out))
@@ -127,14 +133,15 @@ def choose(
 
 
 def exact(seconds: float, proved: bool = False) -> Choice:
-    """Returns the choice of exact search. seconds: the time of one search. proved: True if it uses a sketch."""
+    """Returns the `Choice` for exact search. seconds: the time of one search. proved: True if it uses a sketch."""
     return Choice("exact", 1.0, 1.0, 1.0, 0, seconds, seconds, 0, {}, (), proved)
 
 
 def _exact_seconds(flat: FlatIndex, entries: NDArray[np.int64], queries: NDArray[np.float32]) -> float:
-    """Returns the seconds of one exact search; the time of a scan is estimated from the first `SCANNED` entries.
+    """Returns the seconds that one exact search takes.
 
-    A scan of all entries would map the whole of the feature files into memory.
+    Without a sketch, scans only the first `SCANNED` entries and multiplies the time, since a scan of all entries would
+    map the whole of the feature files into memory.
     """
     if flat.proved:
         return measuring.time_queries(lambda query: flat.search(query, K, entries), queries)[0]
@@ -145,7 +152,7 @@ def _exact_seconds(flat: FlatIndex, entries: NDArray[np.int64], queries: NDArray
 
 
 def _scale_to_float16(projection: pca.Projection, sample: NDArray[np.float16]) -> pca.Projection:
-    """Scales a projection by a power of two, so that the projected (n, D) sample fits the range of float16."""
+    """Returns the projection, scaled by a power of two so that the projected (n, D) sample fits into float16."""
     farthest = max(float(np.abs(projection(sample[n : n + BLOCK])).max()) for n in range(0, len(sample), BLOCK))
     factor = REACH / 2 ** np.ceil(np.log2(farthest)) if farthest else 1.0
     return pca.Projection(projection.mean, projection.axes * np.float32(factor))
@@ -154,7 +161,10 @@ def _scale_to_float16(projection: pca.Projection, sample: NDArray[np.float16]) -
 def project(
     flat: FlatIndex, rows: NDArray[np.int64], projection: pca.Projection, progress: Progress
 ) -> NDArray[np.float16]:
-    """Returns the (n, d) projected features; float16 is enough, as structures keep at most eight bits of a value."""
+    """Returns the projections of the rows, (n, d) float16.
+
+    This precision is enough, since approximate searches keep at most eight bits of a value.
+    """
     projected = np.empty((len(rows), projection.axes.shape[1]), np.float16)
     for start in range(0, len(rows), BLOCK):
         block = projection(flat.read(rows[start : start + BLOCK]))
@@ -171,7 +181,11 @@ def build(
     covered: int,
     progress: Progress = no_progress,
 ) -> AnnIndex:
-    """Builds a structure over the (n, d or more) projected features of `rows`; covered: the index's number of rows."""
+    """Builds an approximate search over `rows`.
+
+    projected: (n, d or more) the projections of `rows`.
+    covered: the number of rows in the feature files.
+    """
     index = ann.new_faiss_index(setting, len(rows))
     some = np.random.default_rng(1).choice(len(rows), min(4 * measuring.SAMPLE, len(rows)), replace=False)
     index.train(to_float32(projected[np.sort(some), : setting.dimensions]))
@@ -197,7 +211,7 @@ def _race(
     some = np.sort(np.random.default_rng(2).choice(len(entries), min(RACE, len(entries)), replace=False))
     part = Benchmark.of(flat, entries[some], queries)
     ratio = len(entries) / len(some)
-    # How the time of a query grows from the part to the whole index.
+    # The factor by which a query takes longer in the whole index than in the part.
     growth = {
         "hnsw": np.log(len(entries)) / np.log(len(some)),
         "pq": ratio**0.5,
@@ -227,7 +241,7 @@ def _race(
         tried.append(facts)
 
     def order(pair: tuple[float, AnnSettings]) -> tuple[int, int]:
-        """Sorts by speed, and equally fast settings by memory."""
+        """Returns a sort key: by speed, and for equally fast settings by memory."""
         return round(np.log(pair[0]) / np.log(CLOSE)), pair[1].bytes_for(len(entries))
 
     return tried, [setting for _, setting in sorted(reached, key=order)]
@@ -241,9 +255,9 @@ def _settings(start: AnnSettings) -> Iterator[AnnSettings]:
 
 
 def _measure(made: AnnIndex, benchmark: Benchmark, recall: float) -> Choice | None:
-    """Returns the cheapest setting that reaches the recall on both halves of the queries; None if there is none.
+    """Returns the measurements of the cheapest setting that reaches the recall on both halves of the queries, or None.
 
-    The first half chooses it, and the second half gives the recall in the result.
+    A setting that reaches the recall on the first half is tried on the second half, whose recall is in the result.
     """
     flat, queries, rows = benchmark.flat, benchmark.queries, benchmark.rows
     half = len(queries) // 2

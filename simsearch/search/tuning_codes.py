@@ -34,9 +34,10 @@ CANDIDATES = (200, 400, 800, 1600)
 def learn(
     flat: FlatIndex, rows: NDArray[np.int64], config: autoencoder.HashConfig, recall: float, progress: Progress
 ) -> tuple[BinaryCodeIndex, Choice]:
-    """Trains codes on a sample of `rows`, (n,) ascending, and encodes them all; measures the recall.
+    """Trains an encoder on a sample of the rows and encodes all rows.
 
-    Arguments as those of `indexing.tune_codes`.
+    Returns the approximate search and its measurements.
+    rows: (n,) ascending. The other arguments are those of `indexing.tune_codes`.
     """
     setting = AnnSettings("codes", config.bits, CANDIDATES[0], 0)
     held_out, entries, sample = measuring.hold_out(flat, rows)
@@ -62,9 +63,10 @@ def learn(
 
 
 def _measure(made: BinaryCodeIndex, benchmark: Benchmark, recall: float) -> Choice:
-    """Chooses the number of candidates with the first half of the queries and measures it with the second half.
+    """Chooses the smallest number of candidates with which the first half of the queries reaches the recall.
 
-    Sets `made.setting` to the choice, which has the largest number of candidates if none reaches the recall.
+    Sets `made.setting` to this choice, or to the largest number of candidates if no number reaches the recall. Measures
+    the recall with the second half of the queries.
     """
     flat, queries, rows = benchmark.flat, benchmark.queries, benchmark.rows
     half = len(queries) // 2
