@@ -13,7 +13,7 @@ Rule = Literal["largest", "oldest", "newest", "shortest-path"]
 """The rules for the picture to keep in a group, with the names that `duplicates --keep` uses."""
 
 MOST_GROUPS, MOST_ITEMS = 1000, 200
-"""The most groups in a request, and the most items of a group to keep or to move."""
+"""The most groups in a request, and the most items of a group in each of the lists `keep` and `go`."""
 
 GroupName = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="The `group` that was listed.")]
 _Items = Annotated[list[ItemId], Field(min_length=1, max_length=MOST_ITEMS)]
@@ -24,7 +24,7 @@ _Distance = Annotated[
 
 
 class Choice(BaseModel):
-    """An action on a group; items that are not named are left alone."""
+    """The items of one group to keep and to move away; the group's other items are left alone."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -34,7 +34,7 @@ class Choice(BaseModel):
 
 
 class CleanUpRequest(Body):
-    """POST /v1/duplicates/clean-up: what stays and what goes of each group."""
+    """The body of POST /v1/duplicates/clean-up: the items of each group to keep and to move away."""
 
     must_be: ClassVar[dict[str, str]] = {
         "groups": f"must be a list of 1 to {MOST_GROUPS} objects of group, keep and go, up to {MOST_ITEMS} items each",
@@ -67,7 +67,7 @@ class CleanUpRequest(Body):
 
 
 class UndoRequest(Body):
-    """POST /v1/duplicates/restore: the clean-up to undo."""
+    """The body of POST /v1/duplicates/restore: the clean-up to undo."""
 
     must_be: ClassVar[dict[str, str]] = {"journal": "must be the journal of a clean-up"}
 
@@ -75,7 +75,7 @@ class UndoRequest(Body):
 
 
 class IgnoreRequest(Body):
-    """POST /v1/duplicates/ignore: groups that are no duplicates."""
+    """The body of POST /v1/duplicates/ignore: groups to mark as not duplicates, or to list again."""
 
     must_be: ClassVar[dict[str, str]] = {
         "groups": f"must be a list of 1 to {MOST_GROUPS} groups",

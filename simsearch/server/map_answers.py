@@ -1,4 +1,4 @@
-"""The answers about maps as pydantic models, with an example; see `simsearch.server.answers`."""
+"""The answers about maps as pydantic models, with an example of each; see `simsearch.server.answers`."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ _lock = threading.Lock()
 def check_file(file: Path, writing: bool) -> None:
     """Checks that a file of Milvus Lite can be opened. writing: True if the file may be created.
 
-    Raises MissingExtraError, IndexNotFoundError for a file that does not exist, UsageError for one that Milvus Lite
-    cannot use, IndexLockedError for one that another process has open.
+    Raises MissingExtraError, IndexNotFoundError if the file does not exist, UsageError if Milvus Lite cannot use it,
+    IndexLockedError if another process has it open.
     """
     try:
         import milvus_lite  # noqa: F401
@@ -50,7 +50,7 @@ def acquire(file: Path) -> None:
 
 
 def release(file: Path) -> None:
-    """Counts a client as closed, and closes the file after the last one."""
+    """Counts a client as closed; closes the file after its last client."""
     with _lock:
         _open_counts[file] -= 1
         if not _open_counts[file]:
