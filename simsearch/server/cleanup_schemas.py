@@ -19,7 +19,7 @@ GroupName = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="The `gro
 _Items = Annotated[list[ItemId], Field(min_length=1, max_length=MOST_ITEMS)]
 _Distance = Annotated[
     float | None,
-    Field(ge=0, allow_inf_nan=False, description="The one that the groups were listed with."),
+    Field(ge=0, allow_inf_nan=False, description="The `max_distance` that the groups were listed with."),
 ]
 
 
@@ -45,7 +45,8 @@ class CleanUpRequest(Body):
 
     groups: Annotated[list[Choice], Field(min_length=1, max_length=MOST_GROUPS)]
     action: Annotated[
-        Literal["move", "trash"] | None, Field(description="Refused if this service does the other one.")
+        Literal["move", "trash"] | None,
+        Field(description="The expected action; refused if this service takes the other."),
     ] = None
     max_distance: _Distance = None
     dry_run: Annotated[bool, Field(description="False to do it.")] = True

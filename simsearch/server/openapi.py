@@ -29,11 +29,11 @@ _REASONS = {
     400: "The request cannot be read, or comes from another site.",
     401: "The API key is missing or wrong.",
     404: "It does not exist.",
-    409: "What the request is about has changed meanwhile.",
+    409: "The groups have changed since they were listed.",
     413: "The body or the image is too large.",
     415: "The body has the wrong media type.",
     422: "A value is not valid.",
-    429: "Too many searches at once.",
+    429: "Too many requests at once.",
     503: "The service cannot answer now.",
 }
 
