@@ -31,7 +31,7 @@ Run = Callable[[WorkFolder, Sequence[int]], Iterator[int]]
 class ClusterExtractor:
     """An `Extractor` for `BuildOptions` that computes the features of a build's images in other processes.
 
-    run: computes chunks, which are parts of the list of images; `ray.on_ray` makes an extractor that does so on Ray.
+    run: computes chunks, which are parts of the list of images; for Ray, `ray.on_ray` sets it.
     """
 
     def __init__(self, run: Run) -> None:
@@ -75,7 +75,7 @@ class ClusterExtractor:
     ) -> Iterator[list[tuple[Key, LoadedImage]]]:
         """Yields the results of the wanted images that `work` lists, and removes these images from `wanted`.
 
-        known: tells if the index has features for a file, by its SHA-256.
+        known: the SHA-256 of the files for which the index has features.
         """
         items, sources = work.items(), work.info.sources
         places = [
@@ -114,7 +114,7 @@ def _belongs(info: WorkInfo, index: Index) -> bool:
 
 
 def _may_be_read(info: WorkInfo) -> bool:
-    """Returns True if the user has permitted to read all remote sources that the work names.
+    """Returns True if the user permits reading all remote sources that the work names.
 
     The work may have come with an index that somebody else made.
     """

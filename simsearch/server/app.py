@@ -1,7 +1,7 @@
 """The HTTP service as an ASGI app: `simsearch.create_app`.
 
-A request passes the middlewares (response headers, access log, authentication, body limit), then a route of `routes`.
-The route calls a handler, which is in `searches`, `items`, `duplicates`, `maps` or `status`.
+A request passes the middlewares (response headers, access log, authentication, body limit). Then a route from `routes`
+calls a handler, which is in `searches`, `items`, `duplicates`, `maps` or `status`.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ class BackgroundWork(Generic[J, R]):
     def start(self, key: Key, job: J, work: Callable[[J], R], waiting: int, refusal: str) -> J:
         """Returns the job that waits or runs for a key; if there is none, starts `work(job)` and returns `job`.
 
-        waiting: the largest number of jobs that wait or run. Raises ApiError with the message `refusal` beyond it.
+        waiting: the largest number of jobs that wait or run. Raises ApiError with the message `refusal` if there are
+        that many already.
         """
         with self._lock:
             if key in self._jobs:
@@ -95,8 +96,8 @@ class BackgroundWork(Generic[J, R]):
     def step(self, began: float, seconds: float, refusal: str) -> None:
         """Pauses briefly while searches are being answered; long work calls this between its steps.
 
-        began: the monotonic time at which the work began. Raises ApiError if the work has been stopped, or, with the
-        message `refusal`, if it has taken more than `seconds`.
+        began: the monotonic time at which the work began. Raises ApiError if the work has been stopped. Raises it with
+        the message `refusal` if the work has taken more than `seconds`.
         """
         if self._stopped:
             raise draining()

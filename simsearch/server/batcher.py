@@ -27,7 +27,7 @@ from simsearch.server.reloading import ReloadableIndex
 
 @dataclass
 class SearchJob:
-    """A search that waits for its batch. done: its matches. model: the name of the index's model, set before `done`."""
+    """A search that waits for its batch. done: the matches. model: the name of the index's model, set before `done`."""
 
     query: PreparedQuery
     k: int

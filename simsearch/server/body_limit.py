@@ -51,7 +51,7 @@ class ReceivedBytes:
             return size <= 0 or self.total <= (self._limit_of_large if large else self.limit)
 
     def add(self, size: int) -> None:
-        """Adds `size` bytes to the total. Raises ApiError if the total is then above the limit; it stays increased."""
+        """Adds `size` bytes to the total. Raises ApiError if the total is then above the limit; it stays there."""
         if not self.count(size):
             raise self.refusal()
 
@@ -68,7 +68,7 @@ class ReceivedBytes:
                 wait.reschedule(end)
 
     def end_slowest(self) -> bool:
-        """Ends the oldest of the bodies that have been arriving for more than `SLOW_SECONDS`.
+        """Gives up the body that has been arriving for the longest time, if that is more than `SLOW_SECONDS`.
 
         Returns False if there is no such body.
         """

@@ -99,7 +99,7 @@ class Browser:
         return Listing(ids, len(order), ids[-1] if start + len(ids) < len(order) else None)
 
     def facets(self, engine: Engine) -> dict[str, Any]:
-        """Returns the JSON fields of the facets: each label, folder and metadata field with its number of items."""
+        """Returns the facets as a JSON object: labels, folders and metadata fields with their numbers of items."""
         with engine.reading() as reader:
             return self._once(engine, reader, "facets", lambda: _count(reader))
 
@@ -134,7 +134,7 @@ def _ordered(reader: ItemReader, wanted: list[Condition], sort: Sort) -> NDArray
 
 
 def _count(reader: ItemReader) -> dict[str, Any]:
-    """Counts the items with each label, in each folder and with each value of a metadata field, among at most SEEN."""
+    """Returns the facets as a JSON object. At most SEEN items are counted."""
     labels: Counter[str] = Counter()
     folders: Counter[str] = Counter()
     fields: dict[str, Counter[Any]] = {}
@@ -162,7 +162,7 @@ def _most(counted: Counter[Any]) -> list[dict[str, Any]]:
 
 
 def _field(name: str, values: Counter[Any]) -> dict[str, Any]:
-    """Returns the JSON fields of a metadata field: its values, and the smallest and largest if all are numbers."""
+    """Returns the facet of a metadata field: its values, and the smallest and largest if all are numbers."""
     numbers = [value for value in values if isinstance(value, int | float)]
     only_numbers = len(numbers) == len(values)
     return {

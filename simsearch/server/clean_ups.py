@@ -1,4 +1,4 @@
-"""Moves duplicates away for clients of the service, and brings them back, by `simsearch.curation.cleanup`.
+"""Moves duplicates away for clients of the service, and brings them back; uses `simsearch.curation.cleanup`.
 
 Only one clean-up runs at a time. It holds the writer lock of the index, so that its groups cannot change meanwhile.
 Each action is written to a journal before it begins. Clients name a journal by a file name from `listing`, never by a
@@ -63,7 +63,7 @@ class Run:
 class _Removed:
     """The items that a clean-up removed from an index.
 
-    identity: the index's identity. compactions: how often the index had been compacted.
+    identity: distinguishes the index from others at its path. compactions: how often the index had been compacted.
     """
 
     identity: tuple[int, ...]
@@ -85,7 +85,8 @@ class CleanUps:
     def prepare(self, engine: Engine) -> None:
         """Checks that duplicates of an index can be moved to where the settings say, and makes the folder of journals.
 
-        Does nothing if clean-ups are not allowed. Raises UsageError if files cannot be moved or journals be written.
+        Does nothing if clean-ups are not allowed. Raises UsageError if files cannot be moved there, or if journals
+        cannot be written.
         """
         into = self._settings.move_to
         if self._settings.cleanup is None:
@@ -119,7 +120,7 @@ class CleanUps:
     def start(self, work: Callable[[Run], dict[str, Any]], journal: str) -> Run:
         """Starts `work` in the thread of clean-ups and returns its run. Raises ApiError if too many runs wait.
 
-        journal: the file name of the journal.
+        journal: the file name of the run's journal.
         """
         run = Run(journal)
 

@@ -32,7 +32,7 @@ NICENESS = 10
 
 
 class LargePictureError(SimsearchError):
-    """A picture needs more memory than the small lane gives to one picture."""
+    """The error for a picture that needs more memory than the small lane gives to one picture."""
 
 
 class Lane(MemoryBudget):
@@ -58,7 +58,7 @@ class Lane(MemoryBudget):
 
 
 class LargeLane(Lane):
-    """The lane for large pictures, of which only a few may wait or be decoded at once."""
+    """The lane for large pictures. Only a few pictures may wait or be decoded at once."""
 
     def __init__(self, threads: int, total: int) -> None:
         super().__init__("large", threads, total, total, NICENESS)
@@ -75,7 +75,7 @@ class LargeLane(Lane):
         """Counts a picture while it waits and is decoded. Raises ApiError if there are too many.
 
         of_item: True for the picture of an item, False for a picture in a request. The two kinds have separate limits,
-        so that pictures in requests cannot keep the pictures of items out.
+        so that pictures in requests cannot block the pictures of items.
         """
         if self._waiting[of_item] >= (ITEMS_WAITING if of_item else WAITING):
             raise ApiError(429, "too_many_requests", "too many large pictures at once", {"retry-after": "2"})

@@ -144,7 +144,7 @@ class Duplicates:
     # -- cleaning up
 
     async def clean_up(self, request: Request) -> Response:
-        """Moves the pictures away that the request names; for a dry run, only answers with the plan."""
+        """Moves away the pictures that the request names; for a dry run, only answers with the plan."""
         self._check_allowed("GET, HEAD")
         served = self.service.index(request)
         wanted = await read_json(request, CleanUpRequest)

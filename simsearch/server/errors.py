@@ -116,7 +116,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Returns the methods of all routes at the request's path; Starlette's error names only the first route's."""
+    """Returns the methods of all routes at the request's path. Starlette itself lists only those of the first route."""
     found: set[str] = set()
     for route in request.app.routes:
         offered = getattr(route, "methods", None) or set()

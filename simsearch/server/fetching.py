@@ -42,7 +42,8 @@ class Fetcher:
     async def fetch(self, url: str) -> bytes:
         """Returns the bytes of the image at a URL. They count in `received` until the caller subtracts them.
 
-        Raises SimsearchError if the image cannot be fetched, ApiError if too many are being fetched or at a stop.
+        Raises SimsearchError if the image cannot be fetched, ApiError if too many are being fetched or the service
+        stops.
         """
         if self._running >= FETCHES:
             self._metrics.rejected.inc()

@@ -36,7 +36,7 @@ class Items:
         return reply((await self.service.in_thread(lambda: self._item_values(served, [number])))[0])
 
     async def listed(self, request: Request, wanted: ListRequest) -> Response:
-        """Answers with the wanted page of a list of items."""
+        """Answers with a page of items, as `wanted` describes it."""
         served = self.service.index(request)
         page = await self.service.in_thread(
             lambda: served.run(lambda engine: self.service.browser.page(engine, wanted))
@@ -157,7 +157,7 @@ def values_of(item: Item, path: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _image_gone_as_404() -> Iterator[None]:
-    """Turns an ImageError, except an ImageTooLargeError, into an ApiError with status 404."""
+    """In the `with` block, turns an ImageError, except ImageTooLargeError, into an ApiError with status 404."""
     try:
         yield
     except ImageTooLargeError:

@@ -108,7 +108,7 @@ class ResponseHeaders:
 
 
 def _with_path_alone(scope: Scope) -> Scope:
-    """Returns the ASGI scope with a plain path, also if the client sent a whole URL of this host as the path."""
+    """Returns the ASGI scope. If its path is a whole URL of this host, only the path of that URL is kept."""
     path: str = scope["path"]
     if not path.lower().startswith("http://"):
         return scope
@@ -211,7 +211,8 @@ class Authentication:
     def _check_origin(self, method: str, headers: Headers) -> None:
         """Raises ApiError for a POST or DELETE request from a page of another site.
 
-        This prevents request forgery: browsers let any page send a form here, but name the page's origin.
+        This prevents request forgery: any page can make a browser send a form here, but the browser names the page's
+        origin.
         """
         origin = headers.get("origin")
         if method not in {"POST", "DELETE"} or origin in self.settings.cors:

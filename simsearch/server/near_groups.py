@@ -1,8 +1,8 @@
 """Finds the groups of near-identical items in an index, once for each state of the index, in a thread of its own.
 
 Finding the groups of a large index takes seconds to minutes. So a request starts the work and is answered with the
-progress, and the thread pauses while searches are being answered. If since then items have only been removed, the
-groups are updated without comparing all items again.
+progress, and the thread pauses while searches are being answered. If items have only been removed since the last
+comparison, the groups are updated without comparing all items again.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ LOOKED = 64
 """The limit used instead of LINKED if pictures are also compared by their pixels, which takes longer."""
 
 DEFAULT_RULE = "largest"
-"""The rule that chooses the kept pictures while groups are computed; to list by another rule, pictures are compared
-again."""
+"""The rule that chooses kept pictures while groups are computed; for another rule, pictures are compared again."""
 
 KEPT = 4
 """The most results kept in memory, for all indexes and distances together."""
@@ -236,7 +235,8 @@ class GroupFinder:
 def _without_gone(engine: Engine, reader: ItemReader, found: Found, allowance: Allowance | None) -> Found | None:
     """Returns `found` without the items that were removed from the index since.
 
-    Returns None if all groups must be computed again: items were added or changed, or a group that lost items is large.
+    Returns None if all groups must be computed again, since items were added or changed, or a group that lost items is
+    too large to be updated.
     """
     ids, rows = reader.ids_and_rows()
     places = np.searchsorted(found.ids, ids)
@@ -261,7 +261,7 @@ def _without_gone(engine: Engine, reader: ItemReader, found: Found, allowance: A
 def _linked_still(
     engine: Engine, reader: ItemReader, numbers: Sequence[int], limit: Threshold, allowance: Allowance | None
 ) -> list[Group]:
-    """Returns the groups that the items left of a group form. numbers: their ids."""
+    """Returns the groups into which a group falls after removals. numbers: the ids of its remaining items."""
     items = [reader.item(number) for number in numbers]
     rows = np.array([item.row for item in items], np.int64)
     snapshot = engine.snapshots.current(reader)

@@ -95,7 +95,7 @@ def named(document: Schema) -> Schema:
 
 
 def _key(schema: Schema) -> str:
-    """Returns a text that is the same for equal schemas; FastAPI turns some integers into floats and drops nulls."""
+    """Returns a text that is equal for equal schemas, even if FastAPI made integers floats or dropped nulls in one."""
     fields = {name: value for name, value in schema.items() if name != "examples"}
     return json.dumps(json.loads(json.dumps(fields), parse_int=float), sort_keys=True)
 

@@ -46,7 +46,7 @@ SEND_BUFFER = 1 << 17
 """Bytes that the system may buffer per connection; by default, it buffers megabytes for a client that reads slowly."""
 
 MAX_DISCARDED_BYTES = 64 << 20
-"""The most bytes of a refused body that are read and discarded; a client that is cut off before sees no response."""
+"""The most bytes of a refused body that are read and discarded; a client that is cut off earlier sees no response."""
 
 
 CHUNKS, CHUNK_BYTES = 1000, 256
@@ -157,7 +157,7 @@ class DeadlineProtocol(H11Protocol):
         super().resume_writing()
 
     def hurry(self) -> None:
-        """Shortens the time that a client has to go on reading a response; called when the service stops."""
+        """Shortens the time limit for a client that has stopped reading a response; called when the service stops."""
         if self._stall_check is not None:
             self._cancel_stall_check()
             self._schedule_stall_check()
@@ -171,7 +171,7 @@ class DeadlineProtocol(H11Protocol):
     # -- too many connections
 
     def _relieve(self) -> None:
-        """Closes the connections on which the service has waited longest, until the limit is met."""
+        """Closes the connections on which the service has waited longest, until MAX_CONNECTIONS are left."""
         vars(self.server_state)["relieving"] = False
         alive: Any = [each for each in self.connections if not each.transport.is_closing()]
         found = [(rank, each) for each in alive if (rank := each._rank()) is not None]
@@ -216,7 +216,7 @@ class DeadlineProtocol(H11Protocol):
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _update_deadline(self) -> None:
-        """Starts the deadline if the service waits for a head or for a body to discard; cancels it if not.
+        """Starts the deadline if the service waits for a head, or for the rest of a body to discard; else cancels it.
 
         Bytes that arrive do not extend a deadline that has been started.
         """

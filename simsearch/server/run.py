@@ -73,7 +73,7 @@ class Server(uvicorn.Server):
 
 
 def server_for(app: Any) -> Server:
-    """Returns a server, not yet running, for an app of `create_app`."""
+    """Returns a server for an app that `create_app` made; the server is not running yet."""
     config = uvicorn.Config(
         app,
         http=DeadlineProtocol,
@@ -141,7 +141,7 @@ def memory_for_requests(engines: Iterable[Engine], promised: int, batch: int) ->
 
 
 def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serves an app of `create_app` until SIGTERM or SIGINT. say: called with the URL.
+    """Serves an app that `create_app` made, until SIGTERM or SIGINT. say: called with the URL.
 
     Raises UsageError if it cannot listen on the port, KeyboardInterrupt after SIGINT.
     """

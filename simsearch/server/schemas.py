@@ -76,11 +76,11 @@ class Body(BaseModel):
 
     @classmethod
     def _check_together(cls, given: dict[str, Any]) -> None:
-        """Checks fields that depend on each other; subclasses override it. Raises PydanticCustomError."""
+        """Checks fields that depend on each other; a subclass overrides this. Raises PydanticCustomError."""
 
 
 class SearchRequest(Body):
-    """The body of POST /v1/search: exactly one of image, id, vector and url, and the options of `search_request`.
+    """The body of POST /v1/search: one of image, id, vector and url, and the options that `search_request` adds.
 
     image: the bytes of the file in a form. url: accepted only if the service fetches URLs.
     """
@@ -175,9 +175,10 @@ def _field(option: SearchOption, most: int | None) -> tuple[Any, str]:
 
 
 def _conditions(most: int) -> Any:
-    """Returns the type of filter conditions: a text, a list of texts, or an object with a value or values per field.
+    """Returns the type of filter conditions: a text, a list of texts, or an object of values by field.
 
-    The texts need not be UTF-8, since file names need not be. most: the most conditions.
+    In an object, a field may have a list of values. Texts need not be UTF-8, since file names need not be.
+    most: the largest number of conditions.
     """
 
     def check(value: Any) -> list[str] | dict[str, Any]:

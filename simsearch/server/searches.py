@@ -1,7 +1,6 @@
 """The HTTP handler for searches.
 
-It reads a search from the body, decodes the picture in a thread, has a batch compute the features and the matches, and
-answers in JSON.
+It reads a search from the body, decodes the picture in a thread, gets the matches from a batcher, and answers in JSON.
 """
 
 from __future__ import annotations

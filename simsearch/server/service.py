@@ -108,7 +108,7 @@ class SearchService:
         return self.indexes[name]
 
     async def in_thread(self, call: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
-        """Runs `call` in a thread and returns its result. Raises ApiError if it takes too long, or at a stop.
+        """Runs `call` in a thread and returns its result. Raises ApiError if it takes too long or the service stops.
 
         pool: the threads to use; None for the threads of the small lane.
         """
@@ -131,7 +131,7 @@ class SearchService:
                 return await self.in_thread(lambda: call(large), large.pool)
 
     async def in_time(self, work: asyncio.Future[T]) -> T:
-        """Waits for a result and returns it. Raises ApiError if it takes too long, or at a stop."""
+        """Waits for a result and returns it. Raises ApiError if it takes too long or the service stops."""
         try:
             return await asyncio.wait_for(work, self.settings.timeout)
         except TimeoutError:

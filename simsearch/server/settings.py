@@ -48,8 +48,8 @@ class Settings:
     """The options of `create_app`; by default everything optional is off.
 
     api_keys: the keys that give access to /v1 and /metrics; if there are none, no key is needed.
-    hosts: the names that are accepted in the Host header; None for any name. A service on loopback without keys needs
-    them against DNS rebinding.
+    hosts: the names that are accepted in the Host header; None for any name. A service on loopback without keys should
+    set this, to prevent DNS rebinding.
     cors: origins of other sites whose pages may call the service.
     writable: allow POST and DELETE of items, and marking groups as not duplicates.
     allow_cleanup: allow moving duplicates away and restoring them; needs `writable`.

@@ -59,7 +59,7 @@ class Status:
         )
 
     async def ready(self) -> Response:
-        """Answers that the service is ready. Raises ApiError if a search fails in one of the indexes, or at a stop."""
+        """Answers that the service is ready. Raises ApiError if the service stops, or if a search in an index fails."""
         if self.service.draining:
             raise draining()
         try:

@@ -29,7 +29,7 @@ _FORMATS = {
 
 
 def file(served: ReloadableIndex, number: int, budget: MemoryBudget) -> tuple[IO[bytes], str | None]:
-    """Returns an item's open file and its media type, which is None if browsers cannot show it. Raises ImageError.
+    """Returns an item's open file, and its media type or None if browsers cannot show the file. Raises ImageError.
 
     budget: memory for decoding.
     """

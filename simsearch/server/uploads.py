@@ -1,6 +1,7 @@
 """Adds and removes images over HTTP.
 
-Added images are files in the folder `uploads/` inside the index. A manifest lists them; it is a source of the index.
+Added images are files in the folder `uploads/` inside the index. A manifest lists these files; it is one of the sources
+of the index.
 """
 
 from __future__ import annotations
@@ -138,12 +139,12 @@ class Uploads:
 
 
 def _line(name: str, label: str | None, metadata: dict[str, Any]) -> str:
-    """Returns the line of the manifest, a JSON object, for a picture. name: of its file."""
+    """Returns the line of the manifest, a JSON object, for a picture. name: the name of its file."""
     return json.dumps({**metadata, "path": name, "label": label})
 
 
 def _find(engine: Engine, name: str) -> int | None:
-    """Returns the id of the item of an uploaded file; None if it has none. name: of the file."""
+    """Returns the id of the item for an uploaded file; None if there is none. name: the name of the file."""
     with engine.index.reading() as reader:
         for source in reader.sources():
             if source.kind == ManifestSource.kind and engine.index.root_of(source) == manifest_path(engine):
@@ -152,7 +153,7 @@ def _find(engine: Engine, name: str) -> int | None:
 
 
 def manifest_path(engine: Engine) -> str:
-    """Returns the path of the manifest of uploads; the index has it as the root of a source."""
+    """Returns the path of the manifest of uploads, which is also the root of a source of the index."""
     return upload_folder.manifest_path(engine.index)
 
 
@@ -164,7 +165,7 @@ def _forget(folder: Folder, name: str) -> None:
 
 @contextlib.contextmanager
 def _writes(folder: Folder) -> Iterator[None]:
-    """Turns an OSError into a UsageError, except if it is a SimsearchError already."""
+    """In the `with` block, turns an OSError into a UsageError, except an OSError that is a SimsearchError."""
     try:
         yield
     except SimsearchError:

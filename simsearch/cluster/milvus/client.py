@@ -60,7 +60,7 @@ SCALARS = (
     "width",
     "height",
 )
-"""The fields of a row, except the features.
+"""The fields of a row that describe its item.
 
 labelled: false if the item has no label, true for an empty label. path_hex: a path that is not UTF-8, in hexadecimal.
 """
@@ -205,8 +205,8 @@ class MilvusClient:
     ) -> None:
         """Creates the collection with its indexes, and loads it.
 
-        storage: "float16" or "float32" features. kind: the kind of their index, one of `index_kinds.KINDS`. parameters:
-        for building that index. facts: the properties of the collection.
+        dimension, storage: of the features; "float16" or "float32". kind: the kind of index for the features, one of
+        `index_kinds.KINDS`. parameters: for building this index. facts: the properties of the collection.
         """
         types = _pymilvus().DataType
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -268,16 +268,16 @@ class MilvusClient:
         self.call("delete", collection_name=self.name, filter=f"id in {[int(number) for number in ids]}")
 
     def flush(self) -> None:
-        """Has Milvus save all rows that were written, so that it indexes them."""
+        """Makes Milvus store all rows that were written, so that it can index them."""
         self.call("flush", collection_name=self.name)
 
     def count(self, where: str = "", *, strong: bool = False) -> int:
-        """Counts the rows that meet the condition `where`. strong: True to see all writes that finished before."""
+        """Counts the rows that meet the condition `where`. strong: True to include all writes before the call."""
         found = self._query(where, ["count(*)"], strong)
         return int(found[0]["count(*)"])
 
     def query(self, where: str, fields: Sequence[str], *, strong: bool = False) -> list[dict[str, Any]]:
-        """Returns fields of the rows that meet the condition `where`: at most LARGEST rows, in no particular order."""
+        """Returns `fields` of the rows that meet the condition `where`: at most LARGEST rows, in no certain order."""
         return [dict(row) for row in self._query(where, list(fields), strong)]
 
     def scan(self, where: str, fields: Sequence[str], highest: int, *, strong: bool = False) -> Iterator[list[Any]]:

@@ -1,8 +1,8 @@
 """Translates conditions on items into Milvus expressions, if Milvus gives them exactly the same meaning.
 
-Of globs, Milvus has only prefixes. It cannot compare values of different types, and its versions treat a missing field
-differently. For the conditions that Milvus cannot express or interprets differently, `matching` checks the items that
-meet the other conditions, in an SQLite database in memory.
+Prefixes are the only globs that Milvus has. It cannot compare values of different types, and its versions differ in
+how they treat a missing field. Conditions that Milvus cannot express, or would interpret differently, are checked by
+`matching`: it puts the items that meet the other conditions into an SQLite database in memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ Roots = dict[int, tuple[str, str]]
 def to_milvus_expression(wanted: Sequence[Condition], roots: Roots) -> tuple[str, list[Condition]]:
     """Returns a Milvus expression, and the conditions that it leaves out because Milvus cannot express them.
 
-    The expression is "" if there are no other conditions. roots: of the sources. Raises UsageError.
+    The expression is "" if it leaves all conditions out. roots: the kind and the root of each source, by number.
+    Raises UsageError.
     """
     expressions, rest = [], []
     for condition in wanted:
@@ -105,7 +106,7 @@ def _path(operator: str, text: str, roots: Roots) -> str | None:
 
 
 def _metadata(name: str, operator: str, value: Any) -> str | None:
-    """Returns a Milvus expression for a condition on metadata; None if it is not the equality of a text or integer.
+    """Returns a Milvus expression for a condition on metadata; None except for equality with a text or an integer.
 
     Milvus cannot express "<" and ">": unlike SQLite, it cannot compare values of different types.
     """

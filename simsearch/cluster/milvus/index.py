@@ -1,4 +1,4 @@
-"""Makes an `Engine` of a Milvus collection that was written by `push`; it has the same searches, filters and errors.
+"""Opens a Milvus collection that `push` wrote: as an `Engine`, with the same searches, filters and errors.
 
 Milvus chooses the candidates of a search. Their distances are computed again in float64, so distances are exact, and
 ties go to the lower id. With a FLAT index, the choice of candidates is exact too. A collection has no row numbers; the
@@ -149,7 +149,7 @@ def _doubtful(query: NDArray[np.float32], hits: Sequence[Hit], found: Neighbours
 
 
 class MilvusIndex:
-    """An open collection, with the interface of `storage.index.Index`. roots: see there.
+    """An open collection, with the interface of `storage.index.Index`. roots: as for `Index`.
 
     Raises IndexNotFoundError, UnavailableError, MissingExtraError.
     """
@@ -283,7 +283,7 @@ class _Snapshots:
         return None if reader.collection.kind in EXACT else _Approximate()
 
     def exact_facts(self, reader: MilvusReader) -> dict[str, Any]:
-        """Returns what `Engine.info` tells of exact searches: no bounds exclude items, since the server searches."""
+        """Returns the description of exact searches for `Engine.info`; see `search.snapshot.Snapshots.exact_facts`."""
         return {"proved": False}
 
     def close(self) -> None:

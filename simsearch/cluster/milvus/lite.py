@@ -44,13 +44,13 @@ def check_file(file: Path, writing: bool) -> None:
 
 
 def acquire(file: Path) -> None:
-    """Counts a client that has opened a file."""
+    """Adds one to the number of clients of a file."""
     with _lock:
         _open_counts[file] = _open_counts.get(file, 0) + 1
 
 
 def release(file: Path) -> None:
-    """Counts a client as closed; closes the file after its last client."""
+    """Takes one from the number of clients of a file, and closes the file if no client is left."""
     with _lock:
         _open_counts[file] -= 1
         if not _open_counts[file]:

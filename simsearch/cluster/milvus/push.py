@@ -55,8 +55,8 @@ class PushOptions:
     """Options of a push.
 
     kind: the kind of index for the features in a new collection, one of `index_kinds.KINDS`; None to choose it by the
-    number of items. parameters: for building that index. storage: of the features; "float16" needs Milvus 2.4 or later;
-    None for the storage of the existing collection, or "float32".
+    number of items. parameters: for building that index. storage: the type of the features; "float16" needs Milvus 2.4
+    or later. None is "float32" in a new collection, and the type that an existing collection has.
     replace: True to drop the existing collection first. progress: called with (items compared, items in all).
     """
 
@@ -259,7 +259,7 @@ class _Push:
     # -- the end
 
     def finish(self) -> None:
-        """Saves all rows in Milvus, counts them and compares a sample. Raises SimsearchError if they differ."""
+        """Stores and counts all rows and compares a sample. Raises SimsearchError if they differ from the index."""
         if self.pushed.sent or self.pushed.deleted:
             self.client.flush()
         found = self.client.count(strong=True)
@@ -273,7 +273,7 @@ class _Push:
         self.client.set_properties(self._facts(complete=True))
 
     def _compare(self) -> None:
-        """Reads a sample of rows with their features back. Raises IndexDamagedError if one differs from the index."""
+        """Reads back a sample of rows and their features. Raises IndexDamagedError if a row differs from the index."""
         ids, _ = self.reader.ids_and_rows()
         chosen = np.random.default_rng(0).choice(ids, min(SAMPLE, len(ids)), replace=False)
         items = [self.reader.item(int(number)) for number in np.sort(chosen)]
@@ -292,7 +292,7 @@ class _Push:
 
 
 def row_hash(item: Item) -> int:
-    """Returns a 63-bit hash of all fields of a row but the features, for which the file's SHA-256 is hashed."""
+    """Returns a 63-bit hash of an item's fields. The file's SHA-256, which is a field, stands for the features."""
     fields = [
         item.source,
         os.fsencode(item.path).hex(),
