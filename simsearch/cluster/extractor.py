@@ -1,4 +1,4 @@
-"""Collects a build's results from the workers of a cluster, in the order of a local build."""
+"""Collects the results of a build from the workers of a cluster, in the same order as a local build has them."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Match(_Item):
         NotNegative,
         Field(
             le=1,
-            description="1 at distance 0, 0.5 at the usual distance of a nearest neighbour, 0 at that of a random image.",
+            description="1 at distance 0, 0.5 at the usual distance of nearest neighbours, 0 at that of random images.",
         ),
     ]
 
@@ -83,7 +83,7 @@ class Duplicate(Item):
     is_copy: Annotated[
         bool,
         Field(
-            description="True for a copy of the first item. False if only other items link the two: a clean-up leaves it."
+            description="True for a copy of the first item. If False, only others link the two: a clean-up leaves it."
         ),
     ]
     fixed: Annotated[str | None, Field(description="Why this service cannot move it; null if it can.")]

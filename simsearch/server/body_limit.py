@@ -51,7 +51,10 @@ class ReceivedBytes:
             return size <= 0 or self.total <= (self._limit_of_large if large else self.limit)
 
     def add(self, size: int) -> None:
-        """Adds `size` bytes to the total. Raises ApiError if the total is then above the limit; it stays there."""
+        """Adds `size` bytes to the total. Raises ApiError if the total is then above the limit.
+
+        The bytes count even if the error is raised.
+        """
         if not self.count(size):
             raise self.refusal()
 

@@ -104,10 +104,7 @@ class Browser:
             return self._once(engine, reader, "facets", lambda: _count(reader))
 
     def _once(self, engine: Engine, reader: ItemReader, name: Any, make: Callable[[], T]) -> T:
-        """Returns the result of `make` for the present state of the index, from memory if it was computed before.
-
-        name: distinguishes the results for one state of an index.
-        """
+        """Returns `make()`, or its result that is kept in memory by `name` for the present state of the index."""
         key = engine.opened_index.identity, str(engine.path), reader.state("generation"), name
         with self._lock:
             if key in self._kept:

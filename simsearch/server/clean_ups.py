@@ -48,7 +48,7 @@ log = logging.getLogger("simsearch.serve")
 
 @dataclass
 class Run:
-    """A clean-up that waits, runs or has ended, or the undoing of a clean-up.
+    """A clean-up, or the undoing of a clean-up. It waits, runs or has ended.
 
     journal: the file name of the journal. done: files handled so far. total: number of all files.
     """
@@ -158,8 +158,8 @@ class CleanUps:
 
         make: returns the plan; called when the index is locked, so that the index cannot change any more.
         Returns the report, the absolute paths of the moved files, and the number of removed items.
-        Raises IndexLockedError, before any change, if another process writes to the index, and ApiError if the clean-up
-        stops early.
+        Raises IndexLockedError, before any change, if another process writes to the index. Raises ApiError if the
+        clean-up stops early.
         """
         with engine.index.writing(LOCK_PATIENCE):
             plan = make()

@@ -106,7 +106,7 @@ class Lanes:
 
 
 class EitherLane(MemoryBudget):
-    """A memory budget for long work in another thread: each picture takes memory of the lane for its size."""
+    """A memory budget for long work in another thread: a picture takes memory of either lane, depending on its size."""
 
     def __init__(self, lanes: Lanes) -> None:
         super().__init__(lanes.large.total)

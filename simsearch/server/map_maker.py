@@ -163,7 +163,7 @@ class MapMaker:
         return Known(stored, token, end + PATIENCE * (end - began))
 
     def _progress(self, job: MapJob, step: Step, began: float) -> Progress:
-        """Returns the progress callback for a step, which raises ApiError after `stop` or `SECONDS` of drawing."""
+        """Returns the progress callback for a step; it raises ApiError if the service stops, or after `SECONDS`."""
 
         def report(done: int, total: int) -> None:
             job.step, job.done, job.total = step, done, total

@@ -227,7 +227,7 @@ def _line(text: str) -> str:
 def _plain_values(value: Any) -> dict[str, Any]:
     """Returns metadata if it is an object of texts, numbers, booleans and nulls; else raises ValueError.
 
-    The names "path" and "label" are refused, since they have another meaning in the manifest.
+    The names "path" and "label" are refused, since every item has a path and a label besides its metadata.
     """
     if not isinstance(value, dict) or {"path", "label"} & value.keys():
         raise ValueError
