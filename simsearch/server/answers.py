@@ -83,7 +83,7 @@ class Duplicate(Item):
     is_copy: Annotated[
         bool,
         Field(
-            description="True for a copy of the first item. If False, only others link the two: a clean-up leaves it."
+            description="True for a copy of the first item. If False, other items link the two; a clean-up leaves it."
         ),
     ]
     fixed: Annotated[str | None, Field(description="Why this service cannot move it; null if it can.")]
@@ -134,7 +134,7 @@ class CleanedItem(BaseModel):
 class CleanUp(BaseModel):
     dry_run: bool
     action: Literal["move", "trash"]
-    files: Annotated[Count, Field(description="Files that were moved away; in a dry run, that would be.")]
+    files: Annotated[Count, Field(description="Files that were moved away, or that a dry run would move away.")]
     bytes: Count
     removed: Annotated[Count, Field(description="Items that are not in the index any more.")]
     items: list[CleanedItem]
