@@ -1,4 +1,4 @@
-"""Collects a build's results from the workers of a cluster, in the order of a local build."""
+"""Collects the results of a build from the workers of a cluster, in the same order as a local build has them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 Key = tuple["Plan", "Entry", "Item | None"]
 Run = Callable[[WorkFolder, Sequence[int]], Iterator[int]]
-"""Computes chunks and yields their numbers in the given order, each when its results are written."""
+"""Computes chunks and yields their numbers in the given order, each number when the chunk's results are written."""
 
 
 class ClusterExtractor:
     """An `Extractor` for `BuildOptions` that computes the features of a build's images in other processes.
 
-    run: computes the chunks; `on_ray` makes one for Ray.
+    run: computes chunks, which are parts of the list of images; for Ray, `ray.on_ray` sets it.
     """
 
     def __init__(self, run: Run) -> None:
@@ -41,7 +41,10 @@ class ClusterExtractor:
     def groups(
         self, index: Index, model: IndexModel, keys: Sequence[Key], known: Container[bytes], batch_size: int
     ) -> Iterator[list[tuple[Key, LoadedImage]]]:
-        """Yields the results of all images in their order, one chunk at a time; see `Extractor.groups`."""
+        """Yields the results of all images in their order, one chunk at a time; see `Extractor.groups`.
+
+        Raises UnavailableError if the results of a chunk cannot be read.
+        """
         index.check_in_place()  # workers find the work by its path
         self.folder = index.path.absolute() / "derived" / WORK_FOLDER
         wanted = {_place(plan, entry): (plan, entry, known_item) for plan, entry, known_item in keys}
@@ -52,7 +55,7 @@ class ClusterExtractor:
             yield from self._results(self._create_work(index, model.name, wanted, batch_size), wanted, known)
 
     def finished(self) -> None:
-        """Deletes the work; called when all results are committed."""
+        """Deletes the folder with the work; called when all results are committed."""
         if self.folder is not None:
             cluster_work.discard(self.folder)
 
@@ -70,7 +73,10 @@ class ClusterExtractor:
     def _results(
         self, work: WorkFolder, wanted: dict[tuple[str, str, str, int, int], Key], known: Container[bytes]
     ) -> Iterator[list[tuple[Key, LoadedImage]]]:
-        """Yields the results of the wanted images that the work has, and removes these images from `wanted`."""
+        """Yields the results of the wanted images that `work` lists, and removes these images from `wanted`.
+
+        known: the SHA-256 of the files for which the index has features.
+        """
         items, sources = work.items(), work.info.sources
         places = [
             (sources[item.source][0], sources[item.source][1], item.path, item.size, item.stamp) for item in items
@@ -91,7 +97,7 @@ class ClusterExtractor:
                     continue
                 known_content = result.digest in known or result.digest in seen
                 if result.features is None and result.problem is None and not known_content:
-                    continue  # a copy of an image that is now gone: computed with the next work
+                    continue  # has no features as a copy of an image that is now gone; the next work computes them
                 del wanted[place]
                 if known_content:  # as in a local build, the features of the first image with the content are kept
                     result = replace(result, features=None)
@@ -101,14 +107,17 @@ class ClusterExtractor:
 
 
 def _belongs(info: WorkInfo, index: Index) -> bool:
-    """Returns True if interrupted work has the same weights, precision and descriptor as the index."""
+    """Returns True if the features of interrupted work fit the index: same weights, precision and descriptor."""
     meta = index.meta
     ours = meta.weights_sha256, index.precision, meta.descriptor
     return (info.weights_sha256, info.precision, info.descriptor) == ours
 
 
 def _may_be_read(info: WorkInfo) -> bool:
-    """Returns True if the user has permitted all remote sources of the work, which may have come with the index."""
+    """Returns True if the user permits reading all remote sources that the work names.
+
+    The work may have come with an index that somebody else made.
+    """
     return all(permission.is_granted(root) for kind, root in info.sources if addresses.is_kind(kind))
 
 

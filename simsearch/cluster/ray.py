@@ -1,11 +1,11 @@
 """Building an index with the machines of a Ray cluster: `build --on ray`.
 
-This process, the driver, lists the images as in any build and writes the list as chunks (`cluster.work`). Each node of
-the cluster runs one worker for each GPU, or a single one without GPUs, which loads the model once and computes chunks
-(`cluster.worker`); the results of a chunk are a file. The driver takes the chunks in order (`cluster.extractor`) and
-commits them as a local build commits its batches, so ids, features and failures are the same. If a worker is lost,
-another one computes its chunk. If the driver is lost, the next build finds the committed chunks in the index and the
-results of other chunks in files.
+This process, the driver, lists the images as in any build, and writes the list to a file, divided into chunks
+(`cluster.work`). Each node of the cluster runs one worker for each GPU, or a single worker if it has no GPU. A worker
+loads the model once, computes chunks (`cluster.worker`) and writes the results of each chunk to a file. The driver
+reads these files in order (`cluster.extractor`) and commits the results as a local build commits its batches, so ids,
+features and failures are the same. If a worker is lost, another worker computes its chunk. If the driver is lost, the
+next build finds the committed chunks in the index, and the results of the other finished chunks in their files.
 
 Sources and index must be at the same paths on all nodes.
 """
@@ -44,8 +44,9 @@ def on_ray(
 ) -> ClusterExtractor:
     """Returns a `ClusterExtractor` whose workers run on Ray.
 
-    where: "ray" for the cluster in $RAY_ADDRESS, or for this machine if that is not set; "ray://HOST:PORT" for a
-    cluster's client port. threads: of each worker. say: called with messages about workers and failures.
+    where: "ray" for the cluster in $RAY_ADDRESS, or for this machine if $RAY_ADDRESS is not set; "ray://HOST:PORT" for
+    the client port of a cluster. device: see `load.load_model`. threads: the number of threads of each worker; None for
+    the default. say: called with messages about workers and failures.
     Raises UsageError, MissingExtraError, UnavailableError.
     """
     parts = urlsplit(where)
@@ -63,7 +64,10 @@ def on_ray(
 
 
 def _connect(where: str) -> tuple[Any, bool]:
-    """Connects to Ray; returns the module, and True if it was not connected before. Raises UnavailableError."""
+    """Connects to Ray; returns the module `ray`, and True if this call has made the connection.
+
+    Raises UnavailableError, MissingExtraError.
+    """
     try:
         import ray
     except ImportError:
@@ -108,7 +112,7 @@ class _RayScheduler:
         self.last_look = 0.0
 
     def run(self, chunks: Sequence[int]) -> Iterator[int]:
-        """Computes chunks and yields their numbers in the given order; see `Run`."""
+        """Computes chunks and yields their numbers in the given order; see `extractor.Run`."""
         todo, done = deque(chunks), set[int]()
         order = iter(chunks)
         following = next(order, None)
@@ -138,7 +142,7 @@ class _RayScheduler:
                 self.ray.shutdown()
 
     def _start_workers(self) -> None:
-        """Starts a worker in each slot without one: at the beginning, when a node joins, and after a loss."""
+        """Starts a worker in each slot that has none: at the beginning, when a node joins, and after a loss."""
         if time.monotonic() - self.last_look < 2:
             return
         self.last_look = time.monotonic()
@@ -164,7 +168,10 @@ class _RayScheduler:
                 self.busy[worker.ready.remote()] = (node["NodeID"], slot), None
 
     def _finished(self, todo: deque[int]) -> Iterator[int]:
-        """Waits a moment for workers, and yields the chunks that they have finished."""
+        """Waits a moment for workers, and yields the chunks that they have finished.
+
+        todo: the chunks that no worker has begun; the chunk of a lost worker is put back into it.
+        """
         if not self.busy:
             time.sleep(WAIT)
             return
@@ -188,7 +195,10 @@ class _RayScheduler:
             self.idle.append(slot)
 
     def _replace_worker(self, slot: tuple[str, int], chunk: int | None, error: Exception, todo: deque[int]) -> None:
-        """Frees the slot of a lost worker and puts its chunk back. Raises UnavailableError after `ATTEMPTS` losses."""
+        """Frees the slot of a lost worker and puts its chunk back into `todo`.
+
+        chunk: None if the worker had none. Raises UnavailableError when `ATTEMPTS` workers were lost on the same chunk.
+        """
         reason = type(error).__name__
         with contextlib.suppress(Exception):  # a worker that is only unreachable must not keep its slot
             self.ray.kill(self.workers.pop(slot))

@@ -28,7 +28,7 @@ from simsearch.errors import UsageError
 from simsearch.indexing.load import LoadedImage
 
 SMALLEST, LARGEST = 256, 8192
-"""Limits of the images in a chunk; both are multiples of the batch sizes."""
+"""The least and the most images in a chunk; both are multiples of the usual batch sizes."""
 
 CHUNKS = 4096
 """Approximate limit on the number of chunks; exceeded only if chunks would need more than `LARGEST` images."""
@@ -36,7 +36,11 @@ CHUNKS = 4096
 
 @dataclass(frozen=True)
 class WorkItem:
-    """An image: the number of its source, its path in the source, and its size (bytes) and stamp when it was listed."""
+    """An image in the list of a build.
+
+    source: the number of its source. path: relative to the source. size, stamp: its size in bytes and its mtime in ns
+    (or a checksum) when it was listed; see `sources.base.Entry`.
+    """
 
     source: int
     path: str
@@ -49,8 +53,8 @@ class WorkInfo:
     """The content of `work.json`.
 
     model: name or path of the model, for loading. sources: kind and root of each source, by number. total: number of
-    images. chunk_size: number of images in a chunk (`share` in the file). precision, descriptor: those of the features;
-    see `Engine.precision` and `Meta.descriptor`.
+    images. chunk_size: number of images in a chunk; in the file, its name is `share`. batch_size: 0 for the device's
+    default. precision, descriptor: how features are computed; see `Engine.precision` and `Meta.descriptor`.
     """
 
     model: str
@@ -74,7 +78,7 @@ class WorkInfo:
 
 
 class WorkFolder:
-    """The folder with a build's list of images, which never changes, and the results of chunks."""
+    """The folder with the list of a build's images, which never changes, and with the results of chunks."""
 
     def __init__(self, folder: Path, info: WorkInfo) -> None:
         self.folder, self.info = folder, info
@@ -125,20 +129,20 @@ class WorkFolder:
         return -(-self.info.total // self.info.chunk_size)
 
     def items(self) -> list[WorkItem]:
-        """Returns all images, in order."""
+        """Returns all images, in the order of the build."""
         with (self.folder / "images.jsonl").open(encoding="utf-8") as lines:
             return [WorkItem(*outside_json.parse(line)) for line in lines]
 
     def chunk_items(self, items: Sequence[WorkItem], chunk: int) -> Sequence[WorkItem]:
-        """Returns the images of one chunk."""
+        """Returns the images of one chunk. items: all images."""
         return items[chunk * self.info.chunk_size : (chunk + 1) * self.info.chunk_size]
 
     def path(self, chunk: int) -> Path:
-        """Returns the path of a chunk's results."""
+        """Returns the path of the file with the results of a chunk."""
         return self.folder / f"{chunk:06d}.npz"
 
     def write(self, chunk: int, results: Sequence[LoadedImage]) -> None:
-        """Writes the results of a chunk."""
+        """Writes the results of a chunk to its file."""
         records = [[r.digest.hex(), r.size, r.width, r.height, r.problem, r.features is not None] for r in results]
         rows = [r.features for r in results if r.features is not None]
         features = np.stack(rows) if rows else np.zeros((0, 0), np.float16)  # (n, D)
@@ -147,7 +151,7 @@ class WorkFolder:
         atomic_write(self.path(chunk), buffer.getvalue(), follow_links=False)
 
     def read(self, chunk: int) -> list[LoadedImage] | None:
-        """Reads the results of a chunk; None if they do not exist or are damaged."""
+        """Returns the results of a chunk from its file; None if the file does not exist or is damaged."""
         try:
             with np.load(io.BytesIO(self.path(chunk).read_bytes()), allow_pickle=False) as arrays:
                 records, rows = outside_json.parse(arrays["records"].tobytes()), iter(arrays["features"])
@@ -167,7 +171,7 @@ def discard(folder: Path) -> None:
 
 
 def open_on_worker(folder: str) -> WorkFolder:
-    """Opens the work on a worker's machine. Raises UsageError if the machine does not see the folder."""
+    """Opens a work folder on a worker's machine. Raises UsageError if the machine cannot see the folder."""
     work = WorkFolder.open(Path(folder))
     if work is None:
         raise UsageError(

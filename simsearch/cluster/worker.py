@@ -1,4 +1,4 @@
-"""A worker of a cluster build: computes the images of chunks on its machine."""
+"""A worker of a build on a cluster: computes the features of images on its machine."""
 
 from __future__ import annotations
 
@@ -20,14 +20,20 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """Computes chunks in a process of its own, with the model loaded once."""
+    """Computes chunks of a work folder in a process of its own, which loads the model once.
+
+    folder: the path of the work folder. device: see `load.load_model`. threads: None for the default.
+    """
 
     def __init__(self, folder: str, device: str, threads: int | None) -> None:
         self.folder, self.device, self.threads = folder, device, threads
         self.sources: dict[int, Source] = {}
 
     def ready(self) -> str:
-        """Loads the model and returns the name of the machine. Raises UsageError, ModelMismatchError."""
+        """Opens the work folder, loads the model, and returns the name of the machine.
+
+        Raises UsageError if the folder cannot be opened, ModelMismatchError if the index was made with other weights.
+        """
         self.work = cluster_work.open_on_worker(self.folder)
         info = self.work.info
         self.items = self.work.items()
@@ -46,7 +52,7 @@ class Worker:
         return os.uname().nodename
 
     def compute(self, chunk: int) -> int:
-        """Computes a chunk, unless its results exist, and returns the number of images that failed."""
+        """Computes a chunk and writes its results, if they do not exist; returns the number of images that failed."""
         results = self.work.read(chunk)
         if results is None:
             items = self.work.chunk_items(self.items, chunk)

@@ -36,7 +36,7 @@ class Match(_Item):
         NotNegative,
         Field(
             le=1,
-            description="1 at distance 0, 0.5 at the usual distance to a nearest neighbour, 0 at that of random ones.",
+            description="1 at distance 0, 0.5 at the usual distance of nearest neighbours, 0 at that of random images.",
         ),
     ]
 
@@ -83,7 +83,7 @@ class Duplicate(Item):
     is_copy: Annotated[
         bool,
         Field(
-            description="True if it is a copy of the first item; a clean-up leaves it if only others link it to that."
+            description="True for a copy of the first item. If False, other items link the two; a clean-up leaves it."
         ),
     ]
     fixed: Annotated[str | None, Field(description="Why this service cannot move it; null if it can.")]
@@ -103,8 +103,8 @@ class DuplicateGroups(BaseModel):
     max_distance: Annotated[
         NotNegative,
         Field(
-            description="The parameter as it was given, or else the measured limit. With the latter, pixels decide, "
-            "also a bit beyond it: distances in the groups may be larger. Given as a parameter, it switches that off."
+            description="The parameter of this name, or else the measured limit. With the measured limit, pictures are "
+            "also compared by their pixels, even a little beyond it, so distances in the groups may be larger."
         ),
     ]
     copies: Annotated[
@@ -134,12 +134,12 @@ class CleanedItem(BaseModel):
 class CleanUp(BaseModel):
     dry_run: bool
     action: Literal["move", "trash"]
-    files: Annotated[Count, Field(description="That went, or would.")]
+    files: Annotated[Count, Field(description="Files that were moved away, or that a dry run would move away.")]
     bytes: Count
     removed: Annotated[Count, Field(description="Items that are not in the index any more.")]
     items: list[CleanedItem]
     journal: Annotated[str | None, Field(description="For POST /v1/duplicates/restore.")]
-    command: Annotated[str | None, Field(description="Undoes it on the machine of the service.")]
+    command: Annotated[str | None, Field(description="The shell command that undoes it on the machine of the service.")]
 
 
 class PastCleanUp(BaseModel):
@@ -164,8 +164,8 @@ class Problem(BaseModel):
 
 class Undone(BaseModel):
     journal: str
-    files: Annotated[Count, Field(description="That were put back.")]
-    untouched: Annotated[Count, Field(description="At their places already.")]
+    files: Annotated[Count, Field(description="Files that were put back.")]
+    untouched: Annotated[Count, Field(description="Files that were at their places already.")]
     indexed: Annotated[Count, Field(description="Items that are in the index again; the next build adds the others.")]
     problems: list[Problem]
 
@@ -187,7 +187,9 @@ class Index(BaseModel):
 class Listing(BaseModel):
     indexes: list[Index]
     writable: bool
-    cleanup: Annotated[Literal["move", "trash"] | None, Field(description="What is done with duplicates, if it is.")]
+    cleanup: Annotated[
+        Literal["move", "trash"] | None, Field(description="What a clean-up does; null if this service moves no files.")
+    ]
     move_to: Annotated[str | None, Field(description="The folder that duplicates are moved to.")]
     urls: bool
     max_body: Count

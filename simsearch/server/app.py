@@ -1,7 +1,7 @@
 """The HTTP service as an ASGI app: `simsearch.create_app`.
 
-A request passes the middlewares (response headers, access log, authentication, body limit), then a route, which calls
-a handler in `items`, `searches` or `status`.
+A request passes the middlewares (response headers, access log, authentication, body limit). Then a route from `routes`
+calls a handler, which is in `searches`, `items`, `duplicates`, `maps` or `status`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from simsearch.server.settings import AppOptions, Settings
 
 
 def create_app(engine: Engine | Mapping[str, Engine], **options: Unpack[AppOptions]) -> FastAPI:
-    """Creates an ASGI app (FastAPI) that searches an engine, or several by name, with a web page at its root.
+    """Creates a FastAPI app that serves open indexes: an HTTP API for searches, and a web page at its root.
 
-    It can be served by itself or mounted: `app.mount("/similar", simsearch.create_app(engine))`.
-    options: the fields of `settings.Settings`. The caller closes the engines. Raises UsageError, MissingExtraError.
+    The app can be served by itself or mounted: `app.mount("/similar", simsearch.create_app(engine))`.
+    engine: an open index, or several by name; the caller closes them. options: the fields of `settings.Settings`.
+    Raises UsageError for an option that cannot be used, MissingExtraError if a package of the extra [serve] is missing.
     """
     engines = engine if isinstance(engine, Mapping) else {"default": engine}
     if not engines:
@@ -79,5 +80,5 @@ def create_app(engine: Engine | Mapping[str, Engine], **options: Unpack[AppOptio
 
 
 def _needs_key(path: str) -> bool:
-    """Returns True for a path that needs a key, if the settings have any."""
+    """Returns True for a path that the API keys protect, if the settings have API keys."""
     return path.startswith(("/v1/", "/metrics")) or path == "/v1"

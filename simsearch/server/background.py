@@ -1,4 +1,4 @@
-"""Runs long work in a thread that gives way to searches.
+"""Runs long work in a thread that pauses briefly while searches are being answered.
 
 One request starts the work, and later requests ask for the progress. The last few results are kept in memory.
 """
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 class Job(Protocol[R]):
-    """Work that is being done."""
+    """Long work that waits or runs. result: set when the work has ended."""
 
     result: Future[R]
 
@@ -32,8 +32,8 @@ J = TypeVar("J", bound=Job[Any])
 class BackgroundWork(Generic[J, R]):
     """Runs one job at a time in a thread and keeps the last results by key; safe for several threads.
 
-    name: name of the thread. kept: the most results kept in memory. busy: returns True while searches are being
-    answered.
+    name: name of the thread. kept: the largest number of results to keep in memory. busy: returns True while searches
+    are being answered.
     """
 
     def __init__(self, name: str, kept: int, busy: Callable[[], bool]) -> None:
@@ -45,16 +45,16 @@ class BackgroundWork(Generic[J, R]):
         self._stopped = False
 
     def stop(self) -> None:
-        """Ends the running job at its next step."""
+        """Ends the running job, and jobs that start later, when they next call `step`."""
         self._stopped = True
 
     def close(self) -> None:
-        """Stops the work, drops the waiting jobs, and waits until the running job has ended."""
+        """Ends the running job at its next call of `step`, drops the waiting jobs, and waits for the end."""
         self.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def known(self, key: Key) -> R | None:
-        """Returns the result of a key; None if none is kept."""
+        """Returns the result that is kept for a key; None if there is none."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -69,15 +69,16 @@ class BackgroundWork(Generic[J, R]):
                 self._kept.popitem(last=False)
 
     def drop(self, chosen: Callable[[Key], bool]) -> None:
-        """Drops the results of the chosen keys."""
+        """Drops the results of all keys for which `chosen` returns True."""
         with self._lock:
             for key in filter(chosen, list(self._kept)):
                 del self._kept[key]
 
     def start(self, key: Key, job: J, work: Callable[[J], R], waiting: int, refusal: str) -> J:
-        """Returns the job under way for a key; if there is none, starts `work` on `job` and returns `job`.
+        """Returns the job that waits or runs for a key; if there is none, starts `work(job)` and returns `job`.
 
-        waiting: the most jobs, running or waiting. Raises ApiError with the text `refusal` for a further one.
+        waiting: the largest number of jobs that wait or run. Raises ApiError with the message `refusal` if there are
+        that many already.
         """
         with self._lock:
             if key in self._jobs:
@@ -93,7 +94,11 @@ class BackgroundWork(Generic[J, R]):
             return job
 
     def step(self, began: float, seconds: float, refusal: str) -> None:
-        """Waits briefly for searches. Raises ApiError at a stop, or if `seconds` have passed since `began`."""
+        """Pauses briefly while searches are being answered; long work calls this between its steps.
+
+        began: the monotonic time at which the work began. Raises ApiError if the work has been stopped. Raises it with
+        the message `refusal` if the work has taken more than `seconds`.
+        """
         if self._stopped:
             raise draining()
         if time.monotonic() - began > seconds:

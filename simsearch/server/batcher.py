@@ -1,8 +1,8 @@
-"""Answers concurrent searches in batches, with one pass through the network and one scan for each batch.
+"""Answers concurrent searches in batches: the queries of a batch take one pass through the network.
 
-No request waits for a batch to fill: if the worker is free, a request is computed at once, and those that arrive
-meanwhile make the next batch. So a single request is as fast as without batches, and under load batches form by
-themselves.
+Searches of a batch that have the same options also share one scan of the features. No request waits for a batch to
+fill: if the worker is free, it computes a request at once, and the requests that arrive meanwhile form the next batch.
+So a single request is as fast as without batches, and under load batches form by themselves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from simsearch.server.reloading import ReloadableIndex
 
 @dataclass
 class SearchJob:
-    """A search that waits for its batch. model: the name of the model that answered it, set when it is done."""
+    """A search that waits for its batch. done: the matches. model: the name of the index's model, set before `done`."""
 
     query: PreparedQuery
     k: int
@@ -38,12 +38,12 @@ class SearchJob:
 
     @property
     def key(self) -> tuple[int, int, str]:
-        """A key that is equal for jobs that one scan can answer together."""
+        """A key for grouping: one scan can answer all jobs that have the same key."""
         return self.k, self.query.variants, repr(sorted(self.options.items(), key=lambda pair: pair[0]))
 
 
 class Batcher:
-    """The worker thread of an index, which is started with the first job. size: the most jobs in a batch."""
+    """Answers the searches of an index in a worker thread, started by the first job. size: the most jobs in a batch."""
 
     def __init__(self, served: ReloadableIndex, size: int, metrics: PrometheusMetrics) -> None:
         self.served, self.size, self.metrics = served, size, metrics
@@ -52,7 +52,7 @@ class Batcher:
         self._thread: threading.Thread | None = None
 
     def submit(self, job: SearchJob) -> Future[Matches]:
-        """Adds a job to the queue and returns its future, whose exception may be any SimsearchError."""
+        """Adds a job to the queue and returns the future of its matches, which may raise any SimsearchError."""
         with self._ready:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name=f"search-{self.served.name}", daemon=True)

@@ -1,4 +1,4 @@
-"""The middleware that limits bodies: their size, their time, and the memory that all of them take together."""
+"""The middleware that limits request bodies: their size, the time to receive them, and the memory for all of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SMALL_BODY, RESERVED = 1 << 20, 4
-"""Bodies of more than SMALL_BODY bytes leave 1/RESERVED of the memory for bodies to smaller ones."""
+"""The last 1/RESERVED of the memory for bodies is kept free for bodies of at most SMALL_BODY bytes."""
 
 SLOW_SECONDS = 2.0
 """Seconds after which a body that is still arriving may be dropped, if a small body needs the memory."""
@@ -27,9 +27,10 @@ MAX_JSON_BYTES = 1 << 20
 
 
 class ReceivedBytes:
-    """Counts the bytes of all bodies in memory, and limits the time of the bodies that are being received.
+    """Counts the bytes of all request bodies in memory, and limits the time to receive a body.
 
-    limit: the most bytes of all bodies. rejected: called for each refused request. largest: the most bytes of one body.
+    limit: the most bytes of all bodies together. rejected: called for each refused request. largest: the most bytes of
+    one body.
     """
 
     def __init__(self, limit: int, rejected: Callable[[], None], largest: int = 0) -> None:
@@ -42,14 +43,18 @@ class ReceivedBytes:
     def count(self, size: int, large: bool = False) -> bool:
         """Adds `size` bytes to the total; returns False if the total is then above the limit.
 
-        size: negative for freed bytes. large: True if the body has more than `SMALL_BODY` bytes; its limit is lower.
+        size: negative for freed bytes. large: True if the body has more than `SMALL_BODY` bytes; the limit for such
+        bodies is lower.
         """
         with self._lock:
             self.total += size
             return size <= 0 or self.total <= (self._limit_of_large if large else self.limit)
 
     def add(self, size: int) -> None:
-        """Adds `size` bytes to the total, even if they are refused. Raises ApiError if the total is above the limit."""
+        """Adds `size` bytes to the total. Raises ApiError if the total is then above the limit.
+
+        The bytes count even if the error is raised.
+        """
         if not self.count(size):
             raise self.refusal()
 
@@ -66,7 +71,10 @@ class ReceivedBytes:
                 wait.reschedule(end)
 
     def end_slowest(self) -> bool:
-        """Ends the body that has been arriving for the longest time, if it is slow; returns False if none is."""
+        """Gives up the body that has been arriving for the longest time, if that is more than `SLOW_SECONDS`.
+
+        Returns False if there is no such body.
+        """
         now = asyncio.get_running_loop().time()
         slow = {wait: since for wait, (since, held) in self._waits.items() if held and now - since > SLOW_SECONDS}
         if not slow:

@@ -1,6 +1,6 @@
 """Lists the items of an index page by page, and counts its labels, folders and metadata fields (facets).
 
-Each order and each count is computed once for each state of an index; the last few are kept.
+Orders of items and counts are computed once for each state of an index; the last few are kept in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 Sort = Literal["newest", "oldest", "id"]
 
 KEPT = 16
-"""Orders and facets kept in memory, of all indexes together; an order has 8 bytes an item."""
+"""The most orders and facets kept in memory, for all indexes together; an order takes 8 bytes per item."""
 
 SEEN = 200_000
 """The most items over which facets are counted."""
@@ -42,9 +42,10 @@ FIELDS = 50
 
 @dataclass(frozen=True)
 class Listing:
-    """One page: the ids of its items, the number of all items that meet the conditions, and where the next one starts.
+    """One page of a list of items.
 
-    next: the id to give as `after`; None at the end.
+    ids: of the items on the page. total: the number of items on all pages. next: the id to give as `after` to get the
+    next page; None on the last page.
     """
 
     ids: list[int]
@@ -54,10 +55,11 @@ class Listing:
 
 @dataclass(frozen=True)
 class ListRequest:
-    """The items to list, and their order.
+    """A request for one page of a list of items.
 
-    limit: the most items. after: the id of the last item on the previous page.
-    filters: conditions as on the command line. label, folder: only items with this label, or below this folder.
+    limit: the most items on the page. after: the id of the last item on the previous page.
+    filters: conditions as for `simsearch query --filter`. label: only items with this label. folder: only items in or
+    below this folder.
     sort: "newest" and "oldest" sort by the date of the file, with undated items last.
     """
 
@@ -69,7 +71,7 @@ class ListRequest:
     sort: Sort = "newest"
 
     def conditions(self) -> list[Condition]:
-        """Returns the conditions. Raises UsageError."""
+        """Returns the conditions in `filters`, `folder` and `label`. Raises UsageError for an invalid filter."""
         found = [*self.filters]
         if self.folder:
             found.append(f"path~{_literal(self.folder.rstrip('/'))}/*")
@@ -97,12 +99,12 @@ class Browser:
         return Listing(ids, len(order), ids[-1] if start + len(ids) < len(order) else None)
 
     def facets(self, engine: Engine) -> dict[str, Any]:
-        """Returns labels, folders and fields with their numbers of items."""
+        """Returns the facets as a JSON object: labels, folders and metadata fields with their numbers of items."""
         with engine.reading() as reader:
             return self._once(engine, reader, "facets", lambda: _count(reader))
 
     def _once(self, engine: Engine, reader: ItemReader, name: Any, make: Callable[[], T]) -> T:
-        """Returns the result of `make` for this state of the index, from memory if it was computed before."""
+        """Returns `make()`, or its result that is kept in memory by `name` for the present state of the index."""
         key = engine.opened_index.identity, str(engine.path), reader.state("generation"), name
         with self._lock:
             if key in self._kept:
@@ -118,7 +120,7 @@ class Browser:
 
 
 def _ordered(reader: ItemReader, wanted: list[Condition], sort: Sort) -> NDArray[np.int64]:
-    """Returns the ids of the items that meet the conditions, (n,), in their order."""
+    """Returns the ids of the items that meet the conditions, (n,), in the order `sort`."""
     ids, stamps = reader.stamps(wanted)
     if sort == "id":
         return np.sort(ids)
@@ -129,7 +131,7 @@ def _ordered(reader: ItemReader, wanted: list[Condition], sort: Sort) -> NDArray
 
 
 def _count(reader: ItemReader) -> dict[str, Any]:
-    """Counts labels, folders and the values of fields over at most SEEN items."""
+    """Returns the facets as a JSON object. At most SEEN items are counted."""
     labels: Counter[str] = Counter()
     folders: Counter[str] = Counter()
     fields: dict[str, Counter[Any]] = {}
@@ -157,7 +159,7 @@ def _most(counted: Counter[Any]) -> list[dict[str, Any]]:
 
 
 def _field(name: str, values: Counter[Any]) -> dict[str, Any]:
-    """Describes a field: its values, and the smallest and largest if all are numbers."""
+    """Returns the facet of a metadata field: its values, and the smallest and largest if all are numbers."""
     numbers = [value for value in values if isinstance(value, int | float)]
     only_numbers = len(numbers) == len(values)
     return {
@@ -170,5 +172,5 @@ def _field(name: str, values: Counter[Any]) -> dict[str, Any]:
 
 
 def _literal(text: str) -> str:
-    """Escapes a text for a glob."""
+    """Returns a glob that matches only this text."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in text)

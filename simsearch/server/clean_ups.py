@@ -1,8 +1,8 @@
-"""Moves duplicates away over HTTP and brings them back, through `simsearch.curation.cleanup`: one run at a time.
+"""Moves duplicates away for clients of the service, and brings them back; uses `simsearch.curation.cleanup`.
 
-A clean-up holds the writer lock of the index, so that its groups cannot change meanwhile. Each action is written to a
-journal before it begins; clients name a journal by a file name from `listing`, never by a path. The destination of
-files is set when the service is started, not by clients.
+Only one clean-up runs at a time. It holds the writer lock of the index, so that its groups cannot change meanwhile.
+Each action is written to a journal before it begins. Clients name a journal by a file name from `listing`, never by a
+path. The place that files are moved to is set when the service is started, not by clients.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from simsearch.server.settings import Settings
 from simsearch.storage.reader import Item
 
 WAITING = 4
-"""The most runs under way or waiting; further ones get status 429."""
+"""The most clean-ups that run or wait; a request for a further one gets status 429."""
 
 LOCK_PATIENCE = 5.0
 """Seconds to wait for another process that writes to the index."""
@@ -48,7 +48,10 @@ log = logging.getLogger("simsearch.serve")
 
 @dataclass
 class Run:
-    """A clean-up, or the undoing of one. done: files handled so far. total: number of all files."""
+    """A clean-up, or the undoing of a clean-up. It waits, runs or has ended.
+
+    journal: the file name of the journal. done: files handled so far. total: number of all files.
+    """
 
     journal: str
     done: int = 0
@@ -58,7 +61,10 @@ class Run:
 
 @dataclass(frozen=True)
 class _Removed:
-    """The items that a clean-up removed from an index. identity, compactions: those of the index at that time."""
+    """The items that a clean-up removed from an index.
+
+    identity: distinguishes the index from others at its path. compactions: how often the index had been compacted.
+    """
 
     identity: tuple[int, ...]
     compactions: int
@@ -77,7 +83,11 @@ class CleanUps:
         self._stopped = False
 
     def prepare(self, engine: Engine) -> None:
-        """Checks that duplicates of an index can be moved where the settings say. Raises UsageError."""
+        """Checks that duplicates of an index can be moved to where the settings say, and makes the folder of journals.
+
+        Does nothing if clean-ups are not allowed. Raises UsageError if files cannot be moved there, or if journals
+        cannot be written.
+        """
         into = self._settings.move_to
         if self._settings.cleanup is None:
             return
@@ -99,16 +109,19 @@ class CleanUps:
             raise UsageError(message, hint="--journals DIR names another folder") from error
 
     def stop(self) -> None:
-        """Ends a run after the file that is being moved."""
+        """Ends the present run after its current file."""
         self._stopped = True
 
     def close(self) -> None:
-        """Stops the run after its current file and waits for the end."""
+        """Ends the present run after its current file, drops the runs that wait, and waits for the end."""
         self.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def start(self, work: Callable[[Run], dict[str, Any]], journal: str) -> Run:
-        """Starts `work` in the thread of clean-ups and returns the run. Raises ApiError if too many runs wait."""
+        """Starts `work` in the thread of clean-ups and returns its run. Raises ApiError if too many runs wait.
+
+        journal: the file name of the run's journal.
+        """
         run = Run(journal)
 
         def call() -> None:
@@ -136,16 +149,17 @@ class CleanUps:
         return run
 
     def new_name(self) -> str:
-        """Returns an unused name for a journal."""
+        """Returns an unused file name for a journal."""
         stem = cleaning.journal_path().stem
         return f"{stem}-{secrets.token_hex(4)}.jsonl"
 
     def act(self, engine: Engine, make: Callable[[], Plan], run: Run) -> tuple[cleaning.Report, set[str], int]:
         """Moves the files of a plan away and removes their items from the index.
 
-        make: returns the plan; called while the index cannot change. Returns the report, the absolute paths of the
-        files that were moved away, and the number of removed items.
-        Raises IndexLockedError if another process writes to the index; nothing has been changed then.
+        make: returns the plan; called when the index is locked, so that the index cannot change any more.
+        Returns the report, the absolute paths of the moved files, and the number of removed items.
+        Raises IndexLockedError, before any change, if another process writes to the index. Raises ApiError if the
+        clean-up stops early.
         """
         with engine.index.writing(LOCK_PATIENCE):
             plan = make()
@@ -173,7 +187,11 @@ class CleanUps:
         return progress
 
     def _take_out(self, engine: Engine, plan: Plan, journal: Path, gone: set[str]) -> int:
-        """Removes the items of the moved files, also items that name these files by other paths; returns the number."""
+        """Removes the items of the moved files from the index; returns the number of these items.
+
+        Items that reach a moved file by another path, such as a link, are removed too. gone: absolute paths of the
+        moved files.
+        """
         went = [
             decision.member.item
             for group in plan.groups
@@ -203,7 +221,8 @@ class CleanUps:
     def restore(self, engine: Engine, name: str, run: Run) -> tuple[restoring.Restored, int]:
         """Undoes a clean-up; returns the outcome and the number of items put back into the index.
 
-        Raises ApiError if this index has no journal of that name.
+        Items are put back only by the process that removed them; otherwise the next build adds them.
+        name: the file name of the journal. Raises ApiError if this index has no such journal.
         """
         journal = self.path(engine, name)
         result = restoring.restore(journal, self._progress(run))
@@ -222,14 +241,14 @@ class CleanUps:
         return result, count
 
     def path(self, engine: Engine, name: str) -> Path:
-        """Returns the path of a journal of this index by its name. Raises ApiError."""
+        """Returns the path of a journal by its file name. Raises ApiError if this index has no such journal."""
         path = self._folder(engine) / name
         if not _NAME.fullmatch(name) or not self._is_own(engine, path):
             raise ApiError(404, "no_such_journal", "there is no clean-up of that name here")
         return path
 
     def listing(self, engine: Engine) -> list[dict[str, Any]]:
-        """Returns the last clean-ups of this index, the newest first."""
+        """Returns the JSON fields of the last clean-ups of this index, the newest first."""
         folder = self._folder(engine)
         if self._settings.cleanup is None or not folder.is_dir():
             return []
@@ -238,7 +257,7 @@ class CleanUps:
         return [self._entry(folder / name) for name, _ in zip(own, range(LISTED), strict=False)]
 
     def command(self, engine: Engine, name: str) -> str:
-        """Returns the command that undoes a clean-up on the command line."""
+        """Returns the shell command that undoes a clean-up. name: the file name of its journal."""
         place = name if self._settings.relative else str(self._folder(engine) / name)
         return f"simsearch restore {_quoted(place)}"
 
@@ -260,7 +279,7 @@ class CleanUps:
         }
 
     def _is_own(self, engine: Engine, path: Path) -> bool:
-        """Returns True for a journal of this index: a regular file that contains the path of the index."""
+        """Returns True if a path is a journal of this index: a regular file that contains the path of the index."""
         try:
             return path.is_file() and not path.is_symlink() and read_head(path)["index"] == str(engine.path.absolute())
         except (SimsearchError, OSError):

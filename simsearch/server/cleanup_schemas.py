@@ -13,18 +13,18 @@ Rule = Literal["largest", "oldest", "newest", "shortest-path"]
 """The rules for the picture to keep in a group, with the names that `duplicates --keep` uses."""
 
 MOST_GROUPS, MOST_ITEMS = 1000, 200
-"""The most groups in a request, and the most items of a group to keep or to move."""
+"""The most groups in a request, and the most items of a group in each of the lists `keep` and `go`."""
 
 GroupName = Annotated[str, Field(pattern="^[0-9a-f]{32}$", description="The `group` that was listed.")]
 _Items = Annotated[list[ItemId], Field(min_length=1, max_length=MOST_ITEMS)]
 _Distance = Annotated[
     float | None,
-    Field(ge=0, allow_inf_nan=False, description="The one that the groups were listed with."),
+    Field(ge=0, allow_inf_nan=False, description="The `max_distance` that the groups were listed with."),
 ]
 
 
 class Choice(BaseModel):
-    """An action on a group; items that are not named are left alone."""
+    """The items of one group to keep and to move away; the group's other items are left alone."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -34,7 +34,7 @@ class Choice(BaseModel):
 
 
 class CleanUpRequest(Body):
-    """POST /v1/duplicates/clean-up: what stays and what goes of each group."""
+    """The body of POST /v1/duplicates/clean-up: the items of each group to keep and to move away."""
 
     must_be: ClassVar[dict[str, str]] = {
         "groups": f"must be a list of 1 to {MOST_GROUPS} objects of group, keep and go, up to {MOST_ITEMS} items each",
@@ -45,7 +45,8 @@ class CleanUpRequest(Body):
 
     groups: Annotated[list[Choice], Field(min_length=1, max_length=MOST_GROUPS)]
     action: Annotated[
-        Literal["move", "trash"] | None, Field(description="Refused if this service does the other one.")
+        Literal["move", "trash"] | None,
+        Field(description="The expected action; refused if this service takes the other."),
     ] = None
     max_distance: _Distance = None
     dry_run: Annotated[bool, Field(description="False to do it.")] = True
@@ -67,7 +68,7 @@ class CleanUpRequest(Body):
 
 
 class UndoRequest(Body):
-    """POST /v1/duplicates/restore: the clean-up to undo."""
+    """The body of POST /v1/duplicates/restore: the clean-up to undo."""
 
     must_be: ClassVar[dict[str, str]] = {"journal": "must be the journal of a clean-up"}
 
@@ -75,7 +76,7 @@ class UndoRequest(Body):
 
 
 class IgnoreRequest(Body):
-    """POST /v1/duplicates/ignore: groups that are no duplicates."""
+    """The body of POST /v1/duplicates/ignore: groups to mark as not duplicates, or to list again."""
 
     must_be: ClassVar[dict[str, str]] = {
         "groups": f"must be a list of 1 to {MOST_GROUPS} groups",

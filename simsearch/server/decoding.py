@@ -1,8 +1,8 @@
-"""Two lanes for decoding pictures, each with threads and memory, so that large pictures do not delay small ones.
+"""Two lanes for decoding pictures, each with its own threads and memory: large pictures do not delay small ones.
 
-The header of a picture tells how much memory decoding takes. The small lane raises `LargePictureError` for a picture
-that needs too much, and the handler then uses the large lane. The large lane raises ImageTooLargeError for a picture
-that needs more memory than the lane has.
+The header of a picture tells how much memory decoding takes. For a picture that needs too much, the small lane raises
+`LargePictureError`, and `SearchService.in_lane` then uses the large lane. The large lane raises ImageTooLargeError for
+a picture that needs more memory than the lane has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SMALL_BYTES = 64 << 20
 """Pictures that need more bytes than this for decoding (16 megapixels in RGB) take the large lane."""
 
 WAITING, ITEMS_WAITING = 4, 16
-"""The most large pictures from requests, and from items, waiting or being decoded; others get status 429."""
+"""The most large pictures that wait or are being decoded: in requests, and of items. Others get status 429."""
 
 GIVING_WAY, MOMENT = 0.25, 0.002
 """The most seconds that a step of long work waits for searches, and the seconds between two checks."""
@@ -32,11 +32,14 @@ NICENESS = 10
 
 
 class LargePictureError(SimsearchError):
-    """A picture that the small lane does not decode."""
+    """The error for a picture that needs more memory than the small lane gives to one picture."""
 
 
 class Lane(MemoryBudget):
-    """A lane's threads and memory. largest: the most bytes that one picture may need."""
+    """The threads and the memory of a lane.
+
+    total: bytes for all pictures at once. largest: the most bytes that one picture may need. niceness: of the threads.
+    """
 
     def __init__(self, name: str, threads: int, total: int, largest: int, niceness: int = 0) -> None:
         super().__init__(total)
@@ -55,7 +58,7 @@ class Lane(MemoryBudget):
 
 
 class LargeLane(Lane):
-    """The lane of the large pictures; counts those that wait."""
+    """The lane for large pictures. Only a few pictures may wait or be decoded at once."""
 
     def __init__(self, threads: int, total: int) -> None:
         super().__init__("large", threads, total, total, NICENESS)
@@ -71,8 +74,8 @@ class LargeLane(Lane):
     def admitted(self, of_item: bool) -> Iterator[None]:
         """Counts a picture while it waits and is decoded. Raises ApiError if there are too many.
 
-        of_item: True for the picture of an item. Items have a separate limit, so that pictures in requests cannot block
-        them.
+        of_item: True for the picture of an item, False for a picture in a request. The two kinds have separate limits,
+        so that pictures in requests cannot block the pictures of items.
         """
         if self._waiting[of_item] >= (ITEMS_WAITING if of_item else WAITING):
             raise ApiError(429, "too_many_requests", "too many large pictures at once", {"retry-after": "2"})
@@ -88,7 +91,7 @@ class LargeLane(Lane):
 
 
 class Lanes:
-    """The lane of small pictures and that of large ones. memory: bytes, divided between them."""
+    """The lane for small pictures and the lane for large pictures. memory: bytes for both lanes together."""
 
     def __init__(self, memory: int) -> None:
         cores = available_cores()
@@ -97,13 +100,13 @@ class Lanes:
         self.large = LargeLane(max(1, cores // 2), memory - small)
 
     def close(self) -> None:
-        """Drops the waiting pictures, and waits for those that are being decoded."""
+        """Drops the pictures that wait, and waits for the pictures that are being decoded."""
         for lane in (self.small, self.large):
             lane.pool.shutdown(wait=True, cancel_futures=True)
 
 
 class EitherLane(MemoryBudget):
-    """The memory of both lanes, for long work in another thread: each picture uses the lane for its size."""
+    """A memory budget for long work in another thread: a picture takes memory of either lane, depending on its size."""
 
     def __init__(self, lanes: Lanes) -> None:
         super().__init__(lanes.large.total)
@@ -118,7 +121,9 @@ class EitherLane(MemoryBudget):
 def give_way(busy: Callable[[], bool]) -> None:
     """Waits while searches are being answered, but at most `GIVING_WAY` seconds, so that long work still advances.
 
-    Lowering the priority of this thread is not enough: matrix products run in threads with the process's priority.
+    busy: returns True while searches are being answered.
+    A lower priority of this thread would not be enough: matrix products run in other threads, with the priority of the
+    process.
     """
     end = time.monotonic() + GIVING_WAY
     while busy() and time.monotonic() < end:

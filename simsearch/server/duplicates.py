@@ -42,7 +42,7 @@ _CHANGED = "the groups have changed since they were listed; list them again"
 
 @dataclass(frozen=True)
 class GroupsRequest:
-    """The groups to list. limit: the most groups. after: `next` of the previous page. rule: which item is kept."""
+    """A request for a page of groups. after: `next` of the previous page. rule: chooses the item to keep."""
 
     limit: int
     after: str | None
@@ -52,7 +52,7 @@ class GroupsRequest:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A plan, and the chosen items that cannot be moved, each as id, path and reason."""
+    """The plan of a clean-up. left: (id, path, reason) of each item that was to be moved but cannot be."""
 
     plan: Plan
     left: list[tuple[int, str, str]]
@@ -67,7 +67,7 @@ class Duplicates:
     # -- groups
 
     async def listed(self, request: Request, wanted: GroupsRequest) -> Response:
-        """Answers with a page of groups, or with the progress while they are being found."""
+        """Answers with a page of groups, or with the progress while the groups are being found."""
         served = self.service.index(request)
         finder = self.service.finder
         found = await self.service.in_thread(lambda: finder.find(served, wanted.distance))
@@ -144,7 +144,7 @@ class Duplicates:
     # -- cleaning up
 
     async def clean_up(self, request: Request) -> Response:
-        """Moves pictures away; a dry run answers with the plan only."""
+        """Moves away the pictures that the request names; for a dry run, only answers with the plan."""
         self._check_allowed("GET, HEAD")
         served = self.service.index(request)
         wanted = await read_json(request, CleanUpRequest)
@@ -191,7 +191,7 @@ class Duplicates:
         }
 
     def _plan(self, served: ReloadableIndex, engine: Engine, wanted: CleanUpRequest) -> _Chosen:
-        """Returns the plan for a request and the present index. Raises ApiError if one of its groups has changed."""
+        """Returns the plan for a request. Raises ApiError if a group in the request has changed since it was listed."""
         settings = self.service.settings
         found = self._known(served, wanted.max_distance)
         groups: list[list[near.Member]] = []
@@ -223,9 +223,9 @@ class Duplicates:
         return _Chosen(plan, left)
 
     def _values(self, chosen: _Chosen, outcome: tuple[set[str], dict[str, str]] | None = None) -> dict[str, Any]:
-        """Returns the fields that the answers of a dry run and of a clean-up have in common.
+        """Returns the JSON fields that are the same in the answers of a dry run and of a clean-up.
 
-        outcome: for a clean-up, the paths of the moved files, and the reasons for files that were not moved, by path.
+        outcome: for a clean-up, the paths of the moved files, and the reason for each file that was not moved, by path.
         """
         settings = self.service.settings
         items = []
@@ -293,13 +293,13 @@ class Duplicates:
     # -- checks
 
     def _check_allowed(self, allowed: str) -> None:
-        """Raises ApiError if the service may not move files. allowed: the methods that the address answers."""
+        """Raises ApiError if the service may not move files. allowed: value of the Allow header in the response."""
         if self.service.settings.cleanup is None:
             message = "this service moves no files; `simsearch serve --writable --allow-cleanup` does"
             raise ApiError(405, "cleanup_off", message, {"allow": allowed})
 
     def _known(self, served: ReloadableIndex, distance: float | None) -> Found:
-        """Returns the last groups found. Raises ApiError if they must be computed again."""
+        """Returns the groups found last. Raises ApiError if the groups must be computed again."""
         found = self.service.finder.known(served, distance)
         if found is None:
             raise ApiError(409, "groups_changed", _CHANGED)
@@ -325,7 +325,7 @@ def _check_current(engine: Engine, group: Group) -> None:
 
 
 def _reason_to_stay(engine: Engine, member: near.Member) -> str:
-    """Returns the reason that this service never moves a member; empty if there is none."""
+    """Returns the reason why this service may never move a member's file; empty if it may."""
     opened = engine.opened_index
     if isinstance(opened, Index) and member.source.root == uploads.manifest_path(engine):
         return _UPLOADED

@@ -1,4 +1,4 @@
-"""Responses in JSON; errors become `{"error": {"code", "message"}}` with their status."""
+"""Makes JSON responses; an error becomes `{"error": {"code", "message"}}` with the HTTP status for its class."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ _DUE = {
     "string_too_long": "at most {max_length} characters long",
     "missing": "given",
 }
-"""The rule that a parameter has broken, by pydantic's type of the error; {names} come from the error's context."""
+"""The end of the message "PARAMETER must be ...", by pydantic's type of error; its context replaces the {names}."""
 
 
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Makes a JSON response, in ASCII since names may not be valid UTF-8; infinities and NaN become null."""
+    """Returns a JSON response. It is in ASCII, since file names need not be UTF-8; infinities and NaN become null."""
     try:
         text = json.dumps(value, allow_nan=False)
     except ValueError:
@@ -116,11 +116,12 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Returns the methods of all routes at the request's path; Starlette names those of the first one only."""
+    """Returns the methods of all routes at the request's path. Starlette itself lists only those of the first route."""
     found: set[str] = set()
     for route in request.app.routes:
         offered = getattr(route, "methods", None) or set()
-        hidden = not getattr(route, "include_in_schema", True) and "GET" not in offered  # writing, where it is off
+        # A route that changes the index is hidden if the service may not change it.
+        hidden = not getattr(route, "include_in_schema", True) and "GET" not in offered
         if not hidden and route.matches(request.scope)[0] is not Match.NONE:
             found |= offered
     return sorted(found | ({"HEAD"} if "GET" in found else set()))
@@ -134,5 +135,5 @@ async def _validation_error(request: Request, error: RequestValidationError) -> 
 
 
 def draining() -> ApiError:
-    """Returns the error of requests that the stop of the service ends."""
+    """Returns the error for a request that cannot be answered because the service stops."""
     return ApiError(503, "draining", "the service is about to stop")

@@ -15,7 +15,7 @@ from simsearch.server.prometheus import PrometheusMetrics
 from simsearch.server.settings import Settings
 
 FETCHES = 32
-"""The most images fetched by URL at once, each in a thread, since fetches wait for servers; others get status 429."""
+"""The most images fetched by URL at once, each in a thread of its own; further requests get status 429."""
 
 FETCH_SECONDS = 10.0
 """The most seconds for fetching an image by URL, from the DNS look-up to the last byte."""
@@ -31,7 +31,7 @@ class Fetcher:
         self._running = 0
 
     def stop(self) -> None:
-        """Ends the fetches under way with an ApiError, and all later ones."""
+        """Makes the fetches under way, and all later fetches, fail with an ApiError."""
         self._stop.set()
 
     def close(self) -> None:
@@ -40,7 +40,11 @@ class Fetcher:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     async def fetch(self, url: str) -> bytes:
-        """Returns an image's bytes, counted in `received` until the caller subtracts them. Raises SimsearchError."""
+        """Returns the bytes of the image at a URL. They count in `received` until the caller subtracts them.
+
+        Raises SimsearchError if the image cannot be fetched, ApiError if too many are being fetched or the service
+        stops.
+        """
         if self._running >= FETCHES:
             self._metrics.rejected.inc()
             raise ApiError(429, "too_many_requests", "too many images are being fetched", {"retry-after": "2"})

@@ -1,4 +1,4 @@
-"""Responses that read a file only as fast as the client does, so that slow clients take little memory."""
+"""Responses that read a file only as fast as the client receives it, so that slow clients take little memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 CHUNK = 1 << 16
-"""Bytes that are read at a time; uvicorn buffers about as many."""
+"""Bytes that are read at a time, about as many as uvicorn buffers."""
 
 
 class FileResponse(Response):
-    """A response with the content of an open file, which is closed at the end.
+    """A response with the content of an open file. The response closes the file at its end.
 
-    pool: threads for reading. done: called at the end.
+    pool: threads for reading. done: called when the response has ended.
     """
 
     def __init__(

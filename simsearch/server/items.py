@@ -1,4 +1,4 @@
-"""The handlers of items: one, lists, image files, thumbnails, adding and removing."""
+"""The HTTP handlers for items: a single item, lists of items, image files, thumbnails, adding and removing."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Items:
         self.service = service
 
     async def item(self, request: Request, number: int) -> Response:
-        """Answers with an item."""
+        """Answers with the JSON fields of an item."""
         served = self.service.index(request)
         return reply((await self.service.in_thread(lambda: self._item_values(served, [number])))[0])
 
     async def listed(self, request: Request, wanted: ListRequest) -> Response:
-        """Answers with a page of the items that meet conditions, in order."""
+        """Answers with a page of items, as `wanted` describes it."""
         served = self.service.index(request)
         page = await self.service.in_thread(
             lambda: served.run(lambda engine: self.service.browser.page(engine, wanted))
@@ -45,13 +45,13 @@ class Items:
         return reply({"items": found, "total": page.total, "next": page.next})
 
     async def some(self, request: Request, numbers: list[int]) -> Response:
-        """Answers with the items of these ids, without those that do not exist."""
+        """Answers with the items that have these ids; ids that do not exist are left out."""
         served = self.service.index(request)
         found = await self.service.in_thread(lambda: self._item_values(served, numbers, lenient=True))
         return reply({"items": found, "total": len(found), "next": None})
 
     async def facets(self, request: Request) -> Response:
-        """Answers with the labels, folders and fields of the items."""
+        """Answers with the labels, folders and metadata fields of the items, and the number of items of each."""
         served = self.service.index(request)
         return reply(await self.service.in_thread(lambda: served.run(self.service.browser.facets)))
 
@@ -74,11 +74,11 @@ class Items:
         return served.run(find)
 
     async def image(self, request: Request, number: int) -> Response:
-        """Answers with an item's file, as an attachment if browsers cannot show the file and would guess the type."""
+        """Answers with the image file of an item; a file that browsers cannot show is sent as an attachment."""
         served = self.service.index(request)
         with _image_gone_as_404():
             file, kind = await self.service.in_lane(lambda lane: thumbnails.file(served, number, lane), True)
-        # The size to count: files from archives have been unpacked into memory or a temporary file.
+        # Bytes to count as memory: a file from an archive has been unpacked into memory or a temporary file.
         held = file_size(file) if isinstance(file, io.BytesIO) or not isinstance(file.name, str) else 0
         try:
             self.service.received.add(held)
@@ -96,7 +96,7 @@ class Items:
         self.service.received.add(-held)
 
     async def thumbnail(self, request: Request, number: int, size: int) -> Response:
-        """Answers with a small JPEG of an item."""
+        """Answers with a small JPEG of an item's picture."""
         served = self.service.index(request)
         digest = await self.service.in_thread(lambda: thumbnails.digest(served, number))
         tag = f'"{digest.hex()[:32]}-{size}"'
@@ -134,14 +134,14 @@ class Items:
 
 
 def check_writable(service: SearchService, allowed: str) -> None:
-    """Raises ApiError if the service may not change its indexes. allowed: the methods that the address answers."""
+    """Raises ApiError if the service may not change its indexes. allowed: value of the Allow header in the response."""
     if not service.settings.writable:
         message = "this service is read-only; `simsearch serve --writable` is not"
         raise ApiError(405, "read_only", message, {"allow": allowed})
 
 
 def values_of(item: Item, path: str) -> dict[str, Any]:
-    """Returns the JSON fields of an item. path: as it is shown."""
+    """Returns the JSON fields of an item. path: the path to show, absolute or relative."""
     date = modified(item.stamp)
     return {
         "id": item.id,
@@ -157,7 +157,7 @@ def values_of(item: Item, path: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _image_gone_as_404() -> Iterator[None]:
-    """Turns an ImageError into an ApiError with status 404."""
+    """In the `with` block, turns an ImageError, except ImageTooLargeError, into an ApiError with status 404."""
     try:
         yield
     except ImageTooLargeError:

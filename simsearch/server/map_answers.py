@@ -1,4 +1,4 @@
-"""The answers about maps as pydantic models, with an example; see `simsearch.server.answers`."""
+"""The answers about maps as pydantic models, with an example of each; see `simsearch.server.answers`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Count = Annotated[int, Field(ge=0)]
 class MapField(BaseModel):
     name: Annotated[str, Field(description="cluster, label, or a field of the metadata.")]
     kind: Literal["category", "number"]
-    names: Annotated[
-        list[str], Field(description="Of the categories; clusters by size, other values by frequency.")
-    ] = []
+    names: Annotated[list[str], Field(description="The categories; clusters by size, other values by frequency.")] = []
     codes: Annotated[list[int | None], Field(description="For each item its place in names; null for none.")] = []
     values: Annotated[list[float | None], Field(description="For each item its number; null for none.")] = []
     notes: Annotated[list[str], Field(description="For each cluster, where its name comes from.")] = []
 
 
 class Map(BaseModel):
-    items: Annotated[Count, Field(description="On the map and still in the index; the lists below are of these.")]
+    items: Annotated[
+        Count, Field(description="Items on the map and still in the index. The lists below have these items.")
+    ]
     added: Annotated[Count, Field(description="Items that were added or changed since the map was drawn.")]
-    removed: Annotated[Count, Field(description="Items that were removed or changed since.")]
+    removed: Annotated[Count, Field(description="Items that were removed or changed since the map was drawn.")]
     redraws: Annotated[bool, Field(description="True if this service can draw the map again.")]
     facts: Annotated[dict[str, str], Field(description="How the map was made, for people.")]
     ids: Annotated[list[int], Field(description="Ascending.")]
@@ -33,7 +33,8 @@ class Map(BaseModel):
     paths: Annotated[list[str], Field(description="The rest of each path.")]
     fields: Annotated[list[MapField], Field(description="To colour by; the clusters come first.")]
     representatives: Annotated[
-        list[int], Field(description="Places in the lists: any number of the first cover the map evenly.")
+        list[int],
+        Field(description="Places in the lists, sorted so that any number of the first ones cover the map evenly."),
     ]
 
 

@@ -1,7 +1,8 @@
-"""Finds the map of an index for the web page: the one stored with it, or one drawn in a thread of its own.
+"""Finds the map of an index for the web page: a stored map, or a map that is drawn in a thread of its own.
 
-Drawing takes seconds to minutes. So a request starts the drawing and is answered with the progress, and the thread
-gives way to searches. A service that may write stores the finished map with the index; others keep it in memory.
+A map shows all items on a plane, similar ones side by side. Drawing it takes seconds to minutes. So a request starts
+the drawing and is answered with the progress, and the thread pauses while searches are being answered. A service that
+may write stores the finished map with the index; other services keep it in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from simsearch.storage import stored_map
 from simsearch.storage.stored_map import StoredMap
 
 KEPT = 4
-"""Maps kept in memory, of all indexes together; 28 bytes an item."""
+"""The most maps kept in memory, for all indexes together; a map takes 28 bytes per item."""
 
 WAITING = 3
 """The most maps being drawn or waiting; further requests get status 429."""
@@ -40,14 +41,14 @@ NAMED_PIXELS = 16_000_000
 """The most pixels of a picture that is read to name a cluster."""
 
 PATIENCE = 10
-"""While items are being added, a map is kept for PATIENCE times the seconds that drawing it took."""
+"""A map is kept for PATIENCE times the seconds that drawing it took, even if items are added meanwhile."""
 
 Step = Literal["neighbours", "layout", "names"]
 
 
 @dataclass(frozen=True)
 class Known:
-    """A finished map. token: changes with the map. until: the monotonic time from which a new map may be drawn."""
+    """A finished map. token: differs for each map. until: the monotonic time from which a new map may be drawn."""
 
     drawn: StoredMap
     token: Key
@@ -56,7 +57,7 @@ class Known:
 
 @dataclass
 class MapJob:
-    """A map that is being drawn. done, total: items, iterations or clusters of a step."""
+    """A map that is being drawn. done, total: the progress of `step`, in items, iterations or clusters."""
 
     step: Step = "neighbours"
     done: int = 0
@@ -68,7 +69,7 @@ class MapMaker:
     """Finds maps; safe for several threads.
 
     memory: bytes for drawing a map. keeps: True to store maps with their index. busy: returns True while searches are
-    being answered; they come first.
+    being answered; drawing then pauses.
     """
 
     def __init__(self, memory: int, keeps: bool, busy: Callable[[], bool] = lambda: False) -> None:
@@ -79,8 +80,8 @@ class MapMaker:
     def find(self, served: ReloadableIndex, again: bool = False) -> Known | MapJob:
         """Returns the map if there is one, else the job that draws it.
 
-        again: True to draw a new map if the index has changed since. Raises ApiError if there is no map and this
-        service cannot draw one, or if too many maps are being drawn.
+        again: True to draw a new map if the index has changed since the last one was drawn. Raises ApiError if there is
+        no map and this service cannot draw one, or if too many maps are being drawn.
         """
         key, known, stale, refusal = served.run(self._look_up)
         if known is not None and not (again and stale and refusal is None and time.monotonic() >= known.until):
@@ -101,7 +102,10 @@ class MapMaker:
             return self._refusal(engine, reader.count()) is None
 
     def _look_up(self, engine: Engine) -> tuple[Key, Known | None, bool, ApiError | None]:
-        """Returns the index's key, its map, True if the index has changed since, and the error if none can be drawn."""
+        """Returns the key of the index, its map, True if the map is out of date, and an error.
+
+        The map is None if there is none. The error is None if this service can draw a map of the index.
+        """
         key = engine.opened_index.identity, str(engine.path)
         with engine.reading() as reader:
             generation, count = reader.state("generation"), reader.count()
@@ -110,7 +114,7 @@ class MapMaker:
         return key, known, stale, self._refusal(engine, count)
 
     def _newest(self, engine: Engine, key: Key) -> Known | None:
-        """Returns the map in memory, or the stored one if that is newer or the only one."""
+        """Returns the newer one of the map in memory and the stored map; None if there is neither."""
         kept = self._work.known(key)
         folder = engine.opened_index.folder
         stamp = None if folder is None else stored_map.stamp(folder)
@@ -126,7 +130,7 @@ class MapMaker:
         return known
 
     def _refusal(self, engine: Engine, count: int) -> ApiError | None:
-        """Returns the error of a map that this service cannot draw; None if it can."""
+        """Returns the error if this service cannot draw a map of `count` items; None if it can."""
         command = f"simsearch map -i {engine.path.name}"
         try:
             layout.check_installed()
@@ -159,7 +163,7 @@ class MapMaker:
         return Known(stored, token, end + PATIENCE * (end - began))
 
     def _progress(self, job: MapJob, step: Step, began: float) -> Progress:
-        """Returns the progress callback of a step, which raises ApiError at a stop and after `SECONDS`."""
+        """Returns the progress callback for a step; it raises ApiError if the service stops, or after `SECONDS`."""
 
         def report(done: int, total: int) -> None:
             job.step, job.done, job.total = step, done, total

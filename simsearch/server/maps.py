@@ -33,18 +33,18 @@ PATIENCE, STEP = 1.0, 0.02
 """Seconds to wait for a map before answering with the progress; seconds between two checks."""
 
 KEPT = 2
-"""Answers kept in memory, compressed: some 20 bytes an item."""
+"""The most answers kept in memory, compressed to some 20 bytes per item."""
 
 PICTURED = 4000
-"""The most items whose pictures represent the map; the first ones alone cover the map evenly."""
+"""The most items in `representatives`, which is sorted so that any number of the first items cover the map evenly."""
 
 DIGITS = 4
-"""Significant digits of positions, of which a screen shows fewer."""
+"""Significant digits of positions; a screen shows fewer."""
 
 
 @dataclass(frozen=True)
 class MapAnswer:
-    """An answer, compressed by gzip. tag: its ETag."""
+    """The JSON answer with a map. data: compressed by gzip. tag: the ETag."""
 
     data: bytes
     tag: str
@@ -81,7 +81,7 @@ class Maps:
         return Response(text, media_type="application/json", headers=headers)
 
     def _answer(self, engine: Engine, known: Known) -> MapAnswer:
-        """Returns the answer for this state of the index, from memory if it was made before."""
+        """Returns the answer with a map for the present state of the index, from memory if it was made before."""
         with engine.reading() as reader:
             key = known.token, reader.state("generation")
             with self._lock:
@@ -99,7 +99,7 @@ class Maps:
         return made
 
     def _values(self, engine: Engine, known: Known, items: list[Item]) -> dict[str, Any]:
-        """Returns the JSON fields of a map, without items that were removed or changed after the drawing."""
+        """Returns the JSON fields of a map, without items that were removed or changed after it was drawn."""
         drawn = known.drawn
         places, there = _still_there(drawn.ids, drawn.contents, items)
         shown = [items[place] for place in there.tolist()]
@@ -130,7 +130,11 @@ class Maps:
 def _still_there(
     ids: NDArray[np.int64], contents: NDArray[np.uint64], items: list[Item]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the places in `ids` and in `items` of the m unchanged items, two arrays (m,), sorted by id."""
+    """Finds the m items of a map that are still in the index, unchanged; returns their places in `ids` and in `items`.
+
+    ids, contents: the ids and the content keys of the items on the map, (n,) each. items: all items of the index.
+    Both results have the shape (m,) and are sorted by id.
+    """
     now = np.array([item.id for item in items], np.int64)
     found, on_map, in_list = np.intersect1d(ids, now, assume_unique=True, return_indices=True)
     keys = np.array([content_key(items[place].digest) for place in in_list.tolist()], np.uint64)
@@ -147,7 +151,7 @@ def _field(name: str, column: Categories | Numbers) -> dict[str, Any]:
 
 
 def _rounded(values: NDArray[np.float32]) -> list[float]:
-    """Returns numbers with as many decimals as a screen can show."""
+    """Returns the numbers, rounded so that the largest one keeps `DIGITS` significant digits."""
     largest = float(np.abs(values).max()) if len(values) else 0.0
     decimals = max(0, DIGITS - len(str(int(largest))))
     return np.round(values.astype(np.float64), decimals).tolist()  # type: ignore[no-any-return]

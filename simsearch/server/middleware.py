@@ -1,7 +1,7 @@
 """The middlewares of the HTTP service, outermost first: ResponseHeaders, AccessLog, Authentication and BodyLimit.
 
-BodyLimit is in `simsearch.server.body_limit`. Each is plain ASGI. Authentication and BodyLimit raise ApiError for a
-request that they refuse; AccessLog turns the error into a response.
+BodyLimit is in `simsearch.server.body_limit`. All are plain ASGI middlewares. Authentication and BodyLimit raise
+ApiError for a request that they refuse; AccessLog turns the error into a response.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("simsearch.serve")
 
 CLIENT_LEFT = 499
-"""The status in logs and metrics of a request whose client left before it was answered (as in nginx)."""
+"""The status in logs and metrics for a request whose client closed the connection early, as in nginx."""
 
 MAX_HEAD_BYTES = 1 << 15
-"""The most bytes of a request's line and headers."""
+"""The most bytes of a request's head: its first line and headers."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
@@ -58,7 +58,7 @@ _SINGLE_HEADERS = (
 
 
 class ApiError(Exception):
-    """An error response. code: one word for programs. message: one sentence for people."""
+    """An error that is sent as a JSON response. code: one word for programs. message: one sentence for people."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -70,9 +70,9 @@ class ApiError(Exception):
 
 
 class ResponseHeaders:
-    """Gives each request an id and each response the headers that protect browsers; answers HEAD as GET without a body.
+    """Adds an id to each request and protective headers to each response; answers HEAD like GET, without the body.
 
-    closing: returns True while the service stops, so that clients are told to send no more on their connection.
+    closing: returns True while the service stops; responses then tell clients that the connection will be closed.
     """
 
     def __init__(self, app: ASGIApp, closing: Callable[[], bool]) -> None:
@@ -108,7 +108,7 @@ class ResponseHeaders:
 
 
 def _with_path_alone(scope: Scope) -> Scope:
-    """Returns the scope with only the path if the request's target is a full URL of this host, as proxies send."""
+    """Returns the ASGI scope. If its path is a whole URL of this host, only the path of that URL is kept."""
     path: str = scope["path"]
     if not path.lower().startswith("http://"):
         return scope
@@ -120,7 +120,7 @@ def _with_path_alone(scope: Scope) -> Scope:
 
 
 class AccessLog:
-    """Logs and counts each request, and answers the errors that reach it."""
+    """Logs and counts each request, and turns errors into responses."""
 
     def __init__(self, app: ASGIApp, metrics: PrometheusMetrics) -> None:
         self.app, self.metrics = app, metrics
@@ -180,7 +180,7 @@ async def _respond(refused: ApiError, scope: Scope, receive: Receive, send: Send
 class Authentication:
     """Refuses requests with an ambiguous head, for another host, from another site's page, or without a valid key.
 
-    needs_key: returns True for a path that needs a key, if the settings have any.
+    needs_key: returns True for a path that the API keys protect; called if the settings have API keys.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, needs_key: Callable[[str], bool]) -> None:
@@ -199,14 +199,21 @@ class Authentication:
         await self.app(scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:
-        """Prevents DNS rebinding, by which another site's name resolves to this machine. Raises ApiError."""
+        """Raises ApiError if the name in the Host header is not one of the accepted names.
+
+        This prevents DNS rebinding, in which the name of another site resolves to this machine.
+        """
         host = headers.get("host", "")
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         if self.settings.hosts is not None and name.lower() not in self.settings.hosts:
             raise ApiError(400, "bad_host", "this service does not answer to the name in the Host header")
 
     def _check_origin(self, method: str, headers: Headers) -> None:
-        """Prevents request forgery: browsers send forms to any site, with their page's origin. Raises ApiError."""
+        """Raises ApiError for a POST or DELETE request from a page of another site.
+
+        This prevents request forgery: any page can make a browser send a form here, but the browser names the page's
+        origin.
+        """
         origin = headers.get("origin")
         if method not in {"POST", "DELETE"} or origin in self.settings.cors:
             return

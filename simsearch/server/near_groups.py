@@ -1,8 +1,8 @@
-"""Finds the groups of near-identical items of an index, once for each state of it, in a thread of its own.
+"""Finds the groups of near-identical items in an index, once for each state of the index, in a thread of its own.
 
 Finding the groups of a large index takes seconds to minutes. So a request starts the work and is answered with the
-progress, and the thread gives way to searches. If items have only been removed since, the groups are updated without
-comparing all items again.
+progress, and the thread pauses while searches are being answered. If items have only been removed since the last
+comparison, the groups are updated without comparing all items again.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 LINKED = 1000
-"""The most items left in a group after removals to update it at once; with more, all groups are computed again."""
+"""A group that lost items is updated if at most LINKED items are left; with more, all groups are computed again."""
 
 LOOKED = 64
-"""The limit in place of LINKED where pictures are also compared by their pixels."""
+"""The limit used instead of LINKED if pictures are also compared by their pixels, which takes longer."""
 
 DEFAULT_RULE = "largest"
-"""The rule whose kept picture is compared with the others in advance; for other rules, listing compares them."""
+"""The rule that chooses kept pictures while groups are computed; for another rule, pictures are compared again."""
 
 KEPT = 4
-"""Results kept in memory, of all indexes and distances together."""
+"""The most results kept in memory, for all indexes and distances together."""
 
 WAITING = 3
 """The most results being computed or waiting; further requests get status 429."""
@@ -58,7 +58,7 @@ CALIBRATION_PIXELS = 16_000_000
 """The most pixels of a picture from which copies are made to measure the usual threshold."""
 
 PATIENCE = 10
-"""While items are being added, a result is used for PATIENCE times the seconds that it took to compute."""
+"""A result is used for PATIENCE times the seconds that it took to compute, even if items are added meanwhile."""
 
 DRIFT = 0.25
 """A measured threshold is used until the number of items has changed by this fraction."""
@@ -66,9 +66,11 @@ DRIFT = 0.25
 
 @dataclass(frozen=True)
 class Group:
-    """A group: the ids of its items, ascending, and the SHA-256 of their files, sorted.
+    """A group of near-identical items.
 
-    name: a hash of the ids and contents. It changes with the group, so a client can only act on a group as listed.
+    numbers: the ids of the items, ascending. contents: the SHA-256 of their files, sorted.
+    name: a hash of the ids and contents. It changes with the group, so a client that names a group cannot act on one
+    that has changed since it was listed.
     """
 
     name: str
@@ -77,7 +79,7 @@ class Group:
 
     @classmethod
     def of(cls, items: Iterable[Item]) -> Group:
-        """Makes the group of some items as they are in the index."""
+        """Returns the group that consists of these items."""
         pairs = sorted((item.id, item.digest.hex()) for item in items)
         name = hashlib.sha256(repr(pairs).encode()).hexdigest()[:32]
         return cls(name, tuple(number for number, _ in pairs), tuple(sorted(digest for _, digest in pairs)))
@@ -92,9 +94,10 @@ class Group:
 class Found:
     """The groups of one state of an index.
 
-    ids, rows: the ids and rows of all items at that time, both (n,), sorted by id. complete: False if not all pairs
-    were compared. seconds: the duration of the comparison. at: the monotonic time of the end of the comparison.
-    copies: for each pair compared by pixels so far, True for copies; the key is (id of the kept item, id of the other).
+    ids, rows: the ids and rows of all items at that time, both (n,), sorted by id. limit: the threshold that was used.
+    complete: False if not all pairs were compared. seconds: the duration of the comparison. at: the monotonic time at
+    the end of the comparison.
+    copies: for each pair compared by pixels so far, True for copies; the key is (id of the kept item, other id).
     """
 
     generation: int
@@ -114,7 +117,11 @@ class Found:
 
 @dataclass
 class Job:
-    """A result that is being computed. done, total: items compared so far; 0 of 0 while the threshold is measured."""
+    """A search for groups that waits or runs.
+
+    done: the number of items compared so far. total: the number of all items. Both are 0 while the threshold is
+    measured.
+    """
 
     done: int = 0
     total: int = 0
@@ -124,7 +131,7 @@ class Job:
 class GroupFinder:
     """Finds groups; safe for several threads.
 
-    memory: bytes for the comparison. busy: returns True while searches are being answered; they come first.
+    memory: bytes for the comparison. busy: returns True while searches are being answered; the comparison then pauses.
     allowance: limits of memory and pixels for reading the pictures of near pairs.
     """
 
@@ -137,9 +144,9 @@ class GroupFinder:
         self.stop, self.close = self._work.stop, self._work.close
 
     def find(self, served: ReloadableIndex, distance: float | None) -> Found | Job:
-        """Returns the groups if they are known for the present state, else the job that computes them.
+        """Returns the groups if they are known for the present state of the index, else the job that computes them.
 
-        distance: the largest distance of a pair; None for the measured threshold.
+        distance: the largest distance of a pair; None to use a threshold measured on changed copies of pictures.
         Raises ApiError if too many jobs are under way.
         """
         key, found = served.run(lambda engine: self._look_up(engine, distance))
@@ -155,7 +162,7 @@ class GroupFinder:
         )
 
     def known(self, served: ReloadableIndex, distance: float | None) -> Found | None:
-        """Returns the last groups found, updated for removed items; None if they must be computed again."""
+        """Returns the groups found last, without removed items; None if the groups must be computed again."""
         return served.run(lambda engine: self._look_up(engine, distance))[1]
 
     def forget(self, engine: Engine) -> None:
@@ -213,7 +220,10 @@ class GroupFinder:
         return Found(generation, ids, rows, groups, limit, complete, end - compared_from, end, copies)
 
     def _limit(self, engine: Engine, count: int, progress: Progress) -> Threshold:
-        """Returns the measured threshold, which stays the same while the index changes only a little."""
+        """Returns the measured threshold. Measures again if the number of items has changed by more than `DRIFT`.
+
+        count: the present number of items.
+        """
         key = engine.opened_index.identity, str(engine.path)
         then, limit = self._limits.get(key, (0, Threshold(0.0)))
         if not then or abs(count - then) > DRIFT * then:
@@ -223,7 +233,11 @@ class GroupFinder:
 
 
 def _without_gone(engine: Engine, reader: ItemReader, found: Found, allowance: Allowance | None) -> Found | None:
-    """Returns the groups without removed items; None if items were added or changed, or too many must be compared."""
+    """Returns `found` without the items that were removed from the index since.
+
+    Returns None if all groups must be computed again, since items were added or changed, or a group that lost items is
+    too large to be updated.
+    """
     ids, rows = reader.ids_and_rows()
     places = np.searchsorted(found.ids, ids)
     if len(ids) and (places[-1] == len(found.ids) or (found.ids[places] != ids).any()):
@@ -247,7 +261,7 @@ def _without_gone(engine: Engine, reader: ItemReader, found: Found, allowance: A
 def _linked_still(
     engine: Engine, reader: ItemReader, numbers: Sequence[int], limit: Threshold, allowance: Allowance | None
 ) -> list[Group]:
-    """Returns the groups that the remaining items of one group form."""
+    """Returns the groups into which a group falls after removals. numbers: the ids of its remaining items."""
     items = [reader.item(number) for number in numbers]
     rows = np.array([item.row for item in items], np.int64)
     snapshot = engine.snapshots.current(reader)

@@ -1,4 +1,4 @@
-"""The OpenAPI document, from the pydantic models of requests (`schemas`) and answers (`answers`)."""
+"""Makes the OpenAPI document from the pydantic models of requests (`schemas`) and answers (`answers`)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,20 @@ _REASONS = {
     400: "The request cannot be read, or comes from another site.",
     401: "The API key is missing or wrong.",
     404: "It does not exist.",
-    409: "What the request is about has changed meanwhile.",
+    409: "The groups have changed since they were listed.",
     413: "The body or the image is too large.",
     415: "The body has the wrong media type.",
     422: "A value is not valid.",
-    429: "Too many searches at once.",
+    429: "Too many requests at once.",
     503: "The service cannot answer now.",
 }
 
 
 def schema_of(model: type[BaseModel]) -> Schema:
-    """Returns a model's JSON schema without references, without pydantic's titles and without empty defaults."""
+    """Returns the JSON schema of a model, with its example.
+
+    References are replaced by the schemas that they name; pydantic's titles and empty defaults are left out.
+    """
     whole = model.model_json_schema()
     definitions = whole.pop("$defs", {})
 
@@ -59,7 +62,7 @@ def schema_of(model: type[BaseModel]) -> Schema:
 
 
 def named(document: Schema) -> Schema:
-    """Returns the document with names for its schemas (for client generators) and tags for its operations."""
+    """Adds names for schemas (for client generators) and tags for operations to the document, and returns it."""
     names = {_key(schema_of(model)): model.__name__ for model in EXAMPLES}
     schemas: dict[str, Schema] = {}
     for model in EXAMPLES:
@@ -92,13 +95,16 @@ def named(document: Schema) -> Schema:
 
 
 def _key(schema: Schema) -> str:
-    """Returns the same text for equal schemas, although FastAPI turns some integers into floats and drops nulls."""
+    """Returns a text that is equal for equal schemas, even if FastAPI made integers floats or dropped nulls in one."""
     fields = {name: value for name, value in schema.items() if name != "examples"}
     return json.dumps(json.loads(json.dumps(fields), parse_int=float), sort_keys=True)
 
 
 def _alternatives(schema: Schema) -> dict[str, Schema]:
-    """Splits the schema of an object with exactly one of several fields into one schema by field; {} for others."""
+    """Splits a schema that requires exactly one of several fields: returns one schema for each of these fields.
+
+    Returns {} for any other schema.
+    """
     ways = [each["required"][0] for each in schema.get("oneOf", ())]
     common = {name: field for name, field in schema.get("properties", {}).items() if name not in ways}
     rest = {key: each for key, each in schema.items() if key != "oneOf"}
@@ -106,7 +112,7 @@ def _alternatives(schema: Schema) -> dict[str, Schema]:
 
 
 def _definitions(model: type[BaseModel]) -> dict[str, Schema]:
-    """Returns the schema of a model and of those that it refers to, by name."""
+    """Returns the schema of a model and the schemas of the models that it refers to, by name."""
     whole = model.model_json_schema(ref_template="#/components/schemas/{model}")
     found = {**whole.pop("$defs", {}), model.__name__: whole}
     examples = {each.__name__: [example] for each, example in EXAMPLES.items()}
@@ -120,7 +126,7 @@ def _definitions(model: type[BaseModel]) -> dict[str, Schema]:
 
 
 def _plain(value: Any, named: bool = False) -> Any:
-    """Removes pydantic's titles and empty defaults from a schema. named: the keys of the dict are names of fields."""
+    """Returns a schema without pydantic's titles and empty defaults. named: True if its keys are names of fields."""
     if isinstance(value, list):
         return [_plain(each) for each in value]
     if not isinstance(value, dict):
@@ -130,28 +136,31 @@ def _plain(value: Any, named: bool = False) -> Any:
 
 
 def ok(model: type[BaseModel]) -> Schema:
-    """Returns a successful JSON response."""
+    """Returns the OpenAPI description of a successful JSON response."""
     return {"description": "Done.", "content": {"application/json": {"schema": schema_of(model)}}}
 
 
 def errors(*codes: int) -> dict[int | str, Schema]:
-    """Returns error responses by status."""
+    """Returns the OpenAPI descriptions of error responses, by status."""
     return {code: {**ok(Error), "description": _REASONS[code]} for code in codes}
 
 
 def responses(model: type[BaseModel], *codes: int) -> dict[int | str, Schema]:
-    """Returns a successful JSON response, and error responses."""
+    """Returns the OpenAPI descriptions of a successful JSON response and of error responses, by status."""
     return {200: ok(model), **errors(*codes)}
 
 
 def binary(*kinds: str) -> dict[int | str, Schema]:
-    """Returns a successful response with a file of one of these media types."""
+    """Returns the OpenAPI description of a successful response: a file of one of these media types."""
     schema = {"type": "string", "format": "binary"}
     return {200: {"description": "Done.", "content": {kind: {"schema": schema} for kind in kinds}}}
 
 
 def search_body(model: type[SearchRequest], allow_urls: bool) -> Schema:
-    """Returns the body of POST /v1/search, as JSON or as a form. model: of `schemas.search_request`."""
+    """Returns the OpenAPI description of the body of POST /v1/search, as JSON and as a form.
+
+    model: from `schemas.search_request`. allow_urls: False to leave the field `url` out.
+    """
     whole = schema_of(model)
     fields: Schema = whole["properties"]
     image = fields.pop("image")
@@ -169,7 +178,7 @@ def search_body(model: type[SearchRequest], allow_urls: bool) -> Schema:
 
 
 def _form_fields(fields: Schema) -> Schema:
-    """Returns the schemas of the fields in a form, where boxes are texts."""
+    """Returns the schemas of the fields as in a form, in which a box is a text such as "10,10,80,60"."""
     boxes = {
         option.http_field: {
             "type": "string",
@@ -188,7 +197,7 @@ def _body(content: Schema) -> Schema:
 
 
 def json_body(model: type[BaseModel]) -> Schema:
-    """Returns a body of JSON."""
+    """Returns the OpenAPI description of a JSON body."""
     return _body({"application/json": {"schema": schema_of(model)}})
 
 
@@ -198,7 +207,7 @@ def add_body() -> Schema:
 
 
 def with_keys(document: Schema) -> Schema:
-    """Adds API keys to the OpenAPI document."""
+    """Adds API keys to the paths that need them in the OpenAPI document, and returns it."""
     document.setdefault("components", {})["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -1,4 +1,4 @@
-"""The web page at `/` and the reference at `/docs`, with content-security policies that allow only their own code."""
+"""The web page at `/` and the plain reference of the API; their content-security policies allow only their own code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def page() -> Response:
 
 
 def docs(document: dict[str, Any], link: str = "openapi.json") -> Response:
-    """Returns the OpenAPI document as a page that loads nothing else. link: the document's address."""
+    """Returns the OpenAPI document as a page without scripts. link: the address of the document as JSON."""
     parts = []
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -49,7 +49,10 @@ def docs(document: dict[str, Any], link: str = "openapi.json") -> Response:
 
 
 def policy(page: str) -> str:
-    """Returns the content-security policy of a page: its own script and style by their hashes, images from its site."""
+    """Returns the content-security policy for the HTML of a page.
+
+    The policy allows the page's own script and style, by their hashes, and images and requests to the same site.
+    """
 
     def digest(tag: str) -> str:
         inner = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
@@ -62,7 +65,7 @@ def policy(page: str) -> str:
 
 
 def render() -> str:
-    """Returns the page: its parts joined into one file, with a checkbox for each search option that has a label."""
+    """Returns the HTML of the web page: its parts joined into one text, with checkboxes for some search options."""
     environment = Environment(
         loader=FileSystemLoader([Path(__file__).parent / "templates" / "page", TEMPLATES]),  # the map's parts
         autoescape=True,

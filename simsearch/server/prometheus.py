@@ -41,5 +41,5 @@ class PrometheusMetrics:
         self.reloads = Counter("simsearch_reloads", "Times an index was replaced and opened again.", ["index"], **own)
 
     def text(self) -> bytes:
-        """Returns the metrics in the exposition format, version 0.0.4."""
+        """Returns the metrics in the text format of Prometheus, version 0.0.4."""
         return generate_latest(self.registry)

@@ -1,12 +1,16 @@
 """One connection to the service: uvicorn's HTTP/1.1 protocol with the limits that uvicorn has no option for.
 
 uvicorn waits without limit for the head of a request, so a few hundred clients that send a byte a minute would keep all
-others out. DeadlineProtocol adds: a deadline for a request's head; a limit on connections that answers in JSON at once
-(`limit_concurrency` waits for a request, and answers in plain text); closing the connection of a client that stops
-reading a response or goes on sending a refused body; and JSON for bytes that are not HTTP.
+others out. DeadlineProtocol adds:
 
-Beyond the limit of connections, the service closes those that it has waited for the longest: for a request, for the
-client to read its response, or for a body. So silent connections do not keep other clients out.
+- a deadline for the head of a request;
+- a limit on connections, with an error in JSON at once (uvicorn's `limit_concurrency` waits for a request and answers
+  in plain text);
+- an end to connections whose client stops reading a response, or goes on sending a body that was refused;
+- an error in JSON for bytes that are not HTTP.
+
+If there are too many connections, the service closes the connections on which it has waited longest: for a request, for
+the client to read a response, or for a body. So silent connections do not keep other clients out.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from simsearch.server.middleware import MAX_HEAD_BYTES, ApiError
 
 MAX_CONNECTIONS = 512
-"""Connections open at once."""
+"""The most connections open at once."""
 
 STALL_SECONDS = 30.0
 """A client that does not read the buffered part of a response (64 to 128 KiB) in this time is disconnected."""
@@ -33,20 +37,20 @@ PATIENCE = 2.0
 """Seconds after which the connection of a slow client may be closed, if there are too many connections."""
 
 SETTLING = 0.1
-"""Seconds during which twice MAX_CONNECTIONS may be open before some are closed."""
+"""Seconds for which up to twice MAX_CONNECTIONS may be open before some are closed."""
 
 LAST_STALL_SECONDS = 2.0
 """The value of STALL_SECONDS while the service stops."""
 
 SEND_BUFFER = 1 << 17
-"""Bytes that the system may buffer per connection; its own choice would be megabytes for a client that reads slowly."""
+"""Bytes that the system may buffer per connection; by default, it buffers megabytes for a client that reads slowly."""
 
 MAX_DISCARDED_BYTES = 64 << 20
-"""The most bytes read and discarded of a refused body: a client that is cut off while it sends sees no response."""
+"""The most bytes of a refused body that are read and discarded; a client that is cut off earlier sees no response."""
 
 
 CHUNKS, CHUNK_BYTES = 1000, 256
-"""A body may have CHUNKS chunks and one more for each CHUNK_BYTES, since handling a tiny chunk takes as long."""
+"""A body may have CHUNKS chunks, and one more for each CHUNK_BYTES bytes: a tiny chunk takes as long as a large one."""
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")  # h11 takes a bare LF for the end of a line
 _LENGTH = re.compile(rb"(?im)^content-length[ \t]*:([^\r\n]*)")
@@ -59,7 +63,7 @@ _ODD_LINE = re.compile(rb"(?<!\r)\n|\n[ \t]")
 class _StrictConnection(h11.Connection):
     """Refuses bodies in too many chunks, and heads that a proxy in front of the service may read differently.
 
-    These heads have more than one Content-Length (h11 merges equal ones), lines that end in LF alone or continue on
+    Such a head has more than one Content-Length (h11 accepts equal ones), a line that ends in LF alone or continues on
     the next line, or a version of HTTP other than 1.0 and 1.1.
     """
 
@@ -153,13 +157,13 @@ class DeadlineProtocol(H11Protocol):
         super().resume_writing()
 
     def hurry(self) -> None:
-        """Gives a client that is slow to read less time, because the service stops."""
+        """Shortens the time limit for a client that has stopped reading a response; called when the service stops."""
         if self._stall_check is not None:
             self._cancel_stall_check()
             self._schedule_stall_check()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Logs nothing: any client can ask for an upgrade, and is answered without one."""
+        """Leaves out uvicorn's warning, which any client could cause by asking for an upgrade of the protocol."""
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError(400, "bad_request", "the request cannot be read as HTTP"))
@@ -167,7 +171,7 @@ class DeadlineProtocol(H11Protocol):
     # -- too many connections
 
     def _relieve(self) -> None:
-        """Closes connections beyond the limit: those that have kept the service waiting for the longest time."""
+        """Closes the connections on which the service has waited longest, until MAX_CONNECTIONS are left."""
         vars(self.server_state)["relieving"] = False
         alive: Any = [each for each in self.connections if not each.transport.is_closing()]
         found = [(rank, each) for each in alive if (rank := each._rank()) is not None]
@@ -212,7 +216,10 @@ class DeadlineProtocol(H11Protocol):
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _update_deadline(self) -> None:
-        """Starts the deadline for a head or for a body to discard, or cancels it; further bytes do not extend it."""
+        """Starts the deadline if the service waits for a head, or for the rest of a body to discard; else cancels it.
+
+        Bytes that arrive do not extend a deadline that has been started.
+        """
         if self.conn.their_state is not h11.IDLE and not self._discards_body():
             self._cancel_deadline()
         elif self._deadline is None and not self.transport.is_closing():

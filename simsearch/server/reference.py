@@ -1,4 +1,4 @@
-"""The reference at `/docs`: Swagger UI from files on this machine, or a plain page if they are not installed."""
+"""The API reference at `/docs`: Swagger UI from files on this machine, or a plain page if they are not installed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plain(document: dict[str, Any]) -> Response:
 
 
 def file(name: str) -> Response:
-    """Returns one of `FILES`. Raises ApiError."""
+    """Returns one of the files in `FILES`. Raises ApiError for another name, or if they are not installed."""
     folder = _folder()
     if folder is None or name not in FILES:
         raise ApiError(404, "not_found", "Not Found")
@@ -52,7 +52,7 @@ def file(name: str) -> Response:
 
 
 def _folder() -> Path | None:
-    """Returns the folder of Swagger UI's files, which the package fastapi-offline has; None if it is not installed."""
+    """Returns the folder of Swagger UI's files in the package fastapi-offline; None if they are not installed."""
     found = importlib.util.find_spec("fastapi_offline")
     if found is None or found.origin is None:
         return None

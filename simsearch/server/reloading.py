@@ -1,4 +1,4 @@
-"""Serves an index by its path, and opens it again when another index replaces it, without failed or mixed answers.
+"""Serves the index at a path, and switches to another index that replaces it, without failed or mixed answers.
 
 An engine sees by itself the changes that other processes commit to its index. This module handles the replacement of
 the whole folder: another index is renamed to the path, or a symbolic link is changed. The engine then still answers
@@ -46,10 +46,10 @@ class ReloadableIndex:
         self._lease = _Lease(engine, engine.opened_index.identity, own=False)
 
     def run(self, call: Callable[[Engine], T], *, may_be_outdated: bool = False) -> T:
-        """Returns the result of `call` on the engine; calls it again if the index is replaced meanwhile.
+        """Returns `call(engine)`. Calls it again, with a new engine, if the index is replaced meanwhile.
 
-        may_be_outdated: True to accept a result from an index that was replaced; for results that are checked later.
-        Raises IndexNotFoundError if there is no index at the path for `PATIENCE` seconds, and errors of `call`.
+        may_be_outdated: True to accept the result even if the index was replaced meanwhile; the caller checks it later.
+        Raises IndexNotFoundError if there is no index at the path for `PATIENCE` seconds, and the errors of `call`.
         """
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -73,7 +73,7 @@ class ReloadableIndex:
                     return result
 
     def run_once(self, call: Callable[[Engine], T]) -> T:
-        """Returns the result of `call` on the engine, without a second call if the index is replaced; for changes."""
+        """Returns `call(engine)`, called only once even if the index is replaced; for calls that change the index."""
         lease = self._acquire(time.monotonic() + PATIENCE)
         try:
             return call(lease.engine)
@@ -151,7 +151,7 @@ class ReloadableIndex:
         return self.run(query)
 
     def facts(self) -> tuple[int, int]:
-        """Returns the number of items and the generation; (0, -1) for a damaged index."""
+        """Returns the number of items and the number of changes so far (generation); (0, -1) for a damaged index."""
 
         def read(engine: Engine) -> tuple[int, int]:
             with engine.reading() as reader:

@@ -20,11 +20,11 @@ Model = TypeVar("Model", bound=Body)
 Texts = dict[str, list[str]]
 
 MOST_TEXTS = sum(option.most or 0 for option in OPTIONS if option.kind in LISTS) + len(OPTIONS)
-"""The most text fields in a form: the longest lists, and each other field once."""
+"""The most text fields in a form: every list at its longest, and each other field once."""
 
 
 async def read_search(request: Request, model: type[SearchRequest], settings: Settings) -> tuple[SearchRequest, str]:
-    """Reads a search; returns it with a name for its query. Raises ApiError."""
+    """Reads the body of a search; returns it, and a name for its query such as "cat.jpg" or "id:7". Raises ApiError."""
     kind = _media_type(request)
     if kind == "multipart/form-data":
         texts, data, name = await _read_form(request)
@@ -39,7 +39,10 @@ async def read_search(request: Request, model: type[SearchRequest], settings: Se
 
 
 async def read_json(request: Request, model: type[Model]) -> Model:
-    """Reads a JSON object. Raises ApiError, also for other media types, which pages of other sites could send."""
+    """Reads a JSON object. Raises ApiError if it is not valid, or if the media type of the body is not JSON.
+
+    Other media types are refused because browsers let pages of any site send them to this service.
+    """
     kind = _media_type(request)
     if kind != "application/json":
         raise _unsupported("application/json", kind)
@@ -55,7 +58,7 @@ async def _json(request: Request) -> Any:
 
 
 async def read_upload(request: Request) -> AddRequest:
-    """Reads an image to add. Raises ApiError."""
+    """Reads a form with an image to add. Raises ApiError."""
     kind = _media_type(request)
     if kind != "multipart/form-data":
         raise _unsupported("multipart/form-data", kind)
@@ -68,7 +71,7 @@ async def read_upload(request: Request) -> AddRequest:
 
 
 def _media_type(request: Request) -> str:
-    """Returns the media type of the body, in lower case. Raises ApiError for a body that is said to be compressed."""
+    """Returns the media type of the body, in lower case. Raises ApiError if the headers say that it is compressed."""
     if request.headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
         raise ApiError(415, "unsupported_media_type", "the body must not be compressed")
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -80,7 +83,7 @@ def _unsupported(wanted: str, kind: str) -> ApiError:
 
 
 async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
-    """Reads a form: its texts by field, and its image's bytes and file name. Raises ApiError."""
+    """Reads a form; returns its texts by field, and the bytes and the file name of its image. Raises ApiError."""
     try:
         form = await request.form(max_files=1, max_fields=MOST_TEXTS, max_part_size=1 << 16)
     except (HTTPException, ValueError, UnicodeError) as error:
@@ -102,7 +105,10 @@ async def _read_form(request: Request) -> tuple[Texts, bytes, str]:
 
 
 def _option_value(field: str, texts: list[str]) -> Any:
-    """Returns the value of a search option as in JSON, or the text of any other field. Raises ApiError."""
+    """Returns the value of a form field: for a search option, the same value as in JSON; else the text.
+
+    texts: all texts given for the field. Raises ApiError for more than one text if the field takes one value.
+    """
     kind = next((option.kind for option in OPTIONS if option.http_field == field), None)
     if kind == "conditions":
         return texts
@@ -119,7 +125,7 @@ def _single(field: str, texts: list[str]) -> str:
 
 
 def _parsed(parse: Callable[[str], Any], text: str) -> Any:
-    """Returns the parsed text, or the text itself if parsing fails; the schema then reports the error."""
+    """Returns `parse(text)`, or the text itself if it cannot be parsed; the schema then reports the error."""
     try:
         return parse(text)
     except (ValueError, KeyError, RecursionError):
@@ -127,7 +133,7 @@ def _parsed(parse: Callable[[str], Any], text: str) -> Any:
 
 
 def _integer(text: str) -> int:
-    """Reads a whole number as JSON writes it, without Python's 1_000 and digits of other scripts. Raises ValueError."""
+    """Parses a whole number. Raises ValueError, also for 1_000 and digits of other scripts, which `int` accepts."""
     if not text.isascii() or "_" in text:
         raise ValueError(text)
     return int(text)

@@ -29,14 +29,14 @@ from simsearch.server.status import Status
 
 
 def _whole(value: Any) -> Any:
-    """Returns the value. Raises PydanticKnownError for the forms 1_0, 1.0 and +1, which pydantic itself accepts."""
+    """Returns a parameter's value unchanged. Raises PydanticKnownError for 1_0, 1.0 and +1, which pydantic accepts."""
     if isinstance(value, str) and not re.fullmatch("-?[0-9]{1,19}", value):
         raise PydanticKnownError("int_parsing")
     return value
 
 
 PAGE, PAGING = 60, ("limit", "after", "label", "folder", "filter", "sort")
-"""The number of items on a page if `limit` is not given, and the query parameters of paged lists."""
+"""The number of items on a page if `limit` is not given, and the query parameters of a list in pages."""
 
 Whole = BeforeValidator(_whole)
 Number = Annotated[int, PathParameter(alias="id", ge=0, le=LARGEST_ID, description="The item's id.", examples=[1])]

@@ -30,7 +30,7 @@ GRACE = 35
 """Seconds to finish requests after a stop was requested."""
 
 LEAST_MEMORY = 160 << 20
-"""The least bytes for requests: one fifth is for bodies, and must hold a body of 32 MiB."""
+"""The least bytes for requests: one fifth of it is for bodies, and must hold a body of 32 MiB."""
 
 OPEN_FILES = 4096
 """Limit of open files: each connection takes one descriptor, and a second one while a file is sent."""
@@ -40,7 +40,7 @@ MAPPED_BYTES = 1 << 20
 
 
 class Server(uvicorn.Server):
-    """A server that stops by refusing new connections and answering the open ones before it closes them."""
+    """A uvicorn server that, when it stops, refuses new connections and answers the requests on open connections."""
 
     stop_signal = 0
 
@@ -73,7 +73,7 @@ class Server(uvicorn.Server):
 
 
 def server_for(app: Any) -> Server:
-    """Returns a server, not yet running, for an app of `create_app`."""
+    """Returns a server for an app that `create_app` made; the server is not running yet."""
     config = uvicorn.Config(
         app,
         http=DeadlineProtocol,
@@ -105,7 +105,7 @@ class JsonFormatter(logging.Formatter):
 
 @contextlib.contextmanager
 def _logs() -> Iterator[None]:
-    """Writes the service's log, and the warnings of all libraries, to stderr as lines of JSON."""
+    """In the `with` block, writes the service's log and the warnings of all libraries to stderr as lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     levels = dict.fromkeys(("", "simsearch", "uvicorn.error"), logging.WARNING) | {"simsearch.serve": logging.INFO}
@@ -123,9 +123,10 @@ def _logs() -> Iterator[None]:
 
 
 def memory_for_requests(engines: Iterable[Engine], promised: int, batch: int) -> int:
-    """Returns the bytes that are left for requests if the whole process is to take no more than `promised`.
+    """Returns the bytes that are left for requests if the whole process may take at most `promised` bytes.
 
-    Loads the models and computes one full batch, since that memory stays in use. Raises UsageError if nothing is left.
+    Before measuring, loads the models and computes a batch of `batch` images, since that memory stays in use.
+    Raises UsageError if less than `LEAST_MEMORY` is left.
     """
     for engine in engines:
         pixels = engine.recipe.pixels(Image.new("RGB", (64, 64)))
@@ -140,7 +141,10 @@ def memory_for_requests(engines: Iterable[Engine], promised: int, batch: int) ->
 
 
 def run(app: Any, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT. say: called with the URL. Raises UsageError, KeyboardInterrupt."""
+    """Serves an app that `create_app` made, until SIGTERM or SIGINT. say: called with the URL.
+
+    Raises UsageError if it cannot listen on the port, KeyboardInterrupt after SIGINT.
+    """
     allow_files(OPEN_FILES)
     return_freed_memory(MAPPED_BYTES)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -44,7 +44,7 @@ def unknown(name: str, known: Sequence[str]) -> str:
 class Body(BaseModel):
     """The body of a request. Values are not converted: neither "1" nor true is a whole number.
 
-    must_be: by field, the rest of the error message after the field's name.
+    must_be: for each field, the error message without the name of the field at its start.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -52,7 +52,7 @@ class Body(BaseModel):
 
     @classmethod
     def read(cls, given: Any) -> Self:
-        """Validates the values of a body. Raises ApiError."""
+        """Returns the model for the values of a body. Raises ApiError if they are not valid."""
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -76,13 +76,13 @@ class Body(BaseModel):
 
     @classmethod
     def _check_together(cls, given: dict[str, Any]) -> None:
-        """Raises PydanticCustomError for fields that exclude each other."""
+        """Checks fields that depend on each other; a subclass overrides this. Raises PydanticCustomError."""
 
 
 class SearchRequest(Body):
-    """POST /v1/search: exactly one of image, id, vector and url, and the options that `search_request` adds.
+    """The body of POST /v1/search: one of image, id, vector and url, and the options that `search_request` adds.
 
-    image: the bytes of a form's file. url: only if the service fetches URLs.
+    image: the bytes of the file in a form. url: accepted only if the service fetches URLs.
     """
 
     WAYS: ClassVar[tuple[str, ...]] = ("image", "id", "vector", "url")
@@ -105,27 +105,27 @@ class SearchRequest(Body):
 
     @property
     def way(self) -> str:
-        """The one of `WAYS` that was given."""
+        """The name of the field that holds the query, one of `WAYS`."""
         return next(name for name in self.WAYS if name in self.model_fields_set)
 
     @property
     def matches(self) -> int:
-        """The number of matches, k."""
+        """The number of matches to return, k."""
         return int(self._options()["k"])
 
     def search_options(self) -> SearchOptions:
-        """Returns the given options of the search, without k and without those of the query."""
+        """Returns the options of the search itself: all except k and the options in `query_options`."""
         changing = {option.name for option in OPTIONS if option.changes_query}
         given = {name: value for name, value in self._options().items() if name not in {*changing, "k"}}
         return cast(SearchOptions, given)
 
     def query_options(self) -> dict[str, Any]:
-        """Returns the given options that change the query's vectors."""
+        """Returns the options that are applied to the query before the search, such as `crop`."""
         changing = {option.name for option in OPTIONS if option.changes_query}
         return {name: value for name, value in self._options().items() if name in changing}
 
     def _options(self) -> dict[str, Any]:
-        """Returns the options by their names in Python: the given ones, and those with a default."""
+        """Returns the options that were given or have a default, by their names in Python."""
         return {
             option.name: getattr(self, option.http_field)
             for option in OPTIONS
@@ -134,7 +134,7 @@ class SearchRequest(Body):
 
 
 def search_request(settings: Settings) -> type[SearchRequest]:
-    """Makes a `SearchRequest` with a field for each search option. settings: `max_k` limits k."""
+    """Makes a subclass of `SearchRequest` with a field for each search option. settings: its `max_k` limits k."""
     fields: dict[str, Any] = {}
     must_be = dict(SearchRequest.must_be)
     for option in OPTIONS:
@@ -148,7 +148,10 @@ def search_request(settings: Settings) -> type[SearchRequest]:
 
 
 def _field(option: SearchOption, most: int | None) -> tuple[Any, str]:
-    """Returns an option's type over HTTP, and the rest of the message "FIELD must be ..."."""
+    """Returns the type of an option's value in a request, and the end of the error message "FIELD must be ...".
+
+    most: the largest value of a whole number, or the most elements of a list.
+    """
     match option.kind:
         case "integer":
             bounds = Field(ge=option.minimum, le=most)
@@ -172,9 +175,10 @@ def _field(option: SearchOption, most: int | None) -> tuple[Any, str]:
 
 
 def _conditions(most: int) -> Any:
-    """Returns the type of conditions: a text, a list of them, or an object of values or lists of values by field.
+    """Returns the type of filter conditions: a text, a list of texts, or an object of values by field.
 
-    Like file names, texts need not be UTF-8.
+    In an object, a field may have a list of values. Texts need not be UTF-8, since file names need not be.
+    most: the largest number of conditions.
     """
 
     def check(value: Any) -> list[str] | dict[str, Any]:
@@ -210,7 +214,7 @@ def _conditions(most: int) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Returns True for a JSON number that is neither infinite nor NaN, nor too large for SQLite."""
+    """Returns True for a finite number that is not too large for SQLite."""
     return isinstance(value, int | float) and abs(value) < 2**63
 
 
@@ -221,7 +225,10 @@ def _line(text: str) -> str:
 
 
 def _plain_values(value: Any) -> dict[str, Any]:
-    """Validates metadata: an object of texts, numbers, booleans and nulls."""
+    """Returns metadata if it is an object of texts, numbers, booleans and nulls; else raises ValueError.
+
+    The names "path" and "label" are refused, since every item has a path and a label besides its metadata.
+    """
     if not isinstance(value, dict) or {"path", "label"} & value.keys():
         raise ValueError
     for each in value.values():
@@ -231,7 +238,7 @@ def _plain_values(value: Any) -> dict[str, Any]:
 
 
 class AddRequest(Body):
-    """POST /v1/items: an image to add, with its label and metadata."""
+    """The body of POST /v1/items: an image to add, with its label and metadata."""
 
     must_be: ClassVar[dict[str, str]] = {
         "image": "must be a file in a multipart form",

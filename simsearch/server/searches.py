@@ -1,6 +1,6 @@
-"""The handler of searches.
+"""The HTTP handler for searches.
 
-A search is read from the body, decoded in a thread, answered with its batch (network and scan), and returned as JSON.
+It reads a search from the body, decodes the picture in a thread, gets the matches from a batcher, and answers in JSON.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ ATTEMPTS = 3
 
 
 class Searches:
-    """Answers searches."""
+    """The HTTP handler for searches."""
 
     def __init__(self, service: SearchService) -> None:
         self.service = service
 
     async def search(self, request: Request) -> Response:
-        """Answers a search, from a multipart form or a JSON object."""
+        """Answers a search that is given as a multipart form or as a JSON object."""
         start = time.perf_counter()
         served = self.service.index(request)
         # A search is counted only after its body has arrived, so that slow senders do not block other clients.
@@ -61,13 +61,16 @@ class Searches:
         return reply(values)
 
     def _urls(self, request: Request, served: ReloadableIndex, number: int) -> dict[str, str]:
-        """Returns the URLs of an item's image and thumbnail, from the root of this site."""
+        """Returns the URLs of an item's image and thumbnail, without scheme and host."""
         start = f"{request.scope.get('root_path', '')}/v1/items/{number}"
         end = "" if served.name == next(iter(self.service.indexes)) else f"?index={quote(served.name, safe='')}"
         return {"image_url": f"{start}/image{end}", "thumbnail_url": f"{start}/thumbnail{end}"}
 
     async def _matches(self, served: ReloadableIndex, body: SearchRequest) -> tuple[SearchJob, Matches]:
-        """Prepares a search and answers it from the same index. Raises SimsearchError, ApiError."""
+        """Prepares a search and answers it; starts again if the index is replaced in between.
+
+        Raises SimsearchError, ApiError.
+        """
 
         async def attempt() -> tuple[SearchJob, Matches]:
             job = await self.service.in_lane(lambda lane: self._job(served, body, lane), body.way == "id")
@@ -79,7 +82,7 @@ class Searches:
         return await attempt()
 
     def _job(self, served: ReloadableIndex, request: SearchRequest, lane: Lane) -> SearchJob:
-        """Reads and decodes the query; in a thread. Raises SimsearchError."""
+        """Decodes the query's picture in a lane and returns the search as a job. Raises SimsearchError."""
         start = time.perf_counter()
         query = served.run(lambda engine: self._prepare(engine, request, lane), may_be_outdated=True)
         self.service.metrics.phases.labels("decode").observe(time.perf_counter() - start)

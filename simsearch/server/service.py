@@ -32,13 +32,13 @@ from simsearch.server.uploads import Uploads
 T = TypeVar("T")
 
 VIEWS_SHARE = 16
-"""Small views of similar pictures may take 1/VIEWS_SHARE of the memory while duplicates are searched."""
+"""While duplicates are searched, small versions of pictures to compare may take 1/VIEWS_SHARE of the memory."""
 
 READERS = 4
 """Number of threads that read the image files sent to clients."""
 
 LAST_SECONDS = 2.0
-"""Seconds that a stop leaves for the bodies that are still being received."""
+"""Seconds after a stop for the bodies that are still being received."""
 
 
 LISTS = frozenset({"id", "filter"})
@@ -82,7 +82,7 @@ class SearchService:
         self.lanes.large.pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """Waits for the work that was started in threads."""
+        """Ends the work in threads, and waits until it has ended."""
         self.fetcher.close()
         self.finder.close()
         self.map_maker.close()
@@ -108,7 +108,10 @@ class SearchService:
         return self.indexes[name]
 
     async def in_thread(self, call: Callable[[], T], pool: ThreadPoolExecutor | None = None) -> T:
-        """Runs `call` in a thread and returns its result. Raises ApiError if that takes too long, or at a stop."""
+        """Runs `call` in a thread and returns its result. Raises ApiError if it takes too long or the service stops.
+
+        pool: the threads to use; None for the threads of the small lane.
+        """
         try:
             work = asyncio.get_running_loop().run_in_executor(pool or self.lanes.small.pool, call)
         except RuntimeError:  # the pool was shut down
@@ -128,7 +131,7 @@ class SearchService:
                 return await self.in_thread(lambda: call(large), large.pool)
 
     async def in_time(self, work: asyncio.Future[T]) -> T:
-        """Waits for a result. Raises ApiError if that takes too long, or at a stop."""
+        """Waits for a result and returns it. Raises ApiError if it takes too long or the service stops."""
         try:
             return await asyncio.wait_for(work, self.settings.timeout)
         except TimeoutError:
@@ -144,7 +147,7 @@ class SearchService:
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Counts a search while it runs. Raises ApiError if there are too many."""
+        """Counts a search while it runs. Raises ApiError if too many searches run."""
         if self._searches >= self.settings.in_flight:
             self.metrics.rejected.inc()
             raise ApiError(429, "too_many_requests", "too many searches at once", {"retry-after": "1"})

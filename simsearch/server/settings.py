@@ -11,7 +11,7 @@ from simsearch.common import suggestions
 from simsearch.errors import UsageError
 
 DEFAULT_MEMORY = 640 << 20
-"""Bytes for all requests together, unless the settings say otherwise."""
+"""The least bytes for all requests together if `memory` is 0."""
 
 DECODING, BODIES = 6, 2
 """Shares of the memory for decoding and for bodies, in tenths."""
@@ -47,9 +47,9 @@ class AppOptions(TypedDict, total=False):
 class Settings:
     """The options of `create_app`; by default everything optional is off.
 
-    api_keys: keys that give access to /v1 and /metrics; none means that no key is needed.
-    hosts: accepted names in the Host header, None for any (against DNS rebinding, for a service on loopback without a
-    key).
+    api_keys: the keys that give access to /v1 and /metrics; if there are none, no key is needed.
+    hosts: the names that are accepted in the Host header; None for any name. A service on loopback without keys should
+    set this, to prevent DNS rebinding.
     cors: origins of other sites whose pages may call the service.
     writable: allow POST and DELETE of items, and marking groups as not duplicates.
     allow_cleanup: allow moving duplicates away and restoring them; needs `writable`.
@@ -58,13 +58,13 @@ class Settings:
     allow_urls: allow searches by URL.
     max_body: the largest body in bytes. max_pixels: the most pixels of an image. max_k: the most matches.
     memory: bytes for all requests together, in addition to the memory of the idle process; requests that need more get
-    status 413 or 429. Six tenths are for decoding, two for bodies, the rest for answers. 0 means 640 MiB, or more if
-    the share for bodies must be larger to hold four of the largest bodies.
+    status 413 or 429. Six tenths are for decoding, two tenths for bodies, the rest for answers. 0 means 640 MiB, or
+    more if two tenths of it could not hold four of the largest bodies.
     in_flight: the most searches accepted at once; others get status 429.
     batch_size: the most searches computed at once.
     timeout: seconds for an answer. body_timeout: seconds for a body to arrive. head_timeout: seconds for a request's
     head to arrive, used only by `simsearch serve` (other servers have their own limits).
-    relative: return paths as stored, relative to their source.
+    relative: return paths relative to their source, as the index stores them, instead of absolute paths.
     Raises UsageError for a value that cannot be used.
     """
 
@@ -129,7 +129,7 @@ class Settings:
 
     @property
     def cleanup(self) -> Literal["move", "trash"] | None:
-        """The action of clean-ups; None if they are not allowed."""
+        """What clean-ups do with duplicates; None if clean-ups are not allowed."""
         if not self.allow_cleanup:
             return None
         return "trash" if self.move_to is None else "move"
@@ -144,10 +144,10 @@ class Settings:
 
     @property
     def decoding(self) -> int:
-        """Bytes for decoding images."""
+        """The part of `memory` for decoding images, in bytes."""
         return self.memory * DECODING // 10
 
     @property
     def bodies(self) -> int:
-        """Bytes for the bodies of unanswered requests, and for files in memory that are being sent."""
+        """The part of `memory` for bodies of requests, and for files in memory that are being sent, in bytes."""
         return self.memory * BODIES // 10

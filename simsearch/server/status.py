@@ -1,4 +1,4 @@
-"""The handlers that tell the state of the service: its indexes, readiness, metrics."""
+"""The HTTP handlers that tell the state of the service: its indexes, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from simsearch.server.settings import Settings
 
 
 class Status:
-    """Tells the state of the service."""
+    """The HTTP handlers that tell the state of the service."""
 
     def __init__(self, service: SearchService) -> None:
         self.service = service
 
     async def listing(self) -> Response:
-        """Answers with the indexes and the limits of requests."""
+        """Answers with the indexes, the permissions of clients and the limits of requests."""
 
         def facts() -> list[dict[str, Any]]:
             found = []
@@ -59,7 +59,7 @@ class Status:
         )
 
     async def ready(self) -> Response:
-        """Answers that the service is ready if a search works in each index. Raises ApiError."""
+        """Answers that the service is ready. Raises ApiError if the service stops, or if a search in an index fails."""
         if self.service.draining:
             raise draining()
         try:
@@ -84,7 +84,7 @@ class Status:
 
 
 def _shown(settings: Settings) -> str | None:
-    """Returns the folder that duplicates are moved to; only its name if the service shows no absolute paths."""
+    """Returns the folder that duplicates are moved to, or only its name if the service shows no absolute paths."""
     if settings.move_to is None or not settings.relative:
         return settings.move_to
     return os.path.basename(settings.move_to)

@@ -29,7 +29,10 @@ _FORMATS = {
 
 
 def file(served: ReloadableIndex, number: int, budget: MemoryBudget) -> tuple[IO[bytes], str | None]:
-    """Returns an item's open file and the media type, None if browsers cannot show the file. Raises ImageError."""
+    """Returns an item's open file, and its media type or None if browsers cannot show the file. Raises ImageError.
+
+    budget: memory for decoding.
+    """
     opened = served.run(lambda engine: engine.open_image(number, budget=budget))
     try:
         return opened, _kind(opened)
@@ -38,7 +41,7 @@ def file(served: ReloadableIndex, number: int, budget: MemoryBudget) -> tuple[IO
 
 
 def digest(served: ReloadableIndex, number: int) -> bytes:
-    """Returns the SHA-256 of an item's file, as it was indexed."""
+    """Returns the SHA-256 that an item's file had when it was indexed."""
     return served.run(lambda engine: engine.item(number).digest)
 
 
@@ -62,7 +65,7 @@ def _kind(file: IO[bytes]) -> str | None:
 
 
 class Thumbnails:
-    """Makes small JPEGs, and caches the last ones used in memory. Safe for several threads."""
+    """Makes small JPEGs, and keeps the last ones used in memory. Safe for several threads."""
 
     def __init__(self) -> None:
         self._cache: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
@@ -72,7 +75,7 @@ class Thumbnails:
     def get(self, served: ReloadableIndex, number: int, digest: bytes, size: int, budget: MemoryBudget) -> bytes:
         """Returns the item's image as JPEG, within `size` x `size` pixels. Raises ImageError if it cannot be read.
 
-        budget: memory for decoding.
+        digest: SHA-256 of the item's file. budget: memory for decoding.
         """
         with self._lock:
             if (known := self._cache.get((digest, size))) is not None:

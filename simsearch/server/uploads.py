@@ -1,4 +1,8 @@
-"""Images added over HTTP: files in `uploads/` inside the index, listed by a manifest that is one of its sources."""
+"""Adds and removes images over HTTP.
+
+Added images are files in the folder `uploads/` inside the index. A manifest lists these files; it is one of the sources
+of the index.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,10 @@ from simsearch.storage.folder import Folder
 
 
 class Uploads:
-    """Adds and removes items, one at a time, since an index has one writer among all threads and processes.
+    """Adds and removes items, one at a time, since only one thread of one process may write to an index.
 
-    An upload appends a row to the manifest without reading the other rows, except for the first upload of a process.
-    So the time for an upload does not depend on the number of rows.
+    An upload appends a line to the manifest without reading the other lines, except for the first upload of a process.
+    So the time for an upload does not depend on the number of lines.
     """
 
     def __init__(self) -> None:
@@ -34,7 +38,8 @@ class Uploads:
         """Adds an image; returns its item's id, and True if the item is new. Raises SimsearchError.
 
         An image that was uploaded before keeps the label and metadata that it has.
-        query: `image`, and optionally `label` and `metadata`. largest: the most pixels. budget: memory for decoding.
+        query: `image` (bytes), and optionally `label` and `metadata`. largest: the most pixels. budget: memory for
+        decoding.
         """
         data: bytes = query["image"]
         with budget.hold(memory.peak_memory(data, engine.recipe.resize)):
@@ -71,10 +76,10 @@ class Uploads:
             return found, True
 
     def _list_again(self, engine: Engine, folder: Folder, number: int, data: bytes) -> None:
-        """Adds the manifest line and the file of an uploaded picture that has an item, if they are missing.
+        """Writes the file and the manifest line of an uploaded picture again, if they are missing.
 
-        An interrupted removal leaves such an item. The next build would complete the removal, although the picture has
-        been uploaded again.
+        An interrupted removal leaves an item without them. The next build would complete the removal, although the
+        picture has been uploaded again. number: the id of the item. data: the bytes of the picture.
         """
         item = engine.item(number)
         if not folder.exists(item.path):
@@ -84,7 +89,7 @@ class Uploads:
                 upload_folder.append_line(folder, _line(item.path, item.label, item.metadata))
 
     def sweep(self, indexes: Iterable[ReloadableIndex]) -> None:
-        """Removes the files that interrupted processes left, unless another process is writing now."""
+        """Removes the files that interrupted processes left in the indexes. Errors are ignored."""
         for served in indexes:
             with contextlib.suppress(SimsearchError, OSError):
                 served.run_once(self._sweep)
@@ -105,8 +110,8 @@ class Uploads:
     def remove(self, engine: Engine, number: int) -> None:
         """Removes an item, and its file if it was added over HTTP. Raises ItemNotFoundError.
 
-        The line of the manifest is removed first: if the process dies after this step, the next build removes the item.
-        In the other order, the next build would add the picture again.
+        The line of the manifest is removed before the item: if the process dies in between, the next build removes the
+        item. In the other order, the next build would add the picture again.
         """
         folder = upload_folder.open_folder(engine.index)
         with self._alone(folder) if folder.identity != (0, 0) else self._lock, _writes(folder):
@@ -128,18 +133,18 @@ class Uploads:
 
     @contextlib.contextmanager
     def _alone(self, folder: Folder) -> Iterator[None]:
-        """Keeps other threads and processes out of the folder."""
+        """In the `with` block, keeps other threads and processes out of the folder."""
         with self._lock, upload_folder.locked(folder):
             yield
 
 
 def _line(name: str, label: str | None, metadata: dict[str, Any]) -> str:
-    """Returns a line of the manifest."""
+    """Returns the line of the manifest, a JSON object, for a picture. name: the name of its file."""
     return json.dumps({**metadata, "path": name, "label": label})
 
 
 def _find(engine: Engine, name: str) -> int | None:
-    """Returns the id of an upload's item; None if there is none."""
+    """Returns the id of the item for an uploaded file; None if there is none. name: the name of the file."""
     with engine.index.reading() as reader:
         for source in reader.sources():
             if source.kind == ManifestSource.kind and engine.index.root_of(source) == manifest_path(engine):
@@ -148,19 +153,19 @@ def _find(engine: Engine, name: str) -> int | None:
 
 
 def manifest_path(engine: Engine) -> str:
-    """Returns the path of the manifest of uploads, which is the root of the source of uploaded items."""
+    """Returns the path of the manifest of uploads, which is also the root of a source of the index."""
     return upload_folder.manifest_path(engine.index)
 
 
 def _forget(folder: Folder, name: str) -> None:
-    """Removes an upload from the manifest and deletes its file."""
+    """Removes an uploaded picture from the manifest, and deletes its file."""
     upload_folder.keep_lines(folder, lambda each: each != name)
     folder.unlink(name)
 
 
 @contextlib.contextmanager
 def _writes(folder: Folder) -> Iterator[None]:
-    """Turns an OSError of the system into UsageError."""
+    """In the `with` block, turns an OSError into a UsageError, except an OSError that is a SimsearchError."""
     try:
         yield
     except SimsearchError:

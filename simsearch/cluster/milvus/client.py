@@ -1,7 +1,7 @@
 """The client of a Milvus collection: the only module that uses pymilvus.
 
-Each call has a deadline and is retried with growing pauses if that may help (a server restarts, a collection is being
-loaded); failures become errors of `simsearch.errors`. Distances are squared, as Milvus returns them.
+A call that fails is retried with growing pauses until its deadline, if that may help (a server restarts, a collection
+is being loaded). Failures become errors of `simsearch.errors`. Distances are squared, as Milvus returns them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 LARGEST = 16384
-"""Milvus's limit on the matches of a search and on the rows of a query."""
+"""The most matches of a search, and the most rows of a query, that Milvus returns."""
 
 SPAN = 8192
 """Rows read at once without their features."""
@@ -60,7 +60,7 @@ SCALARS = (
     "width",
     "height",
 )
-"""The fields of an item.
+"""The fields of a row that describe its item.
 
 labelled: false if the item has no label, true for an empty label. path_hex: a path that is not UTF-8, in hexadecimal.
 """
@@ -90,7 +90,7 @@ _RETRYABLE_WORDS = (
 class Hit:
     """A row found by a search.
 
-    squared_distance: Milvus's, computed in float32. fields: those in SCALARS. features: (D,) float32 or float16.
+    squared_distance: computed by Milvus in float32. fields: the values of SCALARS. features: (D,) float32 or float16.
     """
 
     id: int
@@ -109,7 +109,7 @@ def _pymilvus() -> Any:
         "pymilvus",
         "milvus_lite",
         "grpc._server",
-    ):  # their errors are raised as ours and must not be printed too
+    ):  # an error is raised as a SimsearchError; a logger must not print it too
         logging.getLogger(name).setLevel(logging.CRITICAL)
         for child in list(logging.root.manager.loggerDict):
             if child.startswith(name + "."):
@@ -120,9 +120,10 @@ def _pymilvus() -> Any:
 class MilvusClient:
     """A client of one collection, which need not exist yet. Safe for several threads.
 
-    writing: a file of Milvus Lite may be created. The attribute `patience` is the time limit of a call in seconds.
-    Raises UnavailableError, MissingExtraError, IndexNotFoundError for a file that does not exist, IndexLockedError for
-    a file that another process uses.
+    writing: True if a file of Milvus Lite may be created. The attribute `patience` is the time limit of a call in
+    seconds.
+    Raises UnavailableError, MissingExtraError, and for a file of Milvus Lite also IndexNotFoundError if it does not
+    exist, IndexLockedError if another process has it open.
     """
 
     def __init__(self, address: MilvusAddress, *, writing: bool = False) -> None:
@@ -142,7 +143,7 @@ class MilvusClient:
             lite.acquire(address.file)
 
     def close(self) -> None:
-        """Closes the connection; for the last client of a file of Milvus Lite, also the file."""
+        """Closes the connection. The last client of a Milvus Lite file also closes the file."""
         if self.closed:
             return
         self.closed = True
@@ -158,7 +159,7 @@ class MilvusClient:
     # -- calls
 
     def call(self, method: str, **arguments: Any) -> Any:
-        """Calls a method of pymilvus's client, and retries while that may help. Raises SimsearchError."""
+        """Calls a method of pymilvus's client, and retries it while that may help. Raises SimsearchError."""
         self.check_open()
         deadline, pause = time.monotonic() + self.patience, 0.1
         while True:
@@ -204,7 +205,8 @@ class MilvusClient:
     ) -> None:
         """Creates the collection with its indexes, and loads it.
 
-        kind: of `index_kinds.KINDS`. parameters: what the index is built with. facts: the collection's properties.
+        dimension, storage: of the features; "float16" or "float32". kind: the kind of index for the features, one of
+        `index_kinds.KINDS`. parameters: for building this index. facts: the properties of the collection.
         """
         types = _pymilvus().DataType
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -236,15 +238,15 @@ class MilvusClient:
             raise
 
     def load(self) -> None:
-        """Loads the collection, so that it can be searched; waits until it is loaded."""
+        """Loads the collection, so that it can be searched, and waits until it is loaded."""
         self.call("load_collection", collection_name=self.name)
 
     def set_properties(self, facts: dict[str, str]) -> None:
-        """Changes properties of the collection."""
+        """Sets properties of the collection to new values."""
         self.call("alter_collection_properties", collection_name=self.name, properties=facts)
 
     def index(self) -> dict[str, Any]:
-        """Describes the index of the features: `index_type`, and the parameters it was built with."""
+        """Returns Milvus's description of the index of the features: `index_type`, and its build parameters."""
         return dict(self.call("describe_index", collection_name=self.name, index_name="features"))
 
     def version(self) -> str:
@@ -258,7 +260,7 @@ class MilvusClient:
     # -- rows
 
     def upsert(self, rows: list[dict[str, Any]]) -> None:
-        """Inserts rows, or replaces those with the same ids."""
+        """Inserts rows; a row replaces the row that has the same id."""
         self.call("upsert", collection_name=self.name, data=rows)
 
     def delete(self, ids: Sequence[int]) -> None:
@@ -266,20 +268,20 @@ class MilvusClient:
         self.call("delete", collection_name=self.name, filter=f"id in {[int(number) for number in ids]}")
 
     def flush(self) -> None:
-        """Flushes what was written, so that it is indexed."""
+        """Makes Milvus store all rows that were written, so that it can index them."""
         self.call("flush", collection_name=self.name)
 
     def count(self, where: str = "", *, strong: bool = False) -> int:
-        """Counts the rows that meet a condition. strong: True to include all writes that finished before the call."""
+        """Counts the rows that meet the condition `where`. strong: True to include all writes before the call."""
         found = self._query(where, ["count(*)"], strong)
         return int(found[0]["count(*)"])
 
     def query(self, where: str, fields: Sequence[str], *, strong: bool = False) -> list[dict[str, Any]]:
-        """Returns the rows that meet a condition, at most LARGEST, in no particular order."""
+        """Returns `fields` of the rows that meet the condition `where`: at most LARGEST rows, in no certain order."""
         return [dict(row) for row in self._query(where, list(fields), strong)]
 
     def scan(self, where: str, fields: Sequence[str], highest: int, *, strong: bool = False) -> Iterator[list[Any]]:
-        """Yields all rows that meet a condition, ordered by id, a list for each SPAN of ids up to `highest`."""
+        """Yields all rows that meet a condition, ordered by id: one list for each SPAN ids, up to the id `highest`."""
         for first in range(0, highest + 1, SPAN):
             within = f"id >= {first} and id < {first + SPAN}"
             rows = self.query(f"{within} and ({where})" if where else within, ["id", *fields], strong=strong)
@@ -299,7 +301,7 @@ class MilvusClient:
     ) -> list[list[Hit]]:
         """Finds the `width` rows nearest to each of (nq, D) queries, with their fields and features.
 
-        where: a Milvus expression, or "". parameters: see `index_kinds.search_parameters`.
+        where: a Milvus expression, or "" for all rows. parameters: see `index_kinds.search_parameters`.
         """
         found = self.call(
             "search",
@@ -331,7 +333,7 @@ def _hit(hit: Any) -> Hit:
 
 
 def _vector(value: Any) -> NDArray[Any]:
-    """Converts the features of a row, (D,): Milvus returns float16 as bytes and float32 as numbers."""
+    """Returns the features of a row as an array, (D,). Milvus gives float16 as bytes, and float32 as numbers."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], bytes):
         value = value[0]
     return np.frombuffer(value, "<f2") if isinstance(value, bytes) else np.asarray(value, np.float32)

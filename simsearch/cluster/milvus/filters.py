@@ -1,8 +1,8 @@
 """Translates conditions on items into Milvus expressions, if Milvus gives them exactly the same meaning.
 
-Milvus has no globs except for prefixes and no order across types, and versions of Milvus differ in how they treat a
-missing field. Conditions that Milvus cannot express, or interprets differently, are checked by `matching`: in an
-in-memory SQLite database, for the items that meet the other conditions.
+Prefixes are the only globs that Milvus has. It cannot compare values of different types, and its versions differ in
+how they treat a missing field. Conditions that Milvus cannot express, or would interpret differently, are checked by
+`matching`: it puts the items that meet the other conditions into an SQLite database in memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ Roots = dict[int, tuple[str, str]]
 
 
 def to_milvus_expression(wanted: Sequence[Condition], roots: Roots) -> tuple[str, list[Condition]]:
-    """Returns a Milvus expression of the conditions ("" for none), and the conditions that Milvus cannot express."""
+    """Returns a Milvus expression, and the conditions that it leaves out because Milvus cannot express them.
+
+    The expression is "" if it leaves all conditions out. roots: the kind and the root of each source, by number.
+    Raises UsageError.
+    """
     expressions, rest = [], []
     for condition in wanted:
         condition.check()
@@ -74,7 +78,10 @@ def _label(operator: str, value: Any) -> str | None:
 
 
 def _path(operator: str, text: str, roots: Roots) -> str | None:
-    """Returns an expression for stored or printed paths; a printed path begins with the root of its source."""
+    """Returns a Milvus expression for a condition on the path; None if Milvus cannot express it.
+
+    text: a path or prefix as stored (relative to the source), or as printed (with the root of the source before it).
+    """
     if operator == "~":
         start = text[:-1]
         parts = [f'path like "{start}%"'] if start else [""]
@@ -99,7 +106,10 @@ def _path(operator: str, text: str, roots: Roots) -> str | None:
 
 
 def _metadata(name: str, operator: str, value: Any) -> str | None:
-    """Returns an expression, only for equality of texts and integers: SQLite orders across types, Milvus does not."""
+    """Returns a Milvus expression for a condition on metadata; None except for equality with a text or an integer.
+
+    Milvus cannot express "<" and ">": unlike SQLite, it cannot compare values of different types.
+    """
     if operator != "=" or value is None or not _PLAIN.fullmatch(name) or not name:
         return None
     field = f'metadata["{name}"]'
@@ -119,7 +129,7 @@ def _metadata(name: str, operator: str, value: Any) -> str | None:
 def matching(rows: Iterable[Sequence[Any]], wanted: Sequence[Condition], roots: Roots) -> list[int]:
     """Returns the ids of the rows that meet all conditions. Raises UsageError.
 
-    rows: (id, source, path, label, metadata, size, width, height) of items, as `reader.Item` has them.
+    rows: (id, source, path, label, metadata, size, width, height) of items, with the values of `reader.Item`.
     """
     with sqlite3.connect(":memory:") as database:
         database.execute("CREATE TABLE sources (id INTEGER PRIMARY KEY, kind TEXT, root BLOB)")
@@ -146,7 +156,10 @@ def matching(rows: Iterable[Sequence[Any]], wanted: Sequence[Condition], roots: 
 
 
 def check_metadata(metadata: Iterable[dict[str, Any]], wanted: Sequence[Condition], found: int) -> None:
-    """Raises UsageError as `storage.filters.check_fields` does. metadata: of all items."""
+    """Raises UsageError for a condition on metadata that no item can meet; see `storage.filters.check_fields`.
+
+    metadata: of all items. found: the number of items that meet all conditions.
+    """
     with contextlib.closing(sqlite3.connect(":memory:")) as database:
         database.execute("CREATE TABLE items (metadata TEXT)")
         database.executemany("INSERT INTO items VALUES (?)", ((json.dumps(each),) for each in metadata))

@@ -1,7 +1,8 @@
-"""Opens a Milvus collection that `push` made as an `Engine`, with the same searches, filters and errors.
+"""Opens a Milvus collection that `push` wrote: as an `Engine`, with the same searches, filters and errors.
 
-Milvus chooses the candidates of a search; their distances are computed again in float64, so distances are exact, and
-ties go to the lower id. With a FLAT index the choice of candidates is exact too. An item's id is used as its row.
+Milvus chooses the candidates of a search. Their distances are computed again in float64, so distances are exact, and
+ties go to the lower id. With a FLAT index, the choice of candidates is exact too. A collection has no row numbers; the
+id of an item is used as its row.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ REFRESH = 2.0
 """Seconds for which the properties and the count are cached, unless consistency is strong."""
 
 DIRECT = 64
-"""Largest number of items permitted by a filter that are all fetched, in place of using an approximate index."""
+"""If a filter permits at most this many items, all of them are fetched, and the approximate index is not used."""
 
 ANSWER = 2048
 """Rows in one answer of Milvus: 32 MiB of features at D = 4096."""
@@ -47,19 +48,20 @@ NEAR = 8
 """Additional candidates, so that ties with the last match are noticed."""
 
 ROUNDING = 1e-4
-"""Relative error of Milvus's squared distances, in terms of the squared lengths of the vectors."""
+"""Error of Milvus's squared distances, as a fraction of the squared lengths of the vectors."""
 
 
 class _Flat:
-    """Searches a collection, as `FlatIndex` searches an index. effort: see `search_parameters`."""
+    """Searches a collection, with the interface of `search.exact.FlatIndex`. effort: see `search_parameters`."""
 
     def __init__(self, reader: MilvusReader, effort: int | None) -> None:
         self.reader, self.rows, self.effort = reader, reader.collection.count, effort
 
     def search(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> list[Neighbours]:
-        """Finds the k nearest items to each of (nq, D) queries, and those that tie with the last; exact.
+        """Finds exactly the k nearest items to each of (nq, D) queries, and the items that tie with the k-th.
 
-        Raises UsageError for an index of an approximate kind.
+        permitted: the items to search; None for all. Raises UsageError if the collection has an approximate index, and
+        more than DIRECT items are to be searched.
         """
         kind = self.reader.collection.kind
         if kind not in EXACT and (permitted is None or len(permitted) > DIRECT):
@@ -70,7 +72,10 @@ class _Flat:
         return self.candidates(queries, k, permitted)
 
     def candidates(self, queries: NDArray[np.float32], k: int, permitted: Permitted | None) -> list[Neighbours]:
-        """Finds the k nearest items, and ties, among the candidates that Milvus's index returns. Raises UsageError."""
+        """Finds the k nearest items, and items that tie with the k-th, among the candidates from Milvus's index.
+
+        Raises UsageError if k is more than Milvus returns, or if a query is too long for float32.
+        """
         available = self.rows if permitted is None else len(permitted)
         k = min(k, available)
         if k == 0 or not len(queries):
@@ -98,7 +103,7 @@ class _Flat:
         return [found[number] for number in range(len(queries))]
 
     def _ask(self, queries: NDArray[np.float32], width: int, where: str) -> list[list[Hit]]:
-        """Asks Milvus for candidates, in portions that fit into one answer."""
+        """Returns `width` candidates for each query from Milvus, asked for in portions that fit into one answer."""
         step = max(1, ANSWER // width)
         parameters = search_parameters(self.reader.collection.kind, width, self.effort)
         hits: list[list[Hit]] = []
@@ -111,7 +116,7 @@ class _Flat:
         return self.reader.features.read(ids)
 
     def rank(self, query: NDArray[np.float32], ids: NDArray[np.int64], k: int) -> Neighbours:
-        """Returns the k nearest of the given items by exact distance, and those that tie with the last."""
+        """Returns the k nearest of the given items by exact distance, and the items that tie with the k-th."""
         return rank_exact(query, ids, self.read(ids), k) if len(ids) else Neighbours(ids, np.zeros(0))
 
     def _measure(self, query: NDArray[np.float32], where: str, k: int) -> Neighbours:
@@ -125,7 +130,7 @@ class _Flat:
 
 
 class _Approximate:
-    """An `ApproximateSearch` by Milvus's index; a search with `exact=True` uses `_Flat.search` instead."""
+    """An `ApproximateSearch` that uses Milvus's index. A search with `exact=True` uses `_Flat.search` instead."""
 
     def search(
         self, flat: _Flat, queries: NDArray[np.float32], k: int, permitted: Permitted | None
@@ -144,7 +149,7 @@ def _doubtful(query: NDArray[np.float32], hits: Sequence[Hit], found: Neighbours
 
 
 class MilvusIndex:
-    """An open collection, in place of an `Index`. roots: as for `Index`.
+    """An open collection, with the interface of `storage.index.Index`. roots: as for `Index`.
 
     Raises IndexNotFoundError, UnavailableError, MissingExtraError.
     """
@@ -208,7 +213,7 @@ class MilvusIndex:
         return bool(self.state().state["complete"])
 
     def sources(self, reader: MilvusReader) -> Sources:
-        """Returns the sources by number."""
+        """Returns the opened sources by number."""
         with self._lock:
             opened = Sources()
             for row in reader.sources():
@@ -217,11 +222,11 @@ class MilvusIndex:
             return opened
 
     def root_of(self, row: SourceRow) -> str:
-        """Returns the root of a source: as given by `roots`, or as it was when the index was pushed."""
+        """Returns the root of a source: from `roots`, or as it was when the index was pushed."""
         return self.roots.get(row.root, self.roots.get("", row.root))
 
     def info(self) -> dict[str, Any]:
-        """Describes the collection in plain JSON values; the `recall` of an approximate index is unknown: None."""
+        """Describes the collection in plain JSON values. The unknown `recall` of an approximate index is None."""
         with self.reading() as reader:
             own = reader.collection
             index = {key: value for key, value in self.client.index().items() if isinstance(value, str | int | float)}
@@ -255,7 +260,7 @@ class MilvusIndex:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """The state of a collection in one operation. live: None, since Milvus itself leaves out deleted items."""
+    """The state of a collection during one operation. live: None, since Milvus itself leaves out deleted items."""
 
     flat: _Flat
     sources: Sources
@@ -263,7 +268,7 @@ class _Snapshot:
 
 
 class _Snapshots:
-    """`Snapshots` of a collection."""
+    """The snapshots of a collection, with the interface of `search.snapshot.Snapshots`."""
 
     def __init__(self, index: MilvusIndex) -> None:
         self.index = index
@@ -278,7 +283,7 @@ class _Snapshots:
         return None if reader.collection.kind in EXACT else _Approximate()
 
     def exact_facts(self, reader: MilvusReader) -> dict[str, Any]:
-        """Returns the facts on exact search for `Engine.info`: only the server searches."""
+        """Returns the description of exact searches for `Engine.info`; see `search.snapshot.Snapshots.exact_facts`."""
         return {"proved": False}
 
     def close(self) -> None:
@@ -288,8 +293,9 @@ class _Snapshots:
 def open_collection(
     address: str, *, model: str | Model | None = None, device: str = "auto", roots: Mapping[str, str] | None = None
 ) -> Engine:
-    """Opens a collection as an engine, which can only be searched; for the arguments see `Engine`.
+    """Opens a collection as an engine for searches; the engine cannot change the collection.
 
+    address: see `common.milvus_address`. For the other arguments see `Engine`.
     Raises IndexNotFoundError, ModelMismatchError, UnavailableError, MissingExtraError.
     """
     registry.check_device(device)
@@ -298,7 +304,7 @@ def open_collection(
 
 
 class _AddressPath(str):
-    """An address in place of a path; its name is the collection's."""
+    """An address that is used like a path. Its `name` is the name of the collection."""
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ SEARCH_PARAMETERS = {
     "GPU_IVF_FLAT": "nprobe",
     "GPU_IVF_PQ": "nprobe",
 }
-"""By approximate kind: the search parameter that trades time for recall."""
+"""The search parameter that trades time for recall, for each approximate kind of index."""
 
 KINDS = ("FLAT", "GPU_BRUTE_FORCE", *SEARCH_PARAMETERS)
 EXACT = ("FLAT", "GPU_BRUTE_FORCE")
@@ -30,7 +30,7 @@ BUILD_PARAMETERS = {
 
 
 def search_parameters(kind: str, width: int, effort: int | None) -> dict[str, Any]:
-    """Returns the search parameters of an index of this kind.
+    """Returns the parameters for searching an index of this kind; {} for an exact kind.
 
     width: the number of candidates. effort: the value of the parameter in SEARCH_PARAMETERS; None for a default.
     """

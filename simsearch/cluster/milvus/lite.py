@@ -15,8 +15,8 @@ _lock = threading.Lock()
 def check_file(file: Path, writing: bool) -> None:
     """Checks that a file of Milvus Lite can be opened. writing: True if the file may be created.
 
-    Raises MissingExtraError, IndexNotFoundError for a file that does not exist, UsageError for one that Milvus Lite
-    cannot use, IndexLockedError for one that another process has open.
+    Raises MissingExtraError, IndexNotFoundError if the file does not exist, UsageError if Milvus Lite cannot use it,
+    IndexLockedError if another process has it open.
     """
     try:
         import milvus_lite  # noqa: F401
@@ -44,13 +44,13 @@ def check_file(file: Path, writing: bool) -> None:
 
 
 def acquire(file: Path) -> None:
-    """Counts a client that has opened a file."""
+    """Adds one to the number of clients of a file."""
     with _lock:
         _open_counts[file] = _open_counts.get(file, 0) + 1
 
 
 def release(file: Path) -> None:
-    """Counts a client as closed, and closes the file after the last one."""
+    """Takes one from the number of clients of a file, and closes the file if no client is left."""
     with _lock:
         _open_counts[file] -= 1
         if not _open_counts[file]:

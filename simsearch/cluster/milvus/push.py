@@ -1,9 +1,9 @@
 """Copies an index into a Milvus collection, where `simsearch.cluster.milvus.index` searches it.
 
-Only differences are sent. Each row has a hash of its content, `mark`. A push reads all ids and hashes, deletes the rows
-that the index no longer has, and sends the rows that are new or have a different hash. So the next push continues an
-interrupted one, and a push without changes sends nothing. Rows are upserted in portions of bounded size. At the end the
-rows are counted, and a sample is compared with the index, byte for byte.
+Only differences are sent. The field `mark` of each row is a hash of the row's content. A push reads all ids and hashes,
+deletes the rows that the index no longer has, and sends the rows that are new or have a different hash. So after an
+interrupted push, the next push sends only what is missing, and a push without changes sends nothing. Rows are upserted
+in portions of bounded size. At the end, the rows are counted, and a sample is compared with the index, byte for byte.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ _LONGEST_TEXT = 65535  # bytes, Milvus's limit
 class PushOptions:
     """Options of a push.
 
-    kind: the index of the features in a new collection, one of `index_kinds.KINDS`; None chooses by the number of
-    items. parameters: build parameters of that index. storage: "float16" needs Milvus 2.4 or later.
-    replace: drop the existing collection. progress: called with (items compared, items in all).
+    kind: the kind of index for the features in a new collection, one of `index_kinds.KINDS`; None to choose it by the
+    number of items. parameters: for building that index. storage: the type of the features; "float16" needs Milvus 2.4
+    or later. None is "float32" in a new collection, and the type that an existing collection has.
+    replace: True to drop the existing collection first. progress: called with (items compared, items in all).
     """
 
     kind: str | None = None
@@ -72,7 +73,10 @@ class PushOptions:
 
 @dataclass
 class PushReport:
-    """The outcome of a push, in items. compared: rows of the sample that were read back and are equal."""
+    """The outcome of a push, in numbers of items.
+
+    compared: the items of the sample that was read back, all equal. kind: the kind of the collection's index.
+    """
 
     items: int = 0
     sent: int = 0
@@ -85,8 +89,9 @@ class PushReport:
 def push(index: Index, target: str, options: PushOptions | None = None) -> PushReport:
     """Makes a collection equal to an index; creates it if it does not exist.
 
-    Raises UnavailableError (another push continues), and without `replace` ModelMismatchError for a collection of
-    another model and UsageError for one of another index.
+    target: the address of the collection; see `common.milvus_address`.
+    Raises UnavailableError if the server does not answer; the next push then continues. Without `replace`, raises
+    ModelMismatchError if the collection has features of another model, UsageError if it holds another index.
     """
     options = options or PushOptions()
     if "components_sha256" in index.meta.descriptor:
@@ -125,7 +130,10 @@ class _Push:
     # -- the collection
 
     def prepare(self) -> None:
-        """Creates the collection, or checks that the existing one belongs to this index. Raises UsageError."""
+        """Creates the collection, or checks that the existing collection holds this index.
+
+        Raises UsageError, ModelMismatchError.
+        """
         if self.client.exists() and self.options.replace:
             self.client.drop()
         if not self.client.exists():
@@ -169,7 +177,7 @@ class _Push:
         self.storage = state["storage"]
 
     def _facts(self, complete: bool) -> dict[str, str]:
-        """Returns the collection's properties; see `reader.PROPERTIES`."""
+        """Returns the properties to store with the collection; see `reader.PROPERTIES`."""
         meta = {
             **asdict(self.index.meta),
             "search": {"kind": "", "recall": 0.0, "parameters": {}},
@@ -192,7 +200,7 @@ class _Push:
         return dict(zip(PROPERTIES, map(json.dumps, (meta, sources, state)), strict=True))
 
     def _similarity(self) -> dict[str, Any]:
-        """Returns the similarity scale of the index, estimated if an older version wrote the index; see `Meta`."""
+        """Returns the scale of similarities as in `Meta.similarity`; estimates it if the index does not have it."""
         if self.index.meta.similarity:
             return self.index.meta.similarity
         scale = similarity.estimate(self.reader.shards, self.reader.rows())
@@ -201,7 +209,7 @@ class _Push:
     # -- the rows
 
     def send(self) -> None:
-        """Deletes and sends the rows that differ, ordered by id."""
+        """Deletes the rows that the index no longer has, and sends the rows that are new or differ, ordered by id."""
         done = 0
         self.options.progress(0, self.items)
         stream = self._spans()
@@ -224,7 +232,7 @@ class _Push:
         self.options.progress(done, self.items)
 
     def _spans(self) -> Iterator[list[Item]]:
-        """Yields the index's items, a list for each span of ids, as `MilvusClient.scan` does."""
+        """Yields the items of the index, one list for each SPAN ids, as `MilvusClient.scan` yields rows."""
         stream = self.reader.items()
         ahead = next(stream, None)
         for first in range(0, self.highest + 1, SPAN):
@@ -251,7 +259,7 @@ class _Push:
     # -- the end
 
     def finish(self) -> None:
-        """Flushes, counts and compares the collection. Raises SimsearchError if it differs from the index."""
+        """Stores and counts all rows and compares a sample. Raises SimsearchError if they differ from the index."""
         if self.pushed.sent or self.pushed.deleted:
             self.client.flush()
         found = self.client.count(strong=True)
@@ -265,7 +273,7 @@ class _Push:
         self.client.set_properties(self._facts(complete=True))
 
     def _compare(self) -> None:
-        """Reads a sample back and compares it, with its features. Raises IndexDamagedError."""
+        """Reads back a sample of rows and their features. Raises IndexDamagedError if a row differs from the index."""
         ids, _ = self.reader.ids_and_rows()
         chosen = np.random.default_rng(0).choice(ids, min(SAMPLE, len(ids)), replace=False)
         items = [self.reader.item(int(number)) for number in np.sort(chosen)]
@@ -284,7 +292,7 @@ class _Push:
 
 
 def row_hash(item: Item) -> int:
-    """Returns 63 bits of a hash over all fields of a row. The digest stands for the features."""
+    """Returns a 63-bit hash of an item's fields. The file's SHA-256, which is a field, stands for the features."""
     fields = [
         item.source,
         os.fsencode(item.path).hex(),
@@ -329,7 +337,7 @@ def _row(item: Item, features: NDArray[np.float16], storage: str) -> tuple[dict[
 
 
 def _kind(items: int, address: MilvusAddress) -> str:
-    """Returns the kind of Milvus index for a number of items: an exact one as long as exact search is fast."""
+    """Returns the default kind of index: exact in Milvus Lite and for few items, else approximate."""
     if address.file is not None or items < _MANY:
         return "FLAT"
     return "HNSW" if items < _HUGE else "DISKANN"

@@ -1,6 +1,6 @@
 """Reads the items, features and properties of a collection that `push` made, with the interface of an index.
 
-A collection has no row numbers; an item's id is used as the row of its features.
+A collection has no row numbers; the id of an item is used as the row of its features.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PROPERTIES = "simsearch.meta", "simsearch.sources", "simsearch.state"
-"""Properties of a collection, as JSON: the index's `meta.json`, its sources, and the state of the last push."""
+"""Properties of a collection, as JSON: the index's `meta.json`, its sources, and the state after the last push."""
 
 SCAN = 1_000_000
 """The most items that are fetched to check a condition that Milvus cannot express."""
@@ -37,8 +37,8 @@ SCAN = 1_000_000
 class CollectionState:
     """The properties of a collection, and its number of rows.
 
-    state: `complete`, `generation`, `storage`, `highest` (no id is higher) and `labels`, as the last push left them.
-    kind: kind of the Milvus index. read: time at which the state was read, from `time.monotonic`.
+    state: `complete`, `generation`, `storage`, `highest` (no id is higher) and `labels`, as the last push wrote them.
+    kind: the kind of the Milvus index. read: the monotonic time at which the state was read.
     """
 
     meta: Meta
@@ -50,7 +50,10 @@ class CollectionState:
 
     @classmethod
     def of(cls, client: MilvusClient) -> CollectionState:
-        """Reads the state. Raises IndexNotFoundError if `push` did not make the collection, IndexDamagedError."""
+        """Reads the state of a collection.
+
+        Raises IndexNotFoundError if `push` did not make the collection, IndexDamagedError for damaged properties.
+        """
         try:
             meta, sources, state = properties(client)
             read = {int(n): SourceRow(int(n), kind, root, root, _options(*rest)) for n, kind, root, *rest in sources}
@@ -63,12 +66,12 @@ class CollectionState:
 
     @property
     def roots(self) -> filters.Roots:
-        """Kind and root of each source, by number."""
+        """The kind and the root of each source, by number."""
         return {number: (row.kind, row.root) for number, row in self.sources.items()}
 
 
 def properties(client: MilvusClient) -> list[Any]:
-    """Returns the values of PROPERTIES. Raises IndexNotFoundError if `push` did not make the collection."""
+    """Returns the values of PROPERTIES in a collection. Raises IndexNotFoundError if `push` did not make it."""
     facts = client.describe().get("properties") or {}
     if not all(name in facts for name in PROPERTIES):
         hint = "`simsearch push` makes a collection"
@@ -78,7 +81,7 @@ def properties(client: MilvusClient) -> list[Any]:
 
 @dataclass(frozen=True)
 class Permitted:
-    """The items that meet some conditions: a Milvus expression and their number."""
+    """The items that meet some conditions. where: a Milvus expression for them. count: their number."""
 
     where: str
     count: int
@@ -88,7 +91,7 @@ class Permitted:
 
 
 class CollectionFeatures:
-    """Reads features by id, as `FeatureFiles` does by row; features in search results are cached."""
+    """Reads features by id, with the interface of `FeatureFiles`; features that came with matches are cached."""
 
     rows_per_shard = 1 << 62
 
@@ -187,7 +190,10 @@ class MilvusReader:
         return np.array(found, np.int64), np.array(found, np.int64)
 
     def rows(self, conditions: Iterable[Condition] = ()) -> Any:
-        """Returns the ids of all items; with conditions, the items that meet them. Raises UsageError."""
+        """Returns the ids of all items, (n,); with conditions, the items that meet them, as `Permitted`.
+
+        Raises UsageError if a condition cannot be checked.
+        """
         if not (wanted := list(conditions)):
             return self.ids_and_rows()[0]
         where, rest = filters.to_milvus_expression(wanted, self.collection.roots)
@@ -213,13 +219,13 @@ class MilvusReader:
         return Permitted(f"id in {found}", len(found))
 
     def _check_fields(self, wanted: Sequence[Condition], found: int) -> None:
-        """Raises UsageError for a field that no item has, unless there are too many items to look at."""
+        """Raises UsageError for a metadata field that no item has; does not check more than SCAN items."""
         doubtful = any(c.key is not None and (not found or c.operator == "!=") for c in wanted)
         if doubtful and self.collection.count <= SCAN:
             filters.check_metadata((item.metadata for item in self.items()), wanted, found)
 
     def keep(self, hits: Iterable[Hit]) -> None:
-        """Caches the items and features in search results."""
+        """Caches the items and features that came with matches."""
         for hit in hits:
             if hit.id not in self.seen:
                 self.seen[hit.id] = _item(hit.fields)
@@ -251,5 +257,5 @@ def _item(row: Mapping[str, Any]) -> Item:
 
 
 def _options(outside: object = False) -> dict[str, Any]:
-    """Returns the options of a source: "outside" if its pictures may lie outside its folder."""
+    """Returns the options of a source. outside: True if its pictures may lie outside its folder."""
     return {"outside": True} if outside is True else {}

@@ -1,10 +1,10 @@
-// -- the address: each search and each view of the index has one, which can be reloaded, shared and gone back to
+// -- the address: each search and each view of the index has its own address, which can be reloaded, shared and returned to
 const FLAGS = [...document.querySelectorAll("[data-option]")].map(box => box.id);
 const NUMBERS = ["min_similarity", "max_distance"], HIGHEST = { min_similarity: 1, max_distance: Number.MAX_VALUE };
-const RULES = ["largest", "oldest", "newest", "shortest-path"];  // which picture of a group of duplicates stays
+const RULES = ["largest", "oldest", "newest", "shortest-path"];  // for the picture of a group of duplicates that stays
 const ORDERS = ["newest", "oldest", "id"];
 const LISTS = ["plus", "minus", "filter"];
-const MAPPED = ["at", "colour", "lasso", "q"], UNMAPPED = { at: "", colour: "", lasso: "", q: "" };  // where one looks on a map
+const MAPPED = ["at", "colour", "lasso", "q"], UNMAPPED = { at: "", colour: "", lasso: "", q: "" };  // the view of a map: its part, colours, selection and search
 
 function parse(search) {
   const given = new URLSearchParams(search), state = {};
@@ -32,10 +32,10 @@ function address(state) {
 }
 
 const searching = state => state.id !== null || !!state.upload || !!state.url;
-const contents = state => address({ ...state, view: null, ...UNMAPPED });  // the address without the large view, and where one looks on a map
+const contents = state => address({ ...state, view: null, ...UNMAPPED });  // the address without the large view and the view of a map
 
 let now = parse(location.search);
-const NEW = { id: null, upload: "", url: "", crop: null, plus: [], minus: [], view: null, duplicates: false, keep: "", map: false, ...UNMAPPED };  // what a new search forgets
+const NEW = { id: null, upload: "", url: "", crop: null, plus: [], minus: [], view: null, duplicates: false, keep: "", map: false, ...UNMAPPED };  // the changes by which a new search begins
 
 function go(changes, { replace = false } = {}) {
   const next = { ...now, ...changes };

@@ -1,6 +1,6 @@
 // -- groups of near-identical pictures, side by side: which stay, and which are moved away
-const MOST = 1000;  // groups of a request
-const choices = new Map();  // by index and id of a picture: true for one that goes, false for one that stays, where somebody chose
+const MOST = 1000;  // the most groups in a request
+const choices = new Map();  // the user's choices, by index and id of a picture: true if it goes, false if it stays
 const keyOf = item => indexName() + "|" + item.id;
 let notice = null, busy = false;
 
@@ -13,7 +13,7 @@ const goes = item => canMove() && !item.fixed && (choices.get(keyOf(item)) ?? (!
 const going = group => group.items.filter(goes), staying = group => group.items.filter(item => !goes(item));
 const acting = groups => groups.filter(group => going(group).length && staying(group).length);
 
-async function fetchGroups(state, list, signal) {  // the next page of groups, as their pictures
+async function fetchGroups(state, list, signal) {  // loads the next page of groups; returns all their pictures in one list
   const given = new URLSearchParams({ limit: 20, keep: state.keep || "largest" });
   if (list.next !== null) given.set("after", list.next);
   if (state.max_distance !== null) given.set("max_distance", state.max_distance);
@@ -37,7 +37,7 @@ function comparing(progress) {
   say(progress.total ? "Comparing the pictures: " + progress.done.toLocaleString("en") + " of " + pictures(progress.total) + "." : "Measuring how far apart changed copies of these pictures are…");
 }
 
-function drawDuplicates() {  // what is around the groups
+function drawDuplicates() {  // draws what is around the groups
   document.querySelectorAll(".deduping").forEach(each => { each.hidden = !now.duplicates; });
   $("labels").hidden = $("filter-button").hidden = now.duplicates || now.map;
   if (now.map) { $("filters").hidden = true; $("filter-button").setAttribute("aria-expanded", "false"); }
@@ -79,7 +79,7 @@ function groupCard(group) {
 }
 const labelOf = group => "group of " + fileName(group.items[0].path);
 const folderOf = path => path.split("/").slice(0, -1).join("/") || ".";
-function commonFolder(folders) {  // of a group, which need not be repeated in each picture
+function commonFolder(folders) {  // the part that all folders of a group share; it is not repeated beside each picture
   const parts = folders.map(folder => folder.split("/"));
   let depth = 0;
   while (depth < Math.min(...parts.map(each => each.length)) - 1 && parts.every(each => each[depth] === parts[0][depth])) depth++;
@@ -98,7 +98,7 @@ function memberCard(item, place, best, above) {
   card.append(link, choiceOf(item), facts); watcher.observe(card);
   return card;
 }
-function choiceOf(item) {  // keep or move; or a word where there is nothing to choose
+function choiceOf(item) {  // the buttons to keep or to move a picture; only a text if there is no choice
   if (!canMove()) return make("p", "mark", item.keep ? "Suggested to keep" : "");
   if (item.fixed) return make("p", "mark", "Stays: " + item.fixed);
   const field = make("fieldset", "choice"), legend = make("legend", "sr", fileName(item.path)); field.append(legend);
@@ -133,7 +133,7 @@ function drawBar() {
   $("where").textContent = "from " + plural(groups.length, "group", "groups") + (list.groups.length < list.total ? " of the " + list.groups.length + " shown; there are " + list.total.toLocaleString("en") : "") + ", to " + target();
 }
 
-// -- doing it
+// -- cleaning up
 const asJSON = body => ({ method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
 const request = (groups, dry) => asJSON({ dry_run: dry, action: service.cleanup, ...(now.max_distance === null ? {} : { max_distance: now.max_distance }), groups: groups.map(group => ({ group: group.group, keep: staying(group).map(item => item.id), go: going(group).map(item => item.id) })) });
 let confirmed = null;
@@ -159,7 +159,7 @@ function reasons(items) {
   return list;
 }
 async function failed(error) {  // the groups stay; those that have changed are listed again
-  if (error.status !== 409) { say(""); if (error.status === 401) report(error); else problem(new Problem(error.message, 422)); return; }  // the button is still there
+  if (error.status !== 409) { say(""); if (error.status === 401) report(error); else problem(new Problem(error.message, 422)); return; }  // the button stays, to try again
   await load(now, null, false);
   problem(new Problem("These groups had changed, so nothing was done. They are listed again.", 409));
 }
@@ -172,7 +172,7 @@ async function moveConfirmed() {
   } catch (error) { busy = false; await failed(error); return; }
   busy = false; await load(now, null, false);
 }
-async function finish(run, doing) {  // waits for a run; returns what the list of clean-ups says of it
+async function finish(run, doing) {  // waits for the end of a run; returns its entry in the list of clean-ups
   for (;;) {
     if (run.total) say(doing + " " + run.done + " of " + run.total + "…");
     await sleep(1000);
@@ -203,7 +203,7 @@ function tellDone(text, left = [], back = null, command = "") {
   $("notice-text").textContent = text; $("notice-left").replaceChildren(...(left.length ? [make("p", "", pictures(left.length) + " stayed:"), reasons(left)] : []));
   if (back) $("undo").focus();
 }
-async function drawPast() {  // earlier clean-ups, which can be undone after a reload too
+async function drawPast() {  // draws the list of earlier clean-ups, which can be undone even after a reload
   if (!now.duplicates || !canMove()) { $("past").hidden = true; return; }
   try {
     const past = (await (await call(where("v1/duplicates/clean-up"))).json()).clean_ups.filter(each => each.away && !each.running);
@@ -223,7 +223,7 @@ $("reach").onchange = () => $("reach").checkValidity() ? go({ max_distance: $("r
 $("move").onclick = () => confirmMove(shown.groups);
 $("confirm-cancel").onclick = () => $("confirm").close(); $("confirm-do").onclick = moveConfirmed;
 $("undo").onclick = () => notice && notice(); $("notice-close").onclick = () => tellDone("");
-$("results").addEventListener("keydown", event => {  // k and m beside the picture that has the focus
+$("results").addEventListener("keydown", event => {  // the keys k and m, for the picture that has the focus
   const card = event.target.closest(".member"), value = { k: false, m: true, t: true, Delete: true }[event.key];
   if (!card || value === undefined || event.ctrlKey || event.metaKey || event.altKey || !canMove()) return;
   const item = shown.items.find(each => each.id === Number(card.dataset.id));

@@ -2,7 +2,7 @@
 let facets = null, facetsOf = "";
 const COLUMNS = [["path", "File name"], ["width", "Width"], ["height", "Height"], ["bytes", "Bytes"]];
 const TEXT = [["=", "is"], ["!=", "is not"], ["~", "contains"]], NUMBER = [["=", "is"], ["!=", "is not"], [">=", "at least"], ["<=", "at most"]];
-const literal = text => text.replace(/[*?[]/g, "[$&]");  // no wildcard
+const literal = text => text.replace(/[*?[]/g, "[$&]");  // escapes wildcards
 
 async function loadFacets() {
   const name = indexName();

@@ -1,4 +1,4 @@
-// -- justified rows: each row is as high as makes its pictures fill the width
+// -- justified rows: the height of each row is chosen so that its pictures fill the width
 const GAP = () => innerWidth > 768 ? 8 : 4, HEIGHT = () => innerWidth > 768 ? 215 : 120;
 
 function rows(shapes, width, gap, height) {  // [[width, height], ...] of pictures with these aspect ratios; null begins a group
@@ -6,7 +6,7 @@ function rows(shapes, width, gap, height) {  // [[width, height], ...] of pictur
   let row = [], sum = 0;
   const close = full => {
     const high = full ? (width - gap * (row.length - 1)) / sum : Math.min(height, (width - gap * (row.length - 1)) / sum);
-    let edge = 0, exact = 0;  // whole pixels whose sum is the width
+    let edge = 0, exact = 0;  // widths are rounded so that their sum is exactly the width
     for (const shape of row) {
       exact += shape * high;
       const wide = Math.round(exact) - edge;
@@ -93,7 +93,7 @@ function tileOf(item) {
   return tile;
 }
 
-function vote(id, kind) {  // once more takes it back
+function vote(id, kind) {  // a second vote of the same kind takes the first one back
   const other = kind === "plus" ? "minus" : "plus";
   go({ [kind]: now[kind].includes(id) ? now[kind].filter(n => n !== id) : [...now[kind], id], [other]: now[other].filter(n => n !== id) });
 }

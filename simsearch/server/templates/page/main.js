@@ -1,16 +1,16 @@
 // -- what is shown: the items of the index, or the matches of a search
 const PAGE = 60;
 let service = null, shown = null, running = null, loading = null;
-const kept = new Map();  // the last lists by address, so that going back is at once
+const kept = new Map();  // the last lists, by address, so that going back takes no time
 
 const indexName = (state = now) => state.index || (service ? (service.indexes.find(index => index.items) || service.indexes[0]).name : "");
 const say = text => { $("status").textContent = text; };
 function problem(error) {
   $("what").textContent = error ? error.message : ""; $("problem").hidden = !error; $("again").hidden = !error || !error.passing;
-  if (error) $("problem").scrollIntoView({ block: "nearest" });  // below open filters, on a phone
+  if (error) $("problem").scrollIntoView({ block: "nearest" });  // on a phone, it lies below open filters
 }
 
-async function fetchList(state, list, signal, again) {  // the next page of a list, as items that also have their sizes
+async function fetchList(state, list, signal, again) {  // loads the next page of a list; its items also have their sizes
   if (list.map) return fetchMap(list, signal, again);
   if (list.duplicates) return fetchGroups(state, list, signal);
   if (!list.search) {
@@ -33,7 +33,7 @@ async function fetchList(state, list, signal, again) {  // the next page of a li
   }
   return fresh.map(match => ({ width: 1, height: 1, bytes: 0, modified: null, ...sizes.get(match.id), ...match }));
 }
-async function asked(state, k) {  // the request of a search
+async function asked(state, k) {  // makes the request for a search
   const body = { k }, filters = [...state.filter, ...(state.folder ? ["path~" + literal(state.folder) + "/*"] : [])];
   if (filters.length) body.filter = filters;
   for (const name of [...NUMBERS, "crop"]) if (state[name] !== null) body[name] = state[name];
@@ -81,7 +81,7 @@ async function load(state, restored = null, changed = true, again = false) {
   } catch (error) {
     if (mine !== running || error.name === "AbortError") return;
     settle(waiting); report(error);
-  } finally { clearTimeout(waiting); if (mine === running) { loading = null; } }  // also of a list that another one replaced
+  } finally { clearTimeout(waiting); if (mine === running) { loading = null; } }  // also for a list that another list replaced
 }
 function settle(waiting) { clearTimeout(waiting); comparing(null); skeleton(false); $("results").removeAttribute("aria-busy"); say(""); }
 function remember() { kept.delete(shown.key); kept.set(shown.key, shown); if (kept.size > 10) kept.delete(kept.keys().next().value); }
@@ -104,14 +104,14 @@ function more() {  // loads the next page
   })();
   return growing;
 }
-function stopped(error) {  // says at the end of the list, where one looks, why it does not go on
+function stopped(error) {  // says at the end of the list, where the user looks, why no more items follow
   const again = make("button", "", "Try again"); again.type = "button";
   again.onclick = () => { $("end").replaceChildren(); more(); };
   $("end").replaceChildren(make("p", "", error.message), again);
 }
 new IntersectionObserver(seen => { if (seen[0].isIntersecting) more(); }, { rootMargin: "800px" }).observe($("end"));
 
-// -- what there is to say
+// -- messages
 function tell() {
   const list = shown, count = list.map ? list.total : list.items.length, index = service.indexes.find(each => each.name === indexName());
   $("tools").hidden = !count && !filtered(now) && !list.search && !list.duplicates && !list.map;

@@ -1,7 +1,7 @@
 // -- the map: all pictures on a plane, drawn by createMap, which the page of `simsearch map` uses too
-const SIDE = 96, LOADING = 6, BITMAPS = 3000;  // pixels of small pictures; how many are loaded at once and kept
+const SIDE = 96, LOADING = 6, BITMAPS = 3000;  // side of small pictures in pixels; how many are loaded at once; how many are kept
 const STEPS = { neighbours: ["Searching for the neighbours of each picture", "of"], layout: ["Laying the pictures out", "steps of"], names: ["Naming clusters", "of"] };
-let map = null, mapOf = null;  // the map that is shown, and the list that it is of
+let map = null, mapOf = null;  // the map that is shown, and the list that it shows
 
 async function fetchMap(list, signal, again) {
   for (;;) {
@@ -20,7 +20,7 @@ async function fetchMap(list, signal, again) {
   }
 }
 
-function smallPictures(found) {  // loaded when they are first to be drawn, the last wanted first
+function smallPictures(found) {  // loads small pictures when they are first drawn, the latest request first
   const bitmaps = new Map(), wanted = [], stopping = new AbortController();
   let busy = 0;
   async function load(i) {
@@ -52,7 +52,7 @@ function smallPictures(found) {  // loaded when they are first to be drawn, the 
     close() { stopping.abort(); bitmaps.forEach(bitmap => { if (bitmap) bitmap.close(); }); },
   };
 }
-function sourceOf(found) {  // an answer of the service as createMap takes it
+function sourceOf(found) {  // converts an answer of the service to createMap's format
   const n = found.items, xy = new Float32Array(2 * n), NONE = 0xFFFF;
   for (let i = 0; i < n; i++) { xy[2 * i] = found.x[i]; xy[2 * i + 1] = found.y[i]; }
   const fields = found.fields.map(field => field.kind === "number"
@@ -80,7 +80,7 @@ function closeMap() {
   if (map) { map.close(); map.pictures.close(); }
   map = mapOf = null; $("map").hidden = $("map-head").hidden = true;
 }
-function drawMap() {  // what is around the map
+function drawMap() {  // draws what is around the map
   document.body.classList.toggle("mapped", now.map);
   document.querySelectorAll(".mapping").forEach(each => { each.hidden = !now.map; });
   $("to-all").hidden = !now.duplicates && !now.map;

@@ -1,4 +1,4 @@
-// -- pictures that were chosen, dropped or pasted; the browser keeps the last ones, so that addresses go on working here
+// -- pictures that were chosen, dropped or pasted; the browser keeps the last ones, so that their addresses still work here
 const files = new Map(), KEEP = 20;
 const database = () => new Promise((done, failed) => {
   const opening = indexedDB.open("simsearch", 1);
@@ -13,7 +13,7 @@ async function keep(name, file) {
     await finished(uploads.put(file, name));
     const names = await finished(uploads.getAllKeys());
     for (const old of names.slice(0, -KEEP)) uploads.delete(old);
-  } catch { /* only until the page is left */ }
+  } catch { /* cannot be kept: its address works until the page is left */ }
 }
 async function uploaded(name) {
   if (!files.has(name)) {
@@ -30,7 +30,7 @@ function take(file) {
   keep(name, file); go({ ...NEW, upload: name });
 }
 
-// -- the strip with the picture that is searched by
+// -- the strip with the query's picture
 let query = { key: "", name: "", size: null, url: null };
 const queryKey = state => [state.upload, state.url, state.id, indexName(state)].join("|");
 async function drawQuery() {

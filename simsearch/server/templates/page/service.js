@@ -5,10 +5,10 @@ let key = sessionStorage.getItem("simsearch-key") || "";
 
 class Problem extends Error {
   constructor(text, status, wait) { super(text); this.status = status; this.wait = wait; }
-  get passing() { return [0, 429, 500, 502, 503, 504].includes(this.status); }  // trying again may help
+  get passing() { return [0, 429, 500, 502, 503, 504].includes(this.status); }  // true if trying again may help
 }
 
-function where(path) {  // of the index that is shown
+function where(path) {  // adds the name of the index that is shown
   const name = indexName();
   return name ? path + (path.includes("?") ? "&" : "?") + "index=" + encodeURIComponent(name) : path;
 }
@@ -42,7 +42,7 @@ async function patiently(path, options) {
 }
 
 const fileURL = (id, kind, size) => where("v1/items/" + id + "/" + kind + (size ? "?size=" + size : ""));
-async function pictureURL(id, kind, size, signal) {  // a URL that an <img> can load: with a key, the picture is fetched
+async function pictureURL(id, kind, size, signal) {  // a URL that an <img> can load; if there is an API key, the picture is fetched first
   const url = fileURL(id, kind, size);
   return key ? URL.createObjectURL(await (await call(url, { signal })).blob()) : url;
 }

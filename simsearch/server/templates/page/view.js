@@ -1,5 +1,5 @@
 // -- the large view
-const LARGE = 1024, HEAVY = 6e6;  // pixels of the picture that is shown first; bytes of an original that is not loaded by itself
+const LARGE = 1024, HEAVY = 6e6;  // side in pixels of the picture that is shown first; size in bytes from which the original is not loaded automatically
 let viewed = null, viewBlobs = [];
 
 const placeOf = id => shown ? shown.items.findIndex(item => item.id === id) : -1;
@@ -54,7 +54,7 @@ async function loadLarge(item) {
   };
   try { await show("thumbnail", LARGE); }
   catch { if (here()) stage.prepend(make("p", "", "The file of this picture is not available.")); return; }
-  if (!key) for (const by of [1, -1]) {  // the neighbours, so that the next one is there at once
+  if (!key) for (const by of [1, -1]) {  // loads the pictures beside this one ahead, so that they appear at once
     const place = placeOf(item.id), next = place < 0 ? null : shown.items[place + by];
     if (next) new Image().src = fileURL(next.id, "thumbnail", LARGE);
   }
