@@ -1,4 +1,4 @@
-"""Compatible indexes: those whose features can be compared with each other."""
+"""Checks that the features of two indexes can be compared with each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_same_features(one: OpenIndex, other: OpenIndex) -> None:
-    """Raises ModelMismatchError if two indexes differ in model, features or precision."""
+    """Raises ModelMismatchError if two indexes differ in model, kind of features, or precision (float32 or int8)."""
     ours, theirs = one.meta, other.meta
     same_model = any(
         registry.same_weights(meta.model, ours.weights_sha256, theirs.weights_sha256) for meta in (ours, theirs)
