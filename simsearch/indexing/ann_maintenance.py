@@ -1,5 +1,4 @@
-"""Keeps the search structure of approximate search in step with a growing index: encodes new items, measures the
-recall.
+"""Updates the structure of approximate search while an index grows: encodes new items and measures the recall.
 
 The caller holds the writer lock. It calls this module at the end of a build and of other large changes. A measurement
 reads all features once, for all queries together. It is made only if the index has grown by a tenth since the last
@@ -77,9 +76,9 @@ def _measure(
 
 
 def recall_dropped(search: dict[str, Any]) -> bool:
-    """Returns True if the recall on new items is below the target: even its upper confidence limit is.
+    """Returns True if even the upper confidence limit of the recall on new items is below the target recall.
 
-    search: the entry of `meta.json`.
+    search: the entry `search` of `meta.json`.
     """
     since = search.get("since") or {}
     return bool(since.get("high", 1.0) < (search.get("target") or 0))

@@ -57,7 +57,7 @@ class _Plan:
     rows: (n,) rows of the items, ascending. ids: (n,) ids of these items.
     total: number of rows in the old files, unused ones included.
     kept: number of rows in the files before the first file with an unused row. These files are not rewritten.
-    blocks: (first row, number of rows, CRC-32) of each block that was written at once.
+    blocks: (first row, number of rows, CRC-32) of each block, a range of rows that was written at once.
     """
 
     rows: NDArray[np.int64]
@@ -127,7 +127,7 @@ def _make_plan(reader: Reader) -> _Plan:
 def _write(
     plan: _Plan, old: FeatureFiles, new: FeatureFiles, progress: Callable[[int, int], None]
 ) -> list[tuple[int, int, int]]:
-    """Writes the new feature files; returns (first row, number of rows, CRC-32) of each block in them."""
+    """Writes the new feature files; returns (first row, number of rows, CRC-32) of each block of rows in them."""
     for shard, _, _ in old.spans(0, plan.kept):
         _link(old, new, shard)
     new.folder.sync()
@@ -162,9 +162,9 @@ def _write(
 
 
 def _read_blocks(plan: _Plan, old: FeatureFiles) -> Iterator[tuple[int, NDArray[np.float16], int]]:
-    """Yields (first row, features, CRC-32) of each recorded block in the old files.
+    """Yields (first row, features, CRC-32) of each recorded block of rows in the old files.
 
-    A block that lies wholly in files that are not rewritten is not read; its features are an (n, 0) array.
+    If a block lies in files that are not rewritten, it is not read, and its features are an (n, 0) array.
     Raises IndexDamagedError if features do not match their checksum or a row has no checksum.
     """
     done = 0

@@ -1,5 +1,4 @@
-"""Feature extraction: reads, hashes and decodes images, computes their features in threads, and yields results in
-order.
+"""Computes the features of images: reads, hashes, decodes and computes in threads, and yields the results in order.
 
 On the CPU, a pool of single-core threads decodes images and computes features. Each thread takes the work that is ready
 next, so that all cores are busy and no core has more than one thread. A separate thread feeds the pool, so that the
@@ -41,8 +40,7 @@ PATIENCE = 1.0
 """Seconds after which an incomplete batch is computed, if images are slow to decode."""
 
 WAITING_BYTES = 256 << 20
-"""Maximum total size of the files that wait for a GPU decoder; a batch is computed when its files have a quarter of it.
-"""
+"""Limit in bytes of files that wait for a GPU decoder. A batch is computed when its files reach a quarter of it."""
 
 FINISHED = 16
 """Maximum number of computed batches that wait for the caller."""
@@ -125,8 +123,7 @@ class _ExtractionPipeline(Generic[T]):
             self.computing_digests.difference_update([result.digest for _, result in batch])
 
     def _share_failure(self, result: LoadedImage) -> LoadedImage:
-        """Returns a result; turns it into a failure if the GPU decoder failed on an earlier image with the same
-        content.
+        """Returns a result. If the GPU decoder failed on an earlier image of the same content, the result is a failure.
 
         Only the earlier image was given to the decoder, so this result would otherwise have neither features nor a
         reason.
@@ -219,7 +216,8 @@ class _ExtractionPipeline(Generic[T]):
 class _InFlight:
     """Counts the images being read, and the bytes of the files that wait for a GPU decoder.
 
-    In a condition, the object is True while both numbers are below their limits. limit: the limit of images being read.
+    In a condition, the object is True while both numbers are below their limits.
+    limit: the maximum number of images being read.
     """
 
     def __init__(self, limit: int) -> None:

@@ -18,7 +18,7 @@ Place = tuple[int, int, int]
 class KnownFiles:
     """Maps the SHA-256 digest of a file to its `Place`. Thread-safe; the caller must hold the writer lock.
 
-    A digest stays in the mapping when its item is removed, since the row keeps its features until the index is
+    A digest stays in the mapping when its item is removed, since the features stay on disk until the index is
     compacted.
     """
 

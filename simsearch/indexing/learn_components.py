@@ -39,8 +39,8 @@ def learn_components(
 
     If there are few pictures, the result has fewer components than the descriptor asks for.
 
-    base: the model whose features the descriptor combines. exclude: patterns of images to leave out; see
-    `exclude.Exclusion`.
+    base: the model whose features the descriptor combines. exclude: patterns of images to leave out, as in a
+    .gitignore.
     progress: called with the number of pictures processed and their total.
     Raises UsageError for fewer than `FEWEST` readable pictures with different contents.
     """
@@ -69,7 +69,7 @@ def learn_components(
 def whitened(sample: NDArray[np.floating[Any]], dimensions: int, whitening: float) -> Projection:
     """Returns the first principal components of an (n, D) sample, scaled for whitening.
 
-    Each component is divided by the standard deviation of the sample along it, to the power of `whitening`.
+    A component along which the sample has standard deviation s is divided by s ** `whitening`.
     dimensions: the number of components.
     """
     components = fit_pca(sample, dimensions)

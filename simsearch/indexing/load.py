@@ -79,8 +79,8 @@ def load_image(
     known: SHA-256 digests of images that need not be decoded.
     budget: memory shared by all images being decoded; None for no limit.
     decoder: a GPU decoder; the files that it accepts are returned undecoded.
-    Raises UnavailableError if the machine of a remote source cannot be reached, since all other images would fail as
-    well.
+    Raises UnavailableError if the machine that has the images cannot be reached, since all other images would fail,
+    too.
     """
     digest, size = b"", 0
     try:

@@ -28,7 +28,7 @@ class MergeReport:
     """The outcome of a merge.
 
     added: number of items copied.
-    known: number of items skipped, since the target index already has an item with their source and path.
+    known: number of items skipped, since the target index already has items with the same source and path.
     """
 
     added: int
@@ -77,7 +77,7 @@ def merge_indexes(
 
 
 def _map_sources(target: Index, other: Index, reader: Reader) -> dict[int, int]:
-    """Returns the number in `target` of each source of `other`, by its number in `other`.
+    """Returns a mapping from the number of each source in `other` to its number in `target`.
 
     Sources that `target` does not have are added to it. reader: a reader of `other`.
     """

@@ -24,14 +24,14 @@ class Extractor(Protocol):
     ) -> Iterator[list[tuple[Any, LoadedImage]]]:
         """Yields (key, result) of all images in order, in groups, like `extract.extract`.
 
-        keys: (plan, entry, recorded item or None) for each image, from which the extractor reads it.
+        keys: a tuple (plan, entry, item) for each image to read; see `plan.Plan.fresh`.
         known: SHA-256 digests of files whose features the index has.
         batch_size: number of images computed at a time; 0 for the device's default.
         """
         ...
 
     def finished(self) -> None:
-        """Is called once, when all results are committed."""
+        """Is called once, after all results have been committed."""
         ...
 
 
@@ -107,7 +107,7 @@ class BuildKeywords(AddOptions, total=False):
 class Summary:
     """The outcome of a build, in numbers of images.
 
-    items: in the index, after the build. computed: images that went through the model.
+    items: number of items in the index after the build. computed: images that went through the model.
     to_read: images that are new or changed.
     skipped: files that are not images or were left out. left_out: the number of files left out, by reason.
     unread: (folder, reason) of each folder that could not be listed.

@@ -102,10 +102,10 @@ def _reopen_source(reader: Reader, row: SourceRow, root: str) -> tuple[PlannedSo
 def _assign_sources(
     found: Sequence[base.Source], known: Sequence[tuple[SourceRow, str]], options: BuildOptions
 ) -> list[tuple[PlannedSource, base.Source]]:
-    """Returns a `PlannedSource` for each source, together with the source to list.
+    """Returns (planned source, source to list) for each source.
 
-    A source that lies inside another one of `found` is left out. known: (record, current location) of each recorded
-    source.
+    A source that lies inside another one of `found` is left out.
+    known: (record, current location) of each recorded source.
     """
     places = [PlannedSource(row.kind, root, row) for row, root in known]
     pairs: list[tuple[PlannedSource, base.Source]] = []
@@ -129,7 +129,7 @@ def _assign_sources(
 def _folder_place(
     source: base.Source, places: Sequence[PlannedSource], options: BuildOptions
 ) -> tuple[PlannedSource, str]:
-    """Returns the `PlannedSource` that a folder or single file belongs to, and its path relative to that source's root.
+    """Returns the `PlannedSource` that contains a folder or single file, and the path of the folder or file in it.
 
     places: the sources planned so far, including all recorded ones.
     """
@@ -244,10 +244,10 @@ def _compare(
 
 
 def _recorded(reader: Reader, place: PlannedSource, within: str) -> tuple[dict[str, Item], set[str]]:
-    """Returns what the index has recorded about a source: the items by path, and the paths of images that failed.
+    """Returns the recorded items of a source by path, and the paths of its recorded failures.
 
-    Sources that become part of this source are included. within: a path in the source; only this path and paths below
-    it are returned; "" for all.
+    Sources that become part of this source are included.
+    within: a path in the source; only this path and paths below it are returned; "" for all paths.
     """
     rows = [(place.row, "")] if place.row is not None else []
     items: dict[str, Item] = {}
@@ -266,8 +266,9 @@ def _recorded(reader: Reader, place: PlannedSource, within: str) -> tuple[dict[s
 def _labels(
     source: base.Source, entries: Sequence[base.Entry], place: PlannedSource, options: BuildOptions
 ) -> list[str | None]:
-    """Returns the label of each entry, by the rule in `options` or, if this is "auto", by the rule recorded for the
-    source.
+    """Returns the label of each entry.
+
+    The rule is `options.labels` or, if this is "auto", the rule that is recorded for the source.
     """
     rule = options.labels if options.labels != "auto" else place.options.get("labels", "auto")
     if rule == "none":

@@ -1,4 +1,4 @@
-"""Finds the items that an index has for a file, or the reason why it has none."""
+"""Finds the items that an index has for a file, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SINGLE = "only single files of its folder were added; `simsearch add` adds it"
 
 @dataclass(frozen=True)
 class Presence:
-    """The items that an index has for a file, a folder or an archive, or the reason why it has none.
+    """The items that an index has for a file, a folder or an archive, or the reason why there are none.
 
     path: the file, folder or archive, as the caller wrote it. items: the ids of the items.
     failures: (path, reason) of each image in it that could not be indexed.
@@ -49,7 +49,7 @@ class Presence:
 
 
 def find_presence(index: OpenIndex, names: Sequence[str]) -> list[Presence]:
-    """Returns for each name the items that the index has for it, or the reason why it has none.
+    """Returns for each name the items that the index has for it, or the reason why there are none.
 
     names: files, folders, archives, images in archives (`photos.zip!/cat.jpg`), or globs.
     Raises UsageError for an empty name, and for a Milvus collection, which does not record failures.

@@ -29,7 +29,7 @@ BEHIND = 4096
 def keep_up(index: Index, rows: int) -> None:
     """Adds new rows to the sketch during a build, so that searches stay fast meanwhile.
 
-    Does nothing until `BEHIND` rows are new. rows: the number of rows committed so far.
+    Does nothing while fewer than `BEHIND` rows are new. rows: the number of rows committed so far.
     """
     facts = SketchFacts.of(index.meta.sketch)
     if rows >= sketch_making.LEAST and rows - (0 if facts is None else facts.rows) >= BEHIND:

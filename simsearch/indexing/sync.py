@@ -80,8 +80,7 @@ def remove_while_writing(index: Index, items: Sequence[Item]) -> None:
 
 
 def put_back(index: Index, items: Sequence[Item], compactions: int) -> int:
-    """Adds removed items again, with their former features; returns the number of `items` that are in the index
-    afterwards.
+    """Adds removed items again, with their former features; returns the number of them that are then in the index.
 
     Items whose source is no longer recorded are not added.
     compactions: the number of compactions of the index when the items were removed. If the index was compacted after
@@ -130,7 +129,7 @@ class _SyncRun:
         self.committed = time.monotonic()
 
     def finish(self) -> None:
-        """Applies all plans. If this is interrupted, commits the finished part before the exception propagates."""
+        """Applies all plans. On an exception, commits the part that is finished, and raises the exception again."""
         done = False
         try:
             for plan in self.plans:
@@ -153,7 +152,7 @@ class _SyncRun:
         sketches.update(self.index, learn=self.options.prune or self.summary.computed >= COMMIT_IMAGES)
 
     def _apply_plan(self, plan: Plan) -> None:
-        """Adds the changes of a plan that do not need an image to be read to the next commit."""
+        """Prepares those changes of a plan for which no image has to be read."""
         number = self.numbers[id(plan.place)]
         self.pending.updated += [replace(item, source=number) for item in plan.relabelled]
         self.pending.cleared += [(number, path) for path in plan.recovered]
@@ -192,7 +191,7 @@ class _SyncRun:
             elsewhere.finished()
 
     def _apply_result(self, plan: Plan, entry: Entry, item: Item | None, result: LoadedImage) -> None:
-        """Adds the change that follows from one result to the next commit.
+        """Prepares the change of the index that follows from the result for one image.
 
         item: the item recorded at the image's path, or None.
         """
@@ -233,14 +232,15 @@ class _SyncRun:
             self.pending.inserted.append(self._with_row(new, result))
 
     def _update_recorded(self, new: Item, old: Item) -> None:
-        """Updates the item `old`, whose content has not changed, to the source, path, stamp, label and metadata of
-        `new`.
+        """Prepares an update of the item `old` with the source, path, stamp, label and metadata of `new`.
+
+        The content of the image has not changed, so the features stay.
         """
         kept = replace(new, id=old.id, row=old.row, width=old.width, height=old.height)
         self.pending.updated.append(kept)
 
     def _with_row(self, new: Item, result: LoadedImage) -> Item:
-        """Returns an item with the next free row, and adds its features to the next commit.
+        """Returns the item `new` with the next free row, and adds its features to the next commit.
 
         The features are those of the result, or a copy of the features of another file with the same content.
         """
@@ -282,9 +282,9 @@ class _SyncRun:
 
 
 def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[Item]]:
-    """Returns the items of sources that no longer exist, by SHA-256 digest.
+    """Returns the items of sources that no longer exist, by the SHA-256 digest of their files.
 
-    An image of the same content that is found in another source then counts as moved.
+    If an image with the same content is found in another source, it counts as moved, not as new.
     """
     planned = {plan.place.row.id for plan in plans if plan.place.row is not None}
     items: dict[bytes, list[Item]] = {}

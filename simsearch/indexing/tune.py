@@ -1,4 +1,4 @@
-"""Chooses the way to search an index, by measurement: the fastest that reaches a recall within a memory limit.
+"""Chooses the way to search an index, by measurement: the fastest way that reaches a recall within a memory limit.
 
 The candidates are search structures of several kinds, and exact search. Some items are held out as queries, so that no
 structure contains the queries that measure it. Half of the queries choose the settings; the other half measure the
@@ -66,7 +66,7 @@ def record_choice(index: Index, made: AnnIndex | None, choice: Choice, target: f
     """Replaces the search structure of an index by a new one, or by exact search; returns the choice as recorded.
 
     Open readers keep the previous structure.
-    made: the new structure; None for exact search. choice: the measurements. target: the requested recall.
+    made: the new structure; None for exact search. choice: its kind and measurements. target: the requested recall.
     Raises UsageError if the index was compacted since the structure was built, and IndexLockedError.
     """
     with index.writing(RECORD_LOCK_SECONDS):

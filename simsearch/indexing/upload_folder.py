@@ -62,10 +62,10 @@ def locked(folder: Folder, wait: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def settled(index: Index) -> Iterator[None]:
-    """Locks `uploads/` during the block, so that no service changes the manifest, and first removes an incomplete line.
+    """Removes an incomplete line of the manifest, and keeps services from changing the manifest during the block.
 
-    Errors are ignored. A build uses this while it holds the writer lock. An upload that is under way then cannot get
-    the writer lock: it fails, and removes its line from the manifest before it releases the folder.
+    Errors are ignored. A build uses this while it holds the writer lock. An upload that is under way cannot get the
+    writer lock: it fails, and removes its line from the manifest before the build reads it.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(SimsearchError, OSError):

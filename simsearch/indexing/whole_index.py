@@ -88,7 +88,7 @@ class WholeIndex:
         return item_files.failures(self.opened_index)
 
     def presence(self, names: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[presences.Presence]:
-        """Returns for each file, folder or archive the ids of its items in the index, or the reason why it has none.
+        """Returns for each file, folder or archive the ids of its items in the index, or the reason why there are none.
 
         Raises UsageError for an empty name.
         """
@@ -182,7 +182,7 @@ class WholeIndex:
     def _limit(
         self, distance: float | copy_thresholds.Threshold | None, progress: Progress
     ) -> copy_thresholds.Threshold:
-        """Returns `distance` as the limit of duplicates. If it is None, measures a suitable limit."""
+        """Returns the largest distance of duplicates as a `Threshold`. If `distance` is None, it is measured."""
         if distance is None:
             return copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress)
         return distance if isinstance(distance, copy_thresholds.Threshold) else copy_thresholds.Threshold(distance)

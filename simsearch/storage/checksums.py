@@ -6,8 +6,8 @@ the order of the rows. A transaction only subtracts the old hashes of the rows t
 The table `state` contains the checksums: `items_sum` (of items and failures), `sources_sum`, and `sums_of`. A failure
 is an image that could not be indexed. `sums_of` is the generation that the checksums belong to; the generation is a
 number that grows when the index changes. An older version of simsearch, which has no checksums, increases the
-generation but does not change `sums_of`. The next transaction of a newer version sees that they differ, and computes
-the checksums from all rows.
+generation but does not change `sums_of`. The next transaction of a newer version sees that the two numbers differ, and
+computes the checksums from all rows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _AT_ONCE = 400
 
 
 class Sums:
-    """Updates the checksum of items and failures during one transaction.
+    """Updates the checksum of items and failures (images that could not be indexed) during one transaction.
 
     The caller passes the rows that the transaction changes to `before` and, once they are changed, to `after`.
     """
@@ -56,14 +56,14 @@ class Sums:
     def before(self, items: Iterable[int] = (), failures: Iterable[tuple[int, bytes]] = ()) -> None:
         """Subtracts the hashes of rows that are about to be changed.
 
-        items: ids of items. failures: (source number, path) of each failure.
+        items: ids of items. failures: (source number, path) of images that could not be indexed.
         """
         self._add(-1, items, failures)
 
     def after(self, items: Iterable[int] = (), failures: Iterable[tuple[int, bytes]] = ()) -> None:
         """Adds the hashes of rows that have been changed; rows that were deleted are skipped.
 
-        items: ids of items. failures: (source number, path) of each failure.
+        items: ids of items. failures: (source number, path) of images that could not be indexed.
         """
         self._add(1, items, failures)
 
@@ -104,7 +104,10 @@ def kept(connection: sqlite3.Connection) -> Iterator[Sums]:
 
 
 def items_sum(connection: sqlite3.Connection) -> int:
-    """Computes the checksum of all items and failures. Raises IndexDamagedError if a value has the wrong type."""
+    """Computes the checksum of all items and failures, which are images that could not be indexed.
+
+    Raises IndexDamagedError if a value has the wrong type.
+    """
     return sum(_sum_where(connection, table) for table in ("items", "failures")) % _MODULUS
 
 

@@ -69,7 +69,7 @@ def read(folder: Folder, sha256: str) -> Projection:
 
 
 def read_recorded(folder: Folder | None, meta: Meta) -> Projection | None:
-    """Reads the principal components of an index; returns None if `meta` says that its features are not projected.
+    """Reads the principal components of an index; returns None if the index uses none.
 
     folder: the index's folder; None if the index has no folder.
     Raises IndexDamagedError if the components are missing or damaged.
@@ -83,8 +83,9 @@ def read_recorded(folder: Folder | None, meta: Meta) -> Projection | None:
 
 
 def apply(model: Model, folder: Folder | None, meta: Meta) -> Model:
-    """Returns the model that computes an index's features: the base model itself, or a `DescriptorModel` around it.
+    """Returns the model that computes the features of an index.
 
+    This is the base model itself, or a `DescriptorModel`, which computes other features with the base model.
     model: the base model, or a `DescriptorModel`, of which only the base model is used.
     Raises IndexDamagedError if the principal components are missing or damaged, or have another dimension than the
     index.

@@ -22,8 +22,7 @@ _opening = threading.RLock()
 """Held while a connection is opened or closed: SQLite keeps one state of a log for all connections of a process."""
 
 _open_counts: Counter[tuple[int, int]] = Counter()
-"""Number of `Connections` objects in this process that have a file open; a file's key is its device and inode number.
-"""
+"""Number of `Connections` objects in this process that have a file open, by the file's device and inode number."""
 
 
 def _after_fork() -> None:
@@ -65,7 +64,7 @@ class Connections:
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[protection.Connection]:
-        """Yields a connection for the block; afterwards rolls back a transaction that is still open.
+        """Yields a connection for a `with` block; afterwards rolls back a transaction that is still open.
 
         Raises UsageError after `close`, and converts SQLite's errors as `DatabaseFile.translate_errors` does.
         """

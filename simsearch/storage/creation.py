@@ -26,7 +26,7 @@ def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
     """Creates an empty index for a model; returns False if there is an index at the path already.
 
     An index whose creation was interrupted is completed.
-    features: the name of the model's features; differs from the default only for a `DescriptorModel`.
+    features: the name of the features that the model computes; by default fc7, the features of the last hidden layer.
     Raises UsageError if there is something else at the path or the index cannot be written, IndexDamagedError if the
     index has items but no `meta.json`, and IndexLockedError if another process is writing to it.
     """

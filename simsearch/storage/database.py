@@ -126,7 +126,10 @@ class Database:
             return Reader(connection, self.path).compactions() == compactions
 
     def find_content(self, digest: bytes) -> tuple[int, int, int] | None:
-        """Returns (row, width, height) of an item whose image file has this SHA-256; None if there is no such item."""
+        """Returns (row of the features, width, height) of an item whose image file has this SHA-256.
+
+        Returns None if there is no such item.
+        """
         with self._connections.borrow() as connection:
             return Reader(connection, self.path).find_content(digest)
 
@@ -172,7 +175,7 @@ class Database:
         """Commits a compaction, which moves items to new rows of the feature files.
 
         rows: (new row, id) of each item whose row changes, in ascending order of rows.
-        blocks: (first row, number of rows, CRC-32) of each block that was written at once.
+        blocks: (first row, number of rows, CRC-32) of each block, a range of rows that was written at once.
         total: number of rows in the new feature files. compactions: number of compactions so far, including this one.
         """
         with self._connections.transaction() as connection, checksums.kept(connection) as sums:
@@ -209,8 +212,7 @@ class Database:
         return SourceRow(found[0], kind, root, relative, options)
 
     def relocate(self, source: int, root: str, index: Path) -> None:
-        """Changes the root of a source, which is its path or address. Raises UsageError if another source has this
-        root.
+        """Changes the root (the path or address) of a source. Raises UsageError if another source has this root.
 
         source: the number of the source. index: the absolute path of the index.
         """
@@ -226,7 +228,7 @@ class Database:
                 raise UsageError(f"{root} is already another source of this index") from None
 
     def forget(self, number: int) -> None:
-        """Deletes the record of a source that has no items, and the failures of this source."""
+        """Deletes the record of a source that has no items, together with its recorded failures."""
         with self._connections.transaction() as connection, checksums.kept(connection) as sums:
             sums.recount()
             connection.execute("DELETE FROM failures WHERE source = ?", (number,))

@@ -1,4 +1,4 @@
-"""Opens the SQLite file of an index by its path, and makes sure that it is not another file put at that path."""
+"""Opens the SQLite file of an index by its path, but never another file that was put at the same path."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ _ATTEMPTS = 50
 """Maximum number of attempts to open a database while its folder, or a file beside the folder, is renamed."""
 
 _PENDING, _SHARED, _SHARED_BYTES = 0x40000000, 0x40000002, 510
-"""The bytes that SQLite locks: one at _PENDING, _SHARED_BYTES from _SHARED on. See
-https://sqlite.org/src/file/src/os.h.
+"""The bytes of a database that SQLite locks: the byte at _PENDING, and _SHARED_BYTES bytes from _SHARED on.
+
+See https://sqlite.org/src/file/src/os.h.
 """
 
 
@@ -79,9 +80,9 @@ class DatabaseFile:
         """Connects to the file; returns None if the file was deleted. Raises sqlite3.Error and IndexDamagedError.
 
         SQLite opens a database by its path. It resolves all links in the path, even `/proc/self/fd/N`, and looks for
-        the log beside the resulting path. The current path of the folder is therefore determined before opening, and
-        again once all files are open. If the folder has moved in between, the connection is closed, and another attempt
-        is made.
+        the write-ahead log beside the resulting path. The current path of the folder is therefore determined before
+        opening, and again once all files are open. If the folder has moved in between, the connection is closed, and
+        another attempt is made.
 
         mode: "rw", or "ro" for read-only. Closing an "ro" connection never applies the log, which may be that of
         another file.
@@ -184,9 +185,7 @@ class DatabaseFile:
         return connection
 
     def _copy_with_log(self) -> Path:
-        """Returns the path of a temporary copy of the database and its log, which is made at the first call. Raises
-        OSError.
-        """
+        """Returns the path of a temporary copy of the database and its log, made at the first call. Raises OSError."""
         if self._log_copy is None:
             folder = Path(tempfile.mkdtemp(prefix="simsearch-"))
             deletion = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -222,7 +221,7 @@ class DatabaseFile:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def lock_shared(self) -> None:
-        """Holds SQLite's shared lock until this process ends, so that no other process deletes the log before."""
+        """Holds SQLite's shared lock until this process ends, so that no other process deletes the log until then."""
         with contextlib.suppress(OSError):
             file = self._folder.open(self.path.name, os.O_RDONLY)
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, _SHARED_BYTES, _SHARED)

@@ -45,7 +45,7 @@ _BLOCK = 1 << 20
 
 
 def write(folder: Folder, name: str, data: bytes | memoryview) -> None:
-    """Writes a file that consists of `data` and its seal, atomically and durably. Raises OSError."""
+    """Writes `data` and a seal (a SHA-256 at the end) to a file, atomically and durably. Raises OSError."""
     folder.write(name, data, _MARK + _digest(folder, name, [memoryview(data)]))
 
 
@@ -102,9 +102,9 @@ def read_arrays(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
 
 
 def structure_folder(index: Folder, name: str, create: bool = False) -> Folder:
-    """Opens the folder of a search structure, which is a subfolder of `derived/` in the index's folder `index`.
+    """Opens the folder of a search structure, such as a FAISS index or a sketch: a subfolder of `derived/`.
 
-    name: 16 hexadecimal digits. create: True to create the folder if it is missing.
+    index: the index's folder. name: 16 hexadecimal digits. create: True to create the folder if it is missing.
     Raises IndexDamagedError for any other name, and OSError.
     """
     if not _NAME.fullmatch(name):

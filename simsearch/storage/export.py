@@ -46,8 +46,7 @@ class MapColumns:
 
 
 def export_npy(index: OpenIndex, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
-    """Writes the files `features.npy`, (N, D) float32, and `items.jsonl`, one line per item; returns N, the number of
-    items.
+    """Writes `features.npy`, (N, D) float32, and `items.jsonl`, one line per item; returns N, the number of items.
 
     Both files are sorted by id. A file appears under its name only when it is complete. The float32 values equal the
     stored float16 values.

@@ -93,8 +93,8 @@ class FeatureFiles:
     def keep_open(self, rows: int) -> bool:
         """Opens the files of the first `rows` rows, so that they stay readable after `compact` has deleted them.
 
-        Returns False if a file cannot be opened. But if the system allows no more open files, returns True and opens
-        none.
+        Returns False if a file cannot be opened. But if the limit of open files is reached, returns True and keeps none
+        of the new files open.
         Raises IndexDamagedError if the files are large and have holes, which are parts that were never written:
         simsearch writes no such files, and a search would take far longer than their size on disk suggests.
         """
@@ -126,8 +126,9 @@ class FeatureFiles:
             return os.dup(self._descriptors[shard])
 
     def spans(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        """Splits the rows from `first` to `last` - 1 by file: yields (file number, start, stop), with rows counted in
-        the file.
+        """Splits the rows from `first` to `last` - 1 by file; yields (file number, start, stop) for each file.
+
+        start, stop: the row numbers in the file; `stop` itself is not included.
         """
         while first < last:
             shard, start = divmod(first, self.rows_per_shard)
@@ -136,10 +137,9 @@ class FeatureFiles:
             first += stop - start
 
     def write(self, first: int, features: NDArray[np.float16]) -> int:
-        """Writes (n, D) float16 features from row `first` on, syncs them to disk, and returns the CRC-32 of their
-        bytes.
+        """Writes (n, D) float16 features from row `first` on, and syncs the files; returns the CRC-32 of the bytes.
 
-        Raises SimsearchError if they cannot be written.
+        Raises SimsearchError if the files cannot be written.
         """
         data = np.ascontiguousarray(features, dtype="<f2")
         done, checksum = 0, 0

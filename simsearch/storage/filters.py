@@ -42,7 +42,7 @@ FIELDS = tuple(_COLUMNS)
 """The fields that every item has; all other fields are in an item's metadata."""
 
 NUMBERS = "id", "width", "height", "bytes"
-"""The fields that every item has as numbers."""
+"""Those of `FIELDS` that are numbers."""
 
 Where = Mapping[str, Any] | Iterable[str]
 """The type of `where` in `Engine.search`: a mapping such as {"label": "cat"}, or conditions such as ["label=cat"]."""
@@ -137,8 +137,7 @@ class Condition:
 
 
 ORDERED = "simsearch_ordered"
-"""Name of the SQL function that `<` and `>` apply to an item's value before comparing it with a number; see `_ordered`.
-"""
+"""The SQL function that `<` and `>` apply to an item's value to compare it with a number; see `_ordered`."""
 
 
 def _ordered(value: Any) -> float | int | None:
@@ -160,7 +159,7 @@ def _metadata_value(key: str) -> tuple[str, list[Any]]:
 
 
 def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Condition]) -> sqlite3.Cursor:
-    """Queries a column of all items that meet all conditions; returns the cursor.
+    """Returns a cursor over the items that meet all conditions. column: the SQL of the column to select.
 
     Raises UsageError and sqlite3.OperationalError for conditions that cannot be used.
     """
@@ -176,7 +175,7 @@ def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Conditi
 
 
 def check_fields(connection: sqlite3.Connection, wanted: Iterable[Condition], found: int) -> None:
-    """Raises UsageError for a condition on metadata if no item has the field, or if `<` or `>` compares numbers with a
+    """Raises UsageError for a mistake in a condition: an unknown field of the metadata, or `<` between numbers and
     text.
 
     Conditions with "!=" are always checked, since items without the field meet them. The other conditions are checked
@@ -214,7 +213,7 @@ def _no_field(name: str, known: Sequence[str]) -> UsageError:
 
 
 def conditions(where: Where | None) -> list[Condition]:
-    """Parses `where`, a mapping or a list, into conditions, all of which an item must meet. Raises UsageError.
+    """Parses `where`, a mapping or a list, into conditions. An item must meet all of them. Raises UsageError.
 
     A field may have several values: {"label": ["cat", "dog"]} and ["label=cat", "label=dog"] match both cats and dogs.
     """
@@ -255,7 +254,7 @@ def _as_text(value: Any) -> str:
 def as_number(value: Any) -> float | int | None:
     """Converts a value to a number that SQLite can store exactly; returns None for any other value.
 
-    A text is converted only if the number is always written like that: "7" is, but "007" and "1.50" are not. Integers
+    A text is converted only if it is the usual way to write the number: "7" is, but "007" and "1.50" are not. Integers
     from 2**63 on are too large for SQLite. The texts "true" and "false" become 1 and 0.
     """
     if value in ("true", "false"):  # SQLite reads the JSON values true and false as 1 and 0

@@ -150,7 +150,7 @@ class Folder:
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
         """Opens a regular file; returns the descriptor, which the caller closes. flags: as for `os.open`.
 
-        Raises NotRegularError if it is not a regular file, without waiting for a pipe or a device, and OSError.
+        Raises OSError; for a link, folder, pipe or device, raises NotRegularError without waiting for it.
         """
         path = self.path / name
         with contextlib.suppress(FileNotFoundError):
@@ -231,8 +231,9 @@ class Folder:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptor)
 
     def pin(self, name: str) -> Pinned:
-        """Returns a regular file as a `Pinned`, so that its inode number is not reused. Raises OSError and
-        NotRegularError.
+        """Returns a `Pinned` for a regular file, which keeps the file's inode number from being reused.
+
+        Raises OSError and NotRegularError.
         """
         facts, descriptor = self.stat(name), None
         if (flag := getattr(os, "O_PATH", None)) is not None:

@@ -71,9 +71,7 @@ class Meta:
     an older version, and if fewer than three items differ.
     """
     sketch: dict[str, Any] = field(default_factory=dict)
-    """The record of the sketch, the short codes of features that speed up exact searches; see
-    `simsearch.search.sketch_files.SketchFacts`.
-    """
+    """The record of the sketch that speeds up exact searches; see `simsearch.search.sketch_files.SketchFacts`."""
 
     @classmethod
     def read(cls, folder: Folder | Path) -> Meta:

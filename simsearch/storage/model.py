@@ -62,9 +62,9 @@ class IndexModel:
         return self._model.engine if self._model is not None else None
 
     def load(self, expected: int | None = None, threads: bool = False) -> Model:
-        """Returns the model, and loads it at the first call. A model that was loaded for few images is loaded again for
-        many.
+        """Returns the model, which is loaded at the first call.
 
+        A model that was loaded for few images computes slowly, so it is loaded again for many images.
         expected: the number of images to compute; None if unknown. threads: True if several threads will use the model.
         Raises UsageError if the weights file is missing, ModelMismatchError, and IndexDamagedError.
         """

@@ -1,7 +1,8 @@
 """Interfaces for the parts of an index that searches and reports use.
 
 `Index` and its readers implement these protocols for an index on disk. The classes of `simsearch.cluster.milvus.index`
-implement them for a Milvus collection, in which the id of an item is also its row.
+implement them for a Milvus collection. A row is the number under which an item's features are stored: their position in
+the feature files, or in Milvus the id of the item.
 
 Letters: nq queries, k neighbours, n rows, D dimension.
 """
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class FeatureReader(Protocol):
-    """Reads features by their rows."""
+    """Reads the features of an index by the numbers of their rows."""
 
     @property
     def dimension(self) -> int:
@@ -114,7 +115,7 @@ class ApproximateSearch(Protocol):
 
 
 class SearchSnapshot(Protocol):
-    """The content of an index for searches, unchanged by later commits; see `snapshot.Snapshot`."""
+    """The content of an index as searches see it; later commits do not change it. See `snapshot.Snapshot`."""
 
     @property
     def flat(self) -> VectorSearch: ...
@@ -149,7 +150,7 @@ class OpenIndex(Protocol):
         ...
 
     def identity_now(self) -> tuple[int, ...] | None:
-        """Returns the `identity` of the index that is now at the path; None if there is none."""
+        """Returns the `identity` of the index that is now at the path; None if there is no index."""
         ...
 
     def reading(self) -> AbstractContextManager[Any]:
@@ -172,7 +173,7 @@ class OpenIndex(Protocol):
 
 
 class Searchable(Protocol):
-    """Gives access to the searches of an open index; `snapshot.Snapshots` for an index on disk."""
+    """Gives access to the searches of an open index; implemented by `snapshot.Snapshots` for an index on disk."""
 
     def reading(self) -> AbstractContextManager[Any]: ...
 

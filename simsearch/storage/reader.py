@@ -1,4 +1,7 @@
-"""Queries on one snapshot of an index's database, and the classes of the items and sources that queries return."""
+"""Queries on one snapshot of an index's database, and the classes of the items and sources that queries return.
+
+A row is the position of an item's features in the feature files.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,7 @@ _LARGEST = 2**63 - 1  # SQLite's largest integer
 
 
 EARLIEST = 315_532_800 * 10**9
-"""The start of 1980, in nanoseconds since 1970. A smaller stamp is not a time but a checksum; see `sources.base.Entry`.
-"""
+"""The start of 1980, in nanoseconds since 1970. Smaller stamps are checksums, not times; see `sources.base.Entry`."""
 
 
 def modified(stamp: int) -> datetime.datetime | None:
@@ -87,10 +89,8 @@ class Reader:
 
     @contextlib.contextmanager
     def _report_damage(self, what: str) -> Iterator[None]:
-        """Raises IndexDamagedError if the block raises TypeError or ValueError, which means that a stored value is
-        damaged.
-
-        what: the thing that the block reads, for the message.
+        """Converts a TypeError or ValueError in the block to IndexDamagedError. what: the data that is read, for the
+        message.
         """
         try:
             yield
@@ -157,9 +157,7 @@ class Reader:
         return dict(self._connection.execute("SELECT source, count(*) FROM items GROUP BY source").fetchall())
 
     def blocks(self) -> list[tuple[int, int, int]]:
-        """Returns (first row, number of rows, CRC-32) of each block of rows that was written at once, sorted by first
-        row.
-        """
+        """Returns (first row, number of rows, CRC-32) of each range of rows that was written at once, ascending."""
         rows = self._connection.execute("SELECT first, rows, crc32 FROM blocks ORDER BY first")
         with self._report_damage("a checksum"):
             found = [(_typed(int, first), _typed(int, count), _typed(int, crc)) for first, count, crc in rows]
@@ -168,10 +166,7 @@ class Reader:
             return found
 
     def item(self, number: int) -> Item:
-        """Returns the item with the id `number`.
-
-        Raises ItemNotFoundError if there is no such item, and UsageError if `number` is not an integer.
-        """
+        """Returns the item with this id. Raises ItemNotFoundError, or UsageError if `number` is not an integer."""
         if not isinstance(number, int | np.integer):
             raise UsageError(f"{number!r} is not the id of an item")
         if abs(int(number)) > _LARGEST:
@@ -197,7 +192,10 @@ class Reader:
                 yield item
 
     def items_at(self, rows: Sequence[int]) -> dict[int, Item]:
-        """Returns the items that own the given rows, by row. Raises IndexDamagedError for a row without an item."""
+        """Returns the items whose features are in the given rows, by row.
+
+        Raises IndexDamagedError for a row without an item.
+        """
         found: dict[int, Item] = {}
         for start in range(0, len(rows), 500):
             part = [int(row) for row in rows[start : start + 500]]
@@ -210,8 +208,9 @@ class Reader:
         return found
 
     def ids_at(self, rows: NDArray[np.int64]) -> dict[int, int]:
-        """Returns the ids of the items that own the given rows, by row. Raises IndexDamagedError for a row without an
-        item.
+        """Returns the ids of the items whose features are in the given rows, by row.
+
+        Raises IndexDamagedError for a row without an item.
         """
         found: dict[int, int] = {}
         for start in range(0, len(rows), 500):
@@ -224,7 +223,7 @@ class Reader:
         return found
 
     def find_content(self, digest: bytes) -> tuple[int, int, int] | None:
-        """Returns (row, width, height) of an item whose image file has this SHA-256; None if there is no such item."""
+        """Returns (row of features, width, height) of an item whose image file has this SHA-256, or None."""
         query = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
         found: tuple[int, int, int] | None = self._connection.execute(query, (digest,)).fetchone()
         return found
@@ -235,12 +234,12 @@ class Reader:
         return [int(row[0]) for row in self._connection.execute(query, (digest,))]
 
     def row_of(self, digest: bytes) -> int | None:
-        """Returns the row of an item whose image file has this SHA-256; None if there is no such item."""
+        """Returns the row of the features of an item whose image file has this SHA-256; None if there is none."""
         found = self.find_content(digest)
         return None if found is None else found[0]
 
     def rows(self, conditions: Iterable[Condition] = ()) -> NDArray[np.int64]:
-        """Returns the rows of the items that meet all conditions: (n,) int64, ascending.
+        """Returns the rows of the features of the items that meet all conditions: (n,) int64, ascending.
 
         Raises UsageError for a condition that cannot be used, and IndexDamagedError.
         """
@@ -277,7 +276,7 @@ class Reader:
         return values[:, 0], values[:, 2]
 
     def ids_and_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the ids and the rows of all items: two arrays (n,) int64, sorted by id."""
+        """Returns the ids of all items and the rows of their features: two arrays (n,) int64, sorted by id."""
         rows = self._connection.execute("SELECT id, row FROM items ORDER BY id").fetchall()
         with self._report_damage("an item's row"):
             pairs = np.array([(_typed(int, number), _typed(int, row)) for number, row in rows], np.int64).reshape(-1, 2)
@@ -298,9 +297,7 @@ class Reader:
         return [] if found == ["ok"] else found
 
     def checksum_problems(self) -> list[str]:
-        """Returns a message for each recorded checksum that does not match the rows: of items and failures, and of
-        sources.
-        """
+        """Returns a message for each recorded checksum that does not match the rows of its tables."""
         return checksums.problems(self._connection)
 
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
-    """Checks the locations that the caller gives for sources, and permits reading from those on other machines.
+    """Checks the current locations that the caller gives for sources.
 
+    Also permits reading from the given locations on other machines, since the caller has named them.
     roots: the current location of each source that has moved, by its recorded root. The key may be "" if there is only
     one source. known: all recorded sources.
     Raises UsageError if a key is not a recorded root, or if nothing exists at a location.

@@ -113,10 +113,10 @@ def read(index: Folder) -> StoredMap:
 
 
 def _parsed(header: Any, records: NDArray[Any]) -> StoredMap:
-    """Makes a `StoredMap` from the header and the records of a file, and checks the values, which may come from a
-    stranger.
+    """Makes a `StoredMap` from the header and the records of a file.
 
-    Raises ValueError, KeyError, TypeError or AttributeError for an invalid value.
+    Checks the values, since the file may come from a stranger. Raises ValueError, KeyError, TypeError or AttributeError
+    for an invalid value.
     """
     clusters = [NamedCluster(name, note) for name, note in header["clusters"]]
     facts, generation = header["facts"], header["generation"]
