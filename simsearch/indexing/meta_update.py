@@ -1,4 +1,4 @@
-"""Updates `meta.json` after a commit: counts, measured distances, the scale of similarities, the search structure."""
+"""Updates `meta.json` after a commit: counts, distances between items, the search structure and its recall."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptio
 
 
 def _reopen_source(reader: Reader, row: SourceRow, root: str) -> tuple[PlannedSource, base.Source]:
-    """Opens a recorded source. root: its current location."""
+    """Opens a recorded source; returns a `PlannedSource` for it, and the source. root: its current location."""
     source = resolve.reopen(row.kind, root)
     if source.nests and row.options.get("partial"):
         source.only = frozenset(item.path for item in reader.items(row.id))
@@ -102,9 +102,9 @@ def _reopen_source(reader: Reader, row: SourceRow, root: str) -> tuple[PlannedSo
 def _assign_sources(
     found: Sequence[base.Source], known: Sequence[tuple[SourceRow, str]], options: BuildOptions
 ) -> list[tuple[PlannedSource, base.Source]]:
-    """Returns (planned source, source to list) for each source.
+    """Returns (planned source, source to list) for each of the sources `found`.
 
-    A source that lies inside another one of `found` is left out.
+    A source that lies inside another one of them is left out.
     known: (record, current location) of each recorded source.
     """
     places = [PlannedSource(row.kind, root, row) for row, root in known]

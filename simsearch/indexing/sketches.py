@@ -27,7 +27,7 @@ BEHIND = 4096
 
 
 def keep_up(index: Index, rows: int) -> None:
-    """Adds new rows to the sketch during a build, so that searches stay fast meanwhile.
+    """Adds new rows to the sketch, the short codes for exact searches, so that searches stay fast during a build.
 
     Does nothing while fewer than `BEHIND` rows are new. rows: the number of rows committed so far.
     """
@@ -41,9 +41,10 @@ def keep_up(index: Index, rows: int) -> None:
 
 
 def update(index: Index, learn: bool = True) -> None:
-    """Brings the sketch in step with the committed rows, and records it in `meta.json`.
+    """Updates the sketch, the short codes for exact searches, for the committed rows; records it in `meta.json`.
 
-    Makes a new sketch if there is none yet, or if the present sketch no longer suits the index.
+    Makes a new sketch if there is none yet, or if the present sketch no longer suits the index. A few new rows may be
+    left for the next update.
     learn: False to make no new sketch and only add rows to the present one.
     If the sketch cannot be written, the error is ignored; searches then scan the features.
     """
@@ -61,7 +62,7 @@ def update(index: Index, learn: bool = True) -> None:
 
 
 def _updated(index: Index, learn: bool) -> tuple[SketchFacts | None, SketchFacts | None]:
-    """Brings the sketch in step with the committed rows; returns its new record, and its record in `meta.json`."""
+    """Updates the sketch for the committed rows; returns the sketch's new record, and its record in `meta.json`."""
     with index.reading() as reader:
         rows, blocks = reader.state("rows"), reader.blocks()
         before = facts = SketchFacts.of(index.meta.sketch)

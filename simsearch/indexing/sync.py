@@ -80,7 +80,7 @@ def remove_while_writing(index: Index, items: Sequence[Item]) -> None:
 
 
 def put_back(index: Index, items: Sequence[Item], compactions: int) -> int:
-    """Adds removed items again, with their former features; returns the number of them that are then in the index.
+    """Adds removed items again, with their former features; returns how many of `items` are in the index afterwards.
 
     Items whose source is no longer recorded are not added.
     compactions: the number of compactions of the index when the items were removed. If the index was compacted after

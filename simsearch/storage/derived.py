@@ -50,14 +50,14 @@ def write(folder: Folder, name: str, data: bytes | memoryview) -> None:
 
 
 def write_array(folder: Folder, name: str, array: NDArray[Any]) -> None:
-    """Writes an array as a sealed `.npy` file. Raises OSError."""
+    """Writes an array as a `.npy` file with a seal (a SHA-256 at the end). Raises OSError."""
     data = io.BytesIO()
     np.save(data, array, allow_pickle=False)
     write(folder, name, data.getbuffer())
 
 
 def read(folder: Folder, name: str) -> NDArray[np.uint8]:
-    """Returns the content of a sealed file, without the seal: (n,) uint8.
+    """Returns the content of a file whose seal is right, without the seal: (n,) uint8.
 
     Raises IndexDamagedError if the file is missing or damaged or belongs to another folder, and SimsearchError if the
     system cannot read it.
@@ -80,7 +80,7 @@ def read(folder: Folder, name: str) -> NDArray[np.uint8]:
 
 
 def read_array(folder: Folder, name: str) -> NDArray[Any]:
-    """Returns the array in a sealed `.npy` file. Raises the same errors as `read`."""
+    """Returns the array in a `.npy` file, after checking the file's seal. Raises the same errors as `read`."""
     data = read(folder, name)
     try:
         array: NDArray[Any] = np.load(io.BytesIO(data.data), allow_pickle=False)
@@ -92,7 +92,7 @@ def read_array(folder: Folder, name: str) -> NDArray[Any]:
 
 
 def read_arrays(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
-    """Returns the arrays in a sealed `.npz` file, by name. Raises the same errors as `read`."""
+    """Returns the arrays in a `.npz` file by name, after checking its seal. Raises the same errors as `read`."""
     data = read(folder, name)
     try:
         with np.load(io.BytesIO(data.data), allow_pickle=False) as file:

@@ -80,7 +80,10 @@ class Condition:
         return None if self.field in _COLUMNS else replace_surrogates(self.field.removeprefix("metadata."))
 
     def check(self) -> None:
-        """Raises UsageError if the field is one of `NUMBERS` but a value is not a number; "~" takes any text."""
+        """Raises UsageError if the field is one of `NUMBERS` and a value is not a number.
+
+        The operator "~" is not checked: it takes any text.
+        """
         if self.field not in NUMBERS or self.operator == "~":
             return
         for value in self.values:
@@ -175,11 +178,11 @@ def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Conditi
 
 
 def check_fields(connection: sqlite3.Connection, wanted: Iterable[Condition], found: int) -> None:
-    """Raises UsageError for a mistake in a condition: an unknown field of the metadata, or `<` between numbers and
-    text.
+    """Raises UsageError for a condition that must be a mistake.
 
-    Conditions with "!=" are always checked, since items without the field meet them. The other conditions are checked
-    only if no item was found.
+    This is a condition on a field that no item's metadata has, or a condition with <, >, <= or >= that compares numbers
+    in the metadata with a text. Conditions with "!=" are always checked, since items without the field meet them. The
+    other conditions are checked only if no item was found.
     found: the number of items that meet all conditions.
     """
     for condition in wanted:

@@ -185,7 +185,7 @@ class Folder:
             os.close(descriptor)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """Returns the content of a file. limit: the largest permitted size in bytes. Raises OSError."""
+        """Returns the content of a file. Raises OSError, also if the file has more than `limit` bytes."""
         with open(self.open(name), "rb") as file:
             if limit is not None and os.fstat(file.fileno()).st_size > limit:
                 message = f"it has more than {limit:,} bytes"
@@ -231,7 +231,7 @@ class Folder:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptor)
 
     def pin(self, name: str) -> Pinned:
-        """Returns a `Pinned` for a regular file, which keeps the file's inode number from being reused.
+        """Returns a `Pinned` for a regular file. As long as the `Pinned` exists, the file's inode number is not reused.
 
         Raises OSError and NotRegularError.
         """
@@ -260,7 +260,7 @@ class Pinned:
 
 
 def identity_of(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Returns the device and inode number of the file or folder at a path; zeros if there is none."""
+    """Returns the device and inode number of the file or folder at a path; (0, 0) if there is nothing."""
     try:
         facts = os.stat(path)
     except OSError:

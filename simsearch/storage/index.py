@@ -141,7 +141,10 @@ class Index:
         return source_roots.location_of(row, self.roots, self.path)
 
     def sources(self, reader: Reader) -> Sources:
-        """Returns the sources of the reader's snapshot, by number. Sources that are already open are reused."""
+        """Returns the sources (folders, archives and the like) of the reader's snapshot, by number.
+
+        Sources that are already open are reused.
+        """
         generation = reader.state("generation")
         with self._lock:
             if self._sources[0] != generation:
@@ -201,7 +204,10 @@ class Index:
             self.meta = meta
 
     def write_meta(self, meta: Meta) -> None:
-        """Replaces `meta.json` atomically and durably; needs the writer lock. Raises IndexReplacedError."""
+        """Replaces `meta.json` atomically and durably. The caller holds the writer lock.
+
+        Raises IndexReplacedError if the open index is no longer at its path.
+        """
         self.check_in_place()  # by now, the folder may contain another index
         meta.write(self.folder)
         self.meta = meta

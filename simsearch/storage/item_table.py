@@ -86,7 +86,7 @@ def items_to_arrow(index: OpenIndex, where: Where | None = None, features: bool 
 
 
 def import_pyarrow(what: str) -> Any:
-    """Imports and returns pyarrow. what: the purpose, for the message. Raises MissingExtraError without pyarrow."""
+    """Imports and returns pyarrow. what: its purpose, for the error. Raises MissingExtraError without pyarrow."""
     try:
         import pyarrow
     except ImportError:

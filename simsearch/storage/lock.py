@@ -1,4 +1,4 @@
-"""The writer lock of an index, which one process can hold. The system releases it when the process ends."""
+"""The writer lock of an index, which only one process at a time can hold. It is released when the process ends."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class ItemReader(Protocol):
     def ids_at(self, rows: NDArray[np.int64]) -> dict[int, int]: ...
 
     def rows(self, conditions: Iterable[Condition] = ()) -> Any:
-        """Returns the rows of the items that meet all conditions, as `VectorSearch.search` takes them.
+        """Returns the rows of the items that meet all conditions, in the form that `VectorSearch.search` takes.
 
         The type depends on the kind of index; `len` of the result is the number of rows.
         """
@@ -158,7 +158,7 @@ class OpenIndex(Protocol):
         ...
 
     def sources(self, reader: Any) -> Sources:
-        """Returns the sources of the reader's snapshot, by number."""
+        """Returns the sources (folders, archives and the like) of the reader's snapshot, by number."""
         ...
 
     def root_of(self, row: SourceRow) -> str:

@@ -37,7 +37,10 @@ EARLIEST = 315_532_800 * 10**9
 
 
 def modified(stamp: int) -> datetime.datetime | None:
-    """Returns the time in UTC at which a file was modified, from its item's stamp; None if the stamp is not a time."""
+    """Returns the time (UTC) at which an image file was modified; None if the stamp is a checksum instead of a time.
+
+    stamp: see `sources.base.Entry`.
+    """
     return datetime.datetime.fromtimestamp(stamp // 10**9, datetime.UTC) if stamp >= EARLIEST else None
 
 
@@ -297,7 +300,7 @@ class Reader:
         return [] if found == ["ok"] else found
 
     def checksum_problems(self) -> list[str]:
-        """Returns a message for each recorded checksum that does not match the rows of its tables."""
+        """Compares the recorded checksums with the rows of the database; returns a message for each that differs."""
         return checksums.problems(self._connection)
 
 

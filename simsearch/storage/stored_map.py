@@ -51,7 +51,7 @@ class StoredMap:
 
     ids: (n,) int64. contents: (n,) uint64, the `content_key` of each item. positions: (n, 2) float32.
     cluster_ids: (n,) int32, the cluster of each item, as an index into `clusters`.
-    generation: the state "generation" of the index when its items were read; see `Reader.state`.
+    generation: the index's counter of changes when its items were read; see `Reader.state`.
     facts: names and values for people to read.
     """
 
