@@ -19,8 +19,8 @@ def check_same_features(one: OpenIndex, other: OpenIndex) -> None:
     )
     if ours.descriptor != theirs.descriptor and same_model:
         raise ModelMismatchError(
-            f"{one.path} has features {ours.features}, {other.path} {theirs.features} or others of that name",
-            hint=f"an index built with --features {one.path} has the same",
+            f"the features of {one.path} ({ours.features}) and {other.path} ({theirs.features}) are not defined alike",
+            hint=f"an index built with --features {one.path} has the same features",
         )
     if not same_model or (ours.recipe, ours.dimension) != (theirs.recipe, theirs.dimension):
         raise ModelMismatchError(

@@ -208,7 +208,7 @@ class DatabaseFile:
             if code & 0xFF in _NOT_DAMAGE and code != sqlite3.SQLITE_IOERR_SHORT_READ:
                 raise SimsearchError(f"{self.path} cannot be used: {error}") from error
             stopped = code == sqlite3.SQLITE_INTERRUPT
-            reason = "a statement takes far longer than its size explains" if stopped else error
+            reason = "a statement takes far longer than the size of the file explains" if stopped else error
             raise IndexDamagedError(f"{self.path}: {reason}") from error
 
     # -- the write-ahead log

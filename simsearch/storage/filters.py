@@ -68,7 +68,7 @@ class Condition:
         if not match:
             raise UsageError(f"filter {clause!r} is not FIELD=VALUE", hint=_OPERATORS)
         if match[3][:1] in {"=", "<", ">"}:
-            raise UsageError(f"filter {clause!r} has no operator {match[2] + match[3][0]!r}", hint=_OPERATORS)
+            raise UsageError(f"filter {clause!r}: there is no operator {match[2] + match[3][0]!r}", hint=_OPERATORS)
         return cls(match[1], match[2], (match[3],))
 
     def __str__(self) -> str:
