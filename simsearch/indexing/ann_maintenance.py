@@ -1,7 +1,8 @@
-"""Maintenance of a search structure while its index grows: encodes new items and measures the recall on them.
+"""Updates the structure of approximate search while an index grows: encodes new items and measures the recall.
 
-Called with the writer lock held, at the end of a build and of other large changes. A measurement reads all features
-once, for all queries together, and is made only when the index has grown by a tenth since the last one.
+The caller holds the writer lock. It calls this module at the end of a build and of other large changes. A measurement
+reads all features once, for all queries together. It is made only if the index has grown by a tenth since the last
+measurement.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ QUERIES = 100
 def update(
     index: Folder, search: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], measure: bool = True
 ) -> dict[str, Any]:
-    """Returns the `search` entry of `meta.json`, updated for an index whose items have the rows `live`.
+    """Updates the search structure, and returns the updated entry `search` of `meta.json`.
 
-    The key `since` is the recall of items added after the structure was built: value, low, high, queries, and the
-    number of items at that time. A structure that cannot be read is ignored; searches are then exact.
+    The key `since` of the entry describes the recall on items that were added after the structure was built: the recall
+    with its confidence limits (low, high), the number of queries, and the number of items at that time. A structure
+    that cannot be read is ignored; searches are then exact.
 
-    index: the index's folder. search: the entry so far. live: (n,), ascending.
+    index: the index's folder. search: the present entry. flat: exact search over all rows.
+    live: (n,) the rows of the items, ascending. Other rows belong to removed items.
     measure: False to skip the measurement, which is slow.
     """
     parameters = search["parameters"]
@@ -58,7 +61,10 @@ def update(
 def _measure(
     folder: Folder, parameters: dict[str, Any], flat: FlatIndex, live: NDArray[np.int64], new: int
 ) -> dict[str, Any]:
-    """Returns the recall of the last `new` rows, or of a sample of them."""
+    """Measures the recall with queries from the last `new` of the rows `live`; returns the value of the key `since`.
+
+    folder, parameters: of the search structure. flat, live: see `update`.
+    """
     structure = binary_codes.load(folder, parameters, flat.shards.compactions)
     queries = np.random.default_rng(0).choice(live[-new:], min(QUERIES, new), replace=False)
     others = np.setdiff1d(live, queries, assume_unique=True)
@@ -70,18 +76,21 @@ def _measure(
 
 
 def recall_dropped(search: dict[str, Any]) -> bool:
-    """Returns True if the upper bound of the recall on new items is below the target."""
+    """Returns True if even the upper confidence limit of the recall on new items is below the target recall.
+
+    search: the entry `search` of `meta.json`.
+    """
     since = search.get("since") or {}
     return bool(since.get("high", 1.0) < (search.get("target") or 0))
 
 
 def describe(search: dict[str, Any], index: Path, structure: object | None) -> dict[str, Any]:
-    """Returns the facts about the search that `info` shows: the `search` entry of `meta.json` and two more keys.
+    """Returns the facts about the search that `info` shows: the entry `search` of `meta.json` and up to two more keys.
 
     `missing`: True if the structure's files are missing or damaged, so that every search is exact.
     `repair`: the command that builds a new structure, if the files are missing or the recall has dropped.
 
-    structure: the loaded structure, or None.
+    index: the path of the index. structure: the loaded structure; None if there is none or it cannot be loaded.
     """
     parameters = search["parameters"]
     if structure is None and isinstance(parameters, dict) and parameters.get("folder"):

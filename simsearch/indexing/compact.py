@@ -1,9 +1,9 @@
 """Compaction: reclaims the disk space of removed items in the feature files.
 
-Removing an item leaves an unused row behind. A compaction writes new feature files without the unused rows, in the same
-order. One transaction then assigns the items their new rows; after its commit, the old files are deleted. An
-interruption before the commit changes nothing; after an interruption that follows the commit, the next compaction
-deletes the remaining old files. Files before the first unused row are hard-linked, not copied.
+When an item is removed, its row stays in the feature files, unused. A compaction writes new feature files without the
+unused rows, in the same order. One transaction then assigns the items their new rows; after its commit, the old files
+are deleted. A compaction that is interrupted before the commit changes nothing. If it is interrupted after the commit,
+the next compaction deletes the remaining old files. Files before the first unused row are hard-linked, not copied.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NAME = re.compile(r"(\d{6,})(?:\.(\d+))?\.f16")
 
 @dataclass(frozen=True)
 class CompactReport:
-    """The outcome of a compaction, or the expected one of a dry run.
+    """The outcome of a compaction, or the expected outcome if it is a dry run.
 
     items: number of items. removed: number of unused rows. reclaimed: bytes by which the feature files shrink.
     """
@@ -52,12 +52,12 @@ class CompactReport:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The rows to keep.
+    """The rows that a compaction keeps.
 
-    rows: (n,) rows of the items, ascending. ids: (n,) their ids.
-    total: number of rows, unused ones included.
-    kept: number of rows in the files before the first file with an unused row.
-    blocks: (first row, number of rows, CRC-32) of each recorded block.
+    rows: (n,) rows of the items, ascending. ids: (n,) ids of these items.
+    total: number of rows in the old files, unused ones included.
+    kept: number of rows in the files before the first file with an unused row. These files are not rewritten.
+    blocks: (first row, number of rows, CRC-32) of each block, a range of rows that was written at once.
     """
 
     rows: NDArray[np.int64]
@@ -70,9 +70,9 @@ class _Plan:
 def compact(
     index: Index, dry_run: bool = False, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> CompactReport:
-    """Rewrites the feature files without unused rows; ids stay the same, and open readers keep the old files.
+    """Rewrites the feature files without unused rows. Items keep their ids, and open readers keep the old files.
 
-    dry_run: only compute the report.
+    dry_run: True to change nothing and only return the expected outcome.
     progress: called with the number of rows processed and their total.
     Raises IndexLockedError if another process is writing, SimsearchError if the files cannot be written, and
     IndexDamagedError if features do not match their checksums.
@@ -85,7 +85,7 @@ def compact(
         before = _used_bytes(old.folder)
         if dry_run:
             after = _expected_bytes(plan, old)
-            if not removed:  # only stale files of an earlier compaction can go
+            if not removed:  # only old files left by an earlier compaction can be deleted
                 after = sum(_file_bytes(old.folder, name) for name in _current(old, plan.total))
             return CompactReport(len(plan.rows), removed, max(0, before - after))
         if removed:
@@ -127,7 +127,7 @@ def _make_plan(reader: Reader) -> _Plan:
 def _write(
     plan: _Plan, old: FeatureFiles, new: FeatureFiles, progress: Callable[[int, int], None]
 ) -> list[tuple[int, int, int]]:
-    """Writes the new files, and returns (first row, number of rows, CRC-32) of each block."""
+    """Writes the new feature files; returns (first row, number of rows, CRC-32) of each block of rows in them."""
     for shard, _, _ in old.spans(0, plan.kept):
         _link(old, new, shard)
     new.folder.sync()
@@ -162,10 +162,10 @@ def _write(
 
 
 def _read_blocks(plan: _Plan, old: FeatureFiles) -> Iterator[tuple[int, NDArray[np.float16], int]]:
-    """Yields (first row, features, CRC-32) of each recorded block.
+    """Yields (first row, features, CRC-32) of each recorded block of rows in the old files.
 
-    Kept files are not read, and their blocks yield features of zero columns, except for a block that continues in the
-    next file. Raises IndexDamagedError if features do not match their checksum or a row has no checksum.
+    If a block lies in files that are not rewritten, it is not read, and its features are an (n, 0) array.
+    Raises IndexDamagedError if features do not match their checksum or a row has no checksum.
     """
     done = 0
     for first, count, expected in plan.blocks:
@@ -241,6 +241,6 @@ def _file_bytes(folder: Folder, name: str) -> int:
 
 
 def _expected_bytes(plan: _Plan, shards: FeatureFiles) -> int:
-    """Returns the size in bytes of the feature files without unused rows."""
+    """Returns the size in bytes that the feature files will have without unused rows."""
     files = -(-len(plan.rows) // shards.rows_per_shard)
     return files * PREAMBLE + len(plan.rows) * shards.row_bytes

@@ -1,8 +1,9 @@
-"""Feature extraction: reads, hashes, decodes and computes images in threads, and yields results in task order.
+"""Computes the features of images: reads, hashes, decodes and computes in threads, and yields the results in order.
 
-Decoding and, on the CPU, inference share one pool of single-core threads: each takes whatever is ready next, so that
-all cores are busy and none is oversubscribed. A separate thread feeds the pool, so that a caller who writes the results
-to disk does not hold up the computation. If the GPU can decode JPEGs, those files are passed to it undecoded.
+On the CPU, a pool of single-core threads decodes images and computes features. Each thread takes the work that is ready
+next, so that all cores are busy and no core has more than one thread. A separate thread feeds the pool, so that the
+computation goes on while the caller writes results to disk. If the GPU can decode JPEGs, these files are passed to it
+undecoded.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DECODING_BYTES = 768 << 20
-"""Memory limit for images being decoded: enough for the largest accepted image, or for many ordinary ones."""
+"""Memory limit in bytes for images being decoded: enough for the largest accepted image, or for many ordinary ones."""
 
 AHEAD = 4
 """Number of batches whose images may be queued or decoded in advance."""
@@ -39,7 +40,7 @@ PATIENCE = 1.0
 """Seconds after which an incomplete batch is computed, if images are slow to decode."""
 
 WAITING_BYTES = 256 << 20
-"""Size limit of the files that wait for a GPU decoder; a batch is computed when its files reach a quarter of this."""
+"""Limit in bytes of files that wait for a GPU decoder. A batch is computed when its files reach a quarter of it."""
 
 FINISHED = 16
 """Maximum number of computed batches that wait for the caller."""
@@ -47,10 +48,10 @@ FINISHED = 16
 
 @dataclass(frozen=True)
 class Task(Generic[T]):
-    """An image to extract features from.
+    """An image whose features are to be computed.
 
-    read: returns the file as bytes, or (better for a large file) as a stream.
-    key: returned with the result.
+    read: a function that returns the file as bytes or, better for a large file, as a stream.
+    key: returned with the result, so that the caller can tell which image it belongs to.
     """
 
     read: Callable[[], bytes | IO[bytes]]
@@ -58,7 +59,7 @@ class Task(Generic[T]):
 
 
 def usual_batch(model: Model) -> int:
-    """Returns the default batch size of a model; smaller if it computes several batches in parallel."""
+    """Returns the default batch size of a model; it is smaller if the model computes several batches in parallel."""
     return 256 if "cuda" in model.engine else max(16, 64 // max(2, getattr(model, "lanes", 1)))
 
 
@@ -70,16 +71,18 @@ def extract(
     batch_size: int = 32,
     workers: int | None = None,
 ) -> Iterator[list[tuple[T, LoadedImage]]]:
-    """Yields the results of all tasks in order, in batches.
+    """Computes the features of images; yields (key, result) of all tasks in order, in batches.
 
     Memory is bounded, whatever the number and size of the images: at most `DECODING_BYTES` for images being decoded,
     and a few batches of pixels and features. The features do not depend on the batch size or the number of workers.
 
-    known: digests whose features the caller has; those images are read and hashed but not computed. The caller may add
-        to it. Of several images with the same content, only the first is computed; the others have no features.
+    known: SHA-256 digests of files whose features the caller has. Images with these digests are read and hashed, but no
+    features are computed. The caller may add digests during the extraction. Of several images with the same content,
+    only the first is computed; the results of the others have no features.
     batch_size: number of images computed at a time.
     workers: number of threads; by default, the number of available cores.
-    Raises the exceptions of the tasks' iterator and of the model.
+    Raises the exceptions of the iterator `tasks` and of the model. An image that cannot be read is a result, not an
+    exception.
     """
     run = _ExtractionPipeline(model, tasks, known, batch_size, workers or available_cores())
     try:
@@ -89,7 +92,7 @@ def extract(
 
 
 class _ExtractionPipeline(Generic[T]):
-    """One run of `extract`: its threads and the images in flight."""
+    """One run of `extract`: its threads, and the images that have been taken from `tasks` but not yet yielded."""
 
     def __init__(
         self, model: Model, tasks: Iterable[Task[T]], known: Container[bytes], batch_size: int, workers: int
@@ -101,7 +104,7 @@ class _ExtractionPipeline(Generic[T]):
         self.lanes = getattr(model, "lanes", 1)
         self.budget = MemoryBudget(DECODING_BYTES)
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        # Only a multi-threaded CPU model shares the decoding threads.
+        # Only a CPU model that computes several batches in parallel shares the decoding threads.
         shared = self.lanes > 1 and "cuda" not in model.engine
         self.computing: Executor = self.pool if shared else ThreadPoolExecutor(self.lanes, thread_name_prefix="compute")
         self.computing_batches: deque[Future[list[tuple[T, LoadedImage]]]] = deque()
@@ -113,14 +116,18 @@ class _ExtractionPipeline(Generic[T]):
         self.feeder.start()
 
     def results(self) -> Iterator[list[tuple[T, LoadedImage]]]:
-        """Yields the computed batches in order; raises an exception of the model in place of its batch."""
+        """Yields the computed batches in order. If the model fails on a batch, raises its exception."""
         while (future := self.finished.get()) is not None:
             batch = [(key, self._share_failure(result)) for key, result in future.result()]
             yield batch
             self.computing_digests.difference_update([result.digest for _, result in batch])
 
     def _share_failure(self, result: LoadedImage) -> LoadedImage:
-        """Returns a result, as a failure if the GPU decoder failed on an earlier image with the same content."""
+        """Returns a result. If the GPU decoder failed on an earlier image of the same content, the result is a failure.
+
+        Only the earlier image was given to the decoder, so this result would otherwise have neither features nor a
+        reason.
+        """
         if result.problem is not None:
             if result.digest in self.computing_digests:
                 self.failures[result.digest] = result.problem
@@ -138,7 +145,7 @@ class _ExtractionPipeline(Generic[T]):
     def _feed(self) -> None:
         try:
             self._feed_batches()
-        except BaseException as error:  # passed on to the caller; the tasks' iterator may raise anything
+        except BaseException as error:  # passed on to the caller; the iterator `tasks` may raise anything
             failed: Future[list[tuple[T, LoadedImage]]] = Future()
             failed.set_exception(error)
             self._hand_over(failed)
@@ -177,10 +184,10 @@ class _ExtractionPipeline(Generic[T]):
         return load_image(task.read, self.model.recipe, self.known, self.budget, self.decoder)
 
     def _skip_known(self, result: LoadedImage) -> LoadedImage:
-        """Drops the pixels if the features of that content are known by now, or are being computed."""
+        """Returns a loaded image, without its pixels if the features of its content are known or being computed."""
         if not result.pending:
             return result
-        # In this order: a digest is removed from `computing_digests` only after the caller knows it.
+        # In this order: a digest is removed from `computing_digests` only after the caller has added it to `known`.
         if result.digest in self.computing_digests or result.digest in self.known:
             self.in_flight.release([result])
             return replace(result, pixels=None, file=None)
@@ -188,7 +195,10 @@ class _ExtractionPipeline(Generic[T]):
         return result
 
     def _compute(self, batch: list[tuple[T, LoadedImage]]) -> None:
-        """Submits a batch, once at most `lanes` others are unfinished, and queues its result for the caller."""
+        """Submits a batch to the model, and queues its future result for the caller.
+
+        Waits first until at most `lanes` earlier batches are unfinished.
+        """
         while self.computing_batches and (len(self.computing_batches) > self.lanes or self.computing_batches[0].done()):
             wait([self.computing_batches.popleft()])
         future = self.computing.submit(_compute_batch, self.model, batch, self.budget)
@@ -206,7 +216,8 @@ class _ExtractionPipeline(Generic[T]):
 class _InFlight:
     """Counts the images being read, and the bytes of the files that wait for a GPU decoder.
 
-    Its truth value is True while both are below their limits.
+    In a condition, the object is True while both numbers are below their limits.
+    limit: the maximum number of images being read.
     """
 
     def __init__(self, limit: int) -> None:
@@ -217,14 +228,14 @@ class _InFlight:
         return self.reading < self.limit and self.bytes < WAITING_BYTES
 
     def submit(self, pool: Executor, loading: Callable[[Task[T]], LoadedImage], task: Task[T]) -> Future[LoadedImage]:
-        """Loads an image in the pool, and counts it as being read until it is loaded."""
+        """Starts loading an image in the pool, and counts it as being read until it is loaded."""
         self._count(1, 0)
         future = pool.submit(loading, task)
         future.add_done_callback(self._loaded)
         return future
 
     def release(self, loaded: Iterable[LoadedImage]) -> None:
-        """Subtracts files that no longer wait."""
+        """Subtracts the bytes of files that no longer wait for the GPU decoder."""
         self._count(0, -sum(result.waiting for result in loaded))
 
     def _loaded(self, future: Future[LoadedImage]) -> None:
@@ -240,7 +251,7 @@ class _InFlight:
 def _compute_batch(
     model: Model, batch: list[tuple[T, LoadedImage]], budget: MemoryBudget
 ) -> list[tuple[T, LoadedImage]]:
-    """Decodes the files that wait for the GPU and computes the features of all images that have pixels."""
+    """Returns a batch with features: decodes the files that wait for the GPU, then runs the model on all pixels."""
     decoder: JpegDecoder | None = getattr(model, "decoder", None)
     if decoder is not None:
         loaded = decode_on_gpu([result for _, result in batch], decoder, model.recipe, budget)

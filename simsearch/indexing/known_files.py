@@ -1,7 +1,7 @@
-"""The file contents whose features an index has.
+"""Finds the features that an index already has for the content of a file.
 
-Each content is looked up in the database when it is needed, so that adding one image to millions is quick. In an empty
-index, no look-up is needed.
+A content is looked up in the database only when it is needed, so that adding one image to millions is quick. In an
+empty index, no look-up is needed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ Place = tuple[int, int, int]
 
 
 class KnownFiles:
-    """A read-only mapping from the SHA-256 digest of a file to its `Place`. Thread-safe; needs the writer lock.
+    """Maps the SHA-256 digest of a file to its `Place`. Thread-safe; the caller must hold the writer lock.
 
-    Entries are never dropped: a row stays valid after its item is removed, until the index is compacted.
+    A digest stays in the mapping when its item is removed, since the features stay on disk until the index is
+    compacted.
     """
 
     def __init__(self, database: Database) -> None:
@@ -37,7 +38,7 @@ class KnownFiles:
         return found
 
     def add(self, digest: bytes, place: Place) -> None:
-        """Adds features that are about to be committed, unless the content is known already."""
+        """Adds the place of features that are about to be committed, unless the digest is in the mapping already."""
         self._known.setdefault(digest, place)
 
     def _get(self, digest: bytes) -> Place | None:

@@ -1,4 +1,4 @@
-"""Learns the principal components of a descriptor from a sample of the images to index."""
+"""Learns the principal components that features are projected on, from a sample of the images to index."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAMPLE = 4096
 """Maximum number of pictures to learn from."""
 
 ENOUGH, FEWEST = 2, 64
-"""Minimum number of pictures: for each component, and in total."""
+"""Minimum number of pictures for each component, and minimum number of pictures in total."""
 
 
 def learn_components(
@@ -39,7 +39,8 @@ def learn_components(
 
     If there are few pictures, the result has fewer components than the descriptor asks for.
 
-    base: the model whose features the descriptor combines. exclude: globs of paths to leave out.
+    base: the model whose features the descriptor combines. exclude: patterns of images to leave out, as in a
+    .gitignore.
     progress: called with the number of pictures processed and their total.
     Raises UsageError for fewer than `FEWEST` readable pictures with different contents.
     """
@@ -66,7 +67,11 @@ def learn_components(
 
 
 def whitened(sample: NDArray[np.floating[Any]], dimensions: int, whitening: float) -> Projection:
-    """Returns the principal components of an (n, D) sample, each divided by its std to the power of `whitening`."""
+    """Returns the first principal components of an (n, D) sample, scaled for whitening.
+
+    A component along which the sample has standard deviation s is divided by s ** `whitening`.
+    dimensions: the number of components.
+    """
     components = fit_pca(sample, dimensions)
     std = np.maximum(components(sample).std(0), 1e-6)
     return Projection(components.mean, (components.axes / std**whitening).astype(np.float32))

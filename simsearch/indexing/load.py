@@ -1,4 +1,4 @@
-"""Loading of one image: reads and hashes the file, and decodes it into the pixels that the model takes."""
+"""Loads one image: reads and hashes the file, and decodes it into the pixels that the model takes."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from simsearch.models.torch.jpeg_decoder import GpuJpeg, JpegDecoder
 
 TRIMMED_BYTES = 32 << 20
-"""After decoding an image that needed more memory, freed memory is returned to the system."""
+"""If decoding an image needed more memory than this, freed memory is returned to the system afterwards."""
 
 
 @dataclass(frozen=True)
 class LoadedImage:
     """The result of loading one image.
 
-    digest: SHA-256 of the file; empty if it could not be read.
+    digest: SHA-256 of the file; empty if the file could not be read.
     size: of the file, in bytes.
     width, height: of the image, in pixels.
-    features: (D,) float16; None if the digest was known already or the image failed.
-    problem: the reason of a failure.
-    pixels: (S, S, 3) uint8, until the features are computed.
-    file: a JPEG for the model's device to decode, until it is decoded.
+    features: (D,) float16; None before they are computed, if the digest was known already, or if the image failed.
+    problem: the reason if the image could not be read or decoded, else None.
+    pixels: (S, S, 3) uint8; None after the features are computed.
+    file: a JPEG that the GPU is to decode; None after it is decoded.
     """
 
     digest: bytes = b""
@@ -50,17 +50,20 @@ class LoadedImage:
 
     @property
     def waiting(self) -> int:
-        """Bytes of the file that waits for the device; 0 if there is none."""
+        """The size in bytes of the file that waits for the GPU decoder; 0 if no file waits."""
         return 0 if self.file is None else len(self.file.data)
 
     @property
     def pending(self) -> bool:
-        """True until the features are computed."""
+        """True if the features of this image are still to be computed."""
         return self.pixels is not None or self.file is not None
 
 
 def reading(source: Source, path: str, size: int) -> Callable[[], bytes | IO[bytes]]:
-    """Returns a function that reads an image of a source: as bytes, or as a stream if it is large."""
+    """Returns a function that reads an image of a source: as bytes, or as a stream if the file is large.
+
+    path: of the image in the source. size: of the file, in bytes.
+    """
     return functools.partial(source.read if size <= LARGE_BYTES else source.stream, path)
 
 
@@ -71,11 +74,13 @@ def load_image(
     budget: MemoryBudget | None = None,
     decoder: JpegDecoder | None = None,
 ) -> LoadedImage:
-    """Reads, hashes and decodes one image; a failure is returned as a result, not raised.
+    """Reads, hashes and decodes one image. If this fails, the result has the reason, and nothing is raised.
 
-    known: digests of images that need not be decoded.
+    known: SHA-256 digests of images that need not be decoded.
     budget: memory shared by all images being decoded; None for no limit.
     decoder: a GPU decoder; the files that it accepts are returned undecoded.
+    Raises UnavailableError if the machine that has the images cannot be reached, since all other images would fail,
+    too.
     """
     digest, size = b"", 0
     try:
@@ -124,7 +129,7 @@ def decode_on_gpu(
 
 
 def _hash(data: bytes | IO[bytes]) -> tuple[bytes, int]:
-    """Returns the SHA-256 digest and the size in bytes, and rewinds a stream to its start."""
+    """Returns the SHA-256 digest and the size in bytes of a file; rewinds a stream to its start."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).digest(), len(data)
     digest, size = hashlib.sha256(), 0

@@ -1,4 +1,4 @@
-"""Merging: copies the items of another index of the same model."""
+"""Merging: copies the items of one index into another index of the same model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Reader
 
 _ITEMS = 1024
-"""Items copied and committed at a time."""
+"""Number of items copied and committed at a time."""
 
 
 @dataclass(frozen=True)
 class MergeReport:
     """The outcome of a merge.
 
-    added: number of items copied. known: number of items skipped, as the index has one of that source and path.
+    added: number of items copied.
+    known: number of items skipped, since the target index already has items with the same source and path.
     """
 
     added: int
@@ -37,7 +38,7 @@ class MergeReport:
 def merge_indexes(
     target: Index, other: Index, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> MergeReport:
-    """Copies the items of `other`, with their features, into `target`; computes nothing.
+    """Copies the items of `other`, with their features, into `target`; no features are computed.
 
     An interrupted merge keeps the items committed so far; merging again adds the rest.
 
@@ -76,7 +77,10 @@ def merge_indexes(
 
 
 def _map_sources(target: Index, other: Index, reader: Reader) -> dict[int, int]:
-    """Returns the number in `target` of each source of `other`; adds sources that `target` does not have."""
+    """Returns a mapping from the number of each source in `other` to its number in `target`.
+
+    Sources that `target` does not have are added to it. reader: a reader of `other`.
+    """
     with target.reading() as own:
         known = {(row.kind, target.root_of(row)): row.id for row in own.sources()}
     numbers = {}
@@ -89,7 +93,10 @@ def _map_sources(target: Index, other: Index, reader: Reader) -> dict[int, int]:
 
 
 def _append(target: Index, other: Reader, items: list[Item], row: int) -> int:
-    """Writes the items' features from `row` on, commits the items, and returns the next free row."""
+    """Copies the features of items into `target`, commits the items, and returns the next free row.
+
+    other: a reader of the other index. row: the first free row of `target`.
+    """
     target.check_in_place()
     features = other.shards.read(np.array([item.row for item in items], np.int64))
     checksum = target.feature_files.write(row, features)

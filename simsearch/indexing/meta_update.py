@@ -1,4 +1,4 @@
-"""Brings `meta.json` in step with the items after a commit: counts, distances, similarities and search structure."""
+"""Updates `meta.json` after a commit: counts, distances between items, the search structure and its recall."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ ALWAYS = 128
 
 
 def refresh_meta(index: Index, measure: bool = True, engine: str | None = None) -> None:
-    """Updates `meta.json` after a commit; needs the writer lock.
+    """Updates `meta.json` after a commit. The caller holds the writer lock.
 
     measure: False to skip the measurement of the recall (see `ann_maintenance.update`).
-    engine: the library and device that computed the new features; None keeps the recorded one.
+    engine: the library and device that computed the new features; None keeps the recorded value.
     """
     with index.reading() as reader:
         generation, items, rows = reader.state("generation"), reader.count(), reader.state("rows")
         failures = reader.failure_count()
-        index.refresh()  # another process may have tuned it
+        index.refresh()  # another process may have tuned the index
         meta = index.meta
         known = meta.similarity
         if (meta.generation, meta.items) == (generation, items) and (known or items < 3):
@@ -62,6 +62,9 @@ def refresh_meta(index: Index, measure: bool = True, engine: str | None = None) 
 
 
 def _has_changed(known: dict[str, Any], items: int, rows: int) -> bool:
-    """Returns True if more than a quarter of the items are new or gone since `known` was measured."""
+    """Returns True if about a quarter of the items are new or gone since `known` was measured.
+
+    known: the entry `similarity` of `meta.json`.
+    """
     before_items, before_rows = known.get("items", 0), known.get("rows", 0)
     return not 0.8 * before_items <= items <= 1.25 * before_items or rows - before_rows > 0.25 * items

@@ -1,4 +1,4 @@
-"""Options and results of a build."""
+"""The options of a build, and the summary of its outcome."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ class Extractor(Protocol):
     def groups(
         self, index: Index, model: IndexModel, keys: Sequence[Any], known: Container[bytes], batch_size: int
     ) -> Iterator[list[tuple[Any, LoadedImage]]]:
-        """Yields the results of all images in order, like `extract.extract`; batch_size: 0 for the device's default."""
+        """Yields (key, result) of all images in order, in groups, like `extract.extract`.
+
+        keys: a tuple (plan, entry, item) for each image to read; see `plan.Plan.fresh`.
+        known: SHA-256 digests of files whose features the index has.
+        batch_size: number of images computed at a time; 0 for the device's default.
+        """
         ...
 
     def finished(self) -> None:
-        """Called once all results are committed."""
+        """Is called once, after all results have been committed."""
         ...
 
 
@@ -38,9 +43,9 @@ class BuildOptions:
     labels: "folder" uses the names of the images' folders as labels, but not for images at the top of a source; "none"
     uses no labels; "auto" uses the rule that the index has recorded for the source, or "folder" for a new source.
     prune: remove items whose image is gone.
-    keep_gone: keep sources that do not exist, and their items, as a disk may be unmounted; set by `watch`.
+    keep_gone: keep items whose source is gone, since its disk may be unmounted; set by `watch`.
     dry_run: only count the differences.
-    allow_outside: accept files outside a manifest's folder, and permit opening the files that links lead to.
+    allow_outside: index files outside the folder of the table that lists them, also files that symbolic links lead to.
     batch_size, workers: None for defaults that suit the machine.
     progress: called with the number of images processed and their total.
     extractor: computes features on other machines; None computes them in this process.
@@ -102,11 +107,11 @@ class BuildKeywords(AddOptions, total=False):
 class Summary:
     """The outcome of a build, in numbers of images.
 
-    computed: images that went through the model.
+    items: number of items in the index after the build. computed: images that went through the model.
     to_read: images that are new or changed.
-    skipped: files that are not images, or are left out; left_out: of these, the number by reason.
-    unread: folders that could not be listed, with reasons.
-    missing_extras: images that failed because an extra is not installed, by reason.
+    skipped: files that are not images or were left out. left_out: the number of files left out, by reason.
+    unread: (folder, reason) of each folder that could not be listed.
+    missing_extras: the number of images that failed because an optional dependency is missing, by reason.
     unmatched: patterns of `exclude` that match nothing.
     unlabelled: unchanged images that had a label and now have none.
     """

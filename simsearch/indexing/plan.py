@@ -1,4 +1,4 @@
-"""Planning of a build: lists the sources and finds the differences from the index, without changing anything."""
+"""Plans a build: compares the images in the sources with the items of the index, without changing anything."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class PlannedSource:
-    """A source of the index, recorded already or to be recorded.
+    """A source of images in a build, which the index has recorded or will record.
 
-    root: its present location.
-    row: its record; None for a new source.
-    settings: settings to record; None to keep those in the record.
-    absorbed: recorded sources inside this one, which become part of it, each with its path relative to this root.
+    root: its current location.
+    row: its record in the index; None for a new source.
+    settings: the build options to record for it; None to keep those in the record.
+    absorbed: (record, path relative to `root`) of each recorded source inside this one. These sources become part of
+    it.
     """
 
     kind: str
@@ -39,7 +40,7 @@ class PlannedSource:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The settings in force."""
+        """The build options of the source: those to record, or else those in its record."""
         if self.settings is not None:
             return self.settings
         return self.row.options if self.row is not None else {}
@@ -47,13 +48,13 @@ class PlannedSource:
 
 @dataclass
 class Plan:
-    """The differences between the index and one source, or a part of one.
+    """The differences between the index and one source, or a part of the source.
 
-    fresh: new or changed images, each with the item recorded at its path.
+    fresh: (image, item) of each new or changed image. item: the item recorded at the image's path, or None.
     relabelled: items with a new label or new metadata.
     missing: items whose image is gone or has moved.
     unreadable: images that cannot be read.
-    recovered: paths that failed before and are readable now, or are gone.
+    recovered: paths whose recorded failure no longer holds, since the image is readable again or gone.
     """
 
     place: PlannedSource
@@ -66,7 +67,7 @@ class Plan:
 
 
 def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptions, summary: Summary) -> list[Plan]:
-    """Compares sources with the index, and returns the differences of each; adds the counts to `summary`.
+    """Compares sources with the index; returns the differences of each source, and adds the counts to `summary`.
 
     found: the sources; if empty, all sources that the index has recorded.
     Raises UsageError if a source is empty but the index has items from it (for example, an unmounted disk).
@@ -75,7 +76,7 @@ def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptio
         known = [(row, index.root_of(row)) for row in reader.sources()]
 
         def is_relevant(row: SourceRow, root: str) -> bool:
-            if options.keep_gone and addresses.is_kind(row.kind):  # following a source uses no other machine
+            if options.keep_gone and addresses.is_kind(row.kind):  # `watch` does not follow sources on other machines
                 return False
             exists = roots.may_exist(row.kind, root)
             return exists or (not options.keep_gone and reader.has_items(row.id))
@@ -91,7 +92,7 @@ def plan_sources(index: Index, found: Sequence[base.Source], options: BuildOptio
 
 
 def _reopen_source(reader: Reader, row: SourceRow, root: str) -> tuple[PlannedSource, base.Source]:
-    """Opens a recorded source at its present root."""
+    """Opens a recorded source; returns a `PlannedSource` for it, and the source. root: its current location."""
     source = resolve.reopen(row.kind, root)
     if source.nests and row.options.get("partial"):
         source.only = frozenset(item.path for item in reader.items(row.id))
@@ -101,7 +102,11 @@ def _reopen_source(reader: Reader, row: SourceRow, root: str) -> tuple[PlannedSo
 def _assign_sources(
     found: Sequence[base.Source], known: Sequence[tuple[SourceRow, str]], options: BuildOptions
 ) -> list[tuple[PlannedSource, base.Source]]:
-    """Pairs each source with its record, or a new one; of overlapping sources, only the widest is kept."""
+    """Returns (planned source, source to list) for each of the sources `found`.
+
+    A source that lies inside another one of them is left out.
+    known: (record, current location) of each recorded source.
+    """
     places = [PlannedSource(row.kind, root, row) for row, root in known]
     pairs: list[tuple[PlannedSource, base.Source]] = []
     for source in sorted(found, key=_extent):
@@ -124,7 +129,10 @@ def _assign_sources(
 def _folder_place(
     source: base.Source, places: Sequence[PlannedSource], options: BuildOptions
 ) -> tuple[PlannedSource, str]:
-    """Returns the planned source of a folder or single file, and the path to it relative to that source's root."""
+    """Returns the `PlannedSource` that contains a folder or single file, and the path of the folder or file in it.
+
+    places: the sources planned so far, including all recorded ones.
+    """
     folders = [place for place in places if place.kind == source.kind]
     for place in folders:
         partial = place.options.get("partial", False)
@@ -134,7 +142,7 @@ def _folder_place(
                 place.absorbed = _narrower(place, folders)
             return place, source.within
         if source.root == place.root:
-            if options.prune:  # its settings are given again
+            if options.prune:  # a build that prunes also replaces the recorded options
                 place.settings = _settings(options, place)
             return place, ""
         if not partial and below(source.root, place.root.rstrip("/")):
@@ -148,7 +156,7 @@ def _folder_place(
 
 
 def _narrower(place: PlannedSource, folders: Sequence[PlannedSource]) -> list[tuple[SourceRow, str]]:
-    """Returns the recorded sources inside a folder, each with its relative path."""
+    """Returns (record, path relative to `place`) of each recorded source that lies inside the folder `place`."""
     return [
         (other.row, _relative(other.root, place.root))
         for other in folders
@@ -157,12 +165,15 @@ def _narrower(place: PlannedSource, folders: Sequence[PlannedSource]) -> list[tu
 
 
 def _relative(root: str, outer: str) -> str:
-    """Returns the path of a folder relative to an outer folder that contains it."""
+    """Returns the path of the folder `root` relative to `outer`, a folder that contains it."""
     return addresses.relative_to(root, outer) if addresses.is_remote(outer) else os.path.relpath(root, outer)
 
 
 def _settings(options: BuildOptions, source: base.Source | PlannedSource) -> dict[str, Any]:
-    """Returns the settings to record for a source, with patterns that do not depend on the current folder."""
+    """Returns the build options to record for a source.
+
+    Patterns of `exclude` are rewritten, so that they do not depend on the current folder.
+    """
     root = os.path.dirname(source.root) if source.kind == "manifest" else source.root
     return {
         "exclude": exclude.rooted(options.exclude, root),
@@ -172,7 +183,7 @@ def _settings(options: BuildOptions, source: base.Source | PlannedSource) -> dic
 
 
 def _extent(source: base.Source) -> tuple[int, str]:
-    """Sort key: outer folders before inner ones and single files."""
+    """Returns a sort key that puts outer folders before the folders and files inside them."""
     return len(os.path.normpath(os.path.join(source.root, source.within)).split(os.sep)), source.root
 
 
@@ -186,9 +197,12 @@ def _covers(wide: base.Source, narrow: base.Source) -> bool:
 def _compare(
     reader: Reader, place: PlannedSource, source: base.Source, options: BuildOptions, summary: Summary, emptied: bool
 ) -> Plan:
-    """Lists a source and returns its differences from the index. emptied: True if it may be empty."""
+    """Lists a source, and returns its differences from the index; adds the counts to `summary`.
+
+    emptied: True if the source was emptied on purpose, so that it may have no images.
+    """
     plan = Plan(place, source)
-    if source.kind in {"manifest", "parquet"}:  # but trust links in the user's folders
+    if source.kind in {"manifest", "parquet"}:  # links in the user's own folders are trusted
         source.outside = place.options.get("outside") is True
     listing = source.listing((*options.exclude, *place.options.get("exclude", ())))
     summary.skipped += listing.skipped
@@ -211,7 +225,7 @@ def _compare(
         if entry.problem is not None:
             failed.discard(entry.path)
             plan.unreadable.append(entry)
-            if entry.problem != base.GONE:  # the item stays: the image may be readable next time
+            if entry.problem != base.GONE:  # keep the item: the image may be readable next time
                 items.pop(entry.path, None)
             continue
         items.pop(entry.path, None)
@@ -230,7 +244,11 @@ def _compare(
 
 
 def _recorded(reader: Reader, place: PlannedSource, within: str) -> tuple[dict[str, Item], set[str]]:
-    """Returns the recorded items by path and the failed paths of a source, or of the part of it below `within`."""
+    """Returns the recorded items of a source by path, and the paths of its recorded failures.
+
+    Sources that become part of this source are included.
+    within: a path in the source; only this path and paths below it are returned; "" for all paths.
+    """
     rows = [(place.row, "")] if place.row is not None else []
     items: dict[str, Item] = {}
     failed: set[str] = set()
@@ -248,7 +266,10 @@ def _recorded(reader: Reader, place: PlannedSource, within: str) -> tuple[dict[s
 def _labels(
     source: base.Source, entries: Sequence[base.Entry], place: PlannedSource, options: BuildOptions
 ) -> list[str | None]:
-    """Returns the label of each entry, by the given rule, or by the recorded one if the rule is "auto"."""
+    """Returns the label of each entry.
+
+    The rule is `options.labels` or, if this is "auto", the rule that is recorded for the source.
+    """
     rule = options.labels if options.labels != "auto" else place.options.get("labels", "auto")
     if rule == "none":
         return [None] * len(entries)

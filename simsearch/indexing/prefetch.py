@@ -1,4 +1,4 @@
-"""Reads images of other machines before they are needed, several at once, to hide the latency of the network.
+"""Reads images on other machines before they are needed, several at once, to hide the latency of the network.
 
 The order of the images does not change. Memory is bounded: an image that would exceed `AHEAD_BYTES` is read only when
 its task is run.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 AHEAD_IMAGES = 2 * REQUESTS
-"""Maximum number of images requested before the task of the first one is yielded."""
+"""Maximum number of images on other machines that are requested before the task of the first one is yielded."""
 
 AHEAD_BYTES = 128 << 20
 """Maximum size in bytes of all images that are requested in advance and whose tasks have not run yet."""
@@ -37,10 +37,10 @@ UNKNOWN_BYTES = 1 << 20
 def tasks(
     images: Iterable[tuple[T, Source, str, int, int]], kept: KeptObjects | None = None
 ) -> Generator[Task[T], None, None]:
-    """Yields a task for each image, in order.
+    """Yields a `Task` for each image, in order; starts reading images on other machines in advance.
 
-    images: key, source, path, size in bytes and stamp of each image.
-    kept: files that an interrupted build has read, which are not read again; files read now are added.
+    images: (key, source, path, size in bytes, stamp) of each image; for stamps, see `sources.base.Entry`.
+    kept: the files that an interrupted build has read, which are not read again. Files that are read now are added.
     """
     waiting: deque[Task[T]] = deque()
     held = _Held(AHEAD_BYTES)
@@ -86,7 +86,11 @@ class _Held:
 
 
 class _ReadAhead:
-    """A function that returns an image: read in a pool at once if there is memory for it, else when called."""
+    """A callable that returns the content of an image.
+
+    If memory permits, a thread of the pool reads the image at once. Otherwise the image is read when the object is
+    called.
+    """
 
     def __init__(self, read: Callable[[], bytes | IO[bytes]], size: int, pool: ThreadPoolExecutor, held: _Held) -> None:
         self._read, self._size, self._held = read, size, held

@@ -1,4 +1,4 @@
-"""Finds the items that an index has of a file, or the reason that it has none."""
+"""Finds the items that an index has for a file, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ SINGLE = "only single files of its folder were added; `simsearch add` adds it"
 
 @dataclass(frozen=True)
 class Presence:
-    """The items that an index has of a file, a folder or an archive, or the reason that it has none.
+    """The items that an index has for a file, a folder or an archive, or the reason why there are none.
 
-    path: as given. items: the ids of its items. failures: path and reason of each of its images that could not be
-    indexed. reason: why there are neither; None if there are.
+    path: the file, folder or archive, as the caller wrote it. items: the ids of the items.
+    failures: (path, reason) of each image in it that could not be indexed.
+    reason: why there are neither items nor failures; None if there are any.
     """
 
     path: str
@@ -48,13 +49,13 @@ class Presence:
 
 
 def find_presence(index: OpenIndex, names: Sequence[str]) -> list[Presence]:
-    """Returns for each path the items that the index has of it, or the reason that it has none.
+    """Returns for each name the items that the index has for it, or the reason why there are none.
 
-    names: files, folders, archives, members of archives as they are printed, or globs. Raises UsageError for an empty
-    name, and for a Milvus collection, which does not record failures.
+    names: files, folders, archives, images in archives (`photos.zip!/cat.jpg`), or globs.
+    Raises UsageError for an empty name, and for a Milvus collection, which does not record failures.
     """
     full = [os.path.abspath(os.path.expanduser(name)) if name else name for name in names]
-    # an existing file is matched by its full path: its relative path may be that of another file in some source
+    # an existing file is matched by its full path only: a file in some source may have the same relative path
     tests = [matcher(path if os.path.lexists(path) else name) for path, name in zip(full, names, strict=True)]
     items: list[list[int]] = [[] for _ in names]
     with index.reading() as reader:
@@ -75,7 +76,10 @@ def find_presence(index: OpenIndex, names: Sequence[str]) -> list[Presence]:
 
 
 def _absence(full: str, rows: Sequence[tuple[SourceRow, str]]) -> str:
-    """Returns the reason that nothing at an absolute path is indexed. rows: sources and locations."""
+    """Returns the reason why nothing at the absolute path `full` is in the index.
+
+    rows: (record, current location) of each source.
+    """
     for row, root in rows:
         if row.kind == FolderSource.kind and full.startswith(root.rstrip(os.sep) + os.sep):
             return _absence_in_folder(full, os.path.relpath(full, root), row, root)
@@ -88,7 +92,10 @@ def _absence(full: str, rows: Sequence[tuple[SourceRow, str]]) -> str:
 
 
 def _absence_in_folder(full: str, path: str, row: SourceRow, root: str) -> str:
-    """Returns the reason that a file or folder in a source that is a folder is not indexed."""
+    """Returns the reason why a file or folder that lies in a folder source is not in the index.
+
+    full: its absolute path. path: its path relative to the source. row, root: the source's record and current location.
+    """
     if not os.path.lexists(full):
         return GONE
     if any(part.startswith(".") for part in path.split(os.sep)):
@@ -110,7 +117,10 @@ def _absence_in_folder(full: str, path: str, row: SourceRow, root: str) -> str:
 
 
 def _absence_in(full: str, row: SourceRow, root: str) -> str | None:
-    """Returns the reason that an image of an archive or table is not indexed; None if it is not one of its images."""
+    """Returns the reason why an image of an archive or table is not in the index; None if it is not part of the source.
+
+    full: the absolute path of the image. row, root: the record and the current location of the archive or table.
+    """
     inside = full.startswith(root + SEPARATOR)
     if not os.path.exists(root):
         return f"there is no {root} now" if inside else None

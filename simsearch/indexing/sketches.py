@@ -1,7 +1,8 @@
-"""Updates the sketch that exact searches use (see `simsearch.search.sketch`), and records it in `meta.json`.
+"""Updates the sketch, the short codes that speed up exact searches, and records it in `meta.json`.
 
-Called with the writer lock held, after the commits of a build and of other changes. If the process is killed, nothing
-is lost: the name of a sketch and its number of rows are recorded only after its files are on disk.
+`simsearch.search.sketch` explains sketches. The caller holds the writer lock, and calls this module after the commits
+of a build and of other changes. If the process is killed, nothing is lost: the name of a sketch and its number of rows
+are recorded only after its files are on disk.
 """
 
 from __future__ import annotations
@@ -26,20 +27,25 @@ BEHIND = 4096
 
 
 def keep_up(index: Index, rows: int) -> None:
-    """Extends the sketch during a build, so that searches stay fast. rows: the number of rows committed so far."""
+    """Adds new rows to the sketch, the short codes for exact searches, so that searches stay fast during a build.
+
+    Does nothing while fewer than `BEHIND` rows are new. rows: the number of rows committed so far.
+    """
     facts = SketchFacts.of(index.meta.sketch)
     if rows >= sketch_making.LEAST and rows - (0 if facts is None else facts.rows) >= BEHIND:
         facts, before = _updated(index, True)
         if facts is not None and facts != before:
             index.refresh()
-            index.write_meta(replace(index.meta, sketch=facts.to_dict()))  # same generation: no new counts
+            index.write_meta(replace(index.meta, sketch=facts.to_dict()))  # the generation and the counts stay
             delete_unused(index)
 
 
 def update(index: Index, learn: bool = True) -> None:
-    """Updates the sketch to all committed rows, and records it.
+    """Updates the sketch, the short codes for exact searches, for the committed rows; records it in `meta.json`.
 
-    learn: False to only add rows to an existing sketch.
+    Makes a new sketch if there is none yet, or if the present sketch no longer suits the index. A few new rows may be
+    left for the next update.
+    learn: False to make no new sketch and only add rows to the present one.
     If the sketch cannot be written, the error is ignored; searches then scan the features.
     """
     facts, before = _updated(index, learn)
@@ -56,7 +62,7 @@ def update(index: Index, learn: bool = True) -> None:
 
 
 def _updated(index: Index, learn: bool) -> tuple[SketchFacts | None, SketchFacts | None]:
-    """Writes the sketch of the committed rows; returns its new record, and the one in `meta.json`."""
+    """Updates the sketch for the committed rows; returns the sketch's new record, and its record in `meta.json`."""
     with index.reading() as reader:
         rows, blocks = reader.state("rows"), reader.blocks()
         before = facts = SketchFacts.of(index.meta.sketch)
@@ -68,7 +74,10 @@ def _updated(index: Index, learn: bool) -> tuple[SketchFacts | None, SketchFacts
 
 
 def delete_unused(index: Index) -> None:
-    """Deletes derived files that `meta.json` does not name; readers that use them have them in memory."""
+    """Deletes derived files that `meta.json` does not name.
+
+    Readers that still use these files have loaded them into memory.
+    """
     parameters = index.meta.search["parameters"]
     used = {derived.WORK_FOLDER, derived.MAP_FOLDER, parameters.get("folder") if isinstance(parameters, dict) else None}
     used.add(index.meta.sketch.get("folder"))

@@ -1,4 +1,4 @@
-"""Synchronisation of an index with its sources.
+"""Brings an index up to date with its sources.
 
 Reads only the images that `simsearch.indexing.plan` found to differ. Contents are identified by their SHA-256 digest: a
 file that was touched, renamed, moved or copied keeps its features. Changes are committed every few seconds, so that an
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 COMMIT_IMAGES = 256
 COMMIT_SECONDS = 2.0
-"""Changes are committed after this number of new features or of seconds, whichever comes first."""
+"""Changes are committed after COMMIT_IMAGES new features or COMMIT_SECONDS seconds, whichever comes first."""
 
 
 def sync(index: Index, model: IndexModel, found: Sequence[Source], options: BuildOptions) -> Summary:
-    """Synchronises the index with its sources, and returns the counts.
+    """Brings the index up to date with its sources, and returns the counts of changes.
 
     model: computes the features of new images.
     found: the sources; if empty, all sources that the index has recorded.
@@ -74,16 +74,17 @@ def remove(index: Index, items: Sequence[Item]) -> int:
 
 
 def remove_while_writing(index: Index, items: Sequence[Item]) -> None:
-    """Removes items for a caller that holds the writer lock."""
+    """Removes items from the index. The caller holds the writer lock."""
     index.database.apply(Changes(deleted=[item.id for item in items]))
     meta_update.refresh_meta(index)
 
 
 def put_back(index: Index, items: Sequence[Item], compactions: int) -> int:
-    """Adds removed items again, with their former features; returns the number of these items now in the index.
+    """Adds removed items again, with their former features; returns how many of `items` are in the index afterwards.
 
-    compactions: the number of compactions of the index when the items were removed. If it was compacted after that,
-    their features are gone, and nothing is added.
+    Items whose source is no longer recorded are not added.
+    compactions: the number of compactions of the index when the items were removed. If the index was compacted after
+    that, the features are gone, and nothing is added.
     Raises IndexLockedError and IndexReplacedError.
     """
     with index.writing(patience=5):
@@ -115,7 +116,7 @@ class _SyncRun:
             for shard, _, stop in reader.shards.spans(0, self.row):
                 reader.shards.map(shard, stop)  # raises if a file is damaged, before anything is written
         self.known = KnownFiles(index.database)
-        # These items may be overwritten or renamed before a file of the same content is read.
+        # Added now: these items may be overwritten or renamed before another file of the same content is read.
         for item in (item for plan in plans for _, item in plan.fresh if item is not None):
             self.known.add(item.digest, (item.row, item.width, item.height))
         self.missing: dict[bytes, list[Item]] = {}
@@ -124,11 +125,11 @@ class _SyncRun:
                 self.missing.setdefault(item.digest, []).append(item)
         self.elsewhere = _of_gone_sources(index, plans)
         self.kept = KeptObjects()
-        self.applied: list[Place] = []  # remote images whose results are pending
+        self.applied: list[Place] = []  # remote images whose results are not committed yet
         self.committed = time.monotonic()
 
     def finish(self) -> None:
-        """Applies all plans; if interrupted, commits the finished part before the exception propagates."""
+        """Applies all plans. On an exception, commits the part that is finished, and raises the exception again."""
         done = False
         try:
             for plan in self.plans:
@@ -151,7 +152,7 @@ class _SyncRun:
         sketches.update(self.index, learn=self.options.prune or self.summary.computed >= COMMIT_IMAGES)
 
     def _apply_plan(self, plan: Plan) -> None:
-        """Records the changes that need no image to be read."""
+        """Prepares those changes of a plan for which no image has to be read."""
         number = self.numbers[id(plan.place)]
         self.pending.updated += [replace(item, source=number) for item in plan.relabelled]
         self.pending.cleared += [(number, path) for path in plan.recovered]
@@ -159,7 +160,7 @@ class _SyncRun:
             self._record_failure(plan, entry, entry.problem or "unreadable")
 
     def _extract(self) -> None:
-        """Computes the features of all new and changed images, and commits them as they come."""
+        """Computes the features of all new and changed images, and commits the changes at intervals."""
         total = sum(len(plan.fresh) for plan in self.plans)
         if not total:
             return
@@ -190,7 +191,10 @@ class _SyncRun:
             elsewhere.finished()
 
     def _apply_result(self, plan: Plan, entry: Entry, item: Item | None, result: LoadedImage) -> None:
-        """Turns one result into a change of the index. item: the item recorded at that path."""
+        """Prepares the change of the index that follows from the result for one image.
+
+        item: the item recorded at the image's path, or None.
+        """
         if plan.source.remote:
             self.applied.append((plan.source.root, entry.path, entry.size, entry.stamp))
         if result.problem is not None:
@@ -228,12 +232,18 @@ class _SyncRun:
             self.pending.inserted.append(self._with_row(new, result))
 
     def _update_recorded(self, new: Item, old: Item) -> None:
-        """Updates an item whose content is the same: only its path, stamp, label and metadata change."""
+        """Prepares an update of the item `old` with the source, path, stamp, label and metadata of `new`.
+
+        The content of the image has not changed, so the features stay.
+        """
         kept = replace(new, id=old.id, row=old.row, width=old.width, height=old.height)
         self.pending.updated.append(kept)
 
     def _with_row(self, new: Item, result: LoadedImage) -> Item:
-        """Assigns the next row to an item; its features are computed, or copied from a file of the same content."""
+        """Returns the item `new` with the next free row, and adds its features to the next commit.
+
+        The features are those of the result, or a copy of the features of another file with the same content.
+        """
         row = self.row + len(self.features)
         if result.features is not None:
             self.summary.computed += 1
@@ -248,14 +258,14 @@ class _SyncRun:
         return replace(new, row=row, width=width, height=height)
 
     def _record_failure(self, plan: Plan, entry: Entry, reason: str) -> None:
-        """Records an image that could not be read."""
+        """Records an image that could not be read, with the reason."""
         self.pending.failed.append((self.numbers[id(plan.place)], entry.path, reason))
         self.summary.failed += 1
         if names_extra(reason):
             self.summary.missing_extras[reason] = self.summary.missing_extras.get(reason, 0) + 1
 
     def _commit(self) -> None:
-        """Writes the features, then commits the items that own them."""
+        """Writes the collected features to disk, then commits the collected changes."""
         self.committing = True
         self.index.check_in_place()
         if self.features:
@@ -272,7 +282,10 @@ class _SyncRun:
 
 
 def _of_gone_sources(index: Index, plans: Sequence[Plan]) -> dict[bytes, list[Item]]:
-    """Returns the items of sources that no longer exist, by digest: an image found elsewhere counts as moved."""
+    """Returns the items of sources that no longer exist, by the SHA-256 digest of their files.
+
+    If an image with the same content is found in another source, it counts as moved, not as new.
+    """
     planned = {plan.place.row.id for plan in plans if plan.place.row is not None}
     items: dict[bytes, list[Item]] = {}
     with index.reading() as reader:
@@ -293,7 +306,7 @@ def _forget_gone_sources(index: Index) -> None:
 
 
 def _register(index: Index, place: PlannedSource) -> int:
-    """Records a planned source and its present location, and returns its number."""
+    """Records a planned source with its current location, and returns its number."""
     path = index.path.absolute()
     if place.row is not None and place.root != place.row.root:
         index.database.relocate(place.row.id, place.root, path)

@@ -1,9 +1,10 @@
-"""Choosing how to search, by measurement: the fastest structure that reaches a recall within a memory limit.
+"""Chooses the way to search an index, by measurement: the fastest way that reaches a recall within a memory limit.
 
-Some items are held out, so that no structure contains the queries it is measured with. Half of them choose the
-settings; the other half measure the recall that is recorded. The chosen structure contains the held-out items as well,
-and replaces the previous structure in one step; until then, the index does not change. See `simsearch.search.tuning`,
-and for binary codes `simsearch.indexing.tune_codes`.
+The candidates are search structures of several kinds, and exact search. Some items are held out as queries, so that no
+structure contains the queries that measure it. Half of the queries choose the settings; the other half measure the
+recall that is recorded. The chosen structure contains the held-out items as well, and replaces the previous structure
+in one step; until then, the index does not change. See `simsearch.search.tuning`, and for binary codes
+`simsearch.indexing.tune_codes`.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
     from simsearch.storage.index import Index
 
 LOCK_SECONDS, RECORD_LOCK_SECONDS = 1.0, 60.0
-"""Seconds to wait for another writer: before measuring, and when a result is ready that would otherwise be lost."""
+"""Seconds to wait for another writer: before measuring, and to record the result, which would otherwise be lost."""
 
 
 def tune(index: Index, recall: float, memory: int | None = None, progress: Progress = no_progress) -> Choice:
-    """Chooses, builds and records the fastest structure with at least `recall` and at most `memory` bytes.
+    """Chooses, builds and records the fastest search structure with at least this recall and at most this size.
 
     Chooses exact search if no structure is faster, if the index is small, or if the recall is 1.
 
     recall: the share of the 10 true neighbours that must be found, above 0 and at most 1.
-    memory: the structure's size limit in bytes; None for no limit.
+    memory: the maximum size of the structure in bytes; None for no limit.
     progress: called with the number of rows processed and their total.
     Raises UsageError for an invalid recall or memory, and IndexLockedError if another process is writing.
     """
@@ -56,15 +57,16 @@ def tune(index: Index, recall: float, memory: int | None = None, progress: Progr
 
 
 def open_flat(index: Index) -> tuple[FlatIndex, NDArray[np.int64]]:
-    """Returns an exact search over all rows of an index, and (n,) the rows of its items, ascending."""
+    """Returns an exact search over all rows of an index, and the rows of its items: (n,), ascending."""
     with index.reading() as reader:
         return Snapshots(index).current(reader).flat, reader.rows()
 
 
 def record_choice(index: Index, made: AnnIndex | None, choice: Choice, target: float | None = None) -> Choice:
-    """Replaces the index's structure by a new one, or by exact search; open readers keep the structure they have.
+    """Replaces the search structure of an index by a new one, or by exact search; returns the choice as recorded.
 
-    made: the new structure; None for exact search. target: the requested recall.
+    Open readers keep the previous structure.
+    made: the new structure; None for exact search. choice: its kind and measurements. target: the requested recall.
     Raises UsageError if the index was compacted since the structure was built, and IndexLockedError.
     """
     with index.writing(RECORD_LOCK_SECONDS):

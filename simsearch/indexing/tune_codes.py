@@ -1,4 +1,4 @@
-"""Binary codes learned from the features of an index: trained, measured and recorded as its way to search."""
+"""Trains binary codes on the features of an index, measures them, and records them as the way to search the index."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from simsearch.storage.index import Index
 
 RECALL = 0.95
-"""Default recall."""
+"""Default of the recall that should be reached."""
 
 
 def tune_codes(
@@ -26,18 +26,18 @@ def tune_codes(
     memory: int | None = None,
     progress: Progress = no_progress,
 ) -> Choice:
-    """Trains binary codes on the features of an index and records them as its way to search, even if another is faster.
+    """Trains binary codes on the features of an index, and makes searches use them, even if another way is faster.
 
     A search takes the 200 items nearest by Hamming distance, or more if the recall requires it, and ranks them by their
-    exact distances. The recall is measured with held-out items, which neither train the codes nor are among the items
-    searched.
+    exact distances. The recall is measured with held-out items: they do not train the codes, and are not among the
+    items searched.
 
     config: the autoencoder's settings.
     recall: the share of the 10 true neighbours that should be found, above 0 and at most 1.
-    memory: size limit of the codes in bytes; None for no limit.
+    memory: the maximum size of the codes in bytes; None for no limit.
     progress: called with the number of images processed and their total.
-    Raises UsageError for an invalid recall, a small index or too little memory, and IndexLockedError if another
-    process is writing.
+    Raises UsageError for an invalid recall, a small index or too little memory, and IndexLockedError if another process
+    is writing.
     """
     if not 0 < recall <= 1:
         raise UsageError(f"the recall {recall} is not between 0 and 1")

@@ -1,7 +1,7 @@
 """The pictures that were added over HTTP: files in `uploads/` in the index, and the manifest that lists them.
 
-The manifest is a file of JSON lines, and one of the index's sources. A picture's file is named by the SHA-256 of its
-content. A process that dies can leave a file without a line, an item without a line, or an incomplete line; the next
+The manifest is a file of JSON lines, and one of the index's sources. The name of a picture's file is the SHA-256 of its
+content. A process that dies can leave a file or an item without a line in the manifest, or an incomplete line. The next
 service, build or compaction repairs this.
 """
 
@@ -24,19 +24,19 @@ FOLDER, MANIFEST = "uploads", "items.jsonl"
 _EMPTIED = b"\n"
 """The content of a manifest whose last line was removed on purpose, so that a build may remove all of its items.
 
-A manifest of no bytes does not allow this.
+For a manifest of no bytes, a build raises an error instead, since the content may have been lost.
 """
 
 _NAME = re.compile("[0-9a-f]{64}")
 
 
 def manifest_path(index: Index) -> str:
-    """Returns the path of the manifest, the root of its source."""
+    """Returns the path of the manifest, which is also the root of its source."""
     return str(index.folder.place / FOLDER / MANIFEST)
 
 
 def open_folder(index: Index, create: bool = False) -> Folder:
-    """Opens the folder in the open index; see `Folder.child`. Raises UsageError."""
+    """Opens the folder `uploads/` of an index. create: as for `Folder.child`. Raises UsageError."""
     try:
         return index.folder.child(FOLDER, create)
     except OSError as error:
@@ -45,7 +45,10 @@ def open_folder(index: Index, create: bool = False) -> Folder:
 
 @contextlib.contextmanager
 def locked(folder: Folder, wait: bool = True) -> Iterator[None]:
-    """Locks the folder against other processes. Raises OSError; with wait=False, BlockingIOError if it is locked."""
+    """Locks the folder `uploads/` during the block, so that no other process uses it.
+
+    wait: False to raise BlockingIOError if another process holds the lock. Raises OSError.
+    """
     descriptor = folder.open_itself()
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -59,10 +62,10 @@ def locked(folder: Folder, wait: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def settled(index: Index) -> Iterator[None]:
-    """Keeps services from changing the manifest, and removes an incomplete line; errors are ignored.
+    """Removes an incomplete line of the manifest, and keeps services from changing the manifest during the block.
 
-    Used by builds, which hold the writer lock. An upload that waits for the writer lock gives up, and removes its line
-    from the manifest before the build reads it.
+    Errors are ignored. A build uses this while it holds the writer lock. An upload that is under way cannot get the
+    writer lock: it fails, and removes its line from the manifest before the build reads it.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(SimsearchError, OSError):
@@ -74,14 +77,17 @@ def settled(index: Index) -> Iterator[None]:
 
 
 def was_emptied(index: Index) -> bool:
-    """Returns True if the last line of the manifest was removed on purpose, so that no item of it is left."""
+    """Returns True if the last line of the manifest was removed on purpose, so that all of its items may be removed."""
     with contextlib.suppress(SimsearchError, OSError):
         return open_folder(index).read(MANIFEST, len(_EMPTIED)) == _EMPTIED
     return False
 
 
 def clean(index: Index) -> None:
-    """Removes files left by dead processes, unless a service is writing now or the folder cannot be changed."""
+    """Deletes files in `uploads/` that interrupted processes left.
+
+    Does nothing while a service is writing there, or if the folder cannot be changed.
+    """
     with contextlib.suppress(SimsearchError, OSError):
         folder = open_folder(index)
         if folder.identity != (0, 0):
@@ -93,9 +99,10 @@ def clean(index: Index) -> None:
 
 
 def sweep(index: Index, folder: Folder) -> None:
-    """Removes files that were never completed, and pictures with neither item nor line.
+    """Deletes incomplete files, and pictures that have neither an item nor a line in the manifest.
 
-    A line without an item stays: the next build indexes its picture. Raises OSError, IndexDamagedError.
+    A picture with a line but without an item stays, since the next build indexes it. The caller has locked the folder.
+    Raises OSError and IndexDamagedError.
     """
     known = names(index) | listed(folder)
     for name in folder.names():
@@ -105,7 +112,7 @@ def sweep(index: Index, folder: Folder) -> None:
 
 
 def names(index: Index) -> set[str]:
-    """Returns the file names of all items that were added over HTTP."""
+    """Returns the names of the files in `uploads/` that are items of the index."""
     with index.reading() as reader:
         for source in reader.sources():
             if source.kind == ManifestSource.kind and index.root_of(source) == manifest_path(index):
@@ -114,7 +121,7 @@ def names(index: Index) -> set[str]:
 
 
 def listed(folder: Folder) -> set[str]:
-    """Returns the file names in the manifest. Raises OSError, IndexDamagedError for a line that names none."""
+    """Returns the file names in the manifest. Raises OSError, and IndexDamagedError for a line without a file name."""
     lines = folder.read(MANIFEST).splitlines(keepends=True) if folder.exists(MANIFEST) else []
     found = {_name_in(line) for line in lines if line.endswith(b"\n") and line.strip()}
     if "" in found:
@@ -123,8 +130,9 @@ def listed(folder: Folder) -> set[str]:
 
 
 def keep_lines(folder: Folder, wanted: Callable[[str], bool]) -> bytes | None:
-    """Removes an incomplete line of the manifest and all lines whose file name is not `wanted`; keeps damaged lines.
+    """Removes lines from the manifest: an incomplete last line, and lines whose file name is not `wanted`.
 
+    A damaged line, which has no file name, stays.
     Returns the former content of the manifest if a line was removed, else None. Raises OSError.
     """
     before = folder.read(MANIFEST) if folder.exists(MANIFEST) else b""
@@ -137,7 +145,7 @@ def keep_lines(folder: Folder, wanted: Callable[[str], bool]) -> bytes | None:
 
 
 def append_line(folder: Folder, line: str) -> None:
-    """Appends a line to the manifest, durably; first removes an incomplete one. Raises OSError."""
+    """Appends a line to the manifest, durably; first removes an incomplete last line. Raises OSError."""
     complete_lines(folder)
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
     with open(folder.open(MANIFEST, flags), "ab") as file:

@@ -1,8 +1,8 @@
-"""Follows the sources of an index: indexes changed files a moment after the change, in one process.
+"""Follows the sources of an index: indexes changed files a moment after the change, until it is stopped.
 
-The system reports changes (extra `[watch]`); then the ordinary `sync` compares the whole sources with the index, so
-that nothing depends on the order or the completeness of the reports. A file that is still being written is read as it
-is and again when it has changed. A folder that vanishes keeps its items until it is back.
+The system reports changes (this needs the extra `[watch]`). Then the ordinary `sync` compares the whole sources with
+the index, so that nothing depends on the order or the completeness of the reports. A file that is still being written
+is indexed as it is, and again when it has changed. If a folder vanishes, its items stay in the index until it is back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TICK = 1000
 """Milliseconds between two checks for folders that vanished or came back, and for changed archives and tables."""
 
 QUIET, LONGEST = 200, 3000
-"""Milliseconds without changes after which a series of changes is indexed, and the longest wait for this pause."""
+"""Changes are indexed after QUIET milliseconds without a further change, at the latest after LONGEST milliseconds."""
 
 Identity = tuple[int, ...]
 
@@ -34,10 +34,10 @@ Identity = tuple[int, ...]
 class _Places:
     """The sources of an index, as they are on disk at one moment.
 
-    folders: existing folders, with device and inode.
-    files: existing archives and tables, with device, inode, size and mtime.
-    gone: sources that do not exist.
-    remote: sources on other machines, which are not followed.
+    folders: the device and inode number of each existing folder, by its path.
+    files: the device, inode number, size and mtime of each existing archive or table, by its path.
+    gone: the paths of sources that do not exist.
+    remote: the addresses of sources on other machines, which are not followed.
     """
 
     folders: Mapping[str, Identity]
@@ -119,7 +119,7 @@ def follow(
 
 
 def check_available() -> Callable[..., Any]:
-    """Returns `watchfiles.watch`. Raises MissingExtraError."""
+    """Returns the function `watchfiles.watch`. Raises MissingExtraError without watchfiles."""
     try:
         found: Callable[..., Any] = importlib.import_module("watchfiles").watch
     except ImportError as error:
@@ -128,7 +128,10 @@ def check_available() -> Callable[..., Any]:
 
 
 def _reports(watch: Callable[..., Any], index: Index, places: _Places, stop: threading.Event) -> Any:
-    """Yields True after changes in the folders, and False after each TICK without changes."""
+    """Yields True after changes in the folders, and False after each TICK without changes.
+
+    Ends if a folder vanishes. Raises UsageError if the system cannot watch the folders.
+    """
     if not places.folders:
         while not stop.wait(TICK / 1000):
             yield False
@@ -154,7 +157,7 @@ def _reports(watch: Callable[..., Any], index: Index, places: _Places, stop: thr
             ignore_permission_denied=True,
         ):
             yield bool(changes)
-    except FileNotFoundError:  # a folder vanished meanwhile
+    except FileNotFoundError:  # a folder has vanished
         stop.wait(TICK / 1000)
     except (OSError, RuntimeError) as error:  # watchfiles itself raises RuntimeError
         raise UsageError(

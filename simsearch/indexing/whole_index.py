@@ -56,14 +56,17 @@ else:  # imported on first use: a search does not need these modules
 
 
 class WholeIndex:
-    """The part of `Engine` that is about all items; `opened_index`, `snapshots` and `model` are the engine's."""
+    """The base class of `Engine`, with the methods that concern all items.
+
+    `Engine` sets the attributes: the open index, its searches (`snapshots`), and its model.
+    """
 
     opened_index: OpenIndex
     snapshots: Searchable
     model: IndexModel
 
     def __len__(self) -> int:
-        """The number of items."""
+        """Returns the number of items."""
         with self.opened_index.reading() as reader:
             return int(reader.count())
 
@@ -72,16 +75,20 @@ class WholeIndex:
 
     @check_keywords
     def items(self, where: Where | None = None) -> Iterator[IndexedItem]:
-        """Yields the items that meet the conditions, by id. Raises UsageError for conditions that cannot be used."""
+        """Yields the items that meet the conditions, sorted by id.
+
+        where: a mapping such as {"label": "cat"}, or conditions such as ["label=cat"]; None for all items.
+        Raises UsageError for conditions that cannot be used.
+        """
         return indexed_items(self.opened_index, where)
 
     @check_keywords
     def failures(self) -> list[tuple[str, str]]:
-        """Returns the path of each image that could not be indexed, and the reason."""
+        """Returns (path, reason) of each image that could not be indexed."""
         return item_files.failures(self.opened_index)
 
     def presence(self, names: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[presences.Presence]:
-        """Returns for each file, folder or archive the ids of its items in the index, or the reason that it has none.
+        """Returns for each file, folder or archive the ids of its items in the index, or the reason why there are none.
 
         Raises UsageError for an empty name.
         """
@@ -91,8 +98,9 @@ class WholeIndex:
     def to_arrow(self, where: Where | None = None, *, features: bool = False) -> Any:
         """Returns the items as a pyarrow.Table: id, path, label, metadata (JSON), width, height, bytes.
 
+        where: conditions on the items, as in `items`.
         features: True for another column with the stored features, lists of D float16 values.
-        Raises UsageError, MissingExtraError.
+        Raises UsageError for conditions that cannot be used, and MissingExtraError without pyarrow.
         """
         return items_to_arrow(self.opened_index, where, features)
 
@@ -100,7 +108,8 @@ class WholeIndex:
     def to_pandas(self, where: Where | None = None) -> Any:
         """Returns the items as a pandas.DataFrame with a column for each field of `IndexedItem`.
 
-        Raises UsageError, MissingExtraError.
+        where: conditions on the items, as in `items`.
+        Raises UsageError for conditions that cannot be used, and MissingExtraError without pandas.
         """
         return to_pandas(asdict(item) for item in self.items(where))
 
@@ -115,13 +124,15 @@ class WholeIndex:
         exact: bool = False,
         progress: Progress = no_progress,
     ) -> list[list[near.Member]]:
-        """Returns groups of near-identical items, the largest first.
+        """Returns groups of near-identical items, the largest group first.
 
-        max_distance: the largest distance between two items that are linked; a group is a chain of linked items. None
-        measures a distance on slightly changed copies of pictures, and also compares pictures by their pixels.
+        Two items are linked if their distance is at most `max_distance`. A group consists of all items that are
+        connected by a chain of links.
+        max_distance: None measures a suitable distance on slightly changed copies of pictures; then pictures are also
+        compared by their pixels.
         keep: the rule that chooses the first member of each group, one of `cleanup.keep.RULES`; None for the lowest id.
-        against: another open index of the same model; returns only groups with items of both.
-        ignored: True to return the groups that are ignored too.
+        against: another open index of the same model; only groups with items of both indexes are returned.
+        ignored: True to include groups that the user has marked as no duplicates.
         exact: True to compare all pairs of a large index too.
         Raises UsageError for an invalid distance or rule, ModelMismatchError.
         """
@@ -147,13 +158,14 @@ class WholeIndex:
         journal: str | os.PathLike[str] | None = None,
         progress: Progress = no_progress,
     ) -> cleaning.Report:
-        """Keeps one file of each group of duplicates, and moves, trashes or hard-links the others; see `duplicates`.
+        """Keeps one file of each group of duplicates, and moves, trashes or hard-links the other files.
 
+        keep: the rule that chooses the file that stays. keep, against, max_distance, exact: see `duplicates`.
         into: the folder to move files to, for the action "move" only.
         dry_run: True to change nothing and only return the plan.
         journal: the file to record the changes in, for `cleanup.restore.restore`; None for a new file in the current
         folder.
-        Raises UsageError.
+        Raises UsageError for an invalid action, rule or distance.
         """
         if action not in journals.ACTIONS or (action == "move") != (into is not None):
             raise UsageError(f"action is {action!r}, into is {into!r}", hint="move (with into), trash or hardlink")
@@ -170,7 +182,7 @@ class WholeIndex:
     def _limit(
         self, distance: float | copy_thresholds.Threshold | None, progress: Progress
     ) -> copy_thresholds.Threshold:
-        """Returns the given limit of duplicates; if there is none, measures it."""
+        """Returns the largest distance of duplicates as a `Threshold`. If `distance` is None, it is measured."""
         if distance is None:
             return copy_thresholds.copy_threshold(self.opened_index, self.model, progress=progress)
         return distance if isinstance(distance, copy_thresholds.Threshold) else copy_thresholds.Threshold(distance)
@@ -187,7 +199,7 @@ class WholeIndex:
         """Returns a map of all items: positions on a plane, with similar items close together, and named clusters.
 
         clusters: the maximum number of clusters; None for as many as the data suggests.
-        names: see `cluster_names.name_clusters`.
+        names: the origin of the clusters' names; see `cluster_names.name_clusters`.
         seed: the same index and seed give the same map.
         progress: called during the search for neighbours, then during the layout.
         Raises UsageError for fewer items than `map.LEAST`, MissingExtraError.
@@ -202,6 +214,7 @@ class WholeIndex:
     ) -> list[list[classify.Guess]]:
         """Returns the k most probable classes of each picture, most probable first.
 
+        crops: 1 to classify the middle of a picture, or 10 to average over ten parts of it.
         Raises UsageError for a model without classes, ImageError for a picture that cannot be read.
         """
         if crops not in (1, 10):
@@ -211,10 +224,11 @@ class WholeIndex:
 
     @check_keywords
     def tune(self, recall: float = 0.99, *, memory: int | None = None, progress: Progress = no_progress) -> Choice:
-        """Chooses the fastest way to search that reaches a recall, by measurement, and records it.
+        """Chooses the fastest way to search that reaches a recall, by measurement, and records it in the index.
 
+        recall: the share of the 10 true neighbours that a search must find, above 0 and at most 1.
         memory: the maximum size of the search structure in bytes; None for no limit.
-        Raises UsageError, IndexLockedError.
+        Raises UsageError for an invalid argument, and IndexLockedError if another process is writing.
         """
         return tuning.tune(on_disk(self.opened_index), recall, memory, progress)
 
@@ -227,12 +241,12 @@ class WholeIndex:
         drawn: maps.ItemMap | None = None,
         progress: Progress = no_progress,
     ) -> int:
-        """Writes the features and the items that they belong to, and returns the number of items.
+        """Writes the features of all items, and the items themselves, to a folder; returns the number of items.
 
         form: "npy" writes features.npy, (N, D) float32, and items.jsonl, one line per row; "parquet" writes
         items.parquet.
         drawn: a map from `map`, which adds columns to items.parquet; see `export.export_parquet`.
-        Raises UsageError, MissingExtraError.
+        Raises UsageError if the folder cannot be written, and MissingExtraError without pyarrow for "parquet".
         """
         if form not in ("npy", "parquet"):
             raise UsageError(f"form is {form!r}", hint="npy or parquet")
@@ -245,5 +259,5 @@ class WholeIndex:
 
     @check_keywords
     def verify(self, progress: Progress = no_progress) -> checks.VerifyReport:
-        """Checks that the files of the index agree, byte for byte; see `VerifyReport.problems`."""
+        """Checks byte for byte that the files of the index are intact and agree with each other; returns a report."""
         return checks.verify(self.opened_index, progress)

@@ -1,1 +1,1 @@
-"""The files of one index: database, feature files, meta, lock, and `Index`, the handle on them."""
+"""The files of one index (database, feature files, `meta.json`, writer lock), and `Index`, which opens them."""

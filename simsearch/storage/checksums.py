@@ -1,10 +1,13 @@
-"""Checksums of the rows in `items.sqlite`, since SQLite would not detect a flipped bit in a label or path.
+"""Checksums of the rows in `items.sqlite`: SQLite itself does not detect a flipped bit in a label or path.
 
-Each row has a hash of 64 bits. The sum of the hashes of a table does not depend on the order of its rows, so a
-transaction subtracts the old hashes of the rows that it changes, and adds the new ones. The table `state` contains the
-sums: `items_sum` (items and failures), `sources_sum`, and `sums_of`, the generation that the sums belong to. A version
-of simsearch without checksums increases the generation but leaves `sums_of`; the next transaction of a version with
-checksums then sums up all rows.
+Each row has a hash of 64 bits. The checksum of a table is the sum of the hashes of its rows, so it does not depend on
+the order of the rows. A transaction only subtracts the old hashes of the rows that it changes, and adds the new ones.
+
+The table `state` contains the checksums: `items_sum` (of items and failures), `sources_sum`, and `sums_of`. A failure
+is an image that could not be indexed. `sums_of` is the generation that the checksums belong to; the generation is a
+number that grows when the index changes. An older version of simsearch, which has no checksums, increases the
+generation but does not change `sums_of`. The next transaction of a newer version sees that the two numbers differ, and
+computes the checksums from all rows.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from simsearch.errors import IndexDamagedError
 
 T = TypeVar("T")
 
-_MODULUS = 1 << 63  # SQLite's integers are signed
+_MODULUS = 1 << 63  # the sums must fit into SQLite's signed 64-bit integers
 
 _SELECTED = {
     "items": "id, source, size, stamp, width, height, row, path, digest, label, metadata",
@@ -30,13 +33,13 @@ _SELECTED = {
 }
 
 _AT_ONCE = 400
-"""Rows that one statement selects."""
+"""Maximum number of rows that one SQL statement selects."""
 
 
 class Sums:
-    """The checksum of items and failures, updated during one transaction.
+    """Updates the checksum of items and failures (images that could not be indexed) during one transaction.
 
-    The caller passes all rows that the transaction changes to `before` and to `after`.
+    The caller passes the rows that the transaction changes to `before` and, once they are changed, to `after`.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -47,19 +50,25 @@ class Sums:
             self._total = None
 
     def recount(self) -> None:
-        """Makes `store` sum up all rows, instead of only those that change; for transactions that change many rows."""
+        """Makes `store` compute the checksum from all rows; used by transactions that change many rows."""
         self._total = None
 
     def before(self, items: Iterable[int] = (), failures: Iterable[tuple[int, bytes]] = ()) -> None:
-        """Subtracts items, by id, and failures, by source and path, before they are changed."""
+        """Subtracts the hashes of rows that are about to be changed.
+
+        items: ids of items. failures: (source number, path) of images that could not be indexed.
+        """
         self._add(-1, items, failures)
 
     def after(self, items: Iterable[int] = (), failures: Iterable[tuple[int, bytes]] = ()) -> None:
-        """Adds items, by id, and failures, by source and path, after they are changed; deleted ones are skipped."""
+        """Adds the hashes of rows that have been changed; rows that were deleted are skipped.
+
+        items: ids of items. failures: (source number, path) of images that could not be indexed.
+        """
         self._add(1, items, failures)
 
     def inserted_after(self, number: int) -> None:
-        """Adds all items whose id is larger than `number`."""
+        """Adds the hashes of all items whose id is larger than `number`."""
         if self._total is not None:
             self._total += _sum_where(self._connection, "items", "WHERE id > ?", (number,))
 
@@ -77,7 +86,7 @@ class Sums:
             self._total += sign * _sum_where(self._connection, "failures", clause, itertools.chain(*pairs))
 
     def store(self) -> None:
-        """Writes the sums; called last in a transaction."""
+        """Writes the checksums to the table `state`; must be called last in a transaction."""
         total = items_sum(self._connection) if self._total is None else self._total % _MODULUS
         values = ("items_sum", total), ("sources_sum", sources_sum(self._connection))
         self._connection.executemany("INSERT OR REPLACE INTO state VALUES (?,?)", values)
@@ -88,26 +97,29 @@ class Sums:
 
 @contextlib.contextmanager
 def kept(connection: sqlite3.Connection) -> Iterator[Sums]:
-    """Yields the `Sums` of a transaction, and stores them at the end of the block."""
+    """Yields a `Sums` for one transaction, and stores its checksums at the end of the block."""
     sums = Sums(connection)
     yield sums
     sums.store()
 
 
 def items_sum(connection: sqlite3.Connection) -> int:
-    """Returns the sum of all items and failures. Raises IndexDamagedError for a value of a wrong type."""
+    """Computes the checksum of all items and failures, which are images that could not be indexed.
+
+    Raises IndexDamagedError if a value has the wrong type.
+    """
     return sum(_sum_where(connection, table) for table in ("items", "failures")) % _MODULUS
 
 
 def sources_sum(connection: sqlite3.Connection) -> int:
-    """Returns the sum of all sources. Raises IndexDamagedError for a value of a wrong type."""
+    """Computes the checksum of all sources. Raises IndexDamagedError if a value has the wrong type."""
     return _sum_where(connection, "sources") % _MODULUS
 
 
 def problems(connection: sqlite3.Connection) -> list[str]:
-    """Compares the recorded sums with those of the rows; returns one line for each that differs.
+    """Compares the recorded checksums with the rows; returns a message for each checksum that differs.
 
-    Returns no lines if the index has no sums, or was changed later by a version that does not record any.
+    The list is empty if the index has no checksums, or if a version of simsearch without checksums changed it last.
     """
     states = _states(connection)
     generation, of = states.get("generation", 0), states.get("sums_of", 0)
@@ -125,7 +137,7 @@ def problems(connection: sqlite3.Connection) -> list[str]:
 
 
 def _batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yields the values in lists of that size."""
+    """Yields the values in lists of `size` values; the last list may be shorter."""
     rest = iter(values)
     while some := list(itertools.islice(rest, size)):
         yield some

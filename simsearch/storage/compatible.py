@@ -1,4 +1,4 @@
-"""Compatible indexes: those whose features can be compared with each other."""
+"""Checks that the features of two indexes can be compared with each other."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 def check_same_features(one: OpenIndex, other: OpenIndex) -> None:
-    """Raises ModelMismatchError if two indexes differ in model, features or precision."""
+    """Raises ModelMismatchError if two indexes differ in model, kind of features, or precision (float32 or int8)."""
     ours, theirs = one.meta, other.meta
     same_model = any(
         registry.same_weights(meta.model, ours.weights_sha256, theirs.weights_sha256) for meta in (ours, theirs)
     )
     if ours.descriptor != theirs.descriptor and same_model:
         raise ModelMismatchError(
-            f"{one.path} has features {ours.features}, {other.path} {theirs.features} or others of that name",
-            hint=f"an index built with --features {one.path} has the same",
+            f"the features of {one.path} ({ours.features}) and {other.path} ({theirs.features}) are not defined alike",
+            hint=f"an index built with --features {one.path} has the same features",
         )
     if not same_model or (ours.recipe, ours.dimension) != (theirs.recipe, theirs.dimension):
         raise ModelMismatchError(

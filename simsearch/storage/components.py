@@ -1,4 +1,4 @@
-"""The file with the principal components that an index's features are projected on."""
+"""Reads and writes `components.safetensors`, the principal components that an index's features are projected on."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
 FILE = "components.safetensors"
 
 LIMIT = 1 << 30
-"""Maximum size of the file of components in bytes; a larger file is not read."""
+"""Maximum size of the components file in bytes; a larger file is not read."""
 
 
 def write(folder: Folder, projection: Projection) -> str:
-    """Writes the components to an index's folder, atomically and durably; returns the SHA-256 of the file."""
+    """Writes principal components to an index's folder, atomically and durably; returns the SHA-256 of the file."""
     data = safetensors.numpy.save({"mean": projection.mean, "axes": projection.axes})
     folder.write(FILE, data)
     return hashlib.sha256(data).hexdigest()
 
 
 def record(folder: Folder, model: Model) -> dict[str, Any]:
-    """Writes a model's components and returns its descriptor for `meta.json`; {} for a model without a descriptor."""
+    """Writes a model's principal components, if it has any; returns the definition of its features for `meta.json`.
+
+    The definition is {} for a model that computes the plain features. Only a `DescriptorModel` computes other features.
+    """
     if not isinstance(model, DescriptorModel):
         return {}
     digest = {} if model.projection is None else {"components_sha256": write(folder, model.projection)}
@@ -40,7 +43,12 @@ def record(folder: Folder, model: Model) -> dict[str, Any]:
 
 
 def read(folder: Folder, sha256: str) -> Projection:
-    """Reads the components of an index. Raises IndexDamagedError if the SHA-256 of the file differs."""
+    """Reads the principal components of an index.
+
+    sha256: the expected SHA-256 of the file, in hexadecimal.
+    Raises IndexDamagedError if the file is missing or damaged or has another SHA-256, and SimsearchError if the system
+    cannot read it.
+    """
     path = folder.path / FILE
     try:
         data = folder.read(FILE, LIMIT)
@@ -61,7 +69,11 @@ def read(folder: Folder, sha256: str) -> Projection:
 
 
 def read_recorded(folder: Folder | None, meta: Meta) -> Projection | None:
-    """Reads an index's components; None if its features have none. Raises IndexDamagedError."""
+    """Reads the principal components of an index; returns None if the index uses none.
+
+    folder: the index's folder; None if the index has no folder.
+    Raises IndexDamagedError if the components are missing or damaged.
+    """
     digest = meta.descriptor.get("components_sha256")
     if digest is None:
         return None
@@ -71,9 +83,12 @@ def read_recorded(folder: Folder | None, meta: Meta) -> Projection | None:
 
 
 def apply(model: Model, folder: Folder | None, meta: Meta) -> Model:
-    """Returns the model that computes an index's features: the base model, or a DescriptorModel that wraps it.
+    """Returns the model that computes the features of an index.
 
-    Raises IndexDamagedError.
+    This is the base model itself, or a `DescriptorModel`, which computes other features with the base model.
+    model: the base model, or a `DescriptorModel`, of which only the base model is used.
+    Raises IndexDamagedError if the principal components are missing or damaged, or have another dimension than the
+    index.
     """
     base = model.base if isinstance(model, DescriptorModel) else model
     if not meta.descriptor:

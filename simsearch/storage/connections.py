@@ -1,4 +1,4 @@
-"""Connections to the database of an index, which are opened when needed and reused."""
+"""Opens SQLite connections to the database of an index when they are needed, and reuses them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from simsearch.storage import protection
 from simsearch.storage.database_file import DatabaseFile
 
 _opening = threading.RLock()
-"""Held while a connection is opened or closed, since the connections of a process share SQLite's state of a log."""
+"""Held while a connection is opened or closed: SQLite keeps one state of a log for all connections of a process."""
 
 _open_counts: Counter[tuple[int, int]] = Counter()
-"""The number of `Connections` objects in this process with connections to each file, by device and inode."""
+"""Number of `Connections` objects in this process that have a file open, by the file's device and inode number."""
 
 
 def _after_fork() -> None:
@@ -37,7 +37,7 @@ fork.in_child(_after_fork)
 class Connections:
     """The connections of this process to one database file. Thread-safe.
 
-    schema: the SQL that creates the tables of the database, which must have exactly these tables.
+    schema: the SQL that creates the tables; a database with other tables is rejected.
     """
 
     def __init__(self, file: DatabaseFile, schema: str) -> None:
@@ -50,20 +50,24 @@ class Connections:
         fork.in_child(self._leave)
 
     def _leave(self) -> None:
-        """Drops all connections in a forked process, where SQLite forbids their use; new ones are opened when needed.
+        """Drops all connections in a forked child process, where SQLite forbids using them; `borrow` opens new ones.
 
-        SQLite then assumes that the child process holds the locks of these connections, but only the parent does.
+        SQLite's state, which the fork has copied, says that the child holds the locks of the old connections. Only the
+        parent holds them, so the child takes a lock of its own.
         """
         fork.never_close((self._idle, self._reserve))
         if self._copy is not None:
-            self._copy[0].detach()  # the parent deletes it
+            self._copy[0].detach()  # the parent deletes the copy
         if self._reserve is not None:
             self._file.lock_shared()
         self._idle, self._reserve, self._lock = [], None, threading.Lock()
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[protection.Connection]:
-        """Lends a connection, and rolls an open transaction back at the end. SQLite's errors are translated."""
+        """Yields a connection for a `with` block; afterwards rolls back a transaction that is still open.
+
+        Raises UsageError after `close`, and converts SQLite's errors as `DatabaseFile.translate_errors` does.
+        """
         with fork.postponed(), self._file.translate_errors():
             with self._lock:
                 if self._closed:
@@ -78,7 +82,7 @@ class Connections:
                 if connection.in_transaction:
                     connection.rollback()
                 with self._lock:
-                    # without write access, a connection would not see later commits
+                    # without write access, an old connection would not see later commits
                     reusable = self._file.writable and not self._closed and not connection.alone
                     if reusable:
                         self._idle.append(connection)
@@ -87,17 +91,18 @@ class Connections:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[protection.Connection]:
-        """Lends a connection for one durable transaction, which an exception rolls back."""
+        """Yields a connection for one durable transaction: commits at the end, or rolls back on an exception."""
         with self.borrow() as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
 
     def keep_readable(self) -> None:
-        """Opens a reserve connection, so that everything stays readable after the file has been deleted.
+        """Opens a reserve connection, so that the data stays readable after the database file has been deleted.
 
-        The reserve connection is read-only: when the last writable connection is closed, SQLite deletes the file at the
-        path of the log, which may be the log of another index by then. `close` deletes the log instead.
+        The reserve connection is read-only and is closed last. If the last connection were writable, SQLite would
+        delete the file at the path of the write-ahead log, and by then this file may belong to another index. `close`
+        deletes the log of this index instead.
         """
         with fork.postponed(), self._file.translate_errors(), _opening:
             if self._reserve is None:
@@ -105,10 +110,11 @@ class Connections:
                 _open_counts[self._file.identity] += 1
 
     def connect(self, mode: str = "rw", check: bool = True) -> protection.Connection:
-        """Opens a connection to the file, or to a copy of it if it was deleted; the caller closes it.
+        """Opens a new connection, which the caller closes; if the file was deleted, connects to a copy of its content.
 
-        mode: see `DatabaseFile.connect`. check: False for a database that has no tables yet.
-        Raises IndexReplacedError if the file was deleted before `keep_readable`, and IndexDamagedError.
+        mode: "rw", or "ro" for read-only. check: False for a database that has no tables yet.
+        Raises IndexReplacedError if the file was deleted before `keep_readable` was called, and IndexDamagedError if
+        the database is damaged or has other tables than `schema`.
         """
         with fork.postponed(), _opening:
             connection = self._file.connect(mode, first=not _open_counts[self._file.identity])
@@ -123,7 +129,10 @@ class Connections:
         return connection
 
     def _connect_to_copy(self) -> protection.Connection:
-        """Connects to a copy of the deleted file, made by the reserve connection. Raises IndexReplacedError."""
+        """Connects to a temporary copy of the deleted database, which the reserve connection makes at the first call.
+
+        Raises IndexReplacedError if there is no reserve connection.
+        """
         with self._lock:
             if self._reserve is None:
                 place = self._file.path.parent
@@ -141,7 +150,10 @@ class Connections:
         return protection.connect(path.as_uri(), path)
 
     def close(self) -> None:
-        """Closes all idle connections; none can be borrowed afterwards."""
+        """Closes all connections that are not borrowed; `borrow` raises UsageError from then on.
+
+        A borrowed connection is closed when its block ends.
+        """
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []

@@ -1,4 +1,4 @@
-"""Creation of an index, and deletion of an index that is still empty."""
+"""Creates an empty index, and deletes an index that is still empty."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 
 def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
-    """Creates an empty index for a model, or completes an incomplete one; returns False if it exists already.
+    """Creates an empty index for a model; returns False if there is an index at the path already.
 
-    features: the name of the model's features; differs from the default only for a `DescriptorModel`.
-    Raises UsageError if there is something else at the path.
+    An index whose creation was interrupted is completed.
+    features: the name of the features that the model computes; by default fc7, the features of the last hidden layer.
+    Raises UsageError if there is something else at the path or the index cannot be written, IndexDamagedError if the
+    index has items but no `meta.json`, and IndexLockedError if another process is writing to it.
     """
     if path.exists() and (not path.is_dir() or any(not _is_index_file(child.name) for child in path.iterdir())):
         if (path / "meta.json").exists():
@@ -61,7 +63,10 @@ def create(path: Path, model: Model, features: str = REFERENCE) -> bool:
 
 
 def discard(index: Index) -> None:
-    """Deletes an empty index that `create` has just made; other files in its folder are kept."""
+    """Deletes an index that `create` has just made; does nothing if it has items or was replaced by another index.
+
+    Files in the folder that are not part of an index are kept.
+    """
     with writer_lock(index.folder):
         if len(index) or index.identity_now() != index.identity:  # used by another process, or replaced, meanwhile
             return

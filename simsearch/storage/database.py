@@ -1,8 +1,8 @@
-"""The items of an index in an SQLite database; a commit of the database is a commit of the index.
+"""Stores the items of an index in an SQLite database. A commit of the database is a commit of the index.
 
-Rows of features are written and synced first, then one transaction records their items, so a process that dies at any
-moment leaves a committed state. Readers never wait: the database is in write-ahead-log mode, and each operation sees
-one snapshot.
+The features of new items are written and synced to disk first; then one transaction records the items. If the process
+dies at any moment, the index is as it was after the last commit. Readers never wait for a writer, since the database is
+in write-ahead-log mode. Each reader sees one snapshot.
 """
 
 from __future__ import annotations
@@ -48,24 +48,25 @@ INSERT OR IGNORE INTO state VALUES ('rows', 0), ('generation', 0);
 
 @dataclass
 class Changes:
-    """The changes of one transaction. The rows of new items must already be in the feature files."""
+    """The changes that one transaction makes. The features of new items must already be in the feature files."""
 
-    inserted: list[Item] = field(default_factory=list)  # with id 0; the database assigns their ids
-    updated: list[Item] = field(default_factory=list)  # replaced as a whole, by id
-    deleted: list[int] = field(default_factory=list)
-    failed: list[tuple[int, str, str]] = field(default_factory=list)  # source, path, reason
-    cleared: list[tuple[int, str]] = field(default_factory=list)  # source, path of failures to delete
-    blocks: list[tuple[int, int, int]] = field(default_factory=list)  # first row, rows, CRC-32
+    inserted: list[Item] = field(default_factory=list)  # their id is 0; the database assigns their ids
+    updated: list[Item] = field(default_factory=list)  # each replaces the item that has its id
+    deleted: list[int] = field(default_factory=list)  # ids
+    failed: list[tuple[int, str, str]] = field(default_factory=list)  # (source number, path, reason)
+    cleared: list[tuple[int, str]] = field(default_factory=list)  # (source number, path) of failures to delete
+    blocks: list[tuple[int, int, int]] = field(default_factory=list)  # (first row, number of rows, CRC-32)
 
     def __bool__(self) -> bool:
         return any((self.inserted, self.updated, self.deleted, self.failed, self.cleared, self.blocks))
 
 
 class Database:
-    """The database `items.sqlite`. Thread-safe; writing needs the writer lock.
+    """The database `items.sqlite` of an index. Thread-safe; a caller that writes must hold the writer lock.
 
-    folder: the open folder of the index; by default, the parent folder of `path`.
-    shards: the feature files after any number of compactions; each reader gets the files that belong to its snapshot.
+    create: True to create the file and its tables if they are missing.
+    shards: the feature files. Compactions replace them; each reader gets the files that belong to its snapshot.
+    folder: the open folder of the index; by default, the parent folder of `path` is opened.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Database:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Device and inode of the file."""
+        """The device and inode number of the file."""
         return self._file.identity
 
     def keep_readable(self) -> None:
@@ -101,7 +102,7 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Reader]:
-        """Opens a reader on one snapshot of the database and its feature files."""
+        """Yields a `Reader` on one snapshot of the database and of the feature files."""
         while True:
             with self._connections.borrow() as connection:
                 connection.execute("BEGIN")
@@ -111,7 +112,7 @@ class Database:
                     return
 
     def _attach(self, reader: Reader) -> bool:
-        """Sets the feature files of a reader; returns False if a compaction deleted them before they were opened."""
+        """Gives a reader its feature files; returns False if a compaction deleted the files before they were opened."""
         if self._shards is None:
             return True
         compactions, rows = reader.compactions(), reader.state("rows")
@@ -121,11 +122,14 @@ class Database:
             reader.shards = self._shards
             if reader.shards.keep_open(rows):
                 return True
-        with self._connections.borrow() as connection:  # no compaction since: the files are damaged
+        with self._connections.borrow() as connection:  # True if no compaction came between: the files are damaged
             return Reader(connection, self.path).compactions() == compactions
 
     def find_content(self, digest: bytes) -> tuple[int, int, int] | None:
-        """Returns (row, width, height) of an image by the SHA-256 of its file; None if it is not in the index."""
+        """Returns (row of the features, width, height) of an item whose image file has this SHA-256.
+
+        Returns None if there is no such item.
+        """
         with self._connections.borrow() as connection:
             return Reader(connection, self.path).find_content(digest)
 
@@ -168,10 +172,11 @@ class Database:
     def renumber(
         self, rows: Iterable[tuple[int, int]], blocks: Sequence[tuple[int, int, int]], total: int, compactions: int
     ) -> None:
-        """Commits a compaction: records the new rows of items, the new blocks and the new number of rows.
+        """Commits a compaction, which moves items to new rows of the feature files.
 
-        rows: (new row, id) of each item whose row changes, by ascending row. blocks: all blocks, as in `Changes`.
-        total: number of rows in the new feature files. compactions: number of compactions, this one included.
+        rows: (new row, id) of each item whose row changes, in ascending order of rows.
+        blocks: (first row, number of rows, CRC-32) of each block, a range of rows that was written at once.
+        total: number of rows in the new feature files. compactions: number of compactions so far, including this one.
         """
         with self._connections.transaction() as connection, checksums.kept(connection) as sums:
             sums.recount()
@@ -185,9 +190,11 @@ class Database:
     def add_source(
         self, kind: str, root: str, index: Path, options: dict[str, Any], absorbed: Sequence[tuple[int, str]] = ()
     ) -> SourceRow:
-        """Records a source, or updates the options of a source that is recorded already; returns the record.
+        """Records a source of images, or updates the options of a source that is recorded already; returns the record.
 
-        absorbed: (number, path relative to `root`) of each recorded source inside this one, whose items move to it.
+        kind, root: the kind of the source and its path or address. index: the absolute path of the index.
+        absorbed: (number, path relative to `root`) of each recorded source that lies inside this source. The items of
+        these sources become items of this source.
         """
         relative = os.path.relpath(root, index) if os.path.isabs(root) else root
         with self._connections.transaction() as connection, checksums.kept(connection) as sums:
@@ -205,7 +212,10 @@ class Database:
         return SourceRow(found[0], kind, root, relative, options)
 
     def relocate(self, source: int, root: str, index: Path) -> None:
-        """Changes the root of a source. Raises UsageError if another source has this root already."""
+        """Changes the root (the path or address) of a source. Raises UsageError if another source has this root.
+
+        source: the number of the source. index: the absolute path of the index.
+        """
         relative = os.path.relpath(root, index) if os.path.isabs(root) else root
         with self._connections.transaction() as connection, checksums.kept(connection):
             connection.execute("UPDATE state SET value = value + 1 WHERE key = 'generation'")
@@ -218,7 +228,7 @@ class Database:
                 raise UsageError(f"{root} is already another source of this index") from None
 
     def forget(self, number: int) -> None:
-        """Removes a source that no item belongs to."""
+        """Deletes the record of a source that has no items, together with its recorded failures."""
         with self._connections.transaction() as connection, checksums.kept(connection) as sums:
             sums.recount()
             connection.execute("DELETE FROM failures WHERE source = ?", (number,))
@@ -229,7 +239,10 @@ class Database:
 
 
 def _absorb(connection: sqlite3.Connection, narrow: int, broad: int, prefix: str) -> None:
-    """Moves the items of a source to another one that contains it."""
+    """Moves all items and failures of the source `narrow` to the source `broad`, and deletes the record of `narrow`.
+
+    prefix: the path of `narrow` relative to `broad`.
+    """
     start = os.fsencode(prefix + "/")
     for table in ("items", "failures"):
         connection.execute(

@@ -1,4 +1,4 @@
-"""The SQLite file of an index, which SQLite can open only by its path."""
+"""Opens the SQLite file of an index by its path, but never another file that was put at the same path."""
 
 from __future__ import annotations
 
@@ -24,39 +24,41 @@ _NOT_DAMAGE = {
 """SQLite errors that are caused by the disk, permissions or another process, not by a damaged file."""
 
 _NO_SPACE = {getattr(sqlite3, f"SQLITE_{name}") for name in ("CANTOPEN", "FULL", "READONLY", "IOERR", "PERM")}
-"""SQLite errors if the -wal and -shm files cannot be created, because the disk is full or write-protected."""
+"""SQLite's errors if it cannot create the -wal and -shm files because the disk is full or write-protected."""
 
 _NEIGHBOURS: dict[str, set[bytes]] = {
     "-wal": {b"", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83"},
     "-shm": {b"", bytes(4), (3_007_000).to_bytes(4, "little"), (3_007_000).to_bytes(4, "big")},
     "-journal": set(),
 }
-"""The allowed first 4 bytes of files beside a database, by suffix; an empty set allows no such file.
+"""The permitted first 4 bytes of the files that SQLite keeps beside a database, by suffix; -journal is not permitted.
 
-See https://sqlite.org/fileformat2.html and walformat.html.
+See https://sqlite.org/fileformat2.html and https://sqlite.org/walformat.html.
 """
 
 _ATTEMPTS = 50
-"""Number of attempts to open a database while the parent of its folder changes."""
+"""Maximum number of attempts to open a database while its folder, or a file beside the folder, is renamed."""
 
 _PENDING, _SHARED, _SHARED_BYTES = 0x40000000, 0x40000002, 510
-"""The byte ranges that SQLite locks; see https://sqlite.org/src/file/src/os.h."""
+"""The bytes of a database that SQLite locks: the byte at _PENDING, and _SHARED_BYTES bytes from _SHARED on.
+
+See https://sqlite.org/src/file/src/os.h.
+"""
 
 
 class DatabaseFile:
-    """The file that was in the folder when this object was created, never another one that has taken its place.
+    """One particular database file: a file that later takes its place in the folder is never opened.
 
-    path: the path of the file, for messages; the file of that name in `folder` is opened.
-    folder: by default, the parent folder of `path`.
-    create: make an empty file if there is none.
-    Raises IndexDamagedError if there is no such file.
+    path: the file's path. Its last part names the file in `folder`; the whole path appears in messages.
+    folder: the open folder of the file; by default, the parent folder of `path` is opened.
+    create: True to create an empty file if it is missing; otherwise a missing file raises IndexDamagedError.
     """
 
     def __init__(self, path: Path, folder: Folder | None = None, *, create: bool = False) -> None:
         self.path = path
         try:
             self._folder = folder or Folder.at(path.parent)
-            if create and self._folder.exists(path.name + "-journal"):  # left by a killed creation: no data
+            if create and self._folder.exists(path.name + "-journal"):  # left by an interrupted creation: no data
                 self._folder.unlink(path.name)
                 self._folder.unlink(path.name + "-journal")
             if create and not self._folder.exists(path.name):
@@ -71,17 +73,19 @@ class DatabaseFile:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Device and inode of the file."""
+        """The device and inode number of the file."""
         return self._pinned.identity
 
     def connect(self, mode: str = "rw", first: bool = False) -> protection.Connection | None:
-        """Connects to the file; returns None if it was deleted. Raises sqlite3.Error and IndexDamagedError.
+        """Connects to the file; returns None if the file was deleted. Raises sqlite3.Error and IndexDamagedError.
 
-        SQLite resolves all links in a path before opening it, even `/proc/self/fd/N`, and finds the log by the same
-        path. The current path of the folder is therefore determined before opening and checked once all files are open;
-        the connection is used only if the folder has not moved in between.
+        SQLite opens a database by its path. It resolves all links in the path, even `/proc/self/fd/N`, and looks for
+        the write-ahead log beside the resulting path. The current path of the folder is therefore determined before
+        opening, and again once all files are open. If the folder has moved in between, the connection is closed, and
+        another attempt is made.
 
-        mode: "ro" for the first connection of a process, so that closing it never applies a log of another file.
+        mode: "rw", or "ro" for read-only. Closing an "ro" connection never applies the log, which may be that of
+        another file.
         first: True if this process has no other connection to the file.
         """
         failure: sqlite3.Error | None = None
@@ -117,7 +121,7 @@ class DatabaseFile:
         return None
 
     def _current(self) -> tuple[Path, object] | None:
-        """Returns the file's path and a value that changes if its folder moves; None if it was deleted."""
+        """Returns the file's current path and a value that changes if its folder moves; None if it was deleted."""
         folder = self._folder.current_path()
         if folder is None or identity_of(folder / self.path.name) != self.identity:
             return None
@@ -130,19 +134,20 @@ class DatabaseFile:
         return self._open_alone(path) if alone else protection.connect(f"{_uri(path)}?mode={mode}", path)
 
     def _open_alone(self, path: Path) -> protection.Connection:
-        """Opens the database as an immutable file, without -wal and -shm files; its log must be missing or empty."""
+        """Connects to the database as an immutable file, without -wal and -shm files; the log must be empty."""
         connection = protection.connect(f"{_uri(path)}?immutable=1", path)
         connection.alone = True
         return connection
 
     def _check_neighbours(self, first: bool) -> None:
-        """Raises IndexDamagedError if files beside the database could make SQLite use files elsewhere, or wait.
+        """Raises IndexDamagedError if a -wal, -shm or -journal file beside the database is not as SQLite writes it.
 
-        An index is in write-ahead-log mode and has no rollback journal; a journal may name a file that SQLite deletes.
+        Such a file could make SQLite wait forever, or use files elsewhere. A -journal file is never permitted: an index
+        is in write-ahead-log mode and needs none, and a journal may name a file that SQLite then deletes.
         """
         for suffix, beginnings in _NEIGHBOURS.items():
             if suffix == "-shm" and not first:
-                continue  # it was checked before, and closing it would drop SQLite's locks
+                continue  # checked before; closing it here would drop SQLite's locks
             path = self.path.with_name(self.path.name + suffix)
             try:
                 with open(self._folder.open(path.name), "rb") as file:
@@ -159,8 +164,8 @@ class DatabaseFile:
     def _connect_without_log(self, path: Path, error: sqlite3.Error) -> protection.Connection:
         """Connects to a database whose -wal and -shm files SQLite cannot create, on a full or write-protected disk.
 
-        If the log is not empty, the connection reads a temporary copy of the database and its log. Raises `error` if
-        this attempt fails, too.
+        If the log is not empty, the connection reads a temporary copy of the database and its log.
+        error: the error of the ordinary attempt to connect, which is raised if this attempt fails, too.
         """
         try:
             size = self._folder.stat(self.path.name + "-wal").st_size
@@ -180,7 +185,7 @@ class DatabaseFile:
         return connection
 
     def _copy_with_log(self) -> Path:
-        """Copies the database and its log to a temporary folder and returns the path of the copy. Raises OSError."""
+        """Returns the path of a temporary copy of the database and its log, made at the first call. Raises OSError."""
         if self._log_copy is None:
             folder = Path(tempfile.mkdtemp(prefix="simsearch-"))
             deletion = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -192,9 +197,9 @@ class DatabaseFile:
 
     @contextlib.contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Converts SQLite's errors to SimsearchError and IndexDamagedError.
+        """Converts SQLite's errors in the block: IndexDamagedError if the file is damaged, else SimsearchError.
 
-        Includes UnicodeDecodeError, as SQLite's message about a damaged schema may not be valid UTF-8.
+        A UnicodeDecodeError counts as damage: SQLite's message about a damaged schema may not be valid UTF-8.
         """
         try:
             yield
@@ -203,28 +208,28 @@ class DatabaseFile:
             if code & 0xFF in _NOT_DAMAGE and code != sqlite3.SQLITE_IOERR_SHORT_READ:
                 raise SimsearchError(f"{self.path} cannot be used: {error}") from error
             stopped = code == sqlite3.SQLITE_INTERRUPT
-            reason = "a statement takes far longer than its size explains" if stopped else error
+            reason = "a statement takes far longer than the size of the file explains" if stopped else error
             raise IndexDamagedError(f"{self.path}: {reason}") from error
 
     # -- the write-ahead log
 
     def empty_log(self, connection: sqlite3.Connection) -> None:
-        """Applies the log to the database, unless other processes use it."""
+        """Applies the write-ahead log to the database and empties the log, unless another process is using it."""
         with contextlib.suppress(OSError, sqlite3.Error):
             if self._folder.stat(self.path.name + "-wal").st_size:
                 connection.execute("PRAGMA busy_timeout = 0")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def lock_shared(self) -> None:
-        """Takes SQLite's shared lock until this process ends, so that no other process deletes the log meanwhile."""
+        """Holds SQLite's shared lock until this process ends, so that no other process deletes the log until then."""
         with contextlib.suppress(OSError):
             file = self._folder.open(self.path.name, os.O_RDONLY)
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, _SHARED_BYTES, _SHARED)
 
     def delete_log(self) -> None:
-        """Deletes an empty log in the open folder if no other process has the database open.
+        """Deletes the write-ahead log if it is empty and no other process has the database open.
 
-        Takes SQLite's exclusive lock, as SQLite itself does before it deletes a log.
+        Holds SQLite's exclusive lock meanwhile, as SQLite itself does when it deletes a log.
         """
         log, index = self.path.name + "-wal", self.path.name + "-shm"
         with contextlib.suppress(OSError):
@@ -239,7 +244,10 @@ class DatabaseFile:
 
 
 def _cut_short(beginning: bytes, whole: bytes) -> bool:
-    """Returns True for an incomplete file of 1 to 3 bytes, left by a killed process; SQLite overwrites such a file."""
+    """Returns True if a file has only the first 1 to 3 bytes of `whole`.
+
+    A process that was killed may leave such a file, and SQLite overwrites it.
+    """
     return 0 < len(beginning) < 4 and whole.startswith(beginning)
 
 

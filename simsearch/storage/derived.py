@@ -1,8 +1,9 @@
-"""Derived files: files in `derived/` that can be made again from the features, each sealed with a SHA-256.
+"""Reads and writes derived files: files in `derived/` that can be made again from the features.
 
-The seal is the last 48 bytes of a file: a mark, and the digest of the file's name, the name of its folder and its
-content. A file is read whole and compared with its seal before anything interprets it, so that a damaged file, or one
-of another index, never reaches the native code of NumPy or FAISS. Content and seal are written in one atomic write.
+Each file ends with a seal of 48 bytes: a fixed mark, and the SHA-256 of the folder's name, the file's name and the
+content. A file is read whole and compared with its seal before anything interprets it. A damaged file, or a file of
+another index, therefore never reaches the native code of NumPy or FAISS. Content and seal are written together,
+atomically.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 FOLDER = "derived"
 
 WORK_FOLDER = "work"
-"""Subfolder of `derived/` for the files of a cluster build, which have checks of their own."""
+"""Subfolder of `derived/` for the files of a build on a cluster, which have checks of their own instead of seals."""
 
 MAP_FOLDER = "map"
 """Subfolder of `derived/` for the last map; see `simsearch.storage.stored_map`."""
 
 SEAL = 48
-"""Bytes of a seal."""
+"""Length of a seal in bytes."""
 
 _MARK = b"simsearch sha256"
 _NAME = re.compile(r"[0-9a-f]{16}")
@@ -44,21 +45,22 @@ _BLOCK = 1 << 20
 
 
 def write(folder: Folder, name: str, data: bytes | memoryview) -> None:
-    """Writes a sealed file, atomically and durably. Raises OSError."""
+    """Writes `data` and a seal (a SHA-256 at the end) to a file, atomically and durably. Raises OSError."""
     folder.write(name, data, _MARK + _digest(folder, name, [memoryview(data)]))
 
 
 def write_array(folder: Folder, name: str, array: NDArray[Any]) -> None:
-    """Writes an array as a sealed `.npy` file. Raises OSError."""
+    """Writes an array as a `.npy` file with a seal (a SHA-256 at the end). Raises OSError."""
     data = io.BytesIO()
     np.save(data, array, allow_pickle=False)
     write(folder, name, data.getbuffer())
 
 
 def read(folder: Folder, name: str) -> NDArray[np.uint8]:
-    """Returns the content of a sealed file: (n,) uint8.
+    """Returns the content of a file whose seal is right, without the seal: (n,) uint8.
 
-    Raises IndexDamagedError if it is missing, damaged, or belongs to another folder, and SimsearchError.
+    Raises IndexDamagedError if the file is missing or damaged or belongs to another folder, and SimsearchError if the
+    system cannot read it.
     """
     path = folder.path / name
     try:
@@ -78,7 +80,7 @@ def read(folder: Folder, name: str) -> NDArray[np.uint8]:
 
 
 def read_array(folder: Folder, name: str) -> NDArray[Any]:
-    """Returns the array in a sealed `.npy` file. Raises as `read`."""
+    """Returns the array in a `.npy` file, after checking the file's seal. Raises the same errors as `read`."""
     data = read(folder, name)
     try:
         array: NDArray[Any] = np.load(io.BytesIO(data.data), allow_pickle=False)
@@ -90,7 +92,7 @@ def read_array(folder: Folder, name: str) -> NDArray[Any]:
 
 
 def read_arrays(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
-    """Returns the arrays in a sealed `.npz` file by name. Raises as `read`."""
+    """Returns the arrays in a `.npz` file by name, after checking its seal. Raises the same errors as `read`."""
     data = read(folder, name)
     try:
         with np.load(io.BytesIO(data.data), allow_pickle=False) as file:
@@ -100,9 +102,10 @@ def read_arrays(folder: Folder, name: str) -> dict[str, NDArray[Any]]:
 
 
 def structure_folder(index: Folder, name: str, create: bool = False) -> Folder:
-    """Opens the folder of a search structure in an index's folder.
+    """Opens the folder of a search structure, such as a FAISS index or a sketch: a subfolder of `derived/`.
 
-    Raises IndexDamagedError for a name that simsearch does not give, and OSError.
+    index: the index's folder. name: 16 hexadecimal digits. create: True to create the folder if it is missing.
+    Raises IndexDamagedError for any other name, and OSError.
     """
     if not _NAME.fullmatch(name):
         raise IndexDamagedError(f"{index.path / FOLDER}: {name!r} does not name a search structure")
@@ -110,22 +113,25 @@ def structure_folder(index: Folder, name: str, create: bool = False) -> Folder:
 
 
 def problems(index: Folder) -> list[str]:
-    """Checks the seals of all derived files of an index and returns one line for each that is damaged.
+    """Checks the seals of all derived files of an index; returns a message for each damaged file.
 
-    Raises SimsearchError for files that cannot be read for other reasons.
+    Raises SimsearchError if the system cannot read a file.
     """
     found = []
     for folder, name in _files(index):
         try:
             read(folder, name)
         except IndexDamagedError as error:
-            if folder.exists(name):  # else it was deleted meanwhile
+            if folder.exists(name):  # otherwise it was deleted meanwhile
                 found.append(str(error))
     return found
 
 
 def _files(index: Folder) -> Iterator[tuple[Folder, str]]:
-    """Yields the derived files of an index, each with its folder; those that are being written are left out."""
+    """Yields (folder, name) of each derived file of an index.
+
+    Leaves out files that are still being written, and the files of a build on a cluster.
+    """
     try:
         top = index.child(FOLDER)
         if not index.exists(FOLDER):

@@ -1,4 +1,4 @@
-"""Export of features and items: NumPy and JSON lines, or Parquet for data frames and databases."""
+"""Exports features and items: as NumPy and JSON-lines files, or as a Parquet file for data frames and databases."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ _ROWS = 2048
 
 @dataclass(frozen=True)
 class MapColumns:
-    """The columns of an exported file that describe the items on a map; see `simsearch.curation.map`.
+    """The n items on a map (see `simsearch.curation.map`), as columns to export.
 
-    ids: (n,) ascending. positions: (n, 2) float32. clusters: (n,) indices into `names`.
-    neighbours: (n, k) indices into `ids` of the nearest other items, -1 for none.
-    distances: (n, k) distances to the neighbours.
+    ids: (n,) ids of the items, ascending. positions: (n, 2) float32.
+    clusters: (n,) the cluster of each item, as an index into `names`. names: the names of the clusters.
+    neighbours: (n, k) the nearest other items of each item, as indices into `ids`; -1 if there are fewer than k.
+    distances: (n, k) the distances to these neighbours.
     """
 
     ids: NDArray[np.int64]
@@ -45,10 +46,12 @@ class MapColumns:
 
 
 def export_npy(index: OpenIndex, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
-    """Writes `features.npy`, (N, D) float32, and `items.jsonl`, one line per row; returns N.
+    """Writes `features.npy`, (N, D) float32, and `items.jsonl`, one line per item; returns N, the number of items.
 
-    Rows are sorted by id. Files appear under their names only when they are complete. The float32 values equal the
-    stored float16 values. Raises UsageError if the folder cannot be written.
+    Both files are sorted by id. A file appears under its name only when it is complete. The float32 values equal the
+    stored float16 values.
+    progress: called with the number of items written and their total.
+    Raises UsageError if the folder cannot be written.
     """
     with (
         _writing_to(folder),
@@ -79,9 +82,11 @@ def export_parquet(
 ) -> int:
     """Writes `items.parquet`, one row per item, sorted by id; returns the number of items.
 
-    Columns: id, path, label, metadata (JSON), features (a list of D float16 values, as stored). If `drawn` is given,
-    also x, y, cluster (a number), cluster_name and neighbours, which are null for items that are not on the map.
-    `neighbours` is a struct of two lists: `ids`, which are row numbers of the file, counted from 0, and `distances`.
+    The columns are id, path, label, metadata (JSON) and features (a list of D float16 values, as stored).
+    drawn: a map, which adds the columns x, y, cluster (a number), cluster_name and neighbours. They are null for items
+    that are not on the map. `neighbours` is a struct of two lists: `ids` and `distances`. The `ids` are row numbers in
+    the file, counted from 0.
+    progress: called with the number of items written and their total.
     The file appears under its name only when it is complete.
     Raises MissingExtraError without pyarrow, UsageError if an item of the map was removed or the folder cannot be
     written.
@@ -131,10 +136,10 @@ def export_parquet(
 
 
 def _map_columns(pyarrow: Any, drawn: MapColumns, ids: NDArray[np.int64]) -> list[tuple[str, Any]]:
-    """Returns the columns of a map for the items of a file, by name. ids: (N,) of these items, ascending.
+    """Returns (name, values) of each column that describes a map, with a value for each item of the exported file.
 
-    Items may have been added since the map was made. Raises UsageError if one was removed, since it may be a neighbour
-    of another item.
+    ids: (N,) ids of the items in the file, ascending. Items that were added after the map was made have null values.
+    Raises UsageError if an item of the map was removed, since it may be a neighbour of another item.
     """
     row = np.searchsorted(ids, drawn.ids)
     if len(ids) == 0 or not np.array_equal(ids[np.minimum(row, len(ids) - 1)], drawn.ids):
@@ -167,7 +172,7 @@ def _map_columns(pyarrow: Any, drawn: MapColumns, ids: NDArray[np.int64]) -> lis
 
 @contextlib.contextmanager
 def _writing_to(folder: Path) -> Iterator[None]:
-    """Makes the folder if it is missing. Raises UsageError for an OSError within the block."""
+    """Creates the folder if it is missing. Raises UsageError if an OSError occurs in the block."""
     try:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"cannot export to {folder}: it is not a folder")

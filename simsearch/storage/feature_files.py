@@ -1,11 +1,12 @@
-"""The features on disk: append-only float16 files, the only copy in an index.
+"""Stores the features of an index on disk, in append-only files of float16 values. An index has no other copy of them.
 
-Row r is in file r // rows_per_shard. Each file starts with a header page, followed by the rows without gaps,
-little-endian. A writer appends and syncs rows, then commits the number of rows in SQLite; rows beyond that number are
-left over from an interrupted write, and the next write overwrites them. Readers map the files.
+A row has the features of one image, and row r is in file r // rows_per_shard. A file, also called a shard, starts with
+a header page, followed by its rows without gaps, little-endian. A writer appends and syncs rows, then commits the
+number of rows in SQLite. Rows beyond the committed number are left over from an interrupted write, and the next write
+overwrites them. Readers map the files into memory.
 
-`compact` writes new files, named by the number of compactions, and deletes the old ones after its commit; names are
-never reused. Files that an earlier reader has open stay readable.
+`compact` writes new files, and deletes the old ones after its commit. The number of compactions is part of a file's
+name, so that no name is used twice. A reader that has opened the old files can still read them.
 """
 
 from __future__ import annotations
@@ -33,25 +34,25 @@ if TYPE_CHECKING:
 
 PREAMBLE = 4096
 
-"""Bytes before the first row: one page, so that rows are aligned for mapping."""
+"""Number of bytes before the first row: one page of memory, so that rows are aligned when the file is mapped."""
 
 ROWS_PER_SHARD = 8192
 
-"""64 MiB at D = 4096: small enough to split one query among the cores by file."""
+"""Number of rows in a file: 64 MiB at D = 4096, small enough that the cores can divide one search by files."""
 
 _MAGIC = b"simsearch features\n"
 
 WITHOUT_HOLES = 1 << 30
 
-"""Size in bytes above which files must not have holes, which are parts that were never written."""
+"""Size in bytes above which a file with holes is rejected; holes are parts of a file that were never written."""
 
 _DESCRIPTORS = 6
 
-"""Number of file descriptors per shard: one kept open, one read and one mapped, for two snapshots each."""
+"""Number of file descriptors needed per file: one kept open, one to read and one to map, for two snapshots each."""
 
 
 def allow_files(count: int) -> None:
-    """Raises the open-file soft limit to `count`, at most to the hard limit."""
+    """Increases this process's limit of open files to `count`, or as far as the system permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -60,10 +61,11 @@ def allow_files(count: int) -> None:
 
 
 class FeatureFiles:
-    """The feature files of one index, from one compaction to the next. Reading is safe for several threads.
+    """The feature files that an index has from one compaction to the next. Several threads may read at once.
 
-    folder: kept open, so that files of another index at the same path are never read or written.
-    dimension: D.
+    folder: the folder of the files. It is kept open, so that files of another index at the same path are never used.
+    dimension: D, the number of values in a row. rows_per_shard: the number of rows in a file.
+    compactions: the number of compactions of the index so far, which is part of the files' names.
     """
 
     def __init__(
@@ -72,29 +74,29 @@ class FeatureFiles:
         self.folder = folder if isinstance(folder, Folder) else Folder.at(folder)
         self.dimension, self.rows_per_shard, self.compactions = dimension, rows_per_shard, compactions
         self.row_bytes = 2 * dimension
-        self._descriptors: dict[int, int] = {}  # descriptors by shard
+        self._descriptors: dict[int, int] = {}  # open descriptors, by the number of the file
         self._closed = weakref.finalize(self, _close, self._descriptors)
         self._open_rows = 0
 
     def after(self, compactions: int) -> FeatureFiles:
-        """Returns the feature files that the index has after `compactions` compactions."""
+        """Returns the feature files that the same index has after `compactions` compactions."""
         return FeatureFiles(self.folder, self.dimension, self.rows_per_shard, compactions)
 
     def name(self, shard: int) -> str:
-        """The name of a file in the folder."""
+        """Returns the name of file number `shard` in the folder."""
         return f"{shard:06d}.{self.compactions}.f16" if self.compactions else f"{shard:06d}.f16"
 
     def path(self, shard: int) -> Path:
-        """The path of a file, for messages; it is not updated if the folder moves."""
+        """Returns the path of file number `shard`, for messages; it is wrong after the folder has moved."""
         return self.folder.path / self.name(shard)
 
     def keep_open(self, rows: int) -> bool:
         """Opens the files of the first `rows` rows, so that they stay readable after `compact` has deleted them.
 
-        Returns False if a file cannot be opened; but if only the open-file limit is reached, returns True and keeps no
-        further files open.
-        Raises IndexDamagedError if large files have holes: scanning them would take far longer than their size on disk
-        justifies, and simsearch never writes such files.
+        Returns False if a file cannot be opened. But if the limit of open files is reached, returns True and keeps none
+        of the new files open.
+        Raises IndexDamagedError if the files are large and have holes, which are parts that were never written:
+        simsearch writes no such files, and a search would take far longer than their size on disk suggests.
         """
         if rows <= self._open_rows:
             return True
@@ -115,7 +117,7 @@ class FeatureFiles:
         return True
 
     def open(self, shard: int) -> int:
-        """Opens a file for reading; returns the descriptor, which the caller closes. Raises OSError."""
+        """Opens file number `shard` for reading; returns the descriptor, which the caller closes. Raises OSError."""
         try:
             return self.folder.open(self.name(shard))
         except FileNotFoundError:
@@ -124,7 +126,10 @@ class FeatureFiles:
             return os.dup(self._descriptors[shard])
 
     def spans(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        """Splits the rows first..last-1 by file: (shard, first row within it, last row within it + 1)."""
+        """Splits the rows from `first` to `last` - 1 by file; yields (file number, start, stop) for each file.
+
+        start, stop: the row numbers in the file; `stop` itself is not included.
+        """
         while first < last:
             shard, start = divmod(first, self.rows_per_shard)
             stop = min(self.rows_per_shard, start + last - first)
@@ -132,9 +137,9 @@ class FeatureFiles:
             first += stop - start
 
     def write(self, first: int, features: NDArray[np.float16]) -> int:
-        """Writes (n, D) float16 at row `first`, syncs, and returns the CRC-32 of the bytes.
+        """Writes (n, D) float16 features from row `first` on, and syncs the files; returns the CRC-32 of the bytes.
 
-        Raises SimsearchError if they cannot be written.
+        Raises SimsearchError if the files cannot be written.
         """
         data = np.ascontiguousarray(features, dtype="<f2")
         done, checksum = 0, 0
@@ -149,7 +154,7 @@ class FeatureFiles:
         return checksum
 
     def _write(self, shard: int, start: int, data: bytes) -> None:
-        """Writes bytes to a file, beginning at row `start`, and syncs it."""
+        """Writes bytes to file number `shard`, beginning at row `start` of the file, and syncs the file."""
         # Only row 0 creates the file: a deleted file must not be recreated without its earlier rows.
         name = self.name(shard)
         descriptor = self.folder.create(name) if start == 0 else self.folder.open(name, os.O_RDWR)
@@ -167,12 +172,15 @@ class FeatureFiles:
             self.folder.sync()
 
     def _preamble(self, shard: int) -> bytes:
-        """The first page of a file."""
+        """Returns the first page of file number `shard`."""
         facts = {"dtype": "<f2", "dimension": self.dimension, "shard": shard}
         return (_MAGIC + json.dumps(facts).encode() + b"\n").ljust(PREAMBLE, b"\0")
 
     def map(self, shard: int, rows: int) -> NDArray[np.float16]:
-        """Maps the first `rows` rows of a file read-only: (rows, D) float16. Raises IndexDamagedError."""
+        """Maps the first `rows` rows of file number `shard` into memory, read-only; returns (rows, D) float16.
+
+        Raises IndexDamagedError if the file is missing or too short.
+        """
         path, length = self.path(shard), PREAMBLE + rows * self.row_bytes
         try:
             descriptor = self.open(shard)
@@ -188,7 +196,7 @@ class FeatureFiles:
         return np.frombuffer(mapped, "<f2", rows * self.dimension, PREAMBLE).reshape(rows, self.dimension)
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Reads the given rows, in this order: (n, D) float16. Raises IndexDamagedError."""
+        """Reads the features in the given rows, in this order; returns (n, D) float16. Raises IndexDamagedError."""
         out = np.empty((len(rows), self.dimension), np.float16)
         shards = rows // self.rows_per_shard
         for shard in np.unique(shards):
@@ -207,7 +215,7 @@ class FeatureFiles:
         return value
 
     def check_preamble(self, shard: int) -> str | None:
-        """Returns a description of the problem with a file's header page, or None. Raises OSError."""
+        """Returns a message if the first page of file number `shard` is wrong, else None. Raises OSError."""
         descriptor = self.open(shard)
         try:
             page = os.pread(descriptor, PREAMBLE, 0)
@@ -222,7 +230,10 @@ class FeatureFiles:
 
 
 def has_holes(descriptor: int) -> bool:
-    """Returns True if parts of an open file take no space on disk; False if the system does not report it."""
+    """Returns True if an open file has holes, which are parts that were never written and take no space on disk.
+
+    Returns False if the system does not report holes.
+    """
     with contextlib.suppress(AttributeError, OSError):
         size = os.fstat(descriptor).st_size
         return size > 0 and os.lseek(descriptor, 0, os.SEEK_HOLE) < size

@@ -1,4 +1,4 @@
-"""Conditions on items: `label=cat`, `path~*/2023/*`, `year>2000`, turned into SQL with bound parameters."""
+"""Parses conditions on items, such as `label=cat` or `path~*/2023/*`, and turns them into SQL with bound parameters."""
 
 from __future__ import annotations
 
@@ -33,27 +33,28 @@ _PATHS = (
 _ORDER = "<", ">", "<=", ">="
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 _LISTED = 20
-"""Number of fields that an error lists."""
+"""Maximum number of fields that an error message lists."""
 _SQL = {"=": "IS", "!=": "IS NOT", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "~": "GLOB"}
 
 _OPERATORS = "for example label=cat; operators: = != < > <= >= and ~ for a glob"
 
 FIELDS = tuple(_COLUMNS)
-"""The fields that every item has."""
+"""The fields that every item has; all other fields are in an item's metadata."""
 
 NUMBERS = "id", "width", "height", "bytes"
-"""The fields that are numbers in every index."""
+"""Those of `FIELDS` that are numbers."""
 
 Where = Mapping[str, Any] | Iterable[str]
-"""The type of `where` in `Engine.search`: {"label": "cat"}, or conditions as on the command line."""
+"""The type of `where` in `Engine.search`: a mapping such as {"label": "cat"}, or conditions such as ["label=cat"]."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition `field operator value`; with "=" and several values, an item needs to have only one of them.
+    """A condition on items: `field operator value`.
 
-    A field that is not a column is looked up in the metadata; a prefix `metadata.` is removed first.
-    values: exactly one value, unless the operator is "=".
+    field: one of `FIELDS`, or the name of a field in the metadata, with or without the prefix `metadata.`.
+    operator: =, !=, <, >, <= or >=, or ~ for a glob.
+    values: one value. With "=" there may be several, of which an item needs to have only one.
     """
 
     field: str
@@ -62,12 +63,12 @@ class Condition:
 
     @classmethod
     def parse(cls, clause: str) -> Condition:
-        """Parses the argument of one `--filter`. Raises UsageError."""
+        """Parses a condition such as "label=cat", the argument of `--filter`. Raises UsageError."""
         match = _SYNTAX.fullmatch(clause)
         if not match:
             raise UsageError(f"filter {clause!r} is not FIELD=VALUE", hint=_OPERATORS)
         if match[3][:1] in {"=", "<", ">"}:
-            raise UsageError(f"filter {clause!r} has no operator {match[2] + match[3][0]!r}", hint=_OPERATORS)
+            raise UsageError(f"filter {clause!r}: there is no operator {match[2] + match[3][0]!r}", hint=_OPERATORS)
         return cls(match[1], match[2], (match[3],))
 
     def __str__(self) -> str:
@@ -75,11 +76,14 @@ class Condition:
 
     @property
     def key(self) -> str | None:
-        """The name of the field in the metadata; None if the field is a column."""
+        """The name of the field in the metadata; None if the field is one of `FIELDS`."""
         return None if self.field in _COLUMNS else replace_surrogates(self.field.removeprefix("metadata."))
 
     def check(self) -> None:
-        """Raises UsageError if the field is one of `NUMBERS` and a value is not a number; "~" takes any text."""
+        """Raises UsageError if the field is one of `NUMBERS` and a value is not a number.
+
+        The operator "~" is not checked: it takes any text.
+        """
         if self.field not in NUMBERS or self.operator == "~":
             return
         for value in self.values:
@@ -87,7 +91,7 @@ class Condition:
                 raise _not_a_number(replace(self, values=(value,)))
 
     def sql(self) -> tuple[str, list[Any]]:
-        """Returns an SQL expression over the table `items`, and its parameters; see `select`."""
+        """Returns an SQL expression that is true for items that meet the condition, and its parameters."""
         if len(self.values) > 1 and self.field != "path":
             return self._sql_of_many()
         parts, parameters = [], []
@@ -101,7 +105,10 @@ class Condition:
         return parts[0] if parts else "0", parameters
 
     def _sql_of_many(self) -> tuple[str, list[Any]]:
-        """Returns SQL for any of several values, passed as one JSON array: SQLite limits the number of parameters."""
+        """Returns an SQL expression that is true for items with any of the values, and its parameters.
+
+        The values are passed as one JSON array, since SQLite limits the number of parameters.
+        """
         column, parameters = (_COLUMNS[self.field], []) if self.key is None else _metadata_value(self.key)
         numbers = [] if self.field == "label" else [as_number(value) for value in self.values]
         texts = [] if self.field in NUMBERS else [_as_text(v) for v in self.values if v is not None]
@@ -111,7 +118,7 @@ class Condition:
         return expression + null, [*parameters, json.dumps(among), *(parameters if null else [])]
 
     def _sql(self, value: Any) -> tuple[str, list[Any]]:
-        if self.field == "path":  # as stored or as printed; paths that are not UTF-8 need a BLOB
+        if self.field == "path":  # the path as stored or as printed; a BLOB, as it may not be UTF-8
             either = " OR ".join(f"{path} {_SQL[self.operator.lstrip('!')]} CAST(? AS TEXT)" for path in _PATHS)
             negation = "NOT " if self.operator == "!=" else ""
             return f"{negation}({either})", [os.fsencode(str(value))] * len(_PATHS)
@@ -124,7 +131,7 @@ class Condition:
             found = None if self.field == "label" else as_number(value)
             if found is None:
                 return f"{column} {operator} ?", [*parameters, text]
-            both = f"({column} IS ? OR {column} IS ?)"  # 2000 equals both the number and the text
+            both = f"({column} IS ? OR {column} IS ?)"  # a value 2000 matches both the number and the text
             return ("NOT " if self.operator == "!=" else "") + both, [*parameters, found, *parameters, text]
         bound = None if self.field == "label" else _bound(value)
         if bound is None:  # texts are compared with texts only
@@ -133,7 +140,7 @@ class Condition:
 
 
 ORDERED = "simsearch_ordered"
-"""The SQL function that `<` and `>` apply to an item's value before comparing it with a number; see `_ordered`."""
+"""The SQL function that `<` and `>` apply to an item's value to compare it with a number; see `_ordered`."""
 
 
 def _ordered(value: Any) -> float | int | None:
@@ -144,9 +151,10 @@ def _ordered(value: Any) -> float | int | None:
 
 
 def _metadata_value(key: str) -> tuple[str, list[Any]]:
-    """Returns an SQL expression for a value of the metadata, and its parameters.
+    """Returns an SQL expression for the value of a field in the metadata, and its parameters.
 
-    json_extract is faster, but versions of SQLite differ in how they compare its path with a name that JSON escapes.
+    Uses json_extract, which is faster, unless JSON escapes characters in the field's name: how json_extract looks up
+    such names depends on the version of SQLite.
     """
     if key.isascii() and key.isprintable() and not {'"', "\\"} & set(key):
         return "json_extract(metadata, ?)", [f'$."{key}"']
@@ -154,7 +162,10 @@ def _metadata_value(key: str) -> tuple[str, list[Any]]:
 
 
 def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Condition]) -> sqlite3.Cursor:
-    """Selects a column of the items that meet all conditions. Raises UsageError and sqlite3.OperationalError."""
+    """Returns a cursor over the items that meet all conditions. column: the SQL of the column to select.
+
+    Raises UsageError and sqlite3.OperationalError for conditions that cannot be used.
+    """
     parts, parameters = [], []
     for condition in wanted:
         condition.check()
@@ -167,9 +178,11 @@ def select(connection: sqlite3.Connection, column: str, wanted: Sequence[Conditi
 
 
 def check_fields(connection: sqlite3.Connection, wanted: Iterable[Condition], found: int) -> None:
-    """Raises UsageError for a condition on metadata that no item has, or that uses < or > on numbers with a text.
+    """Raises UsageError for a condition that must be a mistake.
 
-    A condition is checked only if such a mistake could explain the result: no item was found, or its operator is "!=".
+    This is a condition on a field that no item's metadata has, or a condition with <, >, <= or >= that compares numbers
+    in the metadata with a text. Conditions with "!=" are always checked, since items without the field meet them. The
+    other conditions are checked only if no item was found.
     found: the number of items that meet all conditions.
     """
     for condition in wanted:
@@ -203,10 +216,9 @@ def _no_field(name: str, known: Sequence[str]) -> UsageError:
 
 
 def conditions(where: Where | None) -> list[Condition]:
-    """Parses either form of `where`; an item must meet all conditions. Raises UsageError.
+    """Parses `where`, a mapping or a list, into conditions. An item must meet all of them. Raises UsageError.
 
-    In a mapping, a list of values matches items that have any of them. Among conditions in a list, those with "=" on
-    the same field are joined in the same way.
+    A field may have several values: {"label": ["cat", "dog"]} and ["label=cat", "label=dog"] match both cats and dogs.
     """
     if where is None:
         return []
@@ -225,7 +237,10 @@ def conditions(where: Where | None) -> list[Condition]:
 
 
 def _plain_values(field: Any, value: Any) -> Iterator[Any]:
-    """Yields a single value, or each value of a list, set or array, as text, number or None. Raises UsageError."""
+    """Yields `value`, or each of its elements if it is a list, set or array. field: the field's name, for messages.
+
+    Raises UsageError for an element that is neither text nor a number nor None.
+    """
     scalar = isinstance(value, str | bytes | Mapping) or getattr(value, "ndim", None) == 0
     many = isinstance(value, Iterable) and not scalar
     for each in value if many else [value]:
@@ -240,8 +255,12 @@ def _as_text(value: Any) -> str:
 
 
 def as_number(value: Any) -> float | int | None:
-    """Converts a value to a number that SQLite can store exactly; None if there is none, as for 007, 1.50 and 2**63."""
-    if value in ("true", "false"):  # as SQLite reads them from JSON
+    """Converts a value to a number that SQLite can store exactly; returns None for any other value.
+
+    A text is converted only if it is the usual way to write the number: "7" is, but "007" and "1.50" are not. Integers
+    from 2**63 on are too large for SQLite. The texts "true" and "false" become 1 and 0.
+    """
+    if value in ("true", "false"):  # SQLite reads the JSON values true and false as 1 and 0
         return int(value == "true")
     found = written_number(value) if isinstance(value, str) else value
     if isinstance(found, float):
@@ -250,7 +269,7 @@ def as_number(value: Any) -> float | int | None:
 
 
 def _bound(value: Any) -> float | int | None:
-    """Converts the value of a condition with `<` or `>` to a number; None if it is not one."""
+    """Converts the value of a condition with `<` or `>` to a number; returns None if it is not a number."""
     found = as_number(value)
     if found is None and (isinstance(value, int) or (isinstance(value, str) and _DECIMAL.fullmatch(value))):
         try:
@@ -261,5 +280,8 @@ def _bound(value: Any) -> float | int | None:
 
 
 def replace_surrogates(value: str) -> str:
-    """Replaces surrogates, which stand for bytes of a file name that are not UTF-8: TEXT columns cannot store them."""
+    """Replaces the surrogates in a text by U+FFFD, since a TEXT column of SQLite cannot store surrogates.
+
+    In a file name, Python uses surrogates for bytes that are not UTF-8.
+    """
     return _SURROGATES.sub("\ufffd", value)

@@ -1,7 +1,8 @@
-"""A folder that is kept open, so that its files are accessed through its descriptor and not by path.
+"""A folder that is kept open: its files are accessed through the folder's descriptor, not by path.
 
-Another folder that comes to the same path later, by a rename or a new build, is never read or written. Only regular
-files and folders are opened: no symbolic links, devices, pipes or sockets, since an index may come from a stranger.
+If another folder is put at the same path later, by a rename or a new build, its files are never read or written. Only
+regular files and folders are opened. Symbolic links, devices, pipes and sockets are refused, since an index may come
+from a stranger.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from simsearch.errors import IndexDamagedError, SimsearchError
 _FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EFBIG}
-"""Errors that a file of a damaged index causes; all others come from the system."""
+"""Errors that mean that a file of the index is missing or wrong; all other errors come from the system."""
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -42,19 +43,19 @@ class NotRegularError(OSError):
 
 
 def error_for(path: object, error: OSError) -> SimsearchError:
-    """Returns the error to raise for an index's file that cannot be read.
+    """Converts an OSError about a file of an index to the error to raise.
 
-    IndexDamagedError if the file is at fault, else SimsearchError with the system's reason: no permission, too many
-    open files, a full disk.
+    Returns IndexDamagedError if the file is missing or wrong. Returns SimsearchError if the system cannot read it: no
+    permission, too many open files, a full disk.
     """
     message = f"{path}: {error.strerror or error}"
     return IndexDamagedError(message) if error.errno in _DAMAGE else SimsearchError(message)
 
 
 class Folder:
-    """An open folder. Safe for several threads.
+    """An open folder, whose methods take the names of files and subfolders in it. Safe for several threads.
 
-    path: for messages.
+    path: the path of the folder, for messages.
     descriptor: None for a missing folder; opening a file in it raises FileNotFoundError.
     """
 
@@ -68,7 +69,7 @@ class Folder:
         return cls(path, os.open(path, _FLAGS))
 
     def child(self, name: str, create: bool = False) -> Folder:
-        """Opens a subfolder; if it is missing and `create` is False, returns a `Folder` without a descriptor.
+        """Opens a subfolder. If it is missing and `create` is False, returns a `Folder` without a descriptor.
 
         Raises OSError, and NotRegularError for a link.
         """
@@ -85,7 +86,7 @@ class Folder:
             return Folder(self.path / name, None)
 
     def close(self) -> None:
-        """Releases the descriptor. The folder cannot be used afterwards."""
+        """Closes the descriptor. The folder cannot be used afterwards."""
         if self._closed is not None:
             self._closed()
         self._descriptor = None
@@ -99,7 +100,7 @@ class Folder:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Device and inode, unique while the folder is open; zeros if it is missing."""
+        """The folder's device and inode number, unique while the folder is open; zeros if the folder is missing."""
         if self._descriptor is None:
             return 0, 0
         facts = os.fstat(self._descriptor)
@@ -116,9 +117,10 @@ class Folder:
         return None
 
     def moves(self, path: Path) -> tuple[int, ...]:
-        """Returns numbers, at least one of which changes when the folder at `path`, or a link to it, is renamed.
+        """Returns numbers that change when the folder is renamed: if they are still the same later, it has not moved.
 
-        The numbers also change whenever a file is created or deleted in the parent folder.
+        path: the current path of the folder. The numbers also change when a link to the folder is renamed, and when a
+        file is created or deleted in the parent folder.
         """
         found: list[int] = []
         for each in dict.fromkeys((path.parent, self.place.parent)):
@@ -130,9 +132,10 @@ class Folder:
 
     @property
     def descriptor_path(self) -> Path:
-        """A path that leads through the descriptor, for libraries that open files themselves.
+        """A path of the folder, for libraries that open files themselves.
 
-        On systems without /proc, the current path of the folder. Raises FileNotFoundError.
+        The path `/proc/self/fd/N` leads through the descriptor, so it stays right if the folder moves. On systems
+        without /proc, the current path of the folder is used. Raises FileNotFoundError if the folder is missing.
         """
         path = Path(f"/proc/self/fd/{self.descriptor}")
         if identity_of(path) == self.identity:
@@ -145,9 +148,9 @@ class Folder:
     # -- files
 
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
-        """Opens a regular file; returns the descriptor, which the caller closes.
+        """Opens a regular file; returns the descriptor, which the caller closes. flags: as for `os.open`.
 
-        Raises OSError, and NotRegularError for anything else, without waiting for a pipe or a device.
+        Raises OSError; for a link, folder, pipe or device, raises NotRegularError without waiting for it.
         """
         path = self.path / name
         with contextlib.suppress(FileNotFoundError):
@@ -162,7 +165,7 @@ class Folder:
         return descriptor
 
     def stat(self, name: str) -> os.stat_result:
-        """Describes a file, folder or link. Raises OSError."""
+        """Returns the `os.stat_result` of a file, folder or link; links are not followed. Raises OSError."""
         return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
 
     def exists(self, name: str) -> bool:
@@ -174,7 +177,7 @@ class Folder:
         return True
 
     def names(self) -> list[str]:
-        """Returns the names of all files and folders. Raises OSError."""
+        """Returns the names of all files and subfolders. Raises OSError."""
         descriptor = self.open_itself()
         try:
             return os.listdir(descriptor)
@@ -182,7 +185,7 @@ class Folder:
             os.close(descriptor)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """Returns the content of a file. limit: the largest size in bytes. Raises OSError."""
+        """Returns the content of a file. Raises OSError, also if the file has more than `limit` bytes."""
         with open(self.open(name), "rb") as file:
             if limit is not None and os.fstat(file.fileno()).st_size > limit:
                 message = f"it has more than {limit:,} bytes"
@@ -198,13 +201,13 @@ class Folder:
         return self.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def write(self, name: str, data: bytes | memoryview, *more: bytes) -> None:
-        """Replaces a file by `data`, followed by `more`, atomically and durably. Raises OSError."""
+        """Replaces the content of a file by `data` followed by `more`, atomically and durably. Raises OSError."""
         with replacing(name, self.descriptor) as file:
             for part in (data, *more):
                 file.write(part)
 
     def link(self, old: str, new: str) -> None:
-        """Gives a file a second name. Raises OSError."""
+        """Creates a hard link `new` to the file `old`. Raises OSError."""
         os.link(old, new, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor, follow_symlinks=False)
 
     def unlink(self, name: str) -> None:
@@ -224,11 +227,14 @@ class Folder:
         sync_folder(".", self.descriptor)
 
     def open_itself(self) -> int:
-        """Opens the folder for listing and syncing; the caller closes the descriptor. Raises OSError."""
+        """Opens the folder for listing, locking and syncing; the caller closes the descriptor. Raises OSError."""
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptor)
 
     def pin(self, name: str) -> Pinned:
-        """Pins a regular file, so that its inode is not reused. Raises OSError, and NotRegularError."""
+        """Returns a `Pinned` for a regular file. As long as the `Pinned` exists, the file's inode number is not reused.
+
+        Raises OSError and NotRegularError.
+        """
         facts, descriptor = self.stat(name), None
         if (flag := getattr(os, "O_PATH", None)) is not None:
             descriptor = os.open(name, flag | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.descriptor)
@@ -240,9 +246,11 @@ class Folder:
 
 
 class Pinned:
-    """A file whose inode is not reused by another file during the lifetime of this object.
+    """A file that is kept open as long as this object exists, so that no other file gets its inode number.
 
-    The descriptor is opened with O_PATH: closing any other kind would drop SQLite's locks on the file.
+    identity: the file's device and inode number.
+    The file is opened with O_PATH, since closing an ordinary descriptor would drop SQLite's locks on it. Without
+    O_PATH, as on macOS, it is not kept open.
     """
 
     def __init__(self, identity: tuple[int, int], descriptor: int | None) -> None:
@@ -252,7 +260,7 @@ class Pinned:
 
 
 def identity_of(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Returns the device and inode of the file or folder at a path; zeros if there is none."""
+    """Returns the device and inode number of the file or folder at a path; (0, 0) if there is nothing."""
     try:
         facts = os.stat(path)
     except OSError:

@@ -31,18 +31,19 @@ from simsearch.storage.reader import Reader, SourceRow
 DATABASE = "items.sqlite"
 
 Identity = tuple[int, ...]
-"""Device and inode of an index's folder, of its feature folder, and of its database."""
+"""The device and inode numbers of an index's folder, of its feature folder, and of its database."""
 
 _FIXED = "created", "model", "weights_sha256", "recipe", "dimension", "rows_per_shard", "features", "descriptor"
 """The fields of `meta.json` that never change."""
 
 
 class Index:
-    """An open index. Thread-safe; each `reading` sees the latest commit of any process.
+    """An open index. Thread-safe; each call of `reading` sees the latest commit of any process.
 
     path: the folder of the index.
-    roots: the current locations of sources, keyed by recorded root, or by "" if there is only one source.
-    Raises IndexNotFoundError, IndexDamagedError, UsageError.
+    roots: where the index's sources (folders, archives, tables) are now, if they have moved. A key is the location that
+    the index has recorded, or "" if there is only one source.
+    Raises IndexNotFoundError, IndexDamagedError, and UsageError for invalid roots.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, roots: Mapping[str, str] | None = None) -> None:
@@ -56,7 +57,7 @@ class Index:
             try:
                 self.folder = Folder.at(self.path)
             except OSError as error:
-                Meta.read(self.path)  # raises an error with the cause
+                Meta.read(self.path)  # raises an error that tells the cause
                 raise IndexNotFoundError(
                     f"the index {self.path} was replaced while it was opened", hint="try again"
                 ) from error
@@ -77,7 +78,7 @@ class Index:
             with self.reading() as reader:
                 reader.state("rows")
                 source_roots.check(self.roots, reader.sources())
-            if self._meta_file() != read:  # updated meanwhile, or from another index in the same folder
+            if self._meta_file() != read:  # updated meanwhile, or that of another index in this folder
                 self._check_meta()
             opened.pop_all()
 
@@ -116,31 +117,34 @@ class Index:
     # -- reading
 
     def reading(self) -> contextlib.AbstractContextManager[Reader]:
-        """Opens a reader on one snapshot of the database and its feature files."""
+        """Returns a context manager that yields a `Reader` on one snapshot of the database and of the feature files."""
         return self.database.reading()
 
     def __len__(self) -> int:
-        """The number of items."""
+        """Returns the number of items."""
         with self.reading() as reader:
             return reader.count()
 
     @property
     def precision(self) -> str:
-        """The arithmetic of the features, float32 or int8; the two are never mixed."""
+        """The arithmetic that computed all features of the index: float32 or int8."""
         return registry.precision_of(self.meta.engine)
 
     @property
     def feature_files(self) -> FeatureFiles:
-        """The feature files of the last commit; for those of a reader's snapshot, see `reader.shards`."""
+        """The feature files of the last commit. The files of a reader's snapshot are in `reader.shards`."""
         with self.reading() as reader:
             return reader.shards
 
     def root_of(self, row: SourceRow) -> str:
-        """Returns the location of a source: the one in `roots`, the recorded one, or one that moved with the index."""
+        """Returns the current location of a source; see `roots.location_of`."""
         return source_roots.location_of(row, self.roots, self.path)
 
     def sources(self, reader: Reader) -> Sources:
-        """Returns the sources of the reader's snapshot by number; sources that are open already are reused."""
+        """Returns the sources (folders, archives and the like) of the reader's snapshot, by number.
+
+        Sources that are already open are reused.
+        """
         generation = reader.state("generation")
         with self._lock:
             if self._sources[0] != generation:
@@ -153,7 +157,7 @@ class Index:
             return self._sources[1]
 
     def info(self) -> dict[str, Any]:
-        """Describes the index in plain JSON values."""
+        """Returns a description of the index that consists of plain JSON values."""
         with self.reading() as reader:
             opened = self.sources(reader)
             counts = reader.count_by_source()
@@ -185,9 +189,10 @@ class Index:
     # -- meta.json
 
     def refresh(self) -> None:
-        """Reads `meta.json` again, for updates by other processes.
+        """Reads `meta.json` again, since another process may have updated it.
 
-        A file of another index is ignored; a missing file is an error only if the index is still at its path.
+        If `meta.json` belongs to another index by now, it is ignored. If it is missing or damaged, the error is raised
+        only if this index is still at its path.
         """
         try:
             meta = Meta.read(self.folder)
@@ -199,15 +204,18 @@ class Index:
             self.meta = meta
 
     def write_meta(self, meta: Meta) -> None:
-        """Replaces `meta.json` atomically and durably; needs the writer lock. Raises IndexReplacedError."""
-        self.check_in_place()  # the folder may contain another index by now
+        """Replaces `meta.json` atomically and durably. The caller holds the writer lock.
+
+        Raises IndexReplacedError if the open index is no longer at its path.
+        """
+        self.check_in_place()  # by now, the folder may contain another index
         meta.write(self.folder)
         self.meta = meta
 
     # -- writing
 
     def identity_now(self) -> Identity | None:
-        """Returns the identity of the index that is now at the path; None if there is none or it is incomplete."""
+        """Returns the `Identity` of the index that is now at the path; None if there is no complete index."""
         return identity_at(self.folder.place)
 
     def check_in_place(self) -> None:
@@ -220,11 +228,12 @@ class Index:
 
     @contextlib.contextmanager
     def writing(self, patience: float = 0.0) -> Iterator[None]:
-        """Holds the writer lock, which the system releases when the process dies.
+        """Holds the writer lock during the block. The system releases the lock if the process dies.
 
         patience: seconds to wait for another writer.
-        Raises IndexLockedError if another writer does not finish in time, and IndexReplacedError if the index is no
-        longer at its path when the block begins or ends; everything is written to the open index even then.
+        Raises IndexLockedError if another writer does not finish in time. Raises IndexReplacedError if this index is no
+        longer at its path when the block begins or ends; even then, the block has written to this index and not to
+        another.
         """
         try:
             self.check_in_place()
@@ -239,7 +248,10 @@ class Index:
             raise
 
     def relocate(self, roots: Mapping[str, str]) -> None:
-        """Records the current locations of sources; see `roots` of the class. Raises UsageError for an unknown root."""
+        """Records where the sources of the index are now; other processes will look for them there.
+
+        roots: see the class. Raises UsageError for an unknown root.
+        """
         with self.writing():
             with self.reading() as reader:
                 known = reader.sources()
@@ -260,7 +272,7 @@ def on_disk(opened: OpenIndex) -> Index:
 
 
 def identity_at(path: str | os.PathLike[str]) -> Identity | None:
-    """Returns the identity of the index at a path; None if there is none or it is incomplete."""
+    """Returns the `Identity` of the index at a path; None if there is no complete index."""
     place = os.fspath(path)  # called for each request of a service: strings are faster than pathlib
     folder, database = identity_of(place), identity_of(f"{place}/{DATABASE}")
     if (0, 0) in (folder, database, identity_of(f"{place}/meta.json")):
@@ -269,7 +281,7 @@ def identity_at(path: str | os.PathLike[str]) -> Identity | None:
 
 
 def _size(folder: Path) -> int:
-    """Returns the size of all files in a folder in bytes; files may be created or deleted meanwhile."""
+    """Returns the total size in bytes of all files in a folder and its subfolders; files may come and go meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):

@@ -27,15 +27,16 @@ def paths(index: OpenIndex, items: Iterable[Item]) -> list[str]:
 
 
 def failures(index: OpenIndex) -> list[tuple[str, str]]:
-    """Returns the path of each image that could not be indexed, and the reason."""
+    """Returns (path, reason) of each image that could not be indexed."""
     with index.reading() as reader:
         sources = index.sources(reader)
         return [(sources[source].display(path), reason) for source, path, reason in reader.failures()]
 
 
 def open_image(index: OpenIndex, number: int, *, decodes: bool = True, budget: MemoryBudget | None = None) -> IO[bytes]:
-    """Opens an item's image file for reading; see `recorded.open_recorded`. The caller closes the file.
+    """Opens an item's image file for reading, after checking that it is the indexed image. The caller closes the file.
 
+    number: the item's id. decodes, budget: see `recorded.open_recorded`.
     Raises ItemNotFoundError, and ImageError if the file is gone, was changed after indexing, or is outside its source.
     """
     with index.reading() as reader:
@@ -45,15 +46,16 @@ def open_image(index: OpenIndex, number: int, *, decodes: bool = True, budget: M
 
 
 def read(index: OpenIndex, number: int) -> bytes:
-    """Returns the bytes of an item's image file; raises the same errors as `open_image`."""
+    """Returns the bytes of an item's image file. Raises the same errors as `open_image`."""
     with open_image(index, number) as file:
         return file.read()
 
 
 def thumbnail(index: OpenIndex, picture: Any, shorter_side: int) -> Image.Image | None:
-    """Returns an item, by its id, or a picture as an RGB image to show; None if it cannot be read.
+    """Returns an item's image, or a picture, as an RGB image to show; None if it cannot be read.
 
-    picture: an id, or of any type that `resolve.open_picture` takes.
+    picture: the item's id, or a picture of any type that `resolve.open_picture` takes.
+    shorter_side: the pixels that are needed of the shorter side; the image may be larger.
     """
     try:
         if not isinstance(picture, int | np.integer):

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from simsearch.storage.reader import Item
 
 _ITEMS = 4096
-"""Items whose features are read at once."""
+"""Number of items whose features are read at once."""
 
 
 @dataclass(frozen=True)
 class IndexedItem:
     """One item of an index.
 
-    path: the current path of the image. relative: the path as stored, relative to the root of its source.
-    width, height: of the upright image, in pixels. bytes: the size of the image file.
+    path: the current path of the image. relative: the path as stored, relative to the root of the image's source.
+    width, height: in pixels, of the upright image. bytes: the size of the image file.
     """
 
     id: int
@@ -39,7 +39,10 @@ class IndexedItem:
 
 
 def indexed_items(index: OpenIndex, where: Where | None = None) -> Iterator[IndexedItem]:
-    """Yields the items that meet some conditions, by id, as of one snapshot. Raises UsageError."""
+    """Yields the items that meet the conditions, sorted by id. The items are those of one snapshot of the index.
+
+    where: see `filters.conditions`; None for all items. Raises UsageError for conditions that cannot be used.
+    """
     with index.reading() as reader:
         sources = index.sources(reader)
         for item in reader.items(conditions=conditions(where)):
@@ -58,8 +61,10 @@ def indexed_items(index: OpenIndex, where: Where | None = None) -> Iterator[Inde
 def items_to_arrow(index: OpenIndex, where: Where | None = None, features: bool = False) -> Any:
     """Returns the items as a pyarrow.Table with a column for each field of `IndexedItem` except `relative`.
 
-    The column metadata holds JSON. features: True for a column of the stored features, lists of D float16 values.
-    Raises UsageError for conditions that cannot be used, MissingExtraError without pyarrow.
+    The values of the column `metadata` are JSON texts.
+    where: see `filters.conditions`; None for all items.
+    features: True to add a column of the stored features, lists of D float16 values.
+    Raises UsageError for conditions that cannot be used, and MissingExtraError without pyarrow.
     """
     pyarrow = import_pyarrow("tables of Arrow")
     rows = list(indexed_items(index, where))
@@ -81,7 +86,7 @@ def items_to_arrow(index: OpenIndex, where: Where | None = None, features: bool 
 
 
 def import_pyarrow(what: str) -> Any:
-    """Imports pyarrow. Raises MissingExtraError."""
+    """Imports and returns pyarrow. what: its purpose, for the error. Raises MissingExtraError without pyarrow."""
     try:
         import pyarrow
     except ImportError:
@@ -99,7 +104,7 @@ def to_pandas(records: Iterable[dict[str, Any]]) -> Any:
 
 
 def _features(index: OpenIndex, ids: list[int]) -> np.ndarray[Any, np.dtype[np.float16]]:
-    """Reads the features of items: (n, D) float16."""
+    """Reads the features of the items with these ids, in this order; returns (n, D) float16."""
     found = np.zeros((len(ids), index.meta.dimension), np.float16)
     with index.reading() as reader:
         for start in range(0, len(ids), _ITEMS):
@@ -109,5 +114,5 @@ def _features(index: OpenIndex, ids: list[int]) -> np.ndarray[Any, np.dtype[np.f
 
 
 def _valid(path: str) -> str:
-    """Replaces the bytes of a path that are not UTF-8, which Arrow cannot store."""
+    """Replaces the bytes of a path that are not UTF-8 by U+FFFD, since Arrow cannot store them."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

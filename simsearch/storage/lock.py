@@ -1,4 +1,4 @@
-"""The writer lock of an index; the system releases it when the process that holds it ends."""
+"""The writer lock of an index, which only one process at a time can hold. It is released when the process ends."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _HOLDER = re.compile(rb"\d{0,20}")
-"""The content of a lock file: the process id of its last holder."""
+"""The content of a lock file: the process id of the last process that held the lock."""
 
 
 @contextlib.contextmanager
 def writer_lock(folder: Folder | Path, patience: float = 0.0) -> Iterator[None]:
-    """Holds the index's writer lock, which the system releases when the process dies.
+    """Holds the index's writer lock during the block. The system releases the lock if the process dies.
 
-    patience: seconds to wait for another writer. Raises IndexLockedError.
+    folder: the index's folder. patience: seconds to wait for another writer.
+    Raises IndexLockedError if another writer does not finish in time, and UsageError if the lock file cannot be used.
     """
     place = folder.path if isinstance(folder, Folder) else folder
     try:

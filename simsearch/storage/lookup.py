@@ -1,4 +1,4 @@
-"""Lookup of items by id, path, folder, archive or glob."""
+"""Finds items by id, path, folder, archive or glob."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ SINGLE = (str, int, np.integer, os.PathLike)
 
 
 def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources) -> list[Item]:
-    """Returns the items that match any name, sorted by id.
+    """Returns the items that match at least one of the names, sorted by id.
 
-    Raises UsageError if a name matches no item, ItemNotFoundError for an unknown id.
+    opened: the sources of the index, by number.
+    Raises UsageError if a name matches no item, and ItemNotFoundError for an unknown id.
     """
     found: dict[int, Item] = {}
     rest: list[str] = []
@@ -65,8 +66,10 @@ def find_items(names: Name | Iterable[Name], reader: ItemReader, opened: Sources
 
 
 def matcher(name: str) -> Callable[[str, str], bool]:
-    """Returns a function that tells if a name matches an item, from the item's displayed and stored paths.
+    """Returns a function that returns True if `name` matches an item.
 
+    The function takes two paths of the item: the full path, and the stored path, which is relative to the item's
+    source.
     name: a path, a folder, an archive or a glob. Raises UsageError if it is empty.
     """
     if not name:

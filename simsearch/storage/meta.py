@@ -1,7 +1,8 @@
 """`meta.json`, the description of an index.
 
-Constant fields (model, dimension, storage) are written when the index is created. Counts and calibration are updated
-after a commit; `generation` is the number of that commit, so that a reader can tell if they are out of date.
+Some fields, such as the model and the dimension, are written when the index is created, and never change. Counts and
+measured values are updated after a commit of the database. `generation` is then the number of this commit: if the
+database has a higher number, the counts are out of date.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _CHECKSUM = "crc32"
 """The key of the CRC-32 of all other values, which `verify` checks. Files of older versions do not have this key."""
 
 _SINCE = ("recall", "low", "high", "queries")
-"""Numbers in the entry `since` of `search`."""
+"""Keys of `search["since"]`, the recall that was measured on items added after the search structure was built."""
 
 _KINDS: dict[str, type] = {"str": str, "int": int, "dict[str, Any]": dict, "list[float]": list}
 
@@ -59,27 +60,32 @@ class Meta:
     descriptor: dict[str, Any] = field(default_factory=dict)
     """The definition of the features, empty for plain fc7; see `simsearch.models.descriptors`."""
     distances: list[float] = field(default_factory=list)
-    """Quantiles of distances between random pairs of items; see `simsearch.search.similarity`."""
+    """Quantiles of the distances between random pairs of items; see `simsearch.search.similarity`."""
     distances_of: int = 0
     """The number of items when `distances` was measured."""
     similarity: dict[str, Any] = field(default_factory=dict)
-    """The scale of similarities: two median distances, `nearest` and `random`, and the numbers of `items` and `rows`
-    when they were measured. Empty in an index of an older version, and if fewer than three items differ."""
+    """The scale that turns distances into similarities; see `simsearch.search.similarity`.
+
+    `nearest` and `random` are median distances: of an item to its nearest neighbour, and of two random items. `items`
+    and `rows` are the numbers of items and rows when these distances were measured. The scale is empty in an index of
+    an older version, and if fewer than three items differ.
+    """
     sketch: dict[str, Any] = field(default_factory=dict)
-    """The record of the sketch that exact searches use; see `simsearch.search.sketch_files.SketchFacts`."""
+    """The record of the sketch that speeds up exact searches; see `simsearch.search.sketch_files.SketchFacts`."""
 
     @classmethod
     def read(cls, folder: Folder | Path) -> Meta:
-        """Reads `meta.json` of a folder.
+        """Reads `meta.json` from an index's folder.
 
-        Raises IndexNotFoundError, IndexDamagedError, or UsageError for an unsupported format.
+        Raises IndexNotFoundError if there is no index, IndexDamagedError if the file is damaged, and UsageError if this
+        version of simsearch does not support the index format.
         """
         place = folder.path if isinstance(folder, Folder) else folder
         path = place / "meta.json"
         try:
             opened = folder if isinstance(folder, Folder) else Folder.at(folder)
             return cls.of(outside_json.parse(opened.read("meta.json", LIMIT)), place)
-        except WeightsError as error:  # of the preprocessing
+        except WeightsError as error:  # for an invalid preprocessing recipe
             raise IndexDamagedError(f"{path}: {error}") from error
         except SimsearchError:
             raise
@@ -98,7 +104,11 @@ class Meta:
 
     @classmethod
     def of(cls, values: Any, place: Path) -> Meta:
-        """Validates JSON values. Raises ValueError, KeyError or TypeError, and UsageError for an unsupported format."""
+        """Makes a `Meta` from parsed JSON, after validating the values. place: the index's path, for messages.
+
+        Raises ValueError, KeyError, TypeError or WeightsError for an invalid value, and UsageError for an unsupported
+        format.
+        """
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
         if values["format"] != FORMAT:
@@ -129,7 +139,7 @@ class Meta:
         return meta
 
     def write(self, folder: Folder | Path) -> None:
-        """Replaces the file atomically and durably. Raises OSError."""
+        """Replaces `meta.json` in a folder, atomically and durably. Raises OSError."""
         opened = folder if isinstance(folder, Folder) else Folder.at(folder)
         values = asdict(self)
         opened.write("meta.json", (json.dumps({**values, _CHECKSUM: _crc32(values)}, indent=1) + "\n").encode())
@@ -150,7 +160,10 @@ class Meta:
 
 
 def _hint(place: Path) -> str:
-    """Returns the hint for a missing index: another index in the same folder, if any, and the command to build one."""
+    """Returns a hint for the message that there is no index at `place`.
+
+    It has the command to build an index there and, if possible, the path of another index in the parent folder.
+    """
     try:
         beside = sorted(path.parent.name for path in place.parent.glob("*/meta.json"))
     except OSError:
@@ -175,7 +188,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_search(search: dict[str, Any]) -> bool:
-    """Returns True if the entry `search` has the keys and types that `tune` writes."""
+    """Returns True if `search`, a field of `meta.json`, has the keys and types that `tune` writes."""
     parameters, since = search["parameters"], search.get("since", {})
     if type(search["kind"]) is not str or type(parameters) is not dict or type(since) is not dict:
         return False

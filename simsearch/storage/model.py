@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from simsearch.storage.protocols import OpenIndex
 
 _BATCH = 32
-"""Images per batch."""
+"""Number of images that the model computes at once."""
 
 
 class IndexModel:
-    """Loads the model of an index. Safe for many threads.
+    """The model of an index, loaded when it is first needed. Safe for many threads.
 
     index: the index that the model is for.
-    model: a name, a path or a Model to use instead of the recorded name. A Model whose precision differs from
-    that of the index is loaded again by name.
+    model: a name, a path or a `Model`, to use instead of the name that the index has recorded. A `Model` whose
+    precision differs from that of the index is not used; the model of its name is loaded instead.
     device: see `load.load_model`.
-    Raises ModelMismatchError.
+    Raises ModelMismatchError if the index was made by another model.
     """
 
     def __init__(self, index: OpenIndex, model: str | Model | None = None, device: str = "auto") -> None:
@@ -53,19 +53,20 @@ class IndexModel:
 
     @property
     def precision(self) -> str:
-        """The arithmetic of the index's features, float32 or int8; the two are never mixed."""
+        """The arithmetic that computed all features of the index: float32 or int8."""
         return registry.precision_of(self.index.meta.engine)
 
     @property
     def engine(self) -> str | None:
-        """The library and device that the loaded model computes with; None before it is loaded."""
+        """The library and device that the loaded model computes with; None before the model is loaded."""
         return self._model.engine if self._model is not None else None
 
     def load(self, expected: int | None = None, threads: bool = False) -> Model:
-        """Returns the model, loaded on the first call.
+        """Returns the model, which is loaded at the first call.
 
-        expected: the number of images to compute; None if unknown. threads: True if several threads will use it.
-        Raises UsageError, ModelMismatchError, IndexDamagedError.
+        A model that was loaded for few images computes slowly, so it is loaded again for many images.
+        expected: the number of images to compute; None if unknown. threads: True if several threads will use the model.
+        Raises UsageError if the weights file is missing, ModelMismatchError, and IndexDamagedError.
         """
         with self._lock:
             many = expected is None or expected > registry.FEW
@@ -83,9 +84,9 @@ class IndexModel:
             return self._model
 
     def compute(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Computes (n, D) features, rounded to float16 as stored.
+        """Computes the features of n images; returns (n, D) float32, rounded to values that float16 can store.
 
-        pixels: (S, S, 3) uint8 each, from `preprocessing.pixels`.
+        pixels: (S, S, 3) uint8 for each image, from `Preprocessing.pixels`. S is the side of the model's input.
         """
         if not pixels:
             return np.zeros((0, self.index.meta.dimension), np.float32)
@@ -97,7 +98,10 @@ class IndexModel:
         return np.concatenate(rows)
 
     def features(self, pictures: Iterable[Any]) -> NDArray[np.float32]:
-        """Computes (n, D) features of pictures, of any type that `resolve.open_picture` takes. Raises ImageError."""
+        """Computes the features of n pictures; returns (n, D) float32, rounded to values that float16 can store.
+
+        pictures: of any type that `resolve.open_picture` takes. Raises ImageError for a picture that cannot be read.
+        """
         recipe = Preprocessing.from_dict(self.index.meta.recipe)
         decoded = (resolve.open_picture(picture, recipe.resize).image for picture in pictures)
         return self.compute([recipe.pixels(image) for image in decoded])

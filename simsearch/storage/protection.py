@@ -1,7 +1,8 @@
-"""SQLite databases that may come from a stranger: opened without features that could run code, and with limits.
+"""Opens SQLite databases that may come from a stranger: without features that could run code, and with limits.
 
-https://sqlite.org/security.html: an index's database has the tables of simsearch and nothing else, no views and no
-triggers; its values are read under limits, and a statement that does more than the file's size explains is stopped.
+The measures follow https://sqlite.org/security.html. The database of an index has the tables of simsearch and nothing
+else, no views and no triggers. The size of a value is limited. A statement is stopped if it does far more work than the
+size of the file explains.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ LARGEST_VALUE = 64 << 20
 """Maximum size of a text, blob or row in bytes."""
 
 STEP = 100_000
-"""Number of SQLite operations between two checks of a running statement."""
+"""Number of SQLite operations in a step; a running statement is checked after each step."""
 
 STEPS, STEP_BYTES = 200, 20_000
-"""A statement may take STEPS steps, and one more for every STEP_BYTES bytes of the database on disk."""
+"""A statement may take STEPS steps, and one more step for every STEP_BYTES bytes of the database on disk."""
 
 _BUILT_IN = ("sqlite_autoindex_", "sqlite_sequence", "sqlite_stat1")
-"""Tables and indexes that SQLite adds to a database by itself."""
+"""Beginnings of the names of tables and indexes that SQLite itself adds to a database."""
 
 
 class Connection(sqlite3.Connection):
-    """A connection whose statements are stopped when they take far more operations than the file's size explains."""
+    """A connection that stops a statement that takes far more operations than the size of the file explains."""
 
     budget: _Budget
     alone = False
@@ -43,7 +44,10 @@ class Connection(sqlite3.Connection):
 
 
 class _Budget:
-    """Counts the steps of a statement. path: the database."""
+    """Counts the steps (see `STEP`) of a statement.
+
+    path: the path of the database, whose size limits the number of steps.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.steps = path, 0
@@ -55,7 +59,10 @@ class _Budget:
 
 
 def connect(uri: str, path: Path) -> Connection:
-    """Connects to a database that is not trusted. uri: of the file at `path`. Raises sqlite3.Error."""
+    """Connects to a database that may come from a stranger. Raises sqlite3.Error.
+
+    uri: SQLite's URI of the file, with the mode. path: the path of the same file.
+    """
     connection = sqlite3.connect(
         uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False, factory=Connection
     )
@@ -96,7 +103,7 @@ _known: dict[str, dict[str, str]] = {}
 
 
 def _expected(schema: str) -> dict[str, str]:
-    """Returns the SQL of the tables and indexes of a schema, by name."""
+    """Returns the SQL of each table and index that a schema creates, by its name."""
     if schema not in _known:
         memory = sqlite3.connect(":memory:")
         memory.executescript(schema)
@@ -111,7 +118,7 @@ def _normalised(sql: object) -> str:
 
 
 def _bytes_on_disk(path: Path) -> int:
-    """Returns the size of a database and its log; holes do not count."""
+    """Returns the bytes that a database and its log take on disk; parts that were never written take none."""
     total = 0
     for name in (path, path.with_name(path.name + "-wal")):
         try:

@@ -1,7 +1,8 @@
-"""The parts of an index that searches and reports use, so that a Milvus collection can take the place of files.
+"""Interfaces for the parts of an index that searches and reports use.
 
-`Index` and its readers implement these protocols, and so do the classes of `simsearch.cluster.milvus.index`, which use
-the id of an item as its row.
+`Index` and its readers implement these protocols for an index on disk. The classes of `simsearch.cluster.milvus.index`
+implement them for a Milvus collection. A row is the number under which an item's features are stored: their position in
+the feature files, or in Milvus the id of the item.
 
 Letters: nq queries, k neighbours, n rows, D dimension.
 """
@@ -25,20 +26,20 @@ if TYPE_CHECKING:
 
 
 class FeatureReader(Protocol):
-    """Features by row."""
+    """Reads the features of an index by the numbers of their rows."""
 
     @property
     def dimension(self) -> int:
-        """D."""
+        """D, the number of values in a row."""
         ...
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Reads the given rows, in this order: (n, D) float16."""
+        """Reads the features in the given rows, in this order; returns (n, D) float16."""
         ...
 
 
 class ItemReader(Protocol):
-    """Queries on one snapshot of an index; documented in `reader.Reader`."""
+    """Queries on one snapshot of an index. `reader.Reader` documents the methods."""
 
     @property
     def shards(self) -> FeatureReader: ...
@@ -70,7 +71,10 @@ class ItemReader(Protocol):
     def ids_at(self, rows: NDArray[np.int64]) -> dict[int, int]: ...
 
     def rows(self, conditions: Iterable[Condition] = ()) -> Any:
-        """Returns the rows of items that meet all conditions, for `VectorSearch.search`; the result has a length."""
+        """Returns the rows of the items that meet all conditions, in the form that `VectorSearch.search` takes.
+
+        The type depends on the kind of index; `len` of the result is the number of rows.
+        """
         ...
 
     def row_of(self, digest: bytes) -> int | None: ...
@@ -79,36 +83,39 @@ class ItemReader(Protocol):
 
 
 class VectorSearch(Protocol):
-    """Exact search over the first `rows` rows."""
+    """Exact search over the first `rows` rows of an index."""
 
     rows: int
 
     def search(self, queries: NDArray[np.float32], k: int, permitted: Any) -> list[Any]:
-        """Returns the `Neighbours` (k nearest rows) of each of (nq, D) queries.
+        """Finds the k nearest rows of each query; returns a `Neighbours` for each.
 
-        permitted: from `ItemReader.rows`; None for all rows.
+        queries: (nq, D). permitted: the rows to search, from `ItemReader.rows`; None for all rows.
         """
         ...
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Reads the given rows, in this order: (n, D) float16."""
+        """Reads the features in the given rows, in this order; returns (n, D) float16."""
         ...
 
 
 class ApproximateSearch(Protocol):
-    """Approximate search. flat: the exact search over the same rows."""
+    """Approximate search in an index. The methods' argument `flat` is the exact search over the same rows."""
 
     def search(self, flat: Any, queries: NDArray[np.float32], k: int, permitted: Any) -> list[Any]:
-        """Returns the approximate k nearest rows of each of (nq, D) queries, as `VectorSearch.search` does."""
+        """Finds approximately the k nearest rows of each query; returns a `Neighbours` for each.
+
+        queries: (nq, D). permitted: the rows to search, from `ItemReader.rows`; None for all rows.
+        """
         ...
 
     def can_answer(self, flat: Any, k: int, permitted: Any) -> bool:
-        """Returns True if `search` is approximate for these arguments."""
+        """Returns True if `search` is approximate for these arguments, and False if it is exact."""
         ...
 
 
 class SearchSnapshot(Protocol):
-    """The content of an index at one generation; see `snapshot.Snapshot`."""
+    """The content of an index as searches see it; later commits do not change it. See `snapshot.Snapshot`."""
 
     @property
     def flat(self) -> VectorSearch: ...
@@ -139,19 +146,19 @@ class OpenIndex(Protocol):
 
     @property
     def identity(self) -> tuple[int, ...]:
-        """Values that distinguish the index from any other."""
+        """Numbers that distinguish this index from all other indexes."""
         ...
 
     def identity_now(self) -> tuple[int, ...] | None:
-        """Returns the identity of the index that is now at the path; None if there is none."""
+        """Returns the `identity` of the index that is now at the path; None if there is no index."""
         ...
 
     def reading(self) -> AbstractContextManager[Any]:
-        """Opens an `ItemReader` on one snapshot."""
+        """Returns a context manager that yields an `ItemReader` on one snapshot."""
         ...
 
     def sources(self, reader: Any) -> Sources:
-        """Returns the sources by number, as of the reader's snapshot."""
+        """Returns the sources (folders, archives and the like) of the reader's snapshot, by number."""
         ...
 
     def root_of(self, row: SourceRow) -> str:
@@ -159,27 +166,27 @@ class OpenIndex(Protocol):
         ...
 
     def info(self) -> dict[str, Any]:
-        """Describes the index in plain JSON values."""
+        """Returns a description of the index that consists of plain JSON values."""
         ...
 
     def close(self) -> None: ...
 
 
 class Searchable(Protocol):
-    """The searches of an open index; `snapshot.Snapshots` for an index on disk."""
+    """Gives access to the searches of an open index; implemented by `snapshot.Snapshots` for an index on disk."""
 
     def reading(self) -> AbstractContextManager[Any]: ...
 
     def current(self, reader: Any) -> SearchSnapshot:
-        """Returns the search snapshot of the reader's generation."""
+        """Returns the `SearchSnapshot` with the same content as the reader's snapshot."""
         ...
 
     def structure(self, reader: Any) -> ApproximateSearch | None:
-        """Returns the approximate search; None if every search is exact."""
+        """Returns the approximate search of the index; None if all its searches are exact."""
         ...
 
     def exact_facts(self, reader: Any) -> dict[str, Any]:
-        """Describes how exact searches are computed, for `info`."""
+        """Returns facts about how exact searches are computed, for `info`."""
         ...
 
     def close(self) -> None: ...

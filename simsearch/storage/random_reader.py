@@ -1,7 +1,8 @@
-"""Reads of single rows of the feature files, without mapping them.
+"""Reads single rows of the feature files, without mapping the files into memory.
 
-Pages of a mapped file count as memory of the process once they have been read, together with their neighbours. Ranking
-a few rows per query would map the whole index over time; data read by position stays in the system's cache instead.
+In a mapped file, pages that have been read count as memory of the process, and so do neighbouring pages. If each query
+ranked a few rows of mapped files, the whole index would be in memory in the end. Data that is read by position stays in
+the system's file cache instead.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FEW = 512
-"""Up to this number, rows are read one by one, without a search for consecutive rows."""
+"""Up to this number of rows, a call reads them one by one, and does not look for consecutive rows."""
 
 
 class RandomReader:
-    """Reads the first `count` rows of feature files. Safe for many threads. Raises IndexDamagedError."""
+    """Reads any of the first `count` rows of the feature files. Safe for many threads.
+
+    Raises IndexDamagedError if a file is missing or too short.
+    """
 
     def __init__(self, shards: FeatureFiles, count: int) -> None:
         self.shards, self.count = shards, count
@@ -41,7 +45,10 @@ class RandomReader:
                 os.posix_fadvise(self._files[-1], 0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, rows: NDArray[np.int64], out: NDArray[np.float16] | None = None) -> NDArray[np.float16]:
-        """Reads the given rows, in this order: (n, D) float16. out: array to write into; a new one by default."""
+        """Reads the features in the given rows, in this order; returns (n, D) float16.
+
+        out: the array to write to; a new array by default.
+        """
         if out is None:
             out = np.empty((len(rows), self.shards.dimension), np.float16)
         if not len(rows):
@@ -71,7 +78,7 @@ class RandomReader:
         return out
 
     def _read_run(self, part: memoryview, shard: int, offset: int) -> None:
-        """Fills `part` with bytes of one file."""
+        """Fills `part` with the bytes of file number `shard` from `offset` on."""
         while part:
             try:
                 got = os.preadv(self._files[shard], [part], offset)
@@ -84,7 +91,10 @@ class RandomReader:
 
 
 def _runs(rows: NDArray[np.int64], per_shard: int) -> Iterator[tuple[int, int, int]]:
-    """Yields (position, row, length) of each run of consecutive rows in one file."""
+    """Yields (position, row, length) of each run of consecutive rows that are in one file.
+
+    position: the place of the run's first row in `rows`. per_shard: the number of rows in a file.
+    """
     starts = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (rows % per_shard == 0))
     lengths = np.diff(starts, append=len(rows))
     yield from zip(starts.tolist(), rows[starts].tolist(), lengths.tolist(), strict=True)

@@ -1,4 +1,7 @@
-"""Queries on one snapshot of an index's database, and the items and sources that they return."""
+"""Queries on one snapshot of an index's database, and the classes of the items and sources that queries return.
+
+A row is the position of an item's features in the feature files.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +29,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _COLUMNS = "id, source, path, label, metadata, digest, size, stamp, width, height, row"
-_LARGEST = 2**63 - 1  # SQLite's integers
+_LARGEST = 2**63 - 1  # SQLite's largest integer
 
 
 EARLIEST = 315_532_800 * 10**9
-"""The start of 1980 in nanoseconds. A smaller stamp is not a date but a checksum; see `sources.base.Entry`."""
+"""The start of 1980, in nanoseconds since 1970. Smaller stamps are checksums, not times; see `sources.base.Entry`."""
 
 
 def modified(stamp: int) -> datetime.datetime | None:
-    """Returns the date of a file from an item's stamp, in UTC; None for a stamp that is no date."""
+    """Returns the time (UTC) at which an image file was modified; None if the stamp is a checksum instead of a time.
+
+    stamp: see `sources.base.Entry`.
+    """
     return datetime.datetime.fromtimestamp(stamp // 10**9, datetime.UTC) if stamp >= EARLIEST else None
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One indexed image. path is relative to its source's root; row is the row of its features."""
+    """One indexed image.
+
+    source: the number of its source. path: relative to the source's root. digest: the SHA-256 of the file.
+    size: of the file, in bytes. stamp: the time at which the file was modified, or a checksum; see
+    `sources.base.Entry`.
+    width, height: of the upright image, in pixels. row: the row of its features in the feature files.
+    """
 
     id: int
     source: int
@@ -57,7 +69,11 @@ class Item:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A recorded source. root: absolute; relative: the root relative to the index, in case both are moved together."""
+    """The record of a source of images, such as a folder or an archive.
+
+    root: the absolute path or the address of the source. relative: the path relative to the index, which is still right
+    if source and index are moved together. options: the settings of builds for this source.
+    """
 
     id: int
     kind: str
@@ -67,7 +83,7 @@ class SourceRow:
 
 
 class Reader:
-    """Queries on one snapshot of the database. shards: the feature files of the snapshot."""
+    """Queries on one snapshot of an index's database. shards: the feature files of the snapshot."""
 
     shards: FeatureFiles
 
@@ -76,7 +92,9 @@ class Reader:
 
     @contextlib.contextmanager
     def _report_damage(self, what: str) -> Iterator[None]:
-        """Raises IndexDamagedError for values that cannot be converted."""
+        """Converts a TypeError or ValueError in the block to IndexDamagedError. what: the data that is read, for the
+        message.
+        """
         try:
             yield
         except SimsearchError:
@@ -85,7 +103,10 @@ class Reader:
             raise IndexDamagedError(f"{self._path}: {what} cannot be read: {error}") from error
 
     def state(self, key: str) -> int:
-        """Returns the value of a state: 'rows', the committed rows, or 'generation', which grows with every change."""
+        """Returns a number that describes the whole index. Raises IndexDamagedError if it is missing or damaged.
+
+        key: "rows" for the number of committed rows, or "generation" for a number that grows when the index changes.
+        """
         found = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         if found is None:
             raise IndexDamagedError(f"{self._path}: the state {key!r} is missing")
@@ -102,7 +123,7 @@ class Reader:
         return 0 if found is None else self._state_value("epoch", found[0])
 
     def count(self) -> int:
-        """The number of items."""
+        """Returns the number of items."""
         return int(self._connection.execute("SELECT count(*) FROM items").fetchone()[0])
 
     def sources(self) -> list[SourceRow]:
@@ -111,7 +132,11 @@ class Reader:
             return [_source(*row) for row in rows]
 
     def failures(self, source: int | None = None, below: str = "") -> list[tuple[int, str, str]]:
-        """Returns (source, path, reason) of each image that could not be indexed; source, below: as in `items`."""
+        """Returns (source number, path, reason) of each image that could not be indexed.
+
+        source: the number of the only source to include; None for all sources.
+        below: a path in that source; only this path, or the paths in this folder, are included.
+        """
         condition, parameters = _within(source, below)
         query = f"SELECT source, path, reason FROM failures {condition} ORDER BY source, path"
         rows = self._connection.execute(query, parameters)
@@ -122,7 +147,7 @@ class Reader:
         return int(self._connection.execute("SELECT count(*) FROM failures").fetchone()[0])
 
     def label_count(self) -> int:
-        """The number of different labels."""
+        """Returns the number of different labels."""
         return int(self._connection.execute("SELECT count(DISTINCT label) FROM items").fetchone()[0])
 
     def has_items(self, source: int) -> bool:
@@ -131,11 +156,11 @@ class Reader:
         return found is not None
 
     def count_by_source(self) -> dict[int, int]:
-        """The number of items of each source."""
+        """Returns the number of items of each source, by the source's number."""
         return dict(self._connection.execute("SELECT source, count(*) FROM items GROUP BY source").fetchall())
 
     def blocks(self) -> list[tuple[int, int, int]]:
-        """Returns (first row, rows, CRC-32) of each block written at once, sorted by first row."""
+        """Returns (first row, number of rows, CRC-32) of each range of rows that was written at once, ascending."""
         rows = self._connection.execute("SELECT first, rows, crc32 FROM blocks ORDER BY first")
         with self._report_damage("a checksum"):
             found = [(_typed(int, first), _typed(int, count), _typed(int, crc)) for first, count, crc in rows]
@@ -144,7 +169,7 @@ class Reader:
             return found
 
     def item(self, number: int) -> Item:
-        """Returns the item with an id. Raises ItemNotFoundError, or UsageError for a number that is not an integer."""
+        """Returns the item with this id. Raises ItemNotFoundError, or UsageError if `number` is not an integer."""
         if not isinstance(number, int | np.integer):
             raise UsageError(f"{number!r} is not the id of an item")
         if abs(int(number)) > _LARGEST:
@@ -157,9 +182,10 @@ class Reader:
     def items(self, source: int | None = None, below: str = "", conditions: Sequence[Condition] = ()) -> Iterator[Item]:
         """Yields the items, sorted by id.
 
-        source: yield only the items of this source; None for all sources.
-        below: of the items of that source, yield only those at this path or in this folder.
-        conditions: yield only items that meet all conditions. Raises UsageError for a condition that cannot be used.
+        source: the number of the only source whose items are yielded; None for all sources.
+        below: a path in that source; only the item at this path, or the items in this folder, are yielded.
+        conditions: only items that meet all conditions are yielded. Raises UsageError for a condition that cannot be
+        used.
         """
         permitted = set(self.rows(conditions).tolist()) if conditions else None
         condition, parameters = _within(source, below)
@@ -169,7 +195,10 @@ class Reader:
                 yield item
 
     def items_at(self, rows: Sequence[int]) -> dict[int, Item]:
-        """Returns the items of the given rows, by row. Raises IndexDamagedError for a row without an item."""
+        """Returns the items whose features are in the given rows, by row.
+
+        Raises IndexDamagedError for a row without an item.
+        """
         found: dict[int, Item] = {}
         for start in range(0, len(rows), 500):
             part = [int(row) for row in rows[start : start + 500]]
@@ -182,7 +211,10 @@ class Reader:
         return found
 
     def ids_at(self, rows: NDArray[np.int64]) -> dict[int, int]:
-        """Returns the item ids of the given rows, by row. Raises IndexDamagedError for a row without an item."""
+        """Returns the ids of the items whose features are in the given rows, by row.
+
+        Raises IndexDamagedError for a row without an item.
+        """
         found: dict[int, int] = {}
         for start in range(0, len(rows), 500):
             part = rows[start : start + 500].tolist()
@@ -194,23 +226,26 @@ class Reader:
         return found
 
     def find_content(self, digest: bytes) -> tuple[int, int, int] | None:
-        """Returns (row, width, height) of an image by the SHA-256 of its file; None if it is not in the index."""
+        """Returns (row of features, width, height) of an item whose image file has this SHA-256, or None."""
         query = "SELECT row, width, height FROM items WHERE digest = ? LIMIT 1"
         found: tuple[int, int, int] | None = self._connection.execute(query, (digest,)).fetchone()
         return found
 
     def ids_of(self, digest: bytes) -> list[int]:
-        """Returns the ids of all items whose file has this SHA-256, ascending."""
+        """Returns the ids of all items whose image file has this SHA-256, ascending."""
         query = "SELECT id FROM items WHERE digest = ? ORDER BY id"
         return [int(row[0]) for row in self._connection.execute(query, (digest,))]
 
     def row_of(self, digest: bytes) -> int | None:
-        """Returns the row of an image by the SHA-256 of its file; None if it is not in the index."""
+        """Returns the row of the features of an item whose image file has this SHA-256; None if there is none."""
         found = self.find_content(digest)
         return None if found is None else found[0]
 
     def rows(self, conditions: Iterable[Condition] = ()) -> NDArray[np.int64]:
-        """Returns the (n,) rows of the items that meet all conditions, ascending. Raises UsageError."""
+        """Returns the rows of the features of the items that meet all conditions: (n,) int64, ascending.
+
+        Raises UsageError for a condition that cannot be used, and IndexDamagedError.
+        """
         wanted = list(conditions)
         try:
             with self._report_damage("an item's row"):
@@ -231,7 +266,11 @@ class Reader:
         return found
 
     def stamps(self, conditions: Iterable[Condition] = ()) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the ids of the items that meet all conditions, and their stamps: (n,) each. Raises UsageError."""
+        """Returns the ids and the stamps of the items that meet all conditions: two arrays (n,) int64.
+
+        A stamp is the time at which a file was modified, or a checksum; see `modified`.
+        Raises UsageError for a condition that cannot be used.
+        """
         rows = self._connection.execute("SELECT id, row, stamp FROM items").fetchall()
         with self._report_damage("an item's stamp"):
             values = np.array(rows, np.int64).reshape(-1, 3)
@@ -240,14 +279,14 @@ class Reader:
         return values[:, 0], values[:, 2]
 
     def ids_and_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the ids and rows of all items, (n,) each, sorted by id."""
+        """Returns the ids of all items and the rows of their features: two arrays (n,) int64, sorted by id."""
         rows = self._connection.execute("SELECT id, row FROM items ORDER BY id").fetchall()
         with self._report_damage("an item's row"):
             pairs = np.array([(_typed(int, number), _typed(int, row)) for number, row in rows], np.int64).reshape(-1, 2)
         return pairs[:, 0], pairs[:, 1]
 
     def sample_ids(self, count: int) -> list[int]:
-        """Returns up to `count` ids, ascending, spread evenly from the first to the last."""
+        """Returns up to `count` ids of items, ascending and spread evenly from the lowest id to the highest."""
         low, high = self._connection.execute("SELECT min(id), max(id) FROM items").fetchone()
         if low is None:
             return []
@@ -261,12 +300,16 @@ class Reader:
         return [] if found == ["ok"] else found
 
     def checksum_problems(self) -> list[str]:
-        """Returns a line for each checksum of the items, failures and sources that differs from the recorded one."""
+        """Compares the recorded checksums with the rows of the database; returns a message for each that differs."""
         return checksums.problems(self._connection)
 
 
 def _within(source: int | None, below: str) -> tuple[str, tuple[Any, ...]]:
-    """Returns the WHERE clause that selects a source, or a part of it, and its parameters."""
+    """Returns an SQL WHERE clause that selects items of a source, and its parameters.
+
+    source: the number of the source; None for all sources.
+    below: a path in the source; only this path, or the paths in this folder, are selected.
+    """
     if source is None:
         return "", ()
     if not below:
@@ -296,7 +339,7 @@ def _source(number: Any, kind: Any, root: Any, relative: Any, options: Any) -> S
 
 
 def _typed(kind: type[T], value: Any) -> T:
-    """Returns `value` if its type is `kind`, else raises TypeError: SQLite stores any type in any column."""
+    """Returns `value`; raises TypeError if its type is not `kind`, since SQLite stores any type in any column."""
     if type(value) is not kind:
         raise TypeError(f"{kind.__name__} is expected, not {type(value).__name__}")
     return value

@@ -1,4 +1,4 @@
-"""Current locations of an index's sources: as recorded, moved with the index, or given by the caller."""
+"""Finds the current locations of an index's sources, which may have moved since they were recorded."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 
 def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
-    """Checks that each key is a recorded root (or "" for the only one) and each value an existing path.
+    """Checks the current locations that the caller gives for sources.
 
-    Raises UsageError.
+    Also permits reading from the given locations on other machines, since the caller has named them.
+    roots: the current location of each source that has moved, by its recorded root. The key may be "" if there is only
+    one source. known: all recorded sources.
+    Raises UsageError if a key is not a recorded root, or if nothing exists at a location.
     """
     hint = f"its sources: {', '.join(row.root for row in known)}"
     for old, new in roots.items():
@@ -32,12 +35,21 @@ def check(roots: Mapping[str, str], known: Sequence[SourceRow]) -> None:
 
 
 def may_exist(kind: str, root: str) -> bool:
-    """Returns False if the root of a source is gone; data sets and remote sources are assumed to exist."""
+    """Returns True if the root of a source exists.
+
+    Also returns True for data sets and for sources on other machines, without a check.
+    """
     return kind == "dataset" or addresses.is_kind(kind) or os.path.exists(root)
 
 
 def location_of(row: SourceRow, roots: Mapping[str, str], index: Path) -> str:
-    """Returns the location of a source: the one in `roots`, the recorded one, or one that moved with the index."""
+    """Returns the current location of a source.
+
+    If `roots` is not empty, this is the location that `roots` has for the source, or else the recorded root. If `roots`
+    is empty, it is the recorded root. If nothing exists there any more, the source may have been moved together with
+    the index: then its path relative to the index is tried.
+    roots: see `check`. index: the path of the index.
+    """
     if roots:
         return roots.get(row.root, roots.get("", row.root))
     if os.path.isabs(row.root) and not os.path.exists(row.root):

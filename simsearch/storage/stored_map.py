@@ -1,4 +1,4 @@
-"""The last map of an index, `derived/map/positions`: the positions of items on a plane, and their clusters.
+"""Reads and writes the last map of an index, `derived/map/positions`: items' positions on a plane, and their clusters.
 
 The file has a seal like all derived files. It contains the length of a JSON header, the header, and a record for each
 item. `simsearch.curation.map` makes maps; this module stores the last one, so that the web page can show it at once.
@@ -36,7 +36,10 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class NamedCluster:
-    """The name of a cluster, and a note for people on the origin of the name, empty if the name is a number."""
+    """A cluster of a map.
+
+    name: the name to show. note: a remark for people on the origin of the name; empty if the name is a number.
+    """
 
     name: str
     note: str = ""
@@ -44,11 +47,12 @@ class NamedCluster:
 
 @dataclass(frozen=True)
 class StoredMap:
-    """A map of n items, by id.
+    """A map of n items, sorted by id.
 
-    ids: (n,) int64. contents: (n,) uint64, see `content_key`. positions: (n, 2) float32. cluster_ids: (n,) int32,
-    indices into `clusters`. generation: the generation of the index when its items were read. facts: names and values
-    for people to read.
+    ids: (n,) int64. contents: (n,) uint64, the `content_key` of each item. positions: (n, 2) float32.
+    cluster_ids: (n,) int32, the cluster of each item, as an index into `clusters`.
+    generation: the index's counter of changes when its items were read; see `Reader.state`.
+    facts: names and values for people to read.
     """
 
     ids: NDArray[np.int64]
@@ -66,7 +70,10 @@ def content_key(digest: bytes) -> int:
 
 
 def stamp(index: Folder) -> tuple[int, ...] | None:
-    """Returns numbers that change when another map is stored; None if there is none. Raises SimsearchError."""
+    """Returns numbers that change when a new map is stored; None if no map is stored. index: the index's folder.
+
+    Raises SimsearchError if the system cannot look at the file.
+    """
     try:
         facts = _folder(index).stat(FILE)
     except (FileNotFoundError, NotADirectoryError):
@@ -77,7 +84,7 @@ def stamp(index: Folder) -> tuple[int, ...] | None:
 
 
 def write(index: Folder, drawn: StoredMap) -> None:
-    """Stores a map in place of the last one, atomically. index: the index's folder. Raises OSError."""
+    """Stores a map, and replaces the last one atomically. index: the index's folder. Raises OSError."""
     header = {
         "generation": drawn.generation,
         "facts": drawn.facts,
@@ -91,7 +98,10 @@ def write(index: Folder, drawn: StoredMap) -> None:
 
 
 def read(index: Folder) -> StoredMap:
-    """Reads the last map. Raises IndexDamagedError for one that is missing or damaged, SimsearchError."""
+    """Reads the last map. index: the index's folder.
+
+    Raises IndexDamagedError if the map is missing or damaged, and SimsearchError if the system cannot read it.
+    """
     folder = _folder(index)
     data = derived.read(folder, FILE)
     try:
@@ -103,9 +113,10 @@ def read(index: Folder) -> StoredMap:
 
 
 def _parsed(header: Any, records: NDArray[Any]) -> StoredMap:
-    """Returns the map in a file, after checking the values, which may come from a stranger.
+    """Makes a `StoredMap` from the header and the records of a file.
 
-    Raises ValueError, KeyError, TypeError, AttributeError.
+    Checks the values, since the file may come from a stranger. Raises ValueError, KeyError, TypeError or AttributeError
+    for an invalid value.
     """
     clusters = [NamedCluster(name, note) for name, note in header["clusters"]]
     facts, generation = header["facts"], header["generation"]

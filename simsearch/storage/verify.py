@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class VerifyReport:
     """The result of `verify`.
 
-    problems: one line each; empty if the index is intact. checked: the number of rows whose checksum was computed.
+    problems: a message for each problem; empty if the index is intact.
+    items, rows: the numbers that the database has recorded. checked: the number of rows whose checksum was computed.
     """
 
     items: int
@@ -32,9 +33,12 @@ class VerifyReport:
 
 
 def verify(index: OpenIndex, progress: Callable[[int, int], None] = lambda done, total: None) -> VerifyReport:
-    """Checks database, feature files and `meta.json` against each other. progress: called with (rows checked, rows).
+    """Checks that the files of an index are intact and agree with each other. Reads all features once.
 
-    Reads all features once. Readers and a writer can continue meanwhile; after a compaction, the check is restarted.
+    Readers and a writer can continue meanwhile. If problems are found, but the index was compacted meanwhile, the check
+    starts again.
+    progress: called with the number of rows checked and their total.
+    Raises UsageError for a Milvus collection.
     """
     if not isinstance(index, Index):
         raise UsageError(
@@ -96,7 +100,7 @@ def _check_shard(reader: Reader, shard: int) -> list[str]:
 
 
 def _problem(error: SimsearchError) -> str:
-    """Returns the message of an error that reports damage of the index; raises any other error again."""
+    """Returns the message of an IndexDamagedError; raises any other error."""
     if not isinstance(error, IndexDamagedError):
         raise error
     return str(error)

@@ -348,7 +348,7 @@ def test_huge_values_are_not_read(index: Path) -> None:
 def test_endless_statement_is_stopped(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protection, "STEPS", 3)
     with (
-        pytest.raises(IndexDamagedError, match="far longer than its size explains"),
+        pytest.raises(IndexDamagedError, match="far longer than the size of the file explains"),
         Engine(index, model=Colours()) as engine,
         engine.reading() as reader,
     ):
