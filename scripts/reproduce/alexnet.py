@@ -20,7 +20,7 @@ The weights that ship learnt at `--rate 0.08`; lately with `--regression 4 --ort
 rate fell with `--peaks 0.01`, under `teacher.py --name lite2 --side 192`. `docs/weights-log.md` tells all trials.
 
 `--objective labels` learns from labels alone, of the pictures whose label is one of ImageNet's 1000, without a teacher.
-`--begin FILE.safetensors` begins with weights that were trained without normalisation, with a larger `--image-size` too.
+`--begin FILE.safetensors` begins with weights without normalisation, which may be of a smaller `--image-size`.
 """
 
 from __future__ import annotations

@@ -83,3 +83,14 @@ def test_colour_jitter_follows_components():
     added = augment.apply_augmentation(drawn, pixels, 63, colour) - 100
     assert added.std((2, 3)).max() < 1e-4
     np.testing.assert_allclose(added[:, :, 0, 0].std(0), [0.3, 2.0, 5.0], rtol=0.1)
+
+
+def test_centre_of_pictures_smaller_than_the_patch():
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)
+    pixels = torch.from_numpy(np.broadcast_to(ramp[None, None, :, None], (1, 64, 64, 3)).copy())
+    same = augment.centre_pixels(pixels, 56)
+    larger = augment.centre_pixels(pixels, 112)
+    assert torch.equal(same, pixels[:, 4:60, 4:60])
+    assert larger.shape == (1, 112, 112, 3) and larger.dtype == torch.uint8
+    halves = larger.float().view(1, 56, 2, 56, 2, 3).mean((2, 4))  # the same part of the picture, twice as large
+    assert (halves - same.float()).abs().max() < 1.5
